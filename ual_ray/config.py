@@ -1,0 +1,284 @@
+"""The configuration: one section per stage, every default of the project, and nothing else.
+
+`load(path, overrides)` merges defaults <- YAML file <- key=value overrides (OmegaConf) and checks the result (pydantic).
+Unknown keys are errors that name the nearest legal one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ual_ray.errors import UserError
+
+DEMO = "demo"
+
+EstimatorName = Literal["verbalized", "p_true", "nll"]
+MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
+BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
+Share = float
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the rows come from and how they are split."""
+
+    path: str = Field(DEMO, description="JSONL, JSON array or Parquet file of rows, or 'demo' for the embedded sample")
+    format: Literal["auto", "alpaca", "messages"] = Field("auto", description="form of the rows; auto looks at the columns")
+    max_rows: int | None = Field(None, ge=1, description="read at most this many rows; null = all")
+    validation_share: Share = Field(0.1, ge=0, lt=1, description="share of rows, by content hash, kept for validation")
+    test_share: Share = Field(0.2, ge=0, lt=1, description="share of rows, by content hash, kept for evaluation")
+    max_bad_share: Share = Field(0.05, ge=0, le=1, description="stop when more than this share of rows is quarantined")
+
+    @model_validator(mode="after")
+    def _leave_rows_to_train_on(self) -> DataConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must be below 1, or no row is left to train on")
+        return self
+
+
+class EngineConfig(Section):
+    """The pool of language-model actors that scoring and evaluation share."""
+
+    kind: Literal["vllm", "fake"] = Field("vllm", description="vllm, or fake (a deterministic stand-in for unit tests)")
+    min_actors: int = Field(1, ge=1, description="actors of the autoscaling pool at its smallest")
+    max_actors: int = Field(2, ge=1, description="actors of the autoscaling pool at its largest")
+    cpus_per_actor: float = Field(1, gt=0, description="CPU cores an actor reserves and computes on")
+    gpus_per_actor: float = Field(0, ge=0, description="GPUs an actor reserves; 0 = runs on the CPU")
+    batch_size: int = Field(32, ge=1, description="rows handed to an actor at a time")
+    rows_per_block: int = Field(32, ge=1, description="rows per Ray Data block: what a crash can lose at most, per actor")
+    max_model_len: int = Field(1024, ge=16, description="longest prompt plus answer, in tokens; longer rows are quarantined")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("float32", description="the weights' number format")
+    kv_cache_gb: int = Field(1, ge=1, description="memory of the key-value cache per CPU actor, in GB")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments, passed as they are")
+
+    @model_validator(mode="after")
+    def _order_actors(self) -> EngineConfig:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors ({self.min_actors}) must not be above max_actors ({self.max_actors})")
+        return self
+
+
+class ElicitConfig(Section):
+    """Stage 1: how uncertain the elicitor is of every pair."""
+
+    model: str = Field(DEMO, description="the elicitor: hub name, local directory, or 'demo'")
+    estimators: tuple[EstimatorName, ...] = Field(
+        ("verbalized", "p_true", "nll"), min_length=1, description=f"any of {', '.join(get_args(EstimatorName))}"
+    )
+    uncertainty: EstimatorName = Field("verbalized", description="the estimator whose score becomes the uncertainty column")
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(
+        ("train",), min_length=1, description="splits to score; smoothing needs train only"
+    )
+    max_quarantine_share: Share = Field(0.2, ge=0, le=1, description="stop when more than this share of rows gets no score")
+
+    @model_validator(mode="after")
+    def _uncertainty_is_measured(self) -> ElicitConfig:
+        if self.uncertainty not in self.estimators:
+            raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}")
+        return self
+
+
+class SmoothConfig(Section):
+    """Stage 2, one per arm: the map from uncertainty to the smoothing value alpha of every row."""
+
+    map: MapName = Field("mean_matched", description=f"one of {', '.join(get_args(MapName))}")
+    base: BaseMapName = Field("mean_matched", description="the map whose alphas the controls shuffled and inverted hand out")
+    alpha_mean: float = Field(0.1, ge=0, lt=1, description="mean alpha (mean_matched), or every alpha (constant)")
+    alpha_cap: float = Field(0.4, ge=0, lt=1, description="largest alpha of mean_matched")
+    alpha_min: float = Field(0.0, ge=0, lt=1, description="alpha of the least uncertain row (linear, minmax, rank)")
+    alpha_max: float = Field(0.2, ge=0, lt=1, description="alpha of the most uncertain row (linear, minmax, rank)")
+    missing: Literal["impute", "default", "exclude"] = Field(
+        "impute", description="rows without a score: impute (mean uncertainty), default (missing_alpha), or exclude"
+    )
+    missing_alpha: float = Field(0.0, ge=0, lt=1, description="alpha of rows without a score under missing: default")
+
+    @model_validator(mode="after")
+    def _order_alphas(self) -> SmoothConfig:
+        if self.alpha_min > self.alpha_max:
+            raise ValueError(f"alpha_min ({self.alpha_min}) must not be above alpha_max ({self.alpha_max})")
+        if self.alpha_mean > self.alpha_cap:
+            raise ValueError(f"alpha_mean ({self.alpha_mean}) must not be above alpha_cap ({self.alpha_cap})")
+        return self
+
+
+class TrainConfig(Section):
+    """Stage 3: fine-tuning with the per-token smoothed loss under Ray Train and FSDP2."""
+
+    num_workers: int = Field(2, ge=1, description="world size: Ray Train workers, one FSDP rank each")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker reserves and computes on")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker reserves; 0 = trains on the CPU over gloo")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="arithmetic of forward and backward; weights and optimizer stay float32"
+    )
+    epochs: int = Field(2, ge=1, description="passes over the training split")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; null = all epochs")
+    global_batch_size: int = Field(16, ge=1, description="rows per optimizer step, over all workers and micro-batches")
+    micro_batch_size: int = Field(4, ge=1, description="rows per forward and backward pass of one worker")
+    max_length: int = Field(1024, ge=16, description="longest sample in tokens; the rest is cut off")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    warmup_share: Share = Field(0.1, ge=0, le=1, description="share of the steps that warm the learning rate up")
+    min_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="learning rate at the end of the cosine / peak")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient mean")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the squared-gradient mean")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
+    z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null = at the end only")
+    max_failures: int = Field(1, ge=0, description="worker failures survived by resuming from the last checkpoint")
+
+
+class EvaluateConfig(Section):
+    """Stage 4: what every model is measured on."""
+
+    max_new_tokens: int = Field(160, ge=1, description="longest greedy answer to a deterministic question, in tokens")
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps runs, models, tables and plots."""
+
+    uri: str | None = Field(None, description="MLflow tracking URI; null = an SQLite store in the output folder")
+    experiment: str = Field("ual_ray", description="MLflow experiment")
+    register_as: str = Field("ual", description="arm ARM is registered as the model '<register_as>-ARM'")
+
+
+class RuntimeConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = Field(None, description="Ray address ('auto', 'ray://host:10001'); null = a local cluster")
+    check_memory: bool = Field(True, description="refuse to start what cannot fit into this machine's free memory")
+
+
+def _default_arms() -> dict[str, SmoothConfig]:
+    return {"sft": SmoothConfig(map="none"), "ual": SmoothConfig(map="mean_matched")}
+
+
+class Config(Section):
+    """Everything `ual run` needs; its defaults are the demo."""
+
+    data: DataConfig = Field(default_factory=DataConfig, description="rows")
+    model: str = Field(DEMO, description="the model to fine-tune: hub name, local directory, or 'demo'")
+    trust_remote_code: bool = Field(False, description="run code shipped with a model; leave off unless you read it")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="language-model actors")
+    elicit: ElicitConfig = Field(default_factory=ElicitConfig, description="stage 1, elicit")
+    arms: dict[str, SmoothConfig] = Field(
+        default_factory=_default_arms, min_length=1, description="stage 2, smooth: one map per arm; a file's arms replace these"
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig, description="stage 3, train")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage 4, evaluate")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="stage 5, report")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="the Ray cluster")
+    output: str = Field("runs/demo", description="the folder everything of a run is written to")
+    seed: int = Field(0, ge=0, description="seed of shuffling, of the shuffled control and of the optimizer's data order")
+
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> Config:
+        for arm in self.arms:
+            if not arm.replace("-", "").replace("_", "").isalnum() or arm == "base":
+                raise ValueError(f"arm '{arm}' must be letters, digits, '-' or '_', and not 'base' (the untrained model)")
+        return self
+
+
+def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Merge defaults, a YAML file and key=value overrides, and check the result.
+
+    A file's `arms` replace the default arms; overrides change single values. Raises UserError.
+    """
+    base = Config().model_dump(mode="json")
+    file = _read_yaml(Path(path)) if path is not None else {}
+    if "arms" in file:
+        base["arms"] = {}
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise UserError("an override is not of the form key=value", value=item, legal="data.path=rows.jsonl")
+    try:
+        merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError("the configuration cannot be merged", value=error, fix="check the YAML and the overrides") from error
+    return validate(values)
+
+
+def validate(values: Any) -> Config:
+    """Check plain values against the schema. Raises UserError that names each key at fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(Config, problem) for problem in error.errors())) from error
+
+
+def section_at(path: Sequence[str | int]) -> type[Section] | None:
+    """Find the section class that a key path leads to; arms lead to SmoothConfig."""
+    section: type[Section] = Config
+    for position, key in enumerate(path):
+        if section is Config and key == "arms":
+            return SmoothConfig if position + 1 < len(path) else None
+        annotation = section.model_fields[str(key)].annotation if str(key) in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return None
+        section = annotation
+    return section
+
+
+def dump(config: Config) -> str:
+    """Write the configuration as YAML with each key's description as a comment; `load` reads it back unchanged."""
+    return "\n".join(_dump_section(config, indent=0)) + "\n"
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError("the configuration file does not exist", value=path, fix="`ual config > my.yaml` writes one")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # OmegaConf and YAML raise many kinds; all mean the same to the user
+        raise UserError("the configuration file is not YAML", value=f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError("the configuration file is not a mapping", value=path, legal="sections such as 'data:' and 'train:'")
+    return {str(key): value for key, value in content.items()}
+
+
+def _explain(root: type[Section], problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] != "extra_forbidden":
+        return f"bad value for '{key}': {problem['msg']}\n  found: {problem['input']!r}" if key else str(problem["msg"])
+    section = section_at(location[:-1]) or root
+    legal = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1], legal, n=1)
+    prefix = ".".join([*location[:-1], ""])
+    hint = f"\n  to do: did you mean '{prefix}{close[0]}'?" if close else "\n  to do: `ual config` prints every key"
+    return f"unknown key '{key}'\n  legal: {', '.join(legal)}{hint}"
+
+
+def _dump_section(section: Section, indent: int) -> list[str]:
+    pad = "  " * indent
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(value, Section):
+            lines += [f"{pad}{name}:{comment}", *_dump_section(value, indent + 1)]
+        elif isinstance(value, dict) and value and all(isinstance(item, Section) for item in value.values()):
+            lines.append(f"{pad}{name}:{comment}")
+            for key, item in value.items():
+                lines += [f"{pad}  {key}:", *_dump_section(item, indent + 2)]
+        else:
+            lines.append(f"{pad}{name}: {_dump_value(value)}{comment}")
+    return lines
+
+
+def _dump_value(value: Any) -> str:
+    import json
+
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,1 @@
+"""Stage 1: how uncertain a capable model is of each instruction-response pair."""

@@ -1,0 +1,92 @@
+"""What can be asked of a language model, and what comes back: the vocabulary between estimators and engines.
+
+Requests are hashable values: two estimators that ask the same thing share one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ual_ray.records import Message, Messages
+
+Turns: TypeAlias = tuple[tuple[str, str], ...]
+
+
+def turns(messages: Messages) -> Turns:
+    """Freeze messages into (role, content) pairs."""
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def messages_of(frozen: Turns) -> list[Message]:
+    """Thaw (role, content) pairs into messages."""
+    return [Message(role=role, content=content) for role, content in frozen]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Ask for the log-probability of each choice, a text of one token, as the first token of the assistant's reply."""
+
+    prompt: Turns
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Ask for the NLL of the assistant's turns of a given conversation."""
+
+    conversation: Turns
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy."""
+
+    prompt: Turns
+    max_tokens: int
+    temperature: float = 0.0
+    n: int = 1
+    seed: int = 0
+
+
+Request: TypeAlias = Choice | Likelihood | Completion
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """Log-probabilities in the order of the choices, in nats."""
+
+    log_probabilities: tuple[float, ...]
+    prompt_tokens: int
+    generated_tokens: int = 1
+
+
+@dataclass(frozen=True)
+class LikelihoodResult:
+    """Summed NLL of the assistant's tokens in nats, and their number."""
+
+    nll_sum: float
+    target_tokens: int
+    prompt_tokens: int
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """All `n` replies."""
+
+    texts: tuple[str, ...]
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No result, and why: 'overlong: ...' or 'engine: ...'."""
+
+    reason: str
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+Result: TypeAlias = ChoiceResult | LikelihoodResult | CompletionResult | Failure

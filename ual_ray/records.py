@@ -1,0 +1,167 @@
+"""The rows that cross a stage border: their columns, units, ranges and directions.
+
+Stages meet only through Parquet files whose columns are declared here. The direction of every uncertainty is the same:
+HIGHER = MORE UNCERTAIN, in [0, 1]; a failed measurement is null, never 0 or 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+
+SCHEMA_VERSION = 1
+ID_LENGTH = 16
+
+
+class Message(TypedDict):
+    """One turn of a chat: role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Messages = Sequence[Message]
+
+# What a row is, from the reader on.
+ID = "id"
+SOURCE = "source"
+SPLIT = "split"
+MESSAGES = "messages"
+
+# What elicitation adds.
+UNCERTAINTY = "uncertainty"
+STATUS = "status"
+ERROR = "error"
+ELICITOR = "elicitor"
+PROMPT_HASH = "prompt_hash"
+PROMPT_TOKENS = "prompt_tokens"
+GENERATED_TOKENS = "generated_tokens"
+
+# What smoothing adds.
+ALPHA = "alpha"
+
+# What training reads: one row per rendered sample.
+INPUT_IDS = "input_ids"
+LABELS = "labels"
+
+# What evaluation writes.
+MODEL = "model"
+NLL_SUM = "nll_sum"
+TARGET_TOKENS = "target_tokens"
+ANSWER = "answer"
+PREDICTION = "prediction"
+CORRECT_STRICT = "correct_strict"
+CORRECT_FLEXIBLE = "correct_flexible"
+
+STATUS_OK = "ok"
+STATUS_QUARANTINED = "quarantined"
+
+TRAIN = "train"
+VALIDATION = "validation"
+TEST = "test"
+SPLITS = (TRAIN, VALIDATION, TEST)
+
+MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+ROWS = pa.schema(
+    [
+        (ID, pa.string()),
+        (SOURCE, pa.string()),
+        (SPLIT, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+    ]
+)
+
+
+def uncertainty_column(estimator: str) -> str:
+    """Name the column of an estimator's uncertainty, in [0, 1], higher = more uncertain, null on failure."""
+    return f"uncertainty_{estimator}"
+
+
+def raw_column(estimator: str) -> str:
+    """Name the column of an estimator's raw value, in the estimator's own unit, null on failure."""
+    return f"raw_{estimator}"
+
+
+def scored_schema(estimators: Iterable[str]) -> pa.Schema:
+    """Columns of a scored row: those of `ROWS`, every estimator's two values, and where they come from."""
+    fields = [(UNCERTAINTY, pa.float64())]
+    for name in estimators:
+        fields += [(uncertainty_column(name), pa.float64()), (raw_column(name), pa.float64())]
+    fields += [
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (ELICITOR, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+    return pa.schema([*ROWS, *(pa.field(*field) for field in fields)])
+
+
+TOKENS = pa.schema(
+    [
+        (ID, pa.string()),
+        (SPLIT, pa.string()),
+        (ALPHA, pa.float64()),
+        (INPUT_IDS, pa.list_(pa.int32())),
+        (LABELS, pa.list_(pa.int32())),
+    ]
+)
+
+EVALUATED = pa.schema(
+    [
+        (ID, pa.string()),
+        (SOURCE, pa.string()),
+        (MODEL, pa.string()),
+        (NLL_SUM, pa.float64()),
+        (TARGET_TOKENS, pa.int64()),
+        (ANSWER, pa.string()),
+        (PREDICTION, pa.string()),
+        (CORRECT_STRICT, pa.bool_()),
+        (CORRECT_FLEXIBLE, pa.bool_()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+    ]
+)
+
+
+def digest(value: object) -> str:
+    """Hash any JSON value: 16 hexadecimal digits of SHA-256 over its canonical form."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]
+
+
+def content_id(messages: Messages) -> str:
+    """Identify a row by what it says: the same messages have the same id on every machine."""
+    return digest([[message["role"], message["content"]] for message in messages])
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file, or the files of a folder in order of name: 16 hexadecimal digits of SHA-256."""
+    hasher = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    return hasher.hexdigest()[:ID_LENGTH]
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
+    """Write rows to one Parquet file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    pyarrow.parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), part)
+    part.replace(path)
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or every Parquet file of a folder, ordered by id so that a reader sees one order."""
+    table = pyarrow.dataset.dataset(str(path), format="parquet").to_table(columns=None if columns is None else [*columns])
+    return table.sort_by(ID) if ID in table.column_names else table

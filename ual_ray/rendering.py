@@ -1,0 +1,107 @@
+"""The one chat renderer: scoring, training and evaluation all see a conversation as these token ids.
+
+The assistant-only mask is made by prefix difference: what the template adds when the assistant's message is appended, after
+the generation prompt, is what the model has to produce. It needs no generation marks in the template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ual_ray.errors import UserError
+from ual_ray.records import Messages, digest
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens: `labels` is `input_ids` where the assistant speaks and IGNORE_INDEX elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def target_tokens(self) -> int:
+        """Number of tokens that the model has to produce."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+class ChatRenderer:
+    """Render conversations with one tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a Hugging Face tokenizer. Raises UserError when it has no chat template."""
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                "the model's tokenizer has no chat template", value=tokenizer.name_or_path, fix="use an instruct model"
+            )
+        self._tokenizer = tokenizer
+
+    @property
+    def template_hash(self) -> str:
+        """Hash of the chat template."""
+        return digest(self._tokenizer.chat_template)
+
+    def text(self, messages: Messages, *, generation_prompt: bool) -> str:
+        """Render to text, as the model will see it, special tokens written out."""
+        return self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+        )
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """Tokens up to where the assistant is to speak."""
+        return self._encode(self.text(messages, generation_prompt=True))
+
+    def conversation(self, messages: Messages) -> Rendered:
+        """Tokens of the whole conversation, with every assistant turn and its end-of-turn token as labels.
+
+        Each turn is tokenized apart, as it is when the model generates it, so training and generation see the same tokens.
+        Raises ValueError when the template is not a prefix code (an earlier turn changes when a later one is added).
+        """
+        input_ids: list[int] = []
+        labels: list[int] = []
+
+        def append(text: str, trained: bool) -> None:
+            ids = self._encode(text)
+            input_ids.extend(ids)
+            labels.extend(ids if trained else [IGNORE_INDEX] * len(ids))
+
+        done = ""
+        for position, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self.text(messages[:position], generation_prompt=True)
+            full = self.text(messages[: position + 1], generation_prompt=False)
+            if not prompt.startswith(done) or not full.startswith(prompt):
+                raise ValueError("the chat template rewrites earlier turns; the assistant's tokens cannot be told apart")
+            reply = full[len(prompt) :]
+            spoken = reply.rstrip()  # the line break behind the end-of-turn token is the template's, not the model's
+            append(prompt[len(done) :], trained=False)
+            append(spoken, trained=True)
+            append(reply[len(spoken) :], trained=False)
+            done = full
+        return Rendered(input_ids, labels)
+
+    def decode(self, ids: list[int]) -> str:
+        """Tokens back to text, special tokens left out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def token_id(self, text: str) -> int:
+        """Return the id of a text that must be one token. Raises UserError when it is not."""
+        ids = self._encode(text)
+        if len(ids) != 1:
+            raise UserError(f"'{text}' is not one token of {self._tokenizer.name_or_path}", value=ids, fix="use another elicitor")
+        return ids[0]
+
+    def _encode(self, text: str) -> list[int]:
+        # The template writes the special tokens itself: adding them again would double the first.
+        return self._tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def load_renderer(model: str, trust_remote_code: bool = False) -> ChatRenderer:
+    """Load the tokenizer of a resolved model name and wrap it."""
+    from transformers import AutoTokenizer
+
+    return ChatRenderer(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))

@@ -1,0 +1,83 @@
+"""The embedded sample, the paper's "mixed scenario": open-ended rows written for this project, and generated arithmetic.
+
+The deterministic half is made by reasoning-gym from a fixed seed: grade-school word problems (gsm_symbolic) and chains of
+additions, each with a worked answer that ends in "#### n".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+
+from ual_ray.errors import UserError
+from ual_ray.records import Message, Messages
+
+OPEN_ENDED = "open_ended"
+DETERMINISTIC = "deterministic"
+
+SEED = 20240610
+LONGEST_WORKED_ANSWER = 320  # characters: the demo has to fit into minutes on two CPU cores
+
+
+def sample_rows() -> list[tuple[str, Messages]]:
+    """List (source, messages) of the whole sample: as many deterministic rows as open-ended ones."""
+    open_ended = [(OPEN_ENDED, messages) for messages in open_ended_rows()]
+    return open_ended + [(DETERMINISTIC, messages) for messages in deterministic_rows(len(open_ended))]
+
+
+def open_ended_rows() -> Iterator[Messages]:
+    """Yield the open-ended rows that the package carries."""
+    text = resources.files("ual_ray.sources").joinpath("data/open_ended.jsonl").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        row = json.loads(line)
+        yield _pair("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"])
+
+
+def deterministic_rows(count: int) -> Iterator[Messages]:
+    """Yield `count` different questions with worked answers, half word problems and half chains of additions."""
+    word_problems, chains = _word_problems(), _addition_chains()
+    seen: set[str] = set()
+    while len(seen) < count:
+        question, answer = next(word_problems if len(seen) % 2 == 0 else chains)
+        if question not in seen:
+            seen.add(question)
+            yield _pair(question, answer)
+
+
+def _word_problems() -> Iterator[tuple[str, str]]:
+    for item in _reasoning_gym("gsm_symbolic"):
+        answer = item["metadata"]["answer_cot"]
+        if len(answer) <= LONGEST_WORKED_ANSWER and answer.rstrip().endswith(f"#### {item['answer']}"):
+            yield item["question"], answer
+
+
+def _addition_chains() -> Iterator[tuple[str, str]]:
+    for item in _reasoning_gym("chain_sum", min_terms=2, max_terms=4, min_digits=1, max_digits=2):
+        expression = item["metadata"]["expression"]
+        yield f"What is {expression}? Work it out step by step.", work_out(expression)
+
+
+def work_out(expression: str) -> str:
+    """Work a chain such as '4 - 1 - 7' out from left to right, one line a step, ending in '#### -4'."""
+    first, *rest = expression.split()
+    total, lines = int(first), []
+    for operator, term in zip(rest[::2], rest[1::2], strict=True):
+        result = total + int(term) if operator == "+" else total - int(term)
+        lines.append(f"{total} {operator} {term} = {result}")
+        total = result
+    return "\n".join([*lines, f"#### {total}"])
+
+
+def _reasoning_gym(task: str, **options: int) -> Iterator[dict]:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UserError(
+            "data.path is 'demo', whose arithmetic needs reasoning-gym", fix="pip install 'ual_ray[demo]', or set data.path"
+        ) from error
+    yield from reasoning_gym.create_dataset(task, size=100_000, seed=SEED, **options)
+
+
+def _pair(question: str, answer: str) -> Messages:
+    return [Message(role="user", content=question), Message(role="assistant", content=answer)]
