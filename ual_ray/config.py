@@ -59,7 +59,7 @@ class EngineConfig(Section):
     batch_size: int = Field(32, ge=1, description="rows handed to an actor at a time")
     rows_per_block: int = Field(32, ge=1, description="rows per Ray Data block: what a crash can lose at most, per actor")
     max_model_len: int = Field(1024, ge=16, description="longest prompt plus answer, in tokens; longer rows are quarantined")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("float32", description="the weights' number format")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="arithmetic of scoring")
     kv_cache_gb: int = Field(1, ge=1, description="memory of the key-value cache per CPU actor, in GB")
     arguments: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments, passed as they are")
 
@@ -143,6 +143,9 @@ class EvaluateConfig(Section):
     """Stage 4: what every model is measured on."""
 
     max_new_tokens: int = Field(160, ge=1, description="longest greedy answer to a deterministic question, in tokens")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "float32", description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds"
+    )
 
 
 class TrackingConfig(Section):

@@ -1,0 +1,1 @@
+"""Stage 4: what a model is worth on rows that nothing was trained on."""

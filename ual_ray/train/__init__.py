@@ -1,0 +1,1 @@
+"""Stage 3: fine-tuning with a smoothing value per token, sharded by FSDP2 under Ray Train."""

@@ -1,0 +1,1 @@
+"""Benchmarks, one file each: how an answer is read and scored."""

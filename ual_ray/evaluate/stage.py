@@ -1,0 +1,67 @@
+"""Stage 4: test rows and a model in, evaluated rows and their figures out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from ual_ray.config import Config
+from ual_ray.elicit.pool import Pool, map_rows
+from ual_ray.errors import UserError
+from ual_ray.evaluate.answering import AnswerRows
+from ual_ray.evaluate.metrics import Figure, figures
+from ual_ray.progress import Meter
+from ual_ray.records import ERROR, EVALUATED, SPLIT, STATUS, STATUS_OK, TEST, read_table
+
+PREDICTIONS = "predictions"
+FIGURES_FILE = "figures.json"
+TO_ANSWER_FILE = "to_answer.parquet"
+
+
+def select(rows: Path, folder: Path) -> int:
+    """Write the test rows to the stage's folder; return how many there are."""
+    table = read_table(rows)
+    chosen = table.filter(pa.compute.equal(table[SPLIT], TEST))
+    if not len(chosen):
+        raise UserError(f"{rows} holds no row of the split '{TEST}'", fix="raise data.test_share")
+    folder.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(chosen, folder / TO_ANSWER_FILE)
+    return len(chosen)
+
+
+def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) -> dict[str, Any]:
+    """Evaluate a model on the rows that `select` wrote; write and return its figures.
+
+    `name` is what the report calls the model ('base' or an arm). Quarantined rows are counted, never scored as wrong.
+    """
+    # Arms have to differ by their training, not by rounding: evaluation has an arithmetic of its own.
+    engine = config.engine.model_copy(update={"dtype": config.evaluate.dtype})
+    pool = Pool(engine, model, config.trust_remote_code)
+    task = AnswerRows(name, config.evaluate.max_new_tokens)
+    map_rows(folder / TO_ANSWER_FILE, folder / PREDICTIONS, task, EVALUATED, pool, meter)
+    rows = read_table(folder / PREDICTIONS).to_pylist()
+    reasons = Counter((row[ERROR] or "").split(":")[0] for row in rows if row[STATUS] != STATUS_OK)
+    measured = figures(rows)
+    if not measured:
+        raise UserError(f"no test row could be evaluated with {model}", value=dict(reasons), fix="raise engine.max_model_len")
+    result = {
+        "name": name,
+        "rows": len(rows),
+        "quarantined": sum(reasons.values()),
+        "reasons": dict(reasons),
+        "figures": [figure.as_dict() for figure in measured],
+    }
+    (folder / FIGURES_FILE).write_text(json.dumps(result, indent=2))
+    return result
+
+
+def read_figures(folder: Path) -> tuple[str, list[Figure]]:
+    """Read what `evaluate` wrote: the model's name and its figures."""
+    content = json.loads((folder / FIGURES_FILE).read_text())
+    return content["name"], [Figure(**figure) for figure in content["figures"]]

@@ -1,0 +1,84 @@
+"""Progress for people: a bar with rate and ETA on a terminal, one line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Meter:
+    """Counts work done and shows it; `update` may be called as often as one likes."""
+
+    def __init__(self, console: Console, name: str, total: int | None, unit: str) -> None:
+        """Count `total` units (None = unknown) of `unit`, such as 'rows' or 'tokens'."""
+        self._console = console
+        self._name = name
+        self._total = total
+        self._unit = unit
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._first_done: tuple[float, float] | None = None
+        self.done = 0.0
+        self.rate_done = 0.0
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, note="")
+
+    def update(self, done: float, *, rate_done: float | None = None, note: str = "") -> None:
+        """Set how much is done. `rate_done` counts the unit of the rate where that differs (steps done, tokens/s shown)."""
+        now = time.monotonic()
+        self.done = done
+        self.rate_done = done if rate_done is None else rate_done
+        if self._first_done is None and self.rate_done > 0:
+            self._first_done = (now, self.rate_done)
+        text = f"{self.rate():,.0f} {self._unit}/s {note}".rstrip() if self.rate() else note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=text)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._console.print(f"  {self._name}: {self._share()} {text}{self._remaining(now)}".rstrip(), highlight=False)
+
+    def rate(self) -> float:
+        """Units per second since the first was done, so that start-up does not spoil the ETA."""
+        if self._first_done is None:
+            return 0.0
+        since, before = self._first_done
+        seconds = time.monotonic() - since
+        return (self.rate_done - before) / seconds if seconds > 0.5 else 0.0
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def _share(self) -> str:
+        return f"{self.done:,.0f}" if self._total is None else f"{self.done:,.0f}/{self._total:,}"
+
+    def _remaining(self, now: float) -> str:
+        if self._total is None or self._first_done is None or self.done <= 0:
+            return ""
+        return f" ETA {(now - self._started) * (self._total - self.done) / self.done:,.0f} s"
+
+
+@contextmanager
+def meter(console: Console, name: str, total: int | None, unit: str) -> Iterator[Meter]:
+    """Show progress while the block runs."""
+    shown = Meter(console, name, total, unit)
+    try:
+        yield shown
+    finally:
+        shown.close()

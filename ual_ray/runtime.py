@@ -1,0 +1,66 @@
+"""The Ray cluster: the only `ray.init` of the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ual_ray.config import Config, RuntimeConfig
+from ual_ray.errors import UserError
+
+# Ray Data's own read, write and checkpoint tasks need a place to run while the actors hold every core.
+SPARE_LOGICAL_CPUS = 2
+
+
+@contextmanager
+def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
+    """Connect to the configured cluster, or start a local one; leave, and stop what was started here, at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 1) + SPARE_LOGICAL_CPUS,
+            include_dashboard=False,
+            log_to_driver=True,
+        )
+    try:
+        quiet_ray_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def check_cluster(config: Config) -> None:
+    """Raise UserError when the cluster can never give what a stage asks for, instead of waiting for it forever."""
+    have = ray.cluster_resources()
+    needs = {
+        "engine.cpus_per_actor x engine.min_actors": config.engine.cpus_per_actor * config.engine.min_actors,
+        "train.cpus_per_worker x train.num_workers": config.train.cpus_per_worker * config.train.num_workers,
+    }
+    gpus = {
+        "engine.gpus_per_actor x engine.min_actors": config.engine.gpus_per_actor * config.engine.min_actors,
+        "train.gpus_per_worker x train.num_workers": config.train.gpus_per_worker * config.train.num_workers,
+    }
+    for resource, wanted in (("CPU", needs), ("GPU", gpus)):
+        for key, amount in wanted.items():
+            if amount > have.get(resource, 0) and not config.runtime.address:
+                raise UserError(
+                    f"{key} asks for {amount:g} {resource}s", legal=f"at most {have.get(resource, 0):g} on this machine"
+                )
