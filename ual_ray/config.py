@@ -144,7 +144,8 @@ class EvaluateConfig(Section):
 
     max_new_tokens: int = Field(160, ge=1, description="longest greedy answer to a deterministic question, in tokens")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "float32", description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds"
+        "float32",
+        description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds",
     )
 
 
@@ -176,7 +177,9 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig, description="language-model actors")
     elicit: ElicitConfig = Field(default_factory=ElicitConfig, description="stage 1, elicit")
     arms: dict[str, SmoothConfig] = Field(
-        default_factory=_default_arms, min_length=1, description="stage 2, smooth: one map per arm; a file's arms replace these"
+        default_factory=_default_arms,
+        min_length=1,
+        description="stage 2, smooth: one map per arm; a file's arms replace these",
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="stage 3, train")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage 4, evaluate")

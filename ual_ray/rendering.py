@@ -92,7 +92,9 @@ class ChatRenderer:
         """Return the id of a text that must be one token. Raises UserError when it is not."""
         ids = self._encode(text)
         if len(ids) != 1:
-            raise UserError(f"'{text}' is not one token of {self._tokenizer.name_or_path}", value=ids, fix="use another elicitor")
+            raise UserError(
+                f"'{text}' is not one token of {self._tokenizer.name_or_path}", value=ids, fix="use another elicitor"
+            )
         return ids[0]
 
     def _encode(self, text: str) -> list[int]:

@@ -39,6 +39,18 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            "runtime.address cannot be reached",
+            value=f"{address}: {error}",
+            legal="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
+            fix="start the cluster (cluster/local.sh start), or leave runtime.address out",
+        ) from error
+
+
 def quiet_ray_data() -> None:
     """Leave progress to ours."""
     context = ray.data.DataContext.get_current()

@@ -56,9 +56,7 @@ class Tracker:
         try:
             found = self.client.get_experiment_by_name(config.experiment)
             location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()
-            self.experiment_id = (
-                found.experiment_id if found else self.client.create_experiment(config.experiment, location)
-            )
+            self.experiment_id = found.experiment_id if found else self.client.create_experiment(config.experiment, location)
         except (MlflowException, OSError) as error:
             raise UserError(
                 "tracking.uri cannot be used",

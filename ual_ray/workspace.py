@@ -5,6 +5,7 @@
       owner.json                  the data and the model this folder belongs to
       ual.log                     what Ray, vLLM and transformers had to say
       <stage>/<digest>/           one folder per stage and per digest of its inputs and settings
+        started.json              written first: the inputs and settings
         done.json                 written last: the stage's figures
 
 A stage whose digest has a done.json is not done again. One that was interrupted finds its folder as it left it.
@@ -13,10 +14,9 @@ A stage whose digest has a done.json is not done again. One that was interrupted
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ual_ray.config import Config, dump
+from ual_ray.config import DEMO, Config, dump
 from ual_ray.errors import UserError
-from ual_ray.records import SCHEMA_VERSION, digest
+from ual_ray.records import SCHEMA_VERSION, digest, file_digest
+
+STAGES = ("rows", "elicit", "smooth", "train", "evaluate")
 
 CONFIG_FILE = "config.yaml"
 OWNER_FILE = "owner.json"
 LOG_FILE = "ual.log"
+STARTED_FILE = "started.json"
 DONE_FILE = "done.json"
 LOCK_FILE = ".lock"
 
@@ -49,10 +52,9 @@ class Done:
 class Workspace:
     """One output folder, held by one process at a time."""
 
-    def __init__(self, root: Path, force: frozenset[str] = frozenset()) -> None:
-        """Take the folder; stages named in `force` are done again."""
+    def __init__(self, root: Path) -> None:
+        """Take the folder."""
         self.root = root
-        self._force = force
 
     @property
     def log_file(self) -> Path:
@@ -66,7 +68,9 @@ class Workspace:
         if path.is_file():
             found = json.loads(path.read_text())
             if found != owner:
-                changed = {key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]}
+                changed = {
+                    key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]
+                }
                 raise UserError(
                     f"the output directory {self.root} belongs to another configuration",
                     value="; ".join(f"{key}: {text}" for key, text in changed.items()),
@@ -103,32 +107,53 @@ class Workspace:
         finally:
             lock.release()
 
-    def run(self, stage: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> Done:
-        """Do a stage unless it is done: `work(folder)` returns its figures.
 
-        `stage` may have parts ('arms/ual/train'); `--force` names the last. `inputs` holds the digests of what the stage
-        reads and the settings that shape its result.
-        """
-        key = digest({"schema": SCHEMA_VERSION, **inputs})
-        folder = self.root / stage / key
-        done = folder / DONE_FILE
-        if stage.rsplit("/", 1)[-1] in self._force:
-            shutil.rmtree(folder, ignore_errors=True)
-        if done.is_file():
-            content = json.loads(done.read_text())
-            return Done(folder, key, content["figures"], content["seconds"], reused=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        figures = work(folder)
-        seconds = time.monotonic() - started
-        _write_json(done, {"figures": figures, "seconds": seconds, "inputs": inputs})
-        return Done(folder, key, figures, seconds, reused=False)
+def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[str, Any]], *, force: bool = False) -> Done:
+    """Do a stage in `folder` unless it is done there: `work()` returns its figures.
+
+    `inputs` holds the digests of what the stage reads and the settings that shape its result. An interrupted stage finds
+    the folder as it left it; `force` empties it first. Raises UserError when the folder is another configuration's.
+    """
+    key = stage_digest(inputs)
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    started_as = _read_json(folder / STARTED_FILE)
+    if started_as is not None and started_as["digest"] != key:
+        changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
+        raise UserError(
+            f"the output directory {folder} belongs to another configuration",
+            value=f"different: {', '.join(changed) or 'the layout of its rows'}",
+            fix="give another --out, or --force to do it again from the start",
+        )
+    if (done := _read_json(folder / DONE_FILE)) is not None:
+        return Done(folder, key, done["figures"], done["seconds"], reused=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
+    started = time.monotonic()
+    figures = work()
+    seconds = time.monotonic() - started
+    _write_json(folder / DONE_FILE, {"figures": figures, "seconds": seconds})
+    return Done(folder, key, figures, seconds, reused=False)
+
+
+def stage_digest(inputs: Mapping[str, Any]) -> str:
+    """Hash the inputs and settings of a stage, and the version of the rows."""
+    return digest({"schema": SCHEMA_VERSION, **_plain(inputs)})
 
 
 def _owner(config: Config) -> dict[str, Any]:
-    path = config.data.path
-    absolute = path if path == Config().data.path else os.path.abspath(os.path.expanduser(path))
-    return {"data.path": absolute, "model": config.model}
+    """Say whose folder it is by content: a data file may move, as it does when a job is submitted."""
+    demo = config.data.path == DEMO
+    content = DEMO if demo else f"content {file_digest(Path(config.data.path).expanduser())}"
+    return {"data.path": content, "model": config.model}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -108,9 +108,7 @@ class NegativeLogLikelihood:
         return Estimate(1.0 - math.exp(-mean), mean)
 
 
-REGISTRY: dict[str, Estimator] = {
-    estimator.name: estimator for estimator in (Verbalized(), PTrue(), NegativeLogLikelihood())
-}
+REGISTRY: dict[str, Estimator] = {estimator.name: estimator for estimator in (Verbalized(), PTrue(), NegativeLogLikelihood())}
 
 
 def softmax(log_probabilities: Sequence[float]) -> list[float] | None:

@@ -100,7 +100,9 @@ def map_rows(source: Path, target: Path, task: Task, schema: pa.Schema, pool: Po
     counter = Counter.remote()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
-        id_column=ID, checkpoint_path=str(target.with_name(target.name + ".finished")), delete_checkpoint_on_success=False
+        id_column=ID,
+        checkpoint_path=str(target.with_name(target.name + ".finished")),
+        delete_checkpoint_on_success=False,
     )
     try:
         rows = ray.data.read_parquet(str(source)).repartition(target_num_rows_per_block=block)

@@ -49,9 +49,7 @@ class AnswerRows:
         questions = [Completion(turns(rows[index][MESSAGES][:-1]), self.max_new_tokens) for index in asked]
         results = engine.run([*likelihoods, *questions])
         answers = dict(zip(asked, results[len(rows) :], strict=True))
-        return [
-            self._columns(row, results[index], gold[index], answers.get(index)) for index, row in enumerate(rows)
-        ]
+        return [self._columns(row, results[index], gold[index], answers.get(index)) for index, row in enumerate(rows)]
 
     def _columns(self, row: Row, likelihood: Result, gold: str | None, answer: Result | None) -> Row:
         done = [result for result in (likelihood, answer) if result is not None]

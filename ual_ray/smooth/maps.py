@@ -20,9 +20,7 @@ from ual_ray.errors import UserError
 Array = NDArray[np.float64]
 
 
-def assign_alpha(
-    uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapping[str, Any] | str, seed: int = 0
-) -> Array:
+def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapping[str, Any] | str, seed: int = 0) -> Array:
     """Give every row its alpha.
 
     uncertainty: [n], in [0, 1], higher = more uncertain, NaN = missing. spec: the section `arms.<arm>`, as a mapping or the

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 
 from ual_ray.config import SmoothConfig
@@ -15,6 +17,7 @@ from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, read_table
 from ual_ray.smooth.maps import assign_alpha, describe
 
 SMOOTHED_FILE = "smoothed.parquet"
+MAP_METADATA = b"ual_ray.map"
 
 
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[str, Any]:
@@ -35,8 +38,16 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[st
     if not len(smoothed):
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(smoothed, folder / SMOOTHED_FILE)
+    record = json.dumps({**spec.model_dump(), "seed": seed}).encode()
+    pyarrow.parquet.write_table(smoothed.replace_schema_metadata({MAP_METADATA: record}), folder / SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
+
+
+def recorded_map(smoothed: Path) -> dict[str, Any]:
+    """Read the map that made a file of alphas, as it was recorded inside; empty for a file made elsewhere."""
+    file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
+    metadata = pyarrow.parquet.read_schema(file).metadata or {}
+    return json.loads(metadata.get(MAP_METADATA, b"{}"))
 
 
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:

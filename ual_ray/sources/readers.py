@@ -104,7 +104,9 @@ def messages_from_chat(record: Record) -> Messages:
             raise BadRow(f"a message's role is not one of {', '.join(ROLES)}: {turn!r:.80}")
         content = _text(turn, "content")
         if not content and turn["role"] != "system":
-            raise BadRow(f"no response: the {turn['role']} message is empty" if turn["role"] == "assistant" else "empty message")
+            raise BadRow(
+                f"no response: the {turn['role']} message is empty" if turn["role"] == "assistant" else "empty message"
+            )
         messages.append(Message(role=turn["role"], content=content))
     if messages[-1]["role"] != "assistant":
         raise BadRow("no response: the last message is not the assistant's")
@@ -136,7 +138,9 @@ def _read_jsonl(path: Path) -> Iterator[Record | BadRow]:
 def _read_json(path: Path) -> Iterator[Record | BadRow]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, list):
-        raise UserError("data.path is JSON but not an array", value=path, legal="[ {...}, {...} ], or one object a line in .jsonl")
+        raise UserError(
+            "data.path is JSON but not an array", value=path, legal="[ {...}, {...} ], or one object a line in .jsonl"
+        )
     yield from map(_object, content)
 
 
@@ -147,5 +151,3 @@ def _read_parquet(path: Path) -> Iterator[Record | BadRow]:
 
 def _object(value: Any) -> Record | BadRow:
     return value if isinstance(value, dict) else BadRow(f"not a JSON object: {value!r:.80}")
-
-

@@ -113,7 +113,7 @@ class MetricsLog:
         self._path = path
         self._writes = dist.get_rank() == 0
         if self._writes:
-            kept = [line for line in read_metrics(path) if 0 < finished_steps and line["step"] <= finished_steps]
+            kept = [line for line in read_metrics(path) if finished_steps > 0 and line["step"] <= finished_steps]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -35,9 +35,7 @@ def train(
     lengths = counts.pop("lengths")
     steps = plan(lengths, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(steps), "padding_share": padding_share(steps, lengths)}
-    job = Job(
-        config.train, config.model, str(folder / TOKENS_FOLDER), str(folder), config.seed, config.trust_remote_code
-    )
+    job = Job(config.train, config.model, str(folder / TOKENS_FOLDER), str(folder), config.seed, config.trust_remote_code)
     with _Follower(folder / METRICS_FILE, make_meter(len(steps)), on_step):
         _trainer(job, folder).fit()
     last = {name: value for line in read_metrics(folder / METRICS_FILE) for name, value in line.items()}

@@ -51,7 +51,9 @@ class Render:
         return pa.Table.from_pylist(rows, TOKENS)
 
 
-def render(smoothed: Path, rows: Path | None, model: str, max_length: int, trust_remote_code: bool, folder: Path) -> dict[str, Any]:
+def render(
+    smoothed: Path, rows: Path | None, model: str, max_length: int, trust_remote_code: bool, folder: Path
+) -> dict[str, Any]:
     """Render the training rows, and the validation rows of `rows`, to `folder`/tokens; return the counts.
 
     Raises UserError when no training row is left.
@@ -77,9 +79,7 @@ def render(smoothed: Path, rows: Path | None, model: str, max_length: int, trust
     done = read_table(folder / TOKENS_FOLDER, [ID, SPLIT, INPUT_IDS])
     training = done.filter(pa.compute.equal(done[SPLIT], TRAIN))
     if not len(training):
-        raise UserError(
-            "no row has a response within train.max_length", value=max_length, fix="raise train.max_length"
-        )
+        raise UserError("no row has a response within train.max_length", value=max_length, fix="raise train.max_length")
     return {
         "train_rows": len(training),
         "validation_rows": len(done) - len(training),

@@ -1,0 +1,318 @@
+"""The commands. No maths and no Ray in here: what a command needs is imported inside it, so that `ual --help` is quick."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ual_ray import config as configuration
+from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
+
+if TYPE_CHECKING:
+    from ual_ray.config import Config
+    from ual_ray.steps import Place, Session
+
+app = typer.Typer(
+    name="ual",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Uncertainty-Aware Learning on Ray: score rows, smooth labels by the score, fine-tune, evaluate, report.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; `ual config` prints all its keys.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.epochs=3.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray, vLLM and transformers say.")]
+Again = Annotated[bool, typer.Option("--force", help="Do it again from the start, even if it is done.")]
+
+PORT = 5000
+HOST = "127.0.0.1"
+
+
+@app.command()
+def run(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then overrides.")
+    ] = None,
+    config_file: ConfigFile = None,
+    force: Annotated[
+        list[str] | None, typer.Option("--force", help="Stage to do again: rows, elicit, smooth, train or evaluate.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Do the whole pipeline: rows, elicit, then smooth and train every arm, evaluate, report.
+
+    Finished stages are recognised by a hash of their inputs and settings and are not done again.
+    """
+    from ual_ray.workspace import Workspace
+
+    config = _load(arguments, config_file)
+    stages = _check_stages(force or [])
+    workspace = Workspace(Path(config.output).expanduser())
+    _check_first(config)
+    workspace.check_owner(config)
+    with _terminal(workspace.log_file, verbose) as console:
+        from ual_ray import pipeline
+
+        arms = ", ".join(config.arms)
+        console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {workspace.root}", highlight=False)
+        pipeline.run(config, console, workspace, stages)
+        where = config.tracking.uri or f"`ual ui --output {workspace.root}`"
+        console.print(f"\nreport: {workspace.root / 'report' / pipeline.REPORT_FILE}; MLflow: {where}", highlight=False)
+
+
+@app.command()
+def elicit(
+    data: Annotated[str, typer.Argument(help="JSONL, JSON array or Parquet file of rows, or 'demo'.")],
+    overrides: Overrides = None,
+    out: Out = Path("scored"),
+    config_file: ConfigFile = None,
+    force: Again = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 1: score rows; OUT/rows.parquet holds the canonical rows, OUT/elicit/scored what was scored."""
+    from ual_ray.sources.prepare import ROWS_FILE
+
+    config = _load([*(overrides or []), f"data.path={data}"], config_file)
+    _check_first(config, train=False)
+    with _session(config, out, force, verbose, "elicit") as session:
+        from ual_ray.steps import elicit_step, rows_step
+
+        rows = rows_step(session, _at(out / "rows")).folder / ROWS_FILE
+        elicit_step(session, rows, _at(out / "elicit"))
+
+
+@app.command()
+def smooth(
+    scored: Annotated[Path, typer.Argument(help="What `ual elicit` wrote: its --out, or a Parquet file or folder.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The arm's keys, such as map=rank alpha_max=0.3."),
+    ] = None,
+    out: Out = Path("smoothed"),
+    force: Again = False,
+) -> None:
+    """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
+    config = configuration.load(None, [f"arms.ual.{item}" if "=" in item else item for item in overrides or []])
+    source = _find(scored, "elicit/scored", "ual elicit")
+    console = Console()
+    from ual_ray.steps import Session, smooth_step
+
+    session = Session(config, console, None, frozenset({"smooth"} if force else ()))
+    smooth_step(session, out.name, config.arms["ual"], source, _at(out))
+
+
+@app.command()
+def train(
+    smoothed: Annotated[Path, typer.Argument(help="What `ual smooth` wrote: its --out, or a Parquet file.")],
+    overrides: Overrides = None,
+    out: Out = Path("trained"),
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Canonical rows, or the --out of `ual elicit`, whose validation split is measured."),
+    ] = None,
+    config_file: ConfigFile = None,
+    force: Again = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 3: fine-tune on rows with alpha; OUT/model is a Hugging Face directory."""
+    config = _load(overrides, config_file)
+    source = _find(smoothed, "smoothed.parquet", "ual smooth")
+    rows = _find(validation, "rows/rows.parquet", "ual elicit") if validation else None
+    _check_first(config, data=False)
+    with _session(config, out, force, verbose, "train") as session:
+        from ual_ray.steps import train_step
+
+        train_step(session, out.name, None, source, rows, _at(out))
+
+
+@app.command()
+def evaluate(
+    rows: Annotated[Path, typer.Argument(help="Canonical rows, or the --out of `ual elicit`; the test split is used.")],
+    overrides: Overrides = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Model to evaluate: directory, hub name, or 'demo'.")] = "demo",
+    name: Annotated[str | None, typer.Option(help="What the report calls it; the directory's name by default.")] = None,
+    out: Out = Path("evaluated"),
+    config_file: ConfigFile = None,
+    force: Again = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 4: NLL and exact match of one model on the test split; OUT/predictions and OUT/figures.json."""
+    config = _load([*(overrides or []), f"model={model}"], config_file)
+    source = _find(rows, "rows/rows.parquet", "ual elicit")
+    _check_first(config, data=False)
+    with _session(config, out, force, verbose, "evaluate") as session:
+        from ual_ray.steps import evaluate_step
+
+        folder = Path(model)
+        title = name or (folder.parent.name if folder.name == "model" else folder.name)
+        evaluate_step(session, title, model, source, _at(out))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Outputs of `ual run` or of `ual evaluate`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write report.md here too, and log it to MLflow here.")
+    ] = None,
+) -> None:
+    """Stage 5: the newest figures of every model in the folders, side by side."""
+    from ual_ray.pipeline import report_on
+
+    report_on(folders, out, Console())
+
+
+@app.command(name="config")
+def show_config(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...")] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Print the resolved configuration with a comment on every key; it can be saved and given to --config."""
+    typer.echo(configuration.dump(_load(arguments, config_file)), nl=False)
+
+
+@app.command()
+def ui(
+    output: Annotated[Path, typer.Option(help="Output folder whose store to show.")] = Path("runs/demo"),
+    uri: Annotated[str | None, typer.Option(help="Another MLflow store, in place of the output folder's.")] = None,
+    port: Annotated[int, typer.Option(help="Port on localhost.")] = PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than localhost expose it to the network.")] = HOST,
+) -> None:
+    """Serve the MLflow UI."""
+    from ual_ray.preflight import check_port
+    from ual_ray.ui import serve
+
+    check_port(host, port)
+    typer.echo(f"MLflow: http://{host}:{port} (Ctrl-C stops it)")
+    raise typer.Exit(serve(uri, output, host, port))
+
+
+@app.command()
+def submit(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...")] = None,
+    address: Annotated[str, typer.Option(help="Ray job server.")] = "http://127.0.0.1:8265",
+    config_file: ConfigFile = None,
+    follow: Annotated[bool, typer.Option(help="Show the job's log until it ends.")] = True,
+) -> None:
+    """Submit `ual run CONFIG` to a Ray cluster as a job; the data file and this package are uploaded with it."""
+    from ual_ray.submit import submit as submit_job
+
+    config = _load(arguments, config_file)
+    raise typer.Exit(submit_job(config, address, follow, Console()))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escape(error)}", highlight=False, soft_wrap=True)
+        sys.exit(USER_ERROR_EXIT_CODE)
+
+
+def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
+    """Read [CONFIG] [KEY=VALUE]...: the first argument without '=' is the file."""
+    items = list(arguments or [])
+    if items and "=" not in items[0]:
+        if config_file is not None:
+            raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
+        config_file = Path(items.pop(0))
+    return configuration.load(config_file, items)
+
+
+def _check_first(config: Config, *, data: bool = True, train: bool = True) -> None:
+    from ual_ray import preflight
+
+    preflight.check(config, data=data, train=train)
+
+
+def _check_stages(force: list[str]) -> frozenset[str]:
+    from ual_ray.workspace import STAGES
+
+    for name in force:
+        if name not in STAGES:
+            raise UserError("--force names no stage", value=name, legal=", ".join(STAGES))
+    return frozenset(force)
+
+
+@contextmanager
+def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -> Iterator[Session]:
+    """Hold the folder, the terminal and the MLflow store for a single stage."""
+    from ual_ray.workspace import LOG_FILE, Workspace
+
+    with Workspace(out).held(), _terminal(out / LOG_FILE, verbose) as console:
+        from ual_ray.steps import Session
+        from ual_ray.tracking import Tracker
+
+        session = Session(config, console, Tracker(config.tracking, out), frozenset({stage} if force else ()))
+        with session.cluster:
+            yield session
+
+
+@contextmanager
+def _terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
+    """Give a console; keep other output in the log unless it is asked for; explain a crash by the log's last lines."""
+    from ual_ray.quiet import quiet, tail
+
+    if verbose:
+        yield Console()
+        return
+    failure: BaseException | None = None
+    with quiet(log_file) as console:
+        console.print(f"log of Ray, vLLM and transformers: {log_file}", highlight=False)
+        try:
+            yield console
+        except (UserError, KeyboardInterrupt, SystemExit):
+            raise
+        except Exception as error:
+            import logging
+
+            logging.getLogger(__name__).exception("the command failed")
+            failure = error
+    if failure is not None:
+        if (user_error := _user_error_in(failure)) is not None:
+            raise user_error
+        Console(stderr=True).print(
+            f"[bold red]failed:[/bold red] {type(failure).__name__}: {_escape(failure)[:500]}\n\n"
+            f"[dim]{_escape(tail(log_file))}[/dim]\n\nthe whole log: {log_file}",
+            highlight=False,
+        )
+        raise typer.Exit(1) from failure
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    """Find the user's mistake that a Ray worker reported, wrapped in Ray's own errors."""
+    seen: Any = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return UserError(str(seen).rsplit("UserError: ", 1)[-1])
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _at(folder: Path) -> Place:
+    return lambda _: folder
+
+
+def _find(path: Path, inside: str, made_by: str) -> Path:
+    """Find a stage's result in the folder that the stage was given, or take the path itself."""
+    from ual_ray.preflight import check_input
+
+    found = path / inside if (path / inside).exists() else path
+    check_input(found, made_by)
+    return found
+
+
+def _escape(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))

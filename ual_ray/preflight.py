@@ -1,0 +1,85 @@
+"""Look before anything expensive starts: models, memory, storage."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import psutil
+
+from ual_ray.config import DEMO, Config, DataConfig
+from ual_ray.errors import UserError
+from ual_ray.sources.models import check_model, parameter_count
+from ual_ray.sources.readers import read_messages
+
+GB = 1024**3
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+# Weights, gradients and AdamW's two moments, all float32.
+TRAINING_BYTES_PER_PARAMETER = 16
+# What a worker process needs beside its weights: interpreter, libraries, activations of a small batch.
+WORKER_OVERHEAD_GB = 1.0
+
+
+def check(config: Config, *, data: bool = True, train: bool = True) -> None:
+    """Raise UserError for data or models that cannot be loaded, or stages that cannot fit into this machine."""
+    if data:
+        check_data(config.data)
+    if train:
+        check_model(config.model, "model")
+    check_model(config.elicit.model, "elicit.model")
+    if config.runtime.check_memory and not config.runtime.address:
+        check_memory(config, psutil.virtual_memory().available / GB, train=train)
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise UserError for a data file that is missing, unreadable, empty, or of an unknown kind or format."""
+    if data.path != DEMO:
+        read_messages(Path(data.path).expanduser(), data.format, limit=1)
+
+
+def check_memory(config: Config, available_gb: float, *, train: bool = True) -> None:
+    """Raise UserError when a stage on this machine's CPUs needs more memory than is free; hub models are not judged."""
+    for stage, key, needed in (_scoring(config), *([_training(config)] if train else [])):
+        if needed > available_gb:
+            raise UserError(
+                f"{stage} does not fit into memory",
+                value=f"needs about {needed:.1f} GB, {available_gb:.1f} GB are free",
+                fix=f"{key}, run it on a cluster (runtime.address), or set runtime.check_memory=false if you know better",
+            )
+
+
+def _scoring(config: Config) -> tuple[str, str, float]:
+    engine = config.engine
+    if engine.kind != "vllm" or engine.gpus_per_actor:
+        return "scoring", "", 0.0
+    parameters = max(parameter_count(model) or 0 for model in (config.elicit.model, config.model))
+    per_actor = parameters * BYTES[config.evaluate.dtype] / GB + engine.kv_cache_gb + WORKER_OVERHEAD_GB
+    return "scoring", "lower engine.max_actors or engine.kv_cache_gb", per_actor * engine.max_actors
+
+
+def _training(config: Config) -> tuple[str, str, float]:
+    train = config.train
+    if train.gpus_per_worker:
+        return "training", "", 0.0
+    weights = (parameter_count(config.model) or 0) * TRAINING_BYTES_PER_PARAMETER / GB
+    return "training", "use a smaller model", weights + train.num_workers * WORKER_OVERHEAD_GB
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise UserError when something listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} on {host} is busy", value=error, fix="stop what listens there, or give another --port"
+            ) from error
+
+
+def check_input(path: Path, made_by: str) -> None:
+    """Raise UserError when a stage's input is not there."""
+    if not path.exists():
+        raise UserError("the input does not exist", value=path, legal=f"what `{made_by}` wrote")
+    if not path.is_dir() and path.suffix != ".parquet":
+        raise UserError("the input is of an unknown kind", value=path, legal=f"Parquet, as `{made_by}` writes it")

@@ -1,0 +1,48 @@
+"""The plots of a run: uncertainty by source, alpha by arm, loss curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+BINS = 20
+
+
+def uncertainty_by_source(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Histogram of the uncertainty in [0, 1] (higher = more uncertain), one colour per source."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    names = list(scores)
+    axes.hist([scores[name] for name in names], bins=BINS, stacked=True, label=names)
+    axes.set(xlabel="uncertainty (higher = more uncertain)", ylabel="rows", title="Uncertainty by source")
+    axes.legend()
+    return figure
+
+
+def alpha_by_arm(alphas: Mapping[str, Sequence[float]]) -> Figure:
+    """Histogram of the smoothing values of every arm that smooths."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in alphas.items():
+        axes.hist(values, bins=BINS, histtype="step", linewidth=2, label=f"{name} (mean {sum(values) / len(values):.3f})")
+    axes.set(xlabel="alpha", ylabel="rows", title="Label smoothing per sample")
+    axes.legend()
+    return figure
+
+
+def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Unsmoothed NLL of training and validation over the steps: the only loss that arms can be compared by."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, lines) in enumerate(metrics.items()):
+        colour = f"C{index}"
+        train = [(line["step"], line["nll"]) for line in lines if "nll" in line]
+        held_out = [(line["step"], line["validation_nll"]) for line in lines if "validation_nll" in line]
+        if train:
+            axes.plot(*zip(*train, strict=True), color=colour, alpha=0.6, label=f"{name}, training")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), color=colour, marker="o", label=f"{name}, validation")
+    axes.set(xlabel="optimizer step", ylabel="unsmoothed NLL (nats per token)", title="Loss curves")
+    axes.legend()
+    return figure

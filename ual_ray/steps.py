@@ -1,0 +1,270 @@
+"""Each stage as a step of a run: its inputs' digest, its progress, its line on the terminal, its place in MLflow.
+
+The pipeline and the single commands both go through here; a step that is done is recognised and not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ual_ray.config import DEMO, Config, SmoothConfig
+from ual_ray.evaluate import stage as evaluation
+from ual_ray.progress import Meter, meter
+from ual_ray.records import ALPHA, ID, SOURCE, UNCERTAINTY, file_digest, read_table
+from ual_ray.report import plots
+from ual_ray.smooth.stage import SMOOTHED_FILE, histogram, recorded_map, smooth
+from ual_ray.sources import prepare as preparation
+from ual_ray.sources.models import model_fingerprint
+from ual_ray.tracking import Run, Tracker
+from ual_ray.workspace import Done, run_stage, stage_digest
+
+# Where a step works, given the digest of its inputs: below it for the pipeline, a fixed folder for a single command.
+Place = Callable[[str], Path]
+
+LINEAGE_SCORED = "ual_ray.scored"
+LINEAGE_MAP = "ual_ray.map"
+LINEAGE_SMOOTHED = "ual_ray.smoothed"
+LINEAGE_MODEL = "ual_ray.base_model"
+STAGE_TAG = "ual_ray.stage"
+ARM_TAG = "ual_ray.arm"
+UNKNOWN_MAP = "unknown"
+
+
+@dataclass
+class Session:
+    """What all steps of one command share; the Ray cluster is started by the first step that needs it."""
+
+    config: Config
+    console: Console
+    tracker: Tracker | None
+    force: frozenset[str] = frozenset()
+    parent: Run | None = None
+    cluster: ExitStack = field(default_factory=ExitStack)
+    _connected: bool = False
+
+    def connect(self) -> None:
+        """Start or join the Ray cluster, once."""
+        if not self._connected:
+            from ual_ray.runtime import check_cluster, ray_cluster
+
+            self.cluster.enter_context(ray_cluster(self.config.runtime))
+            check_cluster(self.config)
+            self._connected = True
+
+    def say(self, step: str, text: str) -> None:
+        """Print one step's line."""
+        self.console.print(f"[bold]{step:<14}[/bold] {text}", highlight=False)
+
+    def finish(self, step: str, done: Done, text: str) -> Done:
+        """Print what a step found, and whether it was found before."""
+        how = "done before" if done.reused else f"{done.seconds:.0f} s"
+        self.say(step, f"{text} [dim]({how})[/dim]")
+        return done
+
+    @contextmanager
+    def tracked(self, name: str, folder: Path, tags: Mapping[str, str]) -> Iterator[Run]:
+        """Open the step's MLflow run below the pipeline's."""
+        assert self.tracker is not None, "a step that logs was given no tracker"
+        with self.tracker.run(name, folder, tags, self.parent) as run:
+            yield run
+
+
+def rows_step(session: Session, place: Place) -> Done:
+    """Make canonical rows of `data.path`; `folder`/rows.parquet."""
+    data = session.config.data
+    source = DEMO if data.path == DEMO else file_digest(Path(data.path).expanduser())
+    inputs = {"source": source, "data": data.model_dump()}
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        prepared = preparation.prepare(data)
+        preparation.write(prepared, folder)
+        preparation.check(prepared, data, folder / preparation.QUARANTINE_FILE)
+        return prepared.describe()
+
+    done = run_stage(folder, inputs, work, force="rows" in session.force)
+    figures = done.figures
+    session.finish(
+        "rows",
+        done,
+        f"{figures['rows']} rows of {data.path} (format: {figures['format']}; {_counts(figures['sources'])}); "
+        f"{_counts(figures['splits'])}; {_quarantined(figures)}",
+    )
+    return done
+
+
+def elicit_step(session: Session, rows: Path, place: Place) -> Done:
+    """Score rows; `folder`/scored."""
+    from ual_ray.elicit import stage
+
+    config = session.config
+    engine = config.engine
+    inputs = {
+        "rows": file_digest(rows),
+        "elicit": config.elicit.model_dump(exclude={"max_quarantine_share"}),
+        "model": model_fingerprint(config.elicit.model),
+        "engine": engine.model_dump(include={"kind", "dtype", "max_model_len", "arguments"}),
+    }
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        total = stage.select(rows, config.elicit.splits, folder)
+        session.connect()
+        tags = {STAGE_TAG: "elicit", LINEAGE_MODEL: config.elicit.model}
+        with (
+            session.tracked("elicit", folder, tags) as run,
+            meter(session.console, "elicit", total, "rows") as shown,
+        ):
+            run.params({"elicit": config.elicit.model_dump(), "engine": engine.model_dump()})
+            run.dataset("rows", rows, inputs["rows"], total, "scoring")
+            figures = stage.elicit(config, folder, shown)
+            run.metrics({**figures, "rows_per_second": figures["rows"] / shown.seconds})
+            run.figure(plots.uncertainty_by_source(scores_by_source(folder / stage.SCORED)), "plots/uncertainty_by_source.png")
+            run.tags({LINEAGE_SCORED: file_digest(folder / stage.SCORED)})
+            return figures
+
+    done = run_stage(folder, inputs, work, force="elicit" in session.force)
+    figures = done.figures
+    means = ", ".join(f"{name} {value:.3f}" for name, value in figures["mean_uncertainty"].items() if value is not None)
+    text = f"{figures['rows']} rows scored by {config.elicit.model}; mean uncertainty: {means}; {_quarantined(figures)}"
+    return session.finish("elicit", done, text)
+
+
+def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
+    """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
+    inputs = {"scored": file_digest(scored), "spec": spec.model_dump(), "seed": session.config.seed}
+    folder = place(stage_digest(inputs))
+    done = run_stage(folder, inputs, lambda: smooth(scored, spec, session.config.seed, folder), force="smooth" in session.force)
+    figures = done.figures
+    text = f"{figures['map']}: alpha mean {figures['mean']:.3f}, {figures['min']:.3f} to {figures['max']:.3f}"
+    text += f"; {figures['missing']} scores missing ({spec.missing}), {figures['excluded']:.0f} rows excluded"
+    session.finish(f"smooth {name}", done, text)
+    bars = histogram(folder / SMOOTHED_FILE)
+    if len(bars) > 1:
+        longest = max(count for _, _, count in bars)
+        for low, high, count in bars:
+            session.console.print(
+                f"{'':<15}{low:.3f} - {high:.3f} {'█' * round(30 * count / longest)} {count}", highlight=False
+            )
+    return done
+
+
+def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, place: Place) -> Done:
+    """Fine-tune one arm; `folder`/model."""
+    config = session.config
+    inputs = {
+        "smoothed": file_digest(smoothed),
+        "rows": file_digest(rows) if rows else None,
+        "train": config.train.model_dump(exclude={"max_failures", "checkpoint_every"}),
+        "model": model_fingerprint(config.model),
+        "seed": config.seed,
+    }
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        session.connect()
+        tags = {
+            STAGE_TAG: "train",
+            ARM_TAG: name,
+            LINEAGE_MODEL: config.model,
+            LINEAGE_MAP: recorded_map(smoothed).get("map", UNKNOWN_MAP),
+        }
+        with session.tracked(f"train {name}", folder, tags | {LINEAGE_SMOOTHED: str(inputs["smoothed"])}) as run:
+            return _train_and_log(session, run, name, smoothed, rows, folder)
+
+    done = run_stage(folder, inputs, work, force="train" in session.force)
+    figures, last = done.figures, done.figures["last"]
+    text = f"{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
+    text += f"training NLL {last['nll']:.3f}"
+    if "validation_nll" in last:
+        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {last['validation_nll']:.3f}"
+    return session.finish(f"train {name}", done, f"{text}; {figures['tokens_per_second']:.0f} tokens/s")
+
+
+def _train_and_log(session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
+    from ual_ray.train import stage
+    from ual_ray.train.loop import METRICS_FILE, read_metrics
+
+    config, smoothing = session.config, recorded_map(smoothed)
+    run.params({"train": config.train.model_dump(), "smooth": smoothing, "model": config.model, "seed": config.seed})
+    table = read_table(smoothed, [ID, ALPHA])
+    run.dataset(f"smoothed {name}", smoothed, file_digest(smoothed), len(table), "training")
+
+    def make_meter(steps: int) -> Meter:
+        return Meter(session.console, f"train {name}", steps, "tokens")
+
+    def on_step(line: dict[str, float]) -> None:
+        run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
+
+    figures = stage.train(config, smoothed, rows, folder, make_meter, on_step)
+    lines = read_metrics(folder / METRICS_FILE)
+    speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
+    figures["tokens_per_second"] = speeds[len(speeds) // 2]
+    figures["first_validation_nll"] = next((x["validation_nll"] for x in lines if "validation_nll" in x), None)
+    run.metrics({key: value for key, value in figures.items() if key != "last"}, step=figures["steps"])
+    run.figure(plots.loss_curves({name: lines}), "plots/loss.png")
+    run.figure(plots.alpha_by_arm({name: table[ALPHA].to_pylist()}), "plots/alpha.png")
+    tags = {
+        ARM_TAG: name,
+        LINEAGE_MAP: smoothing.get("map", UNKNOWN_MAP),
+        LINEAGE_SMOOTHED: file_digest(smoothed),
+        LINEAGE_MODEL: config.model,
+    }
+    version = run.model(folder / stage.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", tags)
+    return figures | {"registered_version": version}
+
+
+def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Place) -> Done:
+    """Measure one model on the test rows; `folder`/figures.json and `folder`/predictions."""
+    config = session.config
+    inputs = {
+        "rows": file_digest(rows),
+        "model": model_fingerprint(model),
+        "evaluate": config.evaluate.model_dump(),
+        "engine": config.engine.model_dump(include={"kind", "max_model_len", "arguments"}),
+    }
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        total = evaluation.select(rows, folder)
+        session.connect()
+        tags = {STAGE_TAG: "evaluate", ARM_TAG: name, "ual_ray.model": model}
+        with (
+            session.tracked(f"evaluate {name}", folder, tags) as run,
+            meter(session.console, f"evaluate {name}", total, "rows") as shown,
+        ):
+            run.params({"evaluate": config.evaluate.model_dump(), "model": model})
+            run.dataset("test rows", rows, inputs["rows"], total, "evaluation")
+            result = evaluation.evaluate(config, name, model, folder, shown)
+            for figure in result["figures"]:
+                key = f"{figure['metric']}.{figure['source']}"
+                run.metrics({key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]})
+            run.artifact(folder / evaluation.FIGURES_FILE)
+            return result
+
+    done = run_stage(folder, inputs, work, force="evaluate" in session.force)
+    return session.finish(f"evaluate {name}", done, f"{done.figures['rows']} test rows; {_quarantined(done.figures)}")
+
+
+def scores_by_source(scored: Path) -> dict[str, list[float]]:
+    """Collect the uncertainties by source, in [0, 1], higher = more uncertain; rows without one are left out."""
+    by_source: dict[str, list[float]] = {}
+    for row in read_table(scored, [ID, SOURCE, UNCERTAINTY]).to_pylist():
+        if row[UNCERTAINTY] is not None:
+            by_source.setdefault(row[SOURCE], []).append(row[UNCERTAINTY])
+    return by_source
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _quarantined(figures: Mapping[str, Any]) -> str:
+    reasons = f" ({_counts(figures['reasons'])})" if figures["reasons"] else ""
+    return f"{figures['quarantined']} quarantined{reasons}"
