@@ -21,9 +21,10 @@ LONGEST_WORKED_ANSWER = 320  # characters: the demo has to fit into minutes on t
 
 
 def sample_rows() -> list[tuple[str, Messages]]:
-    """List (source, messages) of the whole sample: as many deterministic rows as open-ended ones."""
-    open_ended = [(OPEN_ENDED, messages) for messages in open_ended_rows()]
-    return open_ended + [(DETERMINISTIC, messages) for messages in deterministic_rows(len(open_ended))]
+    """List (source, messages) of the whole sample: as many deterministic rows as open-ended ones, in turn."""
+    open_ended = list(open_ended_rows())
+    pairs = zip(open_ended, deterministic_rows(len(open_ended)), strict=True)
+    return [row for first, second in pairs for row in ((OPEN_ENDED, first), (DETERMINISTIC, second))]
 
 
 def open_ended_rows() -> Iterator[Messages]:

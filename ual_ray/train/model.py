@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch
@@ -77,9 +77,11 @@ def shard(model: SmoothedCausalLM, mesh: DeviceMesh, config: TrainConfig) -> Smo
     causal_lm: Any = model.model
     for layer in causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
-    sharded = fully_shard(model, mesh=mesh, mp_policy=precision)
-    for module in sharded.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
             # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.
             module.set_gradient_divide_factor(1.0)
+            # Gloo knows only the plain sum.
+            module.set_force_sum_reduction_for_comms(True)
     return model

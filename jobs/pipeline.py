@@ -1,0 +1,13 @@
+"""Job script: the whole pipeline.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python jobs/pipeline.py jobs/configs/demo.yaml runtime.address=auto output=/shared/runs/demo
+"""
+
+import sys
+
+from ual_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "run")
+    main()

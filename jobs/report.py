@@ -1,0 +1,13 @@
+"""Job script: stage 5, the report.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python jobs/report.py /shared/evaluated --out /shared/report
+"""
+
+import sys
+
+from ual_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "report")
+    main()

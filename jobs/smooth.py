@@ -1,0 +1,13 @@
+"""Job script: stage 2, smoothing.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python jobs/smooth.py /shared/scored --out /shared/ual
+"""
+
+import sys
+
+from ual_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "smooth")
+    main()

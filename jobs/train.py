@@ -1,0 +1,13 @@
+"""Job script: stage 3, fine-tuning.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python jobs/train.py /shared/ual runtime.address=auto --out /shared/trained
+"""
+
+import sys
+
+from ual_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "train")
+    main()
