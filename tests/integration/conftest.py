@@ -1,0 +1,103 @@
+"""What integration tests share: a tiny model with a real tokenizer, the command line as a user runs it, a local Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    output: str
+
+
+Ual = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def ual() -> Ual:
+    """Run `ual ...` in a process of its own, as a user does."""
+
+    def run(*arguments: object, timeout: float = 600, cwd: Path = REPOSITORY) -> Finished:
+        command = [sys.executable, "-m", "ual_ray", *map(str, arguments)]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        return Finished(done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Callable[[str], Any]) -> Path:
+    """Save a random two-layer Llama with a trained tokenizer: everything about it is real but its wits."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = chat_tokenizer("chatml")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 40 alpaca rows, half of them with a gold number."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {"instruction": f"What is {n} + {n}?", "input": "", "output": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
+        if n % 2
+        else {"instruction": f"Name colour number {n}.", "input": "", "output": f"Blue, with {n} drops of green."}
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(tiny_model: Path, rows_file: Path) -> list[str]:
+    """Overrides for a whole pipeline in seconds: the tiny model, the fake engine, two real FSDP workers, two steps."""
+    return [
+        f"data.path={rows_file}",
+        f"model={tiny_model}",
+        f"elicit.model={tiny_model}",
+        "engine.kind=fake",
+        "train.max_steps=2",
+        "train.global_batch_size=8",
+        "train.dtype=float32",
+    ]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Start a local Ray for a module's tests, and stop it."""
+    from ual_ray.config import RuntimeConfig
+    from ual_ray.runtime import ray_cluster
+
+    with ray_cluster(RuntimeConfig()):
+        yield

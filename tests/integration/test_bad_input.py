@@ -1,0 +1,112 @@
+"""Bad input on the command line: one clear message, exit code 2, no traceback, and nothing started."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOOD = {"instruction": "a", "output": "b"}
+
+
+def write(folder: Path, name: str, rows: list[Any]) -> Path:
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def refuse(ual: Any, *arguments: object) -> str:
+    done = ual(*arguments, timeout=120)
+    assert done.code == 2, done.output
+    assert "Traceback" not in done.output
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.path=nowhere.jsonl"], ["data.path does not exist", "nowhere.jsonl"]),
+        (["data.path=README.md"], ["unknown kind", ".jsonl", ".parquet"]),
+        (["train.learning_rat=1"], ["unknown key 'train.learning_rat'", "did you mean 'train.learning_rate'?"]),
+        (["train.epochs=many"], ["train.epochs", "'many'"]),
+        (["engine.kv_cache_gb=100000"], ["does not fit into memory", "engine.kv_cache_gb"]),
+        (["model=/no/such/model"], ["model: the directory does not exist", "/no/such/model"]),
+        (["tracking.uri=http://127.0.0.1:9"], ["tracking.uri cannot be used", "http://127.0.0.1:9"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_bad_settings(ual: Any, tmp_path: Path, overrides: list[str], words: list[str]) -> None:
+    message = refuse(ual, "run", f"output={tmp_path / 'out'}", *overrides)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], ["the data set is empty"]),
+        ([{"prompt": "a", "answer": "b"}], ["the format of", "alpaca (instruction, output)", "messages"]),
+        ([GOOD, {"instruction": "c", "output": ""}], ["1 of 2 rows", "no response", "data.max_bad_share"]),
+        ([{**GOOD, "id": 1}, {"instruction": "c", "output": "d", "id": 1}], ["1 of 2 rows", "duplicate id"]),
+        ([GOOD, "{not json"], ["1 of 2 rows", "is not JSON"]),
+    ],
+    ids=["empty", "unknown format", "no response", "duplicate ids", "not JSON"],
+)
+def test_bad_data(ual: Any, tmp_path: Path, rows: list[Any], words: list[str]) -> None:
+    message = refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={write(tmp_path, 'rows.jsonl', rows)}")
+    for word in words:
+        assert word in message
+
+
+def test_unreadable_data(ual: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xff\xfe\x00broken")
+    assert "cannot be read" in refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={path}")
+
+
+def test_a_model_without_weights(ual: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    message = refuse(ual, "run", f"output={tmp_path / 'out'}", f"model={folder}")
+    assert "has no weights" in message
+    assert "safetensors" in message
+
+
+def test_an_output_of_another_configuration(ual: Any, small: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "owner.json").write_text(json.dumps({"data.path": "demo", "model": "somebody/else"}))
+    message = refuse(ual, "run", *small, f"output={output}")
+    assert "belongs to another configuration" in message
+    assert "somebody/else" in message
+
+
+def test_an_output_full_of_somebodys_files(ual: Any, small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "was not made by ual" in refuse(ual, "run", *small, f"output={tmp_path}")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_busy_port(ual: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port}" in refuse(ual, "ui", "--output", tmp_path, "--port", port)
+
+
+def test_an_unknown_stage_to_force(ual: Any) -> None:
+    assert "rows, elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
+
+
+def test_a_relative_output_for_a_job(ual: Any) -> None:
+    assert "absolute path" in refuse(ual, "submit", "jobs/configs/tiny.yaml", "output=runs/x")
+
+
+def test_a_job_server_that_is_away(ual: Any, tmp_path: Path) -> None:
+    message = refuse(ual, "submit", "jobs/configs/tiny.yaml", f"output={tmp_path}", "--address", "http://127.0.0.1:9")
+    assert "job server cannot be reached" in message

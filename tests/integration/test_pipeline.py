@@ -1,0 +1,161 @@
+"""The pipeline end to end with a tiny model and the fake engine: what is done, what is not done again, what MLflow holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def finished(ual: Any, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run it once; return the output folder and what was printed."""
+    output = tmp_path_factory.mktemp("runs") / "first"
+    done = ual("run", *small, f"output={output}")
+    assert done.code == 0, done.output
+    return output, done.output
+
+
+def done_times(output: Path) -> dict[str, float]:
+    return {str(file.parent.relative_to(output)): file.stat().st_mtime for file in output.rglob("done.json")}
+
+
+def test_it_prints_every_stage_and_the_table(finished: tuple[Path, str]) -> None:
+    _, printed = finished
+    for line in ("rows ", "elicit ", "smooth sft", "smooth ual", "train sft", "train ual", "evaluate base", "evaluate ual"):
+        assert line in printed
+    assert "NLL per token" in printed
+    assert "format: alpaca" in printed
+    assert "Traceback" not in printed
+
+
+def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Path, str]) -> None:
+    from ual_ray.records import ALPHA, EVALUATED, ROWS, read_table, scored_schema
+
+    output, _ = finished
+    assert read_table(next(output.glob("rows/*/rows.parquet"))).schema.equals(ROWS)
+    scored = read_table(next(output.glob("elicit/*/scored")))
+    assert scored.schema.equals(scored_schema(("verbalized", "p_true", "nll")))
+    assert len(set(scored["id"].to_pylist())) == len(scored) > 0
+    for arm in ("sft", "ual"):
+        alphas = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))[ALPHA].to_pylist()
+        assert sum(alphas) / len(alphas) == pytest.approx({"sft": 0.0, "ual": 0.1}[arm])
+    assert read_table(next(output.glob("base/evaluate/*/predictions"))).schema.equals(EVALUATED)
+
+
+def test_the_arms_start_equal_and_differ_in_their_smoothing(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    lines = {
+        arm: [json.loads(line) for line in next(output.glob(f"arms/{arm}/train/*/metrics.jsonl")).read_text().splitlines()]
+        for arm in ("sft", "ual")
+    }
+    assert lines["sft"][0]["validation_nll"] == lines["ual"][0]["validation_nll"]
+    assert lines["sft"][1]["nll"] == lines["ual"][1]["nll"]
+    assert lines["sft"][1]["smoothing"] == 0
+    assert lines["sft"][1]["smoothed_loss"] == pytest.approx(lines["sft"][1]["nll"], rel=1e-6)
+    assert lines["ual"][1]["mean_alpha"] > 0
+
+
+def test_a_second_run_does_nothing_again_and_starts_no_ray(
+    finished: tuple[Path, str], ual: Any, small: list[str]
+) -> None:
+    output, _ = finished
+    before = done_times(output)
+    log = (output / "ual.log").stat().st_size
+    done = ual("run", *small, f"output={output}")
+    assert done.code == 0, done.output
+    assert done_times(output) == before
+    assert done.output.count("done before") == len(before) == 9
+    assert "Started a local Ray" not in (output / "ual.log").read_text()[log:]
+
+
+def test_another_map_calls_no_language_model_and_trains_only_its_arm(
+    finished: tuple[Path, str], ual: Any, small: list[str]
+) -> None:
+    output, _ = finished
+    before = done_times(output)
+    done = ual("run", *small, f"output={output}", "arms.ual.map=rank")
+    assert done.code == 0, done.output
+    after = done_times(output)
+    assert all(after[stage] == before[stage] for stage in before)
+    assert {stage.rsplit("/", 1)[0] for stage in after.keys() - before.keys()} == {
+        "arms/ual/smooth",
+        "arms/ual/train",
+        "arms/ual/evaluate",
+    }
+
+
+def test_force_does_one_stage_again(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
+    output, _ = finished
+    before = done_times(output)
+    done = ual("run", *small, f"output={output}", "--force", "elicit")
+    assert done.code == 0, done.output
+    after = done_times(output)
+    assert {stage.split("/")[0] for stage in after if after[stage] != before.get(stage)} >= {"elicit"}
+    assert all(after[stage] == before[stage] for stage in before if stage.startswith("rows/"))
+
+
+def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    output, _ = finished
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    experiment = client.get_experiment_by_name("ual_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert {"elicit", "train sft", "train ual", "evaluate base", "evaluate sft", "evaluate ual"} <= set(children)
+    assert all(run.info.status == "FINISHED" for run in runs)
+
+    train = children["train ual"]
+    for metric in ("nll", "smoothed_loss", "learning_rate", "grad_norm", "tokens_per_second", "mean_alpha"):
+        assert len(client.get_metric_history(train.info.run_id, metric)) == 2, metric
+    assert train.inputs.dataset_inputs[0].dataset.digest == train.data.tags["ual_ray.smoothed"]
+    assert children["elicit"].inputs.dataset_inputs[0].dataset.name == "rows"
+    plots = [file.path for file in client.list_artifacts(children["elicit"].info.run_id, "plots")]
+    assert plots == ["plots/uncertainty_by_source.png"]
+    assert {"report.md", "comparison.json", "config.yaml", "plots"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
+    version = client.get_latest_versions("ual-ual")[0]
+    assert version.tags["ual_ray.base_model"] == parent.data.tags["ual_ray.base_model"]
+    assert {version.run_id for version in client.search_model_versions("name='ual-sft'")} == {
+        children["train sft"].info.run_id
+    }
+
+
+def test_sigterm_ends_the_run_as_killed_and_the_next_run_goes_on(ual: Any, small: list[str], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "ual_ray", "run", *small, f"output={output}", "train.max_steps=400", "train.epochs=200"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(file.stat().st_size > 0 for file in output.glob("arms/sft/train/*/metrics.jsonl")):
+            assert running.poll() is None, "it ended before it trained"
+            assert time.monotonic() < deadline, "it never trained"
+            time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    experiment = client.get_experiment_by_name("ual_ray")
+    assert experiment is not None
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert statuses["killed"] == statuses["train sft"] == "KILLED"
+    assert statuses["elicit"] == "FINISHED"
+
+    done = ual("run", *small, f"output={output}")
+    assert done.code == 0, done.output
+    assert "done before" in next(line for line in done.output.splitlines() if line.startswith("elicit "))

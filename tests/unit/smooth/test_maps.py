@@ -1,0 +1,328 @@
+"""F: uncertainty -> alpha. Values by hand, mean_matched against bisection, and the controls' promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ual_ray.config import SmoothConfig
+from ual_ray.errors import UserError
+from ual_ray.smooth.maps import assign_alpha, describe, linear, mean_matched, minmax, rank
+
+NAN = float("nan")
+MAPS = ["linear", "minmax", "mean_matched", "rank"]
+CONTROLS = ["none", "constant", "shuffled", "inverted"]
+
+# Zeros, ties and clear differences; values so small that their inverse overflows are no uncertainties.
+ninths = st.integers(1, 9).map(lambda digit: digit / 9)
+scores = st.lists(st.one_of(st.just(0.0), ninths, st.floats(1e-6, 1)), min_size=1, max_size=40)
+with_holes = st.lists(st.one_of(st.floats(0.01, 1), st.just(NAN)), min_size=1, max_size=30)
+Spec = Mapping[str, Any]
+
+
+def assign(uncertainty: list[float], seed: int = 0, **spec: Any) -> np.ndarray:
+    return assign_alpha(uncertainty, spec, seed)
+
+
+def reachable(uncertainty: list[float], cap: float) -> float:
+    return cap * sum(value > 0 for value in uncertainty) / len(uncertainty)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "uncertainty", "expected"),
+    [
+        ({"map": "linear", "alpha_min": 0.1, "alpha_max": 0.3}, [0, 0.25, 1], [0.1, 0.15, 0.3]),
+        ({"map": "minmax", "alpha_min": 0.1, "alpha_max": 0.3}, [0.4, 0.5, 0.8], [0.1, 0.15, 0.3]),
+        ({"map": "minmax", "alpha_min": 0.1, "alpha_max": 0.3}, [0.7, 0.7], [0.2, 0.2]),
+        ({"map": "rank", "alpha_min": 0.0, "alpha_max": 0.3}, [0.9, 0.1, 0.11, 0.5], [0.3, 0.0, 0.1, 0.2]),
+        ({"map": "rank", "alpha_min": 0.0, "alpha_max": 0.4}, [0.5, 0.2, 0.5, 0.9, 0.5], [0.2, 0.0, 0.2, 0.4, 0.2]),
+        ({"map": "rank", "alpha_min": 0.0, "alpha_max": 0.4}, [0.2, 0.2, 0.8], [0.1, 0.1, 0.4]),
+        ({"map": "rank", "alpha_min": 0.1, "alpha_max": 0.3}, [0.6], [0.2]),
+        ({"map": "mean_matched", "alpha_mean": 0.1}, [0.2, 0.4, 0.6], [0.05, 0.1, 0.15]),
+        # Unclipped, the last would be 0.4 * 4 / 2 = 0.8: it is held at 0.5, and the rest share 1.6 - 0.5 in proportion.
+        ({"map": "mean_matched", "alpha_mean": 0.4, "alpha_cap": 0.5}, [0.2, 0.4, 0.4, 1.0], [0.22, 0.44, 0.44, 0.5]),
+        ({"map": "mean_matched", "alpha_mean": 0.2, "alpha_cap": 0.4}, [0.0, 0.0, 0.3, 0.9], [0.0, 0.0, 0.4, 0.4]),
+        ({"map": "mean_matched", "alpha_mean": 0.0}, [0.0, 0.5], [0.0, 0.0]),
+        ({"map": "none"}, [0.1, 0.9], [0.0, 0.0]),
+        ({"map": "constant", "alpha_mean": 0.07}, [0.1, 0.9], [0.07, 0.07]),
+        ({"map": "inverted", "base": "linear", "alpha_max": 0.5}, [0.2, 0.6, 0.4], [0.3, 0.1, 0.2]),
+    ],
+)
+def test_by_hand(spec: Spec, uncertainty: list[float], expected: list[float]) -> None:
+    np.testing.assert_allclose(assign_alpha(uncertainty, spec), expected, atol=1e-12)
+
+
+def test_the_maps_are_functions_too() -> None:
+    values = np.array([0.0, 0.5, 1.0])
+    np.testing.assert_allclose(linear(values, 0.1, 0.2), [0.1, 0.15, 0.2])
+    np.testing.assert_allclose(minmax(values / 2, 0.1, 0.2), [0.1, 0.15, 0.2])
+    np.testing.assert_allclose(rank(values**3, 0.1, 0.2), [0.1, 0.15, 0.2])
+
+
+# --- mean_matched ----------------------------------------------------------------------------------------------------
+
+
+def bisected(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
+    """Search the scale at which the clipped mean is right."""
+    low, high = 0.0, 1.0
+    while np.minimum(high * uncertainty, cap).mean() < mean * (1 - 1e-12) and high < 1e12:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(middle * uncertainty, cap).mean() < mean else (low, middle)
+    return np.minimum(high * uncertainty, cap)
+
+
+@given(uncertainty=scores, cap=st.floats(0.01, 0.99), share=st.floats(0, 1))
+def test_mean_matched_is_what_bisection_finds(uncertainty: list[float], cap: float, share: float) -> None:
+    mean = share * reachable(uncertainty, cap)
+    values = np.array(uncertainty)
+    np.testing.assert_allclose(mean_matched(values, mean, cap), bisected(values, mean, cap), atol=1e-7)
+
+
+@given(uncertainty=scores, cap=st.floats(0.01, 0.99), share=st.floats(0, 1))
+def test_mean_matched_keeps_its_promises(uncertainty: list[float], cap: float, share: float) -> None:
+    mean = share * reachable(uncertainty, cap)
+    alpha = assign(uncertainty, map="mean_matched", alpha_mean=mean, alpha_cap=cap)
+    assert alpha.mean() == pytest.approx(mean, abs=1e-12)
+    assert ((alpha >= 0) & (alpha <= cap)).all()
+    order = np.argsort(uncertainty, kind="stable")
+    assert (np.diff(alpha[order]) >= 0).all()
+
+
+@given(uncertainty=scores, cap=st.floats(0.01, 0.9), beyond=st.floats(1e-6, 1))
+def test_a_mean_that_cannot_be_reached_is_refused(uncertainty: list[float], cap: float, beyond: float) -> None:
+    limit = reachable(uncertainty, cap)
+    mean = limit + beyond * (cap - limit)
+    assume(mean > limit + 1e-9)
+    with pytest.raises(UserError, match="cannot reach alpha_mean") as error:
+        assign(uncertainty, map="mean_matched", alpha_mean=mean, alpha_cap=cap)
+    assert f"reachable {limit:.4f}" in str(error.value)
+    assert "map: rank" in str(error.value)
+
+
+def test_the_highest_reachable_mean_is_reached() -> None:
+    alpha = assign([0.1] * 7 + [0.0] * 3, map="mean_matched", alpha_mean=0.28, alpha_cap=0.4)
+    np.testing.assert_allclose(alpha, [0.4] * 7 + [0.0] * 3)
+
+
+@pytest.mark.parametrize("cap", [0.1, 0.3, 0.4, 0.7])
+def test_the_highest_reachable_mean_is_reached_whatever_the_rounding(cap: float) -> None:
+    for rows in range(1, 200):
+        uncertainty = np.linspace(0.1, 1, rows) ** 3
+        np.testing.assert_allclose(mean_matched(uncertainty, cap, cap), cap)
+
+
+def test_all_certain_rows_cannot_be_smoothed() -> None:
+    with pytest.raises(UserError, match="cannot reach"):
+        assign([0.0, 0.0], map="mean_matched")
+
+
+# --- every map and control -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAPS)
+@given(uncertainty=scores)
+def test_maps_never_fall_and_treat_equals_alike(name: str, uncertainty: list[float]) -> None:
+    mean = reachable(uncertainty, 0.4) / 2
+    alpha = assign(uncertainty, map=name, alpha_mean=mean, alpha_cap=0.4, alpha_min=0.05, alpha_max=0.25)
+    values = np.array(uncertainty)
+    higher = values[:, None] > values[None, :]
+    equal = values[:, None] == values[None, :]
+    difference = alpha[:, None] - alpha[None, :]
+    assert (difference[higher] >= -1e-15).all()
+    assert (np.abs(difference[equal]) <= 1e-15).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "minmax", "rank"])
+@given(uncertainty=scores)
+def test_alpha_stays_between_alpha_min_and_alpha_max(name: str, uncertainty: list[float]) -> None:
+    alpha = assign(uncertainty, map=name, alpha_min=0.05, alpha_max=0.25)
+    assert ((alpha >= 0.05 - 1e-15) & (alpha <= 0.25 + 1e-15)).all()
+
+
+@pytest.mark.parametrize("name", MAPS + CONTROLS)
+@given(uncertainty=with_holes)
+def test_as_many_alphas_as_rows_and_all_in_range(name: str, uncertainty: list[float]) -> None:
+    assume(not np.isnan(uncertainty).all())
+    alpha = assign(uncertainty, map=name)
+    assert alpha.shape == (len(uncertainty),)
+    assert ((alpha >= 0) & (alpha < 1)).all()
+
+
+@pytest.mark.parametrize("name", MAPS + CONTROLS)
+def test_no_rows_no_alphas(name: str) -> None:
+    assert assign([], map=name).shape == (0,)
+
+
+def test_the_input_is_left_alone() -> None:
+    values = np.array([0.3, NAN, 0.9])
+    for name in MAPS + CONTROLS:
+        assign_alpha(values, name)
+    np.testing.assert_array_equal(values, [0.3, NAN, 0.9])
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", MAPS)
+@given(uncertainty=st.lists(st.floats(0.01, 1), min_size=1, max_size=30), seed=st.integers(0, 2**31))
+def test_shuffled_hands_out_the_same_alphas(base: str, uncertainty: list[float], seed: int) -> None:
+    alpha = assign(uncertainty, map=base)
+    shuffled = assign(uncertainty, seed, map="shuffled", base=base)
+    np.testing.assert_array_equal(np.sort(shuffled), np.sort(alpha))
+    np.testing.assert_array_equal(shuffled, assign(uncertainty, seed, map="shuffled", base=base))
+
+
+def test_shuffled_depends_on_the_seed_and_breaks_the_tie_to_uncertainty() -> None:
+    uncertainty = np.linspace(0.01, 1, 500)
+    orders = [assign_alpha(uncertainty, "shuffled", seed) for seed in range(3)]
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[1], orders[2])
+    for order in orders:
+        assert abs(np.corrcoef(uncertainty, order)[0, 1]) < 0.2  # more than four standard errors
+
+
+def test_only_shuffled_depends_on_the_seed() -> None:
+    uncertainty = np.linspace(0.01, 1, 50)
+    for name in [*MAPS, "none", "constant", "inverted"]:
+        np.testing.assert_array_equal(assign_alpha(uncertainty, name, 0), assign_alpha(uncertainty, name, 1))
+
+
+@pytest.mark.parametrize("base", MAPS)
+@given(uncertainty=st.lists(st.one_of(ninths, st.floats(0.01, 1)), min_size=1, max_size=30))
+def test_inverted_hands_the_same_alphas_out_backwards(base: str, uncertainty: list[float]) -> None:
+    """Also among rows that mean_matched clips at the cap: they differ in uncertainty, though not in alpha."""
+    alpha = assign(uncertainty, map=base, alpha_mean=0.3)
+    inverted = assign(uncertainty, map="inverted", base=base, alpha_mean=0.3)
+    np.testing.assert_array_equal(np.sort(inverted), np.sort(alpha))
+    values = np.array(uncertainty)
+    higher = values[:, None] > values[None, :]
+    assert ((inverted[:, None] - inverted[None, :])[higher] <= 0).all()
+
+
+def test_inverted_of_clipped_rows_by_hand() -> None:
+    """The base holds the rows of .9 and .8 at the cap; the .9 row must still get the least."""
+    spec = {"base": "mean_matched", "alpha_mean": 0.3, "alpha_cap": 0.4}
+    np.testing.assert_allclose(assign([0.9, 0.8, 0.1, 0.3], map="mean_matched", **spec), [0.4, 0.4, 0.1, 0.3])
+    np.testing.assert_allclose(assign([0.9, 0.8, 0.1, 0.3], map="inverted", **spec), [0.1, 0.3, 0.4, 0.4])
+
+
+# --- missing scores --------------------------------------------------------------------------------------------------
+
+HOLES = [0.2, NAN, 0.6, NAN, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"map": "linear", "alpha_max": 0.5}, [0.1, 0.25, 0.3, 0.25, 0.35]),  # impute: their mean is 0.5
+        ({"map": "minmax", "alpha_max": 0.5}, [0.0, 0.3, 0.4, 0.3, 0.5]),
+        ({"map": "rank", "alpha_max": 0.4}, [0.0, 0.15, 0.3, 0.15, 0.4]),
+        ({"map": "mean_matched", "alpha_mean": 0.1}, [0.04, 0.1, 0.12, 0.1, 0.14]),
+        ({"map": "linear", "alpha_max": 0.5, "missing": "default"}, [0.1, 0.0, 0.3, 0.0, 0.35]),
+        ({"map": "linear", "alpha_max": 0.5, "missing": "default", "missing_alpha": 0.9}, [0.1, 0.9, 0.3, 0.9, 0.35]),
+        ({"map": "linear", "alpha_max": 0.5, "missing": "exclude"}, [0.1, NAN, 0.3, NAN, 0.35]),
+        ({"map": "inverted", "base": "linear", "alpha_max": 0.5, "missing": "exclude"}, [0.35, NAN, 0.3, NAN, 0.1]),
+        ({"map": "none", "missing": "exclude"}, [0.0, NAN, 0.0, NAN, 0.0]),
+        ({"map": "none", "missing": "impute"}, [0.0] * 5),
+        ({"map": "constant", "missing": "exclude"}, [0.1, NAN, 0.1, NAN, 0.1]),
+        ({"map": "constant", "missing": "impute"}, [0.1] * 5),
+    ],
+)
+def test_rows_without_a_score(spec: Spec, expected: list[float]) -> None:
+    np.testing.assert_allclose(assign_alpha(HOLES, spec), expected, atol=1e-12)
+
+
+def test_none_counts_as_missing() -> None:
+    np.testing.assert_array_equal(assign([0.2, None, 0.6], map="rank"), assign([0.2, NAN, 0.6], map="rank"))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("missing", ["default", "exclude"])
+@given(uncertainty=with_holes, seed=st.integers(0, 99))
+def test_scored_rows_are_mapped_as_if_alone(missing: str, uncertainty: list[float], seed: int) -> None:
+    values = np.array(uncertainty)
+    holes = np.isnan(values)
+    assume(not holes.all())
+    for name in [*MAPS, "shuffled", "inverted"]:
+        alpha = assign(uncertainty, seed, map=name, missing=missing, missing_alpha=0.03)
+        np.testing.assert_array_equal(alpha[~holes], assign_alpha(values[~holes], {"map": name}, seed))
+        assert (np.isnan(alpha[holes]) if missing == "exclude" else alpha[holes] == 0.03).all()
+
+
+@pytest.mark.parametrize("name", MAPS + CONTROLS)
+def test_every_arm_excludes_the_same_rows(name: str) -> None:
+    np.testing.assert_array_equal(np.isnan(assign(HOLES, map=name, missing="exclude")), np.isnan(HOLES))
+
+
+@pytest.mark.parametrize("name", [*MAPS, "shuffled", "inverted"])
+def test_nothing_but_missing_scores_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="(?s)no row has an uncertainty.*2 rows"):
+        assign([NAN, NAN], map=name)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("none", 0.0), ("constant", 0.1)])
+def test_arms_that_need_no_score_do_without(name: str, expected: float) -> None:
+    np.testing.assert_array_equal(assign([NAN, NAN], map=name), [expected] * 2)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [-0.01, 1.0001, 9.0, float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["linear", "none"])
+def test_values_outside_the_range_are_shown(bad: float, name: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)outside \[0, 1\].*{bad}"):
+        assign([0.5, NAN, bad], map=name)
+
+
+def test_a_matrix_is_refused() -> None:
+    with pytest.raises(UserError, match=r"one-dimensional(?s:.*)\(2, 1\)"):
+        assign_alpha(np.zeros((2, 1)), "none")
+
+
+def test_a_spec_may_be_a_name_a_mapping_or_a_section() -> None:
+    for spec in ["rank", {"map": "rank"}, SmoothConfig(map="rank")]:
+        np.testing.assert_allclose(assign_alpha([0.1, 0.9], spec), [0.0, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("sigmoid", "'mean_matched'"),
+        ({"map": "sigmoid"}, "'mean_matched'"),
+        ({"map": "linear", "alpha_max": 1.5}, "alpha_max"),
+        ({"map": "linear", "alpha_min": 0.3}, "must not be above alpha_max"),
+        ({"map": "linear", "alpha_mxa": 0.3}, "alpha_max"),
+    ],
+)
+def test_a_bad_spec_is_refused(spec: Spec | str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        assign_alpha([0.5], spec)
+    assert says in str(error.value)
+    assert "pydantic" not in str(error.value)
+
+
+# --- describe --------------------------------------------------------------------------------------------------------
+
+
+def test_describe() -> None:
+    assert describe(np.array([0.0, 0.1, NAN, 0.2, 0.3, 0.4])) == pytest.approx(
+        {
+            **{"rows": 6, "excluded": 1, "mean": 0.2, "std": 0.02**0.5},
+            **{"min": 0.0, "q25": 0.1, "median": 0.2, "q75": 0.3, "max": 0.4},
+        }
+    )
+
+
+def test_describe_nothing() -> None:
+    assert describe(np.array([NAN, NAN])) == {"rows": 2, "excluded": 2}
+    assert describe(np.array([])) == {"rows": 0, "excluded": 0}

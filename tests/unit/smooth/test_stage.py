@@ -1,0 +1,118 @@
+"""Smoothing as a stage: scored Parquet in, Parquet with alpha out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ual_ray.config import SmoothConfig
+from ual_ray.errors import UserError
+from ual_ray.records import scored_schema
+from ual_ray.smooth.stage import SMOOTHED_FILE, histogram, recorded_map, smooth
+
+SCHEMA = scored_schema(["nll"])
+
+
+def scored(folder: Path, uncertainty: dict[str, float | None], held_out: int = 2) -> Path:
+    """Write a folder of scored training rows, and some rows of other splits."""
+    rows = [{"id": name, "split": "train", "uncertainty": value} for name, value in uncertainty.items()]
+    rows += [{"id": f"z{number}", "split": "test", "uncertainty": 0.99} for number in range(held_out)]
+    (folder / "scored").mkdir()
+    for number, row in enumerate(rows):
+        table = pa.Table.from_pylist([row], schema=SCHEMA)
+        pyarrow.parquet.write_table(table, folder / "scored" / f"{9 - number}.parquet")
+    return folder / "scored"
+
+
+def alphas(folder: Path) -> dict[str, float]:
+    return {row["id"]: row["alpha"] for row in pyarrow.parquet.read_table(folder / SMOOTHED_FILE).to_pylist()}
+
+
+def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
+    figures = smooth(source, SmoothConfig(map="mean_matched", alpha_mean=0.1), 0, tmp_path / "deep" / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "deep" / "out" / SMOOTHED_FILE)
+    assert table.column_names == [*SCHEMA.names, "alpha"]
+    assert alphas(tmp_path / "deep" / "out") == pytest.approx({"a": 0.05, "b": 0.1, "c": 0.15})
+    assert (figures["map"], figures["rows"], figures["missing"], figures["excluded"]) == ("mean_matched", 3, 0, 0)
+    assert (figures["mean"], figures["min"], figures["max"]) == pytest.approx((0.1, 0.05, 0.15))
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected", "excluded"),
+    [
+        ("impute", {"a": 0.1, "b": 0.2, "c": 0.3}, 0),
+        ("default", {"a": 0.1, "b": 0.05, "c": 0.3}, 0),
+        ("exclude", {"a": 0.1, "c": 0.3}, 1),
+    ],
+)
+def test_rows_without_a_score(missing: str, expected: dict[str, float], excluded: int, tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": None, "c": 0.6})
+    spec = SmoothConfig.model_validate({"map": "linear", "alpha_max": 0.5, "missing": missing, "missing_alpha": 0.05})
+    figures = smooth(source, spec, 0, tmp_path / "out")
+    assert alphas(tmp_path / "out") == pytest.approx(expected)
+    assert (figures["rows"], figures["missing"], figures["excluded"]) == (3, 1, excluded)
+
+
+def test_the_seed_reaches_the_control_and_the_order_of_files_does_not(tmp_path: Path) -> None:
+    uncertainty: dict[str, float | None] = {f"row{number}": number / 10 for number in range(1, 9)}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    for folder, rows in (("1", uncertainty), ("2", dict(reversed(uncertainty.items())))):
+        source = scored(tmp_path / folder, rows, held_out=1)
+        for seed in (0, 1):
+            smooth(source, SmoothConfig(map="shuffled"), seed, tmp_path / folder / str(seed))
+    assert alphas(tmp_path / "1" / "0") == alphas(tmp_path / "2" / "0")
+    assert alphas(tmp_path / "1" / "0") != alphas(tmp_path / "1" / "1")
+
+
+def test_rows_that_were_never_scored_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.table({"id": ["a"], "split": ["train"]}), path)
+    with pytest.raises(UserError, match=rf"(?s){path} has no column 'uncertainty'.*ual elicit"):
+        smooth(path, SmoothConfig(), 0, tmp_path / "out")
+
+
+def test_no_training_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)no row of the split 'train'.*elicit\.splits"):
+        smooth(scored(tmp_path, {}), SmoothConfig(), 0, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["none", "mean_matched"])
+def test_nothing_left_to_train_on_is_refused(name: str, tmp_path: Path) -> None:
+    spec = SmoothConfig.model_validate({"map": name, "missing": "exclude"})
+    with pytest.raises(UserError):
+        smooth(scored(tmp_path, {"a": None, "b": None}), spec, 0, tmp_path / "out")
+    assert not (tmp_path / "out" / SMOOTHED_FILE).exists()
+
+
+def test_the_map_is_recorded_in_the_file(tmp_path: Path) -> None:
+    spec = SmoothConfig(map="shuffled", base="rank", alpha_max=0.3)
+    smooth(scored(tmp_path, {"a": 0.2, "b": 0.6}), spec, 7, tmp_path / "out")
+    for path in (tmp_path / "out", tmp_path / "out" / SMOOTHED_FILE):
+        recorded = recorded_map(path)
+        assert recorded.pop("seed") == 7
+        assert SmoothConfig.model_validate(recorded) == spec
+
+
+def test_a_file_made_elsewhere_records_no_map(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table({"alpha": [0.1]}), tmp_path / "a.parquet")
+    assert recorded_map(tmp_path / "a.parquet") == {}
+
+
+def test_histogram_counts_every_row_once(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.0, "b": 0.1, "c": 0.2, "d": 1.0})
+    smooth(source, SmoothConfig(map="linear", alpha_max=0.4), 0, tmp_path / "out")
+    bars = histogram(tmp_path / "out" / SMOOTHED_FILE, bins=4)
+    assert [count for *_, count in bars] == [3, 0, 0, 1]
+    assert [low for low, *_ in bars] + [bars[-1][1]] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_histogram_of_one_value_is_one_bar(tmp_path: Path) -> None:
+    smooth(scored(tmp_path, {"a": 0.3, "b": 0.4}), SmoothConfig(map="constant"), 0, tmp_path / "out")
+    ((low, high, count),) = histogram(tmp_path / "out" / SMOOTHED_FILE)
+    assert low <= 0.1 <= high
+    assert count == 2
