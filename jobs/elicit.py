@@ -1,7 +1,6 @@
 """Job script: stage 1, scoring.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/elicit.py /shared/rows.jsonl runtime.address=auto --out /shared/scored
+ray job submit --working-dir . -- python jobs/elicit.py /shared/rows.jsonl runtime.address=auto --out /shared/scored
 """
 
 import sys

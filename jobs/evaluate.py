@@ -1,7 +1,6 @@
 """Job script: stage 4, evaluation.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/evaluate.py /shared/scored --model /shared/trained/model runtime.address=auto --out /shared/evaluated
+ray job submit --working-dir . -- python jobs/evaluate.py /shared/scored --model /shared/trained/model --out /shared/evaluated
 """
 
 import sys

@@ -1,7 +1,6 @@
 """Job script: the whole pipeline.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/pipeline.py jobs/configs/demo.yaml runtime.address=auto output=/shared/runs/demo
+ray job submit --working-dir . -- python jobs/pipeline.py jobs/configs/demo.yaml runtime.address=auto output=/shared/runs/demo
 """
 
 import sys

@@ -1,7 +1,6 @@
 """Job script: stage 5, the report.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/report.py /shared/evaluated --out /shared/report
+ray job submit --working-dir . -- python jobs/report.py /shared/evaluated --out /shared/report
 """
 
 import sys

@@ -1,7 +1,6 @@
 """Job script: stage 2, smoothing.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/smooth.py /shared/scored --out /shared/ual
+ray job submit --working-dir . -- python jobs/smooth.py /shared/scored --out /shared/ual
 """
 
 import sys

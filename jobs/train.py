@@ -1,7 +1,6 @@
 """Job script: stage 3, fine-tuning.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python jobs/train.py /shared/ual runtime.address=auto --out /shared/trained
+ray job submit --working-dir . -- python jobs/train.py /shared/ual runtime.address=auto --out /shared/trained
 """
 
 import sys

@@ -52,12 +52,13 @@ def run(
 
     Finished stages are recognised by a hash of their inputs and settings and are not done again.
     """
+    from ual_ray import preflight
     from ual_ray.workspace import Workspace
 
     config = _load(arguments, config_file)
     stages = _check_stages(force or [])
     workspace = Workspace(Path(config.output).expanduser())
-    _check_first(config)
+    preflight.check(config)
     workspace.check_owner(config)
     with _terminal(workspace.log_file, verbose) as console:
         from ual_ray import pipeline
@@ -79,10 +80,11 @@ def elicit(
     verbose: Verbose = False,
 ) -> None:
     """Stage 1: score rows; OUT/rows.parquet holds the canonical rows, OUT/elicit/scored what was scored."""
+    from ual_ray import preflight
     from ual_ray.sources.prepare import ROWS_FILE
 
     config = _load([*(overrides or []), f"data.path={data}"], config_file)
-    _check_first(config, train=False)
+    preflight.check(config, {"rows", "elicit"})
     with _session(config, out, force, verbose, "elicit") as session:
         from ual_ray.steps import elicit_step, rows_step
 
@@ -124,14 +126,16 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Stage 3: fine-tune on rows with alpha; OUT/model is a Hugging Face directory."""
+    from ual_ray import preflight
+
     config = _load(overrides, config_file)
     source = _find(smoothed, "smoothed.parquet", "ual smooth")
     rows = _find(validation, "rows/rows.parquet", "ual elicit") if validation else None
-    _check_first(config, data=False)
+    preflight.check(config, {"train"})
     with _session(config, out, force, verbose, "train") as session:
         from ual_ray.steps import train_step
 
-        train_step(session, out.name, None, source, rows, _at(out))
+        train_step(session, out.name, source, rows, _at(out))
 
 
 @app.command()
@@ -146,9 +150,11 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Stage 4: NLL and exact match of one model on the test split; OUT/predictions and OUT/figures.json."""
+    from ual_ray import preflight
+
     config = _load([*(overrides or []), f"model={model}"], config_file)
     source = _find(rows, "rows/rows.parquet", "ual elicit")
-    _check_first(config, data=False)
+    preflight.check(config, {"evaluate"})
     with _session(config, out, force, verbose, "evaluate") as session:
         from ual_ray.steps import evaluate_step
 
@@ -227,12 +233,6 @@ def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
             raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
         config_file = Path(items.pop(0))
     return configuration.load(config_file, items)
-
-
-def _check_first(config: Config, *, data: bool = True, train: bool = True) -> None:
-    from ual_ray import preflight
-
-    preflight.check(config, data=data, train=train)
 
 
 def _check_stages(force: list[str]) -> frozenset[str]:

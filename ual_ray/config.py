@@ -7,13 +7,17 @@ Unknown keys are errors that name the nearest legal one.
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
 
 from ual_ray.errors import UserError
 
@@ -28,7 +32,7 @@ Share = float
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -85,6 +89,8 @@ class ElicitConfig(Section):
 
     @model_validator(mode="after")
     def _uncertainty_is_measured(self) -> ElicitConfig:
+        if len(set(self.estimators)) < len(self.estimators):
+            raise ValueError(f"estimators {list(self.estimators)} names one twice")
         if self.uncertainty not in self.estimators:
             raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}")
         return self
@@ -205,14 +211,22 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
     file = _read_yaml(Path(path)) if path is not None else {}
     if "arms" in file:
         base["arms"] = {}
+    for key, value in file.items():
+        if isinstance(base.get(key), dict) and not isinstance(value, dict):
+            raise UserError(f"bad value for '{key}': it has keys of its own", value=value, fix="`ual config` prints every key")
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise UserError("an override is not of the form key=value", value=item, legal="data.path=rows.jsonl")
     try:
         merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError("the configuration cannot be merged", value=error, fix="check the YAML and the overrides") from error
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        source = ", ".join([*([str(path)] if path is not None else []), *overrides])
+        raise UserError(
+            "the configuration cannot be merged",
+            value=f"{source}: {error}",
+            fix="quote values that hold YAML's own characters: 'key=\"*.jsonl\"'",
+        ) from error
     return validate(values)
 
 
@@ -221,7 +235,7 @@ def validate(values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(Config, problem) for problem in error.errors())) from error
+        raise UserError("\n".join(explain(Config, problem) for problem in error.errors())) from error
 
 
 def section_at(path: Sequence[str | int]) -> type[Section] | None:
@@ -249,17 +263,19 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # OmegaConf and YAML raise many kinds; all mean the same to the user
         raise UserError("the configuration file is not YAML", value=f"{path}: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
         raise UserError("the configuration file is not a mapping", value=path, legal="sections such as 'data:' and 'train:'")
     return {str(key): value for key, value in content.items()}
 
 
-def _explain(root: type[Section], problem: Mapping[str, Any]) -> str:
+def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
+    """Word one of pydantic's complaints about `root` for the user: the key, what was found, what is legal."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] != "extra_forbidden":
-        return f"bad value for '{key}': {problem['msg']}\n  found: {problem['input']!r}" if key else str(problem["msg"])
-    section = section_at(location[:-1]) or root
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"bad value for '{key}': {message}\n  found: {problem['input']!r}" if key else message
+    section = (section_at(location[:-1]) if root is Config else None) or root
     legal = list(section.model_fields)
     close = difflib.get_close_matches(location[-1], legal, n=1)
     prefix = ".".join([*location[:-1], ""])
@@ -278,13 +294,17 @@ def _dump_section(section: Section, indent: int) -> list[str]:
         elif isinstance(value, dict) and value and all(isinstance(item, Section) for item in value.values()):
             lines.append(f"{pad}{name}:{comment}")
             for key, item in value.items():
-                lines += [f"{pad}  {key}:", *_dump_section(item, indent + 2)]
+                lines += [f"{pad}  {_dump_key(key)}:", *_dump_section(item, indent + 2)]
         else:
             lines.append(f"{pad}{name}: {_dump_value(value)}{comment}")
     return lines
 
 
-def _dump_value(value: Any) -> str:
-    import json
+def _dump_key(key: str) -> str:
+    return key if isinstance(yaml.safe_load(key), str) and key.isascii() and not key[0].isdigit() else _dump_value(key)
 
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+def _dump_value(value: Any) -> str:
+    text = json.dumps(list(value) if isinstance(value, tuple) else value)
+    # YAML has no surrogate pairs: what lies beyond the basic plane is written as it is.
+    return re.sub(r"\\u(d[89ab]..)\\u(d[c-f]..)", lambda pair: json.loads(f'"{pair[0]}"'), text)

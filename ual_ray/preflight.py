@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Set
 from pathlib import Path
 
 import psutil
@@ -20,15 +21,16 @@ TRAINING_BYTES_PER_PARAMETER = 16
 WORKER_OVERHEAD_GB = 1.0
 
 
-def check(config: Config, *, data: bool = True, train: bool = True) -> None:
+def check(config: Config, stages: Set[str] = frozenset({"rows", "elicit", "train", "evaluate"})) -> None:
     """Raise UserError for data or models that cannot be loaded, or stages that cannot fit into this machine."""
-    if data:
+    if "rows" in stages:
         check_data(config.data)
-    if train:
+    if stages & {"train", "evaluate"}:
         check_model(config.model, "model")
-    check_model(config.elicit.model, "elicit.model")
+    if "elicit" in stages:
+        check_model(config.elicit.model, "elicit.model")
     if config.runtime.check_memory and not config.runtime.address:
-        check_memory(config, psutil.virtual_memory().available / GB, train=train)
+        check_memory(config, psutil.virtual_memory().available / GB, stages)
 
 
 def check_data(data: DataConfig) -> None:
@@ -37,9 +39,12 @@ def check_data(data: DataConfig) -> None:
         read_messages(Path(data.path).expanduser(), data.format, limit=1)
 
 
-def check_memory(config: Config, available_gb: float, *, train: bool = True) -> None:
+def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
     """Raise UserError when a stage on this machine's CPUs needs more memory than is free; hub models are not judged."""
-    for stage, key, needed in (_scoring(config), *([_training(config)] if train else [])):
+    needs = [_training(config)] if "train" in stages else []
+    if stages & {"elicit", "evaluate"}:
+        needs.append(_scoring(config))
+    for stage, key, needed in needs:
         if needed > available_gb:
             raise UserError(
                 f"{stage} does not fit into memory",

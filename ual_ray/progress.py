@@ -23,7 +23,7 @@ class Meter:
         self._unit = unit
         self._started = time.monotonic()
         self._last_line = self._started
-        self._first_done: tuple[float, float] | None = None
+        self._first_done: tuple[float, float, float] | None = None
         self.done = 0.0
         self.rate_done = 0.0
         self._bar: Progress | None = None
@@ -44,19 +44,20 @@ class Meter:
         self.done = done
         self.rate_done = done if rate_done is None else rate_done
         if self._first_done is None and self.rate_done > 0:
-            self._first_done = (now, self.rate_done)
+            self._first_done = (now, self.rate_done, done)
         text = f"{self.rate():,.0f} {self._unit}/s {note}".rstrip() if self.rate() else note
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=text)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._console.print(f"  {self._name}: {self._share()} {text}{self._remaining(now)}".rstrip(), highlight=False)
+            line = f"  {self._name}: {self._share()} {text or 'starting'}{self._remaining(now)}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def rate(self) -> float:
         """Units per second since the first was done, so that start-up does not spoil the ETA."""
         if self._first_done is None:
             return 0.0
-        since, before = self._first_done
+        since, before, _ = self._first_done
         seconds = time.monotonic() - since
         return (self.rate_done - before) / seconds if seconds > 0.5 else 0.0
 
@@ -74,9 +75,10 @@ class Meter:
         return f"{self.done:,.0f}" if self._total is None else f"{self.done:,.0f}/{self._total:,}"
 
     def _remaining(self, now: float) -> str:
-        if self._total is None or self._first_done is None or self.done <= 0:
+        if self._total is None or self._first_done is None or self.done <= self._first_done[2]:
             return ""
-        return f" ETA {(now - self._started) * (self._total - self.done) / self.done:,.0f} s"
+        since, _, before = self._first_done
+        return f" ETA {(now - since) * (self._total - self.done) / (self.done - before):,.0f} s"
 
 
 @contextmanager

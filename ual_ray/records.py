@@ -148,7 +148,7 @@ def file_digest(path: Path) -> str:
     """Hash a file, or the files of a folder in order of name: 16 hexadecimal digits of SHA-256."""
     hasher = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() or file == path:
             with file.open("rb") as stream:
                 hasher.update(hashlib.file_digest(stream, "sha256").digest())
     return hasher.hexdigest()[:ID_LENGTH]

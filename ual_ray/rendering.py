@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ual_ray.errors import UserError
 from ual_ray.records import Messages, digest
 
@@ -46,16 +48,21 @@ class ChatRenderer:
 
     def text(self, messages: Messages, *, generation_prompt: bool) -> str:
         """Render to text, as the model will see it, special tokens written out."""
-        return self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Tokens up to where the assistant is to speak."""
         return self._encode(self.text(messages, generation_prompt=True))
 
-    def conversation(self, messages: Messages) -> Rendered:
+    def conversation(self, messages: Messages, *, last_reply_only: bool = False) -> Rendered:
         """Tokens of the whole conversation, with every assistant turn and its end-of-turn token as labels.
+
+        `last_reply_only` makes labels of the last of them alone.
 
         Each turn is tokenized apart, as it is when the model generates it, so training and generation see the same tokens.
         Raises ValueError when the template is not a prefix code (an earlier turn changes when a later one is added).
@@ -68,7 +75,7 @@ class ChatRenderer:
             input_ids.extend(ids)
             labels.extend(ids if trained else [IGNORE_INDEX] * len(ids))
 
-        done = ""
+        done = untrained = ""
         for position, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -78,10 +85,11 @@ class ChatRenderer:
                 raise ValueError("the chat template rewrites earlier turns; the assistant's tokens cannot be told apart")
             reply = full[len(prompt) :]
             spoken = reply.rstrip()  # the line break behind the end-of-turn token is the template's, not the model's
-            append(prompt[len(done) :], trained=False)
-            append(spoken, trained=True)
-            append(reply[len(spoken) :], trained=False)
+            append(untrained + prompt[len(done) :], trained=False)
+            append(spoken, trained=not last_reply_only or position == len(messages) - 1)
+            untrained = reply[len(spoken) :]
             done = full
+        append(untrained, trained=False)
         return Rendered(input_ids, labels)
 
     def decode(self, ids: list[int]) -> str:

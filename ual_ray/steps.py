@@ -122,7 +122,7 @@ def elicit_step(session: Session, rows: Path, place: Place) -> Done:
             meter(session.console, "elicit", total, "rows") as shown,
         ):
             run.params({"elicit": config.elicit.model_dump(), "engine": engine.model_dump()})
-            run.dataset("rows", rows, inputs["rows"], total, "scoring")
+            run.dataset("rows", rows, file_digest(rows), total, "scoring")
             figures = stage.elicit(config, folder, shown)
             run.metrics({**figures, "rows_per_second": figures["rows"] / shown.seconds})
             run.figure(plots.uncertainty_by_source(scores_by_source(folder / stage.SCORED)), "plots/uncertainty_by_source.png")
@@ -184,7 +184,7 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     text += f"training NLL {last['nll']:.3f}"
     if "validation_nll" in last:
         text += f", validation NLL {figures['first_validation_nll']:.3f} -> {last['validation_nll']:.3f}"
-    return session.finish(f"train {name}", done, f"{text}; {figures['tokens_per_second']:.0f} tokens/s")
+    return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
 
 
 def _train_and_log(session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _train_and_log(session: Session, run: Run, name: str, smoothed: Path, rows: 
     figures = stage.train(config, smoothed, rows, folder, make_meter, on_step)
     lines = read_metrics(folder / METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
-    figures["tokens_per_second"] = speeds[len(speeds) // 2]
+    figures["median_tokens_per_second"] = speeds[len(speeds) // 2]
     figures["first_validation_nll"] = next((x["validation_nll"] for x in lines if "validation_nll" in x), None)
     run.metrics({key: value for key, value in figures.items() if key != "last"}, step=figures["steps"])
     run.figure(plots.loss_curves({name: lines}), "plots/loss.png")
@@ -240,7 +240,7 @@ def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Pl
             meter(session.console, f"evaluate {name}", total, "rows") as shown,
         ):
             run.params({"evaluate": config.evaluate.model_dump(), "model": model})
-            run.dataset("test rows", rows, inputs["rows"], total, "evaluation")
+            run.dataset("test rows", rows, file_digest(rows), total, "evaluation")
             result = evaluation.evaluate(config, name, model, folder, shown)
             for figure in result["figures"]:
                 key = f"{figure['metric']}.{figure['source']}"

@@ -63,9 +63,7 @@ def test_the_arms_start_equal_and_differ_in_their_smoothing(finished: tuple[Path
     assert lines["ual"][1]["mean_alpha"] > 0
 
 
-def test_a_second_run_does_nothing_again_and_starts_no_ray(
-    finished: tuple[Path, str], ual: Any, small: list[str]
-) -> None:
+def test_a_second_run_does_nothing_again_and_starts_no_ray(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
     output, _ = finished
     before = done_times(output)
     log = (output / "ual.log").stat().st_size
@@ -127,9 +125,7 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
     }
     version = client.get_latest_versions("ual-ual")[0]
     assert version.tags["ual_ray.base_model"] == parent.data.tags["ual_ray.base_model"]
-    assert {version.run_id for version in client.search_model_versions("name='ual-sft'")} == {
-        children["train sft"].info.run_id
-    }
+    assert {version.run_id for version in client.search_model_versions("name='ual-sft'")} == {children["train sft"].info.run_id}
 
 
 def test_sigterm_ends_the_run_as_killed_and_the_next_run_goes_on(ual: Any, small: list[str], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_without_a_total_there_is_no_eta(log: Log) -> None:
 
 def test_nothing_done_yet_is_said_without_rate_and_eta(log: Log) -> None:
     run(log, Meter(log.console, "elicit", 50, "rows"), [(12, 0)])
-    assert log.lines == ["  elicit: 0/50"]
+    assert log.lines == ["  elicit: 0/50 starting"]
 
 
 @pytest.mark.parametrize("note", ["(3 failed)", "[warming up]", "loss 1.2345 " * 8])

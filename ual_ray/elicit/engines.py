@@ -22,6 +22,7 @@ from ual_ray.elicit.requests import (
     Result,
     messages_of,
 )
+from ual_ray.errors import UserError
 from ual_ray.rendering import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 from ual_ray.sources.models import resolve_model
 
@@ -96,10 +97,20 @@ class VLLMEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer all requests in one continuous batch; overlong ones never reach the engine."""
-        jobs = [_Job(request, self._renderer) for request in requests]
-        results: list[Result] = [overlong(job.total_tokens, self._max_model_len) for job in jobs]
-        fitting = [index for index, job in enumerate(jobs) if job.total_tokens <= self._max_model_len]
-        for index, result in zip(fitting, self._generate([jobs[index] for index in fitting]), strict=True):
+        results: list[Result] = []
+        fitting: dict[int, _Job] = {}
+        for index, request in enumerate(requests):
+            try:
+                job = _Job(request, self._renderer)
+            except UserError:
+                raise
+            except ValueError as error:
+                results.append(Failure(f"template: {error}"))
+                continue
+            results.append(overlong(job.total_tokens, self._max_model_len))
+            if job.total_tokens <= self._max_model_len:
+                fitting[index] = job
+        for index, result in zip(fitting, self._generate([*fitting.values()]), strict=True):
             results[index] = result
         return results
 
@@ -138,8 +149,8 @@ class _Job:
                 self.prompt_ids = renderer.prompt_ids(messages_of(prompt))
                 self.sampling = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=ids, detokenize=False)
                 self.read = lambda output: _read_choice(output, ids)
-            case Likelihood(conversation):
-                rendered = renderer.conversation(messages_of(conversation))
+            case Likelihood(conversation, last_reply_only):
+                rendered = renderer.conversation(messages_of(conversation), last_reply_only=last_reply_only)
                 self.prompt_ids = rendered.input_ids
                 self.sampling = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
                 self.read = lambda output: _read_likelihood(output, rendered)

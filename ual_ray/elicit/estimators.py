@@ -97,7 +97,7 @@ class NegativeLogLikelihood:
 
     def requests(self, messages: Messages) -> Sequence[Request]:
         """Ask for the NLL of the last reply, which is the pair's response."""
-        return [Likelihood(turns(messages))]
+        return [Likelihood(turns(messages), last_reply_only=True)]
 
     def reduce(self, results: Sequence[Result]) -> Estimate:
         """Average over the tokens."""
@@ -105,7 +105,7 @@ class NegativeLogLikelihood:
         if not isinstance(result, LikelihoodResult) or result.target_tokens == 0 or not math.isfinite(result.nll_sum):
             return MISSING
         mean = result.nll_sum / result.target_tokens
-        return Estimate(1.0 - math.exp(-mean), mean)
+        return Estimate(max(0.0, -math.expm1(-mean)), mean)
 
 
 REGISTRY: dict[str, Estimator] = {estimator.name: estimator for estimator in (Verbalized(), PTrue(), NegativeLogLikelihood())}
@@ -114,7 +114,7 @@ REGISTRY: dict[str, Estimator] = {estimator.name: estimator for estimator in (Ve
 def softmax(log_probabilities: Sequence[float]) -> list[float] | None:
     """Renormalise log-probabilities over the given choices; None when none of them has a finite one."""
     highest = max(log_probabilities)
-    if not math.isfinite(highest):
+    if not math.isfinite(highest) or any(map(math.isnan, log_probabilities)):
         return None
     weights = [math.exp(value - highest) for value in log_probabilities]
     total = sum(weights)

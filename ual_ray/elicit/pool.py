@@ -52,7 +52,6 @@ class Counts:
     prompt_tokens: int = 0
 
 
-@ray.remote(num_cpus=0)
 class Counter:
     """Adds up what the actors did, so that the driver can show it."""
 
@@ -97,7 +96,7 @@ def map_rows(source: Path, target: Path, task: Task, schema: pa.Schema, pool: Po
     total = pyarrow.parquet.read_metadata(source).num_rows
     actors = max(pool.engine.min_actors, min(pool.engine.max_actors, math.ceil(total / SMALLEST_BLOCK)))
     block = max(SMALLEST_BLOCK, min(pool.engine.rows_per_block, math.ceil(total / (actors * BLOCKS_PER_ACTOR))))
-    counter = Counter.remote()
+    counter = ray.remote(num_cpus=0)(Counter).remote()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column=ID,
@@ -107,7 +106,7 @@ def map_rows(source: Path, target: Path, task: Task, schema: pa.Schema, pool: Po
     try:
         rows = ray.data.read_parquet(str(source)).repartition(target_num_rows_per_block=block)
         results = rows.map_batches(
-            EngineActor,  # type: ignore[arg-type]  # Ray Data's stub wants a function
+            EngineActor,
             fn_constructor_kwargs={"pool": pool, "task": task, "schema": schema, "counter": counter},
             batch_format="pyarrow",
             batch_size=min(pool.engine.batch_size, block),

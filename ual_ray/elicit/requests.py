@@ -33,9 +33,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Ask for the NLL of the assistant's turns of a given conversation."""
+    """Ask for the NLL of the assistant's turns of a given conversation, or of the last of them alone."""
 
     conversation: Turns
+    last_reply_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ual_ray.config import SmoothConfig
+from ual_ray.config import SmoothConfig, explain
 from ual_ray.errors import UserError
 
 Array = NDArray[np.float64]
@@ -112,7 +112,7 @@ def _map_or_control(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
     if spec.map == "shuffled":
         return np.random.default_rng(seed).permutation(_apply(uncertainty, spec.base, spec))
     if spec.map == "inverted":
-        return _hand_out_backwards(_apply(uncertainty, spec.base, spec))
+        return _hand_out_backwards(_apply(uncertainty, spec.base, spec), uncertainty)
     return _apply(uncertainty, spec.map, spec)
 
 
@@ -122,11 +122,11 @@ def _apply(uncertainty: Array, name: str, spec: SmoothConfig) -> Array:
     return {"linear": linear, "minmax": minmax, "rank": rank}[name](uncertainty, spec.alpha_min, spec.alpha_max)
 
 
-def _hand_out_backwards(alpha: Array) -> Array:
+def _hand_out_backwards(alpha: Array, uncertainty: Array) -> Array:
     """Keep the alphas and reverse who gets them: the most certain row gets the largest."""
-    order = np.argsort(alpha, kind="stable")
+    order = np.argsort(uncertainty, kind="stable")
     result = np.empty_like(alpha)
-    result[order] = alpha[order[::-1]]
+    result[order] = np.sort(alpha)[::-1]
     return result
 
 
@@ -141,4 +141,4 @@ def _as_spec(spec: SmoothConfig | Mapping[str, Any] | str) -> SmoothConfig:
     try:
         return SmoothConfig.model_validate({"map": spec} if isinstance(spec, str) else dict(spec))
     except ValidationError as error:
-        raise UserError("the smoothing spec is not valid", value=spec, legal=str(error)) from error
+        raise UserError("\n".join(explain(SmoothConfig, problem) for problem in error.errors())) from error

@@ -51,6 +51,8 @@ def check_model(name: str, key: str = "model") -> None:
         _demo_gguf()
         return
     path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"{key} is a file, not a directory", value=name, legal="a hub name, a model directory, or 'demo'")
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(

@@ -109,7 +109,7 @@ def write(prepared: Prepared, folder: Path) -> None:
     """Write the rows as Parquet and the quarantined rows as JSONL beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in prepared.quarantined)
-    (folder / QUARANTINE_FILE).write_text("".join(lines), encoding="utf-8")
+    (folder / QUARANTINE_FILE).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     write_rows(prepared.rows, ROWS, folder / ROWS_FILE)
 
 

@@ -22,7 +22,12 @@ ROLES = ("system", "user", "assistant")
 
 
 class BadRow(ValueError):
-    """A row that cannot be used; the text is the reason it is quarantined with."""
+    """A row that cannot be used; the text is the reason it is quarantined with, `raw` what stood in the file."""
+
+    def __init__(self, reason: str, raw: str | None = None) -> None:
+        """Give the reason, and the raw text where there is no record to show."""
+        super().__init__(reason)
+        self.raw = raw
 
 
 def read_records(path: Path) -> Iterator[Record | BadRow]:
@@ -51,8 +56,8 @@ def recognise_format(records: Sequence[Record | BadRow], path: Path) -> str:
                 return name
         seen.update(record)
     legal = "; ".join(f"{name} ({', '.join(columns)})" for name, columns in FORMATS.items())
-    columns = f"columns {sorted(seen)}" if seen else "no row that is a JSON object"
-    raise UserError(f"the format of {path} is unknown", value=columns, legal=legal, fix="rename the columns")
+    found = f"columns {sorted(seen)}" if seen else "no row that is a JSON object"
+    raise UserError(f"the format of {path} is unknown", value=found, legal=legal, fix="rename the columns")
 
 
 def read_messages(path: Path, format_name: str, limit: int | None) -> tuple[str, Iterator[tuple[Record, Messages | BadRow]]]:
@@ -68,7 +73,7 @@ def read_messages(path: Path, format_name: str, limit: int | None) -> tuple[str,
     def convert_all() -> Iterator[tuple[Record, Messages | BadRow]]:
         for record in islice(chain(head, records), limit):
             if isinstance(record, BadRow):
-                yield {}, record
+                yield {"raw": record.raw}, record
                 continue
             try:
                 yield record, convert(record)
@@ -121,22 +126,24 @@ def _text(record: Record, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise BadRow(f"{column} is not text: {value!r:.80}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRow(f"{column} is not Unicode: it holds half a surrogate pair")
     return value.strip()
 
 
 def _read_jsonl(path: Path) -> Iterator[Record | BadRow]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 yield _object(json.loads(line))
             except json.JSONDecodeError as error:
-                yield BadRow(f"line {number} is not JSON: {error}")
+                yield BadRow(f"not JSON: line {number}: {error}", line.rstrip("\n"))
 
 
 def _read_json(path: Path) -> Iterator[Record | BadRow]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, list):
         raise UserError(
             "data.path is JSON but not an array", value=path, legal="[ {...}, {...} ], or one object a line in .jsonl"
@@ -150,4 +157,4 @@ def _read_parquet(path: Path) -> Iterator[Record | BadRow]:
 
 
 def _object(value: Any) -> Record | BadRow:
-    return value if isinstance(value, dict) else BadRow(f"not a JSON object: {value!r:.80}")
+    return value if isinstance(value, dict) else BadRow(f"not a JSON object: {value!r:.80}", json.dumps(value))

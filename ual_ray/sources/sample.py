@@ -7,6 +7,9 @@ additions, each with a worked answer that ends in "#### n".
 from __future__ import annotations
 
 import json
+import math
+import operator
+import re
 from collections.abc import Iterator
 from importlib import resources
 
@@ -17,6 +20,10 @@ OPEN_ENDED = "open_ended"
 DETERMINISTIC = "deterministic"
 
 SEED = 20240610
+# A number, an operator, a number and their result, with no further operator on either side.
+EQUATION = re.compile(
+    r"(?<![\d.*/+-])(?<![*/+-] )(\d+(?:\.\d+)?) ?([*/+-]) ?(\d+(?:\.\d+)?) ?= ?(\d+(?:\.\d+)?)(?! ?[\d*/+%-])"
+)
 LONGEST_WORKED_ANSWER = 320  # characters: the demo has to fit into minutes on two CPU cores
 
 
@@ -49,8 +56,23 @@ def deterministic_rows(count: int) -> Iterator[Messages]:
 def _word_problems() -> Iterator[tuple[str, str]]:
     for item in _reasoning_gym("gsm_symbolic"):
         answer = item["metadata"]["answer_cot"]
-        if len(answer) <= LONGEST_WORKED_ANSWER and answer.rstrip().endswith(f"#### {item['answer']}"):
+        if len(answer) <= LONGEST_WORKED_ANSWER and ends_in(answer, item["answer"]) and equations_hold(answer):
             yield item["question"], answer
+
+
+def ends_in(answer: str, number: str) -> bool:
+    """Tell whether a worked answer ends in the right number."""
+    return answer.rstrip().endswith(f"#### {number}")
+
+
+def equations_hold(answer: str) -> bool:
+    """Tell whether every 'a op b = c' of a worked answer is true: some of reasoning-gym's are cut to whole numbers."""
+    operators = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+    return all(
+        math.isclose(operators[sign](float(left), float(right)), float(result), abs_tol=1e-6)
+        for left, sign, right, result in EQUATION.findall(answer)
+        if sign != "/" or float(right) != 0
+    )
 
 
 def _addition_chains() -> Iterator[tuple[str, str]]:
@@ -63,9 +85,9 @@ def work_out(expression: str) -> str:
     """Work a chain such as '4 - 1 - 7' out from left to right, one line a step, ending in '#### -4'."""
     first, *rest = expression.split()
     total, lines = int(first), []
-    for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        result = total + int(term) if operator == "+" else total - int(term)
-        lines.append(f"{total} {operator} {term} = {result}")
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        result = total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{total} {sign} {term} = {result}")
         total = result
     return "\n".join([*lines, f"#### {total}"])
 

@@ -201,9 +201,7 @@ class _Head:
     hidden states; added to low-precision logits it would vanish beside the probabilities.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients) -> None:
         dtype, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
         self.size = options.vocab_size or len(weight)
         self._softcap = options.softcap

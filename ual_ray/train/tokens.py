@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ TOKENS_FOLDER = "tokens"
 COLUMNS = [ID, SPLIT, MESSAGES]
 
 
+logger = logging.getLogger(__name__)
+
+
 class Render:
     """Renders rows of (messages, alpha) to (input_ids, labels, alpha); rows that lose every label are left out."""
 
@@ -43,7 +47,11 @@ class Render:
         """Render a batch; what is longer than max_length is cut off at the end."""
         rows = []
         for row in batch.to_pylist():
-            rendered = self._renderer.conversation(row[MESSAGES])
+            try:
+                rendered = self._renderer.conversation(row[MESSAGES])
+            except ValueError:
+                logger.exception("row %s cannot be rendered and is dropped", row[ID])
+                continue
             input_ids, labels = rendered.input_ids[: self._max_length], rendered.labels[: self._max_length]
             # The first token is never predicted, so a label there would train nothing.
             if any(label != IGNORE_INDEX for label in labels[1:]):
@@ -68,7 +76,7 @@ def render(
     (
         ray.data.read_parquet(str(to_render))
         .map_batches(
-            Render,  # type: ignore[arg-type]  # Ray Data's stub wants a function
+            Render,
             fn_constructor_args=(model, max_length, trust_remote_code),
             batch_format="pyarrow",
             concurrency=1,

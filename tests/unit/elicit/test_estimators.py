@@ -177,7 +177,7 @@ def test_what_is_asked() -> None:
     (nll,) = REGISTRY["nll"].requests(PAIR)
     assert isinstance(verbalized, Choice) and verbalized.choices == tuple("0123456789")
     assert isinstance(p_true, Choice) and p_true.choices == ("A", "B")
-    assert nll == Likelihood((("user", "Say hi."), ("assistant", "Hi.")))
+    assert nll == Likelihood((("user", "Say hi."), ("assistant", "Hi.")), last_reply_only=True)
 
 
 @given(values=st.lists(st.floats(-700, 0), min_size=1, max_size=12))

@@ -95,7 +95,7 @@ def test_what_is_sent_is_what_the_estimators_ask() -> None:
     assert set(engine.seen) == {
         Choice(fill(TEMPLATES["verbalized"], one["messages"]), tuple("0123456789")),
         Choice(fill(TEMPLATES["p_true"], one["messages"]), ("A", "B")),
-        Likelihood((("user", "Why {so}?"), ("assistant", "Hi."))),
+        Likelihood((("user", "Why {so}?"), ("assistant", "Hi.")), last_reply_only=True),
     }
 
 

@@ -129,9 +129,7 @@ class TestDefinition:
 
     @all_options
     @pytest.mark.parametrize("chunk_size", [1, 3, None])
-    def test_unreduced_equals_brute_force_under_random_upstream(
-        self, options: dict[str, Any], chunk_size: int | None
-    ) -> None:
+    def test_unreduced_equals_brute_force_under_random_upstream(self, options: dict[str, Any], chunk_size: int | None) -> None:
         inputs = make_inputs(**options)
         upstream = torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         expected = brute_force(**inputs)
@@ -340,9 +338,7 @@ class TestReduction:
     @all_options
     @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.parametrize("tokens", [6, 0])
-    def test_without_targets_it_is_zero_with_a_valid_graph(
-        self, options: dict[str, Any], reduction: str, tokens: int
-    ) -> None:
+    def test_without_targets_it_is_zero_with_a_valid_graph(self, options: dict[str, Any], reduction: str, tokens: int) -> None:
         inputs = make_inputs(tokens=tokens, **options)
         inputs["labels"].fill_(IGNORE)
         loss = smoothed_linear_cross_entropy(**inputs, reduction=reduction)
@@ -399,9 +395,7 @@ class TestMetrics:
     def test_a_label_that_ties_with_the_argmax_is_not_the_argmax(self) -> None:
         """In bfloat16 ties are common: counting them would flatter the accuracy."""
         labels = torch.tensor([0, 3])
-        _, metrics = smoothed_linear_cross_entropy_with_metrics(
-            torch.zeros(2, 2), torch.ones(4, 2), labels, torch.zeros(2)
-        )
+        _, metrics = smoothed_linear_cross_entropy_with_metrics(torch.zeros(2, 2), torch.ones(4, 2), labels, torch.zeros(2))
         assert metrics.top1.tolist() == [True, False]
 
     def test_metrics_cost_no_extra_pass(self) -> None:
@@ -482,9 +476,7 @@ class TestMemoryAndGraph:
     @all_options
     @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_logits_of_all_tokens_never_exist(
-        self, options: dict[str, Any], reduction: str, dtype: torch.dtype
-    ) -> None:
+    def test_logits_of_all_tokens_never_exist(self, options: dict[str, Any], reduction: str, dtype: torch.dtype) -> None:
         tokens, width, vocabulary, chunk_size = 120, 6, 512, 10
         inputs = make_inputs(tokens, width, vocabulary, dtype=dtype, **{**options, "vocab_size": None})
         inputs["labels"] = torch.arange(tokens)
@@ -599,9 +591,7 @@ class TestArguments:
             ({"reduction": "mean"}, "reduction: found 'mean'; legal: 'sum' or 'none'"),
         ],
     )
-    def test_message_names_the_argument_what_was_found_and_what_is_legal(
-        self, wrong: dict[str, Any], message: str
-    ) -> None:
+    def test_message_names_the_argument_what_was_found_and_what_is_legal(self, wrong: dict[str, Any], message: str) -> None:
         right = {
             "hidden": torch.zeros(5, 3),
             "weight": torch.zeros(7, 3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = r"-?\$?-?\d[\d,]*(?:\.\d+)?"
+_NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _STRICT = re.compile(rf"####\s*({_NUMBER})")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
 
