@@ -129,14 +129,14 @@ start() { # WORKERS
 
   launch head --head --node-ip-address="$HEAD_IP" --port="$PORT" --ray-client-server-port="$CLIENT_PORT" \
     --num-cpus="$HEAD_CPUS" --include-dashboard=true --dashboard-host="$HOST" --dashboard-port="$DASHBOARD_PORT"
-  wait_for head "the head runs" grep -q "Ray runtime started" "$STATE/head.log"
+  wait_for head "it runs" grep -q "Ray runtime started" "$STATE/head.log"
+  # One after the other: raylets that start at the same moment in the same folder take the same socket name.
   for ((number = 1; number <= workers; number++)); do
-    launch "worker-$number" --address="$HEAD_IP:$PORT" --node-ip-address="$(worker_ip "$number")" --num-cpus="$WORKER_CPUS"
+    name=worker-$number
+    launch "$name" --address="$HEAD_IP:$PORT" --node-ip-address="$(worker_ip "$number")" --num-cpus="$WORKER_CPUS"
+    wait_for "$name" "it runs" grep -q "Ray runtime started" "$STATE/$name.log"
   done
-  for ((number = 1; number <= workers; number++)); do
-    wait_for "worker-$number" "worker $number runs" grep -q "Ray runtime started" "$STATE/worker-$number.log"
-  done
-  wait_for head "the job server answers" "$RAY" job list --address "http://$HOST:$DASHBOARD_PORT"
+  wait_for head "its job server answers" "$RAY" job list --address "http://$HOST:$DASHBOARD_PORT"
   status
 }
 

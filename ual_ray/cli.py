@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from ual_ray import config as configuration
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
+from ual_ray.quiet import make_console, quiet, tail
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -34,6 +36,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray, v
 Again = Annotated[bool, typer.Option("--force", help="Do it again from the start, even if it is done.")]
 
 PORT = 5000
+RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 HOST = "127.0.0.1"
 
 
@@ -105,10 +108,9 @@ def smooth(
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
     config = configuration.load(None, [f"arms.ual.{item}" if "=" in item else item for item in overrides or []])
     source = _find(scored, "elicit/scored", "ual elicit")
-    console = Console()
     from ual_ray.steps import Session, smooth_step
 
-    session = Session(config, console, None, frozenset({"smooth"} if force else ()))
+    session = Session(config, make_console(), None, frozenset({"smooth"} if force else ()))
     smooth_step(session, out.name, config.arms["ual"], source, _at(out))
 
 
@@ -172,8 +174,13 @@ def report(
 ) -> None:
     """Stage 5: the newest figures of every model in the folders, side by side."""
     from ual_ray.pipeline import report_on
+    from ual_ray.workspace import LOG_FILE
 
-    report_on(folders, out, Console())
+    if out is None:
+        report_on(folders, None, make_console())
+        return
+    with _terminal(out / LOG_FILE, verbose=False) as console:
+        report_on(folders, out, console)
 
 
 @app.command(name="config")
@@ -212,12 +219,15 @@ def submit(
     from ual_ray.submit import submit as submit_job
 
     config = _load(arguments, config_file)
-    raise typer.Exit(submit_job(config, address, follow, Console()))
+    raise typer.Exit(submit_job(config, address, follow, make_console()))
 
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if RAY_TOKEN.is_file():
+        # Ray makes a token on first use and then asks every client for it, but only a client in this mode sends it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         app()
     except UserError as error:
@@ -261,10 +271,8 @@ def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) 
 @contextmanager
 def _terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
     """Give a console; keep other output in the log unless it is asked for; explain a crash by the log's last lines."""
-    from ual_ray.quiet import quiet, tail
-
     if verbose:
-        yield Console()
+        yield make_console()
         return
     failure: BaseException | None = None
     with quiet(log_file) as console:

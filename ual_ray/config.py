@@ -128,10 +128,10 @@ class TrainConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="arithmetic of forward and backward; weights and optimizer stay float32"
     )
-    epochs: int = Field(2, ge=1, description="passes over the training split")
+    epochs: int = Field(1, ge=1, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; null = all epochs")
     global_batch_size: int = Field(16, ge=1, description="rows per optimizer step, over all workers and micro-batches")
-    micro_batch_size: int = Field(4, ge=1, description="rows per forward and backward pass of one worker")
+    micro_batch_size: int = Field(8, ge=1, description="rows per forward and backward pass of one worker")
     max_length: int = Field(1024, ge=16, description="longest sample in tokens; the rest is cut off")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     warmup_share: Share = Field(0.1, ge=0, le=1, description="share of the steps that warm the learning rate up")
@@ -140,6 +140,7 @@ class TrainConfig(Section):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient mean")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the squared-gradient mean")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
+    reshard_after_forward: bool = Field(True, description="free a layer's gathered weights until backward; false is faster")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null = at the end only")
     max_failures: int = Field(1, ge=0, description="worker failures survived by resuming from the last checkpoint")

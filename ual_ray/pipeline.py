@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from ual_ray import preflight
 from ual_ray.config import Config, TrackingConfig
 from ual_ray.elicit.stage import SCORED
 from ual_ray.errors import UserError
-from ual_ray.evaluate.metrics import Figure
-from ual_ray.evaluate.stage import FIGURES_FILE, read_figures
+from ual_ray.evaluate.metrics import Figure, nll_difference
+from ual_ray.evaluate.stage import FIGURES_FILE, PREDICTIONS, read_figures, read_predictions
 from ual_ray.records import ALPHA, ID, read_table
 from ual_ray.report import plots
 from ual_ray.report.table import Comparison, compare
@@ -39,7 +39,8 @@ BASE = "base"
 REPORT_FILE = "report.md"
 NOTE = (
     "± is one standard error. NLL is unsmoothed: training losses of different arms are not comparable, this is. "
-    "A difference below two standard errors is not a finding."
+    "All models see the same rows, so arms are told apart by the paired difference: within two of its standard errors, "
+    "this run cannot tell."
 )
 
 
@@ -92,10 +93,23 @@ def do_stages(session: Session, root: Path) -> Results:
         trained = train_step(session, arm, smoothed[arm], rows, below("arms", arm, "train")).folder
         results.metrics[arm] = read_metrics(trained / METRICS_FILE)
         models[arm] = str(trained / MODEL_FOLDER)
+    folders = {}
     for name, model in models.items():
         place = below("base", "evaluate") if name == BASE else below("arms", name, "evaluate")
-        _, results.figures[name] = read_figures(evaluate_step(session, name, model, rows, place).folder)
+        folders[name] = evaluate_step(session, name, model, rows, place).folder
+    results.figures = compared_with_the_first_arm(folders)
     return results
+
+
+def compared_with_the_first_arm(folders: Mapping[str, Path]) -> dict[str, list[Figure]]:
+    """Read every model's figures, and add each later arm's paired difference from the first arm."""
+    figures = {name: read_figures(folder)[1] for name, folder in folders.items()}
+    arms = [name for name in folders if name != BASE]
+    reference = read_predictions(folders[arms[0]]) if len(arms) > 1 else []
+    for name in arms[1:]:
+        difference = nll_difference(read_predictions(folders[name]), reference)
+        figures[name] += [difference] if difference is not None else []
+    return figures
 
 
 def report(session: Session, results: Results, folder: Path) -> Comparison:
@@ -130,12 +144,14 @@ def report_on(folders: Sequence[Path], out: Path | None, console: Console) -> Co
 
     Raises UserError when there are none.
     """
-    found = sorted((file for folder in folders for file in folder.rglob(FIGURES_FILE)), key=lambda file: file.stat().st_mtime)
+    # MLflow keeps copies of the figures, without the predictions beside them.
+    files = (file for folder in folders for file in folder.rglob(FIGURES_FILE) if (file.parent / PREDICTIONS).exists())
+    found = sorted(files, key=lambda file: file.stat().st_mtime)
     if not found:
         raise UserError("there are no figures to report", value=[str(folder) for folder in folders], fix="run `ual evaluate`")
-    newest = dict(read_figures(file.parent) for file in found)
+    newest = {read_figures(file.parent)[0]: file.parent for file in found}
     names = sorted(newest, key=lambda name: (name != BASE, name))
-    comparison = compare({name: newest[name] for name in names}, {})
+    comparison = compare(compared_with_the_first_arm({name: newest[name] for name in names}), {})
     console.print(comparison.rich("Test split"))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
 TAIL_LINES = 15
+WIDTH = 120
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """Make a console for standard output or `file`: as wide as the terminal, or as wide as tables need elsewhere."""
+    file = file or sys.stdout
+    return Console(file=file) if file.isatty() else Console(file=file, width=WIDTH, soft_wrap=True)
 
 
 @contextmanager
@@ -32,7 +40,7 @@ def quiet(log_file: Path) -> Iterator[Console]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        yield Console(file=terminal, width=None if terminal.isatty() else 120, soft_wrap=not terminal.isatty())
+        yield make_console(terminal)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -42,7 +42,7 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
 def _connect(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             "runtime.address cannot be reached",
             value=f"{address}: {error}",

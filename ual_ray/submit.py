@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
@@ -75,12 +76,13 @@ def pack(config: Config, folder: Path) -> Config:
 def _connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise UserError(
             "the Ray job server cannot be reached",
             value=f"{address}: {error}",
             legal="http://HOST:8265",
-            fix="`bash cluster/local.sh start` starts one here; for a remote one forward its port",
+            fix="`bash cluster/local.sh start` starts one here; for a remote one forward its port, and for one with a token set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from error
 
 

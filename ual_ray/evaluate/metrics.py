@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ual_ray.records import CORRECT_FLEXIBLE, CORRECT_STRICT, NLL_SUM, SOURCE, TARGET_TOKENS
+from ual_ray.records import CORRECT_FLEXIBLE, CORRECT_STRICT, ID, NLL_SUM, SOURCE, TARGET_TOKENS
 
 OVERALL = "overall"
 NLL = "nll"
+NLL_DIFFERENCE = "nll_difference"
 EXACT_MATCH_STRICT = "exact_match_strict"
 EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
 
 Direction = Literal["lower", "higher"]
-DIRECTIONS: dict[str, Direction] = {NLL: "lower", EXACT_MATCH_STRICT: "higher", EXACT_MATCH_FLEXIBLE: "higher"}
+DIRECTIONS: dict[str, Direction] = {
+    NLL: "lower",
+    NLL_DIFFERENCE: "lower",
+    EXACT_MATCH_STRICT: "higher",
+    EXACT_MATCH_FLEXIBLE: "higher",
+}
 
 Row = Mapping[str, Any]
 
@@ -66,6 +72,19 @@ def negative_log_likelihood(rows: Sequence[Row], source: str) -> Figure:
     residuals = [total - ratio * count for total, count in zip(sums, tokens, strict=True)]
     error = math.sqrt(n / (n - 1) * sum(r * r for r in residuals)) / sum(tokens) if n > 1 else None
     return Figure(NLL, source, ratio, error, n)
+
+
+def nll_difference(rows: Sequence[Row], reference: Sequence[Row]) -> Figure | None:
+    """NLL per token minus that of a reference model on the same rows, in nats (below 0 = better than the reference).
+
+    Paired by row, so that what makes a row hard for both drops out of the standard error. None without common rows.
+    """
+    known = {row[ID]: row[NLL_SUM] for row in reference if row[NLL_SUM] is not None}
+    both = [row for row in rows if row[NLL_SUM] is not None and row[ID] in known]
+    if not both:
+        return None
+    figure = negative_log_likelihood([{**row, NLL_SUM: row[NLL_SUM] - known[row[ID]]} for row in both], OVERALL)
+    return replace(figure, metric=NLL_DIFFERENCE)
 
 
 def exact_match(verdicts: Sequence[bool], metric: str) -> Figure:

