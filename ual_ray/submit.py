@@ -81,8 +81,8 @@ def _connect(address: str) -> JobSubmissionClient:
             "the Ray job server cannot be reached",
             value=f"{address}: {error}",
             legal="http://HOST:8265",
-            fix="`bash cluster/local.sh start` starts one here; for a remote one forward its port, and for one with a token set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+            fix="`bash cluster/local.sh start` starts one here; for a remote one forward its port, and for one with a "
+            "token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from error
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def job_server() -> Iterator[str]:
     """Start a head and one more node with the script that users have; stop them."""
     dashboard = free_port()
     environment = os.environ | {
         "RAY": str(Path(sys.executable).with_name("ray")),
         "UAL_RAY_PORT": str(free_port()),
         "UAL_DASHBOARD_PORT": str(dashboard),
-        "UAL_CLUSTER_STATE": str(tmp_path_factory.mktemp("cluster")),
+        "UAL_CLIENT_PORT": str(free_port()),
+        # Ray's sockets lie below it, and the path of a socket may have 107 characters.
+        "UAL_CLUSTER_STATE": tempfile.mkdtemp(prefix="ual"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     try:
