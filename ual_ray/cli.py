@@ -60,17 +60,17 @@ def run(
 
     config = _load(arguments, config_file)
     stages = _check_stages(force or [])
-    workspace = Workspace(Path(config.output).expanduser())
+    workspace = Workspace(_absolute(Path(config.output)))
     preflight.check(config)
     workspace.check_owner(config)
     with _terminal(workspace.log_file, verbose) as console:
         from ual_ray import pipeline
 
         arms = ", ".join(config.arms)
-        console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {workspace.root}", highlight=False)
+        console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
         pipeline.run(config, console, workspace, stages)
-        where = config.tracking.uri or f"`ual ui --output {workspace.root}`"
-        console.print(f"\nreport: {workspace.root / 'report' / pipeline.REPORT_FILE}; MLflow: {where}", highlight=False)
+        where = config.tracking.uri or f"`ual ui --output {_short(workspace.root)}`"
+        console.print(f"\nreport: {_short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False)
 
 
 @app.command()
@@ -259,6 +259,7 @@ def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) 
     """Hold the folder, the terminal and the MLflow store for a single stage."""
     from ual_ray.workspace import LOG_FILE, Workspace
 
+    out = _absolute(out)
     with Workspace(out).held(), _terminal(out / LOG_FILE, verbose) as console:
         from ual_ray.steps import Session
         from ual_ray.tracking import Tracker
@@ -276,7 +277,7 @@ def _terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
         return
     failure: BaseException | None = None
     with quiet(log_file) as console:
-        console.print(f"log of Ray, vLLM and transformers: {log_file}", highlight=False)
+        console.print(f"log of Ray, vLLM and transformers: {_short(log_file)}", highlight=False)
         try:
             yield console
         except (UserError, KeyboardInterrupt, SystemExit):
@@ -308,13 +309,23 @@ def _user_error_in(error: BaseException) -> UserError | None:
 
 
 def _at(folder: Path) -> Place:
-    return lambda _: folder
+    return lambda _: _absolute(folder)
+
+
+def _absolute(path: Path) -> Path:
+    """Name a path so that Ray's workers, which may have another working directory, find it too."""
+    return path.expanduser().absolute()
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _find(path: Path, inside: str, made_by: str) -> Path:
     """Find a stage's result in the folder that the stage was given, or take the path itself."""
     from ual_ray.preflight import check_input
 
+    path = _absolute(path)
     found = path / inside if (path / inside).exists() else path
     check_input(found, made_by)
     return found

@@ -17,10 +17,10 @@ import pytest
 @pytest.fixture(scope="module")
 def finished(ual: Any, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run it once; return the output folder and what was printed."""
-    output = tmp_path_factory.mktemp("runs") / "first"
-    done = ual("run", *small, f"output={output}")
+    folder = tmp_path_factory.mktemp("runs")
+    done = ual("run", *small, "output=relative/first", cwd=folder)
     assert done.code == 0, done.output
-    return output, done.output
+    return folder / "relative" / "first", done.output
 
 
 def done_times(output: Path) -> dict[str, float]:
