@@ -18,7 +18,7 @@ from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
 from ual_ray.records import ALPHA, ID, SOURCE, UNCERTAINTY, file_digest, read_table
 from ual_ray.report import plots
-from ual_ray.smooth.stage import SMOOTHED_FILE, histogram, recorded_map, smooth
+from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, histogram, recorded_map, smooth
 from ual_ray.sources import prepare as preparation
 from ual_ray.sources.models import model_fingerprint
 from ual_ray.tracking import Run, Tracker
@@ -33,7 +33,7 @@ LINEAGE_SMOOTHED = "ual_ray.smoothed"
 LINEAGE_MODEL = "ual_ray.base_model"
 STAGE_TAG = "ual_ray.stage"
 ARM_TAG = "ual_ray.arm"
-UNKNOWN_MAP = "unknown"
+UNKNOWN = "unknown"
 
 
 @dataclass
@@ -169,14 +169,9 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
 
     def work() -> dict[str, Any]:
         session.connect()
-        tags = {
-            STAGE_TAG: "train",
-            ARM_TAG: name,
-            LINEAGE_MODEL: config.model,
-            LINEAGE_MAP: recorded_map(smoothed).get("map", UNKNOWN_MAP),
-        }
-        with session.tracked(f"train {name}", folder, tags | {LINEAGE_SMOOTHED: str(inputs["smoothed"])}) as run:
-            return _train_and_log(session, run, name, smoothed, rows, folder)
+        lineage = _lineage(name, config.model, smoothed)
+        with session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run:
+            return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
 
     done = run_stage(folder, inputs, work, force="train" in session.force)
     figures, last = done.figures, done.figures["last"]
@@ -187,20 +182,38 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
 
 
-def _train_and_log(session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
+def _lineage(arm: str, model: str, smoothed: Path) -> dict[str, str]:
+    """Tags that link scored data -> alpha map -> training run -> registered model."""
+    recorded = recorded_map(smoothed)
+    return {
+        ARM_TAG: arm,
+        LINEAGE_MODEL: model,
+        LINEAGE_SCORED: recorded.get(SCORED_DIGEST, UNKNOWN),
+        LINEAGE_MAP: recorded.get("map", UNKNOWN),
+        LINEAGE_SMOOTHED: file_digest(smoothed),
+    }
+
+
+def _train_and_log(
+    session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path, lineage: Mapping[str, str]
+) -> dict[str, Any]:
     from ual_ray.train import stage
     from ual_ray.train.loop import METRICS_FILE, read_metrics
 
-    config, smoothing = session.config, recorded_map(smoothed)
-    run.params({"train": config.train.model_dump(), "smooth": smoothing, "model": config.model, "seed": config.seed})
+    config = session.config
+    run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
+    run.params({"model": config.model, "seed": config.seed})
     table = read_table(smoothed, [ID, ALPHA])
-    run.dataset(f"smoothed {name}", smoothed, file_digest(smoothed), len(table), "training")
+    run.dataset(f"smoothed {name}", smoothed, lineage[LINEAGE_SMOOTHED], len(table), "training")
+    # A run that was interrupted is reopened, and holds the steps up to there already.
+    logged = run.last_step("smoothed_loss")
 
     def make_meter(steps: int) -> Meter:
         return Meter(session.console, f"train {name}", steps, "tokens")
 
     def on_step(line: dict[str, float]) -> None:
-        run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
+        if line["step"] > logged:
+            run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
     figures = stage.train(config, smoothed, rows, folder, make_meter, on_step)
     lines = read_metrics(folder / METRICS_FILE)
@@ -210,13 +223,7 @@ def _train_and_log(session: Session, run: Run, name: str, smoothed: Path, rows: 
     run.metrics({key: value for key, value in figures.items() if key != "last"}, step=figures["steps"])
     run.figure(plots.loss_curves({name: lines}), "plots/loss.png")
     run.figure(plots.alpha_by_arm({name: table[ALPHA].to_pylist()}), "plots/alpha.png")
-    tags = {
-        ARM_TAG: name,
-        LINEAGE_MAP: smoothing.get("map", UNKNOWN_MAP),
-        LINEAGE_SMOOTHED: file_digest(smoothed),
-        LINEAGE_MODEL: config.model,
-    }
-    version = run.model(folder / stage.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", tags)
+    version = run.model(folder / stage.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
     return figures | {"registered_version": version}
 
 

@@ -140,6 +140,11 @@ class Run:
         metrics = [Metric(key, float(value), now, step) for key, value in numbers.items()]
         self.safely(lambda: self._client.log_batch(self.id, metrics=metrics))
 
+    def last_step(self, metric: str) -> int:
+        """Return the last step that a metric was logged at, or -1."""
+        history = self.safely(lambda: self._client.get_metric_history(self.id, metric)) or []
+        return max((entry.step for entry in history), default=-1)
+
     def dataset(self, name: str, path: Path, digest: str, rows: int, context: str) -> None:
         """Log an input data set with its digest; `context` says what it is used for."""
         entry = Dataset(

@@ -109,3 +109,5 @@ def test_the_export_is_an_ordinary_model_directory(runs: Runs, tiny_model: Path,
     assert trained(ids, labels=labels).loss < before(ids, labels=labels).loss
     assert AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert not list(folder.glob("*.bin"))
+    size = {path: (path / "model.safetensors").stat().st_size for path in (folder, tiny_model)}
+    assert size[folder] == pytest.approx(size[tiny_model], rel=0.01), "tied weights are written once"

@@ -128,30 +128,67 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
     assert {version.run_id for version in client.search_model_versions("name='ual-sft'")} == {children["train sft"].info.run_id}
 
 
-def test_sigterm_ends_the_run_as_killed_and_the_next_run_goes_on(ual: Any, small: list[str], tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
-    output = tmp_path / "killed"
-    command = [sys.executable, "-m", "ual_ray", "run", *small, f"output={output}", "train.max_steps=400", "train.epochs=200"]
+@pytest.fixture(scope="module")
+def killed(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], int]:
+    """Start a longer run, end it by SIGTERM between two checkpoints; return its folder, its settings, and its last step."""
+    output = tmp_path_factory.mktemp("runs") / "killed"
+    settings = [*small, f"output={output}", "train.max_steps=300", "train.epochs=100", "train.checkpoint_every=10"]
+    command = [sys.executable, "-m", "ual_ray", "run", *settings]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
-        while not any(file.stat().st_size > 0 for file in output.glob("arms/sft/train/*/metrics.jsonl")):
-            assert running.poll() is None, "it ended before it trained"
-            assert time.monotonic() < deadline, "it never trained"
-            time.sleep(0.5)
+        while last_step(output) < 15:
+            assert running.poll() is None, "it ended before it had trained for 15 steps"
+            assert time.monotonic() < deadline, "it never got to step 15"
+            time.sleep(0.2)
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=120) == 128 + signal.SIGTERM
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
+    return output, settings, last_step(output)
+
+
+def metrics_of(output: Path, arm: str = "sft") -> list[dict[str, float]]:
+    from ual_ray.train.loop import read_metrics
+
+    return [line for file in output.glob(f"arms/{arm}/train/*/metrics.jsonl") for line in read_metrics(file)]
+
+
+def last_step(output: Path) -> int:
+    return int(max((line["step"] for line in metrics_of(output)), default=0))
+
+
+def runs_of(output: Path) -> dict[str, Any]:
+    from mlflow import MlflowClient
+
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     experiment = client.get_experiment_by_name("ual_ray")
     assert experiment is not None
-    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
-    assert statuses["killed"] == statuses["train sft"] == "KILLED"
-    assert statuses["elicit"] == "FINISHED"
+    runs = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs), "a run was opened twice"
+    return {run.info.run_name: run for run in runs}
 
-    done = ual("run", *small, f"output={output}")
+
+def test_sigterm_ends_the_runs_as_killed(killed: tuple[Path, list[str], int]) -> None:
+    output, _, _ = killed
+    statuses = {name: run.info.status for name, run in runs_of(output).items()}
+    assert statuses == {"killed": "KILLED", "train sft": "KILLED", "elicit": "FINISHED"}
+
+
+def test_the_next_run_goes_on_from_the_checkpoint_in_the_same_mlflow_runs(
+    killed: tuple[Path, list[str], int], ual: Any
+) -> None:
+    output, settings, stopped_at = killed
+    before = {line["step"]: line for line in metrics_of(output)}
+    assert 15 <= stopped_at < 300
+    done = ual("run", *settings)
     assert done.code == 0, done.output
     assert "done before" in next(line for line in done.output.splitlines() if line.startswith("elicit "))
+    after = metrics_of(output)
+    assert [line["step"] for line in after] == list(range(301))
+    kept = [line for line in after if line == before.get(line["step"])]
+    assert 10 <= len(kept) - 1 <= stopped_at, "the steps up to the checkpoint are not taken again"
+    for line in after[: stopped_at + 1]:
+        assert line.get("smoothed_loss") == before[line["step"]].get("smoothed_loss"), "resuming changes nothing"
+    assert {run.info.status for run in runs_of(output).values()} == {"FINISHED"}

@@ -13,11 +13,12 @@ import pyarrow.parquet
 
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, read_table
+from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, file_digest, read_table
 from ual_ray.smooth.maps import assign_alpha, describe
 
 SMOOTHED_FILE = "smoothed.parquet"
 MAP_METADATA = b"ual_ray.map"
+SCORED_DIGEST = "scored_digest"
 
 
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[str, Any]:
@@ -38,13 +39,13 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[st
     if not len(smoothed):
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({**spec.model_dump(), "seed": seed}).encode()
+    record = json.dumps({**spec.model_dump(), "seed": seed, SCORED_DIGEST: file_digest(scored)}).encode()
     pyarrow.parquet.write_table(smoothed.replace_schema_metadata({MAP_METADATA: record}), folder / SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
 
 
 def recorded_map(smoothed: Path) -> dict[str, Any]:
-    """Read the map that made a file of alphas, as it was recorded inside; empty for a file made elsewhere."""
+    """Read the map that made a file of alphas, and the digest of the scores it read; empty for a file made elsewhere."""
     file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
     metadata = pyarrow.parquet.read_schema(file).metadata or {}
     return json.loads(metadata.get(MAP_METADATA, b"{}"))

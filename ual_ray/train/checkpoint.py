@@ -54,6 +54,11 @@ def load(state: TrainingState, folder: Path) -> None:
     dcp.load({"training": state}, checkpoint_id=str(folder))
 
 
+def repeated_parameters(model: nn.Module) -> set[str]:
+    """Name the parameters that are another's under a second name, such as a head tied to the embedding."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
+
+
 def export(model: nn.Module, tokenizer_source: str, folder: Path, trust_remote_code: bool = False) -> None:
     """Write a Hugging Face directory: safetensors, config, generation config, tokenizer with its chat template.
 
@@ -63,6 +68,8 @@ def export(model: nn.Module, tokenizer_source: str, folder: Path, trust_remote_c
     if dist.get_rank() == 0:
         from transformers import AutoTokenizer
 
+        for name in repeated_parameters(model):
+            weights.pop(name, None)
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         unsharded: Any = model
