@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from ual_ray import config as configuration
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
-from ual_ray.quiet import make_console, quiet, tail
+from ual_ray.quiet import end_on_sigterm, make_console, quiet, tail
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -69,7 +68,8 @@ def run(
         arms = ", ".join(config.arms)
         console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
         pipeline.run(config, console, workspace, stages)
-        where = config.tracking.uri or f"`ual ui --output {_short(workspace.root)}`"
+        uri = config.tracking.uri
+        where = configuration.redact_uri(uri) if uri else f"`ual ui --output {_short(workspace.root)}`"
         console.print(f"\nreport: {_short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False)
 
 
@@ -103,15 +103,19 @@ def smooth(
         typer.Argument(metavar="[KEY=VALUE]...", help="The arm's keys, such as map=rank alpha_max=0.3."),
     ] = None,
     out: Out = Path("smoothed"),
+    seed: Annotated[int, typer.Option(help="Seed of the control 'shuffled'.")] = 0,
     force: Again = False,
 ) -> None:
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
-    config = configuration.load(None, [f"arms.ual.{item}" if "=" in item else item for item in overrides or []])
+    keys = [f"arms.ual.{item}" if "=" in item else item for item in overrides or []]
+    config = configuration.load(None, [*keys, f"seed={seed}"])
     source = _find(scored, "elicit/scored", "ual elicit")
     from ual_ray.steps import Session, smooth_step
+    from ual_ray.workspace import Workspace
 
     session = Session(config, make_console(), None, frozenset({"smooth"} if force else ()))
-    smooth_step(session, out.name, config.arms["ual"], source, _at(out))
+    with Workspace(_absolute(out)).held():
+        smooth_step(session, out.name, config.arms["ual"], source, _at(out))
 
 
 @app.command()
@@ -224,7 +228,7 @@ def submit(
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     if RAY_TOKEN.is_file():
         # Ray makes a token on first use and then asks every client for it, but only a client in this mode sends it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -242,7 +246,17 @@ def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
         if config_file is not None:
             raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
         config_file = Path(items.pop(0))
-    return configuration.load(config_file, items)
+    return _with_absolute_models(configuration.load(config_file, items))
+
+
+def _with_absolute_models(config: Config) -> Config:
+    """Ray's workers have working directories of their own: a local model gets a path that holds there too."""
+    elicit = config.elicit.model_copy(update={"model": _absolute_model(config.elicit.model)})
+    return config.model_copy(update={"model": _absolute_model(config.model), "elicit": elicit})
+
+
+def _absolute_model(name: str) -> str:
+    return str(_absolute(Path(name))) if Path(name).expanduser().is_dir() and name != configuration.DEMO else name
 
 
 def _check_stages(force: list[str]) -> frozenset[str]:
@@ -264,9 +278,14 @@ def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) 
         from ual_ray.steps import Session
         from ual_ray.tracking import Tracker
 
-        session = Session(config, console, Tracker(config.tracking, out), frozenset({stage} if force else ()))
+        session = Session(config, console, Tracker(config.tracking, out), _stages_of(stage) if force else frozenset())
         with session.cluster:
             yield session
+        session.say_failures(out / LOG_FILE)
+
+
+def _stages_of(command: str) -> frozenset[str]:
+    return frozenset({"rows", "elicit"} if command == "elicit" else {command})
 
 
 @contextmanager
@@ -304,7 +323,8 @@ def _user_error_in(error: BaseException) -> UserError | None:
     while seen is not None:
         if isinstance(seen, UserError):
             return UserError(str(seen).rsplit("UserError: ", 1)[-1])
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        workers = getattr(seen, "worker_failures", None) or {}
+        seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
     return None
 
 

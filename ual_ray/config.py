@@ -23,6 +23,9 @@ from ual_ray.errors import UserError
 
 DEMO = "demo"
 
+SECRET_KEY = re.compile(r"(?i)(token|password|secret|api_?key)$")
+MASK = "***"
+
 EstimatorName = Literal["verbalized", "p_true", "nll"]
 MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
 BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
@@ -142,7 +145,8 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
     reshard_after_forward: bool = Field(True, description="free a layer's gathered weights until backward; false is faster")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null = at the end only")
+    checkpoint_every: int | None = Field(200, ge=1, description="steps between checkpoints; null = at the end only")
+    max_dropped_share: Share = Field(0.05, ge=0, le=1, description="stop when more rows than this cannot be trained on")
     max_failures: int = Field(1, ge=0, description="worker failures survived by resuming from the last checkpoint")
 
 
@@ -255,6 +259,25 @@ def section_at(path: Sequence[str | int]) -> type[Section] | None:
 def dump(config: Config) -> str:
     """Write the configuration as YAML with each key's description as a comment; `load` reads it back unchanged."""
     return "\n".join(_dump_section(config, indent=0)) + "\n"
+
+
+def redact(config: Config) -> Config:
+    """Copy a configuration with its secrets masked, for files, MLflow and the terminal."""
+    return Config.model_validate(redact_values(config.model_dump(mode="json")))
+
+
+def redact_values(values: Any, key: str = "") -> Any:
+    """Mask the values of keys that name a secret, and the user's part of addresses."""
+    if isinstance(values, dict):
+        return {name: redact_values(value, str(name)) for name, value in values.items()}
+    if isinstance(values, str):
+        return MASK if SECRET_KEY.search(key) else redact_uri(values)
+    return values
+
+
+def redact_uri(uri: str) -> str:
+    """Mask user and password of an address such as http://user:password@host."""
+    return re.sub(r"(?<=://)[^/@\s]+@", f"{MASK}@", uri)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -36,6 +36,8 @@ from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, read_metrics
 from ual_ray.workspace import CONFIG_FILE, Workspace
 
 BASE = "base"
+# Plain SFT is what UAL has to beat; the shuffled control is what tells uncertainty from mere smoothing.
+REFERENCES = ("sft", "shuffled")
 REPORT_FILE = "report.md"
 NOTE = (
     "± is one standard error. NLL is unsmoothed: training losses of different arms are not comparable, this is. "
@@ -68,8 +70,7 @@ def run(config: Config, console: Console, workspace: Workspace, force: frozenset
             parent.params({"data": config.data.model_dump(), "model": config.model, "seed": config.seed})
             parent.artifact(workspace.root / CONFIG_FILE)
             comparison = report(session, do_stages(session, workspace.root), workspace.root / "report")
-        if tracker.failures:
-            session.say("mlflow", f"[red]{tracker.failures} calls failed[/red]; the reasons are in {workspace.log_file}")
+        session.say_failures(workspace.log_file)
         return comparison
 
 
@@ -97,18 +98,19 @@ def do_stages(session: Session, root: Path) -> Results:
     for name, model in models.items():
         place = below("base", "evaluate") if name == BASE else below("arms", name, "evaluate")
         folders[name] = evaluate_step(session, name, model, rows, place).folder
-    results.figures = compared_with_the_first_arm(folders)
+    results.figures = with_differences(folders)
     return results
 
 
-def compared_with_the_first_arm(folders: Mapping[str, Path]) -> dict[str, list[Figure]]:
-    """Read every model's figures, and add each later arm's paired difference from the first arm."""
+def with_differences(folders: Mapping[str, Path]) -> dict[str, list[Figure]]:
+    """Read every model's figures, and add the arms' paired differences from SFT and from the shuffled control."""
     figures = {name: read_figures(folder)[1] for name, folder in folders.items()}
     arms = [name for name in folders if name != BASE]
-    reference = read_predictions(folders[arms[0]]) if len(arms) > 1 else []
-    for name in arms[1:]:
-        difference = nll_difference(read_predictions(folders[name]), reference)
-        figures[name] += [difference] if difference is not None else []
+    for reference in (name for name in REFERENCES if name in arms):
+        rows = read_predictions(folders[reference])
+        for name in (arm for arm in arms if arm != reference):
+            difference = nll_difference(read_predictions(folders[name]), rows, reference)
+            figures[name] += [difference] if difference is not None else []
     return figures
 
 
@@ -151,7 +153,7 @@ def report_on(folders: Sequence[Path], out: Path | None, console: Console) -> Co
         raise UserError("there are no figures to report", value=[str(folder) for folder in folders], fix="run `ual evaluate`")
     newest = {read_figures(file.parent)[0]: file.parent for file in found}
     names = sorted(newest, key=lambda name: (name != BASE, name))
-    comparison = compare(compared_with_the_first_arm({name: newest[name] for name in names}), {})
+    comparison = compare(with_differences({name: newest[name] for name in names}), {})
     console.print(comparison.rich("Test split"))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -41,33 +41,36 @@ def check_data(data: DataConfig) -> None:
 
 def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
     """Raise UserError when a stage on this machine's CPUs needs more memory than is free; hub models are not judged."""
-    needs = [_training(config)] if "train" in stages else []
-    if stages & {"elicit", "evaluate"}:
-        needs.append(_scoring(config))
-    for stage, key, needed in needs:
-        if needed > available_gb:
+    needs = {
+        "elicit": _engines(config, config.elicit.model, config.engine.dtype),
+        "train": _training(config),
+        "evaluate": _engines(config, config.model, config.evaluate.dtype),
+    }
+    fixes = {"train": "use a smaller model"}
+    for stage, needed in needs.items():
+        if stage in stages and needed > available_gb:
+            fix = fixes.get(stage, "lower engine.max_actors or engine.kv_cache_gb")
             raise UserError(
                 f"{stage} does not fit into memory",
                 value=f"needs about {needed:.1f} GB, {available_gb:.1f} GB are free",
-                fix=f"{key}, run it on a cluster (runtime.address), or set runtime.check_memory=false if you know better",
+                fix=f"{fix}, run it on a cluster (runtime.address), or set runtime.check_memory=false if you know better",
             )
 
 
-def _scoring(config: Config) -> tuple[str, str, float]:
+def _engines(config: Config, model: str, dtype: str) -> float:
     engine = config.engine
     if engine.kind != "vllm" or engine.gpus_per_actor:
-        return "scoring", "", 0.0
-    parameters = max(parameter_count(model) or 0 for model in (config.elicit.model, config.model))
-    per_actor = parameters * BYTES[config.evaluate.dtype] / GB + engine.kv_cache_gb + WORKER_OVERHEAD_GB
-    return "scoring", "lower engine.max_actors or engine.kv_cache_gb", per_actor * engine.max_actors
+        return 0.0
+    weights = (parameter_count(model) or 0) * BYTES[dtype] / GB
+    return (weights + engine.kv_cache_gb + WORKER_OVERHEAD_GB) * engine.max_actors
 
 
-def _training(config: Config) -> tuple[str, str, float]:
+def _training(config: Config) -> float:
     train = config.train
     if train.gpus_per_worker:
-        return "training", "", 0.0
+        return 0.0
     weights = (parameter_count(config.model) or 0) * TRAINING_BYTES_PER_PARAMETER / GB
-    return "training", "use a smaller model", weights + train.num_workers * WORKER_OVERHEAD_GB
+    return weights + train.num_workers * WORKER_OVERHEAD_GB
 
 
 def check_port(host: str, port: int) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +51,12 @@ def quiet(log_file: Path) -> Iterator[Console]:
         for descriptor in (kept_out, kept_err, log):
             os.close(descriptor)
         terminal.close()
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM an orderly end, in which runs are closed as KILLED; Ray puts a handler of its own in its place."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def tail(log_file: Path) -> str:

@@ -154,6 +154,15 @@ def file_digest(path: Path) -> str:
     return hasher.hexdigest()[:ID_LENGTH]
 
 
+def rows_digest(path: Path) -> str:
+    """Hash the rows of Parquet files, whatever files and blocks they came in: 16 hexadecimal digits of SHA-256."""
+    table = read_table(path).combine_chunks()
+    hasher = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    for batch in table.to_batches(max_chunksize=1024):
+        hasher.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
+    return hasher.hexdigest()[:ID_LENGTH]
+
+
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Write rows to one Parquet file, whole or not at all."""
     part = path.with_name(path.name + ".part")

@@ -47,10 +47,16 @@ class ChatRenderer:
         return digest(self._tokenizer.chat_template)
 
     def text(self, messages: Messages, *, generation_prompt: bool) -> str:
-        """Render to text, as the model will see it, special tokens written out."""
+        """Render to text, as the model will see it, special tokens written out.
+
+        Models that think first are told not to: a score has to be the first token. Other templates ignore it.
+        """
         try:
             return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                enable_thinking=False,
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error

@@ -10,6 +10,7 @@ import ray
 
 from ual_ray.config import Config, RuntimeConfig
 from ual_ray.errors import UserError
+from ual_ray.quiet import end_on_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need a place to run while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
@@ -32,6 +33,7 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=True,
         )
+    end_on_sigterm()
     try:
         quiet_ray_data()
         yield
@@ -59,20 +61,24 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
 
 
-def check_cluster(config: Config) -> None:
-    """Raise UserError when the cluster can never give what a stage asks for, instead of waiting for it forever."""
+def check_cluster(config: Config) -> list[str]:
+    """Compare what the stages ask for with what the cluster has now, and return what it has to wait for.
+
+    Raises UserError on a local cluster, which will never grow.
+    """
+    engine, train = config.engine, config.train
+    asked = {
+        ("engine.cpus_per_actor x engine.min_actors", "CPU"): engine.cpus_per_actor * engine.min_actors,
+        ("engine.gpus_per_actor x engine.min_actors", "GPU"): engine.gpus_per_actor * engine.min_actors,
+        ("train.cpus_per_worker x train.num_workers", "CPU"): train.cpus_per_worker * train.num_workers,
+        ("train.gpus_per_worker x train.num_workers", "GPU"): train.gpus_per_worker * train.num_workers,
+    }
     have = ray.cluster_resources()
-    needs = {
-        "engine.cpus_per_actor x engine.min_actors": config.engine.cpus_per_actor * config.engine.min_actors,
-        "train.cpus_per_worker x train.num_workers": config.train.cpus_per_worker * config.train.num_workers,
-    }
-    gpus = {
-        "engine.gpus_per_actor x engine.min_actors": config.engine.gpus_per_actor * config.engine.min_actors,
-        "train.gpus_per_worker x train.num_workers": config.train.gpus_per_worker * config.train.num_workers,
-    }
-    for resource, wanted in (("CPU", needs), ("GPU", gpus)):
-        for key, amount in wanted.items():
-            if amount > have.get(resource, 0) and not config.runtime.address:
-                raise UserError(
-                    f"{key} asks for {amount:g} {resource}s", legal=f"at most {have.get(resource, 0):g} on this machine"
-                )
+    waits = [
+        f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g} now"
+        for (key, resource), amount in asked.items()
+        if amount > have.get(resource, 0)
+    ]
+    if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+        raise UserError("more is asked for than this machine has", value="; ".join(waits), fix="lower these settings")
+    return waits

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ual_ray.config import DEMO, Config, SmoothConfig
+from ual_ray.config import DEMO, Config, SmoothConfig, redact_values
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
-from ual_ray.records import ALPHA, ID, SOURCE, UNCERTAINTY, file_digest, read_table
+from ual_ray.records import ALPHA, ID, PROMPT_HASH, SOURCE, UNCERTAINTY, file_digest, read_table, rows_digest
 from ual_ray.report import plots
 from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, histogram, recorded_map, smooth
 from ual_ray.sources import prepare as preparation
@@ -28,6 +28,7 @@ from ual_ray.workspace import Done, run_stage, stage_digest
 Place = Callable[[str], Path]
 
 LINEAGE_SCORED = "ual_ray.scored"
+LINEAGE_PROMPTS = "ual_ray.prompt_hash"
 LINEAGE_MAP = "ual_ray.map"
 LINEAGE_SMOOTHED = "ual_ray.smoothed"
 LINEAGE_MODEL = "ual_ray.base_model"
@@ -54,12 +55,18 @@ class Session:
             from ual_ray.runtime import check_cluster, ray_cluster
 
             self.cluster.enter_context(ray_cluster(self.config.runtime))
-            check_cluster(self.config)
+            for wait in check_cluster(self.config):
+                self.say("cluster", f"waiting for it to grow: {wait}")
             self._connected = True
 
     def say(self, step: str, text: str) -> None:
         """Print one step's line."""
         self.console.print(f"[bold]{step:<14}[/bold] {text}", highlight=False)
+
+    def say_failures(self, log_file: Path) -> None:
+        """Say how much could not be logged to MLflow, if anything."""
+        if self.tracker is not None and self.tracker.failures:
+            self.say("mlflow", f"[red]{self.tracker.failures} calls failed[/red]; the reasons are in {log_file}")
 
     def finish(self, step: str, done: Done, text: str) -> Done:
         """Print what a step found, and whether it was found before."""
@@ -79,7 +86,7 @@ def rows_step(session: Session, place: Place) -> Done:
     """Make canonical rows of `data.path`; `folder`/rows.parquet."""
     data = session.config.data
     source = DEMO if data.path == DEMO else file_digest(Path(data.path).expanduser())
-    inputs = {"source": source, "data": data.model_dump()}
+    inputs = {"source": source, "data": data.model_dump(exclude={"path", "max_bad_share"})}
     folder = place(stage_digest(inputs))
 
     def work() -> dict[str, Any]:
@@ -102,6 +109,7 @@ def rows_step(session: Session, place: Place) -> Done:
 def elicit_step(session: Session, rows: Path, place: Place) -> Done:
     """Score rows; `folder`/scored."""
     from ual_ray.elicit import stage
+    from ual_ray.elicit.prompts import prompt_hash
 
     config = session.config
     engine = config.engine
@@ -109,6 +117,7 @@ def elicit_step(session: Session, rows: Path, place: Place) -> Done:
         "rows": file_digest(rows),
         "elicit": config.elicit.model_dump(exclude={"max_quarantine_share"}),
         "model": model_fingerprint(config.elicit.model),
+        "prompts": prompt_hash(config.elicit.estimators, template_hash=""),
         "engine": engine.model_dump(include={"kind", "dtype", "max_model_len", "arguments"}),
     }
     folder = place(stage_digest(inputs))
@@ -121,12 +130,13 @@ def elicit_step(session: Session, rows: Path, place: Place) -> Done:
             session.tracked("elicit", folder, tags) as run,
             meter(session.console, "elicit", total, "rows") as shown,
         ):
-            run.params({"elicit": config.elicit.model_dump(), "engine": engine.model_dump()})
+            run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": engine.model_dump()}))
             run.dataset("rows", rows, file_digest(rows), total, "scoring")
             figures = stage.elicit(config, folder, shown)
-            run.metrics({**figures, "rows_per_second": figures["rows"] / shown.seconds})
+            run.metrics({**figures, "rows_per_second": shown.rate()})
             run.figure(plots.uncertainty_by_source(scores_by_source(folder / stage.SCORED)), "plots/uncertainty_by_source.png")
-            run.tags({LINEAGE_SCORED: file_digest(folder / stage.SCORED)})
+            hashes = read_table(folder / stage.SCORED, [ID, PROMPT_HASH])[PROMPT_HASH].unique().to_pylist()
+            run.tags({LINEAGE_SCORED: rows_digest(folder / stage.SCORED), LINEAGE_PROMPTS: ", ".join(hashes)})
             return figures
 
     done = run_stage(folder, inputs, work, force="elicit" in session.force)
@@ -138,7 +148,7 @@ def elicit_step(session: Session, rows: Path, place: Place) -> Done:
 
 def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
     """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
-    inputs = {"scored": file_digest(scored), "spec": spec.model_dump(), "seed": session.config.seed}
+    inputs = {"scored": rows_digest(scored), "spec": spec.model_dump(), "seed": session.config.seed}
     folder = place(stage_digest(inputs))
     done = run_stage(folder, inputs, lambda: smooth(scored, spec, session.config.seed, folder), force="smooth" in session.force)
     figures = done.figures
@@ -161,7 +171,7 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     inputs = {
         "smoothed": file_digest(smoothed),
         "rows": file_digest(rows) if rows else None,
-        "train": config.train.model_dump(exclude={"max_failures", "checkpoint_every"}),
+        "train": config.train.model_dump(exclude={"max_failures", "checkpoint_every", "max_dropped_share"}),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,18 +20,17 @@ import mlflow.transformers
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
 from ual_ray import __version__
-from ual_ray.config import TrackingConfig
+from ual_ray.config import TrackingConfig, redact_uri
 from ual_ray.errors import UserError
+from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_FILE = "mlflow_run.json"
-STORE_FILE = "mlflow.db"
-ARTIFACTS_FOLDER = "mlflow-artifacts"
 LONGEST_PARAM = 500
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Tracker:
         except (MlflowException, OSError) as error:
             raise UserError(
                 "tracking.uri cannot be used",
-                value=f"{self.uri}: {error}",
+                value=f"{redact_uri(self.uri)}: {error}",
                 legal="sqlite:///file.db, http://host:port, or null for a store in the output folder",
                 fix="start the server (`ual ui`), or correct tracking.uri",
             ) from error
@@ -86,26 +86,24 @@ class Tracker:
         path = folder / RUN_FILE
         if path.is_file():
             known = json.loads(path.read_text())
-            if known["uri"] == self.uri:
+            if known["uri"] == redact_uri(self.uri):
                 try:
                     self.client.update_run(known["run_id"], status="RUNNING")
                     return Run(self, known["run_id"], name)
                 except MlflowException:
                     logger.warning("run %s is no longer in %s; opening a new one", known["run_id"], self.uri)
         all_tags = {"ual_ray.version": __version__, **tags, **({MLFLOW_PARENT_RUN_ID: parent.id} if parent else {})}
-        created = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+        run = Run(self, "", name)
+        created = run.safely(lambda: self.client.create_run(self.experiment_id, run_name=name, tags=all_tags))
+        if created is None:
+            return run
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"uri": self.uri, "run_id": created.info.run_id}))
+        path.write_text(json.dumps({"uri": redact_uri(self.uri), "run_id": created.info.run_id}))
         return Run(self, created.info.run_id, name)
-
-    def find(self, folder: Path) -> str | None:
-        """Return the id of the run that belongs to a folder, if it has one."""
-        path = folder / RUN_FILE
-        return json.loads(path.read_text())["run_id"] if path.is_file() else None
 
 
 class Run:
-    """One MLflow run. Its methods never raise for the store's sake."""
+    """One MLflow run. Its methods never raise for the store's sake; every failure is counted."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str) -> None:
         """Hold an open run."""
@@ -125,8 +123,12 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested ones with dotted names."""
-        params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flatten(values).items()]
-        self.safely(lambda: self._client.log_batch(self.id, params=params))
+        wanted = {key: str(value)[:LONGEST_PARAM] for key, value in flatten(values).items()}
+        logged = self.safely(lambda: self._client.get_run(self.id).data.params) or {}
+        new = [Param(key, value) for key, value in wanted.items() if key not in logged]
+        self.safely(lambda: self._client.log_batch(self.id, params=new))
+        # MLflow never changes a parameter: a reopened run says in a tag what it goes on with.
+        self.tags({f"now.{key}": value for key, value in wanted.items() if logged.get(key, value) != value})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
@@ -137,7 +139,7 @@ class Run:
         """Log the numbers among the values."""
         now = int(time.time() * 1000)
         numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
-        metrics = [Metric(key, float(value), now, step) for key, value in numbers.items()]
+        metrics = [Metric(re.sub(r"[^\w.\- /]", "_", key), float(value), now, step) for key, value in numbers.items()]
         self.safely(lambda: self._client.log_batch(self.id, metrics=metrics))
 
     def last_step(self, metric: str) -> int:
@@ -167,7 +169,10 @@ class Run:
 
     def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
         """Log a table that the MLflow UI can show and compare."""
-        self.safely(lambda: self._client.log_table(self.id, dict(columns), name))
+        content = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        # Not log_table, which appends to what an earlier run of the report left.
+        self.safely(lambda: self._client.log_dict(self.id, content, name))
+        self.tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": name, "type": "table"}])})
 
     def model(self, folder: Path, registered_name: str, tags: Mapping[str, str]) -> str | None:
         """Log a model directory as it is, without loading it, and register it; return the version's number."""

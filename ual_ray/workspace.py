@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ual_ray.config import DEMO, Config, dump
+from ual_ray.config import DEMO, Config, dump, redact
 from ual_ray.errors import UserError
 from ual_ray.records import SCHEMA_VERSION, digest, file_digest
 
@@ -36,6 +36,10 @@ LOG_FILE = "ual.log"
 STARTED_FILE = "started.json"
 DONE_FILE = "done.json"
 LOCK_FILE = ".lock"
+STORE_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "mlflow-artifacts"
+# What a single command holds open in its --out while it works there.
+KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Workspace:
         """Write down whose folder this is, and the configuration in force."""
         self.root.mkdir(parents=True, exist_ok=True)
         _write_json(self.root / OWNER_FILE, _owner(config))
-        (self.root / CONFIG_FILE).write_text(dump(config))
+        (self.root / CONFIG_FILE).write_text(dump(redact(config)))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -116,7 +120,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     """
     key = stage_digest(inputs)
     if force:
-        shutil.rmtree(folder, ignore_errors=True)
+        _empty(folder)
     started_as = _read_json(folder / STARTED_FILE)
     if started_as is not None and started_as["digest"] != key:
         changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
@@ -134,6 +138,16 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     seconds = time.monotonic() - started
     _write_json(folder / DONE_FILE, {"figures": figures, "seconds": seconds})
     return Done(folder, key, figures, seconds, reused=False)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a stage wrote, and nothing else. Raises UserError for a folder that no stage made."""
+    if folder.is_dir() and any(file.name not in KEPT_FILES for file in folder.iterdir()):
+        if not (folder / STARTED_FILE).is_file():
+            raise UserError(f"{folder} was not made by this stage", fix="give another --out, or leave --force out")
+        for file in folder.iterdir():
+            if file.name not in KEPT_FILES:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def stage_digest(inputs: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def test_bad_settings(ual: Any, tmp_path: Path, overrides: list[str], words: lis
         ([{"prompt": "a", "answer": "b"}], ["the format of", "alpaca (instruction, output)", "messages"]),
         ([GOOD, {"instruction": "c", "output": ""}], ["1 of 2 rows", "no response", "data.max_bad_share"]),
         ([{**GOOD, "id": 1}, {"instruction": "c", "output": "d", "id": 1}], ["1 of 2 rows", "duplicate id"]),
-        ([GOOD, "{not json"], ["1 of 2 rows", "is not JSON"]),
+        ([GOOD, "{not json"], ["1 of 2 rows", "not JSON"]),
     ],
     ids=["empty", "unknown format", "no response", "duplicate ids", "not JSON"],
 )

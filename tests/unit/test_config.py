@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ual_ray.config import Config, Section, SmoothConfig, TrainConfig, dump, load, section_at
+from ual_ray.config import Config, Section, SmoothConfig, TrainConfig, dump, load, redact, section_at
 from ual_ray.errors import UserError
 
 
@@ -328,3 +328,12 @@ def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: 
 )
 def test_section_at(path: list[str], expected: type[Section] | None) -> None:
     assert section_at(path) is expected
+
+
+def test_secrets_are_masked_in_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "abc123")
+    given = load(None, ["engine.arguments={hf_token: '${oc.env:A_TOKEN}', seed: 1}", "tracking.uri='http://me:pw@host:1'"])
+    assert given.engine.arguments == {"hf_token": "abc123", "seed": 1}
+    written = dump(redact(given))
+    assert "abc123" not in written and "me:pw" not in written
+    assert load(None).engine == redact(load(None)).engine

@@ -24,18 +24,21 @@ def large(tmp_path: Path) -> Config:
     header = {"w": {"dtype": "F32", "shape": [2**14, 2**14], "data_offsets": [0, 2**30]}}
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    return load(None, [f"model={tmp_path}", f"elicit.model={tmp_path}", "engine.max_actors=2", "train.num_workers=2"])
+    return load(
+        None,
+        [f"model={tmp_path}", f"elicit.model={tmp_path}", "engine.max_actors=2", "train.num_workers=2", "engine.dtype=float32"],
+    )
 
 
 def test_training_needs_sixteen_bytes_a_parameter_and_a_gigabyte_a_worker(large: Config) -> None:
     check_memory(large, 6.01, {"train"})
-    with pytest.raises(UserError, match=r"training does not fit(?s:.*)needs about 6.0 GB, 5.9 GB are free"):
+    with pytest.raises(UserError, match=r"train does not fit(?s:.*)needs about 6.0 GB, 5.9 GB are free"):
         check_memory(large, 5.9, {"train"})
 
 
 def test_scoring_needs_weights_cache_and_a_gigabyte_per_actor(large: Config) -> None:
     check_memory(large, 6.01, {"elicit"})
-    with pytest.raises(UserError, match=r"scoring does not fit(?s:.*)engine.max_actors"):
+    with pytest.raises(UserError, match=r"elicit does not fit(?s:.*)engine.max_actors"):
         check_memory(large, 5.9, {"elicit"})
 
 

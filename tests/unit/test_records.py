@@ -11,7 +11,16 @@ import pyarrow.parquet
 import pytest
 
 from ual_ray import records
-from ual_ray.records import Message, content_id, digest, file_digest, read_table, scored_schema, write_rows
+from ual_ray.records import (
+    Message,
+    content_id,
+    digest,
+    file_digest,
+    read_table,
+    rows_digest,
+    scored_schema,
+    write_rows,
+)
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
@@ -105,3 +114,15 @@ def test_a_failed_write_leaves_the_old_file(rows: list[dict[str, Any]], tmp_path
 def test_columns_have_different_names() -> None:
     for schema in (records.ROWS, records.TOKENS, records.EVALUATED, scored_schema(["verbalized", "p_true", "nll"])):
         assert len(set(schema.names)) == len(schema.names)
+
+
+def test_rows_have_a_digest_of_their_own_however_they_are_cut_into_files(tmp_path: Path) -> None:
+    rows = [{"id": str(number), "value": number / 7} for number in range(10)]
+    schema = pa.schema([("id", pa.string()), ("value", pa.float64())])
+    (tmp_path / "many").mkdir()
+    for number, row in enumerate(reversed(rows)):
+        write_rows([row], schema, tmp_path / "many" / f"{number}.parquet")
+    write_rows(rows, schema, tmp_path / "one.parquet")
+    write_rows([*rows[:9], {"id": "9", "value": 1.0}], schema, tmp_path / "other.parquet")
+    assert rows_digest(tmp_path / "many") == rows_digest(tmp_path / "one.parquet")
+    assert rows_digest(tmp_path / "other.parquet") != rows_digest(tmp_path / "one.parquet")

@@ -26,6 +26,9 @@ class Estimate:
 
 MISSING = Estimate(None, None)
 
+# Below this probability of all choices together, their shares are the noise of a tail.
+MIN_CHOICE_MASS = 0.01
+
 
 class Estimator(Protocol):
     """One way to measure uncertainty."""
@@ -56,7 +59,7 @@ class Verbalized:
         (result,) = results
         if not isinstance(result, ChoiceResult):
             return MISSING
-        shares = softmax(result.log_probabilities)
+        shares = choice_shares(result.log_probabilities)
         if shares is None:
             return MISSING
         expected = sum(digit * share for digit, share in enumerate(shares))
@@ -80,7 +83,7 @@ class PTrue:
         (result,) = results
         if not isinstance(result, ChoiceResult):
             return MISSING
-        shares = softmax(result.log_probabilities)
+        shares = choice_shares(result.log_probabilities)
         if shares is None:
             return MISSING
         yes, no = result.log_probabilities
@@ -109,6 +112,13 @@ class NegativeLogLikelihood:
 
 
 REGISTRY: dict[str, Estimator] = {estimator.name: estimator for estimator in (Verbalized(), PTrue(), NegativeLogLikelihood())}
+
+
+def choice_shares(log_probabilities: Sequence[float]) -> list[float] | None:
+    """Renormalise over the choices; None when the model puts so little on all of them that it means to say something else."""
+    shares = softmax(log_probabilities)
+    mass = math.fsum(math.exp(value) for value in log_probabilities)
+    return shares if mass >= MIN_CHOICE_MASS else None
 
 
 def softmax(log_probabilities: Sequence[float]) -> list[float] | None:

@@ -114,17 +114,21 @@ def map_rows(source: Path, target: Path, task: Task, schema: pa.Schema, pool: Po
             num_cpus=pool.engine.cpus_per_actor,
             num_gpus=pool.engine.gpus_per_actor or None,
         )
-        with _shown(counter, meter):
+        with _shown(counter, meter, _rows_in(target)):
             results.write_parquet(str(target))
     finally:
         context.checkpoint_config = None
 
 
+def _rows_in(folder: Path) -> int:
+    return sum(pyarrow.parquet.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
+
+
 class _shown:  # noqa: N801
     """Poll the counter while the block runs and move the meter."""
 
-    def __init__(self, counter: Any, meter: Meter) -> None:
-        self._counter, self._meter = counter, meter
+    def __init__(self, counter: Any, meter: Meter, done_before: int) -> None:
+        self._counter, self._meter, self._done_before = counter, meter, done_before
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="progress", daemon=True)
 
@@ -143,4 +147,4 @@ class _shown:  # noqa: N801
                 logger.warning("progress could not be read: %s", error)
                 continue
             note = f"({counts.failed} failed)" if counts.failed else ""
-            self._meter.update(counts.rows, note=note)
+            self._meter.update(self._done_before + counts.rows, rate_done=counts.rows, note=note)

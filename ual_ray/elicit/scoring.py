@@ -60,7 +60,7 @@ class ScoreRows:
         return columns | {
             UNCERTAINTY: score,
             STATUS: STATUS_OK if score is not None else STATUS_QUARANTINED,
-            ERROR: "; ".join(failures) or (None if score is not None else "unparsable: no finite probability"),
+            ERROR: "; ".join(failures) or (None if score is not None else "unparsable: the reply is none of the choices"),
             ELICITOR: self.elicitor,
             PROMPT_HASH: prompt_hash(self.estimators, template_hash),
             PROMPT_TOKENS: sum(result.prompt_tokens for result in mine.values()),

@@ -28,7 +28,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value: `metric` over the `n` rows of `source`; `standard_error` is None where n < 2."""
+    """One measured value: `metric` over the `n` rows of `source`; `standard_error` is None where n < 2.
+
+    Of a difference, `source` names the model that is compared with.
+    """
 
     metric: str
     source: str
@@ -74,8 +77,8 @@ def negative_log_likelihood(rows: Sequence[Row], source: str) -> Figure:
     return Figure(NLL, source, ratio, error, n)
 
 
-def nll_difference(rows: Sequence[Row], reference: Sequence[Row]) -> Figure | None:
-    """NLL per token minus that of a reference model on the same rows, in nats (below 0 = better than the reference).
+def nll_difference(rows: Sequence[Row], reference: Sequence[Row], name: str) -> Figure | None:
+    """NLL per token minus that of the model `name` on the same rows, in nats (below 0 = better than that model).
 
     Paired by row, so that what makes a row hard for both drops out of the standard error. None without common rows.
     """
@@ -83,7 +86,7 @@ def nll_difference(rows: Sequence[Row], reference: Sequence[Row]) -> Figure | No
     both = [row for row in rows if row[NLL_SUM] is not None and row[ID] in known]
     if not both:
         return None
-    figure = negative_log_likelihood([{**row, NLL_SUM: row[NLL_SUM] - known[row[ID]]} for row in both], OVERALL)
+    figure = negative_log_likelihood([{**row, NLL_SUM: row[NLL_SUM] - known[row[ID]]} for row in both], name)
     return replace(figure, metric=NLL_DIFFERENCE)
 
 

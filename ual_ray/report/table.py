@@ -11,7 +11,7 @@ from ual_ray.evaluate.metrics import Figure
 
 LABELS = {
     "nll": "NLL per token (nats)",
-    "nll_difference": "NLL minus that of the first arm, paired",
+    "nll_difference": "NLL, paired difference from",
     "exact_match_strict": "exact match, strict",
     "exact_match_flexible": "exact match, flexible",
 }
@@ -61,11 +61,12 @@ def compare(results: Mapping[str, Sequence[Figure]], alphas: Mapping[str, float]
     rows = []
     if alphas:
         cells = tuple(f"{alphas[model]:.3f}" if model in alphas else MISSING for model in models)
-        rows.append(("mean alpha in training", MISSING, cells))
+        rows.append(("mean alpha per training row", MISSING, cells))
     for key, n in sorted(keys.items(), key=lambda item: (list(LABELS).index(item[0][0]), item[0][1] != "overall", item[0][1])):
         found = [by_key[model].get(key) for model in models]
         direction = next(figure.direction for figure in found if figure is not None)
-        name = LABELS[key[0]] + ("" if key[1] == "overall" else f", {key[1]}")
+        joint = " " if key[0] == "nll_difference" else ", "
+        name = LABELS[key[0]] + ("" if key[1] == "overall" else f"{joint}{key[1]}")
         rows.append((f"{name} {ARROWS[direction]}", str(n), tuple(cell(figure) for figure in found)))
     return Comparison(models, tuple(rows))
 

@@ -37,7 +37,10 @@ def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapp
     if spec.map == "none":
         return _exclude(np.zeros_like(values), missing, spec)
     if spec.map == "constant":
-        return _exclude(np.full_like(values, spec.alpha_mean), missing, spec)
+        constant = np.full_like(values, spec.alpha_mean)
+        return _exclude(
+            np.where(missing, spec.missing_alpha, constant) if spec.missing == "default" else constant, missing, spec
+        )
     if not len(values):
         return values.copy()
     if missing.all():

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, file_digest, read_table
+from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, read_table, rows_digest
 from ual_ray.smooth.maps import assign_alpha, describe
 
 SMOOTHED_FILE = "smoothed.parquet"
@@ -39,7 +39,7 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[st
     if not len(smoothed):
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({**spec.model_dump(), "seed": seed, SCORED_DIGEST: file_digest(scored)}).encode()
+    record = json.dumps({**spec.model_dump(), "seed": seed, SCORED_DIGEST: rows_digest(scored)}).encode()
     pyarrow.parquet.write_table(smoothed.replace_schema_metadata({MAP_METADATA: record}), folder / SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
 

@@ -20,7 +20,7 @@ from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TRAIN, VALIDATI
 from ual_ray.sources.models import resolve_model
 from ual_ray.train import checkpoint
 from ual_ray.train.batches import Sample, Step, plan_steps
-from ual_ray.train.model import SmoothedCausalLM, load_causal_lm, shard
+from ual_ray.train.model import SmoothedCausalLM, check_loss, load_causal_lm, shard
 from ual_ray.train.schedule import learning_rate_share
 from ual_ray.train.step import make_optimizer, train_step, validate
 
@@ -48,7 +48,9 @@ def train_worker(job: Job) -> None:
     steps = plan([len(sample.input_ids) for sample in samples], config, job.seed, dist.get_world_size())
     path = resolve_model(job.model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    model = shard(SmoothedCausalLM(load_causal_lm(path, job.trust_remote_code).to(device), config.z_loss), mesh, config)
+    model = SmoothedCausalLM(load_causal_lm(path, job.trust_remote_code), config.z_loss)
+    check_loss(model)
+    shard(model, mesh, config)
     optimizer = make_optimizer(model, config)
     state = resume(checkpoint.TrainingState(model, optimizer))
     log = MetricsLog(folder / METRICS_FILE, state.finished_steps)

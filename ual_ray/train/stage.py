@@ -11,10 +11,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ual_ray.config import Config
+from ual_ray.errors import UserError
 from ual_ray.progress import Meter
 from ual_ray.train.batches import padding_share
 from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, Job, plan, read_metrics, train_worker
-from ual_ray.train.tokens import TOKENS_FOLDER, render
+from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
 
 CHECKPOINTS = "checkpoints"
 
@@ -33,6 +34,13 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     counts = render(smoothed, rows, config.model, config.train.max_length, config.trust_remote_code, folder)
     lengths = counts.pop("lengths")
+    if counts["dropped_share"] > config.train.max_dropped_share:
+        raise UserError(
+            f"{counts['dropped_rows']} rows cannot be trained on: no response within train.max_length, or not renderable",
+            value=f"their ids are in {folder / DROPPED_FILE}, the reasons of the second kind in the log",
+            legal=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
+            fix="raise train.max_length, or train.max_dropped_share to go on without them",
+        )
     steps = plan(lengths, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(steps), "padding_share": padding_share(steps, lengths)}
     job = Job(config.train, config.model, str(folder / TOKENS_FOLDER), str(folder), config.seed, config.trust_remote_code)
@@ -76,6 +84,7 @@ class _Follower:
         self._path, self._meter, self._on_step = path, meter, on_step
         self._next_step = 0
         self._tokens = 0.0
+        self._note = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="training-metrics", daemon=True)
 
@@ -94,10 +103,10 @@ class _Follower:
 
     def _read(self) -> None:
         for line in read_metrics(self._path):
-            step = int(line["step"])
-            if step < self._next_step:
+            if line["step"] < self._next_step:
                 continue
-            self._next_step = step + 1
+            self._next_step = int(line["step"]) + 1
             self._tokens += line.get("tokens", 0.0)
             self._on_step(line)
-            self._meter.update(step, rate_done=self._tokens, note=f"NLL {line['nll']:.3f}" if "nll" in line else "")
+            self._note = f"NLL {line['nll']:.3f}" if "nll" in line else ""
+        self._meter.update(max(0, self._next_step - 1), rate_done=self._tokens, note=self._note)

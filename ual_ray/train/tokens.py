@@ -29,6 +29,7 @@ from ual_ray.sources.models import resolve_model
 
 TO_RENDER_FILE = "to_render.parquet"
 TOKENS_FOLDER = "tokens"
+DROPPED_FILE = "dropped_ids.txt"
 COLUMNS = [ID, SPLIT, MESSAGES]
 
 
@@ -85,13 +86,16 @@ def render(
         .write_parquet(str(folder / TOKENS_FOLDER), mode=ray.data.SaveMode.OVERWRITE)
     )
     done = read_table(folder / TOKENS_FOLDER, [ID, SPLIT, INPUT_IDS])
+    dropped = sorted(set(table[ID].to_pylist()) - set(done[ID].to_pylist()))
+    (folder / DROPPED_FILE).write_text("".join(f"{row}\n" for row in dropped))
     training = done.filter(pa.compute.equal(done[SPLIT], TRAIN))
     if not len(training):
         raise UserError("no row has a response within train.max_length", value=max_length, fix="raise train.max_length")
     return {
         "train_rows": len(training),
         "validation_rows": len(done) - len(training),
-        "dropped_rows": len(table) - len(done),
+        "dropped_rows": len(dropped),
+        "dropped_share": len(dropped) / len(table),
         "train_tokens": pa.compute.sum(pa.compute.list_value_length(training[INPUT_IDS])).as_py(),
         "lengths": pa.compute.list_value_length(training[INPUT_IDS]).to_pylist(),
     }

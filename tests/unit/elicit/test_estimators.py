@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.config import EstimatorName
-from ual_ray.elicit.estimators import REGISTRY, softmax
+from ual_ray.elicit.estimators import MIN_CHOICE_MASS, REGISTRY, softmax
 from ual_ray.elicit.requests import (
     Choice,
     ChoiceResult,
@@ -54,7 +54,7 @@ def test_the_registry_is_what_the_configuration_offers() -> None:
         (digits(d3=0.5, d4=0.5), 3.5),
         (digits(d2=0.1, d8=0.3), 6.5),  # renormalised: (2 * 0.1 + 8 * 0.3) / 0.4
         (digits(**{f"d{digit}": 0.1 for digit in range(10)}), 4.5),
-        (digits(d1=1e-300, d7=3e-300), 5.5),
+        (digits(d1=0.01, d7=0.03), 5.5),
     ],
 )
 def test_verbalized_is_the_expected_digit(result: ChoiceResult, expected: float) -> None:
@@ -65,7 +65,7 @@ def test_verbalized_is_the_expected_digit(result: ChoiceResult, expected: float)
 
 @pytest.mark.parametrize(
     ("yes", "no", "expected"),
-    [(0.5, 0.5, 0.5), (0.3, 0.1, 0.25), (0.01, 0.99, 0.99), (0.2, 0.6, 0.75), (1e-200, 3e-200, 0.75)],
+    [(0.5, 0.5, 0.5), (0.3, 0.1, 0.25), (0.01, 0.99, 0.99), (0.2, 0.6, 0.75), (0.01, 0.03, 0.75)],
 )
 def test_p_true_is_the_share_of_no(yes: float, no: float, expected: float) -> None:
     uncertainty, raw = reduce("p_true", ChoiceResult((math.log(yes), math.log(no)), 7))
@@ -73,7 +73,7 @@ def test_p_true_is_the_share_of_no(yes: float, no: float, expected: float) -> No
     assert raw == pytest.approx(math.log(no / yes))
 
 
-@pytest.mark.parametrize(("yes", "no", "expected"), [(0.0, -INF, 0.0), (-INF, 0.0, 1.0), (-INF, -50.0, 1.0)])
+@pytest.mark.parametrize(("yes", "no", "expected"), [(0.0, -INF, 0.0), (-INF, 0.0, 1.0), (-INF, -2.0, 1.0)])
 def test_p_true_of_one_possible_answer(yes: float, no: float, expected: float) -> None:
     assert reduce("p_true", ChoiceResult((yes, no), 7))[0] == expected
 
@@ -96,10 +96,17 @@ def test_nll_is_one_minus_the_mean_probability(nll_sum: float, tokens: int, mean
 # --- the range and the direction -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["verbalized", "p_true"])
+def test_a_reply_that_is_none_of_the_choices_is_missing_and_no_number(name: str) -> None:
+    choices = 10 if name == "verbalized" else 2
+    assert reduce(name, ChoiceResult((math.log(0.009 / choices),) * choices, 7)) == (None, None)
+    assert reduce(name, ChoiceResult((math.log(0.011 / choices),) * choices, 7))[0] == pytest.approx(0.5)
+
+
 @given(values=st.lists(log_probability, min_size=10, max_size=10))
 def test_verbalized_stays_in_range(values: list[float]) -> None:
     uncertainty, raw = reduce("verbalized", ChoiceResult(tuple(values), 1))
-    if max(values) == -INF:
+    if math.fsum(map(math.exp, values)) < MIN_CHOICE_MASS:
         assert uncertainty is raw is None
     else:
         assert uncertainty is not None and 0 <= uncertainty <= 1
@@ -109,7 +116,7 @@ def test_verbalized_stays_in_range(values: list[float]) -> None:
 @given(yes=log_probability, no=log_probability)
 def test_p_true_stays_in_range_and_rises_with_no(yes: float, no: float) -> None:
     uncertainty, _ = reduce("p_true", ChoiceResult((yes, no), 1))
-    if max(yes, no) == -INF:
+    if math.exp(yes) + math.exp(no) < MIN_CHOICE_MASS:
         assert uncertainty is None
     else:
         assert uncertainty is not None and 0 <= uncertainty <= 1

@@ -56,9 +56,10 @@ def test_no_rows_no_figures() -> None:
 def test_the_difference_is_paired_by_row() -> None:
     mine = [row("a", 11.0, 10), row("b", 102.0, 20), row("only mine", 5.0, 1)]
     reference = [row("b", 100.0, 20), row("a", 10.0, 10), row("failed", None, None)]
-    difference = nll_difference(mine, reference)
+    difference = nll_difference(mine, reference, "sft")
     assert difference is not None
     assert difference.value == pytest.approx(3 / 30)
     assert difference.standard_error == pytest.approx(0.0, abs=1e-9), "both rows lose 0.1 nats per token"
     assert difference.n == 2
-    assert nll_difference(mine, []) is None
+    assert difference.source == "sft"
+    assert nll_difference(mine, [], "sft") is None

@@ -13,7 +13,7 @@ def test_markdown_by_hand() -> None:
     assert table.markdown().splitlines() == [
         "| metric | n | base | ual |",
         "| --- | ---: | ---: | ---: |",
-        "| mean alpha in training | - | - | 0.100 |",
+        "| mean alpha per training row | - | - | 0.100 |",
         "| NLL per token (nats) ↓ | 20 | 2.000 ± 0.500 | 1.500 |",
         "| NLL per token (nats), maths ↓ | 8 | - | 1.000 ± 0.100 |",
         "| exact match, strict ↑ | 16 | 25.0% ± 12.5 | - |",

@@ -10,8 +10,8 @@ import pytest
 
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import scored_schema
-from ual_ray.smooth.stage import SMOOTHED_FILE, histogram, recorded_map, smooth
+from ual_ray.records import rows_digest, scored_schema
+from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, histogram, recorded_map, smooth
 
 SCHEMA = scored_schema(["nll"])
 
@@ -95,6 +95,7 @@ def test_the_map_is_recorded_in_the_file(tmp_path: Path) -> None:
     for path in (tmp_path / "out", tmp_path / "out" / SMOOTHED_FILE):
         recorded = recorded_map(path)
         assert recorded.pop("seed") == 7
+        assert recorded.pop(SCORED_DIGEST) == rows_digest(tmp_path / "scored")
         assert SmoothConfig.model_validate(recorded) == spec
 
 
