@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ual_ray import config as configuration
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
-from ual_ray.quiet import end_on_sigterm, make_console, quiet, tail
+from ual_ray.quiet import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, make_console, quiet, tail
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -234,6 +234,10 @@ def main() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         app()
+    except SystemExit:
+        if ended_by_sigterm():
+            sys.exit(SIGTERM_EXIT_CODE)
+        raise
     except UserError as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {_escape(error)}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR_EXIT_CODE)

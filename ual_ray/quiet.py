@@ -19,7 +19,10 @@ from typing import TextIO
 from rich.console import Console
 
 TAIL_LINES = 15
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
+
+_sigterm = threading.Event()
 
 
 def make_console(file: TextIO | None = None) -> Console:
@@ -56,7 +59,17 @@ def quiet(log_file: Path) -> Iterator[Console]:
 def end_on_sigterm() -> None:
     """Make SIGTERM an orderly end, in which runs are closed as KILLED; Ray puts a handler of its own in its place."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, _end)
+
+
+def ended_by_sigterm() -> bool:
+    """Tell whether SIGTERM has come: inside a call of Ray it surfaces as a KeyboardInterrupt."""
+    return _sigterm.is_set()
+
+
+def _end(*_: object) -> None:
+    _sigterm.set()
+    sys.exit(SIGTERM_EXIT_CODE)
 
 
 def tail(log_file: Path) -> str:
