@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 RUN_FILE = "mlflow_run.json"
 LONGEST_PARAM = 500
+# Without it the UI guesses what an experiment is, and may open it among chat applications.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ class Tracker:
         try:
             found = self.client.get_experiment_by_name(config.experiment)
             location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()
-            self.experiment_id = found.experiment_id if found else self.client.create_experiment(config.experiment, location)
+            self.experiment_id = (
+                found.experiment_id if found else self.client.create_experiment(config.experiment, location, tags=KIND)
+            )
         except (MlflowException, OSError) as error:
             raise UserError(
                 "tracking.uri cannot be used",
