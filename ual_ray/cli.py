@@ -82,7 +82,7 @@ def elicit(
     force: Again = False,
     verbose: Verbose = False,
 ) -> None:
-    """Stage 1: score rows; OUT/rows.parquet holds the canonical rows, OUT/elicit/scored what was scored."""
+    """Stage 1: score rows; OUT/rows/rows.parquet holds the canonical rows, OUT/elicit/scored the scored ones."""
     from ual_ray import preflight
     from ual_ray.sources.prepare import ROWS_FILE
 
