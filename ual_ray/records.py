@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ID_LENGTH = 16
 
 
@@ -33,16 +33,21 @@ Messages = Sequence[Message]
 ID = "id"
 SOURCE = "source"
 SPLIT = "split"
+# What the user calls the row, where the data has a column of this name; null elsewhere.
+GIVEN_ID = "given_id"
 MESSAGES = "messages"
 
 # What elicitation adds.
 UNCERTAINTY = "uncertainty"
+RESPONSE_LENGTH = "response_length"
+TRUNCATED = "truncated"
 STATUS = "status"
 ERROR = "error"
 ELICITOR = "elicitor"
 PROMPT_HASH = "prompt_hash"
 PROMPT_TOKENS = "prompt_tokens"
 GENERATED_TOKENS = "generated_tokens"
+CALLS = "calls"
 
 # What smoothing adds.
 ALPHA = "alpha"
@@ -75,6 +80,7 @@ ROWS = pa.schema(
         (ID, pa.string()),
         (SOURCE, pa.string()),
         (SPLIT, pa.string()),
+        (GIVEN_ID, pa.string()),
         (MESSAGES, MESSAGES_TYPE),
     ]
 )
@@ -90,20 +96,39 @@ def raw_column(estimator: str) -> str:
     return f"raw_{estimator}"
 
 
-def scored_schema(estimators: Iterable[str]) -> pa.Schema:
-    """Columns of a scored row: those of `ROWS`, every estimator's two values, and where they come from."""
-    fields = [(UNCERTAINTY, pa.float64())]
+def retest_column(estimator: str) -> str:
+    """Name the column of the same uncertainty measured a second time; null for rows that were not."""
+    return f"retest_{estimator}"
+
+
+def measured_schema(estimators: Iterable[str]) -> pa.Schema:
+    """Columns that an engine actor adds to a row: every estimator's values, what they cost, and where they come from.
+
+    `response_length` is in characters; `truncated` tells that the elicitor did not see all of the pair; `calls` counts
+    the generations asked for.
+    """
+    fields = []
     for name in estimators:
         fields += [(uncertainty_column(name), pa.float64()), (raw_column(name), pa.float64())]
+    fields += [(retest_column(name), pa.float64()) for name in estimators]
     fields += [
+        (RESPONSE_LENGTH, pa.int64()),
+        (TRUNCATED, pa.bool_()),
         (STATUS, pa.string()),
         (ERROR, pa.string()),
         (ELICITOR, pa.string()),
         (PROMPT_HASH, pa.string()),
         (PROMPT_TOKENS, pa.int64()),
         (GENERATED_TOKENS, pa.int64()),
+        (CALLS, pa.int64()),
     ]
     return pa.schema([*ROWS, *(pa.field(*field) for field in fields)])
+
+
+def scored_schema(estimators: Iterable[str]) -> pa.Schema:
+    """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, the one that smoothing reads."""
+    extra = [(uncertainty_column("ensemble"), pa.float64()), (UNCERTAINTY, pa.float64())]
+    return pa.schema([*measured_schema(estimators), *(pa.field(*field) for field in extra)])
 
 
 TOKENS = pa.schema(
@@ -154,19 +179,29 @@ def file_digest(path: Path) -> str:
     return hasher.hexdigest()[:ID_LENGTH]
 
 
-def rows_digest(path: Path) -> str:
-    """Hash the rows of Parquet files, whatever files and blocks they came in: 16 hexadecimal digits of SHA-256."""
-    table = read_table(path).combine_chunks()
-    hasher = hashlib.sha256(str(table.schema.remove_metadata()).encode())
-    for batch in table.to_batches(max_chunksize=1024):
-        hasher.update(json.dumps(batch.to_pylist(), sort_keys=True).encode())
-    return hasher.hexdigest()[:ID_LENGTH]
+def content_digest(path: Path | str, columns: Sequence[str]) -> str:
+    """Hash what rows say in the named columns, whatever files, blocks and order they came in; columns it lacks count as none.
+
+    With the id among them, which is a hash of the messages, it stands for the messages too.
+    """
+    files = pyarrow.dataset.dataset(str(path), format="parquet")
+    table = files.to_table(columns=[name for name in columns if name in files.schema.names])
+    table = table.sort_by(ID) if ID in table.column_names else table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata(None).combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:ID_LENGTH]
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Write rows to one Parquet file, whole or not at all."""
+    write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table to one Parquet file, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    pyarrow.parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), part)
+    pyarrow.parquet.write_table(table, part)
     part.replace(path)
 
 

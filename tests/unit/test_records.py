@@ -9,15 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ual_ray import records
 from ual_ray.records import (
     Message,
+    content_digest,
     content_id,
     digest,
     file_digest,
+    measured_schema,
     read_table,
-    rows_digest,
     scored_schema,
     write_rows,
 )
@@ -54,12 +57,19 @@ def test_content_id_tells_conversations_apart(other: list[tuple[str, str]]) -> N
     assert content_id(messages) != content_id([Message(role=role, content=content) for role, content in other])
 
 
-def test_scored_schema_holds_two_columns_per_estimator() -> None:
-    assert scored_schema(["nll", "p_true"]).names == [
-        *("id", "source", "split", "messages", "uncertainty"),
-        *("uncertainty_nll", "raw_nll", "uncertainty_p_true", "raw_p_true"),
-        *("status", "error", "elicitor", "prompt_hash", "prompt_tokens", "generated_tokens"),
+def test_a_measured_row_has_three_columns_per_estimator() -> None:
+    assert measured_schema(["nll", "p_true"]).names == [
+        *("id", "source", "split", "given_id", "messages"),
+        *("uncertainty_nll", "raw_nll", "uncertainty_p_true", "raw_p_true", "retest_nll", "retest_p_true"),
+        *("response_length", "truncated", "status", "error", "elicitor", "prompt_hash"),
+        *("prompt_tokens", "generated_tokens", "calls"),
     ]
+
+
+def test_a_scored_row_has_the_ensemble_and_the_uncertainty_too() -> None:
+    scored, measured = scored_schema(["nll"]), measured_schema(["nll"])
+    assert scored.names == [*measured.names, "uncertainty_ensemble", "uncertainty"]
+    assert all(scored.field(name).equals(measured.field(name)) for name in measured.names)
 
 
 def test_file_digest_follows_the_content(tmp_path: Path) -> None:
@@ -116,13 +126,62 @@ def test_columns_have_different_names() -> None:
         assert len(set(schema.names)) == len(schema.names)
 
 
-def test_rows_have_a_digest_of_their_own_however_they_are_cut_into_files(tmp_path: Path) -> None:
-    rows = [{"id": str(number), "value": number / 7} for number in range(10)]
-    schema = pa.schema([("id", pa.string()), ("value", pa.float64())])
-    (tmp_path / "many").mkdir()
-    for number, row in enumerate(reversed(rows)):
-        write_rows([row], schema, tmp_path / "many" / f"{number}.parquet")
-    write_rows(rows, schema, tmp_path / "one.parquet")
-    write_rows([*rows[:9], {"id": "9", "value": 1.0}], schema, tmp_path / "other.parquet")
-    assert rows_digest(tmp_path / "many") == rows_digest(tmp_path / "one.parquet")
-    assert rows_digest(tmp_path / "other.parquet") != rows_digest(tmp_path / "one.parquet")
+# --- the digest of content -------------------------------------------------------------------------------------------
+
+SCORES = pa.schema([("id", pa.string()), ("value", pa.float64()), ("note", pa.string())])
+value = st.one_of(st.none(), st.floats(allow_nan=True), st.just(-0.0))
+contents = st.dictionaries(
+    st.text("0123456789abcdef", min_size=1, max_size=4), st.tuples(value, st.one_of(st.none(), st.text(max_size=5))), max_size=8
+)
+
+
+def in_files(folder: Path, rows: list[dict[str, Any]], per_file: int) -> Path:
+    folder.mkdir()
+    for number, start in enumerate(range(0, len(rows), per_file)):
+        write_rows(rows[start : start + per_file], SCORES, folder / f"{number}.parquet")
+    return folder
+
+
+@settings(max_examples=25)
+@given(content=contents.filter(bool), order=st.randoms(use_true_random=False), per_file=st.integers(1, 4))
+def test_the_digest_does_not_see_files_and_order(
+    content: dict[str, Any], order: Any, per_file: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("digest")
+    rows = [{"id": name, "value": number, "note": note} for name, (number, note) in content.items()]
+    whole = content_digest(in_files(folder / "one", rows, 100), SCORES.names)
+    order.shuffle(rows)
+    assert content_digest(in_files(folder / "many", rows, per_file), SCORES.names) == whole
+    write_rows(rows, SCORES.with_metadata({"made": "elsewhere"}), folder / "file.parquet")
+    assert content_digest(folder / "file.parquet", SCORES.names) == whole
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [("a", 0.1, "x"), ("b", None, "y")],
+        [("a", 0.2, "x"), ("b", 0.0, "y")],
+        [("a", 0.1, "x"), ("b", float("nan"), "y")],
+        [("a", 0.1, None), ("b", 0.0, "y")],
+        [("a", 0.1, "x"), ("c", 0.0, "y")],
+        [("a", 0.1, "x")],
+        [("a", 0.1, "xy"), ("b", 0.0, "")],
+    ],
+)
+def test_the_digest_sees_every_value(other: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    for name, rows in {"one": [("a", 0.1, "x"), ("b", 0.0, "y")], "other": other}.items():
+        in_files(tmp_path / name, [dict(zip(SCORES.names, row, strict=True)) for row in rows], 100)
+    assert content_digest(tmp_path / "one", SCORES.names) != content_digest(tmp_path / "other", SCORES.names)
+
+
+def test_the_digest_sees_the_named_columns_alone(tmp_path: Path) -> None:
+    for name, note in {"one": "x", "other": "y"}.items():
+        in_files(tmp_path / name, [{"id": "a", "value": 1.0, "note": note}], 1)
+    digests = [
+        [content_digest(tmp_path / name, columns) for name in ("one", "other")] for columns in (["id", "value"], ["note"])
+    ]
+    assert digests[0][0] == digests[0][1]
+    assert digests[1][0] != digests[1][1]
+    # As the rows of a user's own file, which may lack a column.
+    assert content_digest(tmp_path / "one", ["id", "value", "alpha"]) == digests[0][0]
+    assert content_digest(tmp_path / "one", ["value", "id"]) != digests[0][0]

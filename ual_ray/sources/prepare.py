@@ -1,145 +1,152 @@
-"""Make canonical rows out of any input: an id, a source, a split and messages.
+"""Make canonical rows of a piece of the data: an id, a source, a split and messages.
 
-Bad rows are written to a quarantine file with a reason and counted; above a set share they stop the run.
+Runs inside a worker, block by block. Good rows are written to `rows/` as they pass, bad ones to `quarantine/` with a reason.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import Any
 
-from ual_ray.config import DEMO, DataConfig
-from ual_ray.errors import UserError
+import pyarrow as pa
+
+from ual_ray.config import DataConfig
 from ual_ray.records import (
+    GIVEN_ID,
     ID,
     MESSAGES,
     ROWS,
     SOURCE,
     SPLIT,
-    SPLITS,
     TEST,
     TRAIN,
     VALIDATION,
     Messages,
     content_id,
-    write_rows,
+    write_table,
 )
-from ual_ray.sources.readers import BadRow, Record, read_messages
-from ual_ray.sources.sample import sample_rows
+from ual_ray.sources.formats import BadRow, Record, convert
+from ual_ray.sources.pieces import Piece, read_piece
 
-ROWS_FILE = "rows.parquet"
-QUARANTINE_FILE = "quarantine.jsonl"
+ROWS_FOLDER = "rows"
+QUARANTINE_FOLDER = "quarantine"
+ROWS_PER_BLOCK = 1024
+# Positions of the data as one number: the piece in front, the row within it behind.
+ROWS_PER_PIECE_AT_MOST = 2**40
 
-
-@dataclass
-class Prepared:
-    """Canonical rows, what was set aside and why, and the format that was recognised."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: list[dict[str, Any]] = field(default_factory=list)
-    format_name: str = ""
-
-    @property
-    def bad_share(self) -> float:
-        """Share of all rows that was quarantined, in [0, 1]."""
-        total = len(self.rows) + len(self.quarantined)
-        return len(self.quarantined) / total if total else 0.0
-
-    def describe(self) -> dict[str, Any]:
-        """Count rows by split and source, and quarantined rows by reason."""
-        return {
-            "format": self.format_name,
-            "rows": len(self.rows),
-            "splits": dict(Counter(row[SPLIT] for row in self.rows)),
-            "sources": dict(Counter(row[SOURCE] for row in self.rows)),
-            "quarantined": len(self.quarantined),
-            "reasons": dict(Counter(row["reason"].split(":")[0] for row in self.quarantined)),
-        }
+Claim = Callable[[Sequence[str], Sequence[int]], list[bool]]
+Entry = tuple[int, Record, Messages | BadRow]
 
 
-def prepare(config: DataConfig) -> Prepared:
-    """Read, check, identify and split the rows of `config.path`. Raises UserError."""
-    prepared = Prepared()
-    prepared.format_name, entries = _read(config)
-    ids: set[str] = set()
-    own_ids: set[str] = set()
-    for source, record, messages in entries:
-        reason = str(messages) if isinstance(messages, BadRow) else _repeated(record, messages, ids, own_ids)
-        if isinstance(messages, BadRow) or reason:
-            prepared.quarantined.append({"reason": reason, "row": dict(record)})
-            continue
-        identity = content_id(messages)
-        ids.add(identity)
-        prepared.rows.append(
-            {
-                ID: identity,
-                SOURCE: source,
-                SPLIT: split_of(identity, config),
-                MESSAGES: list(messages),
-            }
-        )
-    return prepared
+@dataclass(frozen=True)
+class Plan:
+    """What a worker has to know to read a piece: the settings, the form of the rows, and where they are written."""
+
+    data: DataConfig
+    format_name: str
+    folder: Path
 
 
-def check(prepared: Prepared, config: DataConfig, quarantine: Path) -> None:
-    """Raise UserError when too many rows are bad or a split that later stages need has no rows."""
-    described = prepared.describe()
-    if prepared.bad_share > config.max_bad_share:
-        raise UserError(
-            f"{len(prepared.quarantined)} of {len(prepared.quarantined) + len(prepared.rows)} rows of {config.path} are bad",
-            value=f"{described['reasons']}; the rows are in {quarantine}",
-            legal=f"a share of at most data.max_bad_share = {config.max_bad_share}",
-            fix="mend the rows, or raise data.max_bad_share to go on without them",
-        )
-    needed = {TRAIN: 1.0, VALIDATION: config.validation_share, TEST: config.test_share}
-    for split in SPLITS:
-        if needed[split] > 0 and not described["splits"].get(split):
-            raise UserError(
-                f"the {split} split is empty",
-                value=f"{len(prepared.rows)} rows in all",
-                fix="give more rows, or a larger share",
-            )
+@dataclass(frozen=True)
+class Block:
+    """Canonical rows as a table of `records.ROWS`, and the bad rows of the same stretch with their reasons."""
+
+    rows: pa.Table
+    quarantined: list[dict[str, Any]]
 
 
-def write(prepared: Prepared, folder: Path) -> None:
-    """Write the rows as Parquet and the quarantined rows as JSONL beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in prepared.quarantined)
-    (folder / QUARANTINE_FILE).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    write_rows(prepared.rows, ROWS, folder / ROWS_FILE)
+def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[Block]:
+    """Read a piece (the `number`th of the data), write what it holds below `plan.folder`, and yield it block by block.
+
+    `claim(ids, positions)` says which rows were the first of their content, as `Claims.claim` does. Raises UserError when
+    the piece cannot be read.
+    """
+    converted = convert(read_piece(piece), plan.format_name, plan.data.columns)
+    start = number * ROWS_PER_PIECE_AT_MOST
+    entries = ((start + row, record, messages) for row, (record, messages) in enumerate(converted))
+    for count, chunk in enumerate(_chunks(entries)):
+        block = _block(chunk, piece, plan.data, claim)
+        name = f"{piece.name}-{count:05d}"
+        _write(block, plan.folder, name)
+        yield block
 
 
-def split_of(identity: str, config: DataConfig) -> str:
+def split_of(identity: str, data: DataConfig) -> str:
     """Choose a row's split by its content hash alone, so that it never moves between runs or machines."""
     position = int(identity, 16) / 16 ** len(identity)
-    if position < config.test_share:
+    if position < data.test_share:
         return TEST
-    return VALIDATION if position < config.test_share + config.validation_share else TRAIN
+    return VALIDATION if position < data.test_share + data.validation_share else TRAIN
 
 
-def _read(config: DataConfig) -> tuple[str, Iterable[tuple[str, Record, Messages | BadRow]]]:
-    if config.path == DEMO:
-        rows = sample_rows()[: config.max_rows]
-        return DEMO, ((source, {}, messages) for source, messages in rows)
-    path = Path(config.path).expanduser()
-    format_name, entries = read_messages(path, config.format, config.max_rows)
-
-    def with_source() -> Iterator[tuple[str, Record, Messages | BadRow]]:
-        for record, messages in entries:
-            source = record.get(SOURCE)
-            yield source if isinstance(source, str) and source else path.stem, record, messages
-
-    return format_name, with_source()
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    while chunk := list(islice(entries, ROWS_PER_BLOCK)):
+        yield chunk
 
 
-def _repeated(record: Record, messages: Messages, ids: set[str], own_ids: set[str]) -> str:
-    own_id = record.get(ID)
-    if own_id is not None:
-        if str(own_id) in own_ids:
-            return f"duplicate id: {own_id}"
-        own_ids.add(str(own_id))
-    return "duplicate row: the same messages stand in the file before" if content_id(messages) in ids else ""
+def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -> Block:
+    bad = [(record, str(messages)) for _, record, messages in entries if isinstance(messages, BadRow)]
+    good = [(at, record, messages) for at, record, messages in entries if not isinstance(messages, BadRow)]
+    named = [(at, f"given:{given}") for at, record, _ in good if (given := _given_id(record)) is not None]
+    repeated_ids = _losers(named, claim)
+    kept = [entry for entry in good if entry[0] not in repeated_ids]
+    identities = {at: content_id(messages) for at, _, messages in kept}
+    repeated_rows = _losers(list(identities.items()), claim)
+    bad += [(record, f"duplicate id: {record[ID]}") for at, record, _ in good if at in repeated_ids]
+    bad += [(record, "duplicate row: the same messages came before") for at, record, _ in kept if at in repeated_rows]
+    rows = [
+        {
+            ID: identities[at],
+            SOURCE: source_of(record, piece),
+            SPLIT: split_of(identities[at], data),
+            GIVEN_ID: _given_id(record),
+            MESSAGES: list(messages),
+        }
+        for at, record, messages in kept
+        if at not in repeated_rows
+    ]
+    return Block(pa.Table.from_pylist(rows, schema=ROWS), [{"reason": reason, "row": dict(record)} for record, reason in bad])
+
+
+def _losers(wanted: Sequence[tuple[int, str]], claim: Claim) -> set[int]:
+    """Find the positions whose id belongs to another position."""
+    won = claim([identity for _, identity in wanted], [at for at, _ in wanted]) if wanted else []
+    return {at for (at, _), mine in zip(wanted, won, strict=True) if not mine}
+
+
+def _given_id(record: Record) -> str | None:
+    value = record.get(ID)
+    return None if value is None or value == "" else str(value)
+
+
+def source_of(record: Record, piece: Piece) -> str:
+    """Name a row's source: what it says itself, or the name of its file."""
+    source = record.get(SOURCE)
+    return source if isinstance(source, str) and source else _stem(piece.path)
+
+
+@lru_cache
+def _stem(path: str) -> str:
+    return PurePath(path).name.split(".")[0]
+
+
+def _write(block: Block, folder: Path, name: str) -> None:
+    """Write both kinds of rows under names that reading the piece again would give them, whole or not at all."""
+    (folder / ROWS_FOLDER).mkdir(parents=True, exist_ok=True)
+    write_table(block.rows, folder / ROWS_FOLDER / f"{name}.parquet")
+    if block.quarantined:
+        (folder / QUARANTINE_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_lines(block.quarantined, folder / QUARANTINE_FOLDER / f"{name}.jsonl")
+
+
+def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as JSON lines, whole or not at all; what is no Unicode is written as escapes."""
+    part = path.with_name(path.name + ".part")
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    part.replace(path)
