@@ -26,7 +26,10 @@ DEMO = "demo"
 SECRET_KEY = re.compile(r"(?i)(token|password|secret|api_?key)$")
 MASK = "***"
 
-EstimatorName = Literal["verbalized", "p_true", "nll"]
+EstimatorName = Literal["verbalized", "p_true", "nll", "nll_sum", "self_consistency", "semantic_entropy"]
+ENSEMBLE = "ensemble"
+UncertaintyName = Literal[EstimatorName, "ensemble"]
+FormatName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k", "metamath", "alpaca_eval"]
 MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
 BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
 Share = float
@@ -41,8 +44,21 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the rows come from and how they are split."""
 
-    path: str = Field(DEMO, description="JSONL, JSON array or Parquet file of rows, or 'demo' for the embedded sample")
-    format: Literal["auto", "alpaca", "messages"] = Field("auto", description="form of the rows; auto looks at the columns")
+    path: str = Field(
+        DEMO,
+        description="file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud address, datasets directory, hub name, or 'demo'",
+    )
+    format: FormatName = Field(
+        "auto", description=f"form of the rows: {', '.join(get_args(FormatName))} (auto = by the columns)"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="names of the columns where they differ, such as {instruction: question}"
+    )
+    subset: str | None = Field(
+        None, description="configuration of a hub data set that has several, such as main of openai/gsm8k"
+    )
+    split: str | None = Field(None, description="split of a hub data set or datasets directory; null = train")
+    revision: str | None = Field(None, description="revision (branch, tag or commit) of a hub data set; null = newest")
     max_rows: int | None = Field(None, ge=1, description="read at most this many rows; null = all")
     validation_share: Share = Field(0.1, ge=0, lt=1, description="share of rows, by content hash, kept for validation")
     test_share: Share = Field(0.2, ge=0, lt=1, description="share of rows, by content hash, kept for evaluation")
@@ -54,21 +70,52 @@ class DataConfig(Section):
             raise ValueError("validation_share + test_share must be below 1, or no row is left to train on")
         return self
 
+    def split_shares(self) -> dict[str, float]:
+        """The share of rows that each split gets, by its name in `records.SPLITS`."""
+        train = 1 - self.validation_share - self.test_share
+        return {"train": train, "validation": self.validation_share, "test": self.test_share}
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible server, for engine.kind = openai."""
+
+    url: str = Field("http://127.0.0.1:8000/v1", description="base URL of the server, ending in /v1")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key; the key itself stays there"
+    )
+    concurrency: int = Field(16, ge=1, description="requests under way at a time, per actor")
+    requests_per_minute: float | None = Field(None, gt=0, description="upper bound over all actors together; null = none")
+    timeout_seconds: float = Field(120, gt=0, description="one request takes at most this long before it is tried again")
+    max_retries: int = Field(4, ge=0, description="further attempts after a dropped connection, a timeout, 429 or 5xx")
+    logprobs: bool = Field(True, description="the server gives log-probabilities; false asks for sampled numbers instead")
+
 
 class EngineConfig(Section):
     """The pool of language-model actors that scoring and evaluation share."""
 
-    kind: Literal["vllm", "fake"] = Field("vllm", description="vllm, or fake (a deterministic stand-in for unit tests)")
+    kind: Literal["vllm", "openai", "fake"] = Field(
+        "vllm", description="vllm (in the actor), openai (any compatible server), or fake (a stand-in for unit tests)"
+    )
     min_actors: int = Field(1, ge=1, description="actors of the autoscaling pool at its smallest")
     max_actors: int = Field(2, ge=1, description="actors of the autoscaling pool at its largest")
     cpus_per_actor: float = Field(1, gt=0, description="CPU cores an actor reserves and computes on")
     gpus_per_actor: float = Field(0, ge=0, description="GPUs an actor reserves; 0 = runs on the CPU")
-    batch_size: int = Field(32, ge=1, description="rows handed to an actor at a time")
-    rows_per_block: int = Field(32, ge=1, description="rows per Ray Data block: what a crash can lose at most, per actor")
-    max_model_len: int = Field(1024, ge=16, description="longest prompt plus answer, in tokens; longer rows are quarantined")
+    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs one model is split over; null = gpus_per_actor")
+    batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
+    rows_per_block: int | None = Field(
+        None, ge=1, description="rows per block: what a crash can lose at most, per actor; null = by the size of the data"
+    )
+    max_model_len: int = Field(1024, ge=16, description="longest prompt plus answer, in tokens")
+    overlong: Literal["drop", "truncate"] = Field(
+        "drop", description="what is longer: drop (quarantined) or truncate (its longest turns are cut, counted)"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="arithmetic of scoring")
     kv_cache_gb: int = Field(1, ge=1, description="memory of the key-value cache per CPU actor, in GB")
+    hang_seconds: float = Field(900, gt=0, description="an actor that takes longer for a batch is killed and replaced")
+    price_per_million_prompt_tokens: float = Field(0.0, ge=0, description="money per million tokens read, for the cost report")
+    price_per_million_generated_tokens: float = Field(0.0, ge=0, description="money per million tokens written")
     arguments: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments, passed as they are")
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="the server, for kind = openai")
 
     @model_validator(mode="after")
     def _order_actors(self) -> EngineConfig:
@@ -80,11 +127,34 @@ class EngineConfig(Section):
 class ElicitConfig(Section):
     """Stage 1: how uncertain the elicitor is of every pair."""
 
-    model: str = Field(DEMO, description="the elicitor: hub name, local directory, or 'demo'")
+    model: str = Field(DEMO, description="the elicitor: hub name, local directory, 'demo', or the server's name for it")
+    adapter: str | None = Field(None, description="directory of a LoRA adapter for the elicitor; null = none")
     estimators: tuple[EstimatorName, ...] = Field(
         ("verbalized", "p_true", "nll"), min_length=1, description=f"any of {', '.join(get_args(EstimatorName))}"
     )
-    uncertainty: EstimatorName = Field("verbalized", description="the estimator whose score becomes the uncertainty column")
+    uncertainty: UncertaintyName = Field(
+        "verbalized", description="whose score becomes the uncertainty column: one of estimators, or ensemble"
+    )
+    ensemble: tuple[EstimatorName, ...] = Field((), description="members of the ensemble (mean rank); empty = all estimators")
+    length_residual: bool = Field(False, description="take out of the uncertainty what the response's length explains")
+    calibrate_with: str | None = Field(
+        None, description="CSV or JSONL of (id, correct): the uncertainty becomes the error rate fitted on these rows"
+    )
+    templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/elicit/prompts.yaml")
+    scale: Literal["0-9", "1-5", "0-100"] = Field("0-9", description="numbers that verbalized asks for")
+    mode: Literal["logprobs", "sampled"] = Field(
+        "logprobs", description="verbalized and p_true: exact expectation from log-probabilities, or sampled replies"
+    )
+    samples: int = Field(8, ge=1, description="replies per row of sampled mode, self_consistency and semantic_entropy")
+    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of these replies")
+    max_new_tokens: int = Field(256, ge=1, description="longest sampled answer to the instruction, in tokens")
+    retries: int = Field(2, ge=0, description="further attempts, with other seeds, for a reply that cannot be parsed")
+    grouping: Literal["auto", "answer", "lexical", "embedding"] = Field(
+        "auto", description="when two answers are the same: equal final answers, similar words, similar embeddings; auto by row"
+    )
+    similarity: float = Field(0.7, gt=0, le=1, description="two texts at least this similar are the same (lexical, embedding)")
+    embedding_model: str | None = Field(None, description="encoder for grouping = embedding: hub name or local directory")
+    retest_share: Share = Field(0.05, ge=0, le=1, description="share of rows scored twice, to measure the score's own noise")
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(
         ("train",), min_length=1, description="splits to score; smoothing needs train only"
     )
@@ -94,8 +164,16 @@ class ElicitConfig(Section):
     def _uncertainty_is_measured(self) -> ElicitConfig:
         if len(set(self.estimators)) < len(self.estimators):
             raise ValueError(f"estimators {list(self.estimators)} names one twice")
-        if self.uncertainty not in self.estimators:
-            raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}")
+        if self.uncertainty != ENSEMBLE and self.uncertainty not in self.estimators:
+            raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}, or ensemble")
+        if strangers := sorted(set(self.ensemble) - set(self.estimators)):
+            raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
+        if self.grouping == "embedding" and self.embedding_model is None:
+            raise ValueError("grouping 'embedding' needs elicit.embedding_model")
+        if "semantic_entropy" in self.estimators and self.samples < 2:
+            raise ValueError("semantic_entropy needs at least two samples to compare; raise samples")
+        if self.embedding_model is not None and self.grouping != "embedding":
+            raise ValueError("embedding_model is used by grouping 'embedding' alone; set it, or leave embedding_model out")
         return self
 
 
@@ -198,6 +276,23 @@ class Config(Section):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="the Ray cluster")
     output: str = Field("runs/demo", description="the folder everything of a run is written to")
     seed: int = Field(0, ge=0, description="seed of shuffling, of the shuffled control and of the optimizer's data order")
+
+    @model_validator(mode="after")
+    def _endpoint_can_measure(self) -> Config:
+        if self.engine.kind != "openai":
+            return self
+        if impossible := sorted({"nll", "nll_sum"} & set(self.elicit.estimators)):
+            raise ValueError(
+                f"elicit.estimators {impossible}: a server does not give the likelihood of a text; use engine.kind=vllm"
+            )
+        if self.elicit.mode == "logprobs" and (self.elicit.scale == "0-100" or not self.engine.endpoint.logprobs):
+            raise ValueError(
+                "elicit.mode=logprobs needs a scale of one-token numbers and a server with log-probabilities; "
+                "set elicit.mode=sampled, or another elicit.scale"
+            )
+        if self.elicit.adapter:
+            raise ValueError("elicit.adapter is for engine.kind=vllm; a server names its adapters as models of their own")
+        return self
 
     @model_validator(mode="after")
     def _names_are_file_names(self) -> Config:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Meter:
@@ -89,3 +93,25 @@ def meter(console: Console, name: str, total: int | None, unit: str) -> Iterator
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def polled(call: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call something every few seconds while the block runs, in a thread of its own, and once more at the end."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(seconds):
+            try:
+                call()
+            except Exception:  # what is shown must not stop what is done
+                logger.exception("progress could not be shown")
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        call()

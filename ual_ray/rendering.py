@@ -98,18 +98,13 @@ class ChatRenderer:
         append(untrained, trained=False)
         return Rendered(input_ids, labels)
 
-    def decode(self, ids: list[int]) -> str:
-        """Tokens back to text, special tokens left out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a bare text, as the model would write it at the start of its reply."""
+        return self._encode(text)
 
-    def token_id(self, text: str) -> int:
-        """Return the id of a text that must be one token. Raises UserError when it is not."""
-        ids = self._encode(text)
-        if len(ids) != 1:
-            raise UserError(
-                f"'{text}' is not one token of {self._tokenizer.name_or_path}", value=ids, fix="use another elicitor"
-            )
-        return ids[0]
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of many rendered texts; the tokenizer uses all its threads."""
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _encode(self, text: str) -> list[int]:
         # The template writes the special tokens itself: adding them again would double the first.

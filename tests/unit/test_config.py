@@ -11,8 +11,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ual_ray.config import Config, Section, SmoothConfig, TrainConfig, dump, load, redact, section_at
+from ual_ray.config import (
+    Config,
+    ElicitConfig,
+    EndpointConfig,
+    Section,
+    SmoothConfig,
+    TrainConfig,
+    dump,
+    load,
+    redact,
+    section_at,
+)
 from ual_ray.errors import UserError
+from ual_ray.records import SPLITS
+from ual_ray.steps import NOT_MEASURED
 
 
 def write(folder: Path, text: str) -> Path:
@@ -52,6 +65,12 @@ def test_everything_changed_survives_dump_and_load(tmp_path: Path) -> None:
         overrides=[
             "data.path='a # b: {c}.jsonl'",
             "data.max_rows=7",
+            "data.columns={instruction: 'the question', id: key}",
+            "engine.endpoint.url=http://host:1/v1",
+            "engine.endpoint.requests_per_minute=0.5",
+            "elicit.templates='my prompts.yaml'",
+            "elicit.scale=0-100",
+            "elicit.splits=[train,test]",
             "train.learning_rate=1e-7",
             "elicit.estimators=[nll,p_true]",
             "elicit.uncertainty=nll",
@@ -226,6 +245,8 @@ UNKNOWN = [
     ("trian.epochs=1", "unknown key 'trian'", "data, model", "'train'"),
     ("train.learning_rat=1", "unknown key 'train.learning_rat'", "num_workers, ", "'train.learning_rate'"),
     ("engine.argumets.x=1", "unknown key 'engine.argumets'", "kind, min_actors", "'engine.arguments'"),
+    ("engine.endpoint.uri=x", "unknown key 'engine.endpoint.uri'", "url, api_key_env", "'engine.endpoint.url'"),
+    ("elicit.scales=0-9", "unknown key 'elicit.scales'", "model, adapter, estimators", "'elicit.scale'"),
     ("arms.ual.alpha_mena=0.2", "unknown key 'arms.ual.alpha_mena'", "map, base, alpha_mean", "'arms.ual.alpha_mean'"),
     ("arms.new.alpha_cpa=0.2", "unknown key 'arms.new.alpha_cpa'", "map, base, alpha_mean", "'arms.new.alpha_cap'"),
 ]
@@ -272,9 +293,26 @@ def test_all_faults_are_named_at_once() -> None:
         ("train.learning_rate=.inf", "finite"),
         ("train.dtype=int8", "'float32' or 'bfloat16'"),
         ("data.max_rows=0", "greater than or equal to 1"),
-        ("data.format=csv", "'auto', 'alpaca' or 'messages'"),
+        ("data.format=csv", "'auto', 'alpaca', 'sharegpt'"),
         ("data.max_bad_share=1.5", "less than or equal to 1"),
-        ("engine.kind=openai", "'vllm' or 'fake'"),
+        ("engine.kind=tgi", "'vllm', 'openai' or 'fake'"),
+        ("engine.overlong=split", "'drop' or 'truncate'"),
+        ("engine.hang_seconds=0", "greater than 0"),
+        ("engine.endpoint.concurrency=0", "greater than or equal to 1"),
+        ("engine.endpoint.requests_per_minute=0", "greater than 0"),
+        ("engine.endpoint.max_retries=-1", "greater than or equal to 0"),
+        ("engine.price_per_million_prompt_tokens=-1", "greater than or equal to 0"),
+        ("elicit.uncertainty=mean", "'ensemble'"),
+        ("elicit.scale=1-10", "'0-9', '1-5' or '0-100'"),
+        ("elicit.mode=greedy", "'logprobs' or 'sampled'"),
+        ("elicit.samples=0", "greater than or equal to 1"),
+        ("elicit.temperature=0", "greater than 0"),
+        ("elicit.temperature=2.5", "less than or equal to 2"),
+        ("elicit.retries=-1", "greater than or equal to 0"),
+        ("elicit.grouping=nli", "'embedding'"),
+        ("elicit.similarity=0", "greater than 0"),
+        ("elicit.retest_share=1.1", "less than or equal to 1"),
+        ("elicit.splits=[]", "at least 1"),
         ("elicit.estimators=[]", "at least 1"),
         ("elicit.estimators=nll", "tuple"),
         ("arms.ual.alpha_mean=1", "less than 1"),
@@ -298,12 +336,46 @@ def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: s
 
 
 @pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("elicit.estimators=[nll,perplexity]", "'semantic_entropy'"),
+        ("elicit.splits=[train,dev]", "'train', 'validation' or 'test'"),
+    ],
+)
+def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"bad value for '{key}.1': ") and says in first
+    assert second == f"  found: {value.strip('[]').split(',')[1]!r}"
+
+
+SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
+
+
+@pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["data.validation_share=0.5", "data.test_share=0.5"], "validation_share + test_share must be below 1"),
         (["engine.min_actors=3"], "min_actors (3) must not be above max_actors (2)"),
         (["elicit.estimators=[nll]"], "uncertainty 'verbalized' must be one of estimators ['nll']"),
-        (["elicit.estimators=[verbalized,nll,nll]"], "nll"),
+        (["elicit.estimators=[verbalized,nll,nll]"], "estimators ['verbalized', 'nll', 'nll'] names one twice"),
+        (["elicit.ensemble=[nll,nll_sum]"], "ensemble ['nll_sum'] must be among estimators ['verbalized', 'p_true', 'nll']"),
+        (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
+        (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
+        (
+            ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"],
+            "semantic_entropy needs at least two samples to compare",
+        ),
+        (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
+        (
+            ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized,nll]"],
+            "elicit.estimators ['nll', 'nll_sum']: a server does not give the likelihood of a text",
+        ),
+        ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
+        ([*SERVER, "engine.endpoint.logprobs=false"], "a server with log-probabilities"),
+        ([*SERVER, "elicit.adapter=a"], "elicit.adapter is for engine.kind=vllm"),
         (["arms.ual.alpha_min=0.3"], "alpha_min (0.3) must not be above alpha_max (0.2)"),
         (["arms.ual.alpha_mean=0.5"], "alpha_mean (0.5) must not be above alpha_cap (0.4)"),
         (["arms.base.map=none"], "arm 'base'"),
@@ -316,8 +388,43 @@ def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: 
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        SERVER,
+        [*SERVER, "elicit.scale=1-5"],
+        [*SERVER, "elicit.mode=sampled", "elicit.scale=0-100", "engine.endpoint.logprobs=false"],
+        ["engine.kind=openai", "elicit.estimators=[self_consistency,verbalized]", "elicit.samples=1"],
+        ["elicit.estimators=[nll,nll_sum]", "elicit.uncertainty=ensemble"],
+        ["elicit.uncertainty=ensemble", "elicit.ensemble=[nll]"],
+        ["elicit.grouping=embedding", "elicit.embedding_model=e"],
+        ["elicit.scale=0-100", "elicit.adapter=a"],
+    ],
+)
+def test_values_that_go_together_are_taken_and_survive_dump_and_load(overrides: list[str], tmp_path: Path) -> None:
+    config = load(overrides=overrides)
+    assert config != Config()
+    assert reload(config, tmp_path) == config
+
+
+def test_what_is_not_measured_is_a_setting_of_elicitation() -> None:
+    assert set(ElicitConfig.model_fields) >= NOT_MEASURED
+    # A setting that changes what is asked, or how it is read, must ask again.
+    assert set(ElicitConfig.model_fields) - NOT_MEASURED == {
+        *("estimators", "scale", "mode", "samples", "temperature", "max_new_tokens", "retries"),
+        *("grouping", "similarity", "embedding_model", "retest_share"),
+    }
+
+
+def test_the_shares_of_the_splits_add_up() -> None:
+    shares = load(overrides=["data.validation_share=0.25", "data.test_share=0.5"]).data.split_shares()
+    assert shares == {"train": 0.25, "validation": 0.25, "test": 0.5}
+    assert tuple(shares) == SPLITS
+
+
+@pytest.mark.parametrize(
     ("path", "expected"),
     [
+        (["engine", "endpoint"], EndpointConfig),
         ([], Config),
         (["train"], TrainConfig),
         (["arms", "ual"], SmoothConfig),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ual_ray.errors import UserError
 from ual_ray.records import Message
-from ual_ray.rendering import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.rendering import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 
 STYLES = ["chatml", "llama3", "mistral", "gemma"]
 Tokenizers = Callable[[str], Any]
@@ -77,7 +78,7 @@ def test_training_sees_the_prompt_of_generation(style: str, messages: Any, chat_
 @pytest.mark.parametrize("style", ["llama3", "mistral", "gemma"])
 def test_the_first_token_is_not_doubled(style: str, chat_tokenizer: Tokenizers) -> None:
     renderer = ChatRenderer(chat_tokenizer(style))
-    first = renderer.token_id("<s>")
+    (first,) = renderer.encode("<s>")
     assert renderer.prompt_ids(ONE_TURN[:1])[:1] == [first]
     assert renderer.prompt_ids(ONE_TURN[:1]).count(first) == 1
     assert renderer.conversation(TWO_TURNS).input_ids.count(first) == 1
@@ -122,27 +123,55 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(chat_tokenizer: Token
         renderer.conversation(TWO_TURNS)
 
 
-def test_token_id_of_one_token(chat_tokenizer: Tokenizers) -> None:
-    tokenizer = chat_tokenizer("chatml")
+@pytest.mark.parametrize("style", STYLES)
+def test_only_the_last_reply_is_trained_where_that_is_asked(style: str, chat_tokenizer: Tokenizers, end_of_turn: dict) -> None:
+    tokenizer = chat_tokenizer(style)
     renderer = ChatRenderer(tokenizer)
-    ids = [renderer.token_id(text) for text in ["0", "9", "A", "B", "<|im_end|>"]]
-    assert len(set(ids)) == 5
-    assert [tokenizer.convert_ids_to_tokens(token) for token in ids] == ["0", "9", "A", "B", "<|im_end|>"]
+    every, last = renderer.conversation(TWO_TURNS), renderer.conversation(TWO_TURNS, last_reply_only=True)
+    assert last.input_ids == every.input_ids
+    assert trained_runs(tokenizer, last) == ["Green is a colour too." + end_of_turn[style]]
+    assert renderer.conversation(ONE_TURN, last_reply_only=True) == renderer.conversation(ONE_TURN)
 
 
-@pytest.mark.parametrize("text", ["AB10", ""])
-def test_token_id_of_another_number_of_tokens_is_refused(text: str, chat_tokenizer: Tokenizers) -> None:
-    with pytest.raises(UserError, match=f"'{text}' is not one token of tiny"):
-        ChatRenderer(chat_tokenizer("chatml")).token_id(text)
+@pytest.mark.parametrize("style", ["chatml", "llama3"])
+@pytest.mark.parametrize("text", ["0", "9", "A", "100", "42", "Blue."])
+def test_a_bare_text_is_as_many_tokens_as_it_needs(style: str, text: str, chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer(style)
+    ids = ChatRenderer(tokenizer).encode(text)
+    assert tokenizer.decode(ids) == text
+    assert len(text) > 1 or len(ids) == 1
+
+
+def test_an_empty_text_is_no_token(chat_tokenizer: Tokenizers) -> None:
+    renderer = ChatRenderer(chat_tokenizer("llama3"))
+    assert renderer.encode("") == renderer.encode_all([]) == []
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_many_texts_are_encoded_as_each_alone(style: str, chat_tokenizer: Tokenizers) -> None:
+    renderer = ChatRenderer(chat_tokenizer(style))
+    texts = [renderer.text(messages[:-1], generation_prompt=True) for messages in (ONE_TURN, TWO_TURNS)]
+    assert renderer.encode_all(texts) == [renderer.prompt_ids(messages[:-1]) for messages in (ONE_TURN, TWO_TURNS)]
+
+
+def test_a_model_that_thinks_first_is_told_not_to(chat_tokenizer: Tokenizers) -> None:
+    class Thinking:
+        chat_template = "x"
+
+        def apply_chat_template(self, messages: Any, **options: Any) -> str:
+            return "" if options["enable_thinking"] is False else "<think>"
+
+    assert ChatRenderer(Thinking()).text(ONE_TURN, generation_prompt=True) == ""
+
+
+def test_a_saved_tokenizer_is_loaded(tmp_path: Path, chat_tokenizer: Tokenizers) -> None:
+    chat_tokenizer("chatml").save_pretrained(tmp_path)
+    loaded, own = load_renderer(str(tmp_path)), ChatRenderer(chat_tokenizer("chatml"))
+    assert loaded.template_hash == own.template_hash
+    assert loaded.conversation(TWO_TURNS) == own.conversation(TWO_TURNS)
 
 
 def test_the_template_hash_tells_templates_apart(chat_tokenizer: Tokenizers) -> None:
     hashes = [ChatRenderer(chat_tokenizer(style)).template_hash for style in STYLES]
     assert len(set(hashes)) == len(STYLES)
     assert ChatRenderer(chat_tokenizer("chatml")).template_hash == hashes[0]
-
-
-def test_decode_leaves_special_tokens_out(chat_tokenizer: Tokenizers) -> None:
-    renderer = ChatRenderer(chat_tokenizer("chatml"))
-    ids = [label for label in renderer.conversation(ONE_TURN).labels if label != IGNORE_INDEX]
-    assert renderer.decode(ids) == "Blue light is scattered most."

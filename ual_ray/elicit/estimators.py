@@ -7,12 +7,27 @@ Pure: no Ray, no vLLM, no MLflow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
-from ual_ray.elicit import prompts
-from ual_ray.elicit.requests import Choice, ChoiceResult, Likelihood, LikelihoodResult, Request, Result, turns
+from ual_ray.config import ElicitConfig
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, final_answer, group
+from ual_ray.elicit.prompts import FIRST, SECOND, Prompts, load_prompts
+from ual_ray.elicit.requests import (
+    Choice,
+    ChoiceResult,
+    Completion,
+    CompletionResult,
+    Likelihood,
+    LikelihoodResult,
+    Request,
+    Result,
+    Turns,
+    turns,
+)
 from ual_ray.records import Messages
 
 
@@ -28,90 +43,240 @@ MISSING = Estimate(None, None)
 
 # Below this probability of all choices together, their shares are the noise of a tail.
 MIN_CHOICE_MASS = 0.01
+# Fewer parsable replies than this share say more about the prompt than about the row.
+MIN_PARSED_SHARE = 0.5
+LONGEST_RATING = 8  # tokens of a sampled number or letter
 
 
 class Estimator(Protocol):
     """One way to measure uncertainty."""
 
-    name: str
+    name: ClassVar[str]
 
-    def requests(self, messages: Messages) -> Sequence[Request]:
-        """Declare what has to be asked about a pair."""
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Declare what has to be asked about a pair; another attempt asks with other seeds, where there are seeds."""
 
-    def reduce(self, results: Sequence[Result]) -> Estimate:
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Turn the results, in the order of the requests, into an estimate."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are sampled: `count` of them, at a temperature, from a seed that every attempt moves on."""
+
+    count: int = 8
+    temperature: float = 1.0
+    seed: int = 0
+    max_tokens: int = LONGEST_RATING
+
+    def ask(self, prompt: Turns, attempt: int, count: int | None = None) -> Completion:
+        """Ask for the replies to a prompt."""
+        count = count or self.count
+        # Engines give the replies of one request the seeds that follow its own: the next attempt begins behind them.
+        return Completion(prompt, self.max_tokens, self.temperature, count, self.seed + attempt * count)
+
+
+@dataclass(frozen=True)
 class Verbalized:
-    """Expected score over the digits: sum of s p(s) / 9, with p renormalised over the ten digits (UAL's elicitation).
+    """Expected rating on a scale, (sum of s p(s) - lowest) / (highest - lowest), p renormalised over the scale (UAL).
 
-    raw: the expected digit, 0 to 9.
+    With `sampling` the expectation is the mean of sampled numbers instead. raw: the expected number.
     """
 
-    name = "verbalized"
+    name: ClassVar[str] = "verbalized"
+    prompts: Prompts = field(default_factory=load_prompts)
+    lowest: int = 0
+    highest: int = 9
+    sampling: Sampling | None = None
 
-    def requests(self, messages: Messages) -> Sequence[Request]:
-        """Ask for the probabilities of the ten digits."""
-        return [Choice(prompts.fill(prompts.VERBALIZED, messages), prompts.DIGITS)]
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask for the probabilities of the numbers, or for sampled numbers."""
+        prompt = self.prompts.rating(messages, str(self.lowest), str(self.highest))
+        if self.sampling is not None:
+            return [self.sampling.ask(prompt, attempt)]
+        return [Choice(prompt, tuple(str(number) for number in range(self.lowest, self.highest + 1)))]
 
-    def reduce(self, results: Sequence[Result]) -> Estimate:
-        """Average the digits under their probabilities."""
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Average the numbers."""
         (result,) = results
-        if not isinstance(result, ChoiceResult):
+        expected: float | None = None
+        if isinstance(result, ChoiceResult) and (shares := choice_shares(result.log_probabilities)) is not None:
+            expected = math.fsum((self.lowest + step) * share for step, share in enumerate(shares))
+        if isinstance(result, CompletionResult):
+            numbers = [parse_number(text, self.lowest, self.highest) for text in result.texts]
+            expected = mean_of_parsed(numbers)
+        if expected is None:
             return MISSING
-        shares = choice_shares(result.log_probabilities)
-        if shares is None:
-            return MISSING
-        expected = sum(digit * share for digit, share in enumerate(shares))
-        return Estimate(min(1.0, expected / (len(shares) - 1)), expected)
+        return Estimate(_clip((expected - self.lowest) / (self.highest - self.lowest)), expected)
 
 
+@dataclass(frozen=True)
 class PTrue:
-    """Probability that the elicitor calls the response false: P(B) / (P(A) + P(B)) (Kadavath et al. 2022, arXiv 2207.05221).
+    """Probability that the elicitor calls the response false, averaged over both orders of the options.
 
-    raw: the log-odds of "false", in nats.
+    P(no) / (P(yes) + P(no)), after Kadavath et al. 2022 (arXiv 2207.05221); asking in both orders cancels a model's liking
+    for one letter. raw: mean log-odds of "no", in nats (sampled: the share of "no"); None where not finite.
     """
 
-    name = "p_true"
+    name: ClassVar[str] = "p_true"
+    prompts: Prompts = field(default_factory=load_prompts)
+    sampling: Sampling | None = None
 
-    def requests(self, messages: Messages) -> Sequence[Request]:
-        """Ask for the probabilities of yes and no."""
-        return [Choice(prompts.fill(prompts.P_TRUE, messages), (prompts.YES, prompts.NO))]
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask for the verdict with 'yes' as option A, and with 'yes' as option B."""
+        both = [self.prompts.verdict(messages, yes_first=yes_first) for yes_first in (True, False)]
+        if self.sampling is not None:
+            half = math.ceil(self.sampling.count / 2)
+            return [self.sampling.ask(prompt, attempt, half) for prompt in both]
+        return [Choice(prompt, (FIRST, SECOND)) for prompt in both]
 
-    def reduce(self, results: Sequence[Result]) -> Estimate:
-        """Take the share of no."""
-        (result,) = results
-        if not isinstance(result, ChoiceResult):
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Average the shares of 'no'; one order alone is no answer."""
+        # Of the second question the letters mean the opposite: its A says no.
+        verdicts = [self._verdict(result, no) for result, no in zip(results, (SECOND, FIRST), strict=True)]
+        if any(verdict is None for verdict in verdicts):
             return MISSING
-        shares = choice_shares(result.log_probabilities)
-        if shares is None:
-            return MISSING
-        yes, no = result.log_probabilities
-        return Estimate(shares[1], no - yes)
+        shares, odds = zip(*(verdict for verdict in verdicts if verdict is not None), strict=True)
+        raw = sum(odds) / 2  # of an impossible letter infinite, or the difference of infinities
+        return Estimate(_clip(math.fsum(shares) / 2), raw if math.isfinite(raw) else None)
+
+    def _verdict(self, result: Result, no: str) -> tuple[float, float] | None:
+        if isinstance(result, ChoiceResult) and (shares := choice_shares(result.log_probabilities)) is not None:
+            first, second = result.log_probabilities
+            return (shares[1], second - first) if no == SECOND else (shares[0], first - second)
+        if isinstance(result, CompletionResult):
+            share = mean_of_parsed([parse_letter(text, no) for text in result.texts])
+            return None if share is None else (share, share)
+        return None
 
 
+@dataclass(frozen=True)
 class NegativeLogLikelihood:
     """Mean token NLL of the response under the elicitor, squashed by 1 - exp(-NLL): 1 - the geometric mean probability.
 
     raw: mean NLL in nats per token.
     """
 
-    name = "nll"
+    name: ClassVar[str] = "nll"
 
-    def requests(self, messages: Messages) -> Sequence[Request]:
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Ask for the NLL of the last reply, which is the pair's response."""
         return [Likelihood(turns(messages), last_reply_only=True)]
 
-    def reduce(self, results: Sequence[Result]) -> Estimate:
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Average over the tokens."""
+        nll = _response_nll(results)
+        return MISSING if nll is None else Estimate(_clip(-math.expm1(-nll[0] / nll[1])), nll[0] / nll[1])
+
+
+@dataclass(frozen=True)
+class SummedNegativeLogLikelihood:
+    """Summed token NLL S of the response under the elicitor, squashed by S / (1 + S), which keeps long responses apart.
+
+    raw: S in nats. It grows with the response's length; see elicit.length_residual.
+    """
+
+    name: ClassVar[str] = "nll_sum"
+
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask what `nll` asks: both share the call."""
+        return [Likelihood(turns(messages), last_reply_only=True)]
+
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Take the sum."""
+        nll = _response_nll(results)
+        return MISSING if nll is None else Estimate(_clip(nll[0] / (1 + nll[0])), nll[0])
+
+
+@dataclass(frozen=True)
+class SelfConsistency:
+    """1 - the share of sampled answers that agree with the given one (after Wang et al. 2022, arXiv 2203.11171).
+
+    raw: the number of answers that agree. `grouping` None = by final answer where the response marks one, else by words.
+    """
+
+    name: ClassVar[str] = "self_consistency"
+    sampling: Sampling = Sampling(max_tokens=256)
+    grouping: Grouping | None = None
+    similarity: float = 0.7
+
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask for answers to the instruction."""
+        return [self.sampling.ask(turns(messages[:-1]), attempt)]
+
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Count the answers that agree with the response."""
         (result,) = results
-        if not isinstance(result, LikelihoodResult) or result.target_tokens == 0 or not math.isfinite(result.nll_sum):
+        if not isinstance(result, CompletionResult):
             return MISSING
-        mean = result.nll_sum / result.target_tokens
-        return Estimate(max(0.0, -math.expm1(-mean)), mean)
+        grouping = self.grouping or grouping_for(messages, self.similarity)
+        given, *sampled = grouping.keys([messages[-1]["content"], *result.texts])
+        agreeing = sum(grouping.same(given, key) for key in sampled)
+        return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
 
-REGISTRY: dict[str, Estimator] = {estimator.name: estimator for estimator in (Verbalized(), PTrue(), NegativeLogLikelihood())}
+@dataclass(frozen=True)
+class SemanticEntropy:
+    """Entropy of the groups that sampled answers fall into, over log(number of samples) (Kuhn et al. 2023, arXiv 2302.09664).
+
+    It is about the instruction: how many different answers the elicitor finds, whatever the given one is.
+    raw: the entropy in nats. `grouping` as for SelfConsistency.
+    """
+
+    name: ClassVar[str] = "semantic_entropy"
+    sampling: Sampling = Sampling(max_tokens=256)
+    grouping: Grouping | None = None
+    similarity: float = 0.7
+
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask what `self_consistency` asks: both share the call."""
+        return [self.sampling.ask(turns(messages[:-1]), attempt)]
+
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Group the answers and take the entropy of the groups' shares."""
+        (result,) = results
+        if not isinstance(result, CompletionResult) or len(result.texts) < 2:
+            return MISSING
+        grouping = self.grouping or grouping_for(messages, self.similarity)
+        sizes = Counter(group(grouping.keys(result.texts), grouping.same)).values()
+        entropy = entropy_of(sizes)
+        return Estimate(_clip(entropy / math.log(len(result.texts))), entropy)
+
+
+ESTIMATORS = (Verbalized, PTrue, NegativeLogLikelihood, SummedNegativeLogLikelihood, SelfConsistency, SemanticEntropy)
+REGISTRY: dict[str, type[Estimator]] = {estimator.name: estimator for estimator in ESTIMATORS}
+
+
+def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]:
+    """Build the configured estimators, in order. Raises UserError for a template file that will not do."""
+    prompts = load_prompts(config.templates)
+    lowest, highest = map(int, config.scale.split("-"))
+    ratings = Sampling(config.samples, config.temperature, seed) if config.mode == "sampled" else None
+    answers = Sampling(config.samples, config.temperature, seed, config.max_new_tokens)
+    compared = (answers, _grouping(config), config.similarity)
+    built: Mapping[str, Estimator] = {
+        "verbalized": Verbalized(prompts, lowest, highest, ratings),
+        "p_true": PTrue(prompts, ratings),
+        "nll": NegativeLogLikelihood(),
+        "nll_sum": SummedNegativeLogLikelihood(),
+        "self_consistency": SelfConsistency(*compared),
+        "semantic_entropy": SemanticEntropy(*compared),
+    }
+    return {name: built[name] for name in config.estimators}
+
+
+def grouping_for(messages: Messages, similarity: float) -> Grouping:
+    """Compare final answers where the given response marks one, and words elsewhere."""
+    return AnswerGrouping() if final_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
+
+
+def _grouping(config: ElicitConfig) -> Grouping | None:
+    if config.grouping == "embedding":
+        from ual_ray.elicit.embedding import EmbeddingGrouping
+
+        assert config.embedding_model is not None, "the configuration asks for it"
+        return EmbeddingGrouping(config.embedding_model, config.similarity)
+    return {"auto": None, "answer": AnswerGrouping(), "lexical": LexicalGrouping(config.similarity)}[config.grouping]
 
 
 def choice_shares(log_probabilities: Sequence[float]) -> list[float] | None:
@@ -129,3 +294,41 @@ def softmax(log_probabilities: Sequence[float]) -> list[float] | None:
     weights = [math.exp(value - highest) for value in log_probabilities]
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def entropy_of(sizes: Iterable[int]) -> float:
+    """Entropy, in nats, of the shares that groups of these sizes have."""
+    counts = [size for size in sizes if size]
+    total = sum(counts)
+    return -math.fsum(count / total * math.log(count / total) for count in counts)
+
+
+def parse_number(text: str, lowest: int, highest: int) -> float | None:
+    """Read the first whole number of a reply that is no part of a word; None when there is none or it is not on the scale."""
+    found = re.search(r"(?<![\w.-])-?\d+(?!\w|\.\d)", text)
+    number = int(found[0]) if found else None
+    return float(number) if number is not None and lowest <= number <= highest else None
+
+
+def parse_letter(text: str, wanted: str) -> float | None:
+    """Read the first A or B of a reply that stands alone: 1 when it is the wanted one, 0 when the other, None when neither."""
+    found = re.search(rf"\b([{FIRST}{SECOND}])\b", text)
+    return float(found[1] == wanted) if found else None
+
+
+def mean_of_parsed(values: Sequence[float | None]) -> float | None:
+    """Average the values that could be read; None when they are fewer than half."""
+    parsed = [value for value in values if value is not None]
+    return math.fsum(parsed) / len(parsed) if values and len(parsed) >= MIN_PARSED_SHARE * len(values) else None
+
+
+def _response_nll(results: Sequence[Result]) -> tuple[float, int] | None:
+    (result,) = results
+    if not isinstance(result, LikelihoodResult) or result.target_tokens == 0 or not math.isfinite(result.nll_sum):
+        return None
+    return max(0.0, result.nll_sum), result.target_tokens
+
+
+def _clip(value: float) -> float:
+    """Keep rounding from leaving [0, 1]."""
+    return min(1.0, max(0.0, value))

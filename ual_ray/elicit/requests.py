@@ -25,7 +25,7 @@ def messages_of(frozen: Turns) -> list[Message]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Ask for the log-probability of each choice, a text of one token, as the first token of the assistant's reply."""
+    """Ask for the log-probability that the assistant's reply opens with each choice and with no longer one of them."""
 
     prompt: Turns
     choices: tuple[str, ...]
@@ -55,11 +55,12 @@ Request: TypeAlias = Choice | Likelihood | Completion
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """Log-probabilities in the order of the choices, in nats."""
+    """Log-probabilities in the order of the choices, in nats; `calls` counts generations."""
 
     log_probabilities: tuple[float, ...]
     prompt_tokens: int
     generated_tokens: int = 1
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class LikelihoodResult:
     target_tokens: int
     prompt_tokens: int
     generated_tokens: int = 0
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,30 @@ class CompletionResult:
     texts: tuple[str, ...]
     prompt_tokens: int
     generated_tokens: int
+    calls: int = 1
 
 
 @dataclass(frozen=True)
 class Failure:
-    """No result, and why: 'overlong: ...' or 'engine: ...'."""
+    """No result, and why: 'engine: ...' or 'template: ...'. An engine's failure may pass; the row is sent again next time."""
 
     reason: str
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Overlong(Failure):
+    """Prompt and answer together are longer than the engine takes; `tokens` and `limit` are None where it does not say."""
+
+    tokens: int | None = None
+    limit: int | None = None
 
 
 Result: TypeAlias = ChoiceResult | LikelihoodResult | CompletionResult | Failure
+
+
+def overlong(tokens: int | None, limit: int | None) -> Overlong:
+    """Say that a prompt and its answer do not fit."""
+    return Overlong(f"overlong: {tokens} tokens, engine.max_model_len is {limit}", tokens=tokens, limit=limit)

@@ -5,72 +5,189 @@ Pure glue: it runs inside an actor, so nothing token-sized ever leaves it, and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from ual_ray.config import ENSEMBLE, ElicitConfig
 from ual_ray.elicit.engines import Engine
-from ual_ray.elicit.estimators import REGISTRY
-from ual_ray.elicit.prompts import prompt_hash
-from ual_ray.elicit.requests import Failure, Request, Result
+from ual_ray.elicit.estimators import MISSING, Estimate, make_estimators
+from ual_ray.elicit.prompts import load_prompts, prompt_hash
+from ual_ray.elicit.requests import Failure, Overlong, Request, Result
 from ual_ray.records import (
+    CALLS,
     ELICITOR,
     ERROR,
     GENERATED_TOKENS,
+    ID,
     MESSAGES,
     PROMPT_HASH,
     PROMPT_TOKENS,
+    RESPONSE_LENGTH,
     STATUS,
     STATUS_OK,
     STATUS_QUARANTINED,
-    UNCERTAINTY,
+    TRUNCATED,
+    Message,
+    Messages,
     raw_column,
+    retest_column,
     uncertainty_column,
 )
 
 Row = dict[str, Any]
 
+# Truncation guesses how much to cut from the length in characters, and closes in slowly where the prompt's own words weigh.
+MOST_CUTS = 20
+# A retest asks with seeds that no retry of the first test has used.
+RETEST_ATTEMPT = 1000
 
-@dataclass(frozen=True)
+
+@dataclass
+class Measurement:
+    """What is known of one row: an estimate per estimator, every result that was paid for, and what was asked."""
+
+    messages: Messages
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    results: dict[Request, Result] = field(default_factory=dict)
+    asked: dict[str, Sequence[Request]] = field(default_factory=dict)
+    truncated: bool = False
+
+    def failures(self, name: str) -> list[Failure]:
+        """The failed requests of an estimator's last attempt."""
+        results = [self.results[request] for request in self.asked[name]]
+        return [result for result in results if isinstance(result, Failure)]
+
+    def too_long(self) -> Overlong | None:
+        """The overlong request that is furthest over the limit, if any."""
+        found = [failure for name in self.asked for failure in self.failures(name) if isinstance(failure, Overlong)]
+        return max(found, key=lambda failure: failure.tokens or 0, default=None)
+
+
 class ScoreRows:
-    """Add the columns of `records.scored_schema` to rows.
+    """Add the columns of `records.measured_schema` to rows.
 
-    A row is quarantined, with its reason, when the estimator behind `uncertainty` failed on it.
+    A row is quarantined, with its reason, when an estimator that `elicit.uncertainty` needs failed on it.
     """
 
-    estimators: tuple[str, ...]
-    uncertainty: str
-    elicitor: str
+    def __init__(self, config: ElicitConfig, overlong: Literal["drop", "truncate"] = "drop", seed: int = 0) -> None:
+        """Build the estimators. Raises UserError for a template file that will not do."""
+        self._config = config
+        self._truncate = overlong == "truncate"
+        self._estimators = make_estimators(config, seed)
+        self._prompts = load_prompts(config.templates)
+        members = config.ensemble or config.estimators
+        self._needed = members if config.uncertainty == ENSEMBLE else (config.uncertainty,)
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
-        needs = [{name: list(REGISTRY[name].requests(row[MESSAGES])) for name in self.estimators} for row in rows]
-        results = run_once(engine, [request for need in needs for requests in need.values() for request in requests])
-        return [row | self._columns(need, results, engine.template_hash) for row, need in zip(rows, needs, strict=True)]
+        measured = self._measure([row[MESSAGES] for row in rows], engine)
+        again = [index for index, row in enumerate(rows) if position(row[ID]) < self._config.retest_share]
+        # In another order and company: what is measured is the noise of the score, not the engine's memory.
+        retested = self._measure([measured[index].messages for index in reversed(again)], engine, RETEST_ATTEMPT)
+        second = dict(zip(reversed(again), retested, strict=True))
+        prompts = prompt_hash(self._prompts, engine.template_hash)
+        return [row | self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows)]
 
-    def _columns(self, need: dict[str, list[Request]], results: dict[Request, Result], template_hash: str) -> Row:
+    def _measure(self, conversations: Sequence[Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
+        measured = [Measurement(messages) for messages in conversations]
+        self._ask({index: list(self._estimators) for index in range(len(measured))}, measured, engine, attempt)
+        for _ in range(MOST_CUTS if self._truncate else 0):
+            cut = [index for index, measurement in enumerate(measured) if self._cut(measurement)]
+            if not cut:
+                break
+            self._ask({index: list(self._estimators) for index in cut}, measured, engine, attempt)
+        for retry in range(1, self._config.retries + 1):
+            unparsed = {index: self._unparsed(measurement, attempt + retry) for index, measurement in enumerate(measured)}
+            self._ask({index: names for index, names in unparsed.items() if names}, measured, engine, attempt + retry)
+        return measured
+
+    def _ask(self, wanted: Mapping[int, list[str]], measured: list[Measurement], engine: Engine, attempt: int) -> None:
+        """Ask what the named estimators of the numbered rows need, all at once, and reduce."""
+        for index, names in wanted.items():
+            requests = {name: self._estimators[name].requests(measured[index].messages, attempt) for name in names}
+            measured[index].asked |= requests
+        new = {index: _unanswered(measured[index], names) for index, names in wanted.items()}
+        results = run_once(engine, [request for requests in new.values() for request in requests])
+        for index, names in wanted.items():
+            measurement = measured[index]
+            measurement.results |= {request: results[request] for request in new[index]}
+            for name in names:
+                own = [measurement.results[request] for request in measurement.asked[name]]
+                measurement.estimates[name] = self._estimators[name].reduce(own, measurement.messages)
+
+    def _cut(self, measurement: Measurement) -> bool:
+        """Shorten the conversation if it is too long; tell whether it was."""
+        failure = measurement.too_long()
+        if failure is None:
+            return False
+        measurement.messages = shorten(measurement.messages, failure.tokens, failure.limit)
+        measurement.truncated = True
+        return True
+
+    def _unparsed(self, measurement: Measurement, attempt: int) -> list[str]:
+        """Name the estimators whose replies could not be read and whose next attempt asks something else."""
+        return [
+            name
+            for name, estimator in self._estimators.items()
+            if measurement.estimates[name] == MISSING
+            and not measurement.failures(name)
+            and list(estimator.requests(measurement.messages, attempt)) != list(measurement.asked[name])
+        ]
+
+    def _columns(self, row: Row, measurement: Measurement, second: Measurement | None, prompts: str) -> Row:
         columns: Row = {}
-        for name, requests in need.items():
-            estimate = REGISTRY[name].reduce([results[request] for request in requests])
+        for name, estimate in measurement.estimates.items():
             columns[uncertainty_column(name)] = estimate.uncertainty
             columns[raw_column(name)] = estimate.raw
-        mine = {request: results[request] for requests in need.values() for request in requests}
-        failures = sorted({result.reason for result in mine.values() if isinstance(result, Failure)})
-        score = columns[uncertainty_column(self.uncertainty)]
+            columns[retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
+        missing = [name for name in self._needed if measurement.estimates[name].uncertainty is None]
+        failures = {failure.reason for name in measurement.asked for failure in measurement.failures(name)}
+        unparsable = f"unparsable: no usable reply for {', '.join(missing)}" if missing and not failures else None
+        paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
-            UNCERTAINTY: score,
-            STATUS: STATUS_OK if score is not None else STATUS_QUARANTINED,
-            ERROR: "; ".join(failures) or (None if score is not None else "unparsable: the reply is none of the choices"),
-            ELICITOR: self.elicitor,
-            PROMPT_HASH: prompt_hash(self.estimators, template_hash),
-            PROMPT_TOKENS: sum(result.prompt_tokens for result in mine.values()),
-            GENERATED_TOKENS: sum(result.generated_tokens for result in mine.values()),
+            RESPONSE_LENGTH: len(row[MESSAGES][-1]["content"]),
+            TRUNCATED: measurement.truncated,
+            STATUS: STATUS_QUARANTINED if missing else STATUS_OK,
+            ERROR: "; ".join(sorted(failures)) or unparsable,
+            ELICITOR: self._config.model,
+            PROMPT_HASH: prompts,
+            PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
+            GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
+            CALLS: sum(result.calls for result in paid),
         }
 
 
-def run_once(engine: Engine, requests: Sequence[Request]) -> dict[Request, Result]:
+def run_once(engine: Engine, requests: Iterable[Request]) -> dict[Request, Result]:
     """Send each different request once; the engine's answers must be as many as the requests."""
     unique = list(dict.fromkeys(requests))
-    results = engine.run(unique)
+    results = engine.run(unique) if unique else []
     assert len(results) == len(unique), f"the engine answered {len(results)} of {len(unique)} requests"
     return dict(zip(unique, results, strict=True))
+
+
+def shorten(messages: Messages, tokens: int | None, limit: int | None) -> list[Message]:
+    """Cut the end of the longest message so that about `limit` of `tokens` tokens are left; a quarter where not known."""
+    lengths = [len(message["content"]) for message in messages]
+    # A little less than what fits: characters are not tokens, and the prompt's own words stay.
+    kept = 0.95 * limit / tokens if tokens and limit else 0.75
+    longest = max(range(len(messages)), key=lengths.__getitem__)
+    excess = min(lengths[longest] - 1, int((1 - kept) * sum(lengths)) + 8)
+    return [
+        Message(
+            role=message["role"], content=message["content"][: lengths[at] - excess] if at == longest else message["content"]
+        )
+        for at, message in enumerate(messages)
+    ]
+
+
+def position(identity: str) -> float:
+    """Place a row by its id, in [0, 1), independent of the splits, which go by the id's first digits."""
+    digits = identity[::-1][:13]  # as many as a float holds exactly
+    return int(digits, 16) / 16 ** len(digits)
+
+
+def _unanswered(measurement: Measurement, names: Iterable[str]) -> list[Request]:
+    """List what has not been asked before: a shorter response leaves the questions without it as they were."""
+    asked = (request for name in names for request in measurement.asked[name])
+    return [request for request in asked if request not in measurement.results]

@@ -1,80 +1,100 @@
-"""Stage 1: canonical rows in, scored rows out."""
+"""Stage 1: any data set in, canonical rows and scored rows out."""
 
 from __future__ import annotations
 
+import shutil
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
+import ray
 
 from ual_ray.config import Config
-from ual_ray.elicit.pool import Pool, map_rows
+from ual_ray.elicit.engines import EngineSpec
+from ual_ray.elicit.finish import SCORED, Finish
+from ual_ray.elicit.monitor import Limits
+from ual_ray.elicit.pool import Job, map_rows, on_this_node, start_monitor
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.errors import UserError
 from ual_ray.progress import Meter
-from ual_ray.records import (
-    ERROR,
-    GENERATED_TOKENS,
-    ID,
-    PROMPT_TOKENS,
-    SPLIT,
-    STATUS,
-    STATUS_QUARANTINED,
-    UNCERTAINTY,
-    read_table,
-    scored_schema,
-    uncertainty_column,
-)
+from ual_ray.records import SPLITS, measured_schema
+from ual_ray.sources.claims import Claims
+from ual_ray.sources.look import Look
+from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER, Plan
+from ual_ray.sources.stream import read_rows
 
-SCORED = "scored"
-TO_SCORE_FILE = "to_score.parquet"
+MEASURED = "measured"
+FAILED = "failed"
 
 
-def select(rows: Path, splits: tuple[str, ...], folder: Path) -> int:
-    """Write the rows of the named splits to the stage's folder; return how many there are."""
-    table = read_table(rows)
-    chosen = table.filter(pa.compute.is_in(table[SPLIT], pa.array(splits)))
-    if not len(chosen):
-        raise UserError(f"{rows} has no row of the splits {list(splits)}", fix="change elicit.splits")
-    folder.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(chosen, folder / TO_SCORE_FILE)
-    return len(chosen)
+def elicit(config: Config, seen: Look, folder: Path, store: Path, meter: Meter) -> dict[str, Any]:
+    """Score the rows of the configured splits; `folder` gets rows, quarantine and scored, `store` what was measured.
 
-
-def elicit(config: Config, folder: Path, meter: Meter) -> dict[str, Any]:
-    """Score the rows that `select` wrote; return counts and means. Raises UserError when too many have no score."""
+    Rows that `store` holds are not measured again. Returns counts and means. Raises UserError when too many rows are bad
+    or without a score; what was done is kept.
+    """
     settings = config.elicit
-    task = ScoreRows(settings.estimators, settings.uncertainty, settings.model)
-    pool = Pool(config.engine, settings.model, config.trust_remote_code)
-    map_rows(folder / TO_SCORE_FILE, folder / SCORED, task, scored_schema(settings.estimators), pool, meter)
-    figures = describe(folder / SCORED, settings.estimators)
-    if figures["quarantined"] > settings.max_quarantine_share * figures["rows"]:
+    for place in (folder / ROWS_FOLDER, folder / QUARANTINE_FOLDER, store / FAILED):
+        shutil.rmtree(place, ignore_errors=True)  # all three are written anew, from the rows that are there now
+        place.mkdir(parents=True)
+    monitor = start_monitor(Limits(config.data.max_bad_share, settings.max_quarantine_share), store / MEASURED)
+    claims = on_this_node(Claims)
+    plan = Plan(config.data, seen.format_name, folder)
+    job = Job(
+        EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code),
+        ScoreRows(settings, config.engine.overlong, config.seed),
+        measured_schema(settings.estimators),
+        store / MEASURED,
+        store / FAILED,
+    )
+    read = partial(read_rows, seen.pieces, plan, settings.splits, claims, monitor)
+    started = time.monotonic()
+    map_rows(read, expected_rows(config, seen), job, monitor, meter)
+    scoring_seconds = time.monotonic() - started
+    finish = Finish(folder, store / MEASURED, store / FAILED, config.data, settings, config.engine)
+    figures = ray.get(ray.remote(num_cpus=1)(Finish.run).remote(finish))
+    ray.kill(monitor)
+    ray.kill(claims)
+    check(config, figures, folder)
+    return figures | {"format": seen.format_name, "scoring_seconds": scoring_seconds}
+
+
+def expected_rows(config: Config, seen: Look) -> int | None:
+    """Say how many rows will be scored: by the look where it saw all of them, by the shares of the splits elsewhere."""
+    total = seen.estimated_rows
+    shares = config.data.split_shares()
+    return None if total is None else max(1, round(total * sum(shares[split] for split in config.elicit.splits)))
+
+
+def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
+    """Raise UserError when too many rows are bad or without a score, or a split that later stages need has none."""
+    data, settings = config.data, config.elicit
+    if figures["bad"] / max(1, figures["bad"] + figures["total_rows"]) > data.max_bad_share:
+        raise UserError(
+            f"{figures['bad']} of {figures['bad'] + figures['total_rows']} rows of {data.path} are bad",
+            value=f"{figures['bad_reasons']}; the rows are in {folder / QUARANTINE_FOLDER}",
+            legal=f"a share of at most data.max_bad_share = {data.max_bad_share}",
+            fix="mend the rows, or raise data.max_bad_share to go on without them",
+        )
+    shares = data.split_shares()
+    for split in SPLITS:
+        if shares[split] > 0 and not figures["splits"].get(split):
+            raise UserError(
+                f"the {split} split is empty",
+                value=f"{figures['total_rows']} rows in all",
+                fix="give more rows, or a larger share",
+            )
+    if figures["lost"]:
+        raise UserError(
+            f"{figures['lost']} rows were scored once, and their scores are gone",
+            value=f"files are missing from the store beside {folder}",
+            fix="--force scores all rows again",
+        )
+    if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",
             value=f"{figures['reasons']}; what was scored is in {folder / SCORED}",
             legal=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
-            fix="see the column 'error'; raise engine.max_model_len for overlong rows",
+            fix="see the column 'error'; raise engine.max_model_len, or set engine.overlong=truncate, for overlong rows",
         )
-    return figures
-
-
-def describe(scored: Path, estimators: tuple[str, ...]) -> dict[str, Any]:
-    """Count rows, quarantined rows by reason, and tokens; average every estimator over the rows it scored."""
-    columns = [ID, UNCERTAINTY, STATUS, ERROR, PROMPT_TOKENS, GENERATED_TOKENS, *map(uncertainty_column, estimators)]
-    table = read_table(scored, columns)
-    reasons: dict[str, int] = {}
-    for status, error in zip(table[STATUS].to_pylist(), table[ERROR].to_pylist(), strict=True):
-        if status == STATUS_QUARANTINED:
-            kind = (error or "unknown").split(":")[0]
-            reasons[kind] = reasons.get(kind, 0) + 1
-    means = {name: pa.compute.mean(table[uncertainty_column(name)]).as_py() for name in estimators}
-    return {
-        "rows": len(table),
-        "quarantined": sum(reasons.values()),
-        "reasons": reasons,
-        "prompt_tokens": pa.compute.sum(table[PROMPT_TOKENS]).as_py(),
-        "generated_tokens": pa.compute.sum(table[GENERATED_TOKENS]).as_py(),
-        "mean_uncertainty": means,
-    }

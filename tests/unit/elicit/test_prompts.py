@@ -1,96 +1,175 @@
-"""Prompts: the user's text goes in as it is, and the hash follows everything the elicitor reads."""
+"""Prompts: the user's text goes in as it is, templates of one's own are checked, and the hash follows the wording."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.elicit import prompts
-from ual_ray.elicit.estimators import REGISTRY
-from ual_ray.elicit.requests import Choice
+from ual_ray.elicit.estimators import PTrue, Verbalized
+from ual_ray.elicit.prompts import Prompts, instruction_of, load_prompts, prompt_hash
+from ual_ray.errors import UserError
 from ual_ray.records import Message
 
-ALL = ("verbalized", "p_true", "nll")
+OWN = load_prompts()
 OPENING = "Here is an instruction and a response to it.\n\n[Instruction]\nSay hi.\n\n[Response]\nHi.\n\n"
+RATING = "{instruction} {response} {lowest} {highest}"
 
 
 def pair(instruction: str, response: str) -> list[Message]:
     return [Message(role="user", content=instruction), Message(role="assistant", content=response)]
 
 
-@pytest.mark.parametrize("template", prompts.TEMPLATES.values(), ids=prompts.TEMPLATES.keys())
+def texts_of(prompts: Prompts, messages: list[Message]) -> list[str]:
+    questions = [prompts.rating(messages, "0", "9"), *(prompts.verdict(messages, yes_first=first) for first in (True, False))]
+    assert all(len(turns) == 1 and turns[0][0] == "user" for turns in questions)
+    return [turns[0][1] for turns in questions]
+
+
+def written(folder: Path, text: str, name: str = "mine.yaml") -> str:
+    """Write a template file; each under a name of its own, as what was read is remembered."""
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+# --- filling ---------------------------------------------------------------------------------------------------------
+
+
 @given(instruction=st.text(alphabet="{}%\\$ab0:!\n"), response=st.text())
-def test_the_users_text_goes_in_as_it_is(template: str, instruction: str, response: str) -> None:
-    before, rest = template.split("{instruction}")
-    between, after = rest.split("{response}")
-    ((role, text),) = prompts.fill(template, pair(instruction, response))
-    assert role == "user"
-    assert text == before + instruction + between + response + after
+def test_the_users_text_goes_in_as_it_is(instruction: str, response: str) -> None:
+    for template, text in zip(
+        (OWN.verbalized, OWN.p_true, OWN.p_true), texts_of(OWN, pair(instruction, response)), strict=True
+    ):
+        before, rest = template.split("{instruction}")
+        between, after = rest.split("{response}")
+        assert text.startswith(before + instruction + between + response + after.split("{")[0])
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "}", "{}", "{0}", "{instruction}", "{response}", "{instruction.__class__}", "f'{x!r:>{w}}'"]
+    "text", ["{", "}", "{}", "{0}", "{instruction}", "{response}", "{instruction.__class__}", "f'{x!r:>{w}}'", "{options}"]
 )
 def test_braces_in_the_users_text_are_text(text: str) -> None:
-    ((_, filled),) = prompts.fill(prompts.VERBALIZED, pair(text, f"<{text}>"))
-    assert f"[Instruction]\n{text}\n\n[Response]\n<{text}>\n" in filled
+    for filled in texts_of(OWN, pair(text, f"<{text}>")):
+        assert f"[Instruction]\n{text}\n\n[Response]\n<{text}>\n" in filled
 
 
 def test_verbalized_in_full() -> None:
-    ((_, text),) = prompts.fill(prompts.VERBALIZED, pair("Say hi.", "Hi."))
+    ((_, text),) = OWN.rating(pair("Say hi.", "Hi."), "1", "5")
     assert text.startswith(OPENING)
-    assert text.endswith("Reply with one digit and nothing else.")
-    assert "0 (surely right" in text
-    assert "9 (likely wrong" in text
+    assert text.endswith("Reply with one number and nothing else.")
+    assert "1 (surely right" in text
+    assert "5 (likely wrong" in text
 
 
-def test_p_true_asks_for_a_yes_or_b_no() -> None:
-    ((_, text),) = prompts.fill(prompts.P_TRUE, pair("Say hi.", "Hi."))
-    assert text.endswith("\nA. Yes\nB. No\nReply with A or B and nothing else.")
+@pytest.mark.parametrize(("yes_first", "options"), [(True, "A. Yes\nB. No"), (False, "A. No\nB. Yes")])
+def test_p_true_asks_in_either_order(yes_first: bool, options: str) -> None:
+    ((_, text),) = OWN.verdict(pair("Say hi.", "Hi."), yes_first=yes_first)
+    assert text.endswith(f"\n{options}\nReply with A or B and nothing else.")
 
 
-def test_both_prompts_open_with_the_pair_so_that_a_prefix_cache_helps() -> None:
-    texts = [prompts.fill(template, pair("Say hi.", "Hi."))[0][1] for template in prompts.TEMPLATES.values()]
-    assert all(text.startswith(OPENING) for text in texts)
+def test_every_prompt_opens_with_the_pair_so_that_a_prefix_cache_helps() -> None:
+    assert all(text.startswith(OPENING) for text in texts_of(OWN, pair("Say hi.", "Hi.")))
 
 
 def test_one_message_before_the_reply_is_the_instruction() -> None:
-    assert prompts.instruction_of(pair("Say hi.", "Hi.")) == "Say hi."
+    assert instruction_of(pair("Say hi.", "Hi.")) == "Say hi."
 
 
 def test_more_messages_before_the_reply_are_named() -> None:
     messages = [Message(role="system", content="Be brief."), *pair("One?", "1"), *pair("Two?", "2")]
-    assert prompts.instruction_of(messages) == "System: Be brief.\n\nUser: One?\n\nAssistant: 1\n\nUser: Two?"
-    ((_, text),) = prompts.fill(prompts.VERBALIZED, messages)
-    assert "[Response]\n2\n" in text
+    assert instruction_of(messages) == "System: Be brief.\n\nUser: One?\n\nAssistant: 1\n\nUser: Two?"
+    assert all("[Response]\n2\n" in text for text in texts_of(OWN, messages))
+
+
+# --- templates of one's own ------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_leaves_out_is_the_projects(tmp_path: Path) -> None:
+    mine = load_prompts(written(tmp_path, f'verbalized: "{RATING}"\nno_option: "{{wrong}}"\n'))
+    assert mine == replace(OWN, verbalized=RATING, no_option="{wrong}")
+    rating, yes_first, no_first = texts_of(mine, pair("q", "a"))
+    assert rating == "q a 0 9"
+    assert "A. Yes\nB. {wrong}" in yes_first and "A. {wrong}\nB. Yes" in no_first
+
+
+def test_braces_of_ones_own_are_doubled(tmp_path: Path) -> None:
+    mine = load_prompts(written(tmp_path, f"verbalized: '{{{{}}}} {RATING}'\n"))
+    assert texts_of(mine, pair("q", "a"))[0] == "{} q a 0 9"
+
+
+def test_the_projects_own_file_is_one_of_that_form(tmp_path: Path) -> None:
+    from importlib import resources
+
+    own = resources.files("ual_ray.elicit").joinpath("prompts.yaml").read_text(encoding="utf-8")
+    assert load_prompts(written(tmp_path, own)) == OWN
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("verbalised: x\n", r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized, p_true, yes_option, no_option"),
+        ("1: x\nverbalised: y\nfalse: z\n", r"has unknown keys\n.*'1', 'False', 'verbalised'"),
+        ("version: new\n", r"(?s)version of .* is not text.*'new'.*int"),
+        ("yes_option: 1\n", r"(?s)yes_option of .* is not text.*legal: str"),
+        ("yes_option: yes\n", r"(?s)yes_option of .* is not text.*found: True"),  # YAML's idea of yes
+        ("p_true: [a]\n", "p_true of .* is not text"),
+        (f"verbalized: '{RATING} {{'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),
+        (f"verbalized: '{RATING} }}'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),
+        ("verbalized: '{instruction} {response} {lowest}'\n", r"(?s)wrong placeholders.*\{highest\}, \{instruction\}"),
+        (f"verbalized: '{RATING} {{options}}'\n", "(?s)verbalized of .* has the wrong placeholders.*{options}"),
+        ("p_true: '{instruction} {response}'\n", "(?s)p_true of .* has the wrong placeholders.*{options}"),
+        ("p_true: '{instruction} {response} {options} {}'\n", "wrong placeholders"),
+        ("p_true: '{instruction} {response} {options} {0}'\n", "wrong placeholders"),
+        ("p_true: '{instruction.__class__} {response} {options}'\n", "(?s)wrong placeholders.*__class__"),
+        ("verbalized: '{instruction} {response} {lowest:d} {highest}'\n", "(?s)wrong placeholders.*{lowest:d}"),
+        ("verbalized: '{instruction!r} {response} {lowest} {highest}'\n", "(?s)wrong placeholders.*{instruction!r}"),
+        ("just text\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("- verbalized\n", "not a mapping"),
+        ("verbalized: [\n", "cannot be read"),
+        ("\tverbalized: x\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_will_not_do_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        load_prompts(written(tmp_path, text))
+    assert "elicit.templates" in str(error.value)
+    assert "mine.yaml" in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("no_option: né".encode("latin-1"))
+    for name in ("none.yaml", "latin.yaml", "."):
+        with pytest.raises(UserError, match="elicit.templates cannot be read"):
+            load_prompts(str(tmp_path / name))
 
 
 # --- the hash --------------------------------------------------------------------------------------------------------
 
 
-def test_the_hash_does_not_depend_on_the_order_of_estimators() -> None:
-    assert prompts.prompt_hash(ALL, "t") == prompts.prompt_hash(ALL[::-1], "t")
+def test_the_hash_follows_every_word() -> None:
+    changed = [replace(OWN, **{name: getattr(OWN, name) + " "}) for name in ("verbalized", "p_true", "yes_option", "no_option")]
+    hashes = {prompts.hash for prompts in (OWN, *changed, replace(OWN, version=OWN.version + 1))}
+    assert len(hashes) == 6
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in hashes)
+    assert replace(OWN).hash == OWN.hash
 
 
-def test_the_hash_tells_estimators_and_chat_templates_apart() -> None:
-    sets = [ALL, ("verbalized",), ("p_true",), ("nll",), ("verbalized", "nll")]
-    hashes = {prompts.prompt_hash(names, template) for names in sets for template in ("t", "u")}
-    assert len(hashes) == 2 * len(sets)
+def test_the_hash_of_a_row_follows_prompts_and_chat_template() -> None:
+    other = replace(OWN, no_option="Wrong")
+    assert len({prompt_hash(prompts, template) for prompts in (OWN, other) for template in ("t", "u")}) == 4
 
 
-def test_the_hash_follows_the_wording_and_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: prompts.prompt_hash((name,), "t") for name in ALL}
-    with monkeypatch.context() as patched:
-        patched.setitem(prompts.TEMPLATES, "p_true", prompts.P_TRUE + " ")
-        after = {name: prompts.prompt_hash((name,), "t") for name in ALL}
-    assert {name for name in ALL if before[name] != after[name]} == {"p_true"}
-    monkeypatch.setattr(prompts, "PROMPT_VERSION", prompts.PROMPT_VERSION + 1)
-    assert all(prompts.prompt_hash((name,), "t") != before[name] for name in ALL)
-
-
-@pytest.mark.parametrize("name", prompts.TEMPLATES)
-def test_what_is_hashed_is_what_is_sent(name: str) -> None:
-    (request,) = REGISTRY[name].requests(pair("Say hi.", "Hi."))
-    assert isinstance(request, Choice)
-    assert request.prompt == prompts.fill(prompts.TEMPLATES[name], pair("Say hi.", "Hi."))
+def test_what_is_hashed_is_what_is_sent() -> None:
+    messages = pair("Say hi.", "Hi.")
+    mine = replace(OWN, verbalized=f"Mine: {RATING}", yes_option="Right")
+    (rating,) = Verbalized(prompts=mine).requests(messages)
+    both = PTrue(prompts=mine).requests(messages)
+    assert [request.prompt for request in (rating, *both)] == [  # type: ignore[union-attr]
+        mine.rating(messages, "0", "9"),
+        mine.verdict(messages, yes_first=True),
+        mine.verdict(messages, yes_first=False),
+    ]

@@ -1,0 +1,221 @@
+"""When two answers are the same: marked answers, words, and how groups are formed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ual_ray.elicit.estimators import grouping_for
+from ual_ray.elicit.grouping import (
+    AnswerGrouping,
+    Grouping,
+    LexicalGrouping,
+    final_answer,
+    group,
+    normalise,
+    word_overlap,
+)
+from ual_ray.records import Message
+
+words = st.builds(Counter, st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8))
+
+
+def agree(grouping: Grouping, first: str, second: str) -> bool:
+    return grouping.same(*grouping.keys([first, second]))
+
+
+# --- final answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6 * 12 = 72\n#### 72", "72"),
+        ("#### $1,000.00", "1000"),
+        ("####72.", "72"),
+        ("#### 1\n#### 2", "1"),
+        (r"so $\boxed{72}$", "72"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\text{a {nested} one}}", r"\text{a{nested}one}"),
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{\boxed{5}}", "5"),
+        ("The answer is: 72", "72"),
+        ("the final answer is 72.", "72"),
+        ("The answer is: x", "x"),
+        ("The answer is: 1\nNo. The answer is: 2", "2"),
+        (r"The answer is: 3, so \boxed{4}", "4"),  # the more deliberate mark counts
+        (r"\boxed{4} #### 5", "5"),
+    ],
+)
+def test_a_marked_answer_is_found(text: str, expected: str) -> None:
+    assert final_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "72",
+        "It is 72.",
+        "#### ",
+        "#### none",
+        r"\boxed{72",
+        r"\boxed{}",
+        "The answer is",
+        "The answer is: ",
+        "The answer is: $.",
+    ],
+)
+def test_no_marked_answer(text: str) -> None:
+    assert final_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("72", "72"),
+        ("72.0", "72"),
+        ("72.", "72"),
+        ("072", "72"),
+        ("+72", "72"),
+        ("1,000", "1000"),
+        ("$5", "5"),
+        ("$ 5.50", "5.5"),
+        ("-0", "0"),
+        ("-0.00", "0"),
+        ("0", "0"),
+        ("-3.10", "-3.1"),
+        ("1e3", "1000"),
+        ("1E-2", "0.01"),
+        (" Blue ", "blue"),
+        ("X = 1", "x=1"),
+        ("nan", "nan"),
+        ("Infinity", "infinity"),
+        ("sNaN", "snan"),
+        ("", ""),
+    ],
+)
+def test_equal_answers_are_written_alike(answer: str, expected: str) -> None:
+    assert normalise(answer) == expected
+
+
+@pytest.mark.parametrize("answer", ["1e9999999", "1e-9999999", "1e99999999999999999999", "0e999999", "-1e999999", "9" * 5000])
+def test_a_monstrous_number_is_text(answer: str) -> None:
+    assert normalise(answer) == answer
+
+
+@given(number=st.decimals(-(10**9), 10**9, places=4), zeros=st.integers(0, 3))
+def test_a_normalised_number_keeps_its_value(number: object, zeros: int) -> None:
+    written = f"{number:,.4f}" + "0" * zeros
+    assert Fraction(normalise(written)) == Fraction(str(number))
+    assert normalise(normalise(written)) == normalise(written) == normalise(f"$ {written}")
+    assert not re.search(r"\.\d*0$|\.$|^-0$", normalise(written))
+
+
+@given(text=st.text())
+def test_any_text_can_be_normalised(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text) or "." in text
+    assert final_answer(text) != ""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("#### 72", "The answer is: 72.0", True),
+        ("#### 72", "that makes 72", True),  # the last number where none is marked
+        ("#### 72", "72 of 80", False),
+        ("#### 72", "no idea", False),
+        ("no idea", "no idea", False),
+        ("", "", False),
+        (r"\boxed{}", r"\boxed{}", False),
+        ("The answer is: Blue.", "the answer is: blue", True),
+    ],
+)
+def test_texts_agree_in_their_answers(first: str, second: str, expected: bool) -> None:
+    assert agree(AnswerGrouping(), first, second) is agree(AnswerGrouping(), second, first) is expected
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("a b c d", "a b c d", 1.0),
+        ("a b c d", "d c b a", 1.0),
+        ("a b", "a c", 0.5),
+        ("a a b", "a b b", 2 / 3),  # one a and one b in common: 2 * 2 / 6
+        ("a", "a b c", 0.5),
+        ("a", "b", 0.0),
+        ("a", "", 0.0),
+        ("", "", 1.0),
+    ],
+)
+def test_word_overlap_by_hand(first: str, second: str, expected: float) -> None:
+    assert word_overlap(*LexicalGrouping(1.0).keys([first, second])) == pytest.approx(expected)
+
+
+@given(first=words, second=words)
+def test_word_overlap_is_symmetric_and_in_range(first: Counter[str], second: Counter[str]) -> None:
+    overlap = word_overlap(first, second)
+    assert 0 <= overlap <= 1
+    assert overlap == word_overlap(second, first)
+    assert word_overlap(first, first) == 1
+    assert (overlap == 1) == (first == second)
+
+
+def test_case_and_stops_do_not_count() -> None:
+    assert agree(LexicalGrouping(1.0), "Hello, World!", "hello world")
+    assert not agree(LexicalGrouping(1.0), "hello world", "hello worlds")
+
+
+def test_similar_enough_is_the_same() -> None:
+    assert agree(LexicalGrouping(0.5), "a b", "a c")
+    assert not agree(LexicalGrouping(0.51), "a b", "a c")
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_joins_the_first_group_whose_first_member_is_the_same() -> None:
+    def near(first: int, second: int) -> bool:
+        return abs(first - second) <= 1
+
+    # 2 is like 1, but not like 0, who founded the group; 1 is like 0 and like 2, and 0 was there first.
+    assert group([0, 1, 2, 1, 3, 9], near) == [0, 0, 1, 0, 1, 2]
+    assert group([], near) == []
+
+
+def test_answers_without_a_number_are_groups_of_their_own() -> None:
+    grouping = AnswerGrouping()
+    assert group(grouping.keys(["none", "#### 1", "none", "1"]), grouping.same) == [0, 1, 2, 1]
+
+
+@given(keys=st.lists(st.integers(0, 4)))
+def test_groups_of_equal_keys_are_the_keys(keys: list[int]) -> None:
+    numbers = group(keys, lambda first, second: first == second)
+    order = [*dict.fromkeys(keys)]
+    assert numbers == [order.index(key) for key in keys]
+
+
+# --- automatic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("2 + 2 = 4\n#### 4", AnswerGrouping()),
+        (r"\boxed{4}", AnswerGrouping()),
+        ("The answer is: 4", AnswerGrouping()),
+        ("There are 4 seasons.", LexicalGrouping(0.3)),
+        (r"\boxed{}", LexicalGrouping(0.3)),
+    ],
+)
+def test_a_marked_answer_in_the_response_chooses_the_grouping(response: str, expected: Grouping) -> None:
+    messages = [Message(role="user", content="#### 1"), Message(role="assistant", content=response)]
+    assert grouping_for(messages, 0.3) == expected

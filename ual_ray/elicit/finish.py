@@ -1,0 +1,213 @@
+"""From the store of measured rows to the scored rows of one data set: what takes all rows together is computed here.
+
+Runs in a worker: the driver never holds the rows. Only numbers and ids are held for all rows at once; texts pass through.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+import pyarrow.parquet
+
+from ual_ray.config import ENSEMBLE, DataConfig, ElicitConfig, EngineConfig
+from ual_ray.elicit.adjust import calibrate, length_residual, mean_rank
+from ual_ray.elicit.labels import match_labels, read_labels
+from ual_ray.errors import UserError
+from ual_ray.records import (
+    CALLS,
+    ERROR,
+    GENERATED_TOKENS,
+    GIVEN_ID,
+    ID,
+    PROMPT_HASH,
+    PROMPT_TOKENS,
+    RESPONSE_LENGTH,
+    SOURCE,
+    SPLIT,
+    SPLITS,
+    STATUS,
+    STATUS_OK,
+    STATUS_QUARANTINED,
+    TRUNCATED,
+    UNCERTAINTY,
+    measured_schema,
+    scored_schema,
+    uncertainty_column,
+    write_table,
+)
+from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER
+
+SCORED = "scored"
+ROWS_PER_FILE = 50_000
+BINS = 20
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Which rows (the splits of `folder`/rows), measured where (`store`, then `failed`), and what to make of them."""
+
+    folder: Path
+    store: Path
+    failed: Path
+    data: DataConfig
+    elicit: ElicitConfig
+    engine: EngineConfig
+
+    def run(self) -> dict[str, Any]:
+        """Write `folder`/scored and return the figures. Raises UserError for labels that do not fit."""
+        rows = pyarrow.dataset.dataset(self.folder / ROWS_FOLDER, format="parquet").to_table(columns=[ID, SPLIT, SOURCE])
+        wanted = rows.filter(self._is_wanted(rows))[ID]
+        files = [*sorted(self.store.glob("*.parquet")), *sorted(self.failed.glob("*.parquet"))]
+        keep = _first_of_each(files, wanted)
+        numbers = pa.concat_tables([table for _, table in self._parts(files, keep, self._number_columns())])
+        extra = self._adjust(numbers)
+        self._write(self._parts(files, keep, None), extra)
+        return self._describe(rows, numbers, extra)
+
+    def _is_wanted(self, rows: pa.Table) -> pa.ChunkedArray:
+        return pa.compute.is_in(rows[SPLIT], pa.array(self.elicit.splits))
+
+    def _number_columns(self) -> list[str]:
+        scores = [uncertainty_column(name) for name in self.elicit.estimators]
+        costs = [PROMPT_TOKENS, GENERATED_TOKENS, CALLS]
+        return [ID, GIVEN_ID, SOURCE, *scores, RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, PROMPT_HASH, *costs]
+
+    def _parts(
+        self, files: Sequence[Path], keep: Sequence[np.ndarray], columns: list[str] | None
+    ) -> Iterator[tuple[Path, pa.Table]]:
+        for file, mask in zip(files, keep, strict=True):
+            yield file, pyarrow.parquet.read_table(file, columns=columns).filter(pa.array(mask))
+        if not files:
+            nothing = measured_schema(self.elicit.estimators).empty_table()
+            yield self.store, nothing if columns is None else nothing.select(columns)
+
+    def _adjust(self, numbers: pa.Table) -> dict[str, np.ndarray]:
+        """Compute the ensemble and the column that smoothing reads."""
+        scores: dict[str, np.ndarray] = {name: _floats(numbers, uncertainty_column(name)) for name in self.elicit.estimators}
+        ensemble = mean_rank([scores[name] for name in self.elicit.ensemble or self.elicit.estimators])
+        chosen = ensemble if self.elicit.uncertainty == ENSEMBLE else scores[self.elicit.uncertainty]
+        # Some other estimator may have scored a row that is quarantined for another reason.
+        chosen = np.where(np.array(numbers[STATUS].to_pylist()) == STATUS_OK, chosen, np.nan)
+        if self.elicit.length_residual:
+            chosen = length_residual(chosen, _floats(numbers, RESPONSE_LENGTH))
+        if self.elicit.calibrate_with is not None:
+            chosen = self._calibrated(chosen, numbers)
+        return {uncertainty_column(ENSEMBLE): ensemble, UNCERTAINTY: chosen}
+
+    def _calibrated(self, chosen: np.ndarray, numbers: pa.Table) -> np.ndarray:
+        path = Path(self.elicit.calibrate_with or "").expanduser()
+        if not len(chosen):
+            return chosen
+        correct = match_labels(read_labels(path), numbers[ID], numbers[GIVEN_ID])
+        try:
+            return calibrate(chosen, correct)
+        except ValueError as error:
+            raise UserError(
+                "elicit.calibrate_with cannot be used", value=f"{path}: {error}", legal="labels of both kinds"
+            ) from error
+
+    def _write(self, parts: Iterator[tuple[Path, pa.Table]], extra: dict[str, np.ndarray]) -> None:
+        schema = scored_schema(self.elicit.estimators)
+        folder = self.folder / SCORED
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.parquet"):
+            old.unlink()
+        done = 0
+        for number, table in enumerate(_gathered(table for _, table in parts)):
+            for name, values in extra.items():
+                part = values[done : done + len(table)]
+                table = table.append_column(name, pa.array(part, pa.float64(), mask=np.isnan(part)))
+            write_table(table.select(schema.names).cast(schema), folder / f"part-{number:05d}.parquet")
+            done += len(table)
+
+    def _describe(self, rows: pa.Table, numbers: pa.Table, extra: dict[str, np.ndarray]) -> dict[str, Any]:
+        statuses = zip(numbers[STATUS].to_pylist(), numbers[ERROR].to_pylist(), strict=True)
+        reasons = Counter((error or "unknown").split(":")[0] for status, error in statuses if status == STATUS_QUARANTINED)
+        columns: dict[str, np.ndarray] = {name: _floats(numbers, uncertainty_column(name)) for name in self.elicit.estimators}
+        used: dict[str, np.ndarray] = (
+            {ENSEMBLE: extra[uncertainty_column(ENSEMBLE)]} if self.elicit.uncertainty == ENSEMBLE else {}
+        )
+        tokens = {name: pa.compute.sum(numbers[name]).as_py() or 0 for name in (PROMPT_TOKENS, GENERATED_TOKENS, CALLS)}
+        prices = (self.engine.price_per_million_prompt_tokens, self.engine.price_per_million_generated_tokens)
+        splits = Counter(rows[SPLIT].to_pylist())
+        return {
+            **read_figures(self.folder),
+            "total_rows": len(rows),
+            "splits": {name: splits[name] for name in SPLITS if splits[name]},
+            "sources": dict(Counter(rows[SOURCE].to_pylist())),
+            "rows": len(numbers),
+            "lost": pa.compute.sum(self._is_wanted(rows)).as_py() - len(numbers),
+            "quarantined": sum(reasons.values()),
+            "reasons": dict(reasons),
+            "truncated": pa.compute.sum(numbers[TRUNCATED]).as_py() or 0,
+            **tokens,
+            "cost": (tokens[PROMPT_TOKENS] * prices[0] + tokens[GENERATED_TOKENS] * prices[1]) / 1e6,
+            "mean_uncertainty": {name: _mean(values) for name, values in {**columns, **used}.items()},
+            "prompt_hashes": sorted(filter(None, numbers[PROMPT_HASH].unique().to_pylist())),
+            "histograms": _histograms(numbers[SOURCE].to_pylist(), extra[UNCERTAINTY]),
+        }
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """Count the rows that reading set aside, by reason."""
+    reasons: Counter[str] = Counter()
+    for file in (folder / QUARANTINE_FOLDER).glob("*.jsonl"):
+        with file.open(encoding="utf-8") as lines:
+            reasons.update(_reason(line) for line in lines)
+    return {"bad": sum(reasons.values()), "bad_reasons": dict(reasons)}
+
+
+def _reason(line: str) -> str:
+    import json
+
+    return json.loads(line)["reason"].split(":")[0]
+
+
+def _first_of_each(files: Sequence[Path], wanted: pa.ChunkedArray) -> list[np.ndarray]:
+    """Mark, per file, the rows to keep: ids of this data set, each at its first place."""
+    counts = [pyarrow.parquet.read_metadata(file).num_rows for file in files]
+    ids = pa.chunked_array(
+        [chunk for file in files for chunk in pyarrow.parquet.read_table(file, columns=[ID])[ID].chunks], pa.string()
+    )
+    mask = np.zeros(len(ids), dtype=bool)
+    _, first = np.unique(ids.to_numpy(zero_copy_only=False).astype("U16"), return_index=True)
+    mask[first] = True
+    mask &= pa.compute.is_in(ids, value_set=wanted.combine_chunks()).to_numpy(zero_copy_only=False)
+    return np.split(mask, np.cumsum(counts)[:-1]) if counts else []
+
+
+def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Put small tables together into larger ones; one empty table where there is none."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= ROWS_PER_FILE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _floats(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else None
+
+
+def _histograms(sources: Sequence[str], values: np.ndarray) -> dict[str, list[int]]:
+    """Count the uncertainties of each source in equal bins over [0, 1]."""
+    names = np.array(sources)
+    return {
+        source: np.histogram(values[(names == source) & ~np.isnan(values)], bins=BINS, range=(0, 1))[0].tolist()
+        for source in sorted(set(sources))
+    }

@@ -1,0 +1,261 @@
+"""What a column of scores is worth: its distribution, its noise, and whether it finds the wrong responses.
+
+Pure functions of arrays. Scores are uncertainties in [0, 1], HIGHER = MORE UNCERTAIN; NaN is a score that is missing.
+What is undefined is None, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+BINS = 20
+LOW_EDGE = 0.01
+HIGH_EDGE = 0.99
+# Fewer pairs than this are correlated by chance alone: two points always lie on a line.
+MIN_PAIRS = 3
+BOOTSTRAP_DRAWS = 200
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How `n` scores spread over [0, 1].
+
+    `histogram` counts rows in 20 equal bins; `evenness` is its entropy / log 20 (0 = one bin, 1 = spread evenly).
+    `shared` is the share of rows that have their value in common with another row; `mode` the most frequent value and
+    `mode_share` its share; `low` and `high` the shares below 0.01 and above 0.99. `deviation` is None for one row.
+    """
+
+    n: int
+    mean: float
+    deviation: float | None
+    minimum: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    maximum: float
+    histogram: list[int]
+    evenness: float
+    distinct: int
+    shared: float
+    mode: float
+    mode_share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far two measurements of the same `n` rows lie apart.
+
+    `standard_error` is that of one measurement: standard deviation of the difference / sqrt 2. `ratio` is it / the
+    standard deviation of the score (0 = no noise); `reliability` is 1 - ratio squared, clipped to [0, 1] (1 = no noise).
+    """
+
+    n: int
+    mean_difference: float
+    standard_error: float | None
+    spearman: float | None
+    ratio: float | None
+    reliability: float | None
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation in [-1, 1] over `n` rows that have both values; None where it is undefined."""
+
+    spearman: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a score finds the `wrong` among `n` labelled rows that have one; `left_out` have a label and no score.
+
+    AUROC: 0.5 = chance, 1 = best; PRR: 0 = random, 1 = best; None where all rows are good or all are wrong.
+    """
+
+    n: int
+    wrong: int
+    left_out: int
+    auroc: float | None
+    auroc_error: float | None
+    prr: float | None
+
+
+def distribution(scores: Numbers) -> Distribution | None:
+    """Describe the scores that are there; None when there is none."""
+    values = scores[np.isfinite(scores)]
+    if not len(values):
+        return None
+    distinct, counts = np.unique(values, return_counts=True)
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
+    bins = histogram(values)
+    return Distribution(
+        n=len(values),
+        mean=float(values.mean()),
+        deviation=float(values.std(ddof=1)) if len(values) > 1 else None,
+        minimum=float(distinct[0]),
+        lower_quartile=float(lower),
+        median=float(median),
+        upper_quartile=float(upper),
+        maximum=float(distinct[-1]),
+        histogram=bins,
+        evenness=evenness(bins),
+        distinct=len(distinct),
+        shared=float(counts[counts > 1].sum() / len(values)),
+        mode=float(distinct[counts.argmax()]),
+        mode_share=float(counts.max() / len(values)),
+        low=float((values < LOW_EDGE).mean()),
+        high=float((values > HIGH_EDGE).mean()),
+    )
+
+
+def histogram(scores: Numbers) -> list[int]:
+    """Count the scores in 20 equal bins of [0, 1]; a score outside counts at its end, so that no row disappears."""
+    values = np.clip(scores[np.isfinite(scores)], 0.0, 1.0)
+    return [int(count) for count in np.histogram(values, bins=BINS, range=(0.0, 1.0))[0]]
+
+
+def evenness(counts: list[int]) -> float:
+    """Entropy of a histogram / the log of its number of bins, in [0, 1] (0 = all in one bin, 1 = spread evenly)."""
+    shares = np.array([count for count in counts if count]) / sum(counts)
+    # The sum of one bin is -0.0.
+    return float(abs(np.sum(shares * np.log(shares)))) / math.log(len(counts))
+
+
+def spearman(first: Numbers, second: Numbers) -> Correlation:
+    """Correlate ranks (ties share their mean rank) over the rows that have both values.
+
+    None for fewer than three of them, or when either is constant.
+    """
+    both = np.isfinite(first) & np.isfinite(second)
+    n = int(both.sum())
+    if n < MIN_PAIRS:
+        return Correlation(None, n)
+    ranks = [rankdata(values[both]) for values in (first, second)]
+    if any(np.ptp(values) == 0 for values in ranks):
+        return Correlation(None, n)
+    return Correlation(float(np.clip(np.corrcoef(*ranks)[0, 1], -1.0, 1.0)), n)
+
+
+def retest_noise(scores: Numbers, again: Numbers) -> Noise | None:
+    """Compare scores with their second measurement; None when no row has both.
+
+    Classical test theory: the difference of two measurements has twice the variance of one's error. The spread that the
+    noise is held against is that of all scores, not of the few that were measured again.
+    """
+    difference = (again - scores)[np.isfinite(scores) & np.isfinite(again)]
+    n = len(difference)
+    if n == 0:
+        return None
+    error = float(difference.std(ddof=1)) / math.sqrt(2) if n > 1 else None
+    values = scores[np.isfinite(scores)]
+    spread = float(values.std(ddof=1)) if len(values) > 1 and np.ptp(values) > 0 else None
+    ratio = error / spread if error is not None and spread is not None else None
+    return Noise(
+        n=n,
+        mean_difference=float(np.abs(difference).mean()),
+        standard_error=error,
+        spearman=spearman(scores, again).spearman,
+        ratio=ratio,
+        reliability=None if ratio is None else max(0.0, 1.0 - ratio**2),
+    )
+
+
+def auroc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
+    """Probability that a wrong response has a higher uncertainty than a good one, in [0, 1] (1 = always, 0.5 = chance).
+
+    Equal scores count one half (Mann-Whitney U / pairs). Raises ValueError for missing scores, or when all responses
+    are good or all are wrong.
+    """
+    scores, good = _checked(uncertainty, correct)
+    return _auroc(*_by_value(scores, good))
+
+
+def auroc_standard_error(
+    uncertainty: ArrayLike, correct: ArrayLike, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> float | None:
+    """Bootstrap standard error of `auroc` over rows; the same seed gives the same number.
+
+    Draws in which all responses are good, or all wrong, are left out; None when fewer than two draws remain.
+    """
+    scores, good = _checked(uncertainty, correct)
+    # Rows of one value and one verdict are alike, so only their numbers are drawn: fast for clumped scores.
+    wrong_counts, good_counts = _by_value(scores, good)
+    counts = np.concatenate([wrong_counts, good_counts])
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        wrong, right = np.split(random.multinomial(len(scores), counts / counts.sum()), 2)
+        if wrong.any() and right.any():
+            values.append(_auroc(wrong, right))
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def prediction_rejection_ratio(uncertainty: ArrayLike, correct: ArrayLike) -> float:
+    """Prediction rejection ratio: what rejecting the most uncertain rows first gains (1 = oracle, 0 = random, < 0 = worse).
+
+    PRR = (A(uncertainty) - A(random)) / (A(oracle) - A(random)), where A is the area of the quality curve:
+    A = mean over k = 1..n of the share of good responses among the k most certain rows. The oracle rejects all wrong
+    responses first; A(random) is its expectation, the share of good responses. Rows of equal uncertainty are rejected
+    in random order, again in expectation. Source: Malinin and Gales, arXiv 2002.07650; Fadeeva et al., LM-Polygraph,
+    arXiv 2311.07383 (PredictionRejectionArea, normalised by oracle and random). Raises ValueError as `auroc` does.
+    """
+    scores, good = _checked(uncertainty, correct)
+    random = float(good.mean())
+    oracle = _area((~good).astype(np.float64), good)
+    return (_area(scores, good) - random) / (oracle - random)
+
+
+def against_labels(scores: Numbers, correct: Numbers) -> Quality:
+    """Hold scores against verdicts: 1 = good, 0 = wrong, NaN = no label. Rows without a score are left out, and counted."""
+    labelled = np.isfinite(correct)
+    used = labelled & np.isfinite(scores)
+    values, good = scores[used], correct[used] == 1
+    n, wrong = len(values), int((~good).sum())
+    defined = 0 < wrong < n
+    return Quality(
+        n=n,
+        wrong=wrong,
+        left_out=int(labelled.sum()) - n,
+        auroc=auroc(values, good) if defined else None,
+        auroc_error=auroc_standard_error(values, good) if defined else None,
+        prr=prediction_rejection_ratio(values, good) if defined else None,
+    )
+
+
+def _checked(uncertainty: ArrayLike, correct: ArrayLike) -> tuple[Numbers, NDArray[np.bool_]]:
+    scores = np.asarray(uncertainty, dtype=np.float64)
+    good = np.asarray(correct, dtype=np.bool_)
+    if scores.shape != good.shape or scores.ndim != 1:
+        raise ValueError(f"as many scores as verdicts are needed, found {scores.shape} and {good.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("rows without a score cannot be ranked; leave them out")
+    if good.all() or not good.any():
+        raise ValueError("undefined without both good and wrong responses")
+    return scores, good
+
+
+def _by_value(scores: Numbers, good: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count wrong and good responses per distinct score, in ascending order."""
+    distinct, places = np.unique(scores, return_inverse=True)
+    return np.bincount(places[~good], minlength=len(distinct)), np.bincount(places[good], minlength=len(distinct))
+
+
+def _auroc(wrong: NDArray[np.int64], good: NDArray[np.int64]) -> float:
+    below = np.cumsum(good) - good / 2
+    return float(np.sum(wrong * below) / (wrong.sum() * good.sum()))
+
+
+def _area(scores: Numbers, good: NDArray[np.bool_]) -> float:
+    wrong_counts, good_counts = _by_value(scores, good)
+    sizes = wrong_counts + good_counts
+    expected = np.repeat(good_counts / sizes, sizes)
+    return float(np.mean(np.cumsum(expected) / np.arange(1, len(scores) + 1)))
