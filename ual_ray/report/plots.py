@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 BINS = 20
 
 
-def uncertainty_by_source(scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Histogram of the uncertainty in [0, 1] (higher = more uncertain), one colour per source."""
+def uncertainty_by_source(histograms: Mapping[str, Sequence[int]]) -> Figure:
+    """Rows per interval of the uncertainty in [0, 1] (higher = more uncertain), stacked, one colour per source."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    names = list(scores)
-    axes.hist([scores[name] for name in names], bins=BINS, stacked=True, label=names)
+    below = [0] * max(map(len, histograms.values()), default=0)
+    for name, counts in histograms.items():
+        width = 1 / len(counts)
+        axes.bar([(at + 0.5) * width for at in range(len(counts))], counts, width, bottom=below, label=name)
+        below = [low + count for low, count in zip(below, counts, strict=True)]
     axes.set(xlabel="uncertainty (higher = more uncertain)", ylabel="rows", title="Uncertainty by source")
     axes.legend()
     return figure

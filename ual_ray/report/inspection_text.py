@@ -1,0 +1,199 @@
+"""An inspection in words: its warnings, and the short version for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from ual_ray.records import UNCERTAINTY
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ual_ray.report.inspection import Inspection, Score
+
+MISSING = "–"
+
+# Where a figure becomes a warning. Shares are of rows; correlations are Spearman's.
+MAX_MISSING = 0.05
+MAX_TRUNCATED = 0.05
+MIN_PARSED = 0.95
+MAX_MODE_SHARE = 0.3
+MAX_AT_EDGES = 0.5
+MIN_DEVIATION = 0.02
+MIN_AGREEMENT = 0.2
+MAX_LENGTH_CORRELATION = 0.5
+MAX_NOISE_RATIO = 0.5
+MIN_RETESTED = 20
+CHANCE = 0.5
+# An AUROC within this many standard errors of 0.5 is chance.
+CHANCE_ERRORS = 2.0
+MIN_AUROC = 0.55
+MIN_OF_A_CLASS = 10
+MIN_MATCHED = 0.5
+MIN_ROWS = 30
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number with that many decimals; a missing one as a dash."""
+    # Adding 0.0 turns -0.0, which rounding makes of small negatives, into 0.0.
+    return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """Write a share as a percentage; what is not quite none or all never reads so, and a missing one is a dash."""
+    if value is None:
+        return MISSING
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def count(value: float | None) -> str:
+    """Write a whole number with thousands marked; a missing one as a dash."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def warnings_of(inspection: Inspection) -> list[str]:
+    """Say in plain sentences which figures should be looked at before training; the gravest first."""
+    # A copy of an estimator would be warned about twice.
+    names = [name for name in inspection.scores if not (name == UNCERTAINTY and inspection.score_of)]
+    return [
+        *_of_rows(inspection),
+        *_of_quality(inspection, names),
+        *(text for name in names for text in _of_score(name, inspection.scores[name])),
+        *_of_length(inspection),
+        *_of_agreement(inspection),
+    ]
+
+
+def _of_rows(inspection: Inspection) -> Iterator[str]:
+    missing = inspection.scores[UNCERTAINTY].null_rate
+    if missing > MAX_MISSING:
+        reasons = ", ".join(f"{name} {count(rows)}" for name, rows in inspection.reasons.items())
+        yield f"{share(missing)} of rows have no score" + (f" ({reasons})" if reasons else "")
+    scored = inspection.rows - inspection.scores[UNCERTAINTY].missing
+    if 0 < scored < MIN_ROWS:
+        yield f"only {scored} {'row has' if scored == 1 else 'rows have'} a score: every figure here is rough"
+    if (inspection.truncated or 0) > MAX_TRUNCATED * inspection.rows:
+        yield f"{share((inspection.truncated or 0) / inspection.rows)} of rows were cut: the elicitor did not see all of them"
+    if len(inspection.elicitors) > 1:
+        yield f"{len(inspection.elicitors)} elicitors scored these rows: their scores do not compare"
+    if len(inspection.prompt_hashes) > 1:
+        yield f"{len(inspection.prompt_hashes)} versions of the prompts scored these rows: their scores do not compare"
+
+
+def _of_quality(inspection: Inspection, names: list[str]) -> Iterator[str]:
+    labelled = inspection.labelled
+    if labelled is None:
+        return
+    if labelled.rows < MIN_MATCHED * labelled.labels:
+        yield f"the {count(labelled.labels)} labels fit {count(labelled.rows)} rows only"
+    good = labelled.rows - labelled.wrong
+    if 0 in (good, labelled.wrong):
+        yield f"all labelled responses are {'wrong' if good == 0 else 'good'}: AUROC and PRR are undefined"
+    elif min(good, labelled.wrong) < MIN_OF_A_CLASS:
+        few = (
+            f"{labelled.wrong} labelled responses are wrong" if labelled.wrong < good else f"{good} labelled responses are good"
+        )
+        yield f"only {few}: AUROC and PRR are rough"
+    for name in names:
+        quality = inspection.quality[name]
+        if quality.auroc is None:
+            continue
+        margin = CHANCE_ERRORS * (quality.auroc_error or 0.0)
+        if quality.auroc < CHANCE - margin:
+            yield f"AUROC {number(quality.auroc)} of {name}: worse than chance, it is higher for good responses"
+        elif quality.auroc <= max(CHANCE + margin, MIN_AUROC):
+            unsure = quality.auroc > MIN_AUROC
+            yield f"AUROC {number(quality.auroc)} of {name}: " + (
+                "too few labels to tell from chance" if unsure else "no better than chance"
+            )
+
+
+def _of_score(name: str, score: Score) -> Iterator[str]:
+    spread = score.distribution
+    if spread is None:
+        yield f"{name} has no value in any row"
+        return
+    if score.parse_rate is not None and score.parse_rate < MIN_PARSED:
+        yield f"{name} could be read from {share(score.parse_rate)} of the replies only"
+    if spread.n < MIN_ROWS:
+        return
+    if spread.distinct == 1:
+        yield f"{name} is {number(spread.mode)} in every row: smoothing by it treats all rows alike"
+        return
+    if spread.mode_share > MAX_MODE_SHARE:
+        yield f"{share(spread.mode_share)} of the rows share one value of {name} ({number(spread.mode, 3)})"
+    if spread.low + spread.high > MAX_AT_EDGES:
+        yield f"{share(spread.low + spread.high)} of the values of {name} lie at the edges (below 0.01 or above 0.99)"
+    if spread.deviation is not None and spread.deviation < MIN_DEVIATION:
+        yield f"{name} hardly varies (standard deviation {number(spread.deviation, 3)})"
+    noise = score.noise
+    if noise is not None and noise.ratio is not None and noise.n >= MIN_RETESTED and noise.ratio > MAX_NOISE_RATIO:
+        yield f"retest noise is {share(noise.ratio)} of the spread of {name}"
+
+
+def _of_length(inspection: Inspection) -> Iterator[str]:
+    length = inspection.scores[UNCERTAINTY].length
+    if length.n >= MIN_ROWS and length.spearman is not None and abs(length.spearman) > MAX_LENGTH_CORRELATION:
+        verb = "follows" if length.spearman > 0 else "falls with"
+        yield (f"uncertainty {verb} response length (Spearman {number(length.spearman)}): consider elicit.length_residual=true")
+
+
+def _of_agreement(inspection: Inspection) -> Iterator[str]:
+    for pair in inspection.agreement:
+        if {pair.first, pair.second} <= set(inspection.estimators) and pair.n >= MIN_ROWS and pair.spearman is not None:
+            names = f"{pair.first} and {pair.second}"
+            if pair.spearman < -MIN_AGREEMENT:
+                yield f"{names} contradict each other (Spearman {number(pair.spearman)})"
+            elif pair.spearman < MIN_AGREEMENT:
+                yield f"{names} hardly agree (Spearman {number(pair.spearman)})"
+
+
+def to_console(inspection: Inspection, console: Console) -> None:
+    """Print the warnings, and one table of estimators."""
+    scored = inspection.rows - inspection.scores[UNCERTAINTY].missing
+    of = f" = {inspection.score_of}" if inspection.score_of else ""
+    head = f"{count(inspection.rows)} rows of {len(inspection.sources)} sources, {count(scored)} with a score{of}"
+    console.print(f"[bold]{escape(inspection.path)}[/bold]: {escape(head)}", highlight=False, soft_wrap=True)
+    for text in inspection.warnings:
+        console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+    if not inspection.warnings:
+        console.print("[green]no warnings[/green]", highlight=False)
+    console.print(_table(inspection))
+
+
+def _table(inspection: Inspection) -> Table:
+    table = Table(title="Uncertainty in [0, 1], higher = more uncertain", title_justify="left")
+    table.add_column("score", no_wrap=True)
+    for name in ["mean", "spread", "distinct", "no value", "retest noise", "length corr."]:
+        table.add_column(name, justify="right")
+    if inspection.labelled is not None:
+        table.add_column("AUROC", justify="right")
+    for name, score in inspection.scores.items():
+        table.add_row(escape(name), *_cells(score), *_auroc(inspection, name))
+    return table
+
+
+def _cells(score: Score) -> list[str]:
+    spread, noise = score.distribution, score.noise
+    return [
+        number(spread.mean if spread else None),
+        number(spread.deviation if spread else None),
+        count(spread.distinct if spread else None),
+        share(score.null_rate),
+        number(noise.standard_error if noise else None, 3),
+        number(score.length.spearman),
+    ]
+
+
+def _auroc(inspection: Inspection, name: str) -> list[str]:
+    if inspection.labelled is None:
+        return []
+    quality = inspection.quality[name]
+    error = "" if quality.auroc_error is None else f" ± {number(quality.auroc_error)}"
+    return [number(quality.auroc) + error]
