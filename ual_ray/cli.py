@@ -37,6 +37,8 @@ Again = Annotated[bool, typer.Option("--force", help="Do it again from the start
 PORT = 5000
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 HOST = "127.0.0.1"
+# Where `ual elicit` puts its results within its folder.
+ROWS_IN, SCORED_IN = "rows", "scored"
 
 
 @app.command()
@@ -46,11 +48,11 @@ def run(
     ] = None,
     config_file: ConfigFile = None,
     force: Annotated[
-        list[str] | None, typer.Option("--force", help="Stage to do again: rows, elicit, smooth, train or evaluate.")
+        list[str] | None, typer.Option("--force", help="Stage to do again: elicit, smooth, train or evaluate.")
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Do the whole pipeline: rows, elicit, then smooth and train every arm, evaluate, report.
+    """Do the whole pipeline: elicit, then smooth and train every arm, evaluate, report.
 
     Finished stages are recognised by a hash of their inputs and settings and are not done again.
     """
@@ -75,24 +77,62 @@ def run(
 
 @app.command()
 def elicit(
-    data: Annotated[str, typer.Argument(help="JSONL, JSON array or Parquet file of rows, or 'demo'.")],
+    data: Annotated[str, typer.Argument(help="File, folder, cloud address or hub name of the rows, or 'demo'.")],
     overrides: Overrides = None,
     out: Out = Path("scored"),
     config_file: ConfigFile = None,
     force: Again = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Send the rows again that an engine failed on.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Stage 1: score rows; OUT/rows/rows.parquet holds the canonical rows, OUT/elicit/scored the scored ones."""
+    """Stage 1: score rows, whatever their number; OUT/<key>/rows holds the canonical rows, OUT/<key>/scored the scored ones.
+
+    Rows that were scored before, by the same model, prompts and settings, are not sent again; other settings score beside
+    the old. `ual smooth OUT` reads the newest.
+    """
     from ual_ray import preflight
-    from ual_ray.sources.prepare import ROWS_FILE
 
     config = _load([*(overrides or []), f"data.path={data}"], config_file)
-    preflight.check(config, {"rows", "elicit"})
+    preflight.check(config, {"elicit"})
     with _session(config, out, force, verbose, "elicit") as session:
-        from ual_ray.steps import elicit_step, rows_step
+        from ual_ray.steps import elicit_step
+        from ual_ray.workspace import point_to
 
-        rows = rows_step(session, _at(out / "rows")).folder / ROWS_FILE
-        elicit_step(session, rows, _at(out / "elicit"))
+        root = _absolute(out)
+        done = elicit_step(session, lambda key: root / key, lambda key: root / "store" / key, retry=retry_failed)
+        point_to(root, done.folder)
+
+
+@app.command()
+def inspect(
+    scored: Annotated[Path, typer.Argument(help="What `ual elicit` or `ual run` wrote, or a Parquet file or folder.")],
+    html: Annotated[Path | None, typer.Option(help="The page to write; inspection.html beside the scores by default.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL of (id, correct): the quality of each estimator is measured on these.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at scores before training on them: one HTML page, its short form here, and both in MLflow."""
+    config = _load(overrides, None)
+    source = _find(scored, SCORED_IN, "ual elicit")
+    page = _absolute(html) if html else source.with_name("inspection.html")
+    from ual_ray.inspection import inspect_scores
+
+    inspect_scores(config, source, labels, page, make_console())
+
+
+@app.command()
+def preview(
+    data: Annotated[str, typer.Argument(help="File, folder, cloud address or hub name of the rows, or 'demo'.")],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows to show.")] = 3,
+    config_file: ConfigFile = None,
+) -> None:
+    """Show what the elicitor will read, and which tokens will be trained on, before anything runs."""
+    config = _load([*(overrides or []), f"data.path={data}"], config_file)
+    from ual_ray.preview import preview as show
+
+    show(config, rows, make_console())
 
 
 @app.command()
@@ -109,7 +149,7 @@ def smooth(
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
     keys = [f"arms.ual.{item}" if "=" in item else item for item in overrides or []]
     config = configuration.load(None, [*keys, f"seed={seed}"])
-    source = _find(scored, "elicit/scored", "ual elicit")
+    source = _find(scored, SCORED_IN, "ual elicit")
     from ual_ray.steps import Session, smooth_step
     from ual_ray.workspace import Workspace
 
@@ -136,7 +176,7 @@ def train(
 
     config = _load(overrides, config_file)
     source = _find(smoothed, "smoothed.parquet", "ual smooth")
-    rows = _find(validation, "rows/rows.parquet", "ual elicit") if validation else None
+    rows = _find(validation, ROWS_IN, "ual elicit") if validation else None
     preflight.check(config, {"train"})
     with _session(config, out, force, verbose, "train") as session:
         from ual_ray.steps import train_step
@@ -159,7 +199,7 @@ def evaluate(
     from ual_ray import preflight
 
     config = _load([*(overrides or []), f"model={model}"], config_file)
-    source = _find(rows, "rows/rows.parquet", "ual elicit")
+    source = _find(rows, ROWS_IN, "ual elicit")
     preflight.check(config, {"evaluate"})
     with _session(config, out, force, verbose, "evaluate") as session:
         from ual_ray.steps import evaluate_step
@@ -219,10 +259,10 @@ def submit(
     config_file: ConfigFile = None,
     follow: Annotated[bool, typer.Option(help="Show the job's log until it ends.")] = True,
 ) -> None:
-    """Submit `ual run CONFIG` to a Ray cluster as a job; the data file and this package are uploaded with it."""
+    """Submit `ual run CONFIG` to a Ray cluster as a job; local data, prompt and label files are uploaded with it."""
     from ual_ray.submit import submit as submit_job
 
-    config = _load(arguments, config_file)
+    config = _read(arguments, config_file)
     raise typer.Exit(submit_job(config, address, follow, make_console()))
 
 
@@ -244,23 +284,30 @@ def main() -> None:
 
 
 def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
+    """Read the configuration, with paths that hold in every process of this machine."""
+    return _with_absolute_paths(_read(arguments, config_file))
+
+
+def _read(arguments: list[str] | None, config_file: Path | None) -> Config:
     """Read [CONFIG] [KEY=VALUE]...: the first argument without '=' is the file."""
     items = list(arguments or [])
     if items and "=" not in items[0]:
         if config_file is not None:
             raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
         config_file = Path(items.pop(0))
-    return _with_absolute_models(configuration.load(config_file, items))
+    return configuration.load(config_file, items)
 
 
-def _with_absolute_models(config: Config) -> Config:
-    """Ray's workers have working directories of their own: a local model gets a path that holds there too."""
-    elicit = config.elicit.model_copy(update={"model": _absolute_model(config.elicit.model)})
-    return config.model_copy(update={"model": _absolute_model(config.model), "elicit": elicit})
+def _with_absolute_paths(config: Config) -> Config:
+    """Ray's workers have working directories of their own: local models and files get paths that hold there too."""
+    given = config.elicit.model_dump(include={"model", "adapter", "embedding_model", "templates", "calibrate_with"})
+    elicit = config.elicit.model_copy(update={key: _absolute_name(name) for key, name in given.items() if name})
+    data = config.data.model_copy(update={"path": _absolute_name(config.data.path)})
+    return config.model_copy(update={"model": _absolute_name(config.model), "elicit": elicit, "data": data})
 
 
-def _absolute_model(name: str) -> str:
-    return str(_absolute(Path(name))) if Path(name).expanduser().is_dir() and name != configuration.DEMO else name
+def _absolute_name(name: str) -> str:
+    return str(_absolute(Path(name))) if name != configuration.DEMO and Path(name).expanduser().exists() else name
 
 
 def _check_stages(force: list[str]) -> frozenset[str]:
@@ -282,14 +329,10 @@ def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) 
         from ual_ray.steps import Session
         from ual_ray.tracking import Tracker
 
-        session = Session(config, console, Tracker(config.tracking, out), _stages_of(stage) if force else frozenset())
+        session = Session(config, console, Tracker(config.tracking, out), frozenset({stage} if force else ()))
         with session.cluster:
             yield session
         session.say_failures(out / LOG_FILE)
-
-
-def _stages_of(command: str) -> frozenset[str]:
-    return frozenset({"rows", "elicit"} if command == "elicit" else {command})
 
 
 @contextmanager
@@ -346,11 +389,14 @@ def _short(path: Path) -> Path:
 
 
 def _find(path: Path, inside: str, made_by: str) -> Path:
-    """Find a stage's result in the folder that the stage was given, or take the path itself."""
+    """Find a stage's result in the folder that the stage was given, in its newest part, or take the path itself."""
     from ual_ray.preflight import check_input
+    from ual_ray.workspace import newest
 
     path = _absolute(path)
-    found = path / inside if (path / inside).exists() else path
+    found = next(
+        (place for place in (path / inside, newest(path) / inside, newest(path / "elicit") / inside) if place.exists()), path
+    )
     check_input(found, made_by)
     return found
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ual_ray import preflight
 from ual_ray.config import Config, TrackingConfig
-from ual_ray.elicit.stage import SCORED
+from ual_ray.elicit.finish import SCORED
 from ual_ray.errors import UserError
 from ual_ray.evaluate.metrics import Figure, nll_difference
 from ual_ray.evaluate.stage import FIGURES_FILE, PREDICTIONS, read_figures, read_predictions
@@ -18,7 +18,7 @@ from ual_ray.records import ALPHA, ID, read_table
 from ual_ray.report import plots
 from ual_ray.report.table import Comparison, compare
 from ual_ray.smooth.stage import SMOOTHED_FILE
-from ual_ray.sources.prepare import ROWS_FILE
+from ual_ray.sources.prepare import ROWS_FOLDER
 from ual_ray.steps import (
     LINEAGE_MODEL,
     STAGE_TAG,
@@ -26,14 +26,12 @@ from ual_ray.steps import (
     Session,
     elicit_step,
     evaluate_step,
-    rows_step,
-    scores_by_source,
     smooth_step,
     train_step,
 )
 from ual_ray.tracking import Tracker
 from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, read_metrics
-from ual_ray.workspace import CONFIG_FILE, Workspace
+from ual_ray.workspace import CONFIG_FILE, Workspace, point_to
 
 BASE = "base"
 # Plain SFT is what UAL has to beat; the shuffled control is what tells uncertainty from mere smoothing.
@@ -48,12 +46,12 @@ NOTE = (
 
 @dataclass
 class Results:
-    """What the stages found, for the report: figures by model, alphas and metrics by arm, uncertainties by source."""
+    """What the stages found, for the report: figures by model, alphas and metrics by arm, histograms by source."""
 
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     alphas: dict[str, list[float]] = field(default_factory=dict)
     metrics: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    scores: dict[str, list[float]] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=dict)
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[str] = frozenset()) -> Comparison:
@@ -81,9 +79,10 @@ def do_stages(session: Session, root: Path) -> Results:
     def below(*parts: str) -> Place:
         return lambda key: root.joinpath(*parts, key)
 
-    rows = rows_step(session, below("rows")).folder / ROWS_FILE
-    scored = elicit_step(session, rows, below("elicit")).folder / SCORED
-    results.scores = scores_by_source(scored)
+    elicited = elicit_step(session, below("elicit"), below("elicit", "store"))
+    point_to(root / "elicit", elicited.folder)
+    rows, scored = elicited.folder / ROWS_FOLDER, elicited.folder / SCORED
+    results.histograms = elicited.figures["histograms"]
     models = {BASE: config.model}
     smoothed = {
         arm: smooth_step(session, arm, spec, scored, below("arms", arm, "smooth")).folder / SMOOTHED_FILE
@@ -124,7 +123,7 @@ def report(session: Session, results: Results, folder: Path) -> Comparison:
     path = folder / REPORT_FILE
     path.write_text(f"# Comparison on the test split\n\n{comparison.markdown()}\n{NOTE}\n")
     drawn = {
-        "uncertainty_by_source": plots.uncertainty_by_source(results.scores),
+        "uncertainty_by_source": plots.uncertainty_by_source(results.histograms),
         "alpha_by_arm": plots.alpha_by_arm(results.alphas),
         "loss_curves": plots.loss_curves(results.metrics),
     }

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Set
 from pathlib import Path
 
 import psutil
 
-from ual_ray.config import DEMO, Config, DataConfig
+from ual_ray.config import Config, DataConfig
+from ual_ray.elicit.engines.in_process import adapter_rank
+from ual_ray.elicit.labels import read_labels
+from ual_ray.elicit.prompts import load_prompts
 from ual_ray.errors import UserError
+from ual_ray.records import content_id
+from ual_ray.sources.formats import BadRow
+from ual_ray.sources.look import look
 from ual_ray.sources.models import check_model, parameter_count
-from ual_ray.sources.readers import read_messages
+from ual_ray.sources.prepare import split_of
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -21,22 +28,59 @@ TRAINING_BYTES_PER_PARAMETER = 16
 WORKER_OVERHEAD_GB = 1.0
 
 
-def check(config: Config, stages: Set[str] = frozenset({"rows", "elicit", "train", "evaluate"})) -> None:
+def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "evaluate"})) -> None:
     """Raise UserError for data or models that cannot be loaded, or stages that cannot fit into this machine."""
-    if "rows" in stages:
+    if "elicit" in stages:
         check_data(config.data)
     if stages & {"train", "evaluate"}:
         check_model(config.model, "model")
     if "elicit" in stages:
-        check_model(config.elicit.model, "elicit.model")
+        check_elicitor(config)
     if config.runtime.check_memory and not config.runtime.address:
         check_memory(config, psutil.virtual_memory().available / GB, stages)
 
 
+def check_elicitor(config: Config) -> None:
+    """Raise UserError for an elicitor, endpoint, adapter, template or label file that cannot be used."""
+    elicit = config.elicit
+    load_prompts(elicit.templates)
+    if elicit.calibrate_with is not None:
+        read_labels(Path(elicit.calibrate_with).expanduser())
+    if elicit.embedding_model is not None:
+        check_model(elicit.embedding_model, "elicit.embedding_model")
+    if config.engine.kind == "openai":
+        from ual_ray.elicit.engines.endpoint import check_endpoint
+
+        check_endpoint(config.engine, elicit.model)
+        return
+    check_model(elicit.model, "elicit.model")
+    if elicit.adapter is not None:
+        adapter_rank(elicit.adapter)
+
+
 def check_data(data: DataConfig) -> None:
-    """Raise UserError for a data file that is missing, unreadable, empty, or of an unknown kind or format."""
-    if data.path != DEMO:
-        read_messages(Path(data.path).expanduser(), data.format, limit=1)
+    """Raise UserError for data that is missing, unreadable, empty, or of an unknown format, judged by its first rows.
+
+    Data that the look has seen all of is judged to the end: too many bad rows, or no row for a split.
+    """
+    seen = look(data)
+    if not seen.complete:
+        return
+    bad = [str(messages) for _, messages in seen.records if isinstance(messages, BadRow)]
+    if len(bad) / len(seen.records) > data.max_bad_share:
+        kinds = Counter(reason.split(":")[0] for reason in bad)
+        raise UserError(
+            f"{len(bad)} of {len(seen.records)} rows of {data.path} are bad",
+            value=f"{dict(kinds)}, such as: {bad[0]}",
+            legal=f"a share of at most data.max_bad_share = {data.max_bad_share}",
+            fix="mend the rows, or raise data.max_bad_share to go on without them",
+        )
+    found = {split_of(content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
+    for split, share in data.split_shares().items():
+        if share > 0 and split not in found:
+            raise UserError(
+                f"the {split} split is empty", value=f"{len(seen.records)} rows in all", fix="give more rows, or a larger share"
+            )
 
 
 def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:

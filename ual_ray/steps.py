@@ -5,6 +5,7 @@ The pipeline and the single commands both go through here; a step that is done i
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,16 +14,18 @@ from typing import Any
 
 from rich.console import Console
 
-from ual_ray.config import DEMO, Config, SmoothConfig, redact_values
+from ual_ray.config import Config, SmoothConfig, redact_values
+from ual_ray.elicit.finish import SCORED
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
-from ual_ray.records import ALPHA, ID, PROMPT_HASH, SOURCE, UNCERTAINTY, file_digest, read_table, rows_digest
+from ual_ray.records import ALPHA, ID, SPLIT, content_digest, file_digest, read_table
 from ual_ray.report import plots
-from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, histogram, recorded_map, smooth
-from ual_ray.sources import prepare as preparation
+from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
+from ual_ray.sources.fingerprint import fingerprint
+from ual_ray.sources.look import look
 from ual_ray.sources.models import model_fingerprint
 from ual_ray.tracking import Run, Tracker
-from ual_ray.workspace import Done, run_stage, stage_digest
+from ual_ray.workspace import DONE_FILE, Done, run_stage, stage_digest
 
 # Where a step works, given the digest of its inputs: below it for the pipeline, a fixed folder for a single command.
 Place = Callable[[str], Path]
@@ -82,73 +85,96 @@ class Session:
             yield run
 
 
-def rows_step(session: Session, place: Place) -> Done:
-    """Make canonical rows of `data.path`; `folder`/rows.parquet."""
-    data = session.config.data
-    source = DEMO if data.path == DEMO else file_digest(Path(data.path).expanduser())
-    inputs = {"source": source, "data": data.model_dump(exclude={"path", "max_bad_share"})}
-    folder = place(stage_digest(inputs))
+def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bool = False) -> Done:
+    """Read and score the data; `folder`/rows holds the canonical rows of all splits, `folder`/scored the scored ones.
 
-    def work() -> dict[str, Any]:
-        prepared = preparation.prepare(data)
-        preparation.write(prepared, folder)
-        preparation.check(prepared, data, folder / preparation.QUARANTINE_FILE)
-        return prepared.describe()
-
-    done = run_stage(folder, inputs, work, force="rows" in session.force)
-    figures = done.figures
-    session.finish(
-        "rows",
-        done,
-        f"{figures['rows']} rows of {data.path} (format: {figures['format']}; {_counts(figures['sources'])}); "
-        f"{_counts(figures['splits'])}; {_quarantined(figures)}",
-    )
-    return done
-
-
-def elicit_step(session: Session, rows: Path, place: Place) -> Done:
-    """Score rows; `folder`/scored."""
+    What engines measured is kept at `store_place`, by a key of its own, so that rows that several data sets share are sent
+    once. `retry` sends the rows again that an engine failed on.
+    """
     from ual_ray.elicit import stage
-    from ual_ray.elicit.prompts import prompt_hash
 
     config = session.config
-    engine = config.engine
-    inputs = {
-        "rows": file_digest(rows),
-        "elicit": config.elicit.model_dump(exclude={"max_quarantine_share"}),
-        "model": model_fingerprint(config.elicit.model),
-        "prompts": prompt_hash(config.elicit.estimators, template_hash=""),
-        "engine": engine.model_dump(include={"kind", "dtype", "max_model_len", "arguments"}),
+    measuring = _measuring(config)
+    store = store_place(stage_digest(measuring))
+    inputs: dict[str, Any] = {
+        "source": fingerprint(config.data),
+        "data": config.data.model_dump(exclude={"path", "max_bad_share"}),
+        "measuring": measuring,
+        "elicit": config.elicit.model_dump(include={"splits", "uncertainty", "ensemble", "length_residual"}),
+        "labels": file_digest(Path(config.elicit.calibrate_with).expanduser()) if config.elicit.calibrate_with else None,
     }
     folder = place(stage_digest(inputs))
+    force = "elicit" in session.force
+    if force:
+        shutil.rmtree(store, ignore_errors=True)
+    if retry:
+        (folder / DONE_FILE).unlink(missing_ok=True)
 
     def work() -> dict[str, Any]:
-        total = stage.select(rows, config.elicit.splits, folder)
+        seen = look(config.data)
+        about = "" if seen.complete else "about " if seen.estimated_rows else "an unknown number of "
+        session.say("rows", f"{about}{seen.estimated_rows or ''} rows of {config.data.path} (format: {seen.format_name})")
         session.connect()
-        tags = {STAGE_TAG: "elicit", LINEAGE_MODEL: config.elicit.model}
+        expected = stage.expected_rows(config, seen)
         with (
-            session.tracked("elicit", folder, tags) as run,
-            meter(session.console, "elicit", total, "rows") as shown,
+            session.tracked("elicit", folder, {STAGE_TAG: "elicit", LINEAGE_MODEL: config.elicit.model}) as run,
+            meter(session.console, "elicit", expected, "rows") as shown,
         ):
-            run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": engine.model_dump()}))
-            run.dataset("rows", rows, file_digest(rows), total, "scoring")
-            figures = stage.elicit(config, folder, shown)
+            run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
+            run.dataset("rows", Path(config.data.path), inputs["source"], seen.estimated_rows or 0, "scoring")
+            figures = stage.elicit(config, seen, folder, store, shown)
             run.metrics({**figures, "rows_per_second": shown.rate()})
-            run.figure(plots.uncertainty_by_source(scores_by_source(folder / stage.SCORED)), "plots/uncertainty_by_source.png")
-            hashes = read_table(folder / stage.SCORED, [ID, PROMPT_HASH])[PROMPT_HASH].unique().to_pylist()
-            run.tags({LINEAGE_SCORED: rows_digest(folder / stage.SCORED), LINEAGE_PROMPTS: ", ".join(hashes)})
+            run.figure(plots.uncertainty_by_source(figures["histograms"]), "plots/uncertainty_by_source.png")
+            run.tags(
+                {
+                    LINEAGE_SCORED: content_digest(folder / SCORED, SMOOTHING_READS),
+                    LINEAGE_PROMPTS: ", ".join(figures["prompt_hashes"]),
+                }
+            )
             return figures
 
-    done = run_stage(folder, inputs, work, force="elicit" in session.force)
-    figures = done.figures
+    done = run_stage(folder, inputs, work, force=force)
+    return session.finish("elicit", done, _scored_line(config, done.figures))
+
+
+def _measuring(config: Config) -> dict[str, Any]:
+    """What a row's measurements depend on besides the row: elicitor, prompts, sampling, engine settings that matter."""
+    from ual_ray.elicit.prompts import load_prompts
+
+    elicit, engine = config.elicit, config.engine
+    local = engine.kind != "openai"
+    return {
+        "model": model_fingerprint(elicit.model) if local else elicit.model,
+        "adapter": file_digest(Path(elicit.adapter).expanduser()) if elicit.adapter else None,
+        "prompts": load_prompts(elicit.templates).hash,
+        "elicit": elicit.model_dump(exclude=NOT_MEASURED),
+        "engine": engine.model_dump(include={"kind", "dtype", "max_model_len", "overlong", "arguments"}),
+        "endpoint": None if local else engine.endpoint.model_dump(include={"url", "logprobs"}),
+        "seed": config.seed,
+    }
+
+
+# Settings of elicitation that change no measurement: what is made of it afterwards, and where things are.
+NOT_MEASURED = {
+    *("model", "adapter", "templates", "uncertainty", "ensemble", "length_residual", "calibrate_with"),
+    *("splits", "max_quarantine_share"),
+}
+
+
+def _scored_line(config: Config, figures: Mapping[str, Any]) -> str:
     means = ", ".join(f"{name} {value:.3f}" for name, value in figures["mean_uncertainty"].items() if value is not None)
-    text = f"{figures['rows']} rows scored by {config.elicit.model}; mean uncertainty: {means}; {_quarantined(figures)}"
-    return session.finish("elicit", done, text)
+    bad = f"; {figures['bad']} bad rows ({_counts(figures['bad_reasons'])})" if figures["bad"] else ""
+    cost = f"; cost {figures['cost']:.2f}" if figures["cost"] else ""
+    return (
+        f"{figures['rows']} of {figures['total_rows']} rows scored by {config.elicit.model} "
+        f"({_counts(figures['splits'])}; {_counts(figures['sources'])}){bad}; "
+        f"mean uncertainty: {means}; {_quarantined(figures)}; {figures['calls']:,} calls{cost}"
+    )
 
 
 def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
     """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
-    inputs = {"scored": rows_digest(scored), "spec": spec.model_dump(), "seed": session.config.seed}
+    inputs = {"scored": content_digest(scored, SMOOTHING_READS), "spec": spec.model_dump(), "seed": session.config.seed}
     folder = place(stage_digest(inputs))
     done = run_stage(folder, inputs, lambda: smooth(scored, spec, session.config.seed, folder), force="smooth" in session.force)
     figures = done.figures
@@ -169,8 +195,8 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     """Fine-tune one arm; `folder`/model."""
     config = session.config
     inputs = {
-        "smoothed": file_digest(smoothed),
-        "rows": file_digest(rows) if rows else None,
+        "smoothed": content_digest(smoothed, [ID, ALPHA]),
+        "rows": content_digest(rows, [ID, SPLIT]) if rows else None,
         "train": config.train.model_dump(exclude={"max_failures", "checkpoint_every", "max_dropped_share"}),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
@@ -200,7 +226,7 @@ def _lineage(arm: str, model: str, smoothed: Path) -> dict[str, str]:
         LINEAGE_MODEL: model,
         LINEAGE_SCORED: recorded.get(SCORED_DIGEST, UNKNOWN),
         LINEAGE_MAP: recorded.get("map", UNKNOWN),
-        LINEAGE_SMOOTHED: file_digest(smoothed),
+        LINEAGE_SMOOTHED: content_digest(smoothed, [ID, ALPHA]),
     }
 
 
@@ -240,8 +266,8 @@ def _train_and_log(
 def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Place) -> Done:
     """Measure one model on the test rows; `folder`/figures.json and `folder`/predictions."""
     config = session.config
-    inputs = {
-        "rows": file_digest(rows),
+    inputs: dict[str, Any] = {
+        "rows": content_digest(rows, [ID, SPLIT]),
         "model": model_fingerprint(model),
         "evaluate": config.evaluate.model_dump(),
         "engine": config.engine.model_dump(include={"kind", "max_model_len", "arguments"}),
@@ -257,7 +283,7 @@ def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Pl
             meter(session.console, f"evaluate {name}", total, "rows") as shown,
         ):
             run.params({"evaluate": config.evaluate.model_dump(), "model": model})
-            run.dataset("test rows", rows, file_digest(rows), total, "evaluation")
+            run.dataset("test rows", rows, inputs["rows"], total, "evaluation")
             result = evaluation.evaluate(config, name, model, folder, shown)
             for figure in result["figures"]:
                 key = f"{figure['metric']}.{figure['source']}"
@@ -267,15 +293,6 @@ def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Pl
 
     done = run_stage(folder, inputs, work, force="evaluate" in session.force)
     return session.finish(f"evaluate {name}", done, f"{done.figures['rows']} test rows; {_quarantined(done.figures)}")
-
-
-def scores_by_source(scored: Path) -> dict[str, list[float]]:
-    """Collect the uncertainties by source, in [0, 1], higher = more uncertain; rows without one are left out."""
-    by_source: dict[str, list[float]] = {}
-    for row in read_table(scored, [ID, SOURCE, UNCERTAINTY]).to_pylist():
-        if row[UNCERTAINTY] is not None:
-            by_source.setdefault(row[SOURCE], []).append(row[UNCERTAINTY])
-    return by_source
 
 
 def _counts(counts: Mapping[str, int]) -> str:

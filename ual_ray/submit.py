@@ -1,14 +1,18 @@
 """Submit a pipeline to a Ray cluster through Ray's job server.
 
-What the job needs from here is uploaded with it: the resolved configuration, the data file if it is local, this package.
-Everything it writes goes to `output`, which has to be a path that every node of the cluster sees.
+What the job needs from here is uploaded with it: the resolved configuration, this package, and the files that the
+configuration names (data, prompts, labels) if they are here. Folders are not: data sets of many files, models and adapters
+have to lie where every node of the cluster sees them, as `output` has to, to which all results go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -18,11 +22,21 @@ from rich.console import Console
 import ual_ray
 from ual_ray.config import DEMO, Config, dump, redact
 from ual_ray.errors import UserError
+from ual_ray.sources.files import ADDRESS, find_files
 
 CONFIG_FILE = "config.yaml"
 # Raylets that share a machine lay the working directory out anew under a running job: the driver must not stand in it.
 ENTRYPOINT = f'here="$PWD"; cd / && python -m ual_ray run "$here/{CONFIG_FILE}"'
 LARGEST_UPLOAD_MB = 100
+SHARED = "a hub name, or an absolute path that all nodes see"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The configuration that a job will run with, and the files that go with it: their names in the job, by key."""
+
+    config: Config
+    uploads: Mapping[str, str]
 
 
 def submit(config: Config, address: str, follow: bool, console: Console) -> int:
@@ -43,17 +57,15 @@ def submit(config: Config, address: str, follow: bool, console: Console) -> int:
     return 0 if status == JobStatus.SUCCEEDED else 1
 
 
-def entrypoint(packed: Config) -> str:
-    """Give the job's shell command; data that was uploaded is named by where it lies in the job."""
-    path = packed.data.path
-    uploaded = path != DEMO and not Path(path).is_absolute()
-    return ENTRYPOINT + (f' "data.path=$here/{path}"' if uploaded else "")
+def entrypoint(packed: Packed) -> str:
+    """Give the job's shell command; files that were uploaded are named by where they lie in the job."""
+    return " ".join([ENTRYPOINT, *(f'"{key}=$here/{name}"' for key, name in packed.uploads.items())])
 
 
-def pack(config: Config, folder: Path) -> Config:
-    """Write what the job needs into `folder`; return the configuration it will run with.
+def pack(config: Config, folder: Path) -> Packed:
+    """Write what the job needs into `folder`: the configuration, and the files it names that are here.
 
-    Raises UserError for a relative output, and for local paths that the cluster cannot see.
+    Raises UserError for a relative output, a secret, and for local paths that the cluster cannot see.
     """
     if not Path(config.output).is_absolute():
         raise UserError(
@@ -62,30 +74,79 @@ def pack(config: Config, folder: Path) -> Config:
             legal="an absolute path on storage that every node sees",
             fix="output=/shared/runs/...",
         )
-    for key, model in (("model", config.model), ("elicit.model", config.elicit.model)):
-        if model.startswith((".", "~")):
-            raise UserError(f"{key} is a path of this machine", value=model, legal="a hub name, or a path all nodes see")
+    _check_models(config)
     if redact(config) != config:
         raise UserError("the configuration holds a secret, and jobs are not secret", fix="set it in the cluster's environment")
+    uploads = {key: _upload(key, source, folder) for key, source in _files(config).items()}
     values = config.model_dump(mode="json")
-    if config.data.path != DEMO:
-        source = Path(config.data.path).expanduser()
-        if not source.is_file() and not source.is_absolute():
-            raise UserError("data.path does not exist here, so it cannot be uploaded", value=config.data.path)
-    if config.data.path != DEMO and Path(config.data.path).expanduser().is_file():
-        source = Path(config.data.path).expanduser()
-        if source.stat().st_size > LARGEST_UPLOAD_MB * 2**20:
-            raise UserError(
-                f"data.path is larger than {LARGEST_UPLOAD_MB} MB",
-                value=source,
-                fix="put it on shared storage and submit there",
-            )
-        shutil.copy(source, folder / source.name)
-        values["data"]["path"] = source.name
+    for key, name in uploads.items():
+        section, option = key.split(".")
+        values[section][option] = name
     values["runtime"]["address"] = "auto"
-    packed = Config.model_validate(values)
-    (folder / CONFIG_FILE).write_text(dump(packed))
+    packed = Packed(Config.model_validate(values), uploads)
+    (folder / CONFIG_FILE).write_text(dump(packed.config), encoding="utf-8")
     return packed
+
+
+def _check_models(config: Config) -> None:
+    """Raise UserError for models of this machine: what is not an absolute path has to be a hub name."""
+    elicit = config.elicit
+    models = {"model": config.model, "elicit.model": elicit.model, "elicit.embedding_model": elicit.embedding_model}
+    for key, name in models.items():
+        if name and name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
+            raise UserError(f"{key} is a path of this machine", value=name, legal=SHARED)
+    if elicit.adapter and not Path(elicit.adapter).is_absolute():
+        raise UserError(
+            "elicit.adapter is a path of this machine", value=elicit.adapter, legal="an absolute path that all nodes see"
+        )
+
+
+def _files(config: Config) -> dict[str, Path]:
+    """Find the files that have to be uploaded, by key. Raises UserError for what is neither here nor elsewhere."""
+    given = {"elicit.templates": config.elicit.templates, "elicit.calibrate_with": config.elicit.calibrate_with}
+    files = {key: Path(name).expanduser() for key, name in given.items() if name}
+    for key, path in list(files.items()):
+        if path.is_file():
+            continue
+        if not Path(given[key] or "").is_absolute():
+            raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=given[key])
+        del files[key]  # the nodes may see it
+    return files | _data_file(config)
+
+
+def _data_file(config: Config) -> dict[str, Path]:
+    """Find the data if it is a file here; addresses, hub names and absolute folders stay where they are."""
+    name = config.data.path
+    path = Path(name).expanduser()
+    if name == DEMO or ADDRESS.match(name):
+        return {}
+    if path.is_file():
+        return {"data.path": path}
+    if Path(name).is_absolute():
+        return {}
+    if path.is_dir():
+        raise UserError(
+            "data.path is a folder of this machine, and folders are not uploaded",
+            value=name,
+            legal="one file, a hub name, a cloud address, or an absolute path that all nodes see",
+            fix="put the folder on shared storage or in a bucket, and give its address",
+        )
+    if find_files(config.data) is not None:
+        raise UserError("data.path does not exist here, so it cannot be uploaded", value=name)
+    return {}
+
+
+def _upload(key: str, source: Path, folder: Path) -> str:
+    """Copy a file into the job's folder; return its name there, in which a shell finds nothing to do."""
+    if source.stat().st_size > LARGEST_UPLOAD_MB * 2**20:
+        raise UserError(
+            f"{key} is larger than {LARGEST_UPLOAD_MB} MB", value=source, fix="put it on shared storage and submit there"
+        )
+    name = re.sub(r"[^\w.-]", "_", source.name)
+    if name == CONFIG_FILE or (folder / name).exists():
+        name = f"{key}-{name}"
+    shutil.copy(source, folder / name)
+    return name
 
 
 def _connect(address: str) -> JobSubmissionClient:

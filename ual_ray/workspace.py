@@ -26,15 +26,17 @@ from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config, dump, redact
 from ual_ray.errors import UserError
-from ual_ray.records import SCHEMA_VERSION, digest, file_digest
+from ual_ray.records import SCHEMA_VERSION, digest
+from ual_ray.sources.fingerprint import fingerprint
 
-STAGES = ("rows", "elicit", "smooth", "train", "evaluate")
+STAGES = ("elicit", "smooth", "train", "evaluate")
 
 CONFIG_FILE = "config.yaml"
 OWNER_FILE = "owner.json"
 LOG_FILE = "ual.log"
 STARTED_FILE = "started.json"
 DONE_FILE = "done.json"
+NEWEST_FILE = "newest"
 LOCK_FILE = ".lock"
 STORE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow-artifacts"
@@ -150,6 +152,17 @@ def _empty(folder: Path) -> None:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
+def point_to(root: Path, folder: Path) -> None:
+    """Remember which of a folder's parts is the newest."""
+    (root / NEWEST_FILE).write_text(folder.name)
+
+
+def newest(root: Path) -> Path:
+    """Return the newest part of a folder; the folder itself where none is remembered."""
+    pointer = root / NEWEST_FILE
+    return root / pointer.read_text().strip() if pointer.is_file() else root
+
+
 def stage_digest(inputs: Mapping[str, Any]) -> str:
     """Hash the inputs and settings of a stage, and the version of the rows."""
     return digest({"schema": SCHEMA_VERSION, **_plain(inputs)})
@@ -157,8 +170,7 @@ def stage_digest(inputs: Mapping[str, Any]) -> str:
 
 def _owner(config: Config) -> dict[str, Any]:
     """Say whose folder it is by content: a data file may move, as it does when a job is submitted."""
-    demo = config.data.path == DEMO
-    content = DEMO if demo else f"content {file_digest(Path(config.data.path).expanduser())}"
+    content = DEMO if config.data.path == DEMO else f"content {fingerprint(config.data)}"
     return {"data.path": content, "model": config.model}
 
 

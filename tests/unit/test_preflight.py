@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ual_ray.config import Config, load
+from ual_ray import preflight
+from ual_ray.config import Config, DataConfig, load
 from ual_ray.errors import UserError
-from ual_ray.preflight import check_input, check_memory
+from ual_ray.preflight import check, check_data, check_elicitor, check_input, check_memory, check_port
 
 ALL = {"elicit", "train", "evaluate"}
 
@@ -62,3 +66,113 @@ def test_an_input_that_is_not_there_or_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a")
     with pytest.raises(UserError, match="unknown kind"):
         check_input(tmp_path / "rows.csv", "ual elicit")
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def data_of(folder: Path, good: int, bad: int = 0, **options: Any) -> DataConfig:
+    rows = [{"instruction": f"q{number}", "output": "a"} for number in range(good)] + [{"instruction": "q", "output": ""}] * bad
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig(path=str(folder / "rows.jsonl"), **options)
+
+
+def test_the_demo_passes() -> None:
+    check_data(DataConfig())
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.09, False), (0.1, True), (1.0, True), (0.0, False)])
+def test_small_data_with_too_many_bad_rows_is_refused_at_once(share: float, allowed: bool, tmp_path: Path) -> None:
+    data = data_of(tmp_path, 18, 2, max_bad_share=share, validation_share=0, test_share=0)
+    if allowed:
+        check_data(data)
+        return
+    with pytest.raises(UserError, match=r"(?s)2 of 20 rows of .* are bad.*no response.*data\.max_bad_share"):
+        check_data(data)
+
+
+def test_the_limit_itself_is_allowed_however_it_is_rounded(tmp_path: Path) -> None:
+    """0.29 * 100 is a little less than 29."""
+    check_data(data_of(tmp_path, 71, 29, max_bad_share=0.29, validation_share=0, test_share=0))
+
+
+@pytest.mark.parametrize(
+    ("shares", "empty"),
+    [((0.0, 0.0), None), ((0.98, 0.0), "train"), ((0.0, 0.01), "test"), ((0.01, 0.0), "validation")],
+)
+def test_a_split_that_is_needed_must_have_rows(shares: tuple[float, float], empty: str | None, tmp_path: Path) -> None:
+    data = data_of(tmp_path, 3, validation_share=shares[0], test_share=shares[1])
+    if empty is None:
+        check_data(data)
+        return
+    with pytest.raises(UserError, match=rf"(?s)the {empty} split is empty.*3 rows in all"):
+        check_data(data)
+
+
+def test_large_data_is_judged_by_its_first_rows_only_as_far_as_they_go(tmp_path: Path) -> None:
+    check_data(data_of(tmp_path, 1, 1100, max_bad_share=0))
+
+
+def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        check_data(DataConfig(path=str(tmp_path / "nowhere.jsonl")))
+
+
+# --- the elicitor ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "says"),
+    [
+        ("elicit.templates=FILE", "verbalized: hello\n", "wrong placeholders"),
+        ("elicit.templates=missing.yaml", "", "elicit.templates cannot be read"),
+        ("elicit.calibrate_with=FILE", "", "labels file has an unknown ending"),
+        ("elicit.calibrate_with=missing.csv", "", "labels file does not exist"),
+        ("elicit.adapter=missing", "", "elicit.adapter is not a LoRA adapter"),
+        ("elicit.model=./missing", "", "elicit.model: the directory does not exist"),
+        (
+            "elicit={grouping: embedding, embedding_model: ./missing}",
+            "",
+            "elicit.embedding_model: the directory does not exist",
+        ),
+    ],
+)
+def test_what_the_elicitor_needs_has_to_be_there(option: str, text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        check_elicitor(load(None, [option.replace("FILE", str(tmp_path / "file.yaml"))]))
+
+
+def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, str]] = []
+    monkeypatch.setattr("ual_ray.elicit.engines.endpoint.check_endpoint", lambda engine, model: asked.append((engine, model)))
+    config = load(None, ["engine.kind=openai", "elicit.estimators=[verbalized]", "elicit.model=/served/by/that/name"])
+    check_elicitor(config)
+    assert asked == [(config.engine, "/served/by/that/name")]
+
+
+def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    for name in ("check_data", "check_model", "check_elicitor", "check_memory"):
+        monkeypatch.setattr(preflight, name, lambda *given, name=name: seen.append(name))
+    for stages, expected in (
+        ({"elicit"}, ["check_data", "check_elicitor", "check_memory"]),
+        ({"train"}, ["check_model", "check_memory"]),
+        (ALL, ["check_data", "check_model", "check_elicitor", "check_memory"]),
+    ):
+        seen.clear()
+        check(Config(), frozenset(stages))
+        assert seen == expected
+    seen.clear()
+    check(load(None, ["runtime.address=auto"]), frozenset({"train"}))  # the memory of this machine says nothing
+    assert seen == ["check_model"]
+
+
+def test_a_busy_port_is_refused() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is busy"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)

@@ -1,39 +1,147 @@
-"""What a job takes along: the configuration and the data, and nothing that points back at the submitter's disk."""
+"""What a job takes along: the configuration and the files it names, and nothing that points back at the submitter's disk."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from ual_ray.config import load
 from ual_ray.errors import UserError
-from ual_ray.submit import entrypoint, pack
+from ual_ray.submit import ENTRYPOINT, LARGEST_UPLOAD_MB, entrypoint, pack
 
 
-def test_the_data_travels_and_the_paths_change(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
-    data = tmp_path / "here" / "rows.jsonl"
-    data.write_text("{}")
-    pack(load(None, [f"data.path={data}", "output=/shared/out", "train.epochs=5"]), tmp_path / "there")
-    assert (tmp_path / "there" / "rows.jsonl").read_text() == "{}"
-    sent = load(tmp_path / "there" / "config.yaml")
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with data, prompts and labels, as a user does."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("rows.jsonl", "prompts.yaml", "labels.csv"):
+        (folder / name).write_text(name)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """Give the folder that is uploaded."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "absolute"])
+def test_the_files_travel_and_the_paths_change(here: Path, there: Path, prefix: str) -> None:
+    start = f"{here}/" if prefix else ""
+    files = [
+        f"data.path={start}rows.jsonl",
+        f"elicit.templates={start}prompts.yaml",
+        f"elicit.calibrate_with={start}labels.csv",
+    ]
+    packed = pack(load(None, [*files, "output=/shared/out", "train.epochs=5"]), there)
+    assert {file.name: file.read_text() for file in there.iterdir() if file.name != "config.yaml"} == {
+        name: name for name in ("rows.jsonl", "prompts.yaml", "labels.csv")
+    }
+    sent = load(there / "config.yaml")
     assert (sent.data.path, sent.runtime.address, sent.output, sent.train.epochs) == ("rows.jsonl", "auto", "/shared/out", 5)
-    assert entrypoint(sent).endswith('run "$here/config.yaml" "data.path=$here/rows.jsonl"')
-    assert str(tmp_path) not in (tmp_path / "there" / "config.yaml").read_text()
+    assert entrypoint(packed).startswith(ENTRYPOINT)
+    assert shlex.split(entrypoint(packed).replace("$here", "/job"))[-3:] == [
+        "elicit.templates=/job/prompts.yaml",
+        "elicit.calibrate_with=/job/labels.csv",
+        "data.path=/job/rows.jsonl",
+    ]
+    assert str(here) not in (there / "config.yaml").read_text()
 
 
-def test_data_on_shared_storage_stays_where_it_is(tmp_path: Path) -> None:
-    sent = pack(load(None, ["data.path=/shared/rows.parquet", "output=/shared/out"]), tmp_path)
-    assert sent.data.path == "/shared/rows.parquet"
-    assert "data.path" not in entrypoint(sent)
+def test_files_of_one_name_do_not_meet(here: Path, there: Path) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "rows.jsonl").write_text("labels")
+    (here / "config.yaml").write_text("prompts")
+    files = ["data.path=rows.jsonl", "elicit.templates=config.yaml", "elicit.calibrate_with=other/rows.jsonl"]
+    packed = pack(load(None, [*files, "output=/shared/out"]), there)
+    assert {key: (there / name).read_text() for key, name in packed.uploads.items()} == {
+        "data.path": "rows.jsonl",
+        "elicit.templates": "prompts",
+        "elicit.calibrate_with": "labels",
+    }
+    assert load(there / "config.yaml").output == "/shared/out"
 
 
-@pytest.mark.parametrize("override", ["engine.arguments={hf_token: abc}", "tracking.uri='http://me:pw@host'", "model=./mine"])
-def test_secrets_and_paths_of_this_machine_are_refused(tmp_path: Path, override: str) -> None:
+def test_a_name_is_nothing_that_the_shell_would_run(here: Path, there: Path) -> None:
+    name = 'a "b" $(touch c) `d`; ü.jsonl'
+    (here / name).write_text("{}")
+    packed = pack(
+        load(None, ["output=/shared/out"]).model_copy(update={"data": load().data.model_copy(update={"path": name})}), there
+    )
+    assert packed.uploads == {"data.path": "a__b____touch_c___d___ü.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/shared/rows.parquet", "/shared/folder", "owner/name", "gsm8k", "s3://bucket/rows", "file:///shared/rows.jsonl", "demo"],
+)
+def test_data_elsewhere_stays_where_it_is(here: Path, there: Path, path: str) -> None:
+    packed = pack(load(None, [f"data.path={path}", "output=/shared/out"]), there)
+    assert packed.config.data.path == path
+    assert packed.uploads == {} and entrypoint(packed) == ENTRYPOINT
+
+
+def test_an_absolute_folder_is_not_uploaded(here: Path, there: Path) -> None:
+    packed = pack(load(None, [f"data.path={here}", "output=/shared/out"]), there)
+    assert packed.uploads == {} and [file.name for file in there.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("path", ["folder", "./folder", "owner/name"])
+def test_a_folder_of_this_machine_is_refused(here: Path, there: Path, path: str) -> None:
+    (here / path).mkdir(parents=True)
+    with pytest.raises(UserError, match="(?s)folders are not uploaded.*shared storage"):
+        pack(load(None, [f"data.path={path}", "output=/shared/out"]), there)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.path=nowhere.jsonl", "data.path=./nowhere", "elicit.templates=nowhere.yaml", "elicit.calibrate_with=nowhere.csv"],
+)
+def test_what_is_nowhere_is_refused(here: Path, there: Path, override: str) -> None:
+    with pytest.raises(UserError, match=f"(?s){override.split('=')[0]} does not exist.*nowhere"):
+        pack(load(None, [override, "output=/shared/out"]), there)
+
+
+@pytest.mark.parametrize("key", ["data.path", "elicit.templates", "elicit.calibrate_with"])
+def test_a_large_file_is_refused(here: Path, there: Path, key: str) -> None:
+    with (here / "large.jsonl").open("wb") as file:
+        file.truncate((LARGEST_UPLOAD_MB << 20) + 1)
+    with pytest.raises(UserError, match=f"{key} is larger than"):
+        pack(load(None, [f"{key}=large.jsonl", "output=/shared/out"]), there)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.arguments={hf_token: abc}"],
+        ["tracking.uri='http://me:pw@host'"],
+        ["model=./mine"],
+        ["model=mine"],
+        ["elicit.model=~/mine"],
+        ["elicit.adapter=mine"],
+        ["elicit.adapter=~/mine"],
+        ["elicit.grouping=embedding", "elicit.embedding_model=./mine"],
+        ["elicit.grouping=embedding", "elicit.embedding_model=mine"],
+    ],
+)
+def test_secrets_and_paths_of_this_machine_are_refused(here: Path, there: Path, overrides: list[str]) -> None:
+    (here / "mine").mkdir()
     with pytest.raises(UserError, match="secret|path of this machine"):
-        pack(load(None, ["output=/shared/out", override]), tmp_path)
+        pack(load(None, ["output=/shared/out", *overrides]), there)
+
+
+def test_absolute_models_and_hub_names_pass(there: Path) -> None:
+    models = ["model=/shared/model", "elicit.model=owner/model", "elicit.adapter=/shared/adapter"]
+    encoder = ["elicit.grouping=embedding", "elicit.embedding_model=owner/encoder"]
+    packed = pack(load(None, [*models, *encoder, "elicit.templates=/shared/prompts.yaml", "output=/shared/out"]), there)
+    assert packed.config.elicit.adapter == "/shared/adapter"
+    assert packed.uploads == {}
 
 
 def test_a_relative_output_is_refused(tmp_path: Path) -> None:

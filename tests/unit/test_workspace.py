@@ -10,7 +10,7 @@ import pytest
 
 from ual_ray.config import Config, load
 from ual_ray.errors import UserError
-from ual_ray.workspace import Workspace, run_stage, stage_digest
+from ual_ray.workspace import KEPT_FILES, Workspace, newest, point_to, run_stage, stage_digest
 
 
 def work(calls: list[int]) -> Any:
@@ -53,7 +53,8 @@ def test_the_digest_depends_on_values_alone() -> None:
 
 
 def test_an_output_belongs_to_its_data_by_content_and_to_its_model(tmp_path: Path) -> None:
-    data, moved = tmp_path / "rows.jsonl", tmp_path / "moved.jsonl"
+    data, moved = tmp_path / "rows.jsonl", tmp_path / "elsewhere" / "rows.jsonl"  # the name is the rows' source
+    moved.parent.mkdir()
     data.write_text('{"instruction": "a", "output": "b"}\n')
     moved.write_bytes(data.read_bytes())
     workspace = Workspace(tmp_path / "out")
@@ -81,3 +82,55 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with Workspace(tmp_path / "out").held():
         pass
+
+
+def test_force_empties_what_the_stage_wrote_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    run_stage(folder, {"x": 1}, work([]))
+    (folder / "rows").mkdir()
+    (folder / "rows" / "old.parquet").write_text("old")
+    for name in KEPT_FILES:
+        (folder / name).write_text("kept")
+    left: list[str] = []
+
+    def again() -> dict[str, Any]:
+        left.extend(file.name for file in folder.iterdir())
+        return {}
+
+    run_stage(folder, {"x": 2}, again, force=True)
+    assert sorted(left) == sorted([*KEPT_FILES, "started.json"])
+
+
+def test_force_does_not_empty_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="was not made by this stage"):
+        run_stage(tmp_path, {"x": 1}, work([]), force=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_newest_part_is_remembered(tmp_path: Path) -> None:
+    assert newest(tmp_path) == tmp_path
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        point_to(tmp_path, tmp_path / name)
+        assert newest(tmp_path) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
+def test_an_output_that_ual_did_not_make_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"(?s)not empty and was not made by ual.*{name}"):
+        Workspace(tmp_path).check_owner(Config())
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="output is not a directory"):
+        Workspace(tmp_path / "out").check_owner(Config())
+
+
+def test_an_output_that_is_new_or_holds_a_log_is_anybodys(tmp_path: Path) -> None:
+    Workspace(tmp_path / "new").check_owner(Config())
+    with Workspace(tmp_path).held():
+        Workspace(tmp_path).log_file.write_text("chatter")
+        Workspace(tmp_path).check_owner(Config())

@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
+import pyarrow.dataset
+import ray
 
 from ual_ray.config import Config
-from ual_ray.elicit.pool import Pool, map_rows
+from ual_ray.elicit.engines import EngineSpec
+from ual_ray.elicit.monitor import Limits
+from ual_ray.elicit.pool import Job, map_rows, rows_in, start_monitor
 from ual_ray.errors import UserError
 from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.evaluate.metrics import Figure, figures
@@ -21,18 +22,17 @@ from ual_ray.records import ERROR, EVALUATED, SPLIT, STATUS, STATUS_OK, TEST, re
 
 PREDICTIONS = "predictions"
 FIGURES_FILE = "figures.json"
-TO_ANSWER_FILE = "to_answer.parquet"
+TO_ANSWER = "to_answer"
 
 
 def select(rows: Path, folder: Path) -> int:
-    """Write the test rows to the stage's folder; return how many there are."""
-    table = read_table(rows)
-    chosen = table.filter(pa.compute.equal(table[SPLIT], TEST))
-    if not len(chosen):
+    """Copy the test rows to the stage's folder, batch by batch; return how many there are."""
+    chosen = pyarrow.dataset.dataset(str(rows), format="parquet").scanner(filter=pyarrow.dataset.field(SPLIT) == TEST)
+    count = chosen.count_rows()
+    if not count:
         raise UserError(f"{rows} holds no row of the split '{TEST}'", fix="raise data.test_share")
-    folder.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(chosen, folder / TO_ANSWER_FILE)
-    return len(chosen)
+    pyarrow.dataset.write_dataset(chosen, folder / TO_ANSWER, format="parquet", existing_data_behavior="delete_matching")
+    return count
 
 
 def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) -> dict[str, Any]:
@@ -42,9 +42,10 @@ def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) 
     """
     # Arms have to differ by their training, not by rounding: evaluation has an arithmetic of its own.
     engine = config.engine.model_copy(update={"dtype": config.evaluate.dtype})
-    pool = Pool(engine, model, config.trust_remote_code)
-    task = AnswerRows(name, config.evaluate.max_new_tokens)
-    map_rows(folder / TO_ANSWER_FILE, folder / PREDICTIONS, task, EVALUATED, pool, meter)
+    spec = EngineSpec(engine, model, trust_remote_code=config.trust_remote_code)
+    job = Job(spec, AnswerRows(name, config.evaluate.max_new_tokens), EVALUATED, folder / PREDICTIONS)
+    source = folder / TO_ANSWER
+    map_rows(lambda: ray.data.read_parquet(str(source)), rows_in(source), job, start_monitor(Limits()), meter)
     rows = read_predictions(folder)
     reasons = Counter((row[ERROR] or "").split(":")[0] for row in rows if row[STATUS] != STATUS_OK)
     measured = figures(rows)

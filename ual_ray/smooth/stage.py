@@ -9,39 +9,55 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, read_table, rows_digest
+from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, content_digest, read_table
 from ual_ray.smooth.maps import assign_alpha, describe
 
 SMOOTHED_FILE = "smoothed.parquet"
 MAP_METADATA = b"ual_ray.map"
 SCORED_DIGEST = "scored_digest"
+# All that alpha depends on.
+SMOOTHING_READS = [ID, SPLIT, UNCERTAINTY]
 
 
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Write the training rows with their alpha; return the distribution and the counts of missing and excluded rows.
 
-    Raises UserError when the scored rows lack the uncertainty column, or hold no training row.
+    Numbers are held for all rows at once, texts pass through. Raises UserError when the scored rows lack the uncertainty
+    column, or hold no training row.
     """
-    table = read_table(scored)
-    if UNCERTAINTY not in table.column_names:
-        raise UserError(f"{scored} has no column '{UNCERTAINTY}'", value=table.column_names, legal="the output of `ual elicit`")
+    files = pyarrow.dataset.dataset(str(scored), format="parquet")
+    if UNCERTAINTY not in files.schema.names:
+        raise UserError(f"{scored} has no column '{UNCERTAINTY}'", value=files.schema.names, legal="the output of `ual elicit`")
+    # In the order of ids: what the control 'shuffled' hands out must not depend on who wrote first.
+    table = read_table(scored, SMOOTHING_READS)
     table = table.filter(pa.compute.equal(table[SPLIT], TRAIN))
     if not len(table):
         raise UserError(f"{scored} holds no row of the split '{TRAIN}'", fix="elicit.splits must contain train")
-    uncertainty = np.array(table[UNCERTAINTY].to_pylist(), dtype=np.float64)
+    uncertainty = np.array(table[UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
     alpha = assign_alpha(uncertainty, spec, seed)
-    kept = ~np.isnan(alpha)
-    smoothed = table.append_column(ALPHA, pa.array(alpha)).filter(pa.array(kept))
-    if not len(smoothed):
+    if np.isnan(alpha).all():
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({**spec.model_dump(), "seed": seed, SCORED_DIGEST: rows_digest(scored)}).encode()
-    pyarrow.parquet.write_table(smoothed.replace_schema_metadata({MAP_METADATA: record}), folder / SMOOTHED_FILE)
+    record = {**spec.model_dump(), "seed": seed, SCORED_DIGEST: content_digest(scored, SMOOTHING_READS)}
+    _write(files, np.array(table[ID].to_pylist()), alpha, record, folder / SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
+
+
+def _write(files: pa.dataset.Dataset, ids: np.ndarray, alpha: np.ndarray, record: dict[str, Any], path: Path) -> None:
+    """Copy the training rows that have an alpha (`alpha[i]` is that of the sorted `ids[i]`), batch by batch."""
+    schema = files.schema.remove_metadata().append(pa.field(ALPHA, pa.float64()))
+    part = path.with_name(path.name + ".part")
+    with pyarrow.parquet.ParquetWriter(part, schema.with_metadata({MAP_METADATA: json.dumps(record).encode()})) as writer:
+        for batch in files.to_batches(filter=pyarrow.dataset.field(SPLIT) == TRAIN):
+            own = alpha[np.searchsorted(ids, np.array(batch[ID].to_pylist()))] if len(batch) else alpha[:0]
+            rows = pa.Table.from_batches([batch]).append_column(ALPHA, pa.array(own, pa.float64()))
+            writer.write_table(rows.filter(pa.array(~np.isnan(own))).cast(writer.schema))
+    part.replace(path)
 
 
 def recorded_map(smoothed: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ual_ray.config import Config
 from ual_ray.errors import UserError
-from ual_ray.progress import Meter
+from ual_ray.progress import Meter, polled
 from ual_ray.train.batches import padding_share
 from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, Job, plan, read_metrics, train_worker
 from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
@@ -44,7 +44,8 @@ def train(
     steps = plan(lengths, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(steps), "padding_share": padding_share(steps, lengths)}
     job = Job(config.train, config.model, str(folder / TOKENS_FOLDER), str(folder), config.seed, config.trust_remote_code)
-    with _Follower(folder / METRICS_FILE, make_meter(len(steps)), on_step):
+    meter = make_meter(len(steps))
+    with closing(meter), polled(_Follower(folder / METRICS_FILE, meter, on_step).read, seconds=1.0):
         _trainer(job, folder).fit()
     last = {name: value for line in read_metrics(folder / METRICS_FILE) for name, value in line.items()}
     return counts | {"last": last, "model": str(folder / MODEL_FOLDER)}
@@ -85,23 +86,9 @@ class _Follower:
         self._next_step = 0
         self._tokens = 0.0
         self._note = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="training-metrics", daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=60)
-        self._read()
-        self._meter.close()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(1.0):
-            self._read()
-
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Hand on what is new, and show where training is."""
         for line in read_metrics(self._path):
             if line["step"] < self._next_step:
                 continue

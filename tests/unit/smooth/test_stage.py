@@ -10,8 +10,8 @@ import pytest
 
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import rows_digest, scored_schema
-from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, histogram, recorded_map, smooth
+from ual_ray.records import content_digest, scored_schema
+from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
 
 SCHEMA = scored_schema(["nll"])
 
@@ -69,6 +69,31 @@ def test_the_seed_reaches_the_control_and_the_order_of_files_does_not(tmp_path: 
     assert alphas(tmp_path / "1" / "0") != alphas(tmp_path / "1" / "1")
 
 
+def test_every_row_keeps_what_belongs_to_it(tmp_path: Path) -> None:
+    """Alphas are computed in the order of ids and written in the order of files."""
+    uncertainty: dict[str, float | None] = {f"row{number * 7 % 50:02d}": number / 50 for number in range(50)}
+    source = scored(tmp_path, uncertainty)
+    smooth(source, SmoothConfig(map="linear", alpha_max=0.5), 0, tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / SMOOTHED_FILE).to_pylist()
+    assert {row["id"]: row["uncertainty"] for row in table} == uncertainty
+    assert all(row["alpha"] == pytest.approx(0.5 * row["uncertainty"]) for row in table)
+
+
+def test_files_of_no_training_row_are_passed_over(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4}, held_out=5)
+    pyarrow.parquet.write_table(SCHEMA.empty_table(), source / "empty.parquet")
+    assert smooth(source, SmoothConfig(map="rank"), 0, tmp_path / "out")["rows"] == 2
+    assert set(alphas(tmp_path / "out")) == {"a", "b"}
+
+
+def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4})
+    for name in ("constant", "none"):
+        smooth(source, SmoothConfig.model_validate({"map": name}), 0, tmp_path / "out")
+    assert alphas(tmp_path / "out") == {"a": 0, "b": 0}
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [SMOOTHED_FILE]
+
+
 def test_rows_that_were_never_scored_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pa.table({"id": ["a"], "split": ["train"]}), path)
@@ -95,7 +120,7 @@ def test_the_map_is_recorded_in_the_file(tmp_path: Path) -> None:
     for path in (tmp_path / "out", tmp_path / "out" / SMOOTHED_FILE):
         recorded = recorded_map(path)
         assert recorded.pop("seed") == 7
-        assert recorded.pop(SCORED_DIGEST) == rows_digest(tmp_path / "scored")
+        assert recorded.pop(SCORED_DIGEST) == content_digest(tmp_path / "scored", SMOOTHING_READS)
         assert SmoothConfig.model_validate(recorded) == spec
 
 

@@ -271,7 +271,8 @@ class TestNoSmoothingIsPlainFineTuning:
         )
         actual, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs)
         torch.testing.assert_close(actual, expected)
-        assert torch.equal(actual.detach(), metrics.nll.sum())
+        # Not to the last bit: how many numbers a sum adds at a time depends on the processor.
+        torch.testing.assert_close(actual.detach(), metrics.nll.sum(), rtol=1e-12, atol=0)
         found = gradients(actual, inputs)
         assert_same(found, gradients(expected, inputs))
         assert found["bias"][4] == 0
