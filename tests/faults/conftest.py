@@ -1,0 +1,423 @@
+"""What fault tests share: `ual elicit` as a process of its own, what it sent and finished so far, and ways to kill its parts.
+
+The fake engine writes every request it is sent to a file, so that a row that is sent again is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from pyarrow.lib import ArrowInvalid
+
+REPOSITORY = Path(__file__).parents[2]
+MARK = re.compile(r"row-\d{3}")
+
+ROWS = 240
+ROWS_PER_BLOCK = 8
+ACTORS = 2
+VLLM_ROWS = 48
+# Cores are shared with others, and nothing here waits for longer than it has to.
+PATIENCE = 240.0
+
+
+def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE, interval: float = 0.05) -> Any:
+    """Poll until something is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{seconds:.0f} s have passed without: {what}"
+        time.sleep(interval)
+    return found
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """List all processes below one, as far as they are alive."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def title(process: psutil.Process) -> str:
+    """Return what a process calls itself: Ray and vLLM write it there."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
+
+
+def end(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Kill what is left of some processes; return what was left. psutil tells a process from a later one of its pid."""
+    left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=20)
+    return left
+
+
+class Elicitation:
+    """One command `ual elicit ROWS --out FOLDER ...`, started once or more."""
+
+    def __init__(self, folder: Path, data: Path, settings: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        """Hold what every start of it has in common."""
+        self.out = folder / "out"
+        self.log_file = folder / "sent.jsonl"
+        self._printed = folder / "printed.txt"
+        self._command = [sys.executable, "-m", "ual_ray", "elicit", str(data), "--out", str(self.out), *settings]
+        kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self._environment = kept | (environment or {})
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._seen: set[psutil.Process] = set()
+        self._looked = 0.0
+        self.seconds = 0.0
+
+    def start(self, *more: str) -> None:
+        """Start it, in a session of its own."""
+        self._started = time.monotonic()
+        with self._printed.open("wb") as printed:
+            self._driver = subprocess.Popen(
+                [*self._command, *more],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, code: int = 0, seconds: float = PATIENCE) -> str:
+        """Wait for its end, which must have the exit code; return what it printed."""
+        assert self._driver is not None
+        wait_until(lambda: self._poll() is not None, "it ends", seconds)
+        self.seconds = time.monotonic() - self._started
+        assert self._driver.returncode == code, f"exit code {self._driver.returncode}\n{self.log()}"
+        return self.printed
+
+    def run(self, *more: str, code: int = 0) -> str:
+        """Start it and wait for its end."""
+        self.start(*more)
+        return self.wait(code)
+
+    def until(self, holds: Callable[[], Any], what: str) -> Any:
+        """Poll while it runs until something is true."""
+
+        def now() -> Any:
+            assert self._poll() is None, f"it ended before: {what}\n{self.log()}"
+            return holds()
+
+        return wait_until(now, what)
+
+    def until_finished(self, rows: int) -> frozenset[str]:
+        """Wait until so many rows are remembered as finished; return them."""
+        return self.until(lambda: len(found := self.finished()) >= rows and found, f"{rows} rows are finished")
+
+    def _poll(self) -> int | None:
+        """Tell whether it has ended; remember its processes every now and then."""
+        assert self._driver is not None
+        if time.monotonic() - self._looked > 1:
+            self._looked = time.monotonic()
+            self.processes()
+        return self._driver.poll()
+
+    def processes(self) -> list[psutil.Process]:
+        """List the processes below it."""
+        assert self._driver is not None
+        found = below(self._driver.pid)
+        self._seen.update(found)
+        return found
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command alone, not to the processes that it started."""
+        assert self._driver is not None
+        self.processes()
+        self._driver.send_signal(number)
+
+    def kill(self) -> list[str]:
+        """Kill -9 the command alone; end what is left of its processes after a while, and return their titles."""
+        self.signal(signal.SIGKILL)
+        self.wait(-signal.SIGKILL)
+        psutil.wait_procs(list(self._seen), timeout=20)
+        left = [name for process in self._seen if (name := title(process))]
+        self.end()
+        return left
+
+    def end(self) -> list[psutil.Process]:
+        """End whatever of it is still there."""
+        if self._driver is None:
+            return []
+        self.processes()
+        if self._driver.poll() is None:
+            self._driver.kill()
+            self._driver.wait()
+        return end(list(self._seen))
+
+    def process(self, titled: str) -> psutil.Process:
+        """Find a process of it by the start of its title."""
+        (found,) = [process for process in self.processes() if title(process).startswith(titled)][:1]
+        return found
+
+    @property
+    def store(self) -> Path:
+        """Where it keeps what was measured."""
+        (store,) = (self.out / "store").iterdir()
+        return store
+
+    def finished(self) -> frozenset[str]:
+        """Read the ids of the rows that are remembered as finished."""
+        files = (self.out / "store").glob("*/measured.finished/*.parquet")
+        return frozenset(name for file in files if ".pending" not in file.name for name in _column(file, "id"))
+
+    def failed(self) -> list[dict[str, Any]]:
+        """Read the rows that an engine failed on."""
+        return [row for file in self.store.glob("failed/*.parquet") for row in pyarrow.parquet.read_table(file).to_pylist()]
+
+    def scored(self) -> dict[str, dict[str, Any]]:
+        """Read the scored rows of the newest result, by id."""
+        folder = self.out / (self.out / "newest").read_text() / "scored"
+        rows = pa.concat_tables([pyarrow.parquet.read_table(file) for file in sorted(folder.glob("*.parquet"))]).to_pylist()
+        assert len({row["id"] for row in rows}) == len(rows), "a row is there twice"
+        return {row["id"]: row for row in rows}
+
+    def names(self) -> dict[str, str]:
+        """Read the ids of the rows, by the mark in their text."""
+        tables = [pyarrow.parquet.read_table(file) for file in self.out.glob("*/rows/*.parquet")]
+        rows = [row for table in tables for row in table.to_pylist()]
+        return {MARK.findall(row["messages"][0]["content"])[0]: row["id"] for row in rows}
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Read what the engines were sent so far."""
+        if not self.log_file.is_file():
+            return []
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def sent(self, since: int = 0) -> Counter[str]:
+        """Count the requests per row, by id, from the `since`th call on."""
+        names = self.names()
+        return Counter(names[MARK.findall(call["text"])[0]] for call in self.calls()[since:])
+
+    def mlflow_run(self) -> Any:
+        """Get the one MLflow run of it."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.out}/mlflow.db")
+        experiment = client.get_experiment_by_name("ual_ray")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        return run
+
+    @property
+    def printed(self) -> str:
+        """What it printed since its last start."""
+        return self._printed.read_text(errors="replace")
+
+    def log(self) -> str:
+        """Return what it printed and the end of its log, for the message of a failed test."""
+        log = self.out / "ual.log"
+        lines = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
+        return "\n".join([self.printed, *lines])
+
+
+def _column(file: Path, name: str) -> list[str]:
+    """Read a column of a file that may be gone or not yet whole."""
+    with suppress(FileNotFoundError, ArrowInvalid):
+        return pyarrow.parquet.read_table(file, columns=[name])[name].to_pylist()
+    return []
+
+
+Elicit = Callable[..., Elicitation]
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the rows, every tenth of them twice."""
+    rows = [(f"Question of row-{n:03d}.", f"The answer of row-{n:03d} is {n * n}.") for n in range(ROWS)]
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", [*rows, *rows[::10]])
+
+
+@pytest.fixture(scope="module")
+def long_rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write rows every third of which has more words than the engine takes."""
+    words = " word" * 2000
+    rows = [(f"Question of row-{n:03d}.{words * (n % 3 == 0)}", f"The answer of row-{n:03d}.") for n in range(ROWS)]
+    return write_rows(tmp_path_factory.mktemp("data") / "long.jsonl", rows)
+
+
+def write_rows(path: Path, pairs: Sequence[tuple[str, str]]) -> Path:
+    """Write alpaca rows."""
+    rows = [{"instruction": instruction, "input": "", "output": output} for instruction, output in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder that looks like a model: the fake engine reads nothing of it but its name."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(8))
+    return folder
+
+
+def settings(model: str, **more: object) -> list[str]:
+    """Spell the settings of all runs: small blocks, nothing scored twice, every row scored."""
+    common = {
+        "elicit.model": model,
+        "elicit.retest_share": 0,
+        "engine.rows_per_block": ROWS_PER_BLOCK,
+        "engine.batch_size": ROWS_PER_BLOCK,
+        "engine.max_actors": ACTORS,
+        "data.validation_share": 0,
+        "data.test_share": 0,
+        "data.max_bad_share": 0.2,
+    }
+    return [f"{key}={value}" for key, value in (common | more).items()]
+
+
+@pytest.fixture(scope="module")
+def ended() -> Iterator[Callable[[Elicitation], Elicitation]]:
+    """Have the processes of an elicitation ended after the module's tests, whatever happens in them."""
+    all_of_them: list[Elicitation] = []
+
+    def keep(elicitation: Elicitation) -> Elicitation:
+        all_of_them.append(elicitation)
+        return elicitation
+
+    try:
+        yield keep
+    finally:
+        for elicitation in all_of_them:
+            elicitation.end()
+
+
+@pytest.fixture(scope="module")
+def elicit(rows_file: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, ended: Any) -> Elicit:
+    """Make elicitations of the rows by the fake engine, each in a folder of its own."""
+
+    def make(
+        seconds_per_run: float, environment: dict[str, str] | None = None, data: Path = rows_file, **more: object
+    ) -> Elicitation:
+        folder = tmp_path_factory.mktemp("run")
+        engine = {
+            "engine.kind": "fake",
+            "engine.arguments.seconds_per_run": seconds_per_run,
+            "engine.arguments.log": folder / "sent.jsonl",
+        }
+        return ended(Elicitation(folder, data, settings(str(model), **(engine | more)), environment))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any) -> Elicit:
+    """Make elicitations of a few short rows by vLLM with the demo model, each in a folder of its own."""
+    rows = [(f"What is {n} + {n}? This is row-{n:03d}.", f"{2 * n}") for n in range(VLLM_ROWS)]
+    data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+    def make(environment: dict[str, str] | None = None) -> Elicitation:
+        own = {
+            "elicit.estimators": "[verbalized]",
+            "engine.rows_per_block": 4,
+            "engine.batch_size": 4,
+            "engine.max_actors": 1,
+            "engine.dtype": "float32",
+            "engine.max_model_len": 256,
+            "runtime.check_memory": "false",
+        }
+        return ended(Elicitation(tmp_path_factory.mktemp("run"), data, settings("demo", **own), environment))
+
+    return make
+
+
+class Cluster:
+    """Two Ray nodes on this machine, as `cluster/local.sh` starts them, apart from any other cluster."""
+
+    def __init__(self) -> None:
+        """Start them."""
+        # Ray's sockets lie below it, and the path of a socket may have 107 characters.
+        self._state = Path(tempfile.mkdtemp(prefix="ual"))
+        self._port = _free_port()
+        self._environment = os.environ | {
+            "RAY": str(Path(sys.executable).with_name("ray")),
+            "UAL_RAY_PORT": str(self._port),
+            "UAL_DASHBOARD_PORT": str(_free_port()),
+            "UAL_CLIENT_PORT": str(_free_port()),
+            "UAL_CLUSTER_STATE": str(self._state),
+            "UAL_CPUS_PER_NODE": "4",
+            "UAL_OBJECT_STORE_BYTES": "200000000",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            # A node that is gone is noticed a little sooner; much sooner, and a node with much to do counts as gone.
+            "RAY_health_check_period_ms": "2000",
+        }
+        try:
+            self._script("start", "1")
+            self._below = below(self._pid("head")) + below(self._pid("worker-1"))
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a driver needs to find it."""
+        return {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token"}
+
+    def kill_worker_node(self) -> None:
+        """Kill -9 all of the node that is not the driver's, as when the machine is gone: the raylet first, then its workers."""
+        processes = below(self._pid("worker-1"))
+        processes.sort(key=lambda process: Path(title(process).split(" ")[0]).name != "raylet")
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def on_worker_node(self) -> set[int]:
+        """List the processes of that node."""
+        return {process.pid for process in below(self._pid("worker-1"))}
+
+    def stop(self) -> None:
+        """Stop it, and whatever of it is left."""
+        for node in ("head", "worker-1"):
+            with suppress(FileNotFoundError):
+                self._below = [*getattr(self, "_below", []), *below(self._pid(node))]
+        self._script("stop")
+        end(getattr(self, "_below", []))
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _pid(self, name: str) -> int:
+        return int((self._state / f"{name}.pid").read_text().split()[0])
+
+    def _script(self, *arguments: str) -> None:
+        command = ["bash", str(REPOSITORY / "cluster" / "local.sh"), *arguments]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Start a cluster of two nodes, and stop it."""
+    started = Cluster()
+    try:
+        yield started
+    finally:
+        started.stop()

@@ -1,0 +1,233 @@
+"""Processes are killed in the middle of `ual elicit`: no row is lost, none that was finished is sent again.
+
+Every test ends with the rows and the scores of an undisturbed run. `pytest -s` shows what was sent and redone.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# As in conftest.py; the requests are those of verbalized, p_true and nll for one row.
+ROWS, ROWS_PER_BLOCK, ACTORS, REQUESTS_PER_ROW = 240, 8, 2, 4
+# What a block that died with its engine costs at most, and what dies with the driver: per actor, the block that it is at
+# and another whose results were not written yet.
+BLOCK_CALLS = ROWS_PER_BLOCK * REQUESTS_PER_ROW
+UNWRITTEN_CALLS = 2 * ACTORS * BLOCK_CALLS
+SCORES = ("uncertainty", "uncertainty_verbalized", "uncertainty_p_true", "uncertainty_nll", "uncertainty_ensemble")
+SLOW = 0.3
+ENGINE_ACTOR = "ray::MapWorker(MapBatches(EngineActor))"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(elicit: Any) -> Any:
+    """Score all rows, with nothing in the way."""
+    run = elicit(seconds_per_run=0.0)
+    run.run()
+    assert len(run.scored()) == ROWS, "duplicates are scored once"
+    assert len(run.calls()) == ROWS * REQUESTS_PER_ROW
+    return run
+
+
+def assert_equal(run: Any, undisturbed: Any, without: frozenset[str] = frozenset()) -> None:
+    """Compare rows and scores, exactly; the ensemble is a rank among all rows, and not compared where some have no score."""
+    scored, expected = run.scored(), undisturbed.scored()
+    assert scored.keys() == expected.keys()
+    names = SCORES[:-1] if without else SCORES
+    for identity, row in scored.items():
+        if identity not in without:
+            assert row["status"] == "ok"
+            assert {name: row[name] for name in names} == {name: expected[identity][name] for name in names}
+
+
+def redone(run: Any) -> int:
+    """Count the requests that were sent more than once per row."""
+    return sum(count - REQUESTS_PER_ROW for count in run.sent().values())
+
+
+def transcript(title: str, **figures: object) -> None:
+    """Print what happened, for `pytest -s`."""
+    print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
+
+
+def test_kill_9_of_the_driver(elicit: Any, undisturbed: Any) -> None:
+    run = elicit(seconds_per_run=SLOW)
+    run.start()
+    run.until_finished(64)
+    left = run.kill()
+    finished, before = run.finished(), len(run.calls())
+    assert 64 <= len(finished) < ROWS
+    # What a kill in the middle of a write leaves: half a file, and the note that says so.
+    torn = "torn_000000_000000"
+    whole = next(run.store.glob("measured/*.parquet")).read_bytes()
+    (run.store / "measured" / f"{torn}-0.parquet").write_bytes(whole[: len(whole) // 2])
+    note = next(run.store.glob("measured.finished/*.parquet")).read_bytes()
+    (run.store / "measured.finished" / f"{torn}.pending.parquet").write_bytes(note)
+
+    run.run()
+    again = run.sent(since=before)
+    transcript(
+        "driver killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run), left_for_20_seconds=left,
+    )  # fmt: skip
+    assert_equal(run, undisturbed)
+    assert not finished & again.keys(), "a finished row was sent again"
+    assert redone(run) <= UNWRITTEN_CALLS
+    assert not [name for name in left if name.startswith(ENGINE_ACTOR)], "engines end with the driver"
+
+
+def test_kill_9_of_an_actor(elicit: Any, undisturbed: Any) -> None:
+    run = elicit(seconds_per_run=SLOW)
+    run.start()
+    finished = run.until_finished(64)
+    before = len(run.calls())
+    run.process(ENGINE_ACTOR).kill()
+    run.wait()
+    transcript(
+        "actor killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run), seconds=round(run.seconds),
+    )  # fmt: skip
+    assert_equal(run, undisturbed)
+    assert 0 <= redone(run) <= BLOCK_CALLS
+    assert not run.failed(), "one death is nobody's fault"
+
+
+def test_kill_9_of_what_all_actors_report_to(elicit: Any, undisturbed: Any) -> None:
+    run = elicit(seconds_per_run=SLOW)
+    run.start()
+    run.until_finished(64)
+    run.process("ray::Monitor").kill()
+    run.wait(code=1)
+    finished, before = run.finished(), len(run.calls())
+
+    run.run()
+    transcript(
+        "monitor killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run),
+    )  # fmt: skip
+    assert_equal(run, undisturbed)
+    assert not finished & run.sent(since=before).keys()
+    assert redone(run) <= UNWRITTEN_CALLS
+
+
+def test_rows_that_an_engine_dies_or_hangs_on_are_set_aside_alone(elicit: Any, undisturbed: Any) -> None:
+    bad = {"engine.arguments.crash_on": "row-137", "engine.arguments.hang_on": "row-055", "engine.hang_seconds": 3}
+    run = elicit(seconds_per_run=0.0, **bad)
+    printed = run.run()
+    names = run.names()
+    guilty = frozenset({names["row-137"], names["row-055"]})
+    transcript("an engine dies on one row, hangs on another", rows=ROWS, calls=len(run.calls()), redone=redone(run),
+               seconds=round(run.seconds))  # fmt: skip
+    assert "2 quarantined (2 engine)" in printed
+    assert {row["id"]: row["error"] for row in run.failed()} == dict.fromkeys(
+        guilty, "engine: it died or hung on this row 2 times"
+    )
+    assert_equal(run, undisturbed, without=guilty)
+    assert {identity for identity, row in run.scored().items() if row["status"] == "quarantined"} == guilty
+    assert not guilty & run.finished(), "what may pass another time is not remembered as finished"
+    # Twice with the batch and twice alone; the rows before it in the batch once more, when it is passed over.
+    assert {run.sent()[identity] for identity in guilty} == {4 * REQUESTS_PER_ROW}
+    assert max(run.sent().values()) <= 5 * REQUESTS_PER_ROW
+    assert sum(count > REQUESTS_PER_ROW for count in run.sent().values()) <= 2 * ROWS_PER_BLOCK
+
+    before = len(run.calls())
+    run.run()
+    assert "done before" in run.printed
+    run.run("--retry-failed")
+    transcript("--retry-failed", calls=len(run.calls()) - before, seconds=round(run.seconds))
+    assert run.sent(since=before).keys() == guilty
+    assert {row["id"] for row in run.failed()} == guilty
+    assert_equal(run, undisturbed, without=guilty)
+
+
+def test_sigterm(elicit: Any, undisturbed: Any) -> None:
+    run = elicit(seconds_per_run=SLOW)
+    run.start()
+    run.until_finished(64)
+    run.signal(signal.SIGTERM)
+    run.wait(code=128 + signal.SIGTERM)
+    finished, before = run.finished(), len(run.calls())
+    killed = run.mlflow_run()
+    assert killed.info.status == "KILLED"
+
+    run.run()
+    transcript(
+        "SIGTERM", rows=ROWS, finished_by_then=len(finished), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run),
+    )  # fmt: skip
+    assert_equal(run, undisturbed)
+    assert not finished & run.sent(since=before).keys()
+    assert redone(run) <= UNWRITTEN_CALLS
+    finally_ = run.mlflow_run()
+    assert (finally_.info.run_id, finally_.info.status) == (killed.info.run_id, "FINISHED")
+
+
+def test_too_many_rows_without_a_result_end_it_and_what_was_done_is_kept(elicit: Any, long_rows_file: Path) -> None:
+    # Every third row is too long for the engine, which the fake one counts in words.
+    run = elicit(seconds_per_run=0.1, data=long_rows_file, **{"elicit.max_quarantine_share": 0.2})
+    printed = run.run(code=2)
+    finished, before = run.finished(), len(run.calls())
+    assert "more than elicit.max_quarantine_share = 0.2 allows" in printed
+    assert "Traceback" not in printed
+
+    run.run("elicit.max_quarantine_share=0.5")
+    transcript(
+        "too many without a score", rows=ROWS, finished_by_then=len(finished), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run),
+    )  # fmt: skip
+    assert 100 <= len(finished) < ROWS
+    assert len(finished) * REQUESTS_PER_ROW == before, "what was sent is kept"
+    assert redone(run) == 0
+    statuses = [row["status"] for row in run.scored().values()]
+    assert (statuses.count("ok"), statuses.count("quarantined")) == (ROWS - ROWS // 3, ROWS // 3)
+
+
+def test_kill_9_of_a_node(elicit: Any, undisturbed: Any, cluster: Any) -> None:
+    run = elicit(seconds_per_run=1.0, environment=cluster.environment, **{"runtime.address": "auto"})
+    run.start()
+    run.until_finished(8)
+    there = run.until(
+        lambda: {call["pid"] for call in run.calls()} & cluster.on_worker_node(), "an engine works on the node to be killed"
+    )
+    finished, before = run.finished(), len(run.calls())
+    assert len(finished) < ROWS
+    cluster.kill_worker_node()
+    run.wait()
+    transcript(
+        "node killed", rows=ROWS, finished_at_the_kill=len(finished), engines_there=len(there), calls_before=before,
+        calls_after=len(run.calls()) - before, redone=redone(run), seconds=round(run.seconds),
+    )  # fmt: skip
+    assert_equal(run, undisturbed)
+    assert redone(run) <= UNWRITTEN_CALLS
+
+
+@pytest.fixture(scope="module")
+def undisturbed_vllm(vllm_elicit: Any) -> Any:
+    """Score a few rows with vLLM, with nothing in the way."""
+    run = vllm_elicit()
+    run.run()
+    return run
+
+
+@pytest.mark.parametrize("multiprocessing", ["0", "1"])
+def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multiprocessing: str) -> None:
+    run = vllm_elicit(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing})
+    run.start()
+    finished = run.until_finished(4)
+    actor = run.process(ENGINE_ACTOR)
+    engine = run.process("VLLM::EngineCore") if multiprocessing == "1" else actor
+    engine.kill()
+    run.wait()
+    scored, expected = run.scored(), undisturbed_vllm.scored()
+    worst = max(abs(scored[identity]["uncertainty"] - row["uncertainty"]) for identity, row in expected.items())
+    transcript(
+        f"vLLM killed, {'its own process' if multiprocessing == '1' else 'in the actor'}", rows=len(expected),
+        finished_at_the_kill=len(finished), largest_difference=f"{worst:.1e}", seconds=round(run.seconds),
+    )  # fmt: skip
+    assert len(finished) < len(expected)
+    assert scored.keys() == expected.keys()
+    assert worst < 1e-3
+    assert not actor.is_running(), "an actor whose engine is dead ends itself"
