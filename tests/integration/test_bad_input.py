@@ -35,6 +35,15 @@ def refuse(ual: Any, *arguments: object) -> str:
         (["engine.kv_cache_gb=100000"], ["does not fit into memory", "engine.kv_cache_gb"]),
         (["model=/no/such/model"], ["model: the directory does not exist", "/no/such/model"]),
         (["tracking.uri=http://127.0.0.1:9"], ["tracking.uri cannot be used", "http://127.0.0.1:9"]),
+        (["elicit.estimators=[verbalised]"], ["elicit.estimators", "'verbalized'", "found: 'verbalised'"]),
+        (["elicit.calibrate_with=nowhere.csv"], ["the labels file does not exist", "nowhere.csv"]),
+        (["elicit.adapter=nowhere"], ["elicit.adapter is not a LoRA adapter", "nowhere/adapter_config.json"]),
+        (["elicit.templates=nowhere.yaml"], ["elicit.templates cannot be read", "nowhere.yaml"]),
+        (["engine.kind=openai"], ["elicit.estimators ['nll']", "a server does not give the likelihood", "engine.kind=vllm"]),
+        (
+            ["engine.kind=openai", "elicit.estimators=[verbalized]", "engine.endpoint.url=http://127.0.0.1:9/v1"],
+            ["cannot be reached", "http://127.0.0.1:9/v1"],
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -50,10 +59,10 @@ def test_bad_settings(ual: Any, tmp_path: Path, overrides: list[str], words: lis
         ([], ["the data set is empty"]),
         ([{"prompt": "a", "answer": "b"}], ["the format of", "alpaca (instruction, output)", "messages"]),
         ([GOOD, {"instruction": "c", "output": ""}], ["1 of 2 rows", "no response", "data.max_bad_share"]),
-        ([{**GOOD, "id": 1}, {"instruction": "c", "output": "d", "id": 1}], ["1 of 2 rows", "duplicate id"]),
+        ([GOOD, {"instruction": "c", "output": "d"}], ["split is empty", "2 rows in all"]),
         ([GOOD, "{not json"], ["1 of 2 rows", "not JSON"]),
     ],
-    ids=["empty", "unknown format", "no response", "duplicate ids", "not JSON"],
+    ids=["empty", "unknown format", "no response", "empty split", "not JSON"],
 )
 def test_bad_data(ual: Any, tmp_path: Path, rows: list[Any], words: list[str]) -> None:
     message = refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={write(tmp_path, 'rows.jsonl', rows)}")
@@ -65,6 +74,44 @@ def test_unreadable_data(ual: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\xfe\x00broken")
     assert "cannot be read" in refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={path}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("{instructoin: a, output: b}", ["unknown column in data.columns: 'instructoin'", "legal: ", "instruction"]),
+        ("{instruction: a, output: c}", ["has no column 'c' (for output)", "columns ['a', 'b']"]),
+    ],
+)
+def test_columns_that_are_not_there(ual: Any, tmp_path: Path, columns: str, words: list[str]) -> None:
+    data = write(tmp_path, "rows.jsonl", [{"a": "question", "b": "answer"}])
+    for command in (["run", f"output={tmp_path / 'out'}", f"data.path={data}"], ["preview", data]):
+        message = refuse(ual, *command, f"data.columns={columns}")
+        for word in words:
+            assert word in message
+
+
+def test_a_template_that_leaves_out_the_response(ual: Any, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("verbalized: Rate {instruction} from {lowest} to {highest}.")
+    for command in (["run", f"output={tmp_path / 'out'}"], ["preview", "demo"]):
+        message = refuse(ual, *command, f"elicit.templates={path}")
+        assert "verbalized of" in message and "has the wrong placeholders" in message
+        assert "{highest}, {instruction}, {lowest}, {response}, all of them" in message
+
+
+def test_an_adapter_without_a_rank(ual: Any, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "not a LoRA adapter" in refuse(ual, "elicit", "demo", f"elicit.adapter={tmp_path}", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_cannot_be_read(ual: Any, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("id,correct\n1,maybe\n")
+    message = refuse(ual, "elicit", "demo", f"elicit.calibrate_with={path}", "--out", tmp_path / "out")
+    assert "a label is no truth value" in message and "'maybe'" in message and "line 2" in message
+    assert "the input does not exist" in refuse(ual, "inspect", tmp_path / "nowhere", "--labels", path)
 
 
 def test_a_model_without_weights(ual: Any, tmp_path: Path) -> None:
@@ -100,11 +147,17 @@ def test_a_busy_port(ual: Any, tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_to_force(ual: Any) -> None:
-    assert "rows, elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
+    assert "legal: elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
 
 
 def test_a_relative_output_for_a_job(ual: Any) -> None:
     assert "absolute path" in refuse(ual, "submit", "jobs/configs/tiny.yaml", "output=runs/x")
+
+
+def test_a_folder_for_a_job(ual: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    done = ual("submit", "data.path=rows", f"output={tmp_path}/out", cwd=tmp_path)
+    assert done.code == 2 and "folders are not uploaded" in done.output, done.output
 
 
 def test_a_job_server_that_is_away(ual: Any, tmp_path: Path) -> None:

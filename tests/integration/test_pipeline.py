@@ -27,6 +27,13 @@ def done_times(output: Path) -> dict[str, float]:
     return {str(file.parent.relative_to(output)): file.stat().st_mtime for file in output.rglob("done.json")}
 
 
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every Parquet file below a folder, with its size and time."""
+    found = {str(file.relative_to(folder)): file.stat() for file in folder.rglob("*.parquet")}
+    assert found
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def test_it_prints_every_stage_and_the_table(finished: tuple[Path, str]) -> None:
     _, printed = finished
     for line in ("rows ", "elicit ", "smooth sft", "smooth ual", "train sft", "train ual", "evaluate base", "evaluate ual"):
@@ -40,7 +47,7 @@ def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Pa
     from ual_ray.records import ALPHA, EVALUATED, ROWS, read_table, scored_schema
 
     output, _ = finished
-    assert read_table(next(output.glob("rows/*/rows.parquet"))).schema.equals(ROWS)
+    assert read_table(next(output.glob("elicit/*/rows"))).schema.equals(ROWS)
     scored = read_table(next(output.glob("elicit/*/scored")))
     assert scored.schema.equals(scored_schema(("verbalized", "p_true", "nll")))
     assert len(set(scored["id"].to_pylist())) == len(scored) > 0
@@ -70,7 +77,7 @@ def test_a_second_run_does_nothing_again_and_starts_no_ray(finished: tuple[Path,
     done = ual("run", *small, f"output={output}")
     assert done.code == 0, done.output
     assert done_times(output) == before
-    assert done.output.count("done before") == len(before) == 9
+    assert done.output.count("done before") == len(before) == 8
     assert "Started a local Ray" not in (output / "ual.log").read_text()[log:]
 
 
@@ -88,6 +95,24 @@ def test_another_map_calls_no_language_model_and_trains_only_its_arm(
         "arms/ual/train",
         "arms/ual/evaluate",
     }
+
+
+def test_another_choice_of_score_calls_no_language_model(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
+    output, _ = finished
+    before, stored = done_times(output), files_of(output / "elicit" / "store")
+    (elicited,) = output.glob("elicit/*/done.json")
+    ensemble = ["elicit.uncertainty=ensemble", "elicit.ensemble=[verbalized,nll]"]
+    done = ual("run", *small, f"output={output}", *ensemble)
+    assert done.code == 0, done.output
+    after = done_times(output)
+    assert files_of(output / "elicit" / "store") == stored
+    assert all(after[stage] == before[stage] for stage in before)
+    new = {stage.rsplit("/", 1)[0] for stage in after.keys() - before.keys()}
+    assert new == {"elicit", "arms/sft/smooth", "arms/ual/smooth", "arms/ual/train", "arms/ual/evaluate"}
+    (again,) = [output / stage / "done.json" for stage in after.keys() - before.keys() if stage.startswith("elicit/")]
+    figures = [json.loads(file.read_text())["figures"] for file in (elicited, again)]
+    assert figures[0]["calls"] == figures[1]["calls"] > 0
+    assert "ensemble" in figures[1]["mean_uncertainty"]
 
 
 def test_force_does_one_stage_again(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
