@@ -1,0 +1,63 @@
+"""What the benchmarks share: real rows, a table on the terminal, and the figures as JSON beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ual_ray.config import DataConfig
+from ual_ray.records import Messages
+from ual_ray.sources.formats import BadRow, convert
+from ual_ray.sources.look import look
+from ual_ray.sources.pieces import read_piece
+
+RESULTS = Path(__file__).parent / "results"
+
+
+# Characters: both peers of ours give up a whole job for one prompt beyond the engine's limit.
+LONGEST_ROW = 4000
+
+
+def read_rows(path: str, count: int) -> list[Messages]:
+    """Read the first `count` usable rows of a data file, each content once, none longer than LONGEST_ROW."""
+    data = DataConfig(path=path)
+    seen = look(data)
+    rows: dict[str, Messages] = {}
+    for piece in seen.pieces:
+        for _, messages in convert(read_piece(piece), seen.format_name, data.columns):
+            if not isinstance(messages, BadRow) and sum(len(message["content"]) for message in messages) <= LONGEST_ROW:
+                rows.setdefault(json.dumps(messages), messages)
+            if len(rows) == count:
+                return list(rows.values())
+    raise SystemExit(f"{path} holds {len(rows)} different rows, {count} are needed")
+
+
+def report(name: str, measured: Sequence[Mapping[str, Any]], ratios: Mapping[str, tuple[float, str]], **settings: Any) -> None:
+    """Print a table of measurements and the ratios with what was aimed at, and write both to bench/results/NAME.json."""
+    console = Console()
+    table = Table(title=name)
+    for column in measured[0]:
+        table.add_column(column, justify="left" if isinstance(measured[0][column], str) else "right")
+    for row in measured:
+        table.add_row(*[f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()])
+    console.print(table)
+    for what, (ratio, target) in ratios.items():
+        console.print(f"{what}: [bold]{ratio:.2f}[/bold] (aim: {target})", highlight=False)
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "name": name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
+        "settings": settings,
+        "measurements": list(measured),
+        "ratios": {what: {"value": ratio, "aim": target} for what, (ratio, target) in ratios.items()},
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,171 @@
+"""Our actors against ray.data.llm's vLLM processor: the same rows, model, sampling and outputs, on the same cores.
+
+    python bench/elicit_vs_ray_data_llm.py --data ../shared/data/dolly_3k.json [--rows 512] [--max-tokens 32]
+
+Both answer every instruction greedily and write (id, text) as Parquet. Each runs in a process of its own, Ray included. The
+steady state is taken from two sizes: what the further rows cost, start-up cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import ray
+from common import read_rows, report
+
+from ual_ray.config import EngineConfig, RuntimeConfig
+from ual_ray.elicit.engines import Engine, EngineSpec
+from ual_ray.elicit.monitor import Limits
+from ual_ray.elicit.pool import Job, map_rows, start_monitor
+from ual_ray.elicit.requests import Completion, CompletionResult, turns
+from ual_ray.progress import meter
+from ual_ray.quiet import make_console
+from ual_ray.records import ERROR, ID, MESSAGES, ROWS, STATUS, STATUS_OK, STATUS_QUARANTINED, content_id, write_rows
+from ual_ray.runtime import ray_cluster
+from ual_ray.sources.models import resolve_model
+
+TEXT = "text"
+OUTPUT = pa.schema([(ID, pa.string()), (TEXT, pa.string()), (STATUS, pa.string()), (ERROR, pa.string())])
+MAX_MODEL_LEN = 2048
+
+
+class Answer:
+    """Answer the instruction of every row."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """Set the longest answer."""
+        self._max_tokens = max_tokens
+
+    def __call__(self, rows: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
+        """Send all rows at once."""
+        results = engine.run([Completion(turns(row[MESSAGES][:-1]), self._max_tokens) for row in rows])
+        return [
+            {ID: row[ID], TEXT: result.texts[0], STATUS: STATUS_OK}
+            if isinstance(result, CompletionResult)
+            else {ID: row[ID], STATUS: STATUS_QUARANTINED, ERROR: str(result)}
+            for row, result in zip(rows, results, strict=True)
+        ]
+
+
+def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
+    """One-thread actors of ours, one per core."""
+    engine = EngineConfig(
+        dtype=options.dtype, min_actors=options.actors, max_actors=options.actors, max_model_len=MAX_MODEL_LEN
+    )
+    job = Job(EngineSpec(engine, "demo"), Answer(options.max_tokens), OUTPUT, out)
+    with ray_cluster(RuntimeConfig()), meter(make_console(), "ours", options.rows, "rows") as shown:
+        map_rows(lambda: ray.data.read_parquet(str(rows)), options.rows, job, start_monitor(Limits()), shown)
+
+
+def run_peer(rows: Path, out: Path, options: argparse.Namespace) -> None:
+    """ray.data.llm as its documentation shows it, with as many one-thread engines."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    # As much room as the pipeline of its many small actors asks for; the engines still have one thread each.
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+    threads = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    config = vLLMEngineProcessorConfig(
+        model_source=resolve_model("demo"),
+        engine_kwargs={"dtype": options.dtype, "max_model_len": MAX_MODEL_LEN, "enforce_eager": True},
+        concurrency=options.actors,
+        batch_size=64,
+        runtime_env={"env_vars": {**threads, "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}},
+        placement_group_config={"bundles": [{"CPU": 1}]},
+        log_engine_metrics=False,
+    )
+    sampling = {"temperature": 0, "max_tokens": options.max_tokens}
+    processor = build_processor(
+        config,
+        preprocess=lambda row: {"messages": list(row[MESSAGES])[:-1], "sampling_params": sampling, ID: row[ID]},
+        postprocess=lambda row: {ID: row[ID], TEXT: row["generated_text"]},
+    )
+    processor(ray.data.read_parquet(str(rows)).repartition(target_num_rows_per_block=64)).write_parquet(str(out))
+    ray.shutdown()
+
+
+def measure(which: str, data: Path, size: int, folder: Path, options: argparse.Namespace) -> tuple[float, dict[str, str]]:
+    """Run one side on the first `size` rows in a process of its own; return its seconds and its answers by id."""
+    from ual_ray.records import read_table
+
+    rows, out = folder / f"{size}.parquet", folder / f"{which}-{size}"
+    table = read_table(data).slice(0, size)
+    pa.parquet.write_table(table, rows)
+    command = [sys.executable, __file__, "--side", which, "--rows", str(size), "--max-tokens", str(options.max_tokens)]
+    command += ["--dtype", options.dtype, "--actors", str(options.actors), "--input", str(rows), "--out", str(out)]
+    with (folder / f"{which}-{size}.log").open("w") as log:
+        started = time.monotonic()
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "RAY_DEDUP_LOGS": "1"})
+        seconds = time.monotonic() - started
+    if done.returncode:
+        raise SystemExit(f"{which} failed:\n{(folder / f'{which}-{size}.log').read_text()[-3000:]}")
+    answers = read_table(out)
+    found = dict(zip(answers[ID].to_pylist(), answers[TEXT].to_pylist(), strict=True))
+    if len(found) != size:
+        raise SystemExit(f"{which} wrote {len(found)} of {size} rows")
+    return seconds, found
+
+
+def main() -> None:
+    """Measure both sides at two sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="rows, such as dolly_3k.json")
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--few", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--side", choices=("ours", "peer"))
+    parser.add_argument("--input", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.side:
+        {"ours": run_ours, "peer": run_peer}[options.side](options.input, options.out, options)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "rows.parquet"
+        rows = [
+            {ID: content_id(messages), "source": "bench", MESSAGES: messages}
+            for messages in read_rows(options.data, options.rows)
+        ]
+        write_rows(rows, ROWS, data)
+        measurements, answers = [], {}
+        for which in ("peer", "ours"):
+            few, _ = measure(which, data, options.few, folder, options)
+            many, answers[which] = measure(which, data, options.rows, folder, options)
+            steady = (options.rows - options.few) / (many - few)
+            measurements.append(
+                {"": which, f"{options.few} rows (s)": few, f"{options.rows} rows (s)": many, "steady state (rows/s)": steady}
+            )
+            print(json.dumps(measurements[-1]), flush=True)
+    peer, ours = measurements
+    total = f"{options.rows} rows (s)"
+    same = sum(answers["ours"][key] == answers["peer"][key] for key in answers["ours"]) / options.rows
+    ratios = {
+        f"end to end at {options.rows} rows": (peer[total] / ours[total], ">= 1.8"),
+        "steady state": (ours["steady state (rows/s)"] / peer["steady state (rows/s)"], ">= 1.1"),
+        "share of equal answers": (same, "near 1: greedy decoding differs by batch"),
+    }
+    report(
+        "elicit_vs_ray_data_llm",
+        measurements,
+        ratios,
+        max_tokens=options.max_tokens,
+        dtype=options.dtype,
+        actors=options.actors,
+    )
+
+
+if __name__ == "__main__":
+    main()
