@@ -162,7 +162,45 @@ def test_numbers_of_several_tokens_have_the_exact_probabilities_of_transformers(
     assert sum(map(math.exp, result.log_probabilities)) <= 1.0 + 1e-6, "no probability is counted twice"
 
 
-# --- a LoRA adapter --------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixed_batch_keeps_its_order_and_an_overlong_request_fails_alone(engine: Engine) -> None:
+    results = engine.run(
+        [
+            Completion((("user", "What is the capital of France? One word."),), max_tokens=16),
+            Likelihood((("user", "word " * 400), ("assistant", "yes"))),
+            Choice((("user", "Say A or B."),), ("A", "B")),
+            Completion((("user", "Tell me a story."),), max_tokens=8, temperature=1.0, n=3, seed=1),
+            Completion(frozen(DIALOGUE[:-1]), max_tokens=8),
+        ]
+    )
+    answer, long, choice, stories, reply = results
+    assert isinstance(answer, CompletionResult)
+    assert "Paris" in answer.texts[0]
+    assert isinstance(long, Overlong)
+    assert long.tokens is not None and long.tokens > 400 and long.limit == 256
+    assert isinstance(choice, ChoiceResult)
+    assert all(value <= 0 and math.isfinite(value) for value in choice.log_probabilities)
+    assert isinstance(stories, CompletionResult)
+    assert len(set(stories.texts)) == 3
+    assert isinstance(reply, CompletionResult) and reply.texts[0].strip()
+
+
+@pytest.mark.parametrize("n", [1, 16])
+def test_all_samples_come_back(engine: Engine, n: int) -> None:
+    asked = [
+        Completion((("user", f"Tell me a story about {n}."),), max_tokens=6, temperature=1.0, n=n, seed=seed) for seed in (1, 2)
+    ]
+    first, second = engine.run(asked)
+    (again,) = engine.run(asked[:1])
+    assert isinstance(first, CompletionResult) and isinstance(second, CompletionResult) and isinstance(again, CompletionResult)
+    assert len(first.texts) == len(second.texts) == n
+    assert first.texts == again.texts != second.texts
+    assert first.generated_tokens <= 6 * n and first.calls == 1
+
+
+# --- a LoRA adapter: last, as a second engine in a process ends the process groups of the first when it goes
 
 
 @pytest.fixture(scope="module")
@@ -205,41 +243,3 @@ def test_an_adapter_is_applied_as_peft_applies_it(adapter: Path, reference: Any,
     assert isinstance(choice, ChoiceResult)
     expected_choice = [log_probabilities[renderer.encode(digit)[0]].item() for digit in DIGITS]
     assert choice.log_probabilities == pytest.approx(expected_choice, abs=2e-2)
-
-
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_mixed_batch_keeps_its_order_and_an_overlong_request_fails_alone(engine: Engine) -> None:
-    results = engine.run(
-        [
-            Completion((("user", "What is the capital of France? One word."),), max_tokens=16),
-            Likelihood((("user", "word " * 400), ("assistant", "yes"))),
-            Choice((("user", "Say A or B."),), ("A", "B")),
-            Completion((("user", "Tell me a story."),), max_tokens=8, temperature=1.0, n=3, seed=1),
-            Completion(frozen(DIALOGUE[:-1]), max_tokens=8),
-        ]
-    )
-    answer, long, choice, stories, reply = results
-    assert isinstance(answer, CompletionResult)
-    assert "Paris" in answer.texts[0]
-    assert isinstance(long, Overlong)
-    assert long.tokens is not None and long.tokens > 400 and long.limit == 256
-    assert isinstance(choice, ChoiceResult)
-    assert all(value <= 0 and math.isfinite(value) for value in choice.log_probabilities)
-    assert isinstance(stories, CompletionResult)
-    assert len(set(stories.texts)) == 3
-    assert isinstance(reply, CompletionResult) and reply.texts[0].strip()
-
-
-@pytest.mark.parametrize("n", [1, 16])
-def test_all_samples_come_back(engine: Engine, n: int) -> None:
-    asked = [
-        Completion((("user", f"Tell me a story about {n}."),), max_tokens=6, temperature=1.0, n=n, seed=seed) for seed in (1, 2)
-    ]
-    first, second = engine.run(asked)
-    (again,) = engine.run(asked[:1])
-    assert isinstance(first, CompletionResult) and isinstance(second, CompletionResult) and isinstance(again, CompletionResult)
-    assert len(first.texts) == len(second.texts) == n
-    assert first.texts == again.texts != second.texts
-    assert first.generated_tokens <= 6 * n and first.calls == 1
