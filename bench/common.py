@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ual_ray.config import DataConfig
-from ual_ray.records import Messages
+from ual_ray.records import ID, MESSAGES, ROWS, SOURCE, Messages, content_id, write_rows
 from ual_ray.sources.formats import BadRow, convert
 from ual_ray.sources.look import look
 from ual_ray.sources.pieces import read_piece
@@ -38,6 +38,11 @@ def read_rows(path: str, count: int) -> list[Messages]:
             if len(rows) == count:
                 return list(rows.values())
     raise SystemExit(f"{path} holds {len(rows)} different rows, {count} are needed")
+
+
+def write_canonical(rows: Sequence[Messages], path: Path) -> None:
+    """Write conversations as a Parquet file of `records.ROWS`."""
+    write_rows([{ID: content_id(messages), SOURCE: "bench", MESSAGES: messages} for messages in rows], ROWS, path)
 
 
 def report(name: str, measured: Sequence[Mapping[str, Any]], ratios: Mapping[str, tuple[float, str]], **settings: Any) -> None:

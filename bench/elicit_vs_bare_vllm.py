@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import read_rows, report
+from common import read_rows, report, write_canonical
 from elicit_vs_ray_data_llm import MAX_MODEL_LEN, OUTPUT, Answer
 
-from ual_ray.records import ID, MESSAGES, ROWS, content_id, read_table, write_rows
+from ual_ray.records import MESSAGES, read_table
 
 
 def run_bare(rows: Path, few: int, options: argparse.Namespace) -> None:
@@ -105,14 +105,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [
-            {ID: content_id(messages), "source": "bench", MESSAGES: messages}
-            for messages in read_rows(options.data, options.rows)
-        ]
+        rows = read_rows(options.data, options.rows)
         files = {}
         for size in (options.few, options.rows):
             files[size] = folder / f"{size}.parquet"
-            write_rows(rows[:size], ROWS, files[size])
+            write_canonical(rows[:size], files[size])
         measurements = []
 
         def note(what: str, seconds: float) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import ray
-from common import read_rows, report
+from common import read_rows, report, write_canonical
 
 from ual_ray.config import EngineConfig, RuntimeConfig
 from ual_ray.elicit.engines import Engine, EngineSpec
@@ -31,7 +31,7 @@ from ual_ray.elicit.pool import Job, map_rows, start_monitor
 from ual_ray.elicit.requests import Completion, CompletionResult, turns
 from ual_ray.progress import meter
 from ual_ray.quiet import make_console
-from ual_ray.records import ERROR, ID, MESSAGES, ROWS, STATUS, STATUS_OK, STATUS_QUARANTINED, content_id, write_rows
+from ual_ray.records import ERROR, ID, MESSAGES, STATUS, STATUS_OK, STATUS_QUARANTINED
 from ual_ray.runtime import ray_cluster
 from ual_ray.sources.models import resolve_model
 
@@ -135,11 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "rows.parquet"
-        rows = [
-            {ID: content_id(messages), "source": "bench", MESSAGES: messages}
-            for messages in read_rows(options.data, options.rows)
-        ]
-        write_rows(rows, ROWS, data)
+        write_canonical(read_rows(options.data, options.rows), data)
         measurements, answers = [], {}
         for which in ("peer", "ours"):
             few, _ = measure(which, data, options.few, folder, options)

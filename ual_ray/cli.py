@@ -115,10 +115,9 @@ def inspect(
     """Look at scores before training on them: one HTML page, its short form here, and both in MLflow."""
     config = _load(overrides, None)
     source = _find(scored, SCORED_IN, "ual elicit")
-    page = _absolute(html) if html else source.with_name("inspection.html")
     from ual_ray.inspection import inspect_scores
 
-    inspect_scores(config, source, labels, page, make_console())
+    inspect_scores(config, source, labels, _absolute(html) if html else None, make_console())
 
 
 @app.command()

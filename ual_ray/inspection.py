@@ -16,16 +16,16 @@ from ual_ray.tracking import Tracker, default_uri
 from ual_ray.workspace import STORE_FILE
 
 PAGE_FILE = "inspection.html"
-FIGURES_FILE = "inspection.json"
 
 
-def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path, console: Console) -> None:
-    """Write the page (and its figures as JSON beside it), print the short form, and log both.
+def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path | None, console: Console) -> None:
+    """Write the page (by default beside the scores; its figures as JSON beside it), print the short form, and log both.
 
     Raises UserError for scores or labels that cannot be read.
     """
     prices = Prices(config.engine.price_per_million_prompt_tokens, config.engine.price_per_million_generated_tokens)
     inspection = inspect(scored, labels, prices)
+    page = page or scored.with_name(PAGE_FILE)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(to_html(inspection), encoding="utf-8")
     figures = page.with_suffix(".json")

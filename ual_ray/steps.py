@@ -112,8 +112,9 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
 
     def work() -> dict[str, Any]:
         seen = look(config.data)
-        about = "" if seen.complete else "about " if seen.estimated_rows else "an unknown number of "
-        session.say("rows", f"{about}{seen.estimated_rows or ''} rows of {config.data.path} (format: {seen.format_name})")
+        count = "an unknown number of" if seen.estimated_rows is None else str(seen.estimated_rows)
+        about = "" if seen.complete or seen.estimated_rows is None else "about "
+        session.say("rows", f"{about}{count} rows of {config.data.path} (format: {seen.format_name})")
         session.connect()
         expected = stage.expected_rows(config, seen)
         with (

@@ -20,13 +20,12 @@ class EmbeddingGrouping:
 
     model: str
     similarity: float
-    trust_remote_code: bool = False
 
     def keys(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Embed the texts: unit vectors [hidden size], float32."""
         import torch
 
-        tokenizer, encoder = _encoder(self.model, self.trust_remote_code)
+        tokenizer, encoder = _encoder(self.model)
         batch = tokenizer(
             [text or " " for text in texts], padding=True, truncation=True, max_length=LONGEST_TEXT, return_tensors="pt"
         )
@@ -42,12 +41,12 @@ class EmbeddingGrouping:
 
 
 @lru_cache(maxsize=1)
-def _encoder(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _encoder(name: str) -> tuple[Any, Any]:
     """Load the encoder once per process; it stays on the CPU, beside the engine."""
     from transformers import AutoModel, AutoTokenizer
 
     path = resolve_model(name)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval()
+    return tokenizer, AutoModel.from_pretrained(path).eval()

@@ -5,6 +5,7 @@ Runs in a worker: the driver never holds the rows. Only numbers and ids are held
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import pyarrow.parquet
 from ual_ray.config import ENSEMBLE, DataConfig, ElicitConfig, EngineConfig
 from ual_ray.elicit.adjust import calibrate, length_residual, mean_rank
 from ual_ray.elicit.labels import match_labels, read_labels
+from ual_ray.elicit.quality import histogram
 from ual_ray.errors import UserError
 from ual_ray.records import (
     CALLS,
@@ -47,7 +49,6 @@ from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER
 
 SCORED = "scored"
 ROWS_PER_FILE = 50_000
-BINS = 20
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,6 @@ def read_figures(folder: Path) -> dict[str, Any]:
 
 
 def _reason(line: str) -> str:
-    import json
-
     return json.loads(line)["reason"].split(":")[0]
 
 
@@ -207,7 +206,4 @@ def _mean(values: np.ndarray) -> float | None:
 def _histograms(sources: Sequence[str], values: np.ndarray) -> dict[str, list[int]]:
     """Count the uncertainties of each source in equal bins over [0, 1]."""
     names = np.array(sources)
-    return {
-        source: np.histogram(values[(names == source) & ~np.isnan(values)], bins=BINS, range=(0, 1))[0].tolist()
-        for source in sorted(set(sources))
-    }
+    return {source: histogram(values[names == source]) for source in sorted(set(sources))}

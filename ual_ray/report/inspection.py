@@ -41,6 +41,7 @@ from ual_ray.records import (
 )
 from ual_ray.report.columns import Columns
 from ual_ray.report.inspection_text import warnings_of
+from ual_ray.workspace import DONE_FILE
 
 EXTREME_ROWS = 10
 # Sources beyond the largest are counted, but get no charts and no rows of their own: a page has an end.
@@ -51,7 +52,6 @@ MAX_CHARACTERS = 700
 # A row that failed for one of these reasons never got a reply that could be read or not.
 UNASKED = ("overlong", "engine", "template")
 NO_SOURCE = "(none)"
-DONE_FILE = "done.json"
 
 
 @dataclass(frozen=True)

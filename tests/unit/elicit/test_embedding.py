@@ -47,7 +47,7 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> WordTokenizer:
     def encoder(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         return SimpleNamespace(last_hidden_state=table[input_ids])
 
-    monkeypatch.setattr(embedding, "_encoder", lambda name, trust: (tokenizer, encoder))
+    monkeypatch.setattr(embedding, "_encoder", lambda name: (tokenizer, encoder))
     return tokenizer
 
 

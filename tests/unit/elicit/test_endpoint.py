@@ -553,7 +553,7 @@ class Clock:
 
 def test_turns_come_at_a_steady_rate_and_none_is_saved_up() -> None:
     clock = Clock()
-    pace = endpoint._Pace(120, lambda: clock.now, clock.sleep)
+    pace = endpoint.Pace(120, lambda: clock.now, clock.sleep)
 
     async def take(count: int) -> list[float]:
         times = []
@@ -575,7 +575,7 @@ def test_turns_asked_for_at_once_are_all_different() -> None:
         waits.append(seconds)
 
     async def take() -> None:
-        pace = endpoint._Pace(60, lambda: clock.now, note)
+        pace = endpoint.Pace(60, lambda: clock.now, note)
         await asyncio.gather(*(pace.turn() for _ in range(4)))
 
     asyncio.run(take())
@@ -587,7 +587,7 @@ def test_no_bound_is_no_wait() -> None:
         raise AssertionError("slept")
 
     async def take() -> None:
-        pace = endpoint._Pace(None, sleep=fail)
+        pace = endpoint.Pace(None, sleep=fail)
         await pace.turn()
         await pace.turn()
 

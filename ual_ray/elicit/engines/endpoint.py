@@ -13,18 +13,16 @@ import logging
 import math
 import os
 import re
-import threading
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx2
 import openai
 
 from ual_ray.config import EndpointConfig, EngineConfig, redact_uri
 from ual_ray.elicit.engines import EngineSpec
+from ual_ray.elicit.engines.transport import NO_KEY, BackgroundLoop, Pace, connect
 from ual_ray.elicit.requests import (
     Choice,
     ChoiceResult,
@@ -42,7 +40,6 @@ from ual_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-NO_KEY = "EMPTY"
 # What OpenAI's API and a default `vllm serve` give at most.
 TOP_LOGPROBS = 20
 PREFLIGHT_SECONDS = 5.0
@@ -87,9 +84,9 @@ class EndpointEngine:
         # Actors do not know of one another, and the pool may be at its largest at any time: only with an equal share each
         # does the bound hold over all of them.
         per_minute = self._endpoint.requests_per_minute
-        self._client = _connect(self._endpoint, _Pace(per_minute and per_minute / spec.config.max_actors))
+        self._client = connect(self._endpoint, Pace(per_minute and per_minute / spec.config.max_actors))
         self._free = asyncio.Semaphore(self._endpoint.concurrency)
-        self._loop = _BackgroundLoop()
+        self._loop = BackgroundLoop()
 
     def __enter__(self) -> EndpointEngine:
         """Use the engine for the length of a `with` block."""
@@ -206,7 +203,7 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
     does not list any models passes.
     """
     endpoint = config.endpoint
-    loop = _BackgroundLoop()
+    loop = BackgroundLoop()
     try:
         served = loop.run(_served_models(endpoint))
     except openai.APIStatusError as error:
@@ -231,108 +228,13 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
 
 async def _served_models(endpoint: EndpointConfig) -> list[str] | None:
     """Get the names of the server's models; None for a body that is no list of models."""
-    async with _connect(endpoint, _Pace(None)) as client, asyncio.timeout(PREFLIGHT_SECONDS):
+    async with connect(endpoint, Pace(None)) as client, asyncio.timeout(PREFLIGHT_SECONDS):
         reply = await client.with_options(max_retries=0, timeout=PREFLIGHT_SECONDS).models.with_raw_response.list()
     try:
         listed = _parse(reply.http_response.content)["data"]
         return [str(entry["id"]) for entry in listed]
     except (_Malformed, KeyError, TypeError):
         return None
-
-
-def _connect(endpoint: EndpointConfig, pace: _Pace) -> openai.AsyncOpenAI:
-    """Make a client. Raises UserError for a key that no header can carry."""
-    key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {endpoint.api_key_env} holds no key", legal="one line of printable ASCII")
-    # httpx logs every request with its whole address, which may hold a password.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return openai.AsyncOpenAI(
-        api_key=key,
-        base_url=endpoint.url,
-        timeout=endpoint.timeout_seconds,
-        max_retries=endpoint.max_retries,
-        http_client=_Line(pace, endpoint),
-    )
-
-
-class _Line(openai.DefaultAsyncHttpxClient):
-    """What every attempt goes through, the client's own retries too: it waits for its turn, and has a time limit as a whole.
-
-    httpx limits the time between two bytes alone; a server that sends blanks while it computes would never time out.
-    """
-
-    def __init__(self, pace: _Pace, endpoint: EndpointConfig) -> None:
-        super().__init__(limits=httpx2.Limits(max_connections=endpoint.concurrency), timeout=endpoint.timeout_seconds)
-        self._pace = pace
-        self._seconds = endpoint.timeout_seconds
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        await self._pace.turn()
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await super().send(request, **options)
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout("no whole reply in time", request=request) from error
-
-
-class _Pace:
-    """Hands out turns at a steady rate, with no bursts; `per_minute` None is no bound."""
-
-    def __init__(
-        self,
-        per_minute: float | None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._interval = 60 / per_minute if per_minute else 0.0
-        self._clock = clock
-        self._sleep = sleep
-        self._next = -math.inf
-
-    async def turn(self) -> None:
-        """Wait for the next free turn."""
-        if not self._interval:
-            return
-        now = self._clock()
-        slot = max(now, self._next)
-        self._next = slot + self._interval
-        if slot > now:
-            await self._sleep(slot - now)
-
-
-Answer = TypeVar("Answer")
-
-
-class _BackgroundLoop:
-    """An event loop in a thread of its own: it serves callers with a running loop, and several callers at a time."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self.run(_cancel_others())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 @dataclass

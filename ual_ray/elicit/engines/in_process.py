@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ class VLLMEngine:
             return results
 
 
-class _Job:
+class _Job(ABC):
     """One request as vLLM sees it: the generations it takes, and how their outputs make a result."""
 
     prompts: list[Prompt]
@@ -136,9 +137,9 @@ class _Job:
             done.append(output)
         return self.read(done)
 
+    @abstractmethod
     def read(self, outputs: list[RequestOutput]) -> Result:
         """Read outputs none of which failed."""
-        raise NotImplementedError
 
 
 class _ChoiceJob(_Job):

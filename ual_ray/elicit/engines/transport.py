@@ -1,0 +1,118 @@
+"""How an endpoint is reached: the client, the pace of its requests, the time limit of each, and a loop to run it in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+
+from ual_ray.config import EndpointConfig
+from ual_ray.errors import UserError
+
+NO_KEY = "EMPTY"
+
+Answer = TypeVar("Answer")
+
+
+def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
+    """Make a client. Raises UserError for a key that no header can carry."""
+    key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"the environment variable {endpoint.api_key_env} holds no key", legal="one line of printable ASCII")
+    # httpx logs every request with its whole address, which may hold a password.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return openai.AsyncOpenAI(
+        api_key=key,
+        base_url=endpoint.url,
+        timeout=endpoint.timeout_seconds,
+        max_retries=endpoint.max_retries,
+        http_client=_Line(pace, endpoint),
+    )
+
+
+class _Line(openai.DefaultAsyncHttpxClient):
+    """What every attempt goes through, the client's own retries too: it waits for its turn, and has a time limit as a whole.
+
+    httpx limits the time between two bytes alone; a server that sends blanks while it computes would never time out.
+    """
+
+    def __init__(self, pace: Pace, endpoint: EndpointConfig) -> None:
+        super().__init__(limits=httpx2.Limits(max_connections=endpoint.concurrency), timeout=endpoint.timeout_seconds)
+        self._pace = pace
+        self._seconds = endpoint.timeout_seconds
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        await self._pace.turn()
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("no whole reply in time", request=request) from error
+
+
+class Pace:
+    """Hands out turns at a steady rate, with no bursts; `per_minute` None is no bound."""
+
+    def __init__(
+        self,
+        per_minute: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Set the rate; clock (seconds) and sleep are for tests."""
+        self._interval = 60 / per_minute if per_minute else 0.0
+        self._clock = clock
+        self._sleep = sleep
+        self._next = -math.inf
+
+    async def turn(self) -> None:
+        """Wait for the next free turn."""
+        if not self._interval:
+            return
+        now = self._clock()
+        slot = max(now, self._next)
+        self._next = slot + self._interval
+        if slot > now:
+            await self._sleep(slot - now)
+
+
+class BackgroundLoop:
+    """An event loop in a thread of its own: it serves callers with a running loop, and several callers at a time."""
+
+    def __init__(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Wait for a coroutine's result; an interrupted wait cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what is under way, and end the thread."""
+        self.run(_cancel_others())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
