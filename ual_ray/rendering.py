@@ -104,7 +104,14 @@ class ChatRenderer:
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Tokens of many rendered texts; the tokenizer uses all its threads."""
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        if not texts:
+            return []
+        if self._tokenizer.is_fast:
+            # The same tokens without their places in the text, which cost a sixth of the time.
+            return [
+                encoded.ids for encoded in self._tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ]
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def _encode(self, text: str) -> list[int]:
         # The template writes the special tokens itself: adding them again would double the first.

@@ -200,6 +200,17 @@ def test_all_samples_come_back(engine: Engine, n: int) -> None:
     assert first.generated_tokens <= 6 * n and first.calls == 1
 
 
+def test_more_seeded_prompts_than_one_step_reads_are_all_answered(engine: Engine) -> None:
+    asked = [
+        Completion((("user", f"{number}: " + "word " * 180),), max_tokens=3, temperature=1.0, n=2, seed=number)
+        for number in range(30)
+    ]
+    for result in engine.run(asked):
+        assert isinstance(result, CompletionResult) and len(result.texts) == 2
+    (alone,) = engine.run(asked[-1:])
+    assert alone == engine.run(asked)[-1]
+
+
 # --- a LoRA adapter: last, as a second engine in a process ends the process groups of the first when it goes
 
 

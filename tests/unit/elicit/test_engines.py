@@ -146,7 +146,8 @@ class StandIn:
         self.batches: list[list[Any]] = []
         self.loras: list[Any] = []
         self.broken: Exception | None = None
-        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace())
+        self.unfinished = False
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(), has_unfinished_requests=lambda: self.unfinished)
         self._tokenizer = tokenizer
         self._cheap = cheap
 
@@ -312,6 +313,14 @@ def test_an_engine_that_fails_on_everything_is_dead(build: Build) -> None:
         engine.run([Likelihood(TOLD), Completion(ASK, 5)])
 
 
+def test_an_engine_that_fails_in_the_middle_of_its_work_is_dead(build: Build) -> None:
+    engine, llm, _ = build()
+    llm.broken, llm.unfinished = RuntimeError("no offset"), True
+    with pytest.raises(EngineDied, match="while it was generating: no offset"):
+        engine.run([Likelihood(TOLD), Completion(ASK, 5)])
+    assert len(llm.batches) == 1
+
+
 def test_an_engine_that_says_it_is_dead_is_not_asked_again(build: Build) -> None:
     engine, llm, _ = build()
     llm.broken = EngineDeadError("gone")
@@ -396,10 +405,17 @@ def test_on_gpus_one_engine_spans_them(build: Build) -> None:
         ({"gpus_per_actor": 4}, "tensor_parallel_size", 4),
         ({"gpus_per_actor": 4, "tensor_parallel_size": 2}, "tensor_parallel_size", 2),
         ({"dtype": "float16"}, "dtype", "float16"),
+        ({}, "enable_chunked_prefill", False),
+        ({"max_model_len": 512}, "max_num_batched_tokens", 4096),
+        ({"max_model_len": 8192}, "max_num_batched_tokens", 8192),
     ],
 )
 def test_engine_arguments(options: dict[str, Any], key: str, expected: object) -> None:
     assert engine_arguments(spec_of(**options))[key] == expected
+
+
+def test_on_gpus_vllm_reads_prompts_in_parts_as_it_likes() -> None:
+    assert not {"enable_chunked_prefill", "max_num_batched_tokens"} & set(engine_arguments(spec_of(gpus_per_actor=1)))
 
 
 def adapter(folder: Path, text: str) -> str:

@@ -36,6 +36,9 @@ from ual_ray.sources.models import resolve_model
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
+# As many prompt tokens as vLLM itself reads in one step on a CPU.
+TOKENS_AT_A_TIME = 4096
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,6 +111,9 @@ class VLLMEngine:
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
         except Exception as error:
+            if self._llm.llm_engine.has_unfinished_requests():
+                # It failed in the middle of its work: what it still holds would stand in the way of all that follows.
+                raise EngineDied(f"the engine failed while it was generating: {error}") from error
             if len(prompts) == 1:
                 logger.exception("the engine failed on one request")
                 return [Failure(f"engine: {error}")]
@@ -233,6 +239,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "trust_remote_code": spec.trust_remote_code,
         "worker_extension_cls": EXTENSION,
     }
+    if config.gpus_per_actor == 0:
+        # On a CPU, vLLM 0.32 cannot take back a random draw, which it does for every seeded prompt that it reads in parts.
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(TOKENS_AT_A_TIME, config.max_model_len)}
     if spec.adapter is not None:
         options |= {"enable_lora": True, "max_lora_rank": adapter_rank(spec.adapter)}
     return options
