@@ -49,7 +49,8 @@ class Meter:
         self.rate_done = done if rate_done is None else rate_done
         if self._first_done is None and self.rate_done > 0:
             self._first_done = (now, self.rate_done, done)
-        text = f"{self.rate():,.0f} {self._unit}/s {note}".rstrip() if self.rate() else note
+        rate = self.rate()
+        text = f"{rate:,.{0 if rate >= 10 else 2}f} {self._unit}/s {note}".rstrip() if rate else note
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=text)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:

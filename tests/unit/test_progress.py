@@ -72,7 +72,7 @@ def test_start_up_does_not_spoil_the_rate(log: Log) -> None:
     shown = Meter(log.console, "elicit", 21, "rows")
     run(log, shown, SLOW_START)
     assert shown.rate() == pytest.approx(1.0)
-    assert " 1 rows/s" in log.lines[-1]
+    assert " 1.00 rows/s" in log.lines[-1]
 
 
 def test_start_up_does_not_spoil_the_eta(log: Log) -> None:
