@@ -200,10 +200,24 @@ class SmoothConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (peft) in place of the model's own weights; they are merged into them on export."""
+
+    rank: int | None = Field(None, ge=1, description="rank of the adapters; null = train all weights")
+    alpha: float = Field(32, gt=0, description="the adapters' product is scaled by alpha / rank")
+    dropout: Share = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
+    target_modules: tuple[str, ...] | None = Field(
+        None, min_length=1, description="names of the linear layers that get one; null = all but the head"
+    )
+
+
 class TrainConfig(Section):
     """Stage 3: fine-tuning with the per-token smoothed loss under Ray Train and FSDP2."""
 
     num_workers: int = Field(2, ge=1, description="world size: Ray Train workers, one FSDP rank each")
+    min_workers: int | None = Field(
+        None, ge=1, description="elastic: go on with as few workers as this while others are missing; null = num_workers"
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker reserves and computes on")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker reserves; 0 = trains on the CPU over gloo")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -211,9 +225,15 @@ class TrainConfig(Section):
     )
     epochs: int = Field(1, ge=1, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; null = all epochs")
-    global_batch_size: int = Field(16, ge=1, description="rows per optimizer step, over all workers and micro-batches")
-    micro_batch_size: int = Field(8, ge=1, description="rows per forward and backward pass of one worker")
-    max_length: int = Field(1024, ge=16, description="longest sample in tokens; the rest is cut off")
+    global_batch_size: int = Field(
+        16, ge=1, description="sequences per optimizer step (rows, or packs of them), over all workers and micro-batches"
+    )
+    micro_batch_size: int = Field(8, ge=1, description="sequences per forward and backward pass of one worker")
+    max_length: int = Field(1024, ge=16, description="longest sequence in tokens: of a row, or of a pack of rows")
+    overlong: Literal["truncate", "drop"] = Field("truncate", description="what happens to the end of a longer row, or to it")
+    packing: bool = Field(
+        False, description="fill sequences of max_length with several rows that do not see each other, in place of padding"
+    )
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
     warmup_share: Share = Field(0.1, ge=0, le=1, description="share of the steps that warm the learning rate up")
     min_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="learning rate at the end of the cosine / peak")
@@ -221,11 +241,46 @@ class TrainConfig(Section):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient mean")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the squared-gradient mean")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
-    reshard_after_forward: bool = Field(True, description="free a layer's gathered weights until backward; false is faster")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
+    reshard_after_forward: bool = Field(True, description="free a layer's gathered weights until backward; false is faster")
+    activation_checkpointing: bool = Field(
+        False, description="compute each layer's activations again in backward: less memory, a third more time"
+    )
+    cpu_offload: bool = Field(False, description="keep sharded weights, gradients and optimizer in host memory")
+    replicas: int = Field(1, ge=1, description="HSDP: copies of the sharded model, each over num_workers / replicas ranks")
+    accelerate_config: str | None = Field(
+        None, description="YAML of `accelerate config` whose FSDP settings replace the sharding keys here"
+    )
+    validate_every: int | None = Field(None, ge=1, description="steps between validations; null = at the end of each epoch")
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many validations without a lower NLL; null = never"
+    )
+    export: Literal["last", "best"] = Field("last", description="weights that leave: of the last step, or of the lowest NLL")
     checkpoint_every: int | None = Field(200, ge=1, description="steps between checkpoints; null = at the end only")
+    keep_checkpoints: int = Field(1, ge=1, description="how many of the newest checkpoints stay, beside the best")
+    storage: str | None = Field(
+        None, description="where checkpoints go: a path or address that every node can write; null = the output folder"
+    )
+    grace_seconds: float = Field(30, ge=0, description="after SIGTERM, the time to save a checkpoint in before the end")
     max_dropped_share: Share = Field(0.05, ge=0, le=1, description="stop when more rows than this cannot be trained on")
     max_failures: int = Field(1, ge=0, description="worker failures survived by resuming from the last checkpoint")
+    uncertainty_bins: int = Field(
+        4, ge=0, description="loss and accuracy are also logged by this many bins of uncertainty, of equal numbers of rows"
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="a worker's peak in dtype, for MFU; null = that of a known GPU, and no MFU elsewhere"
+    )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers} is above num_workers = {self.num_workers}")
+        if self.num_workers % self.replicas:
+            raise ValueError(f"replicas = {self.replicas} does not divide num_workers = {self.num_workers}")
+        if self.replicas > 1 and self.min_workers not in (None, self.num_workers):
+            raise ValueError("min_workers below num_workers goes with replicas = 1 only: other counts may not divide")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -136,6 +136,8 @@ TOKENS = pa.schema(
         (ID, pa.string()),
         (SPLIT, pa.string()),
         (ALPHA, pa.float64()),
+        (UNCERTAINTY, pa.float64()),
+        (TARGET_TOKENS, pa.int32()),
         (INPUT_IDS, pa.list_(pa.int32())),
         (LABELS, pa.list_(pa.int32())),
     ]

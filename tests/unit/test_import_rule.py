@@ -37,6 +37,7 @@ PURE = [
     "sources/prepare.py",
     "report/inspection.py",
     "train/loss.py",
+    "train/packing.py",
     "evaluate/metrics.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("evaluate/benchmarks/*.py")),
 ]

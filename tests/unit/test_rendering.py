@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,119 @@ def test_the_template_hash_tells_templates_apart(chat_tokenizer: Tokenizers) -> 
     hashes = [ChatRenderer(chat_tokenizer(style)).template_hash for style in STYLES]
     assert len(set(hashes)) == len(STYLES)
     assert ChatRenderer(chat_tokenizer("chatml")).template_hash == hashes[0]
+
+
+# The styles of models that are often fine-tuned, cut down to what they do to a conversation: none has generation marks.
+SYSTEM = "You are a helpful assistant."
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+CHATML_TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+CHATML_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+FAMILIES = {
+    "SmolLM2": DEFAULT_SYSTEM + CHATML_TURNS + CHATML_PROMPT,
+    "Qwen2.5": "{%- if messages[0]['role'] == 'system' %}"
+    "{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
+    "{%- for m in messages %}{%- if m.role == 'user' or m.role == 'assistant' %}"
+    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}",
+    "Llama-3": "{% for m in messages %}{% set content = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'"
+    "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    # Its reply begins with the blank: the model has to produce it.
+    "Mistral-v0.3": "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
+    # It checks that roles alternate, counting from the first message.
+    "Gemma": "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    # It thinks in the last turn alone, and is told not to: an empty thought stands in the prompt, and is not trained.
+    "Qwen3": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+}
+ENDS = {"Llama-3": "<|eot_id|>", "Mistral-v0.3": "</s>", "Gemma": "<end_of_turn>"}
+# A template that rewrites earlier turns can be trained with one reply only.
+MANY_TURNS = [family for family in FAMILIES if family != "Qwen3"]
+THREE_TURNS = [*TWO_TURNS, *chat("Name a colour, please.", "Blue, and green too.")]
+
+
+@pytest.fixture
+def family_tokenizer(chat_tokenizer: Tokenizers) -> Tokenizers:
+    """Get a tokenizer with the chat template of a family."""
+
+    def get(family: str) -> Any:
+        tokenizer = copy.deepcopy(chat_tokenizer("chatml"))
+        tokenizer.chat_template = FAMILIES[family]
+        return tokenizer
+
+    return get
+
+
+def spoken(family: str, *replies: str) -> list[str]:
+    """What is trained of replies: Mistral's with its blank, and each with the end of the turn."""
+    blank = " " if family == "Mistral-v0.3" else ""
+    return [blank + reply + ENDS.get(family, "<|im_end|>") for reply in replies]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_trained_on_the_reply_and_its_end(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    rendered = ChatRenderer(tokenizer).conversation(ONE_TURN)
+    assert trained_runs(tokenizer, rendered) == spoken(family, ONE_TURN[-1]["content"])
+    assert "<think>" not in "".join(trained_runs(tokenizer, rendered))
+
+
+@pytest.mark.parametrize("family", MANY_TURNS)
+def test_each_family_is_trained_on_every_reply(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    rendered = ChatRenderer(tokenizer).conversation(THREE_TURNS)
+    replies = [message["content"] for message in THREE_TURNS if message["role"] == "assistant"]
+    assert trained_runs(tokenizer, rendered) == spoken(family, *replies)
+
+
+@pytest.mark.parametrize("family", MANY_TURNS)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_mask_is_the_difference_of_prefixes(family: str, turns: int, family_tokenizer: Tokenizers) -> None:
+    """An oracle of its own: characters that a reply adds behind its generation prompt, but for the blank that follows."""
+    tokenizer = family_tokenizer(family)
+    renderer = ChatRenderer(tokenizer)
+    messages = THREE_TURNS[: 2 * turns]
+    expected = []
+    for end in range(2, len(messages) + 1, 2):
+        prompt = renderer.text(messages[: end - 1], generation_prompt=True)
+        whole = renderer.text(messages[:end], generation_prompt=False)
+        assert whole.startswith(prompt)
+        expected.append(whole[len(prompt) :].rstrip())
+    rendered = renderer.conversation(messages)
+    assert trained_runs(tokenizer, rendered) == expected
+    text = tokenizer.decode(rendered.input_ids, skip_special_tokens=False)
+    assert text == renderer.text(messages, generation_prompt=False)
+
+
+@pytest.mark.parametrize("family", ["SmolLM2", "Qwen2.5"])
+def test_the_system_message_a_template_puts_in_is_read_and_not_trained(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    renderer = ChatRenderer(tokenizer)
+    own, given = renderer.conversation(TWO_TURNS), renderer.conversation([*chat(system=SYSTEM), *TWO_TURNS])
+    assert own == given
+    assert tokenizer.decode(own.input_ids).count(SYSTEM) == 1
+    assert not any(SYSTEM in run for run in trained_runs(tokenizer, own))
+
+
+def test_a_template_that_thinks_in_the_last_turn_alone_is_refused_beyond_one_reply(family_tokenizer: Tokenizers) -> None:
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        ChatRenderer(family_tokenizer("Qwen3")).conversation(TWO_TURNS)
+
+
+def test_roles_that_do_not_alternate_are_a_value_error_where_the_template_minds(family_tokenizer: Tokenizers) -> None:
+    messages = [*ONE_TURN, Message(role="assistant", content="And green.")]
+    with pytest.raises(ValueError, match="must alternate"):
+        ChatRenderer(family_tokenizer("Gemma")).conversation(messages)

@@ -1,115 +1,216 @@
-"""The step plan, computed before training: which rows every rank sees in every step, and how many target tokens a step has.
+"""The step plan, computed before training, and the tensors of a micro-batch.
 
-Pure and deterministic: every rank computes the same plan from the same lengths, so no rank waits for a batch that another
-does not have, nothing is dropped, and the plan's step number is the whole data cursor of a checkpoint.
+A *sequence* is what one row of a micro-batch holds: one sample, or with packing several. Which sequences every rank sees in
+every step is a function of the rows' lengths, the configuration, the seed and the world size: every rank computes the same
+plan, so no rank waits for a batch that another does not have, nothing is dropped, and the number of the next step is the
+whole data cursor of a checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 
+from ual_ray.config import TrainConfig
+from ual_ray.records import digest
 from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.train.packing import pack
+from ual_ray.train.token_store import NO_BIN, Sample
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One rendered row; `alpha` is its smoothing value."""
-
-    id: str
-    input_ids: Sequence[int]
-    labels: Sequence[int]
-    alpha: float
-
-    @property
-    def target_tokens(self) -> int:
-        """Number of tokens that are predicted and trained on; the first token has nothing before it."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+MicroBatch = tuple[int, ...]
+# The settings that decide which sequences a step holds, at any world size.
+CURSOR_SETTINGS = ("epochs", "max_steps", "global_batch_size", "max_length", "packing")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: `micro_batches[rank]` lists that rank's micro-batches as row numbers; some may be empty."""
+    """One optimizer step: `micro_batches[rank]` lists that rank's micro-batches as sequence numbers; some may be empty.
+
+    All ranks have equally many. Within a rank the longest sequences come first: what does not fit shows at once.
+    """
 
     epoch: int
-    micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
+    micro_batches: tuple[tuple[MicroBatch, ...], ...]
 
     @property
-    def rows(self) -> list[int]:
-        """All rows of the step."""
-        return [row for rank in self.micro_batches for batch in rank for row in batch]
+    def sequences(self) -> list[int]:
+        """All sequences of the step, over all ranks."""
+        return [sequence for rank in self.micro_batches for batch in rank for sequence in batch]
+
+
+class Plan:
+    """The steps of a run, each made when it is asked for: `sequences[s]` are the row numbers of sequence s.
+
+    Every sequence comes once per epoch, in an order that seed and epoch alone decide. The set of sequences of a step does
+    not depend on world size or micro-batch size; only their places do.
+    """
+
+    def __init__(
+        self, store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, seed: int, world_size: int
+    ) -> None:
+        """Take both counts of tokens per row, [rows]; rows are at most `config.max_length` long where they are packed."""
+        self._config, self._seed, self._world_size = config, seed, world_size
+        self._rows = np.stack([store_lengths, target_tokens]).astype("<i8")
+        if config.packing:
+            self.sequences = pack(store_lengths, config.max_length)
+        else:
+            self.sequences = [(row,) for row in range(len(store_lengths))]
+        self._tokens = _sum_by(self.sequences, store_lengths)
+        self._target_tokens = _sum_by(self.sequences, target_tokens)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one whole epoch; the last of them may hold fewer sequences."""
+        return -(-len(self.sequences) // self._config.global_batch_size)
+
+    def __len__(self) -> int:
+        """Count the optimizer steps of the run: those of all epochs, or max_steps if that is less."""
+        steps = self.steps_per_epoch * self._config.epochs
+        return steps if self._config.max_steps is None else min(steps, self._config.max_steps)
+
+    def __getitem__(self, number: int) -> Step:
+        """Lay out the step of this number, counted from 0. Raises IndexError beyond the last."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"step {number} of {len(self)}")
+        epoch, position = divmod(number, self.steps_per_epoch)
+        size = self._config.global_batch_size
+        chosen = _order(self._seed, epoch, len(self.sequences))[position * size : (position + 1) * size]
+        longest_first = chosen[np.lexsort((chosen, -self._tokens[chosen]))]
+        parts = np.array_split(longest_first, self._micro_batch_count(len(chosen)))
+        micro_batches = [tuple(part.tolist()) for part in parts]
+        return Step(epoch, tuple(tuple(micro_batches[rank :: self._world_size]) for rank in range(self._world_size)))
+
+    def __iter__(self) -> Iterator[Step]:
+        """Lay out all steps, one after the other."""
+        return (self[number] for number in range(len(self)))
+
+    def rows(self, step: Step) -> list[int]:
+        """Row numbers of a step, over all ranks."""
+        return [row for sequence in step.sequences for row in self.sequences[sequence]]
+
+    def tokens(self, step: Step) -> int:
+        """Tokens of a step over all ranks, without padding."""
+        return int(self._tokens[step.sequences].sum())
+
+    def target_tokens(self, step: Step) -> int:
+        """Tokens that a step predicts and trains on, over all ranks: what its summed loss is divided by."""
+        return int(self._target_tokens[step.sequences].sum())
+
+    @cached_property
+    def padding_share(self) -> float:
+        """Share of the tokens of the first epoch's micro-batches that is padding, in [0, 1): each is as long as its longest."""
+        order = _order(self._seed, 0, len(self.sequences))
+        size = self._config.global_batch_size
+        whole = len(order) - len(order) % size
+        padded = sum(
+            self._padded_tokens(steps) for steps in (order[:whole].reshape(-1, size), order[None, whole:]) if steps.size
+        )
+        return 1 - int(self._tokens.sum()) / padded if padded else 0.0
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what decides which rows each step holds; the same at every world size. Part of the data cursor."""
+        settings = self._config.model_dump(include=set(CURSOR_SETTINGS))
+        return digest([settings, self._seed, hashlib.sha256(self._rows.tobytes()).hexdigest()])
+
+    def _micro_batch_count(self, sequences: int) -> int:
+        """Count the micro-batches of a step over all ranks: as few as can be, and as many for every rank."""
+        return -(-sequences // (self._config.micro_batch_size * self._world_size)) * self._world_size
+
+    def _padded_tokens(self, steps: np.ndarray) -> int:
+        """Tokens with padding of steps of equal size, [steps, sequences]: sorted and cut as `__getitem__` does."""
+        lengths = -np.sort(-self._tokens[steps], axis=1)
+        parts = np.array_split(lengths, self._micro_batch_count(lengths.shape[1]), axis=1)
+        return sum(int(part[:, 0].sum()) * part.shape[1] for part in parts if part.size)
+
+
+def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, world_size: int) -> Plan:
+    """Plan a validation pass: one step that holds every row once; no step where there are no rows.
+
+    Packed as training is. Micro-batches are as few as can be, and empty where a rank has no sequence left.
+    """
+    once = {"epochs": 1, "max_steps": None, "global_batch_size": max(1, len(store_lengths))}
+    return Plan(store_lengths, target_tokens, config.model_copy(update=once), seed=0, world_size=world_size)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _sum_by(sequences: Sequence[tuple[int, ...]], values: np.ndarray) -> np.ndarray:
+    """Sum a value per row over the rows of each sequence, int64 of [sequences]."""
+    sizes = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    rows = np.fromiter((row for sequence in sequences for row in sequence), dtype=np.int64, count=sizes.sum())
+    starts = np.cumsum(sizes) - sizes
+    return np.add.reduceat(values[rows].astype(np.int64), starts) if len(rows) else np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch, padded on the right: all tensors are [rows, length]; `labels` are shifted by the model, not here."""
+    """A micro-batch, padded on the right: tensors of [rows, length]; `labels` are shifted by the model, not here.
+
+    `input_ids`, `position_ids`, `labels`, `uncertainty_bin` are int64, `alpha` float32. `labels` is IGNORE_INDEX and `alpha`
+    0 where nothing is trained; `uncertainty_bin` is NO_BIN where none is known. Positions restart at each sample.
+
+    `attention_mask` is int64, 0 at padding; None for packed sequences. A transformers decoder that is given
+    `attention_mask=None`, these `position_ids`, `use_cache=False` and no `past_key_values` then attends within each sample
+    alone (transformers.masking_utils.find_packed_sequence_indices), row by row, under the attention implementations eager,
+    sdpa and flex. Flash attention looks at positions only where the batch has one row: there, flatten both tensors to
+    [1, rows * length] first. Padding at the end of a pack restarts at position 0, which makes it a sample of its own.
+    """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
     labels: torch.Tensor
     alpha: torch.Tensor
+    uncertainty_bin: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """Move every tensor."""
-        return Batch(*(tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.labels, self.alpha)))
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
-def plan_steps(
-    lengths: Sequence[int],
-    *,
-    epochs: int,
-    global_batch_size: int,
-    micro_batch_size: int,
-    world_size: int,
-    seed: int,
-    max_steps: int | None = None,
-) -> list[Step]:
-    """Lay out all steps; every row comes once per epoch, in an order decided by seed and epoch alone.
+def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None, packed: bool = False) -> Batch:
+    """Lay sequences of samples side by side, padded to `length`, or to the longest of them.
 
-    Within a step, rows are sorted by length and dealt out so that micro-batches hold rows of like length (little padding)
-    and ranks get the same number of micro-batches.
+    No sequence gives one row without targets, so that a rank that has run out runs the same collectives as the others.
+    A sample's first token is never a label: nothing before it in the sample predicts it. Raises ValueError when a sequence
+    is longer than `length`, or holds several samples and is not `packed`.
     """
-    steps: list[Step] = []
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-        for start in range(0, len(order), global_batch_size):
-            rows = sorted(order[start : start + global_batch_size].tolist(), key=lambda row: (lengths[row], row))
-            steps.append(Step(epoch, _deal(rows, micro_batch_size, world_size)))
-    return steps[:max_steps]
-
-
-def _deal(rows: Sequence[int], micro_batch_size: int, world_size: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    rounds = -(-len(rows) // (micro_batch_size * world_size))
-    parts = [tuple(part.tolist()) for part in np.array_split(np.asarray(rows, dtype=np.int64), rounds * world_size)]
-    return tuple(tuple(parts[rank::world_size]) for rank in range(world_size))
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad rows to the longest of them; no row gives one masked token, so that every rank runs the same collectives."""
-    length = max((len(sample.input_ids) for sample in samples), default=2)
-    rows = max(1, len(samples))
-    input_ids = torch.zeros(rows, length, dtype=torch.long)
-    attention_mask = torch.zeros(rows, length, dtype=torch.long)
-    labels = torch.full((rows, length), IGNORE_INDEX, dtype=torch.long)
-    alpha = torch.zeros(rows, length)
-    attention_mask[len(samples) :, 0] = 1
-    for row, sample in enumerate(samples):
-        size = len(sample.input_ids)
-        input_ids[row, :size] = torch.as_tensor(sample.input_ids)
-        attention_mask[row, :size] = 1
-        labels[row, :size] = torch.as_tensor(sample.labels)
-        alpha[row, :size] = sample.alpha
-    return Batch(input_ids, attention_mask, labels, alpha)
-
-
-def padding_share(steps: Sequence[Step], lengths: Sequence[int]) -> float:
-    """Share of the tokens of all micro-batches that is padding, in [0, 1)."""
-    real = padded = 0
-    for step in steps:
-        for batch in (batch for rank in step.micro_batches for batch in rank if batch):
-            real += sum(lengths[row] for row in batch)
-            padded += len(batch) * max(lengths[row] for row in batch)
-    return 1 - real / padded if padded else 0.0
+    if not packed and any(len(sequence) > 1 for sequence in sequences):
+        raise ValueError("several samples in one sequence see each other unless packed=True")
+    # Two tokens at least: one has no successor, and a loss over no positions at all is a case of its own.
+    longest = max([2, *(sum(len(sample.input_ids) for sample in sequence) for sequence in sequences)])
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"a sequence of {longest} tokens does not fit into {length}")
+    shape = (max(1, len(sequences)), length)
+    input_ids, attention_mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    position_ids = np.tile(np.arange(length), (shape[0], 1))
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    alpha = np.zeros(shape, dtype=np.float32)
+    uncertainty_bin = np.full(shape, NO_BIN, dtype=np.int64)
+    attention_mask[len(sequences) :, 0] = 1
+    for row, sequence in enumerate(sequences):
+        end = 0
+        for sample in sequence:
+            start, end = end, end + len(sample.input_ids)
+            input_ids[row, start:end] = sample.input_ids
+            attention_mask[row, start:end] = 1
+            position_ids[row, start:] -= position_ids[row, start]
+            labels[row, start + 1 : end] = sample.labels[1:]
+            alpha[row, start:end] = sample.alpha
+            uncertainty_bin[row, start:end] = sample.uncertainty_bin
+        if packed and end < length:
+            position_ids[row, end:] -= position_ids[row, end]
+    arrays = (input_ids, position_ids, attention_mask, labels, alpha, uncertainty_bin)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return Batch(tensors[0], tensors[1], None if packed else tensors[2], *tensors[3:])

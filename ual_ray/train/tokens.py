@@ -1,101 +1,244 @@
-"""From smoothed rows to rendered tokens, under Ray Data: what cannot be trained on is dropped here, and counted."""
+"""From smoothed rows to rendered tokens, under Ray Data: what cannot be trained on is dropped here, and counted by reason.
+
+Actors write what they render themselves, as Arrow files that `token_store` maps; only counts and the ids of dropped rows
+travel. Nothing is sorted or shuffled: the store orders rows by id, whatever blocks they came in.
+"""
 
 from __future__ import annotations
 
-import logging
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
+import pyarrow.dataset
+import pyarrow.ipc
 import ray
+from ray.data.expressions import col
 
+from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.records import (
     ALPHA,
+    ERROR,
     ID,
     INPUT_IDS,
     LABELS,
     MESSAGES,
     SPLIT,
+    TARGET_TOKENS,
     TOKENS,
     TRAIN,
+    UNCERTAINTY,
     VALIDATION,
-    read_table,
+    digest,
 )
 from ual_ray.rendering import IGNORE_INDEX, load_renderer
-from ual_ray.sources.models import resolve_model
+from ual_ray.runtime import SPARE_LOGICAL_CPUS
+from ual_ray.sources.models import model_fingerprint, resolve_model
+from ual_ray.train.token_store import FILE_SUFFIX
 
-TO_RENDER_FILE = "to_render.parquet"
 TOKENS_FOLDER = "tokens"
+RENDERED_FILE = "rendered.json"
+# One line per dropped row: its id, the reason, and what the chat template said, separated by tabs.
 DROPPED_FILE = "dropped_ids.txt"
-COLUMNS = [ID, SPLIT, MESSAGES]
+
+# Why a row is dropped.
+NOT_RENDERABLE = "not_renderable"
+OVERLONG = "overlong"
+NO_TARGET = "no_target"
+REASON = "reason"
+
+# Enough blocks that all actors end at about the same time; so few that a store is never thousands of files.
+SMALLEST_BLOCK = 500
+FILES_AT_MOST = 256
+# Tokens as Python numbers take ten times their place in a file: this many rows at a time.
+ROWS_PER_BATCH = 500
+
+SUMMARY = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("train_rows", "validation_rows", "truncated_rows", "train_tokens")),
+        ("dropped", pa.list_(pa.struct([(ID, pa.string()), (REASON, pa.string()), (ERROR, pa.string())]))),
+    ]
+)
 
 
-logger = logging.getLogger(__name__)
+class Dropped(Exception):
+    """A row that cannot be trained on, and why."""
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        """Take a reason of this module, and the text of the error behind it."""
+        super().__init__(reason)
+        self.reason, self.error = reason, error
 
 
 class Render:
-    """Renders rows of (messages, alpha) to (input_ids, labels, alpha); rows that lose every label are left out."""
+    """Renders rows of (messages, alpha) to (input_ids, labels, alpha) and writes them; gives back what it counted."""
 
-    def __init__(self, model: str, max_length: int, trust_remote_code: bool) -> None:
-        """Load the tokenizer: once per actor."""
+    def __init__(self, model: str, settings: TrainConfig, trust_remote_code: bool, folder: Path) -> None:
+        """Load the tokenizer: once per actor, which has one core."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._renderer = load_renderer(resolve_model(model), trust_remote_code)
-        self._max_length = max_length
+        self._settings = settings
+        self._folder = folder
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Render a batch; what is longer than max_length is cut off at the end."""
-        rows = []
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Render a block into one file, named by its rows: done again after a failure, it replaces itself."""
+        counts: Counter[str] = Counter()
+        dropped: list[dict[str, str]] = []
+        name = digest([block[SPLIT].to_pylist(), block[ID].to_pylist()]) + FILE_SUFFIX
+        part = self._folder / f"{name}.part"
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, TOKENS) as writer:
+            for batch in block.to_batches(max_chunksize=ROWS_PER_BATCH):
+                rows = list(self._render(batch, counts, dropped))
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, TOKENS))
+        if counts:
+            part.replace(self._folder / name)
+        else:
+            part.unlink()
+        return pa.Table.from_pylist([{**{key: counts[key] for key in SUMMARY.names[:-1]}, "dropped": dropped}], SUMMARY)
+
+    def _render(self, batch: pa.RecordBatch, counts: Counter[str], dropped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
         for row in batch.to_pylist():
             try:
-                rendered = self._renderer.conversation(row[MESSAGES])
-            except ValueError:
-                logger.exception("row %s cannot be rendered and is dropped", row[ID])
+                tokens, truncated = self._tokens(row)
+            except Dropped as why:
+                dropped.append({ID: row[ID], REASON: why.reason, ERROR: why.error})
                 continue
-            input_ids, labels = rendered.input_ids[: self._max_length], rendered.labels[: self._max_length]
-            # The first token is never predicted, so a label there would train nothing.
-            if any(label != IGNORE_INDEX for label in labels[1:]):
-                rows.append({**{name: row[name] for name in (ID, SPLIT, ALPHA)}, INPUT_IDS: input_ids, LABELS: labels})
-        return pa.Table.from_pylist(rows, TOKENS)
+            counts[f"{row[SPLIT]}_rows"] += 1
+            counts["truncated_rows"] += truncated
+            counts["train_tokens"] += len(tokens[INPUT_IDS]) if row[SPLIT] == TRAIN else 0
+            # Validation rows have no alpha, and only rows that were scored an uncertainty.
+            yield tokens | {ID: row[ID], SPLIT: row[SPLIT], ALPHA: row.get(ALPHA) or 0.0, UNCERTAINTY: row.get(UNCERTAINTY)}
+
+    def _tokens(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Render one row; tell also whether its end was cut off. Raises Dropped."""
+        try:
+            rendered = self._renderer.conversation(row[MESSAGES])
+        except ValueError as error:
+            raise Dropped(NOT_RENDERABLE, str(error)) from error
+        longest = self._settings.max_length
+        overlong = len(rendered.input_ids) > longest
+        if overlong and self._settings.overlong == "drop":
+            raise Dropped(OVERLONG)
+        labels = rendered.labels[:longest]
+        # The first token is never predicted, so a label there would train nothing.
+        targets = sum(label != IGNORE_INDEX for label in labels[1:])
+        if not targets:
+            raise Dropped(NO_TARGET)
+        return {INPUT_IDS: rendered.input_ids[:longest], LABELS: labels, TARGET_TOKENS: targets}, overlong
 
 
-def render(
-    smoothed: Path, rows: Path | None, model: str, max_length: int, trust_remote_code: bool, folder: Path
-) -> dict[str, Any]:
-    """Render the training rows, and the validation rows of `rows`, to `folder`/tokens; return the counts.
+def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
+    """Render the training rows of `smoothed`, and the validation rows of `rows`, into `folder`/tokens; return the counts.
 
+    `train_rows`, `validation_rows`, `dropped_rows`, `dropped_share` (of all rows, in [0, 1]), `dropped_reasons` (reason to
+    rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, their ends cut off), `train_tokens`. The folder is there
+    whole or not at all; where it is there, made from the same rows and settings, nothing is rendered again.
     Raises UserError when no training row is left.
     """
-    to_render = folder / TO_RENDER_FILE
-    table = read_table(smoothed, [*COLUMNS, ALPHA])
-    if rows is not None:
-        held_out = read_table(rows, COLUMNS)
-        held_out = held_out.filter(pa.compute.equal(held_out[SPLIT], VALIDATION))
-        table = pa.concat_tables([table, held_out.append_column(ALPHA, pa.array([0.0] * len(held_out)))])
-    pyarrow.parquet.write_table(table, to_render)
-    (
-        ray.data.read_parquet(str(to_render))
-        .map_batches(
-            Render,
-            fn_constructor_args=(model, max_length, trust_remote_code),
-            batch_format="pyarrow",
-            concurrency=1,
-            num_cpus=1,
+    tokens = folder / TOKENS_FOLDER
+    made_from = _made_from(config, smoothed, rows)
+    if (counts := _rendered(tokens, made_from)) is None:
+        part = tokens.with_name(f"{TOKENS_FOLDER}.part")
+        for old in (tokens, part):
+            shutil.rmtree(old, ignore_errors=True)
+        part.mkdir(parents=True)
+        counts = _count(_summaries(config, smoothed, rows, part), folder / DROPPED_FILE)
+        _check_files(part, counts["train_rows"] + counts["validation_rows"])
+        (part / RENDERED_FILE).write_text(json.dumps({"made_from": made_from, "counts": counts}, indent=2))
+        part.replace(tokens)
+    if not counts["train_rows"]:
+        raise UserError(
+            "no training row is left",
+            value=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
+            legal=f"rows with a response within train.max_length = {config.train.max_length} tokens",
+            fix="raise train.max_length, or look at the rows",
         )
-        .write_parquet(str(folder / TOKENS_FOLDER), mode=ray.data.SaveMode.OVERWRITE)
+    return counts
+
+
+def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run the actors; yield what each counted, block by block."""
+    dataset = _read(smoothed, TRAIN, [ALPHA])
+    total = _row_count(smoothed)
+    if rows is not None:
+        dataset = dataset.union(_read(rows, VALIDATION, []))
+        total += _row_count(rows)
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
+    block = max(SMALLEST_BLOCK, math.ceil(total / FILES_AT_MOST))
+    summaries = dataset.repartition(target_num_rows_per_block=block).map_batches(
+        Render,
+        fn_constructor_args=(config.model, config.train, config.trust_remote_code, folder.resolve()),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(cores, math.ceil(total / block) or 1)),
+        num_cpus=1,
     )
-    done = read_table(folder / TOKENS_FOLDER, [ID, SPLIT, INPUT_IDS])
-    dropped = sorted(set(table[ID].to_pylist()) - set(done[ID].to_pylist()))
-    (folder / DROPPED_FILE).write_text("".join(f"{row}\n" for row in dropped))
-    training = done.filter(pa.compute.equal(done[SPLIT], TRAIN))
-    if not len(training):
-        raise UserError("no row has a response within train.max_length", value=max_length, fix="raise train.max_length")
+    return summaries.iter_rows()
+
+
+def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
+    """Read the rows of one split: their messages, and what else there is of alpha and uncertainty."""
+    names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
+    needed = [ID, SPLIT, MESSAGES, *needed]
+    if missing := [name for name in needed if name not in names]:
+        raise UserError(
+            f"{path} lacks columns that training reads", value=missing, legal=", ".join(needed), fix="`ual smooth` writes them"
+        )
+    columns = [*needed, *(name for name in (UNCERTAINTY,) if name in names)]
+    return ray.data.read_parquet(str(path)).select_columns(columns).filter(expr=col(SPLIT) == split)
+
+
+def _row_count(path: Path) -> int:
+    return pyarrow.dataset.dataset(str(path), format="parquet").count_rows()
+
+
+def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:
+    """Add the summaries up, and write down which rows were dropped, in the order of their ids."""
+    totals: Counter[str] = Counter()
+    dropped: list[tuple[str, str, str]] = []
+    for summary in summaries:
+        dropped += [(row[ID], row[REASON], row[ERROR]) for row in summary.pop("dropped")]
+        totals.update(summary)
+    lines = ("\t".join([row, reason, " ".join(error.split())]).rstrip() + "\n" for row, reason, error in sorted(dropped))
+    dropped_file.write_text("".join(lines), encoding="utf-8")
+    rows = totals["train_rows"] + totals["validation_rows"] + len(dropped)
     return {
-        "train_rows": len(training),
-        "validation_rows": len(done) - len(training),
+        **{name: totals[name] for name in SUMMARY.names[:-1]},
         "dropped_rows": len(dropped),
-        "dropped_share": len(dropped) / len(table),
-        "train_tokens": pa.compute.sum(pa.compute.list_value_length(training[INPUT_IDS])).as_py(),
-        "lengths": pa.compute.list_value_length(training[INPUT_IDS]).to_pylist(),
+        "dropped_share": len(dropped) / max(1, rows),
+        "dropped_reasons": dict(sorted(Counter(reason for _, reason, _ in dropped).items())),
     }
+
+
+def _check_files(folder: Path, rows: int) -> None:
+    """Raise RuntimeError when the files do not hold the rows that were counted, each once."""
+    found = 0
+    for file in folder.glob(f"*{FILE_SUFFIX}"):
+        with pa.memory_map(str(file)) as mapped:
+            found += pa.ipc.open_file(mapped).read_all().num_rows
+    if found != rows:
+        raise RuntimeError(f"{rows} rows were rendered, {folder} holds {found}")
+
+
+def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
+    """Hash what the tokens depend on: files by name, size and time, which costs nothing however large they are."""
+    files = [
+        file for path in (smoothed, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])
+    ]
+    stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    settings = config.train.model_dump(include={"max_length", "overlong"})
+    return digest([TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])
+
+
+def _rendered(tokens: Path, made_from: str) -> dict[str, Any] | None:
+    """Counts of tokens that are there already, if they were made from the same."""
+    path = tokens / RENDERED_FILE
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found["counts"] if found.get("made_from") == made_from else None

@@ -1,0 +1,116 @@
+"""The token store: rows by id whatever file they lie in, memory-mapped, binned by uncertainty with ties together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TARGET_TOKENS, TOKENS, TRAIN, UNCERTAINTY, VALIDATION
+from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
+
+WriteStore = Callable[..., Path]
+
+
+def token_row(name: str, length: int = 3, **values: Any) -> dict[str, Any]:
+    ids = list(range(length))
+    labels = [-100] + ids[1:]
+    return {
+        **{ID: name, SPLIT: TRAIN, ALPHA: 0.1, UNCERTAINTY: None, TARGET_TOKENS: length - 1, INPUT_IDS: ids, LABELS: labels},
+        **values,
+    }
+
+
+@pytest.fixture
+def write_store(tmp_path: Path) -> WriteStore:
+    """Write each list of rows as a file of its own, in record batches of two rows."""
+
+    def write(*files: list[dict[str, Any]]) -> Path:
+        for number, rows in enumerate(files):
+            with pa.OSFile(str(tmp_path / f"{number}.arrow"), "wb") as file, pa.ipc.new_file(file, TOKENS) as writer:
+                writer.write_table(pa.Table.from_pylist(rows, TOKENS), max_chunksize=2)
+        return tmp_path
+
+    return write
+
+
+def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> None:
+    folder = write_store([token_row("c", 5), token_row("a", 2), token_row("d", 4)], [token_row("b", 3, **{ALPHA: 0.4})])
+    store = TokenStore.open(folder, TRAIN)
+    assert list(store.ids) == ["a", "b", "c", "d"]
+    assert store.lengths.tolist() == [2, 3, 5, 4] and store.lengths.dtype == np.int32
+    assert store.target_tokens.tolist() == [1, 2, 4, 3] and store.target_tokens.dtype == np.int32
+    sample = store[1]
+    assert (sample.id, sample.alpha, sample.uncertainty_bin) == ("b", 0.4, NO_BIN)
+    assert sample.input_ids.tolist() == [0, 1, 2] and sample.input_ids.dtype == np.int32
+    assert sample.labels.tolist() == [-100, 1, 2] and sample.labels.dtype == np.int32
+    assert [sample.id for sample in store[1:3]] == store.ids[1:3] == ["b", "c"]
+    assert len(store) == 4 and store[-1].id == "d"
+
+
+def test_equal_ids_come_by_alpha(write_store: WriteStore) -> None:
+    store = TokenStore.open(write_store([token_row("a", **{ALPHA: 0.2})], [token_row("a", **{ALPHA: 0.1})]), TRAIN)
+    assert [sample.alpha for sample in store] == [0.1, 0.2]
+
+
+def test_a_split_holds_its_own_rows_and_bins(write_store: WriteStore) -> None:
+    rows = [token_row(str(n), **{UNCERTAINTY: n / 10, SPLIT: TRAIN if n < 4 else VALIDATION}) for n in range(8)]
+    folder = write_store(rows[::2], rows[1::2])
+    train, validation = TokenStore.open(folder, TRAIN, 2), TokenStore.open(folder, VALIDATION, 2)
+    assert list(train.ids) == ["0", "1", "2", "3"] and list(validation.ids) == ["4", "5", "6", "7"]
+    assert [sample.uncertainty_bin for sample in train] == [sample.uncertainty_bin for sample in validation] == [0, 0, 1, 1]
+    assert train.bin_edges == [0.0, 0.1, 0.3]
+    assert TokenStore.open(folder, TRAIN).bin_edges == []
+
+
+@pytest.mark.parametrize("files", [[], [[]], [[token_row("a")]]], ids=["no_file", "no_row", "no_row_of_the_split"])
+def test_a_split_may_be_empty(files: list[list[dict[str, Any]]], write_store: WriteStore, tmp_path: Path) -> None:
+    write_store(*files)
+    store = TokenStore.open(tmp_path, VALIDATION, 4)
+    assert len(store) == len(store.ids) == len(store.lengths) == 0
+    assert list(store) == store.bin_edges == []
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no rendered rows"):
+        TokenStore.open(tmp_path / "tokens", TRAIN)
+
+
+def test_tokens_stay_in_the_file(write_store: WriteStore) -> None:
+    before = pa.total_allocated_bytes()
+    store = TokenStore.open(write_store([token_row(str(n), 20_000) for n in range(50)]), TRAIN)
+    assert store[7].input_ids[-1] == 19_999
+    assert pa.total_allocated_bytes() - before < 100_000  # of 8 MB
+    with pytest.raises(ValueError, match="read-only"):
+        store[7].input_ids[0] = 1
+
+
+VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])), max_size=80)
+
+
+@given(VALUES, st.integers(0, 6))
+def test_bins_hold_ties_together_none_is_empty_and_they_ascend(values: list[float | None], bins: int) -> None:
+    array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    edges = quantile_edges(array, bins)
+    numbers = assign_bins(array, edges)
+    known = ~np.isnan(array)
+    assert (numbers[~known] == NO_BIN).all()
+    if not bins or not known.any():
+        assert edges == [] and (numbers == NO_BIN).all()
+        return
+    assert edges == sorted(edges) and len(edges) - 1 <= bins
+    assert set(numbers[known]) == set(range(len(edges) - 1))
+    order = np.argsort(array[known], kind="stable")
+    assert (np.diff(numbers[known][order]) >= 0).all()
+    assert all(len(set(numbers[known][array[known] == value])) == 1 for value in array[known])
+
+
+def test_bins_hold_equal_numbers_of_rows_where_there_are_no_ties() -> None:
+    values = np.random.default_rng(0).random(1000)
+    assert np.bincount(assign_bins(values, quantile_edges(values, 4))).tolist() == [250] * 4

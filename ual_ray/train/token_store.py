@@ -1,0 +1,122 @@
+"""The rendered rows as training reads them: memory-mapped, so that no rank holds more tokens than it is looking at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.ipc
+
+from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TARGET_TOKENS, TOKENS, UNCERTAINTY
+
+FILE_SUFFIX = ".arrow"
+NO_BIN = -1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rendered row.
+
+    `input_ids` and `labels` are int32 of [length]; a label is IGNORE_INDEX where nothing is trained. `alpha` is the row's
+    smoothing value, in [0, 1). `uncertainty_bin` counts from 0, the least uncertain rows; NO_BIN = no uncertainty is known.
+    """
+
+    id: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    alpha: float
+    uncertainty_bin: int = NO_BIN
+
+
+class TokenStore(Sequence[Sample]):
+    """One split of the rendered rows, ordered by id whatever files and blocks they were written in.
+
+    `lengths` is int32 of [rows], in tokens; `target_tokens` int32 of [rows] counts the tokens that are predicted and trained
+    on, the first of a row never among them. `ids` is a sequence of the rows' ids. Row numbers are positions in this order.
+    `bin_edges` are the bounds of the uncertainty bins, ascending: bin b holds edges[b] < uncertainty <= edges[b + 1], and
+    bin 0 its lower bound too; empty without bins.
+    """
+
+    def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
+        """Take a table of the columns of records.TOKENS, whose columns may lie in mapped files."""
+        self._table = table
+        keys = pa.table({name: table[name] for name in (ID, ALPHA)})
+        order = pa.compute.sort_indices(keys, [(ID, "ascending"), (ALPHA, "ascending")]).to_numpy()
+        self._rows = order[_numpy(pa.compute.equal(table[SPLIT], split))[order]].astype(np.int64)
+        self.ids: Sequence[str] = _Ids(table[ID], self._rows)
+        self.lengths = _numpy(pa.compute.list_value_length(table[INPUT_IDS])).astype(np.int32)[self._rows]
+        self.target_tokens = _numpy(table[TARGET_TOKENS]).astype(np.int32)[self._rows]
+        uncertainty = _numpy(table[UNCERTAINTY]).astype(np.float64)[self._rows]
+        self.bin_edges = quantile_edges(uncertainty, uncertainty_bins)
+        self._bins = assign_bins(uncertainty, self.bin_edges)
+
+    @classmethod
+    def open(cls, folder: Path, split: str, uncertainty_bins: int = 0) -> TokenStore:
+        """Map the *.arrow files that `tokens.render` wrote into `folder`, and take the rows of one split.
+
+        The split's own uncertainty decides the bins, by quantiles: about equal numbers of rows, ties in one bin, at most
+        `uncertainty_bins` of them and none empty; 0 = none. Raises FileNotFoundError when the folder does not exist.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} holds no rendered rows")
+        files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
+        return cls(pa.concat_tables(files) if files else TOKENS.empty_table(), split, uncertainty_bins)
+
+    def __len__(self) -> int:
+        """Count the rows of the split."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, row: int) -> Sample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Sample]: ...
+    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
+        """Read one row, or a slice of them. Its arrays are views of the mapped file: not to be written to."""
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        at = int(self._rows[row])
+        input_ids, labels = (self._table[name][at].values.to_numpy() for name in (INPUT_IDS, LABELS))
+        return Sample(self.ids[row], input_ids, labels, self._table[ALPHA][at].as_py(), int(self._bins[row]))
+
+
+class _Ids(Sequence[str]):
+    """A column of texts in the order of `rows`, each made a Python text when it is asked for."""
+
+    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray) -> None:
+        self._column, self._rows = column, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        return self._column[int(self._rows[row])].as_py()
+
+
+def quantile_edges(values: np.ndarray, bins: int) -> list[float]:
+    """Bounds of at most `bins` bins of about equal numbers of values; NaN = missing, in no bin. Every bin holds a value.
+
+    The inner bounds are values themselves, each the last of its bin, so that equal values cannot be parted.
+    """
+    known = np.sort(values[~np.isnan(values)])
+    if not bins or not len(known):
+        return []
+    inner = np.quantile(known, np.arange(1, bins) / bins, method="inverted_cdf")
+    return [float(known[0]), *np.unique(inner[inner < known[-1]]).tolist(), float(known[-1])]
+
+
+def assign_bins(values: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Number of each value's bin, int32 of [rows]: NO_BIN where the value is NaN or there are no bins."""
+    if not edges:
+        return np.full(len(values), NO_BIN, dtype=np.int32)
+    return np.where(np.isnan(values), NO_BIN, np.searchsorted(edges[1:-1], values, side="left")).astype(np.int32)
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy()
