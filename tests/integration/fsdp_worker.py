@@ -1,61 +1,119 @@
-"""Run by torchrun in test_fsdp.py: one accumulated backward pass, its gradients and sums written to a file by rank 0."""
+"""Run by torchrun in test_fsdp.py: for each layout, one accumulated backward pass, two steps and an export; saved by rank 0."""
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import TrainConfig
-from ual_ray.train import checkpoint
-from ual_ray.train.batches import Sample, plan_steps
-from ual_ray.train.model import SmoothedCausalLM, load_causal_lm, shard
-from ual_ray.train.step import averages, backward, make_optimizer, train_step
+from ual_ray.train.batches import Batch, Sample, collate
+from ual_ray.train.export import export
+from ual_ray.train.model import SmoothedCausalLM, build
+from ual_ray.train.sharding import make_mesh
+from ual_ray.train.step import backward, make_optimizer, reduce, train_step
+
+CPU = torch.device("cpu")
 
 
-def main(model_path: str, samples_file: str, micro_batch_size: int, out: Path, dtype: str) -> None:
-    """Compute gradients, then take a step, save and load a checkpoint, take another, and save what came out."""
+def main(folder: Path, world: str) -> None:
+    """Run every layout of this world size."""
     dist.init_process_group("gloo")
-    samples = [Sample(**fields) for fields in torch.load(samples_file)]
-    config = TrainConfig(dtype=dtype, micro_batch_size=micro_batch_size, learning_rate=1e-2)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = shard(SmoothedCausalLM(load_causal_lm(model_path)), mesh, config)
-    (step,) = plan_steps(
-        [len(sample.input_ids) for sample in samples],
-        epochs=1,
-        global_batch_size=len(samples),
-        micro_batch_size=micro_batch_size,
-        world_size=dist.get_world_size(),
-        seed=0,
-    )
-    device = torch.device("cpu")
-    target_tokens = sum(sample.target_tokens for sample in samples)
-    sums = backward(model, step.micro_batches[dist.get_rank()], samples, target_tokens, device)
-    gradients = {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
-    metrics = averages(sums)
-    model.zero_grad(set_to_none=True)
-
-    optimizer = make_optimizer(model, config)
-    first = train_step(model, optimizer, step, samples, 1e-2, 1.0, device)
-    state = checkpoint.TrainingState(model, optimizer)
-    state.finished_steps = 1
-    checkpoint.save(state, out.with_suffix(".checkpoint"))
-    second = train_step(model, optimizer, step, samples, 1e-2, 1.0, device)
-    checkpoint.load(state, out.with_suffix(".checkpoint"))
-    again = train_step(model, optimizer, step, samples, 1e-2, 1.0, device)
-    checkpoint.export(model.model, model_path, out.with_suffix(".model"))
-    if dist.get_rank() == 0:
-        torch.save({"gradients": gradients, "metrics": metrics, "steps": [first, second, again]}, out)
+    torch.manual_seed(0)
+    for layout in json.loads((folder / "layouts.json").read_text()):
+        if layout["world"] == int(world):
+            results = run(folder, layout) if "sequences" in layout else load_only(layout)
+            if dist.get_rank() == 0:
+                torch.save(results, folder / f"{layout['name']}.pt")
+            dist.barrier()
     dist.destroy_process_group()
 
 
+def run(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
+    """Compute gradients and metrics, take two steps, export."""
+    samples = [Sample(**fields) for fields in torch.load(folder / "samples.pt", weights_only=False)]
+    config = TrainConfig(**layout["train"])
+    model = build(layout["model"], config, make_mesh(config, CPU), CPU)
+    optimizer = make_optimizer(model, config)
+    initial = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    move_adapters(model)
+    batches = micro_batches(samples, layout)
+    target_tokens = sum(int((sample.labels[1:] != -100).sum()) for sample in samples)
+    model.train()
+    metrics, _ = reduce(backward(model, batches, target_tokens, CPU))
+    gradients = {name: whole(parameter.grad) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {name: whole(parameter) for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    steps = [train_step(model, optimizer, batches, target_tokens, 1e-2, 1.0, CPU)[0] for _ in range(2)]
+    logits = model.eval().logits(torch.arange(1, 9)[None])
+    export(model, layout["model"], folder / f"{layout['name']}.model", "# a card", shard_bytes=40_000)
+    placed = {
+        name: [str(p) for p in parameter.placements] for name, parameter in model.named_parameters() if sharded(parameter)
+    }
+    results = {"initial": initial, "parameters": parameters, "gradients": gradients, "metrics": metrics, "steps": steps}
+    return results | {"logits": logits.detach(), "placements": placed}
+
+
+def micro_batches(samples: list[Sample], layout: dict[str, Any]) -> list[Batch]:
+    """Deal the sequences out to the ranks, in micro-batches; every rank gets as many, and the last may be empty."""
+    sequences = [[samples[row] for row in rows] for rows in layout["sequences"]][dist.get_rank() :: dist.get_world_size()]
+    size = layout["micro_batch"]
+    return [
+        collate(sequences[number * size : (number + 1) * size], packed=layout["train"].get("packing", False))
+        for number in range(layout["rounds"])
+    ]
+
+
+def move_adapters(model: SmoothedCausalLM) -> None:
+    """Give the B of every adapter values, or the A would have no gradient."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            values = torch.randn(parameter.shape, generator=generator) * 0.1
+            with torch.no_grad():
+                parameter.copy_(distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None))
+
+
+def load_only(layout: dict[str, Any]) -> dict[str, Any]:
+    """Measure by how many bytes this rank's own memory grows at most while the model is built."""
+    config = TrainConfig(**layout["train"])
+    mesh = make_mesh(config, CPU)
+    peaks, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peaks.append(own_memory())
+
+    watcher = threading.Thread(target=watch)
+    before = own_memory()
+    watcher.start()
+    model = build(layout["model"], config, mesh, CPU)
+    done.set()
+    watcher.join()
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    local = sum(parameter.to_local().numel() * 4 for parameter in model.parameters() if sharded(parameter))
+    return {"growth": max(peaks) - before, "model": size, "shard": local}
+
+
+def own_memory() -> int:
+    """Count the bytes of this process that are its own: not pages of mapped files, which all processes share."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
+def sharded(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Gather a sharded tensor."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.rendering import IGNORE_INDEX
 from ual_ray.train.batches import Batch, Sample, collate
+from ual_ray.train.lora import add_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
+from ual_ray.train.sharding import checkpoint_activations, reshard, shard
+from ual_ray.train.weights import empty_model, load_weights
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
 
 class ForwardSums(NamedTuple):
-    """Sums over the target tokens of a micro-batch; only `loss` carries gradients. All scalars, in nats or tokens."""
+    """Sums over the target tokens of a micro-batch, in nats or tokens.
 
-    loss: torch.Tensor
-    nll: torch.Tensor
-    smoothing: torch.Tensor
-    top1: torch.Tensor
-    alpha: torch.Tensor
-    target_tokens: torch.Tensor
+    loss: scalar, with gradients: smoothed loss plus z-loss. by_bin: [bins + 1, len(SUMS)] float64, detached: row 0 has the
+    tokens whose sample is in no uncertainty bin, row b + 1 those of bin b; columns as named in SUMS.
+    """
+
+    loss: Tensor
+    by_bin: Tensor
 
 
 class SmoothedCausalLM(nn.Module):
     """Body, head and loss in one module, so that FSDP gathers the head once per micro-batch and no logits are kept."""
 
-    def __init__(self, model: nn.Module, z_loss: float = 0.0) -> None:
-        """Wrap a transformers causal LM."""
+    def __init__(self, model: nn.Module, z_loss: float = 0.0, uncertainty_bins: int = 0) -> None:
+        """Wrap a transformers causal LM; `uncertainty_bins`: sums are told apart by so many bins, 0 or more."""
         super().__init__()
         self.model = model
         self._z_loss = z_loss
+        self._rows = uncertainty_bins + 1
         config: Any = model.config
         text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
         self._vocab_size = int(text.vocab_size)
         self._softcap = getattr(text, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.
         self._logit_scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
+        self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder: token ids to hidden states."""
+        causal_lm: Any = self.model
+        return causal_lm.get_decoder()
 
     def forward(self, batch: Batch) -> ForwardSums:
-        """Sum the loss over the batch's target tokens: position t predicts token t + 1 with the alpha of that token."""
+        """Sum the loss over the batch's target tokens: position t predicts token t + 1 with the alpha of that token.
+
+        A batch without attention mask is packed: transformers keeps a sequence's samples apart where `position_ids` restart.
+        """
         causal_lm: Any = self.model
-        body = causal_lm.get_decoder()
         head = causal_lm.get_output_embeddings()
-        hidden = body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+        positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
+        output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions)
+        hidden = output.last_hidden_state
         hidden = hidden if self._logit_scale == 1 else hidden * self._logit_scale
-        labels = batch.labels[:, 1:].flatten()
-        alpha = batch.alpha[:, 1:].flatten()
+        labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         loss, metrics = smoothed_linear_cross_entropy_with_metrics(
-            hidden[:, :-1].flatten(0, 1),
+            hidden.flatten(0, 1),
             head.weight,
             labels,
             alpha,
@@ -63,50 +78,89 @@ class SmoothedCausalLM(nn.Module):
             softcap=self._softcap,
             z_loss=self._z_loss,
         )
-        sums = (metrics.nll.sum(), metrics.smoothing.sum(), metrics.top1.sum(), alpha[metrics.target].sum())
-        return ForwardSums(loss, *sums, metrics.target.sum())
+        per_token = (metrics.nll, metrics.smoothing, metrics.top1, alpha * metrics.target, metrics.target)
+        values = torch.stack([value.double() for value in per_token], dim=1)
+        by_bin = values.new_zeros(self._rows, len(SUMS))
+        return ForwardSums(loss, by_bin.index_add_(0, _shifted(batch.uncertainty_bin, -1) + 1, values))
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Return the model's own logits [rows, length, vocabulary], to check `forward` against."""
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+def _shifted(values: Tensor, last: float) -> Tensor:
+    """Bring each token's value to the position that predicts it; `last` where nothing is predicted. Flat, [rows * length]."""
+    # The hidden states stay whole, as cutting off their last position would copy them.
+    return nn.functional.pad(values[:, 1:], (0, 1), value=last).flatten()
+
+
+def build(
+    path: str, config: TrainConfig, mesh: DeviceMesh, device: torch.device, trust_remote_code: bool = False
+) -> SmoothedCausalLM:
+    """Load a model, sharded from the start: every rank of the mesh calls it, and none ever holds all weights.
+
+    path: directory or hub name. Raises UserError for a model that cannot be trained right.
+    """
+    causal_lm = empty_model(path, trust_remote_code)
+    if config.lora.rank:
+        add_adapters(causal_lm, config.lora)
+    if config.activation_checkpointing:
+        checkpoint_activations(causal_lm)
+    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins)
+    shard(model, mesh, config)
+    load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
+    check_loss(model, device, packing=config.packing)
+    return model
 
 
 @torch.no_grad()
-def check_loss(model: SmoothedCausalLM) -> None:
-    """Raise UserError when the loss from the hidden states is not that of the model's own logits.
+def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool = False) -> None:
+    """Raise UserError when the loss from the hidden states is not that of the model's own logits, or not of a pack's samples.
 
-    Some architectures do more to their logits than `forward` knows; training them would be silently wrong.
+    Some architectures do more to their logits than `forward` knows, or do not tell a pack's samples apart; training them
+    would be silently wrong.
     """
-    ids = list(range(1, 9))
-    sums = model.eval()(collate([Sample("check", ids, ids, 0.0)]))
-    logits = model.model(torch.tensor([ids])).logits[0, :-1].float()
-    expected = nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
-    if not torch.isclose(sums.loss, expected, rtol=1e-3):
+    was_training, kind = model.training, type(model.model).__name__
+    model.eval()
+    samples = [_sample(range(1, 9)), _sample(range(9, 1, -1))]
+    loss = model(collate([[sample] for sample in samples]).to(device)).loss
+    ids = torch.stack([torch.as_tensor(sample.input_ids).long() for sample in samples]).to(device)
+    logits = model.logits(ids)[:, :-1].float().flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum")
+    if not _agree(loss, expected):
         raise UserError(
-            f"models of the kind {type(model.model).__name__} cannot be trained yet",
-            value=f"NLL {sums.loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
+            f"models of the kind {kind} cannot be trained yet",
+            value=f"NLL {loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
             fix="the model changes its logits in a way that ual_ray.train.model does not know",
         )
+    if packing and not _keeps_samples_apart(model, samples, expected, device):
+        raise UserError(
+            f"models of the kind {kind} cannot be trained with packing: a sample sees those before it in the pack",
+            value="train.packing=true",
+            fix="set train.packing=false",
+        )
+    model.train(was_training)
+    reshard(model)
 
 
-def load_causal_lm(path: str, trust_remote_code: bool = False) -> nn.Module:
-    """Load float32 weights, from safetensors only."""
-    from transformers import AutoModelForCausalLM
+def _keeps_samples_apart(model: SmoothedCausalLM, samples: list[Sample], apart: Tensor, device: torch.device) -> bool:
+    """Whether two samples in one pack have the NLL that they have apart, and the second has it after any first one."""
 
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    def packed(first: Sample, second: Sample) -> Tensor:
+        return model(collate([[first, second]], packed=True).to(device)).loss
+
+    _, second = samples
+    others = [_sample(ids, trained=False) for ids in (range(1, 9), range(3, 11))]
+    after_one, after_other = (packed(first, second) for first in others)
+    # The arithmetic of the second is the same both times, so only what it sees of the first can make a difference.
+    return _agree(packed(*samples), apart) and _agree(after_one, after_other, rtol=1e-6)
 
 
-def shard(model: SmoothedCausalLM, mesh: DeviceMesh, config: TrainConfig) -> SmoothedCausalLM:
-    """Shard every decoder layer, then the rest, over the mesh. Weights stay float32; arithmetic is `config.dtype`."""
-    precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
-    causal_lm: Any = model.model
-    for layer in causal_lm.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=config.reshard_after_forward)
-    # The root's inputs are token ids and alpha: cast to bfloat16, an alpha of 0.1 would be another number.
-    uncast = replace(precision, cast_forward_inputs=False)
-    fully_shard(model, mesh=mesh, mp_policy=uncast)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.
-            module.set_gradient_divide_factor(1.0)
-            # Gloo knows only the plain sum.
-            module.set_force_sum_reduction_for_comms(True)
-    return model
+def _sample(ids: range, trained: bool = True) -> Sample:
+    tokens = np.asarray(ids, dtype=np.int32)
+    return Sample("check", tokens, tokens if trained else np.full_like(tokens, IGNORE_INDEX), 0.0)
+
+
+def _agree(first: Tensor, second: Tensor, rtol: float = 5e-3) -> bool:
+    # Loose enough for bfloat16, whose logits are rounded to 3 digits; a logit scale or soft-cap left out is further off.
+    return bool(torch.isclose(first.float(), second.float(), rtol=rtol))

@@ -1,0 +1,162 @@
+"""Weights in and out, without ranks: loaded as `from_pretrained` loads them, exported so that it loads them again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ual_ray.config import LoraConfig
+from ual_ray.errors import UserError
+from ual_ray.train.export import export, repeated_parameters
+from ual_ray.train.lora import ADAPTER, adapted_layers, add_adapters
+from ual_ray.train.model import SmoothedCausalLM
+from ual_ray.train.weights import _refuse_mixed_rows, empty_model, load_weights
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path, rank: int | None = None) -> SmoothedCausalLM:
+    model = empty_model(str(folder))
+    if rank:
+        add_adapters(model, LoraConfig(rank=rank))
+    load_weights(model, str(folder), CPU)
+    return SmoothedCausalLM(model.eval())
+
+
+def equal(ours: Any, theirs: Any) -> None:
+    expected = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+    found = {**dict(ours.named_parameters()), **dict(ours.named_buffers())}
+    assert set(found) == set(expected)
+    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+def test_what_is_loaded_is_what_transformers_loads(any_family: str, family_folder: Any) -> None:
+    equal(load(family_folder(any_family)).model, AutoModelForCausalLM.from_pretrained(family_folder(any_family)))
+
+
+def test_what_is_exported_is_what_was_loaded(any_family: str, family_folder: Any, tmp_path: Path) -> None:
+    folder = family_folder(any_family)
+    export(load(folder), str(folder), tmp_path / "out", "# card")
+    equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(folder))
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
+    assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "gpt2", "phi3"])
+def test_adapters_are_merged_as_peft_merges_them(family: str, family_folder: Any, tmp_path: Path) -> None:
+    folder = family_folder(family)
+    model = load(folder, rank=3)
+    for _, layer in adapted_layers(model):
+        layer.lora_B[ADAPTER].weight.data.normal_(std=0.1)
+    ids = torch.arange(4, 20)[None]
+    export(model, str(folder), tmp_path / "out", "# card")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(exported(ids).logits, model.logits(ids), rtol=1e-4, atol=1e-4)
+    before = load_file(folder / "model.safetensors")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(before)
+
+
+def test_large_models_are_written_in_several_files(family_folder: Any, tmp_path: Path) -> None:
+    folder, out = family_folder("llama_untied"), tmp_path / "out"
+    export(load(folder), str(folder), out, "# card", shard_bytes=30_000)
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 3
+    assert [file.name for file in files][0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    for file in files:
+        tensors = load_file(file)
+        assert {name for name, home in index["weight_map"].items() if home == file.name} == set(tensors)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 30_000
+    assert index["metadata"]["total_size"] == sum(t.nbytes for f in files for t in load_file(f).values())
+    equal(AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(folder))
+    # What was exported can be trained again.
+    equal(load(out).model, AutoModelForCausalLM.from_pretrained(folder))
+
+
+def test_an_older_export_is_replaced_whole(family_folder: Any, tmp_path: Path) -> None:
+    folder, out = family_folder("llama"), tmp_path / "out"
+    out.mkdir()
+    (out / "stale").touch()
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "half").touch()
+    export(load(folder), str(folder), out, "# card")
+    names = {file.name for file in out.iterdir()}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"} <= names
+    assert not names & {"stale", "half"}
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_the_generation_config_of_the_source_leaves_with_the_model(family_folder: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(family_folder("llama"), source)
+    model = load(source)
+    # As Llama 2 had it: transformers reads it, and refuses to save it.
+    settings = {"do_sample": False, "temperature": 0.6, "eos_token_id": 1}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    export(model, str(source), tmp_path / "out", "# card")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == settings
+    (source / "generation_config.json").unlink()
+    export(model, str(source), tmp_path / "out", "# card")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_a_tied_head_is_the_embeddings_second_name(family_folder: Any) -> None:
+    assert repeated_parameters(load(family_folder("llama"))) == {"model.lm_head.weight"}
+    assert repeated_parameters(load(family_folder("llama_untied"))) == set()
+
+
+@pytest.fixture
+def broken(family_folder: Any, tmp_path: Path) -> Any:
+    """Copy a model with other weights in it."""
+
+    def copy(change: Any) -> str:
+        shutil.copytree(family_folder("llama_untied"), tmp_path / "copy")
+        file = tmp_path / "copy" / "model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+        return str(tmp_path / "copy")
+
+    return copy
+
+
+def test_missing_weights_are_refused(broken: Any) -> None:
+    path = broken(lambda tensors: {name: value for name, value in tensors.items() if "q_proj" not in name})
+    with pytest.raises(UserError, match="layers.0.self_attn.q_proj.weight is missing"):
+        load_weights(empty_model(path), path, CPU)
+
+
+def test_weights_of_another_shape_are_refused(broken: Any) -> None:
+    path = broken(lambda tensors: tensors | {"lm_head.weight": torch.zeros(7, 32)})
+    with pytest.raises(UserError, match="lm_head.weight"):
+        load_weights(empty_model(path), path, CPU)
+
+
+def test_weights_of_the_body_alone_fill_a_tied_model(family_folder: Any, tmp_path: Path) -> None:
+    shutil.copytree(family_folder("llama"), tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    save_file({name.removeprefix("model."): value for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    equal(load(tmp_path / "copy").model, AutoModelForCausalLM.from_pretrained(family_folder("llama")))
+    assert [name for name, _ in adapted_layers(load(tmp_path / "copy", rank=2).model)]
+
+
+def test_only_weights_whose_rows_stay_rows_are_read_in_shards() -> None:
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    _refuse_mixed_rows(None, get_checkpoint_conversion_mapping("mixtral"))
+    with pytest.raises(UserError, match="cannot be read in shards"):
+        _refuse_mixed_rows(None, get_checkpoint_conversion_mapping("hrm_text"))
+
+
+def test_safetensors_only(family_folder: Any, tmp_path: Path) -> None:
+    shutil.copytree(family_folder("llama"), tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "copy" / "pytorch_model.bin")
+    path = str(tmp_path / "copy")
+    with pytest.raises(UserError, match="safetensors"):
+        load_weights(empty_model(path), path, CPU)

@@ -1,0 +1,147 @@
+"""The loss module on one process, without FSDP, over many families of models: right logits, packs, bins, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ual_ray.config import LoraConfig
+from ual_ray.errors import UserError
+from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.train.batches import Sample, collate
+from ual_ray.train.lora import add_adapters
+from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
+from ual_ray.train.weights import empty_model, load_weights
+
+CPU = torch.device("cpu")
+
+
+def make_samples(count: int = 3) -> list[Sample]:
+    generator = np.random.default_rng(0)
+    samples = []
+    for number in range(count):
+        ids = generator.integers(4, 600, 5 + 3 * number).astype(np.int32)
+        labels = ids.copy()
+        labels[:2] = IGNORE_INDEX
+        samples.append(Sample(str(number), ids, labels, 0.1 * number, number % 2 - 1))
+    return samples
+
+
+def load(folder: Path, uncertainty_bins: int = 1) -> SmoothedCausalLM:
+    return SmoothedCausalLM(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), uncertainty_bins=uncertainty_bins
+    )
+
+
+def plain_loss(model: Any, samples: list[Sample]) -> torch.Tensor:
+    total = torch.zeros(())
+    for sample in samples:
+        logits = model(torch.as_tensor(sample.input_ids).long()[None], use_cache=False).logits[0, :-1]
+        labels = torch.as_tensor(sample.labels[1:]).long()
+        total = total + torch.nn.functional.cross_entropy(logits, labels, label_smoothing=sample.alpha, reduction="sum")
+    return total
+
+
+def test_the_loss_and_its_gradients_are_those_of_the_models_own_logits(any_family: str, family_folder: Any) -> None:
+    model, other = load(family_folder(any_family)), load(family_folder(any_family)).model
+    samples = make_samples()
+    loss = model(collate([[sample] for sample in samples])).loss
+    loss.backward()
+    expected = plain_loss(other, samples)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    # Experts without any token have None in one and zeros in the other.
+    pairs = zip(model.model.named_parameters(), other.parameters(), strict=True)
+    for (name, ours), theirs in ((pair, theirs) for pair, theirs in pairs if theirs.grad is not None):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-4, atol=1e-4, msg=name)
+    check_loss(model, CPU)
+
+
+def test_a_pack_has_the_loss_and_the_gradients_of_its_samples_apart(packable: str, family_folder: Any) -> None:
+    model, other = load(family_folder(packable)), load(family_folder(packable))
+    samples = make_samples()
+    packed = model(collate([samples[:2], samples[2:]], packed=True))
+    apart = other(collate([[sample] for sample in samples]))
+    packed.loss.backward()
+    apart.loss.backward()
+    torch.testing.assert_close(packed.loss, apart.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed.by_bin, apart.by_bin, rtol=1e-5, atol=1e-5)
+    for (name, ours), theirs in zip(model.model.named_parameters(), other.model.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-4, atol=1e-4, msg=name)
+    check_loss(model, CPU, packing=True)
+
+
+@pytest.mark.parametrize("leaky", ["opt", "bloom"])
+def test_a_model_whose_packs_leak_is_refused(leaky: str, family_folder: Any) -> None:
+    model = load(family_folder(leaky))
+    check_loss(model, CPU)
+    with pytest.raises(UserError, match="packing"):
+        check_loss(model, CPU, packing=True)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
+def test_a_change_of_logits_that_is_not_known_is_refused(family: str, family_folder: Any) -> None:
+    model = load(family_folder(family))
+    model._softcap, model._logit_scale = None, 1.0
+    with pytest.raises(UserError, match="logits"):
+        check_loss(model, CPU)
+
+
+def test_sums_are_told_apart_by_bin(family_folder: Any) -> None:
+    samples = make_samples()
+    model = load(family_folder("llama"), uncertainty_bins=2)
+    sums = model(collate([[sample] for sample in samples]))
+    alone = [model(collate([[sample]])).by_bin.sum(0) for sample in samples]
+    assert sums.by_bin.shape == (3, len(SUMS))
+    assert sums.by_bin.dtype == torch.float64
+    assert not sums.by_bin.requires_grad
+    torch.testing.assert_close(sums.by_bin[0], alone[0] + alone[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.by_bin[1], alone[1], rtol=1e-5, atol=1e-5)
+    assert not sums.by_bin[2].any()
+    total = dict(zip(SUMS, sums.by_bin.sum(0).tolist(), strict=True))
+    counts = [len(sample.labels) - 2 for sample in samples]
+    assert total["target_tokens"] == sum(counts)
+    assert total["alpha"] == pytest.approx(sum(count * sample.alpha for count, sample in zip(counts, samples, strict=True)))
+    assert total["nll"] + total["smoothing"] == pytest.approx(sums.loss.item(), rel=1e-5)
+
+
+def test_alpha_zero_is_the_loss_of_transformers(family_folder: Any) -> None:
+    (sample,) = make_samples(1)
+    model = load(family_folder("llama"))
+    sums = model(collate([[sample]]))
+    ids, labels = (torch.as_tensor(values).long()[None] for values in (sample.input_ids, sample.labels))
+    expected = model.model(ids, labels=labels).loss
+    assert sums.loss.item() / sums.by_bin[0, SUMS.index("target_tokens")].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_batch_without_targets_gives_zero_loss_and_zero_gradients(family_folder: Any) -> None:
+    model = load(family_folder("llama"))
+    for packed in (False, True):
+        sums = model(collate([], packed=packed))
+        sums.loss.backward()
+        assert sums.loss.item() == 0
+        assert not sums.by_bin.any()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_untied", "gpt2"])
+def test_a_frozen_head_and_adapters_have_the_loss_of_the_model(family: str, family_folder: Any) -> None:
+    folder, samples = family_folder(family), make_samples()
+    causal_lm = empty_model(str(folder))
+    add_adapters(causal_lm, LoraConfig(rank=2))
+    load_weights(causal_lm, str(folder), CPU)
+    model = SmoothedCausalLM(causal_lm.eval(), uncertainty_bins=1)
+    loss = model(collate([[sample] for sample in samples])).loss
+    loss.backward()
+    torch.testing.assert_close(loss, plain_loss(load(folder).model, samples), rtol=1e-5, atol=1e-5)
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert all("lora_" in name for name in trained)

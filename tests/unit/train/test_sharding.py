@@ -1,0 +1,61 @@
+"""Finding a model's decoder layers, laying out ranks, and telling how; the sharding itself is tested over real ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
+from ual_ray.train import sharding
+from ual_ray.train.weights import empty_model
+
+
+def test_the_decoder_layers_of_every_family_are_found(any_family: str, family_folder: Any) -> None:
+    model: Any = empty_model(str(family_folder(any_family)))
+    layers = sharding.find_layers(model.get_decoder())
+    assert len(layers) == 2
+    embedding = model.get_input_embeddings().weight
+    assert not any(parameter is embedding for parameter in layers.parameters())
+    assert any("attn" in name or "attention" in name for name, _ in layers[0].named_parameters())
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="decoder layers"):
+        sharding.find_layers(nn.Linear(2, 2))
+
+
+def test_replicas_have_to_divide_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 3)
+    with pytest.raises(UserError, match=r"train\.replicas"):
+        sharding.make_mesh(TrainConfig(num_workers=4, replicas=2), torch.device("cpu"))
+
+
+def test_activations_are_checkpointed_where_the_model_can() -> None:
+    class Model(nn.Module):
+        supports_gradient_checkpointing = False
+
+    with pytest.raises(UserError, match=r"train\.activation_checkpointing=false"):
+        sharding.checkpoint_activations(Model())
+
+
+def test_the_settings_tell_who_holds_what() -> None:
+    class Mesh:
+        shape = (2, 4)
+
+        def size(self) -> int:
+            return 8
+
+    told = sharding.settings(TrainConfig(num_workers=8, replicas=2, cpu_offload=True), Mesh())  # type: ignore[arg-type]
+    assert told == {
+        "ranks": 8,
+        "shards": 4,
+        "replicas": 2,
+        "dtype": "bfloat16",
+        "reshard_after_forward": True,
+        "activation_checkpointing": False,
+        "cpu_offload": True,
+    }

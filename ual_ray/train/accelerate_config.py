@@ -1,0 +1,142 @@
+"""The FSDP settings of an `accelerate config` file as our own: what it asks for is done, or is an error that names it.
+
+Only the file is read: `accelerate` itself would look into the environment too, and needs a GPU to make its plugin of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
+
+PREFIX = "parallelism_config_"
+
+_Meanings = dict[Any, dict[str, Any]]
+
+_RESHARD: _Meanings = {
+    True: {"reshard_after_forward": True},
+    False: {"reshard_after_forward": False},
+    "FULL_SHARD": {"reshard_after_forward": True},
+    "SHARD_GRAD_OP": {"reshard_after_forward": False},
+}
+_SWITCH = {key: {True: {key: True}, False: {key: False}} for key in ("cpu_offload", "activation_checkpointing")}
+
+# The values that are understood, and what they say in keys of `train`; None, or a field left out, says nothing.
+FSDP_FIELDS: Mapping[str, _Meanings] = {
+    "fsdp_version": {1: {}, 2: {}},
+    "fsdp_reshard_after_forward": _RESHARD,
+    "fsdp_sharding_strategy": _RESHARD | {1: _RESHARD["FULL_SHARD"], 2: _RESHARD["SHARD_GRAD_OP"]},
+    "fsdp_offload_params": _SWITCH["cpu_offload"],
+    "fsdp_activation_checkpointing": _SWITCH["activation_checkpointing"],
+    "fsdp_activation_checkpointing_offload": {False: {}},
+    "fsdp_auto_wrap_policy": {"TRANSFORMER_BASED_WRAP": {}},
+    # Checkpoints are sharded and the export is whole, whatever it says.
+    "fsdp_state_dict_type": {"SHARDED_STATE_DICT": {}, "FULL_STATE_DICT": {}},
+    "fsdp_forward_prefetch": {False: {}},
+}
+# What they ask for is so in any case, or has no meaning under FSDP2: the layers are found, every rank loads its own rows.
+FSDP_FIELDS_OF_NO_EFFECT = {
+    "fsdp_transformer_layer_cls_to_wrap",
+    "fsdp_backward_prefetch",
+    "fsdp_use_orig_params",
+    "fsdp_sync_module_states",
+    "fsdp_cpu_ram_efficient_loading",
+}
+FIELDS: Mapping[str, _Meanings] = {
+    "compute_environment": {"LOCAL_MACHINE": {}},
+    "distributed_type": {"FSDP": {}},
+    "mixed_precision": {"BF16": {"dtype": "bfloat16"}, "NO": {"dtype": "float32"}, False: {"dtype": "float32"}},
+    "downcast_bf16": {"NO": {}, False: {}},
+}
+# Other parts of accelerate, which are empty where only FSDP is asked for.
+EMPTY_FIELDS = ("deepspeed_config", "megatron_lm_config", "fp8_config", "mpirun_config", "dynamo_config")
+PARALLELISM_FIELDS: Mapping[str, _Meanings] = {
+    f"{PREFIX}tp_size": {1: {}},
+    f"{PREFIX}cp_size": {1: {}},
+    f"{PREFIX}sp_size": {1: {}},
+}
+
+
+def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig:
+    """Return `config` with the sharding keys that the YAML (or JSON) file of `accelerate config` sets.
+
+    Where to run is Ray's to say: of the launcher's fields only num_processes is looked at, and must be train.num_workers.
+    Raises UserError for a file that cannot be read, and for a field or value that cannot be followed.
+    """
+    file = _read(path)
+    updates = _read_fields(path, file, FIELDS) | _read_fields(path, file["fsdp_config"], FSDP_FIELDS, FSDP_FIELDS_OF_NO_EFFECT)
+    for name in EMPTY_FIELDS:
+        if file.get(name):
+            raise _refused(path, name, file[name], "an empty section")
+    updates |= _read_parallelism(path, file["parallelism_config"], config)
+    if file["num_processes"] not in (-1, config.num_workers):
+        raise _refused(path, "num_processes", file["num_processes"], f"{config.num_workers}, as train.num_workers")
+    return TrainConfig.model_validate(config.model_dump() | updates)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from yaml import YAMLError
+
+    try:
+        return vars(load_config_from_file(str(path)))
+    # AttributeError: the file holds no mapping.
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
+        raise UserError(
+            "train.accelerate_config cannot be read", value=path, legal="a file that `accelerate config` wrote", fix=str(error)
+        ) from error
+
+
+def _read_fields(
+    path: str | Path, section: Mapping[str, Any], known: Mapping[str, _Meanings], of_no_effect: set[str] | None = None
+) -> dict[str, Any]:
+    """Look every field's value up; `of_no_effect` = None: fields that are not known are looked at elsewhere."""
+    updates: dict[str, Any] = {}
+    for name, value in section.items():
+        if value is None or name in (of_no_effect or ()):
+            continue
+        if name not in known:
+            if of_no_effect is None:
+                continue
+            raise _refused(path, name, value, f"one of {', '.join(sorted(known))}, or left out")
+        found = _plain(value)
+        if found not in known[name]:
+            raise _refused(path, name, value, " or ".join(str(legal) for legal in known[name]))
+        for key, update in known[name][found].items():
+            if updates.setdefault(key, update) != update:
+                raise _refused(path, name, value, f"the same as the file's other fields say of {key}")
+    return updates
+
+
+def _read_parallelism(path: str | Path, section: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    sizes = dict(section)
+    replicas = sizes.pop(f"{PREFIX}dp_replicate_size", None) or config.replicas
+    shards = sizes.pop(f"{PREFIX}dp_shard_size", None)
+    if shards not in (None, 1) and shards * replicas != config.num_workers:
+        legal = f"train.num_workers / replicas = {config.num_workers / replicas:g}"
+        raise _refused(path, f"{PREFIX}dp_shard_size", shards, legal)
+    _read_fields(path, sizes, PARALLELISM_FIELDS, set())
+    if config.num_workers % replicas:
+        raise _refused(path, f"{PREFIX}dp_replicate_size", replicas, f"a divisor of train.num_workers = {config.num_workers}")
+    return {"replicas": replicas}
+
+
+def _plain(value: Any) -> Any:
+    """Bring an enum, or a name in any case, to the form that the tables use."""
+    value = getattr(value, "value", value)
+    if not isinstance(value, str):
+        # As a list would be: no value of a table.
+        return value if isinstance(value, int | bool) else repr(value)
+    return {"TRUE": True, "FALSE": False}.get(value.upper(), value.upper())
+
+
+def _refused(path: str | Path, name: str, value: object, legal: str) -> UserError:
+    return UserError(
+        f"train.accelerate_config: {name} cannot be followed",
+        value=f"{value} in {path}",
+        legal=legal,
+        fix="change it there, or leave the file out and set train.* (`ual config` lists the keys)",
+    )

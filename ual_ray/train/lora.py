@@ -1,0 +1,98 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put in before sharding, merged into the weights on export."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ual_ray.config import LoraConfig
+from ual_ray.errors import UserError
+
+ADAPTER = "default"
+
+
+def add_adapters(causal_lm: nn.Module, config: LoraConfig) -> None:
+    """Freeze a model on the meta device and put adapters, on meta as well, beside its linear layers, in place.
+
+    Without `config.target_modules`, all linear layers but the head get one. Raises UserError when target modules name no
+    linear layer of the model.
+    """
+    import peft
+
+    linear = linear_layers(causal_lm)
+    # peft says int where any number does.
+    strength: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
+    settings = peft.LoraConfig(**strength, target_modules=list(config.target_modules or linear))
+    try:
+        peft.inject_adapter_in_model(settings, causal_lm, ADAPTER, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise _no_such_layers(config, linear) from error
+    # Of a mixture of experts, peft would adapt the fused weights too, which are no layers that could be merged alike.
+    if not {name for name, _ in adapted_layers(causal_lm)} <= set(linear):
+        raise _no_such_layers(config, linear)
+
+
+def linear_layers(causal_lm: nn.Module) -> list[str]:
+    """Name a model's linear layers, without its head."""
+    from transformers.pytorch_utils import Conv1D
+
+    model: Any = causal_lm
+    head = model.get_output_embeddings()
+    kinds = (nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
+
+
+def _no_such_layers(config: LoraConfig, linear: list[str]) -> UserError:
+    return UserError(
+        "train.lora.target_modules: adapters cannot go there",
+        value=list(config.target_modules or ()),
+        legal=f"names of linear layers: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
+        fix="name some of these, or leave it out for all of them",
+    )
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the name and module of each layer that has an adapter; none without LoRA."""
+    for name, module in model.named_modules():
+        # Not by class, as importing peft takes seconds, which a model without adapters need not wait for.
+        if hasattr(module, "lora_A"):
+            yield name, module
+
+
+@torch.no_grad()
+def initialize_adapters(causal_lm: nn.Module, device: torch.device) -> set[str]:
+    """Give every adapter its first values, as peft does (A Kaiming-uniform, B zero); return their parameters' names.
+
+    The values follow from torch's seed, which has to be the same on all ranks, and from the name: not from the ranks.
+    """
+    names = set()
+    for layer_name, layer in adapted_layers(causal_lm):
+        for part in ("lora_A", "lora_B"):
+            name, linear = f"{layer_name}.{part}.{ADAPTER}.weight", getattr(layer, part)[ADAPTER]
+            whole = torch.zeros(linear.weight.shape, dtype=linear.weight.dtype)
+            if part == "lora_A":
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ torch.initial_seed())
+                nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+            linear.weight = nn.Parameter(_placed_like(whole, linear.weight).to(device))
+            # Or transformers, which initialises what was in no file, would do it over again.
+            linear.weight._is_hf_initialized = True
+            names.add(name)
+    return names
+
+
+def _placed_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def delta(layer: Any, lora_a: Tensor, lora_b: Tensor) -> Tensor:
+    """Compute what a layer's adapter adds to its weight, from the whole A [rank, in] and B [out, rank]."""
+    product = (lora_b @ lora_a) * layer.scaling[ADAPTER]
+    return product.T if layer.fan_in_fan_out else product

@@ -1,0 +1,112 @@
+"""Who holds what: FSDP2 over a mesh of ranks, one group of parameters per decoder layer (HSDP: several sharded copies)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
+    """Lay out all ranks: in a row, or for HSDP in `config.replicas` rows that each hold the whole model, sharded.
+
+    Raises UserError when the replicas do not divide the ranks.
+    """
+    ranks = dist.get_world_size()
+    if config.replicas == 1:
+        return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
+    if ranks % config.replicas:
+        raise UserError(
+            "train.replicas does not divide the number of workers",
+            value=f"{config.replicas} replicas, {ranks} workers",
+            legal=f"a divisor of {ranks}",
+        )
+    shape = (config.replicas, ranks // config.replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def settings(config: TrainConfig, mesh: DeviceMesh) -> dict[str, Any]:
+    """Tell how the model is sharded, for the log and the model card."""
+    keys = ("dtype", "reshard_after_forward", "activation_checkpointing", "cpu_offload", "replicas")
+    return {"ranks": mesh.size(), "shards": mesh.shape[-1], **{key: getattr(config, key) for key in keys}}
+
+
+def find_layers(body: nn.Module) -> nn.ModuleList:
+    """Find a decoder's layers, whatever their name: the list of modules that holds the most parameters.
+
+    Raises UserError when there is none.
+    """
+    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
+    sizes = [sum(parameter.numel() for parameter in modules.parameters()) for modules in lists]
+    if not lists:
+        raise UserError(f"models of the kind {type(body).__name__} cannot be sharded: no list of decoder layers in them")
+    return lists[sizes.index(max(sizes))]
+
+
+def checkpoint_activations(causal_lm: nn.Module) -> None:
+    """Have every decoder layer's activations computed again in backward. Raises UserError when the model cannot."""
+    model: Any = causal_lm
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"models of the kind {type(model).__name__} cannot compute their activations again",
+            value="train.activation_checkpointing=true",
+            fix="set train.activation_checkpointing=false and lower train.micro_batch_size",
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
+    """Shard every decoder layer, then the rest, over the mesh. Weights stay float32; arithmetic is `config.dtype`.
+
+    model: a SmoothedCausalLM. Gradients of all ranks are added, never averaged.
+    """
+    smoothed: Any = model
+    precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
+    shared: dict[str, Any] = {"mesh": mesh, "offload_policy": _offload(mesh, config)}
+    again: dict[str, Any] = {"mp_policy": precision, "reshard_after_forward": config.reshard_after_forward}
+    for layer in find_layers(smoothed.body):
+        fully_shard(layer, **shared, **again)
+    embedding, head = smoothed.model.get_input_embeddings(), smoothed.model.get_output_embeddings()
+    if embedding.weight is not head.weight:
+        fully_shard(embedding, **shared, **again)
+    # The root's inputs are token ids and alpha: cast to bfloat16, an alpha of 0.1 would be another number.
+    fully_shard(model, **shared, mp_policy=replace(precision, cast_forward_inputs=False))
+    register_fsdp_forward_method(model, "logits")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.
+            module.set_gradient_divide_factor(1.0)
+            # Gloo knows only the plain sum.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free all gathered weights, so that `parameters` and `state_dict` are the sharded float32 ones again.
+
+    FSDP leaves some gathered after a forward pass that no backward pass follows.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _offload(mesh: DeviceMesh, config: TrainConfig) -> OffloadPolicy:
+    # Ranks that compute on the CPU have everything there already.
+    return CPUOffloadPolicy() if config.cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()
