@@ -25,6 +25,7 @@ from ual_ray.sources.fingerprint import fingerprint
 from ual_ray.sources.look import look
 from ual_ray.sources.models import model_fingerprint
 from ual_ray.tracking import Run, Tracker
+from ual_ray.watch import watched
 from ual_ray.workspace import DONE_FILE, Done, run_stage, stage_digest
 
 # Where a step works, given the digest of its inputs: below it for the pipeline, a fixed folder for a single command.
@@ -198,7 +199,7 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     inputs = {
         "smoothed": content_digest(smoothed, [ID, ALPHA]),
         "rows": content_digest(rows, [ID, SPLIT]) if rows else None,
-        "train": config.train.model_dump(exclude={"max_failures", "checkpoint_every", "max_dropped_share"}),
+        "train": config.train.model_dump(exclude=NOT_TRAINED_BY),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
     }
@@ -206,17 +207,31 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
 
     def work() -> dict[str, Any]:
         session.connect()
+        assert session.tracker is not None, "training logs"
         lineage = _lineage(name, config.model, smoothed)
-        with session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run:
+        with (
+            session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run,
+            watched(config.tracking, session.tracker.uri, [run, *([session.parent] if session.parent else [])]),
+        ):
             return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
 
     done = run_stage(folder, inputs, work, force="train" in session.force)
     figures, last = done.figures, done.figures["last"]
-    text = f"{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
+    early = "" if last["step"] == figures["steps"] else f"{last['step']:.0f} of "
+    text = f"{early}{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
     text += f"training NLL {last['nll']:.3f}"
     if "validation_nll" in last:
         text += f", validation NLL {figures['first_validation_nll']:.3f} -> {last['validation_nll']:.3f}"
     return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
+
+
+# Settings that change where, how fast and how safely a model is trained, but its weights by no more than rounding: an
+# interrupted training goes on with others of these.
+NOT_TRAINED_BY = {
+    *("num_workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "micro_batch_size", "replicas", "accelerate_config"),
+    *("reshard_after_forward", "activation_checkpointing", "cpu_offload", "uncertainty_bins", "peak_tflops"),
+    *("checkpoint_every", "keep_checkpoints", "storage", "grace_seconds", "max_dropped_share", "max_failures"),
+}
 
 
 def _lineage(arm: str, model: str, smoothed: Path) -> dict[str, str]:
@@ -235,7 +250,7 @@ def _train_and_log(
     session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path, lineage: Mapping[str, str]
 ) -> dict[str, Any]:
     from ual_ray.train import stage
-    from ual_ray.train.loop import METRICS_FILE, read_metrics
+    from ual_ray.train.metrics import METRICS_FILE, read_metrics
 
     config = session.config
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
@@ -252,13 +267,14 @@ def _train_and_log(
         if line["step"] > logged:
             run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
-    figures = stage.train(config, smoothed, rows, folder, make_meter, on_step)
+    figures = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage)
     lines = read_metrics(folder / METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     figures["median_tokens_per_second"] = speeds[len(speeds) // 2]
     figures["first_validation_nll"] = next((x["validation_nll"] for x in lines if "validation_nll" in x), None)
-    run.metrics({key: value for key, value in figures.items() if key != "last"}, step=figures["steps"])
+    run.metrics({key: value for key, value in figures.items() if key != "last"}, step=int(figures["last"]["step"]))
     run.figure(plots.loss_curves({name: lines}), "plots/loss.png")
+    run.figure(plots.loss_by_bin(lines, figures["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
     run.figure(plots.alpha_by_arm({name: table[ALPHA].to_pylist()}), "plots/alpha.png")
     version = run.model(folder / stage.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
     return figures | {"registered_version": version}

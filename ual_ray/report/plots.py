@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 BINS = 20
+BIN_METRIC = "nll/uncertainty_bin_"
 
 
 def uncertainty_by_source(histograms: Mapping[str, Sequence[int]]) -> Figure:
@@ -48,4 +50,19 @@ def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
             axes.plot(*zip(*held_out, strict=True), color=colour, marker="o", label=f"{name}, validation")
     axes.set(xlabel="optimizer step", ylabel="unsmoothed NLL (nats per token)", title="Loss curves")
     axes.legend()
+    return figure
+
+
+def loss_by_bin(lines: Sequence[Mapping[str, float]], edges: Sequence[float]) -> Figure:
+    """Unsmoothed training NLL over the steps, a curve per uncertainty bin, dark = uncertain; `edges` bound the bins."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (low, high) in enumerate(zip(edges, edges[1:], strict=False), start=1):
+        points = [(line["step"], line[key]) for line in lines if (key := f"{BIN_METRIC}{number}") in line]
+        if points:
+            shade = colormaps["viridis_r"](number / len(edges))
+            axes.plot(*zip(*points, strict=True), color=shade, label=f"uncertainty {low:.3f} to {high:.3f}")
+    axes.set(xlabel="optimizer step", ylabel="unsmoothed NLL (nats per token)", title="Training loss by uncertainty")
+    if axes.lines:
+        axes.legend()
     return figure

@@ -1,80 +1,195 @@
-"""What survives a crash, and what leaves training: sharded checkpoints (DCP) and a Hugging Face directory."""
+"""What survives a crash: sharded checkpoints, written while training goes on.
+
+    storage/step-00000040-1f0c22ab/    the step and the attempt that wrote it, so that no two writers share a folder
+      __0_0.distcp, ...                torch.distributed.checkpoint: each rank's shards of weights and optimizer
+      .metadata                        written when all ranks are done
+      progress.json                    written last, at one go: a folder without it does not count, and is removed
+
+Not reported to Ray Train, whose checkpoint manager keeps either the newest or the best, and notes down which there are in a
+file that a kill can tear.
+"""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
-import torch
+import pyarrow.fs
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from ual_ray.train.arrow_storage import reader, writer
+from ual_ray.train.progress import Progress
+
+PROGRESS_FILE = "progress.json"
+FOLDER_PREFIX = "step-"
+# Frozen weights are those of the model that training started from.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+# Ranks wait for the slowest of them; a rank that dies ends the waiting at once.
+SLOWEST_SAVE = timedelta(hours=3)
+
+logger = logging.getLogger(__name__)
 
 
-class TrainingState(Stateful):
-    """Model, optimizer and the number of finished steps; the data cursor and the schedule follow from the steps."""
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint in the storage."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Hold the objects that are saved from and loaded into."""
-        self._model = model
-        self._optimizer = optimizer
-        self.finished_steps = 0
+    progress: Progress
+    folder: str
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return sharded state by parameter name."""
-        model, optimizer = get_state_dict(self._model, self._optimizer)
-        return {"model": model, "optimizer": optimizer, "finished_steps": torch.tensor(self.finished_steps)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put sharded state back, at any world size."""
-        set_state_dict(
-            self._model,
-            self._optimizer,
-            model_state_dict=state_dict["model"],
-            optim_state_dict=state_dict["optimizer"],
+class Checkpoints:
+    """The checkpoints of one training run. Every rank makes one, and calls all methods in the same order."""
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, root: str, keep: int) -> None:
+        """Take the storage; `keep` of the newest checkpoints stay, and the best. What is incomplete is removed."""
+        self._filesystem, self._root, self._keep = filesystem, root.rstrip("/"), keep
+        # A group of its own: the writing thread's messages must not mix with those of the training step.
+        self._group = dist.new_group(backend="gloo", timeout=SLOWEST_SAVE)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        attempt = [uuid.uuid4().hex[:8]]
+        dist.broadcast_object_list(attempt, src=0, group=self._group)
+        self._attempt = attempt[0]
+        if dist.get_rank() == 0:
+            self._filesystem.create_dir(self._root, recursive=True)
+            self._sweep()
+        dist.barrier(self._group)
+
+    def saved(self) -> list[Saved]:
+        """List the whole checkpoints, oldest step first, the same on every rank; waits for what is being written."""
+        self.wait()
+        listed = [self._list()] if dist.get_rank() == 0 else [None]
+        dist.broadcast_object_list(listed, src=0, group=self._group)
+        return listed[0] or []
+
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Copy the state, and have it written while training goes on; waits for an earlier save. Raises what that raised."""
+        self.wait()
+        folder = f"{self._root}/{FOLDER_PREFIX}{progress.step:08d}-{self._attempt}"
+        written = dcp.async_save(
+            _state(model, optimizer),
+            storage_writer=writer(self._filesystem, folder),
+            process_group=self._group,
+            async_stager=_Stager(),
         )
-        self.finished_steps = int(state_dict["finished_steps"])
+        self._pending = self._thread.submit(self._commit, written, Saved(progress, folder))
+
+    def wait(self) -> None:
+        """Wait until the last save is whole. Raises what it raised."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def load(self, saved: Saved, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Put a checkpoint's state back, written at any world size; without an optimizer the weights alone."""
+        state = _state(model, optimizer)
+        dcp.load(state, storage_reader=reader(self._filesystem, saved.folder), process_group=self._group)
+        if optimizer is None:
+            set_model_state_dict(model, state["model"], options=TRAINED)
+        else:
+            set_state_dict(
+                model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=TRAINED
+            )
+
+    def _commit(self, written: Future[Any], saved: Saved) -> None:
+        written.result()
+        if dist.get_rank() != 0:
+            return
+        part, whole = f"{saved.folder}/{PROGRESS_FILE}.part", f"{saved.folder}/{PROGRESS_FILE}"
+        with self._filesystem.open_output_stream(part) as stream:
+            stream.write(json.dumps(asdict(saved.progress)).encode())
+        self._filesystem.move(part, whole)
+        for old in outdated(self._list(), self._keep):
+            self._remove(old.folder)
+
+    def _list(self) -> list[Saved]:
+        found = (self._read(folder) for folder in self._folders())
+        return sorted(filter(None, found), key=lambda saved: saved.progress.step)
+
+    def _read(self, folder: str) -> Saved | None:
+        path = f"{folder}/{PROGRESS_FILE}"
+        if self._filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+            return None
+        with self._filesystem.open_input_stream(path) as stream:
+            return Saved(Progress(**json.loads(stream.read())), folder)
+
+    def _folders(self) -> list[str]:
+        selector = pyarrow.fs.FileSelector(self._root, allow_not_found=True)
+        return [info.path for info in self._filesystem.get_file_info(selector) if info.base_name.startswith(FOLDER_PREFIX)]
+
+    def _sweep(self) -> None:
+        for folder in self._folders():
+            if self._read(folder) is None:
+                logger.warning("removing %s: a checkpoint that was not finished", folder)
+                self._filesystem.delete_dir(folder)
+
+    def _remove(self, folder: str) -> None:
+        # First what makes it count: half of a checkpoint must not look like one.
+        self._filesystem.delete_file(f"{folder}/{PROGRESS_FILE}")
+        self._filesystem.delete_dir(folder)
 
 
-def save(state: TrainingState, folder: Path) -> None:
-    """Write this rank's shards below `folder`; every rank calls it."""
-    dcp.save({"training": state}, checkpoint_id=str(folder))
+def outdated(saved: Sequence[Saved], keep: int) -> list[Saved]:
+    """Choose what to remove: all but the `keep` newest and the best, as the newest names it. Oldest first in `saved`."""
+    best = saved[-1].progress.best_step if saved else None
+    return [old for old in saved[:-keep] if old.progress.step != best]
 
 
-def load(state: TrainingState, folder: Path) -> None:
-    """Load shards written at any world size; every rank calls it."""
-    dcp.load({"training": state}, checkpoint_id=str(folder))
+def best(saved: Sequence[Saved]) -> Saved | None:
+    """Find the checkpoint of the lowest validation NLL, as the newest names it. Oldest first in `saved`."""
+    step = saved[-1].progress.best_step if saved else None
+    return next((one for one in reversed(saved) if one.progress.step == step), None)
 
 
-def repeated_parameters(model: nn.Module) -> set[str]:
-    """Name the parameters that are another's under a second name, such as a head tied to the embedding."""
-    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - {name for name, _ in model.named_parameters()}
+def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Sharded state by parameter name, a tied weight once: the tensors themselves, not copies of them."""
+    if optimizer is None:
+        weights, rest = get_model_state_dict(model, options=TRAINED), {}
+    else:
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
+        rest = {"optimizer": moments}
+    once = {name for name, _ in model.named_parameters()}
+    return {"model": {name: value for name, value in weights.items() if name in once}, **rest}
 
 
-def export(model: nn.Module, tokenizer_source: str, folder: Path, trust_remote_code: bool = False) -> None:
-    """Write a Hugging Face directory: safetensors, config, generation config, tokenizer with its chat template.
+class _Stager(AsyncStager):
+    """Copies the state to host memory before the next step changes it.
 
-    Every rank calls it; rank 0 writes, to a neighbour that takes the folder's name when it is whole.
+    Not torch's own stagers: they read the null pointer of a DTensor's wrapper where its shard begins within its storage.
     """
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank() == 0:
-        from transformers import AutoTokenizer
 
-        for name in repeated_parameters(model):
-            weights.pop(name, None)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        unsharded: Any = model
-        unsharded.save_pretrained(part, state_dict=weights)
-        AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=trust_remote_code).save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
-    dist.barrier()
+    # The copy is whole when `stage` returns.
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return _copied(state_dict)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if isinstance(value, DTensor):
+        return DTensor(_copied(value.to_local()), value._spec, requires_grad=False)
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -1,36 +1,45 @@
-"""What one training worker does, as a list: read, plan, load, shard, resume, step, validate, save, export."""
+"""What one training worker does, as a list: read, plan, build, resume, step, validate, log, save, export. Knows no Ray."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import ray.train
+import numpy as np
+import pyarrow.fs
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
-from ray.train.torch import get_device
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
+from torch.optim import Optimizer
 
 from ual_ray.config import TrainConfig
-from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TRAIN, VALIDATION, read_table
+from ual_ray.errors import UserError
+from ual_ray.records import TRAIN, VALIDATION
 from ual_ray.sources.models import resolve_model
-from ual_ray.train import checkpoint
-from ual_ray.train.batches import Sample, Step, plan_steps
-from ual_ray.train.model import SmoothedCausalLM, check_loss, load_causal_lm, shard
+from ual_ray.train.batches import Batch, Plan, Step, collate, validation_steps
+from ual_ray.train.card import model_card
+from ual_ray.train.checkpoint import Checkpoints, best
+from ual_ray.train.export import export
+from ual_ray.train.interruptions import Interruptions
+from ual_ray.train.metrics import METRICS_FILE, Metrics, MetricsLog, hardware
+from ual_ray.train.metrics import read_metrics as read_metrics
+from ual_ray.train.model import SmoothedCausalLM, build
+from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
-from ual_ray.train.step import make_optimizer, train_step, validate
+from ual_ray.train.sharding import make_mesh
+from ual_ray.train.step import NonFiniteError, make_optimizer, train_step, validate
+from ual_ray.train.token_store import TokenStore
 
-METRICS_FILE = "metrics.jsonl"
 MODEL_FOLDER = "model"
+NON_FINITE_FILE = "non_finite_ids.txt"
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs; all paths are on storage that every node sees."""
+    """Everything a worker needs; all paths are on storage that every node sees. `lineage` goes into the model card."""
 
     train: TrainConfig
     model: str
@@ -38,95 +47,166 @@ class Job:
     folder: str
     seed: int
     trust_remote_code: bool = False
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
-def train_worker(job: Job) -> None:
-    """Run on every rank."""
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended, the same on every rank; what would only fail again is told here and not raised, lest Ray retry."""
+
+    ending: Literal["finished", "stopped", "non_finite"]
+    step: int
+    message: str = ""
+
+
+class Data:
+    """One split as this rank sees it: the rows, the plan of all steps, and this rank's micro-batches of each."""
+
+    def __init__(self, job: Job, split: str) -> None:
+        """Map the rendered rows, and lay out the steps: all of them, or the one of a validation pass."""
+        config, ranks = job.train, dist.get_world_size()
+        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
+        lengths, targets = self.store.lengths, self.store.target_tokens
+        if split == TRAIN:
+            self.plan = Plan(lengths, targets, config, job.seed, ranks)
+        else:
+            self.plan = validation_steps(lengths, targets, config, ranks)
+        self._packed = config.packing
+
+    def batches(self, step: Step) -> Iterator[Batch]:
+        """Collate this rank's micro-batches of a step."""
+        for micro_batch in step.micro_batches[dist.get_rank()]:
+            sequences = ([self.store[row] for row in self.plan.sequences[number]] for number in micro_batch)
+            yield collate([*sequences], packed=self._packed)
+
+
+def train_worker(
+    job: Job, device: torch.device, storage: pyarrow.fs.FileSystem, root: str, preempted: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """Run on every rank of a process group; checkpoints go to the folder `root` of `storage`.
+
+    `preempted` asks, on all ranks together, whether one of their nodes is about to go. Raises UserError when the model
+    cannot be trained, or the checkpoints are of another training run.
+    """
+    # The same on every rank: it decides the first values of adapters.
     torch.manual_seed(job.seed)
-    config, folder, device = job.train, Path(job.folder), get_device()
-    samples, validation = read_samples(Path(job.tokens))
-    steps = plan([len(sample.input_ids) for sample in samples], config, job.seed, dist.get_world_size())
-    path = resolve_model(job.model)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    model = SmoothedCausalLM(load_causal_lm(path, job.trust_remote_code), config.z_loss)
-    check_loss(model)
-    shard(model, mesh, config)
+    config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
+    writes = dist.get_rank() == 0
+    data, held_out = Data(job, TRAIN), Data(job, VALIDATION)
+    model = build(path, config, make_mesh(config, device), device, job.trust_remote_code)
     optimizer = make_optimizer(model, config)
-    state = resume(checkpoint.TrainingState(model, optimizer))
-    log = MetricsLog(folder / METRICS_FILE, state.finished_steps)
-    if state.finished_steps == 0:
-        log.write(0, validate(model, validation, config, device))
-    for number in range(state.finished_steps, len(steps)):
-        rate = config.learning_rate * learning_rate_share(
-            number, len(steps), config.warmup_share, config.min_learning_rate_share
+    checkpoints = Checkpoints(storage, root, config.keep_checkpoints)
+    progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
+    log = MetricsLog(folder / METRICS_FILE, progress.step, writes=writes)
+    interruptions = Interruptions(folder, preempted, votes=writes)
+    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device)
+    if progress.step == 0:
+        log.write(0, training.validate())
+    outcome, progress = training.run(progress)
+    checkpoints.wait()
+    if outcome.ending == "finished":
+        progress = choose(checkpoints, model, progress, config)
+        card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
+        export(model, path, folder / MODEL_FOLDER, card, job.trust_remote_code)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the steps of a run need."""
+
+    job: Job
+    data: Data
+    held_out: Data
+    model: SmoothedCausalLM
+    optimizer: Optimizer
+    checkpoints: Checkpoints
+    log: MetricsLog
+    interruptions: Interruptions
+    device: torch.device
+
+    def run(self, progress: Progress) -> tuple[Outcome, Progress]:
+        """Take the steps that are left; return how training ended, and where."""
+        config, plan = self.job.train, self.data.plan
+        machine = hardware(self.model, config, dist.get_world_size(), self.device)
+        while not progress.over(config, len(plan)):
+            started, step = time.monotonic(), plan[progress.step]
+            rows, tokens = plan.rows(step), plan.tokens(step)
+            try:
+                metrics, votes = self.take(step, progress)
+            except NonFiniteError as error:
+                return self.blame(rows, progress, error), progress
+            metrics |= machine.speed(tokens, len(rows), time.monotonic() - started)
+            metrics |= {"epoch": step.epoch, "padding_share": 1 - tokens / metrics.pop("positions")}
+            progress = progress.stepped(len(rows), tokens)
+            if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
+                metrics |= measured
+                progress = progress.validated(measured["validation_nll"])
+            self.log.write(progress.step, metrics | {"samples_seen": progress.samples, "tokens_seen": progress.tokens})
+            stop, save = self.interruptions.decide(votes)
+            if stop or save or progress.checkpoint_due(config, len(plan)):
+                self.checkpoints.save(self.model, self.optimizer, progress)
+            if stop:
+                return Outcome("stopped", progress.step), progress
+        return Outcome("finished", progress.step), progress
+
+    def take(self, step: Step, progress: Progress) -> tuple[Metrics, list[float]]:
+        """Take one optimizer step: its global metrics, and the ranks' votes. Raises NonFiniteError before the update."""
+        config, steps = self.job.train, len(self.data.plan)
+        share = learning_rate_share(progress.step, steps, config.warmup_share, config.min_learning_rate_share)
+        seed_generators(self.job.seed, progress.step, dist.get_rank())
+        return train_step(
+            self.model,
+            self.optimizer,
+            [*self.data.batches(step)],
+            self.data.plan.target_tokens(step),
+            config.learning_rate * share,
+            config.max_grad_norm,
+            self.device,
+            self.interruptions.votes(),
         )
-        metrics = train_step(model, optimizer, steps[number], samples, rate, config.max_grad_norm, device)
-        state.finished_steps = number + 1
-        last = state.finished_steps == len(steps)
-        if last or steps[state.finished_steps].epoch != steps[number].epoch:
-            metrics |= validate(model, validation, config, device)
-        log.write(state.finished_steps, metrics)
-        if last or (config.checkpoint_every and state.finished_steps % config.checkpoint_every == 0):
-            save_checkpoint(state)
-    checkpoint.export(model.model, path, folder / MODEL_FOLDER, job.trust_remote_code)
+
+    def validate(self) -> Metrics:
+        """Measure all validation rows; nothing where there are none."""
+        steps = [validate(self.model, self.held_out.batches(step), self.device) for step in self.held_out.plan]
+        return steps[0] if steps else {}
+
+    def blame(self, rows: Sequence[int], progress: Progress, error: NonFiniteError) -> Outcome:
+        """Write down the rows of a step whose loss or gradient is no number; the weights are as before it."""
+        file = Path(self.job.folder) / NON_FINITE_FILE
+        if dist.get_rank() == 0:
+            file.write_text("".join(f"{self.data.store.ids[row]}\n" for row in rows))
+        return Outcome("non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {len(rows)} rows: {file}")
 
 
-def read_samples(tokens: Path) -> tuple[list[Sample], list[Sample]]:
-    """Read the rendered rows: those to train on, and those to validate with."""
-    splits: dict[str, list[Sample]] = {TRAIN: [], VALIDATION: []}
-    for row in read_table(tokens).to_pylist():
-        splits[row[SPLIT]].append(Sample(row[ID], row[INPUT_IDS], row[LABELS], row[ALPHA]))
-    return splits[TRAIN], splits[VALIDATION]
+def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:
+    """Load the newest checkpoint and return where it was saved; `start` where there is none.
+
+    Raises UserError when it is of another plan of steps, and would go on with other rows.
+    """
+    saved = checkpoints.saved()
+    if not saved:
+        return start
+    found = saved[-1].progress
+    if (found.plan, found.seed) != (start.plan, start.seed):
+        raise UserError(
+            "the checkpoints are of another training run",
+            value=f"{saved[-1].folder}: other rows, batches, epochs or seed",
+            fix="give another output folder, or --force to train again from the start",
+        )
+    checkpoints.load(saved[-1], model, optimizer)
+    return found
 
 
-def plan(lengths: Sequence[int], config: TrainConfig, seed: int, world_size: int) -> list[Step]:
-    """Lay out the steps of a training run."""
-    return plan_steps(
-        lengths,
-        epochs=config.epochs,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        world_size=world_size,
-        seed=seed,
-        max_steps=config.max_steps,
-    )
+def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> Progress:
+    """Put the weights that leave into the model: the last, or those of the lowest validation NLL; return their progress."""
+    chosen = best(checkpoints.saved()) if config.export == "best" else None
+    if chosen is None or chosen.progress.step == progress.step:
+        return progress
+    checkpoints.load(chosen, model)
+    return chosen.progress
 
 
-def resume(state: checkpoint.TrainingState) -> checkpoint.TrainingState:
-    """Load the last checkpoint of this run, if a failed attempt left one."""
-    if saved := ray.train.get_checkpoint():
-        with saved.as_directory() as folder:
-            checkpoint.load(state, Path(folder))
-    return state
-
-
-def save_checkpoint(state: checkpoint.TrainingState) -> None:
-    """Write this rank's shards and hand them to Ray Train, which puts them into the run's storage."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(state, Path(folder))
-        ray.train.report({"step": state.finished_steps}, checkpoint=Checkpoint.from_directory(folder))
-
-
-class MetricsLog:
-    """Rank 0 appends one JSON line per step; the driver reads them for progress, MLflow and plots."""
-
-    def __init__(self, path: Path, finished_steps: int) -> None:
-        """Keep the lines of finished steps, drop those a failed attempt wrote beyond its last checkpoint."""
-        self._path = path
-        self._writes = dist.get_rank() == 0
-        if self._writes:
-            kept = [line for line in read_metrics(path) if finished_steps > 0 and line["step"] <= finished_steps]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append the metrics of a step."""
-        if self._writes:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read all whole lines; a line that is being written is left for the next time."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for a step, of all devices, so that a resumed step draws what it would have drawn."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))

@@ -2,53 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+import ray.train
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from ual_ray.config import Config
+from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.progress import Meter, polled
-from ual_ray.train.batches import padding_share
-from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, Job, plan, read_metrics, train_worker
+from ual_ray.records import TRAIN
+from ual_ray.train.batches import Plan
+from ual_ray.train.interruptions import STOP_FILE
+from ual_ray.train.loop import MODEL_FOLDER, NON_FINITE_FILE, Job, Outcome, train_worker
+from ual_ray.train.metrics import METRICS_FILE, Metrics, MetricsReader, read_metrics
+from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
 
 CHECKPOINTS = "checkpoints"
+RUN_NAME_FILE = "run_name"
 
-OnStep = Callable[[dict[str, float]], None]
+OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
+
+logger = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, smoothed: Path, rows: Path | None, folder: Path, make_meter: MakeMeter, on_step: OnStep
+    config: Config,
+    smoothed: Path,
+    rows: Path | None,
+    folder: Path,
+    make_meter: MakeMeter,
+    on_step: OnStep,
+    lineage: Mapping[str, str],
 ) -> dict[str, Any]:
     """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
 
-    `rows` holds the validation rows (None = no validation); `on_step` gets every step's metrics as they come.
-    Interrupted and called again with the same folder, it goes on from its last checkpoint.
+    `rows` holds the validation rows (None = no validation); `on_step` gets every step's metrics as they come; `lineage` goes
+    into the model card. Interrupted and called again with the same folder, it goes on from its last checkpoint. Raises
+    UserError when too many rows cannot be trained on, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counts = render(smoothed, rows, config.model, config.train.max_length, config.trust_remote_code, folder)
-    lengths = counts.pop("lengths")
+    counts = render(config, smoothed, rows, folder)
     if counts["dropped_share"] > config.train.max_dropped_share:
         raise UserError(
-            f"{counts['dropped_rows']} rows cannot be trained on: no response within train.max_length, or not renderable",
-            value=f"their ids are in {folder / DROPPED_FILE}, the reasons of the second kind in the log",
+            f"{counts['dropped_rows']} rows cannot be trained on: {counts['dropped_reasons']}",
+            value=f"their ids are in {folder / DROPPED_FILE}",
             legal=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
             fix="raise train.max_length, or train.max_dropped_share to go on without them",
         )
-    steps = plan(lengths, config.train, config.seed, config.train.num_workers)
-    counts |= {"steps": len(steps), "padding_share": padding_share(steps, lengths)}
-    job = Job(config.train, config.model, str(folder / TOKENS_FOLDER), str(folder), config.seed, config.trust_remote_code)
-    meter = make_meter(len(steps))
+    store = TokenStore.open(folder / TOKENS_FOLDER, TRAIN, config.train.uncertainty_bins)
+    plan = Plan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
+    counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
+    job = Job(
+        config.train,
+        config.model,
+        str(folder / TOKENS_FOLDER),
+        str(folder),
+        config.seed,
+        config.trust_remote_code,
+        dict(lineage),
+    )
+    meter = make_meter(len(plan))
     with closing(meter), polled(_Follower(folder / METRICS_FILE, meter, on_step).read, seconds=1.0):
-        _trainer(job, folder).fit()
+        outcome = fit(job)
+    if outcome.ending == "non_finite":
+        raise UserError(
+            f"training has stopped before an update that would have spoilt the weights: {outcome.message}",
+            legal="a finite loss and gradient",
+            fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
+        )
     last = {name: value for line in read_metrics(folder / METRICS_FILE) for name, value in line.items()}
     return counts | {"last": last, "model": str(folder / MODEL_FOLDER)}
+
+
+def fit(job: Job) -> Outcome:
+    """Train under Ray Train, which starts workers that died again, and start its controller again if that died.
+
+    Told to end (SIGTERM, Ctrl-C), leave the workers train.grace_seconds to save a checkpoint, and pass the exception on.
+    """
+    settings, folder = job.train, Path(job.folder)
+    stop_file = folder / STOP_FILE
+    stop_file.unlink(missing_ok=True)
+    (folder / NON_FINITE_FILE).unlink(missing_ok=True)
+
+    def work() -> Outcome:
+        for failures in range(settings.max_failures + 1):
+            try:
+                return _trainer(job, folder).fit().return_value
+            except RayActorError:
+                # The controller; deaths of workers are for it to see to.
+                if failures == settings.max_failures:
+                    raise
+                logger.exception("the controller of Ray Train has died: starting another, from the last checkpoint")
+        raise AssertionError("the loop returns or raises")
+
+    return _in_thread(work, stop_file.touch, settings.grace_seconds)
+
+
+def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], grace_seconds: float) -> Outcome:
+    """Wait for work that is done in a thread: a signal reaches this one at once, and the work has time to end well."""
+    done: Future[Outcome] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # it is raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="training", daemon=True).start()
+    try:
+        # In pieces: a signal that the system gives to another thread does not end a wait of this one.
+        while not done.done():
+            wait([done], timeout=0.5)
+    except (KeyboardInterrupt, SystemExit):
+        if not done.done():
+            ask_to_stop()
+            wait([done], timeout=grace_seconds)
+            how = (done.exception() or done.result()) if done.done() else "nothing was saved within train.grace_seconds"
+            logger.warning("told to end: %s", how)
+        raise
+    return done.result()
 
 
 def _trainer(job: Job, folder: Path) -> TorchTrainer:
@@ -56,44 +139,61 @@ def _trainer(job: Job, folder: Path) -> TorchTrainer:
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
+    smallest = settings.min_workers or settings.num_workers
     return TorchTrainer(
         _run,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=settings.num_workers if smallest == settings.num_workers else (smallest, settings.num_workers),
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
         run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(folder.resolve()),
+            name=_run_name(folder) if settings.storage else CHECKPOINTS,
+            storage_path=_storage(settings, folder),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
 
 
-def _run(loop_config: dict[str, Any]) -> None:
-    train_worker(loop_config["job"])
+def _storage(settings: TrainConfig, folder: Path) -> str:
+    if settings.storage is None:
+        return str(folder.resolve())
+    return settings.storage if "://" in settings.storage else str(Path(settings.storage).expanduser().resolve())
+
+
+def _run_name(folder: Path) -> str:
+    """Name this training run's part of a storage that runs share; a folder that was emptied is another run."""
+    file = folder / RUN_NAME_FILE
+    if not file.exists():
+        file.write_text(f"{folder.name}-{uuid.uuid4().hex[:8]}")
+    return file.read_text()
+
+
+def _run(loop_config: dict[str, Any]) -> Outcome:
+    storage = ray.train.get_context().get_storage()
+    return train_worker(
+        loop_config["job"],
+        get_device(),
+        storage.storage_filesystem,
+        storage.experiment_fs_path,
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
 
 
 class _Follower:
     """Reads the workers' metrics file while they train and hands each new line on, once."""
 
     def __init__(self, path: Path, meter: Meter, on_step: OnStep) -> None:
-        self._path, self._meter, self._on_step = path, meter, on_step
-        self._next_step = 0
-        self._tokens = 0.0
-        self._note = ""
+        self._reader, self._meter, self._on_step = MetricsReader(path), meter, on_step
+        self._steps, self._tokens, self._note = 0, 0.0, ""
 
     def read(self) -> None:
         """Hand on what is new, and show where training is."""
-        for line in read_metrics(self._path):
-            if line["step"] < self._next_step:
-                continue
-            self._next_step = int(line["step"]) + 1
+        for line in self._reader.read():
+            self._steps = int(line["step"])
             self._tokens += line.get("tokens", 0.0)
             self._on_step(line)
             self._note = f"NLL {line['nll']:.3f}" if "nll" in line else ""
-        self._meter.update(max(0, self._next_step - 1), rate_done=self._tokens, note=self._note)
+        self._meter.update(self._steps, rate_done=self._tokens, note=self._note)

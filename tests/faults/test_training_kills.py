@@ -1,0 +1,340 @@
+"""Processes are killed in the middle of `ual train`: it goes on by itself or with the same command, in the same MLflow run.
+
+Every test ends with the metrics and the weights of an undisturbed run, to the last bit. `pytest -s` shows what was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10
+SETTINGS = {
+    "train.max_steps": STEPS,
+    "train.epochs": 1000,
+    "train.global_batch_size": 4,
+    "train.micro_batch_size": 2,
+    "train.dtype": "float32",
+    "train.learning_rate": 3e-3,
+    "train.checkpoint_every": CHECKPOINT_EVERY,
+    "train.validate_every": VALIDATE_EVERY,
+    "runtime.check_memory": "false",
+}
+WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
+CLOCK = {"tokens_per_second", "peak_memory_gib"}
+PATIENCE = 600.0
+
+Train = Callable[..., "Training"]
+
+
+class Training:
+    """One command `ual train SMOOTHED --validation ROWS --out FOLDER ...`, started once or more."""
+
+    def __init__(
+        self, folder: Path, data: Path, model: Path, environment: dict[str, str] | None, settings: dict[str, Any]
+    ) -> None:
+        self.out = folder / "out"
+        self._printed = folder / "printed.txt"
+        command = [sys.executable, "-m", "ual_ray", "train", str(data / "smoothed.parquet")]
+        command += ["--validation", str(data / "rows"), "--out", str(self.out), f"model={model}"]
+        self._command = [*command, *(f"{key}={value}" for key, value in (SETTINGS | settings).items())]
+        kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self._environment = kept | (environment or {})
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._seen: set[psutil.Process] = set()
+
+    def start(self, **more: object) -> None:
+        with self._printed.open("ab") as printed:
+            self._driver = subprocess.Popen(
+                [*self._command, *(f"{key}={value}" for key, value in more.items())],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, code: int = 0) -> None:
+        assert self._driver is not None
+        wait_until(lambda: self._poll() is not None, "it ends")
+        assert self._driver.returncode == code, f"exit code {self._driver.returncode}\n{self.log()}"
+
+    def run(self, code: int = 0, **more: object) -> None:
+        self.start(**more)
+        self.wait(code)
+
+    def until_step(self, step: int) -> int:
+        """Wait until so many steps are done, and a checkpoint is; return the last step."""
+
+        def now() -> int:
+            assert self._poll() is None, f"it ended before step {step}\n{self.log()}"
+            last = self.last_step()
+            return last if last >= step and self.checkpoints() else 0
+
+        return int(wait_until(now, f"step {step} is done"))
+
+    def kill(self, titled: str) -> list[int]:
+        """Kill -9 one process of it, the first of that title."""
+        found = [process for process in self._processes() if title(process).startswith(titled)]
+        assert found, f"no process {titled}"
+        found[0].kill()
+        return [found[0].pid]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command alone, not to the processes that it started."""
+        assert self._driver is not None
+        self._processes()
+        self._driver.send_signal(number)
+
+    def end(self) -> None:
+        """End whatever of it is still there."""
+        if self._driver is None:
+            return
+        self._processes()
+        if self._driver.poll() is None:
+            self._driver.kill()
+            self._driver.wait()
+        for process in self._seen:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs([*self._seen], timeout=20)
+
+    def lines(self) -> list[dict[str, float]]:
+        """Read the metrics of every step, without what depends on the clock."""
+        file = self.out / "metrics.jsonl"
+        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
+        return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in whole]
+
+    def last_step(self) -> int:
+        return int(self.lines()[-1]["step"]) if self.lines() else 0
+
+    def checkpoints(self) -> list[int]:
+        """List the steps of the whole checkpoints."""
+        return sorted(json.loads(file.read_text())["step"] for file in self.out.glob("checkpoints/step-*/progress.json"))
+
+    def weights(self) -> bytes:
+        return (self.out / "model" / "model.safetensors").read_bytes()
+
+    def mlflow_run(self) -> Any:
+        """Get the one MLflow run of it."""
+        (run,) = self._client.search_runs([self._client.get_experiment_by_name("ual_ray").experiment_id])
+        return run
+
+    def logged_steps(self) -> list[int]:
+        """List the steps that MLflow holds a training loss of."""
+        return [entry.step for entry in self._client.get_metric_history(self.mlflow_run().info.run_id, "nll")]
+
+    @property
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"sqlite:///{self.out}/mlflow.db")
+
+    def log(self) -> str:
+        file = self.out / "ual.log"
+        return self._printed.read_text(errors="replace") + (file.read_text(errors="replace")[-6000:] if file.exists() else "")
+
+    def _poll(self) -> int | None:
+        assert self._driver is not None
+        self._processes()
+        return self._driver.poll()
+
+    def _processes(self) -> list[psutil.Process]:
+        assert self._driver is not None
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self._driver.pid).children(recursive=True)
+        # Its watcher is to outlive it.
+        self._seen.update(process for process in found if "ual_ray.watch" not in title(process))
+        return found
+
+
+def title(process: psutil.Process) -> str:
+    """Return what a process calls itself: Ray writes it there."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
+
+
+def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{seconds:.0f} s have passed without: {what}"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Callable[[str], Any]) -> Path:
+    """Save a random two-layer Llama with a trained tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder, tokenizer = tmp_path_factory.mktemp("model"), chat_tokenizer("chatml")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write rows with alphas and uncertainties, and validation rows."""
+    from ual_ray.records import ALPHA, ROWS, UNCERTAINTY, content_id
+
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    (folder / "rows").mkdir()
+    chats = [
+        [
+            {"role": "user", "content": f"Name colour number {number}. " * (number % 4 + 1)},
+            {"role": "assistant", "content": f"Blue, with {number} drops of green."},
+        ]
+        for number in range(48)
+    ]
+    rows = [
+        {"id": content_id(chat), "source": "test", "split": "validation" if at % 6 == 0 else "train", "messages": chat}  # type: ignore[arg-type]
+        for at, chat in enumerate(chats)
+    ]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, ROWS), folder / "rows" / "rows.parquet")
+    training = [row for row in rows if row["split"] == "train"]
+    table = pa.Table.from_pylist(training, ROWS)
+    for name, high in ((UNCERTAINTY, 1.0), (ALPHA, 0.3)):
+        table = table.append_column(name, pa.array(random.uniform(0, high, len(training))))
+    pyarrow.parquet.write_table(table, folder / "smoothed.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
+    """Make trainings, each in a folder of its own; end their processes whatever happens."""
+    made: list[Training] = []
+
+    def make(environment: dict[str, str] | None = None, **settings: object) -> Training:
+        made.append(Training(tmp_path_factory.mktemp("run"), data, model, environment, settings))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for training in made:
+            training.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train: Train) -> Training:
+    """Train with nothing in the way."""
+    run = train()
+    run.run()
+    assert [line["step"] for line in run.lines()] == list(range(STEPS + 1))
+    return run
+
+
+def assert_same(run: Training, undisturbed: Training) -> None:
+    """Compare the metrics of every step and the weights, exactly, and look for one whole MLflow run."""
+    assert run.lines() == undisturbed.lines()
+    assert run.weights() == undisturbed.weights()
+    assert run.mlflow_run().info.status == "FINISHED"
+    assert run.logged_steps() == list(range(1, STEPS + 1)), "every step is logged once"
+
+
+def transcript(title: str, **figures: object) -> None:
+    print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
+
+
+def test_kill_9_of_a_worker(train: Train, undisturbed: Training) -> None:
+    run = train()
+    run.start()
+    at, saved = run.until_step(45), run.checkpoints()
+    run.kill(WORKER)
+    run.wait()
+    transcript("worker killed", at_step=at, checkpoints=saved, steps=STEPS)
+    assert_same(run, undisturbed)
+
+
+def test_kill_9_of_the_controller(train: Train, undisturbed: Training) -> None:
+    run = train()
+    run.start()
+    at, saved = run.until_step(45), run.checkpoints()
+    run.kill(CONTROLLER)
+    run.wait()
+    transcript("controller killed", at_step=at, checkpoints=saved, steps=STEPS)
+    assert_same(run, undisturbed)
+
+
+def test_kill_9_of_the_driver(train: Train, undisturbed: Training) -> None:
+    run = train()
+    run.start()
+    run.until_step(45)
+    started = time.monotonic()
+    run.signal(signal.SIGKILL)
+    run.wait(-signal.SIGKILL)
+    wait_until(lambda: run.mlflow_run().info.status == "KILLED", "its MLflow run is closed")
+    seconds, killed = time.monotonic() - started, run.mlflow_run()
+    run.end()
+    at, saved = run.last_step(), run.checkpoints()
+
+    run.run()
+    transcript("driver killed", at_step=at, checkpoints=saved, seconds_until_mlflow_said_so=round(seconds))
+    assert_same(run, undisturbed)
+    assert run.mlflow_run().info.run_id == killed.info.run_id
+
+
+def test_sigterm_leaves_time_for_a_checkpoint(train: Train, undisturbed: Training) -> None:
+    run = train(**{"train.checkpoint_every": 1000})
+    run.start()
+    wait_until(lambda: run.last_step() >= 15, "step 15")
+    started = time.monotonic()
+    run.signal(signal.SIGTERM)
+    run.wait(128 + signal.SIGTERM)
+    seconds, at, killed = time.monotonic() - started, run.last_step(), run.mlflow_run()
+    assert run.checkpoints() == [at], "what was done is saved, to the last step"
+    assert killed.info.status == "KILLED"
+
+    run.run()
+    transcript("SIGTERM", at_step=at, checkpoints=[at], seconds_to_the_end=round(seconds, 1))
+    assert_same(run, undisturbed)
+    assert run.mlflow_run().info.run_id == killed.info.run_id
+
+
+def test_a_loss_that_is_no_number_is_told_and_not_tried_again(train: Train) -> None:
+    run = train(**{"train.learning_rate": 1e30, "train.warmup_share": 0})
+    run.run(code=2)
+    printed = run.log()
+    assert "training has stopped before an update that would have spoilt the weights" in printed
+    assert (run.out / "non_finite_ids.txt").read_text().count("\n") == SETTINGS["train.global_batch_size"]
+    assert run.mlflow_run().info.status == "FAILED"
+    assert "[FailurePolicy] RETRY" not in printed
+
+
+def test_training_goes_on_with_fewer_workers_when_a_node_is_gone(train: Train, undisturbed: Training, cluster: Any) -> None:
+    # Two workers of three cores each: one on each of two nodes with four.
+    elastic = {"train.min_workers": 1, "train.cpus_per_worker": 3, "runtime.address": "auto"}
+    run = train(environment=cluster.environment, **elastic)
+    run.start()
+    at = run.until_step(45)
+    assert cluster.on_worker_node()
+    cluster.kill_worker_node()
+    run.wait()
+    transcript("node killed", at_step=at, steps=STEPS)
+    expected, found = undisturbed.lines(), run.lines()
+    assert [line["step"] for line in found] == list(range(STEPS + 1))
+    for one, two in zip(expected, found, strict=True):
+        assert two.get("nll") == pytest.approx(one.get("nll"), abs=1e-4)
+    assert run.mlflow_run().info.status == "FINISHED"

@@ -1,0 +1,272 @@
+"""A training that is interrupted and resumed is the one that was not: to the last bit, or nearly so on other ranks.
+
+Real FSDP workers over gloo, without Ray (the faults tests have it). Also: best, early stopping, what stays on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+
+from ual_ray.train.metrics import read_metrics
+
+WORKER = Path(__file__).with_name("training_worker.py")
+TRAIN = {
+    "dtype": "float32",
+    "epochs": 2,
+    "global_batch_size": 4,
+    "micro_batch_size": 1,
+    "learning_rate": 1e-2,
+    "validate_every": 4,
+    "checkpoint_every": 3,
+    "max_length": 64,
+}
+ROWS, STEPS = 32, 16
+CLOCK = {"tokens_per_second", "peak_memory_gib"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "packing": {"packing": True, "global_batch_size": 2},
+    "adapters": {"lora": {"rank": 4, "dropout": 0.2}, "learning_rate": 3e-2},
+    "replicas": {"replicas": 2, "cpu_offload": True},
+    "bfloat16": {"dtype": "bfloat16", "activation_checkpointing": True, "weight_decay": 0.1},
+}
+
+Launch = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Write random rendered rows with alphas, and with uncertainties but for every fifth row."""
+    from transformers import AutoConfig
+
+    from ual_ray.records import TOKENS
+
+    size = AutoConfig.from_pretrained(tiny_model).vocab_size
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(ROWS + 8):
+        length = int(random.integers(5, 60))
+        ids, prompt = random.integers(10, size, length).tolist(), length // 3
+        rows.append(
+            {
+                "id": f"{number:03d}",
+                "split": "train" if number < ROWS else "validation",
+                "alpha": float(random.uniform(0, 0.3)),
+                "uncertainty": float(random.uniform()) if number % 5 else None,
+                "target_tokens": length - prompt,
+                "input_ids": ids,
+                "labels": [-100] * prompt + ids[prompt:],
+            }
+        )
+    folder = tmp_path_factory.mktemp("tokens")
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, TOKENS) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, TOKENS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the folders of all runs."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def launch(root: Path, tokens: Path, tiny_model: Path) -> Launch:
+    """Run trainings on so many ranks, each `(name, settings)`; those of one name share a folder."""
+
+    def run(ranks: int, *tasks: tuple[str, dict[str, Any]], code: int = 0) -> None:
+        full = []
+        for name, task in tasks:
+            (root / name).mkdir(exist_ok=True)
+            paths = {"folder": str(root / name), "tokens": str(tokens), "model": str(tiny_model)}
+            full.append({**paths, **task, "train": {**TRAIN, **task.get("train", {})}})
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(WORKER), json.dumps(full)], env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == code, done.stderr[-5000:]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launch: Launch, root: Path) -> Path:
+    """Train with nothing in the way: plainly, and in every variant."""
+    launch(2, ("plain", {}), *((name, {"train": train}) for name, train in VARIANTS.items()))
+    return root
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """Read a run's metrics, without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in CLOCK} for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "outcome.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def checkpoints(folder: Path) -> dict[int, dict[str, Any]]:
+    """Read what the whole checkpoints say about themselves, by step."""
+    found = (json.loads(file.read_text()) for file in (folder / "checkpoints").glob("*/progress.json"))
+    return {progress["step"]: progress for progress in found}
+
+
+def checkpointed(folder: Path) -> dict[str, Any]:
+    """Load the newest checkpoint, whole, on this process."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: path.name)
+    state: dict[str, Any] = {}
+    assert dcp
+    _load_state_dict(state, FileSystemReader(newest), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return state
+
+
+def flat(state: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {key: value for part, inner in state.items() for key, value in flat(inner, f"{name}/{part}").items()}
+    return {name: state}
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Compare metrics of every step, exported weights, optimizer state: all of them exactly."""
+    assert lines(one) == lines(two)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(two)[name]), name
+    expected, found = flat(checkpointed(one)), flat(checkpointed(two))
+    assert expected.keys() == found.keys()
+    assert any("exp_avg_sq" in name for name in expected)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name], name
+
+
+def test_a_rank_that_dies_costs_the_steps_since_the_checkpoint_and_nothing_else(launch: Launch, undisturbed: Path) -> None:
+    launch(2, ("killed", {"die_at": 8}), code=1)
+    killed = undisturbed / "killed"
+    assert [line["step"] for line in lines(killed)] == list(range(8))
+    assert max(checkpoints(killed)) == 6
+    launch(2, ("killed", {}))
+    assert outcome(killed)["ending"] == "finished"
+    assert_same(undisturbed / "plain", killed)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_is_uninterrupted_to_the_last_bit(name: str, launch: Launch, undisturbed: Path) -> None:
+    task, stopped = {"train": VARIANTS[name]}, f"{name} stopped"
+    launch(2, (stopped, {**task, "stop_at": 5}))
+    assert outcome(undisturbed / stopped) == {"ending": "stopped", "step": 5, "message": ""}
+    assert max(checkpoints(undisturbed / stopped)) == 5
+    launch(2, (stopped, task))
+    assert_same(undisturbed / name, undisturbed / stopped)
+
+
+def test_two_ranks_then_one_then_two(launch: Launch, undisturbed: Path) -> None:
+    launch(2, ("elastic", {"stop_at": 5}))
+    launch(1, ("elastic", {"stop_at": 10}))
+    launch(2, ("elastic", {}))
+    expected, found = lines(undisturbed / "plain"), lines(undisturbed / "elastic")
+    assert [line["step"] for line in found] == list(range(STEPS + 1))
+    for one, two in zip(expected, found, strict=True):
+        for name in ("nll", "smoothed_loss", "validation_nll"):
+            assert two.get(name) == pytest.approx(one.get(name), abs=1e-5), (one["step"], name)
+        assert two.get("tokens_seen") == one.get("tokens_seen")
+
+
+def test_adapters_are_all_that_their_checkpoint_holds(undisturbed: Path, tiny_model: Path) -> None:
+    names = flat(checkpointed(undisturbed / "adapters"))
+    assert names
+    assert all("lora_" in name for name in names if name.startswith("/model"))
+    merged, base = weights(undisturbed / "adapters"), load_file(tiny_model / "model.safetensors")
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert "model.layers.0.self_attn.q_proj.weight" in changed
+    assert "model.embed_tokens.weight" not in changed
+
+
+def test_the_metrics_of_a_step(undisturbed: Path) -> None:
+    first, last = lines(undisturbed / "plain")[1], lines(undisturbed / "plain")[-1]
+    assert last["samples_seen"] == 2 * ROWS
+    assert last["tokens_seen"] == sum(line["tokens"] for line in lines(undisturbed / "plain")[1:])
+    assert last["epoch"] == 1
+    assert first["smoothed_loss"] == pytest.approx(first["nll"] + first["smoothing"], rel=1e-5)
+    assert 0 <= first["padding_share"] < 1
+    whole = read_metrics(undisturbed / "plain" / "metrics.jsonl")[-1]
+    assert whole["tokens_per_second"] > 0
+    assert 0.05 < whole["peak_memory_gib"] < 10
+    assert any(name.startswith("nll/uncertainty_bin_") for name in first)
+
+
+def test_the_newest_and_the_best_stay(launch: Launch, undisturbed: Path) -> None:
+    plain = undisturbed / "plain"
+    validated = {line["step"]: line["validation_nll"] for line in lines(plain)[1:] if "validation_nll" in line}
+    lowest = min(validated, key=lambda step: validated[step])
+    newest = checkpoints(plain)[STEPS]
+    assert set(checkpoints(plain)) == {STEPS, lowest}
+    assert (newest["best_step"], newest["best_nll"]) == (lowest, validated[lowest])
+
+
+def test_the_best_leaves_and_training_ends_early(launch: Launch, undisturbed: Path, tokens: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    train = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
+    launch(2, ("early", {"train": train}))
+    folder = undisturbed / "early"
+    validated = {line["step"]: line["validation_nll"] for line in lines(folder)[1:]}
+    lowest = min(validated, key=lambda step: validated[step])
+    assert outcome(folder)["step"] == max(validated) == lowest + 2 < 160
+    assert set(checkpoints(folder)) >= {lowest, lowest + 2}
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    with pa.memory_map(str(tokens / "rows.arrow")) as file:
+        rows = [row for row in pa.ipc.open_file(file).read_all().to_pylist() if row["split"] == "validation"]
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="sum").item()
+            count += row["target_tokens"]
+    assert total / count == pytest.approx(validated[lowest], rel=1e-5)
+    assert f"after step {lowest}:" in (folder / "model" / "README.md").read_text()
+
+    # Called again, it knows that it was over.
+    launch(2, ("early", {"train": train}))
+    assert outcome(folder)["step"] == lowest + 2
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(launch: Launch, undisturbed: Path) -> None:
+    launch(2, ("poisoned", {"poison_at": 5}))
+    folder = undisturbed / "poisoned"
+    found = outcome(folder)
+    assert (found["ending"], found["step"]) == ("non_finite", 4)
+    ids = (folder / "non_finite_ids.txt").read_text().split()
+    assert len(ids) == TRAIN["global_batch_size"]
+    assert "step 5" in found["message"]
+    assert [line["step"] for line in lines(folder)] == list(range(5))
+    assert max(checkpoints(folder)) == 4
+    assert not (folder / "model").exists()
+    # The weights on disk are those before: the same command goes on, and ends as if nothing had been.
+    launch(2, ("poisoned", {}))
+    assert_same(undisturbed / "plain", folder)
+
+
+def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, undisturbed: Path) -> None:
+    with pytest.raises(AssertionError, match="the checkpoints are of another training run"):
+        launch(2, ("plain", {"train": {"global_batch_size": 8}}))

@@ -1,0 +1,176 @@
+"""Checkpoints of one process: whole or not there, the newest and the best kept, on any file system of pyarrow."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ual_ray.train import checkpoint
+from ual_ray.train.checkpoint import Checkpoints, Saved, best, outdated
+from ual_ray.train.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Be a process group of one."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(params=["local", "other"])
+def filesystem(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Get this machine's file system, and one that torch knows nothing of, each with a folder in it."""
+    local = pyarrow.fs.LocalFileSystem()
+    if request.param == "local":
+        return local, str(tmp_path / "checkpoints")
+    return pyarrow.fs.SubTreeFileSystem(str(tmp_path), local), "checkpoints"
+
+
+def trained(steps: int = 2, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        model(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def progress(step: int, best_step: int | None = None) -> Progress:
+    return Progress("plan", 7, step=step, samples=step * 4, tokens=step * 100, best_nll=1.5, best_step=best_step)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(folder.name.rpartition("-")[0] for folder in root.iterdir())
+
+
+def equal(one: Any, two: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(equal, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_what_is_saved_comes_back_to_the_last_bit(group: None, filesystem: Any, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpoints = Checkpoints(*filesystem, keep=1)
+    checkpoints.save(model, optimizer, progress(2))
+    (saved,) = checkpoints.saved()
+    assert saved.progress == progress(2)
+    other, other_optimizer = trained(seed=1)
+    Checkpoints(*filesystem, keep=1).load(saved, other, other_optimizer)
+    assert equal(dict(other.state_dict()), dict(model.state_dict()))
+    assert equal(other_optimizer.state_dict(), optimizer.state_dict())
+    weights_only, untouched = trained(seed=2)
+    before = {key: value.clone() for key, value in untouched.state_dict()["state"][0].items()}
+    checkpoints.load(saved, weights_only)
+    assert equal(dict(weights_only.state_dict()), dict(model.state_dict()))
+    assert equal(untouched.state_dict()["state"][0], before)
+
+
+def test_training_goes_on_while_it_is_written(group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained()
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    gate, real = threading.Event(), Checkpoints._commit
+
+    def slowly(*arguments: Any) -> None:
+        assert gate.wait(20)
+        real(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "_commit", slowly)
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1)
+    checkpoints.save(model, optimizer, progress(2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert not list(tmp_path.glob("*/progress.json")), "it does not count before it is whole"
+    gate.set()
+    (saved,) = checkpoints.saved()
+    other, _ = trained(seed=1)
+    checkpoints.load(saved, other)
+    assert equal(dict(other.state_dict()), expected), "the weights at the time of the save"
+
+
+def test_the_newest_and_the_best_stay(group: None, filesystem: Any, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpoints = Checkpoints(*filesystem, keep=2)
+    for step, best_step in ((10, 10), (20, 20), (30, 20), (40, 20), (50, 20)):
+        checkpoints.save(model, optimizer, progress(step, best_step))
+    assert [saved.progress.step for saved in checkpoints.saved()] == [20, 40, 50]
+    assert names(tmp_path / "checkpoints") == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_half_a_checkpoint_does_not_count_and_is_removed(group: None, filesystem: Any, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpoints = Checkpoints(*filesystem, keep=3)
+    for step in (10, 20):
+        checkpoints.save(model, optimizer, progress(step))
+    whole = checkpoints.saved()
+    next((tmp_path / "checkpoints").glob("step-00000020-*/progress.json")).unlink()
+    (tmp_path / "checkpoints" / "somebody else's").mkdir()
+    again = Checkpoints(*filesystem, keep=3)
+    assert again.saved() == whole[:1]
+    assert names(tmp_path / "checkpoints") == ["", "step-00000010"], "what is not ours stays"
+
+
+def test_a_save_that_fails_is_told_of(group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError("no space left on device")
+
+    model, optimizer = trained()
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1)
+    checkpoints.save(model, optimizer, progress(1))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoint.json, "dumps", full)
+    checkpoints.save(model, optimizer, progress(2))
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert [saved.progress.step for saved in Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1).saved()] == [1]
+
+
+def test_frozen_and_tied_weights_are_not_saved_twice_or_at_all(group: None, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    model[2].weight.requires_grad_(False)
+    optimizer = torch.optim.AdamW([model[0].weight])
+    state = checkpoint._state(model, optimizer)
+    assert list(state["model"]) == ["0.weight"]
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1)
+    checkpoints.save(model, optimizer, progress(1))
+    before = model[2].weight.clone()
+    checkpoints.load(checkpoints.saved()[0], model, optimizer)
+    assert torch.equal(model[2].weight, before)
+    assert model[1].weight is model[0].weight
+
+
+def test_the_choice_of_what_goes_is_a_function() -> None:
+    saved = [Saved(progress(step, best_step=20), str(step)) for step in (10, 20, 30, 40)]
+    assert [old.progress.step for old in outdated(saved, 1)] == [10, 30]
+    assert [old.progress.step for old in outdated(saved, 3)] == [10]
+    assert outdated([], 1) == []
+    assert best(saved) is saved[1]
+    assert best([]) is None
+    assert best([Saved(progress(10), "10")]) is None
+
+
+def test_what_progress_says_is_plain_json(group: None, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path), keep=1)
+    checkpoints.save(model, optimizer, progress(3, 2))
+    checkpoints.wait()
+    (file,) = tmp_path.glob("*/progress.json")
+    assert json.loads(file.read_text()) == vars(progress(3, 2))

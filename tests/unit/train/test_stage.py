@@ -1,0 +1,88 @@
+"""Waiting for training: a signal is heard at once, the workers are told, and have their time."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ual_ray.config import TrainConfig
+from ual_ray.train.loop import Outcome
+from ual_ray.train.stage import _in_thread, _run_name, _storage
+
+FINISHED = Outcome("finished", 10)
+
+
+def interrupt_after(seconds: float) -> None:
+    threading.Timer(seconds, signal.raise_signal, [signal.SIGINT]).start()
+
+
+def test_what_the_work_gives_or_raises_comes_through() -> None:
+    assert _in_thread(lambda: FINISHED, lambda: None, 0) is FINISHED
+
+    def fail() -> Outcome:
+        raise OSError("a worker died")
+
+    with pytest.raises(OSError, match="a worker died"):
+        _in_thread(fail, lambda: None, 0)
+
+
+def test_an_interrupt_leaves_time_to_save() -> None:
+    stop, saved = threading.Event(), threading.Event()
+
+    def work() -> Outcome:
+        assert stop.wait(20)
+        time.sleep(0.3)
+        saved.set()
+        return Outcome("stopped", 5)
+
+    interrupt_after(0.2)
+    with pytest.raises(KeyboardInterrupt):
+        _in_thread(work, stop.set, grace_seconds=20)
+    assert saved.is_set()
+
+
+def test_but_no_more_than_was_granted() -> None:
+    forever = threading.Event()
+
+    def work() -> Outcome:
+        forever.wait(30)
+        return FINISHED
+
+    interrupt_after(0.2)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _in_thread(work, lambda: None, grace_seconds=0.5)
+    assert time.monotonic() - started < 5
+    forever.set()
+
+
+def test_a_failure_while_saving_does_not_hide_the_interrupt() -> None:
+    stop = threading.Event()
+
+    def work() -> Outcome:
+        assert stop.wait(20)
+        raise OSError("no space left on device")
+
+    interrupt_after(0.2)
+    with pytest.raises(KeyboardInterrupt):
+        _in_thread(work, stop.set, grace_seconds=20)
+
+
+def test_checkpoints_lie_in_the_output_folder_or_where_they_are_wanted(tmp_path: Path) -> None:
+    assert _storage(TrainConfig(), tmp_path) == str(tmp_path)
+    assert _storage(TrainConfig(storage="s3://bucket/runs"), tmp_path) == "s3://bucket/runs"
+    assert _storage(TrainConfig(storage=str(tmp_path / "a" / "..")), tmp_path) == str(tmp_path)
+
+
+def test_a_storage_that_runs_share_has_a_part_for_each(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "trained" for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, second = map(_run_name, folders)
+    assert first != second
+    assert _run_name(folders[0]) == first, "a run finds its own again"
+    assert first.startswith("trained-")

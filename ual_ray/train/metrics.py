@@ -1,0 +1,166 @@
+"""What a step's sums over tokens say: averages per target token, by uncertainty bin, and how hard the machine worked. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ual_ray.config import TrainConfig
+
+METRICS_FILE = "metrics.jsonl"
+# By the columns of a forward pass's sums (`model.SUMS`): each divided by the number of target tokens.
+AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
+BY_BIN = ("nll", "smoothing", "top1")
+# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; the first name that a device's name holds counts.
+PEAK_TFLOPS = {
+    **{"B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989},
+    **{"A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121},
+    **{"RTX 6000 Ada": 182, "RTX A6000": 155, "RTX 4090": 165, "RTX 3090": 71, "MI325X": 1307, "MI300X": 1307, "MI250": 181},
+}
+BYTES_PER_GIB = 2**30
+
+Metrics = dict[str, float]
+
+
+def averages(loss: float, by_bin: Sequence[Sequence[float]], columns: Sequence[str]) -> Metrics:
+    """Divide global sums by the global number of target tokens.
+
+    loss: the smoothed loss with its z-loss, summed, in nats. by_bin: [bins + 1, columns], row 0 the tokens without a bin.
+    Returns nats per target token, except `top1` in [0, 1] (higher = better) and `target_tokens`, a count; per bin as
+    `nll/uncertainty_bin_1`, 1 = the least uncertain, where the bin has tokens.
+    """
+    totals = dict(zip(columns, map(sum, zip(*by_bin, strict=True)), strict=True))
+    tokens = max(1.0, totals["target_tokens"])
+    metrics = {name: totals[column] / tokens for column, name in AVERAGES.items()}
+    metrics |= {"smoothed_loss": loss / tokens, "target_tokens": totals["target_tokens"]}
+    for number, row in enumerate(by_bin[1:], start=1):
+        sums = dict(zip(columns, row, strict=True))
+        if sums["target_tokens"]:
+            metrics |= {f"{name}/uncertainty_bin_{number}": sums[name] / sums["target_tokens"] for name in BY_BIN}
+    return metrics
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What speed is measured against: a model's size, and the ranks' peak in operations per second (None = not known)."""
+
+    parameters: int
+    trained: int
+    layers: int
+    hidden_size: int
+    peak_flops: float | None
+    device: torch.device
+
+    def flops_per_token(self, length: float) -> float:
+        """Floating-point operations of a token's forward and backward pass, by arXiv 2204.02311, appendix B.
+
+        length: of the token's sample, in tokens. Per parameter 2 forward, 2 backward to the inputs, and 2 more where it is
+        trained; 12 x layers x hidden size x length for attention. Activations that are computed again do not count.
+        """
+        return 4.0 * self.parameters + 2.0 * self.trained + 12.0 * self.layers * self.hidden_size * length
+
+    def speed(self, tokens: int, samples: int, seconds: float) -> Metrics:
+        """Tokens per second over all ranks, without padding; their share of the peak (MFU); this rank's highest memory, GiB."""
+        rate = tokens / seconds
+        metrics = {"tokens": float(tokens), "tokens_per_second": rate, "peak_memory_gib": peak_memory(self.device)}
+        if self.peak_flops is not None:
+            metrics["mfu"] = rate * self.flops_per_token(tokens / max(1, samples)) / self.peak_flops
+        return metrics
+
+
+def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.device) -> Hardware:
+    """Measure a SmoothedCausalLM, sharded or not, and look up the device's peak."""
+    causal_lm: Any = model.model
+    text = causal_lm.config.get_text_config()
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, settings.dtype, settings.peak_tflops)
+    return Hardware(
+        parameters=sum(size for size, _ in sizes),
+        trained=sum(size for size, trained in sizes if trained),
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        peak_flops=None if peak is None else peak * ranks,
+        device=device,
+    )
+
+
+def peak_flops(device_name: str, dtype: str, known: float | None = None) -> float | None:
+    """A worker's peak in operations per second: `known` in TFLOP/s if given, else that of a known GPU; None elsewhere."""
+    if known is not None:
+        return known * 1e12
+    if dtype != "bfloat16":
+        return None
+    return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest memory so far in GiB: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest * (1 if sys.platform == "darwin" else 1024) / BYTES_PER_GIB
+
+
+class MetricsLog:
+    """One JSON line per step; the driver reads them for progress, MLflow and plots."""
+
+    def __init__(self, path: Path, finished_steps: int, *, writes: bool) -> None:
+        """Keep the lines of finished steps, drop those that a failed attempt wrote beyond its last checkpoint.
+
+        `writes`: whether this rank is the one that does.
+        """
+        self._path, self._writes = path, writes
+        if writes:
+            kept = [line for line in read_metrics(path) if finished_steps > 0 and line["step"] <= finished_steps]
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            part.replace(path)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Append the metrics of a step."""
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def at(self, step: int) -> Metrics:
+        """Read the metrics of a step; nothing where none were written."""
+        return next((line for line in read_metrics(self._path) if line["step"] == step), {})
+
+
+class MetricsReader:
+    """Reads what is new in a metrics file, however often a resumed run has written it anew."""
+
+    def __init__(self, path: Path) -> None:
+        """Start at the first line."""
+        self._path = path
+        self._file, self._offset, self._next_step = 0, 0, 0
+
+    def read(self) -> list[Metrics]:
+        """Return the whole lines of steps not returned before, in order of step."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            number = os.fstat(file.fileno()).st_ino
+            if number != self._file:
+                self._file, self._offset = number, 0
+            file.seek(self._offset)
+            whole = file.read().rpartition(b"\n")[0]
+        self._offset += len(whole) + 1 if whole else 0
+        lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] >= self._next_step]
+        self._next_step = int(lines[-1]["step"]) + 1 if lines else self._next_step
+        return lines
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Read all whole lines; a line that is being written is left for the next time."""
+    return MetricsReader(path).read()

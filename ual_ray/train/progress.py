@@ -1,0 +1,53 @@
+"""Where training is, and what is due there: pure, and the same on every rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ual_ray.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All of a checkpoint that is no tensor.
+
+    step: optimizer steps done. With the plan's digest it is the data cursor; the learning rate follows from it, and so do the
+    random numbers, which every step draws from generators seeded by (seed, step, rank). samples, tokens: seen so far, tokens
+    without padding. best_nll: lowest validation NLL of the training so far, in nats per token, measured at best_step;
+    validations_since_best: how many have not been lower since.
+    """
+
+    plan: str
+    seed: int
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    best_nll: float | None = None
+    best_step: int | None = None
+    validations_since_best: int = 0
+
+    def stepped(self, samples: int, tokens: int) -> Progress:
+        """Count one more optimizer step over so many samples and tokens."""
+        return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
+
+    def validated(self, nll: float) -> Progress:
+        """Take note of a validation after the last step; a number that is none is never the best."""
+        if math.isfinite(nll) and (self.best_nll is None or nll < self.best_nll):
+            return replace(self, best_nll=nll, best_step=self.step, validations_since_best=0)
+        return replace(self, validations_since_best=self.validations_since_best + 1)
+
+    def over(self, config: TrainConfig, steps: int) -> bool:
+        """Tell whether training ends here: all steps are done, or enough validations in a row brought nothing."""
+        stale = config.early_stopping is not None and self.validations_since_best >= config.early_stopping
+        return stale or self.step >= steps
+
+    def validation_due(self, config: TrainConfig, steps: int, steps_per_epoch: int) -> bool:
+        """Tell whether to validate after the last step."""
+        every = config.validate_every or steps_per_epoch
+        return self.step % every == 0 or self.step >= steps
+
+    def checkpoint_due(self, config: TrainConfig, steps: int) -> bool:
+        """Tell whether to save after the last step: every so many, at the end, and when validation was never better."""
+        regular = config.checkpoint_every is not None and self.step % config.checkpoint_every == 0
+        return regular or self.over(config, steps) or self.best_step == self.step
