@@ -167,6 +167,12 @@ def train(
         typer.Option(help="Canonical rows, or the --out of `ual elicit`, whose validation split is measured."),
     ] = None,
     config_file: ConfigFile = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it takes: memory, steps, tokens, time. Reads no weights.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="For --dry-run: the workers' GPU, such as H100, where it is not the one here.")
+    ] = None,
     force: Again = False,
     verbose: Verbose = False,
 ) -> None:
@@ -176,6 +182,14 @@ def train(
     config = _load(overrides, config_file)
     source = _find(smoothed, "smoothed.parquet", "ual smooth")
     rows = _find(validation, ROWS_IN, "ual elicit") if validation else None
+    if dry:
+        from ual_ray.report.dry_run import show
+        from ual_ray.train.dry_run import dry_run
+
+        preflight.check_train(config.train)
+        show(dry_run(config, source, gpu), make_console())
+        return
+    preflight.check_validated(config.train, rows is not None)
     preflight.check(config, {"train"})
     with _session(config, out, force, verbose, "train") as session:
         from ual_ray.steps import train_step
@@ -283,8 +297,8 @@ def main() -> None:
 
 
 def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
-    """Read the configuration, with paths that hold in every process of this machine."""
-    return _with_absolute_paths(_read(arguments, config_file))
+    """Read the configuration and the accelerate file it names, with paths that hold in every process of this machine."""
+    return _with_accelerate_config(_with_absolute_paths(_read(arguments, config_file)))
 
 
 def _read(arguments: list[str] | None, config_file: Path | None) -> Config:
@@ -302,7 +316,21 @@ def _with_absolute_paths(config: Config) -> Config:
     given = config.elicit.model_dump(include={"model", "adapter", "embedding_model", "templates", "calibrate_with"})
     elicit = config.elicit.model_copy(update={key: _absolute_name(name) for key, name in given.items() if name})
     data = config.data.model_copy(update={"path": _absolute_name(config.data.path)})
-    return config.model_copy(update={"model": _absolute_name(config.model), "elicit": elicit, "data": data})
+    storage = config.train.storage
+    if storage and "://" not in storage:
+        storage = str(_absolute(Path(storage)))
+    train = config.train.model_copy(update={"storage": storage})
+    return config.model_copy(update={"model": _absolute_name(config.model), "elicit": elicit, "data": data, "train": train})
+
+
+def _with_accelerate_config(config: Config) -> Config:
+    """Put the settings of train.accelerate_config in the place of its name: what it says counts, not where it lies."""
+    if config.train.accelerate_config is None:
+        return config
+    from ual_ray.train.accelerate_config import read_accelerate_config
+
+    train = read_accelerate_config(Path(config.train.accelerate_config).expanduser(), config.train)
+    return config.model_copy(update={"train": train.model_copy(update={"accelerate_config": None})})
 
 
 def _absolute_name(name: str) -> str:

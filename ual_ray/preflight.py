@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import Counter
 from collections.abc import Set
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ual_ray.config import Config, DataConfig
+from ual_ray.config import Config, DataConfig, TrainConfig
 from ual_ray.elicit.engines.in_process import adapter_rank
 from ual_ray.elicit.labels import read_labels
 from ual_ray.elicit.prompts import load_prompts
@@ -22,8 +23,9 @@ from ual_ray.sources.prepare import split_of
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
-# Weights, gradients and AdamW's two moments, all float32.
+# Weights, gradients and AdamW's two moments, all float32; adapters leave the weights, beside which they weigh little.
 TRAINING_BYTES_PER_PARAMETER = 16
+LORA_BYTES_PER_PARAMETER = 4
 # What a worker process needs beside its weights: interpreter, libraries, activations of a small batch.
 WORKER_OVERHEAD_GB = 1.0
 
@@ -36,6 +38,10 @@ def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "eval
         check_model(config.model, "model")
     if "elicit" in stages:
         check_elicitor(config)
+    if "train" in stages:
+        check_train(config.train)
+    if {"elicit", "train"} <= stages:
+        check_validated(config.train, config.data.validation_share > 0)
     if config.runtime.check_memory and not config.runtime.address:
         check_memory(config, psutil.virtual_memory().available / GB, stages)
 
@@ -56,6 +62,35 @@ def check_elicitor(config: Config) -> None:
     check_model(elicit.model, "elicit.model")
     if elicit.adapter is not None:
         adapter_rank(elicit.adapter)
+
+
+def check_train(train: TrainConfig) -> None:
+    """Raise UserError for training settings that cannot work together."""
+    if train.gpus_per_worker not in (0, 1) and not (train.gpus_per_worker < 1 and train.num_workers == 1):
+        raise UserError(
+            "train.gpus_per_worker: a worker trains on one whole GPU",
+            value=train.gpus_per_worker,
+            legal="0 (CPU) or 1; a part of one for a single worker",
+            fix="set train.gpus_per_worker=1, and train.num_workers to the number of GPUs",
+        )
+    if train.storage and "://" not in train.storage:
+        storage = Path(train.storage).expanduser()
+        if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):
+            raise UserError("train.storage cannot be written to", value=storage, legal="a folder that can be written, or made")
+
+
+def check_validated(train: TrainConfig, validated: bool) -> None:
+    """Raise UserError when settings need a validation NLL and there will be none."""
+    needing = {
+        "train.validate_every": train.validate_every is not None,
+        "train.early_stopping": train.early_stopping is not None,
+        "train.export=best": train.export == "best",
+    }
+    if not validated and (named := [key for key, needs in needing.items() if needs]):
+        raise UserError(
+            f"{', '.join(named)}: there are no validation rows",
+            fix="give them (`ual train --validation`; data.validation_share above 0 in `ual run`), or leave these settings out",
+        )
 
 
 def check_data(data: DataConfig) -> None:
@@ -90,7 +125,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
         "train": _training(config),
         "evaluate": _engines(config, config.model, config.evaluate.dtype),
     }
-    fixes = {"train": "use a smaller model"}
+    fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` says more)"}
     for stage, needed in needs.items():
         if stage in stages and needed > available_gb:
             fix = fixes.get(stage, "lower engine.max_actors or engine.kv_cache_gb")
@@ -113,7 +148,8 @@ def _training(config: Config) -> float:
     train = config.train
     if train.gpus_per_worker:
         return 0.0
-    weights = (parameter_count(config.model) or 0) * TRAINING_BYTES_PER_PARAMETER / GB
+    per_parameter = LORA_BYTES_PER_PARAMETER if train.lora.rank else TRAINING_BYTES_PER_PARAMETER
+    weights = (parameter_count(config.model) or 0) * per_parameter * train.replicas / GB
     return weights + train.num_workers * WORKER_OVERHEAD_GB
 
 

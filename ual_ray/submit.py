@@ -1,8 +1,8 @@
 """Submit a pipeline to a Ray cluster through Ray's job server.
 
 What the job needs from here is uploaded with it: the resolved configuration, this package, and the files that the
-configuration names (data, prompts, labels) if they are here. Folders are not: data sets of many files, models and adapters
-have to lie where every node of the cluster sees them, as `output` has to, to which all results go.
+configuration names (data, prompts, labels, accelerate's settings) if they are here. Folders are not: data sets of many files,
+models and adapters have to lie where every node of the cluster sees them, as `output` has to, to which all results go.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def pack(config: Config, folder: Path) -> Packed:
             fix="output=/shared/runs/...",
         )
     _check_models(config)
+    _check_storage(config)
     if redact(config) != config:
         raise UserError("the configuration holds a secret, and jobs are not secret", fix="set it in the cluster's environment")
     uploads = {key: _upload(key, source, folder) for key, source in _files(config).items()}
@@ -101,9 +102,24 @@ def _check_models(config: Config) -> None:
         )
 
 
+def _check_storage(config: Config) -> None:
+    """Raise UserError for a folder of this machine as the place of checkpoints."""
+    storage = config.train.storage
+    if storage and not ADDRESS.match(storage) and not Path(storage).is_absolute():
+        raise UserError(
+            "train.storage is a path of this machine",
+            value=storage,
+            legal="an address (s3://...), or an absolute path that all nodes see",
+        )
+
+
 def _files(config: Config) -> dict[str, Path]:
     """Find the files that have to be uploaded, by key. Raises UserError for what is neither here nor elsewhere."""
-    given = {"elicit.templates": config.elicit.templates, "elicit.calibrate_with": config.elicit.calibrate_with}
+    given = {
+        "elicit.templates": config.elicit.templates,
+        "elicit.calibrate_with": config.elicit.calibrate_with,
+        "train.accelerate_config": config.train.accelerate_config,
+    }
     files = {key: Path(name).expanduser() for key, name in given.items() if name}
     for key, path in list(files.items()):
         if path.is_file():

@@ -12,9 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 from ual_ray import preflight
-from ual_ray.config import Config, DataConfig, load
+from ual_ray.config import Config, DataConfig, TrainConfig, load
 from ual_ray.errors import UserError
-from ual_ray.preflight import check, check_data, check_elicitor, check_input, check_memory, check_port
+from ual_ray.preflight import (
+    check,
+    check_data,
+    check_elicitor,
+    check_input,
+    check_memory,
+    check_port,
+    check_train,
+    check_validated,
+)
 
 ALL = {"elicit", "train", "evaluate"}
 
@@ -176,3 +185,46 @@ def test_a_busy_port_is_refused() -> None:
         with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is busy"):
             check_port("127.0.0.1", port)
     check_port("127.0.0.1", port)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_take_a_quarter_and_replicas_a_multiple(large: Config) -> None:
+    lora = large.model_copy(update={"train": TrainConfig.model_validate({"num_workers": 2, "lora": {"rank": 8}})})
+    check_memory(lora, 3.01, {"train"})
+    with pytest.raises(UserError, match="train does not fit"):
+        check_memory(lora, 2.9, {"train"})
+    replicas = large.model_copy(update={"train": TrainConfig(num_workers=2, replicas=2)})
+    with pytest.raises(UserError, match="needs about 10.0 GB"):
+        check_memory(replicas, 9.9, {"train"})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "legal"), [(1, 8, True), (0, 2, True), (0.5, 1, True), (0.5, 2, False), (2, 1, False)]
+)
+def test_a_worker_trains_on_one_gpu(gpus: float, workers: int, legal: bool) -> None:
+    train = TrainConfig(gpus_per_worker=gpus, num_workers=workers)
+    if legal:
+        check_train(train)
+        return
+    with pytest.raises(UserError, match="train.gpus_per_worker"):
+        check_train(train)
+
+
+def test_storage_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="train.storage cannot be written to"):
+        check_train(TrainConfig(storage=str(tmp_path / "file")))
+    for storage in (str(tmp_path), str(tmp_path / "new"), "s3://bucket/checkpoints", None):
+        check_train(TrainConfig(storage=storage))
+
+
+@pytest.mark.parametrize("override", ["train.export=best", "train.early_stopping=2", "train.validate_every=10"])
+def test_what_needs_validation_rows_is_refused_without_them(override: str) -> None:
+    check_validated(load(None, [override]).train, True)
+    check_validated(load().train, False)
+    with pytest.raises(UserError, match=f"(?s){override.split('=')[0]}.*no validation rows.*--validation"):
+        check_validated(load(None, [override]).train, False)
+    with pytest.raises(UserError, match="no validation rows"):
+        check(load(None, [override, "data.validation_share=0"]))

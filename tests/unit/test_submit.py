@@ -147,3 +147,19 @@ def test_absolute_models_and_hub_names_pass(there: Path) -> None:
 def test_a_relative_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not an absolute path"):
         pack(load(None, ["output=runs/x"]), tmp_path)
+
+
+def test_the_settings_of_accelerate_travel(here: Path, there: Path) -> None:
+    (here / "fsdp.yaml").write_text("fsdp_config: {}\n")
+    packed = pack(load(None, ["train.accelerate_config=fsdp.yaml", "output=/shared/out"]), there)
+    assert (there / "fsdp.yaml").is_file() and packed.config.train.accelerate_config == "fsdp.yaml"
+    assert entrypoint(packed).endswith('"train.accelerate_config=$here/fsdp.yaml"')
+    with pytest.raises(UserError, match="train.accelerate_config does not exist here"):
+        pack(load(None, ["train.accelerate_config=nowhere.yaml", "output=/shared/out"]), there)
+
+
+def test_checkpoints_go_where_all_nodes_see_them(there: Path) -> None:
+    for storage in ("s3://bucket/checkpoints", "/shared/checkpoints"):
+        assert pack(load(None, [f"train.storage={storage}", "output=/shared/out"]), there).config.train.storage == storage
+    with pytest.raises(UserError, match="train.storage is a path of this machine"):
+        pack(load(None, ["train.storage=checkpoints", "output=/shared/out"]), there)

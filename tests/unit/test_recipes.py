@@ -1,0 +1,117 @@
+"""Every recipe for training loads, and a dry run finds that it fits the machines it was written for.
+
+Offline: of each model there is its config.json and the demo's tokenizer; the weights are an empty file that nothing reads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ual_ray.config import load
+from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, content_id
+from ual_ray.train.dry_run import DryRun, dry_run
+from ual_ray.train.memory import Memory
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+SMOOTHED = pa.schema([(ID, pa.string()), (SPLIT, pa.string()), (MESSAGES, MESSAGES_TYPE), (ALPHA, pa.float64())])
+
+# As their makers publish them.
+MODELS: dict[str, dict[str, Any]] = {
+    "train_135m_demo": {
+        **{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536},
+        **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+        "max_position_embeddings": 8192,
+    },
+    "train_1b_lora": {
+        **{"model_type": "olmo2", "vocab_size": 100352, "hidden_size": 2048, "intermediate_size": 8192},
+        **{"num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "tie_word_embeddings": False},
+        "max_position_embeddings": 4096,
+    },
+    "train_7b_fsdp": {
+        **{"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944},
+        **{"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+        "max_position_embeddings": 32768,
+    },
+    "train_70b_hsdp": {
+        **{"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568},
+        **{"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": False},
+        "max_position_embeddings": 32768,
+    },
+}
+# Parameters as the makers state them, in billions, and the GPU that the recipe names.
+STATED = {
+    "train_135m_demo": (0.1345, None),
+    "train_1b_lora": (1.485, "L4"),
+    "train_7b_fsdp": (7.616, "H100"),
+    "train_70b_hsdp": (72.706, "H100"),
+}
+RECIPES = sorted(path.stem for path in CONFIGS.glob("train_*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 400 rows of up to 600 words, with alpha: enough that the largest recipe fills its micro-batches."""
+    path = tmp_path_factory.mktemp("rows") / "smoothed.parquet"
+    chats = [
+        [{"role": "user", "content": f"Say blue {n} times."}, {"role": "assistant", "content": "blue " * (1 + 7 * n % 600)}]
+        for n in range(400)
+    ]
+    rows = [{ID: content_id(chat), SPLIT: TRAIN, MESSAGES: chat, ALPHA: 0.1} for chat in chats]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, SMOOTHED), path)
+    return path
+
+
+def plan(recipe: str, smoothed: Path, tokenizer: Any, folder: Path, *overrides: str, gpu: str | None = None) -> DryRun:
+    """Dry-run a recipe on a model directory that holds no weights."""
+    model = folder / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    tokenizer.save_pretrained(model)
+    (model / "config.json").write_text(json.dumps(MODELS[recipe]))
+    (model / "model.safetensors").touch()
+    config = load(CONFIGS / f"{recipe}.yaml", [f"model={model}", *overrides])
+    return dry_run(config, smoothed, gpu)
+
+
+def test_there_is_a_recipe_for_each_size() -> None:
+    assert set(RECIPES) == set(MODELS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fits_what_it_was_written_for(recipe: str, smoothed: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
+    parameters, gpu = STATED[recipe]
+    # The free memory of a machine that runs tests says nothing about the recipe: its speed and memory are not looked at.
+    speed = [] if gpu else ["runtime.address=auto", "train.peak_tflops=0.1"]
+    found = plan(recipe, smoothed, chat_tokenizer("chatml"), tmp_path, *speed, gpu=gpu)
+    total = found.parameters.total - (found.parameters.trainable if found.config.train.lora.rank else 0)
+    assert total / 1e9 == pytest.approx(parameters, rel=0.001)
+    assert not [text for text in found.advice if "FIT" in text]
+    assert found.memory.peak < (found.device.memory or 5e9)
+    # One micro-batch per step, unless little is trained: in between, every rank holds all gradients.
+    assert found.micro_batch.passes == 1 or found.config.train.lora.rank
+    assert found.micro_batch.rows == found.config.train.micro_batch_size
+    assert found.micro_batch.length > 0.95 * found.config.train.max_length
+    assert found.steps > 0 and found.seconds > 0 and 0 <= found.padding_share < 1
+
+
+def test_what_the_70b_recipe_says_of_itself(smoothed: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
+    def peak(*overrides: str) -> tuple[Memory, float]:
+        found = plan("train_70b_hsdp", smoothed, chat_tokenizer("chatml"), tmp_path, *overrides, gpu="H100")
+        return found.memory, (found.device.memory or 0) - found.memory.peak
+
+    state = ("weights", "gradients", "optimizer")
+    offloaded, _ = peak()
+    assert offloaded.host > 145e9 and not any(offloaded.parts[part] for part in state)
+    assert 8 * offloaded.host < 2.1e12
+    replicas, room = peak("train.cpu_offload=false")
+    assert room < 0 and sum(replicas.parts[part] for part in state) / 1e9 == pytest.approx(145, abs=1)
+    alone, room = peak("train.cpu_offload=false", "train.replicas=1")
+    assert room < 0 and sum(alone.parts[part] for part in state) / 1e9 == pytest.approx(73, abs=1)
+    _, room = peak("train.cpu_offload=false", "train.lora.rank=64")
+    assert room > 0

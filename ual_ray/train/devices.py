@@ -1,0 +1,100 @@
+"""What workers train on: memory and speed of GPUs by data sheet, and of this machine's CPU by a moment's measurement."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ual_ray.config import Config
+from ual_ray.errors import UserError
+from ual_ray.train.metrics import peak_flops
+from ual_ray.train.sharding import DTYPES
+
+GIB = 2**30
+# Memory in GiB as drivers report it. Names are told apart by `metrics.PEAK_TFLOPS`, but for the two sizes of the A100.
+GPU_GIB = {
+    **{"B200": 178, "H200": 139, "H100": 79, "A100-80GB": 79, "A100-40GB": 39, "L40S": 44, "L4": 22, "A10G": 22},
+    **{"RTX 6000 Ada": 47, "RTX 4090": 23, "RTX 3090": 23, "MI300X": 191},
+}
+ASSUMED_GPU = "H100"
+# OURS: the share of a GPU's memory that the gaps between allocations leave.
+USABLE = 0.95
+# OURS: the share of the peak that a step reaches: of a data sheet's on GPUs, of a measured matrix product's on CPUs, where
+# steps of SmolLM2-135M reached 0.49 in bfloat16 and 0.61 in float32.
+GPU_UTILISATION, CPU_UTILISATION = 0.4, 0.5
+# Without tensor cores, float32 products are about so many times slower than bfloat16 (A100: 312 / 19.5).
+FLOAT32_SLOWDOWN = 16
+PRODUCT_SIZE = 1024
+PRODUCT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Device:
+    """One worker's device: `memory` in bytes that it may use (None = not known), `flops` per second that a step reaches.
+
+    `speed_from` says where the speed comes from.
+    """
+
+    name: str
+    memory: int | None
+    flops: float
+    speed_from: str
+
+
+def find_device(config: Config, gpu: str | None = None) -> Device:
+    """Tell what the workers have. gpu: a name of GPU_GIB; None = the GPU of this machine, and without one ASSUMED_GPU.
+
+    Raises UserError for a GPU whose memory or speed is not known.
+    """
+    return _find_gpu(config, gpu) if config.train.gpus_per_worker else _this_cpu(config)
+
+
+def _this_cpu(config: Config) -> Device:
+    train, is_here = config.train, not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    memory = psutil.virtual_memory().available // train.num_workers if is_here else None
+    if train.peak_tflops:
+        rate, source = train.peak_tflops * 1e12, "train.peak_tflops"
+    else:
+        threads = max(1, min(os.cpu_count() or 1, round(train.cpus_per_worker * train.num_workers)))
+        rate = measure_product(train.dtype, threads) / threads * train.cpus_per_worker
+        source = f"{rate / 1e9:.0f} GFLOP/s of a matrix product measured here"
+    name = f"CPU, {train.cpus_per_worker:g} cores" if is_here else f"CPU, {train.cpus_per_worker:g} cores as fast as these here"
+    return Device(name, memory, rate * CPU_UTILISATION, f"{CPU_UTILISATION:.0%} of {source}")
+
+
+def _find_gpu(config: Config, gpu: str | None) -> Device:
+    train, assumed = config.train, ""
+    if gpu is None and torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    elif gpu in (None, *GPU_GIB):
+        name = gpu or ASSUMED_GPU
+        memory, assumed = GPU_GIB[name] * GIB, "" if gpu else " (assumed; --gpu says which)"
+    else:
+        raise UserError("--gpu: the GPU is not known", value=gpu, legal=", ".join(GPU_GIB))
+    bfloat16 = peak_flops(name, "bfloat16", train.peak_tflops)
+    if bfloat16 is None:
+        raise UserError("the peak of the GPU is not known", value=name, fix="set train.peak_tflops, or name another --gpu")
+    slower = FLOAT32_SLOWDOWN if train.dtype == "float32" and train.peak_tflops is None else 1
+    peak = bfloat16 / slower
+    source = f"{GPU_UTILISATION:.0%} of its peak of {peak / 1e12:.0f} TFLOP/s"
+    return Device(name + assumed, int(memory * USABLE), peak * GPU_UTILISATION, source)
+
+
+def measure_product(dtype: str, threads: int) -> float:
+    """Floating-point operations per second of a square matrix product on this machine's CPU, the best of half a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=DTYPES[dtype])
+        best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
+        while time.perf_counter() < end or best == float("inf"):
+            started = time.perf_counter()
+            torch.mm(a, b)
+            best = min(best, time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * PRODUCT_SIZE**3 / best

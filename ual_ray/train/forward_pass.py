@@ -1,0 +1,127 @@
+"""What one micro-batch costs in the decoder, counted in a forward pass over tensors that have shapes but no storage.
+
+Such tensors (torch's FakeTensorMode) go through the model's own code, so the counts hold for any architecture: autograd
+says which of them it saves, torch's flop counter sees every product. A 70B model takes seconds and no memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ual_ray.train.sharding import DTYPES, find_layers
+
+OUTSIDE = -1
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Bytes that autograd keeps of a micro-batch until backward, without head and loss, and operations.
+
+    `kept` is without, `kept_checkpointed` with activation checkpointing: what goes into the layers, and all of the largest
+    layer, computed again. `largest` is the largest single tensor. `flops`: multiplications and additions of forward.
+    """
+
+    kept: int
+    kept_checkpointed: int
+    largest: int
+    flops: float
+
+
+def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, packed: bool) -> ForwardPass:
+    """Run the decoder of a model on the meta device on [rows, length] tokens, in the arithmetic of train.dtype."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model: Any = causal_lm
+    body = model.get_decoder()
+    with FakeTensorMode(), ExitStack() as stack:
+        # FSDP casts parameters, and leaves buffers as they are.
+        state = {name: _fake(parameter, DTYPES[dtype]) for name, parameter in body.named_parameters()}
+        state |= {name: _fake(buffer, buffer.dtype) for name, buffer in body.named_buffers()}
+        kept = _Kept(state.values())
+        for number, layer in enumerate(find_layers(body)):
+            stack.enter_context(layer.register_forward_pre_hook(kept.entering(number), with_kwargs=True))
+            stack.enter_context(layer.register_forward_hook(kept.leave))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.save, lambda tensor: tensor))
+        # torch counts the attention of GPUs, but not the CPU's, whose tensors these are.
+        attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+        flops = stack.enter_context(FlopCounterMode(display=False, custom_mapping=attention))
+        inputs = {
+            "input_ids": torch.zeros(rows, length, dtype=torch.long),
+            "position_ids": torch.arange(length).repeat(rows, 1),
+            "attention_mask": None if packed else torch.ones(rows, length, dtype=torch.long),
+        }
+        torch.func.functional_call(body.train(), state, kwargs={**inputs, "use_cache": False})
+    layers = [size for layer, size in kept.bytes.items() if layer != OUTSIDE]
+    checkpointed = kept.bytes[OUTSIDE] + kept.layer_inputs + max(layers, default=0)
+    return ForwardPass(kept.bytes.total(), checkpointed, kept.largest, float(flops.get_total_flops()))
+
+
+class _Kept:
+    """Adds up what autograd saves, by the layer that is running; every storage once, parameters not at all."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.bytes: Counter[int] = Counter()
+        self.layer_inputs = 0
+        self.largest = 0
+        self._layer = OUTSIDE
+        # By storage. They are kept alive, or a later one could have the address of one that is gone.
+        self._saved = {_storage(parameter): parameter for parameter in parameters}
+        self._given = dict(self._saved)
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """Take note of a tensor that autograd saves."""
+        size = _add(tensor, self._saved)
+        self.bytes[self._layer] += size
+        self.largest = max(self.largest, size)
+        return tensor
+
+    def entering(self, layer: int) -> Any:
+        """Make the hook that runs before a layer: checkpointing keeps what goes into it."""
+
+        def enter(module: nn.Module, arguments: Any, keywords: Any) -> None:
+            self._layer = layer
+            self.layer_inputs += sum(_add(tensor, self._given) for tensor in _tensors([arguments, keywords]))
+
+        return enter
+
+    def leave(self, *_: Any) -> None:
+        """Run behind a layer."""
+        self._layer = OUTSIDE
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    from torch.utils.flop_counter import sdpa_flop_count
+
+    return sdpa_flop_count(query, key, value)
+
+
+def _add(tensor: Tensor, seen: dict[int, Tensor]) -> int:
+    """Bytes of a tensor's storage if it is new, else 0."""
+    if _storage(tensor) in seen:
+        return 0
+    seen[_storage(tensor)] = tensor
+    return tensor.untyped_storage().nbytes()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(values: Any) -> Iterable[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _fake(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(tensor.shape, dtype=dtype).requires_grad_(tensor.requires_grad)
