@@ -1,0 +1,143 @@
+"""The smoothed forward in transformers' own Trainer, against logits and V-sized targets made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+
+from ual_ray.integrations import SmoothedCollator, smoothed, smoothed_loss
+
+VOCABULARY = 600
+ROWS = 8
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes))
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for row in range(ROWS):
+        ids = torch.randint(VOCABULARY, (4 + 3 * row,), generator=generator).tolist()
+        found.append({"input_ids": ids, "labels": [-100] * row + ids[row:], "alpha": 0.05 * row})
+    return found
+
+
+def by_hand(model: Any, rows: list[dict[str, Any]]) -> tuple[Tensor, int]:
+    """Sum over the target tokens of all rows, one at a time, and their number."""
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        wanted = (1 - row["alpha"]) * torch.nn.functional.one_hot(labels.clamp(min=0), VOCABULARY) + row["alpha"] / VOCABULARY
+        losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        total, count = total + losses[labels != -100].sum(), count + int((labels != -100).sum())
+    return total, count
+
+
+def first_step(
+    model: Any,
+    rows: list[dict[str, Any]],
+    chat_tokenizer: Callable[[str], Any],
+    folder: Path,
+    micro_batch: int,
+    **arguments: Any,
+) -> dict[str, Tensor]:
+    """Train one step of plain gradient descent on all rows; return what it took from the parameters, divided by the rate."""
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    settings = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=ROWS // micro_batch,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    Trainer(
+        model,
+        settings,
+        data_collator=SmoothedCollator(DataCollatorForSeq2Seq(tokenizer)),
+        train_dataset=Dataset.from_list(rows),
+        **arguments,
+    ).train()
+    return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("loss_function", [None, smoothed_loss], ids=["model's loss", "loss function"])
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+def test_gradients_under_accumulation_are_those_of_one_batch(
+    model: Any, rows: Any, chat_tokenizer: Any, tmp_path: Path, micro_batch: int, loss_function: Any
+) -> None:
+    total, count = by_hand(model, rows)
+    names = [name for name, _ in model.named_parameters()]
+    expected = dict(zip(names, torch.autograd.grad(total / count, list(model.parameters())), strict=True))
+    found = first_step(smoothed(model), rows, chat_tokenizer, tmp_path, micro_batch, compute_loss_func=loss_function)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+
+
+def test_evaluation_is_unsmoothed_and_other_calls_are_the_models_own(model: Any, rows: Any, chat_tokenizer: Any) -> None:
+    batch = SmoothedCollator(DataCollatorForSeq2Seq(chat_tokenizer("chatml")))([rows[3]])
+    total, count = by_hand(model, [rows[3] | {"alpha": 0.0}])
+    logits = model(batch["input_ids"]).logits
+    smoothed(model).eval()
+    output = model(**batch)
+    torch.testing.assert_close(output.loss, total / count)
+    torch.testing.assert_close(output.nll.float(), total)
+    assert output.target_tokens == count
+    assert torch.equal(model(batch["input_ids"]).logits, logits)
+    model.generate(batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]), max_new_tokens=2)
+
+
+def test_an_all_masked_batch_has_no_loss_and_a_graph(model: Any) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    loss = smoothed(model).train()(input_ids=ids, labels=torch.full_like(ids, -100), alpha=torch.zeros(1, 3)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_other_outputs_are_refused(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"needs smoothed\(model\)"):
+        smoothed_loss(model(torch.tensor([[1, 2]])))
+
+
+def test_adapters_get_the_gradients_of_the_smoothed_loss(model: Any, rows: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model.save_pretrained(tmp_path)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(3)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path), settings)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    total, count = by_hand(adapted, [rows[5]])
+    expected = torch.autograd.grad(total / count, trained)
+    ids, labels = (torch.tensor([rows[5][name]]) for name in ("input_ids", "labels"))
+    loss = smoothed(adapted).train()(input_ids=ids, labels=labels, alpha=torch.full(ids.shape, rows[5]["alpha"])).loss
+    torch.testing.assert_close(torch.autograd.grad(loss, trained), expected)
