@@ -149,7 +149,9 @@ def _run(
     hidden, weight, bias, labels, alpha = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha = alpha.to(exact)
-    chunk_size = options.chunk_size or max(1, DEFAULT_CHUNK_BYTES // (4 * len(weight)))
+    # Slow low precision costs a float32 copy of the weights: smaller chunks make room, and float32 is as fast in them.
+    chunk_bytes = DEFAULT_CHUNK_BYTES // (2 if _is_slow(options.matmul_dtype, weight.device) else 1)
+    chunk_size = options.chunk_size or max(1, chunk_bytes // (4 * len(weight)))
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
     gradients = [
         torch.empty_like(hidden) if wanted[0] else None,
@@ -160,7 +162,7 @@ def _run(
         head = _Head(weight, bias, options, min(chunk_size, len(labels)), gradients)
         for start in range(0, len(labels), chunk_size):
             rows = slice(start, start + chunk_size)
-            h, y, a = hidden[rows].to(options.matmul_dtype), labels[rows], alpha[rows]
+            h, y, a = head.cast(hidden[rows]), labels[rows], alpha[rows]
             *values, lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss)
             for result, value in zip(results, values, strict=True):
                 result[rows] = value
@@ -202,11 +204,13 @@ class _Head:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients) -> None:
-        dtype, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
+        self._rounded, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
+        # Where low precision is slow, its values are multiplied as float32: faster, and nothing is rounded on the way.
+        self._dtype = dtype = exact if _is_slow(options.matmul_dtype, weight.device) else options.matmul_dtype
         self.size = options.vocab_size or len(weight)
         self._softcap = options.softcap
         self._gradients = gradients
-        self._weight = weight[: self.size].to(dtype)
+        self._weight = self.cast(weight[: self.size])
         self._bias = None if bias is None else bias[: self.size].to(exact)
         self._weight_sum = self._weight.sum(0, dtype=exact)
         self._uniform_states = torch.zeros_like(self._weight_sum)
@@ -216,6 +220,10 @@ class _Head:
         self._low = self._logits if self._is_exact else torch.empty_like(self._logits, dtype=dtype)
         self._tanh = torch.empty_like(self._logits) if self._softcap else self._logits
         self._product = None if self._is_exact or gradients[1] is None else torch.empty_like(self._weight)
+
+    def cast(self, values: Tensor) -> Tensor:
+        """Round to the dtype of the products, and give what they are computed in."""
+        return values.to(self._rounded).to(self._dtype)
 
     def logits_and_mean(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return z [chunk, K] and zbar [chunk]; without a soft-cap zbar needs no pass over z."""
@@ -263,6 +271,14 @@ class _Head:
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+
+
+def _is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a processor lacks the units (AMX) that make products of a dtype of 16 bits faster than of float32."""
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    has_units = torch.cpu._is_amx_tile_supported if dtype == torch.bfloat16 else torch.cpu._is_amx_fp16_supported
+    return not has_units()
 
 
 def _check(inputs: _Inputs, options: _Options) -> None:

@@ -414,6 +414,13 @@ def brute_force_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, voca
 
 
 class TestPrecision:
+    @pytest.fixture(autouse=True, params=[True, False], ids=["processor without AMX", "processor with AMX"])
+    def processor(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+            return request.param and dtype in (torch.bfloat16, torch.float16)
+
+        monkeypatch.setattr("ual_ray.train.loss._is_slow", is_slow)
+
     @all_options
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_low_precision_is_near_brute_force(self, options: dict[str, Any], dtype: torch.dtype) -> None:

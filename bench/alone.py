@@ -1,0 +1,46 @@
+"""Each contestant in a process of its own, so that no one's memory or threads are counted as another's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def run_alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call a function of the benchmark's module in a new process, and return what it returns."""
+    names = [argument for argument in arguments if isinstance(argument, str | int)]
+    print(function.__name__, *names, file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def best_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Time a call several times and return the shortest; the first, which warms up, is not counted."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def reset_peak() -> int:
+    """Forget the high-water mark of the resident set; return the resident bytes of now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the high-water mark of this process's resident set since `reset_peak`, or since its start."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return 1024 * int(line.split()[1])
