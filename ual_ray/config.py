@@ -243,7 +243,11 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
-    reshard_after_forward: bool = Field(True, description="free a layer's gathered weights until backward; false is faster")
+    reshard_after_forward: bool = Field(
+        True,
+        description="free a layer's gathered weights until backward, and exchange gradients after every micro-batch; "
+        "false is faster, and holds both whole",
+    )
     activation_checkpointing: bool = Field(
         False, description="compute each layer's activations again in backward: less memory, a third more time"
     )

@@ -30,7 +30,8 @@ from ual_ray.steps import (
     train_step,
 )
 from ual_ray.tracking import Tracker
-from ual_ray.train.loop import METRICS_FILE, MODEL_FOLDER, read_metrics
+from ual_ray.train.loop import MODEL_FOLDER
+from ual_ray.train.metrics import METRICS_FILE, read_metrics
 from ual_ray.workspace import CONFIG_FILE, Workspace, point_to
 
 BASE = "base"

@@ -92,6 +92,8 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
     What engines measured is kept at `store_place`, by a key of its own, so that rows that several data sets share are sent
     once. `retry` sends the rows again that an engine failed on.
     """
+    import ray
+
     from ual_ray.elicit import stage
 
     config = session.config
@@ -129,7 +131,8 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
             run.figure(plots.uncertainty_by_source(figures["histograms"]), "plots/uncertainty_by_source.png")
             run.tags(
                 {
-                    LINEAGE_SCORED: content_digest(folder / SCORED, SMOOTHING_READS),
+                    # In a task, as it takes memory by the number of rows, and the driver takes none.
+                    LINEAGE_SCORED: ray.get(ray.remote(content_digest).remote(folder / SCORED, SMOOTHING_READS)),
                     LINEAGE_PROMPTS: ", ".join(figures["prompt_hashes"]),
                 }
             )

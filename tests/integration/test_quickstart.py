@@ -32,7 +32,7 @@ def test_scores_come_from_the_model(quickstart: tuple[Path, str]) -> None:
 
 
 def test_training_lowers_the_validation_nll_of_both_arms(quickstart: tuple[Path, str]) -> None:
-    from ual_ray.train.loop import read_metrics
+    from ual_ray.train.metrics import read_metrics
 
     output, _ = quickstart
     for arm in ("sft", "ual"):

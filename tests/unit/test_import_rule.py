@@ -38,6 +38,9 @@ PURE = [
     "report/inspection.py",
     "train/loss.py",
     "train/packing.py",
+    "train/metrics.py",
+    "train/progress.py",
+    "train/memory.py",
     "evaluate/metrics.py",
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("evaluate/benchmarks/*.py")),
 ]

@@ -250,9 +250,6 @@ def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"dtype": "bfloat16"}
     if not train.reshard_after_forward:
         yield {"reshard_after_forward": True}
-    at_once = train.micro_batch_size * train.num_workers
-    if train.global_batch_size > at_once:
-        yield {"global_batch_size": at_once}
     if not train.activation_checkpointing:
         yield {"activation_checkpointing": True}
     if train.micro_batch_size > 1:

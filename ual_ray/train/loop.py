@@ -25,7 +25,6 @@ from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
 from ual_ray.train.metrics import METRICS_FILE, Metrics, MetricsLog, hardware
-from ual_ray.train.metrics import read_metrics as read_metrics
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share

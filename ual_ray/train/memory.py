@@ -107,7 +107,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     parts = {
         **state,
         "gathered weights": width * (_gathered_groups(parameters, config) + parameters.root),
-        "whole gradients": _whole_gradients(parameters, width, passes),
+        "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
         "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
         + BACKWARD_TENSORS * forward.largest,
         "loss": loss_bytes(parameters, tokens, width),
@@ -131,13 +131,13 @@ def _gathered_groups(parameters: Parameters, config: TrainConfig) -> int:
     return min(groups, GATHERED_GROUPS * parameters.largest_group) if config.reshard_after_forward else groups
 
 
-def _whole_gradients(parameters: Parameters, width: int, passes: int) -> int:
+def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
     """Bytes of gradients before they are exchanged, of two groups: as backward makes them, and in float32 as they travel.
 
-    Ranks exchange gradients once per step, so that between the micro-batches of a step each has all of them whole.
+    held: ranks exchange gradients once per step, and between the micro-batches of a step each has all of them whole.
     """
     groups = 2 * (width + FLOAT32) * parameters.largest_trainable_group
-    return groups + (FLOAT32 * parameters.trainable if passes > 1 else 0)
+    return groups + (FLOAT32 * parameters.trainable if held else 0)
 
 
 def checkpoint_bytes(trainable: int) -> int:

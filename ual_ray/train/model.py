@@ -40,6 +40,8 @@ class SmoothedCausalLM(nn.Module):
         """Wrap a transformers causal LM; `uncertainty_bins`: sums are told apart by so many bins, 0 or more."""
         super().__init__()
         self.model = model
+        # Whether gradients may stay whole, unsharded, between the micro-batches of a step; `shard` decides.
+        self.holds_gradients = True
         self._z_loss = z_loss
         self._rows = uncertainty_bins + 1
         config: Any = model.config

@@ -89,6 +89,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     # The root's inputs are token ids and alpha: cast to bfloat16, an alpha of 0.1 would be another number.
     fully_shard(model, **shared, mp_policy=replace(precision, cast_forward_inputs=False))
     register_fsdp_forward_method(model, "logits")
+    # Whole gradients are as large as whole weights: who frees the one between uses has no room for the other.
+    smoothed.holds_gradients = not config.reshard_after_forward
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.

@@ -148,13 +148,20 @@ def _trainer(job: Job, folder: Path) -> TorchTrainer:
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend=_backend(settings)),
         run_config=RunConfig(
             name=_run_name(folder) if settings.storage else CHECKPOINTS,
             storage_path=_storage(settings, folder),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
+
+
+def _backend(settings: TrainConfig) -> str:
+    if not settings.gpus_per_worker:
+        return "gloo"
+    # Gradients that are kept in host memory are also measured there.
+    return "cpu:gloo,cuda:nccl" if settings.cpu_offload else "nccl"
 
 
 def _storage(settings: TrainConfig, folder: Path) -> str:

@@ -15,6 +15,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch
 from ual_ray.train.metrics import Metrics, averages
 from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
+from ual_ray.train.sharding import reshard
 
 
 class NonFiniteError(RuntimeError):
@@ -71,12 +72,15 @@ def train_step(
 
 
 def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
-    """Run forward and backward over this rank's micro-batches; gradients travel once, after the last."""
+    """Run forward and backward over this rank's micro-batches.
+
+    Gradients travel after each, or after the last alone where the model may hold them whole until then.
+    """
     last = len(batches) - 1
     passes = []
     for position, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(position == last)
+            model.set_requires_gradient_sync(position == last or not model.holds_gradients)
         forward: ForwardSums = model(batch.to(device))
         # A step without targets has gradients of 0, not of 0/0.
         (forward.loss / max(1, target_tokens)).backward()
@@ -108,12 +112,6 @@ def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float
     by_bin = [values[1 + at : 1 + at + len(SUMS)] for at in range(0, cells, len(SUMS))]
     metrics = averages(values[0], by_bin, SUMS)
     return metrics | {"positions": values[-1]}, values[1 + cells : -1]
-
-
-def reshard(model: nn.Module) -> None:
-    """Have the model hold its shards: FSDP leaves the root gathered after a forward pass that no backward pass follows."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
 
 
 def global_norm(norm: Tensor) -> float:

@@ -152,11 +152,13 @@ def test_what_settings_do_to_the_parts(model: str, changes: dict[str, Any], part
     assert found[1] / found[0] == pytest.approx(ratio, rel=0.01)
 
 
-def test_gradients_are_whole_between_micro_batches(model: str) -> None:
+def test_gradients_are_whole_between_micro_batches_where_they_may_be(model: str) -> None:
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
-    one, two = (estimate(parameters, forward, TrainConfig(), 128, passes).parts["whole gradients"] for passes in (1, 2))
-    assert two - one == 4 * parameters.trainable
+    for reshard, more in ((True, 0), (False, 4 * parameters.trainable)):
+        train = TrainConfig(reshard_after_forward=reshard)
+        one, two = (estimate(parameters, forward, train, 128, passes).parts["whole gradients"] for passes in (1, 2))
+        assert two - one == more
 
 
 def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
