@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ual_ray import config as configuration
+from ual_ray import settings
+from ual_ray.config import DEMO
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.quiet import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, make_console, quiet, tail
 
@@ -71,7 +72,7 @@ def run(
         console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
         pipeline.run(config, console, workspace, stages)
         uri = config.tracking.uri
-        where = configuration.redact_uri(uri) if uri else f"`ual ui --output {_short(workspace.root)}`"
+        where = settings.redact_uri(uri) if uri else f"`ual ui --output {_short(workspace.root)}`"
         console.print(f"\nreport: {_short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False)
 
 
@@ -147,7 +148,7 @@ def smooth(
 ) -> None:
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
     keys = [f"arms.ual.{item}" if "=" in item else item for item in overrides or []]
-    config = configuration.load(None, [*keys, f"seed={seed}"])
+    config = settings.load(None, [*keys, f"seed={seed}"])
     source = _find(scored, SCORED_IN, "ual elicit")
     from ual_ray.steps import Session, smooth_step
     from ual_ray.workspace import Workspace
@@ -246,7 +247,7 @@ def show_config(
     config_file: ConfigFile = None,
 ) -> None:
     """Print the resolved configuration with a comment on every key; it can be saved and given to --config."""
-    typer.echo(configuration.dump(_load(arguments, config_file)), nl=False)
+    typer.echo(settings.dump(_load(arguments, config_file)), nl=False)
 
 
 @app.command()
@@ -308,7 +309,7 @@ def _read(arguments: list[str] | None, config_file: Path | None) -> Config:
         if config_file is not None:
             raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
         config_file = Path(items.pop(0))
-    return configuration.load(config_file, items)
+    return settings.load(config_file, items)
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -334,7 +335,7 @@ def _with_accelerate_config(config: Config) -> Config:
 
 
 def _absolute_name(name: str) -> str:
-    return str(_absolute(Path(name))) if name != configuration.DEMO and Path(name).expanduser().exists() else name
+    return str(_absolute(Path(name))) if name != DEMO and Path(name).expanduser().exists() else name
 
 
 def _check_stages(force: list[str]) -> frozenset[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ual_ray.config import Config, redact_uri
+from ual_ray.config import Config
 from ual_ray.elicit.choice_tree import ChoiceTree, make_tree
 from ual_ray.elicit.estimators import Estimator, make_estimators
 from ual_ray.elicit.requests import Choice, Likelihood, Request, messages_of
@@ -24,6 +24,7 @@ from ual_ray.elicit.scoring import MOST_CUTS, shorten
 from ual_ray.errors import UserError
 from ual_ray.records import ID, SOURCE, SPLIT, TRAIN, Messages, content_id
 from ual_ray.rendering import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.settings import redact_uri
 from ual_ray.sources.formats import BadRow, convert
 from ual_ray.sources.look import Look, look
 from ual_ray.sources.models import resolve_model

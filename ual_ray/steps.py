@@ -14,12 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ual_ray.config import Config, SmoothConfig, redact_values
+from ual_ray.config import Config, SmoothConfig
 from ual_ray.elicit.finish import SCORED
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
 from ual_ray.records import ALPHA, ID, SPLIT, content_digest, file_digest, read_table
 from ual_ray.report import plots
+from ual_ray.settings import redact_values
 from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
 from ual_ray.sources.fingerprint import fingerprint
 from ual_ray.sources.look import look

@@ -20,8 +20,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
 import ual_ray
-from ual_ray.config import DEMO, Config, dump, redact
+from ual_ray.config import DEMO, Config
 from ual_ray.errors import UserError
+from ual_ray.settings import dump, redact
 from ual_ray.sources.files import ADDRESS, find_files
 
 CONFIG_FILE = "config.yaml"

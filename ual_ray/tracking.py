@@ -23,8 +23,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
 from ual_ray import __version__
-from ual_ray.config import TrackingConfig, redact_uri
+from ual_ray.config import TrackingConfig
 from ual_ray.errors import UserError
+from ual_ray.settings import redact_uri
 from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ual_ray.config import DEMO, Config, dump, redact
+from ual_ray.config import DEMO, Config
 from ual_ray.errors import UserError
 from ual_ray.records import SCHEMA_VERSION, digest
+from ual_ray.settings import dump, redact
 from ual_ray.sources.fingerprint import fingerprint
 
 STAGES = ("elicit", "smooth", "train", "evaluate")

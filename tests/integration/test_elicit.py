@@ -75,7 +75,8 @@ def score(local_ray: None, tiny_model: Path) -> Score:
     """Score data into a folder, in this process."""
     from rich.console import Console
 
-    from ual_ray.config import TrackingConfig, load
+    from ual_ray.config import TrackingConfig
+    from ual_ray.settings import load
     from ual_ray.steps import Session, elicit_step
     from ual_ray.tracking import Tracker
     from ual_ray.workspace import point_to

@@ -11,20 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ual_ray.config import (
-    Config,
-    ElicitConfig,
-    EndpointConfig,
-    Section,
-    SmoothConfig,
-    TrainConfig,
-    dump,
-    load,
-    redact,
-    section_at,
-)
+from ual_ray.config import Config, ElicitConfig, EndpointConfig, Section, SmoothConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.records import SPLITS
+from ual_ray.settings import dump, load, redact, section_at
 from ual_ray.steps import NOT_MEASURED
 
 

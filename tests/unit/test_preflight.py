@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ual_ray import preflight
-from ual_ray.config import Config, DataConfig, TrainConfig, load
+from ual_ray.config import Config, DataConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.preflight import (
     check,
@@ -24,6 +24,7 @@ from ual_ray.preflight import (
     check_train,
     check_validated,
 )
+from ual_ray.settings import load
 
 ALL = {"elicit", "train", "evaluate"}
 

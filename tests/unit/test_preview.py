@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from ual_ray import preview as module
-from ual_ray.config import Config, load
+from ual_ray.config import Config
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.requests import (
     Choice,
@@ -30,6 +30,7 @@ from ual_ray.errors import UserError
 from ual_ray.preview import Chat, Piece, as_sent, preview, requests_of, tokens_of
 from ual_ray.records import Message
 from ual_ray.rendering import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.settings import load
 
 TEMPLATES = {"gemma", "rewriting"}
 STYLES = ["chatml", "llama3", "mistral", "gemma"]

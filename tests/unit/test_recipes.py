@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ual_ray.config import load
 from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, content_id
+from ual_ray.settings import load
 from ual_ray.train.dry_run import DryRun, dry_run
 from ual_ray.train.memory import Memory
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ual_ray.config import Config, load
+from ual_ray.config import Config
 from ual_ray.errors import UserError
+from ual_ray.settings import load
 from ual_ray.workspace import KEPT_FILES, Workspace, newest, point_to, run_stage, stage_digest
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ual_ray.config import SmoothConfig, explain
+from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
+from ual_ray.settings import explain
 
 Array = NDArray[np.float64]
 

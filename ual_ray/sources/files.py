@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from ual_ray.config import DataConfig, redact_uri
+from ual_ray.config import DataConfig
 from ual_ray.errors import UserError
+from ual_ray.settings import redact_uri
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 SUFFIXES = ", ".join(KINDS)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from ual_ray.config import DEMO, DataConfig, redact_uri
+from ual_ray.config import DEMO, DataConfig
 from ual_ray.errors import UserError
 from ual_ray.records import Messages
+from ual_ray.settings import redact_uri
 from ual_ray.sources.formats import BadRow, Record, check_columns, columns_of, convert, recognise
 from ual_ray.sources.pieces import Piece, find_pieces, read_piece
 

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
-from ual_ray.config import DEMO, DataConfig, redact_uri
+from ual_ray.config import DEMO, DataConfig
 from ual_ray.errors import UserError
 from ual_ray.records import MESSAGES, SOURCE
+from ual_ray.settings import redact_uri
 from ual_ray.sources.files import UNREADABLE, DataFile, filesystem_of, find_files, naming, refuse_subset
 from ual_ray.sources.formats import BadRow, Record
 from ual_ray.sources.hub import hub_pieces, read_hub

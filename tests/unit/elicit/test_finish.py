@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ual_ray.config import DataConfig, ElicitConfig, EngineConfig, load
+from ual_ray.config import DataConfig, ElicitConfig, EngineConfig
 from ual_ray.elicit import finish as module
 from ual_ray.elicit.finish import SCORED, Finish, read_figures
 from ual_ray.elicit.quality import BINS
 from ual_ray.elicit.stage import check, expected_rows
 from ual_ray.errors import UserError
 from ual_ray.records import ROWS, content_digest, measured_schema, read_table, scored_schema, write_rows
+from ual_ray.settings import load
 from ual_ray.smooth.stage import SMOOTHING_READS
 from ual_ray.sources.look import Look
 

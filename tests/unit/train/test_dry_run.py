@@ -12,10 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from ual_ray.config import Config, TrainConfig, load
+from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, content_id
 from ual_ray.report.dry_run import amount, duration, gib, show
+from ual_ray.settings import load
 from ual_ray.train import devices, dry_run
 from ual_ray.train.dry_run import micro_batch, sample_rows
 from ual_ray.train.forward_pass import forward_pass

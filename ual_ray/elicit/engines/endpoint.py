@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from ual_ray.config import EndpointConfig, EngineConfig, redact_uri
+from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.elicit.engines import EngineSpec
 from ual_ray.elicit.engines.transport import NO_KEY, BackgroundLoop, Pace, connect
 from ual_ray.elicit.requests import (
@@ -37,6 +37,7 @@ from ual_ray.elicit.requests import (
     overlong,
 )
 from ual_ray.errors import UserError
+from ual_ray.settings import redact_uri
 
 logger = logging.getLogger(__name__)
 
