@@ -145,13 +145,19 @@ def _of_length(inspection: Inspection) -> Iterator[str]:
 
 
 def _of_agreement(inspection: Inspection) -> Iterator[str]:
+    """Say in one line each which estimators contradict each other, and which hardly agree: six of them make 15 pairs."""
+    contradicting, strangers = [], []
     for pair in inspection.agreement:
         if {pair.first, pair.second} <= set(inspection.estimators) and pair.n >= MIN_ROWS and pair.spearman is not None:
-            names = f"{pair.first} and {pair.second}"
+            text = f"{pair.first} and {pair.second} (Spearman {number(pair.spearman)})"
             if pair.spearman < -MIN_AGREEMENT:
-                yield f"{names} contradict each other (Spearman {number(pair.spearman)})"
+                contradicting.append(text)
             elif pair.spearman < MIN_AGREEMENT:
-                yield f"{names} hardly agree (Spearman {number(pair.spearman)})"
+                strangers.append(text)
+    if contradicting:
+        yield f"these contradict each other: {', '.join(contradicting)}"
+    if strangers:
+        yield f"these hardly agree: {', '.join(strangers)}"
 
 
 def to_console(inspection: Inspection, console: Console) -> None:

@@ -311,8 +311,8 @@ EVERY = np.arange(200)
         ({"response_length": (-SCORE * 1000).astype(int)}, "uncertainty falls with response length (Spearman -1.00)"),
         ({"uncertainty_verbalized": np.where(EVERY < 80, 0.5, SCORE)}, "40% of the rows share one value of verbalized (0.500)"),
         ({"retest_verbalized": SCORE + NOISE}, "of the spread of verbalized"),
-        ({"uncertainty_nll": np.abs(NOISE)}, "verbalized and nll hardly agree (Spearman "),
-        ({"uncertainty_nll": 1 - SCORE}, "verbalized and nll contradict each other (Spearman -1.00)"),
+        ({"uncertainty_nll": np.abs(NOISE)}, "these hardly agree: verbalized and nll (Spearman "),
+        ({"uncertainty_nll": 1 - SCORE}, "these contradict each other: verbalized and nll (Spearman -1.00)"),
         ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003)"),
         (
             {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
