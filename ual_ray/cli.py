@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ual_ray import settings
-from ual_ray.config import DEMO
+from ual_ray import command, settings
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
-from ual_ray.quiet import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, make_console, quiet, tail
-
-if TYPE_CHECKING:
-    from ual_ray.config import Config
-    from ual_ray.steps import Place, Session
+from ual_ray.quiet import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, make_console
 
 app = typer.Typer(
     name="ual",
@@ -60,20 +53,22 @@ def run(
     from ual_ray import preflight
     from ual_ray.workspace import Workspace
 
-    config = _load(arguments, config_file)
-    stages = _check_stages(force or [])
-    workspace = Workspace(_absolute(Path(config.output)))
+    config = command.load(arguments, config_file)
+    stages = command.check_stages(force or [])
+    workspace = Workspace(command.absolute(Path(config.output)))
     preflight.check(config)
     workspace.check_owner(config)
-    with _terminal(workspace.log_file, verbose) as console:
+    with command.terminal(workspace.log_file, verbose) as console:
         from ual_ray import pipeline
 
         arms = ", ".join(config.arms)
         console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
         pipeline.run(config, console, workspace, stages)
         uri = config.tracking.uri
-        where = settings.redact_uri(uri) if uri else f"`ual ui --output {_short(workspace.root)}`"
-        console.print(f"\nreport: {_short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False)
+        where = settings.redact_uri(uri) if uri else f"`ual ui --output {command.short(workspace.root)}`"
+        console.print(
+            f"\nreport: {command.short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False
+        )
 
 
 @app.command()
@@ -93,13 +88,13 @@ def elicit(
     """
     from ual_ray import preflight
 
-    config = _load([*(overrides or []), f"data.path={data}"], config_file)
+    config = command.load([*(overrides or []), f"data.path={data}"], config_file)
     preflight.check(config, {"elicit"})
-    with _session(config, out, force, verbose, "elicit") as session:
+    with command.session(config, out, force, verbose, "elicit") as session:
         from ual_ray.steps import elicit_step
         from ual_ray.workspace import point_to
 
-        root = _absolute(out)
+        root = command.absolute(out)
         done = elicit_step(session, lambda key: root / key, lambda key: root / "store" / key, retry=retry_failed)
         point_to(root, done.folder)
 
@@ -114,11 +109,11 @@ def inspect(
     overrides: Overrides = None,
 ) -> None:
     """Look at scores before training on them: one HTML page, its short form here, and both in MLflow."""
-    config = _load(overrides, None)
-    source = _find(scored, SCORED_IN, "ual elicit")
+    config = command.load(overrides, None)
+    source = command.find(scored, SCORED_IN, "ual elicit")
     from ual_ray.inspection import inspect_scores
 
-    inspect_scores(config, source, labels, _absolute(html) if html else None, make_console())
+    inspect_scores(config, source, labels, command.absolute(html) if html else None, make_console())
 
 
 @app.command()
@@ -129,7 +124,7 @@ def preview(
     config_file: ConfigFile = None,
 ) -> None:
     """Show what the elicitor will read, and which tokens will be trained on, before anything runs."""
-    config = _load([*(overrides or []), f"data.path={data}"], config_file)
+    config = command.load([*(overrides or []), f"data.path={data}"], config_file)
     from ual_ray.preview import preview as show
 
     show(config, rows, make_console())
@@ -149,13 +144,13 @@ def smooth(
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
     keys = [f"arms.ual.{item}" if "=" in item else item for item in overrides or []]
     config = settings.load(None, [*keys, f"seed={seed}"])
-    source = _find(scored, SCORED_IN, "ual elicit")
+    source = command.find(scored, SCORED_IN, "ual elicit")
     from ual_ray.steps import Session, smooth_step
     from ual_ray.workspace import Workspace
 
     session = Session(config, make_console(), None, frozenset({"smooth"} if force else ()))
-    with Workspace(_absolute(out)).held():
-        smooth_step(session, out.name, config.arms["ual"], source, _at(out))
+    with Workspace(command.absolute(out)).held():
+        smooth_step(session, out.name, config.arms["ual"], source, command.at(out))
 
 
 @app.command()
@@ -180,9 +175,9 @@ def train(
     """Stage 3: fine-tune on rows with alpha; OUT/model is a Hugging Face directory."""
     from ual_ray import preflight
 
-    config = _load(overrides, config_file)
-    source = _find(smoothed, "smoothed.parquet", "ual smooth")
-    rows = _find(validation, ROWS_IN, "ual elicit") if validation else None
+    config = command.load(overrides, config_file)
+    source = command.find(smoothed, "smoothed.parquet", "ual smooth")
+    rows = command.find(validation, ROWS_IN, "ual elicit") if validation else None
     if dry:
         from ual_ray.report.dry_run import show
         from ual_ray.train.dry_run import dry_run
@@ -192,10 +187,10 @@ def train(
         return
     preflight.check_validated(config.train, rows is not None)
     preflight.check(config, {"train"})
-    with _session(config, out, force, verbose, "train") as session:
+    with command.session(config, out, force, verbose, "train") as session:
         from ual_ray.steps import train_step
 
-        train_step(session, out.name, source, rows, _at(out))
+        train_step(session, out.name, source, rows, command.at(out))
 
 
 @app.command()
@@ -212,15 +207,15 @@ def evaluate(
     """Stage 4: NLL and exact match of one model on the test split; OUT/predictions and OUT/figures.json."""
     from ual_ray import preflight
 
-    config = _load([*(overrides or []), f"model={model}"], config_file)
-    source = _find(rows, ROWS_IN, "ual elicit")
+    config = command.load([*(overrides or []), f"model={model}"], config_file)
+    source = command.find(rows, ROWS_IN, "ual elicit")
     preflight.check(config, {"evaluate"})
-    with _session(config, out, force, verbose, "evaluate") as session:
+    with command.session(config, out, force, verbose, "evaluate") as session:
         from ual_ray.steps import evaluate_step
 
         folder = Path(model)
         title = name or (folder.parent.name if folder.name == "model" else folder.name)
-        evaluate_step(session, title, model, source, _at(out))
+        evaluate_step(session, title, model, source, command.at(out))
 
 
 @app.command()
@@ -237,7 +232,7 @@ def report(
     if out is None:
         report_on(folders, None, make_console())
         return
-    with _terminal(out / LOG_FILE, verbose=False) as console:
+    with command.terminal(out / LOG_FILE, verbose=False) as console:
         report_on(folders, out, console)
 
 
@@ -247,7 +242,7 @@ def show_config(
     config_file: ConfigFile = None,
 ) -> None:
     """Print the resolved configuration with a comment on every key; it can be saved and given to --config."""
-    typer.echo(settings.dump(_load(arguments, config_file)), nl=False)
+    typer.echo(settings.dump(command.load(arguments, config_file)), nl=False)
 
 
 @app.command()
@@ -276,7 +271,7 @@ def submit(
     """Submit `ual run CONFIG` to a Ray cluster as a job; local data, prompt and label files are uploaded with it."""
     from ual_ray.submit import submit as submit_job
 
-    config = _read(arguments, config_file)
+    config = command.read(arguments, config_file)
     raise typer.Exit(submit_job(config, address, follow, make_console()))
 
 
@@ -293,143 +288,5 @@ def main() -> None:
             sys.exit(SIGTERM_EXIT_CODE)
         raise
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escape(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {command.escape(error)}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR_EXIT_CODE)
-
-
-def _load(arguments: list[str] | None, config_file: Path | None) -> Config:
-    """Read the configuration and the accelerate file it names, with paths that hold in every process of this machine."""
-    return _with_accelerate_config(_with_absolute_paths(_read(arguments, config_file)))
-
-
-def _read(arguments: list[str] | None, config_file: Path | None) -> Config:
-    """Read [CONFIG] [KEY=VALUE]...: the first argument without '=' is the file."""
-    items = list(arguments or [])
-    if items and "=" not in items[0]:
-        if config_file is not None:
-            raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
-        config_file = Path(items.pop(0))
-    return settings.load(config_file, items)
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Ray's workers have working directories of their own: local models and files get paths that hold there too."""
-    given = config.elicit.model_dump(include={"model", "adapter", "embedding_model", "templates", "calibrate_with"})
-    elicit = config.elicit.model_copy(update={key: _absolute_name(name) for key, name in given.items() if name})
-    data = config.data.model_copy(update={"path": _absolute_name(config.data.path)})
-    storage = config.train.storage
-    if storage and "://" not in storage:
-        storage = str(_absolute(Path(storage)))
-    train = config.train.model_copy(update={"storage": storage})
-    return config.model_copy(update={"model": _absolute_name(config.model), "elicit": elicit, "data": data, "train": train})
-
-
-def _with_accelerate_config(config: Config) -> Config:
-    """Put the settings of train.accelerate_config in the place of its name: what it says counts, not where it lies."""
-    if config.train.accelerate_config is None:
-        return config
-    from ual_ray.train.accelerate_config import read_accelerate_config
-
-    train = read_accelerate_config(Path(config.train.accelerate_config).expanduser(), config.train)
-    return config.model_copy(update={"train": train.model_copy(update={"accelerate_config": None})})
-
-
-def _absolute_name(name: str) -> str:
-    return str(_absolute(Path(name))) if name != DEMO and Path(name).expanduser().exists() else name
-
-
-def _check_stages(force: list[str]) -> frozenset[str]:
-    from ual_ray.workspace import STAGES
-
-    for name in force:
-        if name not in STAGES:
-            raise UserError("--force names no stage", value=name, legal=", ".join(STAGES))
-    return frozenset(force)
-
-
-@contextmanager
-def _session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -> Iterator[Session]:
-    """Hold the folder, the terminal and the MLflow store for a single stage."""
-    from ual_ray.workspace import LOG_FILE, Workspace
-
-    out = _absolute(out)
-    with Workspace(out).held(), _terminal(out / LOG_FILE, verbose) as console:
-        from ual_ray.steps import Session
-        from ual_ray.tracking import Tracker
-
-        session = Session(config, console, Tracker(config.tracking, out), frozenset({stage} if force else ()))
-        with session.cluster:
-            yield session
-        session.say_failures(out / LOG_FILE)
-
-
-@contextmanager
-def _terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
-    """Give a console; keep other output in the log unless it is asked for; explain a crash by the log's last lines."""
-    if verbose:
-        yield make_console()
-        return
-    failure: BaseException | None = None
-    with quiet(log_file) as console:
-        console.print(f"log of Ray, vLLM and transformers: {_short(log_file)}", highlight=False)
-        try:
-            yield console
-        except (UserError, KeyboardInterrupt, SystemExit):
-            raise
-        except Exception as error:
-            import logging
-
-            logging.getLogger(__name__).exception("the command failed")
-            failure = error
-    if failure is not None:
-        if (user_error := _user_error_in(failure)) is not None:
-            raise user_error
-        Console(stderr=True).print(
-            f"[bold red]failed:[/bold red] {type(failure).__name__}: {_escape(failure)[:500]}\n\n"
-            f"[dim]{_escape(tail(log_file))}[/dim]\n\nthe whole log: {log_file}",
-            highlight=False,
-        )
-        raise typer.Exit(1) from failure
-
-
-def _user_error_in(error: BaseException) -> UserError | None:
-    """Find the user's mistake that a Ray worker reported, wrapped in Ray's own errors."""
-    seen: Any = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return UserError(str(seen).rsplit("UserError: ", 1)[-1])
-        workers = getattr(seen, "worker_failures", None) or {}
-        seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
-    return None
-
-
-def _at(folder: Path) -> Place:
-    return lambda _: _absolute(folder)
-
-
-def _absolute(path: Path) -> Path:
-    """Name a path so that Ray's workers, which may have another working directory, find it too."""
-    return path.expanduser().absolute()
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _find(path: Path, inside: str, made_by: str) -> Path:
-    """Find a stage's result in the folder that the stage was given, in its newest part, or take the path itself."""
-    from ual_ray.preflight import check_input
-    from ual_ray.workspace import newest
-
-    path = _absolute(path)
-    found = next(
-        (place for place in (path / inside, newest(path) / inside, newest(path / "elicit") / inside) if place.exists()), path
-    )
-    check_input(found, made_by)
-    return found
-
-
-def _escape(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
