@@ -7,12 +7,16 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEMO = "demo"
+# What arms are compared with besides each other: the model before training, and the answers that a file brings along.
+BASE = "base"
+REFERENCE_ANSWERS = "reference"
 
 EstimatorName = Literal["verbalized", "p_true", "nll", "nll_sum", "self_consistency", "semantic_entropy"]
 ENSEMBLE = "ensemble"
 UncertaintyName = Literal[EstimatorName, "ensemble"]
 FormatName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k", "metamath", "alpaca_eval"]
 MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
+BenchmarkName = Literal["held_out", "gsm8k", "math", "multiple_choice", "open_ended"]
 BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
 Share = float
 
@@ -98,6 +102,11 @@ class EngineConfig(Section):
     price_per_million_generated_tokens: float = Field(0.0, ge=0, description="money per million tokens written")
     arguments: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments, passed as they are")
     endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="the server, for kind = openai")
+
+    def cost(self, prompt_tokens: int, generated_tokens: int) -> float:
+        """Money for so many tokens, by the price options; 0 where no price is given."""
+        prices = (self.price_per_million_prompt_tokens, self.price_per_million_generated_tokens)
+        return (prompt_tokens * prices[0] + generated_tokens * prices[1]) / 1e6
 
     @model_validator(mode="after")
     def _order_actors(self) -> EngineConfig:
@@ -269,14 +278,79 @@ class TrainConfig(Section):
         return self
 
 
+class BenchmarkConfig(Section):
+    """One benchmark: where its questions come from and how they are asked."""
+
+    kind: BenchmarkName = Field("held_out", description=f"one of {', '.join(get_args(BenchmarkName))}")
+    path: str | None = Field(
+        None,
+        description="file, folder, cloud address or hub name of the questions; null = the test split of the run",
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="names of the columns where they differ")
+    subset: str | None = Field(None, description="configuration of a hub data set that has several")
+    split: str | None = Field(None, description="split of a hub data set or datasets directory; null = test")
+    revision: str | None = Field(None, description="revision (branch, tag or commit) of a hub data set; null = newest")
+    max_rows: int | None = Field(None, ge=1, description="ask at most this many questions; null = all")
+    shots: Literal[0, 5] = Field(0, description="gsm8k: worked examples before the question; 0 = the chat template alone")
+    max_new_tokens: int = Field(160, ge=1, description="longest greedy answer, in tokens")
+
+    def data(self) -> DataConfig | None:
+        """Spell where the questions are as a data section, for the readers; None for those of the run's own test split."""
+        if self.path is None:
+            return None
+        options = self.model_dump(include={"path", "columns", "subset", "revision", "max_rows"})
+        return DataConfig(**options, split=self.split or "test")
+
+
+class CalibrationConfig(Section):
+    """How well probabilities say how often a model is right, before and after temperature scaling."""
+
+    enabled: bool = Field(True, description="measure calibration of every model")
+    max_tokens: int = Field(20_000, ge=1, description="response tokens looked at, of the validation and of the test split each")
+    bins: int = Field(15, ge=2, description="bins of the expected calibration error")
+
+
+class ClusteringConfig(Section):
+    """How the hidden states of frequent tokens lie before and after training."""
+
+    tokens: int = Field(10, ge=0, description="classes: the most frequent response tokens of the test split; 0 = no clustering")
+    positions: int = Field(100, ge=2, description="positions looked at per class, at most")
+
+
+class JudgeConfig(Section):
+    """A model that compares two answers; it runs on the engine of scoring."""
+
+    model: str | None = Field(None, description="the judge: hub name, directory, 'demo', or the server's name; null = none")
+    against: str = Field(
+        "sft", description="whose answers the others are compared with: an arm, base, or reference (the file's)"
+    )
+    mode: Literal["logprobs", "sampled"] = Field(
+        "logprobs", description="preference from the log-probabilities of the two verdicts, or from one sampled verdict"
+    )
+    trial_rows: int = Field(10, ge=1, description="pairs judged first, to see whether the verdicts can be read")
+    min_parse_share: Share = Field(0.5, ge=0, le=1, description="stop when fewer verdicts of the trial than this can be read")
+    templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/evaluate/judge.yaml")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="arithmetic of the judge")
+
+
+def _default_benchmarks() -> dict[str, BenchmarkConfig]:
+    return {"held_out": BenchmarkConfig(kind="held_out"), "gsm8k": BenchmarkConfig(kind="gsm8k")}
+
+
 class EvaluateConfig(Section):
     """Stage 4: what every model is measured on."""
 
-    max_new_tokens: int = Field(160, ge=1, description="longest greedy answer to a deterministic question, in tokens")
+    benchmarks: dict[str, BenchmarkConfig] = Field(
+        default_factory=_default_benchmarks, min_length=1, description="by name; a file's benchmarks replace these"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "float32",
         description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds",
     )
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="calibration")
+    clustering: ClusteringConfig = Field(default_factory=ClusteringConfig, description="token clustering")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every confidence interval and comparison")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the confidence intervals, and of better and worse")
 
 
 class TrackingConfig(Section):
@@ -313,6 +387,7 @@ class Config(Section):
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="stage 3, train")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage 4, evaluate")
+    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="pairwise judging")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="stage 5, report")
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="the Ray cluster")
     output: str = Field("runs/demo", description="the folder everything of a run is written to")
@@ -338,6 +413,22 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_are_file_names(self) -> Config:
         for arm in self.arms:
-            if not arm.replace("-", "").replace("_", "").isalnum() or arm == "base":
-                raise ValueError(f"arm '{arm}' must be letters, digits, '-' or '_', and not 'base' (the untrained model)")
+            if not _is_file_name(arm) or arm in (BASE, REFERENCE_ANSWERS):
+                raise ValueError(
+                    f"arm '{arm}' must be letters, digits, '-' or '_', and neither 'base' (the untrained model) nor 'reference'"
+                )
+        for name in self.evaluate.benchmarks:
+            if not _is_file_name(name):
+                raise ValueError(f"evaluate.benchmarks: '{name}' must be letters, digits, '-' or '_'")
         return self
+
+    @model_validator(mode="after")
+    def _judge_has_a_side(self) -> Config:
+        sides = [*self.arms, BASE, REFERENCE_ANSWERS]
+        if self.judge.model is not None and self.judge.against not in sides:
+            raise ValueError(f"judge.against '{self.judge.against}' must be one of {', '.join(sides)}")
+        return self
+
+
+def _is_file_name(name: str) -> bool:
+    return name.replace("-", "").replace("_", "").isalnum()

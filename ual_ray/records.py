@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ID_LENGTH = 16
 
 
@@ -57,13 +57,40 @@ INPUT_IDS = "input_ids"
 LABELS = "labels"
 
 # What evaluation writes.
+BENCHMARK = "benchmark"
+BENCHMARK_VERSION = "benchmark_version"
 MODEL = "model"
+MODEL_DIGEST = "model_digest"
+ENGINE_DIGEST = "engine_digest"
+ANSWER = "answer"
+CHOICES = "choices"
+REFERENCE = "reference"
+PREDICTION = "prediction"
+EXTRACTED = "extracted"
+SCORES = "scores"
+CONFIDENCE = "confidence"
 NLL_SUM = "nll_sum"
 TARGET_TOKENS = "target_tokens"
-ANSWER = "answer"
-PREDICTION = "prediction"
-CORRECT_STRICT = "correct_strict"
-CORRECT_FLEXIBLE = "correct_flexible"
+
+# What judging adds.
+CANDIDATE = "candidate"
+JUDGE = "judge"
+PREFERENCE = "preference"
+CANDIDATE_FIRST = "candidate_first"
+LENGTH_CANDIDATE = "length_candidate"
+LENGTH_REFERENCE = "length_reference"
+TEXT_CANDIDATE = "text_candidate"
+TEXT_REFERENCE = "text_reference"
+
+# What calibration adds, one row per token; `scaled_` = after temperature scaling.
+POSITION = "position"
+VOCABULARY_ID = "token_id"
+NLL = "nll"
+CORRECT = "correct"
+BRIER = "brier"
+SCALED_NLL = "scaled_nll"
+SCALED_CONFIDENCE = "scaled_confidence"
+SCALED_BRIER = "scaled_brier"
 
 STATUS_OK = "ok"
 STATUS_QUARANTINED = "quarantined"
@@ -143,19 +170,81 @@ TOKENS = pa.schema(
     ]
 )
 
-EVALUATED = pa.schema(
+# `answer` is the gold answer as text (of a choice: its number from 0), `reference` another system's answer to compare with.
+QUESTIONS = pa.schema(
+    [
+        (ID, pa.string()),
+        (BENCHMARK, pa.string()),
+        (BENCHMARK_VERSION, pa.int64()),
+        (SOURCE, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+        (ANSWER, pa.string()),
+        (CHOICES, pa.list_(pa.string())),
+        (REFERENCE, pa.string()),
+    ]
+)
+
+# The id is that of the question: rows of different models with the same id pair. `scores` holds one value per metric of
+# `evaluate.metrics`, `extracted` what was read out of the prediction, `confidence` (in [0, 1]) how sure the model was of it.
+RESULTS = pa.schema(
+    [
+        *QUESTIONS,
+        (MODEL, pa.string()),
+        (MODEL_DIGEST, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (ENGINE_DIGEST, pa.string()),
+        (PREDICTION, pa.string()),
+        (EXTRACTED, pa.map_(pa.string(), pa.string())),
+        (SCORES, pa.map_(pa.string(), pa.float64())),
+        (CONFIDENCE, pa.float64()),
+        (NLL_SUM, pa.float64()),
+        (TARGET_TOKENS, pa.int64()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+)
+
+# `preference` is in [1, 2], higher = the candidate's answer is the better one; null = no verdict. Lengths are in characters.
+VERDICTS = pa.schema(
+    [
+        (ID, pa.string()),
+        (BENCHMARK, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+        (CANDIDATE, pa.string()),
+        (REFERENCE, pa.string()),
+        (TEXT_CANDIDATE, pa.string()),
+        (TEXT_REFERENCE, pa.string()),
+        (LENGTH_CANDIDATE, pa.int64()),
+        (LENGTH_REFERENCE, pa.int64()),
+        (CANDIDATE_FIRST, pa.bool_()),
+        (PREFERENCE, pa.float64()),
+        (JUDGE, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (ENGINE_DIGEST, pa.string()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+)
+
+# One row per response token of a test row: NLL in nats, `confidence` the probability of the likeliest token, `correct` whether
+# that is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
+TOKEN_STATISTICS = pa.schema(
     [
         (ID, pa.string()),
         (SOURCE, pa.string()),
-        (MODEL, pa.string()),
-        (NLL_SUM, pa.float64()),
-        (TARGET_TOKENS, pa.int64()),
-        (ANSWER, pa.string()),
-        (PREDICTION, pa.string()),
-        (CORRECT_STRICT, pa.bool_()),
-        (CORRECT_FLEXIBLE, pa.bool_()),
-        (STATUS, pa.string()),
-        (ERROR, pa.string()),
+        (POSITION, pa.int32()),
+        (VOCABULARY_ID, pa.int32()),
+        (NLL, pa.float64()),
+        (CONFIDENCE, pa.float64()),
+        (CORRECT, pa.bool_()),
+        (BRIER, pa.float64()),
+        (SCALED_NLL, pa.float64()),
+        (SCALED_CONFIDENCE, pa.float64()),
+        (SCALED_BRIER, pa.float64()),
     ]
 )
 

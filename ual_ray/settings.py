@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from ual_ray.config import Config, Section, SmoothConfig
+from ual_ray.config import Config, Section
 from ual_ray.errors import UserError
 
 SECRET_KEY = re.compile(r"(?i)(token|password|secret|api_?key)$")
@@ -29,12 +29,14 @@ MASK = "***"
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge defaults, a YAML file and key=value overrides, and check the result.
 
-    A file's `arms` replace the default arms; overrides change single values. Raises UserError.
+    A file's `arms` and `benchmarks` replace the default ones; overrides change single values. Raises UserError.
     """
     base = Config().model_dump(mode="json")
     file = _read_yaml(Path(path)) if path is not None else {}
     if "arms" in file:
         base["arms"] = {}
+    if isinstance(file.get("evaluate"), dict) and "benchmarks" in file["evaluate"]:
+        base["evaluate"]["benchmarks"] = {}
     for key, value in file.items():
         if isinstance(base.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"bad value for '{key}': it has keys of its own", value=value, fix="`ual config` prints every key")
@@ -63,16 +65,23 @@ def validate(values: Any) -> Config:
 
 
 def section_at(path: Sequence[str | int]) -> type[Section] | None:
-    """Find the section class that a key path leads to; arms lead to SmoothConfig."""
-    section: type[Section] = Config
-    for position, key in enumerate(path):
-        if section is Config and key == "arms":
-            return SmoothConfig if position + 1 < len(path) else None
-        annotation = section.model_fields[str(key)].annotation if str(key) in section.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+    """Find the section class that a key path leads to: also through a name of the user's, of an arm or of a benchmark."""
+    section: type[Section] | None = Config
+    named: type[Section] | None = None
+    for key in path:
+        if named is not None:
+            section, named = named, None
+            continue
+        if section is None or str(key) not in section.model_fields:
             return None
-        section = annotation
+        annotation = section.model_fields[str(key)].annotation
+        section = _section(annotation)
+        named = next(filter(None, map(_section, get_args(annotation))), None)
     return section
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def dump(config: Config) -> str:
@@ -89,6 +98,8 @@ def redact_values(values: Any, key: str = "") -> Any:
     """Mask the values of keys that name a secret, and the user's part of addresses."""
     if isinstance(values, dict):
         return {name: redact_values(value, str(name)) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [redact_values(value, key) for value in values]
     if isinstance(values, str):
         return MASK if SECRET_KEY.search(key) else redact_uri(values)
     return values

@@ -11,7 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ual_ray.config import Config, ElicitConfig, EndpointConfig, Section, SmoothConfig, TrainConfig
+from ual_ray.config import (
+    BenchmarkConfig,
+    CalibrationConfig,
+    Config,
+    ElicitConfig,
+    EndpointConfig,
+    Section,
+    SmoothConfig,
+    TrainConfig,
+)
 from ual_ray.errors import UserError
 from ual_ray.records import SPLITS
 from ual_ray.settings import dump, load, redact, section_at
@@ -91,7 +100,7 @@ def test_any_legal_name_of_an_arm_survives_dump_and_load(arm: str, tmp_path: Pat
 
 
 def test_dump_explains_every_key() -> None:
-    lines = [line for line in dump(Config()).splitlines() if not re.fullmatch(r'  "?(sft|ual)"?:', line)]
+    lines = [line for line in dump(Config()).splitlines() if not re.fullmatch(r' +"?(sft|ual|held_out|gsm8k)"?:', line)]
     assert all(re.fullmatch(r" *\w+:.*  # \w.*", line) for line in lines)
     keys = {line.split(":")[0].strip() for line in lines}
     assert {"data", "path", "learning_rate", "alpha_cap", "kv_cache_gb", "experiment", "seed"} <= keys
@@ -195,6 +204,20 @@ def test_the_arms_of_a_file_replace_the_default_arms(tmp_path: Path) -> None:
     path = write(tmp_path, "arms:\n  half:\n    map: constant\n    alpha_mean: 0.05\n")
     assert load(path).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.05)}
     assert load(path, ["arms.half.alpha_mean=0.3"]).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.3)}
+
+
+def test_the_benchmarks_of_a_file_replace_the_default_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, "evaluate:\n  benchmarks:\n    maths: {kind: math, path: x.jsonl}\n  resamples: 500\n")
+    evaluate = load(path).evaluate
+    assert evaluate.benchmarks == {"maths": BenchmarkConfig(kind="math", path="x.jsonl")}
+    assert (evaluate.resamples, evaluate.dtype) == (500, Config().evaluate.dtype)
+    added = load(None, ["evaluate.benchmarks.maths.kind=math"]).evaluate.benchmarks
+    assert [*added] == ["held_out", "gsm8k", "maths"]
+
+
+def test_an_unknown_key_of_a_benchmark_is_explained() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'evaluate.benchmarks.gsm8k.shot'(?s:.*)shots"):
+        load(None, ["evaluate.benchmarks.gsm8k.shot=5"])
 
 
 def test_a_file_without_arms_keeps_them(tmp_path: Path) -> None:
@@ -370,6 +393,9 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
         (["arms.ual.alpha_mean=0.5"], "alpha_mean (0.5) must not be above alpha_cap (0.4)"),
         (["arms.base.map=none"], "arm 'base'"),
         (["arms.a/b.map=none"], "arm 'a/b'"),
+        (["arms.reference.map=none"], "arm 'reference'"),
+        (["evaluate.benchmarks.a/b.kind=math"], "evaluate.benchmarks: 'a/b'"),
+        (["judge.model=demo", "judge.against=nobody"], "judge.against 'nobody' must be one of sft, ual, base, reference"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: str) -> None:
@@ -419,6 +445,9 @@ def test_the_shares_of_the_splits_add_up() -> None:
         (["train"], TrainConfig),
         (["arms", "ual"], SmoothConfig),
         (["arms"], None),
+        (["evaluate", "benchmarks", "gsm8k"], BenchmarkConfig),
+        (["evaluate", "benchmarks"], None),
+        (["evaluate", "calibration"], CalibrationConfig),
         (["seed"], None),
         (["nothing"], None),
     ],

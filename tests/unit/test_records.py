@@ -122,7 +122,14 @@ def test_a_failed_write_leaves_the_old_file(rows: list[dict[str, Any]], tmp_path
 
 
 def test_columns_have_different_names() -> None:
-    for schema in (records.ROWS, records.TOKENS, records.EVALUATED, scored_schema(["verbalized", "p_true", "nll"])):
+    for schema in (
+        records.ROWS,
+        records.TOKENS,
+        records.RESULTS,
+        records.VERDICTS,
+        records.TOKEN_STATISTICS,
+        scored_schema(["verbalized", "p_true", "nll"]),
+    ):
         assert len(set(schema.names)) == len(schema.names)
 
 
