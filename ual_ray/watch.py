@@ -1,6 +1,7 @@
 """Close the MLflow runs of a process that was killed with no time to do so: `python -m ual_ray.watch`, started beside it.
 
-It waits for the end of its standard input, whose other end the kernel closes when that process is gone, however it went.
+It waits for the end of its standard input, whose other end the kernel closes when that process is gone, however it went. While
+the store is away, the end of a run waits in the spool of the output folder, behind what the process has left there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # Who holds a run open: one that another process has reopened is not this one's to close.
 HOLDER = "ual_ray.process"
 CLOSED = "closed"
-RUNNING, KILLED = "RUNNING", "KILLED"
 
 
 @contextmanager
@@ -32,7 +32,13 @@ def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[N
     for run in runs:
         run.tags({HOLDER: holder})
     # Not on the command line, where all users of the machine could read the address.
-    task = {"uri": uri, "experiment": config.experiment, "holder": holder, "runs": [run.id for run in runs if run.id]}
+    task = {
+        "uri": uri,
+        "experiment": config.experiment,
+        "output": str(runs[0].output.absolute()),
+        "holder": holder,
+        "runs": [run.id for run in runs],
+    }
     # In a session of its own: what ends the process's group must not end its watcher.
     watcher = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, start_new_session=True, stdout=subprocess.DEVNULL
@@ -64,11 +70,10 @@ def main() -> None:
     from ual_ray.config import TrackingConfig
     from ual_ray.tracking import Tracker
 
-    client = Tracker(TrackingConfig(uri=task["uri"], experiment=task["experiment"]), Path()).client
-    for run_id in task["runs"]:
-        run = client.get_run(run_id)
-        if run.info.status == RUNNING and run.data.tags.get(HOLDER) == task["holder"]:
-            client.set_terminated(run_id, KILLED)
+    config = TrackingConfig(uri=task["uri"], experiment=task["experiment"])
+    with Tracker(config, Path(task.get("output", ".")), must_answer=False) as tracker:
+        for run_id in task["runs"]:
+            tracker.end_abandoned(run_id, task["holder"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Send what commands on an output folder could not: `ual sync`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ual_ray.config import TrackingConfig
+from ual_ray.errors import UserError
+from ual_ray.settings import MASK, redact_uri
+from ual_ray.tracking.spool import SPOOL_FOLDER, STORE
+from ual_ray.tracking.tracker import CATCH_UP_SECONDS, Tracker, default_uri
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """How many operations of an output folder were sent, how many the store refused, and how many still wait."""
+
+    sent: int
+    refused: int
+    waiting: int
+
+
+def catch_up(output: Path, uri: str | None = None, seconds: float = CATCH_UP_SECONDS) -> CaughtUp:
+    """Send what waits below an output folder, for `seconds` at most per store.
+
+    uri: the store's address where it holds a password, which is not kept on disk. Raises UserError when it is needed, and
+    when a store refuses the connection.
+    """
+    sent = refused = waiting = 0
+    for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
+        meant = json.loads(file.read_text(encoding="utf-8"))
+        config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"])
+        tracker = Tracker(config, output, retry_seconds=1.0)
+        waiting += tracker.close(seconds)
+        sent, refused = sent + tracker.caught_up, refused + tracker.failures
+    return CaughtUp(sent, refused, waiting)
+
+
+def _address(kept: str, given: str | None, output: Path) -> str | None:
+    """Return the address to use; null for the output folder's own store."""
+    if kept == default_uri(output):
+        return None
+    if given is not None and redact_uri(given) == kept:
+        return given
+    if MASK in kept:
+        raise UserError(
+            "operations wait for a store whose address holds a password",
+            value=kept,
+            fix="give the whole address with --uri",
+        )
+    return kept

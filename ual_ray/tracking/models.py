@@ -1,0 +1,109 @@
+"""Registered models: logged as they lie on disk, never loaded, with their lineage, their card, and the aliases of promotion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.transformers
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from ual_ray.errors import UserError
+from ual_ray.settings import redact_uri
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+# A registration's own name, by which one that was not answered is found again.
+REGISTRATION = "ual_ray.registration"
+CARD = "README.md"
+# The widest description that MLflow's databases hold.
+LONGEST_DESCRIPTION = 5000
+EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+
+
+def log_model(client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], registration: str) -> str:
+    """Log a model directory, register it as the model `name`'s candidate, and return the version's number.
+
+    registration: unique to this call; a version that bears it already is only given the alias. Raises what MLflow raises, and
+    FileNotFoundError when the directory is gone.
+    """
+    version = _registered(client, name, registration)
+    if version is None:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"the model {folder} is gone")
+        model_id = _upload(client, run_id, folder)
+        version = _register(client, run_id, model_id, folder, name, {**tags, REGISTRATION: registration})
+    client.set_registered_model_alias(name, CANDIDATE, version)
+    return version
+
+
+def champion_of(uri: str, name: str, version: str | None, run_id: str | None, tags: Mapping[str, str]) -> str:
+    """Give a version the alias champion, and the tags; without its number, the newest version of the run. Return its number.
+
+    Raises UserError when the store does not answer, or holds no such version.
+    """
+    client = MlflowClient(uri)
+    try:
+        found = client.search_model_versions(f"name='{name}'")
+        matching = [x for x in found if (str(x.version) == version if version else run_id and x.run_id == run_id)]
+        if not matching:
+            raise UserError(
+                f"no registered version of the model {name} belongs to this run",
+                value=f"version {version}" if version else f"MLflow run {run_id}",
+                legal=", ".join(sorted(str(x.version) for x in found)) or "none is registered",
+                fix="send what waits for the store first: `ual sync`",
+            )
+        newest = str(max(int(x.version) for x in matching))
+        for key, value in tags.items():
+            client.set_model_version_tag(name, newest, key, value)
+        client.set_registered_model_alias(name, CHAMPION, newest)
+    except MlflowException as error:
+        raise UserError("the MLflow store cannot be used", value=f"{redact_uri(uri)}: {error}") from error
+    return newest
+
+
+def _registered(client: MlflowClient, name: str, registration: str) -> str | None:
+    found = [x for x in client.search_model_versions(f"name='{name}'") if x.tags.get(REGISTRATION) == registration]
+    return str(found[0].version) if found else None
+
+
+def _upload(client: MlflowClient, run_id: str, folder: str) -> str:
+    experiment = client.get_run(run_id).info.experiment_id
+    # Created here, as MLflow would put it into its default experiment where no run is active in this thread.
+    model: Any = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    Model.log(
+        artifact_path=None,
+        flavor=mlflow.transformers,
+        name="model",
+        run_id=run_id,
+        model_id=model.model_id,
+        transformers_model=folder,
+        task="llm/v1/chat",
+        # Without a list of its own MLflow loads the model in a second process to guess one.
+        pip_requirements=["transformers", "torch"],
+        validate_serving_input=False,
+    )
+    return str(model.model_id)
+
+
+def _register(client: MlflowClient, run_id: str, model_id: str, folder: str, name: str, tags: Mapping[str, str]) -> str:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in EXISTS:
+            raise
+    version = client.create_model_version(
+        name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), description=_card(Path(folder)), model_id=model_id
+    )
+    return str(version.version)
+
+
+def _card(folder: Path) -> str | None:
+    """Read the model's card without the header that is meant for hubs."""
+    if not (folder / CARD).is_file():
+        return None
+    text = re.sub(r"\A---\n.*?\n---\n", "", (folder / CARD).read_text(encoding="utf-8"), flags=re.DOTALL).strip()
+    return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - 1] + "…"

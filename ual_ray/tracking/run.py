@@ -1,0 +1,154 @@
+"""One MLflow run: what is logged to it becomes operations, which the tracker sends now or later."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ual_ray.environment import commit_tags, environment
+from ual_ray.settings import redact_values
+from ual_ray.tracking.spool import Operation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ual_ray.tracking.tracker import Tracker
+
+LONGEST_PARAM = 500
+# The last step of every metric, beside the run's file: the store may be away when it is asked.
+STEPS_FILE = "mlflow_steps.json"
+ENVIRONMENT_FILE = "environment.json"
+
+
+class Run:
+    """An open run. Its methods never raise for the store's sake, and never wait for a store that is known to be away."""
+
+    def __init__(self, tracker: Tracker, local_id: str, name: str, folder: Path) -> None:
+        """Hold an open run. local_id: its name from before the store knows it; folder: the one it belongs to."""
+        self._tracker = tracker
+        self._steps_file = folder / STEPS_FILE
+        self.local_id, self.name = local_id, name
+
+    @property
+    def id(self) -> str:
+        """MLflow's id; the local one as long as the store has not created the run."""
+        return self._tracker.known_id(self.local_id) or self.local_id
+
+    @property
+    def output(self) -> Path:
+        """The folder of the tracker's spool."""
+        return self._tracker.output
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, nested ones with dotted names."""
+        flat = redact_values({key: str(value) for key, value in flatten(values).items()})
+        self._submit("params", {key: value[:LONGEST_PARAM] for key, value in flat.items()})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags."""
+        self._submit("tags", {key: str(value) for key, value in values.items()})
+
+    def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
+        """Log the numbers among the values."""
+        numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
+        named = {re.sub(r"[^\w.\- /]", "_", key): float(value) for key, value in numbers.items()}
+        self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000)})
+        if step > 0:
+            with self._tracker.tolerant(f"writing {self._steps_file}"):
+                self._record({key: step for key in named})
+
+    def last_step(self, metric: str) -> int:
+        """Return the last step that a metric was logged at, or -1; from the local record alone while the store is away."""
+        steps = [self._recorded().get(metric, -1)]
+        history = self._tracker.ask(lambda: self._tracker.client.get_metric_history(self.id, metric))
+        return max([*steps, *(entry.step for entry in history or [])])
+
+    def dataset(self, name: str, path: Path, digest: str, rows: int, context: str) -> None:
+        """Log an input data set with its digest; `context` says what it is used for."""
+        content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context}
+        self._submit("dataset", content)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Log a file."""
+        self._submit("artifact", {"folder": folder}, path)
+
+    def figure(self, figure: Figure, name: str) -> None:
+        """Log a plot; `name` may begin with folders."""
+        with self._tracker.tolerant(f"drawing {name}"), tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name
+            figure.savefig(path)
+            self.artifact(path, _folder(name))
+
+    def dict(self, content: Mapping[str, Any], name: str) -> None:
+        """Log values as a JSON file; `name` may begin with folders."""
+        self._write("artifact", content, name)
+
+    def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
+        """Log a table that the MLflow UI can show and compare; one of the same name is replaced."""
+        self._write("table", {"columns": list(columns), "data": [*zip(*columns.values(), strict=True)]}, name)
+
+    def environment(self) -> None:
+        """Log what the run depends on outside its configuration: packages, machine, git commits."""
+        with self._tracker.tolerant("describing the environment"):
+            self.dict(environment(), ENVIRONMENT_FILE)
+            self.tags(commit_tags())
+
+    def model(self, folder: Path, registered_name: str, tags: Mapping[str, str]) -> str | None:
+        """Log a model directory as it is, without loading it, and register it as the candidate, with its card.
+
+        Return the version's number, or None when that is done later; the directory has to stay until then, as the spool does
+        not copy weights.
+        """
+        content = {
+            "folder": str(folder.absolute()),
+            "name": registered_name,
+            "tags": {key: str(value) for key, value in tags.items()},
+            "registration": uuid4().hex,
+        }
+        return self._submit("model", content)
+
+    def _write(self, kind: str, content: Mapping[str, Any], name: str) -> None:
+        with self._tracker.tolerant(f"writing {name}"), tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name
+            path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+            self._submit(kind, {"folder": _folder(name)}, path)
+
+    def _submit(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> Any:
+        path = None if file is None else str(file)
+        return self._tracker.submit(Operation(kind, self.local_id, {**content}, path))
+
+    def _recorded(self) -> Mapping[str, int]:
+        return json.loads(self._steps_file.read_text()) if self._steps_file.is_file() else {}
+
+    def _record(self, steps: Mapping[str, int]) -> None:
+        recorded = self._recorded()
+        later = {key: max(step, recorded.get(key, -1)) for key, step in steps.items()}
+        part = self._steps_file.with_name(STEPS_FILE + ".part")
+        part.write_text(json.dumps({**recorded, **later}))
+        part.replace(self._steps_file)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _folder(name: str) -> str | None:
+    parent = str(Path(name).parent)
+    return None if parent == "." else parent
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

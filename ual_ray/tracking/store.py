@@ -1,0 +1,202 @@
+"""How each operation is told to MLflow. One may come a second time, when its first answer was lost: that does no harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import DBAPIError
+
+from ual_ray import __version__
+from ual_ray.tracking.models import log_model
+from ual_ray.tracking.run_file import resolve_run
+from ual_ray.tracking.spool import Operation
+from ual_ray.watch import HOLDER
+
+# A run's name from before the store knows it. By it a run is found again whose creation was not answered.
+LOCAL_ID = "ual_ray.local_id"
+RUNNING = "RUNNING"
+# Without it the UI guesses what an experiment is, and may open it among chat applications.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+# The store takes no more at once.
+MOST_METRICS, MOST_OTHERS = 1000, 100
+# MLflow says INTERNAL_ERROR also for a server that cannot be reached.
+AWAY = {
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"),
+    *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
+}
+PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell a store that cannot be reached now, or is overloaded or locked, from one that refuses."""
+    if isinstance(error, MlflowException):
+        return error.error_code in AWAY
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    # Clouds' artifact stores have errors of their own: EndpointConnectionError, ConnectTimeoutError.
+    named = any(word in type(error).__name__ for word in ("Connect", "Timeout"))
+    return named or (isinstance(error, OSError | DBAPIError) and not isinstance(error, PERMANENT))
+
+
+class Store:
+    """One experiment of one MLflow store."""
+
+    def __init__(self, uri: str, experiment: str, location: str | None) -> None:
+        """Remember where it is; nothing is asked of it yet. location: where a new experiment keeps its artifacts."""
+        self.uri, self._experiment, self._location = uri, experiment, location
+        self._ids: dict[str, str] = {}
+        # What is away is noticed in seconds, and not after MLflow's default of minutes: trying again is the courier's work.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own client."""
+        return MlflowClient(self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment's id; it is created if it is new."""
+        found = self.client.get_experiment_by_name(self._experiment)
+        return found.experiment_id if found else self.client.create_experiment(self._experiment, self._location, tags=KIND)
+
+    def answers(self) -> bool:
+        """Tell whether the store can be asked anything at all, down to its database."""
+        try:
+            self.client.get_experiment_by_name(self._experiment)
+        except Exception as error:
+            logger.info("MLflow: no answer: %s", error)
+            return False
+        return True
+
+    def known_id(self, local: str) -> str | None:
+        """Return MLflow's id of a run, if this process knows it."""
+        return self._ids.get(local)
+
+    def apply(self, operation: Operation, waited: bool = False) -> Any:
+        """Do it; `waited`: it was kept back, and may have been done before. Raises what MLflow raises."""
+        act: dict[str, Callable[[Operation, bool], Any]] = {
+            "open": self._open,
+            "params": self._params,
+            "tags": self._tags,
+            "metrics": self._metrics,
+            "dataset": self._dataset,
+            "artifact": self._artifact,
+            "table": self._table,
+            "model": self._model,
+            "end": self._end,
+        }
+        return act[operation.kind](operation, waited)
+
+    def real_id(self, local: str) -> str:
+        """Return MLflow's id of a run; a run that bears no local id is called by its real one."""
+        if local not in self._ids and (found := self._find(local)):
+            self._ids[local] = found
+        return self._ids.get(local, local)
+
+    def _find(self, local: str) -> str | None:
+        found = self.client.search_runs([self.experiment_id], f"tags.`{LOCAL_ID}` = '{local}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _open(self, operation: Operation, waited: bool) -> str:
+        content, local = operation.content, operation.run
+        known = content["run_id"] or self._ids.get(local)
+        if known is None and (waited or not content["new"]):
+            known = self._find(local)
+        if known is None or not self._reopened(known):
+            parent = {MLFLOW_PARENT_RUN_ID: self.real_id(content["parent"])} if content["parent"] else {}
+            tags = {"ual_ray.version": __version__, LOCAL_ID: local, **content["tags"], **parent}
+            created = self.client.create_run(self.experiment_id, content["time"], tags, content["name"])
+            known = str(created.info.run_id)
+        self._ids[local] = known
+        resolve_run(Path(content["folder"]), local, known)
+        return known
+
+    def _reopened(self, run_id: str) -> bool:
+        try:
+            self.client.update_run(run_id, status=RUNNING)
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            logger.warning("run %s is no longer in the store; opening a new one: %s", run_id, error)
+            return False
+        return True
+
+    def _params(self, operation: Operation, _: bool) -> None:
+        run_id, wanted = self.real_id(operation.run), operation.content
+        logged = self.client.get_run(run_id).data.params
+        for part in _parts([Param(key, value) for key, value in wanted.items() if key not in logged], MOST_OTHERS):
+            self.client.log_batch(run_id, params=part)
+        # MLflow never changes a parameter: a reopened run says in a tag what it goes on with.
+        self._set_tags(run_id, {f"now.{key}": value for key, value in wanted.items() if logged.get(key, value) != value})
+
+    def _tags(self, operation: Operation, _: bool) -> None:
+        self._set_tags(self.real_id(operation.run), operation.content)
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for part in _parts([RunTag(key, value) for key, value in tags.items()], MOST_OTHERS):
+            self.client.log_batch(run_id, tags=part)
+
+    def _metrics(self, operation: Operation, _: bool) -> None:
+        content = operation.content
+        metrics = [Metric(key, value, content["time"], content["step"]) for key, value in content["values"].items()]
+        for part in _parts(metrics, MOST_METRICS):
+            self.client.log_batch(self.real_id(operation.run), metrics=part)
+
+    def _dataset(self, operation: Operation, _: bool) -> None:
+        content = operation.content
+        entry = Dataset(
+            name=content["name"],
+            digest=content["digest"],
+            source_type="local",
+            source=json.dumps({"uri": content["path"]}),
+            profile=json.dumps({"num_rows": content["rows"]}),
+        )
+        inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", content["context"])])]
+        self.client.log_inputs(self.real_id(operation.run), datasets=inputs)
+
+    def _artifact(self, operation: Operation, _: bool) -> None:
+        assert operation.file is not None
+        self.client.log_artifact(self.real_id(operation.run), operation.file, operation.content["folder"])
+
+    def _table(self, operation: Operation, waited: bool) -> None:
+        self._artifact(operation, waited)
+        assert operation.file is not None
+        run_id = self.real_id(operation.run)
+        name = str(Path(operation.content["folder"] or "", Path(operation.file).name))
+        # The list by which the UI finds the tables of a run.
+        listed = json.loads(self.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        if name not in [entry["path"] for entry in listed]:
+            self._set_tags(run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([*listed, {"path": name, "type": "table"}])})
+
+    def _model(self, operation: Operation, _: bool) -> str:
+        mlflow.set_tracking_uri(self.uri)  # MLflow's code for models knows no client
+        return log_model(self.client, self.real_id(operation.run), **operation.content)
+
+    def _end(self, operation: Operation, _: bool) -> None:
+        content, run_id = operation.content, self.real_id(operation.run)
+        if content["holder"] is not None:
+            run = self.client.get_run(run_id)
+            if run.info.status != RUNNING or run.data.tags.get(HOLDER) != content["holder"]:
+                return
+        self.client.set_terminated(run_id, content["status"], content["time"])
+
+
+def _parts(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), most):
+        yield items[start : start + most]

@@ -1,0 +1,229 @@
+"""One experiment of one store, for the length of a command: its runs, its spool, and the count of what was refused."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from mlflow import MlflowClient
+
+from ual_ray.config import TrackingConfig
+from ual_ray.environment import source_tags
+from ual_ray.errors import UserError
+from ual_ray.settings import redact_uri, redact_values
+from ual_ray.tracking.courier import Courier
+from ual_ray.tracking.run import Run
+from ual_ray.tracking.run_file import RUN_FILE, read_run, write_run
+from ual_ray.tracking.spool import Operation, Spool
+from ual_ray.tracking.store import Store, is_away
+from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
+
+# Seconds: between attempts at a store that is away; for catching up at the end; the same after an interrupt.
+RETRY_SECONDS, CATCH_UP_SECONDS, INTERRUPTED_SECONDS = 5.0, 60.0, 5.0
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+def default_uri(output: Path) -> str:
+    """The SQLite store in an output folder."""
+    return f"sqlite:///{(output / STORE_FILE).resolve()}"
+
+
+class Tracker:
+    """What a command logs to: the store while it answers, the spool in `output` while it does not.
+
+    Use it as a context manager, or call `close`: what still waits then stays on disk for the next command.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        output: Path,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        catch_up_seconds: float = CATCH_UP_SECONDS,
+        must_answer: bool = True,
+    ) -> None:
+        """Connect, create the experiment if it is new, and begin to send what earlier commands have left.
+
+        Raises UserError when the store cannot be reached, as its address may be wrong; not when operations have waited for it
+        before, and not without `must_answer`.
+        """
+        self.uri, self.output = config.uri or default_uri(output), output
+        self.failures = 0
+        self._catch_up_seconds = catch_up_seconds
+        self._lock = threading.Lock()
+        location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()
+        self._store = Store(self.uri, config.experiment, location)
+        identity = {"uri": redact_uri(self.uri), "experiment": config.experiment, "location": location}
+        self.spool = Spool(output, identity)
+        self._courier = Courier(self.spool, self._store, retry_seconds, self._refuse)
+        self._connect(must_answer)
+        if self.spool.waiting:
+            self._courier.start(at_once=True)
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client, for reading."""
+        return self._store.client
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's id. Raises what MLflow raises while the store is away."""
+        return self._store.experiment_id
+
+    @property
+    def waiting(self) -> int:
+        """Number of operations that the store has not taken yet."""
+        return self.spool.waiting
+
+    @property
+    def caught_up(self) -> int:
+        """Number of operations that waited and have been sent since."""
+        return self._courier.sent
+
+    def known_id(self, local: str) -> str | None:
+        """Return MLflow's id of a run by its local one; None while the store has not created it."""
+        return self._store.known_id(local)
+
+    def close(self, seconds: float | None = None) -> int:
+        """Wait until nothing waits, `seconds` at most (null: catch_up_seconds); return the number of what still waits."""
+        self._courier.finish(self._catch_up_seconds if seconds is None else seconds)
+        if self.waiting:
+            logger.warning("MLflow: %s", self.complaint())
+        return self.waiting
+
+    def __enter__(self) -> Tracker:
+        """Use it for the length of a block."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        """Catch up; after an interrupt for a few seconds only."""
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self.close(min(INTERRUPTED_SECONDS, self._catch_up_seconds) if interrupted else None)
+
+    def complaint(self) -> str | None:
+        """Say what has not reached the store, where it is, and what to do; None when everything has."""
+        parts = []
+        if self.waiting:
+            parts.append(
+                f"{self.waiting} operations wait in {self.spool.folder}, as {redact_uri(self.uri)} was away: "
+                f"the next command on this folder sends them, or `ual sync {self.output}`"
+            )
+        if self.failures:
+            parts.append(f"{self.failures} operations failed; the reasons are in the log and in {self.spool.folder}/refused")
+        return "; ".join(parts) or None
+
+    @contextmanager
+    def run(self, name: str, folder: Path, tags: Mapping[str, str], parent: Run | None = None) -> Iterator[Run]:
+        """Open the run that belongs to `folder`, a new one the first time; close it with the status it earned.
+
+        FINISHED; FAILED after an exception; KILLED after an interrupt (SIGTERM counts as one).
+        """
+        run = self._open(name, folder, tags, parent)
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            self._end(run.local_id, status)
+
+    def end_abandoned(self, run_id: str, holder: str) -> None:
+        """Close a run as KILLED, if it is still open and that holder's. run_id: MLflow's, or the local one."""
+        self._end(run_id, "KILLED", holder)
+
+    def submit(self, operation: Operation) -> Any:
+        """Tell the store now and return its answer, or keep the operation until it answers and return None. Never raises."""
+        with self._lock, self.tolerant(f"'{operation.kind}'"):
+            # Behind others that wait, as the order matters: a run is created before it is logged to.
+            if not self.spool.waiting:
+                try:
+                    return self._store.apply(operation)
+                except Exception as error:
+                    if not is_away(error):
+                        self._refuse(operation, error)
+                        return None
+                    logger.warning("MLflow is away; operations are kept in %s: %s", self.spool.folder, redact_uri(str(error)))
+            self.spool.append(operation)
+            self._courier.start()
+        return None
+
+    def ask(self, question: Callable[[], Answer]) -> Answer | None:
+        """Ask the store something; None while it is away, and when it refuses. Never raises."""
+        if self.waiting:
+            return None
+        with self.tolerant("a question"):
+            try:
+                return question()
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                logger.warning("MLflow is away, and cannot be asked: %s", redact_uri(str(error)))
+        return None
+
+    @contextmanager
+    def tolerant(self, what: str) -> Iterator[None]:
+        """Count and log what goes wrong in the block, and go on after it."""
+        try:
+            yield
+        except Exception:
+            self.failures += 1
+            logger.exception("MLflow: %s failed; the job goes on", what)
+
+    def _connect(self, must_answer: bool) -> None:
+        try:
+            self._store.experiment_id  # noqa: B018 - asks the store
+        except Exception as error:
+            if is_away(error) and (self.spool.known or not must_answer):
+                logger.warning("MLflow is away; operations are kept in %s: %s", self.spool.folder, redact_uri(str(error)))
+                return
+            raise UserError(
+                "tracking.uri cannot be used",
+                value=f"{redact_uri(self.uri)}: {redact_uri(str(error))}",
+                legal="sqlite:///file.db, http://host:port, or null for a store in the output folder",
+                fix="start the server (`ual ui`), or correct tracking.uri",
+            ) from error
+
+    def _open(self, name: str, folder: Path, tags: Mapping[str, str], parent: Run | None) -> Run:
+        uri = redact_uri(self.uri)
+        known = read_run(folder, uri)
+        run = Run(self, known.get("local_id") or known.get("run_id") or uuid4().hex, name, folder)
+        content = {
+            "name": name,
+            "tags": {**source_tags(), **redact_values(dict(tags))},
+            "parent": parent.local_id if parent else None,
+            "time": milliseconds(),
+            "folder": str(folder.absolute()),
+            "run_id": known.get("run_id"),
+            "new": not known,
+        }
+        # Before the run is created, so that whoever comes after a kill asks for the same one.
+        with self.tolerant(f"writing {RUN_FILE}"):
+            write_run(folder, uri, run.local_id, known.get("run_id"))
+        self.submit(Operation("open", run.local_id, content))
+        return run
+
+    def _end(self, run_id: str, status: str, holder: str | None = None) -> None:
+        self.submit(Operation("end", run_id, {"status": status, "time": milliseconds(), "holder": holder}))
+
+    def _refuse(self, operation: Operation, error: BaseException, name: str | None = None) -> None:
+        self.failures += 1
+        logger.error("MLflow refuses '%s'; the job goes on", operation.kind, exc_info=error)
+        with self.tolerant("keeping what was refused"):
+            self.spool.refuse(operation, f"{type(error).__name__}: {error}", name)
+
+
+def milliseconds() -> int:
+    """The time as MLflow counts it."""
+    return int(time.time() * 1000)
