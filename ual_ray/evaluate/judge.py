@@ -1,0 +1,338 @@
+"""Win rates from a judge's preferences: raw, controlled for the length of the answers, and with an instruction difficulty.
+
+Pure functions of arrays. A preference is in [1, 2], HIGHER = THE CANDIDATE'S ANSWER IS BETTER; NaN or None = no verdict,
+which is left out and counted, never taken for a loss.
+
+The controlled rate is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475): a logistic regression of the preference on
+tanh(length difference / its standard deviation) and a constant, read off at length difference 0. As in its package (0.6.6,
+formula "tanh(std_delta_len) + baseline") an L1 penalty keeps the fit finite, its strength chosen by cross-validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from ual_ray.errors import UserError
+
+Numbers = NDArray[np.float64]
+
+LOSS, TIE, WIN = 1.0, 1.5, 2.0
+FOLDS = 5
+# What scikit-learn tries, and AlpacaEval with it: the larger, the weaker the penalty.
+STRENGTHS = np.logspace(-4, 4, 10)
+LEVEL = 0.95
+RESAMPLES = 2000
+# Far below what anyone reports, so that neither the order of the rows nor the solver's shows in a rate.
+TOLERANCE = 1e-8
+MOST_ITERATIONS = 10_000
+LEAST_WEIGHT = 1e-9
+# A difficulty has the prior N(0, 1), in logits; the other terms of the joint fit one so wide that it hardly pulls.
+WIDE = 10.0
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the judge prefers the candidate, in percent (50 = as good as the reference, higher = better).
+
+    `low` and `high` bound the percentile bootstrap interval over questions at `level`, None where there are fewer than two
+    verdicts or none was asked for. The controlled rate is None where it cannot be told from the raw one: below five
+    verdicts, or when every answer is longer by the same number of characters. `n_valid` of `n` pairs have a verdict; mean
+    lengths are in characters, over these. `length_effect` is the slope on the squashed length difference, in logits: above
+    0 the judge prefers what is longer. `strength` is the inverse of the penalty.
+    """
+
+    win_rate: float
+    win_rate_low: float | None
+    win_rate_high: float | None
+    length_controlled_win_rate: float | None
+    length_controlled_low: float | None
+    length_controlled_high: float | None
+    n: int
+    n_valid: int
+    mean_length_candidate: float
+    mean_length_reference: float
+    length_effect: float | None
+    strength: float | None
+    level: float
+    resamples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One candidate's preferences and lengths in characters, row by row; `question` names what each row answers."""
+
+    question: Sequence[str]
+    preference: ArrayLike
+    len_reference: ArrayLike
+    len_candidate: ArrayLike
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """Mean preference for the candidate, in [1, 2], over the pairs that show it first and over those that show it second.
+
+    The order is drawn, so both are the same but for chance and bias: `difference` above 0 says that the judge likes what it
+    reads first. None where one order has no verdict (of the standard error: fewer than two).
+    """
+
+    candidate_first: float | None
+    n_first: int
+    candidate_second: float | None
+    n_second: int
+    difference: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs with a verdict: win probabilities in [0, 1], length differences (> 0: the candidate is longer), difficulty."""
+
+    wins: Numbers
+    difference: Numbers
+    difficulty: Numbers | None
+
+    def take(self, places: NDArray[np.int64]) -> _Pairs:
+        difficulty = None if self.difficulty is None else self.difficulty[places]
+        return _Pairs(self.wins[places], self.difference[places], difficulty)
+
+    def others(self) -> Numbers:
+        """The terms that stay when the lengths are made equal [rows, terms]: difficulty, if there is one, and the constant."""
+        constant = np.ones(len(self.wins))
+        return np.column_stack([constant] if self.difficulty is None else [self.difficulty, constant])
+
+    def terms(self) -> Numbers:
+        return np.column_stack([length_term(self.difference), self.others()])
+
+
+def win_rate(preference: ArrayLike) -> float:
+    """Mean preference - 1 over the verdicts there are, in percent. Raises UserError when there is none."""
+    values = _preferences(preference)
+    return 100 * float(values[np.isfinite(values)].mean() - LOSS)
+
+
+def length_controlled_win_rate(
+    preference: ArrayLike,
+    len_reference: ArrayLike,
+    len_candidate: ArrayLike,
+    *,
+    difficulty: ArrayLike | None = None,
+    strength: float | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> WinRate:
+    """Measure the raw and the length-controlled win rate of a candidate, both with a bootstrap interval over the rows.
+
+    Lengths are in characters; `difficulty`, in logits, adds a term per row. `strength` is the inverse L1 penalty; None
+    chooses it by five-fold cross-validation over every fifth row, so that the order of the rows has a say in the choice
+    (and in nothing else). It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside
+    [1, 2], a missing length, columns of different lengths, and when no verdict is there.
+    """
+    values = _preferences(preference)
+    reference, candidate = (_column(lengths, values, name) for lengths, name in _named(len_reference, len_candidate))
+    valid = np.isfinite(values)
+    hard = None if difficulty is None else _column(difficulty, values, "difficulty")[valid]
+    pairs = _Pairs(values[valid] - LOSS, (candidate - reference)[valid], hard)
+    strength = (strength or _choose_strength(pairs)) if _can_be_controlled(pairs) else None
+    slopes = None if strength is None else _fit(pairs.terms(), pairs.wins, strength)
+    drawn = _bootstrap(pairs, strength, resamples if len(pairs.wins) > 1 else 0, seed)
+    (low, high), (controlled_low, controlled_high) = (_interval(column, level) for column in drawn)
+    return WinRate(
+        win_rate=100 * float(pairs.wins.mean()),
+        win_rate_low=low,
+        win_rate_high=high,
+        length_controlled_win_rate=None if slopes is None else _at_equal_lengths(pairs, slopes),
+        length_controlled_low=controlled_low,
+        length_controlled_high=controlled_high,
+        n=len(values),
+        n_valid=len(pairs.wins),
+        mean_length_candidate=float(candidate[valid].mean()),
+        mean_length_reference=float(reference[valid].mean()),
+        length_effect=None if slopes is None else float(slopes[0]),
+        strength=strength,
+        level=level,
+        resamples=resamples,
+    )
+
+
+def joint_length_controlled(
+    models: Mapping[str, Judged], *, leave_out: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, WinRate]:
+    """Control every candidate's win rate for length and for a difficulty that the instructions have for all candidates.
+
+    The leaderboard of AlpacaEval controls for both, its difficulties coming from all models there. `leave_out` takes each
+    candidate's difficulties from the others' verdicts: a difficulty that has seen the verdicts it then explains fits their
+    noise. The interval takes the difficulties as known. Raises UserError for fewer than two candidates.
+    """
+    if len(models) < 2:
+        raise UserError(
+            "a difficulty of the instructions needs several candidates", value=len(models), legal="two or more candidates"
+        )
+    shared = None if leave_out else instruction_difficulty(models)
+    rates = {}
+    for name, judged in models.items():
+        others = {other: rows for other, rows in models.items() if other != name}
+        difficulty = instruction_difficulty(others) if shared is None else shared
+        rates[name] = length_controlled_win_rate(
+            judged.preference,
+            judged.len_reference,
+            judged.len_candidate,
+            # A question that no other candidate was judged on is as hard as the average.
+            difficulty=[difficulty.get(question, 0.0) for question in judged.question],
+            level=level,
+            resamples=resamples,
+            seed=seed,
+        )
+    return rates
+
+
+def instruction_difficulty(models: Mapping[str, Judged]) -> dict[str, float]:
+    """Estimate how much each question favours candidates over the reference, in logits (higher = easier to win, mean 0).
+
+    One logistic regression over all candidates: a length slope and a constant per candidate, and a term per question with
+    the prior N(0, 1).
+    """
+    questions = sorted({question for judged in models.values() for question in judged.question})
+    place = {question: number for number, question in enumerate(questions)}
+    blocks, wins = [], []
+    for number, judged in enumerate(models.values()):
+        values = _preferences(judged.preference)
+        lengths = _named(judged.len_reference, judged.len_candidate)
+        reference, candidate = (_column(column, values, name) for column, name in lengths)
+        valid = np.flatnonzero(np.isfinite(values))
+        own = np.zeros((len(valid), 2 * len(models)))
+        own[:, 2 * number] = WIDE * length_term((candidate - reference)[valid])
+        own[:, 2 * number + 1] = WIDE
+        asked = [place[judged.question[row]] for row in valid]
+        shape = (len(valid), len(questions))
+        blocks.append(sparse.hstack([own, sparse.csr_array((np.ones(len(valid)), (range(len(valid)), asked)), shape=shape)]))
+        wins.append(values[valid] - LOSS)
+    model = LogisticRegression(C=1.0, fit_intercept=False, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
+    _fit_soft(model, sparse.vstack(blocks).tocsr(), np.concatenate(wins))
+    found = model.coef_[0][2 * len(models) :]
+    return dict(zip(questions, (found - found.mean()).tolist(), strict=True))
+
+
+def position_bias(preference: ArrayLike, candidate_first: ArrayLike) -> PositionBias:
+    """Compare the preferences for a candidate shown first with those for one shown second. Raises UserError as `win_rate`."""
+    values, shown_first = _preferences(preference), np.asarray(candidate_first, dtype=np.bool_)
+    groups = [values[np.isfinite(values) & (shown_first == first)] for first in (True, False)]
+    first, second = (float(group.mean()) if len(group) else None for group in groups)
+    errors = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
+    return PositionBias(
+        candidate_first=first,
+        n_first=len(groups[0]),
+        candidate_second=second,
+        n_second=len(groups[1]),
+        difference=None if first is None or second is None else first - second,
+        standard_error=float(np.sqrt(sum(errors))) if len(errors) == 2 else None,
+    )
+
+
+def length_term(difference: Numbers) -> Numbers:
+    """Squash length differences: tanh(difference / their standard deviation), in (-1, 1); 0 where they do not vary."""
+    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
+    return np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference)
+
+
+def _can_be_controlled(pairs: _Pairs) -> bool:
+    # Equal lengths leave nothing to take out; a constant difference cannot be told from how good the candidate is.
+    return len(pairs.wins) >= FOLDS and (bool(np.ptp(pairs.difference)) or not pairs.difference.any())
+
+
+def _choose_strength(pairs: _Pairs) -> float:
+    """Choose the penalty whose fits on four fifths of the rows explain the other fifth best (mean log loss)."""
+    terms = pairs.terms()
+    fold = np.arange(len(pairs.wins)) % FOLDS
+    losses = np.zeros(len(STRENGTHS))
+    for held in (fold == number for number in range(FOLDS)):
+        for place, strength in enumerate(STRENGTHS):
+            logits = terms[held] @ _fit(terms[~held], pairs.wins[~held], strength)
+            losses[place] += np.mean(np.logaddexp(0, logits) - pairs.wins[held] * logits)
+    return float(STRENGTHS[losses.argmin()])
+
+
+def _fit(terms: Numbers, wins: Numbers, strength: float) -> Numbers:
+    """Minimise sum |slope| + strength * (sum of the rows' cross-entropies); return the slopes [terms]."""
+    model = LogisticRegression(
+        l1_ratio=1.0,
+        C=strength,
+        solver="liblinear",
+        fit_intercept=False,
+        tol=TOLERANCE,
+        max_iter=MOST_ITERATIONS,
+        random_state=0,
+    )
+    _fit_soft(model, terms, wins)
+    return model.coef_[0]
+
+
+def _fit_soft(model: LogisticRegression, terms: Any, wins: Numbers) -> None:
+    """Fit to win probabilities: every row counts as a win with this weight, and as a loss with the rest."""
+    stacked = sparse.vstack([terms, terms]).tocsr() if sparse.issparse(terms) else np.concatenate([terms, terms])
+    labels = np.repeat([1, 0], len(wins))
+    # A row without any weight is left out by the solver, and a label with it that no other row has.
+    shares = np.clip(wins, LEAST_WEIGHT, 1 - LEAST_WEIGHT)
+    model.fit(stacked, labels, sample_weight=np.concatenate([shares, 1 - shares]))
+
+
+def _at_equal_lengths(pairs: _Pairs, slopes: Numbers) -> float:
+    return 100 * float(expit(pairs.others() @ slopes[1:]).mean())
+
+
+def _bootstrap(pairs: _Pairs, strength: float | None, resamples: int, seed: int) -> tuple[Numbers, Numbers]:
+    """Measure both rates again on rows drawn with replacement; no controlled ones where `strength` is None."""
+    random = np.random.default_rng(seed)
+    raw, controlled = np.empty(resamples), np.empty(0 if strength is None else resamples)
+    for number in range(resamples):
+        drawn = pairs.take(random.integers(len(pairs.wins), size=len(pairs.wins)))
+        raw[number] = 100 * drawn.wins.mean()
+        if strength is not None:
+            controlled[number] = _at_equal_lengths(drawn, _fit(drawn.terms(), drawn.wins, strength))
+    return raw, controlled
+
+
+def _interval(drawn: Numbers, level: float) -> tuple[float | None, float | None]:
+    if not len(drawn):
+        return None, None
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _preferences(preference: ArrayLike) -> Numbers:
+    values = np.asarray(preference, dtype=np.float64)
+    if values.ndim != 1:
+        raise UserError("preferences must be one column", value=f"{values.ndim} dimensions")
+    given = values[np.isfinite(values)]
+    if np.isinf(values).any() or (wrong := given[(given < LOSS) | (given > WIN)]).size:
+        found = "infinity" if np.isinf(values).any() else wrong[:5].tolist()
+        fix = f"leave a missing verdict empty (NaN or null); a tie is {TIE}, where older AlpacaEval files have 0"
+        raise UserError("a preference is out of range", value=found, legal="1 (reference better) to 2", fix=fix)
+    if not given.size:
+        raise UserError("no pair has a verdict", value=f"{len(values)} pairs, all without a preference")
+    return values
+
+
+def _named(len_reference: ArrayLike, len_candidate: ArrayLike) -> tuple[tuple[ArrayLike, str], tuple[ArrayLike, str]]:
+    return (len_reference, "len_reference"), (len_candidate, "len_candidate")
+
+
+def _column(given: ArrayLike, preference: Numbers, name: str) -> Numbers:
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape != preference.shape:
+        raise UserError(f"{name} does not go with the preferences", value=f"{values.shape} and {preference.shape}")
+    if missing := int((~np.isfinite(values) & np.isfinite(preference)).sum()):
+        raise UserError(f"{name} is missing where there is a verdict", value=f"{missing} rows", legal="a number in every row")
+    return values

@@ -1,0 +1,60 @@
+"""Prompt files: the project's own, a user's file of the same form in place of any of its texts, both checked when read."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ual_ray.errors import UserError
+
+
+def load_templates(own: Traversable, path: str | None, key: str, placeholders: Mapping[str, set[str]]) -> dict[str, Any]:
+    """Read the project's prompts with those of a user's file in their place.
+
+    `key` is the configuration key that names the file, such as elicit.templates; `placeholders` says what each template must
+    hold. Raises UserError for a file that will not do.
+    """
+    texts: dict[str, Any] = yaml.safe_load(own.read_text(encoding="utf-8"))
+    if path is None:
+        return texts
+    theirs = _read(Path(path).expanduser(), key, own.name)
+    if unknown := sorted(map(str, set(theirs) - set(texts))):
+        raise UserError(f"{key}: {path} has unknown keys", value=unknown, legal=", ".join(texts))
+    for name, value in theirs.items():
+        if not isinstance(value, type(texts[name])):
+            raise UserError(f"{key}: {name} of {path} is not text", value=repr(value), legal=type(texts[name]).__name__)
+    for name, needed in placeholders.items():
+        if name in theirs:
+            _check_placeholders(f"{key}: {name} of {path}", theirs[name], needed)
+    return texts | theirs
+
+
+def _read(path: Path, key: str, example: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{key} cannot be read", value=f"{path}: {error}", legal=f"a file like {example}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{key} is not a mapping", value=path, legal=f"keys with a text each, as in {example}")
+    return content
+
+
+def _check_placeholders(where: str, template: str, needed: set[str]) -> None:
+    braces = "write {{ and }} for braces of your own"
+    try:
+        fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError(f"{where} is not a template", value=error, fix=braces) from error
+    found = {name + (f"!{how}" if how else "") + (f":{form}" if form else "") for name, form, how in fields}
+    if found != needed:
+        raise UserError(
+            f"{where} has the wrong placeholders",
+            value=f"{{{'}, {'.join(sorted(found))}}}",
+            legal=f"{{{'}, {'.join(sorted(needed))}}}, all of them",
+            fix=braces,
+        )
