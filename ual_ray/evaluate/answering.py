@@ -1,34 +1,37 @@
-"""Evaluate a batch of rows with one engine: the NLL of the reference, and a greedy answer where there is a gold number.
+"""Ask one engine a batch of questions, and read what it says: rows of `records.QUESTIONS` become rows of `records.RESULTS`.
 
-Runs inside an actor, and inside a unit test as it is.
+Pure glue: it runs inside an actor, and inside a unit test as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ual_ray.elicit.engines import Engine
-from ual_ray.elicit.requests import Completion, CompletionResult, Failure, Likelihood, LikelihoodResult, Result, turns
-from ual_ray.evaluate.benchmarks.gsm8k import extract_flexible, extract_strict
+from ual_ray.elicit.requests import Failure, Request, Result
+from ual_ray.elicit.scoring import run_once
+from ual_ray.evaluate.benchmark import Benchmark, Question, Reading
 from ual_ray.records import (
-    ANSWER,
-    CORRECT_FLEXIBLE,
-    CORRECT_STRICT,
+    BENCHMARK,
+    CONFIDENCE,
+    ENGINE_DIGEST,
     ERROR,
+    EXTRACTED,
     GENERATED_TOKENS,
-    ID,
-    MESSAGES,
     MODEL,
+    MODEL_DIGEST,
     NLL_SUM,
     PREDICTION,
+    PROMPT_HASH,
     PROMPT_TOKENS,
-    SOURCE,
+    SCORES,
     STATUS,
     STATUS_OK,
     STATUS_QUARANTINED,
     TARGET_TOKENS,
+    digest,
 )
 
 Row = dict[str, Any]
@@ -36,41 +39,55 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Turn rows into the columns of `records.EVALUATED`; a row with a failed request is quarantined with its reason."""
+    """Answer questions as one model; a row with a failed request is quarantined with its reason, never scored as wrong."""
 
+    benchmarks: Mapping[str, Benchmark]
     model: str
-    max_new_tokens: int
+    model_digest: str
+    engine_digest: str
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
-        """Evaluate the rows: all their requests go to the engine together."""
-        likelihoods = [Likelihood(turns(row[MESSAGES])) for row in rows]
-        gold = [extract_strict(row[MESSAGES][-1]["content"]) for row in rows]
-        asked = [index for index, answer in enumerate(gold) if answer is not None]
-        questions = [Completion(turns(rows[index][MESSAGES][:-1]), self.max_new_tokens) for index in asked]
-        results = engine.run([*likelihoods, *questions])
-        answers = dict(zip(asked, results[len(rows) :], strict=True))
-        return [self._columns(row, results[index], gold[index], answers.get(index)) for index, row in enumerate(rows)]
+        """Answer the rows: all their requests go to the engine together, then all their follow-ups."""
+        asked = [(self.benchmarks[row[BENCHMARK]], Question.of_row(row)) for row in rows]
+        results = ask(asked, engine)
+        hashes = {name: digest([engine.template_hash, benchmark.provenance()]) for name, benchmark in self.benchmarks.items()}
+        return [
+            row | self._columns(benchmark, question, found) | {PROMPT_HASH: hashes[row[BENCHMARK]]}
+            for row, (benchmark, question), found in zip(rows, asked, results, strict=True)
+        ]
 
-    def _columns(self, row: Row, likelihood: Result, gold: str | None, answer: Result | None) -> Row:
-        done = [result for result in (likelihood, answer) if result is not None]
-        failures = [result.reason for result in done if isinstance(result, Failure)]
-        columns: Row = {
-            ID: row[ID],
-            SOURCE: row[SOURCE],
+    def _columns(self, benchmark: Benchmark, question: Question, results: Sequence[Result]) -> Row:
+        failures = sorted({result.reason for result in results if isinstance(result, Failure)})
+        reading = Reading() if failures else benchmark.read(question, results)
+        scores = {name: value for name, value in reading.scores.items() if value is not None}
+        assert scores.keys() <= set(benchmark.metrics), f"{benchmark.kind} does not declare {scores.keys()}"
+        return {
             MODEL: self.model,
-            ANSWER: gold,
+            MODEL_DIGEST: self.model_digest,
+            ENGINE_DIGEST: self.engine_digest,
+            PREDICTION: reading.prediction,
+            EXTRACTED: list(reading.extracted.items()),
+            SCORES: list(scores.items()),
+            CONFIDENCE: reading.confidence,
+            NLL_SUM: reading.nll_sum,
+            TARGET_TOKENS: reading.target_tokens,
             STATUS: STATUS_QUARANTINED if failures else STATUS_OK,
             ERROR: "; ".join(failures) or None,
-            PROMPT_TOKENS: sum(result.prompt_tokens for result in done),
-            GENERATED_TOKENS: sum(result.generated_tokens for result in done),
+            PROMPT_TOKENS: sum(result.prompt_tokens for result in results),
+            GENERATED_TOKENS: sum(result.generated_tokens for result in results),
         }
-        if isinstance(likelihood, LikelihoodResult):
-            columns |= {NLL_SUM: likelihood.nll_sum, TARGET_TOKENS: likelihood.target_tokens}
-        if isinstance(answer, CompletionResult):
-            (text,) = answer.texts
-            columns |= {
-                PREDICTION: text,
-                CORRECT_STRICT: extract_strict(text) == gold,
-                CORRECT_FLEXIBLE: extract_flexible(text) == gold,
-            }
-        return columns
+
+
+def ask(asked: Sequence[tuple[Benchmark, Question]], engine: Engine) -> list[list[Result]]:
+    """Ask all questions, and what follows from the answers, until nothing does; a failure ends its question."""
+    results: list[list[Result]] = [[] for _ in asked]
+    requests = [list(benchmark.requests(question)) for benchmark, question in asked]
+    while any(requests):
+        found = run_once(engine, [request for own in requests for request in own])
+        following: list[list[Request]] = []
+        for (benchmark, question), own, known in zip(asked, requests, results, strict=True):
+            known += [found[request] for request in own]
+            failed = any(isinstance(result, Failure) for result in known)
+            following.append([] if failed or not own else list(benchmark.follow_up(question, known)))
+        requests = following
+    return results

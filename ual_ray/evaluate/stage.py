@@ -1,73 +1,237 @@
-"""Stage 4: test rows and a model in, evaluated rows and their figures out."""
+"""Stage 4: questions and a model in, result rows and their figures out.
+
+What a model answers is kept in a store of its own, row by row: a benchmark that is added later sends only its questions, and
+after a crash only what is missing is asked.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
+import pyarrow.parquet
 import ray
 
-from ual_ray.config import Config
+from ual_ray.config import Config, EngineConfig
 from ual_ray.elicit.engines import EngineSpec
 from ual_ray.elicit.monitor import Limits
-from ual_ray.elicit.pool import Job, map_rows, rows_in, start_monitor
+from ual_ray.elicit.pool import Job, map_rows, start_monitor
 from ual_ray.errors import UserError
 from ual_ray.evaluate.answering import AnswerRows
+from ual_ray.evaluate.benchmarks.gsm8k import FLEXIBLE, STRICT
+from ual_ray.evaluate.benchmarks.registry import make_benchmarks
 from ual_ray.evaluate.metrics import Figure, figures
 from ual_ray.progress import Meter
-from ual_ray.records import ERROR, EVALUATED, SPLIT, STATUS, STATUS_OK, TEST, read_table
+from ual_ray.records import (
+    ANSWER,
+    BENCHMARK,
+    CONFIDENCE,
+    ERROR,
+    EXTRACTED,
+    ID,
+    MESSAGES,
+    MODEL,
+    NLL_SUM,
+    PREDICTION,
+    RESULTS,
+    SCORES,
+    SOURCE,
+    STATUS,
+    STATUS_OK,
+    TARGET_TOKENS,
+    digest,
+)
+from ual_ray.sources.models import model_fingerprint
+from ual_ray.sources.prepare import write_lines
 
-PREDICTIONS = "predictions"
+ANSWERED = "answered"
+FAILED = "failed"
+RESULTS_FOLDER = "results"
 FIGURES_FILE = "figures.json"
-TO_ANSWER = "to_answer"
+DISAGREEMENTS_FILE = "disagreements.jsonl"
+ROWS_PER_BATCH = 1000
+# What figures are made of: no text.
+NUMBERS = [ID, BENCHMARK, SOURCE, STATUS, ERROR, SCORES, NLL_SUM, TARGET_TOKENS]
 
 
-def select(rows: Path, folder: Path) -> int:
-    """Copy the test rows to the stage's folder, batch by batch; return how many there are."""
-    chosen = pyarrow.dataset.dataset(str(rows), format="parquet").scanner(filter=pyarrow.dataset.field(SPLIT) == TEST)
-    count = chosen.count_rows()
-    if not count:
-        raise UserError(f"{rows} holds no row of the split '{TEST}'", fix="raise data.test_share")
-    pyarrow.dataset.write_dataset(chosen, folder / TO_ANSWER, format="parquet", existing_data_behavior="delete_matching")
-    return count
+def engine_of(config: Config) -> EngineConfig:
+    """Spell the engine of evaluation, whose arithmetic is its own: arms have to differ by training, not by rounding."""
+    return config.engine.model_copy(update={"dtype": config.evaluate.dtype})
 
 
-def evaluate(config: Config, name: str, model: str, folder: Path, meter: Meter) -> dict[str, Any]:
-    """Evaluate a model on the rows that `select` wrote; write and return its figures.
+def engine_settings(config: Config) -> dict[str, Any]:
+    """Say what of the engine shapes an answer."""
+    engine = engine_of(config)
+    server = engine.endpoint.model_dump(include={"url", "logprobs"}) if engine.kind == "openai" else None
+    return engine.model_dump(include={"kind", "dtype", "max_model_len", "arguments"}) | {"endpoint": server}
 
-    `name` is what the report calls the model ('base' or an arm). Quarantined rows are counted, never scored as wrong.
+
+def model_digest(config: Config, model: str) -> str:
+    """Identify a model: 16 hexadecimal digits. A server's model is known by its name alone."""
+    return digest(model if config.engine.kind == "openai" else model_fingerprint(model))
+
+
+def evaluate(config: Config, name: str, model: str, questions: Path, store: Path, folder: Path, meter: Meter) -> dict[str, Any]:
+    """Have a model answer `questions` (Parquet); `folder` gets results, disagreements and figures.json; return the figures.
+
+    `name` is what the report calls the model ('base' or an arm). `store` keeps every answer of this model under these engine
+    settings: what it holds is not asked again. Quarantined rows are counted, never scored as wrong. Raises UserError when
+    no question could be answered.
     """
-    # Arms have to differ by their training, not by rounding: evaluation has an arithmetic of its own.
-    engine = config.engine.model_copy(update={"dtype": config.evaluate.dtype})
-    spec = EngineSpec(engine, model, trust_remote_code=config.trust_remote_code)
-    job = Job(spec, AnswerRows(name, config.evaluate.max_new_tokens), EVALUATED, folder / PREDICTIONS)
-    source = folder / TO_ANSWER
-    map_rows(lambda: ray.data.read_parquet(str(source)), rows_in(source), job, start_monitor(Limits()), meter)
-    rows = read_predictions(folder)
-    reasons = Counter((row[ERROR] or "").split(":")[0] for row in rows if row[STATUS] != STATUS_OK)
-    measured = figures(rows)
-    if not measured:
-        raise UserError(f"no test row could be evaluated with {model}", value=dict(reasons), fix="raise engine.max_model_len")
-    result = {
-        "name": name,
-        "rows": len(rows),
-        "quarantined": sum(reasons.values()),
-        "reasons": dict(reasons),
-        "figures": [figure.as_dict() for figure in measured],
-    }
+    benchmarks = make_benchmarks(config.evaluate.benchmarks)
+    check_engine(config)
+    shutil.rmtree(store / FAILED, ignore_errors=True)  # asked again, and written anew
+    (store / FAILED).mkdir(parents=True)
+    spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
+    task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(config)))
+    job = Job(spec, task, RESULTS, store / ANSWERED, store / FAILED)
+    wanted = pyarrow.parquet.read_table(questions, columns=[ID])[ID]
+    if not _all_finished(job, wanted):
+        monitor = start_monitor(Limits())
+        map_rows(lambda: ray.data.read_parquet(str(questions)), len(wanted), job, monitor, meter)
+        ray.kill(monitor)
+    found = _select(store, wanted, name, folder / RESULTS_FOLDER)
+    result = _describe(name, read_results(folder, NUMBERS))
+    if found < len(wanted):
+        raise UserError(
+            f"{len(wanted) - found} questions were answered once, and the answers are gone",
+            value=f"files are missing from {store}",
+            fix="--force evaluate asks all questions again",
+        )
+    if result["quarantined"] == result["rows"]:
+        raise UserError(
+            f"no question could be answered by {model}",
+            value=result["reasons"],
+            fix="raise engine.max_model_len, or see ual.log",
+        )
+    result["disagreements"] = _write_disagreements(folder)
     (folder / FIGURES_FILE).write_text(json.dumps(result, indent=2))
     return result
 
 
-def read_predictions(folder: Path) -> list[dict[str, Any]]:
-    """Read the evaluated rows that `evaluate` wrote."""
-    return read_table(folder / PREDICTIONS).to_pylist()
+def check_engine(config: Config) -> None:
+    """Raise UserError for benchmarks by likelihood on a server, which does not give the likelihood of a text."""
+    if config.engine.kind != "openai":
+        return
+    built = make_benchmarks(config.evaluate.benchmarks)
+    if impossible := sorted(name for name, benchmark in built.items() if benchmark.needs_likelihood):
+        raise UserError(
+            f"evaluate.benchmarks {', '.join(impossible)}: a server does not give the likelihood of a text",
+            fix="use engine.kind=vllm, or leave them out",
+        )
+
+
+def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the result rows (`records.RESULTS`) that `evaluate` wrote, ordered by id."""
+    files = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet")
+    return files.to_table(columns=None if columns is None else [*columns]).sort_by(ID)
 
 
 def read_figures(folder: Path) -> tuple[str, list[Figure]]:
     """Read what `evaluate` wrote: the model's name and its figures."""
     content = json.loads((folder / FIGURES_FILE).read_text())
     return content["name"], [Figure(**figure) for figure in content["figures"]]
+
+
+def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the results whose strict and flexible extraction differ: id, benchmark, answer, prediction, strict, flexible."""
+    columns = [ID, BENCHMARK, ANSWER, PREDICTION, EXTRACTED]
+    for row in _rows(folder, columns):
+        extracted = dict(row.pop(EXTRACTED) or [])
+        if STRICT in extracted and extracted[STRICT] != extracted[FLEXIBLE]:
+            yield row | {STRICT: extracted[STRICT], FLEXIBLE: extracted[FLEXIBLE]}
+
+
+def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
+    """Return the first results as columns, for people: the question's last turn, and maps as JSON."""
+    rows = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet").head(most).to_pylist()
+    shown: dict[str, list[Any]] = {
+        ID: [row[ID] for row in rows],
+        "question": [next((m["content"] for m in reversed(row[MESSAGES]) if m["role"] == "user"), "") for row in rows],
+    }
+    shown |= {name: [row[name] for row in rows] for name in (BENCHMARK, SOURCE, ANSWER, PREDICTION)}
+    shown |= {name: [json.dumps(dict(row[name] or []), ensure_ascii=False) for row in rows] for name in (EXTRACTED, SCORES)}
+    return shown | {name: [row[name] for row in rows] for name in (CONFIDENCE, NLL_SUM, TARGET_TOKENS, STATUS, ERROR)}
+
+
+def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    files = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet")
+    for batch in files.to_batches(columns=[*columns], batch_size=ROWS_PER_BATCH):
+        yield from batch.to_pylist()
+
+
+def _write_disagreements(folder: Path) -> int:
+    found = list(disagreements(folder))
+    path = folder / DISAGREEMENTS_FILE
+    path.unlink(missing_ok=True)
+    if found:
+        write_lines(found, path)
+    return len(found)
+
+
+def _all_finished(job: Job, wanted: pa.ChunkedArray) -> bool:
+    """Tell whether every question has its answer, so that no model has to be loaded."""
+    notes = [file for file in job.finished.glob("*.parquet") if not file.name.endswith(".pending.parquet")]
+    if len(list(job.finished.glob("*.parquet"))) > len(notes) or not notes:
+        return False  # something is unfinished: Ray Data tidies up when it starts
+    done = pa.concat_tables(pyarrow.parquet.read_table(file, columns=[ID]) for file in notes)[ID]
+    return bool(pyarrow.compute.all(pyarrow.compute.is_in(wanted, value_set=done)).as_py())
+
+
+def _select(store: Path, wanted: pa.ChunkedArray, name: str, target: Path) -> int:
+    """Copy the answers to the questions at hand from the store, batch by batch, each once; return how many there are."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    missing = set(wanted.to_pylist())
+    files = [*sorted((store / ANSWERED).glob("*.parquet")), *sorted((store / FAILED).glob("*.parquet"))]
+    place = RESULTS.get_field_index(MODEL)
+    part = target / "results.parquet.part"
+    with pyarrow.parquet.ParquetWriter(part, RESULTS) as writer:
+        for file in files:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
+                own = pa.array([_take(identity, missing) for identity in batch[ID].to_pylist()], pa.bool_())
+                table = pa.Table.from_batches([batch.filter(own)]).select(RESULTS.names).cast(RESULTS)
+                # The store is the model's, whatever it is called in a report.
+                table = table.set_column(place, RESULTS.field(MODEL), pa.array([name] * len(table), pa.string()))
+                if len(table):
+                    writer.write_table(table)
+    part.replace(target / "results.parquet")
+    return len(wanted) - len(missing)
+
+
+def _take(identity: str, missing: set[str]) -> bool:
+    if identity not in missing:
+        return False
+    missing.remove(identity)
+    return True
+
+
+def _describe(name: str, numbers: pa.Table) -> dict[str, Any]:
+    failed = numbers.filter(pyarrow.compute.not_equal(numbers[STATUS], STATUS_OK))
+    reasons = Counter((error or "unknown").split(":")[0] for error in failed[ERROR].to_pylist())
+    rows = Counter(numbers[BENCHMARK].to_pylist())
+    lost = Counter(failed[BENCHMARK].to_pylist())
+    return {
+        "name": name,
+        "rows": len(numbers),
+        "quarantined": len(failed),
+        "reasons": dict(reasons),
+        "benchmarks": {key: {"rows": rows[key], "quarantined": lost[key]} for key in sorted(rows)},
+        "figures": [figure.as_dict() for figure in figures(numbers)],
+    }
+
+
+def metrics_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Spell figures as names and values for a run: `benchmark.metric.source`, its standard error and its n."""
+    values: dict[str, float] = {}
+    for figure in figures:
+        key = f"{figure['benchmark']}.{figure['metric']}.{figure['source']}"
+        values |= {key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]}
+    return values

@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from ual_ray.config import ENSEMBLE
+from ual_ray.config import ENSEMBLE, EngineConfig
 from ual_ray.elicit import quality
 from ual_ray.elicit.labels import match_labels, read_labels
 from ual_ray.elicit.quality import Correlation, Distribution, Noise, Numbers, Quality
@@ -52,17 +52,6 @@ MAX_CHARACTERS = 700
 # A row that failed for one of these reasons never got a reply that could be read or not.
 UNASKED = ("overlong", "engine", "template")
 NO_SOURCE = "(none)"
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Money per million tokens, in any currency; 0 and 0 = unknown."""
-
-    prompt_per_million: float = 0.0
-    generated_per_million: float = 0.0
-
-
-FREE = Prices()
 
 
 @dataclass(frozen=True)
@@ -158,8 +147,11 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(scored: Path, labels: Path | None = None, prices: Prices = FREE) -> Inspection:
-    """Look at scored rows, and at verdicts on some of them. Raises UserError when there are none, or no label fits."""
+def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | None = None) -> Inspection:
+    """Look at scored rows, and at verdicts on some of them; `engine` holds the prices, if there are any.
+
+    Raises UserError when there are no rows, or no label fits.
+    """
     verdicts = read_labels(labels) if labels is not None else None
     columns = Columns(scored)
     sources, codes = _sources(columns)
@@ -189,7 +181,7 @@ def inspect(scored: Path, labels: Path | None = None, prices: Prices = FREE) -> 
         agreement=_agreement(columns, names[1:]),
         most_uncertain=most,
         least_uncertain=least,
-        cost=_cost(columns, scored, prices),
+        cost=_cost(columns, scored, engine),
         labelled=None if correct is None else _labelled(str(labels), verdicts or {}, correct),
         quality={} if correct is None else {name: quality.against_labels(columns.score(name), correct) for name in names},
     )
@@ -309,18 +301,17 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def _cost(columns: Columns, scored: Path, prices: Prices) -> Cost:
+def _cost(columns: Columns, scored: Path, engine: EngineConfig | None) -> Cost:
     prompt, generated = columns.total(PROMPT_TOKENS), columns.total(GENERATED_TOKENS)
     known = [tokens for tokens in (prompt, generated) if tokens is not None]
-    priced = prices != FREE and known
-    money = ((prompt or 0) * prices.prompt_per_million + (generated or 0) * prices.generated_per_million) / 1e6
+    money = engine.cost(prompt or 0, generated or 0) if engine is not None else 0
     seconds = _seconds(scored.resolve().parent / DONE_FILE)
     return Cost(
         prompt_tokens=prompt,
         generated_tokens=generated,
         calls=columns.total(CALLS),
         tokens_per_row=sum(known) / columns.rows if known else None,
-        money=money if priced else None,
+        money=money or None,
         seconds=seconds,
         rows_per_second=columns.rows / seconds if seconds else None,
     )

@@ -1,80 +1,261 @@
-"""The comparison table: one row per figure, one column per model. Pure."""
+"""The comparison in tables: every model's figures, the differences with their verdicts, the win rates. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from ual_ray.evaluate.metrics import Figure
+from ual_ray.evaluate.metrics import NLL, OVERALL, Figure, metric_of
+from ual_ray.report.comparison import Comparison, Comparisons
+from ual_ray.report.findings import Findings, Rate, judged_rates, within
 
-LABELS = {
-    "nll": "NLL per token (nats)",
-    "nll_difference": "NLL, paired difference from",
-    "exact_match_strict": "exact match, strict",
-    "exact_match_flexible": "exact match, flexible",
-}
-ARROWS = {"lower": "↓", "higher": "↑"}
-MISSING = "-"
+ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+MISSING = "–"
+# Sources beyond the largest are in the figures of the evaluation, not in a table that is read.
+MAX_SOURCES = 8
+ARMS = "arms"
+CALIBRATED = ("nll", "accuracy", "ece_width", "ece_mass", "brier", "auroc", "aurc", "prr")
+CLUSTERED = ("nc1", "silhouette", "scatter_ratio")
+NORMS = {"before_norm": "before the final norm", "after_norm": "after the final norm"}
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Cells by row; `rows` holds (label, n, cells in the order of `models`)."""
+class Row:
+    """One line of a table, below the heading `section`."""
 
-    models: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+    section: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts whose lines stand in sections; the first `left` columns are words, the others numbers."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left: int = 1
 
     def markdown(self) -> str:
         """Write the table as Markdown."""
-        head = ["metric", "n", *self.models]
-        lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---', '---:', *['---:'] * len(self.models)])} |"]
-        lines += [f"| {' | '.join([label, n, *cells])} |" for label, n, cells in self.rows]
+        rule = ["---"] * self.left + ["---:"] * (len(self.heads) - self.left)
+        lines = [_line(self.heads), _line(rule)]
+        for section, rows in self.sections():
+            lines += [_line([f"**{section}**", *[""] * (len(self.heads) - 1)])] if section else []
+            lines += [_line(row.cells) for row in rows]
         return "\n".join(lines) + "\n"
 
-    def rich(self, title: str) -> Table:
+    def rich(self) -> Table:
         """Draw the table for a terminal."""
-        table = Table(title=title, title_justify="left")
-        table.add_column("metric", no_wrap=True)
-        table.add_column("n", justify="right")
-        for model in self.models:
-            table.add_column(model, justify="right", no_wrap=True)
-        for label, n, cells in self.rows:
-            table.add_row(label, n, *cells)
+        table = Table(title=self.title, title_justify="left")
+        for place, head in enumerate(self.heads):
+            table.add_column(escape(head), justify="left" if place < self.left else "right", overflow="fold")
+        for section, rows in self.sections():
+            if section:
+                table.add_row(f"[bold]{escape(section)}[/bold]")
+            for row in rows:
+                first, *others = map(escape, row.cells)
+                table.add_row(f"  {first}" if section else first, *others, end_section=row is rows[-1])
         return table
 
     def columns(self) -> dict[str, list[str]]:
         """Give the table by column, as MLflow logs it."""
-        by_model = {model: [cells[index] for _, _, cells in self.rows] for index, model in enumerate(self.models)}
-        return {"metric": [row[0] for row in self.rows], "n": [row[1] for row in self.rows], **by_model}
+        by_head = {head: [row.cells[place] for row in self.rows] for place, head in enumerate(self.heads)}
+        return {"section": [row.section for row in self.rows], **by_head}
+
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        """Give the lines by section, in their order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.section, []).append(row)
+        return list(found.items())
 
 
-def compare(results: Mapping[str, Sequence[Figure]], alphas: Mapping[str, float]) -> Comparison:
-    """Put the figures of all models side by side, each with its standard error; `alphas` holds arms' mean alphas."""
-    models = tuple(results)
-    keys: dict[tuple[str, str], int] = {}
-    for figures in results.values():
-        for figure in figures:
-            keys.setdefault((figure.metric, figure.source), figure.n)
-    by_key = {model: {(figure.metric, figure.source): figure for figure in figures} for model, figures in results.items()}
-    rows = []
-    if alphas:
-        cells = tuple(f"{alphas[model]:.3f}" if model in alphas else MISSING for model in models)
-        rows.append(("mean alpha per training row", MISSING, cells))
-    for key, n in sorted(keys.items(), key=lambda item: (list(LABELS).index(item[0][0]), item[0][1] != "overall", item[0][1])):
-        found = [by_key[model].get(key) for model in models]
-        direction = next(figure.direction for figure in found if figure is not None)
-        joint = " " if key[0] == "nll_difference" else ", "
-        name = LABELS[key[0]] + ("" if key[1] == "overall" else f"{joint}{key[1]}")
-        rows.append((f"{name} {ARROWS[direction]}", str(n), tuple(cell(figure) for figure in found)))
-    return Comparison(models, tuple(rows))
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def tables(findings: Findings) -> list[Grid]:
+    """Make every table that has a line: the models side by side, the differences, the win rates."""
+    return [grid for grid in (models(findings), differences(findings.comparisons), win_rates(findings)) if grid.rows]
+
+
+def models(findings: Findings) -> Grid:
+    """Put the figures of all models side by side, each with its standard error, then calibration and clusters."""
+    names = findings.models
+    rows = [*_arm_rows(findings), *_figure_rows(findings), *_calibration_rows(findings), *_cluster_rows(findings)]
+    return Grid("Every model on the same questions", ("metric", "n", *names), tuple(rows))
+
+
+def _arm_rows(findings: Findings) -> Iterator[Row]:
+    if findings.alphas:
+        cells = (number(findings.alphas.get(model), 3) for model in findings.models)
+        yield Row(ARMS, ("mean alpha per training row", MISSING, *cells))
+    if any(count > 1 for count in findings.seeds.values()):
+        cells = (str(findings.seeds.get(model, 1)) for model in findings.models)
+        yield Row(ARMS, ("training seeds", MISSING, *cells))
+
+
+def _figure_rows(findings: Findings) -> Iterator[Row]:
+    by_key = {
+        model: {(figure.benchmark, figure.metric, figure.source): figure for figure in found}
+        for model, found in findings.figures.items()
+    }
+    for key in _keys(findings):
+        benchmark, metric, source = key
+        found = [by_key[model].get(key) for model in findings.models]
+        label = metric_of(metric).label if source == OVERALL else f"… {source}"
+        n = spread_of([figure.n for figure in found if figure is not None])
+        yield Row(benchmark, (f"{label}{ARROWS[metric_of(metric).direction]}", n, *map(cell, found)))
+
+
+def _keys(findings: Findings) -> list[tuple[str, str, str]]:
+    """Order the figures: the held-out rows first, then by benchmark; NLL first, its largest sources under it."""
+    sizes: dict[tuple[str, str, str], int] = {}
+    for figure in (figure for found in findings.figures.values() for figure in found):
+        sizes.setdefault((figure.benchmark, figure.metric, figure.source), figure.n)
+
+    def order(key: tuple[str, str, str]) -> tuple[Any, ...]:
+        benchmark, metric, source = key
+        return (benchmark != "held_out", benchmark, metric != NLL, metric, source != OVERALL, -sizes[key], source)
+
+    shown: list[tuple[str, str, str]] = []
+    for key in sorted(sizes, key=order):
+        if sum(other[:2] == key[:2] for other in shown) <= MAX_SOURCES:
+            shown.append(key)
+    return shown
+
+
+def _calibration_rows(findings: Findings) -> Iterator[Row]:
+    """Every arm before and after temperature scaling: the baseline that smoothing has to beat."""
+    found = findings.calibration
+    yield from _rows_of("calibration of tokens", findings.models, {m: within(c, "token") for m, c in found.items()})
+    temperatures = [number(within(found.get(model), "temperature"), 3) for model in findings.models]
+    if any(value != MISSING for value in temperatures):
+        yield Row("calibration of tokens", ("temperature of validation", MISSING, *temperatures))
+    for benchmark in sorted({name for content in found.values() for name in within(content, "answer") or {}}):
+        answers = {model: within(content, "answer", benchmark) for model, content in found.items()}
+        yield from _rows_of(f"calibration of answers, {benchmark}", findings.models, answers)
+
+
+def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[Row]:
+    for metric in CALIBRATED:
+        for kind, words in (("raw", ""), ("scaled", ", scaled")):
+            values = [within(found.get(model), kind, metric) for model in names]
+            if all(value is None for value in values):
+                continue
+            errors = [within(found.get(model), kind, f"{metric}_standard_error") for model in names]
+            counts = [within(found.get(model), kind, "n") or within(found.get(model), "n") for model in names]
+            cells = (value_text(metric, value, error) for value, error in zip(values, errors, strict=True))
+            label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
+            yield Row(section, (label, spread_of([n for n in counts if n is not None]), *cells))
+
+
+def _cluster_rows(findings: Findings) -> Iterator[Row]:
+    for norm, where in NORMS.items():
+        for metric in CLUSTERED:
+            values = [within(findings.clusters.get(model), norm, metric) for model in findings.models]
+            counts = [within(findings.clusters.get(model), norm, "n") for model in findings.models]
+            if any(value is not None for value in values):
+                label = f"{metric_of(metric).label}{ARROWS[metric_of(metric).direction]}"
+                cells = (value_text(metric, value, None) for value in values)
+                yield Row(f"clusters {where}", (label, spread_of([n for n in counts if n is not None]), *cells))
+
+
+def differences(comparisons: Comparisons) -> Grid:
+    """List every comparison with its interval, its p-value after Holm, and the verdict; nulls like wins."""
+    interval = f"difference [{comparisons.level:.0%} interval]"
+    heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
+    rows = tuple(
+        Row(
+            f"{entry.benchmark}: {difference_label(entry.metric)}{' (primary)' if entry.primary else ''}",
+            (
+                f"{entry.arm} - {entry.reference}",
+                f"{entry.n:,}",
+                difference_text(entry),
+                p_text(entry.p_holm),
+                entry.verdict,
+            ),
+        )
+        for entry in comparisons.entries
+    )
+    return Grid(f"Differences by question, paired; {len(rows)} comparisons in one family", heads, rows)
+
+
+def win_rates(findings: Findings) -> Grid:
+    """List what the judge said of each arm: win rates in percent with their intervals, valid verdicts, mean lengths."""
+    heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths")
+    rows = tuple(
+        Row(
+            "" if entry.benchmark == OVERALL else entry.benchmark,
+            (
+                f"{entry.arm} - {entry.reference}",
+                f"{count(entry.valid)} of {count(entry.n)}",
+                rate_text(entry.raw),
+                rate_text(entry.controlled),
+                f"{number(entry.length, 0)} / {number(entry.reference_length, 0)}",
+            ),
+        )
+        for entry in judged_rates(findings.win_rates)
+    )
+    return Grid("Judged pairwise; 50% = as good as the reference; lengths in characters", heads, rows)
 
 
 def cell(figure: Figure | None) -> str:
-    """Write a value with its standard error, in percent for shares."""
-    if figure is None:
+    """Write a value with its standard error, shares in percent."""
+    return MISSING if figure is None else value_text(figure.metric, figure.value, figure.standard_error)
+
+
+def value_text(metric: str, value: float | None, error: float | None) -> str:
+    """Write a metric's value with its standard error, shares in percent; a missing one as a dash."""
+    if value is None:
         return MISSING
-    scale, digits, unit = (100, 1, "%") if figure.direction == "higher" else (1, 3, "")
-    error = "" if figure.standard_error is None else f" ± {scale * figure.standard_error:.{digits}f}"
-    return f"{scale * figure.value:.{digits}f}{unit}{error}"
+    scale, digits, unit = {"share": (100, 1, "%"), "percent": (1, 1, "%")}.get(metric_of(metric).unit, (1, 3, ""))
+    beside = "" if error is None else f" ± {scale * error:.{digits}f}"
+    return f"{scale * value + 0.0:.{digits}f}{unit}{beside}"
+
+
+def difference_label(metric: str) -> str:
+    """Name a metric with the unit of its differences."""
+    found = metric_of(metric)
+    return f"{found.label}, points" if found.unit in ("share", "percent") else found.label
+
+
+def difference_text(entry: Comparison) -> str:
+    """Write a difference with its interval: shares in percentage points."""
+    scale, digits = (100, 2) if metric_of(entry.metric).unit == "share" else (1, 4)
+    value, low, high = (f"{scale * part + 0.0:+.{digits}f}" for part in (entry.difference, entry.ci_low, entry.ci_high))
+    return f"{value} [{low}, {high}]"
+
+
+def p_text(p_value: float) -> str:
+    """Write a p-value; one below a thousandth as that."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def rate_text(rate: Rate) -> str:
+    """Write a rate in percent with its interval."""
+    value = number(rate.value, 1)
+    return value if rate.low is None else f"{value} [{number(rate.low, 1)}, {number(rate.high, 1)}]"
+
+
+def number(value: float | None, digits: int) -> str:
+    """Write a number with so many decimals; a missing one as a dash."""
+    return MISSING if value is None else f"{value + 0.0:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """Write a whole number with thousands marked; a missing one as a dash."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def spread_of(counts: Sequence[int]) -> str:
+    """Write the number of rows behind a line: one number, or the least and the most of the models."""
+    if not counts:
+        return MISSING
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"

@@ -1,62 +1,139 @@
-"""Evaluating rows with the fake engine: what is asked, what is correct, what is missing."""
+"""Answering with a scripted engine: what is asked, what is written down, what is missing."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+import pytest
+
+from ual_ray.config import BenchmarkConfig, EngineConfig
+from ual_ray.elicit.engines import EngineSpec, make_engine
 from ual_ray.elicit.requests import Completion, CompletionResult, Failure, Likelihood, LikelihoodResult, Request, Result
 from ual_ray.evaluate.answering import AnswerRows
-from ual_ray.records import EVALUATED
+from ual_ray.evaluate.benchmark import Question
+from ual_ray.evaluate.benchmarks.registry import KINDS, make_benchmarks
+from ual_ray.evaluate.metrics import METRICS
+from ual_ray.evaluate.questions import _row
+from ual_ray.records import RESULTS, Message
+
+BENCHMARKS = make_benchmarks(
+    {
+        "held": BenchmarkConfig(kind="held_out"),
+        "gsm": BenchmarkConfig(kind="gsm8k", max_new_tokens=9),
+        "arc": BenchmarkConfig(kind="multiple_choice"),
+        "chat": BenchmarkConfig(kind="open_ended"),
+    }
+)
+TASK = AnswerRows(BENCHMARKS, "ual", "m0", "e0")
 
 
 class Scripted:
-    """Answers every question with one text."""
+    """Answers every question with one text; a text that holds a failure's reason fails with it."""
 
     template_hash = "scripted"
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str = "It is 7, so\n#### 7") -> None:
         self._text = text
-        self.seen: list[Request] = []
+        self.batches: list[list[Request]] = []
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        self.seen += requests
+        self.batches.append(list(requests))
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Result:
+        said = request.conversation if isinstance(request, Likelihood) else request.prompt
+        for reason in ("overlong: 9 tokens", "engine: away"):
+            if reason in said[-1][1]:
+                return Failure(reason, prompt_tokens=2)
         if isinstance(request, Likelihood):
-            if request.conversation[0][1] == "too long":
-                return Failure("overlong: 9 tokens")
-            return LikelihoodResult(6.0, 3, prompt_tokens=5)
-        return CompletionResult((self._text,), prompt_tokens=4, generated_tokens=2)
+            return LikelihoodResult(2.0 * len(said[-1][1]), 3, prompt_tokens=5)
+        return CompletionResult((self._text,), 4, 2, 1, -1.0, 2)
 
 
-def row(question: str, answer: str) -> dict[str, Any]:
-    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": question, "source": "s", "split": "test", "messages": chat}
+def row(name: str, *texts: str, **more: Any) -> dict[str, Any]:
+    roles = ("user",) * len(texts) if name == "chat" else ("user", "assistant")
+    messages = [Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)]
+    return _row(name, BENCHMARKS[name], Question(messages, "s", **more))
 
 
-def test_only_rows_with_a_gold_number_are_asked() -> None:
-    engine = Scripted("It is 7, so\n#### 7")
-    rows = AnswerRows("ual", 9)([row("3 + 4?", "3 + 4 = 7\n#### 7"), row("Why?", "Because.")], engine)
-    assert [request for request in engine.seen if isinstance(request, Completion)] == [Completion((("user", "3 + 4?"),), 9)]
-    assert [line["correct_strict"] for line in map(complete, rows)] == [True, None]
-    assert rows[0]["answer"] == "7"
-    assert rows[0]["model"] == "ual"
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the rows as the pool does, and read them again."""
+    return pa.Table.from_pylist([{key: one.get(key) for key in RESULTS.names} for one in rows], RESULTS).to_pylist()
 
 
-def test_strict_and_flexible_may_disagree_and_no_number_is_wrong() -> None:
-    (said,) = AnswerRows("m", 9)([row("q", "#### 7")], Scripted("I think 7."))
-    assert (said["correct_strict"], said["correct_flexible"]) == (False, True)
-    (silent,) = AnswerRows("m", 9)([row("q", "#### 7")], Scripted("no idea"))
-    assert (silent["correct_strict"], silent["correct_flexible"]) == (False, False)
+def test_all_benchmarks_go_to_the_engine_together_and_each_is_read_its_own_way() -> None:
+    engine = Scripted()
+    rows = [row("held", "q", "a"), row("gsm", "3 + 4?", answer="7"), row("arc", "q", answer="0", choices=("a", "bb"))]
+    held, gsm, arc = table(TASK(rows, engine))
+    assert [[type(request) for request in batch] for batch in engine.batches] == [
+        [Likelihood, Completion, Likelihood, Likelihood]
+    ]
+    assert (held["nll_sum"], held["target_tokens"], held["scores"], held["prediction"]) == (2.0, 3, [], None)
+    assert dict(gsm["scores"]) == {"exact_match_strict": 1.0, "exact_match_flexible": 1.0}
+    assert dict(gsm["extracted"]) == {"strict": "7", "flexible": "7"}
+    assert gsm["confidence"] == pytest.approx(0.6065, abs=1e-4)
+    assert dict(arc["scores"]) == {"accuracy": 1.0, "accuracy_normalised": 1.0}
+    assert all(one["status"] == "ok" and one["error"] is None for one in (held, gsm, arc))
+    assert (arc["prompt_tokens"], gsm["generated_tokens"]) == (10, 2)
+    assert [one["id"] for one in (held, gsm, arc)] == [one["id"] for one in rows]
 
 
-def test_a_failed_request_is_quarantined_with_its_reason() -> None:
-    (failed,) = AnswerRows("m", 9)([row("too long", "x")], Scripted(""))
-    assert (failed["status"], failed["error"]) == ("quarantined", "overlong: 9 tokens")
-    assert complete(failed)["nll_sum"] is None
+def test_provenance_stands_in_every_row() -> None:
+    first, second, third = TASK([row("gsm", "q", answer="1"), row("gsm", "r", answer="1"), row("held", "q", "a")], Scripted())
+    assert (first["model"], first["model_digest"], first["engine_digest"], first["benchmark_version"]) == ("ual", "m0", "e0", 1)
+    assert first["prompt_hash"] == second["prompt_hash"] != third["prompt_hash"]
+    other = AnswerRows(make_benchmarks({"gsm": BenchmarkConfig(kind="gsm8k", shots=5)}), "ual", "m0", "e0")
+    assert other([row("gsm", "q", answer="1")], Scripted())[0]["prompt_hash"] != first["prompt_hash"]
 
 
-def complete(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: columns.get(name) for name in EVALUATED.names}
+def test_the_second_turn_is_asked_when_the_first_is_answered() -> None:
+    engine = Scripted("ok")
+    two, one = TASK([row("chat", "first", "second"), row("chat", "only")], engine)
+    assert [[request.prompt[-1][1] for request in batch] for batch in engine.batches] == [["first", "only"], ["second"]]  # type: ignore[union-attr]
+    assert engine.batches[1][0].prompt == (("user", "first"), ("assistant", "ok"), ("user", "second"))  # type: ignore[union-attr]
+    assert (two["generated_tokens"], one["generated_tokens"]) == (4, 2)
+
+
+@pytest.mark.parametrize("reason", ["overlong: 9 tokens", "engine: away"])
+def test_a_failed_request_is_quarantined_with_its_reason_and_never_wrong(reason: str) -> None:
+    rows = [row("gsm", reason, answer="7"), row("arc", "q", answer="0", choices=("a", reason)), row("chat", reason, "second")]
+    engine = Scripted()
+    for failed in table(TASK(rows, engine)):
+        assert (failed["status"], failed["error"]) == ("quarantined", reason)
+        assert (failed["prediction"], failed["scores"], failed["confidence"], failed["nll_sum"]) == (None, [], None, None)
+    assert len(engine.batches) == 1, "nothing follows a failure"
+
+
+def test_the_same_question_is_sent_once() -> None:
+    engine = Scripted()
+    benchmarks = make_benchmarks({name: BenchmarkConfig(kind="gsm8k", max_new_tokens=9) for name in ("one", "two")})
+    question = Question([Message(role="user", content="q")], "s", "7")
+    rows = [_row(name, benchmark, question) for name, benchmark in benchmarks.items()]
+    assert rows[0]["id"] != rows[1]["id"]
+    AnswerRows(benchmarks, "m", "", "")(rows, engine)
+    assert [len(batch) for batch in engine.batches] == [1]
+
+
+def test_the_fake_engine_can_be_asked_everything() -> None:
+    engine = make_engine(EngineSpec(EngineConfig(kind="fake"), "m"))
+    rows = [
+        row("held", "q", "a"),
+        row("gsm", "q", answer="7"),
+        row("arc", "q", answer="0", choices=("a", "b")),
+        row("chat", "q", "r"),
+    ]
+    answered = TASK(rows, engine)
+    assert table(answered) == table(TASK(rows[::-1], engine))[::-1]
+    assert all(one["status"] == "ok" for one in answered)
+
+
+def test_the_task_travels() -> None:
+    assert pickle.loads(pickle.dumps(TASK)).benchmarks.keys() == BENCHMARKS.keys()  # noqa: S301
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_metric_has_a_direction(kind: str) -> None:
+    assert all(METRICS[name].direction for name in KINDS[kind].metrics)

@@ -15,9 +15,10 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
+from ual_ray.config import EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.records import scored_schema
-from ual_ray.report.inspection import Columns, Inspection, Prices, inspect
+from ual_ray.report.inspection import Columns, Inspection, inspect
 from ual_ray.report.inspection_text import number, share, to_console, warnings_of
 
 ESTIMATORS = ("verbalized", "nll")
@@ -94,7 +95,11 @@ def test_rows_by_hand(tmp_path: Path) -> None:
 
 def test_cost_by_hand(tmp_path: Path) -> None:
     (tmp_path / "done.json").write_text('{"seconds": 4, "figures": {}}')
-    cost = inspected(tmp_path, [row("1"), row("2")], prices=Prices(2.0, 10.0)).cost
+    cost = inspected(
+        tmp_path,
+        [row("1"), row("2")],
+        engine=EngineConfig(price_per_million_prompt_tokens=2.0, price_per_million_generated_tokens=10.0),
+    ).cost
     assert (cost.prompt_tokens, cost.generated_tokens, cost.calls, cost.tokens_per_row) == (200, 20, 4, 110)
     assert cost.money == pytest.approx((200 * 2 + 20 * 10) / 1e6)
     assert (cost.seconds, cost.rows_per_second) == (4.0, 0.5)
@@ -105,7 +110,7 @@ def test_unknown_cost_is_none(tmp_path: Path, done: str | None) -> None:
     if done is not None:
         (tmp_path / "done.json").write_text(done)
     nothing = {"prompt_tokens": None, "generated_tokens": None, "calls": None, "truncated": None}
-    found = inspected(tmp_path, [row("1", **nothing)], prices=Prices(1.0, 1.0))
+    found = inspected(tmp_path, [row("1", **nothing)], engine=EngineConfig(price_per_million_prompt_tokens=1.0))
     assert set(vars(found.cost).values()) == {None}
     assert found.truncated is None
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from ual_ray.config import EngineConfig
 from ual_ray.elicit.quality import Quality, distribution
 from ual_ray.records import scored_schema
-from ual_ray.report.inspection import Prices, inspect
+from ual_ray.report.inspection import inspect
 from ual_ray.report.inspection_html import bars, duration, interval, money, tint, to_html
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
@@ -90,7 +91,9 @@ def labels_of(folder: Path, n: int) -> Path:
 
 
 def test_a_whole_page_in_order(tmp_path: Path) -> None:
-    page = page_of(tmp_path, rows_of(60), labels=labels_of(tmp_path, 60), prices=Prices(1.0, 1.0))
+    page = page_of(
+        tmp_path, rows_of(60), labels=labels_of(tmp_path, 60), engine=EngineConfig(price_per_million_prompt_tokens=1.0)
+    )
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert heads[-9:] == [
         "How to read it",

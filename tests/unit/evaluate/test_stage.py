@@ -1,0 +1,133 @@
+"""From the store to the results at hand: each answer once, under the name at hand, and where the extractions differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ual_ray.config import BenchmarkConfig, Config, EngineConfig, EvaluateConfig
+from ual_ray.elicit.engines import EngineSpec
+from ual_ray.elicit.pool import Job
+from ual_ray.errors import UserError
+from ual_ray.evaluate import stage
+from ual_ray.evaluate.stage import (
+    ANSWERED,
+    DISAGREEMENTS_FILE,
+    FAILED,
+    RESULTS_FOLDER,
+    check_engine,
+    disagreements,
+    engine_settings,
+    metrics_of,
+    model_digest,
+    read_results,
+    sample_table,
+)
+from ual_ray.records import RESULTS, write_rows
+
+
+def row(identity: str, strict: str | None = "7", flexible: str | None = "7", **more: Any) -> dict[str, Any]:
+    extracted = [("strict", strict), ("flexible", flexible)]
+    values = {"id": identity, "benchmark": "gsm8k", "source": "s", "model": "old", "prediction": f"says {flexible}"}
+    scores = [("exact_match_strict", float(strict == "7")), ("exact_match_flexible", float(flexible == "7"))]
+    messages = [{"role": "user", "content": f"q {identity}"}]
+    full = values | {"status": "ok", "answer": "7", "extracted": extracted, "scores": scores, "messages": messages}
+    return {name: (full | more).get(name) for name in RESULTS.names}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    for part in (ANSWERED, FAILED):
+        (folder / part).mkdir(parents=True)
+    write_rows([row("a"), row("b", None, "7"), row("other benchmark")], RESULTS, folder / ANSWERED / "1.parquet")
+    write_rows([row("a", "8", "8"), row("c", "7", "9")], RESULTS, folder / ANSWERED / "2.parquet")
+    failed = row("d", status="quarantined", error="engine: away", scores=[], extracted=[], prediction=None)
+    write_rows([failed], RESULTS, folder / FAILED / "1.parquet")
+    return folder
+
+
+def select(store: Path, folder: Path, *wanted: str) -> int:
+    return stage._select(store, pa.chunked_array([list(wanted)]), "ual", folder / RESULTS_FOLDER)
+
+
+def test_the_answers_at_hand_are_taken_once_and_renamed(store: Path, tmp_path: Path) -> None:
+    assert select(store, tmp_path, "d", "a", "b", "c", "lost") == 4
+    results = read_results(tmp_path)
+    assert results.schema.equals(RESULTS)
+    assert results["id"].to_pylist() == ["a", "b", "c", "d"]
+    assert set(results["model"].to_pylist()) == {"ual"}
+    assert dict(results["extracted"].to_pylist()[0])["strict"] == "7", "the first answer stays"
+    assert select(store, tmp_path, "a") == 1
+    assert len(read_results(tmp_path, ["id"])) == 1, "an earlier selection is replaced"
+
+
+def test_disagreements_are_listed_and_written(store: Path, tmp_path: Path) -> None:
+    select(store, tmp_path, "a", "b", "c", "d")
+    found = sorted(disagreements(tmp_path), key=lambda one: one["id"])
+    assert [(one["id"], one["strict"], one["flexible"]) for one in found] == [("b", None, "7"), ("c", "7", "9")]
+    assert found[0]["prediction"] == "says 7"
+    assert stage._write_disagreements(tmp_path) == 2
+    lines = (tmp_path / DISAGREEMENTS_FILE).read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {"b", "c"}
+    select(store, tmp_path, "a")
+    assert stage._write_disagreements(tmp_path) == 0
+    assert not (tmp_path / DISAGREEMENTS_FILE).exists()
+
+
+def test_what_is_told_of_a_model(store: Path, tmp_path: Path) -> None:
+    select(store, tmp_path, "a", "b", "c", "d")
+    told = stage._describe("ual", read_results(tmp_path, stage.NUMBERS))
+    assert (told["name"], told["rows"], told["quarantined"], told["reasons"]) == ("ual", 4, 1, {"engine": 1})
+    assert told["benchmarks"] == {"gsm8k": {"rows": 4, "quarantined": 1}}
+    values = metrics_of(told["figures"])
+    assert values["gsm8k.exact_match_strict.overall"] == pytest.approx(2 / 3), "a failed row is not wrong"
+    assert values["gsm8k.exact_match_strict.overall.n"] == 3
+
+
+def test_a_table_for_people(store: Path, tmp_path: Path) -> None:
+    select(store, tmp_path, "a", "b", "c", "d")
+    columns = sample_table(tmp_path, most=3)
+    assert {len(values) for values in columns.values()} == {3}
+    assert columns["question"][0] == "q a"
+    assert json.loads(columns["extracted"][0]) == {"strict": "7", "flexible": "7"}
+    json.dumps(columns)
+
+
+def finished(store: Path, *notes: tuple[str, list[str]]) -> Job:
+    job = Job(EngineSpec(EngineConfig(), "m"), lambda rows, engine: [], RESULTS, store / ANSWERED)
+    job.finished.mkdir(exist_ok=True)
+    for name, identities in notes:
+        write_rows([{"id": one} for one in identities], pa.schema([("id", pa.string())]), job.finished / name)
+    return job
+
+
+def test_a_model_is_loaded_only_for_what_is_missing(store: Path) -> None:
+    wanted = pa.chunked_array([["a", "b"]])
+    assert not stage._all_finished(finished(store), wanted)
+    assert not stage._all_finished(finished(store, ("1.parquet", ["a"])), wanted)
+    assert stage._all_finished(finished(store, ("2.parquet", ["b", "c"])), wanted)
+    assert not stage._all_finished(finished(store, ("3.pending.parquet", ["d"])), wanted), "a write was interrupted"
+
+
+def test_what_shapes_an_answer_is_in_the_engines_digest() -> None:
+    base = Config()
+    same = Config(engine=EngineConfig(max_actors=4, batch_size=8, dtype="float32"))
+    assert engine_settings(base) == engine_settings(same), "evaluation has an arithmetic of its own"
+    others = [Config(evaluate=EvaluateConfig(dtype="bfloat16")), Config(engine=EngineConfig(max_model_len=512))]
+    assert all(engine_settings(other) != engine_settings(base) for other in others)
+    assert len(model_digest(base, "hub/model")) == 16 and model_digest(base, "hub/model") != model_digest(base, "hub/other")
+
+
+def test_a_server_cannot_give_likelihoods() -> None:
+    likelihood = EvaluateConfig(benchmarks={"arc": BenchmarkConfig(kind="multiple_choice", path="x")})
+    check_engine(Config(evaluate=likelihood))
+    server = Config.model_construct(engine=EngineConfig(kind="openai"), evaluate=likelihood)
+    with pytest.raises(UserError, match="arc: a server does not give the likelihood"):
+        check_engine(server)
+    answers = EvaluateConfig(benchmarks={"g": BenchmarkConfig(kind="gsm8k", path="x")})
+    check_engine(Config.model_construct(engine=EngineConfig(kind="openai"), evaluate=answers))

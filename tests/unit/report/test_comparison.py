@@ -1,0 +1,151 @@
+"""Comparisons of models: which pairs there are, what pairs by id, verdicts after Holm, several seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ual_ray.evaluate.metrics import figures
+from ual_ray.evaluate.statistics import bootstrap_mean, bootstrap_ratio, holm
+from ual_ray.records import RESULTS
+from ual_ray.report.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
+
+N = 120
+
+
+def results(shift: float = 0.0, right: float = 0.5, seed: int = 0, n: int = N, skip: tuple[int, ...] = ()) -> pa.Table:
+    """Make rows of a model that is `shift` nats per token worse than another, and right this often."""
+    shared, own = np.random.default_rng(99), np.random.default_rng(seed)
+    tokens, hard, luck = shared.integers(5, 30, n), shared.gamma(4, 0.5, n), shared.random(n)
+    rows: list[dict[str, Any]] = []
+    for place in range(n):
+        held = {"id": f"h{place}", "benchmark": "held_out", "source": "ab"[place % 2], "target_tokens": int(tokens[place])}
+        noise = own.normal(shift, 0.05)
+        rows.append({**held, "nll_sum": float(tokens[place] * (hard[place] + noise)), "scores": []})
+        rows.append(
+            {
+                "id": f"g{place}",
+                "benchmark": "gsm8k",
+                "source": "x",
+                "scores": [("exact_match_strict", float(luck[place] < right))],
+            }
+        )
+    kept = [row for place, row in enumerate(rows) if place not in skip]
+    return pa.Table.from_pylist(kept[::-1] if seed % 2 else kept, schema=RESULTS).select(COLUMNS)
+
+
+def by_name(found: Comparisons) -> dict[tuple[str, str, str], Any]:
+    return {(entry.arm, entry.reference, entry.metric): entry for entry in found.entries}
+
+
+def test_every_pair_once_and_the_reference_is_the_plainer_one() -> None:
+    models = ["base", "constant", "sft", "shuffled", "ual"]
+    assert references_of("ual", models) == ["sft", "shuffled", "constant", "base"]
+    assert references_of("shuffled", models) == ["sft", "base"]
+    assert references_of("sft", models) == ["base"]
+    assert references_of("ual", ["base", "ual"]) == ["base"]
+    assert pairs_of(["base", "sft", "shuffled", "ual"]) == [
+        *(("ual", "sft"), ("ual", "shuffled"), ("shuffled", "sft")),
+        *(("ual", "base"), ("shuffled", "base"), ("sft", "base")),
+    ]
+    found = compare_models({name: {0: results(seed=place)} for place, name in enumerate(models)}, resamples=200)
+    pairs = [tuple(sorted((entry.arm, entry.reference))) for entry in found.entries if entry.metric == "nll"]
+    assert len(pairs) == len(set(pairs)) == 10
+    assert [len(group) for group in groups_of(found)] == [6, 4, 6, 4], "those with base have scales of their own"
+
+
+def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
+    models = {
+        "base": results(0.5, 0.2, 1),
+        "sft": results(0.0, 0.5, 2),
+        "ual": results(-0.1, 0.5, 3),
+        "bad": results(0.1, 0.1, 4),
+    }
+    found = by_name(compare_models({name: {0: table} for name, table in models.items()}))
+    assert found["ual", "sft", "nll"].verdict == "better"
+    assert found["bad", "sft", "nll"].verdict == "worse"
+    assert found["bad", "sft", "exact_match_strict"].verdict == "worse"
+    null = found["ual", "sft", "exact_match_strict"]
+    assert (null.verdict, null.difference, null.p_value, null.n) == ("cannot tell", 0.0, 1.0, N)
+    assert [key for key, entry in found.items() if entry.primary] == [
+        (arm, reference, "nll")
+        for arm, reference in [("ual", "sft"), ("bad", "sft"), ("ual", "base"), ("bad", "base"), ("sft", "base")]
+    ]
+
+
+def test_the_numbers_are_those_of_the_plain_functions() -> None:
+    mine, theirs = results(-0.01, 0.6, 1), results(0.0, 0.5, 2)
+    found = compare_models({"sft": {0: theirs}, "ual": {0: mine}}, resamples=2000, seed=5)
+    entries = by_name(found)
+    nll = entries["ual", "sft", "nll"]
+    a, b = ({row["id"]: row for row in table.to_pylist() if row["benchmark"] == "held_out"} for table in (mine, theirs))
+    ids = sorted(a)
+    columns = [[side[key][name] for key in ids] for side in (a, b) for name in ("nll_sum", "target_tokens")]
+    plain = bootstrap_ratio(*columns, resamples=2000, seed=5)
+    assert (nll.difference, nll.ci_low, nll.ci_high) == pytest.approx((plain.difference, plain.ci_low, plain.ci_high))
+    assert nll.p_value == plain.p_value
+    assert nll.difference == pytest.approx(
+        next(f.value for f in figures(mine) if f.metric == "nll") - next(f.value for f in figures(theirs) if f.metric == "nll")
+    )
+    c, d = (
+        {row["id"]: dict(row["scores"]) for row in table.to_pylist() if row["benchmark"] == "gsm8k"} for table in (mine, theirs)
+    )
+    strict = bootstrap_mean(
+        *([side[key]["exact_match_strict"] for key in sorted(c)] for side in (c, d)), resamples=2000, seed=5
+    )
+    match = entries["ual", "sft", "exact_match_strict"]
+    assert (match.difference, match.ci_low) == pytest.approx((strict.difference, strict.ci_low))
+    np.testing.assert_allclose([e.p_holm for e in found.entries], holm([e.p_value for e in found.entries]))
+
+
+def test_rows_pair_by_id_whatever_their_order_and_what_one_lacks_is_left_out() -> None:
+    whole, part = results(0.0, seed=2), results(-0.1, seed=3, skip=(0, 2, 4))
+    entry = by_name(compare_models({"sft": {0: whole}, "ual": {0: part}}))["ual", "sft", "nll"]
+    assert entry.n == N - 3
+    only = results(-0.1, seed=3)
+    none = only.set_column(only.schema.get_field_index("id"), "id", pa.array([f"other {i}" for i in range(len(only))]))
+    assert compare_models({"sft": {0: whole}, "ual": {0: none}}).entries == ()
+
+
+def test_models_measured_on_other_benchmarks_are_no_pair() -> None:
+    whole = results()
+    held = whole.filter(pa.compute.equal(whole["benchmark"], "held_out"))
+    found = compare_models({"sft": {0: whole}, "ual": {0: held}})
+    assert {entry.benchmark for entry in found.entries} == {"held_out"}
+    assert compare_models({"ual": {0: whole}}).entries == ()
+
+
+def test_a_score_without_a_direction_is_not_judged() -> None:
+    table = pa.Table.from_pylist(
+        [{"id": str(i), "benchmark": "b", "source": "s", "scores": [("f1_score", i / 9)]} for i in range(9)], schema=RESULTS
+    )
+    assert compare_models({"sft": {0: table}, "ual": {0: table}}).entries == ()
+
+
+def test_seeds_pair_with_each_other_and_base_with_all_of_them() -> None:
+    arms = {seed: results(-0.1, seed=seed) for seed in (1, 2, 3)}
+    references = {seed: results(0.0, seed=seed + 10) for seed in (2, 3, 4)}
+    found = by_name(compare_models({"base": {0: results(0.4, seed=20)}, "sft": references, "ual": arms}))
+    assert found["ual", "sft", "nll"].seeds == 2
+    assert found["ual", "base", "nll"].seeds == 3
+    assert found["ual", "sft", "nll"].n == N
+    assert found["ual", "sft", "nll"].verdict == "better"
+
+
+def test_a_large_family_gets_resamples_that_can_survive_it() -> None:
+    models = {"sft": {0: results(0.0, seed=1)}} | {f"arm{i}": {0: results(-0.3, seed=i + 2)} for i in range(20)}
+    found = compare_models(models, resamples=100)
+    assert len(found.entries) == 40
+    assert found.resamples == 3200
+    assert all(entry.verdict == "better" for entry in found.entries if entry.metric == "nll")
+
+
+def test_it_reads_what_it_wrote() -> None:
+    found = compare_models({"sft": {0: results(seed=1)}, "ual": {0: results(seed=2)}}, level=0.9, resamples=200, seed=3)
+    content = found.as_dict()
+    assert content["family"] == len(content["comparisons"]) == 2
+    assert (content["level"], content["resamples"], content["seed"]) == (0.9, 200, 3)
+    assert Comparisons.from_dict(content) == found

@@ -1,0 +1,105 @@
+"""Is this the gold answer? math-verify, in a process of its own that the kernel ends when it thinks for too long.
+
+An answer such as 9^9^9^9 keeps a computer algebra system busy for ever, in code that no signal handler of Python interrupts,
+and math-verify's own limits need a main thread, which an actor's work does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from ual_ray.errors import UserError
+
+SECONDS = 5
+MEMORY = 4 * 2**30
+READY = "ready"
+
+logger = logging.getLogger(__name__)
+
+
+def load() -> Any:
+    """Import the library. Raises UserError where it is missing."""
+    try:
+        import math_verify
+    except ImportError as error:
+        raise UserError(
+            "the benchmark math compares answers with math-verify", fix="pip install 'math-verify[antlr4_13_2]'"
+        ) from error
+    return math_verify
+
+
+def compare(gold: str, text: str) -> tuple[str | None, bool]:
+    """Find the answer in a text, and say whether it is the gold one. Raises UserError where the library is missing."""
+    library = load()
+    expected = library.parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
+    found = library.parse(text, parsing_timeout=None)
+    # The gold answer comes first: 1 < x < 2 may be answered by (1, 2), and not the other way round.
+    right = bool(expected) and bool(found) and bool(library.verify(expected, found, timeout_seconds=None))
+    return (str(found[-1]) if found else None), right
+
+
+class Checker:
+    """Compares answers in another process, which is started anew whenever one of them ended it."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, gold: str, text: str) -> tuple[str | None, bool]:
+        """Compare as `compare` does; what takes longer than SECONDS, or more than MEMORY, is not the gold answer."""
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None, "both are pipes"
+        try:
+            process.stdin.write(json.dumps([gold, text]) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            process.wait()
+            self._process = None
+            logger.warning("an answer could not be compared within %d s, and counts as wrong: %.200s", SECONDS, text)
+            return None, False
+        found, right = json.loads(line)
+        return found, right
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+            assert self._process.stdout is not None, "a pipe"
+            if self._process.stdout.readline().strip() != READY:
+                raise RuntimeError("the process that compares answers did not start; its error is in the log")
+        return self._process
+
+
+def serve() -> None:
+    """Answer one line of JSON after the other until there are no more; an alarm that rings ends the process."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    load()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    print(READY, file=answers, flush=True)
+    for line in sys.stdin:
+        gold, text = json.loads(line)
+        signal.alarm(SECONDS)
+        try:
+            found, right = compare(gold, text)
+        except (MemoryError, RecursionError, ArithmeticError, ValueError) as error:
+            logger.warning("an answer cannot be compared, and counts as wrong: %s", type(error).__name__)
+            found, right = None, False
+        signal.alarm(0)
+        print(json.dumps([found, right]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,207 @@
+"""The questions of all benchmarks, as one Parquet file that every model is asked from.
+
+They come from files through the readers that scoring uses, and from the test split of the run. Rows stream through: memory
+holds one batch, and the ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet
+
+from ual_ray.config import BenchmarkConfig, DataConfig
+from ual_ray.errors import UserError
+from ual_ray.evaluate.benchmark import Benchmark, Question
+from ual_ray.evaluate.benchmarks.registry import make_benchmarks
+from ual_ray.records import (
+    ANSWER,
+    BENCHMARK,
+    BENCHMARK_VERSION,
+    CHOICES,
+    ID,
+    MESSAGES,
+    QUESTIONS,
+    REFERENCE,
+    SOURCE,
+    SPLIT,
+    TEST,
+)
+from ual_ray.settings import redact_uri
+from ual_ray.sources.files import ADDRESS, find_files, from_address
+from ual_ray.sources.fingerprint import fingerprint
+from ual_ray.sources.formats import BadRow, columns_of
+from ual_ray.sources.pieces import find_pieces, read_piece
+
+QUESTIONS_FILE = "questions.parquet"
+ROWS_PER_BATCH = 1000
+# Rows of a file that are looked at before anything starts.
+LOOKED_AT = 1000
+
+logger = logging.getLogger(__name__)
+
+Questions = Iterator[Question | BadRow]
+
+
+def check(configs: Mapping[str, BenchmarkConfig]) -> None:
+    """Raise UserError for a benchmark's path that cannot be read or whose first rows hold no question, or a missing library."""
+    for name, benchmark in make_benchmarks(configs).items():
+        benchmark.check()
+        if benchmark.config.path is not None:
+            found = list(islice(_from_path(name, benchmark), LOOKED_AT))
+            if not any(isinstance(question, Question) for question in found):
+                raise _nothing(name, benchmark, Counter(str(reason) for reason in found))
+
+
+def digests(configs: Mapping[str, BenchmarkConfig]) -> dict[str, Any]:
+    """Say what the questions of each benchmark depend on: content of its files, settings, version. Raises UserError."""
+    known = {}
+    for name, benchmark in make_benchmarks(configs).items():
+        config = benchmark.config
+        content = None if config.path is None else _naming(name, lambda config=config: fingerprint(_data(config)))
+        known[name] = benchmark.provenance() | {
+            "content": content,
+            "columns": config.columns,
+            "max_rows": config.max_rows,
+        }
+    return known
+
+
+def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write `folder`/questions.parquet (`records.QUESTIONS`); return questions, bad rows and repeated ones per benchmark.
+
+    `rows` holds canonical rows, of which the test split is used; without them benchmarks of the test split have no question.
+    Raises UserError for a benchmark with a path that yields no question, and when there is no question at all.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    part = folder / f"{QUESTIONS_FILE}.part"
+    with pyarrow.parquet.ParquetWriter(part, QUESTIONS) as writer:
+        for name, benchmark in make_benchmarks(configs).items():
+            benchmark.check()
+            source = _from_rows(benchmark, rows) if benchmark.config.path is None else _from_path(name, benchmark)
+            counts[name] = _write(name, benchmark, source, writer)
+            if not counts[name]["questions"] and benchmark.config.path is not None:
+                raise _nothing(name, benchmark, counts[name]["bad_reasons"])
+    if not any(count["questions"] for count in counts.values()):
+        raise UserError(
+            "no benchmark has a question",
+            value=f"{rows} holds no row of the split '{TEST}' that {', '.join(configs)} can use",
+            fix="raise data.test_share, or give evaluate.benchmarks a path",
+        )
+    part.replace(folder / QUESTIONS_FILE)
+    return counts
+
+
+def _write(name: str, benchmark: Benchmark, source: Questions, writer: pyarrow.parquet.ParquetWriter) -> dict[str, Any]:
+    """Write up to `max_rows` different questions of a benchmark."""
+    reasons: Counter[str] = Counter()
+    seen: set[str] = set()
+    repeated = 0
+
+    def different() -> Iterator[dict[str, Any]]:
+        nonlocal repeated
+        for question in source:
+            if isinstance(question, BadRow):
+                reasons[str(question).split(":")[0]] += 1
+                continue
+            row = _row(name, benchmark, question)
+            repeated += row[ID] in seen
+            if row[ID] not in seen:
+                seen.add(row[ID])
+                yield row
+
+    rows = islice(different(), benchmark.config.max_rows)
+    while batch := list(islice(rows, ROWS_PER_BATCH)):
+        writer.write_table(pa.Table.from_pylist(batch, QUESTIONS))
+    if reasons:
+        logger.warning("benchmark %s: %d rows hold no question: %s", name, reasons.total(), dict(reasons))
+    bad = {"bad": reasons.total(), "bad_reasons": dict(reasons)}
+    return {"kind": benchmark.kind, "questions": len(seen), "repeated": repeated} | bad
+
+
+def _row(name: str, benchmark: Benchmark, question: Question) -> dict[str, Any]:
+    return {
+        ID: benchmark.identify(name, question),
+        BENCHMARK: name,
+        BENCHMARK_VERSION: benchmark.version,
+        SOURCE: question.source,
+        MESSAGES: list(question.messages),
+        ANSWER: question.answer,
+        CHOICES: list(question.choices) or None,
+        REFERENCE: question.reference,
+    }
+
+
+def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
+    if rows is None:
+        return
+    scanner = pyarrow.dataset.dataset(str(rows), format="parquet").scanner(
+        columns=[SOURCE, MESSAGES], filter=pyarrow.dataset.field(SPLIT) == TEST, batch_size=ROWS_PER_BATCH
+    )
+    for batch in scanner.to_batches():
+        for row in batch.to_pylist():
+            question = benchmark.question(row[MESSAGES], row[SOURCE])
+            if question is not None:
+                yield question
+
+
+def _from_path(name: str, benchmark: Benchmark) -> Questions:
+    data = _naming(name, lambda: _data(benchmark.config))
+    records = chain.from_iterable(map(read_piece, _naming(name, lambda: find_pieces(data))))
+    stem = PurePath(data.path).name.split(".")[0]
+    yield from benchmark.questions(_checked(name, benchmark.config.columns, records), stem)
+
+
+def _checked(name: str, columns: Mapping[str, str], records: Iterator[Any]) -> Iterable[Any]:
+    """Look at the first records for the columns that are to be renamed. Raises UserError for one they lack."""
+    first = list(islice(records, ROWS_PER_BATCH))
+    found = columns_of(record for record in first if not isinstance(record, BadRow))
+    if missing := sorted(set(columns.values()) - set(found)) if found else []:
+        raise UserError(
+            f"evaluate.benchmarks.{name}.columns: there is no column {', '.join(missing)}", value=f"columns {found}"
+        )
+    return chain(first, records)
+
+
+def _data(config: BenchmarkConfig) -> DataConfig:
+    """Name a benchmark's data in the readers' terms; of data with splits it is the test split that is meant."""
+    path = config.path or ""
+    data = DataConfig(path=path, subset=config.subset, split=config.split, revision=config.revision)
+    if config.split is None and (_has_splits(path) or find_files(data) is None):
+        return data.model_copy(update={"split": "test"})
+    return data
+
+
+def _has_splits(path: str) -> bool:
+    """Tell whether a path is a datasets directory of several splits."""
+    if ADDRESS.match(path):
+        filesystem, inner = from_address(path)
+    else:
+        filesystem, inner = pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    return filesystem.get_file_info(f"{inner}/dataset_dict.json").type == pyarrow.fs.FileType.File
+
+
+def _naming(name: str, read: Any) -> Any:
+    """Read a benchmark's data; an error names the benchmark, whose readers know of `data` alone."""
+    try:
+        return read()
+    except (UserError, OSError, pa.ArrowException) as error:
+        raise UserError(f"evaluate.benchmarks.{name}.path cannot be used: {error}") from error
+
+
+def _nothing(name: str, benchmark: Benchmark, reasons: Mapping[str, int]) -> UserError:
+    told = ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common(3)) or "the data is empty"
+    return UserError(
+        f"evaluate.benchmarks.{name}: no row of {redact_uri(benchmark.config.path or '')} is a question of {benchmark.kind}",
+        value=told,
+        legal=benchmark.form,
+        fix="name the columns in evaluate.benchmarks.*.columns, or choose another kind",
+    )

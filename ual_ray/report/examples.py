@@ -1,0 +1,92 @@
+"""The questions on which two models differ most: nothing tells more about a difference than its rows. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+
+from ual_ray.config import BASE
+from ual_ray.evaluate.metrics import likelihoods
+from ual_ray.records import BENCHMARK, ID, MESSAGES, NLL_SUM, SOURCE, TARGET_TOKENS
+from ual_ray.report.comparison import PRIMARY
+from ual_ray.report.findings import Findings
+
+RESULTS_FOLDER = "results"
+ROWS = 3
+MAX_CHARACTERS = 500
+ROWS_PER_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with the unsmoothed NLL per token (nats) of both models on its reference answer; texts are shortened."""
+
+    id: str
+    source: str
+    arm: str
+    reference: str
+    nll: float
+    reference_nll: float
+    messages: list[dict[str, str]]
+
+    @property
+    def difference(self) -> float:
+        """NLL per token of the arm minus the reference's, in nats; below 0 = the arm is better."""
+        return self.nll - self.reference_nll
+
+
+def examples_of(findings: Findings, root: Path) -> list[Example]:
+    """Find the rows on which the arm of the first primary comparison gains and loses most, from the best to the worst."""
+    primary = [entry for entry in findings.comparisons.entries if entry.primary and entry.reference != BASE]
+    if not primary:
+        return []
+    chosen = primary[0]
+    evaluated = findings.folders.get("evaluated", {})
+    places = [root / evaluated[name][0] / RESULTS_FOLDER for name in (chosen.arm, chosen.reference) if evaluated.get(name)]
+    if len(places) < 2 or not all(place.is_dir() for place in places):
+        return []
+    return _most_different(chosen.arm, chosen.reference, *places)
+
+
+def _most_different(arm: str, reference: str, mine: Path, theirs: Path) -> list[Example]:
+    ids, nll = _losses(mine)
+    other = dict(zip(*_losses(theirs), strict=True))
+    pairs = [(value - other[key], key, value) for key, value in zip(ids, nll, strict=True) if key in other]
+    order = sorted(pairs)
+    chosen = order if len(order) <= 2 * ROWS else order[:ROWS] + order[-ROWS:]
+    texts = _texts(mine, [key for _, key, _ in chosen])
+    return [
+        Example(key, texts[key][0], arm, reference, value, value - difference, texts[key][1])
+        for difference, key, value in chosen
+    ]
+
+
+def _losses(folder: Path) -> tuple[list[str], list[float]]:
+    files = pyarrow.dataset.dataset(str(folder), format="parquet")
+    table = files.to_table(columns=[ID, NLL_SUM, TARGET_TOKENS], filter=pyarrow.dataset.field(BENCHMARK) == PRIMARY[0])
+    sums, tokens = likelihoods(table)
+    there = np.isfinite(sums)
+    return table.filter(there)[ID].to_pylist(), (sums[there] / tokens[there]).tolist()
+
+
+def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, str]]]]:
+    files = pyarrow.dataset.dataset(str(folder), format="parquet")
+    # Texts pass through a few at a time: Arrow would read many files ahead.
+    scan = files.scanner(
+        columns=[ID, SOURCE, MESSAGES],
+        filter=pyarrow.dataset.field(ID).isin(ids),
+        batch_size=ROWS_PER_BATCH,
+        batch_readahead=1,
+        fragment_readahead=1,
+    )
+    rows = [row for batch in scan.to_batches() for row in batch.to_pylist()]
+    return {row[ID]: (str(row[SOURCE]), [_shorten(message) for message in row[MESSAGES] or []]) for row in rows}
+
+
+def _shorten(message: dict[str, Any]) -> dict[str, str]:
+    texts = {key: str(message.get(key) or "") for key in ("role", "content")}
+    return {key: text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS].rstrip()}…" for key, text in texts.items()}
