@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from common import read_rows, report, write_canonical
-from elicit_vs_ray_data_llm import MAX_MODEL_LEN, OUTPUT, Answer
+from pool import MAX_MODEL_LEN, run_pool
 
 from ual_ray.records import MESSAGES, read_table
 
@@ -46,25 +46,6 @@ def run_bare(rows: Path, few: int, options: argparse.Namespace) -> None:
     started = time.monotonic()
     engine.generate(prompts[few:], sampling, use_tqdm=False)
     print(f"SECONDS {time.monotonic() - started}")
-
-
-def run_pool(rows: Path, size: int, options: argparse.Namespace) -> None:
-    """Our pool: `actors` actors of `threads` threads."""
-    import ray
-
-    from ual_ray.config import EngineConfig, RuntimeConfig
-    from ual_ray.elicit.engines import EngineSpec
-    from ual_ray.elicit.monitor import Limits
-    from ual_ray.elicit.pool import Job, map_rows, start_monitor
-    from ual_ray.progress import meter
-    from ual_ray.quiet import make_console
-    from ual_ray.runtime import ray_cluster
-
-    actors = {"min_actors": options.actors, "max_actors": options.actors, "cpus_per_actor": options.threads}
-    engine = EngineConfig(dtype=options.dtype, max_model_len=MAX_MODEL_LEN, **actors)
-    job = Job(EngineSpec(engine, "demo"), Answer(options.max_tokens), OUTPUT, options.out)
-    with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
-        map_rows(lambda: ray.data.read_parquet(str(rows)), size, job, start_monitor(Limits()), shown)
 
 
 def spawn(side: str, source: Path, folder: Path, options: argparse.Namespace, **settings: int) -> tuple[float, str]:
@@ -101,7 +82,7 @@ def main() -> None:
         run_bare(options.input, options.few, options)
         return
     if options.side == "pool":
-        run_pool(options.input, options.rows, options)
+        run_pool(options.input, options.rows, options.out, options.max_tokens, options.dtype, options.actors, options.threads)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

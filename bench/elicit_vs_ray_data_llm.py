@@ -15,57 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet
 import ray
 from common import read_rows, report, write_canonical
+from pool import MAX_MODEL_LEN, TEXT, run_pool
 
-from ual_ray.config import EngineConfig, RuntimeConfig
-from ual_ray.elicit.engines import Engine, EngineSpec
-from ual_ray.elicit.monitor import Limits
-from ual_ray.elicit.pool import Job, map_rows, start_monitor
-from ual_ray.elicit.requests import Completion, CompletionResult, turns
-from ual_ray.progress import meter
-from ual_ray.quiet import make_console
-from ual_ray.records import ERROR, ID, MESSAGES, STATUS, STATUS_OK, STATUS_QUARANTINED
-from ual_ray.runtime import ray_cluster
+from ual_ray.records import ID, MESSAGES
 from ual_ray.sources.models import resolve_model
-
-TEXT = "text"
-OUTPUT = pa.schema([(ID, pa.string()), (TEXT, pa.string()), (STATUS, pa.string()), (ERROR, pa.string())])
-MAX_MODEL_LEN = 2048
-
-
-class Answer:
-    """Answer the instruction of every row."""
-
-    def __init__(self, max_tokens: int) -> None:
-        """Set the longest answer."""
-        self._max_tokens = max_tokens
-
-    def __call__(self, rows: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
-        """Send all rows at once."""
-        results = engine.run([Completion(turns(row[MESSAGES][:-1]), self._max_tokens) for row in rows])
-        return [
-            {ID: row[ID], TEXT: result.texts[0], STATUS: STATUS_OK}
-            if isinstance(result, CompletionResult)
-            else {ID: row[ID], STATUS: STATUS_QUARANTINED, ERROR: str(result)}
-            for row, result in zip(rows, results, strict=True)
-        ]
 
 
 def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
     """One-thread actors of ours, one per core."""
-    engine = EngineConfig(
-        dtype=options.dtype, min_actors=options.actors, max_actors=options.actors, max_model_len=MAX_MODEL_LEN
-    )
-    job = Job(EngineSpec(engine, "demo"), Answer(options.max_tokens), OUTPUT, out)
-    with ray_cluster(RuntimeConfig()), meter(make_console(), "ours", options.rows, "rows") as shown:
-        map_rows(lambda: ray.data.read_parquet(str(rows)), options.rows, job, start_monitor(Limits()), shown)
+    run_pool(rows, options.rows, out, options.max_tokens, options.dtype, options.actors)
 
 
 def run_peer(rows: Path, out: Path, options: argparse.Namespace) -> None:
@@ -100,7 +63,7 @@ def measure(which: str, data: Path, size: int, folder: Path, options: argparse.N
 
     rows, out = folder / f"{size}.parquet", folder / f"{which}-{size}"
     table = read_table(data).slice(0, size)
-    pa.parquet.write_table(table, rows)
+    pyarrow.parquet.write_table(table, rows)
     command = [sys.executable, __file__, "--side", which, "--rows", str(size), "--max-tokens", str(options.max_tokens)]
     command += ["--dtype", options.dtype, "--actors", str(options.actors), "--input", str(rows), "--out", str(out)]
     with (folder / f"{which}-{size}.log").open("w") as log:

@@ -65,8 +65,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
     parser.add_argument("--actors", type=int, default=2)
     options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    if len(sizes) < 2:
+        parser.error("growth takes two sizes at least")
     rows = []
-    for size in map(int, options.sizes.split(",")):
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "rows.parquet"
             write_data(data, size)
@@ -81,7 +84,7 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    last, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
+    before, last = rows[-2:]
     ratios = {
         f"rows/s at {last['rows']:,} over {before['rows']:,}": (last["rows/s"] / before["rows/s"], ">= 0.8"),
         f"rows/s at {last['rows']:,} over 3,000": (last["rows/s"] / 3000, ">= 1"),

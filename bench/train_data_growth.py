@@ -158,6 +158,8 @@ def main() -> None:
         print(json.dumps(drive(options.folder, options.max_length)))
     elif options.role == "rank":
         print(json.dumps(be_a_rank(options.folder / "tokens", options.max_length)))
+    elif "," not in options.sizes:
+        parser.error("growth takes two sizes at least")
     else:
         compare([int(size) for size in options.sizes.split(",")], options.max_length)
 
@@ -173,7 +175,7 @@ def compare(sizes: list[int], max_length: int) -> None:
             setting = (folder, "--max-length", max_length)
             rows.append({"rows": size, **measure("driver", *setting), **measure("rank", *setting)})
         print(rows[-1], flush=True)
-    last, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
+    before, last = rows[-2:]
     drivers = np.array([row["driver (MB)"] for row in rows])
     ratios = {
         f"rows/s at {last['rows']:,} over {before['rows']:,}": (last["rows/s"] / before["rows/s"], ">= 0.8"),

@@ -13,9 +13,7 @@ import argparse
 import torch
 from alone import peak_bytes, run_alone
 from common import report
-from training import Work, real_samples, run_ranks
-
-from ual_ray.config import TrainConfig
+from training import Work, add_options, make_config, real_samples, run_ranks
 
 
 def nothing() -> dict[str, float]:
@@ -26,28 +24,13 @@ def nothing() -> dict[str, float]:
 def main() -> None:
     """Run both, and report the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--rows", type=int, default=150)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=4)
+    add_options(parser)
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
     samples = real_samples(options.data, options.rows, options.model, options.max_length)
     rows, found = [], {}
     for ranks in (1, options.cores):
-        config = TrainConfig(
-            num_workers=ranks,
-            dtype=options.dtype,
-            max_length=options.max_length,
-            global_batch_size=options.batch,
-            micro_batch_size=options.batch // ranks,
-            packing=True,
-            uncertainty_bins=0,
-            epochs=100,
-        )
+        config = make_config(options, num_workers=ranks, micro_batch_size=options.batch // ranks)
         work = Work(options.model, samples, config, options.cores // ranks, options.steps)
         all_ranks = run_ranks(work, ranks)
         # The slowest and the largest count.

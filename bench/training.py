@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import multiprocessing
 import sys
@@ -44,6 +45,23 @@ class Work:
     def with_config(self, **changes: Any) -> Work:
         """Change settings of training."""
         return replace(self, config=TrainConfig(**{**self.config.model_dump(), **changes}))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the benchmarks that train on real rows."""
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--rows", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=4)
+
+
+def make_config(options: argparse.Namespace, **changes: Any) -> TrainConfig:
+    """Make the training section that `add_options` and the benchmark describe."""
+    values = {"dtype": options.dtype, "max_length": options.max_length, "global_batch_size": options.batch}
+    return TrainConfig(**{**values, "packing": True, "uncertainty_bins": 0, "epochs": 100, **changes})
 
 
 def real_samples(path: str, count: int, model: str, max_length: int) -> list[Sample]:

@@ -1,0 +1,52 @@
+"""Our pool of actors at the simplest task, for the benchmarks that compare it: answer every instruction greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ual_ray.config import EngineConfig, RuntimeConfig
+from ual_ray.elicit.engines import Engine, EngineSpec
+from ual_ray.elicit.monitor import Limits
+from ual_ray.elicit.pool import Job, map_rows, start_monitor
+from ual_ray.elicit.requests import Completion, CompletionResult, turns
+from ual_ray.progress import meter
+from ual_ray.quiet import make_console
+from ual_ray.records import ERROR, ID, MESSAGES, STATUS, STATUS_OK, STATUS_QUARANTINED
+from ual_ray.runtime import ray_cluster
+
+TEXT = "text"
+OUTPUT = pa.schema([(ID, pa.string()), (TEXT, pa.string()), (STATUS, pa.string()), (ERROR, pa.string())])
+MAX_MODEL_LEN = 2048
+
+
+class Answer:
+    """Answer the instruction of every row."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """Set the longest answer."""
+        self._max_tokens = max_tokens
+
+    def __call__(self, rows: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
+        """Send all rows at once."""
+        results = engine.run([Completion(turns(row[MESSAGES][:-1]), self._max_tokens) for row in rows])
+        return [
+            {ID: row[ID], TEXT: result.texts[0], STATUS: STATUS_OK}
+            if isinstance(result, CompletionResult)
+            else {ID: row[ID], STATUS: STATUS_QUARANTINED, ERROR: str(result)}
+            for row, result in zip(rows, results, strict=True)
+        ]
+
+
+def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: str, actors: int, threads: int = 1) -> None:
+    """Answer `size` rows with `actors` actors of `threads` threads, Ray's start and end included."""
+    engine = EngineConfig(
+        dtype=dtype, max_model_len=MAX_MODEL_LEN, min_actors=actors, max_actors=actors, cpus_per_actor=threads
+    )
+    job = Job(EngineSpec(engine, "demo"), Answer(max_tokens), OUTPUT, out)
+    with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
+        map_rows(lambda: ray.data.read_parquet(str(rows)), size, job, start_monitor(Limits()), shown)
