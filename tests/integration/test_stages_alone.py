@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ual_ray.evaluate.stage import read_figures, read_results
 from ual_ray.records import read_table
 
 
@@ -24,8 +25,16 @@ def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tin
     assert (trained / "model" / "model.safetensors").is_file()
 
     for name, model in (("base", tiny_model), ("ual", trained / "model")):
-        done = ual("evaluate", scored, *settings, "--model", model, "--name", name, "--out", tmp_path / "results" / name)
+        out = tmp_path / "results" / name
+        done = ual(
+            "evaluate", scored, *settings, "evaluate.calibration.enabled=false", "-m", model, "--name", name, "--out", out
+        )
         assert done.code == 0, done.output
+        newest = out / "evaluate" / (out / "evaluate" / "newest").read_text()
+        title, figures = read_figures(newest)
+        assert title == name
+        assert {figure.metric for figure in figures} == {"nll", "exact_match_strict", "exact_match_flexible"}
+        assert {row["model"] for row in read_results(newest).to_pylist()} == {name}
     done = ual("report", tmp_path / "results", "--out", tmp_path / "report")
     assert done.code == 0, done.output
     assert "| metric | n | base | ual |" in (tmp_path / "report" / "report.md").read_text()

@@ -5,6 +5,7 @@ Requests are hashable values: two estimators that ask the same thing share one c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -41,13 +42,17 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Completion:
-    """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy."""
+    """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy.
+
+    `confidence` asks how sure the model was of the first reply too, which costs a pass over the vocabulary per token.
+    """
 
     prompt: Turns
     max_tokens: int
     temperature: float = 0.0
     n: int = 1
     seed: int = 0
+    confidence: bool = False
 
 
 Request: TypeAlias = Choice | Likelihood | Completion
@@ -76,12 +81,25 @@ class LikelihoodResult:
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """All `n` replies."""
+    """All `n` replies.
+
+    Where confidence was asked for and could be had: the summed log-probability (nats) of the first reply's tokens, and their
+    number. The end-of-turn token counts as one where the engine generates it.
+    """
 
     texts: tuple[str, ...]
     prompt_tokens: int
     generated_tokens: int
     calls: int = 1
+    log_probability: float | None = None
+    scored_tokens: int | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean token probability of the first reply, exp(mean log-probability), in [0, 1]; None where it is not known."""
+        if self.log_probability is None or not self.scored_tokens:
+            return None
+        return min(1.0, math.exp(self.log_probability / self.scored_tokens))
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,23 @@ def test_replies_beyond_n_and_empty_ones_are_left_out(build: Build, server: Serv
     assert result == CompletionResult(("a", "b"), prompt_tokens=7, generated_tokens=4, calls=2)
 
 
+def test_confidence_is_read_off_the_tokens_where_a_server_gives_them(build: Build, server: Server) -> None:
+    tokens = [{"token": "a", "logprob": math.log(0.5)}, {"token": "b", "logprob": math.log(0.125)}]
+    answer = completion(["ab"])
+    answer["choices"][0]["logprobs"] = {"content": tokens}
+    bare, broken = completion(["ab"]), completion(["ab"])
+    broken["choices"][0]["logprobs"] = {"content": [{"token": "a", "logprob": None}]}
+    server.plans |= {"told": [reply(answer)], "bare": [reply(bare)], "broken": [reply(broken)]}
+    asked = [Completion((("user", text),), 5, confidence=True) for text in ("told", "bare", "broken")]
+    told, *others = build().run([*asked, Completion((("user", "plain"),), 5)])
+    assert isinstance(told, CompletionResult) and told.confidence == pytest.approx(0.25)
+    assert [isinstance(other, CompletionResult) and other.confidence is None for other in others] == [True] * 3
+    assert [body.get("logprobs") for body in server.asked if prompt_of(body) == "plain"] == [None]
+    assert [body.get("logprobs") for body in server.asked if prompt_of(body) == "told"] == [True]
+    build(logprobs=False).run([Completion((("user", "unasked"),), 5, confidence=True)])
+    assert [body.get("logprobs") for body in server.asked if prompt_of(body) == "unasked"] == [None]
+
+
 def test_no_more_requests_than_allowed_are_under_way(build: Build, server: Server) -> None:
     server.plans["q"] = [slow]
     results = build(concurrency=3).run([choose(f"q{number}") for number in range(12)])

@@ -84,6 +84,14 @@ def test_the_fakes_answers_depend_on_the_request_the_model_and_the_seed() -> Non
     assert first != second
 
 
+def test_the_fake_says_how_sure_it_is_where_that_is_asked() -> None:
+    plain, asked = fake().run([Completion(ASK, 9), Completion(ASK, 9, confidence=True)])
+    assert isinstance(plain, CompletionResult) and isinstance(asked, CompletionResult)
+    assert plain.texts == asked.texts and plain.confidence is None
+    assert asked.confidence is not None and 0 < asked.confidence <= 1
+    assert fake().run([Completion(ASK, 9, confidence=True)]) == [asked]
+
+
 def test_the_fake_refuses_what_is_too_long() -> None:
     fits, long = (Choice((("user", "word " * words),), ("A", "B")) for words in (16, 17))
     first, second = fake(max_model_len=16).run([fits, long])
@@ -168,7 +176,10 @@ class StandIn:
     def _output(self, tokens: list[int], wanted: Any) -> Any:
         values = {token: value(token) for token in getattr(wanted, "logprob_token_ids", [])}
         count = getattr(wanted, "n", 1)
-        samples = [SimpleNamespace(text=f"t{at}", token_ids=[1, 2], logprobs=[values]) for at in range(count)]
+        sure = -0.5 if getattr(wanted, "logprobs", None) is not None else None
+        samples = [
+            SimpleNamespace(text=f"t{at}", token_ids=[1, 2], logprobs=[values], cumulative_logprob=sure) for at in range(count)
+        ]
         given = [None, *({token: value(token)} for token in tokens[1:])]
         return SimpleNamespace(prompt_token_ids=tokens, prompt_logprobs=given, outputs=samples)
 
@@ -258,6 +269,15 @@ def test_samples_have_the_requests_temperature_and_seed_and_greedy_ones_none(bui
     sampled, greedy = llm.batches[0]
     assert (sampled.n, sampled.max_tokens, sampled.temperature, sampled.seed) == (4, 7, 0.5, 3)
     assert (greedy.n, greedy.temperature, greedy.seed) == (1, 0.0, None)
+
+
+def test_only_who_asks_for_confidence_pays_for_it(build: Build) -> None:
+    engine, llm, _ = build()
+    plain, sure, _ = engine.run([Completion(ASK, 7), Completion(ASK, 7, confidence=True), Likelihood(TOLD)])
+    assert [getattr(sampling, "logprobs", None) for sampling in llm.batches[0]] == [None, 0, None]
+    assert isinstance(plain, CompletionResult) and isinstance(sure, CompletionResult)
+    assert plain.confidence is None
+    assert sure.confidence == pytest.approx(math.exp(-0.25)), "two tokens"
 
 
 @pytest.mark.parametrize("choices", [("A", "A"), ("A", "")])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.elicit.requests import Choice, Completion, Failure, Likelihood, Overlong, messages_of, overlong, turns
+from ual_ray.elicit.requests import (
+    Choice,
+    Completion,
+    CompletionResult,
+    Failure,
+    Likelihood,
+    Overlong,
+    messages_of,
+    overlong,
+    turns,
+)
 from ual_ray.records import Message
 
 MESSAGES = [Message(role="user", content="q"), Message(role="assistant", content="a")]
@@ -32,9 +43,10 @@ def test_equal_requests_are_one() -> None:
         Completion(prompt, 5, n=2),
         Completion(prompt, 5, seed=1),
         Completion(prompt, 6),
+        Completion(prompt, 5, confidence=True),
     ]
     assert len({*made, *again}) == 3
-    assert len({*made, *again, *other}) == 10
+    assert len({*made, *again, *other}) == 11
 
 
 @pytest.mark.parametrize(
@@ -48,6 +60,17 @@ def test_overlong_is_a_failure_that_cost_nothing(tokens: int | None, limit: int 
     failure = overlong(tokens, limit)
     assert isinstance(failure, Failure)
     assert failure == Overlong(reason, 0, 0, 0, tokens, limit)
+
+
+@pytest.mark.parametrize(
+    ("log_probability", "tokens", "expected"),
+    [(2 * math.log(0.25), 2, 0.25), (0.0, 3, 1.0), (1e-9, 1, 1.0), (None, None, None), (0.0, 0, None)],
+)
+def test_the_confidence_is_the_mean_token_probability(
+    log_probability: float | None, tokens: int | None, expected: float | None
+) -> None:
+    result = CompletionResult(("t",), 1, 2, 1, log_probability, tokens)
+    assert result.confidence == (None if expected is None else pytest.approx(expected))
 
 
 def test_requests_and_results_travel() -> None:

@@ -66,6 +66,8 @@ IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 
 Read = TypeVar("Read")
 Body = dict[str, Any]
+# A text, and where the server gives them the summed log-probability of its tokens and their number.
+Reply = tuple[str, float | None, int | None]
 
 
 class EndpointEngine:
@@ -144,17 +146,21 @@ class EndpointEngine:
 
     async def _complete(self, request: Completion, tally: _Tally) -> CompletionResult:
         """Gather `n` replies; of a server that gives fewer the rest is asked for again, which takes `n` calls at most."""
-        texts: list[str] = []
+        replies: list[Reply] = []
         turn = 0
-        while missing := max(0, request.n - len(texts)):
+        while missing := max(0, request.n - len(replies)):
             question = self._question(request.prompt, request.max_tokens, request.temperature)
             if missing > 1:
                 question["n"] = missing
             if request.temperature > 0:
                 question["seed"] = _seed(request.seed, turn)
-            texts += await self._ask(question, _texts, tally)
+            if request.confidence and self._endpoint.logprobs:
+                question["logprobs"] = True
+            replies += await self._ask(question, _replies, tally)
             turn += 1
-        return CompletionResult(tuple(texts[: request.n]), tally.prompt_tokens, tally.generated_tokens, tally.calls)
+        texts = tuple(text for text, _, _ in replies[: request.n])
+        sureness = replies[0][1:] if request.confidence else (None, None)
+        return CompletionResult(texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *sureness)
 
     def _question(self, prompt: Turns, max_tokens: int, temperature: float = 0.0) -> Body:
         return {"model": self._model, "messages": messages_of(prompt), "max_tokens": max_tokens, "temperature": temperature}
@@ -289,8 +295,17 @@ def _text(choice: Body) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _texts(body: Body) -> list[str]:
-    return [text for choice in _answered(body) if (text := _text(choice)) is not None]
+def _replies(body: Body) -> list[Reply]:
+    return [(text, *_sureness(choice)) for choice in _answered(body) if (text := _text(choice)) is not None]
+
+
+def _sureness(choice: Body) -> tuple[float | None, int | None]:
+    try:
+        values = [float(entry["logprob"]) for entry in choice["logprobs"]["content"]]
+    except (KeyError, TypeError, ValueError):
+        return None, None  # not every server gives them, and a reply is one without
+    total = math.fsum(values)
+    return (total, len(values)) if values and math.isfinite(total) else (None, None)
 
 
 def _choice_values(body: Body, choices: Sequence[str]) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ual_ray.elicit.engines import EngineSpec
@@ -73,7 +74,11 @@ class FakeEngine:
             words = len(turns[-1][1].split()) + 1
             return LikelihoodResult(3 * words * self._unit(turns), words, prompt_tokens=length)
         texts = tuple(f"#### {int(100 * self._unit(turns, request.seed, sample))}" for sample in range(request.n))
-        return CompletionResult(texts, prompt_tokens=length, generated_tokens=2 * request.n)
+        result = CompletionResult(texts, prompt_tokens=length, generated_tokens=2 * request.n)
+        if not request.confidence:
+            return result
+        sure = 0.05 + 0.95 * self._unit(turns, "confidence")
+        return replace(result, log_probability=2 * math.log(sure), scored_tokens=2)
 
     def _log(self, requests: Sequence[Request]) -> None:
         """Append a line per request, all at once: the actors of a pool share the file."""

@@ -62,7 +62,7 @@ class VLLMEngine:
     def __init__(self, spec: EngineSpec) -> None:
         """Load the model. Raises UserError for a model without a chat template, or an adapter that is none."""
         config = spec.config
-        _set_environment(config)
+        set_environment(config)
         from vllm import LLM
 
         path = resolve_model(spec.model)
@@ -187,9 +187,11 @@ class _LikelihoodJob(_Job):
 
 class _CompletionJob(_Job):
     def __init__(self, request: Completion, renderer: ChatRenderer) -> None:
-        self.n = request.n
+        self.n, self.confidence = request.n, request.confidence
         seed = request.seed if request.temperature > 0 else None
-        sampling = _sampling(n=self.n, max_tokens=request.max_tokens, temperature=request.temperature, seed=seed)
+        # 0 = of the chosen token alone.
+        ask = {"logprobs": 0} if request.confidence else {}
+        sampling = _sampling(n=self.n, max_tokens=request.max_tokens, temperature=request.temperature, seed=seed, **ask)
         self.prompts = [Prompt(renderer.prompt_ids(messages_of(request.prompt)), sampling, request.max_tokens)]
 
     def read(self, outputs: list[RequestOutput]) -> Result:
@@ -197,7 +199,10 @@ class _CompletionJob(_Job):
         texts = tuple(sample.text for sample in output.outputs)
         assert len(texts) == self.n, f"{self.n} samples were asked for, {len(texts)} came"
         generated = sum(len(sample.token_ids) for sample in output.outputs)
-        return CompletionResult(texts, _prompt_length(output), generated)
+        first = output.outputs[0]
+        sure = getattr(first, "cumulative_logprob", None) if self.confidence else None
+        scored = len(first.token_ids) if sure is not None else None
+        return CompletionResult(texts, _prompt_length(output), generated, log_probability=sure, scored_tokens=scored)
 
 
 def _job(request: Request, renderer: ChatRenderer) -> _Job:
@@ -289,7 +294,7 @@ def _announce_death(core: Any) -> None:
     threading.Thread(target=watch, name="engine-watch", daemon=True).start()
 
 
-def _set_environment(config: EngineConfig) -> None:
+def set_environment(config: EngineConfig) -> None:
     """Set what vLLM and torch read at import; on a CPU, one process with its own threads and no compilation."""
     for name, value in _environment(config):
         os.environ.setdefault(name, value)
