@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ual_ray import command, settings
+from ual_ray.config import DEMO, REFERENCE_ANSWERS
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.quiet import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm, make_console
 
@@ -31,8 +32,8 @@ Again = Annotated[bool, typer.Option("--force", help="Do it again from the start
 PORT = 5000
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 HOST = "127.0.0.1"
-# Where `ual elicit` puts its results within its folder.
-ROWS_IN, SCORED_IN = "rows", "scored"
+# Where the stages put what they make, within their folders.
+ROWS_IN, SCORED_IN, SMOOTHED_IN, RESULTS_IN = "rows", "scored", "smoothed.parquet", "results"
 
 
 @app.command()
@@ -42,7 +43,8 @@ def run(
     ] = None,
     config_file: ConfigFile = None,
     force: Annotated[
-        list[str] | None, typer.Option("--force", help="Stage to do again: elicit, smooth, train or evaluate.")
+        list[str] | None,
+        typer.Option("--force", help="Stage to do again: elicit, smooth, train, evaluate, calibrate or judge."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -59,15 +61,16 @@ def run(
     preflight.check(config)
     workspace.check_owner(config)
     with command.terminal(workspace.log_file, verbose) as console:
-        from ual_ray import pipeline
+        from ual_ray import pipeline, reporting
 
         arms = ", ".join(config.arms)
-        console.print(f"data {config.data.path}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
+        data = settings.redact_uri(config.data.path)
+        console.print(f"data {data}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
         pipeline.run(config, console, workspace, stages)
         uri = config.tracking.uri
         where = settings.redact_uri(uri) if uri else f"`ual ui --output {command.short(workspace.root)}`"
         console.print(
-            f"\nreport: {command.short(workspace.root / 'report' / pipeline.REPORT_FILE)}; MLflow: {where}", highlight=False
+            f"\nreport: {command.short(workspace.root / 'report' / reporting.REPORT_FILE)}; MLflow: {where}", highlight=False
         )
 
 
@@ -88,14 +91,14 @@ def elicit(
     """
     from ual_ray import preflight
 
-    config = command.load([*(overrides or []), f"data.path={data}"], config_file)
+    config = command.load([*(overrides or []), command.override("data.path", data)], config_file)
     preflight.check(config, {"elicit"})
     with command.session(config, out, force, verbose, "elicit") as session:
-        from ual_ray.steps import elicit_step
+        from ual_ray.steps import below, elicit_step
         from ual_ray.workspace import point_to
 
         root = command.absolute(out)
-        done = elicit_step(session, lambda key: root / key, lambda key: root / "store" / key, retry=retry_failed)
+        done = elicit_step(session, below(root), below(root / "store"), retry=retry_failed)
         point_to(root, done.folder)
 
 
@@ -124,7 +127,7 @@ def preview(
     config_file: ConfigFile = None,
 ) -> None:
     """Show what the elicitor will read, and which tokens will be trained on, before anything runs."""
-    config = command.load([*(overrides or []), f"data.path={data}"], config_file)
+    config = command.load([*(overrides or []), command.override("data.path", data)], config_file)
     from ual_ray.preview import preview as show
 
     show(config, rows, make_console())
@@ -176,7 +179,7 @@ def train(
     from ual_ray import preflight
 
     config = command.load(overrides, config_file)
-    source = command.find(smoothed, "smoothed.parquet", "ual smooth")
+    source = command.find(smoothed, SMOOTHED_IN, "ual smooth")
     rows = command.find(validation, ROWS_IN, "ual elicit") if validation else None
     if dry:
         from ual_ray.report.dry_run import show
@@ -195,27 +198,83 @@ def train(
 
 @app.command()
 def evaluate(
-    rows: Annotated[Path, typer.Argument(help="Canonical rows, or the --out of `ual elicit`; the test split is used.")],
+    rows: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Canonical rows, or the --out of `ual elicit`: its test split is asked where a benchmark has no path."
+        ),
+    ] = None,
     overrides: Overrides = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model to evaluate: directory, hub name, or 'demo'.")] = "demo",
+    model: Annotated[str, typer.Option("--model", "-m", help="Model to evaluate: directory, hub name, or 'demo'.")] = DEMO,
     name: Annotated[str | None, typer.Option(help="What the report calls it; the directory's name by default.")] = None,
     out: Out = Path("evaluated"),
+    config_file: ConfigFile = None,
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", help="Tasks of lm-evaluation-harness, such as gsm8k,arc_easy, and nothing else.")
+    ] = None,
+    force: Again = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what an engine failed on.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 4: one model's answers to every benchmark of the configuration, and its calibration; `ual report OUT` shows them.
+
+    OUT/evaluate/KEY holds the answers as rows, and figures.json. Answers that are there are not asked for again.
+    """
+    from ual_ray import preflight
+
+    items = list(overrides or [])
+    if rows is not None and "=" in str(rows) and not rows.exists():
+        rows, items = None, [str(rows), *items]
+    config = command.load([*items, command.override("model", model)], config_file)
+    source = command.find(rows, ROWS_IN, "ual elicit") if rows else None
+    folder = Path(model)
+    title = name or (folder.parent.name if folder.name == "model" else folder.name)
+    if lm_eval is None:
+        preflight.check_benchmarks(config, source is not None)
+    preflight.check(config, {"evaluate"})
+    with command.session(config, out, force, verbose, "evaluate") as session:
+        from ual_ray import evaluating
+
+        if lm_eval is not None:
+            evaluating.run_harness(session, title, lm_eval.split(","), command.absolute(out))
+        else:
+            evaluating.evaluate_alone(session, title, source, command.absolute(out), retry=retry_failed)
+
+
+@app.command()
+def judge(
+    candidate: Annotated[
+        Path, typer.Argument(help="Answers: the --out of `ual evaluate`, or AlpacaEval's model_outputs.json.")
+    ],
+    reference: Annotated[
+        Path, typer.Argument(help="Answers to compare with, likewise; 'reference' = those that the benchmark's file gives.")
+    ],
+    overrides: Overrides = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge", help="The judge: hub name, directory, 'demo'; judge.model by default.")
+    ] = None,
+    out: Out = Path("judged"),
     config_file: ConfigFile = None,
     force: Again = False,
     verbose: Verbose = False,
 ) -> None:
-    """Stage 4: NLL and exact match of one model on the test split; OUT/predictions and OUT/figures.json."""
+    """Compare two models' open-ended answers pair by pair.
+
+    OUT/judge/KEY holds win_rates.json, verdicts.parquet, and annotations.json for AlpacaEval's own tools.
+    """
     from ual_ray import preflight
 
-    config = command.load([*(overrides or []), f"model={model}"], config_file)
-    source = command.find(rows, ROWS_IN, "ual elicit")
-    preflight.check(config, {"evaluate"})
-    with command.session(config, out, force, verbose, "evaluate") as session:
-        from ual_ray.steps import evaluate_step
+    items = [*(overrides or []), *([command.override("judge.model", judge_model)] if judge_model else [])]
+    config = command.load([*items, f"judge.against={REFERENCE_ANSWERS}"], config_file)
+    paths = [
+        None if str(path) == REFERENCE_ANSWERS else command.find(path, RESULTS_IN, "ual evaluate")
+        for path in (candidate, reference)
+    ]
+    preflight.check_judge(config)
+    with command.session(config, out, force, verbose, "judge") as session:
+        from ual_ray import evaluating
 
-        folder = Path(model)
-        title = name or (folder.parent.name if folder.name == "model" else folder.name)
-        evaluate_step(session, title, model, source, command.at(out))
+        evaluating.judge_alone(session, paths[0], paths[1], command.absolute(out))
 
 
 @app.command()
@@ -224,16 +283,43 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write report.md here too, and log it to MLflow here.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the whole story of the first folder as one HTML page.")] = None,
 ) -> None:
-    """Stage 5: the newest figures of every model in the folders, side by side."""
-    from ual_ray.pipeline import report_on
+    """Stage 5: the newest results of every model in the folders, side by side, with what can be told and what cannot."""
+    from ual_ray.reporting import report_on
     from ual_ray.workspace import LOG_FILE
 
+    page = command.absolute(html) if html else None
     if out is None:
-        report_on(folders, None, make_console())
+        report_on(folders, None, make_console(), page)
         return
     with command.terminal(out / LOG_FILE, verbose=False) as console:
-        report_on(folders, out, console)
+        report_on(folders, out, console, page)
+
+
+@app.command()
+def promote(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Output of `ual run`.")],
+    arm: Annotated[str | None, typer.Option(help="The arm; by default the only one that may be promoted.")] = None,
+    uri: Annotated[str | None, typer.Option(help="MLflow store, where its address holds a password.")] = None,
+) -> None:
+    """Make an arm's registered model the champion, if the comparison says that it is better and in nothing worse."""
+    from ual_ray.promote import promote as promote_arm
+
+    promote_arm(command.absolute(run_folder), make_console(), arm, uri)
+
+
+@app.command()
+def sync(
+    output: Annotated[Path, typer.Argument(help="Output folder of a command whose MLflow server was away.")],
+    uri: Annotated[str | None, typer.Option(help="MLflow store, where its address holds a password.")] = None,
+) -> None:
+    """Send to MLflow what could not be logged while its server was away."""
+    from ual_ray.tracking import catch_up
+
+    done = catch_up(command.absolute(output), uri)
+    typer.echo(f"{done.sent} operations sent, {done.refused} refused, {done.waiting} still wait")
+    raise typer.Exit(1 if done.waiting else 0)
 
 
 @app.command(name="config")
@@ -288,5 +374,6 @@ def main() -> None:
             sys.exit(SIGTERM_EXIT_CODE)
         raise
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {command.escape(error)}", highlight=False, soft_wrap=True)
+        text = command.escape(settings.redact_uri(str(error)))
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR_EXIT_CODE)

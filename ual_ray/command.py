@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,14 +38,20 @@ def read(arguments: list[str] | None, config_file: Path | None) -> Config:
 
 def _with_absolute_paths(config: Config) -> Config:
     """Ray's workers have working directories of their own: local models and files get paths that hold there too."""
-    given = config.elicit.model_dump(include={"model", "adapter", "embedding_model", "templates", "calibrate_with"})
-    elicit = config.elicit.model_copy(update={key: _absolute_name(name) for key, name in given.items() if name})
-    data = config.data.model_copy(update={"path": _absolute_name(config.data.path)})
-    storage = config.train.storage
-    if storage and "://" not in storage:
-        storage = str(absolute(Path(storage)))
-    train = config.train.model_copy(update={"storage": storage})
-    return config.model_copy(update={"model": _absolute_name(config.model), "elicit": elicit, "data": data, "train": train})
+    values = config.model_dump()
+    elicit, judge, data, train = (values[name] for name in ("elicit", "judge", "data", "train"))
+    for section, keys in (
+        (values, ("model",)),
+        (elicit, ("model", "adapter", "embedding_model", "templates", "calibrate_with")),
+        (judge, ("model", "templates")),
+        (data, ("path",)),
+        *((benchmark, ("path",)) for benchmark in values["evaluate"]["benchmarks"].values()),
+    ):
+        for key in keys:
+            section[key] = _absolute_name(section[key]) if section[key] else section[key]
+    if train["storage"] and "://" not in train["storage"]:
+        train["storage"] = str(absolute(Path(train["storage"])))
+    return settings.validate(values)
 
 
 def _with_accelerate_config(config: Config) -> Config:
@@ -81,10 +88,12 @@ def session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -
         from ual_ray.steps import Session
         from ual_ray.tracking import Tracker
 
-        session = Session(config, console, Tracker(config.tracking, out), frozenset({stage} if force else ()))
-        with session.cluster:
-            yield session
-        session.say_failures(out / LOG_FILE)
+        only = frozenset({stage})
+        with Tracker(config.tracking, out) as tracker:
+            session = Session(config, console, tracker, only if force else frozenset(), only)
+            with session.cluster:
+                yield session
+        session.say_failures()
 
 
 @contextmanager
@@ -149,10 +158,22 @@ def find(path: Path, inside: str, made_by: str) -> Path:
 
     path = absolute(path)
     found = next(
-        (place for place in (path / inside, newest(path) / inside, newest(path / "elicit") / inside) if place.exists()), path
+        (
+            place / inside
+            for place in (path, newest(path), *map(newest, (path / "elicit", path / "evaluate")))
+            if (place / inside).exists()
+        ),
+        path,
     )
     check_input(found, made_by)
+    if found.is_dir() and not any(found.glob("**/*.parquet")):
+        raise UserError(f"there is no '{inside}' in the folder", value=path, legal=f"what `{made_by}` wrote")
     return found
+
+
+def override(key: str, value: str) -> str:
+    """Write key=value so that YAML takes the value as the text it is, whatever characters it holds."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def escape(text: object) -> str:

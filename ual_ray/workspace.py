@@ -30,7 +30,7 @@ from ual_ray.records import SCHEMA_VERSION, digest
 from ual_ray.settings import dump, redact
 from ual_ray.sources.fingerprint import fingerprint
 
-STAGES = ("elicit", "smooth", "train", "evaluate")
+STAGES = ("elicit", "smooth", "train", "evaluate", "calibrate", "judge")
 
 CONFIG_FILE = "config.yaml"
 OWNER_FILE = "owner.json"

@@ -44,7 +44,7 @@ def test_it_prints_every_stage_and_the_table(finished: tuple[Path, str]) -> None
 
 
 def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Path, str]) -> None:
-    from ual_ray.records import ALPHA, EVALUATED, ROWS, read_table, scored_schema
+    from ual_ray.records import ALPHA, QUESTIONS, RESULTS, ROWS, TOKEN_STATISTICS, read_table, scored_schema
 
     output, _ = finished
     assert read_table(next(output.glob("elicit/*/rows"))).schema.equals(ROWS)
@@ -54,7 +54,9 @@ def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Pa
     for arm in ("sft", "ual"):
         alphas = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))[ALPHA].to_pylist()
         assert sum(alphas) / len(alphas) == pytest.approx({"sft": 0.0, "ual": 0.1}[arm])
-    assert read_table(next(output.glob("base/evaluate/*/predictions"))).schema.equals(EVALUATED)
+    assert read_table(next(output.glob("questions/*/questions.parquet"))).schema.equals(QUESTIONS)
+    assert read_table(next(output.glob("base/evaluate/*/results"))).schema.equals(RESULTS)
+    assert read_table(next(output.glob("base/calibrate/*/tokens.parquet"))).schema.equals(TOKEN_STATISTICS)
 
 
 def test_the_arms_start_equal_and_differ_in_their_smoothing(finished: tuple[Path, str]) -> None:
@@ -77,7 +79,7 @@ def test_a_second_run_does_nothing_again_and_starts_no_ray(finished: tuple[Path,
     done = ual("run", *small, f"output={output}")
     assert done.code == 0, done.output
     assert done_times(output) == before
-    assert done.output.count("done before") == len(before) == 8
+    assert done.output.count("done before") == len(before) == 12
     assert "Started a local Ray" not in (output / "ual.log").read_text()[log:]
 
 
@@ -94,6 +96,7 @@ def test_another_map_calls_no_language_model_and_trains_only_its_arm(
         "arms/ual/smooth",
         "arms/ual/train",
         "arms/ual/evaluate",
+        "arms/ual/calibrate",
     }
 
 
@@ -108,7 +111,8 @@ def test_another_choice_of_score_calls_no_language_model(finished: tuple[Path, s
     assert files_of(output / "elicit" / "store") == stored
     assert all(after[stage] == before[stage] for stage in before)
     new = {stage.rsplit("/", 1)[0] for stage in after.keys() - before.keys()}
-    assert new == {"elicit", "arms/sft/smooth", "arms/ual/smooth", "arms/ual/train", "arms/ual/evaluate"}
+    arm = {f"arms/ual/{stage}" for stage in ("smooth", "train", "evaluate", "calibrate")}
+    assert new == {"elicit", "arms/sft/smooth"} | arm
     (again,) = [output / stage / "done.json" for stage in after.keys() - before.keys() if stage.startswith("elicit/")]
     figures = [json.loads(file.read_text())["figures"] for file in (elicited, again)]
     assert figures[0]["calls"] == figures[1]["calls"] > 0
@@ -136,7 +140,9 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert {"elicit", "train sft", "train ual", "evaluate base", "evaluate sft", "evaluate ual"} <= set(children)
+    assert {"elicit", "train sft", "train ual", "evaluate base", "evaluate sft", "evaluate ual", "calibrate ual"} <= set(
+        children
+    )
     assert all(run.info.status == "FINISHED" for run in runs)
 
     train = children["train ual"]
@@ -146,7 +152,7 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
     assert children["elicit"].inputs.dataset_inputs[0].dataset.name == "rows"
     plots = [file.path for file in client.list_artifacts(children["elicit"].info.run_id, "plots")]
     assert plots == ["plots/uncertainty_by_source.png"]
-    assert {"report.md", "comparison.json", "config.yaml", "plots"} <= {
+    assert {"report.md", "report.html", "comparison.json", "config.yaml", "environment.json", "tables", "plots"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id)
     }
     version = client.get_latest_versions("ual-ual")[0]
