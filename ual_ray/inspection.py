@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ual_ray.config import Config
-from ual_ray.report.inspection import Prices, inspect
+from ual_ray.report.inspection import inspect
 from ual_ray.report.inspection_html import to_html
 from ual_ray.report.inspection_text import to_console
 from ual_ray.steps import STAGE_TAG
@@ -23,8 +23,7 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
 
     Raises UserError for scores or labels that cannot be read.
     """
-    prices = Prices(config.engine.price_per_million_prompt_tokens, config.engine.price_per_million_generated_tokens)
-    inspection = inspect(scored, labels, prices)
+    inspection = inspect(scored, labels, config.engine)
     page = page or scored.with_name(PAGE_FILE)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(to_html(inspection), encoding="utf-8")

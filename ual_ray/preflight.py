@@ -23,8 +23,9 @@ from ual_ray.sources.prepare import split_of
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
-# Weights, gradients and AdamW's two moments, all float32; adapters leave the weights, beside which they weigh little.
-TRAINING_BYTES_PER_PARAMETER = 16
+# Weights, gradients and AdamW's two moments, and a checkpoint's copy of all but the gradients while it is written, all
+# float32; adapters leave the weights, beside which they weigh little.
+TRAINING_BYTES_PER_PARAMETER = 28
 LORA_BYTES_PER_PARAMETER = 4
 # What a worker process needs beside its weights: interpreter, libraries, activations of a small batch.
 WORKER_OVERHEAD_GB = 1.0
@@ -42,6 +43,10 @@ def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "eval
         check_train(config.train)
     if {"elicit", "train"} <= stages:
         check_validated(config.train, config.data.validation_share > 0)
+    if {"elicit", "evaluate"} <= stages:
+        check_benchmarks(config, has_rows=True)
+        if config.judge.model is not None:
+            check_judge(config)
     if config.runtime.check_memory and not config.runtime.address:
         check_memory(config, psutil.virtual_memory().available / GB, stages)
 
@@ -62,6 +67,34 @@ def check_elicitor(config: Config) -> None:
     check_model(elicit.model, "elicit.model")
     if elicit.adapter is not None:
         adapter_rank(elicit.adapter)
+
+
+def check_benchmarks(config: Config, has_rows: bool) -> None:
+    """Raise UserError for a benchmark that cannot be asked; `has_rows`: there is a test split for those without a path."""
+    from ual_ray.evaluate import questions
+
+    without = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.path is None]
+    if without and not has_rows:
+        raise UserError(
+            f"evaluate.benchmarks {', '.join(without)}: no path, and no rows whose test split could be asked",
+            fix="give ROWS (the --out of `ual elicit`), or evaluate.benchmarks.NAME.path",
+        )
+    questions.check(config.evaluate.benchmarks)
+
+
+def check_judge(config: Config) -> None:
+    """Raise UserError for a judge or its prompts that cannot be used."""
+    from ual_ray.evaluate.judge_prompts import load_judge_prompts
+
+    if config.judge.model is None:
+        raise UserError("there is no judge", legal="a hub name, a directory or 'demo'", fix="give --judge, or judge.model")
+    load_judge_prompts(config.judge.templates)
+    if config.engine.kind == "openai":
+        from ual_ray.elicit.engines.endpoint import check_endpoint
+
+        check_endpoint(config.engine, config.judge.model)
+        return
+    check_model(config.judge.model, "judge.model")
 
 
 def check_train(train: TrainConfig) -> None:

@@ -275,6 +275,9 @@ class Printer:
         except ValueError as error:
             self._say(f"\ndropped: {error}", WARNING)
             return
+        if self.config.train.overlong == "drop" and len(rendered.input_ids) > limit:
+            self._say(f"\ndropped: {len(rendered.input_ids):,} tokens, train.max_length is {limit}", WARNING)
+            return
         kept = Rendered(rendered.input_ids[:limit], rendered.labels[:limit])
         cut = len(rendered.input_ids) - len(kept.input_ids)
         self._say(f"{len(kept.input_ids):,} tokens, {kept.target_tokens:,} of them trained on")

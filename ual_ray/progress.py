@@ -101,12 +101,15 @@ def polled(call: Callable[[], None], seconds: float) -> Iterator[None]:
     """Call something every few seconds while the block runs, in a thread of its own, and once more at the end."""
     stop = threading.Event()
 
+    def try_call() -> None:
+        try:
+            call()
+        except Exception:  # what is shown must not stop what is done
+            logger.exception("progress could not be shown")
+
     def poll() -> None:
         while not stop.wait(seconds):
-            try:
-                call()
-            except Exception:  # what is shown must not stop what is done
-                logger.exception("progress could not be shown")
+            try_call()
 
     thread = threading.Thread(target=poll, name="progress", daemon=True)
     thread.start()
@@ -115,4 +118,7 @@ def polled(call: Callable[[], None], seconds: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=60)
-        call()
+        if thread.is_alive():
+            logger.warning("progress still waits for something; what came last is not shown")
+        else:
+            try_call()

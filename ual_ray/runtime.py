@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 import ray
@@ -61,18 +61,22 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
 
 
-def check_cluster(config: Config) -> list[str]:
-    """Compare what the stages ask for with what the cluster has now, and return what it has to wait for.
+def check_cluster(config: Config, stages: Set[str]) -> list[str]:
+    """Compare what these stages ask for with what the cluster has now, and return what it has to wait for.
 
     Raises UserError on a local cluster, which will never grow.
     """
     engine, train = config.engine, config.train
-    asked = {
-        ("engine.cpus_per_actor x engine.min_actors", "CPU"): engine.cpus_per_actor * engine.min_actors,
-        ("engine.gpus_per_actor x engine.min_actors", "GPU"): engine.gpus_per_actor * engine.min_actors,
-        ("train.cpus_per_worker x train.num_workers", "CPU"): train.cpus_per_worker * train.num_workers,
-        ("train.gpus_per_worker x train.num_workers", "GPU"): train.gpus_per_worker * train.num_workers,
-    }
+    asked = {}
+    if stages - {"train"}:
+        asked["engine.cpus_per_actor x engine.min_actors", "CPU"] = engine.cpus_per_actor * engine.min_actors
+        asked["engine.gpus_per_actor x engine.min_actors", "GPU"] = engine.gpus_per_actor * engine.min_actors
+    if "train" in stages:
+        key, workers = ("train.num_workers", train.num_workers)
+        if train.min_workers is not None:
+            key, workers = ("train.min_workers", train.min_workers)
+        asked[f"train.cpus_per_worker x {key}", "CPU"] = train.cpus_per_worker * workers
+        asked[f"train.gpus_per_worker x {key}", "GPU"] = train.gpus_per_worker * workers
     have = ray.cluster_resources()
     waits = [
         f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g} now"

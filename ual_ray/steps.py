@@ -16,18 +16,19 @@ from rich.console import Console
 
 from ual_ray.config import Config, SmoothConfig
 from ual_ray.elicit.finish import SCORED
+from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
-from ual_ray.records import ALPHA, ID, SPLIT, content_digest, file_digest, read_table
+from ual_ray.records import ALPHA, GENERATED_TOKENS, ID, PROMPT_TOKENS, SPLIT, content_digest, file_digest, read_table
 from ual_ray.report import plots
-from ual_ray.settings import redact_values
+from ual_ray.settings import redact_uri, redact_values
 from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
 from ual_ray.sources.fingerprint import fingerprint
 from ual_ray.sources.look import look
 from ual_ray.sources.models import model_fingerprint
 from ual_ray.tracking import Run, Tracker
 from ual_ray.watch import watched
-from ual_ray.workspace import DONE_FILE, Done, run_stage, stage_digest
+from ual_ray.workspace import DONE_FILE, STAGES, Done, run_stage, stage_digest
 
 # Where a step works, given the digest of its inputs: below it for the pipeline, a fixed folder for a single command.
 Place = Callable[[str], Path]
@@ -42,6 +43,11 @@ ARM_TAG = "ual_ray.arm"
 UNKNOWN = "unknown"
 
 
+def below(folder: Path) -> Place:
+    """Work in a part of the folder, named by the digest."""
+    return lambda key: folder / key
+
+
 @dataclass
 class Session:
     """What all steps of one command share; the Ray cluster is started by the first step that needs it."""
@@ -50,6 +56,7 @@ class Session:
     console: Console
     tracker: Tracker | None
     force: frozenset[str] = frozenset()
+    stages: frozenset[str] = frozenset(STAGES)
     parent: Run | None = None
     cluster: ExitStack = field(default_factory=ExitStack)
     _connected: bool = False
@@ -60,18 +67,18 @@ class Session:
             from ual_ray.runtime import check_cluster, ray_cluster
 
             self.cluster.enter_context(ray_cluster(self.config.runtime))
-            for wait in check_cluster(self.config):
+            for wait in check_cluster(self.config, self.stages):
                 self.say("cluster", f"waiting for it to grow: {wait}")
             self._connected = True
 
     def say(self, step: str, text: str) -> None:
         """Print one step's line."""
-        self.console.print(f"[bold]{step:<14}[/bold] {text}", highlight=False)
+        self.console.print(f"[bold]{step:<14}[/bold] {redact_uri(text)}", highlight=False)
 
-    def say_failures(self, log_file: Path) -> None:
-        """Say how much could not be logged to MLflow, if anything."""
-        if self.tracker is not None and self.tracker.failures:
-            self.say("mlflow", f"[red]{self.tracker.failures} calls failed[/red]; the reasons are in {log_file}")
+    def say_failures(self) -> None:
+        """Say what could not be logged to MLflow, if anything."""
+        if self.tracker is not None and (complaint := self.tracker.complaint()):
+            self.say("mlflow", f"[red]{complaint}[/red]")
 
     def finish(self, step: str, done: Done, text: str) -> Done:
         """Print what a step found, and whether it was found before."""
@@ -83,7 +90,10 @@ class Session:
     def tracked(self, name: str, folder: Path, tags: Mapping[str, str]) -> Iterator[Run]:
         """Open the step's MLflow run below the pipeline's."""
         assert self.tracker is not None, "a step that logs was given no tracker"
-        with self.tracker.run(name, folder, tags, self.parent) as run:
+        with (
+            self.tracker.run(name, folder, tags, self.parent) as run,
+            watched(self.config.tracking, self.tracker.uri, [run]),
+        ):
             yield run
 
 
@@ -170,7 +180,8 @@ NOT_MEASURED = {
 def _scored_line(config: Config, figures: Mapping[str, Any]) -> str:
     means = ", ".join(f"{name} {value:.3f}" for name, value in figures["mean_uncertainty"].items() if value is not None)
     bad = f"; {figures['bad']} bad rows ({_counts(figures['bad_reasons'])})" if figures["bad"] else ""
-    cost = f"; cost {figures['cost']:.2f}" if figures["cost"] else ""
+    money = config.engine.cost(figures[PROMPT_TOKENS], figures[GENERATED_TOKENS])
+    cost = f"; cost {money:.2f}" if money else ""
     return (
         f"{figures['rows']} of {figures['total_rows']} rows scored by {config.elicit.model} "
         f"({_counts(figures['splits'])}; {_counts(figures['sources'])}){bad}; "
@@ -182,7 +193,11 @@ def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, p
     """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
     inputs = {"scored": content_digest(scored, SMOOTHING_READS), "spec": spec.model_dump(), "seed": session.config.seed}
     folder = place(stage_digest(inputs))
-    done = run_stage(folder, inputs, lambda: smooth(scored, spec, session.config.seed, folder), force="smooth" in session.force)
+
+    def work() -> dict[str, Any]:
+        return smooth(scored, spec, session.config.seed, folder, str(inputs["scored"]))
+
+    done = run_stage(folder, inputs, work, force="smooth" in session.force)
     figures = done.figures
     text = f"{figures['map']}: alpha mean {figures['mean']:.3f}, {figures['min']:.3f} to {figures['max']:.3f}"
     text += f"; {figures['missing']} scores missing ({spec.missing}), {figures['excluded']:.0f} rows excluded"
@@ -212,20 +227,19 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     def work() -> dict[str, Any]:
         session.connect()
         assert session.tracker is not None, "training logs"
-        lineage = _lineage(name, config.model, smoothed)
-        with (
-            session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run,
-            watched(config.tracking, session.tracker.uri, [run, *([session.parent] if session.parent else [])]),
-        ):
+        lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
+        with session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run:
             return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
 
     done = run_stage(folder, inputs, work, force="train" in session.force)
     figures, last = done.figures, done.figures["last"]
     early = "" if last["step"] == figures["steps"] else f"{last['step']:.0f} of "
+    exported = figures["exported"]
     text = f"{early}{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
     text += f"training NLL {last['nll']:.3f}"
     if "validation_nll" in last:
-        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {last['validation_nll']:.3f}"
+        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {exported['validation_nll']:.3f}"
+        text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
     return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
 
 
@@ -238,7 +252,7 @@ NOT_TRAINED_BY = {
 }
 
 
-def _lineage(arm: str, model: str, smoothed: Path) -> dict[str, str]:
+def _lineage(arm: str, model: str, smoothed: Path, digest: str) -> dict[str, str]:
     """Tags that link scored data -> alpha map -> training run -> registered model."""
     recorded = recorded_map(smoothed)
     return {
@@ -246,7 +260,7 @@ def _lineage(arm: str, model: str, smoothed: Path) -> dict[str, str]:
         LINEAGE_MODEL: model,
         LINEAGE_SCORED: recorded.get(SCORED_DIGEST, UNKNOWN),
         LINEAGE_MAP: recorded.get("map", UNKNOWN),
-        LINEAGE_SMOOTHED: content_digest(smoothed, [ID, ALPHA]),
+        LINEAGE_SMOOTHED: digest,
     }
 
 
@@ -284,36 +298,75 @@ def _train_and_log(
     return figures | {"registered_version": version}
 
 
-def evaluate_step(session: Session, name: str, model: str, rows: Path, place: Place) -> Done:
-    """Measure one model on the test rows; `folder`/figures.json and `folder`/predictions."""
+def questions_step(session: Session, rows: Path | None, place: Place) -> Done:
+    """Gather the questions of every benchmark; `folder`/questions.parquet, which all models are asked from."""
     config = session.config
+    evaluation.check_engine(config)
+    benchmarks = config.evaluate.benchmarks
     inputs: dict[str, Any] = {
-        "rows": content_digest(rows, [ID, SPLIT]),
-        "model": model_fingerprint(model),
-        "evaluate": config.evaluate.model_dump(),
-        "engine": config.engine.model_dump(include={"kind", "max_model_len", "arguments"}),
+        "benchmarks": gathering.digests(benchmarks),
+        "rows": content_digest(rows, [ID, SPLIT]) if rows and any(one.path is None for one in benchmarks.values()) else None,
     }
     folder = place(stage_digest(inputs))
 
     def work() -> dict[str, Any]:
-        total = evaluation.select(rows, folder)
+        return {"benchmarks": gathering.write_questions(benchmarks, rows, folder)}
+
+    done = run_stage(folder, inputs, work)
+    return session.finish("questions", done, _questions_line(done.figures["benchmarks"]))
+
+
+def _questions_line(found: Mapping[str, Mapping[str, Any]]) -> str:
+    asked = {name: count["questions"] for name, count in found.items() if count["questions"]}
+    left_out = [name for name in found if name not in asked]
+    text = f"{sum(asked.values())} questions ({_counts(asked)})"
+    if bad := sum(count["bad"] for count in found.values()):
+        text += f"; {bad} rows without a question"
+    return f"{text}; left out, as the test split has none: {', '.join(left_out)}" if left_out else text
+
+
+def evaluate_step(
+    session: Session, name: str, model: str, questions: Path, place: Place, store_place: Place, *, retry: bool = False
+) -> Done:
+    """Have one model answer the questions; `folder`/results and `folder`/figures.json.
+
+    Its answers are kept at `store_place`, by a key of model and engine settings: those to a benchmark that is added later
+    are asked for alone. `retry` asks the questions again that an engine failed on.
+    """
+    config = session.config
+    model_and_engine = {"model": evaluation.model_digest(config, model), "engine": evaluation.engine_settings(config)}
+    store = store_place(stage_digest(model_and_engine))
+    inputs: dict[str, Any] = model_and_engine | {"questions": content_digest(questions, [ID]), "name": name}
+    folder = place(stage_digest(inputs))
+    force = "evaluate" in session.force
+    if force:
+        shutil.rmtree(store, ignore_errors=True)
+    if retry:
+        (folder / DONE_FILE).unlink(missing_ok=True)
+
+    def work() -> dict[str, Any]:
+        total = read_table(questions, [ID]).num_rows
         session.connect()
         tags = {STAGE_TAG: "evaluate", ARM_TAG: name, "ual_ray.model": model}
         with (
             session.tracked(f"evaluate {name}", folder, tags) as run,
             meter(session.console, f"evaluate {name}", total, "rows") as shown,
         ):
-            run.params({"evaluate": config.evaluate.model_dump(), "model": model})
-            run.dataset("test rows", rows, inputs["rows"], total, "evaluation")
-            result = evaluation.evaluate(config, name, model, folder, shown)
-            for figure in result["figures"]:
-                key = f"{figure['metric']}.{figure['source']}"
-                run.metrics({key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]})
+            run.params(redact_values({"evaluate": config.evaluate.model_dump(), "model": model, "engine": inputs["engine"]}))
+            run.dataset("questions", questions, inputs["questions"], total, "evaluation")
+            result = evaluation.evaluate(config, name, model, questions, store, folder, shown)
+            run.metrics(evaluation.metrics_of(result["figures"]))
             run.artifact(folder / evaluation.FIGURES_FILE)
+            if result["disagreements"]:
+                run.artifact(folder / evaluation.DISAGREEMENTS_FILE)
+            run.table(evaluation.sample_table(folder), "results_sample.json")
             return result
 
-    done = run_stage(folder, inputs, work, force="evaluate" in session.force)
-    return session.finish(f"evaluate {name}", done, f"{done.figures['rows']} test rows; {_quarantined(done.figures)}")
+    done = run_stage(folder, inputs, work, force=force)
+    differ = done.figures["disagreements"]
+    text = f"{done.figures['rows']} questions; {_quarantined(done.figures)}"
+    text += f"; strict and flexible extraction differ on {differ}" if differ else ""
+    return session.finish(f"evaluate {name}", done, text)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -20,7 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
 
 import ual_ray
-from ual_ray.config import DEMO, Config
+from ual_ray.config import DEMO, Config, DataConfig
 from ual_ray.errors import UserError
 from ual_ray.settings import dump, redact
 from ual_ray.sources.files import ADDRESS, find_files
@@ -82,8 +84,8 @@ def pack(config: Config, folder: Path) -> Packed:
     uploads = {key: _upload(key, source, folder) for key, source in _files(config).items()}
     values = config.model_dump(mode="json")
     for key, name in uploads.items():
-        section, option = key.split(".")
-        values[section][option] = name
+        *sections, option = key.split(".")
+        reduce(getitem, sections, values)[option] = name
     values["runtime"]["address"] = "auto"
     packed = Packed(Config.model_validate(values), uploads)
     (folder / CONFIG_FILE).write_text(dump(packed.config), encoding="utf-8")
@@ -94,6 +96,7 @@ def _check_models(config: Config) -> None:
     """Raise UserError for models of this machine: what is not an absolute path has to be a hub name."""
     elicit = config.elicit
     models = {"model": config.model, "elicit.model": elicit.model, "elicit.embedding_model": elicit.embedding_model}
+    models["judge.model"] = config.judge.model
     for key, name in models.items():
         if name and name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
             raise UserError(f"{key} is a path of this machine", value=name, legal=SHARED)
@@ -120,6 +123,7 @@ def _files(config: Config) -> dict[str, Path]:
         "elicit.templates": config.elicit.templates,
         "elicit.calibrate_with": config.elicit.calibrate_with,
         "train.accelerate_config": config.train.accelerate_config,
+        "judge.templates": config.judge.templates,
     }
     files = {key: Path(name).expanduser() for key, name in given.items() if name}
     for key, path in list(files.items()):
@@ -128,29 +132,33 @@ def _files(config: Config) -> dict[str, Path]:
         if not Path(given[key] or "").is_absolute():
             raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=given[key])
         del files[key]  # the nodes may see it
-    return files | _data_file(config)
+    data = {f"evaluate.benchmarks.{name}.path": benchmark.data() for name, benchmark in config.evaluate.benchmarks.items()}
+    for key, section in {"data.path": config.data, **data}.items():
+        if section is not None and (file := _data_file(key, section)) is not None:
+            files[key] = file
+    return files
 
 
-def _data_file(config: Config) -> dict[str, Path]:
+def _data_file(key: str, data: DataConfig) -> Path | None:
     """Find the data if it is a file here; addresses, hub names and absolute folders stay where they are."""
-    name = config.data.path
+    name = data.path
     path = Path(name).expanduser()
     if name == DEMO or ADDRESS.match(name):
-        return {}
+        return None
     if path.is_file():
-        return {"data.path": path}
+        return path
     if Path(name).is_absolute():
-        return {}
+        return None
     if path.is_dir():
         raise UserError(
-            "data.path is a folder of this machine, and folders are not uploaded",
+            f"{key} is a folder of this machine, and folders are not uploaded",
             value=name,
             legal="one file, a hub name, a cloud address, or an absolute path that all nodes see",
             fix="put the folder on shared storage or in a bucket, and give its address",
         )
-    if find_files(config.data) is not None:
-        raise UserError("data.path does not exist here, so it cannot be uploaded", value=name)
-    return {}
+    if find_files(data) is not None:
+        raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=name)
+    return None
 
 
 def _upload(key: str, source: Path, folder: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ual_ray import progress
-from ual_ray.progress import Meter, meter
+from ual_ray.progress import Meter, meter, polled
 
 
 class Log:
@@ -127,3 +127,15 @@ def test_a_terminal_gets_a_bar_and_no_lines() -> None:
         shown.update(10)
     assert "elicit" in file.getvalue()
     assert "elicit: 10/10" not in file.getvalue()
+
+
+def test_what_is_polled_is_called_once_more_at_the_end_and_its_faults_end_nothing() -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(len(calls))
+        raise RuntimeError("the screen is gone")
+
+    with polled(call, seconds=3600):
+        assert calls == []
+    assert calls == [0]

@@ -31,6 +31,14 @@ def there(tmp_path: Path) -> Path:
     return folder
 
 
+def test_files_of_benchmarks_and_prompts_of_the_judge_travel(here: Path, there: Path) -> None:
+    keys = ["evaluate.benchmarks.maths.kind=math", "evaluate.benchmarks.maths.path=rows.jsonl", "judge.templates=prompts.yaml"]
+    packed = pack(load(None, [*keys, "output=/shared/out"]), there)
+    assert packed.uploads == {"evaluate.benchmarks.maths.path": "rows.jsonl", "judge.templates": "prompts.yaml"}
+    sent = load(there / "config.yaml")
+    assert (sent.evaluate.benchmarks["maths"].path, sent.judge.templates) == ("rows.jsonl", "prompts.yaml")
+
+
 @pytest.mark.parametrize("prefix", ["", "absolute"])
 def test_the_files_travel_and_the_paths_change(here: Path, there: Path, prefix: str) -> None:
     start = f"{here}/" if prefix else ""

@@ -189,13 +189,9 @@ class SummedNegativeLogLikelihood:
 
 
 @dataclass(frozen=True)
-class SelfConsistency:
-    """1 - the share of sampled answers that agree with the given one (after Wang et al. 2022, arXiv 2203.11171).
+class _Sampled:
+    """What the estimators that sample answers to the instruction share: both read the same call."""
 
-    raw: the number of answers that agree. `grouping` None = by final answer where the response marks one, else by words.
-    """
-
-    name: ClassVar[str] = "self_consistency"
     sampling: Sampling = Sampling(max_tokens=256)
     grouping: Grouping | None = None
     similarity: float = 0.7
@@ -204,19 +200,32 @@ class SelfConsistency:
         """Ask for answers to the instruction."""
         return [self.sampling.ask(turns(messages[:-1]), attempt)]
 
+    def _grouping(self, messages: Messages) -> Grouping:
+        return self.grouping or grouping_for(messages, self.similarity)
+
+
+@dataclass(frozen=True)
+class SelfConsistency(_Sampled):
+    """1 - the share of sampled answers that agree with the given one (after Wang et al. 2022, arXiv 2203.11171).
+
+    raw: the number of answers that agree. `grouping` None = by final answer where the response marks one, else by words.
+    """
+
+    name: ClassVar[str] = "self_consistency"
+
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Count the answers that agree with the response."""
         (result,) = results
         if not isinstance(result, CompletionResult):
             return MISSING
-        grouping = self.grouping or grouping_for(messages, self.similarity)
+        grouping = self._grouping(messages)
         given, *sampled = grouping.keys([messages[-1]["content"], *result.texts])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
 
 @dataclass(frozen=True)
-class SemanticEntropy:
+class SemanticEntropy(_Sampled):
     """Entropy of the groups that sampled answers fall into, over log(number of samples) (Kuhn et al. 2023, arXiv 2302.09664).
 
     It is about the instruction: how many different answers the elicitor finds, whatever the given one is.
@@ -224,20 +233,13 @@ class SemanticEntropy:
     """
 
     name: ClassVar[str] = "semantic_entropy"
-    sampling: Sampling = Sampling(max_tokens=256)
-    grouping: Grouping | None = None
-    similarity: float = 0.7
-
-    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
-        """Ask what `self_consistency` asks: both share the call."""
-        return [self.sampling.ask(turns(messages[:-1]), attempt)]
 
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Group the answers and take the entropy of the groups' shares."""
         (result,) = results
         if not isinstance(result, CompletionResult) or len(result.texts) < 2:
             return MISSING
-        grouping = self.grouping or grouping_for(messages, self.similarity)
+        grouping = self._grouping(messages)
         sizes = Counter(group(grouping.keys(result.texts), grouping.same)).values()
         entropy = entropy_of(sizes)
         return Estimate(_clip(entropy / math.log(len(result.texts))), entropy)

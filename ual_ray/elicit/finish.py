@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 
-from ual_ray.config import ENSEMBLE, DataConfig, ElicitConfig, EngineConfig
+from ual_ray.config import ENSEMBLE, DataConfig, ElicitConfig
 from ual_ray.elicit.adjust import calibrate, length_residual, mean_rank
 from ual_ray.elicit.labels import match_labels, read_labels
 from ual_ray.elicit.quality import histogram
+from ual_ray.elicit.scoring import needed, unparsable
 from ual_ray.errors import UserError
 from ual_ray.records import (
     CALLS,
@@ -48,6 +50,8 @@ from ual_ray.records import (
 from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER
 
 SCORED = "scored"
+# What a row is called and where it belongs, which says nothing about what an engine measures of it.
+OF_THE_DATA = (SPLIT, SOURCE, GIVEN_ID)
 ROWS_PER_FILE = 50_000
 
 
@@ -60,17 +64,17 @@ class Finish:
     failed: Path
     data: DataConfig
     elicit: ElicitConfig
-    engine: EngineConfig
 
     def run(self) -> dict[str, Any]:
         """Write `folder`/scored and return the figures. Raises UserError for labels that do not fit."""
-        rows = pyarrow.dataset.dataset(self.folder / ROWS_FOLDER, format="parquet").to_table(columns=[ID, SPLIT, SOURCE])
+        rows = pyarrow.dataset.dataset(self.folder / ROWS_FOLDER, format="parquet").to_table(columns=[ID, *OF_THE_DATA])
+        rows = rows.combine_chunks()
         wanted = rows.filter(self._is_wanted(rows))[ID]
         files = [*sorted(self.store.glob("*.parquet")), *sorted(self.failed.glob("*.parquet"))]
         keep = _first_of_each(files, wanted)
-        numbers = pa.concat_tables([table for _, table in self._parts(files, keep, self._number_columns())])
+        numbers = pa.concat_tables(list(self._parts(files, keep, rows, self._number_columns())))
         extra = self._adjust(numbers)
-        self._write(self._parts(files, keep, None), extra)
+        self._write(self._parts(files, keep, rows, None), extra)
         return self._describe(rows, numbers, extra)
 
     def _is_wanted(self, rows: pa.Table) -> pa.ChunkedArray:
@@ -79,23 +83,35 @@ class Finish:
     def _number_columns(self) -> list[str]:
         scores = [uncertainty_column(name) for name in self.elicit.estimators]
         costs = [PROMPT_TOKENS, GENERATED_TOKENS, CALLS]
-        return [ID, GIVEN_ID, SOURCE, *scores, RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, PROMPT_HASH, *costs]
+        return [ID, *OF_THE_DATA, *scores, RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, PROMPT_HASH, *costs]
 
     def _parts(
-        self, files: Sequence[Path], keep: Sequence[np.ndarray], columns: list[str] | None
-    ) -> Iterator[tuple[Path, pa.Table]]:
+        self, files: Sequence[Path], keep: Sequence[np.ndarray], rows: pa.Table, columns: list[str] | None
+    ) -> Iterator[pa.Table]:
+        """Read what was measured of the rows, as it is to be understood here; `columns` None = all."""
         for file, mask in zip(files, keep, strict=True):
-            yield file, pyarrow.parquet.read_table(file, columns=columns).filter(pa.array(mask))
+            table = pyarrow.parquet.read_table(file, columns=columns).filter(pa.array(mask))
+            yield self._judged(_as_in(rows, table))
         if not files:
             nothing = measured_schema(self.elicit.estimators).empty_table()
-            yield self.store, nothing if columns is None else nothing.select(columns)
+            yield nothing if columns is None else nothing.select(columns)
+
+    def _judged(self, table: pa.Table) -> pa.Table:
+        """Quarantine what lacks a score that `elicit.uncertainty` needs: it may be another than when the row was measured."""
+        names = needed(self.elicit)
+        lacking = [pa.compute.is_null(table[uncertainty_column(name)]) for name in names]
+        missing = reduce(pa.compute.or_, lacking)
+        status = pa.compute.if_else(missing, STATUS_QUARANTINED, STATUS_OK)
+        unexplained = pa.compute.and_(missing, pa.compute.is_null(table[ERROR]))
+        error = pa.compute.if_else(unexplained, unparsable(names), table[ERROR])
+        return _with(_with(table, STATUS, status), ERROR, error)
 
     def _adjust(self, numbers: pa.Table) -> dict[str, np.ndarray]:
         """Compute the ensemble and the column that smoothing reads."""
         scores: dict[str, np.ndarray] = {name: _floats(numbers, uncertainty_column(name)) for name in self.elicit.estimators}
         ensemble = mean_rank([scores[name] for name in self.elicit.ensemble or self.elicit.estimators])
         chosen = ensemble if self.elicit.uncertainty == ENSEMBLE else scores[self.elicit.uncertainty]
-        # Some other estimator may have scored a row that is quarantined for another reason.
+        # Of an ensemble, some members may have scored a row that others failed on.
         chosen = np.where(np.array(numbers[STATUS].to_pylist()) == STATUS_OK, chosen, np.nan)
         if self.elicit.length_residual:
             chosen = length_residual(chosen, _floats(numbers, RESPONSE_LENGTH))
@@ -115,14 +131,14 @@ class Finish:
                 "elicit.calibrate_with cannot be used", value=f"{path}: {error}", legal="labels of both kinds"
             ) from error
 
-    def _write(self, parts: Iterator[tuple[Path, pa.Table]], extra: dict[str, np.ndarray]) -> None:
+    def _write(self, parts: Iterator[pa.Table], extra: dict[str, np.ndarray]) -> None:
         schema = scored_schema(self.elicit.estimators)
         folder = self.folder / SCORED
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.parquet"):
             old.unlink()
         done = 0
-        for number, table in enumerate(_gathered(table for _, table in parts)):
+        for number, table in enumerate(_gathered(parts)):
             for name, values in extra.items():
                 part = values[done : done + len(table)]
                 table = table.append_column(name, pa.array(part, pa.float64(), mask=np.isnan(part)))
@@ -137,7 +153,6 @@ class Finish:
             {ENSEMBLE: extra[uncertainty_column(ENSEMBLE)]} if self.elicit.uncertainty == ENSEMBLE else {}
         )
         tokens = {name: pa.compute.sum(numbers[name]).as_py() or 0 for name in (PROMPT_TOKENS, GENERATED_TOKENS, CALLS)}
-        prices = (self.engine.price_per_million_prompt_tokens, self.engine.price_per_million_generated_tokens)
         splits = Counter(rows[SPLIT].to_pylist())
         return {
             **read_figures(self.folder),
@@ -150,7 +165,6 @@ class Finish:
             "reasons": dict(reasons),
             "truncated": pa.compute.sum(numbers[TRUNCATED]).as_py() or 0,
             **tokens,
-            "cost": (tokens[PROMPT_TOKENS] * prices[0] + tokens[GENERATED_TOKENS] * prices[1]) / 1e6,
             "mean_uncertainty": {name: _mean(values) for name, values in {**columns, **used}.items()},
             "prompt_hashes": sorted(filter(None, numbers[PROMPT_HASH].unique().to_pylist())),
             "histograms": _histograms(numbers[SOURCE].to_pylist(), extra[UNCERTAINTY]),
@@ -181,6 +195,18 @@ def _first_of_each(files: Sequence[Path], wanted: pa.ChunkedArray) -> list[np.nd
     mask[first] = True
     mask &= pa.compute.is_in(ids, value_set=wanted.combine_chunks()).to_numpy(zero_copy_only=False)
     return np.split(mask, np.cumsum(counts)[:-1]) if counts else []
+
+
+def _as_in(rows: pa.Table, table: pa.Table) -> pa.Table:
+    """Give measured rows the split, source and given id that they have in this data set; the store may know another's."""
+    at = pa.compute.index_in(table[ID], value_set=rows[ID])
+    for name in OF_THE_DATA:
+        table = _with(table, name, rows[name].take(at))
+    return table
+
+
+def _with(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), values.cast(pa.string()))
 
 
 def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

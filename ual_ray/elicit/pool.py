@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 import ray
@@ -156,9 +157,14 @@ class WriteFirst(BackpressurePolicy):
         return unwritten < self._data_context.get_config(MOST_UNWRITTEN)
 
 
-def start_monitor(limits: Limits, done_before: Path | None = None) -> Any:
-    """Start the actor that workers report to; it judges the rows of the folder `done_before` with those to come."""
-    return on_this_node(Monitor, limits, *(_rows_and_failed(done_before) if done_before is not None else ()))
+def start_monitor(limits: Limits, done_before: Path | None = None, failed: pa.compute.Expression | None = None) -> Any:
+    """Start the actor that workers report to; it judges the rows of the folder `done_before` with those to come.
+
+    `failed` tells which of those count as failed; by default those that are not STATUS_OK.
+    """
+    if failed is None:
+        failed = pyarrow.dataset.field(STATUS) != STATUS_OK
+    return on_this_node(Monitor, limits, *(_rows_and_failed(done_before, failed) if done_before is not None else ()))
 
 
 def on_this_node(actor: type, *arguments: Any) -> Any:
@@ -212,7 +218,7 @@ def rows_remembered(finished: Path) -> int:
     return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
 
 
-def _rows_and_failed(folder: Path) -> tuple[int, int]:
+def _rows_and_failed(folder: Path, failed: pa.compute.Expression) -> tuple[int, int]:
     # A file that was being written when a run was killed may be half a file; Ray Data removes it when it starts.
     notes = folder.with_name(folder.name + ".finished").glob("*.pending.parquet")
     torn = tuple(note.name.removesuffix(".pending.parquet") for note in notes)
@@ -220,7 +226,7 @@ def _rows_and_failed(folder: Path) -> tuple[int, int]:
     if not files:
         return 0, 0
     table = pyarrow.dataset.dataset(files, format="parquet")
-    return table.count_rows(), table.count_rows(filter=pyarrow.dataset.field(STATUS) != STATUS_OK)
+    return table.count_rows(), table.count_rows(filter=failed)
 
 
 @contextmanager

@@ -76,8 +76,7 @@ class ScoreRows:
         self._truncate = overlong == "truncate"
         self._estimators = make_estimators(config, seed)
         self._prompts = load_prompts(config.templates)
-        members = config.ensemble or config.estimators
-        self._needed = members if config.uncertainty == ENSEMBLE else (config.uncertainty,)
+        self._needed = needed(config)
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
@@ -143,19 +142,29 @@ class ScoreRows:
             columns[retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
         missing = [name for name in self._needed if measurement.estimates[name].uncertainty is None]
         failures = {failure.reason for name in measurement.asked for failure in measurement.failures(name)}
-        unparsable = f"unparsable: no usable reply for {', '.join(missing)}" if missing and not failures else None
+        unread = unparsable(missing) if missing and not failures else None
         paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
             RESPONSE_LENGTH: len(row[MESSAGES][-1]["content"]),
             TRUNCATED: measurement.truncated,
             STATUS: STATUS_QUARANTINED if missing else STATUS_OK,
-            ERROR: "; ".join(sorted(failures)) or unparsable,
+            ERROR: "; ".join(sorted(failures)) or unread,
             ELICITOR: self._config.model,
             PROMPT_HASH: prompts,
             PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
             GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
             CALLS: sum(result.calls for result in paid),
         }
+
+
+def needed(config: ElicitConfig) -> tuple[str, ...]:
+    """Name the estimators without whose score a row is quarantined."""
+    return (config.ensemble or config.estimators) if config.uncertainty == ENSEMBLE else (config.uncertainty,)
+
+
+def unparsable(names: Iterable[str]) -> str:
+    """Say that no reply for these estimators could be read."""
+    return f"unparsable: no usable reply for {', '.join(names)}"
 
 
 def run_once(engine: Engine, requests: Iterable[Request]) -> dict[Request, Result]:

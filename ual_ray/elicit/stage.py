@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import ray
 
 from ual_ray.config import Config
@@ -15,10 +17,10 @@ from ual_ray.elicit.engines import EngineSpec
 from ual_ray.elicit.finish import SCORED, Finish
 from ual_ray.elicit.monitor import Limits
 from ual_ray.elicit.pool import Job, map_rows, on_this_node, start_monitor
-from ual_ray.elicit.scoring import ScoreRows
+from ual_ray.elicit.scoring import ScoreRows, needed
 from ual_ray.errors import UserError
 from ual_ray.progress import Meter
-from ual_ray.records import SPLITS, measured_schema
+from ual_ray.records import SPLITS, measured_schema, uncertainty_column
 from ual_ray.sources.claims import Claims
 from ual_ray.sources.look import Look
 from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER, Plan
@@ -38,7 +40,9 @@ def elicit(config: Config, seen: Look, folder: Path, store: Path, meter: Meter) 
     for place in (folder / ROWS_FOLDER, folder / QUARANTINE_FOLDER, store / FAILED):
         shutil.rmtree(place, ignore_errors=True)  # all three are written anew, from the rows that are there now
         place.mkdir(parents=True)
-    monitor = start_monitor(Limits(config.data.max_bad_share, settings.max_quarantine_share), store / MEASURED)
+    # What was measured for another uncertainty may lack other scores than it did then.
+    lacking = reduce(or_, (pyarrow.compute.field(uncertainty_column(name)).is_null() for name in needed(settings)))
+    monitor = start_monitor(Limits(config.data.max_bad_share, settings.max_quarantine_share), store / MEASURED, lacking)
     claims = on_this_node(Claims)
     plan = Plan(config.data, seen.format_name, folder)
     job = Job(
@@ -52,7 +56,7 @@ def elicit(config: Config, seen: Look, folder: Path, store: Path, meter: Meter) 
     started = time.monotonic()
     map_rows(read, expected_rows(config, seen), job, monitor, meter)
     scoring_seconds = time.monotonic() - started
-    finish = Finish(folder, store / MEASURED, store / FAILED, config.data, settings, config.engine)
+    finish = Finish(folder, store / MEASURED, store / FAILED, config.data, settings)
     figures = ray.get(ray.remote(num_cpus=1)(Finish.run).remote(finish))
     ray.kill(monitor)
     ray.kill(claims)

@@ -24,11 +24,11 @@ SCORED_DIGEST = "scored_digest"
 SMOOTHING_READS = [ID, SPLIT, UNCERTAINTY]
 
 
-def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[str, Any]:
+def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
     """Write the training rows with their alpha; return the distribution and the counts of missing and excluded rows.
 
-    Numbers are held for all rows at once, texts pass through. Raises UserError when the scored rows lack the uncertainty
-    column, or hold no training row.
+    `scored_digest`, where it is known, is recorded with the map. Numbers are held for all rows at once, texts pass through.
+    Raises UserError when the scored rows lack the uncertainty column, or hold no training row.
     """
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
     if UNCERTAINTY not in files.schema.names:
@@ -43,7 +43,7 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path) -> dict[st
     if np.isnan(alpha).all():
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {**spec.model_dump(), "seed": seed, SCORED_DIGEST: content_digest(scored, SMOOTHING_READS)}
+    record = {**spec.model_dump(), "seed": seed, SCORED_DIGEST: scored_digest or content_digest(scored, SMOOTHING_READS)}
     _write(files, np.array(table[ID].to_pylist()), alpha, record, folder / SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
 

@@ -74,11 +74,15 @@ def lines_of(stream: io.BufferedReader, first: int, last: int | None) -> Iterato
 
 
 def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
-    """Parse lines of JSON; a line that is no object is yielded as a BadRow. Raises UnicodeDecodeError."""
+    """Parse lines of JSON; a line that is no object, or not UTF-8, is yielded as a BadRow."""
     place = f" after byte {first}" if first else ""
     decode = json.JSONDecoder().decode
     for number, line in enumerate(lines, start=1):
-        text = line.removeprefix(BOM).decode() if number == 1 and not first else line.decode()
+        try:
+            text = line.removeprefix(BOM).decode() if number == 1 and not first else line.decode()
+        except UnicodeDecodeError as error:
+            yield BadRow(f"not UTF-8: line {number}{place}: {error}", line.decode(errors="backslashreplace").rstrip("\r\n"))
+            continue
         try:
             value = decode(text)
         except (ValueError, RecursionError) as error:

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.settings import explain
 
 PREFIX = "parallelism_config_"
 
@@ -74,7 +77,11 @@ def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig
     updates |= _read_parallelism(path, file["parallelism_config"], config)
     if file["num_processes"] not in (-1, config.num_workers):
         raise _refused(path, "num_processes", file["num_processes"], f"{config.num_workers}, as train.num_workers")
-    return TrainConfig.model_validate(config.model_dump() | updates)
+    try:
+        return TrainConfig.model_validate(config.model_dump() | updates)
+    except ValidationError as error:
+        problems = "\n".join(explain(TrainConfig, problem) for problem in error.errors())
+        raise UserError("train.accelerate_config does not go with the other settings", value=f"{path}: {problems}") from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ual_ray.train.card import model_card
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
-from ual_ray.train.metrics import METRICS_FILE, Metrics, MetricsLog, hardware
+from ual_ray.train.metrics import METRICS_FILE, VALIDATION_NLL, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
@@ -140,7 +140,7 @@ class Training:
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured
-                progress = progress.validated(measured["validation_nll"])
+                progress = progress.validated(measured[VALIDATION_NLL])
             self.log.write(progress.step, metrics | {"samples_seen": progress.samples, "tokens_seen": progress.tokens})
             stop, save = self.interruptions.decide(votes)
             if stop or save or progress.checkpoint_due(config, len(plan)):

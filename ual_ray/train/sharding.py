@@ -42,12 +42,6 @@ def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def settings(config: TrainConfig, mesh: DeviceMesh) -> dict[str, Any]:
-    """Tell how the model is sharded, for the log and the model card."""
-    keys = ("dtype", "reshard_after_forward", "activation_checkpointing", "cpu_offload", "replicas")
-    return {"ranks": mesh.size(), "shards": mesh.shape[-1], **{key: getattr(config, key) for key in keys}}
-
-
 def find_layers(body: nn.Module) -> nn.ModuleList:
     """Find a decoder's layers, whatever their name: the list of modules that holds the most parameters.
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ual_ray.records import TRAIN
 from ual_ray.train.batches import Plan
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import MODEL_FOLDER, NON_FINITE_FILE, Job, Outcome, train_worker
-from ual_ray.train.metrics import METRICS_FILE, Metrics, MetricsReader, read_metrics
+from ual_ray.train.metrics import METRICS_FILE, VALIDATION_NLL, Metrics, MetricsReader, read_metrics
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
 
@@ -81,8 +82,12 @@ def train(
             legal="a finite loss and gradient",
             fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
         )
-    last = {name: value for line in read_metrics(folder / METRICS_FILE) for name, value in line.items()}
-    return counts | {"last": last, "model": str(folder / MODEL_FOLDER)}
+    lines = read_metrics(folder / METRICS_FILE)
+    last = {name: value for line in lines for name, value in line.items()}
+    exported = last
+    if config.train.export == "best":
+        exported = min((line for line in lines if VALIDATION_NLL in line), key=itemgetter(VALIDATION_NLL))
+    return counts | {"last": last, "exported": exported, "model": str(folder / MODEL_FOLDER)}
 
 
 def fit(job: Job) -> Outcome:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ual_ray.config import DataConfig, ElicitConfig, EngineConfig
+from ual_ray.config import DataConfig, ElicitConfig
 from ual_ray.elicit import finish as module
 from ual_ray.elicit.finish import SCORED, Finish, read_figures
 from ual_ray.elicit.quality import BINS
@@ -72,9 +72,9 @@ class Place:
         folder.mkdir(exist_ok=True)
         write_rows(rows, measured_schema(NAMES), folder / f"{file}.parquet")
 
-    def finish(self, engine: EngineConfig | None = None, **options: Any) -> tuple[dict[str, Any], dict[str, Row]]:
+    def finish(self, **options: Any) -> tuple[dict[str, Any], dict[str, Row]]:
         settings = ElicitConfig(**{"estimators": NAMES, "uncertainty": "nll"} | options)
-        figures = Finish(self.folder, self.store, self.failed, DataConfig(), settings, engine or EngineConfig()).run()
+        figures = Finish(self.folder, self.store, self.failed, DataConfig(), settings).run()
         table = read_table(self.folder / SCORED)
         assert table.schema.equals(scored_schema(NAMES))
         return figures, {one["id"]: one for one in table.to_pylist()}
@@ -123,7 +123,7 @@ def test_an_empty_store_gives_no_rows_and_every_column(tmp_path: Path) -> None:
     figures, scored = Place(tmp_path, [row(1, "test")]).finish(length_residual=True, uncertainty="ensemble")
     assert scored == {}
     Place(tmp_path / "other", [row(1, "test")]).finish(calibrate_with="there are no rows to calibrate")
-    assert (figures["rows"], figures["total_rows"], figures["quarantined"], figures["cost"]) == (0, 1, 0, 0)
+    assert (figures["rows"], figures["total_rows"], figures["quarantined"]) == (0, 1, 0)
     assert figures["mean_uncertainty"] == {"nll": None, "p_true": None, "ensemble": None}
     assert (figures["histograms"], figures["prompt_hashes"], figures["truncated"]) == ({}, [], 0)
 
@@ -176,12 +176,27 @@ def test_the_ensemble_is_the_mean_rank_of_its_members(tmp_path: Path) -> None:
     assert uncertainties(scored) == [pytest.approx(0.5), pytest.approx(0.5), None]
 
 
-def test_a_quarantined_row_has_no_uncertainty_whoever_scored_it(tmp_path: Path) -> None:
-    place = Place(tmp_path, [row(number) for number in (1, 2)])
-    place.add("a", measured(1, 0.1), measured(2, 0.2, status="quarantined", error="overlong: 9 tokens"))
-    _, scored = place.finish()
-    assert uncertainties(scored) == [0.1, None]
-    assert uncertainties(scored, "uncertainty_nll") == [0.1, 0.2]
+def test_a_row_is_judged_by_the_score_that_is_asked_for_now(tmp_path: Path) -> None:
+    place = Place(tmp_path, [row(number) for number in (1, 2, 3)])
+    unparsed = measured(2, 0.2, None, status="quarantined", error="unparsable: no usable reply for p_true")
+    place.add("a", measured(1, 0.1), unparsed, measured(3, None, 0.3))
+    figures, scored = place.finish(uncertainty="nll")
+    assert uncertainties(scored) == [0.1, 0.2, None]
+    assert uncertainties(scored, "status") == ["ok", "ok", "quarantined"]
+    assert uncertainties(scored, "error")[2] == "unparsable: no usable reply for nll"
+    assert (figures["quarantined"], figures["reasons"]) == (1, {"unparsable": 1})
+    figures, scored = place.finish(uncertainty="p_true")
+    assert uncertainties(scored) == [0.5, None, 0.3]
+    assert figures["quarantined"] == 1
+
+
+def test_where_a_row_belongs_is_what_this_data_set_says(tmp_path: Path) -> None:
+    place = Place(tmp_path, [row(1, source="new", given_id="one"), row(2, split="test")])
+    place.add("a", measured(1, 0.1, source="old", split="validation"), measured(2, 0.2))
+    _, scored = place.finish(splits=("train", "test"))
+    assert uncertainties(scored, "split") == ["train", "test"]
+    assert uncertainties(scored, "source") == ["new", "s"]
+    assert uncertainties(scored, "given_id") == ["one", None]
 
 
 def test_the_length_can_be_taken_out(tmp_path: Path) -> None:
@@ -232,14 +247,13 @@ def test_labels_that_cannot_calibrate_are_the_users(lines: str, says: str, tmp_p
 def test_figures_by_hand(tmp_path: Path) -> None:
     place = Place(tmp_path, [row(1), row(2, source="t"), row(3), row(4, "test"), row(5, "validation")])
     place.add("a", measured(1, 0.0, 0.2, truncated=True), measured(2, 1.0, 0.4, source="t", prompt_hash="g"))
-    place.add("b", measured(3, 0.51, None, status="quarantined", error="overlong: 9 tokens", calls=1))
+    place.add("b", measured(3, None, 0.51, status="quarantined", error="overlong: 9 tokens", calls=1))
     (place.folder / "quarantine").mkdir()
     reasons = ["no response: x", "no response: y", "duplicate row: the same messages came before"]
     lines = "".join(json.dumps({"reason": reason, "row": {}}) + "\n" for reason in reasons)
     (place.folder / "quarantine" / "a.jsonl").write_text(lines)
     (place.folder / "quarantine" / "b.jsonl.part").write_text("half a li")
-    prices = EngineConfig(price_per_million_prompt_tokens=2.0, price_per_million_generated_tokens=10.0)
-    figures, _ = place.finish(prices)
+    figures, _ = place.finish()
     assert figures == {
         "bad": 3,
         "bad_reasons": {"no response": 2, "duplicate row": 1},
@@ -254,8 +268,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "prompt_tokens": 30,
         "generated_tokens": 6,
         "calls": 7,
-        "cost": pytest.approx((30 * 2 + 6 * 10) / 1e6),
-        "mean_uncertainty": {"nll": pytest.approx(1.51 / 3), "p_true": pytest.approx(0.3)},
+        "mean_uncertainty": {"nll": pytest.approx(0.5), "p_true": pytest.approx(1.11 / 3)},
         "prompt_hashes": ["g", "h"],
         "histograms": {"s": [1] + [0] * (BINS - 1), "t": [0] * (BINS - 1) + [1]},
     }

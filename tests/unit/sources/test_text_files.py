@@ -113,3 +113,11 @@ def test_an_array_that_is_cut_off_is_an_error(values: list[Any], data: Any) -> N
 def test_lines_are_what_was_written(rows: list[dict[str, Any]]) -> None:
     lines = [f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows]
     assert [*map_lines(lines, 0)] == rows
+
+
+def test_a_line_that_is_no_text_is_one_bad_row() -> None:
+    good, bad, after = map_lines([b'{"a": 1}\n', b'{"a": "\xff"}\n', b'{"a": 2}\n'], 0)
+    assert (good, after) == ({"a": 1}, {"a": 2})
+    assert isinstance(bad, BadRow)
+    assert str(bad).startswith("not UTF-8: line 2")
+    assert bad.raw == '{"a": "\\xff"}'

@@ -40,22 +40,3 @@ def test_activations_are_checkpointed_where_the_model_can() -> None:
 
     with pytest.raises(UserError, match=r"train\.activation_checkpointing=false"):
         sharding.checkpoint_activations(Model())
-
-
-def test_the_settings_tell_who_holds_what() -> None:
-    class Mesh:
-        shape = (2, 4)
-
-        def size(self) -> int:
-            return 8
-
-    told = sharding.settings(TrainConfig(num_workers=8, replicas=2, cpu_offload=True), Mesh())  # type: ignore[arg-type]
-    assert told == {
-        "ranks": 8,
-        "shards": 4,
-        "replicas": 2,
-        "dtype": "bfloat16",
-        "reshard_after_forward": True,
-        "activation_checkpointing": False,
-        "cpu_offload": True,
-    }
