@@ -187,7 +187,10 @@ def main() -> None:
         measurements: list[Mapping[str, Any]] = []
         for side in ("peer", "ours"):
             seconds[side], answers[side], figures = measure(side, rows, folder, options)
-            exact = {figure["metric"]: f"{figure['value']:.3f} ± {figure['standard_error'] or 0:.3f}" for figure in figures}
+            exact = {
+                figure["metric"]: f"{figure['value']:.3f} ± {figure['standard_error'] or 0:.3f}"
+                for figure in sorted(figures, key=lambda one: one["metric"])
+            }
             measurements.append({"": side, "seconds": seconds[side], "rows/s": options.rows / seconds[side], **exact})
             print(json.dumps(measurements[-1]), flush=True)
     shares, different = compare(answers["ours"], answers["peer"])

@@ -266,10 +266,7 @@ def judge(
 
     items = [*(overrides or []), *([command.override("judge.model", judge_model)] if judge_model else [])]
     config = command.load([*items, f"judge.against={REFERENCE_ANSWERS}"], config_file)
-    paths = [
-        None if str(path) == REFERENCE_ANSWERS else command.find(path, RESULTS_IN, "ual evaluate")
-        for path in (candidate, reference)
-    ]
+    paths = [_answers(path) for path in (candidate, reference)]
     preflight.check_judge(config)
     with command.session(config, out, force, verbose, "judge") as session:
         from ual_ray import evaluating
@@ -359,6 +356,15 @@ def submit(
 
     config = command.read(arguments, config_file)
     raise typer.Exit(submit_job(config, address, follow, make_console()))
+
+
+def _answers(path: Path) -> Path | None:
+    """Find a model's answers, or None for those that the benchmark's file gives."""
+    if str(path) == REFERENCE_ANSWERS:
+        return None
+    if path.suffix == ".json" and path.is_file():
+        return command.absolute(path)
+    return command.find(path, RESULTS_IN, "ual evaluate")
 
 
 def main() -> None:

@@ -298,8 +298,7 @@ class BenchmarkConfig(Section):
         """Spell where the questions are as a data section, for the readers; None for those of the run's own test split."""
         if self.path is None:
             return None
-        options = self.model_dump(include={"path", "columns", "subset", "revision", "max_rows"})
-        return DataConfig(**options, split=self.split or "test")
+        return DataConfig(path=self.path, subset=self.subset, split=self.split, revision=self.revision)
 
 
 class CalibrationConfig(Section):
@@ -359,6 +358,8 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; null = an SQLite store in the output folder")
     experiment: str = Field("ual_ray", description="MLflow experiment")
     register_as: str = Field("ual", description="arm ARM is registered as the model '<register_as>-ARM'")
+    retry_seconds: float = Field(5, gt=0, description="a server that is away is tried again after this, later less often")
+    catch_up_seconds: float = Field(60, ge=0, description="how long a command waits at its end for a server that is away")
 
 
 class RuntimeConfig(Section):

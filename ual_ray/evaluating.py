@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ual_ray.calibrating import calibrate_step
-from ual_ray.evaluate.lm_eval import run_lm_eval
+from ual_ray.evaluate.lm_eval import engine_options, run_lm_eval
 from ual_ray.evaluate.pairs import Side
 from ual_ray.evaluate.questions import QUESTIONS_FILE
 from ual_ray.evaluate.stage import RESULTS_FOLDER, metrics_of
@@ -36,7 +36,7 @@ def judge_alone(session: Session, candidate: Path | None, reference: Path | None
 
 def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:
     """Run tasks of lm-evaluation-harness on the configured model; its numbers go to `out`/lm_eval.json and MLflow."""
-    _, figures = run_lm_eval(session.config.model, tasks, out)
+    _, figures = run_lm_eval(session.config.model, tasks, out, engine_options(session.config))
     with session.tracked(f"lm-eval {name}", out / "lm_eval", {STAGE_TAG: "evaluate"}) as run:
         run.metrics(metrics_of([figure.as_dict() for figure in figures]))
     for figure in figures:

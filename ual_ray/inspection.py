@@ -31,8 +31,8 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
     figures.write_text(json.dumps(inspection.as_dict(), indent=2), encoding="utf-8")
     to_console(inspection, console)
     store = _store_above(scored) or page.parent
-    tracker = Tracker(config.tracking, store)
-    with tracker.run("elicit", scored.parent, {STAGE_TAG: "elicit"}) as run:
+    tags = {STAGE_TAG: "elicit"}
+    with Tracker(config.tracking, store) as tracker, tracker.run("elicit", scored.parent, tags) as run:
         run.artifact(page)
         run.artifact(figures)
     where = config.tracking.uri or default_uri(store)

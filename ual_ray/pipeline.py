@@ -97,7 +97,9 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
         point_to(place, folder)
         if config.evaluate.calibration.enabled:
             answers = folder / RESULTS_FOLDER
-            results.calibrated[name] = calibrate_step(local, name, model, rows, answers, below(home / "calibrate")).folder
+            place = home / "calibrate"
+            results.calibrated[name] = calibrate_step(local, name, model, rows, answers, below(place)).folder
+            point_to(place, results.calibrated[name])
     if config.judge.model is not None:
         _judge(session, root, results)
 
@@ -109,5 +111,6 @@ def _judge(session: Session, root: Path, results: Results) -> None:
     reference = Side(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
     for name, side in sides.items():
         if name != against:
-            place = below(root / "judge" / f"{name}-vs-{against}")
-            results.judged[name] = judge_step(session, side, reference, place, below(root / "judge" / "store")).folder
+            place = root / "judge" / f"{name}-vs-{against}"
+            results.judged[name] = judge_step(session, side, reference, below(place), below(root / "judge" / "store")).folder
+            point_to(place, results.judged[name])

@@ -94,6 +94,8 @@ class Session:
             self.tracker.run(name, folder, tags, self.parent) as run,
             watched(self.config.tracking, self.tracker.uri, [run]),
         ):
+            if self.parent is None:
+                run.environment()
             yield run
 
 

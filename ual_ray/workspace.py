@@ -41,8 +41,9 @@ NEWEST_FILE = "newest"
 LOCK_FILE = ".lock"
 STORE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow-artifacts"
+SPOOL_FOLDER = "mlflow-spool"
 # What a single command holds open in its --out while it works there.
-KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER)
+KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER, SPOOL_FOLDER)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,10 @@ PURE = [
     "promote.py",
     *(f"evaluate/{name}.py" for name in ("metrics", "statistics", "calibration", "clustering", "benchmark", "answering")),
     *(f"evaluate/{name}.py" for name in ("judge", "judge_prompts", "judging", "pairs", "verdicts", "alpaca_eval")),
-    *(f"report/{name}.py" for name in ("comparison", "findings", "table", "plots", "charts")),
+    *(
+        f"report/{name}.py"
+        for name in ("comparison", "findings", "table", "plots", "charts", "caveats", "examples", "story", "story_html")
+    ),
     *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("evaluate/benchmarks/*.py")),
 ]
 

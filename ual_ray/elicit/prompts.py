@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ual_ray.elicit.requests import Turns
-from ual_ray.errors import UserError
 from ual_ray.records import Message, Messages, digest
+from ual_ray.templates import load_templates
 
 FIRST, SECOND = "A", "B"
 PLACEHOLDERS = {
@@ -50,19 +45,8 @@ class Prompts:
 @lru_cache
 def load_prompts(path: str | None = None) -> Prompts:
     """Read the project's prompts, with those of a user's file in their place. Raises UserError for a file that will not do."""
-    own = yaml.safe_load(resources.files("ual_ray.elicit").joinpath("prompts.yaml").read_text(encoding="utf-8"))
-    if path is None:
-        return Prompts(**own)
-    theirs = _read(Path(path).expanduser())
-    if unknown := sorted(map(str, set(theirs) - set(own))):
-        raise UserError(f"elicit.templates: {path} has unknown keys", value=unknown, legal=", ".join(own))
-    for key, value in theirs.items():
-        if not isinstance(value, type(own[key])):
-            raise UserError(f"elicit.templates: {key} of {path} is not text", value=repr(value), legal=type(own[key]).__name__)
-    for key, needed in PLACEHOLDERS.items():
-        if key in theirs:
-            _check_placeholders(path, key, theirs[key], needed)
-    return Prompts(**(own | theirs))
+    own = resources.files("ual_ray.elicit").joinpath("prompts.yaml")
+    return Prompts(**load_templates(own, path, "elicit.templates", PLACEHOLDERS))
 
 
 def prompt_hash(prompts: Prompts, template_hash: str) -> str:
@@ -85,32 +69,3 @@ def _fill(template: str, messages: Messages, **values: str) -> Turns:
 
 def _named(message: Message) -> str:
     return f"{message['role'].capitalize()}: {message['content']}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            "elicit.templates cannot be read", value=f"{path}: {error}", legal="a file like prompts.yaml"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError("elicit.templates is not a mapping", value=path, legal="keys such as 'verbalized' with a text each")
-    return content
-
-
-def _check_placeholders(path: str, key: str, template: str, needed: set[str]) -> None:
-    try:
-        fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise UserError(
-            f"elicit.templates: {key} of {path} is not a template", value=error, fix="write {{ and }} for braces of your own"
-        ) from error
-    found = {name + (f"!{how}" if how else "") + (f":{form}" if form else "") for name, form, how in fields}
-    if found != needed:
-        raise UserError(
-            f"elicit.templates: {key} of {path} has the wrong placeholders",
-            value=f"{{{'}, {'.join(sorted(found))}}}",
-            legal=f"{{{'}, {'.join(sorted(needed))}}}, all of them",
-            fix="write {{ and }} for braces of your own",
-        )

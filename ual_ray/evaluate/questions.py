@@ -173,9 +173,9 @@ def _checked(name: str, columns: Mapping[str, str], records: Iterator[Any]) -> I
 
 def _data(config: BenchmarkConfig) -> DataConfig:
     """Name a benchmark's data in the readers' terms; of data with splits it is the test split that is meant."""
-    path = config.path or ""
-    data = DataConfig(path=path, subset=config.subset, split=config.split, revision=config.revision)
-    if config.split is None and (_has_splits(path) or find_files(data) is None):
+    data = config.data()
+    assert data is not None, "a benchmark without a path has no data of its own"
+    if data.split is None and (_has_splits(data.path) or find_files(data) is None):
         return data.model_copy(update={"split": "test"})
     return data
 

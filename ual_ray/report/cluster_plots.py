@@ -54,7 +54,8 @@ def _scatter(axes: Axes, points: Any, classes: Any, texts: Any) -> dict[str, Any
     found = {}
     for number in np.unique(classes):
         mine = points[classes == number]
-        found[label(str(texts[number]))] = axes.scatter(mine[:, 0], mine[:, 1], s=5, alpha=0.6, linewidths=0, color=_colour(number))
+        colour = _colour(number)
+        found[label(str(texts[number]))] = axes.scatter(mine[:, 0], mine[:, 1], s=5, alpha=0.6, linewidths=0, color=colour)
     axes.set_aspect("equal", adjustable="datalim")
     return found
 

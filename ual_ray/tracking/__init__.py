@@ -10,9 +10,8 @@ from ual_ray.tracking.catch_up import CaughtUp, catch_up
 from ual_ray.tracking.models import champion_of
 from ual_ray.tracking.run import Run, flatten
 from ual_ray.tracking.run_file import RUN_FILE, read_run
-from ual_ray.tracking.spool import SPOOL_FOLDER
 from ual_ray.tracking.tracker import Tracker, default_uri
-from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
+from ual_ray.workspace import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 
 __all__ = [
     "ARTIFACTS_FOLDER",

@@ -9,8 +9,9 @@ from pathlib import Path
 from ual_ray.config import TrackingConfig
 from ual_ray.errors import UserError
 from ual_ray.settings import MASK, redact_uri
-from ual_ray.tracking.spool import SPOOL_FOLDER, STORE
-from ual_ray.tracking.tracker import CATCH_UP_SECONDS, Tracker, default_uri
+from ual_ray.tracking.spool import STORE
+from ual_ray.tracking.tracker import Tracker, default_uri
+from ual_ray.workspace import SPOOL_FOLDER
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class CaughtUp:
     waiting: int
 
 
-def catch_up(output: Path, uri: str | None = None, seconds: float = CATCH_UP_SECONDS) -> CaughtUp:
-    """Send what waits below an output folder, for `seconds` at most per store.
+def catch_up(output: Path, uri: str | None = None, seconds: float | None = None) -> CaughtUp:
+    """Send what waits below an output folder, for `seconds` at most per store (None: tracking.catch_up_seconds).
 
     uri: the store's address where it holds a password, which is not kept on disk. Raises UserError when it is needed, and
     when a store refuses the connection.

@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 
 from ual_ray.records import digest
 from ual_ray.settings import redact_values
+from ual_ray.workspace import SPOOL_FOLDER
 
-SPOOL_FOLDER = "mlflow-spool"
 STORE = "store.json"
 FILES, REFUSED, LOCK = "files", "refused", ".lock"
 

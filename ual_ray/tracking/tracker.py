@@ -25,8 +25,8 @@ from ual_ray.tracking.spool import Operation, Spool
 from ual_ray.tracking.store import Store, is_away
 from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
 
-# Seconds: between attempts at a store that is away; for catching up at the end; the same after an interrupt.
-RETRY_SECONDS, CATCH_UP_SECONDS, INTERRUPTED_SECONDS = 5.0, 60.0, 5.0
+# For catching up after an interrupt.
+INTERRUPTED_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -48,8 +48,8 @@ class Tracker:
         config: TrackingConfig,
         output: Path,
         *,
-        retry_seconds: float = RETRY_SECONDS,
-        catch_up_seconds: float = CATCH_UP_SECONDS,
+        retry_seconds: float | None = None,
+        catch_up_seconds: float | None = None,
         must_answer: bool = True,
     ) -> None:
         """Connect, create the experiment if it is new, and begin to send what earlier commands have left.
@@ -59,7 +59,8 @@ class Tracker:
         """
         self.uri, self.output = config.uri or default_uri(output), output
         self.failures = 0
-        self._catch_up_seconds = catch_up_seconds
+        self._catch_up_seconds = config.catch_up_seconds if catch_up_seconds is None else catch_up_seconds
+        retry_seconds = config.retry_seconds if retry_seconds is None else retry_seconds
         self._lock = threading.Lock()
         location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()
         self._store = Store(self.uri, config.experiment, location)
