@@ -13,7 +13,7 @@ import argparse
 import torch
 from alone import peak_bytes, run_alone
 from common import report
-from training import Work, add_options, make_config, real_samples, run_ranks
+from training import Work, add_options, make_config, real_samples, run_ranks, settings_of
 
 
 def nothing() -> dict[str, float]:
@@ -50,7 +50,7 @@ def main() -> None:
         f"peak memory per rank without libraries, {name}": (less[0] / less[1], "-"),
         "difference of the NLL of the last step x 1e6": (1e6 * abs(many["nll"] - one["nll"]), "near 0 in float32"),
     }
-    report(f"train_ranks_{options.dtype}", rows, ratios, **vars(options), torch=torch.__version__)
+    report(f"train_ranks_{options.dtype}", rows, ratios, **settings_of(options), torch=torch.__version__)
 
 
 if __name__ == "__main__":

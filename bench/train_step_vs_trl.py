@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from alone import peak_bytes, run_alone
 from common import report
-from training import LEARNING_RATE, WARM_UP, Work, add_options, make_config, product_rate, real_samples, run_ranks
+from training import LEARNING_RATE, WARM_UP, Work, add_options, make_config, product_rate, real_samples, run_ranks, settings_of
 
 from ual_ray.sources.models import resolve_model
 
@@ -137,7 +137,7 @@ def main() -> None:
     columns = ("tokens", "seconds", "tokens/s", "peak (MB)", "nll")
     rows = [{"": name, **{column: row[column] for column in columns}} for name, row in found.items()]
     extra = {"padding": mine["padding"], "target_share": mine["target share"], "parameters": mine["parameters"]}
-    report(f"train_step_vs_trl_{options.dtype}", rows, ratios, **vars(options), **extra)
+    report(f"train_step_vs_trl_{options.dtype}", rows, ratios, **settings_of(options), **extra)
 
 
 if __name__ == "__main__":

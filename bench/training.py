@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ def make_config(options: argparse.Namespace, **changes: Any) -> TrainConfig:
     """Make the training section that `add_options` and the benchmark describe."""
     values = {"dtype": options.dtype, "max_length": options.max_length, "global_batch_size": options.batch}
     return TrainConfig(**{**values, "packing": True, "uncertainty_bins": 0, "epochs": 100, **changes})
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Name the options for the record, the data file without where it lies here."""
+    return vars(options) | {"data": Path(options.data).name}
 
 
 def real_samples(path: str, count: int, model: str, max_length: int) -> list[Sample]:
