@@ -70,10 +70,11 @@ def test_bad_data(ual: Any, tmp_path: Path, rows: list[Any], words: list[str]) -
         assert word in message
 
 
-def test_unreadable_data(ual: Any, tmp_path: Path) -> None:
+def test_data_that_is_no_text(ual: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\xfe\x00broken")
-    assert "cannot be read" in refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={path}")
+    message = refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={path}")
+    assert "no row that is a JSON object: not UTF-8: line 1" in message
 
 
 @pytest.mark.parametrize(

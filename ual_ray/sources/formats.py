@@ -66,9 +66,10 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
         for name, form in FORMATS.items():
             if form.fits(record):
                 return name
+    first_fault = next((f": {record}" for record in records if isinstance(record, BadRow)), "")
     raise UserError(
         f"the format of {where} is unknown",
-        value=f"columns {columns_of(renamed)}" if renamed else "no row that is a JSON object",
+        value=f"columns {columns_of(renamed)}" if renamed else f"no row that is a JSON object{first_fault}",
         legal="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
         fix="say which column is which, such as 'data.columns={instruction: text, output: reply}'",
     )
