@@ -57,6 +57,8 @@ def test_the_trained_model_answered_through_vllm(quickstart: tuple[Path, str]) -
     from ual_ray.records import read_table
 
     output, _ = quickstart
-    rows = read_table(next(output.glob("arms/ual/evaluate/*/predictions"))).to_pylist()
-    assert all(row["status"] == "ok" and row["nll_sum"] > 0 for row in rows)
-    assert any(row["prediction"] for row in rows if row["answer"] is not None)
+    rows = read_table(next(output.glob("arms/ual/evaluate/*/results"))).to_pylist()
+    assert all(row["status"] == "ok" for row in rows)
+    by_benchmark = {name: [row for row in rows if row["benchmark"] == name] for name in ("held_out", "gsm8k")}
+    assert by_benchmark["held_out"] and all(row["nll_sum"] > 0 for row in by_benchmark["held_out"])
+    assert by_benchmark["gsm8k"] and all(row["prediction"] and 0 < row["confidence"] <= 1 for row in by_benchmark["gsm8k"])
