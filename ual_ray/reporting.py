@@ -197,9 +197,10 @@ def _primary_title(comparisons: Comparisons) -> str:
 
 
 def _print(findings: Findings, console: Console) -> None:
-    for grid in tables(findings):
-        console.print(grid.rich())
-        console.print()
+    for grid in (grid.brief() for grid in tables(findings)):
+        if grid.rows:
+            console.print(grid.rich())
+            console.print()
     if lines := verdict_lines(findings.comparisons):
         console.print(_primary_title(findings.comparisons), highlight=False)
         for line in lines:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from ual_ray.config import BASE
 from ual_ray.evaluate.metrics import NLL, OVERALL, Figure, metric_of
 from ual_ray.report.comparison import Comparison, Comparisons
 from ual_ray.report.findings import Findings, Rate, judged_rates, within
@@ -20,15 +21,21 @@ MAX_SOURCES = 8
 ARMS = "arms"
 CALIBRATED = ("nll", "accuracy", "ece_width", "ece_mass", "brier", "auroc", "aurc", "prr")
 CLUSTERED = ("nc1", "silhouette", "scatter_ratio")
+# A temperature changes confidences, never which token or choice comes first.
+UNSCALED = ("accuracy",)
+# What a terminal shows of calibration and clusters; the report has the rest.
+BRIEF_CALIBRATED = (("nll", "scaled"), ("ece_width", "raw"), ("ece_width", "scaled"), ("brier", "raw"), ("aurc", "raw"))
+BRIEF_NORM = "after_norm"
 NORMS = {"before_norm": "before the final norm", "after_norm": "after the final norm"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, below the heading `section`."""
+    """One line of a table, below the heading `section`; a terminal shows the `brief` ones."""
 
     section: str
     cells: tuple[str, ...]
+    brief: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Grid:
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
     left: int = 1
+
+    def brief(self) -> Grid:
+        """Leave out what a terminal does not show."""
+        return replace(self, rows=tuple(row for row in self.rows if row.brief))
 
     def markdown(self) -> str:
         """Write the table as Markdown."""
@@ -136,7 +147,7 @@ def _calibration_rows(findings: Findings) -> Iterator[Row]:
     yield from _rows_of("calibration of tokens", findings.models, {m: within(c, "token") for m, c in found.items()})
     temperatures = [number(within(found.get(model), "temperature"), 3) for model in findings.models]
     if any(value != MISSING for value in temperatures):
-        yield Row("calibration of tokens", ("temperature of validation", MISSING, *temperatures))
+        yield Row("calibration of tokens", ("temperature of validation", MISSING, *temperatures), brief=False)
     for benchmark in sorted({name for content in found.values() for name in within(content, "answer") or {}}):
         answers = {model: within(content, "answer", benchmark) for model, content in found.items()}
         yield from _rows_of(f"calibration of answers, {benchmark}", findings.models, answers)
@@ -144,7 +155,7 @@ def _calibration_rows(findings: Findings) -> Iterator[Row]:
 
 def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[Row]:
     for metric in CALIBRATED:
-        for kind, words in (("raw", ""), ("scaled", ", scaled")):
+        for kind, words in (("raw", ""), ("scaled", ", scaled"))[: 1 if metric in UNSCALED else 2]:
             values = [within(found.get(model), kind, metric) for model in names]
             if all(value is None for value in values):
                 continue
@@ -152,7 +163,8 @@ def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> It
             counts = [within(found.get(model), kind, "n") or within(found.get(model), "n") for model in names]
             cells = (value_text(metric, value, error) for value, error in zip(values, errors, strict=True))
             label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
-            yield Row(section, (label, spread_of([n for n in counts if n is not None]), *cells))
+            n = spread_of([n for n in counts if n is not None])
+            yield Row(section, (label, n, *cells), brief=(metric, kind) in BRIEF_CALIBRATED)
 
 
 def _cluster_rows(findings: Findings) -> Iterator[Row]:
@@ -163,7 +175,8 @@ def _cluster_rows(findings: Findings) -> Iterator[Row]:
             if any(value is not None for value in values):
                 label = f"{metric_of(metric).label}{ARROWS[metric_of(metric).direction]}"
                 cells = (value_text(metric, value, None) for value in values)
-                yield Row(f"clusters {where}", (label, spread_of([n for n in counts if n is not None]), *cells))
+                n = spread_of([n for n in counts if n is not None])
+                yield Row(f"clusters {where}", (label, n, *cells), brief=norm == BRIEF_NORM)
 
 
 def differences(comparisons: Comparisons) -> Grid:
@@ -180,6 +193,7 @@ def differences(comparisons: Comparisons) -> Grid:
                 p_text(entry.p_holm),
                 entry.verdict,
             ),
+            brief=entry.reference != BASE,
         )
         for entry in comparisons.entries
     )

@@ -67,7 +67,6 @@ def test_the_models_by_hand() -> None:
         "| NLL per token, nats ↓ | 900 | – | 2.000 ± 0.100 | – |",
         "| NLL per token, nats, scaled ↓ | 900 | – | 1.900 | – |",
         "| accuracy ↑ | 900 | – | 40.0% | – |",
-        "| accuracy, scaled ↑ | 900 | – | 40.0% | – |",
         "| ECE, equal width ↓ | 900 | – | 8.1% | – |",
         "| ECE, equal width, scaled ↓ | 900 | – | 2.0% | – |",
         "| ECE, equal mass ↓ | 900 | – | 8.0% | – |",
@@ -94,6 +93,19 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
     ]
     assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –")
     assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
+
+
+def test_a_terminal_shows_the_brief_rows_of_the_same_tables() -> None:
+    whole, kept = models(findings()), models(findings()).brief()
+    assert [row.cells[0] for row in kept.rows if row.section == "calibration of tokens"] == [
+        "NLL per token, nats, scaled ↓",
+        "ECE, equal width ↓",
+        "ECE, equal width, scaled ↓",
+        "Brier score ↓",
+    ]
+    measured = [row for row in whole.rows if row.section in ("arms", "held_out", "gsm8k")]
+    assert [row for row in kept.rows if row in measured] == measured
+    assert kept.heads == whole.heads
 
 
 def test_nothing_found_makes_no_table() -> None:
