@@ -78,15 +78,18 @@ def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
     """Probe where the cluster has room: the driver itself never loads a model."""
     import ray
 
+    from ual_ray.runtime import cores_for_one
+
     engine = session.config.engine
-    task = ray.remote(num_cpus=engine.cpus_per_actor, num_gpus=engine.gpus_per_actor or None, max_retries=1)(_probe)
+    cores = engine.cpus_per_actor if engine.gpus_per_actor else cores_for_one(engine)
+    task = ray.remote(num_cpus=cores, num_gpus=engine.gpus_per_actor or None, max_retries=1)(_probe)
     seen = Path(job.folder) / PROGRESS_FILE
     seen.unlink(missing_ok=True)
     with (
         meter(session.console, f"calibrate {name}", None, "tokens") as shown,
         polled(lambda: shown.update(_tokens_seen(seen)), seconds=1.0),
     ):
-        figures = ray.get(task.remote(job, engine.cpus_per_actor))
+        figures = ray.get(task.remote(job, cores))
     seen.unlink(missing_ok=True)
     return figures
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from ual_ray.config import Config, RuntimeConfig
+from ual_ray.config import Config, EngineConfig, RuntimeConfig
 from ual_ray.errors import UserError
 from ual_ray.quiet import end_on_sigterm
 
@@ -59,6 +59,12 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
+
+
+def cores_for_one(engine: EngineConfig) -> float:
+    """Return the CPU cores of a process that does alone what a pool of actors would: theirs, as far as one node has them."""
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return max(engine.cpus_per_actor, min(engine.cpus_per_actor * engine.max_actors, largest))
 
 
 def check_cluster(config: Config, stages: Set[str]) -> list[str]:
