@@ -258,23 +258,14 @@ def transcript(title: str, **figures: object) -> None:
     print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
 
 
-def test_kill_9_of_a_worker(train: Train, undisturbed: Training) -> None:
+def test_kill_9_of_a_worker_and_then_of_the_controller(train: Train, undisturbed: Training) -> None:
     run = train()
     run.start()
-    at, saved = run.until_step(45), run.checkpoints()
-    run.kill(WORKER)
+    for titled, step in ((WORKER, 45), (CONTROLLER, 105)):
+        at, saved = run.until_step(step), run.checkpoints()
+        run.kill(titled)
+        transcript(f"{titled} killed", at_step=at, checkpoints=saved, steps=STEPS)
     run.wait()
-    transcript("worker killed", at_step=at, checkpoints=saved, steps=STEPS)
-    assert_same(run, undisturbed)
-
-
-def test_kill_9_of_the_controller(train: Train, undisturbed: Training) -> None:
-    run = train()
-    run.start()
-    at, saved = run.until_step(45), run.checkpoints()
-    run.kill(CONTROLLER)
-    run.wait()
-    transcript("controller killed", at_step=at, checkpoints=saved, steps=STEPS)
     assert_same(run, undisturbed)
 
 

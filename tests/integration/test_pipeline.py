@@ -161,10 +161,10 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
 
 
 @pytest.fixture(scope="module")
-def killed(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], int]:
+def killed(one_arm: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], int]:
     """Start a longer run, end it by SIGTERM between two checkpoints; return its folder, its settings, and its last step."""
     output = tmp_path_factory.mktemp("runs") / "killed"
-    settings = [*small, f"output={output}", "train.max_steps=160", "train.epochs=100", "train.checkpoint_every=10"]
+    settings = [*one_arm, f"output={output}", "train.max_steps=160", "train.epochs=100", "train.checkpoint_every=10"]
     command = [sys.executable, "-m", "ual_ray", "run", *settings]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
