@@ -12,6 +12,8 @@ FEW_QUESTIONS = 100
 # A share within so many standard errors of 0, or below this, is at the floor: arms cannot differ by it.
 FLOOR_ERRORS = 2.0
 FLOOR = 0.05
+# A judge whose preference moves less than this with the order is not worth a caveat.
+PLACE_BIAS = 0.1
 
 
 def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
@@ -26,6 +28,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
         *_of_controls(findings),
         *_of_size(findings),
         *_of_floors(findings),
+        *_of_judges(findings),
         *_of_calibration(findings),
         *(
             [f"{quarantined:,} rows got no score; their arms' alphas were imputed or left out, as configured."]
@@ -82,6 +85,20 @@ def _of_floors(findings: Findings) -> Iterator[str]:
 def at_floor(figure: Figure) -> bool:
     """Tell whether a share is too near to 0 for arms to differ by it."""
     return figure.value <= max(FLOOR, FLOOR_ERRORS * (figure.standard_error or 0.0))
+
+
+def _of_judges(findings: Findings) -> Iterator[str]:
+    """The preference (1..2) of a judge that reads the candidate first, less that of one that reads it second."""
+    biases = [within(content, "position_bias") for content in findings.win_rates.values()]
+    measured = [(bias["difference"], bias["standard_error"]) for bias in biases if within(bias, "standard_error") is not None]
+    found = [difference for difference, error in measured if abs(difference) > max(PLACE_BIAS, 2 * error)]
+    if found:
+        largest = max(found, key=abs)
+        yield (
+            f"The judge prefers the answer that it reads {'first' if largest > 0 else 'second'}, whoever wrote it: its "
+            f"preference moves by {abs(largest):.2f} of at most 1 with the order. The order is drawn, so this adds noise "
+            "to win rates and favours nobody; near 1 they tell nothing else."
+        )
 
 
 def _of_calibration(findings: Findings) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ual_ray.evaluate.metrics import figures
 from ual_ray.records import RESULTS
 from ual_ray.report.caveats import at_floor, caveats_of
 from ual_ray.report.charts import histogram, line_chart, reliability, spans
-from ual_ray.report.comparison import COLUMNS, compare_models
+from ual_ray.report.comparison import COLUMNS, Comparisons, compare_models
 from ual_ray.report.findings import Findings
 from ual_ray.report.story import collect
 from ual_ray.report.story_html import to_html
@@ -316,6 +316,17 @@ def test_few_rows_and_no_controls_are_said(tmp_path: Path) -> None:
 
 def test_no_results_have_one_caveat() -> None:
     assert len(caveats_of(None, 0)) == 1
+
+
+def test_a_judge_that_prefers_a_place_is_a_caveat() -> None:
+    def caveats(difference: float | None, error: float | None) -> str:
+        bias = {"position_bias": {"difference": difference, "standard_error": error}}
+        return "\n".join(caveats_of(Findings({}, Comparisons((), 0.95, 1, 0), win_rates={"ual": bias}), 0))
+
+    assert "prefers the answer that it reads second" in caveats(-0.97, 0.003) and "0.97 of at most 1" in caveats(-0.97, 0.003)
+    assert "reads first" in caveats(0.5, 0.1)
+    for harmless in ((0.09, 0.001), (0.5, 0.3), (0.5, None), (None, None)):
+        assert "judge" not in caveats(*harmless), harmless
 
 
 def test_the_floor() -> None:
