@@ -16,8 +16,8 @@ from ual_ray.evaluate.questions import QUESTIONS_FILE
 from ual_ray.evaluate.stage import RESULTS_FOLDER
 from ual_ray.judging import judge_step
 from ual_ray.records import ALPHA, ID, read_table
-from ual_ray.report.findings import Findings
-from ual_ray.reporting import REPORT_FOLDER, Results, report
+from ual_ray.report.findings import REPORT_FOLDER, Findings
+from ual_ray.reporting import Results, report
 from ual_ray.settings import redact_uri, redact_values
 from ual_ray.smooth.stage import SMOOTHED_FILE
 from ual_ray.sources.prepare import ROWS_FOLDER

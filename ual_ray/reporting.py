@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
-REPORT_FOLDER = "report"
 NOTE = (
     "± is one standard error, [ ] the interval of a bootstrap over questions. NLL is unsmoothed: training losses of different "
     "arms are not comparable, this is. All models answer the same questions, so arms are told apart by paired differences; "
@@ -127,7 +126,7 @@ def report_on(folders: Sequence[Path], out: Path | None, console: Console, page:
     """Compare the newest results of every model below the folders; write the report to `out` and log it there.
 
     An arm that several folders trained with different seeds is one arm with these seeds. page: an HTML file to write, about
-    the first folder. Raises UserError when there are no results.
+    the first folder. Raises UserError when there are no results, and when two folders have the same arm with the same seed.
     """
     by_seed, results = _gather(folders)
     settings, seed = _settings_of(folders[0])
@@ -254,9 +253,17 @@ def _gather(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], Result
     results = Results()
     for root in folders:
         _, seed = _settings_of(root)
-        for file in _newest_last(root, FIGURES_FILE):
-            if (file.parent / RESULTS_FOLDER).is_dir():
-                by_seed.setdefault(read_figures(file.parent)[0], {})[seed] = file.parent
+        evaluated = [file.parent for file in _newest_last(root, FIGURES_FILE) if (file.parent / RESULTS_FOLDER).is_dir()]
+        for name, folder in {read_figures(folder)[0]: folder for folder in evaluated}.items():
+            known = by_seed.setdefault(name, {}).setdefault(seed, folder)
+            # The model before training is the same everywhere; of two trained ones, one would be left out in silence.
+            if name != BASE and known.resolve() != folder.resolve():
+                raise UserError(
+                    f"two folders hold results of '{name}' with the training seed {seed}",
+                    value=f"{known} and {folder}",
+                    legal="runs that differ in `seed`, or models of different names",
+                    fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
+                )
         for file in _newest_last(root, CALIBRATION_FILE):
             results.calibrated[_model_of(file)] = file.parent
         for file in _newest_last(root, WIN_RATES_FILE):

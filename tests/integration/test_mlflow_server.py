@@ -127,17 +127,13 @@ class Server:
             self._process = None
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres | str]:
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres | str]:
     """Start PostgreSQL; where there is none, let SQLite take its place behind the server."""
     programs = find_postgres() if importlib.util.find_spec("psycopg2") else None
-    if request.param == "sqlite":
-        if programs:
-            pytest.skip("PostgreSQL is here, and is tested")
+    if programs is None:
         yield f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
         return
-    if programs is None:
-        pytest.skip("PostgreSQL (initdb, postgres) or psycopg2 is not installed; SQLite takes its place")
     postgres = Postgres(programs)
     try:
         postgres.start()
@@ -323,7 +319,7 @@ def test_the_watcher_of_a_process_killed_in_the_outage_leaves_its_end_behind(ser
 
 def test_a_database_that_is_away_behind_the_server(database: Postgres | str, server: Server, tmp_path: Path) -> None:
     if not isinstance(database, Postgres):
-        pytest.skip("SQLite is a file: it cannot be away")
+        pytest.skip("PostgreSQL (initdb, postgres) or psycopg2 is not installed; SQLite, in its place, cannot be away")
     tracker, timed = tracker_of(server, tmp_path, "database"), Timed()
     with tracker.run("pipeline", tmp_path, {}) as run:
         database.stop()

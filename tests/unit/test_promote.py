@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ from rich.console import Console
 from ual_ray import promote
 from ual_ray.errors import UserError
 from ual_ray.promote import objection_to
+from ual_ray.report.comparison import PRIMARY, Comparison, Comparisons
+from ual_ray.report.findings import Findings
 
 
-def compared(
-    arm: str, verdict: str, reference: str = "sft", metric: str = "nll", benchmark: str = "held_out"
-) -> dict[str, Any]:
-    return {
-        **{"arm": arm, "reference": reference, "benchmark": benchmark, "metric": metric, "verdict": verdict},
-        **{"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200},
-    }
+def compared(arm: str, verdict: Any, reference: str = "sft", metric: str = "nll", benchmark: str = "held_out") -> Comparison:
+    numbers = {"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200, "seeds": 1}
+    primary = (benchmark, metric) == PRIMARY
+    return Comparison(arm, reference, benchmark, metric, verdict=verdict, primary=primary, **numbers)  # type: ignore[arg-type]
 
 
 BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
@@ -44,7 +44,7 @@ BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
         ([], "the arms are none"),
     ],
 )
-def test_what_stands_against_an_arm(comparisons: list[dict[str, Any]], words: str | None) -> None:
+def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | None) -> None:
     objection = objection_to("ual", comparisons)
     assert (objection is None) if words is None else (objection is not None and words in objection)
 
@@ -64,16 +64,27 @@ ENTRIES = st.lists(
 
 
 @given(ENTRIES)
-def test_worse_anywhere_or_better_nowhere_is_never_promoted(comparisons: list[dict[str, Any]]) -> None:
-    mine = [x["verdict"] for x in comparisons if x["arm"] == "ual"]
+def test_worse_anywhere_or_better_nowhere_is_never_promoted(comparisons: list[Comparison]) -> None:
+    mine = [x.verdict for x in comparisons if x.arm == "ual"]
     if WORSE in mine or BETTER not in mine:
         assert objection_to("ual", comparisons) is not None
 
 
-def write(folder: Path, comparisons: list[dict[str, Any]]) -> Path:
+def write(folder: Path, comparisons: list[Comparison], trained: dict[str, list[str]] | None = None) -> Path:
+    """Leave a report, and a training `k` of every arm."""
+    for arm in {entry.arm for entry in comparisons}:
+        train(folder, arm, "k")
+    findings = Findings({}, Comparisons(tuple(comparisons), 0.95, 100, 0), folders={"trained": trained} if trained else {})
     (folder / "report").mkdir()
-    (folder / promote.COMPARISON_FILE).write_text(json.dumps({"comparisons": comparisons}))
+    (folder / "report" / "findings.json").write_text(json.dumps(findings.as_dict()))
     return folder
+
+
+def train(folder: Path, arm: str, key: str) -> Path:
+    place = folder / "arms" / arm / "train" / key
+    place.mkdir(parents=True)
+    (place / "done.json").write_text("{}")
+    return place
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def promoted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Take the place of the store; return the arms that were promoted."""
     arms: list[str] = []
 
-    def note(_: Path, arm: str, __: str | None, ___: str) -> tuple[str, str]:
+    def note(_: Path, arm: str, __: Path, ___: str | None, ____: str) -> tuple[str, str]:
         arms.append(arm)
         return f"ual-{arm}", "3"
 
@@ -112,7 +123,7 @@ def test_the_only_arm_that_may_be_is_found(tmp_path: Path, promoted: list[str]) 
     ],
 )
 def test_refusals(
-    tmp_path: Path, promoted: list[str], comparisons: list[dict[str, Any]], arm: str | None, words: list[str]
+    tmp_path: Path, promoted: list[str], comparisons: list[Comparison], arm: str | None, words: list[str]
 ) -> None:
     with pytest.raises(UserError) as error:
         promote.promote(write(tmp_path, comparisons), Console(quiet=True), arm)
@@ -127,5 +138,27 @@ def test_without_a_report_nothing_is_promoted(tmp_path: Path) -> None:
 
 
 def test_without_a_training_nothing_is_promoted(tmp_path: Path) -> None:
+    findings = promote.read_findings(write(tmp_path, []))
     with pytest.raises(UserError, match="no finished training"):
-        promote.trained_folder(tmp_path, "ual")
+        promote.trained_folder(tmp_path, "ual", findings)
+
+
+def test_the_training_that_was_compared_is_promoted_not_a_later_one(tmp_path: Path) -> None:
+    folder = write(tmp_path, [compared("ual", BETTER)], {"ual": ["arms/ual/train/k"]})
+    later = train(folder, "ual", "later")
+    os.utime(later / "done.json", (2e9, 2e9))
+    assert promote.trained_folder(folder, "ual", promote.read_findings(folder)) == folder / "arms/ual/train/k"
+    (folder / "arms/ual/train/k/done.json").unlink()
+    with pytest.raises(UserError, match="no finished training"):
+        promote.trained_folder(folder, "ual", promote.read_findings(folder))
+
+
+def test_a_report_that_names_no_training_will_do_where_there_is_one_only(tmp_path: Path) -> None:
+    folder = write(tmp_path, [compared("ual", BETTER)])
+    findings = promote.read_findings(folder)
+    (tmp_path / "arms/ual/train/interrupted").mkdir()
+    assert promote.trained_folder(folder, "ual", findings) == folder / "arms/ual/train/k"
+    train(folder, "ual", "other")
+    with pytest.raises(UserError, match="does not say which training") as error:
+        promote.trained_folder(folder, "ual", findings)
+    assert "k, other" in str(error.value)

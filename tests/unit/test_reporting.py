@@ -118,6 +118,14 @@ def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) ->
     assert "n = 60, 3 training seeds" in printed.getvalue()
 
 
+def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
+    with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:
+        report_on(roots, None, console()[0])
+    assert "first/arms/sft" in str(error.value) and "second/arms/sft" in str(error.value)
+    assert report_on([roots[0], roots[0]], None, console()[0]).seeds["sft"] == 1, "the same folder twice is one"
+
+
 def test_no_results_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results to report"):
         report_on([tmp_path], None, console()[0])

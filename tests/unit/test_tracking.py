@@ -314,7 +314,7 @@ def test_several_tables_are_listed_and_a_second_of_one_name_replaces_it(tmp_path
 
 
 def test_the_environment_and_the_commit(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ual_ray.tracking.run.commit_tags", lambda: {"mlflow.source.git.commit": "abc"})
+    monkeypatch.setattr("ual_ray.environment.commit_tags", lambda: {"mlflow.source.git.commit": "abc"})
     tracker = tracker_of(tmp_path)
     with tracker.run("pipeline", tmp_path, {}) as run:
         run.environment()

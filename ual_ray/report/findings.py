@@ -11,6 +11,7 @@ from typing import Any
 from ual_ray.evaluate.metrics import Figure
 from ual_ray.report.comparison import Comparisons
 
+REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
 # kind of result ("evaluated", "calibrated", "judged") -> model -> the folders that hold its rows, one per training seed.

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from ual_ray.elicit.quality import BINS, Correlation, Distribution, Quality
 from ual_ray.records import UNCERTAINTY
 from ual_ray.report.inspection import MAX_SOURCES, Inspection, Shown
-from ual_ray.report.inspection_text import MISSING, count, number, share
+from ual_ray.report.inspection_text import count, number, share
+from ual_ray.report.pages import make_environment
 
 TEMPLATE = "inspection.html.j2"
 # Charts are drawn in a box of this width and stretched to their place; only their height is theirs.
@@ -66,15 +66,9 @@ def to_html(inspection: Inspection) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, share=share, count=count, duration=duration, money=money, tint=tint)
-    environment.globals.update(bars=bars, tallest=tallest, interval=interval, speakers=speakers, MISSING=MISSING)
+    environment = make_environment()
+    environment.filters.update(money=money, tint=tint)
+    environment.globals.update(bars=bars, tallest=tallest, interval=interval, speakers=speakers)
     return environment.get_template(TEMPLATE)
 
 
@@ -122,18 +116,6 @@ def tint(correlation: float | None) -> str:
     if correlation is None:
         return "none"
     return f"{'minus' if correlation < 0 else 'plus'} t{round(abs(correlation) * 10)}"
-
-
-def duration(seconds: float | None) -> str:
-    """Write a time in its two largest units; a missing one as a dash."""
-    if seconds is None:
-        return MISSING
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def money(amount: float | None) -> str:

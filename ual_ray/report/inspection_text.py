@@ -57,6 +57,18 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def duration(seconds: float | None) -> str:
+    """Write a time in its two largest units; a missing one as a dash."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
 def warnings_of(inspection: Inspection) -> list[str]:
     """Say in plain sentences which figures should be looked at before training; the gravest first."""
     # A copy of an estimator would be warned about twice.

