@@ -107,7 +107,7 @@ def _arm_rows(findings: Findings) -> Iterator[Row]:
         cells = (number(findings.alphas.get(model), 3) for model in findings.models)
         yield Row(ARMS, ("mean alpha per training row", MISSING, *cells))
     if any(count > 1 for count in findings.seeds.values()):
-        cells = (str(findings.seeds.get(model, 1)) for model in findings.models)
+        cells = (MISSING if model == BASE else str(findings.seeds.get(model, 1)) for model in findings.models)
         yield Row(ARMS, ("training seeds", MISSING, *cells))
 
 
