@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,23 @@ def run_alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
     print(function.__name__, *names, file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def run_side(script: str, side: str, log: Path, **options: Any) -> float:
+    """Run `script --side SIDE --key value ...` in a new process, what it says in `log`; return its seconds, start-up included.
+
+    Raises SystemExit, with the end of the log, when it fails.
+    """
+    command = [sys.executable, script, "--side", side]
+    for key, value in options.items():
+        command += [f"--{key.replace('_', '-')}", str(value)]
+    started = time.monotonic()
+    with log.open("w") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+    seconds = time.monotonic() - started
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{log.read_text()[-4000:]}")
+    return seconds
 
 
 def best_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from alone import run_side
 from common import read_rows, report, write_canonical
 from pool import MAX_MODEL_LEN, run_pool
 
@@ -51,16 +50,9 @@ def run_bare(rows: Path, few: int, options: argparse.Namespace) -> None:
 def spawn(side: str, source: Path, folder: Path, options: argparse.Namespace, **settings: int) -> tuple[float, str]:
     """Run a side in a process of its own; return its seconds and what it printed."""
     out = folder / "-".join([side, *map(str, settings.values())])
-    command = [sys.executable, __file__, "--side", side, "--input", str(source), "--out", str(out), "--dtype", options.dtype]
-    command += ["--max-tokens", str(options.max_tokens)]
-    command += [item for key, value in settings.items() for item in (f"--{key}", str(value))]
     log = out.with_suffix(".log")
-    started = time.monotonic()
-    with log.open("w") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
-    seconds = time.monotonic() - started
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{log.read_text()[-3000:]}")
+    same = {"max_tokens": options.max_tokens, "dtype": options.dtype}
+    seconds = run_side(__file__, side, log, input=source, out=out, **same, **settings)
     return seconds, log.read_text()
 
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pyarrow.parquet
 import ray
+from alone import run_side
 from common import read_rows, report, write_canonical
 from pool import MAX_MODEL_LEN, TEXT, run_pool
 
@@ -64,14 +61,8 @@ def measure(which: str, data: Path, size: int, folder: Path, options: argparse.N
     rows, out = folder / f"{size}.parquet", folder / f"{which}-{size}"
     table = read_table(data).slice(0, size)
     pyarrow.parquet.write_table(table, rows)
-    command = [sys.executable, __file__, "--side", which, "--rows", str(size), "--max-tokens", str(options.max_tokens)]
-    command += ["--dtype", options.dtype, "--actors", str(options.actors), "--input", str(rows), "--out", str(out)]
-    with (folder / f"{which}-{size}.log").open("w") as log:
-        started = time.monotonic()
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "RAY_DEDUP_LOGS": "1"})
-        seconds = time.monotonic() - started
-    if done.returncode:
-        raise SystemExit(f"{which} failed:\n{(folder / f'{which}-{size}.log').read_text()[-3000:]}")
+    same = {"max_tokens": options.max_tokens, "dtype": options.dtype, "actors": options.actors}
+    seconds = run_side(__file__, which, folder / f"{which}-{size}.log", rows=size, input=rows, out=out, **same)
     answers = read_table(out)
     found = dict(zip(answers[ID].to_pylist(), answers[TEXT].to_pylist(), strict=True))
     if len(found) != size:

@@ -15,15 +15,13 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from alone import run_side
 from common import report
 
 from ual_ray.evaluate.benchmarks.gsm8k import FLEXIBLE, STRICT, extract_flexible, extract_strict
@@ -126,15 +124,8 @@ def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
 def measure(side: str, rows: Path, folder: Path, options: argparse.Namespace) -> tuple[float, Answers, list[dict[str, Any]]]:
     """Run one side in a process of its own; return its seconds, its answers by question, and its figures."""
     out = folder / f"{side}.json"
-    command = [sys.executable, __file__, "--side", side, "--input", str(rows), "--out", str(out), "--rows", str(options.rows)]
-    command += ["--dtype", options.dtype, "--max-tokens", str(options.max_tokens), "--cores", str(options.cores)]
-    log = folder / f"{side}.log"
-    started = time.monotonic()
-    with log.open("w") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
-    seconds = time.monotonic() - started
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{log.read_text()[-4000:]}")
+    same = {name: getattr(options, name) for name in ("rows", "dtype", "max_tokens", "cores")}
+    seconds = run_side(__file__, side, folder / f"{side}.log", input=rows, out=out, **same)
     found = json.loads(out.read_text())
     # Either side may trim the question, and the harness trims the answer.
     answers = {question.strip(): answer | {"text": answer["text"].strip()} for question, answer in found["answers"].items()}

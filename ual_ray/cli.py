@@ -29,11 +29,8 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray, vLLM and transformers say.")]
 Again = Annotated[bool, typer.Option("--force", help="Do it again from the start, even if it is done.")]
 
-PORT = 5000
+HOST, PORT = "127.0.0.1", 5000
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
-HOST = "127.0.0.1"
-# Where the stages put what they make, within their folders.
-ROWS_IN, SCORED_IN, SMOOTHED_IN, RESULTS_IN = "rows", "scored", "smoothed.parquet", "results"
 
 
 @app.command()
@@ -112,8 +109,10 @@ def inspect(
     overrides: Overrides = None,
 ) -> None:
     """Look at scores before training on them: one HTML page, its short form here, and both in MLflow."""
+    from ual_ray.elicit.finish import SCORED
+
     config = command.load(overrides, None)
-    source = command.find(scored, SCORED_IN, "ual elicit")
+    source = command.find(scored, SCORED, "ual elicit")
     from ual_ray.inspection import inspect_scores
 
     inspect_scores(config, source, labels, command.absolute(html) if html else None, make_console())
@@ -145,9 +144,11 @@ def smooth(
     force: Again = False,
 ) -> None:
     """Stage 2: turn uncertainty into alpha, print the distribution; OUT/smoothed.parquet. No model is called."""
+    from ual_ray.elicit.finish import SCORED
+
     keys = [f"arms.ual.{item}" if "=" in item else item for item in overrides or []]
     config = settings.load(None, [*keys, f"seed={seed}"])
-    source = command.find(scored, SCORED_IN, "ual elicit")
+    source = command.find(scored, SCORED, "ual elicit")
     from ual_ray.steps import Session, smooth_step
     from ual_ray.workspace import Workspace
 
@@ -177,10 +178,12 @@ def train(
 ) -> None:
     """Stage 3: fine-tune on rows with alpha; OUT/model is a Hugging Face directory."""
     from ual_ray import preflight
+    from ual_ray.smooth.stage import SMOOTHED_FILE
+    from ual_ray.sources.prepare import ROWS_FOLDER
 
     config = command.load(overrides, config_file)
-    source = command.find(smoothed, SMOOTHED_IN, "ual smooth")
-    rows = command.find(validation, ROWS_IN, "ual elicit") if validation else None
+    source = command.find(smoothed, SMOOTHED_FILE, "ual smooth")
+    rows = command.find(validation, ROWS_FOLDER, "ual elicit") if validation else None
     if dry:
         from ual_ray.report.dry_run import show
         from ual_ray.train.dry_run import dry_run
@@ -221,12 +224,13 @@ def evaluate(
     OUT/evaluate/KEY holds the answers as rows, and figures.json. Answers that are there are not asked for again.
     """
     from ual_ray import preflight
+    from ual_ray.sources.prepare import ROWS_FOLDER
 
     items = list(overrides or [])
     if rows is not None and "=" in str(rows) and not rows.exists():
         rows, items = None, [str(rows), *items]
     config = command.load([*items, command.override("model", model)], config_file)
-    source = command.find(rows, ROWS_IN, "ual elicit") if rows else None
+    source = command.find(rows, ROWS_FOLDER, "ual elicit") if rows else None
     folder = Path(model)
     title = name or (folder.parent.name if folder.name == "model" else folder.name)
     if lm_eval is None:
@@ -267,7 +271,7 @@ def judge(
     items = [*(overrides or []), *([command.override("judge.model", judge_model)] if judge_model else [])]
     config = command.load([*items, f"judge.against={REFERENCE_ANSWERS}"], config_file)
     paths = [_answers(path) for path in (candidate, reference)]
-    preflight.check_judge(config)
+    preflight.check(config, {"judge"})
     with command.session(config, out, force, verbose, "judge") as session:
         from ual_ray import evaluating
 
@@ -364,7 +368,9 @@ def _answers(path: Path) -> Path | None:
         return None
     if path.suffix == ".json" and path.is_file():
         return command.absolute(path)
-    return command.find(path, RESULTS_IN, "ual evaluate")
+    from ual_ray.records import RESULTS_FOLDER
+
+    return command.find(path, RESULTS_FOLDER, "ual evaluate")
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ UncertaintyName = Literal[EstimatorName, "ensemble"]
 FormatName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k", "metamath", "alpaca_eval"]
 MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
 BenchmarkName = Literal["held_out", "gsm8k", "math", "multiple_choice", "open_ended"]
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+ReadingName = Literal["logprobs", "sampled"]
 BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
 Share = float
 
@@ -95,7 +97,7 @@ class EngineConfig(Section):
     overlong: Literal["drop", "truncate"] = Field(
         "drop", description="what is longer: drop (quarantined) or truncate (its longest turns are cut, counted)"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="arithmetic of scoring")
+    dtype: DtypeName = Field("bfloat16", description="arithmetic of scoring")
     kv_cache_gb: int = Field(1, ge=1, description="memory of the key-value cache per CPU actor, in GB")
     hang_seconds: float = Field(900, gt=0, description="an actor that takes longer for a batch is killed and replaced")
     price_per_million_prompt_tokens: float = Field(0.0, ge=0, description="money per million tokens read, for the cost report")
@@ -133,7 +135,7 @@ class ElicitConfig(Section):
     )
     templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/elicit/prompts.yaml")
     scale: Literal["0-9", "1-5", "0-100"] = Field("0-9", description="numbers that verbalized asks for")
-    mode: Literal["logprobs", "sampled"] = Field(
+    mode: ReadingName = Field(
         "logprobs", description="verbalized and p_true: exact expectation from log-probabilities, or sampled replies"
     )
     samples: int = Field(8, ge=1, description="replies per row of sampled mode, self_consistency and semantic_entropy")
@@ -323,13 +325,13 @@ class JudgeConfig(Section):
     against: str = Field(
         "sft", description="whose answers the others are compared with: an arm, base, or reference (the file's)"
     )
-    mode: Literal["logprobs", "sampled"] = Field(
+    mode: ReadingName = Field(
         "logprobs", description="preference from the log-probabilities of the two verdicts, or from one sampled verdict"
     )
     trial_rows: int = Field(10, ge=1, description="pairs judged first, to see whether the verdicts can be read")
     min_parse_share: Share = Field(0.5, ge=0, le=1, description="stop when fewer verdicts of the trial than this can be read")
     templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/evaluate/judge.yaml")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("bfloat16", description="arithmetic of the judge")
+    dtype: DtypeName = Field("bfloat16", description="arithmetic of the judge")
 
 
 def _default_benchmarks() -> dict[str, BenchmarkConfig]:
@@ -342,7 +344,7 @@ class EvaluateConfig(Section):
     benchmarks: dict[str, BenchmarkConfig] = Field(
         default_factory=_default_benchmarks, min_length=1, description="by name; a file's benchmarks replace these"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    dtype: DtypeName = Field(
         "float32",
         description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds",
     )

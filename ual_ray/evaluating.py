@@ -9,8 +9,9 @@ from ual_ray.calibrating import calibrate_step
 from ual_ray.evaluate.lm_eval import engine_options, run_lm_eval
 from ual_ray.evaluate.pairs import Side
 from ual_ray.evaluate.questions import QUESTIONS_FILE
-from ual_ray.evaluate.stage import RESULTS_FOLDER, metrics_of
+from ual_ray.evaluate.stage import metrics_of
 from ual_ray.judging import judge_step, side
+from ual_ray.records import RESULTS_FOLDER
 from ual_ray.steps import STAGE_TAG, Session, below, evaluate_step, questions_step
 from ual_ray.workspace import point_to
 

@@ -13,9 +13,8 @@ from ual_ray.config import BASE, REFERENCE_ANSWERS, Config
 from ual_ray.elicit.finish import SCORED
 from ual_ray.evaluate.pairs import Side
 from ual_ray.evaluate.questions import QUESTIONS_FILE
-from ual_ray.evaluate.stage import RESULTS_FOLDER
 from ual_ray.judging import judge_step
-from ual_ray.records import ALPHA, ID, read_table
+from ual_ray.records import ALPHA, ID, METRICS_FILE, RESULTS_FOLDER, read_table
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.reporting import Results, report
 from ual_ray.settings import redact_uri, redact_values
@@ -34,7 +33,7 @@ from ual_ray.steps import (
 )
 from ual_ray.tracking import Tracker
 from ual_ray.train.loop import MODEL_FOLDER
-from ual_ray.train.metrics import METRICS_FILE, read_metrics
+from ual_ray.train.metrics import read_metrics
 from ual_ray.watch import watched
 from ual_ray.workspace import CONFIG_FILE, Workspace, point_to
 

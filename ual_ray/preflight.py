@@ -46,7 +46,9 @@ def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "eval
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
         if config.judge.model is not None:
-            check_judge(config)
+            stages = stages | {"judge"}
+    if "judge" in stages:
+        check_judge(config)
     if config.runtime.check_memory and not config.runtime.address:
         check_memory(config, psutil.virtual_memory().available / GB, stages)
 
@@ -153,10 +155,14 @@ def check_data(data: DataConfig) -> None:
 
 def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
     """Raise UserError when a stage on this machine's CPUs needs more memory than is free; hub models are not judged."""
+    # A server elicits and judges; models that are trained here are asked here too.
+    served = config.engine.kind == "openai"
+    judge = config.judge
     needs = {
-        "elicit": _engines(config, config.elicit.model, config.engine.dtype),
+        "elicit": 0.0 if served else _engines(config, config.elicit.model, config.engine.dtype),
         "train": _training(config),
-        "evaluate": _engines(config, config.model, config.evaluate.dtype),
+        "evaluate": 0.0 if served and "train" not in stages else _engines(config, config.model, config.evaluate.dtype),
+        "judge": 0.0 if served or judge.model is None else _engines(config, judge.model, judge.dtype),
     }
     fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` says more)"}
     for stage, needed in needs.items():
@@ -171,7 +177,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
 
 def _engines(config: Config, model: str, dtype: str) -> float:
     engine = config.engine
-    if engine.kind != "vllm" or engine.gpus_per_actor:
+    if engine.kind == "fake" or engine.gpus_per_actor:
         return 0.0
     weights = (parameter_count(model) or 0) * BYTES[dtype] / GB
     return (weights + engine.kv_cache_gb + WORKER_OVERHEAD_GB) * engine.max_actors

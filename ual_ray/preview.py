@@ -29,7 +29,8 @@ from ual_ray.sources.formats import BadRow, convert
 from ual_ray.sources.look import Look, look
 from ual_ray.sources.models import resolve_model
 from ual_ray.sources.pieces import read_piece
-from ual_ray.sources.prepare import source_of, split_of
+from ual_ray.sources.prepare import given_id, source_of, split_of
+from ual_ray.train.cut import cut, trained_tokens
 
 # Styles, and what stands around tokens that count where there are no colours.
 COUNTED, REST, WARNING, HEAD, NOTE = "bold green", "dim", "bold red", "bold", "cyan"
@@ -130,8 +131,7 @@ def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
             if isinstance(messages, BadRow) or (identity := content_id(messages)) in known:
                 continue
             known.add(identity)
-            given = None if record.get(ID) in (None, "") else str(record[ID])
-            yield Row(messages, identity, given, source_of(record, piece), split_of(identity, config.data))
+            yield Row(messages, identity, given_id(record), source_of(record, piece), split_of(identity, config.data))
 
 
 def tokens_of(request: Request, chat: Chat) -> int:
@@ -183,9 +183,7 @@ class Printer:
     def introduce(self, seen: Look) -> None:
         """Say what is read and by whom, and how to read what follows."""
         config = self.config
-        size = "an unknown number of" if seen.estimated_rows is None else f"{seen.estimated_rows:,}"
-        about = "" if seen.complete or seen.estimated_rows is None else "about "
-        self._say(f"{redact_uri(config.data.path)}: {about}{size} rows (format: {seen.format_name})", HEAD)
+        self._say(f"{redact_uri(config.data.path)}: {seen.size()} (format: {seen.format_name})", HEAD)
         adapter = f" with the adapter {config.elicit.adapter}" if config.elicit.adapter else ""
         self._say(f"elicitor: {config.elicit.model}{adapter} ({config.engine.kind}); model to train: {config.model}")
         if self.elicitor is None:
@@ -275,19 +273,18 @@ class Printer:
         except ValueError as error:
             self._say(f"\ndropped: {error}", WARNING)
             return
-        if self.config.train.overlong == "drop" and len(rendered.input_ids) > limit:
+        kept = cut(rendered, self.config.train)
+        if kept is None:
             self._say(f"\ndropped: {len(rendered.input_ids):,} tokens, train.max_length is {limit}", WARNING)
             return
-        kept = Rendered(rendered.input_ids[:limit], rendered.labels[:limit])
-        cut = len(rendered.input_ids) - len(kept.input_ids)
-        self._say(f"{len(kept.input_ids):,} tokens, {kept.target_tokens:,} of them trained on")
-        if cut:
-            lost = rendered.target_tokens - kept.target_tokens
-            self._say(f"{cut:,} tokens are cut off behind train.max_length = {limit}, {lost:,} of them trained", WARNING)
-        # The first token is never predicted, so a label there would train nothing.
-        if all(label == IGNORE_INDEX for label in kept.labels[1:]):
+        trained = trained_tokens(kept)
+        self._say(f"{len(kept.input_ids):,} tokens, {trained:,} of them trained on")
+        if lost := len(rendered.input_ids) - len(kept.input_ids):
+            untrained = trained_tokens(rendered) - trained
+            self._say(f"{lost:,} tokens are cut off behind train.max_length = {limit}, {untrained:,} of them trained", WARNING)
+        if not trained:
             self._say("no token is left to train on: the row would be dropped", WARNING)
-        self._tokens(self.model, kept, "trained", None if cut else row.messages)
+        self._tokens(self.model, kept, "trained", None if lost else row.messages)
 
     def _tokens(self, chat: Chat, tokens: Rendered, how: str, messages: Messages | None) -> None:
         """Print tokens as text, and what no text shows: which token is the last that counts, and whether the text is exact."""

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+from ual_ray.config import ENSEMBLE
+
 SCHEMA_VERSION = 3
 ID_LENGTH = 16
 
@@ -92,6 +94,11 @@ SCALED_NLL = "scaled_nll"
 SCALED_CONFIDENCE = "scaled_confidence"
 SCALED_BRIER = "scaled_brier"
 
+# What a training and an evaluation leave in their folders for the report: lines by step, and the folder of result rows.
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_NLL = "validation_nll"
+RESULTS_FOLDER = "results"
+
 STATUS_OK = "ok"
 STATUS_QUARANTINED = "quarantined"
 
@@ -154,7 +161,7 @@ def measured_schema(estimators: Iterable[str]) -> pa.Schema:
 
 def scored_schema(estimators: Iterable[str]) -> pa.Schema:
     """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, the one that smoothing reads."""
-    extra = [(uncertainty_column("ensemble"), pa.float64()), (UNCERTAINTY, pa.float64())]
+    extra = [(uncertainty_column(ENSEMBLE), pa.float64()), (UNCERTAINTY, pa.float64())]
     return pa.schema([*measured_schema(estimators), *(pa.field(*field) for field in extra)])
 
 

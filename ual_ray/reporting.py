@@ -16,8 +16,9 @@ from ual_ray.errors import UserError
 from ual_ray.evaluate.calibration import CALIBRATION_FILE
 from ual_ray.evaluate.clustering import CLUSTER_POINTS_FILE, CLUSTERS_FILE
 from ual_ray.evaluate.metrics import figures, over_seeds
-from ual_ray.evaluate.stage import FIGURES_FILE, RESULTS_FOLDER, metrics_of, read_figures, read_results
+from ual_ray.evaluate.stage import FIGURES_FILE, metrics_of, read_figures, read_results
 from ual_ray.evaluate.verdicts import WIN_RATES_FILE
+from ual_ray.records import RESULTS_FOLDER
 from ual_ray.report import plots
 from ual_ray.report.comparison import COLUMNS, PRIMARY, Comparison, Comparisons, compare_models
 from ual_ray.report.findings import (

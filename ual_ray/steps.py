@@ -19,7 +19,18 @@ from ual_ray.elicit.finish import SCORED
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.progress import Meter, meter
-from ual_ray.records import ALPHA, GENERATED_TOKENS, ID, PROMPT_TOKENS, SPLIT, content_digest, file_digest, read_table
+from ual_ray.records import (
+    ALPHA,
+    GENERATED_TOKENS,
+    ID,
+    METRICS_FILE,
+    PROMPT_TOKENS,
+    SPLIT,
+    VALIDATION_NLL,
+    content_digest,
+    file_digest,
+    read_table,
+)
 from ual_ray.report import plots
 from ual_ray.settings import redact_uri, redact_values
 from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
@@ -120,17 +131,11 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
         "labels": file_digest(Path(config.elicit.calibrate_with).expanduser()) if config.elicit.calibrate_with else None,
     }
     folder = place(stage_digest(inputs))
-    force = "elicit" in session.force
-    if force:
-        shutil.rmtree(store, ignore_errors=True)
-    if retry:
-        (folder / DONE_FILE).unlink(missing_ok=True)
+    force = _forget(session, "elicit", folder, store, retry=retry)
 
     def work() -> dict[str, Any]:
         seen = look(config.data)
-        count = "an unknown number of" if seen.estimated_rows is None else str(seen.estimated_rows)
-        about = "" if seen.complete or seen.estimated_rows is None else "about "
-        session.say("rows", f"{about}{count} rows of {config.data.path} (format: {seen.format_name})")
+        session.say("rows", f"{seen.size()} of {config.data.path} (format: {seen.format_name})")
         session.connect()
         expected = stage.expected_rows(config, seen)
         with (
@@ -153,6 +158,16 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
 
     done = run_stage(folder, inputs, work, force=force)
     return session.finish("elicit", done, _scored_line(config, done.figures))
+
+
+def _forget(session: Session, stage: str, folder: Path, store: Path, *, retry: bool) -> bool:
+    """Forget what engines measured where the stage is forced, which is returned, or that it is done where it is tried again."""
+    force = stage in session.force
+    if force:
+        shutil.rmtree(store, ignore_errors=True)
+    if retry:
+        (folder / DONE_FILE).unlink(missing_ok=True)
+    return force
 
 
 def _measuring(config: Config) -> dict[str, Any]:
@@ -239,8 +254,8 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     exported = figures["exported"]
     text = f"{early}{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
     text += f"training NLL {last['nll']:.3f}"
-    if "validation_nll" in last:
-        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {exported['validation_nll']:.3f}"
+    if VALIDATION_NLL in last:
+        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {exported[VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
     return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
 
@@ -270,7 +285,7 @@ def _train_and_log(
     session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path, lineage: Mapping[str, str]
 ) -> dict[str, Any]:
     from ual_ray.train import stage
-    from ual_ray.train.metrics import METRICS_FILE, read_metrics
+    from ual_ray.train.metrics import read_metrics
 
     config = session.config
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
@@ -291,7 +306,7 @@ def _train_and_log(
     lines = read_metrics(folder / METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     figures["median_tokens_per_second"] = speeds[len(speeds) // 2]
-    figures["first_validation_nll"] = next((x["validation_nll"] for x in lines if "validation_nll" in x), None)
+    figures["first_validation_nll"] = next((x[VALIDATION_NLL] for x in lines if VALIDATION_NLL in x), None)
     run.metrics({key: value for key, value in figures.items() if key != "last"}, step=int(figures["last"]["step"]))
     run.figure(plots.loss_curves({name: lines}), "plots/loss.png")
     run.figure(plots.loss_by_bin(lines, figures["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
@@ -340,11 +355,7 @@ def evaluate_step(
     store = store_place(stage_digest(model_and_engine))
     inputs: dict[str, Any] = model_and_engine | {"questions": content_digest(questions, [ID]), "name": name}
     folder = place(stage_digest(inputs))
-    force = "evaluate" in session.force
-    if force:
-        shutil.rmtree(store, ignore_errors=True)
-    if retry:
-        (folder / DONE_FILE).unlink(missing_ok=True)
+    force = _forget(session, "evaluate", folder, store, retry=retry)
 
     def work() -> dict[str, Any]:
         total = read_table(questions, [ID]).num_rows

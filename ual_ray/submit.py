@@ -26,8 +26,8 @@ from ual_ray.config import DEMO, Config, DataConfig
 from ual_ray.errors import UserError
 from ual_ray.settings import dump, redact
 from ual_ray.sources.files import ADDRESS, find_files
+from ual_ray.workspace import CONFIG_FILE
 
-CONFIG_FILE = "config.yaml"
 # Raylets that share a machine lay the working directory out anew under a running job: the driver must not stand in it.
 ENTRYPOINT = f'here="$PWD"; cd / && python -m ual_ray run "$here/{CONFIG_FILE}"'
 LARGEST_UPLOAD_MB = 100

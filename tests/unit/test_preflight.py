@@ -58,6 +58,24 @@ def test_scoring_needs_weights_cache_and_a_gigabyte_per_actor(large: Config) -> 
         check_memory(large, 5.9, {"elicit"})
 
 
+def test_a_server_elicits_but_the_arms_are_asked_here(large: Config) -> None:
+    served = large.model_copy(update={"engine": large.engine.model_copy(update={"kind": "openai"})})
+    check_memory(served, 0.0, {"elicit", "judge"})
+    check_memory(served, 0.0, {"evaluate"})
+    alone = served.model_copy(update={"train": served.train.model_copy(update={"gpus_per_worker": 1})})
+    with pytest.raises(UserError, match="evaluate does not fit"):
+        check_memory(alone, 5.9, {"train", "evaluate"})
+
+
+def test_the_judge_needs_room_too(large: Config) -> None:
+    check_memory(large, 0.0, {"judge"})
+    judge = large.judge.model_copy(update={"model": large.model, "dtype": "bfloat16"})
+    judged = large.model_copy(update={"judge": judge})
+    check_memory(judged, 5.01, {"judge"})
+    with pytest.raises(UserError, match=r"judge does not fit(?s:.*)needs about 5.0 GB, 4.9 GB are free"):
+        check_memory(judged, 4.9, {"judge"})
+
+
 def test_gpus_and_stages_that_are_not_run_are_not_judged(large: Config) -> None:
     check_memory(large, 0.1, set())
     gpu = load(None, [f"model={large.model}", "engine.gpus_per_actor=1", "train.gpus_per_worker=1"])

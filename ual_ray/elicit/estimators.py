@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from ual_ray.config import ElicitConfig
@@ -64,8 +64,8 @@ class Estimator(Protocol):
 class Sampling:
     """How replies are sampled: `count` of them, at a temperature, from a seed that every attempt moves on."""
 
-    count: int = 8
-    temperature: float = 1.0
+    count: int
+    temperature: float
     seed: int = 0
     max_tokens: int = LONGEST_RATING
 
@@ -84,9 +84,9 @@ class Verbalized:
     """
 
     name: ClassVar[str] = "verbalized"
-    prompts: Prompts = field(default_factory=load_prompts)
-    lowest: int = 0
-    highest: int = 9
+    prompts: Prompts
+    lowest: int
+    highest: int
     sampling: Sampling | None = None
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
@@ -119,7 +119,7 @@ class PTrue:
     """
 
     name: ClassVar[str] = "p_true"
-    prompts: Prompts = field(default_factory=load_prompts)
+    prompts: Prompts
     sampling: Sampling | None = None
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
@@ -192,9 +192,9 @@ class SummedNegativeLogLikelihood:
 class _Sampled:
     """What the estimators that sample answers to the instruction share: both read the same call."""
 
-    sampling: Sampling = Sampling(max_tokens=256)
-    grouping: Grouping | None = None
-    similarity: float = 0.7
+    sampling: Sampling
+    grouping: Grouping | None
+    similarity: float
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Ask for answers to the instruction."""
@@ -245,10 +245,6 @@ class SemanticEntropy(_Sampled):
         return Estimate(_clip(entropy / math.log(len(result.texts))), entropy)
 
 
-ESTIMATORS = (Verbalized, PTrue, NegativeLogLikelihood, SummedNegativeLogLikelihood, SelfConsistency, SemanticEntropy)
-REGISTRY: dict[str, type[Estimator]] = {estimator.name: estimator for estimator in ESTIMATORS}
-
-
 def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]:
     """Build the configured estimators, in order. Raises UserError for a template file that will not do."""
     prompts = load_prompts(config.templates)
@@ -256,15 +252,16 @@ def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]
     ratings = Sampling(config.samples, config.temperature, seed) if config.mode == "sampled" else None
     answers = Sampling(config.samples, config.temperature, seed, config.max_new_tokens)
     compared = (answers, _grouping(config), config.similarity)
-    built: Mapping[str, Estimator] = {
-        "verbalized": Verbalized(prompts, lowest, highest, ratings),
-        "p_true": PTrue(prompts, ratings),
-        "nll": NegativeLogLikelihood(),
-        "nll_sum": SummedNegativeLogLikelihood(),
-        "self_consistency": SelfConsistency(*compared),
-        "semantic_entropy": SemanticEntropy(*compared),
-    }
-    return {name: built[name] for name in config.estimators}
+    every: Sequence[Estimator] = (
+        Verbalized(prompts, lowest, highest, ratings),
+        PTrue(prompts, ratings),
+        NegativeLogLikelihood(),
+        SummedNegativeLogLikelihood(),
+        SelfConsistency(*compared),
+        SemanticEntropy(*compared),
+    )
+    by_name = {estimator.name: estimator for estimator in every}
+    return {name: by_name[name] for name in config.estimators}
 
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:

@@ -41,6 +41,7 @@ from ual_ray.records import (
     NLL_SUM,
     PREDICTION,
     RESULTS,
+    RESULTS_FOLDER,
     SCORES,
     SOURCE,
     STATUS,
@@ -53,7 +54,6 @@ from ual_ray.sources.prepare import write_lines
 
 ANSWERED = "answered"
 FAILED = "failed"
-RESULTS_FOLDER = "results"
 FIGURES_FILE = "figures.json"
 DISAGREEMENTS_FILE = "disagreements.jsonl"
 ROWS_PER_BATCH = 1000

@@ -11,11 +11,10 @@ import pyarrow.dataset
 
 from ual_ray.config import BASE
 from ual_ray.evaluate.metrics import likelihoods
-from ual_ray.records import BENCHMARK, ID, MESSAGES, NLL_SUM, SOURCE, TARGET_TOKENS
+from ual_ray.records import BENCHMARK, ID, MESSAGES, NLL_SUM, RESULTS_FOLDER, SOURCE, TARGET_TOKENS
 from ual_ray.report.comparison import PRIMARY
 from ual_ray.report.findings import Findings
 
-RESULTS_FOLDER = "results"
 ROWS = 3
 MAX_CHARACTERS = 500
 ROWS_PER_BATCH = 1000

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ual_ray.evaluate.metrics import metric_of
 from ual_ray.evaluate.statistics import BETTER, CANNOT_TELL, WORSE
+from ual_ray.records import VALIDATION_NLL
 from ual_ray.report.comparison import Comparisons, groups_of
 from ual_ray.report.findings import Judged
 
@@ -49,7 +50,7 @@ def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     for index, (name, lines) in enumerate(metrics.items()):
         colour = f"C{index}"
         train = [(line["step"], line["nll"]) for line in lines if "nll" in line]
-        held_out = [(line["step"], line["validation_nll"]) for line in lines if "validation_nll" in line]
+        held_out = [(line["step"], line[VALIDATION_NLL]) for line in lines if VALIDATION_NLL in line]
         if train:
             axes.plot(*zip(*train, strict=True), color=colour, alpha=0.6, label=f"{name}, training")
         if held_out:

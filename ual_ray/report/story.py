@@ -16,15 +16,13 @@ import yaml
 
 from ual_ray.environment import version_of
 from ual_ray.evaluate.clustering import CLUSTER_POINTS_FILE
-from ual_ray.records import ALPHA, read_table
+from ual_ray.records import ALPHA, METRICS_FILE, VALIDATION_NLL, read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.examples import Example, examples_of
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, place_of, read_json, within
 from ual_ray.report.plots import BIN_METRIC, bins_of
 from ual_ray.workspace import CONFIG_FILE, DONE_FILE, STARTED_FILE, newest
 
-# What a training leaves in its folder (train.metrics.METRICS_FILE): importing the name would load torch.
-METRICS_FILE = "metrics.jsonl"
 BINS = 20
 # A curve is drawn with so many points at most.
 MAX_POINTS = 100
@@ -169,7 +167,7 @@ def _training(stage: Stage) -> Training:
     return Training(
         figures=stage.figures,
         train=_curve(lines, "nll"),
-        validation=_curve(lines, "validation_nll"),
+        validation=_curve(lines, VALIDATION_NLL),
         by_bin={number: _curve(lines, f"{BIN_METRIC}{number}") for number in numbers},
         edges=list(stage.figures.get("uncertainty_bin_edges") or []),
     )

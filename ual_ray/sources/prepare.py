@@ -92,7 +92,7 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -> Block:
     bad = [(record, str(messages)) for _, record, messages in entries if isinstance(messages, BadRow)]
     good = [(at, record, messages) for at, record, messages in entries if not isinstance(messages, BadRow)]
-    named = [(at, f"given:{given}") for at, record, _ in good if (given := _given_id(record)) is not None]
+    named = [(at, f"given:{given}") for at, record, _ in good if (given := given_id(record)) is not None]
     repeated_ids = _losers(named, claim)
     kept = [entry for entry in good if entry[0] not in repeated_ids]
     identities = {at: content_id(messages) for at, _, messages in kept}
@@ -104,7 +104,7 @@ def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -
             ID: identities[at],
             SOURCE: source_of(record, piece),
             SPLIT: split_of(identities[at], data),
-            GIVEN_ID: _given_id(record),
+            GIVEN_ID: given_id(record),
             MESSAGES: list(messages),
         }
         for at, record, messages in kept
@@ -119,7 +119,8 @@ def _losers(wanted: Sequence[tuple[int, str]], claim: Claim) -> set[int]:
     return {at for (at, _), mine in zip(wanted, won, strict=True) if not mine}
 
 
-def _given_id(record: Record) -> str | None:
+def given_id(record: Record) -> str | None:
+    """Name a row as the user does; None where the data has no id, or an empty one."""
     value = record.get(ID)
     return None if value is None or value == "" else str(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.records import TRAIN, VALIDATION
+from ual_ray.records import METRICS_FILE, TRAIN, VALIDATION, VALIDATION_NLL
 from ual_ray.sources.models import resolve_model
 from ual_ray.train.batches import Batch, Plan, Step, collate, validation_steps
 from ual_ray.train.card import model_card
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
-from ual_ray.train.metrics import METRICS_FILE, VALIDATION_NLL, Metrics, MetricsLog, hardware
+from ual_ray.train.metrics import Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
@@ -51,11 +51,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended, the same on every rank; what would only fail again is told here and not raised, lest Ray retry."""
+    """How training ended, the same on every rank; what would only fail again is told here and not raised, lest Ray retry.
+
+    exported: the step whose weights have left, where it is finished.
+    """
 
     ending: Literal["finished", "stopped", "non_finite"]
     step: int
     message: str = ""
+    exported: int | None = None
 
 
 class Data:
@@ -107,6 +111,7 @@ def train_worker(
         progress = choose(checkpoints, model, progress, config)
         card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
         export(model, path, folder / MODEL_FOLDER, card, job.trust_remote_code)
+        outcome = replace(outcome, exported=progress.step)
     return outcome
 
 

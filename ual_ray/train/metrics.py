@@ -16,8 +16,6 @@ from torch import nn
 
 from ual_ray.config import TrainConfig
 
-METRICS_FILE = "metrics.jsonl"
-VALIDATION_NLL = "validation_nll"
 # By the columns of a forward pass's sums (`model.SUMS`): each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
 BY_BIN = ("nll", "smoothing", "top1")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.progress import Meter, polled
-from ual_ray.records import TRAIN
+from ual_ray.records import METRICS_FILE, TRAIN
 from ual_ray.train.batches import Plan
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import MODEL_FOLDER, NON_FINITE_FILE, Job, Outcome, train_worker
-from ual_ray.train.metrics import METRICS_FILE, VALIDATION_NLL, Metrics, MetricsReader, read_metrics
+from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
 
@@ -82,12 +81,14 @@ def train(
             legal="a finite loss and gradient",
             fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
         )
-    lines = read_metrics(folder / METRICS_FILE)
-    last = {name: value for line in lines for name, value in line.items()}
-    exported = last
-    if config.train.export == "best":
-        exported = min((line for line in lines if VALIDATION_NLL in line), key=itemgetter(VALIDATION_NLL))
+    last, exported = _last_and_exported(read_metrics(folder / METRICS_FILE), outcome.exported)
     return counts | {"last": last, "exported": exported, "model": str(folder / MODEL_FOLDER)}
+
+
+def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metrics, Metrics]:
+    """Gather the newest of every metric, and those of the step whose weights left."""
+    last = {name: value for line in lines for name, value in line.items()}
+    return last, next((line for line in lines if line["step"] == step != last["step"]), last)
 
 
 def fit(job: Job) -> Outcome:

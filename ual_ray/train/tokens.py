@@ -38,9 +38,10 @@ from ual_ray.records import (
     VALIDATION,
     digest,
 )
-from ual_ray.rendering import IGNORE_INDEX, load_renderer
+from ual_ray.rendering import load_renderer
 from ual_ray.runtime import SPARE_LOGICAL_CPUS
 from ual_ray.sources.models import model_fingerprint, resolve_model
+from ual_ray.train.cut import cut, trained_tokens
 from ual_ray.train.token_store import FILE_SUFFIX
 
 TOKENS_FOLDER = "tokens"
@@ -122,16 +123,13 @@ class Render:
             rendered = self._renderer.conversation(row[MESSAGES])
         except ValueError as error:
             raise Dropped(NOT_RENDERABLE, str(error)) from error
-        longest = self._settings.max_length
-        overlong = len(rendered.input_ids) > longest
-        if overlong and self._settings.overlong == "drop":
+        kept = cut(rendered, self._settings)
+        if kept is None:
             raise Dropped(OVERLONG)
-        labels = rendered.labels[:longest]
-        # The first token is never predicted, so a label there would train nothing.
-        targets = sum(label != IGNORE_INDEX for label in labels[1:])
+        targets = trained_tokens(kept)
         if not targets:
             raise Dropped(NO_TARGET)
-        return {INPUT_IDS: rendered.input_ids[:longest], LABELS: labels, TARGET_TOKENS: targets}, overlong
+        return {INPUT_IDS: kept.input_ids, LABELS: kept.labels, TARGET_TOKENS: targets}, kept is not rendered
 
 
 def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:

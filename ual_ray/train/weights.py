@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from ual_ray.errors import UserError
+from ual_ray.sources.models import INDEX, WEIGHTS
 from ual_ray.train.lora import adapted_layers, initialize_adapters
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def empty_model(path: str, trust_remote_code: bool = False) -> nn.Module:

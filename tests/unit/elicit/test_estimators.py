@@ -17,7 +17,6 @@ from ual_ray.elicit.estimators import (
     LONGEST_RATING,
     MIN_CHOICE_MASS,
     MISSING,
-    REGISTRY,
     Estimate,
     NegativeLogLikelihood,
     PTrue,
@@ -33,7 +32,7 @@ from ual_ray.elicit.estimators import (
     parse_number,
     softmax,
 )
-from ual_ray.elicit.grouping import AnswerGrouping, LexicalGrouping
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.elicit.requests import (
     Choice,
@@ -56,6 +55,8 @@ SUM = [Message(role="user", content="2 + 2?"), Message(role="assistant", content
 ALL: tuple[EstimatorName, ...] = EstimatorName.__args__
 NO_NUMBERS: list[Result] = [Failure("engine: fell over"), overlong(9, 8)]
 
+SAMPLING = Sampling(count=8, temperature=1.0)
+
 log_probability = st.one_of(st.floats(-1e4, 0), st.just(-INF))
 
 
@@ -77,14 +78,29 @@ def reduce(estimator: Any, *results: Result, messages: Sequence[Message] = PAIR)
     return estimate.uncertainty, estimate.raw
 
 
+def verbalized(lowest: int = 0, highest: int = 9, sampling: Sampling | None = None) -> Verbalized:
+    return Verbalized(load_prompts(), lowest, highest, sampling)
+
+
+def p_true(sampling: Sampling | None = None) -> PTrue:
+    return PTrue(load_prompts(), sampling)
+
+
+def self_consistency(grouping: Grouping | None = None, similarity: float = 0.7) -> SelfConsistency:
+    return SelfConsistency(SAMPLING, grouping, similarity)
+
+
+def semantic_entropy(grouping: Grouping | None = None) -> SemanticEntropy:
+    return SemanticEntropy(SAMPLING, grouping, 0.7)
+
+
 def number_of_results(name: str) -> int:
     return 2 if name == "p_true" else 1
 
 
-def test_the_registry_is_what_the_configuration_offers() -> None:
-    assert set(REGISTRY) == set(EstimatorName.__args__)
-    assert all(estimator.name == name for name, estimator in REGISTRY.items())
-    assert set(make_estimators(ElicitConfig(estimators=ALL))) == set(ALL)
+def test_all_that_the_configuration_offers_can_be_made() -> None:
+    made = make_estimators(ElicitConfig(estimators=ALL))
+    assert {name: estimator.name for name, estimator in made.items()} == {name: name for name in ALL}
 
 
 # --- verbalized ------------------------------------------------------------------------------------------------------
@@ -102,7 +118,7 @@ def test_the_registry_is_what_the_configuration_offers() -> None:
     ],
 )
 def test_verbalized_is_the_expected_digit(result: ChoiceResult, expected: float) -> None:
-    uncertainty, raw = reduce(Verbalized(), result)
+    uncertainty, raw = reduce(verbalized(), result)
     assert raw == pytest.approx(expected)
     assert uncertainty == pytest.approx(expected / 9)
 
@@ -118,7 +134,7 @@ def test_verbalized_is_the_expected_digit(result: ChoiceResult, expected: float)
     ],
 )
 def test_verbalized_from_one_to_five(probabilities: tuple[float, ...], expected: float, uncertainty: float) -> None:
-    result = reduce(Verbalized(lowest=1, highest=5), choice(*probabilities))
+    result = reduce(verbalized(lowest=1, highest=5), choice(*probabilities))
     assert result == (pytest.approx(uncertainty), pytest.approx(expected))
 
 
@@ -127,12 +143,12 @@ def test_verbalized_from_nought_to_a_hundred(number: int, other: int, expected: 
     values = [0.0] * 101
     values[number] += 0.25
     values[other] += 0.25
-    assert reduce(Verbalized(lowest=0, highest=100), choice(*values))[0] == pytest.approx(expected)
+    assert reduce(verbalized(lowest=0, highest=100), choice(*values))[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(0, 9), (1, 5), (0, 100)])
 def test_verbalized_asks_for_every_number_of_its_scale(lowest: int, highest: int) -> None:
-    (request,) = Verbalized(lowest=lowest, highest=highest).requests(PAIR)
+    (request,) = verbalized(lowest=lowest, highest=highest).requests(PAIR)
     assert isinstance(request, Choice)
     assert request.choices == tuple(str(number) for number in range(lowest, highest + 1))
     ((_, text),) = request.prompt
@@ -150,18 +166,18 @@ def test_verbalized_asks_for_every_number_of_its_scale(lowest: int, highest: int
     ],
 )
 def test_sampled_numbers_are_averaged(lowest: int, highest: int, texts: list[str], expected: float) -> None:
-    estimator = Verbalized(lowest=lowest, highest=highest, sampling=Sampling())
+    estimator = verbalized(lowest=lowest, highest=highest, sampling=SAMPLING)
     assert reduce(estimator, said(*texts)) == (pytest.approx((expected - lowest) / (highest - lowest)), pytest.approx(expected))
 
 
 @pytest.mark.parametrize("texts", [["nine"], ["9", "?", "?"], ["10", "10", "3"], [""]])
 def test_sampled_numbers_of_which_most_cannot_be_read_are_missing(texts: list[str]) -> None:
-    assert reduce(Verbalized(sampling=Sampling()), said(*texts)) == (None, None)
+    assert reduce(verbalized(sampling=SAMPLING), said(*texts)) == (None, None)
 
 
 @given(values=st.lists(log_probability, min_size=10, max_size=10))
 def test_verbalized_stays_in_range(values: list[float]) -> None:
-    uncertainty, raw = reduce(Verbalized(), ChoiceResult(tuple(values), 1))
+    uncertainty, raw = reduce(verbalized(), ChoiceResult(tuple(values), 1))
     if math.fsum(map(math.exp, values)) < MIN_CHOICE_MASS:
         assert uncertainty is raw is None
     else:
@@ -172,9 +188,9 @@ def test_verbalized_stays_in_range(values: list[float]) -> None:
 @given(low=st.integers(0, 8), step=st.integers(1, 9), share=st.floats(0, 1))
 def test_verbalized_rises_with_the_digit(low: int, step: int, share: float) -> None:
     high = min(9, low + step)
-    less = reduce(Verbalized(), digits(**{f"d{low}": 1}))[0]
-    more = reduce(Verbalized(), digits(**{f"d{high}": 1}))[0]
-    mixed = reduce(Verbalized(), digits(**{f"d{low}": share, f"d{high}": 1 - share}))[0]
+    less = reduce(verbalized(), digits(**{f"d{low}": 1}))[0]
+    more = reduce(verbalized(), digits(**{f"d{high}": 1}))[0]
+    mixed = reduce(verbalized(), digits(**{f"d{low}": share, f"d{high}": 1 - share}))[0]
     assert less is not None and more is not None and mixed is not None
     assert less < more
     assert less - 1e-12 <= mixed <= more + 1e-12
@@ -269,46 +285,46 @@ def test_half_of_the_replies_must_be_readable(values: list[float | None], expect
     [(0.5, 0.5, 0.5), (0.3, 0.1, 0.25), (0.01, 0.99, 0.99), (0.2, 0.6, 0.75), (0.01, 0.03, 0.75)],
 )
 def test_p_true_is_the_share_of_no_where_the_order_does_not_matter(yes: float, no: float, expected: float) -> None:
-    uncertainty, raw = reduce(PTrue(), choice(yes, no), choice(no, yes))
+    uncertainty, raw = reduce(p_true(), choice(yes, no), choice(no, yes))
     assert uncertainty == pytest.approx(expected)
     assert raw == pytest.approx(math.log(no / yes))
 
 
 def test_p_true_averages_both_orders() -> None:
     # yes first: P(no) = P(B) = 0.6 / 0.8; no first: P(no) = P(A) = 0.1 / 0.4.
-    uncertainty, raw = reduce(PTrue(), choice(0.2, 0.6), choice(0.1, 0.3))
+    uncertainty, raw = reduce(p_true(), choice(0.2, 0.6), choice(0.1, 0.3))
     assert uncertainty == pytest.approx((0.75 + 0.25) / 2)
     assert raw == pytest.approx((math.log(3) - math.log(3)) / 2)
-    assert reduce(PTrue(), choice(0.2, 0.6), choice(0.5, 0.5))[0] == pytest.approx(0.625)
+    assert reduce(p_true(), choice(0.2, 0.6), choice(0.5, 0.5))[0] == pytest.approx(0.625)
 
 
 @given(first=st.floats(0.01, 1), second=st.floats(0.01, 1))
 def test_a_model_that_only_likes_a_letter_says_nothing(first: float, second: float) -> None:
-    uncertainty, raw = reduce(PTrue(), choice(first, second), choice(first, second))
+    uncertainty, raw = reduce(p_true(), choice(first, second), choice(first, second))
     assert uncertainty == pytest.approx(0.5, abs=1e-15)
     assert raw == 0
 
 
 def test_a_model_that_knows_one_letter_alone_says_nothing() -> None:
-    assert reduce(PTrue(), choice(1, 0), choice(1, 0)) == (0.5, None)
+    assert reduce(p_true(), choice(1, 0), choice(1, 0)) == (0.5, None)
 
 
 @pytest.mark.parametrize(("yes", "no", "expected"), [(1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.0, 0.1, 1.0)])
 def test_p_true_of_one_possible_answer_has_no_finite_odds(yes: float, no: float, expected: float) -> None:
-    assert reduce(PTrue(), choice(yes, no), choice(no, yes)) == (expected, None)
+    assert reduce(p_true(), choice(yes, no), choice(no, yes)) == (expected, None)
 
 
 def test_one_order_alone_is_no_answer() -> None:
     for failed in (*NO_NUMBERS, choice(0, 0), ChoiceResult((math.nan, -1.0), 1), choice(0.004, 0.004)):
-        assert reduce(PTrue(), choice(0.5, 0.5), failed) == (None, None)
-        assert reduce(PTrue(), failed, choice(0.5, 0.5)) == (None, None)
+        assert reduce(p_true(), choice(0.5, 0.5), failed) == (None, None)
+        assert reduce(p_true(), failed, choice(0.5, 0.5)) == (None, None)
 
 
 @given(values=st.lists(log_probability, min_size=4, max_size=4))
 @example(values=[0.0, -INF, 0.0, -INF])
 def test_p_true_stays_in_range_and_rises_with_no(values: list[float]) -> None:
     yes_first, no_first = tuple(values[:2]), tuple(values[2:])
-    uncertainty, raw = reduce(PTrue(), ChoiceResult(yes_first, 1), ChoiceResult(no_first, 1))
+    uncertainty, raw = reduce(p_true(), ChoiceResult(yes_first, 1), ChoiceResult(no_first, 1))
     if min(math.exp(yes_first[0]) + math.exp(yes_first[1]), math.exp(no_first[0]) + math.exp(no_first[1])) < MIN_CHOICE_MASS:
         assert uncertainty is raw is None
         return
@@ -319,7 +335,7 @@ def test_p_true_stays_in_range_and_rises_with_no(values: list[float]) -> None:
 
 
 def test_p_true_asks_in_both_orders() -> None:
-    first, second = PTrue().requests(PAIR)
+    first, second = p_true().requests(PAIR)
     assert isinstance(first, Choice) and isinstance(second, Choice)
     assert first.choices == second.choices == ("A", "B")
     assert "A. Yes\nB. No" in first.prompt[0][1]
@@ -337,17 +353,17 @@ def test_p_true_asks_in_both_orders() -> None:
     ],
 )
 def test_sampled_verdicts_are_counted(yes_first: list[str], no_first: list[str], expected: float) -> None:
-    result = reduce(PTrue(sampling=Sampling()), said(*yes_first), said(*no_first))
+    result = reduce(p_true(sampling=SAMPLING), said(*yes_first), said(*no_first))
     assert result == (pytest.approx(expected), pytest.approx(expected))
 
 
 def test_sampled_verdicts_that_cannot_be_read_in_one_order_are_missing() -> None:
-    assert reduce(PTrue(sampling=Sampling()), said("B", "B"), said("?", "Yes")) == (None, None)
+    assert reduce(p_true(sampling=SAMPLING), said("B", "B"), said("?", "Yes")) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "half"), [(8, 4), (7, 4), (1, 1)])
 def test_sampled_verdicts_are_shared_out_between_the_orders(count: int, half: int) -> None:
-    requests = PTrue(sampling=Sampling(count)).requests(PAIR)
+    requests = p_true(sampling=Sampling(count, 1.0)).requests(PAIR)
     assert [request.n for request in requests if isinstance(request, Completion)] == [half, half]
 
 
@@ -414,21 +430,21 @@ def test_no_finite_nll_is_missing(estimator: Any, nll_sum: float, tokens: int) -
     ],
 )
 def test_self_consistency_counts_the_answers_that_agree(texts: list[str], agreeing: int) -> None:
-    assert reduce(SelfConsistency(), said(*texts), messages=SUM) == (1 - agreeing / 4, agreeing)
+    assert reduce(self_consistency(), said(*texts), messages=SUM) == (1 - agreeing / 4, agreeing)
 
 
 def test_self_consistency_compares_words_where_the_response_marks_no_answer() -> None:
     # "hi" alone: F1 with "hi you" is 2/3, with "hi" 1.
-    assert reduce(SelfConsistency(similarity=0.6), said("hi", "HI!", "hi you", "bye"))[1] == 3
-    assert reduce(SelfConsistency(similarity=0.7), said("hi", "HI!", "hi you", "bye"))[1] == 2
+    assert reduce(self_consistency(similarity=0.6), said("hi", "HI!", "hi you", "bye"))[1] == 3
+    assert reduce(self_consistency(similarity=0.7), said("hi", "HI!", "hi you", "bye"))[1] == 2
 
 
 def test_a_given_grouping_beats_the_automatic_one() -> None:
     texts = said("2 + 2 = 4\n#### 4", "it is 4")
-    assert reduce(SelfConsistency(), texts, messages=SUM)[1] == 2
-    assert reduce(SelfConsistency(grouping=LexicalGrouping(0.9)), texts, messages=SUM)[1] == 1
-    assert reduce(SemanticEntropy(), texts, messages=SUM)[0] == 0
-    assert reduce(SemanticEntropy(grouping=LexicalGrouping(0.9)), texts, messages=SUM)[0] == pytest.approx(1)
+    assert reduce(self_consistency(), texts, messages=SUM)[1] == 2
+    assert reduce(self_consistency(grouping=LexicalGrouping(0.9)), texts, messages=SUM)[1] == 1
+    assert reduce(semantic_entropy(), texts, messages=SUM)[0] == 0
+    assert reduce(semantic_entropy(grouping=LexicalGrouping(0.9)), texts, messages=SUM)[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +457,7 @@ def test_a_given_grouping_beats_the_automatic_one() -> None:
     ],
 )
 def test_semantic_entropy_by_hand(texts: list[str], entropy: float) -> None:
-    uncertainty, raw = reduce(SemanticEntropy(), said(*texts), messages=SUM)
+    uncertainty, raw = reduce(semantic_entropy(), said(*texts), messages=SUM)
     assert raw == pytest.approx(entropy)
     assert uncertainty == pytest.approx(entropy / math.log(4))
 
@@ -449,17 +465,17 @@ def test_semantic_entropy_by_hand(texts: list[str], entropy: float) -> None:
 def test_semantic_entropy_does_not_see_the_response() -> None:
     other = [SUM[0], Message(role="assistant", content="#### 77")]
     texts = said("#### 4", "#### 4", "#### 5")
-    assert reduce(SemanticEntropy(), texts, messages=SUM) == reduce(SemanticEntropy(), texts, messages=other)
-    assert reduce(SelfConsistency(), texts, messages=SUM) != reduce(SelfConsistency(), texts, messages=other)
+    assert reduce(semantic_entropy(), texts, messages=SUM) == reduce(semantic_entropy(), texts, messages=other)
+    assert reduce(self_consistency(), texts, messages=SUM) != reduce(self_consistency(), texts, messages=other)
 
 
 def test_one_answer_has_no_entropy() -> None:
-    assert reduce(SemanticEntropy(), said("#### 4"), messages=SUM) == (None, None)
+    assert reduce(semantic_entropy(), said("#### 4"), messages=SUM) == (None, None)
 
 
 @given(answers=st.lists(st.sampled_from(["#### 4", "#### 5", "#### 6", "none", ""]), min_size=2, max_size=9))
 def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
-    for estimator in (SelfConsistency(), SemanticEntropy()):
+    for estimator in (self_consistency(), semantic_entropy()):
         for messages in (PAIR, SUM):
             uncertainty, raw = reduce(estimator, said(*answers), messages=messages)
             assert uncertainty is not None and 0 <= uncertainty <= 1
@@ -476,13 +492,14 @@ def test_entropy_against_its_definition(sizes: list[int]) -> None:
 # --- missing is never a number ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("failure", NO_NUMBERS)
-def test_a_failure_is_missing(name: str, failure: Failure) -> None:
-    assert REGISTRY[name]().reduce([failure] * number_of_results(name), PAIR) == MISSING == Estimate(None, None)
+def test_a_failure_is_missing(name: EstimatorName, failure: Failure) -> None:
+    estimator = make_estimators(ElicitConfig(estimators=ALL))[name]
+    assert estimator.reduce([failure] * number_of_results(name), PAIR) == MISSING == Estimate(None, None)
 
 
-@pytest.mark.parametrize(("estimator", "choices"), [(Verbalized(), 10), (PTrue(), 2)])
+@pytest.mark.parametrize(("estimator", "choices"), [(verbalized(), 10), (p_true(), 2)])
 def test_a_reply_that_is_none_of_the_choices_is_missing_and_no_number(estimator: Any, choices: int) -> None:
     count = number_of_results(estimator.name)
     low, enough = (ChoiceResult((math.log(mass / choices),) * choices, 7) for mass in (0.009, 0.011))
@@ -490,7 +507,7 @@ def test_a_reply_that_is_none_of_the_choices_is_missing_and_no_number(estimator:
     assert reduce(estimator, *[enough] * count)[0] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("estimator", "choices"), [(Verbalized(), 10), (PTrue(), 2)])
+@pytest.mark.parametrize(("estimator", "choices"), [(verbalized(), 10), (p_true(), 2)])
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("value", [math.nan, INF])
 def test_not_a_number_is_missing_wherever_it_stands(estimator: Any, choices: int, position: int, value: float) -> None:
@@ -530,7 +547,7 @@ def test_attempts_differ_in_their_seeds_alone(name: EstimatorName, mode: Any) ->
 @given(attempts=st.lists(st.integers(0, 1010), min_size=2, max_size=4, unique=True), count=st.integers(1, 20))
 def test_no_two_attempts_draw_the_same_reply(attempts: list[int], count: int) -> None:
     """Engines give the n replies of a request the seeds from its own on."""
-    asked = [Sampling(count, seed=5).ask((("user", "q"),), attempt) for attempt in attempts]
+    asked = [Sampling(count, 1.0, seed=5).ask((("user", "q"),), attempt) for attempt in attempts]
     seeds = [request.seed + sample for request in asked for sample in range(request.n)]
     assert len(set(seeds)) == len(seeds)
 

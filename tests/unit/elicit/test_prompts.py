@@ -166,8 +166,8 @@ def test_the_hash_of_a_row_follows_prompts_and_chat_template() -> None:
 def test_what_is_hashed_is_what_is_sent() -> None:
     messages = pair("Say hi.", "Hi.")
     mine = replace(OWN, verbalized=f"Mine: {RATING}", yes_option="Right")
-    (rating,) = Verbalized(prompts=mine).requests(messages)
-    both = PTrue(prompts=mine).requests(messages)
+    (rating,) = Verbalized(mine, 0, 9).requests(messages)
+    both = PTrue(mine).requests(messages)
     assert [request.prompt for request in (rating, *both)] == [  # type: ignore[union-attr]
         mine.rating(messages, "0", "9"),
         mine.verdict(messages, yes_first=True),

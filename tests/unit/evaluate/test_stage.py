@@ -18,7 +18,6 @@ from ual_ray.evaluate.stage import (
     ANSWERED,
     DISAGREEMENTS_FILE,
     FAILED,
-    RESULTS_FOLDER,
     check_engine,
     disagreements,
     engine_settings,
@@ -27,7 +26,7 @@ from ual_ray.evaluate.stage import (
     read_results,
     sample_table,
 )
-from ual_ray.records import RESULTS, write_rows
+from ual_ray.records import RESULTS, RESULTS_FOLDER, write_rows
 
 
 def row(identity: str, strict: str | None = "7", flexible: str | None = "7", **more: Any) -> dict[str, Any]:

@@ -266,12 +266,10 @@ def test_examples_run_from_the_best_to_the_worst(tmp_path: Path) -> None:
     assert examples[0].messages[0]["content"].startswith("What is 2 + 2?")
 
 
-def test_files_and_metrics_have_the_names_that_their_writers_give_them() -> None:
-    from ual_ray.evaluate import stage
-    from ual_ray.report import examples, plots, story
+def test_metrics_by_bin_have_the_names_that_their_writer_gives_them() -> None:
+    from ual_ray.report import plots
     from ual_ray.train import metrics
 
-    assert story.METRICS_FILE == metrics.METRICS_FILE and examples.RESULTS_FOLDER == stage.RESULTS_FOLDER
     columns = ["target_tokens", *metrics.AVERAGES]
     written = metrics.averages(1.0, [[1.0] * len(columns)] * 3, columns)
     assert plots.bins_of(written) == [1, 2]

@@ -48,6 +48,7 @@ def test_no_more_rows_are_seen_than_asked_for(rows: int, complete: bool, tmp_pat
     seen = look_at(jsonl(tmp_path, alpaca(30)), rows)
     assert instructions(seen) == [f"q{index}" for index in range(min(rows, 30))]
     assert (seen.complete, seen.estimated_rows) == (complete, 30)
+    assert seen.size() == ("30 rows" if complete else "about 30 rows")
 
 
 @pytest.mark.parametrize("limit", [1, 3, 25, 30, 99])
@@ -84,7 +85,8 @@ def test_a_large_text_file_is_estimated(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_size_that_cannot_be_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "SAMPLE", 5)
-    assert look_at(jsonl(tmp_path, alpaca(100)), 10).estimated_rows is None
+    seen = look_at(jsonl(tmp_path, alpaca(100)), 10)
+    assert (seen.estimated_rows, seen.size()) == (None, "an unknown number of rows")
 
 
 def test_bad_rows_are_seen_too(tmp_path: Path) -> None:

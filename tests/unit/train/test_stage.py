@@ -11,7 +11,7 @@ import pytest
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import _in_thread, _run_name, _storage
+from ual_ray.train.stage import _in_thread, _last_and_exported, _run_name, _storage
 
 FINISHED = Outcome("finished", 10)
 
@@ -86,3 +86,10 @@ def test_a_storage_that_runs_share_has_a_part_for_each(tmp_path: Path) -> None:
     assert first != second
     assert _run_name(folders[0]) == first, "a run finds its own again"
     assert first.startswith("trained-")
+
+
+def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginning() -> None:
+    lines = [{"step": 0, "validation_nll": 1.0}, {"step": 1, "validation_nll": 2.0}, {"step": 2, "nll": 0.5}]
+    last, exported = _last_and_exported(lines, 1)
+    assert last == {"step": 2, "validation_nll": 2.0, "nll": 0.5} and exported == lines[1]
+    assert _last_and_exported(lines, 2) == (last, last)
