@@ -24,8 +24,9 @@ def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *,
     done = evaluate_step(session, name, config.model, questions, below(home), below(home / "store"), retry=retry)
     point_to(home, done.folder)
     if rows is not None and config.evaluate.calibration.enabled:
+        place = out / "calibrate"
         answers = done.folder / RESULTS_FOLDER
-        calibrate_step(session, name, config.model, rows, answers, below(out / "calibrate"))
+        point_to(place, calibrate_step(session, name, config.model, rows, answers, below(place)).folder)
 
 
 def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_rank_that_dies_costs_the_steps_since_the_checkpoint_and_nothing_else(
 def test_resumed_is_uninterrupted_to_the_last_bit(name: str, launch: Launch, undisturbed: Path) -> None:
     task, stopped = {"train": VARIANTS[name]}, f"{name} stopped"
     launch(2, (stopped, {**task, "stop_at": 5}))
-    assert outcome(undisturbed / stopped) == {"ending": "stopped", "step": 5, "message": ""}
+    assert outcome(undisturbed / stopped) == {"ending": "stopped", "step": 5, "message": "", "exported": None}
     assert max(checkpoints(undisturbed / stopped)) == 5
     launch(2, (stopped, task))
     assert_same(undisturbed / name, undisturbed / stopped)
