@@ -95,8 +95,10 @@ def evaluate(config: Config, name: str, model: str, questions: Path, store: Path
     wanted = pyarrow.parquet.read_table(questions, columns=[ID])[ID]
     if not _all_finished(job, wanted):
         monitor = start_monitor(Limits())
-        map_rows(lambda: ray.data.read_parquet(str(questions)), len(wanted), job, monitor, meter)
-        ray.kill(monitor)
+        try:
+            map_rows(lambda: ray.data.read_parquet(str(questions)), len(wanted), job, monitor, meter)
+        finally:
+            ray.kill(monitor)
     found = _select(store, wanted, name, folder / RESULTS_FOLDER)
     result = _describe(name, read_results(folder, NUMBERS))
     if found < len(wanted):
