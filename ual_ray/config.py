@@ -213,8 +213,10 @@ class TrainConfig(Section):
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker reserves and computes on")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker reserves; 0 = trains on the CPU over gloo")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="arithmetic of forward and backward; weights and optimizer stay float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="arithmetic of forward and backward, weights and optimizer stay float32; auto = the faster one, measured "
+        "when training starts (bfloat16 on GPUs)",
     )
     epochs: int = Field(1, ge=1, description="passes over the training split")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; null = all epochs")

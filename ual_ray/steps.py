@@ -287,7 +287,8 @@ def _train_and_log(
     from ual_ray.train import stage
     from ual_ray.train.metrics import read_metrics
 
-    config = session.config
+    assert session.tracker is not None, "training logs"
+    config = stage.with_dtype(session.config, session.tracker.output)
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
     run.params({"model": config.model, "seed": config.seed})
     table = read_table(smoothed, [ID, ALPHA])

@@ -304,7 +304,7 @@ def test_all_faults_are_named_at_once() -> None:
         ("train.learning_rate=0", "greater than 0"),
         ("train.learning_rate=.nan", "should be"),
         ("train.learning_rate=.inf", "finite"),
-        ("train.dtype=int8", "'float32' or 'bfloat16'"),
+        ("train.dtype=int8", "'auto', 'float32' or 'bfloat16'"),
         ("data.max_rows=0", "greater than or equal to 1"),
         ("data.format=csv", "'auto', 'alpaca', 'sharegpt'"),
         ("data.max_bad_share=1.5", "less than or equal to 1"),

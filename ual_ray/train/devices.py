@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 
 import psutil
@@ -12,6 +11,7 @@ import torch
 from ual_ray.config import Config
 from ual_ray.errors import UserError
 from ual_ray.train.metrics import peak_flops
+from ual_ray.train.product_speed import product_rates
 from ual_ray.train.sharding import DTYPES
 
 GIB = 2**30
@@ -60,7 +60,8 @@ def _this_cpu(config: Config) -> Device:
         rate, source = train.peak_tflops * 1e12, "train.peak_tflops"
     else:
         threads = max(1, min(os.cpu_count() or 1, round(train.cpus_per_worker * train.num_workers)))
-        rate = measure_product(train.dtype, threads) / threads * train.cpus_per_worker
+        (rate,) = product_rates((DTYPES[train.dtype],), threads, PRODUCT_SIZE, PRODUCT_SECONDS)
+        rate *= train.cpus_per_worker / threads
         source = f"{rate / 1e9:.0f} GFLOP/s of a matrix product measured here"
     name = f"CPU, {train.cpus_per_worker:g} cores" if is_here else f"CPU, {train.cpus_per_worker:g} cores as fast as these here"
     return Device(name, memory, rate * CPU_UTILISATION, f"{CPU_UTILISATION:.0%} of {source}")
@@ -82,19 +83,3 @@ def _find_gpu(config: Config, gpu: str | None) -> Device:
     peak = bfloat16 / slower
     source = f"{GPU_UTILISATION:.0%} of its peak of {peak / 1e12:.0f} TFLOP/s"
     return Device(name + assumed, int(memory * USABLE), peak * GPU_UTILISATION, source)
-
-
-def measure_product(dtype: str, threads: int) -> float:
-    """Floating-point operations per second of a square matrix product on this machine's CPU, the best of half a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a, b = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=DTYPES[dtype])
-        best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
-        while time.perf_counter() < end or best == float("inf"):
-            started = time.perf_counter()
-            torch.mm(a, b)
-            best = min(best, time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(before)
-    return 2 * PRODUCT_SIZE**3 / best

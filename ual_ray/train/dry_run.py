@@ -28,6 +28,7 @@ from ual_ray.train.devices import GIB, Device, find_device
 from ual_ray.train.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.memory import Memory, Parameters, checkpoint_bytes, count_parameters, estimate
+from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokens import Render
 from ual_ray.train.weights import empty_model
@@ -92,6 +93,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
 
     Raises UserError for rows or a model that training would refuse, and for a GPU that is not known.
     """
+    config = config.model_copy(update={"train": resolve_dtype(config.train)})
     train, model = config.train, Model(config)
     rows = sample_rows(config, smoothed)
     plan = Plan(rows.lengths, rows.targets, train, config.seed, train.num_workers)

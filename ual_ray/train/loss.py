@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from ual_ray.train.product_speed import slower_than_float32
+
 # Of the float32 logits of one chunk: on a CPU, more is no faster, and half as much slows bfloat16 by a tenth.
 DEFAULT_CHUNK_BYTES = 96 * 2**20
 
@@ -150,7 +152,7 @@ def _run(
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha = alpha.to(exact)
     # Slow low precision costs a float32 copy of the weights: smaller chunks make room, and float32 is as fast in them.
-    chunk_bytes = DEFAULT_CHUNK_BYTES // (2 if _is_slow(options.matmul_dtype, weight.device) else 1)
+    chunk_bytes = DEFAULT_CHUNK_BYTES // (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
     chunk_size = options.chunk_size or max(1, chunk_bytes // (4 * len(weight)))
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
     gradients = [
@@ -206,7 +208,7 @@ class _Head:
     def __init__(self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients) -> None:
         self._rounded, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
         # Where low precision is slow, its values are multiplied as float32: faster, and nothing is rounded on the way.
-        self._dtype = dtype = exact if _is_slow(options.matmul_dtype, weight.device) else options.matmul_dtype
+        self._dtype = dtype = exact if slower_than_float32(options.matmul_dtype, weight.device) else options.matmul_dtype
         self.size = options.vocab_size or len(weight)
         self._softcap = options.softcap
         self._gradients = gradients
@@ -271,14 +273,6 @@ class _Head:
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-
-
-def _is_slow(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a processor lacks the units (AMX) that make products of a dtype of 16 bits faster than of float32."""
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    has_units = torch.cpu._is_amx_tile_supported if dtype == torch.bfloat16 else torch.cpu._is_amx_fp16_supported
-    return not has_units()
 
 
 def _check(inputs: _Inputs, options: _Options) -> None:

@@ -24,11 +24,13 @@ from ual_ray.train.batches import Plan
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import MODEL_FOLDER, NON_FINITE_FILE, Job, Outcome, train_worker
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
+from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
 
 CHECKPOINTS = "checkpoints"
 RUN_NAME_FILE = "run_name"
+DTYPE_FILE = "train_dtype"
 
 OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
@@ -48,8 +50,8 @@ def train(
     """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
 
     `rows` holds the validation rows (None = no validation); `on_step` gets every step's metrics as they come; `lineage` goes
-    into the model card. Interrupted and called again with the same folder, it goes on from its last checkpoint. Raises
-    UserError when too many rows cannot be trained on, or the loss is not finite.
+    into the model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it goes on
+    from its last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = render(config, smoothed, rows, folder)
@@ -63,6 +65,7 @@ def train(
     store = TokenStore.open(folder / TOKENS_FOLDER, TRAIN, config.train.uncertainty_bins)
     plan = Plan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
+    counts["dtype"] = config.train.dtype
     job = Job(
         config.train,
         config.model,
@@ -83,6 +86,22 @@ def train(
         )
     last, exported = _last_and_exported(read_metrics(folder / METRICS_FILE), outcome.exported)
     return counts | {"last": last, "exported": exported, "model": str(folder / MODEL_FOLDER)}
+
+
+def with_dtype(config: Config, output: Path) -> Config:
+    """Replace train.dtype = auto by what the first training in this output folder measured, or measure and record it.
+
+    So all arms of a run have the same arithmetic, and one that is resumed, perhaps on another machine, keeps its own.
+    """
+    if config.train.dtype != "auto":
+        return config
+    file = output / DTYPE_FILE
+    if not file.exists():
+        part = file.with_name(f"{DTYPE_FILE}.part")
+        part.write_text(resolve_dtype(config.train).dtype)
+        part.replace(file)
+    train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": file.read_text()})
+    return config.model_copy(update={"train": train})
 
 
 def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metrics, Metrics]:

@@ -157,7 +157,7 @@ def test_gradients_are_whole_between_micro_batches_where_they_may_be(model: str)
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
     for reshard, more in ((True, 0), (False, 4 * parameters.trainable)):
-        train = TrainConfig(reshard_after_forward=reshard)
+        train = TrainConfig(dtype="bfloat16", reshard_after_forward=reshard)
         one, two = (estimate(parameters, forward, train, 128, passes).parts["whole gradients"] for passes in (1, 2))
         assert two - one == more
 
@@ -165,9 +165,9 @@ def test_gradients_are_whole_between_micro_batches_where_they_may_be(model: str)
 def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
-    on_gpu = estimate(parameters, forward, TrainConfig(gpus_per_worker=1, cpu_offload=True), 128, 1)
+    on_gpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", gpus_per_worker=1, cpu_offload=True), 128, 1)
     assert on_gpu.parts["weights"] == 0 and on_gpu.host == (16 + 12) * parameters.shard
-    on_cpu = estimate(parameters, forward, TrainConfig(cpu_offload=True), 128, 1)
+    on_cpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", cpu_offload=True), 128, 1)
     assert on_cpu.parts["weights"] == 4 * parameters.shard and on_cpu.host == 0
 
 
@@ -221,7 +221,6 @@ def test_time_follows_the_peak(model: str, tmp_path: Path) -> None:
 
 
 def test_this_machines_cpu_is_measured() -> None:
-    assert devices.measure_product("float32", 1) > 1e8
     found = devices.find_device(load(None, ["train.dtype=float32"]))
     assert found.memory and found.flops > 0 and "measured here" in found.speed_from
 
@@ -258,6 +257,15 @@ def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_pat
     assert any("4 of 8 micro-batches are empty" in text for text in idle.advice)
     long = dry_run.dry_run(settings(model, "train.packing=true", "train.max_length=600"), smoothed)
     assert any("256 positions" in text for text in long.advice)
+
+
+def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    for slow, dtype in ((True, "float32"), (False, "bfloat16")):
+        monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", lambda *given, slow=slow: slow)
+        plan = dry_run.dry_run(settings(model, "train.dtype=auto"), smoothed)
+        assert plan.config.train.dtype == dtype
+        assert plan.memory == dry_run.dry_run(settings(model, f"train.dtype={dtype}"), smoothed).memory
 
 
 # --- printing --------------------------------------------------------------------------------------------------------

@@ -414,12 +414,12 @@ def brute_force_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, voca
 
 
 class TestPrecision:
-    @pytest.fixture(autouse=True, params=[True, False], ids=["processor without AMX", "processor with AMX"])
+    @pytest.fixture(autouse=True, params=[True, False], ids=["slow low precision", "fast low precision"])
     def processor(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
             return request.param and dtype in (torch.bfloat16, torch.float16)
 
-        monkeypatch.setattr("ual_ray.train.loss._is_slow", is_slow)
+        monkeypatch.setattr("ual_ray.train.loss.slower_than_float32", is_slow)
 
     @all_options
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

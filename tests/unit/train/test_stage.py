@@ -6,12 +6,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ual_ray.config import TrainConfig
+from ual_ray.config import Config, TrainConfig
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import _in_thread, _last_and_exported, _run_name, _storage
+from ual_ray.train.stage import _in_thread, _last_and_exported, _run_name, _storage, with_dtype
 
 FINISHED = Outcome("finished", 10)
 
@@ -86,6 +87,18 @@ def test_a_storage_that_runs_share_has_a_part_for_each(tmp_path: Path) -> None:
     assert first != second
     assert _run_name(folders[0]) == first, "a run finds its own again"
     assert first.startswith("trained-")
+
+
+def test_a_run_keeps_the_dtype_that_its_first_training_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(slow: bool, output: Path, **train: Any) -> str:
+        monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", lambda *given: slow)
+        return with_dtype(Config(train=TrainConfig(**train)), output).train.dtype
+
+    (tmp_path / "other").mkdir()
+    assert measured(False, tmp_path) == "bfloat16"
+    assert measured(True, tmp_path) == "bfloat16", "a second measurement changes nothing"
+    assert measured(True, tmp_path / "other") == "float32"
+    assert measured(False, tmp_path, dtype="float32") == "float32", "what is set is not measured"
 
 
 def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginning() -> None:
