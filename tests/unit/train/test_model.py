@@ -77,12 +77,70 @@ def test_a_pack_has_the_loss_and_the_gradients_of_its_samples_apart(packable: st
     check_loss(model, CPU, packing=True)
 
 
+def computing_in(dtype: torch.dtype, model: SmoothedCausalLM) -> SmoothedCausalLM:
+    """Cast as FSDP does it: parameters, not buffers."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_is_allowed_in_any_dtype(packable: str, dtype: torch.dtype, family_folder: Any) -> None:
+    check_loss(computing_in(dtype, load(family_folder(packable))), CPU, packing=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("leaky", ["opt", "bloom"])
-def test_a_model_whose_packs_leak_is_refused(leaky: str, family_folder: Any) -> None:
-    model = load(family_folder(leaky))
+def test_a_model_whose_packs_leak_is_refused(leaky: str, dtype: torch.dtype, family_folder: Any) -> None:
+    model = computing_in(dtype, load(family_folder(leaky)))
     check_loss(model, CPU)
     with pytest.raises(UserError, match="packing"):
         check_loss(model, CPU, packing=True)
+
+
+class Body:
+    """A decoder's forward with a fault in packs, or with other kernels for them."""
+
+    def __init__(self, model: SmoothedCausalLM, fault: str) -> None:
+        self.forward, self.fault = model.body.forward, fault
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: Any = None, position_ids: Any = None, **given: Any) -> Any:
+        packed, length = attention_mask is None and position_ids is not None, input_ids.shape[1]
+        if packed and self.fault == "positions go on":
+            sample = torch.cumsum(position_ids == 0, 1)
+            sees = (sample[:, :, None] == sample[:, None]) & torch.ones(length, length, dtype=torch.bool).tril()
+            attention_mask, position_ids = sees[:, None], torch.arange(length)[None]
+        if packed and self.fault == "the first sees the last":
+            input_ids = torch.cat([input_ids[:, -1:], input_ids[:, 1:]], 1)
+        output = self.forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **given)
+        if not packed and self.fault == "other kernels":
+            hidden = output.last_hidden_state
+            output.last_hidden_state = hidden * torch.linspace(0.5, 1.5, hidden.shape[-1], dtype=hidden.dtype)
+        return output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["positions go on", "the first sees the last"])
+def test_a_fault_in_packs_is_found_in_any_dtype(
+    fault: str, dtype: torch.dtype, family_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = computing_in(dtype, load(family_folder("gpt2")))
+    check_loss(model, CPU, packing=True)
+    monkeypatch.setattr(model.body, "forward", Body(model, fault))
+    check_loss(model, CPU)
+    with pytest.raises(UserError, match="packing"):
+        check_loss(model, CPU, packing=True)
+
+
+def test_other_values_of_a_pack_are_rounding_in_bfloat16_alone(family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(family_folder("llama"))
+    monkeypatch.setattr(model.body, "forward", Body(model, "other kernels"))
+    sample = Sample("", np.arange(9, 1, -1), np.arange(9, 1, -1), 0.0)
+    alone, packed = model(collate([[sample]])).loss, model(collate([[sample]], packed=True)).loss
+    assert abs(alone - packed) > 0.005 * alone
+    with pytest.raises(UserError, match="packing"):
+        check_loss(model, CPU, packing=True)
+    check_loss(computing_in(torch.bfloat16, model), CPU, packing=True)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
