@@ -13,11 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ual_ray import columns as col
+from ual_ray.columns import Messages
 from ual_ray.config import DataConfig
-from ual_ray.records import ID, MESSAGES, ROWS, SOURCE, Messages, content_id, write_rows
-from ual_ray.sources.formats import BadRow, convert
-from ual_ray.sources.look import look
-from ual_ray.sources.pieces import read_piece
+from ual_ray.data.formats import BadRow, convert
+from ual_ray.data.peek import look
+from ual_ray.data.reading import read_piece
+from ual_ray.parquet import write_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,7 +44,9 @@ def read_rows(path: str, count: int) -> list[Messages]:
 
 def write_canonical(rows: Sequence[Messages], path: Path) -> None:
     """Write conversations as a Parquet file of `records.ROWS`."""
-    write_rows([{ID: content_id(messages), SOURCE: "bench", MESSAGES: messages} for messages in rows], ROWS, path)
+    write_rows(
+        [{col.ID: col.content_id(messages), col.SOURCE: "bench", col.MESSAGES: messages} for messages in rows], col.ROWS, path
+    )
 
 
 def report(name: str, measured: Sequence[Mapping[str, Any]], ratios: Mapping[str, tuple[float, str]], **settings: Any) -> None:

@@ -19,7 +19,8 @@ from alone import run_side
 from common import read_rows, report, write_canonical
 from pool import MAX_MODEL_LEN, run_pool
 
-from ual_ray.records import MESSAGES, read_table
+from ual_ray import columns as col
+from ual_ray.parquet import read_table
 
 
 def run_bare(rows: Path, few: int, options: argparse.Namespace) -> None:
@@ -32,13 +33,13 @@ def run_bare(rows: Path, few: int, options: argparse.Namespace) -> None:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
     from vllm import LLM, SamplingParams
 
-    from ual_ray.rendering import load_renderer
-    from ual_ray.sources.models import resolve_model
+    from ual_ray.models.chat import load_renderer
+    from ual_ray.models.resolve import resolve_model
 
     path = resolve_model("demo")
     renderer = load_renderer(path)
     table = read_table(rows)
-    prompts = [{"prompt_token_ids": renderer.prompt_ids(messages[:-1])} for messages in table[MESSAGES].to_pylist()]
+    prompts = [{"prompt_token_ids": renderer.prompt_ids(messages[:-1])} for messages in table[col.MESSAGES].to_pylist()]
     engine = LLM(model=path, dtype=options.dtype, max_model_len=MAX_MODEL_LEN, enforce_eager=True, disable_log_stats=True)
     sampling = SamplingParams(temperature=0, max_tokens=options.max_tokens)
     engine.generate(prompts[:few], sampling, use_tqdm=False)

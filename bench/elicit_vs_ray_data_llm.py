@@ -19,8 +19,8 @@ from alone import run_side
 from common import read_rows, report, write_canonical
 from pool import MAX_MODEL_LEN, TEXT, run_pool
 
-from ual_ray.records import ID, MESSAGES
-from ual_ray.sources.models import resolve_model
+from ual_ray import columns as col
+from ual_ray.models.resolve import resolve_model
 
 
 def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
@@ -47,8 +47,8 @@ def run_peer(rows: Path, out: Path, options: argparse.Namespace) -> None:
     sampling = {"temperature": 0, "max_tokens": options.max_tokens}
     processor = build_processor(
         config,
-        preprocess=lambda row: {"messages": list(row[MESSAGES])[:-1], "sampling_params": sampling, ID: row[ID]},
-        postprocess=lambda row: {ID: row[ID], TEXT: row["generated_text"]},
+        preprocess=lambda row: {"messages": list(row[col.MESSAGES])[:-1], "sampling_params": sampling, col.ID: row[col.ID]},
+        postprocess=lambda row: {col.ID: row[col.ID], TEXT: row["generated_text"]},
     )
     processor(ray.data.read_parquet(str(rows)).repartition(target_num_rows_per_block=64)).write_parquet(str(out))
     ray.shutdown()
@@ -56,7 +56,7 @@ def run_peer(rows: Path, out: Path, options: argparse.Namespace) -> None:
 
 def measure(which: str, data: Path, size: int, folder: Path, options: argparse.Namespace) -> tuple[float, dict[str, str]]:
     """Run one side on the first `size` rows in a process of its own; return its seconds and its answers by id."""
-    from ual_ray.records import read_table
+    from ual_ray.parquet import read_table
 
     rows, out = folder / f"{size}.parquet", folder / f"{which}-{size}"
     table = read_table(data).slice(0, size)
@@ -64,7 +64,7 @@ def measure(which: str, data: Path, size: int, folder: Path, options: argparse.N
     same = {"max_tokens": options.max_tokens, "dtype": options.dtype, "actors": options.actors}
     seconds = run_side(__file__, which, folder / f"{which}-{size}.log", rows=size, input=rows, out=out, **same)
     answers = read_table(out)
-    found = dict(zip(answers[ID].to_pylist(), answers[TEXT].to_pylist(), strict=True))
+    found = dict(zip(answers[col.ID].to_pylist(), answers[TEXT].to_pylist(), strict=True))
     if len(found) != size:
         raise SystemExit(f"{which} wrote {len(found)} of {size} rows")
     return seconds, found

@@ -24,7 +24,9 @@ import yaml
 from alone import run_side
 from common import report
 
-from ual_ray.evaluate.benchmarks.gsm8k import FLEXIBLE, STRICT, extract_flexible, extract_strict
+from ual_ray import columns as col
+from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
+from ual_ray.data.answers import extract_flexible, extract_strict
 
 TASK = "gsm8k_local"
 STRICT_FILTER, FLEXIBLE_FILTER = "strict-match", "flexible-extract"
@@ -99,11 +101,12 @@ def normalised(text: str) -> str | None:
 def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
     """Our evaluation: questions, one-thread actors, results, figures."""
     from ual_ray.config import BenchmarkConfig, Config, EngineConfig, EvaluateConfig, RuntimeConfig
-    from ual_ray.evaluate.questions import QUESTIONS_FILE, write_questions
-    from ual_ray.evaluate.stage import evaluate, read_results
-    from ual_ray.progress import meter
-    from ual_ray.quiet import make_console
-    from ual_ray.runtime import ray_cluster
+    from ual_ray.evaluate.questions import write_questions
+    from ual_ray.evaluate.stage import evaluate
+    from ual_ray.run.cluster import ray_cluster
+    from ual_ray.run.progress import meter
+    from ual_ray.run.terminal import make_console
+    from ual_ray.stats.results import read_results
 
     gsm8k = BenchmarkConfig(kind="gsm8k", path=str(rows), max_new_tokens=options.max_tokens)
     engine = EngineConfig(min_actors=options.cores, max_actors=options.cores, max_model_len=MAX_MODEL_LEN)
@@ -112,7 +115,7 @@ def run_ours(rows: Path, out: Path, options: argparse.Namespace) -> None:
     folder.mkdir()
     with ray_cluster(RuntimeConfig()), meter(make_console(), "ours", options.rows, "rows") as shown:
         write_questions(config.evaluate.benchmarks, None, folder)
-        done = evaluate(config, "base", "demo", folder / QUESTIONS_FILE, folder / "store", folder, shown)
+        done = evaluate(config, "base", "demo", folder / col.QUESTIONS_FILE, folder / "store", folder, shown)
     answers: Answers = {}
     for row in read_results(folder).to_pylist():
         extracted, scores = dict(row["extracted"]), dict(row["scores"])

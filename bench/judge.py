@@ -24,27 +24,15 @@ from typing import Any
 from common import report
 from rich.console import Console
 
-from ual_ray.evaluate.judge import Judged, joint_length_controlled, length_controlled_win_rate
-from ual_ray.evaluate.pairs import Side
-from ual_ray.judging import Judging, judge_pairs
-from ual_ray.progress import Meter, meter
-from ual_ray.records import (
-    BENCHMARK,
-    ID,
-    MESSAGES,
-    MODEL,
-    PREDICTION,
-    REFERENCE,
-    RESULTS,
-    SOURCE,
-    STATUS,
-    STATUS_OK,
-    Message,
-    content_id,
-    write_rows,
-)
-from ual_ray.runtime import ray_cluster
-from ual_ray.settings import load
+from ual_ray import columns as col
+from ual_ray.columns import Message
+from ual_ray.config.load import load
+from ual_ray.judge.pairs import Side
+from ual_ray.judge.stage import Judging, judge_pairs
+from ual_ray.judge.win_rate import Judged, joint_length_controlled, length_controlled_win_rate
+from ual_ray.parquet import write_rows
+from ual_ray.run.cluster import ray_cluster
+from ual_ray.run.progress import Meter, meter
 
 RAW_AIM, CONTROLLED_AIM = 1e-6, 0.1
 
@@ -55,9 +43,9 @@ def read_pairs(path: Path, count: int) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines()[:count]:
         entry = json.loads(line)
         messages = [Message(role="user", content=entry["instruction"])]
-        texts = {PREDICTION: entry["output_candidate"], REFERENCE: entry["output_reference"]}
-        where = {BENCHMARK: "alpaca_eval", SOURCE: entry["dataset"], MODEL: "candidate", STATUS: STATUS_OK}
-        rows.append({ID: content_id(messages), MESSAGES: messages} | texts | where)
+        texts = {col.PREDICTION: entry["output_candidate"], col.REFERENCE: entry["output_reference"]}
+        where = {col.BENCHMARK: "alpaca_eval", col.SOURCE: entry["dataset"], col.MODEL: "candidate", col.STATUS: col.STATUS_OK}
+        rows.append({col.ID: col.content_id(messages), col.MESSAGES: messages} | texts | where)
     return rows
 
 
@@ -77,7 +65,7 @@ def measure_speed(data: Path, count: int, settings: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as place, ray_cluster(config.runtime):
         folder = Path(place)
-        write_rows(rows, RESULTS, folder / "results.parquet")
+        write_rows(rows, col.RESULTS, folder / "results.parquet")
         side = Side(folder / "results.parquet")
         started = time.monotonic()
         result = judge_pairs(config, Judging(side, Side(None), folder, folder / "store", timed, print))

@@ -15,9 +15,9 @@ from typing import Any
 from common import read_rows, report
 
 from ual_ray.config import EngineConfig
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.engines.in_process import VLLMEngine
-from ual_ray.elicit.requests import Completion, Likelihood, LikelihoodResult, turns
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.requests import Completion, Likelihood, LikelihoodResult, turns
+from ual_ray.engines.vllm_engine import VLLMEngine
 
 REPEATS = 3
 

@@ -9,18 +9,18 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from ual_ray import columns as col
 from ual_ray.config import EngineConfig, RuntimeConfig
-from ual_ray.elicit.engines import Engine, EngineSpec
-from ual_ray.elicit.monitor import Limits
-from ual_ray.elicit.pool import Job, map_rows, start_monitor
-from ual_ray.elicit.requests import Completion, CompletionResult, turns
-from ual_ray.progress import meter
-from ual_ray.quiet import make_console
-from ual_ray.records import ERROR, ID, MESSAGES, STATUS, STATUS_OK, STATUS_QUARANTINED
-from ual_ray.runtime import ray_cluster
+from ual_ray.engines import Engine, EngineSpec
+from ual_ray.engines.monitor import Limits
+from ual_ray.engines.pool import Job, map_rows, start_monitor
+from ual_ray.engines.requests import Completion, CompletionResult, turns
+from ual_ray.run.cluster import ray_cluster
+from ual_ray.run.progress import meter
+from ual_ray.run.terminal import make_console
 
 TEXT = "text"
-OUTPUT = pa.schema([(ID, pa.string()), (TEXT, pa.string()), (STATUS, pa.string()), (ERROR, pa.string())])
+OUTPUT = pa.schema([(col.ID, pa.string()), (TEXT, pa.string()), (col.STATUS, pa.string()), (col.ERROR, pa.string())])
 MAX_MODEL_LEN = 2048
 
 
@@ -33,11 +33,11 @@ class Answer:
 
     def __call__(self, rows: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
         """Send all rows at once."""
-        results = engine.run([Completion(turns(row[MESSAGES][:-1]), self._max_tokens) for row in rows])
+        results = engine.run([Completion(turns(row[col.MESSAGES][:-1]), self._max_tokens) for row in rows])
         return [
-            {ID: row[ID], TEXT: result.texts[0], STATUS: STATUS_OK}
+            {col.ID: row[col.ID], TEXT: result.texts[0], col.STATUS: col.STATUS_OK}
             if isinstance(result, CompletionResult)
-            else {ID: row[ID], STATUS: STATUS_QUARANTINED, ERROR: str(result)}
+            else {col.ID: row[col.ID], col.STATUS: col.STATUS_QUARANTINED, col.ERROR: str(result)}
             for row, result in zip(rows, results, strict=True)
         ]
 

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from common import report
 
-from ual_ray.evaluate.metrics import figures
-from ual_ray.records import RESULTS
+from ual_ray import columns as col
+from ual_ray.stats.metrics import figures
 
 MODELS = ("base", "sft", "ual")
 ROWS_PER_GROUP = 1_000
@@ -56,7 +56,7 @@ def rows_of(model: str, start: int, stop: int) -> pa.Table:
                 "status": "ok",
             }
         )
-    return pa.Table.from_pylist(rows, schema=RESULTS)
+    return pa.Table.from_pylist(rows, schema=col.RESULTS)
 
 
 def write_run(root: Path, rows: int) -> None:
@@ -65,7 +65,7 @@ def write_run(root: Path, rows: int) -> None:
     for model in MODELS:
         folder = root / ("base" if model == "base" else f"arms/{model}") / "evaluate" / "key"
         (folder / "results").mkdir(parents=True)
-        with pyarrow.parquet.ParquetWriter(folder / "results" / "results.parquet", RESULTS) as writer:
+        with pyarrow.parquet.ParquetWriter(folder / "results" / "results.parquet", col.RESULTS) as writer:
             for start in range(0, per_model, ROWS_PER_GROUP):
                 writer.write_table(rows_of(model, start, min(start + ROWS_PER_GROUP, per_model)))
         table = pyarrow.parquet.read_table(
@@ -80,7 +80,7 @@ def one(root: Path) -> None:
     """Report on a run in this process; print its seconds and memory as JSON."""
     from rich.console import Console
 
-    from ual_ray.reporting import Results, draw, report_on
+    from ual_ray.report.step import Results, draw, report_on
 
     before = peak()
     started = time.monotonic()

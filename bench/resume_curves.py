@@ -25,8 +25,8 @@ import pyarrow.parquet
 from common import RESULTS, report
 from matplotlib.figure import Figure
 
-from ual_ray.records import ALPHA, ID, MESSAGES, ROWS, SOURCE, SPLIT, TRAIN, UNCERTAINTY, VALIDATION, content_id
-from ual_ray.sources.sample import sample_rows
+from ual_ray import columns as col
+from ual_ray.data.demo import sample_rows
 
 UNDISTURBED = "undisturbed"
 Lines = list[dict[str, float]]
@@ -122,13 +122,18 @@ def write_data(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     chats = [messages for _, messages in sample_rows()][:count]
     rows = [
-        {ID: content_id(chat), SOURCE: "demo", SPLIT: TRAIN if at % 8 else VALIDATION, MESSAGES: chat}
+        {
+            col.ID: col.content_id(chat),
+            col.SOURCE: "demo",
+            col.SPLIT: col.TRAIN if at % 8 else col.VALIDATION,
+            col.MESSAGES: chat,
+        }
         for at, chat in enumerate(chats)
     ]
     (folder / "rows").mkdir(parents=True)
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, ROWS), folder / "rows" / "rows.parquet")
-    training = pa.Table.from_pylist([row for row in rows if row[SPLIT] == TRAIN], ROWS)
-    for name, high in ((UNCERTAINTY, 1.0), (ALPHA, 0.3)):
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, col.ROWS), folder / "rows" / "rows.parquet")
+    training = pa.Table.from_pylist([row for row in rows if row[col.SPLIT] == col.TRAIN], col.ROWS)
+    for name, high in ((col.UNCERTAINTY, 1.0), (col.ALPHA, 0.3)):
         training = training.append_column(name, pa.array(random.uniform(0, high, len(training))))
     pyarrow.parquet.write_table(training, folder / "smoothed.parquet")
 

@@ -25,14 +25,15 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 
+from ual_ray import columns as col
+from ual_ray.columns import digest
 from ual_ray.config import Config, RuntimeConfig, TrainConfig
-from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, UNCERTAINTY, digest
 
 WORDS = "the model reads each row once and says how sure it is of what the answer claims about tides and bread".split()  # noqa: SIM905
 SCHEMA = pa.schema(
     [
-        *((ID, pa.string()), (SPLIT, pa.string()), (MESSAGES, MESSAGES_TYPE)),
-        *((UNCERTAINTY, pa.float64()), (ALPHA, pa.float64())),
+        *((col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE)),
+        *((col.UNCERTAINTY, pa.float64()), (col.ALPHA, pa.float64())),
     ]
 )
 ROWS_PER_GROUP = 50_000
@@ -56,13 +57,19 @@ def make_row(number: int) -> dict[str, Any]:
         {"role": "assistant", "content": reply},
     ]
     uncertainty = (number % 97) / 96
-    return {ID: digest(number), SPLIT: TRAIN, MESSAGES: messages, UNCERTAINTY: uncertainty, ALPHA: 0.2 * uncertainty}
+    return {
+        col.ID: digest(number),
+        col.SPLIT: col.TRAIN,
+        col.MESSAGES: messages,
+        col.UNCERTAINTY: uncertainty,
+        col.ALPHA: 0.2 * uncertainty,
+    }
 
 
 def drive(folder: Path, max_length: int) -> dict[str, float]:
     """Render as the driver of a training run does; return seconds, rates, and the memory of driver and actors in MB."""
-    from ual_ray.runtime import ray_cluster
-    from ual_ray.train.tokens import render
+    from ual_ray.run.cluster import ray_cluster
+    from ual_ray.train.tokenize import render
 
     with ray_cluster(RuntimeConfig()):
         actors = ActorMemory()
@@ -112,7 +119,7 @@ def be_a_rank(tokens: Path, max_length: int) -> dict[str, float]:
     collate([])
     imports = peak()
     started = time.monotonic()
-    store = TokenStore.open(tokens, TRAIN, 4)
+    store = TokenStore.open(tokens, col.TRAIN, 4)
     opened = time.monotonic() - started
     figures = {"open (s)": opened}
     for name, packing in (("plan", False), ("packed", True)):

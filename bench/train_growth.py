@@ -15,7 +15,7 @@ from training import WARM_UP, Work, random_samples, run_ranks
 from transformers import AutoConfig
 
 from ual_ray.config import TrainConfig
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.resolve import resolve_model
 
 
 def main() -> None:

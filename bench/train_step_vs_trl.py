@@ -20,7 +20,7 @@ from alone import peak_bytes, run_alone
 from common import report
 from training import LEARNING_RATE, WARM_UP, Work, add_options, make_config, product_rate, real_samples, run_ranks, settings_of
 
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.resolve import resolve_model
 
 TRL, TRL_CHECKPOINTING, TRANSFORMERS = "TRL", "TRL, gradient checkpointing", "transformers Trainer"
 TRL_SMOOTHED = "TRL with our loss, UAL"

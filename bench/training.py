@@ -21,12 +21,12 @@ from alone import peak_bytes
 from common import read_rows
 
 from ual_ray.config import TrainConfig
-from ual_ray.rendering import load_renderer
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.chat import load_renderer
+from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Plan, Step, collate
 from ual_ray.train.model import build
+from ual_ray.train.optimizer_step import make_optimizer, train_step
 from ual_ray.train.sharding import make_mesh
-from ual_ray.train.step import make_optimizer, train_step
 from ual_ray.train.token_store import Sample
 
 LEARNING_RATE = 1e-5

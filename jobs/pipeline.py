@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/pipeline.py jobs/configs/demo.yaml
 
 import sys
 
-from ual_ray.cli import main
+from ual_ray.cli.app import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from ual_ray.calibrating import calibrate_step
+from ual_ray import columns as col
+from ual_ray.calibrate.step import calibrate_step
 from ual_ray.config import BASE, REFERENCE_ANSWERS, Config
-from ual_ray.elicit.finish import SCORED
-from ual_ray.evaluate.pairs import Side
-from ual_ray.evaluate.questions import QUESTIONS_FILE
-from ual_ray.judging import judge_step
-from ual_ray.records import ALPHA, ID, METRICS_FILE, RESULTS_FOLDER, read_table
+from ual_ray.config.redact import redact_uri, redact_values
+from ual_ray.elicit.step import elicit_step
+from ual_ray.evaluate.lm_eval import engine_options, run_lm_eval
+from ual_ray.evaluate.step import evaluate_step, questions_step
+from ual_ray.judge.pairs import Side
+from ual_ray.judge.stage import side
+from ual_ray.judge.step import judge_step
+from ual_ray.parquet import read_table
 from ual_ray.report.findings import REPORT_FOLDER, Findings
-from ual_ray.reporting import Results, report
-from ual_ray.settings import redact_uri, redact_values
-from ual_ray.smooth.stage import SMOOTHED_FILE
-from ual_ray.sources.prepare import ROWS_FOLDER
-from ual_ray.steps import (
-    LINEAGE_MODEL,
-    STAGE_TAG,
-    Session,
-    below,
-    elicit_step,
-    evaluate_step,
-    questions_step,
-    smooth_step,
-    train_step,
-)
+from ual_ray.report.step import Results, report
+from ual_ray.run.output import CONFIG_FILE, Workspace
+from ual_ray.run.stage_cache import point_to
+from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Session, below
+from ual_ray.smooth.step import smooth_step
+from ual_ray.stats.results import metrics_of
 from ual_ray.tracking import Tracker
-from ual_ray.train.loop import MODEL_FOLDER
+from ual_ray.tracking.watcher import watched
 from ual_ray.train.metrics import read_metrics
-from ual_ray.watch import watched
-from ual_ray.workspace import CONFIG_FILE, Workspace, point_to
+from ual_ray.train.step import train_step
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[str] = frozenset()) -> Findings:
@@ -64,17 +58,17 @@ def do_stages(session: Session, root: Path) -> Results:
 
     elicited = elicit_step(session, below(root / "elicit"), below(root / "elicit" / "store"))
     point_to(root / "elicit", elicited.folder)
-    rows, scored = elicited.folder / ROWS_FOLDER, elicited.folder / SCORED
+    rows, scored = elicited.folder / col.ROWS_FOLDER, elicited.folder / col.SCORED_FOLDER
     results.elicited, results.histograms = elicited.folder, elicited.figures["histograms"]
     models = {BASE: config.model}
     for arm, spec in config.arms.items():
         results.smoothed[arm] = smooth_step(session, arm, spec, scored, below(root / "arms" / arm / "smooth")).folder
     for arm, folder in results.smoothed.items():
-        smoothed = folder / SMOOTHED_FILE
-        results.alphas[arm] = read_table(smoothed, [ID, ALPHA])[ALPHA].to_pylist()
+        smoothed = folder / col.SMOOTHED_FILE
+        results.alphas[arm] = read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist()
         trained = results.trained[arm] = train_step(session, arm, smoothed, rows, below(root / "arms" / arm / "train")).folder
-        results.metrics[arm] = read_metrics(trained / METRICS_FILE)
-        models[arm] = str(trained / MODEL_FOLDER)
+        results.metrics[arm] = read_metrics(trained / col.METRICS_FILE)
+        models[arm] = str(trained / col.MODEL_FOLDER)
     _measure(session, root, rows, models, results)
     return results
 
@@ -87,7 +81,7 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
     if config.engine.kind == "openai":
         engine = config.engine.model_copy(update={"kind": "vllm"})
         local = replace(session, config=config.model_copy(update={"engine": engine}))
-    questions = questions_step(local, rows, below(root / "questions")).folder / QUESTIONS_FILE
+    questions = questions_step(local, rows, below(root / "questions")).folder / col.QUESTIONS_FILE
     for name, model in models.items():
         home = root / BASE if name == BASE else root / "arms" / name
         place = home / "evaluate"
@@ -95,7 +89,7 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
         results.evaluated[name] = folder
         point_to(place, folder)
         if config.evaluate.calibration.enabled:
-            answers = folder / RESULTS_FOLDER
+            answers = folder / col.RESULTS_FOLDER
             place = home / "calibrate"
             results.calibrated[name] = calibrate_step(local, name, model, rows, answers, below(place)).folder
             point_to(place, results.calibrated[name])
@@ -106,10 +100,40 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
 def _judge(session: Session, root: Path, results: Results) -> None:
     """Have every model's open-ended answers compared with those of judge.against."""
     against = session.config.judge.against
-    sides = {name: Side(folder / RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
+    sides = {name: Side(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
     reference = Side(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
-    for name, side in sides.items():
+    for name, answers in sides.items():
         if name != against:
             place = root / "judge" / f"{name}-vs-{against}"
-            results.judged[name] = judge_step(session, side, reference, below(place), below(root / "judge" / "store")).folder
+            results.judged[name] = judge_step(session, answers, reference, below(place), below(root / "judge" / "store")).folder
             point_to(place, results.judged[name])
+
+
+def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *, retry: bool = False) -> None:
+    """Ask the configured model every question, and measure its calibration on the rows where there are any."""
+    config = session.config
+    questions = questions_step(session, rows, below(out / "questions")).folder / col.QUESTIONS_FILE
+    home = out / "evaluate"
+    done = evaluate_step(session, name, config.model, questions, below(home), below(home / "store"), retry=retry)
+    point_to(home, done.folder)
+    if rows is not None and config.evaluate.calibration.enabled:
+        place = out / "calibrate"
+        answers = done.folder / col.RESULTS_FOLDER
+        point_to(place, calibrate_step(session, name, config.model, rows, answers, below(place)).folder)
+
+
+def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path) -> None:
+    """Compare two sets of answers; None = those that the questions came with."""
+    sides = [Side(None) if path is None else side(path, None, out / "answers") for path in (candidate, reference)]
+    done = judge_step(session, sides[0], sides[1], below(out / "judge"), below(out / "judge" / "store"))
+    point_to(out / "judge", done.folder)
+
+
+def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:
+    """Run tasks of lm-evaluation-harness on the configured model; its numbers go to `out`/lm_eval.json and MLflow."""
+    _, figures = run_lm_eval(session.config.model, tasks, out, engine_options(session.config))
+    with session.tracked(f"lm-eval {name}", out / "lm_eval", {STAGE_TAG: "evaluate"}) as run:
+        run.metrics(metrics_of([figure.as_dict() for figure in figures]))
+    for figure in figures:
+        error = "" if figure.standard_error is None else f" +- {figure.standard_error:.4f}"
+        session.say("lm-eval", f"{figure.benchmark} {figure.metric}: {figure.value:.4f}{error} (n = {figure.n})")

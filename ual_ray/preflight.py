@@ -10,16 +10,16 @@ from pathlib import Path
 
 import psutil
 
+from ual_ray import columns as col
 from ual_ray.config import Config, DataConfig, TrainConfig
-from ual_ray.elicit.engines.in_process import adapter_rank
-from ual_ray.elicit.labels import read_labels
+from ual_ray.data.canonical import split_of
+from ual_ray.data.formats import BadRow
+from ual_ray.data.labels import read_labels
+from ual_ray.data.peek import look
 from ual_ray.elicit.prompts import load_prompts
+from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
-from ual_ray.records import content_id
-from ual_ray.sources.formats import BadRow
-from ual_ray.sources.look import look
-from ual_ray.sources.models import check_model, parameter_count
-from ual_ray.sources.prepare import split_of
+from ual_ray.models.resolve import check_model, parameter_count
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -62,7 +62,7 @@ def check_elicitor(config: Config) -> None:
     if elicit.embedding_model is not None:
         check_model(elicit.embedding_model, "elicit.embedding_model")
     if config.engine.kind == "openai":
-        from ual_ray.elicit.engines.endpoint import check_endpoint
+        from ual_ray.engines.openai_engine import check_endpoint
 
         check_endpoint(config.engine, elicit.model)
         return
@@ -86,13 +86,13 @@ def check_benchmarks(config: Config, has_rows: bool) -> None:
 
 def check_judge(config: Config) -> None:
     """Raise UserError for a judge or its prompts that cannot be used."""
-    from ual_ray.evaluate.judge_prompts import load_judge_prompts
+    from ual_ray.judge.prompts import load_judge_prompts
 
     if config.judge.model is None:
         raise UserError("there is no judge", legal="a hub name, a directory or 'demo'", fix="give --judge, or judge.model")
     load_judge_prompts(config.judge.templates)
     if config.engine.kind == "openai":
-        from ual_ray.elicit.engines.endpoint import check_endpoint
+        from ual_ray.engines.openai_engine import check_endpoint
 
         check_endpoint(config.engine, config.judge.model)
         return
@@ -145,7 +145,7 @@ def check_data(data: DataConfig) -> None:
             legal=f"a share of at most data.max_bad_share = {data.max_bad_share}",
             fix="mend the rows, or raise data.max_bad_share to go on without them",
         )
-    found = {split_of(content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
+    found = {split_of(col.content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
     for split, share in data.split_shares().items():
         if share > 0 and split not in found:
             raise UserError(

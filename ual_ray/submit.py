@@ -23,10 +23,11 @@ from rich.console import Console
 
 import ual_ray
 from ual_ray.config import DEMO, Config, DataConfig
+from ual_ray.config.load import dump
+from ual_ray.config.redact import redact
+from ual_ray.data.files import ADDRESS, find_files
 from ual_ray.errors import UserError
-from ual_ray.settings import dump, redact
-from ual_ray.sources.files import ADDRESS, find_files
-from ual_ray.workspace import CONFIG_FILE
+from ual_ray.run.output import CONFIG_FILE
 
 # Raylets that share a machine lay the working directory out anew under a running job: the driver must not stand in it.
 ENTRYPOINT = f'here="$PWD"; cd / && python -m ual_ray run "$here/{CONFIG_FILE}"'

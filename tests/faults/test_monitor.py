@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ual_ray.elicit import monitor as module
-from ual_ray.elicit.monitor import Limits, Monitor
+from ual_ray.engines import monitor as module
+from ual_ray.engines.monitor import Limits, Monitor
 
 HANG = 10.0
 

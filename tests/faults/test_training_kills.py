@@ -161,7 +161,7 @@ class Training:
         with suppress(psutil.NoSuchProcess):
             found = psutil.Process(self._driver.pid).children(recursive=True)
         # Its watcher is to outlive it.
-        self._seen.update(process for process in found if "ual_ray.watch" not in title(process))
+        self._seen.update(process for process in found if "ual_ray.tracking.watcher" not in title(process))
         return found
 
 
@@ -197,7 +197,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Callable[[st
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write rows with alphas and uncertainties, and validation rows."""
-    from ual_ray.records import ALPHA, ROWS, UNCERTAINTY, content_id
+    from ual_ray import columns as col
 
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     (folder / "rows").mkdir()
@@ -209,13 +209,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(48)
     ]
     rows = [
-        {"id": content_id(chat), "source": "test", "split": "validation" if at % 6 == 0 else "train", "messages": chat}  # type: ignore[arg-type]
+        {"id": col.content_id(chat), "source": "test", "split": "validation" if at % 6 == 0 else "train", "messages": chat}  # type: ignore[arg-type]
         for at, chat in enumerate(chats)
     ]
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, ROWS), folder / "rows" / "rows.parquet")
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, col.ROWS), folder / "rows" / "rows.parquet")
     training = [row for row in rows if row["split"] == "train"]
-    table = pa.Table.from_pylist(training, ROWS)
-    for name, high in ((UNCERTAINTY, 1.0), (ALPHA, 0.3)):
+    table = pa.Table.from_pylist(training, col.ROWS)
+    for name, high in ((col.UNCERTAINTY, 1.0), (col.ALPHA, 0.3)):
         table = table.append_column(name, pa.array(random.uniform(0, high, len(training))))
     pyarrow.parquet.write_table(table, folder / "smoothed.parquet")
     return folder

@@ -105,7 +105,7 @@ def one_arm(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
 def local_ray() -> Iterator[None]:
     """Start a local Ray for a module's tests, and stop it."""
     from ual_ray.config import RuntimeConfig
-    from ual_ray.runtime import ray_cluster
+    from ual_ray.run.cluster import ray_cluster
 
     with ray_cluster(RuntimeConfig()):
         yield

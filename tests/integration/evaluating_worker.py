@@ -6,13 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from ual_ray import settings
 from ual_ray.config import RuntimeConfig
+from ual_ray.config import load as settings
 from ual_ray.evaluate.questions import write_questions
 from ual_ray.evaluate.stage import evaluate
-from ual_ray.progress import Meter
-from ual_ray.quiet import make_console
-from ual_ray.runtime import ray_cluster
+from ual_ray.run.cluster import ray_cluster
+from ual_ray.run.progress import Meter
+from ual_ray.run.terminal import make_console
 
 
 def main(tasks: list[dict[str, str]]) -> None:

@@ -16,8 +16,8 @@ from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.export import export
 from ual_ray.train.model import SmoothedCausalLM, build
+from ual_ray.train.optimizer_step import backward, make_optimizer, reduce, train_step
 from ual_ray.train.sharding import make_mesh
-from ual_ray.train.step import backward, make_optimizer, reduce, train_step
 
 CPU = torch.device("cpu")
 

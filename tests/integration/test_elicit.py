@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ual_ray.records import ROWS, content_id, read_table, scored_schema
+from ual_ray import columns as col
+from ual_ray.parquet import read_table
 
 Row = dict[str, Any]
 FAKE = ["engine.kind=fake", "data.test_share=0", "data.validation_share=0", "elicit.retest_share=0"]
@@ -76,10 +77,11 @@ def score(local_ray: None, tiny_model: Path) -> Score:
     from rich.console import Console
 
     from ual_ray.config import TrackingConfig
-    from ual_ray.settings import load
-    from ual_ray.steps import Session, elicit_step
+    from ual_ray.config.load import load
+    from ual_ray.elicit.step import elicit_step
+    from ual_ray.run.stage_cache import point_to
+    from ual_ray.run.step import Session
     from ual_ray.tracking import Tracker
-    from ual_ray.workspace import point_to
 
     def run(data: Path | str, out: Path, *overrides: str) -> Scored:
         models = [f"model={tiny_model}", f"elicit.model={tiny_model}"]
@@ -109,8 +111,8 @@ def first(ual: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_every_row_is_scored_once(first: Scored) -> None:
     rows = first.rows
-    assert read_table(first.folder / "scored").schema.equals(scored_schema(ESTIMATORS))
-    assert read_table(first.folder / "rows").schema.equals(ROWS)
+    assert read_table(first.folder / "scored").schema.equals(col.scored_schema(ESTIMATORS))
+    assert read_table(first.folder / "rows").schema.equals(col.ROWS)
     assert len(rows) == len({row["id"] for row in rows}) == 40 == first.figures["rows"]
     assert all(row["status"] == "ok" and 0 <= row["uncertainty"] <= 1 for row in rows)
     assert {row["given_id"] for row in rows} == {f"q{n}" for n in range(40)}
@@ -179,7 +181,7 @@ def test_a_folder_of_many_kinds_of_files(score: Score, tmp_path: Path) -> None:
     done = score(folder, tmp_path / "out")
     assert done.figures["sources"] == {"packed": 10, "table": 10, "columns": 10}
     expected = [
-        content_id([{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}])
+        col.content_id([{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}])
         for row in rows
     ]
     assert sorted(row["id"] for row in done.rows) == sorted(expected)
@@ -348,8 +350,8 @@ def test_preview_shows_rows_before_anything_runs(ual: Any, tiny_model: Path, tmp
 def test_ensemble_length_residual_and_calibration_need_no_model(
     first: Scored, ual: Any, tiny_model: Path, labels: Path, tmp_path: Path
 ) -> None:
+    from ual_ray.data.labels import read_labels
     from ual_ray.elicit.adjust import calibrate, length_residual, mean_rank
-    from ual_ray.elicit.labels import read_labels
 
     out = first.folder.parent
     before = files_of(out / "store")

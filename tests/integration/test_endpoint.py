@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from ual_ray.config import EndpointConfig, EngineConfig
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.engines.endpoint import EndpointEngine, check_endpoint
-from ual_ray.elicit.requests import Choice, ChoiceResult, Completion, CompletionResult, Overlong, Turns, messages_of
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.openai_engine import EndpointEngine, check_endpoint
+from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Overlong, Turns, messages_of
 from ual_ray.errors import UserError
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.resolve import resolve_model
 
 SERVED_AS = "demo"
 MAX_MODEL_LEN = 512

@@ -15,12 +15,15 @@ import psutil
 import pyarrow.parquet
 import yaml
 
-from ual_ray import settings
-from ual_ray.elicit.engines import EngineSpec, make_engine
+from ual_ray import columns as col
+from ual_ray.benchmarks.registry import make_benchmarks
+from ual_ray.columns import digest
+from ual_ray.config import load as settings
+from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.evaluate.answering import AnswerRows
-from ual_ray.evaluate.benchmarks.registry import make_benchmarks
-from ual_ray.evaluate.stage import engine_of, engine_settings, model_digest, read_figures, read_results
-from ual_ray.records import RESULTS, digest, read_table
+from ual_ray.evaluate.stage import engine_of, engine_settings, model_digest
+from ual_ray.parquet import read_table
+from ual_ray.stats.results import read_figures, read_results
 
 WORKER = Path(__file__).with_name("evaluating_worker.py")
 ROWS, ROWS_PER_BLOCK, ACTORS = 120, 4, 2
@@ -78,7 +81,7 @@ def expected(task: dict[str, str]) -> list[dict[str, Any]]:
     digests = model_digest(config, "m"), digest(engine_settings(config))
     answer = AnswerRows(make_benchmarks(config.evaluate.benchmarks), task["name"], *digests)
     answered = answer(rows, make_engine(EngineSpec(fake, "m")))
-    return [{name: row.get(name) for name in RESULTS.names} for row in answered]
+    return [{name: row.get(name) for name in col.RESULTS.names} for row in answered]
 
 
 def results(task: dict[str, str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ual_ray.rendering import load_renderer
+from ual_ray.models.chat import load_renderer
 from ual_ray.train.batches import Sample
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")

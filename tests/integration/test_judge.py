@@ -16,19 +16,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from ual_ray.records import (
-    BENCHMARK,
-    ID,
-    MESSAGES,
-    MODEL,
-    PREDICTION,
-    RESULTS,
-    STATUS,
-    STATUS_OK,
-    Message,
-    content_id,
-    write_rows,
-)
+from ual_ray import columns as col
+from ual_ray.columns import Message
+from ual_ray.parquet import write_rows
 
 REPOSITORY = Path(__file__).parents[2]
 PAIRS = 40
@@ -37,15 +27,15 @@ Ual = Callable[..., Any]
 
 def result(number: int, model: str) -> dict[str, Any]:
     messages = [Message(role="user", content=f"Question {number}?")]
-    told = {ID: content_id(messages), BENCHMARK: "chat", MESSAGES: messages, STATUS: STATUS_OK}
-    return told | {MODEL: model, PREDICTION: f"{model} {number}"}
+    told = {col.ID: col.content_id(messages), col.BENCHMARK: "chat", col.MESSAGES: messages, col.STATUS: col.STATUS_OK}
+    return told | {col.MODEL: model, col.PREDICTION: f"{model} {number}"}
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """Two models' answers, and a stand-in for a judge that writes down what it is asked."""
     for name in ("one", "two"):
-        write_rows([result(at, name) for at in range(PAIRS)], RESULTS, tmp_path / f"{name}.parquet")
+        write_rows([result(at, name) for at in range(PAIRS)], col.RESULTS, tmp_path / f"{name}.parquet")
     arguments = f"engine.arguments={{seconds_per_run: 1, log: {tmp_path / 'asked'}}}"
     settings = ["engine.kind=fake", "engine.rows_per_block=4", "engine.max_actors=1", "evaluate.resamples=100", arguments]
     return ["judge", str(tmp_path / "one.parquet"), str(tmp_path / "two.parquet"), "--judge", "demo", *settings]

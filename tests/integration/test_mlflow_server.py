@@ -302,7 +302,7 @@ def test_the_watcher_of_a_process_killed_in_the_outage_leaves_its_end_behind(ser
         run = tracker.client.create_run(tracker.experiment_id, run_name="train", tags={"ual_ray.process": "this:1"})
     server.stop()
     task = {"uri": server.uri, "experiment": "watched", "output": str(tmp_path), "holder": "this:1", "runs": [run.info.run_id]}
-    watcher = subprocess.Popen([sys.executable, "-m", "ual_ray.watch"], stdin=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen([sys.executable, "-m", "ual_ray.tracking.watcher"], stdin=subprocess.PIPE, text=True)
     assert watcher.stdin is not None
     try:
         watcher.stdin.write(json.dumps(task) + "\n")

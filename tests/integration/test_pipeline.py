@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ual_ray import columns as col
+
 
 @pytest.fixture(scope="module")
 def finished(ual: Any, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -44,19 +46,19 @@ def test_it_prints_every_stage_and_the_table(finished: tuple[Path, str]) -> None
 
 
 def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Path, str]) -> None:
-    from ual_ray.records import ALPHA, QUESTIONS, RESULTS, ROWS, TOKEN_STATISTICS, read_table, scored_schema
+    from ual_ray.parquet import read_table
 
     output, _ = finished
-    assert read_table(next(output.glob("elicit/*/rows"))).schema.equals(ROWS)
+    assert read_table(next(output.glob("elicit/*/rows"))).schema.equals(col.ROWS)
     scored = read_table(next(output.glob("elicit/*/scored")))
-    assert scored.schema.equals(scored_schema(("verbalized", "p_true", "nll")))
+    assert scored.schema.equals(col.scored_schema(("verbalized", "p_true", "nll")))
     assert len(set(scored["id"].to_pylist())) == len(scored) > 0
     for arm in ("sft", "ual"):
-        alphas = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))[ALPHA].to_pylist()
+        alphas = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))[col.ALPHA].to_pylist()
         assert sum(alphas) / len(alphas) == pytest.approx({"sft": 0.0, "ual": 0.1}[arm])
-    assert read_table(next(output.glob("questions/*/questions.parquet"))).schema.equals(QUESTIONS)
-    assert read_table(next(output.glob("base/evaluate/*/results"))).schema.equals(RESULTS)
-    assert read_table(next(output.glob("base/calibrate/*/tokens.parquet"))).schema.equals(TOKEN_STATISTICS)
+    assert read_table(next(output.glob("questions/*/questions.parquet"))).schema.equals(col.QUESTIONS)
+    assert read_table(next(output.glob("base/evaluate/*/results"))).schema.equals(col.RESULTS)
+    assert read_table(next(output.glob("base/calibrate/*/tokens.parquet"))).schema.equals(col.TOKEN_STATISTICS)
 
 
 def test_the_arms_start_equal_and_differ_in_their_smoothing(finished: tuple[Path, str]) -> None:

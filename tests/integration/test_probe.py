@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ual_ray.calibrating import calibrate_step, metrics
+from ual_ray import columns as col
+from ual_ray.calibrate.step import calibrate_step, metrics
 from ual_ray.config import Config
-from ual_ray.records import RESULTS, ROWS, content_id, read_table, write_rows
-from ual_ray.steps import Session
+from ual_ray.parquet import read_table, write_rows
+from ual_ray.run.step import Session
 from ual_ray.tracking import Tracker
 
 QUESTIONS = [("What is 2 + 3?", "2 + 3 = 5\n#### 5"), ("Name a colour.", "Blue."), ("Say hello.", "Hello! How can I help you?")]
@@ -28,8 +29,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         asked, reply = QUESTIONS[number % 3]
         messages = [{"role": "user", "content": f"{asked} ({number})"}, {"role": "assistant", "content": reply}]
         split = "test" if number % 2 else "validation"
-        found.append({"id": content_id(messages), "source": "s", "split": split, "messages": messages})
-    write_rows(found, ROWS, folder / "rows.parquet")
+        found.append({"id": col.content_id(messages), "source": "s", "split": split, "messages": messages})
+    write_rows(found, col.ROWS, folder / "rows.parquet")
     return folder
 
 
@@ -45,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for number in (1, 2)
     ]
-    write_rows(found, RESULTS, folder / "results.parquet")
+    write_rows(found, col.RESULTS, folder / "results.parquet")
     return folder
 
 

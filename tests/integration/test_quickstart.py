@@ -21,7 +21,7 @@ def quickstart(ual: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def test_scores_come_from_the_model(quickstart: tuple[Path, str]) -> None:
-    from ual_ray.records import read_table
+    from ual_ray.parquet import read_table
 
     output, _ = quickstart
     scored = read_table(next(output.glob("elicit/*/scored"))).to_pylist()
@@ -54,7 +54,7 @@ def test_the_trained_model_answers_through_transformers(quickstart: tuple[Path, 
 
 
 def test_the_trained_model_answered_through_vllm(quickstart: tuple[Path, str]) -> None:
-    from ual_ray.records import read_table
+    from ual_ray.parquet import read_table
 
     output, _ = quickstart
     rows = read_table(next(output.glob("arms/ual/evaluate/*/results"))).to_pylist()

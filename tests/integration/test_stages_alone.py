@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ual_ray.evaluate.stage import read_figures, read_results
-from ual_ray.records import read_table
+from ual_ray.parquet import read_table
+from ual_ray.stats.results import read_figures, read_results
 
 
 def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -12,27 +12,33 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, UNCERTAINTY, VALIDATION
-from ual_ray.train import tokens
+from ual_ray.train import tokenize as tokens
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
+from ual_ray.train.tokenize import DROPPED_FILE, TOKENS_FOLDER, render
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 SMOOTHED = pa.schema(
     [
-        *((ID, pa.string()), (SPLIT, pa.string()), (MESSAGES, MESSAGES_TYPE)),
-        *((UNCERTAINTY, pa.float64()), (ALPHA, pa.float64())),
+        *((col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE)),
+        *((col.UNCERTAINTY, pa.float64()), (col.ALPHA, pa.float64())),
     ]
 )
-ROWS = pa.schema([SMOOTHED.field(name) for name in (ID, SPLIT, MESSAGES)])
+ROWS = pa.schema([SMOOTHED.field(name) for name in (col.ID, col.SPLIT, col.MESSAGES)])
 
 
 def row(number: int, reply: str, **values: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"Name colour {number}."}, {"role": "assistant", "content": reply}]
-    return {ID: f"{number:04d}", SPLIT: TRAIN, MESSAGES: messages, UNCERTAINTY: number / 1000, ALPHA: number / 2000} | values
+    return {
+        col.ID: f"{number:04d}",
+        col.SPLIT: col.TRAIN,
+        col.MESSAGES: messages,
+        col.UNCERTAINTY: number / 1000,
+        col.ALPHA: number / 2000,
+    } | values
 
 
 def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, rows_per_group: int = 1000) -> Path:
@@ -49,18 +55,18 @@ def config(tiny_model: Path) -> Config:
 
 @pytest.fixture
 def smoothed(tmp_path: Path) -> Path:
-    bad = row(3, "x", **{MESSAGES: [{"role": "user", "content": "Name a colour."}]})
+    bad = row(3, "x", **{col.MESSAGES: [{"role": "user", "content": "Name a colour."}]})
     late = row(
-        4, "Blue.", **{MESSAGES: [{"role": "user", "content": "colour " * 99}, {"role": "assistant", "content": "Blue."}]}
+        4, "Blue.", **{col.MESSAGES: [{"role": "user", "content": "colour " * 99}, {"role": "assistant", "content": "Blue."}]}
     )
     return write(tmp_path / "smoothed.parquet", [row(1, "Blue."), row(2, "Green. " * 99), bad, late], SMOOTHED)
 
 
 def test_what_loses_every_label_is_dropped_and_counted(config: Config, smoothed: Path, tmp_path: Path) -> None:
-    held_out = [row(5, "Red.", **{SPLIT: VALIDATION}), row(6, "Red."), row(7, "Red.", **{SPLIT: "test"})]
+    held_out = [row(5, "Red.", **{col.SPLIT: col.VALIDATION}), row(6, "Red."), row(7, "Red.", **{col.SPLIT: "test"})]
     rows = write(tmp_path / "rows" / "0.parquet", held_out, ROWS).parent
     counts = render(config, smoothed, rows, tmp_path)
-    train, validation = (TokenStore.open(tmp_path / TOKENS_FOLDER, split, 2) for split in (TRAIN, VALIDATION))
+    train, validation = (TokenStore.open(tmp_path / TOKENS_FOLDER, split, 2) for split in (col.TRAIN, col.VALIDATION))
     assert counts == {
         "train_rows": 2,
         "validation_rows": 1,
@@ -91,8 +97,8 @@ def test_a_row_the_template_refuses_is_dropped_with_what_it_said(
     model = tmp_path / "mistral"
     chat_tokenizer("mistral").save_pretrained(model)
     (model / "config.json").write_text((tiny_model / "config.json").read_text())
-    system = [{"role": "system", "content": "Be brief."}, *row(8, "Blue.")[MESSAGES]]
-    path = write(tmp_path / "s.parquet", [row(8, "", **{MESSAGES: system}), row(9, "Blue.")], SMOOTHED)
+    system = [{"role": "system", "content": "Be brief."}, *row(8, "Blue.")[col.MESSAGES]]
+    path = write(tmp_path / "s.parquet", [row(8, "", **{col.MESSAGES: system}), row(9, "Blue.")], SMOOTHED)
     for weights in tiny_model.glob("*.safetensors"):
         (model / weights.name).symlink_to(weights)
     counts = render(Config(model=str(model)), path, None, tmp_path)
@@ -107,11 +113,11 @@ def test_the_store_is_the_same_whatever_the_blocks(config: Config, tmp_path: Pat
         monkeypatch.setattr(tokens, "SMALLEST_BLOCK", block)
         path = write(tmp_path / name / "smoothed.parquet", shuffled, SMOOTHED, rows_per_group=50)
         render(config, path, None, tmp_path / name)
-        stores.append(TokenStore.open(tmp_path / name / TOKENS_FOLDER, TRAIN, 4))
+        stores.append(TokenStore.open(tmp_path / name / TOKENS_FOLDER, col.TRAIN, 4))
     one, many = stores
     files = {name: len(list((tmp_path / name / TOKENS_FOLDER).glob("*.arrow"))) for name in ("one", "many")}
     assert files["one"] == 1 and files["many"] > 10
-    assert list(one.ids) == list(many.ids) == [row[ID] for row in rows]
+    assert list(one.ids) == list(many.ids) == [row[col.ID] for row in rows]
     assert (one.lengths == many.lengths).all() and (one.target_tokens == many.target_tokens).all()
     for ours, theirs in zip(one, many, strict=True):
         assert np.array_equal(ours.input_ids, theirs.input_ids) and np.array_equal(ours.labels, theirs.labels)
@@ -131,7 +137,7 @@ def test_nothing_is_rendered_twice_unless_what_it_is_made_from_changes(
     assert json.loads((tmp_path / TOKENS_FOLDER / "rendered.json").read_text())["counts"]["train_rows"] == 2
 
 
-@pytest.mark.parametrize("change", [{MESSAGES: [{"role": "user", "content": "Name."}]}, {SPLIT: "test"}])
+@pytest.mark.parametrize("change", [{col.MESSAGES: [{"role": "user", "content": "Name."}]}, {col.SPLIT: "test"}])
 def test_no_training_row_is_an_error_that_says_what_to_do(change: dict[str, Any], config: Config, tmp_path: Path) -> None:
     path = write(tmp_path / "s.parquet", [row(2, "Blue.", **change)], SMOOTHED)
     with pytest.raises(UserError, match="(?s)no training row is left.*dropped.*train.max_length"):

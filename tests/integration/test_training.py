@@ -50,7 +50,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Write random rendered rows with alphas, and with uncertainties but for every fifth row."""
     from transformers import AutoConfig
 
-    from ual_ray.records import TOKENS
+    from ual_ray import columns as col
 
     size = AutoConfig.from_pretrained(tiny_model).vocab_size
     random = np.random.default_rng(0)
@@ -70,8 +70,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
             }
         )
     folder = tmp_path_factory.mktemp("tokens")
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, TOKENS) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, TOKENS))
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, col.TOKENS))
     return folder
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from ual_ray.columns import Message
 from ual_ray.config import EngineConfig
-from ual_ray.elicit.choice_tree import make_tree
-from ual_ray.elicit.engines import Engine, EngineSpec, make_engine
-from ual_ray.elicit.engines.likelihood import SCORED_FROM
 from ual_ray.elicit.prompts import load_prompts
-from ual_ray.elicit.requests import (
+from ual_ray.engines import Engine, EngineSpec, make_engine
+from ual_ray.engines.choice_tree import make_tree
+from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
     Completion,
@@ -24,10 +24,10 @@ from ual_ray.elicit.requests import (
     Overlong,
     messages_of,
 )
-from ual_ray.elicit.requests import turns as frozen
-from ual_ray.records import Message
-from ual_ray.rendering import IGNORE_INDEX
-from ual_ray.sources.models import resolve_model
+from ual_ray.engines.requests import turns as frozen
+from ual_ray.engines.vllm_likelihood import SCORED_FROM
+from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.models.resolve import resolve_model
 
 PAIR = [
     Message(role="user", content="What is the capital of France?"),
@@ -63,7 +63,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def renderer() -> Any:
     """Get the demo model's renderer."""
-    from ual_ray.rendering import load_renderer
+    from ual_ray.models.chat import load_renderer
 
     return load_renderer(resolve_model("demo"))
 

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ual_ray.settings import load
+from ual_ray.config.load import load
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ual_ray.settings import dump, load
+from ual_ray.config.load import dump, load
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -13,46 +13,54 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ual_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"ray", "vllm", "mlflow", "torch", "transformers"}
-STAGES = ("sources", "elicit", "smooth", "train", "evaluate", "report")
-PURE = [
-    "config.py",
-    "settings.py",
-    "errors.py",
-    "records.py",
-    "rendering.py",
-    "smooth/maps.py",
-    "elicit/requests.py",
-    "elicit/prompts.py",
-    "elicit/estimators.py",
-    "elicit/scoring.py",
-    "elicit/grouping.py",
-    "elicit/choice_tree.py",
-    "elicit/adjust.py",
-    "elicit/quality.py",
-    "elicit/labels.py",
-    "elicit/finish.py",
-    "elicit/engines/__init__.py",
-    "sources/formats.py",
-    "sources/claims.py",
-    "sources/piece.py",
-    "sources/prepare.py",
-    "report/inspection.py",
-    "train/loss.py",
-    "train/packing.py",
-    "train/metrics.py",
-    "train/progress.py",
-    "train/memory.py",
-    "templates.py",
-    "environment.py",
-    "promote.py",
-    *(f"evaluate/{name}.py" for name in ("metrics", "statistics", "calibration", "clustering", "benchmark", "answering")),
-    *(f"evaluate/{name}.py" for name in ("judge", "judge_prompts", "judging", "pairs", "verdicts", "alpaca_eval")),
-    *(
-        f"report/{name}.py"
-        for name in ("comparison", "findings", "table", "plots", "charts", "caveats", "examples", "story", "story_html")
-    ),
-    *sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("evaluate/benchmarks/*.py")),
-]
+# The house from the ground up. A room imports rooms of lower floors only, so rooms of one floor do not know each other:
+# no stage imports another stage, the report, tracking's callers or the command line; there is no circle of rooms.
+FLOORS = (
+    ("errors", "formatting"),
+    ("config",),
+    ("columns",),
+    ("parquet", "stats"),
+    ("data", "models", "plots", "tracking"),
+    ("run",),
+    ("engines",),
+    ("benchmarks",),
+    ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
+    ("integrations", "pipeline", "preflight", "submit"),
+    ("cli",),
+    ("__main__",),
+)
+STAGES = ("elicit", "smooth", "train", "evaluate", "judge", "calibrate")
+MOST_ROOT_MODULES = 9
+# Folders and files of pure maths and plain data: they neither import nor load Ray, vLLM or MLflow.
+PURE = sorted(
+    str(path.relative_to(PACKAGE))
+    for pattern in (
+        *(
+            "errors.py",
+            "formatting.py",
+            "columns.py",
+            "parquet.py",
+            "config/*.py",
+            "stats/*.py",
+            "plots/*.py",
+            "benchmarks/*.py",
+        ),
+        *("models/chat.py", "models/truncate.py"),
+        *(f"data/{name}.py" for name in ("answers", "labels", "formats", "dedup", "shard", "canonical")),
+        *(f"engines/{name}.py" for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files")),
+        *(f"elicit/{name}.py" for name in ("prompts", "estimators", "scoring", "grouping", "adjust", "assemble")),
+        *("smooth/maps.py", "evaluate/answering.py"),
+        *(f"train/{name}.py" for name in ("loss", "packing", "metrics", "progress", "schedule", "estimate/memory")),
+        *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
+        *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
+        *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
+        *(
+            f"report/{name}.py"
+            for name in ("comparison", "findings", "table", "plots", "caveats", "examples", "page_data", "page")
+        ),
+    )
+    for path in (sorted(PACKAGE.glob(pattern)) or [PACKAGE / pattern])
+)
 
 
 def name_of(path: Path) -> str:
@@ -147,8 +155,8 @@ def test_the_reader_follows_relative_imports() -> None:
 
 
 def test_the_reader_follows_the_packages_own_modules() -> None:
-    assert {"ual_ray.records", "pyarrow", "hashlib"} <= loaded_with("ual_ray.elicit.prompts")
-    assert "ray" in loaded_with("ual_ray.runtime")
+    assert {"ual_ray.columns", "pyarrow", "hashlib"} <= loaded_with("ual_ray.elicit.prompts")
+    assert "ray" in loaded_with("ual_ray.run.cluster")
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -164,31 +172,96 @@ def test_pure_modules_do_not_load_them_through_others(path: str) -> None:
     assert packages(iter(loaded_with(name_of(PACKAGE / path)))) & {"ray", "vllm", "mlflow"} == set()
 
 
-def test_only_runtime_starts_ray() -> None:
-    starters = [path.name for path in FILES if any(call.endswith("ray.init") for call in calls(parsed(path)))]
-    assert starters == ["runtime.py"]
+def test_only_the_cluster_module_starts_ray() -> None:
+    starters = [
+        path.relative_to(PACKAGE).as_posix() for path in FILES if any(c.endswith("ray.init") for c in calls(parsed(path)))
+    ]
+    assert starters == ["run/cluster.py"]
     renamed = [path.name for path in FILES if "ray.init" in set(imports(parsed(path)))]
     assert renamed == []
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    importers = {path.relative_to(PACKAGE).parts[0] for path in FILES if "mlflow" in packages(imports(parsed(path)))}
+    importers = {room_of(path) for path in FILES if "mlflow" in packages(imports(parsed(path)))}
     assert importers == {"tracking"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.relative_to(PACKAGE).parts[0] in STAGES], ids=name_of)
-def test_no_stage_imports_another_stage(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0]
-    others = {f"ual_ray.{stage}.stage" for stage in STAGES if stage != own}
-    assert set(imports(parsed(path), name_of(path))) & others == set()
+def room_of(path: Path) -> str:
+    """Name the room of a file: its folder below the package, or the module itself."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """List the package's own modules that a file imports, anywhere in it, for types too."""
+    known = {name_of(file) for file in FILES}
+    return {name for name in imports(parsed(path), name_of(path)) if name in known and name != "ual_ray"}
+
+
+def forbidden(path: Path, modules: set[str]) -> list[str]:
+    """List the modules that a file may not import: those of other rooms on its own floor, or above."""
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    own = room_of(path)
+    rooms = {module: module.split(".")[1] for module in modules}
+    return sorted(module for module, room in rooms.items() if room != own and floor[room] >= floor[own])
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in FILES} - {"__init__"} == {room for rooms in FLOORS for room in rooms}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "__init__"], ids=name_of)
+def test_rooms_import_lower_floors_only(path: Path) -> None:
+    assert forbidden(path, imported(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [
+        ("elicit/stage.py", "ual_ray.train.loss"),
+        ("train/step.py", "ual_ray.report.step"),
+        ("judge/stage.py", "ual_ray.cli.app"),
+        ("plots/scores.py", "ual_ray.smooth.maps"),
+        ("tracking/run.py", "ual_ray.evaluate.stage"),
+        ("stats/bootstrap.py", "ual_ray.run.step"),
+    ],
+)
+def test_a_broken_rule_is_found(file: str, module: str) -> None:
+    assert forbidden(PACKAGE / file, {module}) == [module]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in STAGES], ids=name_of)
+def test_stages_do_not_import_tracking(path: Path) -> None:
+    assert {module for module in imported(path) if module.startswith("ual_ray.tracking")} == set()
+
+
+def test_no_circle_of_files() -> None:
+    graph = {name_of(path): imported(path) - {name_of(path)} for path in FILES}
+    assert circle_in(graph) is None
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == ["a", "b", "c", "a"]
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    """Return a circle of imports as a path that ends where it starts; None when there is none."""
+    finished: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str] | None:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in finished:
+            return None
+        found = next(filter(None, (walk(other, [*path, name]) for other in sorted(graph[name]))), None)
+        finished.add(name)
+        return found
+
+    return next(filter(None, (walk(name, []) for name in graph)), None)
+
+
+def test_the_root_is_small_and_every_stage_has_its_parts() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_ROOT_MODULES
+    assert [
+        f"{stage}/{part}" for stage in STAGES for part in ("stage.py", "step.py") if not (PACKAGE / stage / part).is_file()
+    ] == []
 
 
 def test_the_command_line_is_light() -> None:
-    assert packages(iter(loaded_with("ual_ray.cli"))) & HEAVY == set()
-
-
-def test_the_bottom_knows_nothing_above_it() -> None:
-    known = {"errors.py": (), "config.py": (), "records.py": ("ual_ray.config",)}
-    for path, below in known.items():
-        own = [name for name in imports(parsed(PACKAGE / path)) if name.startswith("ual_ray")]
-        assert [name for name in own if not name.startswith(below)] == [], path
+    assert packages(iter(loaded_with("ual_ray.cli.app"))) & HEAVY == set()

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ual_ray import preflight
 from ual_ray.config import Config, DataConfig, TrainConfig
+from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.preflight import (
     check,
@@ -25,7 +26,6 @@ from ual_ray.preflight import (
     check_train,
     check_validated,
 )
-from ual_ray.settings import load
 
 ALL = {"elicit", "train", "evaluate"}
 
@@ -83,7 +83,7 @@ def test_gpus_and_stages_that_are_not_run_are_not_judged(large: Config) -> None:
 
 
 def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:
-    from ual_ray.sources.models import parameter_count
+    from ual_ray.models.resolve import parameter_count
 
     (tmp_path / "config.json").write_text("{}")
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
@@ -175,7 +175,7 @@ def test_what_the_elicitor_needs_has_to_be_there(option: str, text: str, says: s
 
 def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, str]] = []
-    monkeypatch.setattr("ual_ray.elicit.engines.endpoint.check_endpoint", lambda engine, model: asked.append((engine, model)))
+    monkeypatch.setattr("ual_ray.engines.openai_engine.check_endpoint", lambda engine, model: asked.append((engine, model)))
     config = load(None, ["engine.kind=openai", "elicit.estimators=[verbalized]", "elicit.model=/served/by/that/name"])
     check_elicitor(config)
     assert asked == [(config.engine, "/served/by/that/name")]

@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ual_ray.records import ALPHA, ID, MESSAGES, MESSAGES_TYPE, SPLIT, TRAIN, content_id
-from ual_ray.settings import load
-from ual_ray.train.dry_run import DryRun, dry_run
-from ual_ray.train.memory import Memory
+from ual_ray import columns as col
+from ual_ray.config.load import load
+from ual_ray.train.estimate.dry_run import DryRun, dry_run
+from ual_ray.train.estimate.memory import Memory
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-SMOOTHED = pa.schema([(ID, pa.string()), (SPLIT, pa.string()), (MESSAGES, MESSAGES_TYPE), (ALPHA, pa.float64())])
+SMOOTHED = pa.schema(
+    [(col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE), (col.ALPHA, pa.float64())]
+)
 
 # As their makers publish them.
 MODELS: dict[str, dict[str, Any]] = {
@@ -63,7 +65,7 @@ def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [{"role": "user", "content": f"Say blue {n} times."}, {"role": "assistant", "content": "blue " * (1 + 7 * n % 600)}]
         for n in range(400)
     ]
-    rows = [{ID: content_id(chat), SPLIT: TRAIN, MESSAGES: chat, ALPHA: 0.1} for chat in chats]
+    rows = [{col.ID: col.content_id(chat), col.SPLIT: col.TRAIN, col.MESSAGES: chat, col.ALPHA: 0.1} for chat in chats]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows, SMOOTHED), path)
     return path
 

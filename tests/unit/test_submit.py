@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.settings import load
 from ual_ray.submit import ENTRYPOINT, LARGEST_UPLOAD_MB, entrypoint, pack
 
 

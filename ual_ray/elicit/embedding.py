@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.resolve import resolve_model
 
 LONGEST_TEXT = 512  # tokens
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, final_answer, group
+from ual_ray.data.answers import final_answer
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
 from ual_ray.elicit.prompts import FIRST, SECOND, Prompts, load_prompts
-from ual_ray.elicit.requests import (
+from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
     Completion,
@@ -28,7 +30,6 @@ from ual_ray.elicit.requests import (
     Turns,
     turns,
 )
-from ual_ray.records import Messages
 
 
 @dataclass(frozen=True)
@@ -331,3 +332,12 @@ def _response_nll(results: Sequence[Result]) -> tuple[float, int] | None:
 def _clip(value: float) -> float:
     """Keep rounding from leaving [0, 1]."""
     return min(1.0, max(0.0, value))
+
+
+def requests_of(estimators: Mapping[str, Estimator], messages: Messages) -> dict[Request, list[str]]:
+    """List the different requests about a row, with the estimators that share each."""
+    shared: dict[Request, list[str]] = {}
+    for name, estimator in estimators.items():
+        for request in estimator.requests(messages):
+            shared.setdefault(request, []).append(name)
+    return shared

@@ -9,15 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
-from ual_ray.evaluate.benchmarks.gsm8k import extract_flexible, extract_strict
-
-ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
-BOXED = "\\boxed{"
-# Numbers beyond are compared as they are written: written out, 1e999999 would be a megabyte.
-LARGEST_EXPONENT = 27
+from ual_ray.data.answers import _last_number, final_answer
 
 
 class Grouping(Protocol):
@@ -74,42 +68,3 @@ def group(keys: Sequence[Any], same: Callable[[Any, Any], bool]) -> list[int]:
             founders.append(key)
         numbers.append(number)
     return numbers
-
-
-def final_answer(text: str) -> str | None:
-    r"""Extract a marked final answer, normalised: '#### n', '\boxed{...}', 'The answer is: ...'; None where none is marked."""
-    if (number := extract_strict(text)) is not None:
-        return normalise(number)
-    if (boxed := _last_boxed(text)) is not None:
-        return normalise(boxed) or None
-    found = ANSWER_IS.findall(text)
-    return normalise(found[-1]) or None if found else None
-
-
-def normalise(answer: str) -> str:
-    """Write an answer so that equal ones are equal strings: no blanks, dollars, thousands commas, final stop; 72.0 is 72."""
-    text = re.sub(r"[\s$]", "", answer).replace(",", "").rstrip(".").lower()
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return text
-    if not number.is_finite() or abs(number.adjusted()) > LARGEST_EXPONENT:
-        return text
-    return f"{number.normalize():f}" if number else "0"
-
-
-def _last_number(text: str) -> str | None:
-    number = extract_flexible(text)
-    return None if number is None else normalise(number)
-
-
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind(BOXED)
-    if start < 0:
-        return None
-    depth = 1
-    for end in range(start + len(BOXED), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start + len(BOXED) : end]
-    return None

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 
-from ual_ray.elicit.requests import Turns
-from ual_ray.records import Message, Messages, digest
-from ual_ray.templates import load_templates
+from ual_ray.columns import Message, Messages, digest
+from ual_ray.engines.prompt_files import load_templates
+from ual_ray.engines.requests import Turns
 
 FIRST, SECOND = "A", "B"
 PLACEHOLDERS = {

@@ -9,36 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ual_ray import columns as col
+from ual_ray.columns import Messages
 from ual_ray.config import ENSEMBLE, ElicitConfig
-from ual_ray.elicit.engines import Engine
 from ual_ray.elicit.estimators import MISSING, Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
-from ual_ray.elicit.requests import Failure, Overlong, Request, Result
-from ual_ray.records import (
-    CALLS,
-    ELICITOR,
-    ERROR,
-    GENERATED_TOKENS,
-    ID,
-    MESSAGES,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    RESPONSE_LENGTH,
-    STATUS,
-    STATUS_OK,
-    STATUS_QUARANTINED,
-    TRUNCATED,
-    Message,
-    Messages,
-    raw_column,
-    retest_column,
-    uncertainty_column,
-)
+from ual_ray.engines import Engine, run_once
+from ual_ray.engines.requests import Failure, Overlong, Request, Result
+from ual_ray.models.truncate import MOST_CUTS, shorten
 
 Row = dict[str, Any]
 
-# Truncation guesses how much to cut from the length in characters, and closes in slowly where the prompt's own words weigh.
-MOST_CUTS = 20
 # A retest asks with seeds that no retry of the first test has used.
 RETEST_ATTEMPT = 1000
 
@@ -80,8 +61,8 @@ class ScoreRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
-        measured = self._measure([row[MESSAGES] for row in rows], engine)
-        again = [index for index, row in enumerate(rows) if position(row[ID]) < self._config.retest_share]
+        measured = self._measure([row[col.MESSAGES] for row in rows], engine)
+        again = [index for index, row in enumerate(rows) if position(row[col.ID]) < self._config.retest_share]
         # In another order and company: what is measured is the noise of the score, not the engine's memory.
         retested = self._measure([measured[index].messages for index in reversed(again)], engine, RETEST_ATTEMPT)
         second = dict(zip(reversed(again), retested, strict=True))
@@ -137,23 +118,23 @@ class ScoreRows:
     def _columns(self, row: Row, measurement: Measurement, second: Measurement | None, prompts: str) -> Row:
         columns: Row = {}
         for name, estimate in measurement.estimates.items():
-            columns[uncertainty_column(name)] = estimate.uncertainty
-            columns[raw_column(name)] = estimate.raw
-            columns[retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
+            columns[col.uncertainty_column(name)] = estimate.uncertainty
+            columns[col.raw_column(name)] = estimate.raw
+            columns[col.retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
         missing = [name for name in self._needed if measurement.estimates[name].uncertainty is None]
         failures = {failure.reason for name in measurement.asked for failure in measurement.failures(name)}
         unread = unparsable(missing) if missing and not failures else None
         paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
-            RESPONSE_LENGTH: len(row[MESSAGES][-1]["content"]),
-            TRUNCATED: measurement.truncated,
-            STATUS: STATUS_QUARANTINED if missing else STATUS_OK,
-            ERROR: "; ".join(sorted(failures)) or unread,
-            ELICITOR: self._config.model,
-            PROMPT_HASH: prompts,
-            PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
-            GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
-            CALLS: sum(result.calls for result in paid),
+            col.RESPONSE_LENGTH: len(row[col.MESSAGES][-1]["content"]),
+            col.TRUNCATED: measurement.truncated,
+            col.STATUS: col.STATUS_QUARANTINED if missing else col.STATUS_OK,
+            col.ERROR: "; ".join(sorted(failures)) or unread,
+            col.ELICITOR: self._config.model,
+            col.PROMPT_HASH: prompts,
+            col.PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
+            col.GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
+            col.CALLS: sum(result.calls for result in paid),
         }
 
 
@@ -165,29 +146,6 @@ def needed(config: ElicitConfig) -> tuple[str, ...]:
 def unparsable(names: Iterable[str]) -> str:
     """Say that no reply for these estimators could be read."""
     return f"unparsable: no usable reply for {', '.join(names)}"
-
-
-def run_once(engine: Engine, requests: Iterable[Request]) -> dict[Request, Result]:
-    """Send each different request once; the engine's answers must be as many as the requests."""
-    unique = list(dict.fromkeys(requests))
-    results = engine.run(unique) if unique else []
-    assert len(results) == len(unique), f"the engine answered {len(results)} of {len(unique)} requests"
-    return dict(zip(unique, results, strict=True))
-
-
-def shorten(messages: Messages, tokens: int | None, limit: int | None) -> list[Message]:
-    """Cut the end of the longest message so that about `limit` of `tokens` tokens are left; a quarter where not known."""
-    lengths = [len(message["content"]) for message in messages]
-    # A little less than what fits: characters are not tokens, and the prompt's own words stay.
-    kept = 0.95 * limit / tokens if tokens and limit else 0.75
-    longest = max(range(len(messages)), key=lengths.__getitem__)
-    excess = min(lengths[longest] - 1, int((1 - kept) * sum(lengths)) + 8)
-    return [
-        Message(
-            role=message["role"], content=message["content"][: lengths[at] - excess] if at == longest else message["content"]
-        )
-        for at, message in enumerate(messages)
-    ]
 
 
 def position(identity: str) -> float:

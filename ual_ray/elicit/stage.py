@@ -12,19 +12,19 @@ from typing import Any
 import pyarrow.compute
 import ray
 
+from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.finish import SCORED, Finish
-from ual_ray.elicit.monitor import Limits
-from ual_ray.elicit.pool import Job, map_rows, on_this_node, start_monitor
+from ual_ray.data.canonical import QUARANTINE_FOLDER, Plan
+from ual_ray.data.dedup import Claims
+from ual_ray.data.peek import Look
+from ual_ray.data.ray_source import read_rows
+from ual_ray.elicit.assemble import Finish
 from ual_ray.elicit.scoring import ScoreRows, needed
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.monitor import Limits
+from ual_ray.engines.pool import Job, map_rows, on_this_node, start_monitor
 from ual_ray.errors import UserError
-from ual_ray.progress import Meter
-from ual_ray.records import SPLITS, measured_schema, uncertainty_column
-from ual_ray.sources.claims import Claims
-from ual_ray.sources.look import Look
-from ual_ray.sources.prepare import QUARANTINE_FOLDER, ROWS_FOLDER, Plan
-from ual_ray.sources.stream import read_rows
+from ual_ray.run.progress import Meter
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -37,18 +37,18 @@ def elicit(config: Config, seen: Look, folder: Path, store: Path, meter: Meter) 
     or without a score; what was done is kept.
     """
     settings = config.elicit
-    for place in (folder / ROWS_FOLDER, folder / QUARANTINE_FOLDER, store / FAILED):
+    for place in (folder / col.ROWS_FOLDER, folder / QUARANTINE_FOLDER, store / FAILED):
         shutil.rmtree(place, ignore_errors=True)  # all three are written anew, from the rows that are there now
         place.mkdir(parents=True)
     # What was measured for another uncertainty may lack other scores than it did then.
-    lacking = reduce(or_, (pyarrow.compute.field(uncertainty_column(name)).is_null() for name in needed(settings)))
+    lacking = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))
     monitor = start_monitor(Limits(config.data.max_bad_share, settings.max_quarantine_share), store / MEASURED, lacking)
     claims = on_this_node(Claims)
     plan = Plan(config.data, seen.format_name, folder)
     job = Job(
         EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code),
         ScoreRows(settings, config.engine.overlong, config.seed),
-        measured_schema(settings.estimators),
+        col.measured_schema(settings.estimators),
         store / MEASURED,
         store / FAILED,
     )
@@ -82,7 +82,7 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
             fix="mend the rows, or raise data.max_bad_share to go on without them",
         )
     shares = data.split_shares()
-    for split in SPLITS:
+    for split in col.SPLITS:
         if shares[split] > 0 and not figures["splits"].get(split):
             raise UserError(
                 f"the {split} split is empty",
@@ -98,7 +98,7 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
     if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",
-            value=f"{figures['reasons']}; what was scored is in {folder / SCORED}",
+            value=f"{figures['reasons']}; what was scored is in {folder / col.SCORED_FOLDER}",
             legal=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
             fix="see the column 'error'; raise engine.max_model_len, or set engine.overlong=truncate, for overlong rows",
         )

@@ -9,30 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ual_ray.elicit.engines import Engine
-from ual_ray.elicit.requests import Failure, Request, Result
-from ual_ray.elicit.scoring import run_once
-from ual_ray.evaluate.benchmark import Benchmark, Question, Reading
-from ual_ray.records import (
-    BENCHMARK,
-    CONFIDENCE,
-    ENGINE_DIGEST,
-    ERROR,
-    EXTRACTED,
-    GENERATED_TOKENS,
-    MODEL,
-    MODEL_DIGEST,
-    NLL_SUM,
-    PREDICTION,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    SCORES,
-    STATUS,
-    STATUS_OK,
-    STATUS_QUARANTINED,
-    TARGET_TOKENS,
-    digest,
-)
+from ual_ray import columns as col
+from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading
+from ual_ray.columns import digest
+from ual_ray.engines import Engine, run_once
+from ual_ray.engines.requests import Failure, Request, Result
 
 Row = dict[str, Any]
 
@@ -48,11 +29,11 @@ class AnswerRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Answer the rows: all their requests go to the engine together, then all their follow-ups."""
-        asked = [(self.benchmarks[row[BENCHMARK]], Question.of_row(row)) for row in rows]
+        asked = [(self.benchmarks[row[col.BENCHMARK]], Question.of_row(row)) for row in rows]
         results = ask(asked, engine)
         hashes = {name: digest([engine.template_hash, benchmark.provenance()]) for name, benchmark in self.benchmarks.items()}
         return [
-            row | self._columns(benchmark, question, found) | {PROMPT_HASH: hashes[row[BENCHMARK]]}
+            row | self._columns(benchmark, question, found) | {col.PROMPT_HASH: hashes[row[col.BENCHMARK]]}
             for row, (benchmark, question), found in zip(rows, asked, results, strict=True)
         ]
 
@@ -62,19 +43,19 @@ class AnswerRows:
         scores = {name: value for name, value in reading.scores.items() if value is not None}
         assert scores.keys() <= set(benchmark.metrics), f"{benchmark.kind} does not declare {scores.keys()}"
         return {
-            MODEL: self.model,
-            MODEL_DIGEST: self.model_digest,
-            ENGINE_DIGEST: self.engine_digest,
-            PREDICTION: reading.prediction,
-            EXTRACTED: list(reading.extracted.items()),
-            SCORES: list(scores.items()),
-            CONFIDENCE: reading.confidence,
-            NLL_SUM: reading.nll_sum,
-            TARGET_TOKENS: reading.target_tokens,
-            STATUS: STATUS_QUARANTINED if failures else STATUS_OK,
-            ERROR: "; ".join(failures) or None,
-            PROMPT_TOKENS: sum(result.prompt_tokens for result in results),
-            GENERATED_TOKENS: sum(result.generated_tokens for result in results),
+            col.MODEL: self.model,
+            col.MODEL_DIGEST: self.model_digest,
+            col.ENGINE_DIGEST: self.engine_digest,
+            col.PREDICTION: reading.prediction,
+            col.EXTRACTED: list(reading.extracted.items()),
+            col.SCORES: list(scores.items()),
+            col.CONFIDENCE: reading.confidence,
+            col.NLL_SUM: reading.nll_sum,
+            col.TARGET_TOKENS: reading.target_tokens,
+            col.STATUS: col.STATUS_QUARANTINED if failures else col.STATUS_OK,
+            col.ERROR: "; ".join(failures) or None,
+            col.PROMPT_TOKENS: sum(result.prompt_tokens for result in results),
+            col.GENERATED_TOKENS: sum(result.generated_tokens for result in results),
         }
 
 

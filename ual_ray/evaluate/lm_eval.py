@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray.config import Config
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.engines.in_process import engine_arguments, set_environment
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
-from ual_ray.evaluate.metrics import (
+from ual_ray.evaluate.stage import engine_of
+from ual_ray.models.resolve import resolve_model
+from ual_ray.stats.metrics import (
     ACCURACY,
     ACCURACY_NORMALISED,
     DIRECTIONS,
@@ -24,8 +26,6 @@ from ual_ray.evaluate.metrics import (
     OVERALL,
     Figure,
 )
-from ual_ray.evaluate.stage import engine_of
-from ual_ray.sources.models import resolve_model
 
 LM_EVAL_FILE = "lm_eval.json"
 # Its names, metric and filter, for what has a name here.

@@ -18,30 +18,17 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 
+from ual_ray import columns as col
+from ual_ray.benchmarks.benchmark import Benchmark, Question
+from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.config import BenchmarkConfig, DataConfig
+from ual_ray.config.redact import redact_uri
+from ual_ray.data.files import ADDRESS, find_files, from_address
+from ual_ray.data.fingerprint import fingerprint
+from ual_ray.data.formats import BadRow, columns_of
+from ual_ray.data.reading import find_pieces, read_piece
 from ual_ray.errors import UserError
-from ual_ray.evaluate.benchmark import Benchmark, Question
-from ual_ray.evaluate.benchmarks.registry import make_benchmarks
-from ual_ray.records import (
-    ANSWER,
-    BENCHMARK,
-    BENCHMARK_VERSION,
-    CHOICES,
-    ID,
-    MESSAGES,
-    QUESTIONS,
-    REFERENCE,
-    SOURCE,
-    SPLIT,
-    TEST,
-)
-from ual_ray.settings import redact_uri
-from ual_ray.sources.files import ADDRESS, find_files, from_address
-from ual_ray.sources.fingerprint import fingerprint
-from ual_ray.sources.formats import BadRow, columns_of
-from ual_ray.sources.pieces import find_pieces, read_piece
 
-QUESTIONS_FILE = "questions.parquet"
 ROWS_PER_BATCH = 1000
 # Rows of a file that are looked at before anything starts.
 LOOKED_AT = 1000
@@ -82,8 +69,8 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
     Raises UserError for a benchmark with a path that yields no question, and when there is no question at all.
     """
     counts: dict[str, dict[str, Any]] = {}
-    part = folder / f"{QUESTIONS_FILE}.part"
-    with pyarrow.parquet.ParquetWriter(part, QUESTIONS) as writer:
+    part = folder / f"{col.QUESTIONS_FILE}.part"
+    with pyarrow.parquet.ParquetWriter(part, col.QUESTIONS) as writer:
         for name, benchmark in make_benchmarks(configs).items():
             benchmark.check()
             source = _from_rows(benchmark, rows) if benchmark.config.path is None else _from_path(name, benchmark)
@@ -93,10 +80,10 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
     if not any(count["questions"] for count in counts.values()):
         raise UserError(
             "no benchmark has a question",
-            value=f"{rows} holds no row of the split '{TEST}' that {', '.join(configs)} can use",
+            value=f"{rows} holds no row of the split '{col.TEST}' that {', '.join(configs)} can use",
             fix="raise data.test_share, or give evaluate.benchmarks a path",
         )
-    part.replace(folder / QUESTIONS_FILE)
+    part.replace(folder / col.QUESTIONS_FILE)
     return counts
 
 
@@ -113,14 +100,14 @@ def _write(name: str, benchmark: Benchmark, source: Questions, writer: pyarrow.p
                 reasons[str(question).split(":")[0]] += 1
                 continue
             row = _row(name, benchmark, question)
-            repeated += row[ID] in seen
-            if row[ID] not in seen:
-                seen.add(row[ID])
+            repeated += row[col.ID] in seen
+            if row[col.ID] not in seen:
+                seen.add(row[col.ID])
                 yield row
 
     rows = islice(different(), benchmark.config.max_rows)
     while batch := list(islice(rows, ROWS_PER_BATCH)):
-        writer.write_table(pa.Table.from_pylist(batch, QUESTIONS))
+        writer.write_table(pa.Table.from_pylist(batch, col.QUESTIONS))
     if reasons:
         logger.warning("benchmark %s: %d rows hold no question: %s", name, reasons.total(), dict(reasons))
     bad = {"bad": reasons.total(), "bad_reasons": dict(reasons)}
@@ -129,14 +116,14 @@ def _write(name: str, benchmark: Benchmark, source: Questions, writer: pyarrow.p
 
 def _row(name: str, benchmark: Benchmark, question: Question) -> dict[str, Any]:
     return {
-        ID: benchmark.identify(name, question),
-        BENCHMARK: name,
-        BENCHMARK_VERSION: benchmark.version,
-        SOURCE: question.source,
-        MESSAGES: list(question.messages),
-        ANSWER: question.answer,
-        CHOICES: list(question.choices) or None,
-        REFERENCE: question.reference,
+        col.ID: benchmark.identify(name, question),
+        col.BENCHMARK: name,
+        col.BENCHMARK_VERSION: benchmark.version,
+        col.SOURCE: question.source,
+        col.MESSAGES: list(question.messages),
+        col.ANSWER: question.answer,
+        col.CHOICES: list(question.choices) or None,
+        col.REFERENCE: question.reference,
     }
 
 
@@ -144,11 +131,11 @@ def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
     if rows is None:
         return
     scanner = pyarrow.dataset.dataset(str(rows), format="parquet").scanner(
-        columns=[SOURCE, MESSAGES], filter=pyarrow.dataset.field(SPLIT) == TEST, batch_size=ROWS_PER_BATCH
+        columns=[col.SOURCE, col.MESSAGES], filter=pyarrow.dataset.field(col.SPLIT) == col.TEST, batch_size=ROWS_PER_BATCH
     )
     for batch in scanner.to_batches():
         for row in batch.to_pylist():
-            question = benchmark.question(row[MESSAGES], row[SOURCE])
+            question = benchmark.question(row[col.MESSAGES], row[col.SOURCE])
             if question is not None:
                 yield question
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +19,28 @@ import pyarrow.dataset
 import pyarrow.parquet
 import ray
 
+from ual_ray import columns as col
+from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
+from ual_ray.benchmarks.registry import make_benchmarks
+from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.monitor import Limits
-from ual_ray.elicit.pool import Job, map_rows, start_monitor
+from ual_ray.data.canonical import write_lines
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.monitor import Limits
+from ual_ray.engines.pool import Job, map_rows, start_monitor
 from ual_ray.errors import UserError
 from ual_ray.evaluate.answering import AnswerRows
-from ual_ray.evaluate.benchmarks.gsm8k import FLEXIBLE, STRICT
-from ual_ray.evaluate.benchmarks.registry import make_benchmarks
-from ual_ray.evaluate.metrics import Figure, figures
-from ual_ray.progress import Meter
-from ual_ray.records import (
-    ANSWER,
-    BENCHMARK,
-    CONFIDENCE,
-    ERROR,
-    EXTRACTED,
-    ID,
-    MESSAGES,
-    MODEL,
-    NLL_SUM,
-    PREDICTION,
-    RESULTS,
-    RESULTS_FOLDER,
-    SCORES,
-    SOURCE,
-    STATUS,
-    STATUS_OK,
-    TARGET_TOKENS,
-    digest,
-)
-from ual_ray.sources.models import model_fingerprint
-from ual_ray.sources.prepare import write_lines
+from ual_ray.models.resolve import model_fingerprint
+from ual_ray.run.progress import Meter
+from ual_ray.stats.metrics import figures
+from ual_ray.stats.results import read_results
 
 ANSWERED = "answered"
 FAILED = "failed"
-FIGURES_FILE = "figures.json"
 DISAGREEMENTS_FILE = "disagreements.jsonl"
 ROWS_PER_BATCH = 1000
 # What figures are made of: no text.
-NUMBERS = [ID, BENCHMARK, SOURCE, STATUS, ERROR, SCORES, NLL_SUM, TARGET_TOKENS]
+NUMBERS = [col.ID, col.BENCHMARK, col.SOURCE, col.STATUS, col.ERROR, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS]
 
 
 def engine_of(config: Config) -> EngineConfig:
@@ -91,15 +73,15 @@ def evaluate(config: Config, name: str, model: str, questions: Path, store: Path
     (store / FAILED).mkdir(parents=True)
     spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
     task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(config)))
-    job = Job(spec, task, RESULTS, store / ANSWERED, store / FAILED)
-    wanted = pyarrow.parquet.read_table(questions, columns=[ID])[ID]
+    job = Job(spec, task, col.RESULTS, store / ANSWERED, store / FAILED)
+    wanted = pyarrow.parquet.read_table(questions, columns=[col.ID])[col.ID]
     if not _all_finished(job, wanted):
         monitor = start_monitor(Limits())
         try:
             map_rows(lambda: ray.data.read_parquet(str(questions)), len(wanted), job, monitor, meter)
         finally:
             ray.kill(monitor)
-    found = _select(store, wanted, name, folder / RESULTS_FOLDER)
+    found = _select(store, wanted, name, folder / col.RESULTS_FOLDER)
     result = _describe(name, read_results(folder, NUMBERS))
     if found < len(wanted):
         raise UserError(
@@ -114,7 +96,7 @@ def evaluate(config: Config, name: str, model: str, questions: Path, store: Path
             fix="raise engine.max_model_len, or see ual.log",
         )
     result["disagreements"] = _write_disagreements(folder)
-    (folder / FIGURES_FILE).write_text(json.dumps(result, indent=2))
+    (folder / col.FIGURES_FILE).write_text(json.dumps(result, indent=2))
     return result
 
 
@@ -130,41 +112,33 @@ def check_engine(config: Config) -> None:
         )
 
 
-def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the result rows (`records.RESULTS`) that `evaluate` wrote, ordered by id."""
-    files = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet")
-    return files.to_table(columns=None if columns is None else [*columns]).sort_by(ID)
-
-
-def read_figures(folder: Path) -> tuple[str, list[Figure]]:
-    """Read what `evaluate` wrote: the model's name and its figures."""
-    content = json.loads((folder / FIGURES_FILE).read_text())
-    return content["name"], [Figure(**figure) for figure in content["figures"]]
-
-
 def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the results whose strict and flexible extraction differ: id, benchmark, answer, prediction, strict, flexible."""
-    columns = [ID, BENCHMARK, ANSWER, PREDICTION, EXTRACTED]
+    columns = [col.ID, col.BENCHMARK, col.ANSWER, col.PREDICTION, col.EXTRACTED]
     for row in _rows(folder, columns):
-        extracted = dict(row.pop(EXTRACTED) or [])
+        extracted = dict(row.pop(col.EXTRACTED) or [])
         if STRICT in extracted and extracted[STRICT] != extracted[FLEXIBLE]:
             yield row | {STRICT: extracted[STRICT], FLEXIBLE: extracted[FLEXIBLE]}
 
 
 def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
     """Return the first results as columns, for people: the question's last turn, and maps as JSON."""
-    rows = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet").head(most).to_pylist()
+    rows = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet").head(most).to_pylist()
     shown: dict[str, list[Any]] = {
-        ID: [row[ID] for row in rows],
-        "question": [next((m["content"] for m in reversed(row[MESSAGES]) if m["role"] == "user"), "") for row in rows],
+        col.ID: [row[col.ID] for row in rows],
+        "question": [next((m["content"] for m in reversed(row[col.MESSAGES]) if m["role"] == "user"), "") for row in rows],
     }
-    shown |= {name: [row[name] for row in rows] for name in (BENCHMARK, SOURCE, ANSWER, PREDICTION)}
-    shown |= {name: [json.dumps(dict(row[name] or []), ensure_ascii=False) for row in rows] for name in (EXTRACTED, SCORES)}
-    return shown | {name: [row[name] for row in rows] for name in (CONFIDENCE, NLL_SUM, TARGET_TOKENS, STATUS, ERROR)}
+    shown |= {name: [row[name] for row in rows] for name in (col.BENCHMARK, col.SOURCE, col.ANSWER, col.PREDICTION)}
+    shown |= {
+        name: [json.dumps(dict(row[name] or []), ensure_ascii=False) for row in rows] for name in (col.EXTRACTED, col.SCORES)
+    }
+    return shown | {
+        name: [row[name] for row in rows] for name in (col.CONFIDENCE, col.NLL_SUM, col.TARGET_TOKENS, col.STATUS, col.ERROR)
+    }
 
 
 def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    files = pyarrow.dataset.dataset(str(folder / RESULTS_FOLDER), format="parquet")
+    files = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
     for batch in files.to_batches(columns=[*columns], batch_size=ROWS_PER_BATCH):
         yield from batch.to_pylist()
 
@@ -183,7 +157,7 @@ def _all_finished(job: Job, wanted: pa.ChunkedArray) -> bool:
     notes = [file for file in job.finished.glob("*.parquet") if not file.name.endswith(".pending.parquet")]
     if len(list(job.finished.glob("*.parquet"))) > len(notes) or not notes:
         return False  # something is unfinished: Ray Data tidies up when it starts
-    done = pa.concat_tables(pyarrow.parquet.read_table(file, columns=[ID]) for file in notes)[ID]
+    done = pa.concat_tables(pyarrow.parquet.read_table(file, columns=[col.ID]) for file in notes)[col.ID]
     return bool(pyarrow.compute.all(pyarrow.compute.is_in(wanted, value_set=done)).as_py())
 
 
@@ -193,15 +167,15 @@ def _select(store: Path, wanted: pa.ChunkedArray, name: str, target: Path) -> in
     target.mkdir(parents=True)
     missing = set(wanted.to_pylist())
     files = [*sorted((store / ANSWERED).glob("*.parquet")), *sorted((store / FAILED).glob("*.parquet"))]
-    place = RESULTS.get_field_index(MODEL)
+    place = col.RESULTS.get_field_index(col.MODEL)
     part = target / "results.parquet.part"
-    with pyarrow.parquet.ParquetWriter(part, RESULTS) as writer:
+    with pyarrow.parquet.ParquetWriter(part, col.RESULTS) as writer:
         for file in files:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
-                own = pa.array([_take(identity, missing) for identity in batch[ID].to_pylist()], pa.bool_())
-                table = pa.Table.from_batches([batch.filter(own)]).select(RESULTS.names).cast(RESULTS)
+                own = pa.array([_take(identity, missing) for identity in batch[col.ID].to_pylist()], pa.bool_())
+                table = pa.Table.from_batches([batch.filter(own)]).select(col.RESULTS.names).cast(col.RESULTS)
                 # The store is the model's, whatever it is called in a report.
-                table = table.set_column(place, RESULTS.field(MODEL), pa.array([name] * len(table), pa.string()))
+                table = table.set_column(place, col.RESULTS.field(col.MODEL), pa.array([name] * len(table), pa.string()))
                 if len(table):
                     writer.write_table(table)
     part.replace(target / "results.parquet")
@@ -216,10 +190,10 @@ def _take(identity: str, missing: set[str]) -> bool:
 
 
 def _describe(name: str, numbers: pa.Table) -> dict[str, Any]:
-    failed = numbers.filter(pyarrow.compute.not_equal(numbers[STATUS], STATUS_OK))
-    reasons = Counter((error or "unknown").split(":")[0] for error in failed[ERROR].to_pylist())
-    rows = Counter(numbers[BENCHMARK].to_pylist())
-    lost = Counter(failed[BENCHMARK].to_pylist())
+    failed = numbers.filter(pyarrow.compute.not_equal(numbers[col.STATUS], col.STATUS_OK))
+    reasons = Counter((error or "unknown").split(":")[0] for error in failed[col.ERROR].to_pylist())
+    rows = Counter(numbers[col.BENCHMARK].to_pylist())
+    lost = Counter(failed[col.BENCHMARK].to_pylist())
     return {
         "name": name,
         "rows": len(numbers),
@@ -228,12 +202,3 @@ def _describe(name: str, numbers: pa.Table) -> dict[str, Any]:
         "benchmarks": {key: {"rows": rows[key], "quarantined": lost[key]} for key in sorted(rows)},
         "figures": [figure.as_dict() for figure in figures(numbers)],
     }
-
-
-def metrics_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Spell figures as names and values for a run: `benchmark.metric.source`, its standard error and its n."""
-    values: dict[str, float] = {}
-    for figure in figures:
-        key = f"{figure['benchmark']}.{figure['metric']}.{figure['source']}"
-        values |= {key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]}
-    return values

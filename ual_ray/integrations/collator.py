@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.integrations.forward import TARGETS
-from ual_ray.records import ALPHA
-from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.models.chat import IGNORE_INDEX
 
 Row = Mapping[str, Any]
 
@@ -33,26 +33,26 @@ class SmoothedCollator:
         for rows without alpha, ValueError for an alpha of another length than its row.
         """
         alphas = [_per_token(row) for row in rows]
-        batch = dict(self._collator([{name: value for name, value in row.items() if name != ALPHA} for row in rows]))
+        batch = dict(self._collator([{name: value for name, value in row.items() if name != col.ALPHA} for row in rows]))
         labels = batch["labels"].clone()
         labels[:, 0] = IGNORE_INDEX
         if "position_ids" in batch:
             labels[batch["position_ids"] == 0] = IGNORE_INDEX
-        batch[ALPHA] = _placed(torch.cat(alphas), batch)
+        batch[col.ALPHA] = _placed(torch.cat(alphas), batch)
         return batch | {"labels": labels, TARGETS: labels}
 
 
 def _per_token(row: Row) -> Tensor:
-    if row.get(ALPHA) is None:
+    if row.get(col.ALPHA) is None:
         raise UserError(
             "a row has no smoothing value",
             value=f"columns {sorted(row)}",
-            legal=f"a column '{ALPHA}': a number in [0, 1] per row, or a list of one per token",
+            legal=f"a column '{col.ALPHA}': a number in [0, 1] per row, or a list of one per token",
             fix="add the column (0 = no smoothing); where the trainer has taken it out, set remove_unused_columns=False",
         )
-    alpha, length = torch.as_tensor(row[ALPHA], dtype=torch.float32), len(row["input_ids"])
+    alpha, length = torch.as_tensor(row[col.ALPHA], dtype=torch.float32), len(row["input_ids"])
     if alpha.ndim == 1 and len(alpha) != length:
-        raise ValueError(f"{ALPHA} has {len(alpha)} values for a row of {length} tokens; legal: {length}, or one number")
+        raise ValueError(f"{col.ALPHA} has {len(alpha)} values for a row of {length} tokens; legal: {length}, or one number")
     return alpha.expand(length)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from ual_ray.records import ALPHA
+from ual_ray import columns as col
 from ual_ray.train.batches import Batch
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
 from ual_ray.train.token_store import NO_BIN
@@ -72,7 +72,7 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     plain = causal_lm.forward
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        alpha, targets = kwargs.pop(ALPHA, None), kwargs.pop(TARGETS, None)
+        alpha, targets = kwargs.pop(col.ALPHA, None), kwargs.pop(TARGETS, None)
         labels = kwargs.get("labels", targets)
         if alpha is None or labels is None:
             return plain(*args, **kwargs)
@@ -87,7 +87,7 @@ def _with_alpha(signature: inspect.Signature) -> inspect.Signature:
     """Add self and alpha: Trainer reads from a method's signature which columns of the rows the model takes."""
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
     at = len(parameters) - (parameters[-1].kind == inspect.Parameter.VAR_KEYWORD)
-    parameters.insert(at, inspect.Parameter(ALPHA, inspect.Parameter.KEYWORD_ONLY, default=None))
+    parameters.insert(at, inspect.Parameter(col.ALPHA, inspect.Parameter.KEYWORD_ONLY, default=None))
     return signature.replace(parameters=parameters)
 
 

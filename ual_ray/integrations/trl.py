@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer, pack_dataset
 
+from ual_ray import columns as col
 from ual_ray.integrations.collator import SmoothedCollator
 from ual_ray.integrations.forward import SmoothedOutput, smoothed
-from ual_ray.records import ALPHA
 
-PACKED = ["input_ids", "labels", ALPHA]
+PACKED = ["input_ids", "labels", col.ALPHA]
 
 
 class SmoothedSFTTrainer(SFTTrainer):
@@ -63,8 +63,8 @@ class SmoothedSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, ALPHA]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, col.ALPHA]))
 
 
 def _spread(row: dict[str, Any]) -> dict[str, Any]:
-    return {ALPHA: [row[ALPHA]] * len(row["input_ids"])}
+    return {col.ALPHA: [row[col.ALPHA]] * len(row["input_ids"])}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ual_ray.config import BASE
-from ual_ray.evaluate.metrics import Figure, metric_of
 from ual_ray.report.findings import Findings, within
+from ual_ray.stats.metrics import Figure, metric_of
 
 FEW_QUESTIONS = 100
 # A share within so many standard errors of 0, or below this, is at the floor: arms cannot differ by it.

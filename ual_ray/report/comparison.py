@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from ual_ray import columns as col
 from ual_ray.config import BASE
-from ual_ray.evaluate.metrics import NLL, Numbers, by_benchmark, likelihoods, metric_of, scores
-from ual_ray.evaluate.statistics import (
+from ual_ray.stats.bootstrap import (
     CANNOT_TELL,
     LEVEL,
     RESAMPLES,
@@ -24,7 +24,7 @@ from ual_ray.evaluate.statistics import (
     resamples_needed,
     verdict,
 )
-from ual_ray.records import BENCHMARK, ID, NLL_SUM, SCORES, SOURCE, TARGET_TOKENS
+from ual_ray.stats.metrics import NLL, Numbers, by_benchmark, likelihoods, metric_of, scores
 
 # Plain SFT is what UAL has to beat; the shuffled control is what tells uncertainty from mere smoothing, and constant
 # smoothing what tells a smoothing of its own per row from any. The untrained model comes last: it is below all of them.
@@ -32,7 +32,7 @@ REFERENCES = ("sft", "shuffled", "constant", BASE)
 # Named before any run: unsmoothed NLL on the held-out rows.
 PRIMARY = ("held_out", NLL)
 # All that a comparison reads of the result rows: no texts.
-COLUMNS = (ID, BENCHMARK, SOURCE, SCORES, NLL_SUM, TARGET_TOKENS)
+COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
 
 # One arm's results by training seed; a model that was not trained has the same under every seed.
 BySeed = Mapping[int, pa.Table]
@@ -181,7 +181,7 @@ def _align(results: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
                 tables.setdefault(benchmark, {})[model, training_seed] = rows
     found: dict[str, dict[str, _Aligned]] = {}
     for benchmark, parts in tables.items():
-        questions = pa.compute.unique(pa.chunked_array([chunk for rows in parts.values() for chunk in rows[ID].chunks]))
+        questions = pa.compute.unique(pa.chunked_array([chunk for rows in parts.values() for chunk in rows[col.ID].chunks]))
         questions = questions.take(pa.compute.sort_indices(questions))
         for (model, training_seed), rows in parts.items():
             found.setdefault(benchmark, {}).setdefault(model, {})[training_seed] = _numbers(rows, questions)
@@ -190,7 +190,7 @@ def _align(results: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
 
 def _numbers(rows: pa.Table, questions: pa.Array) -> dict[str, Numbers]:
     """Read a model's numbers in the order of the questions; one that it did not answer is NaN."""
-    found = pa.compute.index_in(questions, value_set=rows[ID].combine_chunks())
+    found = pa.compute.index_in(questions, value_set=rows[col.ID].combine_chunks())
     place = found.fill_null(0).to_numpy(zero_copy_only=False)
     missing = found.is_null().to_numpy(zero_copy_only=False)
     columns = {NLL: np.column_stack(likelihoods(rows))}

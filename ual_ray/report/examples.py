@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset
 
+from ual_ray import columns as col
 from ual_ray.config import BASE
-from ual_ray.evaluate.metrics import likelihoods
-from ual_ray.records import BENCHMARK, ID, MESSAGES, NLL_SUM, RESULTS_FOLDER, SOURCE, TARGET_TOKENS
 from ual_ray.report.comparison import PRIMARY
 from ual_ray.report.findings import Findings
+from ual_ray.stats.metrics import likelihoods
 
 ROWS = 3
 MAX_CHARACTERS = 500
@@ -45,7 +45,7 @@ def examples_of(findings: Findings, root: Path) -> list[Example]:
         return []
     chosen = primary[0]
     evaluated = findings.folders.get("evaluated", {})
-    places = [root / evaluated[name][0] / RESULTS_FOLDER for name in (chosen.arm, chosen.reference) if evaluated.get(name)]
+    places = [root / evaluated[name][0] / col.RESULTS_FOLDER for name in (chosen.arm, chosen.reference) if evaluated.get(name)]
     if len(places) < 2 or not all(place.is_dir() for place in places):
         return []
     return _most_different(chosen.arm, chosen.reference, *places)
@@ -66,24 +66,26 @@ def _most_different(arm: str, reference: str, mine: Path, theirs: Path) -> list[
 
 def _losses(folder: Path) -> tuple[list[str], list[float]]:
     files = pyarrow.dataset.dataset(str(folder), format="parquet")
-    table = files.to_table(columns=[ID, NLL_SUM, TARGET_TOKENS], filter=pyarrow.dataset.field(BENCHMARK) == PRIMARY[0])
+    table = files.to_table(
+        columns=[col.ID, col.NLL_SUM, col.TARGET_TOKENS], filter=pyarrow.dataset.field(col.BENCHMARK) == PRIMARY[0]
+    )
     sums, tokens = likelihoods(table)
     there = np.isfinite(sums)
-    return table.filter(there)[ID].to_pylist(), (sums[there] / tokens[there]).tolist()
+    return table.filter(there)[col.ID].to_pylist(), (sums[there] / tokens[there]).tolist()
 
 
 def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, str]]]]:
     files = pyarrow.dataset.dataset(str(folder), format="parquet")
     # Texts pass through a few at a time: Arrow would read many files ahead.
     scan = files.scanner(
-        columns=[ID, SOURCE, MESSAGES],
-        filter=pyarrow.dataset.field(ID).isin(ids),
+        columns=[col.ID, col.SOURCE, col.MESSAGES],
+        filter=pyarrow.dataset.field(col.ID).isin(ids),
         batch_size=ROWS_PER_BATCH,
         batch_readahead=1,
         fragment_readahead=1,
     )
     rows = [row for batch in scan.to_batches() for row in batch.to_pylist()]
-    return {row[ID]: (str(row[SOURCE]), [_shorten(message) for message in row[MESSAGES] or []]) for row in rows}
+    return {row[col.ID]: (str(row[col.SOURCE]), [_shorten(message) for message in row[col.MESSAGES] or []]) for row in rows}
 
 
 def _shorten(message: dict[str, Any]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ual_ray.evaluate.metrics import Figure
 from ual_ray.report.comparison import Comparisons
+from ual_ray.stats.metrics import Figure
 
 REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"

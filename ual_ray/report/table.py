@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ual_ray.config import BASE
-from ual_ray.evaluate.metrics import NLL, OVERALL, Figure, metric_of
 from ual_ray.report.comparison import Comparison, Comparisons
 from ual_ray.report.findings import Findings, Rate, judged_rates, within
+from ual_ray.stats.metrics import NLL, OVERALL, Figure, metric_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 MISSING = "–"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ual_ray.config import SmoothConfig
+from ual_ray.config.load import explain
 from ual_ray.errors import UserError
-from ual_ray.settings import explain
 
 Array = NDArray[np.float64]
 

@@ -12,16 +12,11 @@ import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 
+from ual_ray import columns as col
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import ALPHA, ID, SPLIT, TRAIN, UNCERTAINTY, content_digest, read_table
+from ual_ray.parquet import content_digest, read_table
 from ual_ray.smooth.maps import assign_alpha, describe
-
-SMOOTHED_FILE = "smoothed.parquet"
-MAP_METADATA = b"ual_ray.map"
-SCORED_DIGEST = "scored_digest"
-# All that alpha depends on.
-SMOOTHING_READS = [ID, SPLIT, UNCERTAINTY]
 
 
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
@@ -31,44 +26,43 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     Raises UserError when the scored rows lack the uncertainty column, or hold no training row.
     """
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
-    if UNCERTAINTY not in files.schema.names:
-        raise UserError(f"{scored} has no column '{UNCERTAINTY}'", value=files.schema.names, legal="the output of `ual elicit`")
+    if col.UNCERTAINTY not in files.schema.names:
+        raise UserError(
+            f"{scored} has no column '{col.UNCERTAINTY}'", value=files.schema.names, legal="the output of `ual elicit`"
+        )
     # In the order of ids: what the control 'shuffled' hands out must not depend on who wrote first.
-    table = read_table(scored, SMOOTHING_READS)
-    table = table.filter(pa.compute.equal(table[SPLIT], TRAIN))
+    table = read_table(scored, col.SMOOTHING_READS)
+    table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
-        raise UserError(f"{scored} holds no row of the split '{TRAIN}'", fix="elicit.splits must contain train")
-    uncertainty = np.array(table[UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
+        raise UserError(f"{scored} holds no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
+    uncertainty = np.array(table[col.UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
     alpha = assign_alpha(uncertainty, spec, seed)
     if np.isnan(alpha).all():
         raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {**spec.model_dump(), "seed": seed, SCORED_DIGEST: scored_digest or content_digest(scored, SMOOTHING_READS)}
-    _write(files, np.array(table[ID].to_pylist()), alpha, record, folder / SMOOTHED_FILE)
+    record = {
+        **spec.model_dump(),
+        "seed": seed,
+        col.SCORED_DIGEST: scored_digest or content_digest(scored, col.SMOOTHING_READS),
+    }
+    _write(files, np.array(table[col.ID].to_pylist()), alpha, record, folder / col.SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
 
 
 def _write(files: pa.dataset.Dataset, ids: np.ndarray, alpha: np.ndarray, record: dict[str, Any], path: Path) -> None:
     """Copy the training rows that have an alpha (`alpha[i]` is that of the sorted `ids[i]`), batch by batch."""
-    schema = files.schema.remove_metadata().append(pa.field(ALPHA, pa.float64()))
+    schema = files.schema.remove_metadata().append(pa.field(col.ALPHA, pa.float64()))
     part = path.with_name(path.name + ".part")
-    with pyarrow.parquet.ParquetWriter(part, schema.with_metadata({MAP_METADATA: json.dumps(record).encode()})) as writer:
-        for batch in files.to_batches(filter=pyarrow.dataset.field(SPLIT) == TRAIN):
-            own = alpha[np.searchsorted(ids, np.array(batch[ID].to_pylist()))] if len(batch) else alpha[:0]
-            rows = pa.Table.from_batches([batch]).append_column(ALPHA, pa.array(own, pa.float64()))
+    with pyarrow.parquet.ParquetWriter(part, schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})) as writer:
+        for batch in files.to_batches(filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
+            own = alpha[np.searchsorted(ids, np.array(batch[col.ID].to_pylist()))] if len(batch) else alpha[:0]
+            rows = pa.Table.from_batches([batch]).append_column(col.ALPHA, pa.array(own, pa.float64()))
             writer.write_table(rows.filter(pa.array(~np.isnan(own))).cast(writer.schema))
     part.replace(path)
 
 
-def recorded_map(smoothed: Path) -> dict[str, Any]:
-    """Read the map that made a file of alphas, and the digest of the scores it read; empty for a file made elsewhere."""
-    file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
-    metadata = pyarrow.parquet.read_schema(file).metadata or {}
-    return json.loads(metadata.get(MAP_METADATA, b"{}"))
-
-
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:
     """Count rows per interval of alpha: (from, to, rows), for the terminal and for plots."""
-    alpha = np.array(read_table(smoothed, [ID, ALPHA])[ALPHA].to_pylist())
+    alpha = np.array(read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist())
     counts, edges = np.histogram(alpha, bins=bins if np.ptp(alpha) > 0 else 1)
     return [(float(low), float(high), int(count)) for low, high, count in zip(edges, edges[1:], counts, strict=False)]

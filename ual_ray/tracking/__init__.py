@@ -6,12 +6,12 @@ when it answers again; what it refuses is counted, logged, kept aside, and repor
 
 from __future__ import annotations
 
+from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 from ual_ray.tracking.catch_up import CaughtUp, catch_up
 from ual_ray.tracking.models import champion_of
 from ual_ray.tracking.run import Run, flatten
 from ual_ray.tracking.run_file import RUN_FILE, read_run
 from ual_ray.tracking.tracker import Tracker, default_uri
-from ual_ray.workspace import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 
 __all__ = [
     "ARTIFACTS_FOLDER",

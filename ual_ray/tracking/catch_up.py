@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ual_ray.config import TrackingConfig
+from ual_ray.config.paths import SPOOL_FOLDER
+from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
-from ual_ray.settings import MASK, redact_uri
-from ual_ray.tracking.spool import STORE
+from ual_ray.tracking.journal import STORE
 from ual_ray.tracking.tracker import Tracker, default_uri
-from ual_ray.workspace import SPOOL_FOLDER
 
 
 @dataclass(frozen=True)

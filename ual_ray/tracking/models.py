@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
-from ual_ray.settings import redact_uri
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # A registration's own name, by which one that was not answered is found again.

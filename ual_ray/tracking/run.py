@@ -6,19 +6,19 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
-from ual_ray.environment import environment
-from ual_ray.settings import redact_values
-from ual_ray.tracking.spool import Operation
+from ual_ray.config.environment import environment
+from ual_ray.config.redact import redact_values
+from ual_ray.tracking.journal import Operation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ual_ray.tracking.tracker import Tracker
+    from mlflow import MlflowClient
 
 LONGEST_PARAM = 500
 # The last step of every metric, beside the run's file: the store may be away when it is asked.
@@ -26,10 +26,35 @@ STEPS_FILE = "mlflow_steps.json"
 ENVIRONMENT_FILE = "environment.json"
 
 
+Answer = TypeVar("Answer")
+
+
+class RunStore(Protocol):
+    """What a run needs of the tracker that opened it."""
+
+    output: Path
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client of the tracking store."""
+
+    def known_id(self, local: str) -> str | None:
+        """Return MLflow's id of a run; None as long as the store has not created it."""
+
+    def submit(self, operation: Operation) -> Any:
+        """Send an operation now, or keep it for later."""
+
+    def ask(self, question: Callable[[], Answer]) -> Answer | None:
+        """Ask the store; None while it is away."""
+
+    def tolerant(self, what: str) -> AbstractContextManager[None]:
+        """Count and log an error of the block instead of raising it."""
+
+
 class Run:
     """An open run. Its methods never raise for the store's sake, and never wait for a store that is known to be away."""
 
-    def __init__(self, tracker: Tracker, local_id: str, name: str, folder: Path) -> None:
+    def __init__(self, tracker: RunStore, local_id: str, name: str, folder: Path) -> None:
         """Hold an open run. local_id: its name from before the store knows it; folder: the one it belongs to."""
         self._tracker = tracker
         self._steps_file = folder / STEPS_FILE

@@ -30,3 +30,7 @@ def resolve_run(folder: Path, local_id: str, run_id: str) -> None:
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if found.get("local_id") == local_id:
         write_run(folder, found["uri"], local_id, run_id)
+
+
+# Tag: the process that holds a run open. A run that another process has reopened is not this one's to close.
+HOLDER = "ual_ray.process"

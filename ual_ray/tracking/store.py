@@ -19,10 +19,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model
-from ual_ray.tracking.run_file import resolve_run
-from ual_ray.tracking.spool import Operation
-from ual_ray.watch import HOLDER
+from ual_ray.tracking.run_file import HOLDER, resolve_run
 
 # A run's name from before the store knows it. By it a run is found again whose creation was not answered.
 LOCAL_ID = "ual_ray.local_id"

@@ -15,15 +15,15 @@ from uuid import uuid4
 from mlflow import MlflowClient
 
 from ual_ray.config import TrackingConfig
-from ual_ray.environment import source_tags
+from ual_ray.config.environment import source_tags
+from ual_ray.config.paths import ARTIFACTS_FOLDER, STORE_FILE
+from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.errors import UserError
-from ual_ray.settings import redact_uri, redact_values
-from ual_ray.tracking.courier import Courier
+from ual_ray.tracking.journal import Operation, Spool
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.run_file import RUN_FILE, read_run, write_run
-from ual_ray.tracking.spool import Operation, Spool
+from ual_ray.tracking.sender import Courier
 from ual_ray.tracking.store import Store, is_away
-from ual_ray.workspace import ARTIFACTS_FOLDER, STORE_FILE
 
 # For catching up after an interrupt.
 INTERRUPTED_SECONDS = 5.0

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ual_ray.config import TrainConfig
+from ual_ray.config.load import explain
 from ual_ray.errors import UserError
-from ual_ray.settings import explain
 
 PREFIX = "parallelism_config_"
 

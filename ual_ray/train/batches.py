@@ -16,9 +16,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 
+from ual_ray.columns import digest
 from ual_ray.config import TrainConfig
-from ual_ray.records import digest
-from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.packing import pack
 from ual_ray.train.token_store import NO_BIN, Sample
 

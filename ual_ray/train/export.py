@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ual_ray.sources.models import INDEX, WEIGHTS
+from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.sharding import reshard

@@ -15,24 +15,23 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.records import METRICS_FILE, TRAIN, VALIDATION, VALIDATION_NLL
-from ual_ray.sources.models import resolve_model
+from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Plan, Step, collate, validation_steps
-from ual_ray.train.card import model_card
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
 from ual_ray.train.metrics import Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
+from ual_ray.train.model_card import model_card
+from ual_ray.train.optimizer_step import NonFiniteError, make_optimizer, train_step, validate
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
 from ual_ray.train.sharding import make_mesh
-from ual_ray.train.step import NonFiniteError, make_optimizer, train_step, validate
 from ual_ray.train.token_store import TokenStore
 
-MODEL_FOLDER = "model"
 NON_FINITE_FILE = "non_finite_ids.txt"
 
 
@@ -70,7 +69,7 @@ class Data:
         config, ranks = job.train, dist.get_world_size()
         self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
         lengths, targets = self.store.lengths, self.store.target_tokens
-        if split == TRAIN:
+        if split == col.TRAIN:
             self.plan = Plan(lengths, targets, config, job.seed, ranks)
         else:
             self.plan = validation_steps(lengths, targets, config, ranks)
@@ -95,12 +94,12 @@ def train_worker(
     torch.manual_seed(job.seed)
     config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
     writes = dist.get_rank() == 0
-    data, held_out = Data(job, TRAIN), Data(job, VALIDATION)
+    data, held_out = Data(job, col.TRAIN), Data(job, col.VALIDATION)
     model = build(path, config, make_mesh(config, device), device, job.trust_remote_code)
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(storage, root, config.keep_checkpoints)
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
-    log = MetricsLog(folder / METRICS_FILE, progress.step, writes=writes)
+    log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)
     training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device)
     if progress.step == 0:
@@ -110,7 +109,7 @@ def train_worker(
     if outcome.ending == "finished":
         progress = choose(checkpoints, model, progress, config)
         card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
-        export(model, path, folder / MODEL_FOLDER, card, job.trust_remote_code)
+        export(model, path, folder / col.MODEL_FOLDER, card, job.trust_remote_code)
         outcome = replace(outcome, exported=progress.step)
     return outcome
 
@@ -145,7 +144,7 @@ class Training:
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured
-                progress = progress.validated(measured[VALIDATION_NLL])
+                progress = progress.validated(measured[col.VALIDATION_NLL])
             self.log.write(progress.step, metrics | {"samples_seen": progress.samples, "tokens_seen": progress.tokens})
             stop, save = self.interruptions.decide(votes)
             if stop or save or progress.checkpoint_due(config, len(plan)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from ual_ray.config import TrainConfig
+from ual_ray.run.memory import peak_memory
 
 # By the columns of a forward pass's sums (`model.SUMS`): each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
@@ -25,7 +24,6 @@ PEAK_TFLOPS = {
     **{"A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121},
     **{"RTX 6000 Ada": 182, "RTX A6000": 155, "RTX 4090": 165, "RTX 3090": 71, "MI325X": 1307, "MI300X": 1307, "MI250": 181},
 }
-BYTES_PER_GIB = 2**30
 
 Metrics = dict[str, float]
 
@@ -100,14 +98,6 @@ def peak_flops(device_name: str, dtype: str, known: float | None = None) -> floa
     if dtype != "bfloat16":
         return None
     return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Highest memory so far in GiB: allocated on a GPU, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest * (1 if sys.platform == "darwin" else 1024) / BYTES_PER_GIB
 
 
 class MetricsLog:

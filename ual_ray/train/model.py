@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics

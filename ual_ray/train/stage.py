@@ -16,17 +16,17 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.progress import Meter, polled
-from ual_ray.records import METRICS_FILE, TRAIN
+from ual_ray.run.progress import Meter, polled
 from ual_ray.train.batches import Plan
 from ual_ray.train.interruptions import STOP_FILE
-from ual_ray.train.loop import MODEL_FOLDER, NON_FINITE_FILE, Job, Outcome, train_worker
+from ual_ray.train.loop import NON_FINITE_FILE, Job, Outcome, train_worker
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokens import DROPPED_FILE, TOKENS_FOLDER, render
+from ual_ray.train.tokenize import DROPPED_FILE, TOKENS_FOLDER, render
 
 CHECKPOINTS = "checkpoints"
 RUN_NAME_FILE = "run_name"
@@ -62,7 +62,7 @@ def train(
             legal=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
             fix="raise train.max_length, or train.max_dropped_share to go on without them",
         )
-    store = TokenStore.open(folder / TOKENS_FOLDER, TRAIN, config.train.uncertainty_bins)
+    store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
     plan = Plan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
     counts["dtype"] = config.train.dtype
@@ -76,7 +76,7 @@ def train(
         dict(lineage),
     )
     meter = make_meter(len(plan))
-    with closing(meter), polled(_Follower(folder / METRICS_FILE, meter, on_step).read, seconds=1.0):
+    with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):
         outcome = fit(job)
     if outcome.ending == "non_finite":
         raise UserError(
@@ -84,8 +84,8 @@ def train(
             legal="a finite loss and gradient",
             fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
         )
-    last, exported = _last_and_exported(read_metrics(folder / METRICS_FILE), outcome.exported)
-    return counts | {"last": last, "exported": exported, "model": str(folder / MODEL_FOLDER)}
+    last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)
+    return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}
 
 
 def with_dtype(config: Config, output: Path) -> Config:

@@ -1,125 +1,113 @@
-"""One optimizer step and one validation pass, the same on one rank or many: sums first, division by global counts."""
+"""Training as a step of a run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-
-from ual_ray.config import TrainConfig
-from ual_ray.train.batches import Batch
-from ual_ray.train.metrics import Metrics, averages
-from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
-from ual_ray.train.sharding import reshard
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not a number; nothing was applied to the weights."""
-
-
-class Sums(NamedTuple):
-    """Sums over a rank's micro-batches, float64, detached. loss: scalar. by_bin: as in ForwardSums. positions: with padding."""
-
-    loss: Tensor
-    by_bin: Tensor
-    positions: int
+from ual_ray import columns as col
+from ual_ray.models.resolve import model_fingerprint
+from ual_ray.parquet import content_digest, read_table, recorded_map
+from ual_ray.plots import scores, training
+from ual_ray.run.progress import Meter
+from ual_ray.run.stage_cache import Done, run_stage, stage_digest
+from ual_ray.run.step import (
+    ARM_TAG,
+    LINEAGE_MAP,
+    LINEAGE_MODEL,
+    LINEAGE_SCORED,
+    LINEAGE_SMOOTHED,
+    STAGE_TAG,
+    UNKNOWN,
+    Place,
+    Run,
+    Session,
+)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; only matrices decay, as norms and biases have no scale to shrink."""
-    reshard(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), fused=True)
+def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, place: Place) -> Done:
+    """Fine-tune one arm; `folder`/model."""
+    config = session.config
+    inputs = {
+        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA]),
+        "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
+        "train": config.train.model_dump(exclude=NOT_TRAINED_BY),
+        "model": model_fingerprint(config.model),
+        "seed": config.seed,
+    }
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        session.connect()
+        assert session.tracker is not None, "training logs"
+        lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
+        with session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run:
+            return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
+
+    done = run_stage(folder, inputs, work, force="train" in session.force)
+    figures, last = done.figures, done.figures["last"]
+    early = "" if last["step"] == figures["steps"] else f"{last['step']:.0f} of "
+    exported = figures["exported"]
+    text = f"{early}{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
+    text += f"training NLL {last['nll']:.3f}"
+    if col.VALIDATION_NLL in last:
+        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
+        text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
+    return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
 
 
-def train_step(
-    model: SmoothedCausalLM,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    target_tokens: int,
-    learning_rate: float,
-    max_grad_norm: float,
-    device: torch.device,
-    votes: Sequence[float] = (),
-) -> tuple[Metrics, list[float]]:
-    """Accumulate this rank's micro-batches, clip, update; return the step's global metrics and the ranks' summed votes.
-
-    target_tokens: of the step, over ALL ranks and micro-batches. The loss is summed over tokens and divided by it, so
-    1 x 8 = 8 x 1 = 2 ranks x 4. Raises NonFiniteError, on every rank and before the update.
-    """
-    model.train()
-    sums = backward(model, batches, target_tokens, device)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    norm = global_norm(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
-    metrics, counted = reduce(sums, votes)
-    metrics |= {"learning_rate": learning_rate, "grad_norm": norm}
-    if not (math.isfinite(metrics["smoothed_loss"]) and math.isfinite(norm)):
-        raise NonFiniteError(f"loss {metrics['smoothed_loss']}, gradient norm {norm}")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return metrics, counted
+# Settings that change where, how fast and how safely a model is trained, but its weights by no more than rounding: an
+# interrupted training goes on with others of these.
+NOT_TRAINED_BY = {
+    *("num_workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "micro_batch_size", "replicas", "accelerate_config"),
+    *("reshard_after_forward", "activation_checkpointing", "cpu_offload", "uncertainty_bins", "peak_tflops"),
+    *("checkpoint_every", "keep_checkpoints", "storage", "grace_seconds", "max_dropped_share", "max_failures"),
+}
 
 
-def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
-    """Run forward and backward over this rank's micro-batches.
-
-    Gradients travel after each, or after the last alone where the model may hold them whole until then.
-    """
-    last = len(batches) - 1
-    passes = []
-    for position, batch in enumerate(batches):
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(position == last or not model.holds_gradients)
-        forward: ForwardSums = model(batch.to(device))
-        # A step without targets has gradients of 0, not of 0/0.
-        (forward.loss / max(1, target_tokens)).backward()
-        passes.append(ForwardSums(forward.loss.detach(), forward.by_bin))
-    return _added(passes, batches)
+def _lineage(arm: str, model: str, smoothed: Path, digest: str) -> dict[str, str]:
+    """Tags that link scored data -> alpha map -> training run -> registered model."""
+    recorded = recorded_map(smoothed)
+    return {
+        ARM_TAG: arm,
+        LINEAGE_MODEL: model,
+        LINEAGE_SCORED: recorded.get(col.SCORED_DIGEST, UNKNOWN),
+        LINEAGE_MAP: recorded.get("map", UNKNOWN),
+        LINEAGE_SMOOTHED: digest,
+    }
 
 
-@torch.no_grad()
-def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.device) -> Metrics:
-    """Measure the unsmoothed NLL per target token (nats) and top-1 accuracy over all ranks' validation micro-batches."""
-    model.eval()
-    passes, sizes = [], []
-    for batch in batches:
-        passes.append(model(batch.to(device)))
-        sizes.append(batch)
-    reshard(model)
-    metrics, _ = reduce(_added(passes, sizes))
-    names = [name for name in metrics if name.split("/")[0] in ("nll", "top1")]
-    return {f"validation_{name}": metrics[name] for name in names}
+def _train_and_log(
+    session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path, lineage: Mapping[str, str]
+) -> dict[str, Any]:
+    from ual_ray.train import stage
+    from ual_ray.train.metrics import read_metrics
 
+    assert session.tracker is not None, "training logs"
+    config = stage.with_dtype(session.config, session.tracker.output)
+    run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
+    run.params({"model": config.model, "seed": config.seed})
+    table = read_table(smoothed, [col.ID, col.ALPHA])
+    run.dataset(f"smoothed {name}", smoothed, lineage[LINEAGE_SMOOTHED], len(table), "training")
+    # A run that was interrupted is reopened, and holds the steps up to there already.
+    logged = run.last_step("smoothed_loss")
 
-def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
-    """Add all ranks' sums and votes, in one message, and divide by the global number of target tokens."""
-    scalars = [*votes, float(sums.positions)]
-    vector = torch.cat([sums.loss.double().view(1), sums.by_bin.double().flatten(), sums.loss.new_tensor(scalars).double()])
-    dist.all_reduce(vector)
-    values = vector.tolist()
-    cells = sums.by_bin.numel()
-    by_bin = [values[1 + at : 1 + at + len(SUMS)] for at in range(0, cells, len(SUMS))]
-    metrics = averages(values[0], by_bin, SUMS)
-    return metrics | {"positions": values[-1]}, values[1 + cells : -1]
+    def make_meter(steps: int) -> Meter:
+        return Meter(session.console, f"train {name}", steps, "tokens")
 
+    def on_step(line: dict[str, float]) -> None:
+        if line["step"] > logged:
+            run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
-def global_norm(norm: Tensor) -> float:
-    """Read a gradient norm that FSDP may have left sharded."""
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def _added(passes: Sequence[ForwardSums], batches: Sequence[Batch]) -> Sums:
-    loss = torch.stack([forward.loss.double() for forward in passes]).sum()
-    by_bin = torch.stack([forward.by_bin for forward in passes]).sum(dim=0)
-    return Sums(loss, by_bin, sum(batch.input_ids.numel() for batch in batches))
+    figures = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage)
+    lines = read_metrics(folder / col.METRICS_FILE)
+    speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
+    figures["median_tokens_per_second"] = speeds[len(speeds) // 2]
+    figures["first_validation_nll"] = next((x[col.VALIDATION_NLL] for x in lines if col.VALIDATION_NLL in x), None)
+    run.metrics({key: value for key, value in figures.items() if key != "last"}, step=int(figures["last"]["step"]))
+    run.figure(training.loss_curves({name: lines}), "plots/loss.png")
+    run.figure(training.loss_by_bin(lines, figures["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
+    run.figure(scores.alpha_by_arm({name: table[col.ALPHA].to_pylist()}), "plots/alpha.png")
+    version = run.model(folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
+    return figures | {"registered_version": version}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.ipc
 
-from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TARGET_TOKENS, TOKENS, UNCERTAINTY
+from ual_ray import columns as col
 
 FILE_SUFFIX = ".arrow"
 NO_BIN = -1
@@ -45,13 +45,13 @@ class TokenStore(Sequence[Sample]):
     def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
         """Take a table of the columns of records.TOKENS, whose columns may lie in mapped files."""
         self._table = table
-        keys = pa.table({name: table[name] for name in (ID, ALPHA)})
-        order = pa.compute.sort_indices(keys, [(ID, "ascending"), (ALPHA, "ascending")]).to_numpy()
-        self._rows = order[_numpy(pa.compute.equal(table[SPLIT], split))[order]].astype(np.int64)
-        self.ids: Sequence[str] = _Ids(table[ID], self._rows)
-        self.lengths = _numpy(pa.compute.list_value_length(table[INPUT_IDS])).astype(np.int32)[self._rows]
-        self.target_tokens = _numpy(table[TARGET_TOKENS]).astype(np.int32)[self._rows]
-        uncertainty = _numpy(table[UNCERTAINTY]).astype(np.float64)[self._rows]
+        keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
+        order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
+        self._rows = order[_numpy(pa.compute.equal(table[col.SPLIT], split))[order]].astype(np.int64)
+        self.ids: Sequence[str] = _Ids(table[col.ID], self._rows)
+        self.lengths = _numpy(pa.compute.list_value_length(table[col.INPUT_IDS])).astype(np.int32)[self._rows]
+        self.target_tokens = _numpy(table[col.TARGET_TOKENS]).astype(np.int32)[self._rows]
+        uncertainty = _numpy(table[col.UNCERTAINTY]).astype(np.float64)[self._rows]
         self.bin_edges = quantile_edges(uncertainty, uncertainty_bins)
         self._bins = assign_bins(uncertainty, self.bin_edges)
 
@@ -65,7 +65,7 @@ class TokenStore(Sequence[Sample]):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} holds no rendered rows")
         files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
-        return cls(pa.concat_tables(files) if files else TOKENS.empty_table(), split, uncertainty_bins)
+        return cls(pa.concat_tables(files) if files else col.TOKENS.empty_table(), split, uncertainty_bins)
 
     def __len__(self) -> int:
         """Count the rows of the split."""
@@ -80,8 +80,8 @@ class TokenStore(Sequence[Sample]):
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         at = int(self._rows[row])
-        input_ids, labels = (self._table[name][at].values.to_numpy() for name in (INPUT_IDS, LABELS))
-        return Sample(self.ids[row], input_ids, labels, self._table[ALPHA][at].as_py(), int(self._bins[row]))
+        input_ids, labels = (self._table[name][at].values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
+        return Sample(self.ids[row], input_ids, labels, self._table[col.ALPHA][at].as_py(), int(self._bins[row]))
 
 
 class _Ids(Sequence[str]):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ual_ray.errors import UserError
-from ual_ray.sources.models import INDEX, WEIGHTS
+from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import adapted_layers, initialize_adapters
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ual_ray.columns import Message
 from ual_ray.config import ElicitConfig, EstimatorName
 from ual_ray.elicit.embedding import EmbeddingGrouping
 from ual_ray.elicit.estimators import (
@@ -34,7 +35,7 @@ from ual_ray.elicit.estimators import (
 )
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
-from ual_ray.elicit.requests import (
+from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
     Completion,
@@ -47,7 +48,6 @@ from ual_ray.elicit.requests import (
     overlong,
 )
 from ual_ray.errors import UserError
-from ual_ray.records import Message
 
 INF = math.inf
 PAIR = [Message(role="user", content="Say hi."), Message(role="assistant", content="Hi.")]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ual_ray.elicit.labels import match_labels, read_labels
+from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.errors import UserError
 
 

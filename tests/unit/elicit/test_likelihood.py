@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.elicit.engines import likelihood
-from ual_ray.elicit.engines.likelihood import SCORED_FROM, LikelihoodExtension, response_log_probabilities
+from ual_ray.engines import vllm_likelihood as likelihood
+from ual_ray.engines.vllm_likelihood import SCORED_FROM, LikelihoodExtension, response_log_probabilities
 
 VOCABULARY, HIDDEN = 11, 5
 

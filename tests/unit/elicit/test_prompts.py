@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.columns import Message
 from ual_ray.elicit.estimators import PTrue, Verbalized
 from ual_ray.elicit.prompts import Prompts, instruction_of, load_prompts, prompt_hash
 from ual_ray.errors import UserError
-from ual_ray.records import Message
 
 OWN = load_prompts()
 OPENING = "Here is an instruction and a response to it.\n\n[Instruction]\nSay hi.\n\n[Response]\nHi.\n\n"

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ual_ray import columns as col
+from ual_ray.columns import Message, digest
 from ual_ray.config import ElicitConfig, EngineConfig, EstimatorName
-from ual_ray.elicit.engines import EngineSpec, make_engine
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
-from ual_ray.elicit.requests import (
+from ual_ray.elicit.scoring import RETEST_ATTEMPT, ScoreRows, position
+from ual_ray.engines import EngineSpec, make_engine, run_once
+from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
     Completion,
@@ -27,8 +30,7 @@ from ual_ray.elicit.requests import (
     Result,
     overlong,
 )
-from ual_ray.elicit.scoring import MOST_CUTS, RETEST_ATTEMPT, ScoreRows, position, run_once, shorten
-from ual_ray.records import Message, digest, measured_schema
+from ual_ray.models.truncate import MOST_CUTS, shorten
 
 ALL: tuple[EstimatorName, ...] = EstimatorName.__args__
 THREE: tuple[EstimatorName, ...] = ("verbalized", "p_true", "nll")
@@ -84,7 +86,7 @@ def config(*estimators: EstimatorName, **options: Any) -> ElicitConfig:
 
 @pytest.mark.parametrize("names", [ALL, THREE, ("nll",)])
 def test_the_columns_are_the_schemas(names: tuple[EstimatorName, ...]) -> None:
-    schema = measured_schema(names)
+    schema = col.measured_schema(names)
     scored = ScoreRows(config(*names))([row("a0"), row("b0", "Why?")], fake())
     assert all(set(one) == set(schema.names) for one in scored)
     assert pa.Table.from_pylist(scored, schema=schema).num_rows == 2

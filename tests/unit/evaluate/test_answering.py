@@ -9,15 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ual_ray import columns as col
+from ual_ray.benchmarks.benchmark import Question
+from ual_ray.benchmarks.registry import KINDS, make_benchmarks
+from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig, EngineConfig
-from ual_ray.elicit.engines import EngineSpec, make_engine
-from ual_ray.elicit.requests import Completion, CompletionResult, Failure, Likelihood, LikelihoodResult, Request, Result
+from ual_ray.engines import EngineSpec, make_engine
+from ual_ray.engines.requests import Completion, CompletionResult, Failure, Likelihood, LikelihoodResult, Request, Result
 from ual_ray.evaluate.answering import AnswerRows
-from ual_ray.evaluate.benchmark import Question
-from ual_ray.evaluate.benchmarks.registry import KINDS, make_benchmarks
-from ual_ray.evaluate.metrics import METRICS
 from ual_ray.evaluate.questions import _row
-from ual_ray.records import RESULTS, Message
+from ual_ray.stats.metrics import METRICS
 
 BENCHMARKS = make_benchmarks(
     {
@@ -61,7 +62,7 @@ def row(name: str, *texts: str, **more: Any) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write the rows as the pool does, and read them again."""
-    return pa.Table.from_pylist([{key: one.get(key) for key in RESULTS.names} for one in rows], RESULTS).to_pylist()
+    return pa.Table.from_pylist([{key: one.get(key) for key in col.RESULTS.names} for one in rows], col.RESULTS).to_pylist()
 
 
 def test_all_benchmarks_go_to_the_engine_together_and_each_is_read_its_own_way() -> None:

@@ -15,7 +15,7 @@ from ual_ray.config import Config, EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.evaluate import lm_eval as bridge
 from ual_ray.evaluate.lm_eval import LM_EVAL_FILE, engine_options, figures_of, run_lm_eval
-from ual_ray.evaluate.metrics import Figure
+from ual_ray.stats.metrics import Figure
 
 RESULTS: dict[str, Any] = {
     "results": {

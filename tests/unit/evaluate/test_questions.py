@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from ual_ray import columns as col
+from ual_ray.benchmarks.math import Math
+from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
 from ual_ray.errors import UserError
-from ual_ray.evaluate.benchmarks.math import Math
-from ual_ray.evaluate.questions import QUESTIONS_FILE, check, digests, write_questions
-from ual_ray.records import QUESTIONS, ROWS, Message, content_id, read_table, write_rows
+from ual_ray.evaluate.questions import check, digests, write_questions
+from ual_ray.parquet import read_table, write_rows
 
 
 def rows_file(folder: Path) -> Path:
@@ -21,8 +23,8 @@ def rows_file(folder: Path) -> Path:
     for number, reply in enumerate(replies):
         messages = [Message(role="user", content=f"q{number}"), Message(role="assistant", content=reply)]
         split = "train" if number == 3 else "test"
-        rows.append({"id": content_id(messages), "source": f"s{number % 2}", "split": split, "messages": messages})
-    write_rows(rows, ROWS, folder / "rows.parquet")
+        rows.append({"id": col.content_id(messages), "source": f"s{number % 2}", "split": split, "messages": messages})
+    write_rows(rows, col.ROWS, folder / "rows.parquet")
     return folder / "rows.parquet"
 
 
@@ -32,8 +34,8 @@ def lines(path: Path, *records: Any) -> str:
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
-    table = read_table(folder / QUESTIONS_FILE)
-    assert table.schema.equals(QUESTIONS)
+    table = read_table(folder / col.QUESTIONS_FILE)
+    assert table.schema.equals(col.QUESTIONS)
     return table.to_pylist()
 
 
@@ -81,7 +83,7 @@ def test_a_path_without_a_question_is_the_users_error_before_anything_starts(tmp
     for call in (lambda: check(config), lambda: write_questions(config, None, tmp_path)):
         with pytest.raises(UserError, match=r"(?s)evaluate.benchmarks.mine: no row.*2 x unknown form.*question and answer"):
             call()
-    assert not (tmp_path / QUESTIONS_FILE).exists()
+    assert not (tmp_path / col.QUESTIONS_FILE).exists()
     check({"koala": BenchmarkConfig(kind="open_ended", path=path)})
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ual_ray import columns as col
 from ual_ray.config import BenchmarkConfig, Config, EngineConfig, EvaluateConfig
-from ual_ray.elicit.engines import EngineSpec
-from ual_ray.elicit.pool import Job
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.pool import Job
 from ual_ray.errors import UserError
 from ual_ray.evaluate import stage
 from ual_ray.evaluate.stage import (
@@ -21,12 +22,11 @@ from ual_ray.evaluate.stage import (
     check_engine,
     disagreements,
     engine_settings,
-    metrics_of,
     model_digest,
-    read_results,
     sample_table,
 )
-from ual_ray.records import RESULTS, RESULTS_FOLDER, write_rows
+from ual_ray.parquet import write_rows
+from ual_ray.stats.results import metrics_of, read_results
 
 
 def row(identity: str, strict: str | None = "7", flexible: str | None = "7", **more: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def row(identity: str, strict: str | None = "7", flexible: str | None = "7", **m
     scores = [("exact_match_strict", float(strict == "7")), ("exact_match_flexible", float(flexible == "7"))]
     messages = [{"role": "user", "content": f"q {identity}"}]
     full = values | {"status": "ok", "answer": "7", "extracted": extracted, "scores": scores, "messages": messages}
-    return {name: (full | more).get(name) for name in RESULTS.names}
+    return {name: (full | more).get(name) for name in col.RESULTS.names}
 
 
 @pytest.fixture
@@ -43,21 +43,21 @@ def store(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     for part in (ANSWERED, FAILED):
         (folder / part).mkdir(parents=True)
-    write_rows([row("a"), row("b", None, "7"), row("other benchmark")], RESULTS, folder / ANSWERED / "1.parquet")
-    write_rows([row("a", "8", "8"), row("c", "7", "9")], RESULTS, folder / ANSWERED / "2.parquet")
+    write_rows([row("a"), row("b", None, "7"), row("other benchmark")], col.RESULTS, folder / ANSWERED / "1.parquet")
+    write_rows([row("a", "8", "8"), row("c", "7", "9")], col.RESULTS, folder / ANSWERED / "2.parquet")
     failed = row("d", status="quarantined", error="engine: away", scores=[], extracted=[], prediction=None)
-    write_rows([failed], RESULTS, folder / FAILED / "1.parquet")
+    write_rows([failed], col.RESULTS, folder / FAILED / "1.parquet")
     return folder
 
 
 def select(store: Path, folder: Path, *wanted: str) -> int:
-    return stage._select(store, pa.chunked_array([list(wanted)]), "ual", folder / RESULTS_FOLDER)
+    return stage._select(store, pa.chunked_array([list(wanted)]), "ual", folder / col.RESULTS_FOLDER)
 
 
 def test_the_answers_at_hand_are_taken_once_and_renamed(store: Path, tmp_path: Path) -> None:
     assert select(store, tmp_path, "d", "a", "b", "c", "lost") == 4
     results = read_results(tmp_path)
-    assert results.schema.equals(RESULTS)
+    assert results.schema.equals(col.RESULTS)
     assert results["id"].to_pylist() == ["a", "b", "c", "d"]
     assert set(results["model"].to_pylist()) == {"ual"}
     assert dict(results["extracted"].to_pylist()[0])["strict"] == "7", "the first answer stays"
@@ -98,7 +98,7 @@ def test_a_table_for_people(store: Path, tmp_path: Path) -> None:
 
 
 def finished(store: Path, *notes: tuple[str, list[str]]) -> Job:
-    job = Job(EngineSpec(EngineConfig(), "m"), lambda rows, engine: [], RESULTS, store / ANSWERED)
+    job = Job(EngineSpec(EngineConfig(), "m"), lambda rows, engine: [], col.RESULTS, store / ANSWERED)
     job.finished.mkdir(exist_ok=True)
     for name, identities in notes:
         write_rows([{"id": one} for one in identities], pa.schema([("id", pa.string())]), job.finished / name)

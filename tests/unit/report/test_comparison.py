@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ual_ray.evaluate.metrics import figures
-from ual_ray.evaluate.statistics import bootstrap_mean, bootstrap_ratio, holm
-from ual_ray.records import RESULTS
+from ual_ray import columns as col
 from ual_ray.report.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
+from ual_ray.stats.bootstrap import bootstrap_mean, bootstrap_ratio, holm
+from ual_ray.stats.metrics import figures
 
 N = 120
 
@@ -34,7 +34,7 @@ def results(shift: float = 0.0, right: float = 0.5, seed: int = 0, n: int = N, s
             }
         )
     kept = [row for place, row in enumerate(rows) if place not in skip]
-    return pa.Table.from_pylist(kept[::-1] if seed % 2 else kept, schema=RESULTS).select(COLUMNS)
+    return pa.Table.from_pylist(kept[::-1] if seed % 2 else kept, schema=col.RESULTS).select(COLUMNS)
 
 
 def by_name(found: Comparisons) -> dict[tuple[str, str, str], Any]:
@@ -120,7 +120,7 @@ def test_models_measured_on_other_benchmarks_are_no_pair() -> None:
 
 def test_a_score_without_a_direction_is_not_judged() -> None:
     table = pa.Table.from_pylist(
-        [{"id": str(i), "benchmark": "b", "source": "s", "scores": [("f1_score", i / 9)]} for i in range(9)], schema=RESULTS
+        [{"id": str(i), "benchmark": "b", "source": "s", "scores": [("f1_score", i / 9)]} for i in range(9)], schema=col.RESULTS
     )
     assert compare_models({"sft": {0: table}, "ual": {0: table}}).entries == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ual_ray.plots import training
 from ual_ray.report import plots
 from ual_ray.report.comparison import Comparison, Comparisons
 from ual_ray.report.findings import Judged, Rate
@@ -25,7 +26,7 @@ def test_differences_from_base_have_a_panel_of_their_own() -> None:
 
 def test_a_panel_per_arm_that_has_bins() -> None:
     lines = [{"step": step, "nll/uncertainty_bin_1": 1.0, "nll/uncertainty_bin_2": 2.0} for step in (1, 2)]
-    figure = plots.loss_by_arm_and_bin({"sft": lines, "none": [{"step": 1, "nll": 1.0}], "ual": lines})
+    figure = training.loss_by_arm_and_bin({"sft": lines, "none": [{"step": 1, "nll": 1.0}], "ual": lines})
     assert [axes.get_title() for axes in figure.axes] == ["sft", "ual"]
     assert [line.get_label() for line in figure.axes[0].lines] == ["bin 1", "bin 2"]
 
@@ -41,5 +42,5 @@ def test_a_win_rate_without_an_interval_is_a_point() -> None:
 
 def test_nothing_measured_makes_an_empty_plot() -> None:
     assert plots.differences(Comparisons((), 0.95, 100, 0)).axes
-    assert plots.loss_by_arm_and_bin({}).axes
+    assert training.loss_by_arm_and_bin({}).axes
     assert plots.win_rates([]).axes

@@ -7,10 +7,10 @@ import json
 
 from rich.console import Console
 
-from ual_ray.evaluate.metrics import Figure
 from ual_ray.report.comparison import Comparison, Comparisons
 from ual_ray.report.findings import Findings, Rate
 from ual_ray.report.table import cell, models, p_text, rate_text, tables
+from ual_ray.stats.metrics import Figure
 
 ENTRY = Comparison("ual", "sft", "held_out", "nll", -0.0123, -0.02, -0.0041, 0.004, 0.012, "better", 20, 1, True)
 NULL = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.0, -0.01, 0.01, 1.0, 1.0, "cannot tell", 16, 1, False)

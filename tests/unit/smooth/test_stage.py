@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from ual_ray import columns as col
 from ual_ray.config import SmoothConfig
 from ual_ray.errors import UserError
-from ual_ray.records import content_digest, scored_schema
-from ual_ray.smooth.stage import SCORED_DIGEST, SMOOTHED_FILE, SMOOTHING_READS, histogram, recorded_map, smooth
+from ual_ray.parquet import content_digest, recorded_map
+from ual_ray.smooth.stage import histogram, smooth
 
-SCHEMA = scored_schema(["nll"])
+SCHEMA = col.scored_schema(["nll"])
 
 
 def scored(folder: Path, uncertainty: dict[str, float | None], held_out: int = 2) -> Path:
@@ -28,13 +29,13 @@ def scored(folder: Path, uncertainty: dict[str, float | None], held_out: int = 2
 
 
 def alphas(folder: Path) -> dict[str, float]:
-    return {row["id"]: row["alpha"] for row in pyarrow.parquet.read_table(folder / SMOOTHED_FILE).to_pylist()}
+    return {row["id"]: row["alpha"] for row in pyarrow.parquet.read_table(folder / col.SMOOTHED_FILE).to_pylist()}
 
 
 def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
     figures = smooth(source, SmoothConfig(map="mean_matched", alpha_mean=0.1), 0, tmp_path / "deep" / "out")
-    table = pyarrow.parquet.read_table(tmp_path / "deep" / "out" / SMOOTHED_FILE)
+    table = pyarrow.parquet.read_table(tmp_path / "deep" / "out" / col.SMOOTHED_FILE)
     assert table.column_names == [*SCHEMA.names, "alpha"]
     assert alphas(tmp_path / "deep" / "out") == pytest.approx({"a": 0.05, "b": 0.1, "c": 0.15})
     assert (figures["map"], figures["rows"], figures["missing"], figures["excluded"]) == ("mean_matched", 3, 0, 0)
@@ -74,7 +75,7 @@ def test_every_row_keeps_what_belongs_to_it(tmp_path: Path) -> None:
     uncertainty: dict[str, float | None] = {f"row{number * 7 % 50:02d}": number / 50 for number in range(50)}
     source = scored(tmp_path, uncertainty)
     smooth(source, SmoothConfig(map="linear", alpha_max=0.5), 0, tmp_path / "out")
-    table = pyarrow.parquet.read_table(tmp_path / "out" / SMOOTHED_FILE).to_pylist()
+    table = pyarrow.parquet.read_table(tmp_path / "out" / col.SMOOTHED_FILE).to_pylist()
     assert {row["id"]: row["uncertainty"] for row in table} == uncertainty
     assert all(row["alpha"] == pytest.approx(0.5 * row["uncertainty"]) for row in table)
 
@@ -91,7 +92,7 @@ def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     for name in ("constant", "none"):
         smooth(source, SmoothConfig.model_validate({"map": name}), 0, tmp_path / "out")
     assert alphas(tmp_path / "out") == {"a": 0, "b": 0}
-    assert [file.name for file in (tmp_path / "out").iterdir()] == [SMOOTHED_FILE]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [col.SMOOTHED_FILE]
 
 
 def test_rows_that_were_never_scored_are_refused(tmp_path: Path) -> None:
@@ -111,16 +112,16 @@ def test_nothing_left_to_train_on_is_refused(name: str, tmp_path: Path) -> None:
     spec = SmoothConfig.model_validate({"map": name, "missing": "exclude"})
     with pytest.raises(UserError):
         smooth(scored(tmp_path, {"a": None, "b": None}), spec, 0, tmp_path / "out")
-    assert not (tmp_path / "out" / SMOOTHED_FILE).exists()
+    assert not (tmp_path / "out" / col.SMOOTHED_FILE).exists()
 
 
 def test_the_map_is_recorded_in_the_file(tmp_path: Path) -> None:
     spec = SmoothConfig(map="shuffled", base="rank", alpha_max=0.3)
     smooth(scored(tmp_path, {"a": 0.2, "b": 0.6}), spec, 7, tmp_path / "out")
-    for path in (tmp_path / "out", tmp_path / "out" / SMOOTHED_FILE):
+    for path in (tmp_path / "out", tmp_path / "out" / col.SMOOTHED_FILE):
         recorded = recorded_map(path)
         assert recorded.pop("seed") == 7
-        assert recorded.pop(SCORED_DIGEST) == content_digest(tmp_path / "scored", SMOOTHING_READS)
+        assert recorded.pop(col.SCORED_DIGEST) == content_digest(tmp_path / "scored", col.SMOOTHING_READS)
         assert SmoothConfig.model_validate(recorded) == spec
 
 
@@ -132,13 +133,13 @@ def test_a_file_made_elsewhere_records_no_map(tmp_path: Path) -> None:
 def test_histogram_counts_every_row_once(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.0, "b": 0.1, "c": 0.2, "d": 1.0})
     smooth(source, SmoothConfig(map="linear", alpha_max=0.4), 0, tmp_path / "out")
-    bars = histogram(tmp_path / "out" / SMOOTHED_FILE, bins=4)
+    bars = histogram(tmp_path / "out" / col.SMOOTHED_FILE, bins=4)
     assert [count for *_, count in bars] == [3, 0, 0, 1]
     assert [low for low, *_ in bars] + [bars[-1][1]] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_histogram_of_one_value_is_one_bar(tmp_path: Path) -> None:
     smooth(scored(tmp_path, {"a": 0.3, "b": 0.4}), SmoothConfig(map="constant"), 0, tmp_path / "out")
-    ((low, high, count),) = histogram(tmp_path / "out" / SMOOTHED_FILE)
+    ((low, high, count),) = histogram(tmp_path / "out" / col.SMOOTHED_FILE)
     assert low <= 0.1 <= high
     assert count == 2

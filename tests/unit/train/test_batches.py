@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.config import TrainConfig
-from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.batches import Batch, Plan, collate, validation_steps
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.token_store import NO_BIN, Sample

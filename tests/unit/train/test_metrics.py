@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, peak_flops, peak_memory, read_metrics
+from ual_ray.run.memory import peak_memory
+from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, peak_flops, read_metrics
 
 COLUMNS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 

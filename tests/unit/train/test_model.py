@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
-from ual_ray.rendering import IGNORE_INDEX
+from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.batches import Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.records import ALPHA, ID, INPUT_IDS, LABELS, SPLIT, TARGET_TOKENS, TOKENS, TRAIN, UNCERTAINTY, VALIDATION
+from ual_ray import columns as col
 from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
 
 WriteStore = Callable[..., Path]
@@ -22,7 +22,15 @@ def token_row(name: str, length: int = 3, **values: Any) -> dict[str, Any]:
     ids = list(range(length))
     labels = [-100] + ids[1:]
     return {
-        **{ID: name, SPLIT: TRAIN, ALPHA: 0.1, UNCERTAINTY: None, TARGET_TOKENS: length - 1, INPUT_IDS: ids, LABELS: labels},
+        **{
+            col.ID: name,
+            col.SPLIT: col.TRAIN,
+            col.ALPHA: 0.1,
+            col.UNCERTAINTY: None,
+            col.TARGET_TOKENS: length - 1,
+            col.INPUT_IDS: ids,
+            col.LABELS: labels,
+        },
         **values,
     }
 
@@ -33,16 +41,16 @@ def write_store(tmp_path: Path) -> WriteStore:
 
     def write(*files: list[dict[str, Any]]) -> Path:
         for number, rows in enumerate(files):
-            with pa.OSFile(str(tmp_path / f"{number}.arrow"), "wb") as file, pa.ipc.new_file(file, TOKENS) as writer:
-                writer.write_table(pa.Table.from_pylist(rows, TOKENS), max_chunksize=2)
+            with pa.OSFile(str(tmp_path / f"{number}.arrow"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
+                writer.write_table(pa.Table.from_pylist(rows, col.TOKENS), max_chunksize=2)
         return tmp_path
 
     return write
 
 
 def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> None:
-    folder = write_store([token_row("c", 5), token_row("a", 2), token_row("d", 4)], [token_row("b", 3, **{ALPHA: 0.4})])
-    store = TokenStore.open(folder, TRAIN)
+    folder = write_store([token_row("c", 5), token_row("a", 2), token_row("d", 4)], [token_row("b", 3, **{col.ALPHA: 0.4})])
+    store = TokenStore.open(folder, col.TRAIN)
     assert list(store.ids) == ["a", "b", "c", "d"]
     assert store.lengths.tolist() == [2, 3, 5, 4] and store.lengths.dtype == np.int32
     assert store.target_tokens.tolist() == [1, 2, 4, 3] and store.target_tokens.dtype == np.int32
@@ -55,36 +63,36 @@ def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> N
 
 
 def test_equal_ids_come_by_alpha(write_store: WriteStore) -> None:
-    store = TokenStore.open(write_store([token_row("a", **{ALPHA: 0.2})], [token_row("a", **{ALPHA: 0.1})]), TRAIN)
+    store = TokenStore.open(write_store([token_row("a", **{col.ALPHA: 0.2})], [token_row("a", **{col.ALPHA: 0.1})]), col.TRAIN)
     assert [sample.alpha for sample in store] == [0.1, 0.2]
 
 
 def test_a_split_holds_its_own_rows_and_bins(write_store: WriteStore) -> None:
-    rows = [token_row(str(n), **{UNCERTAINTY: n / 10, SPLIT: TRAIN if n < 4 else VALIDATION}) for n in range(8)]
+    rows = [token_row(str(n), **{col.UNCERTAINTY: n / 10, col.SPLIT: col.TRAIN if n < 4 else col.VALIDATION}) for n in range(8)]
     folder = write_store(rows[::2], rows[1::2])
-    train, validation = TokenStore.open(folder, TRAIN, 2), TokenStore.open(folder, VALIDATION, 2)
+    train, validation = TokenStore.open(folder, col.TRAIN, 2), TokenStore.open(folder, col.VALIDATION, 2)
     assert list(train.ids) == ["0", "1", "2", "3"] and list(validation.ids) == ["4", "5", "6", "7"]
     assert [sample.uncertainty_bin for sample in train] == [sample.uncertainty_bin for sample in validation] == [0, 0, 1, 1]
     assert train.bin_edges == [0.0, 0.1, 0.3]
-    assert TokenStore.open(folder, TRAIN).bin_edges == []
+    assert TokenStore.open(folder, col.TRAIN).bin_edges == []
 
 
 @pytest.mark.parametrize("files", [[], [[]], [[token_row("a")]]], ids=["no_file", "no_row", "no_row_of_the_split"])
 def test_a_split_may_be_empty(files: list[list[dict[str, Any]]], write_store: WriteStore, tmp_path: Path) -> None:
     write_store(*files)
-    store = TokenStore.open(tmp_path, VALIDATION, 4)
+    store = TokenStore.open(tmp_path, col.VALIDATION, 4)
     assert len(store) == len(store.ids) == len(store.lengths) == 0
     assert list(store) == store.bin_edges == []
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no rendered rows"):
-        TokenStore.open(tmp_path / "tokens", TRAIN)
+        TokenStore.open(tmp_path / "tokens", col.TRAIN)
 
 
 def test_tokens_stay_in_the_file(write_store: WriteStore) -> None:
     before = pa.total_allocated_bytes()
-    store = TokenStore.open(write_store([token_row(str(n), 20_000) for n in range(50)]), TRAIN)
+    store = TokenStore.open(write_store([token_row(str(n), 20_000) for n in range(50)]), col.TRAIN)
     assert store[7].input_ids[-1] == 19_999
     assert pa.total_allocated_bytes() - before < 100_000  # of 8 MB
     with pytest.raises(ValueError, match="read-only"):

@@ -1,0 +1,162 @@
+"""Reading numbers out of answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ual_ray.benchmarks.benchmark import Question
+from ual_ray.benchmarks.gsm8k import Gsm8k
+from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
+from ual_ray.columns import Message
+from ual_ray.config import BenchmarkConfig
+from ual_ray.data.answers import extract_flexible, extract_strict, normalise
+from ual_ray.data.demo import ends_in, equations_hold
+from ual_ray.data.formats import BadRow
+from ual_ray.engines.requests import Completion, CompletionResult
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("#### 42", "42", "42"),
+        ("####42", "42", "42"),
+        ("#### 1,234", "1234", "1234"),
+        ("#### 1,234,567.", "1234567", "1234567"),
+        ("#### -3.", "-3", "-3"),
+        ("#### $5", "5", "5"),
+        ("#### -$5", "-5", "-5"),
+        ("#### $-5", "-5", "-5"),
+        ("#### $1,000.50", "1000.50", "1000.50"),
+        ("####\n7", "7", "7"),
+        ("3 + 4 = 7\n#### 7", "7", "7"),
+        ("#### 7 and then #### 8", "7", "8"),
+        ("#### none\n#### 8", "8", "8"),
+        ("#### 7\nNo, it is 9 after all.", "7", "9"),
+        ("It costs $5", None, "5"),
+        ("The answer is 12.", None, "12"),
+        ("From 3 apples, 2, 1.", None, "1"),
+        ("2.50 dollars", None, "2.50"),
+        ("50%", None, "50"),
+        ("#### **7**", None, "7"),
+        ("### 7", None, "7"),
+        ("#### seven", None, None),
+        ("no number", None, None),
+        ("", None, None),
+        ("-", None, None),
+        ("$", None, None),
+    ],
+)
+def test_extraction(text: str, strict: str | None, flexible: str | None) -> None:
+    assert extract_strict(text) == strict
+    assert extract_flexible(text) == flexible
+
+
+def test_a_number_without_a_leading_zero_is_not_read_as_another() -> None:
+    """'.5' may be '.5' or nothing, but it is not 5."""
+    assert extract_strict("#### .5") in (None, ".5", "0.5")
+    assert extract_flexible("the answer is .5") in (None, ".5", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [("1,234.", "1234"), ("$ 5", "5"), ("5.0", "5.0"), ("-$1,000.50", "-1000.50"), ("7...", "7")],
+)
+def test_normalise(number: str, expected: str) -> None:
+    assert normalise(number) == expected
+
+
+@given(
+    number=st.integers(-(10**12), 10**12),
+    before=st.text(st.characters(exclude_categories=["Nd"], exclude_characters="#-$")),
+)
+def test_any_integer_is_found_however_it_is_written(number: int, before: str) -> None:
+    for written in (f"{number}", f"{number:,}", f"{number:,}.", f"${number}"):
+        assert extract_strict(f"{before}\n#### {written}") == str(number)
+        assert extract_flexible(f"{before} {written}") == str(number)
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def pair(question: str, answer: str) -> list[Message]:
+    return [Message(role="user", content=question), Message(role="assistant", content=answer)]
+
+
+def test_a_question_is_what_comes_before_the_marked_number() -> None:
+    benchmark = Gsm8k()
+    assert benchmark.question(pair("q", "It is 7."), "s") is None
+    question = benchmark.question(pair("q", "1,000 + 1 = 1001\n#### 1,001"), "s")
+    assert question == Question([Message(role="user", content="q")], "s", answer="1001")
+    (request,) = benchmark.requests(question)
+    assert request == Completion((("user", "q"),), 160, confidence=True)
+
+
+def test_five_shots_are_turns_between_the_system_message_and_the_question() -> None:
+    benchmark = Gsm8k(BenchmarkConfig(kind="gsm8k", shots=5, max_new_tokens=9))
+    system = Message(role="system", content="Be brief.")
+    question = benchmark.question([system, *pair("q", "#### 7")], "s")
+    assert question is not None
+    (request,) = benchmark.requests(question)
+    assert isinstance(request, Completion) and request.max_tokens == 9
+    assert [role for role, _ in request.prompt] == ["system", *["user", "assistant"] * 5, "user"]
+    assert request.prompt[-1] == ("user", "q")
+
+
+@pytest.mark.parametrize(("question", "answer"), EXAMPLES)
+def test_the_worked_examples_are_right_and_end_in_their_number(question: str, answer: str) -> None:
+    assert ends_in(answer, str(extract_strict(answer)))
+    assert equations_hold(answer)
+    assert extract_strict(answer) == extract_flexible(answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "strict", "flexible"),
+    [("#### 7", 1.0, 1.0), ("I think it is $7.", 0.0, 1.0), ("#### 7, or 8", 1.0, 0.0), ("no idea", 0.0, 0.0)],
+)
+def test_both_extractions_are_scored_and_an_answer_without_a_number_is_wrong(said: str, strict: float, flexible: float) -> None:
+    result = CompletionResult((said,), 4, 2, 1, 2 * math.log(0.5), 2)
+    reading = Gsm8k().read(Question([], answer="7"), [result])
+    assert reading.scores == {"exact_match_strict": strict, "exact_match_flexible": flexible}
+    assert reading.prediction == said
+    assert reading.confidence == pytest.approx(0.5)
+    assert reading.extracted == {"strict": extract_strict(said), "flexible": extract_flexible(said)}
+
+
+def test_records_of_a_file_are_questions_or_have_a_reason() -> None:
+    records = [
+        {"question": "q", "answer": "1 + 1 = 2\n#### 2"},
+        {"question": "q", "answer": "Two."},
+        {"query": "q", "response": "#### 3"},
+        {"text": "q"},
+        BadRow("not JSON"),
+    ]
+    found = list(Gsm8k().questions(records, "file"))
+    assert [isinstance(one, Question) and (one.answer, one.source) for one in found] == [
+        ("2", "file"),
+        False,
+        ("3", "file"),
+        0,
+        0,
+    ]
+    assert [str(one).split(":")[0] for one in found if isinstance(one, BadRow)] == ["no question", "unknown form", "not JSON"]
+
+
+def test_columns_of_other_names_are_renamed() -> None:
+    config = BenchmarkConfig(kind="gsm8k", columns={"question": "frage", "answer": "antwort"})
+    (question,) = Gsm8k(config).questions([{"frage": "q", "antwort": "#### 4", "answer": "#### 5"}], "file")
+    assert isinstance(question, Question) and question.answer == "4"
+
+
+def test_the_id_is_the_same_for_every_model_and_another_for_another_question_or_setting() -> None:
+    def identity(name: str = "g", text: str = "q", answer: str = "7", **settings: Any) -> str:
+        benchmark = Gsm8k(BenchmarkConfig(kind="gsm8k", **settings))
+        return benchmark.identify(name, Question([Message(role="user", content=text)], "s", answer))
+
+    assert identity() == identity(path="elsewhere", max_rows=3)
+    others = [identity("h"), identity(text="r"), identity(answer="8"), identity(shots=5), identity(max_new_tokens=9)]
+    assert len({identity(), *others}) == 6

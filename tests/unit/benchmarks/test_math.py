@@ -1,0 +1,74 @@
+"""Mathematics: marked answers, the order of arguments, and what math-verify makes of both."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from ual_ray.benchmarks import math as benchmark
+from ual_ray.benchmarks.benchmark import Question
+from ual_ray.benchmarks.math import Math, marked_answer
+from ual_ray.columns import Message
+from ual_ray.data.formats import BadRow
+from ual_ray.engines.requests import CompletionResult
+from ual_ray.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"So \boxed{42}.", "42"),
+        (r"\boxed{1}, no: \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed {x}", "x"),
+        (r"\fbox{3}", "3"),
+        (r"\boxed{$5$}", "5"),
+        (r"\boxed{never closed", None),
+        ("The answer is: 12", "12"),
+        ("The answer is: 12.", "12"),
+        ("The answer is: $\\frac{3}{4}$", r"\frac{3}{4}"),
+        ("the final answer is: x + 1\n", "x + 1"),
+        ("The answer is: 1\nThe answer is: 2", "2"),
+        (r"The answer is: 1, or \boxed{2}", "2"),
+        ("The answer is not known.", None),
+        ("#### 7", None),
+        ("", None),
+    ],
+)
+def test_marked_answers(text: str, expected: str | None) -> None:
+    assert marked_answer(text) == expected
+
+
+def test_questions_are_rows_with_a_marked_answer() -> None:
+    chat = [Message(role="user", content="1/2?"), Message(role="assistant", content=r"It is $\boxed{0.5}$.")]
+    assert Math().question(chat, "s") == Question(chat[:1], "s", answer="0.5")
+    assert Math().question([chat[0], Message(role="assistant", content="Half.")], "s") is None
+
+
+def test_maths_own_form_and_metamaths() -> None:
+    records: list[Any] = [
+        {"problem": "p", "solution": r"so \boxed{3}", "level": "Level 1"},
+        {"problem": "p", "solution": r"so \boxed{3}", "answer": "4"},
+        {"problem": "p", "solution": "none"},
+        {"problem": "", "answer": "4"},
+        {"query": "q", "response": "#### 5\nThe answer is: 5"},
+    ]
+    found = list(Math().questions(records, "file"))
+    assert [isinstance(one, Question) and one.answer for one in found] == ["3", "4", False, False, "5"]
+    assert all(str(one).startswith("no question") for one in found if isinstance(one, BadRow))
+
+
+def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(benchmark, "checker", lambda gold, text: seen.append((gold, text)) or ("7", gold == "7"))
+    readings = [Math().read(Question([], answer="7"), [CompletionResult((text,), 1, 1)]) for text in (r"\boxed{8}", "I say 7")]
+    assert seen == [("7", r"\boxed{8}"), ("7", "I say 7")]
+    assert [reading.extracted for reading in readings] == [{"answer": "8"}, {"answer": "7"}]
+    assert readings[0].scores == {"exact_match_math": 1.0}
+
+
+def test_without_the_library_the_user_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(UserError, match="pip install"):
+        Math().check()

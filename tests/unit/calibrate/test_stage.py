@@ -1,0 +1,426 @@
+"""The probe on tiny random models, against the full softmax of transformers' own logits, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from ual_ray import columns as col
+from ual_ray.calibrate import probed_model as probe_model
+from ual_ray.calibrate.answers import RenderAnswer, _confidences
+from ual_ray.calibrate.clustering import choose_classes, measures
+from ual_ray.calibrate.metrics import fit_temperature
+from ual_ray.calibrate.probed_model import Head, ProbedModel, Text, temperature_of
+from ual_ray.calibrate.rows import Job
+from ual_ray.calibrate.stage import probe
+from ual_ray.config import EvaluateConfig
+from ual_ray.errors import UserError
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
+from ual_ray.parquet import read_table, write_rows
+
+COMMON = {
+    **{"vocab_size": 620, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "llama_untied": {"model_type": "llama", "tie_word_embeddings": False},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 0.5},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 4.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_layer": 2, "n_head": 4},
+}
+Families = Callable[..., Path]
+MEASURED = ("nll", "confidence", "correct", "brier")
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Callable[[str], Any]) -> Families:
+    """Get the directory of a family's tiny model whose output layer is `scale` times as large."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder_of(family: str, scale: float = 1.0) -> Path:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        folder = root / f"{family}-{scale}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            settings = {**COMMON, **FAMILIES[family]}
+            config = AutoConfig.for_model(settings.pop("model_type", family), **settings)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            for parameter in model.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            if scale != 1:
+                assert not config.tie_word_embeddings
+                model.get_output_embeddings().weight.data *= scale
+            model.save_pretrained(folder)
+            chat_tokenizer("chatml").save_pretrained(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a folder of canonical rows: a third of them for each split."""
+    folder = tmp_path_factory.mktemp("rows")
+    colours = ["Blue light.", "Green is a colour too.", "Sunlight is a mix of colours, and blue is one.", "Blue."]
+    found = []
+    for number in range(36):
+        messages = [
+            {"role": "user", "content": f"Name colour {number}."},
+            {"role": "assistant", "content": f"{number}: {colours[number % 4]}"},
+        ]
+        split = ("train", "validation", "test")[number % 3]
+        found.append({"id": col.content_id(messages), "source": f"s{number % 2}", "split": split, "messages": messages})
+    write_rows(found[:20], col.ROWS, folder / "a.parquet")
+    write_rows(found[20:], col.ROWS, folder / "b.parquet")
+    return folder
+
+
+def job_of(model: Path, rows: Path, folder: Path, results: Path | None = None, limit: int = 128, **evaluate: Any) -> Job:
+    settings = EvaluateConfig.model_validate({"clustering": {"tokens": 4, "positions": 20}, "resamples": 100, **evaluate})
+    return Job(str(model), str(rows), str(results) if results else None, str(folder), settings, limit)
+
+
+def brute_force(model: Path, rows: Path, split: str, tokenizer: Any) -> dict[str, Any]:
+    """Every target token's logits, by id and position, one row at a time, by the model's own forward."""
+    from transformers import AutoModelForCausalLM
+
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found: dict[str, Any] = {"id": [], "position": [], "token_id": [], "logits": [], "after": []}
+    for row in (row for row in read_table(rows).to_pylist() if row["split"] == split):
+        rendered = ChatRenderer(tokenizer).conversation(row["messages"])
+        with torch.no_grad():
+            output = causal_lm(torch.tensor([rendered.input_ids]), output_hidden_states=True)
+        for position, label in enumerate(rendered.labels):
+            if position and label != IGNORE_INDEX:
+                found["id"].append(row["id"])
+                found["position"].append(position)
+                found["token_id"].append(label)
+                found["logits"].append(output.logits[0, position - 1].double())
+                found["after"].append(output.hidden_states[-1][0, position - 1])
+    return found
+
+
+def expected_statistics(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> dict[str, np.ndarray]:
+    probabilities = torch.softmax(logits / temperature, dim=1)
+    return {
+        "nll": torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="none").numpy(),
+        "confidence": probabilities.max(dim=1).values.numpy(),
+        "correct": (logits.argmax(dim=1) == labels).numpy(),
+        "brier": (probabilities - one_hot(labels, logits.shape[1])).square().sum(dim=1).numpy(),
+    }
+
+
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_token_rows_are_those_of_the_full_softmax(
+    family: str,
+    model_of: Families,
+    rows: Path,
+    tmp_path: Path,
+    chat_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Chunks of 7 tokens, batches of a few rows.
+    monkeypatch.setattr(probe_model, "CHUNK_BYTES", 4 * 620 * 7)
+    monkeypatch.setattr(probe_model, "TOKENS_PER_BATCH", 100)
+    figures = probe(job_of(model_of(family), rows, tmp_path))
+    found = read_table(tmp_path / col.TOKENS_FILE)
+    assert found.schema.equals(col.TOKEN_STATISTICS)
+    tokenizer = chat_tokenizer("chatml")
+    expected = brute_force(model_of(family), rows, "test", tokenizer)
+    for name in ("id", "position", "token_id"):
+        assert found[name].to_pylist() == expected[name]
+    logits, labels = torch.stack(expected["logits"]), torch.tensor(expected["token_id"])
+    temperature = figures["temperature"]
+    for prefix, scale in (("", 1.0), ("scaled_", temperature)):
+        for name, values in expected_statistics(logits, labels, scale).items():
+            if (column := f"{prefix}{name}") in found.column_names:
+                measured = np.array(found[column].to_pylist(), dtype=float)
+                np.testing.assert_allclose(measured, values, rtol=1e-4, atol=1e-5, err_msg=column)
+    validation = brute_force(model_of(family), rows, "validation", tokenizer)
+    assert temperature == pytest.approx(fit_temperature(torch.stack(validation["logits"]), validation["token_id"]), rel=1e-3)
+    assert figures["token"]["raw"]["n"] == len(labels)
+    assert figures["token"]["raw"]["nll"] == pytest.approx(np.mean(found["nll"].to_pylist()))
+    assert figures == json.loads((tmp_path / col.CALIBRATION_FILE).read_text())
+    # In transformers the last of the hidden states is that after the final norm.
+    tokens = choose_classes(labels, 4, 20)
+    after = torch.stack(expected["after"]).numpy()[np.concatenate([places for _, places in tokens])]
+    classes = np.repeat(np.arange(len(tokens)), [len(places) for _, places in tokens])
+    points = dict(np.load(tmp_path / col.CLUSTER_POINTS_FILE))
+    np.testing.assert_allclose(points["after_norm"], after, rtol=1e-3, atol=1e-4)
+    assert points["classes"].tolist() == classes.tolist()
+    clusters = json.loads((tmp_path / col.CLUSTERS_FILE).read_text())
+    assert clusters == figures["clusters"]
+    assert [token["id"] for token in clusters["tokens"]] == [token for token, _ in tokens]
+    assert clusters["after_norm"]["nc1"] == pytest.approx(measures(after, classes)["nc1"], rel=1e-2)
+    assert clusters["before_norm"]["n"] == len(classes)
+    assert not np.allclose(points["before_norm"], points["after_norm"])
+
+
+def test_the_states_before_the_norm_become_those_after_it(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    figures = probe(job_of(model_of("llama"), rows, tmp_path))
+    points = dict(np.load(tmp_path / col.CLUSTER_POINTS_FILE))
+    norm = AutoModelForCausalLM.from_pretrained(model_of("llama")).model.norm
+    with torch.no_grad():
+        np.testing.assert_allclose(norm(torch.from_numpy(points["before_norm"])), points["after_norm"], rtol=1e-4, atol=1e-5)
+    assert figures["clusters"]["final_norm"] == "norm"
+
+
+def test_logits_twice_as_large_have_twice_the_temperature(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    once = probe(job_of(model_of("llama_untied", 0.5), rows, tmp_path / "1"))
+    twice = probe(job_of(model_of("llama_untied", 1.0), rows, tmp_path / "2"))
+    assert twice["temperature"] == pytest.approx(2 * once["temperature"], rel=1e-3)
+    for name in ("nll", "ece_width", "brier"):
+        assert twice["token"]["scaled"][name] == pytest.approx(once["token"]["scaled"][name], abs=1e-3)
+    assert twice["token"]["raw"]["nll"] > once["token"]["raw"]["nll"] + 0.01
+
+
+def test_padding_rows_of_the_vocabulary_are_left_out(model_of: Families) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_of("llama_untied"))
+    hidden = torch.randn(5, 32)
+    before = Head(model).logits(hidden)
+    model.lm_head.weight.data = torch.cat([model.lm_head.weight.data, torch.full((12, 32), 99.0)])
+    torch.testing.assert_close(Head(model).logits(hidden), before)
+    assert before.shape == (5, 620)
+
+
+def test_logits_of_an_unknown_kind_are_refused(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Head.__init__
+
+    def forgetful(self: Head, causal_lm: Any) -> None:
+        real(self, causal_lm)
+        self._softcap = None
+
+    monkeypatch.setattr(Head, "__init__", forgetful)
+    with pytest.raises(UserError, match="Gemma2ForCausalLM cannot be measured"):
+        ProbedModel(str(model_of("gemma2")), "float32", "cpu")
+
+
+def test_barred_tokens_do_not_spoil_the_temperature(model_of: Families) -> None:
+    from transformers import AutoModelForCausalLM
+
+    head = Head(AutoModelForCausalLM.from_pretrained(model_of("llama_untied")))
+    hidden, labels = torch.randn(50, 32), torch.randint(0, 600, (50,))
+    barred = torch.zeros(620)
+    barred[610:] = -torch.inf
+    head._bias = barred
+    expected = fit_temperature(head.logits(hidden)[:, :610].numpy(force=True), labels.numpy())
+    assert temperature_of(head, hidden, labels) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_norm_that_is_not_found_is_said(
+    model_of: Families, rows: Path, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr(ProbedModel, "_norms", lambda self: {})
+    with caplog.at_level("WARNING"):
+        figures = probe(job_of(model_of("llama"), rows, tmp_path))
+    assert "no norm was found" in caplog.text
+    assert figures["clusters"]["final_norm"] is None
+    assert figures["clusters"]["before_norm"] is None
+    assert figures["clusters"]["after_norm"] is not None
+
+
+# --- which rows ------------------------------------------------------------------------------------------------------
+
+
+def test_without_validation_rows_nothing_is_fitted(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write_rows([row for row in read_table(rows).to_pylist() if row["split"] == "test"], col.ROWS, folder / "a.parquet")
+    figures = probe(job_of(model_of("llama"), folder, tmp_path / "out"))
+    assert figures["temperature"] is None
+    assert "no validation row" in figures["temperature_note"]
+    assert figures["token"]["scaled"] is None
+    found = read_table(tmp_path / "out" / col.TOKENS_FILE)
+    assert found["scaled_nll"].null_count == found["scaled_confidence"].null_count == found["scaled_brier"].null_count
+    assert found["scaled_nll"].null_count == len(found) > 0
+
+
+def test_without_test_rows_the_user_is_told(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'test'"):
+        probe(job_of(model_of("llama"), rows, tmp_path, limit=5))
+
+
+def test_whole_rows_are_taken_by_id_up_to_the_limit(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    everything = probe(job_of(model_of("llama"), rows, tmp_path / "all"))["rows"]["test"]
+    assert everything["rows"] == 12
+    some = probe(job_of(model_of("llama"), rows, tmp_path / "some", calibration={"max_tokens": 60}))
+    kept = some["rows"]["test"]
+    assert 0 < kept["rows"] < 12
+    assert kept["tokens"] <= 60
+    ids = sorted(row["id"] for row in read_table(rows).to_pylist() if row["split"] == "test")
+    found = read_table(tmp_path / "some" / col.TOKENS_FILE)
+    assert sorted(set(found["id"].to_pylist())) == ids[: kept["rows"]]
+    one = probe(job_of(model_of("llama"), rows, tmp_path / "one", calibration={"max_tokens": 1}))
+    assert one["rows"]["test"]["rows"] == 1
+
+
+def test_overlong_rows_are_counted(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
+    renderer = ChatRenderer(chat_tokenizer("chatml"))
+    lengths = [
+        len(renderer.conversation(row["messages"]).input_ids) for row in read_table(rows).to_pylist() if row["split"] == "test"
+    ]
+    limit = sorted(lengths)[6]
+    figures = probe(job_of(model_of("llama"), rows, tmp_path, limit=limit))["rows"]["test"]
+    assert figures["dropped"] == {"overlong": sum(length > limit for length in lengths)}
+    assert figures["rows"] == sum(length <= limit for length in lengths)
+
+
+def test_no_clusters_are_made_when_none_are_asked_for(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    assert probe(job_of(model_of("llama"), rows, tmp_path, clustering={"tokens": 0}))["clusters"] is None
+    assert not (tmp_path / col.CLUSTERS_FILE).exists()
+    two = probe(job_of(model_of("llama"), rows, tmp_path, clustering={"tokens": 2}))["clusters"]
+    assert two["mueller"] is None
+    assert two["after_norm"]["classes"] == 2
+
+
+def test_progress_counts_every_token(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
+    seen: list[int] = []
+    probe(job_of(model_of("llama"), rows, tmp_path), seen.append)
+    renderer = ChatRenderer(chat_tokenizer("chatml"))
+    wanted = [row for row in read_table(rows).to_pylist() if row["split"] != "train"]
+    assert sum(seen) == sum(len(renderer.conversation(row["messages"]).input_ids) for row in wanted)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+BENCHMARKS = {
+    "held_out": {"kind": "held_out"},
+    "gsm8k": {"kind": "gsm8k"},
+    "shots": {"kind": "gsm8k", "shots": 5},
+    "arc": {"kind": "multiple_choice"},
+}
+
+
+def results_of(model: Path, folder: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    """Result rows whose confidences are measured here, one at a time."""
+    question = [{"role": "user", "content": "What is 1 + 1?"}]
+    common = {"source": "s", "status": "ok", "messages": question, "model": "m", "answer": "2", "benchmark_version": 1}
+    flexible = "exact_match_flexible"
+    found = [
+        common | {"id": "a", "benchmark": "gsm8k", "prediction": "Blue 2", "scores": [(flexible, 1.0)], "generated_tokens": 99},
+        common | {"id": "b", "benchmark": "gsm8k", "prediction": "Green 3", "scores": [(flexible, 0.0)], "generated_tokens": 3},
+        common | {"id": "c", "benchmark": "gsm8k", "prediction": "Blue", "scores": [(flexible, None)]},
+        common | {"id": "d", "benchmark": "gsm8k", "prediction": "Blue", "scores": [(flexible, 1.0)], "status": "quarantined"},
+        common | {"id": "e", "benchmark": "shots", "prediction": "Blue 2", "scores": [(flexible, 1.0)], "generated_tokens": 99},
+        common | {"id": "f", "benchmark": "held_out", "nll_sum": 3.0, "target_tokens": 4, "scores": []},
+        common
+        | {
+            **{"id": "g", "benchmark": "arc", "choices": ["Blue", "Green is a colour", "A"], "prediction": "Green is a colour"},
+            **{"answer": "1", "scores": [("accuracy", 1.0)]},
+        },
+    ]
+    folder.mkdir()
+    write_rows(found, col.RESULTS, folder / "results.parquet")
+    return found
+
+
+def log_probabilities(model: Path, tokenizer: Any, messages: Any, temperature: float, most: int | None = None) -> np.ndarray:
+    from transformers import AutoModelForCausalLM
+
+    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rendered = ChatRenderer(tokenizer).conversation(messages, last_reply_only=True)
+    with torch.no_grad():
+        logits = causal_lm(torch.tensor([rendered.input_ids])).logits[0].double()
+    targets = [place for place, label in enumerate(rendered.labels) if label != IGNORE_INDEX][:most]
+    return np.array([torch.log_softmax(logits[at - 1] / temperature, -1)[rendered.labels[at]].item() for at in targets])
+
+
+def test_answers_are_scored_as_they_were_asked(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
+    model, tokenizer = model_of("llama"), chat_tokenizer("chatml")
+    found = {row["id"]: row for row in results_of(model, tmp_path / "results", tokenizer)}
+    job = job_of(model, rows, tmp_path / "out", tmp_path / "results", benchmarks=BENCHMARKS)
+    figures = probe(job)
+    temperature = figures["temperature"]
+    answers = {row["id"]: row for row in read_table(tmp_path / "out" / "answers.parquet").to_pylist()}
+    # With its worked examples the question of e is longer than this model takes.
+    assert sorted(answers) == ["a", "b", "g"]
+    assert [answers[name]["correct"] for name in "abg"] == [True, False, True]
+
+    def reply(name: str, text: str) -> list[dict[str, str]]:
+        return [*found[name]["messages"], {"role": "assistant", "content": text}]
+
+    for column, scale in (("confidence", 1.0), ("probed_confidence", 1.0), ("scaled_confidence", temperature)):
+        whole = log_probabilities(model, tokenizer, reply("a", "Blue 2"), scale)
+        assert answers["a"][column] == pytest.approx(np.exp(whole.mean()), rel=1e-4)
+        cut_off = log_probabilities(model, tokenizer, reply("b", "Green 3"), scale, most=3)
+        assert answers["b"][column] == pytest.approx(np.exp(cut_off.mean()), rel=1e-4)
+        choices = found["g"]["choices"]
+        sums = np.array([log_probabilities(model, tokenizer, reply("g", choice), scale).sum() for choice in choices])
+        assert answers["g"][column] == pytest.approx(np.exp(sums - np.logaddexp.reduce(sums))[1], rel=1e-4)
+    assert figures["answer"]["gsm8k"]["n"] == 2
+    assert figures["answer"]["gsm8k"]["raw"]["accuracy"] == 0.5
+    assert figures["answer"]["gsm8k"]["probe_difference"] == 0
+    assert set(figures["answer"]) == {"gsm8k", "arc"}
+
+
+def test_worked_examples_are_before_the_question(chat_tokenizer: Any) -> None:
+    from ual_ray.benchmarks.registry import make_benchmarks
+
+    settings = EvaluateConfig.model_validate({"benchmarks": BENCHMARKS})
+    tokenizer = chat_tokenizer("chatml")
+    renderer = ChatRenderer(tokenizer)
+    row = {
+        **{"messages": [{"role": "user", "content": "What is 1 + 1?"}], "source": "s", "answer": "2", "choices": None},
+        **{"reference": None, "prediction": "Blue 2", "generated_tokens": None},
+    }
+    (few,) = RenderAnswer(make_benchmarks(settings.benchmarks)["shots"], renderer)(row)
+    (none,) = RenderAnswer(make_benchmarks(settings.benchmarks)["gsm8k"], renderer)(row)
+    assert len(few.input_ids) > 3 * len(none.input_ids)
+    spoken = [[label for label in each.labels if label != IGNORE_INDEX] for each in (few, none)]
+    assert spoken[0] == spoken[1] == [*renderer.encode("Blue 2"), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_an_engines_confidence_is_the_raw_one(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
+    model = model_of("llama")
+    results = results_of(model, tmp_path / "results", chat_tokenizer("chatml"))
+    for row in results:
+        row["confidence"] = 0.25
+    write_rows(results, col.RESULTS, tmp_path / "results" / "results.parquet")
+    figures = probe(job_of(model, rows, tmp_path / "out", tmp_path / "results", benchmarks=BENCHMARKS))
+    raw = figures["answer"]["gsm8k"]["raw"]
+    assert raw["confidence"] == 0.25
+    assert raw["brier"] == pytest.approx((0.75**2 + 0.25**2) / 2)
+    assert figures["answer"]["gsm8k"]["probe_difference"] > 0
+
+
+def test_a_choice_keeps_its_name_at_another_temperature() -> None:
+    row = {"choices": ["a", "b"], "prediction": "b"}
+    cold, hot = _confidences(row, [np.array([-9.0, -1.0]), np.array([-2.0, -3.0])], 1)
+    assert cold == pytest.approx(1 / (1 + np.exp(-8)))
+    assert hot == pytest.approx(1 / (1 + np.exp(1)))
+
+
+def test_batches_hold_every_text_once() -> None:
+    lengths = [3, 50, 7, 7, 4096, 9000, 1]
+    batches = list(probe_model._batches(lengths))
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= probe_model.TOKENS_PER_BATCH
+
+
+def test_states_do_not_depend_on_their_neighbours(model_of: Families) -> None:
+    model = ProbedModel(str(model_of("llama")), "float32", "cpu")
+    random = np.random.default_rng(0)
+    texts = [Text(random.integers(4, 600, n), np.arange(2, n)) for n in (5, 30, 12, 30)]
+    together = np.empty((sum(len(text.positions) for text in texts), 32))
+    for states in model.states(texts, lambda tokens: None):
+        together[states.places] = states.after.numpy()
+        np.testing.assert_array_equal(states.labels.numpy(), np.concatenate([text.labels for text in texts])[states.places])
+    alone = [next(iter(model.states([text], lambda tokens: None))).after.numpy() for text in texts]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)

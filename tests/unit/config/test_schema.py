@@ -1,0 +1,466 @@
+"""The configuration: merging, checking, and messages that name the key at fault."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ual_ray import columns as col
+from ual_ray.config import (
+    BenchmarkConfig,
+    CalibrationConfig,
+    Config,
+    ElicitConfig,
+    EndpointConfig,
+    Section,
+    SmoothConfig,
+    TrainConfig,
+)
+from ual_ray.config.load import dump, load, section_at
+from ual_ray.config.redact import redact
+from ual_ray.elicit.step import NOT_MEASURED
+from ual_ray.errors import UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def reload(config: Config, folder: Path) -> Config:
+    return load(write(folder, dump(config)))
+
+
+def at(config: Config, key: str) -> Any:
+    """Follow a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+# --- defaults, dump and load -----------------------------------------------------------------------------------------
+
+
+def test_no_file_gives_the_defaults() -> None:
+    config = load()
+    assert config == Config()
+    assert (config.data.path, config.model, config.elicit.model) == ("demo", "demo", "demo")
+    assert {name: arm.map for name, arm in config.arms.items()} == {"sft": "none", "ual": "mean_matched"}
+
+
+def test_defaults_survive_dump_and_load(tmp_path: Path) -> None:
+    assert reload(Config(), tmp_path) == Config()
+
+
+def test_everything_changed_survives_dump_and_load(tmp_path: Path) -> None:
+    config = load(
+        overrides=[
+            "data.path='a # b: {c}.jsonl'",
+            "data.max_rows=7",
+            "data.columns={instruction: 'the question', id: key}",
+            "engine.endpoint.url=http://host:1/v1",
+            "engine.endpoint.requests_per_minute=0.5",
+            "elicit.templates='my prompts.yaml'",
+            "elicit.scale=0-100",
+            "elicit.splits=[train,test]",
+            "train.learning_rate=1e-7",
+            "elicit.estimators=[nll,p_true]",
+            "elicit.uncertainty=nll",
+            "arms.half.map=constant",
+            "arms.half.alpha_mean=0.25",
+            "engine.arguments.hf_overrides.rope={type: linear, factor: 2.5}",
+            "engine.arguments.quantization=null",
+            "tracking.uri=sqlite:///a.db",
+            "trust_remote_code=true",
+        ]
+    )
+    assert config != Config()
+    assert reload(config, tmp_path) == config
+
+
+@example(text="rows/😀.jsonl")
+@example(text='a "quoted": # {odd} one\n')
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="$\\?")))
+def test_any_text_survives_dump_and_load(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    config = Config(output=text)
+    assert reload(config, tmp_path_factory.mktemp("c")).output == text
+
+
+@pytest.mark.parametrize("arm", ["ual-2", "ual_half", "42", "1e3", "1_000", "null", "true", "off", "é"])
+def test_any_legal_name_of_an_arm_survives_dump_and_load(arm: str, tmp_path: Path) -> None:
+    config = Config(arms={arm: SmoothConfig(map="rank")})
+    assert reload(config, tmp_path) == config
+
+
+def test_dump_explains_every_key() -> None:
+    lines = [line for line in dump(Config()).splitlines() if not re.fullmatch(r' +"?(sft|ual|held_out|gsm8k)"?:', line)]
+    assert all(re.fullmatch(r" *\w+:.*  # \w.*", line) for line in lines)
+    keys = {line.split(":")[0].strip() for line in lines}
+    assert {"data", "path", "learning_rate", "alpha_cap", "kv_cache_gb", "experiment", "seed"} <= keys
+
+
+def sections(section: type[Section]) -> list[type[Section]]:
+    inner = [field.annotation for field in section.model_fields.values()]
+    found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    return [section, *(deeper for kind in found for deeper in sections(kind))]
+
+
+@pytest.mark.parametrize("section", [*sections(Config), SmoothConfig], ids=lambda section: section.__name__)
+def test_every_key_has_a_default_and_a_description(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        assert field.description, name
+        assert not field.is_required(), name
+
+
+def test_configurations_are_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.epochs = 1  # type: ignore[misc]
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=3", 3),
+        ("data.path=rows.jsonl", "rows.jsonl"),
+        ("data.path=a=b.jsonl", "a=b.jsonl"),
+        ("data.max_rows=50", 50),
+        ("data.max_rows=null", None),
+        ("train.learning_rate=3e-5", 3e-5),
+        ("train.warmup_share=0", 0.0),
+        ("trust_remote_code=true", True),
+        ("elicit.estimators=[verbalized,nll]", ("verbalized", "nll")),
+        ("elicit.splits=[train,test]", ("train", "test")),
+        ("arms.ual.alpha_mean=0.2", 0.2),
+        ("engine.arguments.max_num_seqs=4", 4),
+        ("runtime.address=ray://head:10001", "ray://head:10001"),
+        ("tracking.uri=http://localhost:5000", "http://localhost:5000"),
+        ("output=runs/seed-${seed}", "runs/seed-0"),
+    ],
+)
+def test_an_override_changes_one_value(override: str, expected: object) -> None:
+    key = override.split("=")[0]
+    changed = load(overrides=[override])
+    assert at(changed, key) == expected
+    assert type(at(changed, key)) is type(expected)
+    untouched = Config.model_fields.keys() - {key.split(".")[0]}
+    assert changed.model_dump(include=untouched) == Config().model_dump(include=untouched)
+
+
+def test_an_override_in_an_arm_leaves_its_other_values_and_arms_alone() -> None:
+    arms = load(overrides=["arms.ual.alpha_mean=0.2"]).arms
+    assert arms == {"sft": SmoothConfig(map="none"), "ual": SmoothConfig(map="mean_matched", alpha_mean=0.2)}
+
+
+def test_an_override_may_add_an_arm() -> None:
+    arms = load(overrides=["arms.shuffled.map=shuffled"]).arms
+    assert [*arms] == ["sft", "ual", "shuffled"]
+
+
+def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\ntrain:\n  epochs: 5\n  max_steps: 9\n")
+    config = load(path, ["seed=2", "train.epochs=6"])
+    assert (config.seed, config.train.epochs, config.train.max_steps) == (2, 6, 9)
+    assert config.train.global_batch_size == TrainConfig().global_batch_size
+
+
+def test_the_last_override_of_a_key_counts() -> None:
+    assert load(overrides=["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "data.path rows.jsonl", ""])
+def test_an_override_without_key_or_value_is_shown(override: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"found: {override}")) as error:
+        load(overrides=[override])
+    assert "key=value" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.path=[", "data.path=*.jsonl", "data.path=@x", "data.path=a: b: c", "data=[1]", "output=${nosuch}"],
+)
+def test_an_override_that_cannot_be_merged_is_a_user_error(override: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=["seed=1", override])
+    assert override.split("=")[0] in str(error.value)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_arms_of_a_file_replace_the_default_arms(tmp_path: Path) -> None:
+    path = write(tmp_path, "arms:\n  half:\n    map: constant\n    alpha_mean: 0.05\n")
+    assert load(path).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.05)}
+    assert load(path, ["arms.half.alpha_mean=0.3"]).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.3)}
+
+
+def test_the_benchmarks_of_a_file_replace_the_default_ones(tmp_path: Path) -> None:
+    path = write(tmp_path, "evaluate:\n  benchmarks:\n    maths: {kind: math, path: x.jsonl}\n  resamples: 500\n")
+    evaluate = load(path).evaluate
+    assert evaluate.benchmarks == {"maths": BenchmarkConfig(kind="math", path="x.jsonl")}
+    assert (evaluate.resamples, evaluate.dtype) == (500, Config().evaluate.dtype)
+    added = load(None, ["evaluate.benchmarks.maths.kind=math"]).evaluate.benchmarks
+    assert [*added] == ["held_out", "gsm8k", "maths"]
+
+
+def test_an_unknown_key_of_a_benchmark_is_explained() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'evaluate.benchmarks.gsm8k.shot'(?s:.*)shots"):
+        load(None, ["evaluate.benchmarks.gsm8k.shot=5"])
+
+
+def test_a_file_without_arms_keeps_them(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "seed: 1\n")).arms == Config().arms
+
+
+@pytest.mark.parametrize("arms", ["{}", "null", "[]"])
+def test_a_file_needs_an_arm(arms: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="arms"):
+        load(write(tmp_path, f"arms: {arms}\n"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)does not exist.*nowhere\.yaml.*ual config"):
+        load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text", ["- data\n- train\n", "just words\n", "42\n"])
+def test_a_file_that_is_not_a_mapping_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)not (a mapping|YAML).*config\.yaml"):
+        load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["data: [1, 2\n", "data:\n\tpath: x\n", "a: b: c\n", "seed: 1\nseed: 2\n"])
+def test_a_file_that_is_not_yaml_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)not YAML.*config\.yaml"):
+        load(write(tmp_path, text))
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "# only a comment\n")) == Config()
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------------------
+
+UNKNOWN = [
+    ("sed=1", "unknown key 'sed'", "runtime, output, seed", "'seed'"),
+    ("trian.epochs=1", "unknown key 'trian'", "data, model", "'train'"),
+    ("train.learning_rat=1", "unknown key 'train.learning_rat'", "num_workers, ", "'train.learning_rate'"),
+    ("engine.argumets.x=1", "unknown key 'engine.argumets'", "kind, min_actors", "'engine.arguments'"),
+    ("engine.endpoint.uri=x", "unknown key 'engine.endpoint.uri'", "url, api_key_env", "'engine.endpoint.url'"),
+    ("elicit.scales=0-9", "unknown key 'elicit.scales'", "model, adapter, estimators", "'elicit.scale'"),
+    ("arms.ual.alpha_mena=0.2", "unknown key 'arms.ual.alpha_mena'", "map, base, alpha_mean", "'arms.ual.alpha_mean'"),
+    ("arms.new.alpha_cpa=0.2", "unknown key 'arms.new.alpha_cpa'", "map, base, alpha_mean", "'arms.new.alpha_cap'"),
+]
+
+
+@pytest.mark.parametrize(("override", "unknown", "legal", "near"), UNKNOWN)
+def test_an_unknown_key_names_the_legal_and_the_nearest(override: str, unknown: str, legal: str, near: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, second, third = str(error.value).splitlines()
+    assert first == unknown
+    assert second.startswith("  legal: ")
+    assert legal in second
+    assert third == f"  to do: did you mean {near}?"
+
+
+def test_an_unknown_key_in_a_file_is_found_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)unknown key 'train\.epoch'.*did you mean 'train\.epochs'"):
+        load(write(tmp_path, "train:\n  epoch: 1\n"))
+
+
+def test_an_unknown_key_like_no_other_points_to_the_list() -> None:
+    with pytest.raises(UserError, match=r"(?s)unknown key 'data\.zzz'.*path, format.*ual config"):
+        load(overrides=["data.zzz=1"])
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=["sed=1", "train.epochs=0", "data.pat=x"])
+    assert all(key in str(error.value) for key in ("'sed'", "'train.epochs'", "'data.pat'"))
+
+
+# --- bad values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.epochs=many", "integer"),
+        ("train.epochs=1.5", "integer"),
+        ("train.learning_rate=0", "greater than 0"),
+        ("train.learning_rate=.nan", "should be"),
+        ("train.learning_rate=.inf", "finite"),
+        ("train.dtype=int8", "'auto', 'float32' or 'bfloat16'"),
+        ("data.max_rows=0", "greater than or equal to 1"),
+        ("data.format=csv", "'auto', 'alpaca', 'sharegpt'"),
+        ("data.max_bad_share=1.5", "less than or equal to 1"),
+        ("engine.kind=tgi", "'vllm', 'openai' or 'fake'"),
+        ("engine.overlong=split", "'drop' or 'truncate'"),
+        ("engine.hang_seconds=0", "greater than 0"),
+        ("engine.endpoint.concurrency=0", "greater than or equal to 1"),
+        ("engine.endpoint.requests_per_minute=0", "greater than 0"),
+        ("engine.endpoint.max_retries=-1", "greater than or equal to 0"),
+        ("engine.price_per_million_prompt_tokens=-1", "greater than or equal to 0"),
+        ("elicit.uncertainty=mean", "'ensemble'"),
+        ("elicit.scale=1-10", "'0-9', '1-5' or '0-100'"),
+        ("elicit.mode=greedy", "'logprobs' or 'sampled'"),
+        ("elicit.samples=0", "greater than or equal to 1"),
+        ("elicit.temperature=0", "greater than 0"),
+        ("elicit.temperature=2.5", "less than or equal to 2"),
+        ("elicit.retries=-1", "greater than or equal to 0"),
+        ("elicit.grouping=nli", "'embedding'"),
+        ("elicit.similarity=0", "greater than 0"),
+        ("elicit.retest_share=1.1", "less than or equal to 1"),
+        ("elicit.splits=[]", "at least 1"),
+        ("elicit.estimators=[]", "at least 1"),
+        ("elicit.estimators=nll", "tuple"),
+        ("arms.ual.alpha_mean=1", "less than 1"),
+        ("arms.ual.alpha_mean=-0.1", "greater than or equal to 0"),
+        ("arms.ual.alpha_mean=.nan", "should be"),
+        ("arms.ual.map=sigmoid", "'mean_matched'"),
+        ("arms.ual.base=none", "'rank'"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("data=rows.jsonl", "dictionary"),
+    ],
+)
+def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"bad value for '{key}")
+    assert says in first
+    assert second.startswith("  found: ")
+    assert value.strip("[].") in second
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("elicit.estimators=[nll,perplexity]", "'semantic_entropy'"),
+        ("elicit.splits=[train,dev]", "'train', 'validation' or 'test'"),
+    ],
+)
+def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"bad value for '{key}.1': ") and says in first
+    assert second == f"  found: {value.strip('[]').split(',')[1]!r}"
+
+
+SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.validation_share=0.5", "data.test_share=0.5"], "validation_share + test_share must be below 1"),
+        (["engine.min_actors=3"], "min_actors (3) must not be above max_actors (2)"),
+        (["elicit.estimators=[nll]"], "uncertainty 'verbalized' must be one of estimators ['nll']"),
+        (["elicit.estimators=[verbalized,nll,nll]"], "estimators ['verbalized', 'nll', 'nll'] names one twice"),
+        (["elicit.ensemble=[nll,nll_sum]"], "ensemble ['nll_sum'] must be among estimators ['verbalized', 'p_true', 'nll']"),
+        (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
+        (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
+        (
+            ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"],
+            "semantic_entropy needs at least two samples to compare",
+        ),
+        (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
+        (
+            ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized,nll]"],
+            "elicit.estimators ['nll', 'nll_sum']: a server does not give the likelihood of a text",
+        ),
+        ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
+        ([*SERVER, "engine.endpoint.logprobs=false"], "a server with log-probabilities"),
+        ([*SERVER, "elicit.adapter=a"], "elicit.adapter is for engine.kind=vllm"),
+        (["arms.ual.alpha_min=0.3"], "alpha_min (0.3) must not be above alpha_max (0.2)"),
+        (["arms.ual.alpha_mean=0.5"], "alpha_mean (0.5) must not be above alpha_cap (0.4)"),
+        (["arms.base.map=none"], "arm 'base'"),
+        (["arms.a/b.map=none"], "arm 'a/b'"),
+        (["arms.reference.map=none"], "arm 'reference'"),
+        (["evaluate.benchmarks.a/b.kind=math"], "evaluate.benchmarks: 'a/b'"),
+        (["judge.model=demo", "judge.against=nobody"], "judge.against 'nobody' must be one of sft, ual, base, reference"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        load(overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        SERVER,
+        [*SERVER, "elicit.scale=1-5"],
+        [*SERVER, "elicit.mode=sampled", "elicit.scale=0-100", "engine.endpoint.logprobs=false"],
+        ["engine.kind=openai", "elicit.estimators=[self_consistency,verbalized]", "elicit.samples=1"],
+        ["elicit.estimators=[nll,nll_sum]", "elicit.uncertainty=ensemble"],
+        ["elicit.uncertainty=ensemble", "elicit.ensemble=[nll]"],
+        ["elicit.grouping=embedding", "elicit.embedding_model=e"],
+        ["elicit.scale=0-100", "elicit.adapter=a"],
+    ],
+)
+def test_values_that_go_together_are_taken_and_survive_dump_and_load(overrides: list[str], tmp_path: Path) -> None:
+    config = load(overrides=overrides)
+    assert config != Config()
+    assert reload(config, tmp_path) == config
+
+
+def test_what_is_not_measured_is_a_setting_of_elicitation() -> None:
+    assert set(ElicitConfig.model_fields) >= NOT_MEASURED
+    # A setting that changes what is asked, or how it is read, must ask again.
+    assert set(ElicitConfig.model_fields) - NOT_MEASURED == {
+        *("estimators", "scale", "mode", "samples", "temperature", "max_new_tokens", "retries"),
+        *("grouping", "similarity", "embedding_model", "retest_share"),
+    }
+
+
+def test_the_shares_of_the_splits_add_up() -> None:
+    shares = load(overrides=["data.validation_share=0.25", "data.test_share=0.5"]).data.split_shares()
+    assert shares == {"train": 0.25, "validation": 0.25, "test": 0.5}
+    assert tuple(shares) == col.SPLITS
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (["engine", "endpoint"], EndpointConfig),
+        ([], Config),
+        (["train"], TrainConfig),
+        (["arms", "ual"], SmoothConfig),
+        (["arms"], None),
+        (["evaluate", "benchmarks", "gsm8k"], BenchmarkConfig),
+        (["evaluate", "benchmarks"], None),
+        (["evaluate", "calibration"], CalibrationConfig),
+        (["seed"], None),
+        (["nothing"], None),
+    ],
+)
+def test_section_at(path: list[str], expected: type[Section] | None) -> None:
+    assert section_at(path) is expected
+
+
+def test_secrets_are_masked_in_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "abc123")
+    given = load(None, ["engine.arguments={hf_token: '${oc.env:A_TOKEN}', seed: 1}", "tracking.uri='http://me:pw@host:1'"])
+    assert given.engine.arguments == {"hf_token": "abc123", "seed": 1}
+    written = dump(redact(given))
+    assert "abc123" not in written and "me:pw" not in written
+    assert load(None).engine == redact(load(None)).engine

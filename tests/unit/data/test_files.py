@@ -1,0 +1,87 @@
+"""Files behind data.path: here and in clouds, folders and links, and what is not there is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ual_ray.config import DataConfig
+from ual_ray.data.fingerprint import fingerprint
+from ual_ray.data.reading import Piece, find_pieces, read_piece
+from ual_ray.errors import UserError
+
+ROWS = [{"instruction": "Say hi.", "output": "Hi."}, {"instruction": "être 😀", "output": "\u2028"}]
+
+
+def found(path: Path | str, **options: Any) -> list[Piece]:
+    return find_pieces(DataConfig(path=str(path), **options))
+
+
+def read(path: Path | str, **options: Any) -> list[Any]:
+    return [row for piece in found(path, **options) for row in read_piece(piece)]
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """The cache of the hub is made of links."""
+    (tmp_path / "blob").write_bytes(as_jsonl(ROWS))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").symlink_to(tmp_path / "blob")
+    assert read(tmp_path / "data") == ROWS
+
+
+def test_an_address_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "my rows.jsonl").write_bytes(as_jsonl(ROWS))
+    assert read((tmp_path / "my rows.jsonl").as_uri()) == ROWS
+    assert read(tmp_path.as_uri() + "/") == ROWS
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no.txt", "deep/er/no", "no/such.json.gz"])
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)data\.path does not exist.*'demo'") as error:
+        found(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)no address of files.*nope://x.*s3://"):
+        found("nope://x")
+    with pytest.raises(UserError, match="does not exist"):
+        found((tmp_path / "no").as_uri())
+    with pytest.raises(UserError) as error:
+        found("nope://me:secret@host/x")
+    assert "secret" not in str(error.value).split("Unrecognized")[0]
+    with pytest.raises(UserError, match="is empty"):
+        found("")
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="folder without data files") as error:
+        found(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_split_of_plain_files_is_refused(tmp_path: Path) -> None:
+    """Reading everything instead would train on what was meant for the test."""
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl(ROWS))
+    for path in (tmp_path, tmp_path / "rows.jsonl"):
+        with pytest.raises(UserError, match=r"data\.split is for hub names"):
+            found(path, split="test")
+
+
+@pytest.mark.parametrize("path", ["demo", ".", "rows.jsonl", "rows.txt", "URI"])
+def test_a_subset_of_what_is_no_hub_name_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "rows.txt"):
+        (tmp_path / name).write_bytes(as_jsonl(ROWS))
+    given = tmp_path.as_uri() if path == "URI" else path
+    for function in (find_pieces, fingerprint):
+        with pytest.raises(UserError, match=r"(?s)data\.subset is for hub names.*main, with data\.path=.*leave"):
+            function(DataConfig(path=given, subset="main"))

@@ -1,0 +1,180 @@
+"""The first look at a data set: what it is, how large, and what no run could use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ual_ray.config import DataConfig
+from ual_ray.data import peek as module
+from ual_ray.data import reading as pieces
+from ual_ray.data.formats import BadRow
+from ual_ray.data.peek import Look, look
+from ual_ray.errors import UserError
+
+
+def alpaca(count: int) -> list[dict[str, Any]]:
+    return [{"instruction": f"q{index}", "output": f"a{index}"} for index in range(count)]
+
+
+def jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def look_at(path: Path, rows: int = 1000, **options: Any) -> Look:
+    return look(DataConfig(path=str(path), **options), rows)
+
+
+def instructions(seen: Look) -> list[str]:
+    return [record["instruction"] for record, _ in seen.records]
+
+
+def test_a_small_data_set_is_seen_completely(tmp_path: Path) -> None:
+    seen = look_at(jsonl(tmp_path, alpaca(3)))
+    assert (seen.format_name, len(seen.pieces), seen.estimated_rows, seen.complete) == ("alpaca", 1, 3, True)
+    assert [record for record, _ in seen.records] == alpaca(3)
+    assert seen.records[0][1] == [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
+
+
+@pytest.mark.parametrize(("rows", "complete"), [(1, False), (29, False), (30, True), (99, True)])
+def test_no_more_rows_are_seen_than_asked_for(rows: int, complete: bool, tmp_path: Path) -> None:
+    seen = look_at(jsonl(tmp_path, alpaca(30)), rows)
+    assert instructions(seen) == [f"q{index}" for index in range(min(rows, 30))]
+    assert (seen.complete, seen.estimated_rows) == (complete, 30)
+    assert seen.size() == ("30 rows" if complete else "about 30 rows")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 25, 30, 99])
+def test_max_rows_limits_everything(limit: int, tmp_path: Path) -> None:
+    seen = look_at(jsonl(tmp_path, alpaca(30)), 20, max_rows=limit)
+    most = min(limit, 30)
+    assert instructions(seen) == [f"q{index}" for index in range(min(most, 20))]
+    assert (seen.estimated_rows, seen.complete) == (most, most <= 20)
+
+
+def test_rows_are_seen_across_pieces(tmp_path: Path) -> None:
+    jsonl(tmp_path, alpaca(2), "a.jsonl")
+    (tmp_path / "b.json").write_text(json.dumps(alpaca(2)))
+    seen = look_at(tmp_path, 3)
+    assert (instructions(seen), len(seen.pieces)) == (["q0", "q1", "q0"], 2)
+    assert (seen.complete, seen.estimated_rows) == (False, 4)
+
+
+def test_pieces_that_are_not_needed_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        jsonl(tmp_path, alpaca(5), name)
+    opened = []
+    monkeypatch.setattr(module, "read_piece", lambda piece: opened.append(piece.name) or pieces.read_piece(piece))
+    look_at(tmp_path, 4)
+    assert opened == ["00000-00000-a.jsonl"]
+
+
+def test_a_large_text_file_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SAMPLE", 2000)
+    seen = look_at(jsonl(tmp_path, alpaca(1000)), 10)
+    assert not seen.complete
+    assert seen.estimated_rows == pytest.approx(1000, rel=0.1)
+
+
+def test_a_size_that_cannot_be_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SAMPLE", 5)
+    seen = look_at(jsonl(tmp_path, alpaca(100)), 10)
+    assert (seen.estimated_rows, seen.size()) == (None, "an unknown number of rows")
+
+
+def test_bad_rows_are_seen_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"broken\n\n{"instruction": "a", "output": "b"}\n')
+    seen = look_at(path)
+    assert [isinstance(messages, BadRow) for _, messages in seen.records] == [True, False]
+    assert seen.records[0][0] == {"raw": '{"broken'}
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    seen = look_at(jsonl(tmp_path, [{"ask": "q", "reply": "a"}]), columns={"instruction": "ask", "output": "reply"})
+    assert (seen.format_name, seen.records[0][0]) == ("alpaca", {"instruction": "q", "output": "a"})
+
+
+@pytest.mark.parametrize("format_name", ["auto", "alpaca"])
+def test_a_mapping_is_checked_whatever_the_format(format_name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)no column 'ask' \(for instruction\).*'instruction', 'output'"):
+        look_at(jsonl(tmp_path, alpaca(1)), format=format_name, columns={"instruction": "ask"})
+
+
+def test_a_format_that_is_set_is_not_guessed(tmp_path: Path) -> None:
+    rows = [{**alpaca(1)[0], "question": "q", "answer": "a"}]
+    assert look_at(jsonl(tmp_path, rows)).format_name == "alpaca"
+    assert look_at(jsonl(tmp_path, rows), format="gsm8k").format_name == "gsm8k"
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
+    """Editors on Windows put one in front."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"instruction": "q", "output": "a"}\n')
+    assert [type(messages) for _, messages in look_at(path).records] == [list]
+
+
+# --- the demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo() -> None:
+    seen = look(DataConfig())
+    assert (seen.format_name, len(seen.pieces), seen.estimated_rows, seen.complete) == ("demo", 1, 200, True)
+    assert {record["source"] for record, _ in seen.records} == {"open_ended", "deterministic"}
+    assert not any(isinstance(messages, BadRow) for _, messages in seen.records)
+
+
+def test_a_short_demo_keeps_both_sources() -> None:
+    seen = look(DataConfig(max_rows=20))
+    assert {record["source"] for record, _ in seen.records} == {"open_ended", "deterministic"}
+    assert (seen.estimated_rows, len(seen.records)) == (20, 20)
+
+
+# --- what no run could use ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)data\.path does not exist.*no\.jsonl.*'demo'"):
+        look_at(tmp_path / "no.jsonl")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "a,b\n")])
+def test_an_empty_data_set_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"(?s)the data set is empty.*{name}"):
+        look_at(tmp_path / name)
+
+
+def test_a_parquet_file_without_rows_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), path)
+    with pytest.raises(UserError, match="the data set is empty"):
+        look_at(path)
+
+
+def test_unknown_columns_are_shown_with_the_legal_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        look_at(jsonl(tmp_path, [{"prompt": "q"}, {"answer": "a"}]))
+    message = str(error.value)
+    assert f"the format of {tmp_path / 'rows.jsonl'} is unknown" in message
+    assert "found: columns ['answer', 'prompt']" in message
+
+
+def test_the_most_frequent_reason_is_shown_if_no_row_can_be_used(tmp_path: Path) -> None:
+    rows = [{"instruction": "", "output": "a"}, {"instruction": "q", "output": ""}, {"instruction": "r", "output": ""}]
+    with pytest.raises(UserError) as error:
+        look_at(jsonl(tmp_path, rows))
+    assert "no row of" in str(error.value)
+    assert "2 of the first 3 rows: no response: output is empty" in str(error.value)
+
+
+def test_prompts_alone_are_of_no_use(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no response: completion is empty"):
+        look_at(jsonl(tmp_path, [{"prompt": "q"}]), format="prompt_completion")

@@ -1,0 +1,294 @@
+"""The pool's parts, without Ray: block sizes, and what an actor does with batches that engines died on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ual_ray.config import EngineConfig
+from ual_ray.engines import EngineDied, EngineSpec, pool
+from ual_ray.engines.monitor import Limits, Monitor
+from ual_ray.engines.pool import (
+    BLOCKS_AT_MOST,
+    BLOCKS_PER_ACTOR,
+    LARGEST_BLOCK,
+    MOST_DEATHS,
+    SMALLEST_BLOCK,
+    EngineActor,
+    Job,
+    _may_pass,
+    _rows_and_failed,
+    _tally,
+    block_size,
+    rows_in,
+    rows_remembered,
+)
+from ual_ray.parquet import read_table
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("value", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("prompt_tokens", pa.int64()),
+    ]
+)
+ME = "this actor"
+Row = dict[str, Any]
+
+
+# --- block sizes -----------------------------------------------------------------------------------------------------
+
+
+@given(total=st.integers(1, 10**9), actors=st.integers(1, 200), batch=st.integers(1, 5000))
+@example(total=1, actors=1, batch=64)
+@example(total=10**9, actors=1, batch=1)
+def test_blocks_are_neither_tiny_nor_huge_nor_too_many(total: int, actors: int, batch: int) -> None:
+    block = block_size(total, actors, batch)
+    assert SMALLEST_BLOCK <= block <= LARGEST_BLOCK
+    assert block <= max(SMALLEST_BLOCK, batch, math.ceil(total / BLOCKS_AT_MOST))
+    # Where there are more than wanted, a block cannot be larger, or the actors would not have enough of them.
+    blocks = math.ceil(total / block)
+    assert blocks <= BLOCKS_AT_MOST or block == LARGEST_BLOCK or blocks <= actors * BLOCKS_PER_ACTOR
+
+
+@pytest.mark.parametrize(
+    ("total", "actors", "batch", "expected"),
+    [
+        (200, 2, 64, 25),  # four blocks for each of two actors
+        (10_000, 2, 64, 64),  # a batch
+        (500_000, 2, 64, 500),  # a thousand blocks
+        (10**8, 2, 64, LARGEST_BLOCK),
+        (10, 2, 64, SMALLEST_BLOCK),
+        (10_000, 2, 1, 10),
+    ],
+)
+def test_block_sizes_by_hand(total: int, actors: int, batch: int, expected: int) -> None:
+    assert block_size(total, actors, batch) == expected
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        ("ok", None, False),
+        ("ok", "engine: another estimator's", False),
+        ("quarantined", "engine: too hot", True),
+        ("quarantined", "engine: too hot; overlong: 9 tokens", True),
+        ("quarantined", "overlong: 9 tokens", False),
+        ("quarantined", "unparsable: no usable reply for nll", False),
+        ("quarantined", "template: no system role", False),
+        ("quarantined", None, False),
+    ],
+)
+def test_rows_that_an_engine_failed_on_deserve_another_try(status: str, error: str | None, expected: bool) -> None:
+    assert _may_pass({"status": status, "error": error}) is expected
+
+
+def test_a_batch_is_summed_up() -> None:
+    rows = [
+        {"status": "ok", "error": "engine: another estimator's", "prompt_tokens": 3, "generated_tokens": 1, "calls": 2},
+        {"status": "quarantined", "error": "overlong: 9", "prompt_tokens": None},
+        {"status": "quarantined", "error": None, "prompt_tokens": 4},
+    ]
+    assert _tally(rows) == (3, ["overlong: 9", "unknown"], 7, 1, 2)
+    assert _tally([]) == (0, [], 0, 0, 0)
+
+
+# --- the actor -------------------------------------------------------------------------------------------------------
+
+
+class Handle:
+    """Has the form of an actor's handle, and calls at once."""
+
+    def __init__(self, target: Monitor) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._target, name))
+
+
+class Task:
+    """Scores rows with their value times two, remembers its batches, and dies on rows named so."""
+
+    def __init__(self, score: Callable[[Row], Row] | None = None) -> None:
+        self.batches: list[list[str]] = []
+        self._score = score or (lambda row: {"status": "ok", "value": 2 * row["value"], "prompt_tokens": 1})
+
+    def __call__(self, rows: Sequence[Row], engine: Any) -> list[Row]:
+        assert engine.template_hash == "fake"
+        self.batches.append([row["id"] for row in rows])
+        if any(row["id"].startswith("deadly") for row in rows):
+            raise EngineDied("the kernel fell over")
+        return [row | self._score(row) for row in rows]
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    """Make a monitor, and do without Ray and without ending the process."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(pool.ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(pool.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=ME))
+    monkeypatch.setattr(pool.os, "_exit", leave)
+    monkeypatch.setattr(pool.logging, "shutdown", lambda: None)
+    return Monitor(Limits(failed=0.5))
+
+
+def actor_for(task: Task, monitor: Monitor, folder: Path | None = None) -> EngineActor:
+    spec = EngineSpec(EngineConfig(kind="fake"), "m")
+    failed = None if folder is None else folder / "failed"
+    if failed is not None:
+        failed.mkdir(exist_ok=True)
+    return EngineActor(Job(spec, task, SCHEMA, Path("target"), failed), Handle(monitor))
+
+
+def batch_of(*names: str) -> pa.Table:
+    return pa.table({"id": list(names), "value": [len(name) for name in names], "text": ["not in the schema"] * len(names)})
+
+
+def test_a_batch_goes_through_the_task_and_leaves_in_the_schema(monitor: Monitor) -> None:
+    task = Task()
+    done = actor_for(task, monitor)(batch_of("a", "bb"))
+    assert done.schema.equals(SCHEMA)
+    assert done["value"].to_pylist() == [2, 4]
+    assert task.batches == [["a", "bb"]]
+    assert (monitor.counts().rows, monitor.counts().prompt_tokens) == (2, 2)
+
+
+def test_what_is_finished_is_not_held_against_anybody(monitor: Monitor) -> None:
+    task = Task()
+    actor = actor_for(task, monitor)
+    for _ in range(2 * MOST_DEATHS):
+        actor(batch_of("a", "b"))
+    assert task.batches == [["a", "b"]] * (2 * MOST_DEATHS)
+
+
+def test_an_engine_that_died_ends_its_actor_before_anything_is_counted(monitor: Monitor) -> None:
+    with pytest.raises(SystemExit) as left:
+        actor_for(Task(), monitor)(batch_of("a", "deadly"))
+    assert left.value.code == 1
+    assert monitor.counts().rows == 0
+
+
+def test_the_row_that_kills_engines_is_found_and_the_others_are_done(monitor: Monitor, tmp_path: Path) -> None:
+    """As Ray has it: after every death another actor is given the same batch."""
+    task = Task()
+    batch = batch_of("a", "deadly", "b")
+    deaths = 0
+    while True:
+        try:
+            done = actor_for(task, monitor, tmp_path)(batch)
+            break
+        except SystemExit:
+            deaths += 1
+    assert deaths == 2 * MOST_DEATHS
+    whole, rows = [["a", "deadly", "b"]], [["a"], ["deadly"]]
+    assert task.batches == whole * MOST_DEATHS + rows * MOST_DEATHS + [["a"], ["b"]]
+    assert done["id"].to_pylist() == ["a", "b"]
+    (failed,) = read_table(tmp_path / "failed").to_pylist()
+    assert (failed["id"], failed["status"], failed["value"]) == ("deadly", "quarantined", 6)
+    assert failed["error"] == f"engine: it died or hung on this row {MOST_DEATHS} times"
+    assert (monitor.counts().rows, monitor.counts().failed) == (3, 1)
+    assert monitor.begin("deadly", "anybody") == 0
+
+
+def test_a_batch_begun_less_often_is_still_a_batch(monitor: Monitor) -> None:
+    task = Task()
+    for _ in range(MOST_DEATHS - 1):
+        monitor.begin(pool.digest(["a", "b"]), "another actor")
+    actor_for(task, monitor)(batch_of("a", "b"))
+    assert task.batches == [["a", "b"]]
+
+
+def test_a_job_that_has_to_stop_sends_nothing_more(monitor: Monitor) -> None:
+    task = Task()
+    actor = actor_for(task, monitor)
+    actor(batch_of("a"))
+    monitor.scored(100, ["overlong: 9"] * 100, 0, 0, 0)
+    assert monitor.stopped()
+    done = actor(batch_of("b"))
+    assert (len(done), done.schema) == (0, SCHEMA)
+    assert task.batches == [["a"]]
+
+
+def test_an_actor_that_starts_is_not_held_to_its_former_work(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr(pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    monitor.begin("work", ME)
+    actor_for(Task(), monitor)
+    assert monitor.replace_hung(-1) == 0
+    assert killed == []
+
+
+# --- failed rows -----------------------------------------------------------------------------------------------------
+
+
+def failing(row: Row) -> Row:
+    reasons = {"hot": "engine: too hot", "long": "overlong: 9 tokens"}
+    error = reasons.get(row["id"].rstrip("0123456789"))
+    return {"status": "quarantined" if error else "ok", "error": error, "value": 0}
+
+
+def test_rows_that_an_engine_failed_on_go_to_the_failed_folder(monitor: Monitor, tmp_path: Path) -> None:
+    actor = actor_for(Task(failing), monitor, tmp_path)
+    done = [*actor(batch_of("a", "hot1", "long"))["id"].to_pylist(), *actor(batch_of("hot2", "b"))["id"].to_pylist()]
+    assert done == ["a", "long", "b"]
+    table = read_table(tmp_path / "failed")
+    assert table.schema.equals(SCHEMA)
+    assert table["id"].to_pylist() == ["hot1", "hot2"]
+    actor(batch_of("a", "hot1", "long"))  # a batch that is done again writes the same file
+    assert len(read_table(tmp_path / "failed")) == 2
+    assert (monitor.counts().failed, monitor.counts().reasons["engine"]) == (5, 3)
+
+
+def test_nothing_failed_and_nothing_is_written(monitor: Monitor, tmp_path: Path) -> None:
+    actor_for(Task(), monitor, tmp_path)(batch_of("a"))
+    assert [*(tmp_path / "failed").iterdir()] == []
+
+
+def test_without_a_folder_for_them_failed_rows_stay(monitor: Monitor) -> None:
+    assert actor_for(Task(failing), monitor)(batch_of("a", "hot", "long"))["id"].to_pylist() == ["a", "hot", "long"]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_counted_by_metadata(tmp_path: Path) -> None:
+    assert rows_in(tmp_path) == rows_remembered(tmp_path / "none") == 0
+    for name, rows in {"a.parquet": 2, "b.parquet": 3, "c.pending.parquet": 5}.items():
+        pa.parquet.write_table(batch_of(*map(str, range(rows))), tmp_path / name)
+    assert rows_in(tmp_path) == 10
+    assert rows_remembered(tmp_path) == 5
+
+
+def test_what_was_done_before_is_counted_without_files_that_may_be_half(tmp_path: Path) -> None:
+    target, finished = tmp_path / "measured", tmp_path / "measured.finished"
+    assert _rows_and_failed(target, pa.compute.field("status") != "ok") == (0, 0)
+    target.mkdir()
+    finished.mkdir()
+    rows = pa.table({"id": ["a", "b", "c"], "status": ["ok", "quarantined", "ok"]})
+    for name in ("1_0.parquet", "2_0.parquet"):
+        pa.parquet.write_table(rows, target / name)
+    (target / "3_0.parquet").write_bytes(b"PAR1 half a file")
+    (finished / "3_.pending.parquet").write_bytes(b"")
+    (finished / "1_0.parquet").write_bytes(b"")
+    assert _rows_and_failed(target, pa.compute.field("status") != "ok") == (6, 2)
+
+
+def test_finished_rows_are_remembered_beside_the_target() -> None:
+    job = Job(EngineSpec(EngineConfig(kind="fake"), "m"), Task(), SCHEMA, Path("x/measured"))
+    assert job.finished == Path("x/measured.finished")

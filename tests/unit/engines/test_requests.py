@@ -1,0 +1,78 @@
+"""Requests are values: equal questions are one question."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ual_ray.columns import Message
+from ual_ray.engines.requests import (
+    Choice,
+    Completion,
+    CompletionResult,
+    Failure,
+    Likelihood,
+    Overlong,
+    messages_of,
+    overlong,
+    turns,
+)
+
+MESSAGES = [Message(role="user", content="q"), Message(role="assistant", content="a")]
+
+
+@given(pairs=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text())))
+def test_freezing_and_thawing(pairs: list[tuple[str, str]]) -> None:
+    assert turns(messages_of(tuple(pairs))) == tuple(pairs)
+    assert hash(turns(messages_of(tuple(pairs)))) == hash(tuple(pairs))
+
+
+def test_equal_requests_are_one() -> None:
+    prompt = turns(MESSAGES[:1])
+    made = [Choice(prompt, ("A", "B")), Likelihood(turns(MESSAGES)), Completion(prompt, 5)]
+    again = [Choice(turns(MESSAGES[:1]), ("A", "B")), Likelihood(turns([*MESSAGES])), Completion(prompt, 5, 0.0, 1, 0)]
+    other = [
+        Choice(prompt, ("B", "A")),
+        Likelihood(prompt),
+        Likelihood(turns(MESSAGES), last_reply_only=True),
+        Completion(prompt, 5, temperature=0.5),
+        Completion(prompt, 5, n=2),
+        Completion(prompt, 5, seed=1),
+        Completion(prompt, 6),
+        Completion(prompt, 5, confidence=True),
+    ]
+    assert len({*made, *again}) == 3
+    assert len({*made, *again, *other}) == 11
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "reason"),
+    [
+        (1030, 1024, "overlong: 1030 tokens, engine.max_model_len is 1024"),
+        (None, None, "overlong: None tokens, engine.max_model_len is None"),
+    ],
+)
+def test_overlong_is_a_failure_that_cost_nothing(tokens: int | None, limit: int | None, reason: str) -> None:
+    failure = overlong(tokens, limit)
+    assert isinstance(failure, Failure)
+    assert failure == Overlong(reason, 0, 0, 0, tokens, limit)
+
+
+@pytest.mark.parametrize(
+    ("log_probability", "tokens", "expected"),
+    [(2 * math.log(0.25), 2, 0.25), (0.0, 3, 1.0), (1e-9, 1, 1.0), (None, None, None), (0.0, 0, None)],
+)
+def test_the_confidence_is_the_mean_token_probability(
+    log_probability: float | None, tokens: int | None, expected: float | None
+) -> None:
+    result = CompletionResult(("t",), 1, 2, 1, log_probability, tokens)
+    assert result.confidence == (None if expected is None else pytest.approx(expected))
+
+
+def test_requests_and_results_travel() -> None:
+    for value in (Choice(turns(MESSAGES), ("A",)), Likelihood(()), Completion((), 1), overlong(2, 1), Failure("x")):
+        assert pickle.loads(pickle.dumps(value)) == value  # noqa: S301

@@ -1,0 +1,418 @@
+"""The inspection of scored rows: figures by hand, what is missing, warnings, and the short form on the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+
+from ual_ray import columns as col
+from ual_ray.config import EngineConfig
+from ual_ray.errors import UserError
+from ual_ray.formatting import number, share
+from ual_ray.inspect.measure import Columns, inspect
+from ual_ray.inspect.summary import Inspection
+from ual_ray.inspect.text import to_console
+from ual_ray.inspect.warnings import warnings_of
+
+ESTIMATORS = ("verbalized", "nll")
+
+
+def row(name: str, score: float | None = 0.5, **values: Any) -> dict[str, Any]:
+    """Make a scored row; `score` is that of verbalized, which the uncertainty is a copy of."""
+    defaults = {
+        "id": name,
+        "source": "a",
+        "split": "train",
+        "messages": [{"role": "user", "content": f"question {name}"}, {"role": "assistant", "content": f"answer {name}"}],
+        "uncertainty_verbalized": score,
+        "uncertainty": score,
+        "response_length": 10,
+        "truncated": False,
+        "status": "quarantined" if score is None else "ok",
+        "elicitor": "model",
+        "prompt_hash": "hash",
+        "prompt_tokens": 100,
+        "generated_tokens": 10,
+        "calls": 2,
+    }
+    return defaults | values
+
+
+def folder_of(folder: Path, rows: Sequence[dict[str, Any]], files: int = 1) -> Path:
+    scored = folder / "scored"
+    scored.mkdir()
+    table = pa.Table.from_pylist([*rows], schema=col.scored_schema(ESTIMATORS))
+    for place in range(files):
+        part = table.take(pa.array(range(place, len(table), files), pa.int64()))
+        pa.parquet.write_table(part, scored / f"part-{place}.parquet", row_group_size=3)
+    return scored
+
+
+def inspected(folder: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Inspection:
+    found = inspect(folder_of(folder, rows), **options)
+    json.dumps(found.as_dict(), allow_nan=False)
+    return found
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_by_hand(tmp_path: Path) -> None:
+    rows = [
+        row("1", 0.2, uncertainty_nll=0.1, truncated=True),
+        row("2", 0.4, uncertainty_nll=None, source="b", error="engine: it broke"),
+        row("3", None, uncertainty_nll=0.3, error="overlong: 9 tokens: limit 8"),
+        row("4", None, uncertainty_nll=None, error="unparsable: no number", source="b", elicitor="other"),
+        row("5", 0.4, uncertainty_nll=0.5, source=None),
+    ]
+    found = inspected(tmp_path, rows)
+    assert (found.rows, found.sources) == (5, {"a": 2, "b": 2, "(none)": 1})
+    assert found.statuses == {"ok": 3, "quarantined": 2}
+    assert (found.quarantined, found.quarantined_share, found.reasons) == (2, 0.4, {"overlong": 1, "unparsable": 1})
+    assert (found.truncated, found.elicitors, found.prompt_hashes) == (1, ["model", "other"], ["hash"])
+    assert (found.estimators, found.score_of, list(found.scores)) == (
+        ["verbalized", "nll"],
+        "verbalized",
+        ["uncertainty", "verbalized", "nll"],
+    )
+    verbalized, nll = found.scores["verbalized"], found.scores["nll"]
+    # Rows 1, 2, 4 and 5 got replies for verbalized, or have a value; only row 4's could not be read.
+    assert (verbalized.missing, verbalized.null_rate, verbalized.parse_rate) == (2, 0.4, 0.75)
+    # Row 3 was overlong for another estimator and has its nll; row 2 failed in the engine.
+    assert (nll.missing, nll.null_rate, nll.parse_rate) == (2, 0.4, 0.75)
+    assert found.scores["uncertainty"].parse_rate is None
+    assert verbalized.distribution is not None and verbalized.distribution.mode_share == pytest.approx(2 / 3)
+    by_source = verbalized.by_source
+    assert by_source["a"] is not None and by_source["a"].n == 1 and by_source["a"].deviation is None
+
+
+def test_cost_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text('{"seconds": 4, "figures": {}}')
+    cost = inspected(
+        tmp_path,
+        [row("1"), row("2")],
+        engine=EngineConfig(price_per_million_prompt_tokens=2.0, price_per_million_generated_tokens=10.0),
+    ).cost
+    assert (cost.prompt_tokens, cost.generated_tokens, cost.calls, cost.tokens_per_row) == (200, 20, 4, 110)
+    assert cost.money == pytest.approx((200 * 2 + 20 * 10) / 1e6)
+    assert (cost.seconds, cost.rows_per_second) == (4.0, 0.5)
+
+
+@pytest.mark.parametrize("done", [None, "", "[]", "{}", '{"seconds": null}', '{"seconds": NaN}', '{"seconds": -1}'])
+def test_unknown_cost_is_none(tmp_path: Path, done: str | None) -> None:
+    if done is not None:
+        (tmp_path / "done.json").write_text(done)
+    nothing = {"prompt_tokens": None, "generated_tokens": None, "calls": None, "truncated": None}
+    found = inspected(tmp_path, [row("1", **nothing)], engine=EngineConfig(price_per_million_prompt_tokens=1.0))
+    assert set(vars(found.cost).values()) == {None}
+    assert found.truncated is None
+
+
+def test_free_is_not_nothing(tmp_path: Path) -> None:
+    assert inspected(tmp_path, [row("1")]).cost.money is None
+
+
+def test_length_agreement_and_noise_by_hand(tmp_path: Path) -> None:
+    scores = [(0.1, 0.9), (0.2, 0.8), (0.3, 0.7), (0.4, None)]
+    rows = [row(str(n), a, uncertainty_nll=b, response_length=n, retest_verbalized=a + 0.1) for n, (a, b) in enumerate(scores)]
+    found = inspected(tmp_path, rows)
+    assert [(pair.first, pair.second, pair.n) for pair in found.agreement] == [("verbalized", "nll", 3)]
+    assert found.agreement[0].spearman == pytest.approx(-1.0)
+    assert found.scores["uncertainty"].length.spearman == pytest.approx(1.0)
+    assert found.scores["nll"].length_by_source["a"].spearman == pytest.approx(-1.0)
+    noise = found.scores["verbalized"].noise
+    assert noise is not None and noise.n == 4 and noise.mean_difference == pytest.approx(0.1)
+    assert found.scores["uncertainty"].noise == noise, "the uncertainty is a copy, with the same noise"
+    assert found.scores["nll"].noise is None
+
+
+def test_the_score_is_recognised_where_it_was_given(tmp_path: Path) -> None:
+    # Quarantined for another estimator's sake: verbalized has a value, the uncertainty has none.
+    rows = [row("1", 0.2), row("2", 0.4), row("3", 0.6, uncertainty=None, status="quarantined")]
+    assert inspected(tmp_path, rows).score_of == "verbalized"
+
+
+def test_a_calibrated_score_is_of_no_estimator(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row("1", 0.2, uncertainty=0.3), row("2", 0.4)])
+    assert (found.score_of, found.scores["uncertainty"].noise) == (None, None)
+
+
+def test_an_ensemble_is_shown_when_it_has_a_value(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row("1", uncertainty_ensemble=0.25, uncertainty=0.25)])
+    assert (list(found.scores)[-1], found.score_of, found.estimators) == ("ensemble", "ensemble", ["verbalized", "nll"])
+
+
+# --- extremes --------------------------------------------------------------------------------------------------------
+
+
+def test_extremes_with_ties_by_id(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [row(f"{n:03}", float(random.integers(0, 4)) / 4, source="ab"[n % 2], given_id=f"g{n}") for n in range(200)]
+    rows += [row("zzz", None), row("nan", float("nan"))]
+    found = inspect(folder_of(tmp_path, rows, files=3))
+    for source in "ab":
+        mine = [each for each in rows if each["source"] == source and each["uncertainty"] == each["uncertainty"]]
+        mine = [each for each in mine if each["uncertainty"] is not None]
+        most = sorted(mine, key=lambda each: (-each["uncertainty"], each["id"]))[:10]
+        least = sorted(mine, key=lambda each: (each["uncertainty"], each["id"]))[:10]
+        for expected, shown in ((most, found.most_uncertain[source]), (least, found.least_uncertain[source])):
+            assert [each.id for each in shown] == [each["id"] for each in expected]
+            assert [each.score for each in shown] == [each["uncertainty"] for each in expected]
+            assert [each.given_id for each in shown] == [each["given_id"] for each in expected]
+            assert [each.messages for each in shown] == [each["messages"] for each in expected]
+    assert found.most_uncertain["a"][0].scores == {"verbalized": 0.75, "nll": None}
+
+
+def test_long_messages_are_cut_and_early_ones_left_out(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": f"{n} " + "x" * 5000} for n in range(7)]
+    (shown,) = inspected(tmp_path, [row("1", messages=messages)]).most_uncertain["a"]
+    assert (shown.earlier, [message["content"][0] for message in shown.messages]) == (3, ["3", "4", "5", "6"])
+    assert all(len(message["content"]) == 700 and message["content"].endswith("…") for message in shown.messages)
+
+
+def test_only_blocks_with_shown_rows_give_their_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = Columns(folder_of(tmp_path, [row(str(n)) for n in range(9)]))
+    read: list[int] = []
+    original = pa.parquet.ParquetFile.read_row_group
+
+    def spy(self: Any, group: int, **options: Any) -> Any:
+        read.append(group)
+        return original(self, group, **options)
+
+    monkeypatch.setattr(pa.parquet.ParquetFile, "read_row_group", spy)
+    assert columns.messages({7, 8})[8][0]["content"] == "question 8"
+    assert read == [2]
+
+
+def test_many_sources_are_counted_and_a_few_shown(tmp_path: Path) -> None:
+    rows = [row(f"{n}-{k}", source=f"s{n:02}") for n in range(20) for k in range(2 if n == 19 else 1)]
+    found = inspected(tmp_path, rows)
+    assert (len(found.sources), found.shown_sources[0], len(found.shown_sources)) == (20, "s19", 12)
+    assert list(found.most_uncertain) == found.shown_sources
+
+
+# --- little ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_row(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row("1")])
+    assert found.scores["nll"].distribution is None
+    assert found.scores["uncertainty"].length.spearman is None
+    assert "only 1 row has a score: every figure here is rough" in found.warnings
+    assert "nll has no value in any row" in found.warnings
+
+
+def test_no_row_with_a_score(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row("1", None, error="engine: gone"), row("2", None)])
+    assert found.warnings[0] == "100% of rows have no score (engine 1, unknown 1)"
+    assert found.most_uncertain == {"a": []}
+    assert found.score_of is None
+
+
+def test_constant_scores(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row(str(n), 0.5, uncertainty_nll=n / 40, response_length=n) for n in range(40)])
+    assert found.agreement[0].spearman is None
+    assert found.scores["verbalized"].length.spearman is None
+    assert "verbalized is 0.50 in every row: smoothing by it treats all rows alike" in found.warnings
+
+
+def test_a_null_typed_block_and_missing_columns(tmp_path: Path) -> None:
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    for name, score in (("a", pa.nulls(1)), ("b", pa.array([0.5]))):
+        table = pa.table({"id": [name], "source": ["s"], "uncertainty": score, "uncertainty_nll": score})
+        pa.parquet.write_table(table, scored / f"{name}.parquet")
+    found = inspect(scored)
+    assert (found.rows, found.scores["nll"].missing, found.most_uncertain["s"][0].id) == (2, 1, "b")
+    assert (found.quarantined, found.truncated, found.elicitors, found.most_uncertain["s"][0].messages) == (0, None, [], [])
+
+
+def test_a_single_file_will_do(tmp_path: Path) -> None:
+    assert inspect(folder_of(tmp_path, [row("1")]) / "part-0.parquet").rows == 1
+
+
+def test_what_is_no_scored_folder(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = tmp_path / "other.parquet"
+    pa.parquet.write_table(pa.table({"id": ["1"]}), other)
+    text = tmp_path / "text.parquet"
+    text.write_text("not Parquet")
+    none = folder_of(tmp_path, [])
+    for path, message in (
+        (tmp_path / "no", "do not exist"),
+        (empty, "has no column"),
+        (other, r"has no column \['source', 'uncertainty'\]"),
+        (text, "cannot be read"),
+        (none, "holds no row"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inspect(path)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def labels_of(folder: Path, verdicts: dict[str, int]) -> Path:
+    path = folder / "labels.csv"
+    path.write_text("id,correct\n" + "".join(f"{name},{verdict}\n" for name, verdict in verdicts.items()))
+    return path
+
+
+def test_quality_by_hand(tmp_path: Path) -> None:
+    rows = [row("1", 0.9), row("2", 0.1, given_id="two"), row("3", 0.5, uncertainty_nll=0.5), row("4", None), row("5", 0.2)]
+    found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {"1": 0, "two": 1, "3": 1, "4": 0, "elsewhere": 1}))
+    assert found.labelled is not None
+    assert (found.labelled.labels, found.labelled.rows, found.labelled.wrong) == (5, 4, 2)
+    verbalized = found.quality["verbalized"]
+    assert (verbalized.n, verbalized.wrong, verbalized.left_out) == (3, 1, 1)
+    assert (verbalized.auroc, verbalized.prr) == (1.0, 1.0)
+    nll = found.quality["nll"]
+    assert (nll.n, nll.left_out, nll.auroc, nll.prr) == (1, 3, None, None)
+
+
+def test_labels_of_other_rows_and_of_one_kind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no label matches any row"):
+        inspected(tmp_path, [row("1")], labels=labels_of(tmp_path, {"9": 1}))
+    found = inspect(tmp_path / "scored", labels_of(tmp_path, {"1": 1}))
+    assert "all labelled responses are good: AUROC and PRR are undefined" in found.warnings
+
+
+# --- warnings --------------------------------------------------------------------------------------------------------
+
+
+def many(n: int = 200, **columns: Any) -> list[dict[str, Any]]:
+    """Make rows that no figure warns about, except as the columns say."""
+    random = np.random.default_rng(3)
+    score = random.random(n)
+    values = {
+        "uncertainty_verbalized": score,
+        "uncertainty_nll": 0.7 * score + 0.3 * random.random(n),
+        "retest_verbalized": score + random.normal(0, 0.01, n),
+        "response_length": random.integers(1, 1000, n),
+        **columns,
+    }
+    values.setdefault("uncertainty", values["uncertainty_verbalized"])
+    return [row(f"{k:04}", **{name: np.asarray(column)[k].item() for name, column in values.items()}) for k in range(n)]
+
+
+SCORE = np.random.default_rng(3).random(200)
+NOISE = np.random.default_rng(4).normal(0, 0.3, 200)
+EVERY = np.arange(200)
+
+
+@pytest.mark.parametrize(
+    ("columns", "warning"),
+    [
+        ({}, None),
+        ({"response_length": (SCORE * 1000).astype(int)}, "uncertainty follows response length (Spearman 1.00): consider"),
+        ({"response_length": (-SCORE * 1000).astype(int)}, "uncertainty falls with response length (Spearman -1.00)"),
+        ({"uncertainty_verbalized": np.where(EVERY < 80, 0.5, SCORE)}, "40% of the rows share one value of verbalized (0.500)"),
+        ({"retest_verbalized": SCORE + NOISE}, "of the spread of verbalized"),
+        ({"uncertainty_nll": np.abs(NOISE)}, "these hardly agree: verbalized and nll (Spearman "),
+        ({"uncertainty_nll": 1 - SCORE}, "these contradict each other: verbalized and nll (Spearman -1.00)"),
+        ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003)"),
+        (
+            {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
+            "100% of the values of nll lie at the edges",
+        ),
+        ({"truncated": EVERY < 20}, "10% of rows were cut"),
+        ({"elicitor": np.where(EVERY < 20, "x", "y")}, "2 elicitors scored these rows"),
+        ({"prompt_hash": np.where(EVERY < 20, "x", "y")}, "2 versions of the prompts"),
+        ({"uncertainty_nll": np.where(EVERY < 20, np.nan, SCORE)}, "nll could be read from 90% of the replies only"),
+    ],
+)
+def test_each_warning(tmp_path: Path, columns: dict[str, Any], warning: str | None) -> None:
+    found = inspected(tmp_path, many(**columns)).warnings
+    if warning is None:
+        assert found == []
+    else:
+        assert [text for text in found if warning in text], found
+
+
+def test_a_warning_says_a_rows_want_of_a_score(tmp_path: Path) -> None:
+    rows = many()
+    lost = [each | row(each["id"], None, error="overlong: long") | {"uncertainty_nll": None} for each in rows[:24]]
+    found = inspected(tmp_path, [*lost, *rows[24:]])
+    assert found.warnings == ["12% of rows have no score (overlong 24)"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "warning"),
+    [
+        (SCORE > 0.5, None),
+        (SCORE < 0.5, "AUROC 0.00 of verbalized: worse than chance"),
+        (EVERY % 2 == 0, "of verbalized: no better than chance"),
+        (EVERY < 4, "only 4 labelled responses are wrong: AUROC and PRR are rough"),
+        (EVERY > 3, "only 4 labelled responses are good: AUROC and PRR are rough"),
+    ],
+)
+def test_warnings_of_quality(tmp_path: Path, wrong: np.ndarray, warning: str | None) -> None:
+    rows = many()
+    labels = labels_of(tmp_path, {each["id"]: int(not bad) for each, bad in zip(rows, wrong, strict=True)})
+    found = inspected(tmp_path, rows, labels=labels).warnings
+    assert (found == []) if warning is None else [text for text in found if warning in text], found
+
+
+def test_few_labels_are_not_called_chance(tmp_path: Path) -> None:
+    rows = many()
+    found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: 1 for each in rows} | {"0001": 0}))
+    assert found.labelled is not None
+    rough = replace(found.quality["verbalized"], auroc=0.7, auroc_error=0.15)
+    texts = warnings_of(replace(found, quality={**found.quality, "verbalized": rough}))
+    assert "AUROC 0.70 of verbalized: too few labels to tell from chance" in texts
+
+
+def test_labels_that_fit_few_rows(tmp_path: Path) -> None:
+    rows = many()
+    labels = labels_of(tmp_path, {"0001": 1, "0002": 0} | {f"other-{n}": 1 for n in range(9)})
+    assert "the 11 labels fit 2 rows only" in inspected(tmp_path, rows, labels=labels).warnings
+
+
+# --- terminal --------------------------------------------------------------------------------------------------------
+
+
+def printed(inspection: Inspection) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    to_console(inspection, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_short_form(tmp_path: Path) -> None:
+    rows = many()
+    found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: int(each["uncertainty"] < 0.5) for each in rows}))
+    text = printed(found)
+    assert "200 rows of 1 sources, 200 with a score = verbalized" in text and "no warnings" in text
+    assert "1.00 ± 0.00" in text and "AUROC" in text
+    assert "AUROC" not in printed(replace(found, labelled=None))
+
+
+def test_missing_values_are_dashes_and_brackets_stay(tmp_path: Path) -> None:
+    found = inspected(tmp_path, [row("1", None, error="[red]odd[/red]: x")])
+    text = printed(found)
+    assert "[red]odd[/red] 1" in text and "nan" not in text.lower()
+    (line,) = [line for line in text.splitlines() if "│ nll " in line]
+    assert line.count("–") == 5
+
+
+def test_numbers_in_words() -> None:
+    assert [number(None), number(-0.001), number(0.126), number(2, 0)] == ["–", "0.00", "0.13", "2"]
+    assert [share(None), share(0), share(0.001), share(0.5), share(0.999), share(1)] == [
+        "–",
+        "0%",
+        "<1%",
+        "50%",
+        ">99%",
+        "100%",
+    ]

@@ -1,0 +1,92 @@
+"""AlpacaEval's files: what leaves can be read back, and has the official tool's columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ual_ray import columns as col
+from ual_ray.columns import Message
+from ual_ray.errors import UserError
+from ual_ray.judge.alpaca_eval import as_annotations, model_outputs, read_model_outputs, write
+from ual_ray.judge.win_rate import win_rate
+from ual_ray.parquet import read_table, write_rows
+
+
+def result(text: str, answer: str | None, **values: Any) -> dict[str, Any]:
+    messages = [Message(role="user", content=text)]
+    return {"id": col.content_id(messages), "messages": messages, "prediction": answer, "model": "ual", "source": None} | values
+
+
+def verdict(preference: float | None, **values: Any) -> dict[str, Any]:
+    row = {name: None for name in col.VERDICTS.names} | {
+        "messages": [Message(role="user", content="Say “hi”.")],
+        "candidate": "ual",
+        "reference": "sft",
+        "text_candidate": "hi ☺",
+        "text_reference": "hello",
+        "preference": preference,
+        "judge": "big",
+    }
+    return row | values
+
+
+def test_outputs_by_hand() -> None:
+    rows = [result("Say hi.", "hi", source="helpful_base"), result("Go.", "gone"), result("Fail.", None)]
+    assert model_outputs(rows) == [
+        {"instruction": "Say hi.", "output": "hi", "generator": "ual", "dataset": "helpful_base"},
+        {"instruction": "Go.", "output": "gone", "generator": "ual"},
+    ]
+    assert model_outputs(rows[:1], "my model")[0]["generator"] == "my model"
+
+
+def test_outputs_come_back(tmp_path: Path) -> None:
+    rows = [result("Say “hi”.", "hi ☺", source="koala"), result("Go.", "")]
+    write(model_outputs(rows), tmp_path / "model_outputs.json")
+    back = read_model_outputs(tmp_path / "model_outputs.json")
+    assert [{key: row[key] for key in rows[0]} for row in back] == rows
+    write_rows(back, col.RESULTS, tmp_path / "rows.parquet")
+    assert set(read_table(tmp_path / "rows.parquet")["id"].to_pylist()) == {row["id"] for row in rows}
+
+
+def test_annotations_by_hand(tmp_path: Path) -> None:
+    rows = [verdict(1.8), verdict(None), verdict(None, text_candidate=None)]
+    write(as_annotations(rows), tmp_path / "annotations.json")
+    first, second = json.loads((tmp_path / "annotations.json").read_text())
+    assert first == {
+        "instruction": "Say “hi”.",
+        "output_1": "hello",
+        "output_2": "hi ☺",
+        "generator_1": "sft",
+        "generator_2": "ual",
+        "preference": 1.8,
+        "annotator": "big",
+    }
+    assert second["preference"] is None
+    assert win_rate([entry["preference"] for entry in (first, second)]) == pytest.approx(80)
+
+
+def test_several_turns_are_named_and_a_last_reply_is_left_out() -> None:
+    turns = [("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+    (entry,) = model_outputs([result("", "2", messages=[Message(role=role, content=text) for role, text in turns])])
+    assert entry["instruction"] == "User: One?\n\nAssistant: 1\n\nUser: Two?"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read"),
+        ("3", "cannot be read"),
+        ('[{"instruction": "a"}]', "cannot be read"),
+        ('[{"instruction": "a", "output": null}]', "cannot be read"),
+        ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}]', "twice"),
+    ],
+)
+def test_files_that_will_not_do(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "outputs.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_model_outputs(path)

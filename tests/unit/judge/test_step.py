@@ -1,0 +1,412 @@
+"""From results to verdicts and win rates, with the pool replaced by a loop: pairs, the trial, the store, the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from ual_ray import columns as col
+from ual_ray.columns import digest
+from ual_ray.config import Config, EvaluateConfig
+from ual_ray.engines import make_engine
+from ual_ray.engines.requests import Choice, ChoiceResult, Failure, Request, Result
+from ual_ray.errors import UserError
+from ual_ray.judge import stage as judging
+from ual_ray.judge.alpaca_eval import read_model_outputs
+from ual_ray.judge.pairs import PAIRS, Side, make_pairs, name_of, shown_first
+from ual_ray.judge.stage import Judging, judge_pairs, side
+from ual_ray.judge.verdicts import joint_win_rates, metrics, read_win_rates, win_rate_line, win_rates
+from ual_ray.parquet import read_table, write_rows
+from ual_ray.run.progress import Meter
+
+Row = dict[str, Any]
+
+
+def result(number: int, **values: Any) -> Row:
+    row = {
+        "id": digest(number),
+        "benchmark": "chat",
+        "messages": [{"role": "user", "content": f"Question {number}?"}],
+        "model": "ual",
+        "prediction": f"Answer {number}" + "!" * (number % 5),
+        "status": "ok",
+    }
+    return row | values
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> Path:
+    write_rows(rows, col.RESULTS, path)
+    return path
+
+
+def config(**judge: Any) -> Config:
+    return Config(
+        engine={"kind": "fake"},  # type: ignore[arg-type]
+        judge={"model": "big", **judge},  # type: ignore[arg-type]
+        evaluate={"resamples": 100, "benchmarks": {"chat": {"kind": "open_ended"}}},  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Bench:
+    """Two models' answers in a folder, and what was sent and said."""
+
+    folder: Path
+    answer: Callable[[Request], Result] | None = None
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.candidate = self.folder / "ual.parquet"
+        self.reference = self.folder / "sft.parquet"
+        write_results(self.candidate, [result(number) for number in range(30)])
+        write_results(self.reference, [result(number, model="sft", prediction="Other") for number in range(30)])
+
+    def judging(self, name: str = "out") -> Judging:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return Judging(
+            Side(self.candidate), Side(self.reference), folder, self.folder / "store", self.no_meter, self.said.append
+        )
+
+    @contextmanager
+    def no_meter(self, name: str, total: int) -> Iterator[Meter]:
+        yield None  # type: ignore[misc]
+
+    def send(self, work: Judging, job: Any, pairs: Sequence[Row], file: str, title: str) -> None:
+        """Do what the pool does: only what is not finished, failed rows apart."""
+        write_rows(pairs, PAIRS, work.folder / file)
+        job.target.mkdir(parents=True, exist_ok=True)
+        known = set().union(*(read_table(part, ["id"])["id"].to_pylist() for part in job.target.glob("*.parquet")))
+        rows = [row for row in read_table(work.folder / file).to_pylist() if row["id"] not in known]
+        self.sent.append((title, len(rows)))
+        engine = make_engine(job.spec)
+        if self.answer is not None:
+            answer = self.answer
+            engine.run = lambda requests: [answer(request) for request in requests]  # type: ignore[method-assign]
+        judged = [{name: row.get(name) for name in col.VERDICTS.names} for row in job.task(rows, engine)]
+        failed = [row for row in judged if (row["error"] or "").startswith("engine:")]
+        for folder, part in ((job.failed, failed), (job.target, [row for row in judged if row not in failed])):
+            if part:
+                write_rows(part, col.VERDICTS, folder / f"{digest([row['id'] for row in part])}.parquet")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench(tmp_path)
+    monkeypatch.setattr(judging, "_send", made.send)
+    return made
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_by_question(bench: Bench) -> None:
+    pairs = make_pairs(Side(bench.candidate), Side(bench.reference), seed=0)
+    assert [pair["id"] for pair in pairs] == sorted({pair["id"] for pair in pairs})
+    by_question = {pair["question"]: pair for pair in pairs}
+    assert set(by_question) == {digest(number) for number in range(30)}
+    one = by_question[digest(3)]
+    assert (one["candidate"], one["reference"], one["text_candidate"]) == ("ual", "sft", "Answer 3!!!")
+    assert (one["text_reference"], one["length_candidate"], one["length_reference"]) == ("Other", 11, 5)
+    assert one["error"] is None
+    # Both orders, by chance, and the same every time.
+    orders = [pair["candidate_first"] for pair in pairs]
+    assert 5 < sum(orders) < 25
+    assert [shown_first(pair["question"], 0) for pair in pairs] == orders
+    assert [shown_first(pair["question"], 1) for pair in pairs] != orders
+
+
+def test_the_order_is_about_even() -> None:
+    assert 0.45 < sum(shown_first(digest(number), 0) for number in range(2000)) / 2000 < 0.55
+
+
+def test_the_id_is_of_what_is_compared(bench: Bench) -> None:
+    before = {pair["question"]: pair["id"] for pair in make_pairs(Side(bench.candidate), Side(bench.reference), 0)}
+    write_results(bench.candidate, [result(number, model="new") for number in range(29)] + [result(29, prediction="New")])
+    after = {pair["question"]: pair["id"] for pair in make_pairs(Side(bench.candidate, "x"), Side(bench.reference), 0)}
+    assert [key for key in before if before[key] != after[key]] == [digest(29)]
+
+
+def test_the_questions_own_reference(tmp_path: Path) -> None:
+    rows = [result(0, reference="Given"), result(1)]
+    (pair,) = make_pairs(Side(write_results(tmp_path / "a.parquet", rows)), Side(None), 0)
+    assert (pair["reference"], pair["text_reference"], pair["question"]) == ("reference", "Given", digest(0))
+
+
+def test_an_answer_that_is_missing_is_a_pair_without_a_verdict(bench: Bench) -> None:
+    rows = [result(0), result(1, prediction=None, status="quarantined", error="overlong: 2000"), result(2)]
+    write_results(bench.candidate, rows)
+    write_results(bench.reference, [result(0, prediction=None), result(1), result(9)])
+    pairs = {pair["question"]: pair for pair in make_pairs(Side(bench.candidate), Side(bench.reference), 0)}
+    assert set(pairs) == {digest(0), digest(1)}
+    assert pairs[digest(0)]["error"] == "no answer: the reference gave none"
+    assert pairs[digest(1)]["error"] == "no answer: the candidate gave none (overlong: 2000)"
+    assert pairs[digest(1)]["length_candidate"] is None
+
+
+def test_an_empty_answer_is_an_answer(bench: Bench) -> None:
+    write_results(bench.candidate, [result(0, prediction="")])
+    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    assert (pair["error"], pair["length_candidate"]) == (None, 0)
+
+
+def test_only_open_ended_questions(tmp_path: Path) -> None:
+    rows = [
+        result(0),
+        result(1, benchmark="gsm8k", answer="4"),
+        result(2, benchmark="held_out", prediction=None),
+        result(3, benchmark="mt_bench"),
+    ]
+    path = write_results(tmp_path / "a.parquet", rows)
+    every = make_pairs(Side(path), Side(path), 0)
+    assert {pair["benchmark"] for pair in every} == {"chat", "mt_bench"}
+    named = make_pairs(Side(path), Side(path), 0, ["mt_bench"])
+    assert [pair["question"] for pair in named] == [digest(3)]
+
+
+def test_follow_ups_have_their_own_history(bench: Bench) -> None:
+    turns = [{"role": "user", "content": text} for text in ("One?", "Two?")]
+    write_results(bench.candidate, [result(0, messages=turns, extracted={"turn_1": "Mine"}, prediction="Then")])
+    write_results(bench.reference, [result(0, messages=turns, extracted={"turn_1": "Theirs"}, prediction="So")])
+    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    assert pair["messages"] == [{"role": "user", "content": "One?"}]
+    assert pair["earlier_candidate"] == "Assistant: Mine\n\nUser: Two?\n\nAssistant: "
+    assert pair["earlier_reference"] == "Assistant: Theirs\n\nUser: Two?\n\nAssistant: "
+    assert (pair["text_candidate"], pair["length_candidate"]) == ("Then", 4)
+
+
+def test_a_shared_history_is_told_once(bench: Bench) -> None:
+    turns = [{"role": "user", "content": text} for text in ("One?", "Two?")]
+    for path, text in ((bench.candidate, "a"), (bench.reference, "b")):
+        write_results(path, [result(0, messages=turns, extracted={"turn_1": "Same"}, prediction=text)])
+    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    assert [message["content"] for message in pair["messages"]] == ["One?", "Same", "Two?"]
+    assert (pair["earlier_candidate"], pair["earlier_reference"]) == ("", "")
+
+
+def test_nothing_to_compare(bench: Bench) -> None:
+    write_results(bench.reference, [result(99)])
+    with pytest.raises(UserError, match="no question of ual can be compared with ual"):
+        make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+
+
+def test_a_candidate_without_answers(bench: Bench) -> None:
+    with pytest.raises(UserError, match="the candidate has no answers"):
+        make_pairs(Side(None), Side(bench.reference), 0)
+
+
+def test_names(bench: Bench) -> None:
+    assert (name_of(Side(bench.candidate)), name_of(Side(bench.candidate, "mine"))) == ("ual", "mine")
+    assert name_of(Side(None)) == "reference"
+
+
+def test_alpaca_evals_outputs_can_be_judged(tmp_path: Path) -> None:
+    sides = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps([{"instruction": "Say hi.", "output": f"hi {name}", "generator": name}]))
+        sides.append(side(path, None, tmp_path / "work"))
+    (pair,) = make_pairs(*sides, 0)
+    assert (pair["candidate"], pair["reference"], pair["text_candidate"]) == ("a", "b", "hi a")
+    assert side(tmp_path / "rows.parquet", "n", tmp_path) == Side(tmp_path / "rows.parquet", "n")
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_become_verdicts_and_win_rates(bench: Bench) -> None:
+    work = bench.judging()
+    figures = judge_pairs(config(), work)
+    verdicts = read_table(work.folder / "verdicts.parquet")
+    assert verdicts.schema.equals(col.VERDICTS)
+    assert set(verdicts["id"].to_pylist()) == {digest(number) for number in range(30)}
+    # Ten first, then the rest.
+    assert bench.sent == [("judge: trial", 10), ("judge", 20)]
+    assert bench.said == ["tried big as a judge: 10 of 10 verdicts can be read (100%)"]
+    overall = figures["win_rates"]["overall"]
+    mean = sum(verdicts["preference"].to_pylist()) / 30
+    assert (overall["win_rate"], overall["n_valid"]) == (pytest.approx(100 * (mean - 1)), 30)
+    assert (figures["parse_rate"], figures["quarantined"], figures["candidate"]) == (1, 0, "ual")
+    assert read_win_rates(work.folder) == json.loads(json.dumps(figures))
+    annotations = json.loads((work.folder / "annotations.json").read_text())
+    assert len(annotations) == 30 and annotations[0]["generator_1"] == "sft"
+    outputs, others = (read_model_outputs(work.folder / f"{name}_outputs.json") for name in ("model", "reference"))
+    assert {row["model"] for row in outputs} == {"ual"} and {row["prediction"] for row in others} == {"Other"}
+
+
+def test_what_was_judged_is_not_judged_again(bench: Bench) -> None:
+    first = judge_pairs(config(), bench.judging())
+    again = judge_pairs(config(), bench.judging("again"))
+    assert (again, len(bench.sent)) == (first, 2)
+    rows = [result(number) for number in range(31)]
+    write_results(bench.candidate, rows)
+    write_results(bench.reference, [result(number, model="sft", prediction="Other") for number in range(31)])
+    grown = judge_pairs(config(), bench.judging("more"))
+    assert (grown["rows"], bench.sent[2:]) == (31, [("judge", 1)])
+
+
+def test_verdicts_go_by_the_names_of_the_candidate_at_hand(bench: Bench) -> None:
+    judge_pairs(config(), bench.judging())
+    write_results(bench.candidate, [result(number, model="copy") for number in range(30)])
+    work = bench.judging("copy")
+    figures = judge_pairs(config(), work)
+    assert (len(bench.sent), figures["candidate"]) == (2, "copy")
+    assert read_table(work.folder / "verdicts.parquet")["candidate"].unique().to_pylist() == ["copy"]
+
+
+def test_a_judge_that_cannot_be_read_is_found_after_ten_rows(bench: Bench) -> None:
+    # What the stand-in says is no verdict.
+    with pytest.raises(UserError, match="10 of 10 verdicts are missing") as raised:
+        judge_pairs(config(mode="sampled"), bench.judging())
+    assert "judge.min_parse_share = 0.5" in str(raised.value) and "unparsable" in str(raised.value)
+    assert bench.sent == [("judge: trial", 10)]
+    assert "0 of 10 verdicts can be read (0%)" in bench.said[0]
+
+
+def test_fewer_missing_verdicts_than_allowed_are_counted_and_left_out(bench: Bench) -> None:
+    def answer(request: Request) -> Result:
+        assert isinstance(request, Choice)
+        if "Question 7?" in request.prompt[-1][1]:
+            return Failure("template: no")
+        return ChoiceResult((-0.5, -1.5), prompt_tokens=3)
+
+    bench.answer = answer
+    figures = judge_pairs(config(), bench.judging())
+    assert (figures["rows"], figures["quarantined"], figures["reasons"]) == (30, 1, {"template": 1})
+    assert figures["parse_rate"] == pytest.approx(29 / 30)
+    assert figures["win_rates"]["overall"]["n_valid"] == 29
+    bias = figures["position_bias"]
+    assert bias["n_first"] + bias["n_second"] == 29 and bias["difference"] == pytest.approx(2 * 0.7310586 - 1)
+
+
+def test_rows_that_the_engine_failed_on_are_sent_again(bench: Bench) -> None:
+    away = True
+
+    def answer(request: Request) -> Result:
+        assert isinstance(request, Choice)
+        if away and "Question 7?" in request.prompt[-1][1]:
+            return Failure("engine: away")
+        return ChoiceResult((-0.5, -1.5), prompt_tokens=3)
+
+    bench.answer = answer
+    assert judge_pairs(config(), bench.judging())["reasons"] == {"engine": 1}
+    away = False
+    assert judge_pairs(config(), bench.judging("again"))["reasons"] == {}
+    assert bench.sent[-1] == ("judge", 1)
+
+
+def test_a_file_that_a_kill_tore_is_not_read(bench: Bench) -> None:
+    judge_pairs(config(), bench.judging())
+    store = bench.folder / "store" / "judged"
+    (store / "torn-0.parquet").write_bytes(b"PAR1 half")
+    store.with_name("judged.finished").mkdir()
+    (store.with_name("judged.finished") / "torn-0.pending.parquet").write_bytes(b"")
+    pairs = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    assert len(judging._stored(bench.folder / "store", pairs)) == 30
+
+
+def test_pairs_that_lack_an_answer_are_not_sent_and_count(bench: Bench) -> None:
+    write_results(bench.candidate, [result(number, prediction=None if number < 3 else "Yes") for number in range(30)])
+    work = bench.judging()
+    figures = judge_pairs(config(), work)
+    assert bench.sent == [("judge: trial", 10), ("judge", 17)]
+    assert (figures["rows"], figures["reasons"], figures["parse_rate"]) == (30, {"no answer": 3}, 1)
+    assert (figures["win_rates"]["overall"]["n"], figures["win_rates"]["overall"]["n_valid"]) == (30, 27)
+    rows = [row for row in read_table(work.folder / "verdicts.parquet").to_pylist() if row["status"] != "ok"]
+    assert len(rows) == 3 and all(row["preference"] is None for row in rows)
+    assert len(json.loads((work.folder / "annotations.json").read_text())) == 27
+
+
+def test_no_judge_is_a_users_mistake(bench: Bench) -> None:
+    with pytest.raises(UserError, match="no judge is configured"):
+        judge_pairs(config(model=None), bench.judging())
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def verdict(number: int, preference: float | None, **values: Any) -> Row:
+    row = {name: None for name in col.VERDICTS.names} | {
+        **{"id": digest(number), "benchmark": "chat", "candidate": "ual", "reference": "sft", "judge": "big"},
+        **{"text_candidate": "a" * number, "text_reference": "b" * 9, "length_candidate": number, "length_reference": 9},
+        **{"candidate_first": number % 2 == 0, "preference": preference},
+        **{"status": "quarantined" if preference is None else "ok", "error": None if preference else "overlong: 9"},
+    }
+    return row | values
+
+
+def quick() -> EvaluateConfig:
+    return EvaluateConfig(resamples=100)
+
+
+def test_figures_by_benchmark() -> None:
+    rows = [verdict(number, 1.75) for number in range(8)] + [verdict(number, 1.25, benchmark="b") for number in range(8, 16)]
+    rows += [verdict(number, None, benchmark="c") for number in range(16, 18)]
+    figures = win_rates(rows, quick())
+    assert {name: rate["win_rate"] for name, rate in figures["win_rates"].items()} == {"overall": 50, "b": 25, "chat": 75}
+    assert (figures["judge"], figures["reasons"], figures["parse_rate"]) == ("big", {"overlong": 2}, pytest.approx(16 / 18))
+
+
+def test_the_order_of_verdicts_does_not_matter() -> None:
+    rows = [verdict(number, 1 + number / 20) for number in range(20)]
+    one, other = win_rates(rows, quick()), win_rates(rows[::-1], quick())
+    assert one["win_rates"] == other["win_rates"]
+
+
+def test_no_verdict_at_all() -> None:
+    with pytest.raises(UserError, match="no pair has a verdict"):
+        win_rates([verdict(1, None)], quick())
+
+
+def test_metrics_have_their_interval_and_n_beside_them() -> None:
+    named = metrics(win_rates([verdict(number, 1 + number / 20) for number in range(20)], quick()))
+    for name in ("win_rate.overall", "length_controlled_win_rate.overall"):
+        low, value, high = named[f"{name}.ci_low"], named[name], named[f"{name}.ci_high"]
+        assert low is not None and value is not None and high is not None and low <= value <= high
+        assert named[f"{name}.n"] == 20
+    assert (named["mean_length_candidate.overall"], named["mean_length_reference.overall"]) == (9.5, 9)
+    assert named["parse_rate"] == 1
+
+
+def test_the_line_says_rates_numbers_and_lengths() -> None:
+    rate: Mapping[str, Any] = {
+        "win_rate": 61.25,
+        "win_rate_low": 50.0,
+        "win_rate_high": 70.04,
+        "length_controlled_win_rate": None,
+        "n": 20,
+        "n_valid": 19,
+        "mean_length_candidate": 100.4,
+        "mean_length_reference": 80.0,
+    }
+    line = win_rate_line({"reference": "sft", "win_rates": {"overall": rate}, "position_bias": {"difference": 0.123}})
+    assert line == (
+        "wins 61.2% [50.0, 70.0] against sft, unknown at equal lengths; 19 of 20 verdicts; 100 and 80 characters; "
+        "position bias +0.12"
+    )
+
+
+def test_several_candidates_share_a_difficulty(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rows = [verdict(number, 1 + (number % 7) / 7, candidate=name) for number in range(20)]
+        write_rows(rows, col.VERDICTS, tmp_path / name / "verdicts.parquet")
+    rates = joint_win_rates([tmp_path / "a", tmp_path / "b"], quick())
+    assert set(rates) == {"a", "b"} and rates["a"].length_controlled_win_rate is not None
+    write_rows([verdict(1, 1.5, candidate="c", reference="base")], col.VERDICTS, tmp_path / "b" / "verdicts.parquet")
+    with pytest.raises(UserError, match="different references"):
+        joint_win_rates([tmp_path / "a", tmp_path / "b"], quick())
+
+
+def test_the_pairs_file_is_whole(bench: Bench) -> None:
+    work = bench.judging()
+    judge_pairs(config(), work)
+    assert pyarrow.parquet.read_schema(work.folder / "pairs.parquet").equals(PAIRS)

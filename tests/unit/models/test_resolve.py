@@ -1,0 +1,121 @@
+"""Model names: what can be refused in milliseconds, and parameters counted from headers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ual_ray.errors import UserError
+from ual_ray.models.resolve import DEMO_NAME, cache_folder, check_model, model_fingerprint, parameter_count, resolve_model
+
+
+def model_directory(folder: Path, weights: str = "model.safetensors") -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float16)}, folder / weights)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "~/no/such", "one/two/three"])
+def test_a_directory_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)elicit\.model: the directory does not exist.*{name}.*'demo'"):
+        check_model(name, "elicit.model")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_hub_names_are_left_to_the_hub(name: str) -> None:
+    check_model(name)
+    assert resolve_model(name) == name
+    assert parameter_count(name) is None
+
+
+def test_a_directory_without_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"(?s)model: the directory has no config\.json.*{tmp_path}"):
+        check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("present", ["pytorch_model.bin", "model-00001-of-00002.safetensors"])
+def test_a_directory_without_weights(present: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / present).touch()
+    with pytest.raises(UserError, match="(?s)has no weights.*model.safetensors") as error:
+        check_model(str(tmp_path))
+    assert present in str(error.value)
+
+
+def test_a_file_is_not_a_model_directory(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.touch()
+    with pytest.raises(UserError, match="not a directory"):
+        check_model(str(path))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_a_whole_directory_is_accepted(weights: str, tmp_path: Path) -> None:
+    model_directory(tmp_path, weights)
+    if weights != "model.safetensors":
+        (tmp_path / "model.safetensors.index.json").write_text("{}")
+    check_model(str(tmp_path))
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_home_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tiny").mkdir()
+    model_directory(tmp_path / "tiny")
+    assert resolve_model("~/tiny") == str(tmp_path / "tiny")
+
+
+def test_parameters_are_counted_over_all_files(tmp_path: Path) -> None:
+    model_directory(tmp_path, "model-00001-of-00002.safetensors")
+    assert parameter_count(str(tmp_path)) == 3 * 4 + 5
+    save_file(
+        {"c": np.zeros((2, 2, 2), np.float32), "scalar": np.zeros((), np.float32)},
+        tmp_path / "model-00002-of-00002.safetensors",
+        metadata={"format": "pt"},
+    )
+    assert parameter_count(str(tmp_path)) == 3 * 4 + 5 + 8 + 1
+
+
+def test_a_directory_without_weights_has_no_count(tmp_path: Path) -> None:
+    assert parameter_count(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"UAL_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/ual_ray"),
+        ({}, "/home/x/.cache/ual_ray"),
+    ],
+)
+def test_the_cache_folder(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("UAL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/x", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)
+
+
+def test_a_converted_demo_is_found_and_not_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UAL_CACHE", str(tmp_path))
+    (tmp_path / DEMO_NAME).mkdir()
+    model_directory(tmp_path / DEMO_NAME)
+    assert resolve_model("demo") == str(tmp_path / DEMO_NAME)
+    assert parameter_count("demo") == 17
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("no part of the model")
+    assert model_fingerprint(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert model_fingerprint(str(tmp_path)) != before
+
+
+def test_the_fingerprint_of_a_hub_name_is_the_name() -> None:
+    assert model_fingerprint("org/model") == "org/model"

@@ -1,0 +1,93 @@
+"""The diagrams of calibration and of clusters: what is drawn where, and that odd input can be drawn at all."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ual_ray.calibrate.metrics import summary
+from ual_ray.plots.calibration import reliability_diagrams
+from ual_ray.plots.clusters import clusters, label
+
+
+def part(rows: int = 200, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    sure = random.uniform(size=rows)
+    return summary(sure, random.uniform(size=rows) < sure)
+
+
+def points(classes: int = 4, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    numbers = np.repeat(np.arange(classes), 6)
+    found = {
+        "texts": np.array([" the", "\n", "$", "_a", "a very long token indeed"][:classes]),
+        "classes": numbers,
+        "pca": random.normal(size=(len(numbers), 2)),
+    }
+    if classes >= 3:
+        three = numbers[numbers < 3]
+        projected = random.normal(size=(len(three), 2))
+        found |= {"mueller": projected, "mueller_classes": three, "mueller_templates": random.normal(size=(3, 2))}
+    return found
+
+
+def drawn(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    return file.getvalue()
+
+
+def test_every_model_has_a_diagram_before_and_after_scaling() -> None:
+    models = {name: {"raw": part(seed=seed), "scaled": part(seed=seed + 9)} for seed, name in enumerate(("sft", "ual"))}
+    figure = reliability_diagrams(models, "Test tokens")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["sft, as it is", "ual, as it is", "sft, temperature-scaled", "ual, temperature-scaled"]
+    for axes, found in zip(figure.axes, [models[m][p] for p in ("raw", "scaled") for m in models], strict=True):
+        (_, curve) = axes.lines
+        bins = found["reliability"]
+        np.testing.assert_allclose(curve.get_ydata(), [right for right in bins["accuracy"] if right is not None])
+        assert f"ECE {found['ece_width']:.3f}" in axes.texts[0].get_text()
+        heights = [bar.get_height() for bar in axes.patches]
+        assert sum(heights) == pytest.approx(1)
+    assert drawn(figure)
+
+
+def test_what_was_not_scaled_is_said() -> None:
+    figure = reliability_diagrams({"base": {"raw": part(1), "scaled": None}}, "Answers")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
+    assert drawn(figure)
+
+
+def test_models_stand_side_by_side_with_one_colour_per_token() -> None:
+    names = ("base", "sft", "constant", "ual")
+    figure = clusters({name: points(seed=seed) for seed, name in enumerate(names)})
+    assert len(figure.axes) == 8
+    colours = {tuple(axes.collections[1].get_facecolor()[0]) for axes in figure.axes}
+    assert len(colours) == 1
+    # Three tokens and their templates above, all tokens below.
+    assert [len(axes.collections) for axes in figure.axes] == [4] * 4 + [4] * 4
+    assert [len(axes.collections[0].get_offsets()) for axes in figure.axes] == [6] * 8
+    assert drawn(figure)
+
+
+def test_two_tokens_have_no_plane() -> None:
+    figure = clusters({"base": points(2)})
+    assert figure.axes[0].texts[0].get_text() == "fewer than three tokens"
+    assert drawn(figure)
+
+
+def test_more_tokens_than_colours_can_be_drawn() -> None:
+    many = points(3) | {"classes": np.repeat(np.arange(25), 2), "pca": np.zeros((50, 2)), "texts": np.array(["x"] * 25)}
+    assert drawn(clusters({"base": many}))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(" the", "‘␣the’"), ("\n", "‘\\n’"), ("$", r"‘\$’"), ("_a", "‘_a’"), ("x" * 30, f"‘{'x' * 13}…’")],
+)
+def test_tokens_can_be_seen(text: str, shown: str) -> None:
+    assert label(text) == shown

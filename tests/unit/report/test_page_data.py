@@ -1,0 +1,353 @@
+"""The story of a made-up run: what is gathered, what is said to be missing, and that hostile rows stay text."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ual_ray import columns as col
+from ual_ray.report.caveats import at_floor, caveats_of
+from ual_ray.report.charts import histogram, line_chart, reliability, spans
+from ual_ray.report.comparison import COLUMNS, Comparisons, compare_models
+from ual_ray.report.findings import Findings
+from ual_ray.report.page import to_html
+from ual_ray.report.page_data import collect
+from ual_ray.stats.metrics import figures
+
+HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
+ARMS = ("sft", "constant", "shuffled", "ual")
+SHIFTS = {"base": 0.4, "sft": 0.02, "constant": 0.015, "shuffled": 0.01, "ual": -0.01}
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def result_rows(model: str, said: str, n: int = 300) -> pa.Table:
+    """Make result rows; what is shared by all models comes from one seed."""
+    shared, own = np.random.default_rng(5), np.random.default_rng([5, list(SHIFTS).index(model)])
+    tokens, hard, luck = shared.integers(5, 90, n), shared.gamma(4, 0.5, n), shared.random(n)
+    rows = []
+    for place in range(n):
+        messages = [{"role": "user", "content": f"{said} {place}"}, {"role": "assistant", "content": said}]
+        nll = float(tokens[place] * (hard[place] + own.normal(SHIFTS[model], 0.05)))
+        source = "metamath" if place % 3 else "dolly"
+        held = {"id": f"h{place}", "benchmark": "held_out", "source": source, "messages": messages}
+        rows.append({**held, "nll_sum": nll, "target_tokens": int(tokens[place]), "scores": []})
+        right = float(luck[place] < 0.02 - SHIFTS[model] / 50)
+        scores = [("exact_match_strict", right), ("exact_match_flexible", right)]
+        rows.append({"id": f"g{place}", "benchmark": "gsm8k", "source": "gsm8k", "messages": messages, "scores": scores})
+    return pa.Table.from_pylist(rows, schema=col.RESULTS)
+
+
+def calibration_of(tokens: int = 19_871) -> dict[str, Any]:
+    def part(over: float) -> dict[str, Any]:
+        sure = [(place + 0.5) / 15 for place in range(15)]
+        right = [max(0.0, at - over * at) for at in sure[:-1]] + [None]
+        bins = {"count": [1300] * 14 + [0], "confidence": sure, "accuracy": right}
+        figures = {"ece_width": over / 2, "ece_mass": over / 2, "brier": 0.71, "accuracy": 0.41, "nll": 2.1 - over}
+        return {"n": tokens, "nll_standard_error": 0.03, "reliability": bins, **figures}
+
+    return {"temperature": 1.27, "token": {"raw": part(0.3), "scaled": part(0.05)}, "answer": {}}
+
+
+def training(place: Path, arm: str) -> None:
+    lines = [{"step": 0, "validation_nll": 2.9}]
+    for step in range(1, 401):
+        loss = 1.9 + 1.0 * np.exp(-step / 80) + 0.05 * np.sin(step) + SHIFTS[arm]
+        line = {"step": step, "nll": loss, "smoothed_loss": loss + 0.5}
+        line |= {f"nll/uncertainty_bin_{number}": loss + 0.25 * number for number in range(1, 5)}
+        lines.append(line | ({"validation_nll": loss + 0.1} if step % 100 == 0 else {}))
+    place.mkdir(parents=True)
+    (place / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 401, "nl')
+    done = {"steps": 400, "train_rows": 700, "dropped_rows": 0, "median_tokens_per_second": 812.0}
+    write(place / "done.json", {"figures": done | {"uncertainty_bin_edges": [0.1, 0.3, 0.5, 0.7, 0.95]}, "seconds": 100.0})
+    write(place / "started.json", {"digest": "t" * 16, "inputs": {}})
+
+
+def smoothing(place: Path, arm: str) -> None:
+    place.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    alpha = np.clip(random.gamma(4, 0.025, 700), 0, 0.4) if arm in ("ual", "shuffled") else np.full(700, 0.1 * (arm != "sft"))
+    pa.parquet.write_table(pa.table({"alpha": alpha}), place / "smoothed.parquet")
+    summary = {"map": {"ual": "mean_matched", "sft": "none"}.get(arm, arm), "missing": 3, "rows": 700.0, "excluded": 0.0}
+    summary |= {
+        "mean": alpha.mean(),
+        "std": alpha.std(),
+        "min": alpha.min(),
+        "median": float(np.median(alpha)),
+        "max": alpha.max(),
+    }
+    write(place / "done.json", {"figures": summary, "seconds": 0.1})
+    write(place / "started.json", {"digest": "a" * 16, "inputs": {}})
+
+
+def elicitation(place: Path, said: str) -> None:
+    random = np.random.default_rng(2)
+    counts = {
+        name: np.histogram(random.beta(*shape, n), 20, (0, 1))[0].tolist()
+        for name, shape, n in ((f"metamath {said}", (2, 6), 470), ("dolly", (5, 3), 227))
+    }
+    found = {
+        "total_rows": 1000,
+        "splits": {"train": 700, "validation": 100, "test": 200},
+        "format": "messages",
+        "sources": {f"metamath {said}": 660, "dolly": 340},
+        "bad": 2,
+        "bad_reasons": {f"no response {said}": 2},
+        "rows": 700,
+        "quarantined": 3,
+        "reasons": {f"overlong {said}": 3},
+        "histograms": counts,
+        "mean_uncertainty": {"verbalized": 0.41, "p_true": None},
+        "calls": 2134,
+        "prompt_tokens": 123456,
+        "generated_tokens": 2000,
+    }
+    write(place / "done.json", {"figures": found, "seconds": 312.0})
+    write(place / "started.json", {"digest": "e" * 16, "inputs": {"elicit": {"uncertainty": "verbalized"}}})
+
+
+def rate(value: float) -> dict[str, Any]:
+    ends = {
+        f"{name}_{end}": value + shift
+        for name in ("win_rate", "length_controlled")
+        for end, shift in (("low", -6), ("high", 6))
+    }
+    rates = {"win_rate": value, "length_controlled_win_rate": value - 2, "n": 120, "n_valid": 117}
+    return rates | ends | {"mean_length_candidate": 512.0, "mean_length_reference": 498.0}
+
+
+def points() -> dict[str, Any]:
+    random = np.random.default_rng(3)
+    classes = np.repeat(np.arange(4), 25)
+    return {
+        "texts": np.array([" the", "\n", "$1", "_x"]),
+        "classes": classes,
+        "pca": random.normal(size=(100, 2)) + classes[:, None],
+        "mueller": random.normal(size=(75, 2)) + classes[:75, None],
+        "mueller_classes": classes[:75],
+        "mueller_templates": np.array([[0.0, 0], [1, 0], [0, 1]]),
+    }
+
+
+def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] = ARMS, n: int = 300) -> Path:
+    """Write a run's folder with every part, as the stages leave it."""
+    elicitation(root / "elicit" / "e1", said)
+    (root / "elicit" / "newest").write_text("e1")
+    names = {"base": "base"} | {arm: f"arms/{arm}" for arm in arms}
+    tables, folders = {}, {"evaluated": {}, "calibrated": {}, "judged": {"ual": ["judge/ual-vs-sft/j1"]}}
+    for model, place in names.items():
+        if model != "base":
+            smoothing(root / place / "smooth" / "s1", model)
+            training(root / place / "train" / "t1", model)
+        tables[model] = result_rows(model, said, n)
+        folder = root / place / "evaluate" / "v1" / "results"
+        folder.mkdir(parents=True)
+        pa.parquet.write_table(tables[model], folder / "results.parquet")
+        write(folder.parent / "started.json", {"digest": "v" * 16, "inputs": {}})
+        folders["evaluated"][model] = [f"{place}/evaluate/v1"]
+        folders["calibrated"][model] = [f"{place}/calibrate/c1"]
+        (root / place / "calibrate" / "c1").mkdir(parents=True)
+        np.savez(root / place / "calibrate" / "c1" / "clusters.npz", **points())
+    findings = Findings(
+        {model: figures(table) for model, table in tables.items()},
+        compare_models({model: {0: table.select(COLUMNS)} for model, table in tables.items()}, resamples=400),
+        alphas={arm: 0.1 * (arm != "sft") for arm in arms},
+        seeds=dict.fromkeys(names, 1),
+        calibration={model: calibration_of() for model in names},
+        clusters={model: {"after_norm": {"n": 100, "nc1": 2.5, "silhouette": 0.1, "scatter_ratio": 0.8}} for model in names},
+        win_rates={"ual": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": rate(53.4)}}},
+        folders=folders,
+    )
+    write(root / "report" / "findings.json", findings.as_dict())
+    (root / "config.yaml").write_text(
+        f"data:\n  path: {json.dumps('rows.jsonl ' + said)}\nmodel: SmolLM2-135M\narms:\n"
+        + "".join(f"  {arm}: {{}}\n" for arm in arms)
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return to_html(collect(made_up_run(tmp_path_factory.mktemp("runs") / "whole")))
+
+
+def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
+    heads = re.findall(r"<h2[^>]*>(.*?)</h2>", whole)
+    assert heads == [
+        *("In short", "Data", "Uncertainty", "Arms", "Training", "Results", "The rows that differ most"),
+        *("Calibration", "Clusters", "Caveats", "Provenance"),
+    ]
+    text = re.sub(r"\s+", " ", read_page(whole).text)
+    assert "better ual against shuffled : -0.0" in text
+    assert "cannot tell constant against sft" in text, "a null is told in the same place as a win"
+    for said in (
+        "1,000 rows were read",
+        "700",
+        "mean_matched",
+        "117 of 120",
+        "51.4 [47.4, 59.4]",
+        "arms/ual/evaluate/v1",
+        "19,871 tokens",
+    ):
+        assert said in text, said
+    assert "Not in this folder" not in text
+    assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
+
+
+def test_nothing_comes_from_elsewhere(whole: str, read_page: Any) -> None:
+    found = read_page(whole)
+    assert {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
+    addresses = [value or "" for _, attributes in found.tags for name, value in attributes.items() if name in {"src", "href"}]
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in addresses) and len(addresses) == 2
+    assert "url(" not in whole and "@import" not in whole and "http://" not in whole and "https://" not in whole
+    policy = next(attributes for tag, attributes in found.tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_hostile_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
+    page = to_html(collect(made_up_run(tmp_path / "run", HOSTILE, n=20)))
+    found = read_page(page)
+    assert [attributes.get("src", "")[:10] for tag, attributes in found.tags if tag in ("script", "img")] == ["data:image"]
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    assert found.text.count("<script>alert(1)</script>") > 10 and "{{ 7*7 }}" in found.text
+
+
+def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) -> None:
+    story = collect(tmp_path)
+    assert len(story.missing) == 8
+    page = to_html(story)
+    text = read_page(page).text
+    assert text.count("Not in this folder") == 12
+    assert "There is no primary comparison" in text
+
+
+@pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])
+def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, read_page: Any) -> None:
+    root = made_up_run(tmp_path / "run", n=20)
+    place = root / part
+    place.rename(tmp_path / "elsewhere")
+    story = collect(root)
+    assert story.missing if part != "config.yaml" else not story.missing
+    text = read_page(to_html(story)).text
+    assert "Not in this folder" in text
+    assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
+
+
+def test_an_unfinished_training_is_named(tmp_path: Path) -> None:
+    root = made_up_run(tmp_path / "run", n=20)
+    (root / "arms" / "ual" / "train" / "t1" / "done.json").unlink()
+    assert collect(root).missing == ["the training of ual"]
+
+
+def test_a_curve_is_thinned_and_a_torn_line_is_none(tmp_path: Path) -> None:
+    training(tmp_path / "run" / "arms" / "ual" / "train" / "t1", "ual")
+    (arm,) = collect(tmp_path / "run").arms
+    assert arm.training is not None
+    assert len(arm.training.train) == 100
+    assert arm.training.train[0][0] == 2.5, "the mean of the first four steps"
+    assert [step for step, _ in arm.training.validation] == [0, 100, 200, 300, 400]
+
+
+def test_examples_run_from_the_best_to_the_worst(tmp_path: Path) -> None:
+    examples = collect(made_up_run(tmp_path / "run", n=50)).examples
+    assert len(examples) == 6
+    assert [row.difference for row in examples] == sorted(row.difference for row in examples)
+    assert (examples[0].arm, examples[0].reference) == ("ual", "sft")
+    assert examples[0].messages[0]["content"].startswith("What is 2 + 2?")
+
+
+def test_metrics_by_bin_have_the_names_that_their_writer_gives_them() -> None:
+    from ual_ray.plots import training as plots
+    from ual_ray.train import metrics
+
+    columns = ["target_tokens", *metrics.AVERAGES]
+    written = metrics.averages(1.0, [[1.0] * len(columns)] * 3, columns)
+    assert plots.bins_of(written) == [1, 2]
+
+
+# --- caveats ---------------------------------------------------------------------------------------------------------
+
+
+def caveats(tmp_path: Path, **options: Any) -> str:
+    return " ".join(collect(made_up_run(tmp_path / "run", **options)).caveats)
+
+
+def test_caveats_fit_the_run(tmp_path: Path) -> None:
+    text = caveats(tmp_path)
+    assert "trained once" in text and "at the floor" in text and "3 rows got no score" in text and "not comparable" in text
+    assert "'shuffled'" not in text and "rests on" not in text
+
+
+def test_few_rows_and_no_controls_are_said(tmp_path: Path) -> None:
+    text = caveats(tmp_path, arms=("sft", "ual"), n=40)
+    assert "rests on 40 questions" in text and "no arm 'shuffled'" in text
+
+
+def test_no_results_have_one_caveat() -> None:
+    assert len(caveats_of(None, 0)) == 1
+
+
+def test_a_judge_that_prefers_a_place_is_a_caveat() -> None:
+    def caveats(difference: float | None, error: float | None) -> str:
+        bias = {"position_bias": {"difference": difference, "standard_error": error}}
+        return "\n".join(caveats_of(Findings({}, Comparisons((), 0.95, 1, 0), win_rates={"ual": bias}), 0))
+
+    assert "prefers the answer that it reads second" in caveats(-0.97, 0.003) and "0.97 of at most 1" in caveats(-0.97, 0.003)
+    assert "reads first" in caveats(0.5, 0.1)
+    for harmless in ((0.09, 0.001), (0.5, 0.3), (0.5, None), (None, None)):
+        assert "judge" not in caveats(*harmless), harmless
+
+
+def test_the_floor() -> None:
+    from ual_ray.stats.metrics import Figure
+
+    assert at_floor(Figure("b", "accuracy", "overall", 0.02, 0.01, 300))
+    assert at_floor(Figure("b", "accuracy", "overall", 0.2, 0.1, 10)), "two standard errors"
+    assert not at_floor(Figure("b", "accuracy", "overall", 0.2, 0.02, 300))
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_histogram_by_hand() -> None:
+    chart = histogram({"a": [1, 0], "b": [1, 4]}, 1.0, "l", "x")
+    assert chart is not None and len(chart.bars) == 3
+    first, second, tallest = chart.bars
+    assert second.y + second.height == pytest.approx(first.y), "stacked"
+    assert tallest.height == pytest.approx((chart.bottom - chart.top) / 1.05, abs=0.01)
+    assert tallest.title == "b, 0.5 to 1: 4 rows"
+    assert histogram({"a": [0, 0]}, 1.0, "l", "x") is None and histogram({}, 1.0, "l", "x") is None
+
+
+def test_lines_stay_in_their_box() -> None:
+    chart = line_chart([("a", 0, [(0, 3.0), (10, 1.0)], True), ("empty", 1, [], False)], "l", "x", "y")
+    assert chart is not None and [line.name for line in chart.lines] == ["a"]
+    assert all(chart.left <= x <= chart.right and chart.top <= y <= chart.bottom for x, y in chart.lines[0].points)
+    assert [tick.text for tick in chart.x_ticks] == ["0", "2", "4", "6", "8", "10"]
+    assert line_chart([("a", 0, [(5, 2.0)], True)], "l", "x", "y") is not None, "one point has no range"
+    assert line_chart([], "l", "x", "y") is None
+
+
+def test_reliability_lies_on_the_diagonal_when_it_should() -> None:
+    chart = reliability([("a", 0, [(0.0, 0.0), (1.0, 1.0)])], "l")
+    assert chart is not None
+    assert (*chart.lines[0].points[0], *chart.lines[0].points[1]) == chart.diagonal
+    assert reliability([("a", 0, [])], "l") is None
+
+
+def test_intervals_share_one_scale_that_holds_the_mark() -> None:
+    first, second = spans([(-1.0, 0.0, 1.0), (2.0, 3.0, 4.0)])
+    assert first.mark == second.mark == first.middle
+    assert 0 < first.low < first.high < second.low < second.middle < second.high < 100
+    (lone,) = spans([(0.0, 0.0, 0.0)])
+    assert lone.low == lone.high == 50.0

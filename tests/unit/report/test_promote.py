@@ -1,0 +1,164 @@
+"""Promotion: only what the comparison calls better, and nothing that it calls worse anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ual_ray.errors import UserError
+from ual_ray.report import promote
+from ual_ray.report.comparison import PRIMARY, Comparison, Comparisons
+from ual_ray.report.findings import Findings
+from ual_ray.report.promote import objection_to
+
+
+def compared(arm: str, verdict: Any, reference: str = "sft", metric: str = "nll", benchmark: str = "held_out") -> Comparison:
+    numbers = {"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200, "seeds": 1}
+    primary = (benchmark, metric) == PRIMARY
+    return Comparison(arm, reference, benchmark, metric, verdict=verdict, primary=primary, **numbers)  # type: ignore[arg-type]
+
+
+BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "words"),
+    [
+        ([compared("ual", BETTER)], None),
+        ([compared("ual", BETTER), compared("ual", UNSURE, metric="exact_strict", benchmark="gsm8k")], None),
+        ([compared("ual", UNSURE)], "cannot tell"),
+        ([compared("ual", BETTER), compared("ual", WORSE, metric="exact_strict", benchmark="gsm8k")], "exact_strict on gsm8k"),
+        ([compared("ual", BETTER), compared("ual", WORSE, "shuffled")], "against shuffled: worse"),
+        ([compared("ual", UNSURE), compared("ual", BETTER, "base")], "against sft: cannot tell"),
+        ([compared("ual", BETTER, "base")], None),
+        ([compared("ual", BETTER, "shuffled")], "was not compared with sft or base"),
+        ([compared("ual", BETTER, metric="exact_strict", benchmark="gsm8k")], "was not compared with sft or base"),
+        ([compared("other", BETTER)], "the arms are other"),
+        ([], "the arms are none"),
+    ],
+)
+def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | None) -> None:
+    objection = objection_to("ual", comparisons)
+    assert (objection is None) if words is None else (objection is not None and words in objection)
+
+
+VERDICTS = st.sampled_from([BETTER, WORSE, UNSURE])
+ENTRIES = st.lists(
+    st.builds(
+        compared,
+        arm=st.sampled_from(["ual", "other"]),
+        verdict=VERDICTS,
+        reference=st.sampled_from(["sft", "base", "shuffled"]),
+        metric=st.sampled_from(["nll", "exact_strict"]),
+        benchmark=st.sampled_from(["held_out", "gsm8k"]),
+    ),
+    max_size=8,
+)
+
+
+@given(ENTRIES)
+def test_worse_anywhere_or_better_nowhere_is_never_promoted(comparisons: list[Comparison]) -> None:
+    mine = [x.verdict for x in comparisons if x.arm == "ual"]
+    if WORSE in mine or BETTER not in mine:
+        assert objection_to("ual", comparisons) is not None
+
+
+def write(folder: Path, comparisons: list[Comparison], trained: dict[str, list[str]] | None = None) -> Path:
+    """Leave a report, and a training `k` of every arm."""
+    for arm in {entry.arm for entry in comparisons}:
+        train(folder, arm, "k")
+    findings = Findings({}, Comparisons(tuple(comparisons), 0.95, 100, 0), folders={"trained": trained} if trained else {})
+    (folder / "report").mkdir()
+    (folder / "report" / "findings.json").write_text(json.dumps(findings.as_dict()))
+    return folder
+
+
+def train(folder: Path, arm: str, key: str) -> Path:
+    place = folder / "arms" / arm / "train" / key
+    place.mkdir(parents=True)
+    (place / "done.json").write_text("{}")
+    return place
+
+
+@pytest.fixture
+def promoted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Take the place of the store; return the arms that were promoted."""
+    arms: list[str] = []
+
+    def note(_: Path, arm: str, __: Path, ___: str | None, ____: str) -> tuple[str, str]:
+        arms.append(arm)
+        return f"ual-{arm}", "3"
+
+    monkeypatch.setattr(promote, "_promote_version", note)
+    return arms
+
+
+def test_the_only_arm_that_may_be_is_found(tmp_path: Path, promoted: list[str]) -> None:
+    folder = write(
+        tmp_path, [compared("ual", BETTER), compared("shuffled", UNSURE), compared("sft", BETTER, "base", metric="ece")]
+    )
+    console = Console(record=True, width=300)
+    assert promote.promote(folder, console) == "3"
+    assert promoted == ["ual"]
+    assert "ual-ual version 3 is now the champion: nll on held_out against sft: better" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "arm", "words"),
+    [
+        (
+            [compared("ual", UNSURE), compared("rank", WORSE)],
+            None,
+            ["no arm may be", "ual: nll", "rank: nll", "n 200"],
+        ),
+        ([compared("ual", BETTER), compared("rank", BETTER)], None, ["several arms", "rank, ual"]),
+        ([compared("ual", WORSE)], "ual", ["'ual' is not promoted", "against sft: worse", "-0.1 (-0.2 to -0.01), p 0.02"]),
+    ],
+)
+def test_refusals(
+    tmp_path: Path, promoted: list[str], comparisons: list[Comparison], arm: str | None, words: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        promote.promote(write(tmp_path, comparisons), Console(quiet=True), arm)
+    assert not promoted
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_without_a_report_nothing_is_promoted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no comparison"):
+        promote.promote(tmp_path, Console(quiet=True))
+
+
+def test_without_a_training_nothing_is_promoted(tmp_path: Path) -> None:
+    findings = promote.read_findings(write(tmp_path, []))
+    with pytest.raises(UserError, match="no finished training"):
+        promote.trained_folder(tmp_path, "ual", findings)
+
+
+def test_the_training_that_was_compared_is_promoted_not_a_later_one(tmp_path: Path) -> None:
+    folder = write(tmp_path, [compared("ual", BETTER)], {"ual": ["arms/ual/train/k"]})
+    later = train(folder, "ual", "later")
+    os.utime(later / "done.json", (2e9, 2e9))
+    assert promote.trained_folder(folder, "ual", promote.read_findings(folder)) == folder / "arms/ual/train/k"
+    (folder / "arms/ual/train/k/done.json").unlink()
+    with pytest.raises(UserError, match="no finished training"):
+        promote.trained_folder(folder, "ual", promote.read_findings(folder))
+
+
+def test_a_report_that_names_no_training_will_do_where_there_is_one_only(tmp_path: Path) -> None:
+    folder = write(tmp_path, [compared("ual", BETTER)])
+    findings = promote.read_findings(folder)
+    (tmp_path / "arms/ual/train/interrupted").mkdir()
+    assert promote.trained_folder(folder, "ual", findings) == folder / "arms/ual/train/k"
+    train(folder, "ual", "other")
+    with pytest.raises(UserError, match="does not say which training") as error:
+        promote.trained_folder(folder, "ual", findings)
+    assert "k, other" in str(error.value)

@@ -1,0 +1,171 @@
+"""The report of a folder: which results count, several seeds, the files it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+
+from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.errors import UserError
+from ual_ray.report.findings import Findings
+from ual_ray.report.step import Results, report, report_on, write_page
+from ual_ray.run.stage_cache import point_to
+from ual_ray.stats.metrics import figures
+
+N = 60
+
+
+def evaluated(folder: Path, name: str, shift: float, luck: int) -> Path:
+    """Write what an evaluation leaves."""
+    shared, own = np.random.default_rng(0), np.random.default_rng(luck)
+    tokens, hard = shared.integers(5, 30, N), shared.gamma(4, 0.5, N)
+    nll = tokens * (hard + own.normal(shift, 0.05, N))
+    rows = [
+        {
+            "id": f"{place:03}",
+            "benchmark": "held_out",
+            "source": "s",
+            "nll_sum": nll[place],
+            "target_tokens": int(tokens[place]),
+        }
+        for place in range(N)
+    ]
+    table = pa.Table.from_pylist(rows, schema=col.RESULTS)
+    (folder / "results").mkdir(parents=True)
+    pa.parquet.write_table(table, folder / "results" / "results.parquet")
+    (folder / "figures.json").write_text(json.dumps({"name": name, "figures": [f.as_dict() for f in figures(table)]}))
+    (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {}}))
+    return folder
+
+
+def run_of(root: Path, seed: int = 0, better: float = 0.1) -> Path:
+    evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1)
+    evaluated(root / "arms" / "sft" / "evaluate" / "k", "sft", 0.0, 10 + seed)
+    evaluated(root / "arms" / "ual" / "evaluate" / "k", "ual", -better, 20 + seed)
+    (root / "config.yaml").write_text(f"seed: {seed}\nevaluate: {{resamples: 300, confidence: 0.9}}\n")
+    return root
+
+
+def console() -> tuple[Console, io.StringIO]:
+    sink = io.StringIO()
+    return Console(file=sink, width=110), sink
+
+
+def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_path: Path) -> None:
+    terminal, printed = console()
+    page = tmp_path / "pages" / "out.html"
+    findings = report_on([run_of(tmp_path / "run")], None, terminal, page)
+    assert findings.models == ("base", "sft", "ual")
+    assert (findings.comparisons.level, findings.comparisons.resamples) == (0.9, 300)
+    assert "  ual is better than sft: -0." in printed.getvalue()
+    assert "n = 60" in printed.getvalue()
+    assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
+    assert "Does learning from uncertainty help?" in page.read_text()
+
+
+def test_the_newest_results_of_a_model_count_and_copies_do_not(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run")
+    newer = evaluated(root / "arms" / "ual" / "evaluate" / "l", "ual", 0.3, 5)
+    os.utime(newer / "figures.json", (2e9, 2e9))
+    copy = root / "mlflow-artifacts" / "run"
+    copy.mkdir(parents=True)
+    (copy / "figures.json").write_text((newer / "figures.json").read_text().replace('"ual"', '"copy"'))
+    terminal, _ = console()
+    findings = report_on([root], None, terminal)
+    assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/l"]
+    assert "copy" not in findings.models
+
+
+def test_what_a_run_went_on_with_counts_more_than_what_is_newer(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run")
+    newer = evaluated(root / "arms" / "ual" / "evaluate" / "l", "ual", 0.3, 5)
+    os.utime(newer / "figures.json", (2e9, 2e9))
+    point_to(root / "arms" / "ual" / "evaluate", root / "arms" / "ual" / "evaluate" / "k")
+    findings = report_on([root], None, console()[0])
+    assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
+
+
+def test_calibration_goes_with_the_model_as_its_evaluation_calls_it(tmp_path: Path) -> None:
+    evaluated(tmp_path / "out" / "evaluate" / "k", "my model", 0.0, 5)
+    place = tmp_path / "out" / "calibrate" / "k"
+    place.mkdir(parents=True)
+    (place / "calibration.json").write_text(json.dumps({"token": {"raw": {"n": 7, "ece_width": 0.25}, "scaled": None}}))
+    (place / "started.json").write_text("{}")
+    terminal, printed = console()
+    findings = report_on([tmp_path / "out"], None, terminal)
+    assert list(findings.calibration) == ["my model"]
+    assert "25.0%" in printed.getvalue()
+
+
+def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2, 3)]
+    terminal, printed = console()
+    findings = report_on(roots, None, terminal)
+    assert findings.seeds == {"base": 3, "sft": 3, "ual": 3}
+    (entry,) = [entry for entry in findings.comparisons.entries if (entry.arm, entry.reference) == ("ual", "sft")]
+    assert (entry.seeds, entry.n, entry.verdict) == (3, N, "better")
+    assert "n = 60, 3 training seeds" in printed.getvalue()
+
+
+def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
+    with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:
+        report_on(roots, None, console()[0])
+    assert "first/arms/sft" in str(error.value) and "second/arms/sft" in str(error.value)
+    assert report_on([roots[0], roots[0]], None, console()[0]).seeds["sft"] == 1, "the same folder twice is one"
+
+
+def test_no_results_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no results to report"):
+        report_on([tmp_path], None, console()[0])
+
+
+def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run")
+    places = {"base": "base", "sft": "arms/sft", "ual": "arms/ual"}
+    lines = [{"step": step, "nll": 2.0, "nll/uncertainty_bin_1": 1.9, "validation_nll": 2.1} for step in (1, 2)]
+    results = Results(
+        evaluated={name: root / place / "evaluate" / "k" for name, place in places.items()},
+        alphas={"sft": [0.0, 0.0], "ual": [0.1, 0.2]},
+        metrics={"sft": cast(Any, lines), "ual": cast(Any, lines)},
+        histograms={"s": [1, 2, 3]},
+    )
+    logged: dict[str, Any] = {"artifact": [], "table": [], "metrics": {}, "tags": {}}
+    parent = SimpleNamespace(
+        artifact=lambda path, folder=None: logged["artifact"].append(path.name),
+        table=lambda columns, name: logged["table"].append(name),
+        metrics=logged["metrics"].update,
+        tags=logged["tags"].update,
+    )
+    terminal, _ = console()
+    session = SimpleNamespace(config=Config(), console=terminal, parent=parent)
+    findings = report(cast(Any, session), results, root / "report")
+    left = {path.name for path in (root / "report").iterdir()}
+    drawn = {
+        f"{name}.png" for name in ("uncertainty_by_source", "alpha_by_arm", "loss_curves", "loss_by_uncertainty", "differences")
+    }
+    assert left == {"report.md", "comparison.json", "findings.json", "report.html"} | drawn
+    assert set(logged["artifact"]) == left
+    assert logged["table"] == ["tables/models.json", "tables/differences.json"]
+    assert logged["metrics"]["ual.held_out.nll.overall"] == findings.figures["ual"][0].value
+    assert logged["metrics"]["ual-vs-sft.held_out.nll"] < 0
+    assert logged["tags"]["verdict.ual-vs-sft"] == "better"
+    content = json.loads((root / "report" / "comparison.json").read_text())
+    assert content["family"] == 3 and content["comparisons"][0]["verdict"] == "better"
+    text = (root / "report" / "report.md").read_text()
+    assert "- ual is better than sft: " in text
+    assert "- evaluated, ual: `arms/ual/evaluate/k`" in text
+    assert Findings.from_dict(json.loads((root / "report" / "findings.json").read_text())) == findings
+    write_page(root, tmp_path / "later.html")
+    assert (tmp_path / "later.html").read_text() == (root / "report" / "report.html").read_text()

@@ -1,0 +1,141 @@
+"""Progress where there is no terminal: one line every ten seconds, with rate and ETA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ual_ray.run import progress
+from ual_ray.run.progress import Meter, meter, polled
+
+
+class Log:
+    """A console that is no terminal, and a clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.console = Console(file=StringIO(), force_terminal=False, width=80)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    made = Log()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+def run(log: Log, shown: Meter, steps: Sequence[tuple[float, float]]) -> None:
+    """Report what is done at each second after the start."""
+    start = log.now
+    for second, done in steps:
+        log.now = start + second
+        shown.update(done)
+
+
+def test_nothing_before_ten_seconds(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 100, "rows"), [(0, 0), (1, 3), (5, 10), (9.9, 20)])
+    assert log.lines == []
+
+
+def test_one_line_per_ten_seconds_however_often_it_is_called(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 1000, "rows"), [(tenth / 10, tenth / 10) for tenth in range(1, 451)])
+    assert len(log.lines) == 4
+
+
+def test_a_line_after_a_long_silence_is_one_line(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 1000, "rows"), [(1, 1), (95, 95), (96, 96)])
+    assert len(log.lines) == 1
+
+
+def test_a_line_says_how_much_how_fast_and_how_long_still(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 5000, "rows"), [(0, 0), (0.001, 0.1), (10, 1000)])
+    (line,) = log.lines
+    assert line.startswith("  elicit: 1,000/5,000 ")
+    assert "100 rows/s" in line
+    assert line.endswith("ETA 40 s")
+
+
+# A minute to load the model, then one row a second: ten rows are left.
+SLOW_START = [(0, 0), (59.9, 0), (60, 1), (70, 11)]
+
+
+def test_start_up_does_not_spoil_the_rate(log: Log) -> None:
+    shown = Meter(log.console, "elicit", 21, "rows")
+    run(log, shown, SLOW_START)
+    assert shown.rate() == pytest.approx(1.0)
+    assert " 1.00 rows/s" in log.lines[-1]
+
+
+def test_start_up_does_not_spoil_the_eta(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 21, "rows"), SLOW_START)
+    assert log.lines[-1].endswith("ETA 10 s")
+
+
+def test_the_rate_may_count_another_unit_than_the_bar(log: Log) -> None:
+    shown = Meter(log.console, "train", 100, "tokens")
+    start = log.now
+    for second, steps, tokens in [(1, 1, 5_000), (11, 11, 55_000)]:
+        log.now = start + second
+        shown.update(steps, rate_done=tokens)
+    assert "11/100" in log.lines[0]
+    assert "5,000 tokens/s" in log.lines[0]
+
+
+def test_without_a_total_there_is_no_eta(log: Log) -> None:
+    run(log, Meter(log.console, "scan", None, "rows"), [(0.5, 1), (10.5, 2001)])
+    (line,) = log.lines
+    assert re.fullmatch(r"  scan: 2,001 200 rows/s", line)
+
+
+def test_nothing_done_yet_is_said_without_rate_and_eta(log: Log) -> None:
+    run(log, Meter(log.console, "elicit", 50, "rows"), [(12, 0)])
+    assert log.lines == ["  elicit: 0/50 starting"]
+
+
+@pytest.mark.parametrize("note", ["(3 failed)", "[warming up]", "loss 1.2345 " * 8])
+def test_the_note_is_shown_on_the_same_line(note: str, log: Log) -> None:
+    shown = Meter(log.console, "train", 100, "rows")
+    log.now += 11
+    shown.update(5, note=note)
+    (line,) = log.lines
+    assert note.strip() in line
+
+
+def test_the_block_form_closes_and_keeps_time(log: Log) -> None:
+    with pytest.raises(RuntimeError), meter(log.console, "elicit", 10, "rows") as shown:
+        log.now += 7
+        shown.update(4)
+        assert (shown.seconds, shown.done) == (7.0, 4)
+        raise RuntimeError
+    assert log.lines == []
+
+
+def test_a_terminal_gets_a_bar_and_no_lines() -> None:
+    file = StringIO()
+    console = Console(file=file, force_terminal=True, width=80)
+    with meter(console, "elicit", 10, "rows") as shown:
+        assert console.is_terminal
+        shown.update(10)
+    assert "elicit" in file.getvalue()
+    assert "elicit: 10/10" not in file.getvalue()
+
+
+def test_what_is_polled_is_called_once_more_at_the_end_and_its_faults_end_nothing() -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(len(calls))
+        raise RuntimeError("the screen is gone")
+
+    with polled(call, seconds=3600):
+        assert calls == []
+    assert calls == [0]

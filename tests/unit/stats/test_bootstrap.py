@@ -1,0 +1,214 @@
+"""Paired bootstrap, seeds and Holm: against hand computation, brute force and properties."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from ual_ray.stats.bootstrap import (
+    BLOCK,
+    bootstrap_mean,
+    bootstrap_ratio,
+    estimate,
+    hierarchical_bootstrap,
+    holm,
+    resampled_sums,
+    resamples_needed,
+    verdict,
+)
+
+FLOATS = st.floats(-5, 5, allow_nan=False)
+
+
+def test_a_resample_is_a_draw_of_whole_rows() -> None:
+    columns = np.column_stack([[1.0, 10.0, 100.0], [1.0, 1.0, 1.0]])
+    sums = resampled_sums(columns, 500, seed=3)
+    possible = {sum(draw) for draw in itertools.combinations_with_replacement([1, 10, 100], 3)}
+    assert set(sums[:, 0]) == possible, "every multiset of three rows, and nothing else"
+    assert (sums[:, 1] == 3).all(), "as many rows as there are"
+
+
+def test_the_same_seed_gives_the_same_draws_whatever_the_columns_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    columns = random.normal(size=(50, 3))
+    whole = resampled_sums(columns, 200, seed=1)
+    np.testing.assert_allclose(resampled_sums(columns[:, :1], 200, seed=1)[:, 0], whole[:, 0])
+    monkeypatch.setattr("ual_ray.stats.bootstrap.BLOCK", 70)
+    np.testing.assert_allclose(resampled_sums(columns, 200, seed=1), whole)
+    assert not np.allclose(resampled_sums(columns, 200, seed=2), whole)
+    assert BLOCK > 70
+
+
+def test_the_interval_is_that_of_all_resamples_there_are() -> None:
+    values = np.array([0.3, -0.1, 0.8, 0.2])
+    every = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
+    drawn = resampled_sums(values[:, None], 100_000, seed=0)[:, 0] / 4
+    for level in (0.5, 0.9, 0.95):
+        found = estimate(values.mean(), drawn, 4, 4, level)
+        expected = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
+        np.testing.assert_allclose([found.ci_low, found.ci_high], expected, atol=0.02)
+    assert (drawn <= 0).mean() == pytest.approx(np.mean(np.array(every) <= 0), abs=0.003)
+
+
+def test_the_mean_of_differences_agrees_with_theory_and_with_scipy() -> None:
+    random = np.random.default_rng(1)
+    reference = random.normal(size=400)
+    mine = reference + random.normal(0.1, 1, size=400)
+    found = bootstrap_mean(mine, reference, resamples=20_000)
+    difference = mine - reference
+    error = difference.std(ddof=1) / 20
+    assert found.difference == pytest.approx(difference.mean())
+    assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * error, rel=0.03)
+    assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(difference.mean()) / error), abs=0.02)
+    other = stats.bootstrap((difference,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    np.testing.assert_allclose([found.ci_low, found.ci_high], other, atol=0.01)
+    assert found.n == 400
+
+
+def test_nll_per_token_is_a_ratio_of_sums_by_hand() -> None:
+    found = bootstrap_ratio([10.0, 2.0], [10, 1], [12.0, 1.0], [10, 2], resamples=500)
+    assert found.difference == pytest.approx(12 / 11 - 13 / 12)
+    every = [10 / 10 - 12 / 10, 12 / 11 - 13 / 12, 2 / 1 - 1 / 2]
+    assert found.ci_low == pytest.approx(every[0]) and found.ci_high == pytest.approx(every[2])
+
+
+def test_the_ratio_resamples_questions_and_not_tokens() -> None:
+    random = np.random.default_rng(2)
+    tokens = random.integers(1, 60, size=300).astype(float)
+    reference = tokens * random.gamma(4, 0.5, size=300)
+    mine = reference + tokens * random.normal(0.02, 0.2, size=300)
+    found = bootstrap_ratio(mine, tokens, reference, tokens, resamples=5000)
+    brute = []
+    generator = np.random.default_rng(5)
+    for _ in range(5000):
+        rows = generator.integers(300, size=300)
+        brute.append(mine[rows].sum() / tokens[rows].sum() - reference[rows].sum() / tokens[rows].sum())
+    np.testing.assert_allclose([found.ci_low, found.ci_high], np.quantile(brute, [0.025, 0.975]), atol=0.003)
+    ratio = (mine - reference).sum() / tokens.sum()
+    residuals = mine - reference - ratio * tokens
+    error = np.sqrt(300 / 299 * (residuals @ residuals)) / tokens.sum()
+    assert (found.ci_high - found.ci_low) / (2 * 1.96) == pytest.approx(error, rel=0.05)
+
+
+def test_pairing_takes_out_what_is_hard_for_both() -> None:
+    random = np.random.default_rng(3)
+    hard = random.normal(0, 10, size=200)
+    found = bootstrap_mean(hard - 0.1 + random.normal(0, 0.1, 200), hard)
+    assert found.ci_high < 0 and found.p_value < 0.01
+
+
+@pytest.mark.parametrize(("pairs", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (6, 2 / 64)])
+def test_a_few_questions_cannot_be_certain(pairs: int, least: float) -> None:
+    found = bootstrap_mean(np.full(pairs, 1.0), np.zeros(pairs))
+    assert found.p_value == least, "the least of a sign-flip test"
+    padded = bootstrap_mean(np.r_[np.full(pairs, 1.0), np.zeros(500)], np.zeros(pairs + 500))
+    assert padded.p_value >= least, "questions that both answer alike tell nothing"
+
+
+def test_equal_models_cannot_be_told_apart() -> None:
+    found = bootstrap_mean([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
+    assert verdict(found.difference, found.p_value, "higher") == "cannot tell"
+
+
+def test_the_p_value_is_seldom_small_by_chance() -> None:
+    random = np.random.default_rng(4)
+    p_values = [bootstrap_mean(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(600)]
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=30), st.integers(0, 5))
+def test_swapping_the_models_swaps_the_sign(pairs: list[tuple[float, float]], seed: int) -> None:
+    mine, theirs = np.array(pairs).T
+    forward, backward = (bootstrap_mean(a, b, resamples=200, seed=seed) for a, b in ((mine, theirs), (theirs, mine)))
+    assert forward.difference == pytest.approx(-backward.difference)
+    assert forward.ci_low == pytest.approx(-backward.ci_high, abs=1e-9)
+    assert forward.p_value == pytest.approx(backward.p_value, abs=0.02)
+    assert 0 < forward.p_value <= 1
+    assert forward.ci_low <= forward.ci_high
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_is_the_plain_bootstrap() -> None:
+    difference = np.random.default_rng(6).normal(0.1, 1, 80)
+    plain = bootstrap_mean(difference, np.zeros(80), seed=9)
+    assert hierarchical_bootstrap([difference], seed=9) == plain
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    random = np.random.default_rng(7)
+    alike = [random.normal(0.2, 1, 300) for _ in range(5)]
+    apart = [random.normal(shift, 1, 300) for shift in (-0.8, -0.3, 0.2, 0.7, 1.2)]
+    near, far = hierarchical_bootstrap(alike), hierarchical_bootstrap(apart)
+    assert far.ci_high - far.ci_low > 3 * (near.ci_high - near.ci_low)
+    assert far.n == 300
+    assert near.difference == pytest.approx(np.mean(alike))
+    assert near.p_value < 0.05 < far.p_value
+
+
+def test_a_question_asked_under_every_seed_is_still_one_question() -> None:
+    difference = np.random.default_rng(8).normal(0, 1, 100)
+    once, often = hierarchical_bootstrap([difference]), hierarchical_bootstrap([difference] * 6)
+    assert often.ci_high - often.ci_low == pytest.approx(once.ci_high - once.ci_low, rel=1e-9)
+
+
+def test_seeds_against_brute_force() -> None:
+    random = np.random.default_rng(10)
+    values, weights = random.normal(size=(3, 40)), random.integers(1, 9, size=(3, 40)).astype(float)
+    found = hierarchical_bootstrap(list(values), list(weights), resamples=8000)
+    brute = []
+    for _ in range(8000):
+        rows, seeds = random.integers(40, size=40), random.integers(3, size=3)
+        brute.append(np.mean([values[s, rows].sum() / weights[s, rows].sum() for s in seeds]))
+    np.testing.assert_allclose([found.ci_low, found.ci_high], np.quantile(brute, [0.025, 0.975]), atol=0.01)
+
+
+# --- the family and the verdict --------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9]), [1.0, 1.0])
+    np.testing.assert_allclose(holm([0.02]), [0.02])
+    assert len(holm([])) == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_plain_p_value_and_bonferroni(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert (adjusted >= np.array(p_values)).all()
+    assert (adjusted <= np.minimum(1, len(p_values) * np.array(p_values)) + 1e-12).all()
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+    rejected, step = 0, sorted(p_values)
+    while rejected < len(step) and step[rejected] <= 0.05 / (len(step) - rejected):
+        rejected += 1
+    assert (adjusted <= 0.05 + 1e-12).sum() >= rejected >= (adjusted <= 0.05 - 1e-12).sum(), "the step-down itself"
+
+
+def test_enough_resamples_for_the_family() -> None:
+    assert resamples_needed(10) == 2000
+    needed = resamples_needed(100)
+    assert 100 * 2 / (needed + 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "direction", "said"),
+    [
+        (-0.1, 0.01, "lower", "better"),
+        (-0.1, 0.01, "higher", "worse"),
+        (0.1, 0.01, "lower", "worse"),
+        (0.1, 0.05, "higher", "better"),
+        (0.1, 0.051, "higher", "cannot tell"),
+        (0.0, 0.001, "higher", "cannot tell"),
+    ],
+)
+def test_verdicts(difference: float, p: float, direction: str, said: str) -> None:
+    assert verdict(difference, p, direction) == said  # type: ignore[arg-type]

@@ -1,0 +1,414 @@
+"""Tracking to a real SQLite store that is made to be away, to lose its answers, and to refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+
+from ual_ray.config import TrackingConfig
+from ual_ray.errors import UserError
+from ual_ray.tracking import RUN_FILE, SPOOL_FOLDER, STORE_FILE, Tracker, catch_up, champion_of, default_uri, flatten
+from ual_ray.tracking.journal import Operation
+from ual_ray.tracking.models import CANDIDATE, CHAMPION, _card
+from ual_ray.tracking.sender import MOST_ATTEMPTS
+from ual_ray.tracking.store import Store, is_away
+
+# Seconds between attempts: short, as the tests wait for them.
+RETRY = 0.05
+
+
+class Network:
+    """What lies between the tracker and the store."""
+
+    away = False
+    loses_answers = False
+    fails_on: str | None = None
+    applied: list[str]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the tables of a store, which takes seconds, once."""
+    folder = tmp_path_factory.mktemp("store")
+    MlflowClient(default_uri(folder)).search_experiments()
+    return folder / STORE_FILE
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path) -> Iterator[Network]:
+    """Stand between every tracker and its store."""
+    shutil.copy(empty_store, tmp_path / STORE_FILE)
+    net = Network()
+    net.applied = []
+    apply, answers = Store.apply, Store.answers
+
+    def through(self: Store, operation: Operation, waited: bool = False) -> Any:
+        if net.away or operation.kind == net.fails_on:
+            raise ConnectionError("nobody there")
+        result = apply(self, operation, waited)
+        net.applied.append(operation.kind)
+        if net.loses_answers:
+            net.away = True
+            raise requests.ReadTimeout("no answer")
+        return result
+
+    monkeypatch.setattr(Store, "apply", through)
+    monkeypatch.setattr(Store, "answers", lambda self: not net.away and answers(self))
+    yield net
+    # What a tracker left waiting goes nowhere once its test is over.
+    net.away = True
+
+
+def tracker_of(out: Path, **settings: Any) -> Tracker:
+    return Tracker(TrackingConfig(), out, retry_seconds=RETRY, **settings)
+
+
+def runs_of(tracker: Tracker) -> dict[str, Any]:
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs), "a run was opened twice"
+    return {run.info.run_name: run for run in runs}
+
+
+def log_everything(tracker: Tracker, out: Path) -> None:
+    with tracker.run("parent", out, {"stage": "pipeline"}) as parent:
+        parent.params({"a": {"b": 1}})
+        with tracker.run("child", out / "child", {}, parent) as child:
+            for step in range(1, 31):
+                child.metrics({"nll": 1 / step}, step)
+            child.figure(Figure(), "plots/empty.png")
+            child.table({"model": ["base"], "nll": [1.5]}, "comparison.json")
+            child.dataset("rows", out / "rows.jsonl", "abc", 3, "training")
+
+
+def assert_everything(tracker: Tracker, before: int, after: int) -> None:
+    """Find all of it, with time stamps between the two."""
+    runs = runs_of(tracker)
+    parent, child = runs["parent"], runs["child"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.params == {"a.b": "1"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    history = tracker.client.get_metric_history(child.info.run_id, "nll")
+    assert [entry.step for entry in history] == list(range(1, 31))
+    times = [entry.timestamp for entry in history]
+    assert times == sorted(times) and before <= times[0] <= times[-1] <= after
+    assert before <= parent.info.start_time <= parent.info.end_time <= after
+    files = {file.path for file in tracker.client.list_artifacts(child.info.run_id)}
+    assert files == {"plots", "comparison.json"}
+    assert json.loads(child.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
+    assert child.inputs.dataset_inputs[0].dataset.digest == "abc"
+
+
+def now() -> int:
+    return int(time.time() * 1000)
+
+
+def test_a_store_that_answers_is_told_at_once(tmp_path: Path, network: Network) -> None:
+    before = now()
+    tracker = tracker_of(tmp_path)
+    log_everything(tracker, tmp_path)
+    assert_everything(tracker, before, now())
+    assert (tracker.close(), tracker.failures, tracker.complaint()) == (0, 0, None)
+    assert not (tmp_path / SPOOL_FOLDER).exists()
+
+
+def test_an_outage_is_kept_and_caught_up_in_order_with_its_time_stamps(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    before, network.away = now(), True
+    log_everything(tracker, tmp_path)
+    after = now()
+    assert runs_of(tracker) == {} and tracker.waiting > 30 and tracker.failures == 0
+    time.sleep(0.1)
+    network.away = False
+    assert tracker.close(30) == 0
+    assert_everything(tracker, before, after)
+    assert not list((tracker.spool.folder / "files").iterdir())
+
+
+def test_an_outage_in_the_middle_of_a_run(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.metrics({"nll": 3.0}, 1)
+        network.away = True
+        run.metrics({"nll": 2.0}, 2)
+        assert run.last_step("nll") == 2, "the local record knows"
+        network.away = False
+        run.metrics({"nll": 1.0}, 3)
+    tracker.close(30)
+    run_id = runs_of(tracker)["train"].info.run_id
+    assert [entry.value for entry in tracker.client.get_metric_history(run_id, "nll")] == [3.0, 2.0, 1.0]
+    assert run.id == run_id
+
+
+def test_the_next_command_sends_what_an_earlier_one_left(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    network.away = True
+    with tracker.run("train", tmp_path, {}) as run:
+        run.metrics({"nll": 2.0}, 1)
+        assert run.id == run.local_id
+    left = tracker.close(0)
+    assert left == 3
+    complaint = tracker.complaint() or ""
+    assert "3 operations wait in" in complaint and "ual sync" in complaint and SPOOL_FOLDER in complaint
+
+    second = tracker_of(tmp_path)
+    with second.run("train", tmp_path, {}) as again:
+        assert again.local_id == run.local_id, "still away, it goes on with the same run"
+        assert again.last_step("nll") == 1
+    second.close(0)
+
+    network.away = False
+    with tracker_of(tmp_path) as third, third.run("train", tmp_path, {}) as last:
+        last.metrics({"nll": 1.0}, 2)
+    (found,) = runs_of(third).values()
+    assert json.loads((tmp_path / RUN_FILE).read_text())["run_id"] == found.info.run_id == last.id
+    assert [entry.step for entry in third.client.get_metric_history(last.id, "nll")] == [1, 2]
+    assert found.info.status == "FINISHED"
+
+
+def test_catch_up_sends_it_without_a_command(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    network.away = True
+    log_everything(tracker, tmp_path)
+    left = tracker.close(0)
+    network.away = False
+    done = catch_up(tmp_path, seconds=30)
+    assert (done.sent, done.refused, done.waiting) == (left, 0, 0)
+    assert set(runs_of(tracker)) == {"parent", "child"}
+    assert catch_up(tmp_path).sent == 0 and catch_up(tmp_path / "nothing").sent == 0
+
+
+def test_an_answer_that_is_lost_opens_no_second_run(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    network.loses_answers = True
+    with tracker.run("train", tmp_path, {}):
+        assert network.applied == ["open"] and network.away
+        network.loses_answers = network.away = False
+    assert tracker.close(30) == 0
+    assert network.applied.count("open") == 2
+    assert runs_of(tracker)["train"].info.status == "FINISHED"
+
+
+def test_a_refusal_is_counted_kept_and_does_not_block(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.metrics({"": 1.0})
+        assert tracker.failures == 1
+        network.away = True
+        run.metrics({"": 1.0})
+        run.metrics({"good": 1.0})
+        network.away = False
+    assert tracker.close(30) == 0
+    assert tracker.failures == 2
+    assert "2 operations failed" in (tracker.complaint() or "")
+    refused = [json.loads(path.read_text()) for path in (tracker.spool.folder / "refused").iterdir()]
+    assert len(refused) == 2 and all("Exception" in one["reason"] for one in refused)
+    assert runs_of(tracker)["train"].data.metrics == {"good": 1.0}
+
+
+def test_an_operation_on_which_the_store_always_fails_is_given_up(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    network.fails_on = "tags"
+    with tracker.run("train", tmp_path, {}) as run:
+        run.tags({"a": 1})
+        run.metrics({"nll": 1.0})
+    assert tracker.close(60) == 0
+    assert tracker.failures == 1 and MOST_ATTEMPTS > 1
+    assert runs_of(tracker)["train"].data.metrics == {"nll": 1.0}
+
+
+def test_a_deleted_run_is_opened_anew(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as first:
+        pass
+    tracker.client.delete_run(first.id)
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as second:
+        pass
+    assert second.id != first.id and set(runs_of(tracker)) == {"train"}
+    assert tracker.failures == 0
+
+
+def test_a_question_while_the_store_is_away_is_no_failure(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object) -> None:
+        raise ConnectionError
+
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.metrics({"nll": 1.0}, 4)
+        assert (run.last_step("nll"), run.last_step("never logged")) == (4, -1)
+        monkeypatch.setattr(tracker.client, "get_metric_history", nobody)
+        assert run.last_step("nll") == 4 and tracker.failures == 0
+
+
+def test_a_typo_in_the_address_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrackingConfig(uri="http://me:sesame@127.0.0.1:9")
+    with pytest.raises(UserError, match="tracking.uri cannot be used") as error:
+        Tracker(config, tmp_path)
+    assert "sesame" not in str(error.value)
+    started = time.monotonic()
+    with Tracker(config, tmp_path, must_answer=False, catch_up_seconds=0) as tracker, tracker.run("train", tmp_path, {}):
+        pass
+    assert tracker.waiting == 2
+    with Tracker(config, tmp_path, catch_up_seconds=0) as again:
+        assert again.waiting == 2, "its address was right before"
+    assert time.monotonic() - started < 20
+    with pytest.raises(UserError, match="holds a password"):
+        catch_up(tmp_path)
+
+
+def test_ways_to_end(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    for error, status in ((ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")):
+        with pytest.raises(error), tracker.run(status, tmp_path / error.__name__, {}) as run:
+            raise error
+        assert tracker.client.get_run(run.id).info.status == status
+
+
+def test_only_what_its_holder_left_open_is_ended_for_it(tmp_path: Path, network: Network) -> None:
+    from ual_ray.tracking.run_file import HOLDER
+
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.tags({HOLDER: "this:1"})
+        other = tracker_of(tmp_path, must_answer=False)
+        for holder, status in (("another:2", "RUNNING"), ("this:1", "KILLED")):
+            other.end_abandoned(run.local_id, holder)
+            assert tracker.client.get_run(run.id).info.status == status
+
+
+def test_parameters_beyond_what_one_request_takes_and_changed_ones(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    many = {f"p{n}": n for n in range(250)}
+    with tracker.run("train", tmp_path, {}) as run:
+        run.params({**many, "api_key": "sesame"})
+        run.params({"p1": 7, "new": 1})
+    found = tracker.client.get_run(run.id).data
+    assert found.params == {**{key: str(n) for key, n in many.items()}, "api_key": "***", "new": "1"}
+    assert found.tags["now.p1"] == "7" and "now.p2" not in found.tags
+    assert tracker.failures == 0
+
+
+def test_several_tables_are_listed_and_a_second_of_one_name_replaces_it(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("report", tmp_path, {}) as run:
+        for value in (1, 2):
+            run.table({"x": [value]}, "tables/a.json")
+        run.table({"y": [3]}, "b.json")
+    listed = json.loads(tracker.client.get_run(run.id).data.tags["mlflow.loggedArtifacts"])
+    assert [entry["path"] for entry in listed] == ["tables/a.json", "b.json"]
+    read = json.loads(Path(tracker.client.download_artifacts(run.id, "tables/a.json")).read_text())
+    assert read == {"columns": ["x"], "data": [[2]]}
+
+
+def test_the_environment_and_the_commit(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ual_ray.config.environment.commit_tags", lambda: {"mlflow.source.git.commit": "abc"})
+    tracker = tracker_of(tmp_path)
+    with tracker.run("pipeline", tmp_path, {}) as run:
+        run.environment()
+    assert tracker.client.get_run(run.id).data.tags["mlflow.source.git.commit"] == "abc"
+    found = json.loads(Path(tracker.client.download_artifacts(run.id, "environment.json")).read_text())
+    assert found["packages"]["mlflow"] and found["python"]
+
+
+def test_a_plot_that_cannot_be_drawn_is_counted(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("report", tmp_path, {}) as run:
+        run.figure(Figure(), "plot.of_no_kind")
+    assert tracker.failures == 1
+    assert tracker.client.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (MlflowException("API request failed with exception: connection refused"), True),
+        (MlflowException("database is locked", TEMPORARILY_UNAVAILABLE), True),
+        (MlflowException("no such parameter", INVALID_PARAMETER_VALUE), False),
+        (MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), False),
+        (ConnectionResetError(), True),
+        (requests.ConnectTimeout(), True),
+        (FileNotFoundError(), False),
+        (TypeError(), False),
+        (type("EndpointConnectionError", (Exception,), {})(), True),
+    ],
+)
+def test_away_or_refused(error: Exception, away: bool) -> None:
+    assert is_away(error) is away
+
+
+@pytest.mark.parametrize(("status", "away"), [(500, True), (503, True), (429, True), (408, True), (400, False), (404, False)])
+def test_answers_of_a_server(status: int, away: bool) -> None:
+    response = requests.Response()
+    response.status_code = status
+    assert is_away(requests.HTTPError(response=response)) is away
+
+
+def test_the_champion_is_the_run_s_own_version(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    client = tracker.client
+    client.create_registered_model("ual-ual")
+    with tracker.run("train ual", tmp_path / "one", {}) as one, tracker.run("train ual 2", tmp_path / "two", {}) as two:
+        for run in (one, one, two):
+            client.create_model_version("ual-ual", str(tmp_path), run_id=run.id)
+    uri = default_uri(tmp_path)
+    assert champion_of(uri, "ual-ual", None, one.id, {"ual_ray.promoted_by": "a reason"}) == "2"
+    champion = client.get_model_version_by_alias("ual-ual", CHAMPION)
+    assert (str(champion.version), champion.tags["ual_ray.promoted_by"]) == ("2", "a reason")
+    assert champion_of(uri, "ual-ual", "3", None, {}) == "3"
+    assert str(client.get_model_version_by_alias("ual-ual", CHAMPION).version) == "3"
+    for version, run_id in ((None, "no such run"), ("9", one.id), (None, None)):
+        with pytest.raises(UserError, match="no registered version"):
+            champion_of(uri, "ual-ual", version, run_id, {})
+
+
+def test_a_model_is_registered_once_whatever_the_network_does(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ual_ray.tracking.models._upload", lambda client, run_id, folder: "m-1")
+    sources: list[str] = []
+
+    def create(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(name: str, source: str, **more: Any) -> Any:
+            sources.append(source)
+            return real(name, str(tmp_path), **{**more, "model_id": None})
+
+        return call
+
+    tracker = tracker_of(tmp_path)
+    client = tracker.client
+    monkeypatch.setattr(client, "create_model_version", create(client.create_model_version))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "README.md").write_text("---\ntags: [a]\n---\n# A card\n")
+    with tracker.run("train", tmp_path, {}) as run:
+        network.loses_answers = True
+        assert run.model(model, "ual-sft", {"ual_ray.arm": "sft"}) is None
+        network.away = network.loses_answers = False
+    assert tracker.close(30) == 0
+    assert network.applied.count("model") == 2 and sources == ["models:/m-1"]
+    version = client.get_model_version_by_alias("ual-sft", CANDIDATE)
+    assert (version.description, version.tags["ual_ray.arm"], version.run_id) == ("# A card", "sft", run.id)
+
+
+def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("x" * 9000)
+    card = _card(tmp_path) or ""
+    assert len(card) == 5000 and card.endswith("x…")
+    assert _card(tmp_path / "nothing") is None
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": 2}, "e": [3]}) == {"a.b.c": 1, "a.d": 2, "e": [3]}

@@ -1,0 +1,90 @@
+"""A run whose process is killed is closed as KILLED by the watcher beside it; one that was closed or reopened is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ual_ray.config import TrackingConfig
+from ual_ray.tracking import Tracker, default_uri
+from ual_ray.tracking.run_file import HOLDER
+from ual_ray.tracking.watcher import watched
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from ual_ray.config import TrackingConfig
+from ual_ray.tracking import Tracker
+from ual_ray.tracking.watcher import watched
+out = Path(sys.argv[1])
+tracker = Tracker(TrackingConfig(), out)
+with tracker.run("train", out, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
+    print(run.id, flush=True)
+    time.sleep(600)
+"""
+
+
+def status(out: Path, run_id: str) -> str:
+    return Tracker(TrackingConfig(), out).client.get_run(run_id).info.status
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Any:
+    """Start a process that holds a run open; end it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    yield process, process.stdout.readline().strip()
+    process.kill()
+    process.wait()
+
+
+def test_kill_9_leaves_no_run_running(held: Any, tmp_path: Path) -> None:
+    process, run_id = held
+    assert status(tmp_path, run_id) == "RUNNING"
+    os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while status(tmp_path, run_id) == "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert status(tmp_path, run_id) == "KILLED"
+
+
+def test_an_orderly_end_is_not_touched(tmp_path: Path) -> None:
+    tracker = Tracker(TrackingConfig(), tmp_path)
+    with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
+        assert HOLDER in tracker.client.get_run(run.id).data.tags
+    assert status(tmp_path, run.id) == "FINISHED"
+
+
+def test_a_run_that_another_process_reopened_is_left_alone(tmp_path: Path) -> None:
+    import json
+
+    tracker = Tracker(TrackingConfig(), tmp_path)
+    run = tracker.client.create_run(tracker.experiment_id, tags={HOLDER: "another:1"})
+    task = {"uri": default_uri(tmp_path), "experiment": "ual_ray", "holder": "this:2", "runs": [run.info.run_id]}
+    subprocess.run(
+        [sys.executable, "-m", "ual_ray.tracking.watcher"], input=json.dumps(task) + "\n", text=True, check=True, timeout=120
+    )
+    assert status(tmp_path, run.info.run_id) == "RUNNING"
+    task["holder"] = "another:1"
+    subprocess.run(
+        [sys.executable, "-m", "ual_ray.tracking.watcher"], input=json.dumps(task) + "\n", text=True, check=True, timeout=120
+    )
+    assert status(tmp_path, run.info.run_id) == "KILLED"
+
+
+def test_a_watcher_that_is_gone_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ual_ray.tracking.watcher.sys.executable", "/bin/true")
+    tracker = Tracker(TrackingConfig(), tmp_path)
+    with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
+        time.sleep(0.5)
+    assert status(tmp_path, run.id) == "FINISHED"

@@ -1,0 +1,287 @@
+"""The dry run: counts that can be checked by hand or by real tensors, and advice that names the key to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from rich.console import Console
+
+from ual_ray import columns as col
+from ual_ray.config import Config, TrainConfig
+from ual_ray.config.load import load
+from ual_ray.errors import UserError
+from ual_ray.train.estimate import devices, dry_run
+from ual_ray.train.estimate.dry_run import micro_batch, sample_rows
+from ual_ray.train.estimate.forward_pass import forward_pass
+from ual_ray.train.estimate.memory import checkpoint_bytes, count_parameters, estimate
+from ual_ray.train.estimate.text import amount, duration, gib, show
+from ual_ray.train.lora import add_adapters
+from ual_ray.train.weights import empty_model
+
+LAYERS, WIDTH, INNER, VOCABULARY = 4, 32, 64, 1000
+SMOOTHED = pa.schema(
+    [(col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE), (col.ALPHA, pa.float64())]
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path, chat_tokenizer: Any) -> str:
+    """Write the directory of a small Llama: its config.json, a tokenizer, and an empty file for the weights."""
+    config = {
+        **{"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": INNER},
+        **{"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False},
+        "max_position_embeddings": 256,
+    }
+    folder = tmp_path / "model"
+    chat_tokenizer("chatml").save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+def write(path: Path, words: list[int]) -> Path:
+    chats = [
+        [{"role": "user", "content": f"Question {n}"}, {"role": "assistant", "content": "blue " * count}]
+        for n, count in enumerate(words)
+    ]
+    rows = [{col.ID: col.content_id(chat), col.SPLIT: col.TRAIN, col.MESSAGES: chat, col.ALPHA: 0.1} for chat in chats]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, SMOOTHED), path)
+    return path
+
+
+def settings(model: str, *overrides: str) -> Config:
+    # A known speed: nothing is measured.
+    return load(None, [f"model={model}", "train.peak_tflops=1", "train.dtype=float32", *overrides])
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_those_of_the_model_and_shards_are_rounded_up(model: str) -> None:
+    layer = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER + 2 * WIDTH
+    found = count_parameters(empty_model(model), shards=3)
+    assert found.total == found.trainable == 2 * VOCABULARY * WIDTH + LAYERS * layer + WIDTH
+    assert found.largest_group == VOCABULARY * WIDTH  # the embedding, which a head of its own leaves alone
+    assert found.root == VOCABULARY * WIDTH + WIDTH
+    # 1000 rows over 3 ranks: 334; 32 rows: 11; 64 rows: 22.
+    shard_of_layer = 4 * 11 * WIDTH + 2 * 22 * WIDTH + 11 * INNER + 2 * 11
+    assert found.shard == 2 * 334 * WIDTH + LAYERS * shard_of_layer + 11
+    assert found.trainable_head
+
+
+def test_only_adapters_are_trained_with_lora(model: str) -> None:
+    causal_lm = empty_model(model)
+    add_adapters(causal_lm, TrainConfig(lora={"rank": 2}).lora)  # type: ignore[arg-type]
+    found = count_parameters(causal_lm, shards=1)
+    assert found.trainable == LAYERS * 2 * (4 * 2 * WIDTH + 3 * (WIDTH + INNER))
+    assert not found.trainable_head and found.trainable_root == 0
+    assert checkpoint_bytes(found.trainable) == 12 * found.trainable
+
+
+# --- the forward pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_counted_activations_are_those_that_real_tensors_keep(model: str, packed: bool, rank: int | None) -> None:
+    rows, length = 3, 64
+    causal_lm = empty_model(model)
+    if rank:
+        add_adapters(causal_lm, TrainConfig(lora={"rank": rank}).lora)  # type: ignore[arg-type]
+    counted = forward_pass(causal_lm, "float32", rows, length, packed=packed)
+
+    causal_lm.to_empty(device="cpu").train()
+    for parameter in [*causal_lm.parameters(), *causal_lm.buffers()]:
+        torch.nn.init.normal_(parameter.data) if parameter.is_floating_point() else None
+    weights = {tensor.untyped_storage().data_ptr() for tensor in causal_lm.state_dict().values()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    # Some padding, some restarting positions: transformers makes no mask where it sees that none is needed.
+    positions = torch.arange(length).repeat(rows, 1) if not packed else (torch.arange(length) % 20).repeat(rows, 1)
+    mask = None if packed else torch.ones(rows, length, dtype=torch.long).index_fill_(1, torch.tensor([length - 1]), 0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        body: Any = causal_lm.get_decoder()  # type: ignore[operator]
+        body(
+            input_ids=torch.zeros(rows, length, dtype=torch.long), position_ids=positions, attention_mask=mask, use_cache=False
+        )
+    real = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in weights)
+    assert counted.kept == pytest.approx(real, rel=0.02)
+
+
+def test_operations_are_those_of_the_products(model: str) -> None:
+    rows, length = 2, 64
+    found = forward_pass(empty_model(model), "bfloat16", rows, length, packed=False)
+    products = 2 * rows * length * LAYERS * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
+    attention = 2 * 2 * rows * length * length * WIDTH * LAYERS
+    assert found.flops == pytest.approx(products + attention, rel=0.02)
+
+
+def test_checkpointing_keeps_the_layers_inputs_and_one_layer(model: str) -> None:
+    found = forward_pass(empty_model(model), "float32", 4, 128, packed=False)
+    inputs = LAYERS * 4 * 128 * WIDTH * 4
+    assert inputs < found.kept_checkpointed < found.kept / 2 + inputs
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "ratio"),
+    [
+        ({"num_workers": 8}, "weights", 0.25),
+        ({"num_workers": 8, "replicas": 4}, "weights", 1.0),
+        ({"num_workers": 8}, "optimizer", 0.25),
+        ({"dtype": "bfloat16"}, "gathered weights", 0.5),
+    ],
+)
+def test_what_settings_do_to_the_parts(model: str, changes: dict[str, Any], part: str, ratio: float) -> None:
+    base = TrainConfig(num_workers=2, dtype="float32")
+    found = []
+    for train in (base, base.model_copy(update=changes)):
+        causal_lm = empty_model(model)
+        parameters = count_parameters(causal_lm, train.num_workers // train.replicas)
+        forward = forward_pass(causal_lm, train.dtype, 2, 64, packed=False)
+        found.append(estimate(parameters, forward, train, 128, passes=1).parts[part])
+    assert found[1] / found[0] == pytest.approx(ratio, rel=0.01)
+
+
+def test_gradients_are_whole_between_micro_batches_where_they_may_be(model: str) -> None:
+    causal_lm = empty_model(model)
+    parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
+    for reshard, more in ((True, 0), (False, 4 * parameters.trainable)):
+        train = TrainConfig(dtype="bfloat16", reshard_after_forward=reshard)
+        one, two = (estimate(parameters, forward, train, 128, passes).parts["whole gradients"] for passes in (1, 2))
+        assert two - one == more
+
+
+def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
+    causal_lm = empty_model(model)
+    parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
+    on_gpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", gpus_per_worker=1, cpu_offload=True), 128, 1)
+    assert on_gpu.parts["weights"] == 0 and on_gpu.host == (16 + 12) * parameters.shard
+    on_cpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", cpu_offload=True), 128, 1)
+    assert on_cpu.parts["weights"] == 4 * parameters.shard and on_cpu.host == 0
+
+
+# --- rows and steps --------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_stands_for_all_rows(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [1, 30] * 100)
+    every = sample_rows(settings(model), smoothed)
+    monkeypatch.setattr(dry_run, "MAX_SAMPLE", 41)
+    some = sample_rows(settings(model), smoothed)
+    assert (every.seen, some.seen, some.total, len(some.lengths)) == (200, 41, 200, 200)
+    assert some.lengths.sum() == pytest.approx(every.lengths.sum(), rel=0.1)
+
+
+def test_dropped_rows_are_counted_and_none_left_is_an_error(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [1] * 30 + [200] * 10)
+    config = settings(model, "train.max_length=64", "train.overlong=drop")
+    found = dry_run.dry_run(config, smoothed)
+    assert found.rows.dropped.total() == 10 and len(found.rows.lengths) == 30
+    assert any("25% of the rows would be dropped" in text and "train.max_dropped_share" in text for text in found.advice)
+    with pytest.raises(UserError, match=r"(?s)no training row is left.*train\.max_length"):
+        sample_rows(settings(model, "train.max_length=16", "train.overlong=drop"), smoothed)
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("batch", [(16, 8, 2), (32, 4, 2), (6, 4, 4)])
+def test_the_largest_micro_batch_is_that_of_the_plan(model: str, tmp_path: Path, packing: str, batch: tuple[int, ...]) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", list(range(1, 61)))
+    sizes = zip(("global_batch_size", "micro_batch_size", "num_workers"), batch, strict=True)
+    overrides = [f"train.{key}={size}" for key, size in sizes]
+    config = settings(model, f"train.packing={packing}", "train.max_length=128", *overrides)
+    rows = sample_rows(config, smoothed)
+    plan = dry_run.Plan(rows.lengths, rows.targets, config.train, config.seed, config.train.num_workers)
+    found = dry_run.dry_run(config, smoothed)
+    batches = [len(part) for step in plan for rank in step.micro_batches for part in rank]
+    assert max(batches) == found.micro_batch.rows
+    assert max(len(rank) for step in plan for rank in step.micro_batches) == found.micro_batch.passes
+    assert found.steps == len(plan)
+    assert found.tokens_per_step * found.steps == pytest.approx(sum(plan.tokens(step) for step in plan))
+    assert micro_batch(config.train, batch[0], 128).rows <= batch[1]
+
+
+# --- devices, time, advice -------------------------------------------------------------------------------------------
+
+
+def test_time_follows_the_peak(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    slow, fast = (dry_run.dry_run(settings(model, f"train.peak_tflops={peak}"), smoothed) for peak in (1, 2))
+    assert slow.seconds == pytest.approx(2 * fast.seconds) and slow.seconds > 0
+
+
+def test_this_machines_cpu_is_measured() -> None:
+    found = devices.find_device(load(None, ["train.dtype=float32"]))
+    assert found.memory and found.flops > 0 and "measured here" in found.speed_from
+
+
+def test_gpus_are_known_or_refused() -> None:
+    config = load(None, ["train.gpus_per_worker=1"])
+    small, large = (devices.find_device(config, name) for name in ("A100-40GB", "A100-80GB"))
+    assert small.memory and large.memory and small.memory < large.memory and small.flops == large.flops
+    with pytest.raises(UserError, match="(?s)GPU is not known.*H100"):
+        devices.find_device(config, "Voodoo 2")
+    for name in devices.GPU_GIB:
+        assert devices.find_device(config, name).flops > 1e13
+    assert devices.find_device(load(None, ["train.gpus_per_worker=1", "train.dtype=float32"]), "H100").flops < small.flops
+
+
+def test_what_does_not_fit_says_which_key_to_change(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [200] * 64)
+    fits = dry_run.dry_run(settings(model, "train.activation_checkpointing=true"), smoothed)
+    limit = (fits.memory.peak + fits.memory_other_way.peak) // 2
+    device = devices.Device("a small one", limit, 1e9, "a test")
+    monkeypatch.setattr(dry_run, "find_device", lambda *given: device)
+    found = dry_run.dry_run(settings(model), smoothed)
+    assert any("DOES NOT FIT" in text and "train.activation_checkpointing=true" in text for text in found.advice)
+    monkeypatch.setattr(dry_run, "find_device", lambda *given: devices.Device("a tiny one", 1000, 1e9, "a test"))
+    hopeless = dry_run.dry_run(settings(model), smoothed)
+    assert any("No settings make it fit" in text for text in hopeless.advice)
+
+
+def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [1, 100] * 20)
+    one_batch = ["train.num_workers=1", "train.micro_batch_size=40", "train.global_batch_size=40"]
+    assert any("train.packing=true" in text for text in dry_run.dry_run(settings(model, *one_batch), smoothed).advice)
+    idle = dry_run.dry_run(settings(model, "train.num_workers=8", "train.global_batch_size=4"), smoothed)
+    assert any("4 of 8 micro-batches are empty" in text for text in idle.advice)
+    long = dry_run.dry_run(settings(model, "train.packing=true", "train.max_length=600"), smoothed)
+    assert any("256 positions" in text for text in long.advice)
+
+
+def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    for slow, dtype in ((True, "float32"), (False, "bfloat16")):
+        monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", lambda *given, slow=slow: slow)
+        plan = dry_run.dry_run(settings(model, "train.dtype=auto"), smoothed)
+        assert plan.config.train.dtype == dtype
+        assert plan.memory == dry_run.dry_run(settings(model, f"train.dtype={dtype}"), smoothed).memory
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_printed(model: str, tmp_path: Path) -> None:
+    console = Console(record=True, width=200)
+    show(dry_run.dry_run(settings(model), write(tmp_path / "smoothed.parquet", [20] * 40)), console)
+    text = console.export_text()
+    for word in ("parameters", "trained", "shards", "steps of", "padding", "activations", "loss", "checkpoint", "an estimate"):
+        assert word in text
+
+
+def test_numbers_read_well() -> None:
+    assert [amount(number) for number in (12, 1234, 134515008, 7.6e9)] == ["12", "1.23K", "135M", "7.6B"]
+    assert [gib(size) for size in (2**20, 2**30)] == ["1.0 MiB", "1.00 GiB"]
+    assert [duration(seconds) for seconds in (5, 600, 7200, 1e6)] == ["5.0 s", "10.0 min", "2.0 h", "11.6 days"]

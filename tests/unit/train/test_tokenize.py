@@ -1,0 +1,101 @@
+"""What one actor does with a block: cut or drop what is too long, count everything, write a file that a retry replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ual_ray import columns as col
+from ual_ray.config import TrainConfig
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
+from ual_ray.train import tokenize as tokens
+from ual_ray.train.token_store import TokenStore
+
+BLOCK = pa.schema(
+    [
+        *((col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE)),
+        *((col.UNCERTAINTY, pa.float64()), (col.ALPHA, pa.float64())),
+    ]
+)
+MakeActor = Callable[..., tokens.Render]
+
+
+def messages(reply: str, question: str = "Name a colour.") -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+
+
+def block(*rows: tuple[str, Any], split: str = col.TRAIN, alpha: float | None = 0.1) -> pa.Table:
+    made = [{col.ID: name, col.SPLIT: split, col.MESSAGES: said, col.UNCERTAINTY: 0.5, col.ALPHA: alpha} for name, said in rows]
+    return pa.Table.from_pylist(made, BLOCK)
+
+
+@pytest.fixture
+def renderer(chat_tokenizer: Callable[[str], Any]) -> ChatRenderer:
+    return ChatRenderer(chat_tokenizer("mistral"))
+
+
+@pytest.fixture
+def actor(renderer: ChatRenderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeActor:
+    """Make an actor that writes to the test's folder, with a tokenizer in the style of Mistral."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(tokens, "resolve_model", lambda name: name)
+    monkeypatch.setattr(tokens, "load_renderer", lambda *_: renderer)
+    return lambda **settings: tokens.Render("tiny", TrainConfig(**settings), False, tmp_path)
+
+
+def test_a_long_row_is_cut_at_its_end_and_counted(actor: MakeActor, renderer: ChatRenderer, tmp_path: Path) -> None:
+    said = messages("Blue. " * 50)
+    (summary,) = actor(max_length=40)(block(("a", said), ("b", messages("Blue.")))).to_pylist()
+    assert (summary["train_rows"], summary["truncated_rows"], summary["dropped"]) == (2, 1, [])
+    cut, whole = TokenStore.open(tmp_path, col.TRAIN)
+    expected = renderer.conversation(said)
+    assert cut.input_ids.tolist() == expected.input_ids[:40] and cut.labels.tolist() == expected.labels[:40]
+    assert whole.input_ids.tolist() == renderer.conversation(messages("Blue.")).input_ids
+    assert summary["train_tokens"] == 40 + len(whole.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "reason"),
+    [
+        (messages("Blue. " * 50), {"max_length": 40, "overlong": "drop"}, tokens.OVERLONG),
+        (messages("Blue.", "colour " * 50), {"max_length": 40}, tokens.NO_TARGET),
+        (messages("Blue.")[:1], {}, tokens.NO_TARGET),
+        ([{"role": "system", "content": "Be brief."}, *messages("Blue.")], {}, tokens.NOT_RENDERABLE),
+    ],
+    ids=["overlong", "labels_cut_off", "no_reply", "refused"],
+)
+def test_what_cannot_be_trained_on_is_dropped_with_its_reason(
+    said: list[dict[str, str]], settings: dict[str, Any], reason: str, actor: MakeActor, tmp_path: Path
+) -> None:
+    (summary,) = actor(**settings)(block(("a", said))).to_pylist()
+    ((dropped),) = summary["dropped"]
+    assert (dropped[col.ID], dropped["reason"]) == ("a", reason)
+    assert ("refuses the conversation" in dropped["error"]) == (reason == tokens.NOT_RENDERABLE)
+    assert summary["train_rows"] == summary["truncated_rows"] == summary["train_tokens"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_done_again_replaces_its_file(actor: MakeActor, tmp_path: Path) -> None:
+    rows = block(("a", messages("Blue.")), ("b", messages("Green.")))
+    assert actor()(rows) == actor()(rows)
+    assert len(list(tmp_path.iterdir())) == 1
+    actor()(block(("c", messages("Blue."))))
+    assert list(TokenStore.open(tmp_path, col.TRAIN).ids) == ["a", "b", "c"]
+
+
+def test_validation_rows_have_no_alpha(actor: MakeActor, tmp_path: Path) -> None:
+    (summary,) = actor()(block(("a", messages("Blue.")), split=col.VALIDATION, alpha=None)).to_pylist()
+    (sample,) = TokenStore.open(tmp_path, col.VALIDATION)
+    assert sample.alpha == 0.0
+    assert (summary["validation_rows"], summary["train_rows"], summary["train_tokens"]) == (1, 0, 0)
+
+
+def test_stored_targets_are_those_that_are_predicted(actor: MakeActor, tmp_path: Path) -> None:
+    actor()(block(("a", messages("Blue, and green too."))))
+    store = TokenStore.open(tmp_path, col.TRAIN)
+    assert store.target_tokens.tolist() == [sum(label != IGNORE_INDEX for label in store[0].labels[1:])]
+    assert {col.INPUT_IDS, col.LABELS} <= set(tokens.TOKENS.names)

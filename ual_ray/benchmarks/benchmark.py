@@ -1,0 +1,142 @@
+"""The contract of a benchmark: rows -> questions -> requests -> readings. Pure.
+
+A benchmark is one small file in `evaluate/benchmarks`. It says where its questions are in a record, what a model is asked,
+what is read out of the answer, and which metrics of `evaluate.metrics` that gives. Everything else is shared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ual_ray import columns as col
+from ual_ray.columns import Messages, digest
+from ual_ray.config import BenchmarkConfig
+from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, rename
+from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: `messages` is what is asked (or, of a likelihood, the whole conversation).
+
+    `answer` is the gold answer as text (of a choice: its number from 0), `reference` another system's answer.
+    """
+
+    messages: Messages
+    source: str = ""
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+    reference: str | None = None
+
+    @classmethod
+    def of_row(cls, row: Row) -> Question:
+        """Read a row of `records.QUESTIONS`."""
+        choices = tuple(row[col.CHOICES] or ())
+        return cls(row[col.MESSAGES], row[col.SOURCE], row[col.ANSWER], choices, row[col.REFERENCE])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model's results say: the columns that a benchmark adds to a row of `records.RESULTS`.
+
+    `scores` holds one value per metric (None = it could not be measured), `confidence` (in [0, 1]) how sure the model was.
+    """
+
+    prediction: str | None = None
+    extracted: Mapping[str, str | None] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    confidence: float | None = None
+    nll_sum: float | None = None
+    target_tokens: int | None = None
+
+
+class Benchmark(ABC):
+    """One configured benchmark.
+
+    `version` is a part of every question's id: it goes up whenever what is asked, or what is read out of it, changes.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    metrics: ClassVar[tuple[str, ...]] = ()
+    needs_likelihood: ClassVar[bool] = False
+    # What a file's records look like, for an error message.
+    form: ClassVar[str] = "a conversation in any form that training data may have"
+    # Settings that change what is asked.
+    settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
+
+    def __init__(self, config: BenchmarkConfig | None = None) -> None:
+        """Take the settings."""
+        self.config = config or BenchmarkConfig()
+
+    def check(self) -> None:  # noqa: B027 - most benchmarks need nothing
+        """Raise UserError where a library is missing that reading the answers needs."""
+
+    @abstractmethod
+    def question(self, messages: Messages, source: str) -> Question | None:
+        """Make a question of a row of the run's test split; None where the row is none of this benchmark's."""
+
+    @abstractmethod
+    def requests(self, question: Question) -> Sequence[Request]:
+        """Say what the model is asked."""
+
+    def follow_up(self, question: Question, results: Sequence[Result]) -> Sequence[Request]:
+        """Say what is asked next, given all results so far; nothing when all is asked."""
+        return ()
+
+    @abstractmethod
+    def read(self, question: Question, results: Sequence[Result]) -> Reading:
+        """Read the results, none of which is a Failure, in the order of the requests."""
+
+    def questions(self, records: Iterable[Record | BadRow], where: str) -> Iterator[Question | BadRow]:
+        """Turn the records of a file into questions, or into the reason that there is none."""
+        for record in records:
+            if isinstance(record, BadRow):
+                yield record
+                continue
+            try:
+                yield self.from_record(rename(record, self.config.columns), where)
+            except BadRow as reason:
+                yield reason
+
+    def from_record(self, record: Record, where: str) -> Question:
+        """Make a question of one record of a file, its columns renamed. Raises BadRow where that cannot be done."""
+        form = next((form for form in FORMATS.values() if form.fits(record)), None)
+        if form is None:
+            raise BadRow(f"unknown form: columns {', '.join(columns_of([record]))}")
+        question = self.question(form.convert(record), source_of(record, where))
+        if question is None:
+            raise BadRow(f"no question: the row has no answer that {self.kind} can read")
+        return question
+
+    def identify(self, name: str, question: Question) -> str:
+        """Identify a question, as asked by the benchmark of this name: 16 hexadecimal digits, the same for every model."""
+        asked = [[message["role"], message["content"]] for message in question.messages]
+        known = [question.source, question.answer, list(question.choices), question.reference]
+        return digest([name, self.provenance(), asked, known])
+
+    def provenance(self) -> dict[str, Any]:
+        """Say what, besides the question, shapes what is asked and read."""
+        return {"kind": self.kind, "version": self.version} | self.config.model_dump(include=set(self.settings))
+
+    def complete(self, messages: Messages) -> Completion:
+        """Ask for a greedy answer, and how sure the model is of it."""
+        return Completion(turns(messages), self.config.max_new_tokens, confidence=True)
+
+
+def completed(results: Sequence[Result]) -> tuple[str, float | None]:
+    """Get the text of the last result, a completion, and its confidence."""
+    last = results[-1]
+    assert isinstance(last, CompletionResult), f"a completion was asked for, {type(last).__name__} came"
+    return last.texts[0], last.confidence
+
+
+def source_of(record: Record, where: str) -> str:
+    """Name a record's source: what it says itself, or where it is from."""
+    source = record.get(col.SOURCE)
+    return source if isinstance(source, str) and source else where

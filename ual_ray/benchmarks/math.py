@@ -1,0 +1,79 @@
+r"""Competition mathematics: answers in \boxed{...} (MATH) or behind 'The answer is:' (MetaMath), compared by math-verify.
+
+Two answers are the same when they are the same mathematics: 1/2, 0.5 and \frac{1}{2} are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
+from ual_ray.benchmarks.math_check import Checker, load
+from ual_ray.columns import Message, Messages
+from ual_ray.data.formats import BadRow, Record
+from ual_ray.engines.requests import Request, Result
+from ual_ray.stats.metrics import EXACT_MATCH_MATH
+
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:\s*(.+)")
+ANSWER = "answer"
+
+# One process per actor, started by its first answer.
+checker = Checker()
+
+
+class Math(Benchmark):
+    """Problems whose reference solution marks its answer."""
+
+    kind = "math"
+    form = r"problem and solution (and answer), or any other form of conversation; it holds \boxed{...} or 'The answer is:'"
+    metrics = (EXACT_MATCH_MATH,)
+
+    def check(self) -> None:
+        """Raise UserError where math-verify is missing."""
+        load()
+
+    def question(self, messages: Messages, source: str) -> Question | None:
+        r"""Take the turns before the reply, which has to hold \boxed{...} or 'The answer is:'."""
+        gold = marked_answer(messages[-1]["content"])
+        return None if gold is None else Question(messages[:-1], source, answer=gold)
+
+    def from_record(self, record: Record, where: str) -> Question:
+        """Read MATH's own form (problem, solution, and in some editions answer); other forms as everywhere."""
+        if "problem" not in record:
+            return super().from_record(record, where)
+        problem = record["problem"]
+        gold = record.get(ANSWER) or marked_answer(str(record.get("solution") or ""))
+        if not isinstance(problem, str) or not problem.strip() or gold is None:
+            raise BadRow("no question: problem is empty, or the solution marks no answer")
+        return Question([Message(role="user", content=problem.strip())], source_of(record, where), answer=str(gold))
+
+    def requests(self, question: Question) -> Sequence[Request]:
+        """Ask for one greedy answer."""
+        return [self.complete(question.messages)]
+
+    def read(self, question: Question, results: Sequence[Result]) -> Reading:
+        """Compare by math-verify; an answer that cannot be found, or compared in time, is wrong."""
+        text, confidence = completed(results)
+        marked = marked_answer(text)
+        found, right = checker(question.answer or "", text if marked is None else f"\\boxed{{{marked}}}")
+        return Reading(text, {ANSWER: marked or found}, {EXACT_MATCH_MATH: float(right)}, confidence)
+
+
+def marked_answer(text: str) -> str | None:
+    r"""Return what stands in the last \boxed{...}, or else behind the last 'The answer is:', as written; None without."""
+    boxes = list(BOXED.finditer(text))
+    if boxes and (content := _until_closed(text, boxes[-1].end())):
+        return content.strip().strip("$")
+    found = ANSWER_IS.findall(text)
+    return (found[-1].strip().rstrip(".").strip("$") or None) if found else None
+
+
+def _until_closed(text: str, start: int) -> str | None:
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start:end]
+    return None

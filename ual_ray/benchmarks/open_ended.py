@@ -1,0 +1,100 @@
+"""Open-ended prompts, answered for a judge to compare: files in the form of AlpacaEval, Koala or MT-Bench.
+
+Of two turns, as in MT-Bench, the second is asked after the model's own first answer; the prediction is the second answer, and
+the first is kept in `extracted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
+from ual_ray.benchmarks.math import marked_answer
+from ual_ray.columns import Message, Messages
+from ual_ray.data.answers import extract_strict
+from ual_ray.data.formats import BadRow, Record
+from ual_ray.engines.requests import Request, Result
+
+# Where a record may hold another system's answer.
+REFERENCES = ("output_reference", "reference", "output")
+
+
+class OpenEnded(Benchmark):
+    """Prompts without a gold answer: nothing is scored here."""
+
+    kind = "open_ended"
+    form = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
+
+    def question(self, messages: Messages, source: str) -> Question | None:
+        """Take the turns before the reply, which is the reference; rows with a gold answer are other benchmarks'."""
+        reply = messages[-1]["content"]
+        if extract_strict(reply) is not None or marked_answer(reply) is not None:
+            return None
+        return Question(messages[:-1], source, reference=reply)
+
+    def from_record(self, record: Record, where: str) -> Question:
+        """Read AlpacaEval's form (instruction, input), Koala's (prompt), MT-Bench's (turns), or a conversation."""
+        if "turns" in record:
+            asked = list(record["turns"] or [])
+        elif "prompt" in record:
+            asked = [record["prompt"]]
+        elif "instruction" not in record:
+            return super().from_record(record, where)
+        else:
+            parts = [record.get("instruction"), record.get("input")]
+            asked = ["\n\n".join(part for part in parts if part and isinstance(part, str))]
+        if not asked or not all(isinstance(text, str) and text.strip() for text in asked):
+            raise BadRow("no question: none of instruction, prompt and turns is text")
+        messages = [Message(role="user", content=text.strip()) for text in asked]
+        return Question(messages, _source(record, where), reference=_reference(record))
+
+    def requests(self, question: Question) -> Sequence[Request]:
+        """Ask for one greedy answer, to the first turn where there are several."""
+        return [self.complete(_history(question, ()))]
+
+    def follow_up(self, question: Question, results: Sequence[Result]) -> Sequence[Request]:
+        """Ask the next turn, after the answers so far."""
+        if len(results) >= _rounds(question):
+            return ()
+        return [self.complete(_history(question, [completed([result])[0] for result in results]))]
+
+    def read(self, question: Question, results: Sequence[Result]) -> Reading:
+        """Take the last answer; keep the others."""
+        text, confidence = completed(results)
+        earlier = {f"turn_{number}": completed([result])[0] for number, result in enumerate(results[:-1], start=1)}
+        return Reading(text, earlier, {}, confidence)
+
+
+def _rounds(question: Question) -> int:
+    """Count the answers that are missing: users' turns at the end that no reply follows."""
+    replies = [at for at, message in enumerate(question.messages) if message["role"] == "assistant"]
+    open_turns = question.messages[replies[-1] + 1 :] if replies else question.messages
+    return sum(message["role"] == "user" for message in open_turns)
+
+
+def _history(question: Question, answers: Sequence[str]) -> list[Message]:
+    """Put the answers so far behind their turns, up to the turn that is to be answered."""
+    messages = list(question.messages)
+    first_open = len(messages) - _rounds(question)
+    history = messages[:first_open]
+    for at, turn in enumerate(messages[first_open : first_open + len(answers) + 1]):
+        history.append(turn)
+        if at < len(answers):
+            history.append(Message(role="assistant", content=answers[at]))
+    return history
+
+
+def _reference(record: Record) -> str | None:
+    for name in REFERENCES:
+        value = record.get(name)
+        # MT-Bench has one per turn.
+        value = value[-1] if isinstance(value, list) and value else value
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def _source(record: Record, where: str) -> str:
+    """Name the source; AlpacaEval says `dataset`, MT-Bench `category`."""
+    named = next((record[name] for name in ("dataset", "category") if isinstance(record.get(name), str)), where)
+    return source_of(record, named)

@@ -1,0 +1,161 @@
+"""How sure a model is of its own answers, and how often it is right: `records.RESULTS` rows, looked at once more.
+
+Confidence is the mean token probability of the answer, exp(mean log-probability); of a choice its share of the choices'
+summed probabilities. Both are those of the engine; what temperature scaling makes of them takes the logits again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+from numpy.typing import NDArray
+
+from ual_ray import columns as col
+from ual_ray.benchmarks.benchmark import Benchmark, Question
+from ual_ray.benchmarks.registry import make_benchmarks
+from ual_ray.calibrate.metrics import ANSWERS_FILE, summary
+from ual_ray.calibrate.probed_model import ProbedModel, Progress, log_probabilities
+from ual_ray.calibrate.rows import Job, Row, Taken, first_rows, take
+from ual_ray.columns import Message
+from ual_ray.engines.requests import Completion, Likelihood, messages_of
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.parquet import write_table
+from ual_ray.stats.metrics import ACCURACY, EXACT_MATCH_FLEXIBLE, EXACT_MATCH_MATH
+
+# What tells whether an answer is right, where a benchmark has it.
+VERDICTS = (EXACT_MATCH_FLEXIBLE, EXACT_MATCH_MATH, ACCURACY)
+# The confidence as measured here, at temperature 1: beside that of the engine it shows that both see the same tokens.
+PROBED_CONFIDENCE = "probed_confidence"
+
+ANSWERS = pa.schema(
+    [
+        (col.ID, pa.string()),
+        (col.BENCHMARK, pa.string()),
+        (col.TARGET_TOKENS, pa.int64()),
+        (col.CORRECT, pa.bool_()),
+        (col.CONFIDENCE, pa.float64()),
+        (PROBED_CONFIDENCE, pa.float64()),
+        (col.SCALED_CONFIDENCE, pa.float64()),
+    ]
+)
+COLUMNS = [
+    *(col.ID, col.BENCHMARK, col.SOURCE, col.MESSAGES, col.ANSWER, col.CHOICES, col.REFERENCE),
+    *(col.PREDICTION, col.SCORES, col.CONFIDENCE, col.GENERATED_TOKENS),
+]
+
+
+def probe_answers(
+    job: Job, model: ProbedModel, renderer: ChatRenderer, temperature: float | None, progress: Progress
+) -> dict[str, Any]:
+    """Measure the confidence in the answers to every benchmark with verdicts; write one row of each; return the figures.
+
+    Of each benchmark, up to calibration.max_tokens tokens of answers are looked at.
+    """
+    figures: dict[str, Any] = {}
+    rows: list[Row] = []
+    for name, benchmark in make_benchmarks(job.evaluate.benchmarks).items() if job.results else ():
+        answered = _answered(str(job.results), name, job.evaluate.calibration.max_tokens)
+        taken = take(answered, RenderAnswer(benchmark, renderer), job)
+        if taken.rows:
+            answers = _rescored(model, taken, temperature, progress)
+            rows += answers
+            figures[name] = _figures(answers, job.evaluate.calibration.bins) | {"dropped": taken.dropped}
+    write_table(pa.Table.from_pylist(rows, schema=ANSWERS), Path(job.folder) / ANSWERS_FILE)
+    return figures
+
+
+def _answered(results: str, benchmark: str, most: int) -> list[Row]:
+    """Read a benchmark's rows that have an answer and a verdict."""
+    column = pyarrow.dataset.field
+    wanted = (column(col.BENCHMARK) == benchmark) & (column(col.STATUS) == col.STATUS_OK) & column(col.PREDICTION).is_valid()
+    rows = first_rows(results, wanted, COLUMNS, most)
+    judged = ((row, _verdict(dict(row[col.SCORES] or []))) for row in rows)
+    return [{**row, col.CORRECT: verdict} for row, verdict in judged if verdict is not None]
+
+
+def _verdict(scores: Mapping[str, float | None]) -> bool | None:
+    return next((bool(value) for name in VERDICTS if (value := scores.get(name)) is not None), None)
+
+
+class RenderAnswer:
+    """Renders what a benchmark asked together with what the model answered, or with every choice."""
+
+    def __init__(self, benchmark: Benchmark, renderer: ChatRenderer) -> None:
+        """Take both."""
+        self._benchmark, self._renderer = benchmark, renderer
+
+    def __call__(self, row: Row) -> list[Rendered]:
+        """Render one result row: one text, or one per choice; labels are the answer's tokens alone."""
+        # As it was asked: a question's worked examples are in the request alone.
+        requests = self._benchmark.requests(Question.of_row(row))
+        if row[col.CHOICES]:
+            asked = [messages_of(request.conversation) for request in requests if isinstance(request, Likelihood)]
+            assert len(asked) == len(row[col.CHOICES]), "one likelihood per choice"
+            return [self._renderer.conversation(messages, last_reply_only=True) for messages in asked]
+        last = requests[-1]
+        assert isinstance(last, Completion), "what is judged was completed"
+        reply = Message(role="assistant", content=row[col.PREDICTION])
+        rendered = self._renderer.conversation([*messages_of(last.prompt), reply], last_reply_only=True)
+        # An answer that was cut off has no end of turn, whose probability is not the model's doing then.
+        return [_first_targets(rendered, row[col.GENERATED_TOKENS]) if row[col.GENERATED_TOKENS] else rendered]
+
+
+def _first_targets(rendered: Rendered, count: int) -> Rendered:
+    targets = [position for position, label in enumerate(rendered.labels) if label != IGNORE_INDEX]
+    labels = list(rendered.labels)
+    for position in targets[count:]:
+        labels[position] = IGNORE_INDEX
+    return Rendered(rendered.input_ids, labels)
+
+
+def _rescored(model: ProbedModel, taken: Taken, temperature: float | None, progress: Progress) -> list[Row]:
+    temperatures = [1.0] if temperature is None else [1.0, temperature]
+    values = [np.empty(taken.tokens) for _ in temperatures]
+    for states in model.states(taken.flat, progress):
+        log_probabilities(model.head, states, temperatures, values)
+    starts = np.cumsum([0, *(len(text.positions) for text in taken.flat)])
+    sums = [np.add.reduceat(each, starts[:-1]) for each in values]
+    answers, first = [], 0
+    for row, texts in zip(taken.rows, taken.texts, strict=True):
+        mine = slice(first, first + len(texts))
+        first += len(texts)
+        probed, *scaled = _confidences(row, [each[mine] for each in sums], len(texts[0].positions))
+        answers.append(
+            {
+                **{name: row[name] for name in (col.ID, col.BENCHMARK, col.CORRECT)},
+                col.TARGET_TOKENS: sum(len(text.positions) for text in texts),
+                # Where the engine gave none, what is measured here at temperature 1 is the same.
+                col.CONFIDENCE: row[col.CONFIDENCE] if row[col.CONFIDENCE] is not None else probed,
+                PROBED_CONFIDENCE: probed,
+                col.SCALED_CONFIDENCE: scaled[0] if scaled else None,
+            }
+        )
+    return answers
+
+
+def _confidences(row: Row, sums: Sequence[NDArray[np.float64]], tokens: int) -> list[float]:
+    """How sure the model is at every temperature, in [0, 1]: the share of its choice, or its mean token probability."""
+    if not row[col.CHOICES]:
+        return [float(np.exp(total[0] / tokens)) for total in sums]
+    # The choice it made, whatever is likeliest at another temperature.
+    chosen = row[col.CHOICES].index(row[col.PREDICTION])
+    shares = [np.exp(total - np.logaddexp.reduce(total)) for total in sums]
+    return [float(np.clip(share[chosen], 0, 1)) for share in shares]
+
+
+def _figures(answers: Sequence[Row], bins: int) -> dict[str, Any]:
+    correct = [row[col.CORRECT] for row in answers]
+    scaled = [row[col.SCALED_CONFIDENCE] for row in answers]
+    gaps = [abs(row[col.CONFIDENCE] - row[PROBED_CONFIDENCE]) for row in answers]
+    return {
+        "n": len(answers),
+        "raw": summary([row[col.CONFIDENCE] for row in answers], correct, bins),
+        "scaled": None if None in scaled else summary(scaled, correct, bins),
+        # Mean distance of the engine's confidence from that measured here.
+        "probe_difference": float(np.mean(gaps)),
+    }

@@ -1,0 +1,94 @@
+"""The hidden states of a model's most frequent tokens: collected while it is probed, measured and written at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ual_ray import columns as col
+from ual_ray.calibrate.clustering import MUELLER_CLASSES, Places, measures, mueller_projection, pca, scatter_ratio, thin
+from ual_ray.calibrate.probed_model import Head, States
+
+# Points of a plot, and rows of features that are kept for another look.
+MOST_POINTS = 1500
+
+Features = NDArray[np.float32]
+
+
+class Clusters:
+    """States at chosen places: `classes[c]` is a token and where it is looked at, the most frequent one first."""
+
+    def __init__(self, classes: Sequence[tuple[int, Places]], texts: Sequence[str], places: int, norm: str | None) -> None:
+        """Take the classes of `choose_classes`, their texts, how many places they were chosen from, the final norm's name."""
+        self._texts = list(texts)
+        self._tokens = [token for token, _ in classes]
+        self._norm = norm
+        chosen = np.concatenate([positions for _, positions in classes])
+        self._classes = np.repeat(np.arange(len(classes)), [len(positions) for _, positions in classes])
+        # Where in the collected features the state of a place goes; -1 = nowhere.
+        self._slots = np.full(places, -1)
+        self._slots[chosen] = np.arange(len(chosen))
+        self._features: dict[str, Features] = {}
+
+    def take(self, states: States) -> None:
+        """Keep those states of a batch that were chosen."""
+        slots = self._slots[states.places]
+        rows = torch.from_numpy(np.flatnonzero(slots >= 0))
+        if not len(rows):
+            return
+        for name, values in (("after_norm", states.after), ("before_norm", states.before)):
+            if values is not None:
+                kept = values[rows.to(values.device)].float().cpu().numpy()
+                room = self._features.setdefault(name, np.empty((len(self._classes), kept.shape[1]), dtype=np.float32))
+                room[slots[slots >= 0]] = kept
+
+    def write(self, folder: Path, head: Head) -> dict[str, Any]:
+        """Measure how the states cluster; write the figures and the points of the plots, and return the figures.
+
+        Before or after the norm, measures are None where there are too few classes, or no norm was found.
+        """
+        counts = np.bincount(self._classes).tolist()
+        after = self._features["after_norm"]
+        kept = thin(len(after), MOST_POINTS)
+        arrays: dict[str, Any] = {
+            "texts": np.array(self._texts),
+            "classes": self._classes[kept],
+            **{name: features[kept] for name, features in self._features.items()},
+            "pca": pca(after)[kept],
+        }
+        projected = self._project(head, after)
+        figures = {
+            "final_norm": self._norm,
+            "tokens": [
+                {"id": token, "text": text, "positions": count}
+                for token, text, count in zip(self._tokens, self._texts, counts, strict=True)
+            ],
+            **{name: self._measured(name) for name in ("before_norm", "after_norm")},
+            "mueller": projected and {"tokens": self._texts[:MUELLER_CLASSES], "scatter_ratio": projected[2]},
+        }
+        if projected is not None:
+            points, templates, _ = projected
+            few = thin(len(points), MOST_POINTS)
+            arrays |= {"mueller": points[few], "mueller_classes": self._classes[few], "mueller_templates": templates}
+        np.savez_compressed(folder / col.CLUSTER_POINTS_FILE, **arrays)
+        (folder / col.CLUSTERS_FILE).write_text(json.dumps(figures, indent=2, allow_nan=False))
+        return figures
+
+    def _measured(self, name: str) -> dict[str, Any] | None:
+        enough = len(self._tokens) > 1 and name in self._features
+        return measures(self._features[name], self._classes) if enough else None
+
+    def _project(self, head: Head, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:
+        """Project the three most frequent tokens' states; None where there are fewer tokens."""
+        if len(self._tokens) < MUELLER_CLASSES:
+            return None
+        rows = self._classes < MUELLER_CLASSES
+        templates = head.weight[self._tokens[:MUELLER_CLASSES]].float().cpu().numpy()
+        points = mueller_projection(after[rows], templates)
+        return points, mueller_projection(templates, templates), scatter_ratio(points, self._classes[rows])

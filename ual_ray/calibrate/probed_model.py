@@ -1,0 +1,258 @@
+"""A causal LM looked into: the hidden states of the positions that matter, and its output layer a piece at a time.
+
+Hidden states are those that predict a token: of a label at position t, the state at t - 1. The logits of a whole split would
+take N x V numbers; here never more of them exist than CHUNK_BYTES.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ual_ray.calibrate.metrics import fit_temperature_of
+from ual_ray.errors import UserError
+
+# Of the float32 logits of one chunk; the probabilities beside them take as much again.
+CHUNK_BYTES = 64 * 2**20
+# Of one batch, padding included: enough to keep a processor busy.
+TOKENS_PER_BATCH = 4096
+# Further below the largest, a logit has probability 0 at every legal temperature; infinite ones have no mean.
+LOWEST_LOGIT = -1e4
+
+Places = NDArray[np.int64]
+Progress = Callable[[int], None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One rendered conversation: its tokens, and the positions (1 or more, ascending) of those to predict."""
+
+    input_ids: Places
+    positions: Places
+
+    @property
+    def labels(self) -> Places:
+        """The tokens to predict."""
+        return self.input_ids[self.positions]
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of a batch: [n, H] `after` the final norm and `before` it (None where no norm was found).
+
+    Row by row they belong to the flat list of all texts' labels, at `places`; `labels` is [n].
+    """
+
+    places: Places
+    labels: Tensor
+    after: Tensor
+    before: Tensor | None
+
+
+class ProbedModel:
+    """A model in evaluation mode on one device, without gradients."""
+
+    def __init__(self, path: str, dtype: str, device: str, trust_remote_code: bool = False) -> None:
+        """Load a directory or hub name. Raises UserError when its logits are not those of its output layer as known here.
+
+        dtype: as evaluate.dtype; on a CPU "auto" and "float16", which it cannot compute fast, mean float32. device: "cpu" or
+        "cuda"; of several GPUs all are used.
+        """
+        from transformers import AutoModelForCausalLM
+
+        on_cpu = device == "cpu"
+        self.dtype = "float32" if on_cpu and dtype in ("auto", "float16") else dtype
+        self.device = torch.device(device)
+        spread = not on_cpu and torch.cuda.device_count() > 1
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto" if self.dtype == "auto" else getattr(torch, self.dtype),
+            device_map="auto" if spread else {"": device},
+            trust_remote_code=trust_remote_code,
+        ).eval()
+        self._body: Any = self._model.get_decoder()
+        self.head = Head(self._model)
+        self._before: Tensor | None = None
+        self.norm = self._look()
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[Text], progress: Progress) -> Iterator[States]:
+        """Run all texts, longest first, and give the states of their labels batch by batch; `progress` gets their tokens."""
+        starts = np.cumsum([0, *(len(text.positions) for text in texts)])
+        for batch in _batches([len(text.input_ids) for text in texts]):
+            chosen = [texts[number] for number in batch]
+            after, before = self._run(chosen)
+            rows = np.repeat(np.arange(len(batch)), [len(text.positions) for text in chosen])
+            columns = np.concatenate([text.positions for text in chosen]) - 1
+            places = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in batch])
+            labels = torch.from_numpy(np.concatenate([text.labels for text in chosen]))
+            before = None if before is None else before[rows, columns]
+            yield States(places, labels.to(self.device), after[rows, columns], before)
+            progress(sum(len(text.input_ids) for text in chosen))
+
+    def _run(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor | None]:
+        ids = [torch.from_numpy(text.input_ids) for text in texts]
+        mask = pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+        # Padding is behind every text, where no token sees it.
+        inputs = {"input_ids": pad_sequence(ids, batch_first=True), "attention_mask": mask}
+        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        after = self._body(**on_device, use_cache=False).last_hidden_state
+        before, self._before = self._before, None
+        # Some architectures flatten their batch around the norm.
+        return after, None if before is None else before.reshape(after.shape)
+
+    @torch.inference_mode()
+    def _look(self) -> str | None:
+        """Check the output layer against the model's own logits, and find the norm whose output goes into it."""
+        ids = (torch.arange(1, 9, device=self.device) % self.head.size)[None]
+        outputs: dict[str, Tensor] = {}
+
+        def remember(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: outputs.update({name: output}) if isinstance(output, Tensor) else None
+
+        norms = self._norms()
+        hooks = [module.register_forward_hook(remember(name)) for name, module in norms.items()]
+        hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        for hook in hooks:
+            hook.remove()
+        self._check_head(hidden, ids)
+        found = [name for name, output in outputs.items() if torch.equal(output.flatten(), hidden.flatten())]
+        if not found:
+            kind = type(self._model).__name__
+            logger.warning("%s: no norm was found whose output goes into the output layer; none is looked before", kind)
+            return None
+        norms[found[-1]].register_forward_pre_hook(self._remember_before)
+        return found[-1]
+
+    def _norms(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self._body.named_modules() if "norm" in type(module).__name__.lower()}
+
+    def _remember_before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._before = inputs[0]
+
+    def _check_head(self, hidden: Tensor, ids: Tensor) -> None:
+        own = self._model(input_ids=ids, use_cache=False).logits[0, :-1, : self.head.size].float()
+        ours = self.head.logits(hidden[0, :-1])
+        labels = ids[0, 1:]
+        expected, found = (nn.functional.cross_entropy(logits.to(labels.device), labels) for logits in (own, ours))
+        # Loose enough for bfloat16, whose logits have 3 digits; a scale or soft-cap left out is further off.
+        if not torch.isclose(found, expected, rtol=5e-3):
+            raise UserError(
+                f"the calibration of models of the kind {type(self._model).__name__} cannot be measured yet",
+                value=f"NLL {found:.4f} from the hidden states, {expected:.4f} from the model's logits",
+                fix="set evaluate.calibration.enabled=false: the model changes its logits in a way that is not known here",
+            )
+
+
+class Head:
+    """The output layer: hidden states after the final norm to logits over the real entries of the vocabulary."""
+
+    def __init__(self, causal_lm: Any) -> None:
+        """Take the layer of a transformers causal LM, tied or not, and what its architecture does to the logits."""
+        layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
+        self.size = int(config.vocab_size)
+        bias = getattr(layer, "bias", None)
+        # Rows beyond the vocabulary are padding.
+        self.weight: Tensor = layer.weight.detach()[: self.size]
+        self._bias = None if bias is None else bias.detach()[: self.size]
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        # Cohere multiplies its logits, Granite divides them.
+        self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Give the logits of [n, H] as float32 of [n, K]."""
+        inputs = hidden.to(self.weight.device, self.weight.dtype) * self._scale
+        logits = nn.functional.linear(inputs, self.weight, self._bias).float()
+        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
+
+    def chunks(self, hidden: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give slices of [n, H], with their logits [chunk, K] and labels [chunk]."""
+        size = max(1, CHUNK_BYTES // (4 * self.size))
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logits = self.logits(hidden[rows])
+            yield rows, logits, labels[rows].to(logits.device)
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Of each token, float64 or bool of [n]: see records.TOKEN_STATISTICS."""
+
+    nll: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    brier: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, count: int) -> TokenStatistics:
+        """Make room for so many tokens."""
+        return cls(np.empty(count), np.empty(count), np.empty(count, dtype=bool), np.empty(count))
+
+
+def measure(head: Head, states: States, temperatures: Sequence[float], into: Sequence[TokenStatistics]) -> None:
+    """Measure a batch at every temperature, at the places of `into` that are its own."""
+    for rows, logits, labels in head.chunks(states.after, states.labels):
+        at_label = logits.gather(1, labels[:, None]).squeeze(1)
+        largest, argmax = logits.max(1)
+        places = states.places[rows]
+        for temperature, target in zip(temperatures, into, strict=True):
+            probabilities = torch.softmax(logits / temperature, dim=1)
+            confidence = probabilities.gather(1, argmax[:, None]).squeeze(1)
+            # By way of the largest probability, at least 1 / K: the label's own may be too small for a logarithm.
+            nll = (largest - at_label) / temperature - confidence.log()
+            right = probabilities.gather(1, labels[:, None]).squeeze(1)
+            brier = torch.linalg.vector_norm(probabilities, dim=1).square() - 2 * right + 1
+            target.nll[places] = _numpy(nll)
+            target.confidence[places] = _numpy(confidence).clip(0, 1)
+            target.correct[places] = (argmax == labels).cpu().numpy()
+            target.brier[places] = _numpy(brier).clip(0, 2)
+
+
+def log_probabilities(head: Head, states: States, temperatures: Sequence[float], into: Sequence[NDArray[np.float64]]) -> None:
+    """Put the labels' log-probabilities (in nats) at every temperature at the batch's places of `into`."""
+    for rows, logits, labels in head.chunks(states.after, states.labels):
+        at_label = logits.gather(1, labels[:, None]).squeeze(1)
+        for temperature, target in zip(temperatures, into, strict=True):
+            target[states.places[rows]] = _numpy(at_label / temperature - torch.logsumexp(logits / temperature, dim=1))
+
+
+@torch.inference_mode()
+def temperature_of(head: Head, hidden: Tensor, labels: Tensor) -> float:
+    """Fit the temperature to hidden states [n, H] after the final norm and their labels [n]; see calibration."""
+
+    def slope(inverse: float) -> float:
+        total = 0.0
+        for _, logits, chunk_labels in head.chunks(hidden, labels):
+            logits = (logits - logits.max(1, keepdim=True).values).clamp(min=LOWEST_LOGIT)
+            at_label = logits.gather(1, chunk_labels[:, None]).squeeze(1)
+            means = torch.linalg.vecdot(torch.softmax(inverse * logits, dim=1), logits)
+            total += float((means - at_label).double().sum())
+        return total / len(labels)
+
+    return fit_temperature_of(slope)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group texts by length, longest first, so that a batch with its padding is of TOKENS_PER_BATCH tokens at most."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()

@@ -1,0 +1,116 @@
+"""The rows that a model is probed on: read in the order of their ids, rendered, as many as calibration.max_tokens takes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+
+from ual_ray import columns as col
+from ual_ray.calibrate.probed_model import Text
+from ual_ray.config import EvaluateConfig
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
+
+# Why a row is left out.
+NOT_RENDERABLE = "not_renderable"
+OVERLONG = "overlong"
+NO_TARGET = "no_target"
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Render = Callable[[Row], Sequence[Rendered]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model's calibration: where its rows are, and how they are read.
+
+    rows: canonical rows of all splits. results: `records.RESULTS` rows of this model, None = no answers are measured.
+    device: "cpu" or "cuda".
+    """
+
+    model: str
+    rows: str
+    results: str | None
+    folder: str
+    evaluate: EvaluateConfig
+    max_model_len: int
+    trust_remote_code: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Rows with what was rendered of each (one text, or one per choice), and how many were left out, by reason."""
+
+    rows: list[Row]
+    texts: list[list[Text]]
+    dropped: dict[str, int]
+
+    @property
+    def flat(self) -> list[Text]:
+        """The texts of all rows, one after the other."""
+        return [text for texts in self.texts for text in texts]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to predict."""
+        return sum(len(text.positions) for text in self.flat)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, for JSON."""
+        return {"rows": len(self.rows), "tokens": self.tokens, "dropped": self.dropped}
+
+
+def split_rows(job: Job, renderer: ChatRenderer, split: str) -> Taken:
+    """Take rows of one split of `job.rows`; every assistant turn is to be predicted, as in training."""
+    wanted = pyarrow.dataset.field(col.SPLIT) == split
+    rows = first_rows(job.rows, wanted, [col.ID, col.SOURCE, col.MESSAGES], job.evaluate.calibration.max_tokens)
+    return take(rows, lambda row: [renderer.conversation(row[col.MESSAGES])], job)
+
+
+def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str], most: int) -> list[Row]:
+    """Read the first rows in the order of their ids. A row has a token at least, so no more are needed than tokens."""
+    files = pyarrow.dataset.dataset(path, format="parquet")
+    ids = files.to_table(columns=[col.ID], filter=wanted).sort_by(col.ID)[col.ID][:most]
+    chosen = files.to_table(columns=columns, filter=wanted & pyarrow.dataset.field(col.ID).isin(ids.combine_chunks()))
+    return chosen.sort_by(col.ID).to_pylist()
+
+
+def take(rows: Sequence[Row], render: Render, job: Job) -> Taken:
+    """Render whole rows until they hold calibration.max_tokens tokens to predict; at least one row that can be."""
+    taken = Taken([], [], {})
+    dropped: Counter[str] = Counter()
+    tokens = 0
+    for row in rows:
+        try:
+            texts = [_text(rendered) for rendered in render(row)]
+        except ValueError as error:
+            dropped[NOT_RENDERABLE] += 1
+            logger.info("row %s is left out: %s", row[col.ID], error)
+            continue
+        if any(len(text.input_ids) > job.max_model_len for text in texts):
+            dropped[OVERLONG] += 1
+        elif not all(len(text.positions) for text in texts):
+            dropped[NO_TARGET] += 1
+        else:
+            tokens += sum(len(text.positions) for text in texts)
+            if taken.rows and tokens > job.evaluate.calibration.max_tokens:
+                break
+            taken.rows.append(row)
+            taken.texts.append(texts)
+    taken.dropped.update(sorted(dropped.items()))
+    return taken
+
+
+def _text(rendered: Rendered) -> Text:
+    labels = np.array(rendered.labels, dtype=np.int64)
+    # Nothing predicts the first token.
+    positions = np.flatnonzero(labels[1:] != IGNORE_INDEX) + 1
+    return Text(np.array(rendered.input_ids, dtype=np.int64), positions)

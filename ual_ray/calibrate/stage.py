@@ -1,0 +1,130 @@
+"""What the probabilities of one model are worth, and how its hidden states cluster: rows and result rows in, figures out.
+
+The temperature is fitted on the validation rows, everything else is measured on the test rows. Both are taken in the order
+of their ids, so that models are compared on the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ual_ray import columns as col
+from ual_ray.calibrate.answers import probe_answers
+from ual_ray.calibrate.clustering import choose_classes
+from ual_ray.calibrate.clusters import Clusters
+from ual_ray.calibrate.metrics import token_summary
+from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, measure, temperature_of
+from ual_ray.calibrate.rows import Job, Taken, split_rows
+from ual_ray.errors import UserError
+from ual_ray.models.chat import ChatRenderer
+from ual_ray.models.resolve import resolve_model
+from ual_ray.parquet import write_table
+from ual_ray.run.memory import peak_memory
+
+
+def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
+    """Measure one model and write token and answer rows, figures, and clusters to the job's folder; return the figures.
+
+    `progress` gets the number of tokens of every batch that was run. Without a validation row that fits, the temperature and
+    all scaled figures are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
+    """
+    from transformers import AutoTokenizer
+
+    started, folder = time.monotonic(), Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = resolve_model(job.model)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=job.trust_remote_code)
+    renderer = ChatRenderer(tokenizer)
+    validation, test = (split_rows(job, renderer, split) for split in (col.VALIDATION, col.TEST))
+    if not test.rows:
+        raise UserError(
+            f"{job.rows} holds no row of the split '{col.TEST}' whose tokens can be measured",
+            value=test.dropped or None,
+            fix="raise engine.max_model_len, or data.test_share",
+        )
+    model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
+    temperature = _fit(model, validation, progress)
+    clusters = _clusters(job, model, test, tokenizer)
+    tokens = _tokens(job, model, test, temperature, clusters, progress)
+    figures = {
+        "temperature": temperature,
+        "temperature_note": None if temperature else "no validation row could be measured, so none was fitted",
+        "rows": {col.VALIDATION: validation.as_dict(), col.TEST: test.as_dict()},
+        "token": tokens,
+        "answer": probe_answers(job, model, renderer, temperature, progress),
+        "clusters": clusters.write(folder, model.head) if clusters else None,
+        "dtype": model.dtype,
+        "device": job.device,
+        "peak_memory_gib": peak_memory(model.device),
+        "seconds": time.monotonic() - started,
+    }
+    (folder / col.CALIBRATION_FILE).write_text(json.dumps(figures, indent=2, allow_nan=False))
+    return figures
+
+
+def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | None:
+    """Fit the temperature; the states of all validation tokens are kept for it, [n, H] in the model's arithmetic."""
+    if not validation.rows:
+        return None
+    hidden = torch.empty(0)
+    labels = torch.empty(validation.tokens, dtype=torch.int64)
+    for states in model.states(validation.flat, progress):
+        if not len(hidden):
+            hidden = states.after.new_empty(validation.tokens, states.after.shape[1])
+        hidden[torch.from_numpy(states.places)] = states.after
+        labels[torch.from_numpy(states.places)] = states.labels.cpu()
+    return temperature_of(model.head, hidden, labels)
+
+
+def _tokens(
+    job: Job,
+    model: ProbedModel,
+    test: Taken,
+    temperature: float | None,
+    clusters: Clusters | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the test tokens, raw and scaled, write one row of each, and let the clusters have their states."""
+    temperatures = [1.0] if temperature is None else [1.0, temperature]
+    measured = [TokenStatistics.empty(test.tokens) for _ in temperatures]
+    for states in model.states(test.flat, progress):
+        measure(model.head, states, temperatures, measured)
+        if clusters is not None:
+            clusters.take(states)
+    raw, scaled = measured[0], (measured[1] if temperature is not None else None)
+    counts = [len(text.positions) for text in test.flat]
+    ids = np.repeat([row[col.ID] for row in test.rows], counts).tolist()
+    columns = {
+        col.ID: ids,
+        col.SOURCE: np.repeat(np.array([row[col.SOURCE] for row in test.rows], dtype=object), counts).tolist(),
+        col.POSITION: np.concatenate([text.positions for text in test.flat]),
+        col.VOCABULARY_ID: np.concatenate([text.labels for text in test.flat]),
+        **{col.NLL: raw.nll, col.CONFIDENCE: raw.confidence, col.CORRECT: raw.correct, col.BRIER: raw.brier},
+        col.SCALED_NLL: scaled.nll if scaled else [None] * len(ids),
+        col.SCALED_CONFIDENCE: scaled.confidence if scaled else [None] * len(ids),
+        col.SCALED_BRIER: scaled.brier if scaled else [None] * len(ids),
+    }
+    arrays = [pa.array(columns[field.name], field.type, safe=False) for field in col.TOKEN_STATISTICS]
+    write_table(pa.Table.from_arrays(arrays, schema=col.TOKEN_STATISTICS), Path(job.folder) / col.TOKENS_FILE)
+
+    def summed(values: TokenStatistics) -> dict[str, Any]:
+        bins, resamples = job.evaluate.calibration.bins, job.evaluate.resamples
+        return token_summary(ids, values.nll, values.confidence, values.correct, values.brier, bins, resamples)
+
+    return {"raw": summed(raw), "scaled": summed(scaled) if scaled else None}
+
+
+def _clusters(job: Job, model: ProbedModel, test: Taken, tokenizer: Any) -> Clusters | None:
+    """Choose the tokens whose states are kept, by the data alone: the same for every model of one tokenizer."""
+    settings = job.evaluate.clustering
+    labels = np.concatenate([text.labels for text in test.flat])
+    chosen = choose_classes(labels, settings.tokens, settings.positions) if settings.tokens else []
+    texts = [tokenizer.decode([token]) for token, _ in chosen]
+    return Clusters(chosen, texts, len(labels), model.norm) if chosen else None

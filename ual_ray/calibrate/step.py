@@ -1,0 +1,168 @@
+"""The step that measures one model's calibration and clustering: its digest, its Ray task, its run in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.dataset
+from pyarrow.dataset import field
+
+from ual_ray import columns as col
+from ual_ray.calibrate.metrics import ANSWERS_FILE
+from ual_ray.config import Config
+from ual_ray.models.resolve import model_fingerprint
+from ual_ray.parquet import content_digest
+from ual_ray.run.progress import meter, polled
+from ual_ray.run.stage_cache import Done, run_stage, stage_digest
+from ual_ray.run.step import ARM_TAG, STAGE_TAG, Place, Run, Session
+from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
+
+if TYPE_CHECKING:
+    from ual_ray.calibrate.rows import Job
+
+PROGRESS_FILE = "tokens_seen"
+TOKEN_METRICS = (NLL, ECE_WIDTH, ECE_MASS, BRIER_SCORE, "confidence", "accuracy")
+ANSWER_METRICS = (ECE_WIDTH, ECE_MASS, BRIER_SCORE, AUROC, AURC, "prr")
+CLUSTER_METRICS = ("nc1", "silhouette", "scatter_ratio")
+
+
+def calibrate_step(session: Session, name: str, model: str, rows: Path, results: Path | None, place: Place) -> Done:
+    """Measure one model in one Ray task; `folder` gets calibration.json, clusters.json and .npz, tokens and answers.parquet.
+
+    rows: canonical rows of all splits. results: `records.RESULTS` rows of this model; None = its answers are not measured.
+    """
+    config = session.config
+    inputs: dict[str, Any] = {
+        "rows": content_digest(rows, [col.ID, col.SPLIT]),
+        "results": content_digest(results, [col.ID, col.PREDICTION, col.SCORES, col.CONFIDENCE, col.STATUS])
+        if results
+        else None,
+        "model": model_fingerprint(model),
+        "evaluate": config.evaluate.model_dump(include={"calibration", "clustering", "dtype", "resamples"}),
+        "max_model_len": config.engine.max_model_len,
+    }
+    folder = place(stage_digest(inputs))
+
+    def work() -> dict[str, Any]:
+        session.connect()
+        tags = {STAGE_TAG: "calibrate", ARM_TAG: name, "ual_ray.model": model}
+        with session.tracked(f"calibrate {name}", folder, tags) as run:
+            run.params({"evaluate": inputs["evaluate"], "model": model})
+            count = pyarrow.dataset.dataset(str(rows), format="parquet").count_rows(filter=field(col.SPLIT) != col.TRAIN)
+            run.dataset("validation and test rows", rows, inputs["rows"], count, "calibration")
+            figures = _in_a_task(session, name, _job(config, model, rows, results, folder))
+            _log(run, name, folder, figures)
+            return figures
+
+    done = run_stage(folder, inputs, work, force=bool(session.force & {"evaluate", "calibrate"}))
+    return session.finish(f"calibrate {name}", done, _line(done.figures))
+
+
+def _job(config: Config, model: str, rows: Path, results: Path | None, folder: Path) -> Job:
+    from ual_ray.calibrate.rows import Job
+
+    return Job(
+        model=model,
+        rows=str(rows.resolve()),
+        results=str(results.resolve()) if results else None,
+        folder=str(folder.resolve()),
+        evaluate=config.evaluate,
+        max_model_len=config.engine.max_model_len,
+        trust_remote_code=config.trust_remote_code,
+        device="cuda" if config.engine.gpus_per_actor else "cpu",
+    )
+
+
+def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
+    """Probe where the cluster has room: the driver itself never loads a model."""
+    import ray
+
+    from ual_ray.run.cluster import cores_for_one
+
+    engine = session.config.engine
+    cores = engine.cpus_per_actor if engine.gpus_per_actor else cores_for_one(engine)
+    task = ray.remote(num_cpus=cores, num_gpus=engine.gpus_per_actor or None, max_retries=1)(_probe)
+    seen = Path(job.folder) / PROGRESS_FILE
+    seen.unlink(missing_ok=True)
+    with (
+        meter(session.console, f"calibrate {name}", None, "tokens") as shown,
+        polled(lambda: shown.update(_tokens_seen(seen)), seconds=1.0),
+    ):
+        figures = ray.get(task.remote(job, cores))
+    seen.unlink(missing_ok=True)
+    return figures
+
+
+def _probe(job: Job, cores: float) -> dict[str, Any]:
+    import torch
+
+    from ual_ray.calibrate.stage import probe
+
+    torch.set_num_threads(max(1, int(cores)))
+    seen, total = Path(job.folder) / PROGRESS_FILE, 0
+
+    def count(tokens: int) -> None:
+        nonlocal total
+        total += tokens
+        seen.write_text(str(total))
+
+    return probe(job, count)
+
+
+def _tokens_seen(file: Path) -> int:
+    # A file that is being written is empty for a moment.
+    return int(file.read_text() or 0) if file.is_file() else 0
+
+
+def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers of calibration.json as MLflow gets them; `_scaled` = after temperature scaling."""
+    named: dict[str, float | None] = {"calibration/temperature": figures["temperature"]}
+    groups = [("token_", figures["token"], TOKEN_METRICS)]
+    groups += [(f"{benchmark}/answer_", answer, ANSWER_METRICS) for benchmark, answer in figures["answer"].items()]
+    for prefix, group, wanted in groups:
+        for ending, values in (("", group["raw"]), ("_scaled", group["scaled"])):
+            for metric in wanted if values else ():
+                named[f"calibration/{prefix}{metric}{ending}"] = values[metric]
+        named[f"calibration/{prefix}n"] = group["raw"]["n"]
+    clusters = figures["clusters"] or {}
+    for where in ("before_norm", "after_norm"):
+        for metric in CLUSTER_METRICS if clusters.get(where) else ():
+            named[f"clustering/{metric}_{where}"] = clusters[where][metric]
+    if clusters.get("mueller"):
+        named["clustering/mueller_scatter_ratio"] = clusters["mueller"]["scatter_ratio"]
+    return {metric: value for metric, value in named.items() if value is not None}
+
+
+def _log(run: Run, name: str, folder: Path, figures: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    from ual_ray.plots.calibration import reliability_diagrams
+    from ual_ray.plots.clusters import clusters
+
+    run.metrics(metrics(figures))
+    for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
+        run.artifact(folder / file)
+    run.figure(reliability_diagrams({name: figures["token"]}, "Test tokens"), "plots/reliability_tokens.png")
+    for benchmark, answer in figures["answer"].items():
+        run.figure(reliability_diagrams({name: answer}, f"Answers to {benchmark}"), f"plots/reliability_{benchmark}.png")
+    if figures["clusters"]:
+        run.artifact(folder / col.CLUSTERS_FILE)
+        with np.load(folder / col.CLUSTER_POINTS_FILE) as points:
+            run.figure(clusters({name: dict(points)}), "plots/clusters.png")
+
+
+def _line(figures: Mapping[str, Any]) -> str:
+    raw, scaled = figures["token"]["raw"], figures["token"]["scaled"]
+    tokens = f"{raw['n']:,} test tokens; ECE {raw[ECE_WIDTH]:.3f}"
+    if scaled is None:
+        tokens += f", no temperature ({figures['temperature_note']})"
+    else:
+        tokens += f", {scaled[ECE_WIDTH]:.3f} at temperature {figures['temperature']:.2f}"
+    answers = "".join(
+        f"; {benchmark}: ECE {answer['raw'][ECE_WIDTH]:.3f} over {answer['n']} answers"
+        for benchmark, answer in figures["answer"].items()
+    )
+    after = (figures["clusters"] or {}).get("after_norm")
+    return tokens + answers + (f"; NC1 {after['nc1']:.2f}, silhouette {after['silhouette']:.2f}" if after else "")

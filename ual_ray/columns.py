@@ -1,0 +1,279 @@
+"""The rows and files that cross a stage border: their columns, units, ranges and directions.
+
+Stages meet only through Parquet files whose columns are declared here. The direction of every uncertainty is the same:
+HIGHER = MORE UNCERTAIN, in [0, 1]; a failed measurement is null, never 0 or 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import pyarrow as pa
+
+from ual_ray.config import ENSEMBLE
+
+SCHEMA_VERSION = 3
+ID_LENGTH = 16
+
+
+class Message(TypedDict):
+    """One turn of a chat: role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Messages = Sequence[Message]
+
+# What a row is, from the reader on.
+ID = "id"
+SOURCE = "source"
+SPLIT = "split"
+# What the user calls the row, where the data has a column of this name; null elsewhere.
+GIVEN_ID = "given_id"
+MESSAGES = "messages"
+
+# What elicitation adds.
+UNCERTAINTY = "uncertainty"
+RESPONSE_LENGTH = "response_length"
+TRUNCATED = "truncated"
+STATUS = "status"
+ERROR = "error"
+ELICITOR = "elicitor"
+PROMPT_HASH = "prompt_hash"
+PROMPT_TOKENS = "prompt_tokens"
+GENERATED_TOKENS = "generated_tokens"
+CALLS = "calls"
+
+# What smoothing adds.
+ALPHA = "alpha"
+
+# What training reads: one row per rendered sample.
+INPUT_IDS = "input_ids"
+LABELS = "labels"
+
+# What evaluation writes.
+BENCHMARK = "benchmark"
+BENCHMARK_VERSION = "benchmark_version"
+MODEL = "model"
+MODEL_DIGEST = "model_digest"
+ENGINE_DIGEST = "engine_digest"
+ANSWER = "answer"
+CHOICES = "choices"
+REFERENCE = "reference"
+PREDICTION = "prediction"
+EXTRACTED = "extracted"
+SCORES = "scores"
+CONFIDENCE = "confidence"
+NLL_SUM = "nll_sum"
+TARGET_TOKENS = "target_tokens"
+
+# What judging adds.
+CANDIDATE = "candidate"
+JUDGE = "judge"
+PREFERENCE = "preference"
+CANDIDATE_FIRST = "candidate_first"
+LENGTH_CANDIDATE = "length_candidate"
+LENGTH_REFERENCE = "length_reference"
+TEXT_CANDIDATE = "text_candidate"
+TEXT_REFERENCE = "text_reference"
+
+# What calibration adds, one row per token; `scaled_` = after temperature scaling.
+POSITION = "position"
+VOCABULARY_ID = "token_id"
+NLL = "nll"
+CORRECT = "correct"
+BRIER = "brier"
+SCALED_NLL = "scaled_nll"
+SCALED_CONFIDENCE = "scaled_confidence"
+SCALED_BRIER = "scaled_brier"
+
+# What a stage leaves in its folder for those behind it: files, folders of Parquet files, and their metadata.
+ROWS_FOLDER = "rows"
+SCORED_FOLDER = "scored"
+SMOOTHED_FILE = "smoothed.parquet"
+MAP_METADATA = b"ual_ray.map"
+SCORED_DIGEST = "scored_digest"
+# All that alpha depends on.
+SMOOTHING_READS = (ID, SPLIT, UNCERTAINTY)
+MODEL_FOLDER = "model"
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_NLL = "validation_nll"
+QUESTIONS_FILE = "questions.parquet"
+RESULTS_FOLDER = "results"
+FIGURES_FILE = "figures.json"
+CALIBRATION_FILE = "calibration.json"
+TOKENS_FILE = "tokens.parquet"
+CLUSTERS_FILE = "clusters.json"
+CLUSTER_POINTS_FILE = "clusters.npz"
+WIN_RATES_FILE = "win_rates.json"
+
+STATUS_OK = "ok"
+STATUS_QUARANTINED = "quarantined"
+
+TRAIN = "train"
+VALIDATION = "validation"
+TEST = "test"
+SPLITS = (TRAIN, VALIDATION, TEST)
+
+MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+ROWS = pa.schema(
+    [
+        (ID, pa.string()),
+        (SOURCE, pa.string()),
+        (SPLIT, pa.string()),
+        (GIVEN_ID, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+    ]
+)
+
+
+def uncertainty_column(estimator: str) -> str:
+    """Name the column of an estimator's uncertainty, in [0, 1], higher = more uncertain, null on failure."""
+    return f"uncertainty_{estimator}"
+
+
+def raw_column(estimator: str) -> str:
+    """Name the column of an estimator's raw value, in the estimator's own unit, null on failure."""
+    return f"raw_{estimator}"
+
+
+def retest_column(estimator: str) -> str:
+    """Name the column of the same uncertainty measured a second time; null for rows that were not."""
+    return f"retest_{estimator}"
+
+
+def measured_schema(estimators: Iterable[str]) -> pa.Schema:
+    """Columns that an engine actor adds to a row: every estimator's values, what they cost, and where they come from.
+
+    `response_length` is in characters; `truncated` tells that the elicitor did not see all of the pair; `calls` counts
+    the generations asked for.
+    """
+    fields = []
+    for name in estimators:
+        fields += [(uncertainty_column(name), pa.float64()), (raw_column(name), pa.float64())]
+    fields += [(retest_column(name), pa.float64()) for name in estimators]
+    fields += [
+        (RESPONSE_LENGTH, pa.int64()),
+        (TRUNCATED, pa.bool_()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (ELICITOR, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+        (CALLS, pa.int64()),
+    ]
+    return pa.schema([*ROWS, *(pa.field(*field) for field in fields)])
+
+
+def scored_schema(estimators: Iterable[str]) -> pa.Schema:
+    """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, the one that smoothing reads."""
+    extra = [(uncertainty_column(ENSEMBLE), pa.float64()), (UNCERTAINTY, pa.float64())]
+    return pa.schema([*measured_schema(estimators), *(pa.field(*field) for field in extra)])
+
+
+TOKENS = pa.schema(
+    [
+        (ID, pa.string()),
+        (SPLIT, pa.string()),
+        (ALPHA, pa.float64()),
+        (UNCERTAINTY, pa.float64()),
+        (TARGET_TOKENS, pa.int32()),
+        (INPUT_IDS, pa.list_(pa.int32())),
+        (LABELS, pa.list_(pa.int32())),
+    ]
+)
+
+# `answer` is the gold answer as text (of a choice: its number from 0), `reference` another system's answer to compare with.
+QUESTIONS = pa.schema(
+    [
+        (ID, pa.string()),
+        (BENCHMARK, pa.string()),
+        (BENCHMARK_VERSION, pa.int64()),
+        (SOURCE, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+        (ANSWER, pa.string()),
+        (CHOICES, pa.list_(pa.string())),
+        (REFERENCE, pa.string()),
+    ]
+)
+
+# The id is that of the question: rows of different models with the same id pair. `scores` holds one value per metric of
+# `evaluate.metrics`, `extracted` what was read out of the prediction, `confidence` (in [0, 1]) how sure the model was of it.
+RESULTS = pa.schema(
+    [
+        *QUESTIONS,
+        (MODEL, pa.string()),
+        (MODEL_DIGEST, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (ENGINE_DIGEST, pa.string()),
+        (PREDICTION, pa.string()),
+        (EXTRACTED, pa.map_(pa.string(), pa.string())),
+        (SCORES, pa.map_(pa.string(), pa.float64())),
+        (CONFIDENCE, pa.float64()),
+        (NLL_SUM, pa.float64()),
+        (TARGET_TOKENS, pa.int64()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+)
+
+# `preference` is in [1, 2], higher = the candidate's answer is the better one; null = no verdict. Lengths are in characters.
+VERDICTS = pa.schema(
+    [
+        (ID, pa.string()),
+        (BENCHMARK, pa.string()),
+        (MESSAGES, MESSAGES_TYPE),
+        (CANDIDATE, pa.string()),
+        (REFERENCE, pa.string()),
+        (TEXT_CANDIDATE, pa.string()),
+        (TEXT_REFERENCE, pa.string()),
+        (LENGTH_CANDIDATE, pa.int64()),
+        (LENGTH_REFERENCE, pa.int64()),
+        (CANDIDATE_FIRST, pa.bool_()),
+        (PREFERENCE, pa.float64()),
+        (JUDGE, pa.string()),
+        (PROMPT_HASH, pa.string()),
+        (ENGINE_DIGEST, pa.string()),
+        (STATUS, pa.string()),
+        (ERROR, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+)
+
+# One row per response token of a test row: NLL in nats, `confidence` the probability of the likeliest token, `correct` whether
+# that is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
+TOKEN_STATISTICS = pa.schema(
+    [
+        (ID, pa.string()),
+        (SOURCE, pa.string()),
+        (POSITION, pa.int32()),
+        (VOCABULARY_ID, pa.int32()),
+        (NLL, pa.float64()),
+        (CONFIDENCE, pa.float64()),
+        (CORRECT, pa.bool_()),
+        (BRIER, pa.float64()),
+        (SCALED_NLL, pa.float64()),
+        (SCALED_CONFIDENCE, pa.float64()),
+        (SCALED_BRIER, pa.float64()),
+    ]
+)
+
+
+def digest(value: object) -> str:
+    """Hash any JSON value: 16 hexadecimal digits of SHA-256 over its canonical form."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]
+
+
+def content_id(messages: Messages) -> str:
+    """Identify a row by what it says: the same messages have the same id on every machine."""
+    return digest([[message["role"], message["content"]] for message in messages])

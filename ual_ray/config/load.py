@@ -1,0 +1,140 @@
+"""Configurations as text: read and merged, explained when they are wrong, written with their meaning, and without secrets.
+
+`load(path, overrides)` merges defaults <- YAML file <- key=value overrides (OmegaConf) and checks the result (pydantic).
+Unknown keys are errors that name the nearest legal one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from ual_ray.config import Config, Section
+from ual_ray.errors import UserError
+
+
+def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Merge defaults, a YAML file and key=value overrides, and check the result.
+
+    A file's `arms` and `benchmarks` replace the default ones; overrides change single values. Raises UserError.
+    """
+    base = Config().model_dump(mode="json")
+    file = _read_yaml(Path(path)) if path is not None else {}
+    if "arms" in file:
+        base["arms"] = {}
+    if isinstance(file.get("evaluate"), dict) and "benchmarks" in file["evaluate"]:
+        base["evaluate"]["benchmarks"] = {}
+    for key, value in file.items():
+        if isinstance(base.get(key), dict) and not isinstance(value, dict):
+            raise UserError(f"bad value for '{key}': it has keys of its own", value=value, fix="`ual config` prints every key")
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise UserError("an override is not of the form key=value", value=item, legal="data.path=rows.jsonl")
+    try:
+        merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        source = ", ".join([*([str(path)] if path is not None else []), *overrides])
+        raise UserError(
+            "the configuration cannot be merged",
+            value=f"{source}: {error}",
+            fix="quote values that hold YAML's own characters: 'key=\"*.jsonl\"'",
+        ) from error
+    return validate(values)
+
+
+def validate(values: Any) -> Config:
+    """Check plain values against the schema. Raises UserError that names each key at fault."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(explain(Config, problem) for problem in error.errors())) from error
+
+
+def section_at(path: Sequence[str | int]) -> type[Section] | None:
+    """Find the section class that a key path leads to: also through a name of the user's, of an arm or of a benchmark."""
+    section: type[Section] | None = Config
+    named: type[Section] | None = None
+    for key in path:
+        if named is not None:
+            section, named = named, None
+            continue
+        if section is None or str(key) not in section.model_fields:
+            return None
+        annotation = section.model_fields[str(key)].annotation
+        section = _section(annotation)
+        named = next(filter(None, map(_section, get_args(annotation))), None)
+    return section
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def dump(config: Config) -> str:
+    """Write the configuration as YAML with each key's description as a comment; `load` reads it back unchanged."""
+    return "\n".join(_dump_section(config, indent=0)) + "\n"
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError("the configuration file does not exist", value=path, fix="`ual config > my.yaml` writes one")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # OmegaConf and YAML raise many kinds; all mean the same to the user
+        raise UserError("the configuration file is not YAML", value=f"{path}: {error}") from error
+    if not isinstance(content, dict) or isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
+        raise UserError("the configuration file is not a mapping", value=path, legal="sections such as 'data:' and 'train:'")
+    return {str(key): value for key, value in content.items()}
+
+
+def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
+    """Word one of pydantic's complaints about `root` for the user: the key, what was found, what is legal."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] != "extra_forbidden":
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"bad value for '{key}': {message}\n  found: {problem['input']!r}" if key else message
+    section = (section_at(location[:-1]) if root is Config else None) or root
+    legal = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1], legal, n=1)
+    prefix = ".".join([*location[:-1], ""])
+    hint = f"\n  to do: did you mean '{prefix}{close[0]}'?" if close else "\n  to do: `ual config` prints every key"
+    return f"unknown key '{key}'\n  legal: {', '.join(legal)}{hint}"
+
+
+def _dump_section(section: Section, indent: int) -> list[str]:
+    pad = "  " * indent
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(value, Section):
+            lines += [f"{pad}{name}:{comment}", *_dump_section(value, indent + 1)]
+        elif isinstance(value, dict) and value and all(isinstance(item, Section) for item in value.values()):
+            lines.append(f"{pad}{name}:{comment}")
+            for key, item in value.items():
+                lines += [f"{pad}  {_dump_key(key)}:", *_dump_section(item, indent + 2)]
+        else:
+            lines.append(f"{pad}{name}: {_dump_value(value)}{comment}")
+    return lines
+
+
+def _dump_key(key: str) -> str:
+    return key if isinstance(yaml.safe_load(key), str) and key.isascii() and not key[0].isdigit() else _dump_value(key)
+
+
+def _dump_value(value: Any) -> str:
+    text = json.dumps(list(value) if isinstance(value, tuple) else value)
+    # YAML has no surrogate pairs: what lies beyond the basic plane is written as it is.
+    return re.sub(r"\\u(d[89ab]..)\\u(d[c-f]..)", lambda pair: json.loads(f'"{pair[0]}"'), text)

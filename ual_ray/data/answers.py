@@ -1,0 +1,77 @@
+"""Final answers: how they are read out of a text and written so that equal ones are equal strings.
+
+strict: the first number behind '####'; flexible: the last number of the text (GSM8K, Cobbe et al. 2021, arXiv 2110.14168).
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+_NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_STRICT = re.compile(rf"####\s*({_NUMBER})")
+_FLEXIBLE = re.compile(rf"({_NUMBER})")
+ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
+
+
+BOXED = "\\boxed{"
+
+
+# Numbers beyond are compared as they are written: written out, 1e999999 would be a megabyte.
+LARGEST_EXPONENT = 27
+
+
+def final_answer(text: str) -> str | None:
+    r"""Extract a marked final answer, normalised: '#### n', '\boxed{...}', 'The answer is: ...'; None where none is marked."""
+    if (number := extract_strict(text)) is not None:
+        return normalise_answer(number)
+    if (boxed := _last_boxed(text)) is not None:
+        return normalise_answer(boxed) or None
+    found = ANSWER_IS.findall(text)
+    return normalise_answer(found[-1]) or None if found else None
+
+
+def normalise_answer(answer: str) -> str:
+    """Write an answer so that equal ones are equal strings: no blanks, dollars, thousands commas, final stop; 72.0 is 72."""
+    text = re.sub(r"[\s$]", "", answer).replace(",", "").rstrip(".").lower()
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
+    if not number.is_finite() or abs(number.adjusted()) > LARGEST_EXPONENT:
+        return text
+    return f"{number.normalize():f}" if number else "0"
+
+
+def _last_number(text: str) -> str | None:
+    number = extract_flexible(text)
+    return None if number is None else normalise_answer(number)
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind(BOXED)
+    if start < 0:
+        return None
+    depth = 1
+    for end in range(start + len(BOXED), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start + len(BOXED) : end]
+    return None
+
+
+def extract_strict(text: str) -> str | None:
+    """Return the first number behind '####', normalised, or None."""
+    match = _STRICT.search(text)
+    return normalise_number(match.group(1)) if match else None
+
+
+def extract_flexible(text: str) -> str | None:
+    """Return the last number of the text, normalised, or None."""
+    matches = _FLEXIBLE.findall(text)
+    return normalise_number(matches[-1]) if matches else None
+
+
+def normalise_number(number: str) -> str:
+    """Drop ',', '$', spaces and a trailing '.'; nothing else, so '5.0' and '5' stay different strings."""
+    return re.sub(r"[,$\s]", "", number).rstrip(".")

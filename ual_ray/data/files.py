@@ -1,0 +1,178 @@
+"""The files behind data.path: found by metadata only, on this machine and in clouds alike, through pyarrow.fs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from ual_ray.config import DataConfig
+from ual_ray.config.redact import redact_uri
+from ual_ray.errors import UserError
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+SUFFIXES = ", ".join(KINDS)
+LEGAL_FILES = f"a file ending in {SUFFIXES} (all but .parquet also .gz), or a folder of them"
+LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a cloud address (s3://...), or 'demo'"
+# What datasets writes beside the data, in folders cloned from the hub too.
+NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")
+
+UNREADABLE = (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file to read: its path on its file system, and its name below the folder that was given."""
+
+    root: str
+    path: str
+    name: str
+    kind: str
+    size: int
+    changed: float
+
+    @property
+    def packed(self) -> bool:
+        """Say whether the file is compressed."""
+        return self.path.lower().endswith(".gz")
+
+
+def find_files(config: DataConfig) -> list[DataFile] | None:
+    """List the files of a path in order of name; None for the name of a data set on the hub. Raises UserError."""
+    where = redact_uri(config.path)
+    if not where.strip():
+        raise UserError("data.path is empty", legal=LEGAL_PATHS)
+    with naming(where):
+        root, path = _locate(config.path)
+        info = filesystem_of(root).get_file_info(path)
+        if info.type == pyarrow.fs.FileType.NotFound:
+            if not root and _is_hub_name(config.path):
+                return None
+            raise UserError("data.path does not exist", value=where, legal=LEGAL_PATHS)
+        refuse_subset(config)
+        if info.type == pyarrow.fs.FileType.Directory:
+            return _files_in(config, root, path)
+        if config.split is not None:
+            raise UserError("data.split is for hub names and datasets directories", value=f"{where} is a file")
+        kind = _kind_of(path)
+        if kind is None:
+            raise UserError("data.path is of an unknown kind", value=where, legal=LEGAL_FILES)
+        return [_data_file(root, path, info, kind)]
+
+
+def refuse_subset(config: DataConfig) -> None:
+    """Raise UserError if a subset is asked of what is no hub name, where there are none."""
+    if config.subset is not None:
+        found = f"{config.subset}, with data.path={redact_uri(config.path)}"
+        raise UserError("data.subset is for hub names", value=found, fix="leave data.subset out, or give a hub name")
+
+
+def _locate(path: str) -> tuple[str, str]:
+    """Split a path into the address of its file system ("" on this machine) and the path there."""
+    if not ADDRESS.match(path):
+        return "", os.path.abspath(Path(path).expanduser())
+    try:
+        filesystem, inner = from_address(path)
+    except pa.ArrowInvalid as error:
+        legal = "file://, s3://, gs://, abfs://, hdfs://, hf://"
+        raise UserError("data.path is no address of files", value=f"{redact_uri(path)}: {error}", legal=legal) from error
+    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    return "" if local else path, inner.rstrip("/") or inner
+
+
+@cache
+def from_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Get the file system of an address, and the path there."""
+    # Once per process: an S3 bucket is asked for its region each time.
+    return pyarrow.fs.FileSystem.from_uri(address)
+
+
+def filesystem_of(root: str) -> pyarrow.fs.FileSystem:
+    """Get the file system of an address; "" is this machine."""
+    return from_address(root)[0] if root else pyarrow.fs.LocalFileSystem()
+
+
+def _is_hub_name(path: str) -> bool:
+    return HUB_NAME.fullmatch(path) is not None and _kind_of(path) is None
+
+
+def _kind_of(path: str) -> str | None:
+    name = path.lower()
+    plain = name.removesuffix(".gz")
+    kind = KINDS.get(os.path.splitext(plain)[1])
+    return None if kind == "parquet" and plain != name else kind
+
+
+def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
+    arrow = _arrow_files(config, root, path)
+    if arrow is not None:
+        return arrow
+    where = redact_uri(config.path)
+    if config.split is not None:
+        raise UserError("data.split is for hub names and datasets directories", value=f"{where} is a folder of files")
+    found = []
+    for info in filesystem_of(root).get_file_info(pyarrow.fs.FileSelector(path, recursive=True)):
+        name = os.path.relpath(info.path, path)
+        kind = _kind_of(name)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:
+            found.append(_data_file(root, info.path, info, kind, name))
+    if not found:
+        raise UserError("data.path is a folder without data files", value=where, legal=f"files ending in {SUFFIXES}")
+    return sorted(found, key=lambda file: file.name)
+
+
+def _data_file(root: str, path: str, info: pyarrow.fs.FileInfo, kind: str, name: str = "") -> DataFile:
+    return DataFile(root, path, name or info.base_name, kind, info.size or 0, (info.mtime_ns or 0) / 1e9)
+
+
+def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | None:
+    """List the Arrow files of a directory that save_to_disk made; None if it is no such directory. Raises UserError."""
+    splits = _json_at(root, f"{path}/dataset_dict.json")
+    if splits is not None:
+        split = config.split or "train"
+        legal = splits.get("splits", [])
+        if split not in legal:
+            raise UserError(f"data.split: there is no split '{split}'", value=config.path, legal=", ".join(legal))
+        path = f"{path}/{split}"
+    state = _json_at(root, f"{path}/state.json")
+    if not isinstance(state, dict) or "_data_files" not in state:
+        return None
+    if splits is None and config.split not in (None, state.get("_split")):
+        raise UserError("data.split: this datasets directory has no splits", value=config.split, fix="leave data.split out")
+    paths = [f"{path}/{file['filename']}" for file in state["_data_files"]]
+    return [_data_file(root, info.path, info, "arrow") for info in filesystem_of(root).get_file_info(paths)]
+
+
+def _json_at(root: str, path: str) -> Any:
+    filesystem = filesystem_of(root)
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return json.loads(stream.read())
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Name what was being read in the error that comes of it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        fix = "check the address, the network and the credentials" if ADDRESS.match(where) else "check the file and its rights"
+        raise UserError("data.path cannot be read", value=f"{where}: {error}", fix=fix) from error

@@ -1,0 +1,111 @@
+"""Verdicts on responses: a CSV or JSONL file with the columns `id` and `correct`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from ual_ray import columns as col
+from ual_ray.errors import UserError
+
+CORRECT = "correct"
+COLUMNS = (col.ID, CORRECT)
+TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+LEGAL_TRUTH = "1, 0, true or false (1 = the response is good)"
+LEGAL_FILE = "a .csv file with a head line, or a .jsonl file with one object per line; columns id and correct"
+
+
+def read_labels(path: Path) -> dict[str, bool]:
+    """Read who is right: id (content id or the data's own) -> whether the response is good.
+
+    Raises UserError for a file, column or value that is none; names the line.
+    """
+    if not path.is_file():
+        raise UserError("the labels file does not exist", value=path, legal=LEGAL_FILE)
+    readers = {".csv": _csv_lines, ".jsonl": _jsonl_lines}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError("the labels file has an unknown ending", value=path, legal=LEGAL_FILE)
+    labels: dict[str, bool] = {}
+    try:
+        for number, row in reader(path):
+            _add(labels, row, f"{path}, line {number}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError("the labels file cannot be read", value=f"{path}: {error}", legal=f"{LEGAL_FILE}, in UTF-8") from error
+    if not labels:
+        raise UserError("the labels file holds no label", value=path, legal=LEGAL_FILE)
+    return labels
+
+
+def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Give every row its verdict by content id, else by the data's own id: 1 = good, 0 = wrong, NaN = no label.
+
+    Raises UserError when no row has one.
+    """
+    wanted = pa.array(list(labels), pa.string())
+    # The place -1, of rows that are not found, is the last.
+    verdicts = np.array([*labels.values(), np.nan], dtype=np.float64)
+    correct = np.full(len(ids), np.nan)
+    for column in (given_ids, ids):
+        places = pa.compute.index_in(column.cast(pa.string()), value_set=wanted).fill_null(-1).to_numpy()
+        correct = np.where(places >= 0, verdicts[places], correct)
+    if np.isnan(correct).all():
+        given = given_ids.drop_null()
+        of_data = f", or of the data, such as {given[0].as_py()!r}" if len(given) else ""
+        raise UserError(
+            "no label matches any row",
+            value=f"labels of ids such as {next(iter(labels))!r}",
+            legal=f"ids of the rows, such as {ids[0].as_py()!r}{of_data}",
+        )
+    return correct
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    # Spreadsheets write a byte-order mark, which would become part of the first column's name.
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if reader.fieldnames:
+            _check_columns(reader.fieldnames, f"{path}, line 1")
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _jsonl_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError("a line of the labels file is not JSON", value=f"{where}: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError("a line of the labels file is not an object", value=where, legal='{"id": "17", "correct": 1}')
+            _check_columns(list(row), where)
+            yield number, row
+
+
+def _check_columns(found: list[str], where: str) -> None:
+    if missing := [name for name in COLUMNS if name not in found]:
+        raise UserError(f"the labels lack the column {missing}", value=f"{where}: {found[:20]}", legal=LEGAL_FILE)
+
+
+def _add(labels: dict[str, bool], row: Mapping[str, Any], where: str) -> None:
+    name = "" if row[col.ID] is None else str(row[col.ID]).strip()
+    if not name:
+        raise UserError("a label has no id", value=where, legal="the row's content id, or the data's own id")
+    verdict = TRUTH.get(str(row[CORRECT]).strip().lower())
+    if verdict is None:
+        raise UserError("a label is no truth value", value=f"{row[CORRECT]!r} ({where})", legal=LEGAL_TRUTH)
+    if labels.setdefault(name, verdict) != verdict:
+        raise UserError("an id is labelled both good and wrong", value=f"{name!r} ({where})", fix="leave one of the two")

@@ -1,0 +1,75 @@
+"""Look at a data set before anything is started: its format, its size and its first rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from ual_ray.columns import Messages
+from ual_ray.config import DEMO, DataConfig
+from ual_ray.config.redact import redact_uri
+from ual_ray.data.formats import BadRow, Record, check_columns, columns_of, convert, recognise
+from ual_ray.data.reading import Piece, find_pieces, read_piece
+from ual_ray.errors import UserError
+
+Seen = list[tuple[Record, Messages | BadRow]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a data set is: its format, its pieces, about how many rows (None = unknown), and the first of them."""
+
+    format_name: str
+    pieces: list[Piece]
+    estimated_rows: int | None
+    records: Seen
+    complete: bool
+
+    def size(self) -> str:
+        """Say how many rows there are, as far as that is known: "200 rows", "about 10,000 rows"."""
+        if self.estimated_rows is None:
+            return "an unknown number of rows"
+        return f"{'' if self.complete else 'about '}{self.estimated_rows:,} rows"
+
+
+def look(config: DataConfig, rows: int = 1000) -> Look:
+    """Read the first rows, and say what they are. Raises UserError for data that no run could use."""
+    where = redact_uri(config.path)
+    pieces = find_pieces(config)
+    stream = chain.from_iterable(map(read_piece, pieces))
+    records = list(islice(stream, rows))
+    complete = next(stream, None) is None
+    if not records:
+        raise UserError("the data set is empty", value=where, legal="at least one row")
+    format_name = _format_of(config, records, where)
+    seen = list(convert(records, format_name, config.columns))
+    _check_usable(seen, where, format_name)
+    return Look(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete)
+
+
+def _format_of(config: DataConfig, records: Sequence[Record | BadRow], where: str) -> str:
+    if config.path == DEMO or config.format != "auto":
+        check_columns(records, where, config.columns)
+        return DEMO if config.path == DEMO else config.format
+    return recognise(records, where, config.columns)
+
+
+def _estimate(pieces: Sequence[Piece], seen: int) -> int | None:
+    known = [piece.rows for piece in pieces if piece.rows is not None]
+    return max(sum(known), seen + 1) if len(known) == len(pieces) else None
+
+
+def _check_usable(seen: Seen, where: str, format_name: str) -> None:
+    reasons = [str(messages) for _, messages in seen if isinstance(messages, BadRow)]
+    if len(reasons) < len(seen):
+        return
+    # What stands behind the colon differs from row to row.
+    kind, count = Counter(reason.split(":")[0] for reason in reasons).most_common(1)[0]
+    reason = next(reason for reason in reasons if reason.startswith(kind))
+    raise UserError(
+        f"no row of {where} can be used as {format_name}",
+        value=f"{count} of the first {len(seen)} rows: {reason}; columns {columns_of(record for record, _ in seen)}",
+        fix="mend the rows, or set data.format or data.columns",
+    )

@@ -1,0 +1,64 @@
+"""Canonical rows as a Ray Data source: pieces of the data are read where there is room, and never in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import ray
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from ual_ray import columns as col
+from ual_ray.data.canonical import Plan, blocks_of
+from ual_ray.data.reading import Piece
+
+
+class RowSource(Datasource):
+    """Reads the rows of the named splits; all splits are written below `plan.folder` on the way.
+
+    `claims` and `monitor` are handles of a Claims and a Monitor actor.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], plan: Plan, splits: Sequence[str], claims: Any, monitor: Any) -> None:
+        """Take what the read tasks need."""
+        super().__init__()
+        self._pieces = list(pieces)
+        self._read = partial(_read, plan=plan, splits=tuple(splits), claims=claims, monitor=monitor)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known before the pieces are read."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Give one task per piece."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [
+            ReadTask(partial(self._read, piece, number), unknown, schema=col.ROWS, per_task_row_limit=per_task_row_limit)
+            for number, piece in enumerate(self._pieces)
+        ]
+
+
+def read_rows(pieces: Sequence[Piece], plan: Plan, splits: Sequence[str], claims: Any, monitor: Any) -> ray.data.Dataset:
+    """Make a lazy data set of the rows of the named splits."""
+    source = RowSource(pieces, plan, splits, claims, monitor)
+    return ray.data.read_datasource(source, override_num_blocks=len(pieces))
+
+
+def _read(piece: Piece, number: int, *, plan: Plan, splits: tuple[str, ...], claims: Any, monitor: Any) -> Iterator[pa.Table]:
+    def claim(ids: Sequence[str], positions: Sequence[int]) -> list[bool]:
+        return ray.get(claims.claim.remote(ids, positions))
+
+    if ray.get(monitor.stopped.remote()):
+        return
+    wanted = pa.array(splits)
+    for block in blocks_of(piece, number, plan, claim):
+        reasons = [row["reason"] for row in block.quarantined]
+        if ray.get(monitor.read.remote(len(block.rows), reasons)):
+            return  # `map_rows` says why, once what was sent is written
+        yield block.rows.filter(pa.compute.is_in(block.rows[col.SPLIT], wanted))

@@ -1,0 +1,84 @@
+"""Tables, cut and read by metadata: row groups of Parquet files, and the Arrow files of datasets directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from ual_ray.data.files import filesystem_of
+from ual_ray.data.formats import BadRow, Record
+from ual_ray.data.shard import Piece
+
+ROWS_PER_PIECE = 50_000
+ROWS_PER_BATCH = 1000
+
+
+def parquet_pieces(piece: Piece) -> list[Piece]:
+    """Cut a Parquet file between row groups."""
+    with filesystem_of(piece.root).open_input_file(piece.path) as stream:
+        metadata = pyarrow.parquet.read_metadata(stream)
+        counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    return [
+        replace(piece, first=first, last=last, rows=sum(counts[first:last])) for first, last in group(counts, ROWS_PER_PIECE)
+    ]
+
+
+def group(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Group neighbouring row groups, as many as hold at most `most` rows, or one; yield (first, one behind the last)."""
+    first, rows = 0, 0
+    for index, count in enumerate(counts):
+        if rows and rows + count > most:
+            yield first, index
+            first, rows = index, 0
+        rows += count
+    if rows:
+        yield first, len(counts)
+
+
+def arrow_pieces(piece: Piece) -> list[Piece]:
+    """Cut an Arrow file anywhere; leave one in a cloud whole."""
+    if piece.root:
+        return [piece]  # counting would read the whole file
+    with pa.memory_map(piece.path) as stream:
+        rows = sum(batch.num_rows for batch in pa.ipc.open_stream(stream))
+    return [
+        replace(piece, first=first, last=min(first + ROWS_PER_PIECE, rows), rows=min(ROWS_PER_PIECE, rows - first))
+        for first in range(0, rows, ROWS_PER_PIECE)
+    ]
+
+
+def read_parquet(piece: Piece) -> Iterator[Record | BadRow]:
+    """Yield the rows of the piece's row groups."""
+    with filesystem_of(piece.root).open_input_file(piece.path) as stream:
+        file = pyarrow.parquet.ParquetFile(stream, pre_buffer=bool(piece.root))
+        groups = range(piece.first, file.num_row_groups if piece.last is None else piece.last)
+        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=groups):
+            yield from rows_of(batch)
+
+
+def read_arrow(piece: Piece) -> Iterator[Record | BadRow]:
+    """Yield the rows of an Arrow file that the piece holds."""
+    with filesystem_of(piece.root).open_input_stream(piece.path) if piece.root else pa.memory_map(piece.path) as stream:
+        start = 0
+        for batch in pa.ipc.open_stream(stream):
+            first, end = max(piece.first - start, 0), batch.num_rows if piece.last is None else piece.last - start
+            if end <= 0:
+                return
+            for offset in range(first, min(end, batch.num_rows), ROWS_PER_BATCH):
+                yield from rows_of(batch.slice(offset, min(ROWS_PER_BATCH, end - offset)))
+            start += batch.num_rows
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
+    """Yield the rows of a batch as plain Python values."""
+    rows = batch.to_pylist()
+    if b'"_type": "Json"' not in (batch.schema.metadata or {}).get(b"huggingface", b""):
+        return iter(rows)
+    # datasets keeps values of mixed types as JSON text, and says so here alone.
+    from datasets import Features
+
+    return map(Features.from_arrow_schema(batch.schema).decode_example, rows)

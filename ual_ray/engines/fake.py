@@ -1,0 +1,108 @@
+"""A stand-in for a language model, for tests of what stands around an engine: the answers are a hash of the request.
+
+With a model that has a tokenizer it renders and measures as a real engine does; with any other name it counts words.
+`engine.arguments` can make it slow, die or hang on a request that holds a given text, and write down what it is sent:
+{seconds_per_run: 0.1, crash_on: text, hang_on: text, log: file}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ual_ray.engines.contract import EngineSpec
+from ual_ray.engines.requests import (
+    Choice,
+    ChoiceResult,
+    CompletionResult,
+    Likelihood,
+    LikelihoodResult,
+    Request,
+    Result,
+    Turns,
+    messages_of,
+    overlong,
+)
+from ual_ray.models.chat import load_renderer
+from ual_ray.models.resolve import resolve_model
+
+
+class FakeEngine:
+    """Deterministic answers made from a hash of the request."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Take the same arguments as a real engine."""
+        self._model = Path(spec.model).name
+        self._limit = spec.config.max_model_len
+        self._arguments = spec.config.arguments
+        self._renderer = load_renderer(resolve_model(spec.model)) if spec.config.arguments.get("render") else None
+        self.template_hash = self._renderer.template_hash if self._renderer else "fake"
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Answer every request; a text of more words (or rendered tokens) than max_model_len is overlong."""
+        self._log(requests)
+        time.sleep(self._arguments.get("seconds_per_run", 0))
+        lengths = self._lengths(requests)
+        return [self._answer(request, length) for request, length in zip(requests, lengths, strict=True)]
+
+    def _lengths(self, requests: Sequence[Request]) -> list[int]:
+        conversations = [_turns(request) for request in requests]
+        if self._renderer is None:
+            return [sum(len(content.split()) for _, content in turns) for turns in conversations]
+        texts = [
+            self._renderer.text(messages_of(turns), generation_prompt=not isinstance(request, Likelihood))
+            for request, turns in zip(requests, conversations, strict=True)
+        ]
+        return [len(ids) for ids in self._renderer.encode_all(texts)]
+
+    def _answer(self, request: Request, length: int) -> Result:
+        turns = _turns(request)
+        self._misbehave(turns[-1][1])
+        if length > self._limit:
+            return overlong(length, self._limit)
+        if isinstance(request, Choice):
+            weights = self._weights(len(request.choices), request)
+            total = sum(weights)
+            return ChoiceResult(tuple(math.log(weight / total) for weight in weights), prompt_tokens=length)
+        if isinstance(request, Likelihood):
+            words = len(turns[-1][1].split()) + 1
+            return LikelihoodResult(3 * words * self._unit(turns), words, prompt_tokens=length)
+        texts = tuple(f"#### {int(100 * self._unit(turns, request.seed, sample))}" for sample in range(request.n))
+        result = CompletionResult(texts, prompt_tokens=length, generated_tokens=2 * request.n)
+        if not request.confidence:
+            return result
+        sure = 0.05 + 0.95 * self._unit(turns, "confidence")
+        return replace(result, log_probability=2 * math.log(sure), scored_tokens=2)
+
+    def _log(self, requests: Sequence[Request]) -> None:
+        """Append a line per request, all at once: the actors of a pool share the file."""
+        if path := self._arguments.get("log"):
+            lines = [
+                json.dumps({"pid": os.getpid(), "kind": type(request).__name__, "text": _turns(request)[-1][1]}) + "\n"
+                for request in requests
+            ]
+            with open(path, "ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+
+    def _misbehave(self, text: str) -> None:
+        if (crash_on := self._arguments.get("crash_on")) and crash_on in text:
+            os._exit(1)
+        if (hang_on := self._arguments.get("hang_on")) and hang_on in text:
+            time.sleep(3600)
+
+    def _weights(self, count: int, request: Choice) -> list[int]:
+        drawn = hashlib.shake_256(repr((self._model, request)).encode()).digest(2 * count)
+        return [1 + int.from_bytes(drawn[at : at + 2], "big") for at in range(0, 2 * count, 2)]
+
+    def _unit(self, *parts: object) -> float:
+        return int.from_bytes(hashlib.sha256(repr((self._model, parts)).encode()).digest()[:8], "big") / 2**64
+
+
+def _turns(request: Request) -> Turns:
+    return request.conversation if isinstance(request, Likelihood) else request.prompt

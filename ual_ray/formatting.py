@@ -1,0 +1,42 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+MISSING = "–"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number with that many decimals; a missing one as a dash."""
+    # Adding 0.0 turns -0.0, which rounding makes of small negatives, into 0.0.
+    return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """Write a share as a percentage; what is not quite none or all never reads so, and a missing one is a dash."""
+    if value is None:
+        return MISSING
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def count(value: float | None) -> str:
+    """Write a whole number with thousands marked; a missing one as a dash."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time in its two largest units; a missing one as a dash."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"

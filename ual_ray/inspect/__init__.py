@@ -1,0 +1,1 @@
+"""Reports on scores and rows before training: `ual inspect`, `ual preview`."""

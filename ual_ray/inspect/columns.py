@@ -1,0 +1,105 @@
+"""The columns of a folder of scored rows, read one at a time: a report on a million rows holds no text of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+
+from ual_ray import columns as col
+from ual_ray.config import ENSEMBLE
+from ual_ray.errors import UserError
+from ual_ray.stats.score_quality import Numbers
+
+
+class Columns:
+    """The columns of a folder of scored rows, each read when it is asked for, in one order of rows."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder or file. Raises UserError when it holds no scored rows."""
+        legal = "the Parquet folder that `ual elicit` writes (OUT/scored)"
+        if not path.exists():
+            raise UserError("the scored rows do not exist", value=path, legal=legal)
+        try:
+            self.files = sorted(pyarrow.dataset.dataset(str(path), format="parquet").files)
+            # A block in which nothing was measured may have its column as null type; the other blocks know better.
+            schemas = [pyarrow.parquet.read_schema(file).remove_metadata() for file in self.files]
+            self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+            self._dataset = pyarrow.dataset.dataset(self.files, schema=self._schema, format="parquet") if schemas else None
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+            raise UserError("the scored rows cannot be read", value=f"{path}: {error}", legal=legal) from error
+        if missing := [name for name in (col.ID, col.SOURCE, col.UNCERTAINTY) if name not in self._schema.names]:
+            raise UserError(f"{path} has no column {missing}", value=self._schema.names, legal=legal)
+        self._scores: dict[str, Numbers] = {}
+        self.rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in self.files)
+        if not self.rows:
+            raise UserError(f"{path} holds no row", legal=legal)
+        self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
+        self.has_ensemble = ENSEMBLE in self._estimator_names() and bool(np.isfinite(self.score(ENSEMBLE)).any())
+
+    def _estimator_names(self) -> list[str]:
+        prefix = col.uncertainty_column("")
+        return [name.removeprefix(prefix) for name in self._schema.names if name.startswith(prefix)]
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether there is such a column."""
+        return name in self._schema.names
+
+    def arrow(self, name: str) -> pa.ChunkedArray:
+        """Read a column."""
+        assert self._dataset is not None, "a folder without files has no rows"
+        return self._dataset.to_table(columns=[name]).column(0)
+
+    def numbers(self, name: str) -> Numbers:
+        """Read a column of numbers; null and infinite values are NaN, and so is a column that is not there."""
+        if name not in self:
+            return np.full(self.rows, np.nan)
+        values = self.arrow(name).cast(pa.float64()).to_numpy()
+        return np.where(np.isfinite(values), values, np.nan)
+
+    def score(self, name: str) -> Numbers:
+        """Read the uncertainty, or an estimator's."""
+        if name not in self._scores:
+            self._scores[name] = self.numbers(col.UNCERTAINTY if name == col.UNCERTAINTY else col.uncertainty_column(name))
+        return self._scores[name]
+
+    @cached_property
+    def lengths(self) -> Numbers:
+        """Length of every response in characters."""
+        return self.numbers(col.RESPONSE_LENGTH)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Count a text column's values, the most frequent first; nulls are left out."""
+        if name not in self:
+            return {}
+        found = {str(item["values"]): item["counts"] for item in self.arrow(name).drop_null().value_counts().to_pylist()}
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def total(self, name: str) -> int | None:
+        """Sum a column of numbers or flags; None when no row has one."""
+        values = self.numbers(name) if name in self else np.array([np.nan])
+        return int(np.nansum(values)) if np.isfinite(values).any() else None
+
+    def messages(self, places: set[int]) -> dict[int, list[dict[str, str]]]:
+        """Read the messages of the rows at these places, and of no block of the files that holds none of them."""
+        found = {}
+        for file, group, start, rows in self._blocks() if col.MESSAGES in self else ():
+            inside = [place for place in places if start <= place < start + rows]
+            if inside:
+                column = file.read_row_group(group, columns=[col.MESSAGES]).column(0)
+                found.update({place: column[place - start].as_py() or [] for place in inside})
+        return found
+
+    def _blocks(self) -> Iterator[tuple[pyarrow.parquet.ParquetFile, int, int, int]]:
+        start = 0
+        for path in self.files:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    yield file, group, start, rows
+                    start += rows

@@ -1,0 +1,44 @@
+"""`ual inspect`: the uncertainty report as a page, on the terminal, and in the MLflow run of the elicitation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from ual_ray.config import Config
+from ual_ray.config.paths import STORE_FILE
+from ual_ray.inspect.measure import inspect
+from ual_ray.inspect.page import to_html
+from ual_ray.inspect.text import to_console
+from ual_ray.run.step import STAGE_TAG
+from ual_ray.tracking import Tracker, default_uri
+
+PAGE_FILE = "inspection.html"
+
+
+def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path | None, console: Console) -> None:
+    """Write the page (by default beside the scores; its figures as JSON beside it), print the short form, and log both.
+
+    Raises UserError for scores or labels that cannot be read.
+    """
+    inspection = inspect(scored, labels, config.engine)
+    page = page or scored.with_name(PAGE_FILE)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(to_html(inspection), encoding="utf-8")
+    figures = page.with_suffix(".json")
+    figures.write_text(json.dumps(inspection.as_dict(), indent=2), encoding="utf-8")
+    to_console(inspection, console)
+    store = _store_above(scored) or page.parent
+    tags = {STAGE_TAG: "elicit"}
+    with Tracker(config.tracking, store) as tracker, tracker.run("elicit", scored.parent, tags) as run:
+        run.artifact(page)
+        run.artifact(figures)
+    where = config.tracking.uri or default_uri(store)
+    console.print(f"\npage: {page}; MLflow: {where}", highlight=False)
+
+
+def _store_above(folder: Path) -> Path | None:
+    """Find the output folder that the scores belong to: the nearest one above with an MLflow store."""
+    return next((place for place in folder.parents if (place / STORE_FILE).is_file()), None)

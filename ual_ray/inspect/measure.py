@@ -1,0 +1,231 @@
+"""What a team should know about scored rows before it spends a GPU-hour on training with them: figures, no drawing.
+
+Reads the Parquet folder column by column, so that a million rows fit; the messages of the shown rows alone are read.
+Every value of an Inspection is plain; what is unknown or undefined is None, never 0 or NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from ual_ray import columns as col
+from ual_ray.config import ENSEMBLE, EngineConfig
+from ual_ray.data.labels import match_labels, read_labels
+from ual_ray.inspect.columns import Columns
+from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, Shown
+from ual_ray.inspect.warnings import warnings_of
+from ual_ray.run.stage_cache import DONE_FILE
+from ual_ray.stats import score_quality as quality
+from ual_ray.stats.score_quality import Numbers
+
+EXTREME_ROWS = 10
+# Sources beyond the largest are counted, but get no charts and no rows of their own: a page has an end.
+MAX_SOURCES = 12
+MAX_REASONS = 12
+MAX_MESSAGES = 4
+MAX_CHARACTERS = 700
+# A row that failed for one of these reasons never got a reply that could be read or not.
+UNASKED = ("overlong", "engine", "template")
+NO_SOURCE = "(none)"
+
+
+def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | None = None) -> Inspection:
+    """Look at scored rows, and at verdicts on some of them; `engine` holds the prices, if there are any.
+
+    Raises UserError when there are no rows, or no label fits.
+    """
+    verdicts = read_labels(labels) if labels is not None else None
+    columns = Columns(scored)
+    sources, codes = _sources(columns)
+    shown = dict(list(sources.items())[:MAX_SOURCES])
+    groups = {name: codes == place for place, name in enumerate(shown)}
+    names = [col.UNCERTAINTY, *columns.estimators, *([ENSEMBLE] if columns.has_ensemble else [])]
+    asked = ~np.isin(_reasons(columns), UNASKED)
+    statuses = columns.counts(col.STATUS)
+    quarantined = statuses.get(col.STATUS_QUARANTINED, 0)
+    correct = _match(columns, verdicts) if verdicts is not None else None
+    most, least = _extremes(columns, groups, names)
+    inspection = Inspection(
+        path=str(scored),
+        rows=columns.rows,
+        sources=sources,
+        shown_sources=list(shown),
+        statuses=statuses,
+        quarantined=quarantined,
+        quarantined_share=quarantined / columns.rows,
+        reasons=_count_reasons(columns),
+        truncated=columns.total(col.TRUNCATED),
+        elicitors=sorted(columns.counts(col.ELICITOR)),
+        prompt_hashes=sorted(columns.counts(col.PROMPT_HASH)),
+        estimators=columns.estimators,
+        score_of=_score_of(columns),
+        scores={name: _score(columns, name, groups, asked) for name in names},
+        agreement=_agreement(columns, names[1:]),
+        most_uncertain=most,
+        least_uncertain=least,
+        cost=_cost(columns, scored, engine),
+        labelled=None if correct is None else _labelled(str(labels), verdicts or {}, correct),
+        quality={} if correct is None else {name: quality.against_labels(columns.score(name), correct) for name in names},
+    )
+    inspection.warnings.extend(warnings_of(inspection))
+    return inspection
+
+
+def _sources(columns: Columns) -> tuple[dict[str, int], NDArray[np.int64]]:
+    """Count rows by source, the largest first, and give every row the place of its source in that order."""
+    values = columns.arrow(col.SOURCE).cast(pa.string()).fill_null(NO_SOURCE)
+    counts = {item["values"]: item["counts"] for item in values.value_counts().to_pylist()}
+    sources = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return sources, pa.compute.index_in(values, value_set=pa.array(list(sources), pa.string())).to_numpy()
+
+
+def _reasons(columns: Columns) -> NDArray[Any]:
+    """Give every row the kind of its error, the text before the first colon; empty for none."""
+    if col.ERROR not in columns:
+        return np.full(columns.rows, "")
+    texts = columns.arrow(col.ERROR).cast(pa.string()).fill_null("")
+    return pa.compute.replace_substring_regex(texts, r"(?s):.*", "").to_numpy()
+
+
+def _count_reasons(columns: Columns) -> dict[str, int]:
+    """Count the quarantined rows by reason, the most frequent first."""
+    if col.STATUS not in columns:
+        return {}
+    quarantined = pa.compute.equal(columns.arrow(col.STATUS).fill_null(""), col.STATUS_QUARANTINED).to_numpy()
+    kinds, counts = np.unique(_reasons(columns)[quarantined].astype(str), return_counts=True)
+    named = [(str(kind) or "unknown", int(count)) for kind, count in zip(kinds, counts, strict=True)]
+    return {shorten(kind, 80): count for kind, count in sorted(named, key=lambda item: (-item[1], item[0]))[:MAX_REASONS]}
+
+
+def _score_of(columns: Columns) -> str | None:
+    """Name the column that the uncertainty was taken from: the one that is equal wherever there is an uncertainty."""
+    score = columns.score(col.UNCERTAINTY)
+    there = np.isfinite(score)
+    names = [*columns.estimators, *([ENSEMBLE] if columns.has_ensemble else [])]
+    # A quarantined row has no uncertainty, yet may have a value of the estimator.
+    equal = (name for name in names if there.any() and np.array_equal(score[there], columns.score(name)[there]))
+    return next(equal, None)
+
+
+def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]], asked: NDArray[np.bool_]) -> Score:
+    values = columns.score(name)
+    there = np.isfinite(values)
+    measured = _score_of(columns) if name == col.UNCERTAINTY else name
+    again = columns.numbers(col.retest_column(measured)) if measured in columns.estimators else None
+    # A value proves that the reply could be read, whatever another estimator's error says.
+    replied = asked | there
+    return Score(
+        missing=int((~there).sum()),
+        null_rate=float((~there).mean()),
+        parse_rate=float(there[replied].mean()) if name in columns.estimators and replied.any() else None,
+        distribution=quality.distribution(values),
+        by_source={source: quality.distribution(values[group]) for source, group in groups.items()},
+        noise=None if again is None else quality.retest_noise(values, again),
+        length=quality.spearman(values, columns.lengths),
+        length_by_source={source: quality.spearman(values[group], columns.lengths[group]) for source, group in groups.items()},
+    )
+
+
+def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:
+    pairs = [(first, second) for place, first in enumerate(names) for second in names[place + 1 :]]
+    scores = {name: columns.score(name) for name in names}
+    found = {pair: quality.spearman(scores[pair[0]], scores[pair[1]]) for pair in pairs}
+    return [Agreement(*pair, result.spearman, result.n) for pair, result in found.items()]
+
+
+def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str]) -> tuple[Any, Any]:
+    """Find the most and the least uncertain rows of every source; equal scores are ordered by id."""
+    score = columns.score(col.UNCERTAINTY)
+    table = pa.table(
+        {col.ID: columns.arrow(col.ID).cast(pa.string()), col.UNCERTAINTY: score, "place": np.arange(columns.rows)}
+    )
+    chosen: dict[str, dict[str, list[int]]] = {"descending": {}, "ascending": {}}
+    for source, group in groups.items():
+        inside = table.filter(pa.array(group & np.isfinite(score)))
+        for order, by_source in chosen.items():
+            by_source[source] = _first(inside, [(col.UNCERTAINTY, order), (col.ID, "ascending")])
+    places = sorted({place for by_source in chosen.values() for found in by_source.values() for place in found})
+    rows = _show(columns, places, names[1:], table)
+    most, least = ({source: [rows[i] for i in found] for source, found in chosen[order].items()} for order in chosen)
+    return most, least
+
+
+def _first(table: pa.Table, order: list[tuple[str, str]]) -> list[int]:
+    # Arrow fails to select from a table without rows.
+    best = pa.compute.select_k_unstable(table, EXTREME_ROWS, order) if len(table) else pa.array([], pa.int64())
+    return table["place"].take(best).to_pylist()
+
+
+def _show(columns: Columns, places: list[int], names: list[str], table: pa.Table) -> dict[int, Shown]:
+    messages = columns.messages(set(places))
+    at = pa.array(places, pa.int64())
+    ids = table[col.ID].take(at).to_pylist()
+    given = (
+        columns.arrow(col.GIVEN_ID).cast(pa.string()).take(at).to_pylist() if col.GIVEN_ID in columns else [None] * len(places)
+    )
+    score = table[col.UNCERTAINTY].take(at).to_pylist()
+    scores = {name: columns.score(name)[places] for name in names}
+    return {
+        place: Shown(
+            id=ids[i],
+            given_id=given[i],
+            score=score[i],
+            scores={name: float(values[i]) if np.isfinite(values[i]) else None for name, values in scores.items()},
+            messages=[_shorten(message) for message in messages.get(place, [])[-MAX_MESSAGES:]],
+            earlier=max(0, len(messages.get(place, [])) - MAX_MESSAGES),
+        )
+        for i, place in enumerate(places)
+    }
+
+
+def _shorten(message: Mapping[str, Any]) -> dict[str, str]:
+    return {key: shorten(str(message.get(key) or ""), MAX_CHARACTERS) for key in ("role", "content")}
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a text for display, at its end, with a mark."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _cost(columns: Columns, scored: Path, engine: EngineConfig | None) -> Cost:
+    prompt, generated = columns.total(col.PROMPT_TOKENS), columns.total(col.GENERATED_TOKENS)
+    known = [tokens for tokens in (prompt, generated) if tokens is not None]
+    money = engine.cost(prompt or 0, generated or 0) if engine is not None else 0
+    seconds = _seconds(scored.resolve().parent / DONE_FILE)
+    return Cost(
+        prompt_tokens=prompt,
+        generated_tokens=generated,
+        calls=columns.total(col.CALLS),
+        tokens_per_row=sum(known) / columns.rows if known else None,
+        money=money or None,
+        seconds=seconds,
+        rows_per_second=columns.rows / seconds if seconds else None,
+    )
+
+
+def _seconds(done: Path) -> float | None:
+    """Read how long the stage took; None when it does not say, or says it in another way."""
+    try:
+        seconds = float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return seconds if np.isfinite(seconds) and seconds >= 0 else None
+
+
+def _match(columns: Columns, verdicts: Mapping[str, bool]) -> Numbers:
+    given = columns.arrow(col.GIVEN_ID) if col.GIVEN_ID in columns else pa.chunked_array([pa.nulls(columns.rows)])
+    return match_labels(verdicts, columns.arrow(col.ID), given)
+
+
+def _labelled(path: str, verdicts: Mapping[str, bool], correct: Numbers) -> Labelled:
+    return Labelled(path, labels=len(verdicts), rows=int(np.isfinite(correct).sum()), wrong=int((correct == 0).sum()))

@@ -1,0 +1,354 @@
+"""`ual preview`: what the elicitor will read and which tokens will be trained on, shown before anything runs.
+
+Only tokenizers are loaded: no weights, no Ray, no vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ual_ray import columns as col
+from ual_ray.columns import Messages
+from ual_ray.config import Config
+from ual_ray.config.redact import redact_uri
+from ual_ray.data.canonical import given_id, source_of, split_of
+from ual_ray.data.formats import BadRow, convert
+from ual_ray.data.peek import Look, look
+from ual_ray.data.reading import read_piece
+from ual_ray.engines.choice_tree import ChoiceTree, make_tree
+from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
+from ual_ray.errors import UserError
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.models.resolve import resolve_model
+from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
+
+# The different requests about a conversation, with the estimators that share each.
+RequestsOf = Callable[[Messages], Mapping[Request, Sequence[str]]]
+
+# Styles, and what stands around tokens that count where there are no colours.
+COUNTED, REST, WARNING, HEAD, NOTE = "bold green", "dim", "bold red", "bold", "cyan"
+OPEN, CLOSE = "«", "»"
+BAD_ROWS_SHOWN = 3
+LONGEST_BAD_ROW = 200
+MOST_CHOICES_LISTED = 12
+INVISIBLE = {" ": "·", "\n": "↵\n", "\t": "→"}
+# All that could move the cursor or is not seen, but line breaks and tabs.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of rendered text; `counted` tells whether its tokens are scored or trained on."""
+
+    text: str
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its renderer, by which texts become tokens and tokens texts."""
+
+    tokenizer: Any
+    renderer: ChatRenderer
+
+    def pieces(self, tokens: Rendered, length: int | None = None) -> list[Piece]:
+        """Write the first `length` tokens as text, in stretches of counted tokens and others.
+
+        Together the stretches are the text of the tokens: each is what decoding up to its end adds to decoding up to its
+        start, so that a tokenizer that treats the first token of a text differently does so once.
+        """
+        labels = tokens.labels[:length]
+        pieces, done, end = [], "", 0
+        for counted, run in groupby(label != IGNORE_INDEX for label in labels):
+            end += len(list(run))
+            text = self._decode(tokens.input_ids[:end])
+            pieces.append(Piece(text[len(done) :], counted))
+            done = text
+        return pieces
+
+    def token(self, token: int) -> str:
+        """Write one token as text."""
+        return self._decode([token])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A usable row, as a run would see it."""
+
+    messages: Messages
+    identity: str
+    given: str | None
+    source: str
+    split: str
+
+
+def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
+    """Load the tokenizer of a model. Raises UserError, which names the configuration's key, when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer of {key} cannot be loaded",
+            value=f"{model}: {str(error).splitlines()[0]}",
+            legal="a hub name that can be reached, a model directory, or 'demo'",
+        ) from error
+    return Chat(tokenizer, ChatRenderer(tokenizer))
+
+
+def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf) -> None:
+    """Print the first `rows` usable rows as the elicitor and the training will see them, then the bad ones.
+
+    `requests_of` lists what is asked about a conversation. Raises UserError for data, templates or tokenizers that no run
+    could use.
+    """
+    seen = look(config.data)
+    model = load_chat(config.model, "model", config.trust_remote_code)
+    elicitor = _load_elicitor(config, model)
+    printer = Printer(console, config, requests_of, elicitor, model)
+    printer.introduce(seen)
+    for number, row in enumerate(islice(usable_rows(config, seen), rows), start=1):
+        printer.row(number, row)
+    printer.bad_rows(seen)
+
+
+def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
+    """Yield the rows that a run would score or train on, in the order of the data."""
+    known = set()
+    for piece in seen.pieces:
+        for record, messages in convert(read_piece(piece), seen.format_name, config.data.columns):
+            if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
+                continue
+            known.add(identity)
+            yield Row(messages, identity, given_id(record), source_of(record, piece), split_of(identity, config.data))
+
+
+def tokens_of(request: Request, chat: Chat) -> int:
+    """Count what the engine holds against its limit: the prompt, and what is to come behind it.
+
+    Raises ValueError when the chat template refuses the conversation, or when two choices are the same tokens.
+    """
+    if isinstance(request, Likelihood):
+        conversation = messages_of(request.conversation)
+        return len(chat.renderer.conversation(conversation, last_reply_only=request.last_reply_only).input_ids) + 1
+    prompt = len(chat.renderer.prompt_ids(messages_of(request.prompt)))
+    if isinstance(request, Choice):
+        return prompt + max(map(len, _tree(request, chat).questions)) + 1
+    return prompt + request.max_tokens
+
+
+def as_sent(messages: Messages, requests_of: RequestsOf, chat: Chat, limit: int) -> tuple[Messages, int]:
+    """Cut the conversation as scoring does under engine.overlong=truncate; return it, and how often it was cut.
+
+    Raises ValueError as `tokens_of` does.
+    """
+    for cuts in range(MOST_CUTS):
+        longest = max(tokens_of(request, chat) for request in requests_of(messages))
+        if longest <= limit:
+            return messages, cuts
+        messages = shorten(messages, longest, limit)
+    return messages, MOST_CUTS
+
+
+@dataclass(frozen=True)
+class Printer:
+    """Prints rows; `elicitor` is None where only a server knows the elicitor's chat template."""
+
+    console: Console
+    config: Config
+    requests_of: RequestsOf
+    elicitor: Chat | None
+    model: Chat
+
+    def introduce(self, seen: Look) -> None:
+        """Say what is read and by whom, and how to read what follows."""
+        config = self.config
+        self._say(f"{redact_uri(config.data.path)}: {seen.size()} (format: {seen.format_name})", HEAD)
+        adapter = f" with the adapter {config.elicit.adapter}" if config.elicit.adapter else ""
+        self._say(f"elicitor: {config.elicit.model}{adapter} ({config.engine.kind}); model to train: {config.model}")
+        if self.elicitor is None:
+            self._say(
+                "the server renders the messages with the elicitor's chat template, which is not known here: "
+                "they are shown as they are sent, and their tokens are not counted",
+                NOTE,
+            )
+        marks = f"between {OPEN} and {CLOSE}" if self._plain else "green"
+        self._say(f"tokens that are scored or trained on are {marks}; at their ends · is a blank and ↵ a line break", NOTE)
+
+    def row(self, number: int, row: Row) -> None:
+        """Print all that is made of one row."""
+        given = "" if row.given is None else f", called {row.given}"
+        about = f"row {number}: {col.ID} {row.identity}{given}, {col.SPLIT} {row.split}, {col.SOURCE} {row.source}"
+        self.console.print()
+        self.console.rule(_shown(f"{about}, {len(row.messages)} turns"), align="left", style=HEAD)
+        if row.split not in self.config.elicit.splits:
+            self._say(f"not scored: elicit.splits is {', '.join(self.config.elicit.splits)}", NOTE)
+        self._requests(row.messages)
+        self._training(row)
+
+    def bad_rows(self, seen: Look) -> None:
+        """Print how many rows cannot be used, and the first of them."""
+        bad = [(record, str(messages)) for record, messages in seen.records if isinstance(messages, BadRow)]
+        self.console.print()
+        among = f"{'all' if seen.complete else 'the first'} {len(seen.records):,} rows"
+        self._say(f"{len(bad)} of {among} cannot be used", WARNING if bad else HEAD)
+        for record, reason in bad[:BAD_ROWS_SHOWN]:
+            shown = json.dumps(dict(record), ensure_ascii=False, default=str)
+            rest = "..." if len(shown) > LONGEST_BAD_ROW else ""
+            self._say(f"- {reason}\n  {shown[:LONGEST_BAD_ROW]}{rest}")
+
+    def _requests(self, messages: Messages) -> None:
+        engine, cuts = self.config.engine, 0
+        if self.elicitor is not None and engine.overlong == "truncate":
+            with suppress(ValueError):  # it is said below, of the request that it is about
+                messages, cuts = as_sent(messages, self.requests_of, self.elicitor, engine.max_model_len)
+        if cuts:
+            self._say(
+                f"overlong: its longest turns are cut to fit into engine.max_model_len = {engine.max_model_len}; "
+                "shown is what is sent",
+                WARNING,
+            )
+        for request, names in self.requests_of(messages).items():
+            self.console.print()
+            self._say(", ".join(names), HEAD, end=": ")
+            if self.elicitor is None:
+                self._say(_asked(request))
+                self._messages(request)
+                continue
+            try:
+                self._request(request, self.elicitor)
+            except ValueError as error:
+                self._say(f"\nquarantined: template: {error}", WARNING)
+                self._messages(request)
+
+    def _request(self, request: Request, chat: Chat) -> None:
+        limit, tokens = self.config.engine.max_model_len, tokens_of(request, chat)
+        asked = _asked(request)
+        if isinstance(request, Choice):
+            questions = len(_tree(request, chat).questions)
+            asked += f", in {questions} question{'s' if questions > 1 else ''} of one token"
+        self._say(f"{asked}; {tokens:,} of {limit:,} tokens")
+        if tokens > limit:
+            dropped = self.config.engine.overlong == "drop"
+            self._say(f"overlong: would be {'dropped' if dropped else 'quarantined, cut as it is'}", WARNING)
+        if isinstance(request, Likelihood):
+            conversation = messages_of(request.conversation)
+            rendered = chat.renderer.conversation(conversation, last_reply_only=request.last_reply_only)
+            self._tokens(chat, rendered, "scored", conversation)
+        else:
+            self._show([Piece(chat.renderer.text(messages_of(request.prompt), generation_prompt=True), counted=False)], "")
+
+    def _messages(self, request: Request) -> None:
+        conversation = request.conversation if isinstance(request, Likelihood) else request.prompt
+        for role, content in conversation:
+            self._say(f"[{role}]", NOTE)
+            self._say(content)
+
+    def _training(self, row: Row) -> None:
+        limit = self.config.train.max_length
+        self.console.print()
+        self._say(
+            "training" if row.split == col.TRAIN else f"training (not of this row: it is for {row.split})", HEAD, end=": "
+        )
+        try:
+            rendered = self.model.renderer.conversation(row.messages)
+        except ValueError as error:
+            self._say(f"\ndropped: {error}", WARNING)
+            return
+        kept = cut(rendered, self.config.train)
+        if kept is None:
+            self._say(f"\ndropped: {len(rendered.input_ids):,} tokens, train.max_length is {limit}", WARNING)
+            return
+        trained = trained_tokens(kept)
+        self._say(f"{len(kept.input_ids):,} tokens, {trained:,} of them trained on")
+        if lost := len(rendered.input_ids) - len(kept.input_ids):
+            untrained = trained_tokens(rendered) - trained
+            self._say(f"{lost:,} tokens are cut off behind train.max_length = {limit}, {untrained:,} of them trained", WARNING)
+        if not trained:
+            self._say("no token is left to train on: the row would be dropped", WARNING)
+        self._tokens(self.model, kept, "trained", None if lost else row.messages)
+
+    def _tokens(self, chat: Chat, tokens: Rendered, how: str, messages: Messages | None) -> None:
+        """Print tokens as text, and what no text shows: which token is the last that counts, and whether the text is exact."""
+        pieces = chat.pieces(tokens)
+        self._show(pieces, COUNTED)
+        last = next((label for label in reversed(tokens.labels) if label != IGNORE_INDEX), None)
+        if last is not None:
+            self._say(f"the last token {how}: {chat.token(last)!r}", NOTE)
+        if messages is not None and "".join(piece.text for piece in pieces) != chat.renderer.text(
+            messages, generation_prompt=False
+        ):
+            self._say("the tokenizer changes the text that the chat template writes: shown is what its tokens say", NOTE)
+
+    def _show(self, pieces: Sequence[Piece], style: str) -> None:
+        text = Text()
+        for piece in pieces:
+            if piece.counted:
+                shown = _ends_marked(piece.text)
+                text.append(_shown(f"{OPEN}{shown}{CLOSE}" if self._plain else shown).plain, style)
+            else:
+                text.append(_shown(piece.text).plain, REST if style else "")
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _say(self, text: str, style: str = "", end: str = "\n") -> None:
+        self.console.print(_shown(text), style=style or None, end=end, highlight=False, soft_wrap=True)
+
+    @property
+    def _plain(self) -> bool:
+        return self.console.no_color or self.console.color_system is None
+
+
+def _load_elicitor(config: Config, model: Chat) -> Chat | None:
+    """Load the elicitor's tokenizer; the model's own stands in for that of the fake engine."""
+    if config.engine.kind == "openai":
+        return None
+    if config.engine.kind == "fake" or config.elicit.model == config.model:
+        return model
+    return load_chat(config.elicit.model, "elicit.model", config.trust_remote_code)
+
+
+def _tree(request: Choice, chat: Chat) -> ChoiceTree:
+    return make_tree([tuple(chat.renderer.encode(choice)) for choice in request.choices])
+
+
+def _asked(request: Request) -> str:
+    """Say what is asked of the engine."""
+    if isinstance(request, Choice):
+        choices = request.choices
+        listed = choices if len(choices) <= MOST_CHOICES_LISTED else (*choices[:3], "...", choices[-1])
+        return f"probabilities of {len(choices)} choices ({' '.join(listed)})"
+    if isinstance(request, Likelihood):
+        return "likelihood of the last reply" if request.last_reply_only else "likelihood of all replies"
+    replies = "reply" if request.n == 1 else "replies"
+    return f"{request.n} {replies} of at most {request.max_tokens} tokens at temperature {request.temperature}"
+
+
+def _ends_marked(text: str) -> str:
+    """Make whitespace at both ends visible, which no colour does."""
+    inner = text.strip(" \n\t")
+    start = text[: len(text) - len(text.lstrip(" \n\t"))] if inner else text
+    end = text[len(start) + len(inner) :]
+    return "".join(INVISIBLE[mark] for mark in start) + inner + "".join(INVISIBLE[mark] for mark in end)
+
+
+def _shown(text: str) -> Text:
+    """Give text as it is to the console: no markup, and nothing that a terminal would obey."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r\n", "␍\n")
+    return Text(CONTROL.sub(lambda found: _picture(ord(found[0])), text))
+
+
+def _picture(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"\\x{code:02x}"

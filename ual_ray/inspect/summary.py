@@ -1,0 +1,101 @@
+"""What an inspection of scores holds: plain values for the page, the terminal and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ual_ray.stats.score_quality import Correlation, Distribution, Noise, Quality
+
+
+@dataclass(frozen=True)
+class Score:
+    """One column of scores: `missing` rows have no value; `parse_rate` is over the rows that got a reply (estimators only).
+
+    The mappings are by source. `length` is the rank correlation with the response's length in characters.
+    """
+
+    missing: int
+    null_rate: float
+    parse_rate: float | None
+    distribution: Distribution | None
+    by_source: dict[str, Distribution | None]
+    noise: Noise | None
+    length: Correlation
+    length_by_source: dict[str, Correlation]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels file: how many `labels` it holds, the `rows` they match, and how many of these are `wrong`."""
+
+    path: str
+    labels: int
+    rows: int
+    wrong: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All figures of a folder of scored rows. `score_of`: the estimator that `uncertainty` is a copy of, if it is one."""
+
+    path: str
+    rows: int
+    sources: dict[str, int]
+    shown_sources: list[str]
+    statuses: dict[str, int]
+    quarantined: int
+    quarantined_share: float
+    reasons: dict[str, int]
+    truncated: int | None
+    elicitors: list[str]
+    prompt_hashes: list[str]
+    estimators: list[str]
+    score_of: str | None
+    scores: dict[str, Score]
+    agreement: list[Agreement]
+    most_uncertain: dict[str, list[Shown]]
+    least_uncertain: dict[str, list[Shown]]
+    cost: Cost
+    labelled: Labelled | None
+    quality: dict[str, Quality]
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation of two columns of scores over the `n` rows that have both."""
+
+    first: str
+    second: str
+    spearman: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row that is shown: its `scores` by column, its last `messages` shortened, and how many earlier ones are left out."""
+
+    id: str
+    given_id: str | None
+    score: float
+    scores: dict[str, float | None]
+    messages: list[dict[str, str]]
+    earlier: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the scores cost; tokens and calls are sums over rows, `money` in the unit of the prices."""
+
+    prompt_tokens: int | None
+    generated_tokens: int | None
+    calls: int | None
+    tokens_per_row: float | None
+    money: float | None
+    seconds: float | None
+    rows_per_second: float | None

@@ -1,0 +1,164 @@
+"""Where a figure of an inspection becomes a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ual_ray import columns as col
+
+if TYPE_CHECKING:
+    from ual_ray.inspect.summary import Inspection, Score
+from ual_ray.formatting import count, number, share
+
+# Where a figure becomes a warning. Shares are of rows; correlations are Spearman's.
+MAX_MISSING = 0.05
+
+
+MAX_TRUNCATED = 0.05
+
+
+MIN_PARSED = 0.95
+
+
+MAX_MODE_SHARE = 0.3
+
+
+MAX_AT_EDGES = 0.5
+
+
+MIN_DEVIATION = 0.02
+
+
+MIN_AGREEMENT = 0.2
+
+
+MAX_LENGTH_CORRELATION = 0.5
+
+
+MAX_NOISE_RATIO = 0.5
+
+
+MIN_RETESTED = 20
+
+
+CHANCE = 0.5
+
+
+# An AUROC within this many standard errors of 0.5 is chance.
+CHANCE_ERRORS = 2.0
+
+
+MIN_AUROC = 0.55
+
+
+MIN_OF_A_CLASS = 10
+
+
+MIN_MATCHED = 0.5
+
+
+MIN_ROWS = 30
+
+
+def warnings_of(inspection: Inspection) -> list[str]:
+    """Say in plain sentences which figures should be looked at before training; the gravest first."""
+    # A copy of an estimator would be warned about twice.
+    names = [name for name in inspection.scores if not (name == col.UNCERTAINTY and inspection.score_of)]
+    return [
+        *_of_rows(inspection),
+        *_of_quality(inspection, names),
+        *(text for name in names for text in _of_score(name, inspection.scores[name])),
+        *_of_length(inspection),
+        *_of_agreement(inspection),
+    ]
+
+
+def _of_rows(inspection: Inspection) -> Iterator[str]:
+    missing = inspection.scores[col.UNCERTAINTY].null_rate
+    if missing > MAX_MISSING:
+        reasons = ", ".join(f"{name} {count(rows)}" for name, rows in inspection.reasons.items())
+        yield f"{share(missing)} of rows have no score" + (f" ({reasons})" if reasons else "")
+    scored = inspection.rows - inspection.scores[col.UNCERTAINTY].missing
+    if 0 < scored < MIN_ROWS:
+        yield f"only {scored} {'row has' if scored == 1 else 'rows have'} a score: every figure here is rough"
+    if (inspection.truncated or 0) > MAX_TRUNCATED * inspection.rows:
+        yield f"{share((inspection.truncated or 0) / inspection.rows)} of rows were cut: the elicitor did not see all of them"
+    if len(inspection.elicitors) > 1:
+        yield f"{len(inspection.elicitors)} elicitors scored these rows: their scores do not compare"
+    if len(inspection.prompt_hashes) > 1:
+        yield f"{len(inspection.prompt_hashes)} versions of the prompts scored these rows: their scores do not compare"
+
+
+def _of_quality(inspection: Inspection, names: list[str]) -> Iterator[str]:
+    labelled = inspection.labelled
+    if labelled is None:
+        return
+    if labelled.rows < MIN_MATCHED * labelled.labels:
+        yield f"the {count(labelled.labels)} labels fit {count(labelled.rows)} rows only"
+    good = labelled.rows - labelled.wrong
+    if 0 in (good, labelled.wrong):
+        yield f"all labelled responses are {'wrong' if good == 0 else 'good'}: AUROC and PRR are undefined"
+    elif min(good, labelled.wrong) < MIN_OF_A_CLASS:
+        few = (
+            f"{labelled.wrong} labelled responses are wrong" if labelled.wrong < good else f"{good} labelled responses are good"
+        )
+        yield f"only {few}: AUROC and PRR are rough"
+    for name in names:
+        quality = inspection.quality[name]
+        if quality.auroc is None:
+            continue
+        margin = CHANCE_ERRORS * (quality.auroc_error or 0.0)
+        if quality.auroc < CHANCE - margin:
+            yield f"AUROC {number(quality.auroc)} of {name}: worse than chance, it is higher for good responses"
+        elif quality.auroc <= max(CHANCE + margin, MIN_AUROC):
+            unsure = quality.auroc > MIN_AUROC
+            yield f"AUROC {number(quality.auroc)} of {name}: " + (
+                "too few labels to tell from chance" if unsure else "no better than chance"
+            )
+
+
+def _of_score(name: str, score: Score) -> Iterator[str]:
+    spread = score.distribution
+    if spread is None:
+        yield f"{name} has no value in any row"
+        return
+    if score.parse_rate is not None and score.parse_rate < MIN_PARSED:
+        yield f"{name} could be read from {share(score.parse_rate)} of the replies only"
+    if spread.n < MIN_ROWS:
+        return
+    if spread.distinct == 1:
+        yield f"{name} is {number(spread.mode)} in every row: smoothing by it treats all rows alike"
+        return
+    if spread.mode_share > MAX_MODE_SHARE:
+        yield f"{share(spread.mode_share)} of the rows share one value of {name} ({number(spread.mode, 3)})"
+    if spread.low + spread.high > MAX_AT_EDGES:
+        yield f"{share(spread.low + spread.high)} of the values of {name} lie at the edges (below 0.01 or above 0.99)"
+    if spread.deviation is not None and spread.deviation < MIN_DEVIATION:
+        yield f"{name} hardly varies (standard deviation {number(spread.deviation, 3)})"
+    noise = score.noise
+    if noise is not None and noise.ratio is not None and noise.n >= MIN_RETESTED and noise.ratio > MAX_NOISE_RATIO:
+        yield f"retest noise is {share(noise.ratio)} of the spread of {name}"
+
+
+def _of_length(inspection: Inspection) -> Iterator[str]:
+    length = inspection.scores[col.UNCERTAINTY].length
+    if length.n >= MIN_ROWS and length.spearman is not None and abs(length.spearman) > MAX_LENGTH_CORRELATION:
+        verb = "follows" if length.spearman > 0 else "falls with"
+        yield (f"uncertainty {verb} response length (Spearman {number(length.spearman)}): consider elicit.length_residual=true")
+
+
+def _of_agreement(inspection: Inspection) -> Iterator[str]:
+    """Say in one line each which estimators contradict each other, and which hardly agree: six of them make 15 pairs."""
+    contradicting, strangers = [], []
+    for pair in inspection.agreement:
+        if {pair.first, pair.second} <= set(inspection.estimators) and pair.n >= MIN_ROWS and pair.spearman is not None:
+            text = f"{pair.first} and {pair.second} (Spearman {number(pair.spearman)})"
+            if pair.spearman < -MIN_AGREEMENT:
+                contradicting.append(text)
+            elif pair.spearman < MIN_AGREEMENT:
+                strangers.append(text)
+    if contradicting:
+        yield f"these contradict each other: {', '.join(contradicting)}"
+    if strangers:
+        yield f"these hardly agree: {', '.join(strangers)}"

@@ -1,0 +1,170 @@
+"""Pairs of answers to the same question, for the judge: a candidate's, and another model's or the one the file gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from ual_ray import columns as col
+from ual_ray.columns import Message, digest
+from ual_ray.config import REFERENCE_ANSWERS
+from ual_ray.errors import UserError
+from ual_ray.judge.prompts import named
+
+Row = Mapping[str, Any]
+
+QUESTION = "question"
+# The turns since two conversations parted, as text: each model answered a follow-up to its own earlier answer.
+EARLIER_CANDIDATE = "earlier_candidate"
+EARLIER_REFERENCE = "earlier_reference"
+RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
+
+# What the pool reads. The id is a digest of question and texts, so that the same pair is judged once, whoever wrote it.
+PAIRS = pa.schema(
+    [
+        *[
+            col.VERDICTS.field(name)
+            for name in (
+                col.ID,
+                col.BENCHMARK,
+                col.MESSAGES,
+                col.CANDIDATE,
+                col.REFERENCE,
+                col.TEXT_CANDIDATE,
+                col.TEXT_REFERENCE,
+            )
+        ],
+        *[col.VERDICTS.field(name) for name in (col.LENGTH_CANDIDATE, col.LENGTH_REFERENCE, col.CANDIDATE_FIRST, col.ERROR)],
+        (QUESTION, pa.string()),
+        (EARLIER_CANDIDATE, pa.string()),
+        (EARLIER_REFERENCE, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Whose answers: a Parquet file or folder of `records.RESULTS`, or None for the answers the questions came with.
+
+    `name` is what verdicts call it; None takes the rows' own.
+    """
+
+    results: Path | None
+    name: str | None = None
+
+
+def make_pairs(candidate: Side, reference: Side, seed: int, benchmarks: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Pair the open-ended answers by question, ordered by id: rows of PAIRS.
+
+    Questions of the named benchmarks, or of those without a gold answer. A pair that lacks an answer has an ERROR; a
+    question that the other side was not asked is left out. Raises UserError when no question has both sides.
+    """
+    asked = _open_ended(_results(candidate), benchmarks)
+    known = {row[col.ID]: row for row in _results(reference)} if reference.results is not None else None
+    candidate_name, reference_name = name_of(candidate), name_of(reference)
+    pairs = []
+    for row in asked:
+        other = _given(row) if known is None else known.get(row[col.ID])
+        if other is not None:
+            pairs.append(_pair(row, other, seed) | {col.CANDIDATE: candidate_name, col.REFERENCE: reference_name})
+    if not pairs:
+        value = f"{len(asked)} open-ended answers of {candidate_name}, none with a counterpart"
+        legal = "results on the same questions, or questions with a reference answer"
+        raise UserError(f"no question of {candidate_name} can be compared with {reference_name}", value=value, legal=legal)
+    return sorted(pairs, key=lambda pair: pair[col.ID])
+
+
+def name_of(side: Side) -> str:
+    """Say what verdicts call a side: its given name, that of its rows, or 'reference' for the questions' own answers."""
+    if side.name is not None:
+        return side.name
+    if side.results is None:
+        return REFERENCE_ANSWERS
+    names = (
+        pyarrow.dataset.dataset(str(side.results), format="parquet")
+        .to_table(columns=[col.MODEL])[col.MODEL]
+        .unique()
+        .to_pylist()
+    )
+    return ", ".join(sorted(filter(None, names))) or side.results.stem
+
+
+def shown_first(question: str, seed: int) -> bool:
+    """Draw whether the candidate's answer is shown first: by the question, so that all candidates have the same order."""
+    return int(digest([question, seed]), 16) % 2 == 0
+
+
+def _results(side: Side) -> list[dict[str, Any]]:
+    if side.results is None:
+        raise UserError("the candidate has no answers", legal="results of `ual evaluate`, or model_outputs.json")
+    table = pyarrow.dataset.dataset(str(side.results), format="parquet")
+    return table.to_table(columns=[*RESULT_COLUMNS]).to_pylist()
+
+
+def _open_ended(rows: Sequence[dict[str, Any]], benchmarks: Sequence[str] | None) -> list[dict[str, Any]]:
+    if benchmarks is None:
+        gold = {row[col.BENCHMARK] for row in rows if row[col.ANSWER] is not None}
+        answered = {row[col.BENCHMARK] for row in rows if row[col.PREDICTION] is not None}
+        benchmarks = sorted(answered - gold, key=str)
+    return [row for row in rows if row[col.BENCHMARK] in benchmarks]
+
+
+def _given(row: Row) -> dict[str, Any] | None:
+    return (
+        None
+        if row[col.REFERENCE] is None
+        else {col.MESSAGES: row[col.MESSAGES], col.PREDICTION: row[col.REFERENCE], col.ERROR: None}
+    )
+
+
+def _pair(row: Row, other: Row, seed: int) -> dict[str, Any]:
+    conversation, earlier, earlier_other = _part(_asked(row), _asked(other))
+    text, other_text = row[col.PREDICTION], other[col.PREDICTION]
+    missing = _missing("candidate", row) or _missing("reference", other)
+    return {
+        col.ID: digest([row[col.ID], conversation, earlier, text, earlier_other, other_text]),
+        QUESTION: row[col.ID],
+        col.BENCHMARK: row[col.BENCHMARK],
+        col.MESSAGES: conversation,
+        col.TEXT_CANDIDATE: text,
+        col.TEXT_REFERENCE: other_text,
+        EARLIER_CANDIDATE: earlier,
+        EARLIER_REFERENCE: earlier_other,
+        col.LENGTH_CANDIDATE: None if text is None else len(text),
+        col.LENGTH_REFERENCE: None if other_text is None else len(other_text),
+        col.CANDIDATE_FIRST: shown_first(row[col.ID], seed),
+        col.ERROR: missing,
+    }
+
+
+def _missing(whose: str, row: Row) -> str | None:
+    reason = f" ({row[col.ERROR]})" if row[col.ERROR] else ""
+    return None if row[col.PREDICTION] is not None else f"no answer: the {whose} gave none{reason}"
+
+
+def _asked(row: Row) -> list[Message]:
+    """Write down the conversation before the last answer, with the model's own answers to the earlier of its open turns."""
+    extracted = dict(row.get(col.EXTRACTED) or ())
+    own = [extracted[name] for name in (f"turn_{number}" for number in range(1, len(extracted) + 1)) if name in extracted]
+    messages = [Message(role=message["role"], content=message["content"]) for message in row[col.MESSAGES]]
+    conversation = messages[: len(messages) - len(own) - 1]
+    for turn, answer in zip(messages[len(conversation) :], [*own, None], strict=True):
+        conversation += [turn] if answer is None else [turn, Message(role="assistant", content=answer)]
+    return conversation
+
+
+def _part(first: Sequence[Message], second: Sequence[Message]) -> tuple[list[Message], str, str]:
+    """Split two conversations into what they share and the rest of each, as text that its last answer follows."""
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        same += 1
+    return [*first[:same]], _rest(first[same:]), _rest(second[same:])
+
+
+def _rest(messages: Sequence[Message]) -> str:
+    return "\n\n".join([*map(named, messages), "Assistant: "]) if messages else ""

@@ -1,0 +1,62 @@
+"""What the judge reads: kept in judge.yaml, or in a user's file of the same form, and hashed with every row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import resources
+
+from ual_ray.columns import Message, Messages, digest
+from ual_ray.engines.prompt_files import load_templates
+from ual_ray.engines.requests import Turns
+
+# The verdicts: the reply shown first, and the one shown second.
+FIRST, SECOND = "m", "M"
+LETTERS = (FIRST, SECOND)
+PLACEHOLDERS = {"comparison": {"conversation", "first", "second"}}
+# A letter that stands alone: not in a word, nor after the apostrophe of "I'm".
+VERDICT = re.compile(r"(?<![\w'’])[mM](?![\w'’])")
+
+
+@dataclass(frozen=True)
+class JudgePrompts:
+    """The wording of the question."""
+
+    version: int
+    comparison: str
+
+    def compare(self, conversation: Messages, first: str, second: str) -> Turns:
+        """Ask which of two replies to a conversation is better."""
+        return (("user", self.comparison.format(conversation=as_text(conversation), first=first, second=second)),)
+
+    @property
+    def hash(self) -> str:
+        """Hash of version and wording: 16 hexadecimal digits."""
+        return digest(asdict(self))
+
+
+@lru_cache
+def load_judge_prompts(path: str | None = None) -> JudgePrompts:
+    """Read the project's prompt, or a user's in its place. Raises UserError for a file that will not do."""
+    own = resources.files("ual_ray.judge").joinpath("prompts.yaml")
+    return JudgePrompts(**load_templates(own, path, "judge.templates", PLACEHOLDERS))
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """Write messages as text; roles are named when there is more than one message."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(named(message) for message in messages)
+
+
+def named(message: Message) -> str:
+    """Write a message as text, with its role."""
+    return f"{message['role'].capitalize()}: {message['content']}"
+
+
+def parse_verdict(text: str) -> str | None:
+    """Read the letter, m or M, out of a reply; None where there is none, or both."""
+    found = set(VERDICT.findall(text))
+    return found.pop() if len(found) == 1 else None

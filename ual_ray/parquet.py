@@ -1,0 +1,66 @@
+"""Reading and writing the rows of a stage, and digests of what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+import pyarrow.parquet
+
+from ual_ray import columns as col
+from ual_ray.columns import ID, ID_LENGTH
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file, or the files of a folder in order of name: 16 hexadecimal digits of SHA-256."""
+    hasher = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() or file == path:
+            with file.open("rb") as stream:
+                hasher.update(hashlib.file_digest(stream, "sha256").digest())
+    return hasher.hexdigest()[:ID_LENGTH]
+
+
+def content_digest(path: Path | str, columns: Sequence[str]) -> str:
+    """Hash what rows say in the named columns, whatever files, blocks and order they came in; columns it lacks count as none.
+
+    With the id among them, which is a hash of the messages, it stands for the messages too.
+    """
+    files = pyarrow.dataset.dataset(str(path), format="parquet")
+    table = files.to_table(columns=[name for name in columns if name in files.schema.names])
+    table = table.sort_by(ID) if ID in table.column_names else table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata(None).combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:ID_LENGTH]
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
+    """Write rows to one Parquet file, whole or not at all."""
+    write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table to one Parquet file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    pyarrow.parquet.write_table(table, part)
+    part.replace(path)
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or every Parquet file of a folder, ordered by id so that a reader sees one order."""
+    table = pyarrow.dataset.dataset(str(path), format="parquet").to_table(columns=None if columns is None else [*columns])
+    return table.sort_by(ID) if ID in table.column_names else table
+
+
+def recorded_map(smoothed: Path) -> dict[str, Any]:
+    """Read the map that made a file of alphas, and the digest of the scores it read; empty for a file made elsewhere."""
+    file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
+    metadata = pyarrow.parquet.read_schema(file).metadata or {}
+    return json.loads(metadata.get(col.MAP_METADATA, b"{}"))

@@ -1,0 +1,137 @@
+"""`ual promote`: give an arm's registered model the alias `champion`, if the run's comparison says that it is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ual_ray.config import BASE
+from ual_ray.config.load import load
+from ual_ray.config.redact import MASK, redact_uri
+from ual_ray.errors import UserError
+from ual_ray.report.comparison import PRIMARY, Comparison
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, read_json, within
+from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.stage_cache import DONE_FILE
+from ual_ray.stats.bootstrap import BETTER, WORSE
+
+# What an arm has to be better than in the primary comparison: the first of these that there is.
+REFERENCES = ("sft", BASE)
+BENCHMARK, METRIC = PRIMARY
+LEGAL = f"an arm that is better in {METRIC} on {BENCHMARK} than {' or '.join(REFERENCES)}, and worse in nothing"
+PROMOTED = "ual_ray.promoted_by"
+
+
+def promote(run_folder: Path, console: Console, arm: str | None = None, uri: str | None = None) -> str:
+    """Promote the model of an arm that the run's report compared, by default of the only arm that may be.
+
+    Return the version's number. uri: the MLflow store, by default the run's. Raises UserError when the comparison is
+    missing, or speaks against it.
+    """
+    findings = read_findings(run_folder)
+    comparisons = findings.comparisons.entries
+    chosen = arm or _only_promotable(comparisons)
+    if objection := objection_to(chosen, comparisons):
+        raise UserError(
+            f"the arm '{chosen}' is not promoted: {objection}",
+            legal=LEGAL,
+            fix="see report/report.md of the run; more rows or seeds may tell arms apart",
+        )
+    reason = describe(next(x for x in primary(chosen, comparisons) if x.verdict == BETTER))
+    name, version = _promote_version(run_folder, chosen, trained_folder(run_folder, chosen, findings), uri, reason)
+    console.print(f"{name} version {version} is now the champion: {reason}", highlight=False)
+    return version
+
+
+def read_findings(run_folder: Path) -> Findings:
+    """Read what the run's report found. Raises UserError when there is no report."""
+    file = run_folder / REPORT_FOLDER / FINDINGS_FILE
+    content = read_json(file)
+    if content is None:
+        raise UserError("there is no comparison to promote by", value=file, fix="`ual run` the pipeline to its report first")
+    return Findings.from_dict(content)
+
+
+def primary(arm: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the arm's primary comparisons, with the first reference that there is."""
+    found = [x for x in comparisons if x.arm == arm and x.primary]
+    for reference in REFERENCES:
+        if against := [x for x in found if x.reference == reference]:
+            return against
+    return []
+
+
+def objection_to(arm: str, comparisons: Sequence[Comparison]) -> str | None:
+    """Say what stands against promoting an arm; None when nothing does."""
+    mine = [x for x in comparisons if x.arm == arm]
+    if not mine:
+        return f"it was not compared; the arms are {', '.join(_arms(comparisons)) or 'none'}"
+    if worse := [x for x in mine if x.verdict == WORSE]:
+        return "; ".join(map(describe, worse))
+    first = primary(arm, comparisons)
+    if not first:
+        return f"its {METRIC} on {BENCHMARK} was not compared with {' or '.join(REFERENCES)}"
+    return None if any(x.verdict == BETTER for x in first) else "; ".join(map(describe, first))
+
+
+def describe(comparison: Comparison) -> str:
+    """Word a comparison with its interval, its p value after Holm, and its n."""
+    return (
+        f"{comparison.metric} on {comparison.benchmark} against {comparison.reference}: {comparison.verdict}, "
+        f"difference {comparison.difference:+.4g} ({comparison.ci_low:+.4g} to {comparison.ci_high:+.4g}), "
+        f"p {comparison.p_holm:.3g}, n {comparison.n}"
+    )
+
+
+def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
+    """Find the finished training of an arm that the report compared.
+
+    Raises UserError when there is none, and when the report does not say which of several it was.
+    """
+    named = within(findings.folders, "trained", arm)
+    folders = [run_folder / name for name in named] if named else sorted((run_folder / "arms" / arm / "train").glob("*"))
+    finished = [folder for folder in folders if (folder / DONE_FILE).is_file()]
+    if not finished:
+        raise UserError(
+            f"the arm '{arm}' has no finished training in {run_folder}",
+            value=", ".join(named or []) or None,
+            fix="run the pipeline to its end",
+        )
+    if len(finished) > 1:
+        raise UserError(
+            f"the report does not say which training of the arm '{arm}' it compared",
+            value=", ".join(folder.name for folder in finished),
+            fix="`ual run` again with the configuration that is to be promoted: it reports anew, and does nothing twice",
+        )
+    return finished[0]
+
+
+def _only_promotable(comparisons: Sequence[Comparison]) -> str:
+    objections = {arm: objection_to(arm, comparisons) for arm in _arms(comparisons)}
+    free = [arm for arm, objection in objections.items() if objection is None]
+    if len(free) == 1:
+        return free[0]
+    if free:
+        raise UserError("several arms may be promoted", value=", ".join(free), fix="name one with --arm")
+    lines = "\n".join(f"  {arm}: {objection}" for arm, objection in objections.items())
+    raise UserError(f"no arm may be promoted\n{lines}", legal=LEGAL)
+
+
+def _arms(comparisons: Sequence[Comparison]) -> list[str]:
+    return sorted({x.arm for x in comparisons})
+
+
+def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, reason: str) -> tuple[str, str]:
+    from ual_ray.tracking import champion_of, default_uri, read_run
+
+    tracking = load(run_folder / CONFIG_FILE).tracking
+    address = uri or tracking.uri or default_uri(run_folder)
+    if MASK in address:
+        raise UserError("the address of the MLflow store holds a password", value=address, fix="give it with --uri")
+    name = f"{tracking.register_as}-{arm}"
+    version = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))["figures"].get("registered_version")
+    run_id = read_run(folder, redact_uri(address)).get("run_id")
+    return name, champion_of(address, name, version, run_id, {PROMOTED: reason})

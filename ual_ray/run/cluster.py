@@ -1,0 +1,94 @@
+"""The Ray cluster: the only `ray.init` of the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+
+import ray
+
+from ual_ray.config import Config, EngineConfig, RuntimeConfig
+from ual_ray.errors import UserError
+from ual_ray.run.terminal import end_on_sigterm
+
+# Ray Data's own read, write and checkpoint tasks need a place to run while the actors hold every core.
+SPARE_LOGICAL_CPUS = 2
+
+
+@contextmanager
+def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
+    """Connect to the configured cluster, or start a local one; leave, and stop what was started here, at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 1) + SPARE_LOGICAL_CPUS,
+            include_dashboard=False,
+            log_to_driver=True,
+        )
+    end_on_sigterm()
+    try:
+        quiet_ray_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise UserError(
+            "runtime.address cannot be reached",
+            value=f"{address}: {error}",
+            legal="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
+            fix="start the cluster (cluster/local.sh start), or leave runtime.address out",
+        ) from error
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def cores_for_one(engine: EngineConfig) -> float:
+    """Return the CPU cores of a process that does alone what a pool of actors would: theirs, as far as one node has them."""
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return max(engine.cpus_per_actor, min(engine.cpus_per_actor * engine.max_actors, largest))
+
+
+def check_cluster(config: Config, stages: Set[str]) -> list[str]:
+    """Compare what these stages ask for with what the cluster has now, and return what it has to wait for.
+
+    Raises UserError on a local cluster, which will never grow.
+    """
+    engine, train = config.engine, config.train
+    asked = {}
+    if stages - {"train"}:
+        asked["engine.cpus_per_actor x engine.min_actors", "CPU"] = engine.cpus_per_actor * engine.min_actors
+        asked["engine.gpus_per_actor x engine.min_actors", "GPU"] = engine.gpus_per_actor * engine.min_actors
+    if "train" in stages:
+        key, workers = ("train.num_workers", train.num_workers)
+        if train.min_workers is not None:
+            key, workers = ("train.min_workers", train.min_workers)
+        asked[f"train.cpus_per_worker x {key}", "CPU"] = train.cpus_per_worker * workers
+        asked[f"train.gpus_per_worker x {key}", "GPU"] = train.gpus_per_worker * workers
+    have = ray.cluster_resources()
+    waits = [
+        f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g} now"
+        for (key, resource), amount in asked.items()
+        if amount > have.get(resource, 0)
+    ]
+    if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+        raise UserError("more is asked for than this machine has", value="; ".join(waits), fix="lower these settings")
+    return waits

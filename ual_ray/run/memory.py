@@ -1,0 +1,18 @@
+"""Memory that a process has taken."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+BYTES_PER_GIB = 2**30
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest memory so far in GiB: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest * (1 if sys.platform == "darwin" else 1024) / BYTES_PER_GIB

@@ -1,0 +1,97 @@
+"""The output folder: whose it is, who works in it, and which stages are finished.
+
+    output/
+      config.yaml                 the configuration of the last run
+      owner.json                  the data and the model this folder belongs to
+      ual.log                     what Ray, vLLM and transformers had to say
+      <stage>/<digest>/           one folder per stage and per digest of its inputs and settings
+        started.json              written first: the inputs and settings
+        done.json                 written last: the stage's figures
+
+A stage whose digest has a done.json is not done again. One that was interrupted finds its folder as it left it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ual_ray.config import DEMO, Config
+from ual_ray.config.load import dump
+from ual_ray.config.redact import redact
+from ual_ray.data.fingerprint import fingerprint
+from ual_ray.errors import UserError
+from ual_ray.run.stage_cache import LOCK_FILE, LOG_FILE, write_json
+
+CONFIG_FILE = "config.yaml"
+OWNER_FILE = "owner.json"
+
+
+class Workspace:
+    """One output folder, held by one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the folder."""
+        self.root = root
+
+    @property
+    def log_file(self) -> Path:
+        """Where the chatter goes."""
+        return self.root / LOG_FILE
+
+    def check_owner(self, config: Config) -> None:
+        """Raise UserError when the folder belongs to other data or another model, or holds somebody's files."""
+        owner = _owner(config)
+        path = self.root / OWNER_FILE
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if found != owner:
+                changed = {
+                    key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]
+                }
+                raise UserError(
+                    f"the output directory {self.root} belongs to another configuration",
+                    value="; ".join(f"{key}: {text}" for key, text in changed.items()),
+                    fix="give another output=..., or remove the directory",
+                )
+        elif self.root.exists() and not self.root.is_dir():
+            raise UserError("output is not a directory", value=self.root)
+        elif self.root.is_dir() and any(file.name not in (LOG_FILE, LOCK_FILE) for file in self.root.iterdir()):
+            raise UserError(
+                f"the output directory {self.root} is not empty and was not made by ual",
+                value=sorted(file.name for file in self.root.iterdir())[:5],
+                fix="give another output=...",
+            )
+
+    def claim(self, config: Config) -> None:
+        """Write down whose folder this is, and the configuration in force."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / OWNER_FILE, _owner(config))
+        (self.root / CONFIG_FILE).write_text(dump(redact(config)))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out while the block runs. Raises UserError when one is in."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.root / LOCK_FILE), timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"another run is working in {self.root}", fix="wait for it, or give another output=...") from error
+        except OSError as error:
+            raise UserError(f"output {self.root} cannot be written", value=error, legal="a writable directory") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _owner(config: Config) -> dict[str, Any]:
+    """Say whose folder it is by content: a data file may move, as it does when a job is submitted."""
+    content = DEMO if config.data.path == DEMO else f"content {fingerprint(config.data)}"
+    return {"data.path": content, "model": config.model}

@@ -1,0 +1,124 @@
+"""Stages that are done are not done again: one folder per stage and digest of its inputs and settings.
+
+    <stage>/<digest>/
+      started.json      written first: the inputs and settings
+      done.json         written last: the stage's figures
+
+An interrupted stage finds its folder as it left it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ual_ray import columns as col
+from ual_ray.columns import digest
+from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
+from ual_ray.errors import UserError
+
+STAGES = ("elicit", "smooth", "train", "evaluate", "calibrate", "judge")
+
+
+LOG_FILE = "ual.log"
+
+
+STARTED_FILE = "started.json"
+
+
+DONE_FILE = "done.json"
+
+
+NEWEST_FILE = "newest"
+
+
+LOCK_FILE = ".lock"
+
+
+# What a single command holds open in its --out while it works there.
+KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER, SPOOL_FOLDER)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage: where it is, what it found, how long it took, and whether it was finished before."""
+
+    folder: Path
+    digest: str
+    figures: dict[str, Any]
+    seconds: float
+    reused: bool
+
+
+def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[str, Any]], *, force: bool = False) -> Done:
+    """Do a stage in `folder` unless it is done there: `work()` returns its figures.
+
+    `inputs` holds the digests of what the stage reads and the settings that shape its result. An interrupted stage finds
+    the folder as it left it; `force` empties it first. Raises UserError when the folder is another configuration's.
+    """
+    key = stage_digest(inputs)
+    if force:
+        _empty(folder)
+    started_as = _read_json(folder / STARTED_FILE)
+    if started_as is not None and started_as["digest"] != key:
+        changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
+        raise UserError(
+            f"the output directory {folder} belongs to another configuration",
+            value=f"different: {', '.join(changed) or 'the layout of its rows'}",
+            fix="give another --out, or --force to do it again from the start",
+        )
+    if (done := _read_json(folder / DONE_FILE)) is not None:
+        return Done(folder, key, done["figures"], done["seconds"], reused=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
+    started = time.monotonic()
+    figures = work()
+    seconds = time.monotonic() - started
+    write_json(folder / DONE_FILE, {"figures": figures, "seconds": seconds})
+    return Done(folder, key, figures, seconds, reused=False)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a stage wrote, and nothing else. Raises UserError for a folder that no stage made."""
+    if folder.is_dir() and any(file.name not in KEPT_FILES for file in folder.iterdir()):
+        if not (folder / STARTED_FILE).is_file():
+            raise UserError(f"{folder} was not made by this stage", fix="give another --out, or leave --force out")
+        for file in folder.iterdir():
+            if file.name not in KEPT_FILES:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def point_to(root: Path, folder: Path) -> None:
+    """Remember which of a folder's parts is the newest."""
+    (root / NEWEST_FILE).write_text(folder.name)
+
+
+def newest(root: Path) -> Path:
+    """Return the newest part of a folder; the folder itself where none is remembered."""
+    pointer = root / NEWEST_FILE
+    return root / pointer.read_text().strip() if pointer.is_file() else root
+
+
+def stage_digest(inputs: Mapping[str, Any]) -> str:
+    """Hash the inputs and settings of a stage, and the version of the rows."""
+    return digest({"schema": col.SCHEMA_VERSION, **_plain(inputs)})
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to one file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, default=str))
+    part.replace(path)

@@ -1,0 +1,1 @@
+"""Pure statistics: metrics, bootstrap, score quality."""

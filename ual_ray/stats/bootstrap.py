@@ -1,0 +1,188 @@
+"""Is a difference between two models more than chance? Paired bootstrap by question, several seeds, Holm. Pure.
+
+Everything here is a function of column sums: a resample of the questions is a vector of counts, and its sums are one
+matrix product. So no resample is ever held as rows, and comparisons on the same questions share their draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ual_ray.stats.metrics import Direction
+
+Numbers = NDArray[np.float64]
+Verdict = Literal["better", "worse", "cannot tell"]
+BETTER: Verdict = "better"
+WORSE: Verdict = "worse"
+CANNOT_TELL: Verdict = "cannot tell"
+
+LEVEL = 0.95
+RESAMPLES = 2000
+# Resamples are drawn in blocks of about this many counts: 8 MB.
+BLOCK = 1_000_000
+# A p-value has to be resolved finely enough to survive the step-down over its whole family.
+RESOLUTION = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with its percentile interval at a level, its two-sided p-value in (0, 1], and the pairs `n` behind it."""
+
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    n: int
+
+
+def resampled_sums(columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Numbers:
+    """Draw rows with replacement, as many as there are, and sum each column: [rows, k] gives [resamples, k].
+
+    Exact multinomial resampling; memory does not grow with `resamples` x rows. The same rows and seed give the same draws,
+    whatever the columns.
+    """
+    values = np.ascontiguousarray(columns, dtype=np.float64)
+    assert values.ndim == 2 and len(values), "columns is [rows, k], with rows"
+    n = len(values)
+    random = np.random.Generator(np.random.SFC64(seed))
+    block = max(1, BLOCK // n)
+    sums = np.empty((resamples, values.shape[1]))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        sums[start : start + size] = _counts(random, n, size) @ values
+    return sums
+
+
+def _counts(random: np.random.Generator, n: int, size: int) -> Numbers:
+    """Draw how often each of n rows is in a resample: [size, n], every line sums to n."""
+    counts = np.empty((size, n))
+    for line in counts:
+        line[:] = np.bincount(random.integers(n, size=n, dtype=np.uint32), minlength=n)
+    return counts
+
+
+def estimate(value: float, resampled: Numbers, informative: int, n: int, level: float = LEVEL) -> Estimate:
+    """Turn resampled differences into an interval and a p-value.
+
+    p = 2 min(share of resamples <= 0, share >= 0), counting the data as one resample more. It is never below
+    2^(1 - informative), the least that a two-sided test can reach by flipping the signs of that many pairs that differ:
+    a bootstrap of three questions has no business being certain.
+    """
+    tail = (1 - level) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    least = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    p_value = min(1.0, max(2 * (least + 1) / (len(resampled) + 1), 2.0 ** (1 - informative)))
+    return Estimate(float(value), float(low), float(high), float(p_value), n)
+
+
+def bootstrap_mean(
+    values: ArrayLike, reference: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Compare two models by the mean over questions: values[i] and reference[i] belong to the same question."""
+    mine, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    ones = np.ones(len(mine))
+    return bootstrap_ratio(mine, ones, theirs, ones, level=level, resamples=resamples, seed=seed)
+
+
+def bootstrap_ratio(
+    values: ArrayLike,
+    weights: ArrayLike,
+    reference: ArrayLike,
+    reference_weights: ArrayLike,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Compare two models by a ratio of sums, such as summed NLL per token: sum(values) / sum(weights) - the reference's.
+
+    Question i has values[i] over weights[i] > 0 (its tokens) under one model, reference[i] over reference_weights[i] under
+    the other. Questions are resampled, each with all its tokens under both models.
+    """
+    columns = np.column_stack([np.asarray(part, np.float64) for part in (values, weights, reference, reference_weights)])
+    return bootstrap(columns, resampled_sums(columns, resamples, seed), level, seed)
+
+
+def bootstrap(columns: Numbers, resampled: Numbers, level: float, seed: int) -> Estimate:
+    """Estimate the mean over training seeds of value / weight - reference value / reference weight.
+
+    columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`.
+    """
+    assert np.isfinite(columns).all(), "missing pairs are left out before"
+    seeds = columns.shape[1] // 4
+    value = difference_of_ratios(columns.sum(axis=0), np.ones(seeds))
+    drawn = difference_of_ratios(resampled, seed_counts(seeds, len(resampled), seed))
+    return estimate(float(value), drawn, informative_pairs(columns), len(columns), level)
+
+
+def difference_of_ratios(sums: Numbers, counts: Numbers) -> Numbers:
+    """From sums [..., seeds x 4] to the mean difference over seeds, each taken as often as counts [..., seeds] says."""
+    value, weight, reference, reference_weight = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
+    return ((value / weight - reference / reference_weight) * counts).sum(axis=-1) / counts.sum(axis=-1)
+
+
+def informative_pairs(columns: Numbers) -> int:
+    """Count the questions that tell two models apart at all.
+
+    columns: [n, seeds x 4] of value, weight, reference, reference weight.
+    """
+    sides = columns.reshape(len(columns), -1, 2, 2)
+    return int((sides[:, :, 0] != sides[:, :, 1]).any(axis=(1, 2)).sum())
+
+
+def hierarchical_bootstrap(
+    values_by_seed: Sequence[ArrayLike],
+    weights_by_seed: Sequence[ArrayLike] | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Average differences over training seeds and questions, resampling the seeds, and the questions within them.
+
+    values_by_seed[s][i] is the difference at question i under seed s, weights_by_seed its weight (1 by default; tokens for
+    NLL): the mean over seeds of sum of values / sum of weights. All seeds answered the same questions, so a resample draws
+    the questions once for all its seeds: drawn per seed, one hard question would count as new evidence once per seed (Owen
+    2007, the pigeonhole bootstrap). n is the number of questions. Two or three seeds say little of how seeds vary.
+    """
+    values = [np.asarray(part, dtype=np.float64) for part in values_by_seed]
+    weights = [np.ones(len(part)) for part in values] if weights_by_seed is None else weights_by_seed
+    nothing = np.zeros(len(values[0]))
+    columns = np.column_stack([part for v, w in zip(values, weights, strict=True) for part in (v, w, nothing, w)])
+    return bootstrap(columns, resampled_sums(columns, resamples, seed), level, seed)
+
+
+def seed_counts(seeds: int, resamples: int, seed: int) -> Numbers:
+    """Draw how often each training seed is in a resample: [resamples, seeds]."""
+    random = np.random.default_rng([seed, seeds])
+    return random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float64)
+
+
+def holm(p_values: ArrayLike) -> Numbers:
+    """Adjust the p-values of a family by Holm's step-down; each is then compared with the level as it is.
+
+    The i-th smallest of m (from 1) becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979).
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
+    adjusted = np.empty_like(p)
+    adjusted[order] = stepped
+    return adjusted
+
+
+def resamples_needed(family: int, level: float = LEVEL, at_least: int = RESAMPLES) -> int:
+    """Say how many resamples let the smallest p-value of a family stay below 1 - level after the step-down."""
+    return max(at_least, int(np.ceil(RESOLUTION * family / (1 - level))))
+
+
+def verdict(difference: float, p_adjusted: float, direction: Direction, level: float = LEVEL) -> Verdict:
+    """Say in words what a difference (model - reference) means: better, worse, or cannot tell."""
+    if p_adjusted > 1 - level or difference == 0:
+        return CANNOT_TELL
+    return BETTER if (difference < 0) == (direction == "lower") else WORSE

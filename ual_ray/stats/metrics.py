@@ -1,0 +1,214 @@
+"""From result rows to figures: every metric's name, label and direction; every figure with its n and standard error. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from ual_ray import columns as col
+
+OVERALL = "overall"
+NLL = "nll"
+EXACT_MATCH_STRICT = "exact_match_strict"
+EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
+EXACT_MATCH_MATH = "exact_match_math"
+ACCURACY = "accuracy"
+ACCURACY_NORMALISED = "accuracy_normalised"
+WIN_RATE = "win_rate"
+LENGTH_CONTROLLED_WIN_RATE = "length_controlled_win_rate"
+ECE_WIDTH = "ece_width"
+ECE_MASS = "ece_mass"
+BRIER_SCORE = "brier"
+AUROC = "auroc"
+AURC = "aurc"
+PRR = "prr"
+NC1 = "nc1"
+SILHOUETTE = "silhouette"
+SCATTER_RATIO = "scatter_ratio"
+
+Direction = Literal["lower", "higher"]
+# nats; a share of [0, 1], written in percent; percent as it is; a plain number.
+Unit = Literal["nats", "share", "percent", "number"]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called, which way is better (None = it is not known), and its unit."""
+
+    label: str
+    direction: Direction | None
+    unit: Unit
+
+
+METRICS: dict[str, Metric] = {
+    NLL: Metric("NLL per token, nats", "lower", "nats"),
+    EXACT_MATCH_STRICT: Metric("exact match, strict", "higher", "share"),
+    EXACT_MATCH_FLEXIBLE: Metric("exact match, flexible", "higher", "share"),
+    EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share"),
+    ACCURACY: Metric("accuracy", "higher", "share"),
+    ACCURACY_NORMALISED: Metric("accuracy, by length", "higher", "share"),
+    WIN_RATE: Metric("win rate", "higher", "percent"),
+    LENGTH_CONTROLLED_WIN_RATE: Metric("win rate, length-controlled", "higher", "percent"),
+    ECE_WIDTH: Metric("ECE, equal width", "lower", "share"),
+    ECE_MASS: Metric("ECE, equal mass", "lower", "share"),
+    BRIER_SCORE: Metric("Brier score", "lower", "number"),
+    AUROC: Metric("AUROC", "higher", "number"),
+    AURC: Metric("AURC", "lower", "number"),
+    PRR: Metric("PRR", "higher", "number"),
+    NC1: Metric("NC1", "lower", "number"),
+    SILHOUETTE: Metric("silhouette", "higher", "number"),
+    SCATTER_RATIO: Metric("scatter ratio", "lower", "number"),
+}
+DIRECTIONS: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items() if metric.direction is not None}
+
+
+def metric_of(name: str) -> Metric:
+    """Look a metric up; one that is not known here keeps its name, and has no direction."""
+    return METRICS.get(name) or Metric(name.replace("_", " "), None, "number")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value: `metric` over the `n` rows of `source` in a benchmark; `standard_error` is None where n < 2."""
+
+    benchmark: str
+    metric: str
+    source: str
+    value: float
+    standard_error: float | None
+    n: int
+
+    @property
+    def direction(self) -> Direction | None:
+        """Which way is better, where that is known."""
+        return metric_of(self.metric).direction
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def figures(results: pa.Table) -> list[Figure]:
+    """Measure each benchmark of `records.RESULTS` rows: NLL per token overall and by source, the mean of every score.
+
+    A row without a value counts nowhere: missing is missing, never wrong.
+    """
+    found = []
+    for benchmark, rows in by_benchmark(results):
+        found += list(_nll_figures(benchmark, rows))
+        for metric, values in scores(rows).items():
+            found.append(mean(values[np.isfinite(values)], benchmark, metric))
+    return found
+
+
+def by_benchmark(results: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Split rows by benchmark, in order of name."""
+    column = results[col.BENCHMARK]
+    for benchmark in sorted(pa.compute.unique(column).to_pylist()):
+        yield benchmark, results.filter(pa.compute.equal(column, benchmark))
+
+
+def scores(results: pa.Table) -> dict[str, Numbers]:
+    """Read the map column `scores` as one array per metric, in order of name, NaN where a row has no such score."""
+    parts = [_chunk_scores(chunk) for chunk in results[col.SCORES].chunks]
+    names = sorted({name for part in parts for name in part})
+    lengths = [len(chunk) for chunk in results[col.SCORES].chunks]
+    columns = {
+        name: np.concatenate([part.get(name, np.full(n, np.nan)) for part, n in zip(parts, lengths, strict=True)])
+        for name in names
+    }
+    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+
+
+def _chunk_scores(chunk: pa.MapArray) -> dict[str, Numbers]:
+    # A null map may span entries of the child arrays: these are nobody's.
+    offsets = chunk.offsets.to_numpy()
+    row = np.repeat(np.arange(len(chunk)), np.diff(offsets))
+    span = slice(offsets[0], offsets[-1])
+    keys, values = chunk.keys[span], chunk.items[span].to_numpy(zero_copy_only=False).astype(np.float64)
+    values[~chunk.is_valid().to_numpy(zero_copy_only=False)[row] | ~np.isfinite(values)] = np.nan
+    columns = {}
+    for name in pa.compute.unique(keys).to_pylist():
+        own = pa.compute.equal(keys, name).to_numpy(zero_copy_only=False)
+        columns[name] = np.full(len(chunk), np.nan)
+        columns[name][row[own]] = values[own]
+    return columns
+
+
+def numbers(results: pa.Table, name: str) -> Numbers:
+    """Read a column of numbers; what is null or not finite is NaN."""
+    values = results[name].cast(pa.float64()).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def likelihoods(results: pa.Table) -> tuple[Numbers, Numbers]:
+    """Read summed NLL (nats) and target tokens of every row; both are NaN for a row that lacks one or has no token."""
+    sums, tokens = numbers(results, col.NLL_SUM), numbers(results, col.TARGET_TOKENS)
+    missing = np.isnan(sums) | ~(tokens > 0)
+    return np.where(missing, np.nan, sums), np.where(missing, np.nan, tokens)
+
+
+def _nll_figures(benchmark: str, rows: pa.Table) -> Iterator[Figure]:
+    sums, tokens = likelihoods(rows)
+    there = np.isfinite(sums)
+    if not there.any():
+        return
+    yield negative_log_likelihood(sums[there], tokens[there], benchmark)
+    encoded = rows[col.SOURCE].combine_chunks().dictionary_encode(null_encoding="encode")
+    names = encoded.dictionary.to_pylist()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    if len(names) < 2:
+        return
+    for code in sorted(range(len(names)), key=lambda code: str(names[code])):
+        own = there & (codes == code)
+        if own.any():
+            yield negative_log_likelihood(sums[own], tokens[own], benchmark, str(names[code]))
+
+
+def negative_log_likelihood(sums: Numbers, tokens: Numbers, benchmark: str, source: str = OVERALL) -> Figure:
+    """Unsmoothed NLL in nats per token: sum over rows / number of tokens (lower is better).
+
+    The standard error is that of a ratio estimator over rows, since the tokens of a row are not independent.
+    """
+    n, total = len(sums), tokens.sum()
+    ratio = sums.sum() / total
+    residuals = sums - ratio * tokens
+    error = math.sqrt(n / (n - 1) * (residuals @ residuals)) / total if n > 1 else None
+    return Figure(benchmark, NLL, source, float(ratio), None if error is None else float(error), n)
+
+
+def mean(values: Numbers, benchmark: str, metric: str) -> Figure:
+    """Average a score over rows; the standard error is that of a mean (of a share: sqrt(p (1 - p) / (n - 1)))."""
+    n = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Figure(benchmark, metric, OVERALL, float(values.mean()), error, n)
+
+
+def over_seeds(by_seed: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """Average the figures of one arm over seeds that answered the same questions.
+
+    The questions' share of the variance does not shrink with more seeds, the seeds' own does:
+    error^2 = mean over seeds of error^2 + variance between seeds / seeds. n is the smallest number of rows.
+    """
+    if len(by_seed) == 1:
+        return list(by_seed[0])
+    found: dict[tuple[str, str, str], list[Figure]] = {}
+    for figure in (figure for one in by_seed for figure in one):
+        found.setdefault((figure.benchmark, figure.metric, figure.source), []).append(figure)
+    return [_average(group) for group in found.values()]
+
+
+def _average(group: Sequence[Figure]) -> Figure:
+    values = np.array([figure.value for figure in group])
+    errors = [figure.standard_error for figure in group if figure.standard_error is not None]
+    spread = values.var(ddof=1) / len(group) if len(group) > 1 else 0.0
+    error = math.sqrt(float(np.mean(np.square(errors)) + spread)) if errors else None
+    return replace(group[0], value=float(values.mean()), standard_error=error, n=min(figure.n for figure in group))

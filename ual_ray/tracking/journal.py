@@ -1,0 +1,161 @@
+"""What is logged while the store is away, on disk and in order.
+
+    mlflow-spool/<key>/store.json             the store and experiment the operations are meant for, secrets masked
+    mlflow-spool/<key>/<number>.json          one operation; numbers rise with time
+    mlflow-spool/<key>/files/<name>/...       copies of the files that operations upload
+    mlflow-spool/<key>/refused/<number>.json  an operation that the store will never take, with its reason
+
+Every file is written under another name and then renamed: a process killed at any moment leaves whole operations.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from ual_ray.columns import digest
+from ual_ray.config.paths import SPOOL_FOLDER
+from ual_ray.config.redact import redact_values
+
+STORE = "store.json"
+FILES, REFUSED, LOCK = "files", "refused", ".lock"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to tell the store: what kind, of which run (its local id), and the values, all of which JSON can hold.
+
+    file: what is uploaded; the spool keeps a copy of it.
+    """
+
+    kind: str
+    run: str
+    content: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+
+class Spool:
+    """The operations that wait for one store and experiment; one process adds to it, in one order."""
+
+    def __init__(self, output: Path, store: Mapping[str, str | None]) -> None:
+        """Look for what an earlier process has left; nothing is written before something has to wait.
+
+        store: `uri` (without secrets) and `experiment` tell it apart; what else is there is kept for `catch_up`.
+        """
+        self._store = dict(store)
+        self.folder = output.absolute() / SPOOL_FOLDER / digest({key: store[key] for key in ("uri", "experiment")})[:12]
+        self._lock = threading.Lock()
+        self._names: deque[str] = deque(sorted(path.stem for path in self.folder.glob("[0-9]*.json")))
+        self._last = int(self._names[-1]) if self._names else 0
+
+    @property
+    def known(self) -> bool:
+        """Whether operations for this store have waited here before: its address was right then."""
+        return (self.folder / STORE).is_file()
+
+    @property
+    def waiting(self) -> int:
+        """Number of operations that wait."""
+        return len(self._names)
+
+    def append(self, operation: Operation) -> None:
+        """Keep an operation, and a copy of its file. Raises OSError when the disk does not take it."""
+        if not self.known:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / STORE, self._store)
+        if operation.file is not None:
+            operation = replace(operation, file=self._copy(Path(operation.file)))
+        with self._lock:
+            # The clock, so that what another process adds later also comes later; it may be set back, the order may not.
+            self._last = max(self._last + 1, time.time_ns())
+            name = f"{self._last:020d}"
+            _write(self._path(name), redact_values(asdict(operation)))
+            self._names.append(name)
+
+    def first(self) -> tuple[str, Operation] | None:
+        """Return the operation that has waited longest, by name; None when nothing waits. What cannot be read is put aside."""
+        while self._names:
+            name = self._names[0]
+            try:
+                return name, self._read(name)
+            except FileNotFoundError:
+                self._forget(name)  # another process has sent it
+            except (ValueError, TypeError) as error:
+                logger.error("MLflow: %s holds no operation: %s", self._path(name), error)
+                self._path(name).replace(self._aside() / f"{name}.json")
+                self._forget(name)
+        return None
+
+    def remove(self, name: str, operation: Operation) -> None:
+        """Forget an operation that has been sent, and its file."""
+        self._path(name).unlink(missing_ok=True)
+        if operation.file is not None and (copy := Path(operation.file)).parents[1] == self.folder / FILES:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+        self._forget(name)
+
+    def refuse(self, operation: Operation, reason: str, name: str | None = None) -> Path:
+        """Put an operation aside that the store will never take; `name`: of one that has waited. Its file stays where it is."""
+        aside = self._aside() / f"{name or f'{time.time_ns():020d}'}.json"
+        _write(aside, redact_values({**asdict(operation), "reason": reason}))
+        if name is not None:
+            self._path(name).unlink(missing_ok=True)
+            self._forget(name)
+        return aside
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Take the right to send what waits; gives False when another process has it."""
+        lock = FileLock(str(self.folder / LOCK), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _read(self, name: str) -> Operation:
+        operation = Operation(**json.loads(self._path(name).read_text(encoding="utf-8")))
+        return operation if operation.file is None else replace(operation, file=str(self.folder / operation.file))
+
+    def _copy(self, file: Path) -> str:
+        """Copy a file, and say where below the folder, which may be moved."""
+        name = f"{FILES}/{uuid4().hex}/{file.name}"
+        copy = self.folder / name
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(file, copy)
+        return name
+
+    def _aside(self) -> Path:
+        aside = self.folder / REFUSED
+        aside.mkdir(parents=True, exist_ok=True)
+        return aside
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._names.remove(name)
+
+
+def _write(path: Path, content: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(path)

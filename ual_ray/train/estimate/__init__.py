@@ -1,0 +1,1 @@
+"""Resource estimate of a training (`ual train --dry-run`)."""

@@ -1,0 +1,279 @@
+"""`ual train --dry-run`: what training will take, before anything runs. No weights are read, and no Ray is started.
+
+Counted: parameters, steps, tokens and padding; of large data from a sample of its rows. Estimated: memory (`memory`), and
+time, which is the operations of all steps (`forward_pass`) over what the workers' devices do per second (`devices`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from ual_ray import columns as col
+from ual_ray.config import Config, LoraConfig, TrainConfig
+from ual_ray.errors import UserError
+from ual_ray.models.resolve import resolve_model
+from ual_ray.train.batches import Plan
+from ual_ray.train.estimate.devices import GIB, Device, find_device
+from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
+from ual_ray.train.estimate.memory import Memory, Parameters, checkpoint_bytes, count_parameters, estimate
+from ual_ray.train.lora import add_adapters
+from ual_ray.train.product_speed import resolve_dtype
+from ual_ray.train.token_store import TokenStore
+from ual_ray.train.tokenize import Render
+from ual_ray.train.weights import empty_model
+
+# So many rows, evenly spread, stand for all.
+MAX_SAMPLE = 2000
+# What is worth a word: share of padding, share of rows cut off.
+MAX_PADDING, MAX_TRUNCATED = 0.3, 0.1
+SUGGESTED_RANK = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], stretched from `seen` of `total` rows.
+
+    `dropped` (by reason) and `truncated` count among those seen.
+    """
+
+    lengths: np.ndarray
+    targets: np.ndarray
+    total: int
+    seen: int
+    dropped: Counter[str]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch of a run: sequences, and tokens of the longest. `passes`: so many has a rank in a step."""
+
+    rows: int
+    length: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What training will take: memory and checkpoints in bytes, time in seconds.
+
+    A step's tokens are means over all steps, without padding; `advice`: what will not work well, and which key to change.
+    """
+
+    config: Config
+    device: Device
+    rows: Rows
+    sequences: int
+    steps: int
+    tokens_per_step: float
+    target_tokens_per_step: float
+    padding_share: float
+    micro_batch: MicroBatch
+    parameters: Parameters
+    memory: Memory
+    memory_other_way: Memory
+    checkpoint: int
+    seconds: float
+    advice: tuple[str, ...]
+
+
+def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
+    """Plan the training of `config.model` on smoothed rows. gpu: as `find_device` takes it.
+
+    Raises UserError for rows or a model that training would refuse, and for a GPU that is not known.
+    """
+    config = config.model_copy(update={"train": resolve_dtype(config.train)})
+    train, model = config.train, Model(config)
+    rows = sample_rows(config, smoothed)
+    plan = Plan(rows.lengths, rows.targets, train, config.seed, train.num_workers)
+    tokens, targets = (int(counts.sum()) / plan.steps_per_epoch for counts in (rows.lengths, rows.targets))
+    longest = max(int(rows.lengths[list(sequence)].sum()) for sequence in plan.sequences)
+    sequences = min(train.global_batch_size, len(plan.sequences))
+    micro = micro_batch(train, sequences, longest)
+    device = find_device(config, gpu)
+    memory = model.memory(train, micro)
+    flops = model.flops(train, micro, tokens / (1 - plan.padding_share), targets)
+    return DryRun(
+        config=config,
+        device=device,
+        rows=rows,
+        sequences=len(plan.sequences),
+        steps=len(plan),
+        tokens_per_step=tokens,
+        target_tokens_per_step=targets,
+        padding_share=plan.padding_share,
+        micro_batch=micro,
+        parameters=model.parameters(train),
+        memory=memory,
+        memory_other_way=model.memory(_with(train, activation_checkpointing=not train.activation_checkpointing), micro),
+        checkpoint=checkpoint_bytes(model.parameters(train).trainable),
+        seconds=len(plan) * flops / (device.flops * train.num_workers),
+        advice=(
+            *_about_rows(train, rows),
+            *_about_plan(train, plan, micro, model.positions()),
+            *_about_memory(train, device, memory, lambda other: model.memory(other, micro_batch(other, sequences, longest))),
+        ),
+    )
+
+
+def sample_rows(config: Config, smoothed: Path) -> Rows:
+    """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
+    training = pyarrow.dataset.dataset(str(smoothed), format="parquet").filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
+    total = training.count_rows()
+    places = np.linspace(0, total, min(total, MAX_SAMPLE), endpoint=False).astype(np.int64)
+    table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))
+    with TemporaryDirectory() as folder:
+        render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
+        (summary,) = render(table).to_pylist()
+        store = TokenStore.open(Path(folder), col.TRAIN)
+        dropped = Counter(row["reason"] for row in summary["dropped"])
+    if not len(store):
+        raise UserError(
+            "no training row is left", value=f"of {len(places)} rows: {dict(dropped)}", fix="raise train.max_length"
+        )
+    size = round(total * len(store) / len(places))
+    lengths, targets = (np.resize(counts, size) for counts in (store.lengths, store.target_tokens))
+    return Rows(lengths, targets, total, len(places), dropped, summary["truncated_rows"])
+
+
+def micro_batch(train: TrainConfig, sequences: int, length: int) -> MicroBatch:
+    """Tell how a step of so many sequences is dealt out, as `batches.Plan` does it."""
+    passes = ceil(sequences / (train.micro_batch_size * train.num_workers))
+    return MicroBatch(ceil(sequences / (passes * train.num_workers)), length, passes)
+
+
+class Model:
+    """A model's shapes, whatever the settings; what was counted once is not counted again."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the model's name; only its config.json is read. Raises UserError when there is none."""
+        self._path, self._trust = resolve_model(config.model), config.trust_remote_code
+        self._make = cache(self._empty)
+        self._forward = cache(self._forward_pass)
+
+    def positions(self) -> int | None:
+        """The longest sequence that the model was made for, in tokens; None where it does not say."""
+        causal_lm: Any = self._make(LoraConfig())
+        return getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
+
+    def parameters(self, train: TrainConfig) -> Parameters:
+        """Count parameters, in all and of one rank."""
+        return count_parameters(self._make(train.lora), train.num_workers // train.replicas)
+
+    def memory(self, train: TrainConfig, micro: MicroBatch) -> Memory:
+        """Estimate one rank's memory."""
+        forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing)
+        return estimate(self.parameters(train), forward, train, micro.rows * micro.length, micro.passes)
+
+    def flops(self, train: TrainConfig, micro: MicroBatch, tokens: float, targets: float) -> float:
+        """Operations of a step over all ranks: of `tokens` with padding in the decoder, of `targets` in the head."""
+        parameters = self.parameters(train)
+        forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing).flops
+        # Forward, backward to the inputs, backward to what is trained; and forward again with checkpointing.
+        body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing
+        head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head)
+        return body * forward / (micro.rows * micro.length) * tokens + head * targets
+
+    def _empty(self, lora: LoraConfig) -> Any:
+        try:
+            causal_lm = empty_model(self._path, self._trust)
+        except (OSError, ValueError) as error:
+            raise UserError("model: its config.json cannot be read", value=f"{self._path}: {error}") from error
+        if lora.rank:
+            add_adapters(causal_lm, lora)
+        return causal_lm
+
+    def _forward_pass(self, lora: LoraConfig, dtype: str, rows: int, length: int, packed: bool) -> ForwardPass:
+        return forward_pass(self._make(lora), dtype, rows, length, packed=packed)
+
+
+def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
+    dropped = rows.dropped.total() / rows.seen
+    if dropped > train.max_dropped_share:
+        yield (
+            f"{dropped:.0%} of the rows would be dropped ({_counts(rows.dropped)}), and training would stop: more than "
+            f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
+        )
+    if rows.truncated > MAX_TRUNCATED * rows.seen:
+        yield f"{rows.truncated / rows.seen:.0%} of the rows are cut off at train.max_length = {train.max_length}. Raise it."
+
+
+def _about_plan(train: TrainConfig, plan: Plan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
+    if plan.padding_share > MAX_PADDING and not train.packing:
+        yield f"{plan.padding_share:.0%} of the tokens computed are padding. Set train.packing=true."
+    sequences = min(train.global_batch_size, len(plan.sequences))
+    if idle := max(0, micro.passes * train.num_workers - sequences):
+        yield (
+            f"a step has {sequences} sequences, so {idle} of {micro.passes * train.num_workers} micro-batches are empty. "
+            "Raise train.global_batch_size, or use fewer workers."
+        )
+    if positions is not None and micro.length > positions:
+        yield f"sequences of {micro.length} tokens are longer than the model's {positions} positions. Lower train.max_length."
+
+
+def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any) -> Iterator[str]:
+    """Say whether it fits, and if not, which single change would do, or else which changes one after the other."""
+    if device.memory is None or memory.peak <= device.memory:
+        return
+    have = f"it needs {memory.peak / GIB:.1f} GiB per worker, {device.memory / GIB:.1f} GiB can be used on {device.name}"
+    alone, together = [], dict[str, Any]()
+    found: tuple[str, int] | None = None
+    for change in _changes(train):
+        if (peak := judge(_with(train, **change)).peak) <= device.memory:
+            alone.append(f"{_keys(change)} ({peak / GIB:.1f} GiB)")
+    for change in [] if alone else _changes(train):
+        together |= change
+        if (peak := judge(_with(train, **together)).peak) <= device.memory:
+            found = _keys(together), peak
+            break
+    if alone:
+        yield f"DOES NOT FIT: {have}. Any of these alone would do: {', '.join(alone)}."
+    elif found:
+        yield f"DOES NOT FIT: {have}. Together these would do: {found[0]} ({found[1] / GIB:.1f} GiB)."
+    else:
+        yield f"DOES NOT FIT: {have}. No settings make it fit: use more workers with more memory, or a smaller model."
+
+
+def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Settings that take less memory, those that cost least first."""
+    on_gpu = train.gpus_per_worker > 0
+    if train.dtype == "float32" and on_gpu:
+        yield {"dtype": "bfloat16"}
+    if not train.reshard_after_forward:
+        yield {"reshard_after_forward": True}
+    if not train.activation_checkpointing:
+        yield {"activation_checkpointing": True}
+    if train.micro_batch_size > 1:
+        yield {"micro_batch_size": 1, "global_batch_size": min(train.global_batch_size, train.num_workers)}
+    if train.replicas > 1:
+        yield {"replicas": 1}
+    if on_gpu:
+        yield from ({"num_workers": train.num_workers * times} for times in (2, 4))
+        if not train.cpu_offload:
+            yield {"cpu_offload": True}
+    if not train.lora.rank:
+        yield {"lora": {"rank": SUGGESTED_RANK}}
+
+
+def _with(train: TrainConfig, **changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate(train.model_dump() | changes)
+
+
+def _keys(changes: dict[str, Any]) -> str:
+    flat = {f"lora.{k}": v for k, v in changes.get("lora", {}).items()} | {k: v for k, v in changes.items() if k != "lora"}
+    return " ".join(f"train.{key}={str(value).lower()}" for key, value in flat.items())
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items())

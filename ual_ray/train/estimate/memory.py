@@ -1,0 +1,171 @@
+"""What a rank holds while it trains, estimated before a weight is read: from the model's config.json and the settings alone.
+
+Counted: parameters, sharded as FSDP2 does it, each along its first dimension and rounded up; activations (`forward_pass`).
+Known from how ual_ray works: float32 weights, gradients and AdamW's two moments; the loss's chunk of logits and its
+gradients (`loss`); what FSDP2 gathers; the copy that an asynchronous checkpoint is written from; the file that export fills.
+Rules of thumb, marked OURS: what a process holds before it trains, and what backward of a layer holds at a time. The rendered
+rows are not counted: they are mapped from files; nor is memory that was freed and that the C library keeps to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ual_ray.config import TrainConfig
+from ual_ray.train.estimate.forward_pass import ForwardPass
+from ual_ray.train.export import SHARD_BYTES
+from ual_ray.train.loss import DEFAULT_CHUNK_BYTES
+from ual_ray.train.sharding import DTYPES, find_layers
+
+FLOAT32 = 4
+ADAM_MOMENTS = 2
+# OURS: a CPU worker with Python, torch, Ray and transformers; a GPU's CUDA context, NCCL buffers and cuBLAS workspace.
+PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
+# OURS: backward of a layer holds about so many tensors as large as the largest that forward saved.
+BACKWARD_TENSORS = 3
+# One group of weights computes, the next is fetched, through a buffer of the same size.
+GATHERED_GROUPS = 3
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters, in all and of one rank (`shard`).
+
+    FSDP gathers a group at a time: a decoder layer, or the embedding if the head is another. `root` is the rest, the head
+    above all, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
+    """
+
+    total: int
+    trainable: int
+    shard: int
+    trainable_shard: int
+    largest_group: int
+    largest_trainable_group: int
+    root: int
+    trainable_root: int
+    vocabulary: int
+    width: int
+
+    @property
+    def trainable_head(self) -> bool:
+        """Whether the output layer's weights are trained; adapters never sit there."""
+        return self.trainable_root >= self.vocabulary * self.width
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank on its device: `peak`, the largest that is held at any `moment`, and `parts`, by what for.
+
+    Not all parts exist at the same moment: they add up to more than the peak. `host`: what a GPU's worker holds in host memory
+    beside its process, by cpu_offload and while a checkpoint is written; 0 on CPUs, where all of it is in `parts`.
+    """
+
+    parts: dict[str, int]
+    peak: int
+    moment: str
+    host: int
+
+
+def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
+    """Count the parameters of a model, on the meta device or not, and the part of one rank out of `shards`."""
+    model: Any = causal_lm
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    groups = [list(layer.parameters()) for layer in find_layers(model.get_decoder())]
+    if embedding.weight is not head.weight:
+        groups.append([embedding.weight])
+    grouped = {parameter for group in groups for parameter in group}
+    every = list(model.parameters())
+    root = [parameter for parameter in every if parameter not in grouped]
+    return Parameters(
+        total=_count(every),
+        trainable=_count(_trainable(every)),
+        shard=_sharded(every, shards),
+        trainable_shard=_sharded(_trainable(every), shards),
+        largest_group=max(map(_count, groups)),
+        largest_trainable_group=max(_count(_trainable(group)) for group in groups),
+        root=_count(root),
+        trainable_root=_count(_trainable(root)),
+        vocabulary=head.weight.shape[0],
+        width=head.weight.shape[1],
+    )
+
+
+def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, tokens: int, passes: int) -> Memory:
+    """Add up one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
+    on_gpu = config.gpus_per_worker > 0
+    width = DTYPES[config.dtype].itemsize
+    weights, gradients = FLOAT32 * parameters.shard, FLOAT32 * parameters.trainable_shard
+    state = {"weights": weights, "gradients": gradients, "optimizer": ADAM_MOMENTS * gradients}
+    copy = checkpoint_bytes(parameters.trainable_shard)
+    offloaded = sum(state.values()) if on_gpu and config.cpu_offload else 0
+    if offloaded:
+        state = dict.fromkeys(state, 0)
+    parts = {
+        **state,
+        "gathered weights": width * (_gathered_groups(parameters, config) + parameters.root),
+        "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
+        "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
+        + BACKWARD_TENSORS * forward.largest,
+        "loss": loss_bytes(parameters, tokens, width),
+        "checkpoint": 0 if on_gpu else copy,
+        "process": PROCESS_BYTES["cuda" if on_gpu else "cpu"],
+    }
+    always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
+    # The embedding's gradient is added to the head's where they are one.
+    root = width * parameters.root + (2 * width + FLOAT32) * parameters.trainable_root
+    held = {
+        "backward": sum(parts.values()) - parts["gradients"],
+        "the exchange of the head's gradients": always + parts["gradients"] + parts["whole gradients"] + root,
+        "export": always + (0 if on_gpu else 2 * min(SHARD_BYTES, FLOAT32 * parameters.total)),
+    }
+    moment = max(held, key=lambda name: held[name])
+    return Memory(parts, held[moment], moment, offloaded + copy if on_gpu else 0)
+
+
+def _gathered_groups(parameters: Parameters, config: TrainConfig) -> int:
+    groups = parameters.total - parameters.root
+    return min(groups, GATHERED_GROUPS * parameters.largest_group) if config.reshard_after_forward else groups
+
+
+def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
+    """Bytes of gradients before they are exchanged, of two groups: as backward makes them, and in float32 as they travel.
+
+    held: ranks exchange gradients once per step, and between the micro-batches of a step each has all of them whole.
+    """
+    groups = 2 * (width + FLOAT32) * parameters.largest_trainable_group
+    return groups + (FLOAT32 * parameters.trainable if held else 0)
+
+
+def checkpoint_bytes(trainable: int) -> int:
+    """Bytes of a checkpoint of so many trained parameters: float32 weights and AdamW's two moments."""
+    return (1 + ADAM_MOMENTS) * FLOAT32 * trainable
+
+
+def loss_bytes(parameters: Parameters, tokens: int, width: int) -> int:
+    """Bytes that the loss of `tokens` target tokens holds at most; width: bytes of a number in train.dtype.
+
+    A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; of a head that
+    is trained the float32 gradient, that gradient scaled by the step's number of tokens, and in bfloat16 its copy.
+    """
+    row = FLOAT32 * parameters.vocabulary
+    chunk = row * min(max(1, DEFAULT_CHUNK_BYTES // row), tokens)
+    copies = width if width < FLOAT32 else 0
+    head = parameters.vocabulary * parameters.width * (2 * FLOAT32 + copies) if parameters.trainable_head else 0
+    return chunk + chunk * copies // FLOAT32 + 2 * tokens * parameters.width * width + head
+
+
+def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _sharded(parameters: Iterable[Tensor], shards: int) -> int:
+    """Number of elements of the first rank's shards: rows are dealt out, and the first rank has the most."""
+    return sum(-(-len(parameter) // shards) * parameter[0].numel() for parameter in parameters)

@@ -1,0 +1,104 @@
+"""A dry run of training in words, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ual_ray.train.estimate.dry_run import DryRun
+
+GIB = 2**30
+# From where on a time reads better in the next larger unit.
+UNITS = (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800), ("days", 86400, float("inf")))
+
+
+def show(plan: DryRun, console: Console) -> None:
+    """Print what training will take; what will not work comes last, in red."""
+    for title, text in lines(plan):
+        console.print(f"[bold]{title:<14}[/bold] {escape(text)}", highlight=False)
+    for text in plan.advice:
+        console.print(f"[bold red]{'warning':<14}[/bold red] {escape(text)}", highlight=False)
+
+
+def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
+    """Yield each line's title and text."""
+    train, parameters, rows, micro = plan.config.train, plan.parameters, plan.rows, plan.micro_batch
+    yield (
+        "model",
+        f"{plan.config.model}: {amount(parameters.total)} parameters, {amount(parameters.trainable)} trained{_lora(plan)}",
+    )
+    sharded = f"{train.num_workers // train.replicas} shards" + (f" x {train.replicas} replicas" if train.replicas > 1 else "")
+    yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"
+    sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
+    dropped = f"{rows.dropped.total()} dropped, {rows.truncated} cut off"
+    yield (
+        "rows",
+        f"{rows.total:,} rows to train on{sample}; {dropped}; {plan.sequences:,} sequences{' (packed)' * train.packing}",
+    )
+    yield (
+        "steps",
+        f"{plan.steps:,} steps of {plan.tokens_per_step:,.0f} tokens, {plan.target_tokens_per_step:,.0f} of them trained on; "
+        f"{plan.padding_share:.1%} padding; at most {micro.rows} x {micro.length} tokens in a micro-batch, "
+        f"{micro.passes} per worker and step",
+    )
+    yield "memory", _memory(plan)
+    for name, size in plan.memory.parts.items():
+        if size:
+            yield "", f"{name:<18} {gib(size):>10}"
+    if plan.memory.host:
+        what = "weights, gradients, optimizer, and a copy of them" if train.cpu_offload else "a copy of what is trained"
+        yield "host memory", f"{gib(plan.memory.host)} per worker beside its process: {what} while a checkpoint is written"
+    newest = f"the newest {train.keep_checkpoints}" if train.keep_checkpoints > 1 else "the newest"
+    kept = f"{newest} and the best are kept"
+    yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; the model in the end {gib(4 * _exported(plan))}"
+    yield (
+        "time",
+        f"about {duration(plan.seconds)} for all steps, {_rate(plan)} tokens/s: an estimate, from {plan.device.speed_from}; "
+        "start, validation and checkpoints come on top",
+    )
+
+
+def amount(number: float) -> str:
+    """Write a number with three digits and K, M or B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def gib(size: float) -> str:
+    """Write bytes in GiB, small ones in MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    unit, size = next((unit, size) for unit, size, limit in UNITS if seconds < limit)
+    return f"{seconds / size:.1f} {unit}"
+
+
+def _memory(plan: DryRun) -> str:
+    checkpointing = plan.config.train.activation_checkpointing
+    other = f"{'without' if checkpointing else 'with'} activation checkpointing {gib(plan.memory_other_way.peak)}"
+    have = "" if plan.device.memory is None else f" of {gib(plan.device.memory)}"
+    return f"{gib(plan.memory.peak)}{have} per worker at most, during {plan.memory.moment} (an estimate; {other})"
+
+
+def _lora(plan: DryRun) -> str:
+    rank = plan.config.train.lora.rank
+    return f" (LoRA of rank {rank})" if rank else ""
+
+
+def _exported(plan: DryRun) -> int:
+    """Adapters are merged into the weights."""
+    parameters = plan.parameters
+    return parameters.total - (parameters.trainable if plan.config.train.lora.rank else 0)
+
+
+def _rate(plan: DryRun) -> str:
+    return f"{plan.steps * plan.tokens_per_step / plan.seconds:,.0f}"

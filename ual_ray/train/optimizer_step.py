@@ -1,0 +1,125 @@
+"""One optimizer step and one validation pass, the same on one rank or many: sums first, division by global counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from ual_ray.config import TrainConfig
+from ual_ray.train.batches import Batch
+from ual_ray.train.metrics import Metrics, averages
+from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
+from ual_ray.train.sharding import reshard
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is not a number; nothing was applied to the weights."""
+
+
+class Sums(NamedTuple):
+    """Sums over a rank's micro-batches, float64, detached. loss: scalar. by_bin: as in ForwardSums. positions: with padding."""
+
+    loss: Tensor
+    by_bin: Tensor
+    positions: int
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained; only matrices decay, as norms and biases have no scale to shrink."""
+    reshard(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), fused=True)
+
+
+def train_step(
+    model: SmoothedCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    target_tokens: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    device: torch.device,
+    votes: Sequence[float] = (),
+) -> tuple[Metrics, list[float]]:
+    """Accumulate this rank's micro-batches, clip, update; return the step's global metrics and the ranks' summed votes.
+
+    target_tokens: of the step, over ALL ranks and micro-batches. The loss is summed over tokens and divided by it, so
+    1 x 8 = 8 x 1 = 2 ranks x 4. Raises NonFiniteError, on every rank and before the update.
+    """
+    model.train()
+    sums = backward(model, batches, target_tokens, device)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    norm = global_norm(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    metrics, counted = reduce(sums, votes)
+    metrics |= {"learning_rate": learning_rate, "grad_norm": norm}
+    if not (math.isfinite(metrics["smoothed_loss"]) and math.isfinite(norm)):
+        raise NonFiniteError(f"loss {metrics['smoothed_loss']}, gradient norm {norm}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return metrics, counted
+
+
+def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
+    """Run forward and backward over this rank's micro-batches.
+
+    Gradients travel after each, or after the last alone where the model may hold them whole until then.
+    """
+    last = len(batches) - 1
+    passes = []
+    for position, batch in enumerate(batches):
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(position == last or not model.holds_gradients)
+        forward: ForwardSums = model(batch.to(device))
+        # A step without targets has gradients of 0, not of 0/0.
+        (forward.loss / max(1, target_tokens)).backward()
+        passes.append(ForwardSums(forward.loss.detach(), forward.by_bin))
+    return _added(passes, batches)
+
+
+@torch.no_grad()
+def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.device) -> Metrics:
+    """Measure the unsmoothed NLL per target token (nats) and top-1 accuracy over all ranks' validation micro-batches."""
+    model.eval()
+    passes, sizes = [], []
+    for batch in batches:
+        passes.append(model(batch.to(device)))
+        sizes.append(batch)
+    reshard(model)
+    metrics, _ = reduce(_added(passes, sizes))
+    names = [name for name in metrics if name.split("/")[0] in ("nll", "top1")]
+    return {f"validation_{name}": metrics[name] for name in names}
+
+
+def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
+    """Add all ranks' sums and votes, in one message, and divide by the global number of target tokens."""
+    scalars = [*votes, float(sums.positions)]
+    vector = torch.cat([sums.loss.double().view(1), sums.by_bin.double().flatten(), sums.loss.new_tensor(scalars).double()])
+    dist.all_reduce(vector)
+    values = vector.tolist()
+    cells = sums.by_bin.numel()
+    by_bin = [values[1 + at : 1 + at + len(SUMS)] for at in range(0, cells, len(SUMS))]
+    metrics = averages(values[0], by_bin, SUMS)
+    return metrics | {"positions": values[-1]}, values[1 + cells : -1]
+
+
+def global_norm(norm: Tensor) -> float:
+    """Read a gradient norm that FSDP may have left sharded."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _added(passes: Sequence[ForwardSums], batches: Sequence[Batch]) -> Sums:
+    loss = torch.stack([forward.loss.double() for forward in passes]).sum()
+    by_bin = torch.stack([forward.by_bin for forward in passes]).sum(dim=0)
+    return Sums(loss, by_bin, sum(batch.input_ids.numel() for batch in batches))

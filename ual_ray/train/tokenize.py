@@ -1,0 +1,234 @@
+"""From smoothed rows to rendered tokens, under Ray Data: what cannot be trained on is dropped here, and counted by reason.
+
+Actors write what they render themselves, as Arrow files that `token_store` maps; only counts and the ids of dropped rows
+travel. Nothing is sorted or shuffled: the store orders rows by id, whatever blocks they came in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.ipc
+import ray
+from ray.data.expressions import col as ray_column
+
+from ual_ray import columns as col
+from ual_ray.columns import digest
+from ual_ray.config import Config, TrainConfig
+from ual_ray.errors import UserError
+from ual_ray.models.chat import load_renderer
+from ual_ray.models.resolve import model_fingerprint, resolve_model
+from ual_ray.models.truncate import cut, trained_tokens
+from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
+from ual_ray.train.token_store import FILE_SUFFIX
+
+TOKENS_FOLDER = "tokens"
+RENDERED_FILE = "rendered.json"
+# One line per dropped row: its id, the reason, and what the chat template said, separated by tabs.
+DROPPED_FILE = "dropped_ids.txt"
+
+# Why a row is dropped.
+NOT_RENDERABLE = "not_renderable"
+OVERLONG = "overlong"
+NO_TARGET = "no_target"
+REASON = "reason"
+
+# Enough blocks that all actors end at about the same time; so few that a store is never thousands of files.
+SMALLEST_BLOCK = 500
+FILES_AT_MOST = 256
+# Tokens as Python numbers take ten times their place in a file: this many rows at a time.
+ROWS_PER_BATCH = 500
+
+SUMMARY = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("train_rows", "validation_rows", "truncated_rows", "train_tokens")),
+        ("dropped", pa.list_(pa.struct([(col.ID, pa.string()), (REASON, pa.string()), (col.ERROR, pa.string())]))),
+    ]
+)
+
+
+class Dropped(Exception):
+    """A row that cannot be trained on, and why."""
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        """Take a reason of this module, and the text of the error behind it."""
+        super().__init__(reason)
+        self.reason, self.error = reason, error
+
+
+class Render:
+    """Renders rows of (messages, alpha) to (input_ids, labels, alpha) and writes them; gives back what it counted."""
+
+    def __init__(self, model: str, settings: TrainConfig, trust_remote_code: bool, folder: Path) -> None:
+        """Load the tokenizer: once per actor, which has one core."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._renderer = load_renderer(resolve_model(model), trust_remote_code)
+        self._settings = settings
+        self._folder = folder
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Render a block into one file, named by its rows: done again after a failure, it replaces itself."""
+        counts: Counter[str] = Counter()
+        dropped: list[dict[str, str]] = []
+        name = digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + FILE_SUFFIX
+        part = self._folder / f"{name}.part"
+        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
+            for batch in block.to_batches(max_chunksize=ROWS_PER_BATCH):
+                rows = list(self._render(batch, counts, dropped))
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, col.TOKENS))
+        if counts:
+            part.replace(self._folder / name)
+        else:
+            part.unlink()
+        return pa.Table.from_pylist([{**{key: counts[key] for key in SUMMARY.names[:-1]}, "dropped": dropped}], SUMMARY)
+
+    def _render(self, batch: pa.RecordBatch, counts: Counter[str], dropped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        for row in batch.to_pylist():
+            try:
+                tokens, truncated = self._tokens(row)
+            except Dropped as why:
+                dropped.append({col.ID: row[col.ID], REASON: why.reason, col.ERROR: why.error})
+                continue
+            counts[f"{row[col.SPLIT]}_rows"] += 1
+            counts["truncated_rows"] += truncated
+            counts["train_tokens"] += len(tokens[col.INPUT_IDS]) if row[col.SPLIT] == col.TRAIN else 0
+            # Validation rows have no alpha, and only rows that were scored an uncertainty.
+            yield tokens | {
+                col.ID: row[col.ID],
+                col.SPLIT: row[col.SPLIT],
+                col.ALPHA: row.get(col.ALPHA) or 0.0,
+                col.UNCERTAINTY: row.get(col.UNCERTAINTY),
+            }
+
+    def _tokens(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Render one row; tell also whether its end was cut off. Raises Dropped."""
+        try:
+            rendered = self._renderer.conversation(row[col.MESSAGES])
+        except ValueError as error:
+            raise Dropped(NOT_RENDERABLE, str(error)) from error
+        kept = cut(rendered, self._settings)
+        if kept is None:
+            raise Dropped(OVERLONG)
+        targets = trained_tokens(kept)
+        if not targets:
+            raise Dropped(NO_TARGET)
+        return {col.INPUT_IDS: kept.input_ids, col.LABELS: kept.labels, col.TARGET_TOKENS: targets}, kept is not rendered
+
+
+def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
+    """Render the training rows of `smoothed`, and the validation rows of `rows`, into `folder`/tokens; return the counts.
+
+    `train_rows`, `validation_rows`, `dropped_rows`, `dropped_share` (of all rows, in [0, 1]), `dropped_reasons` (reason to
+    rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, their ends cut off), `train_tokens`. The folder is there
+    whole or not at all; where it is there, made from the same rows and settings, nothing is rendered again.
+    Raises UserError when no training row is left.
+    """
+    tokens = folder / TOKENS_FOLDER
+    made_from = _made_from(config, smoothed, rows)
+    if (counts := _rendered(tokens, made_from)) is None:
+        part = tokens.with_name(f"{TOKENS_FOLDER}.part")
+        for old in (tokens, part):
+            shutil.rmtree(old, ignore_errors=True)
+        part.mkdir(parents=True)
+        counts = _count(_summaries(config, smoothed, rows, part), folder / DROPPED_FILE)
+        _check_files(part, counts["train_rows"] + counts["validation_rows"])
+        (part / RENDERED_FILE).write_text(json.dumps({"made_from": made_from, "counts": counts}, indent=2))
+        part.replace(tokens)
+    if not counts["train_rows"]:
+        raise UserError(
+            "no training row is left",
+            value=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
+            legal=f"rows with a response within train.max_length = {config.train.max_length} tokens",
+            fix="raise train.max_length, or look at the rows",
+        )
+    return counts
+
+
+def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run the actors; yield what each counted, block by block."""
+    dataset = _read(smoothed, col.TRAIN, [col.ALPHA])
+    total = _row_count(smoothed)
+    if rows is not None:
+        dataset = dataset.union(_read(rows, col.VALIDATION, []))
+        total += _row_count(rows)
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
+    block = max(SMALLEST_BLOCK, math.ceil(total / FILES_AT_MOST))
+    summaries = dataset.repartition(target_num_rows_per_block=block).map_batches(
+        Render,
+        fn_constructor_args=(config.model, config.train, config.trust_remote_code, folder.resolve()),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=min(cores, math.ceil(total / block) or 1)),
+        num_cpus=1,
+    )
+    return summaries.iter_rows()
+
+
+def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
+    """Read the rows of one split: their messages, and what else there is of alpha and uncertainty."""
+    names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
+    needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
+    if missing := [name for name in needed if name not in names]:
+        raise UserError(
+            f"{path} lacks columns that training reads", value=missing, legal=", ".join(needed), fix="`ual smooth` writes them"
+        )
+    columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
+    return ray.data.read_parquet(str(path)).select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)
+
+
+def _row_count(path: Path) -> int:
+    return pyarrow.dataset.dataset(str(path), format="parquet").count_rows()
+
+
+def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:
+    """Add the summaries up, and write down which rows were dropped, in the order of their ids."""
+    totals: Counter[str] = Counter()
+    dropped: list[tuple[str, str, str]] = []
+    for summary in summaries:
+        dropped += [(row[col.ID], row[REASON], row[col.ERROR]) for row in summary.pop("dropped")]
+        totals.update(summary)
+    lines = ("\t".join([row, reason, " ".join(error.split())]).rstrip() + "\n" for row, reason, error in sorted(dropped))
+    dropped_file.write_text("".join(lines), encoding="utf-8")
+    rows = totals["train_rows"] + totals["validation_rows"] + len(dropped)
+    return {
+        **{name: totals[name] for name in SUMMARY.names[:-1]},
+        "dropped_rows": len(dropped),
+        "dropped_share": len(dropped) / max(1, rows),
+        "dropped_reasons": dict(sorted(Counter(reason for _, reason, _ in dropped).items())),
+    }
+
+
+def _check_files(folder: Path, rows: int) -> None:
+    """Raise RuntimeError when the files do not hold the rows that were counted, each once."""
+    found = 0
+    for file in folder.glob(f"*{FILE_SUFFIX}"):
+        with pa.memory_map(str(file)) as mapped:
+            found += pa.ipc.open_file(mapped).read_all().num_rows
+    if found != rows:
+        raise RuntimeError(f"{rows} rows were rendered, {folder} holds {found}")
+
+
+def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
+    """Hash what the tokens depend on: files by name, size and time, which costs nothing however large they are."""
+    files = [
+        file for path in (smoothed, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])
+    ]
+    stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    settings = config.train.model_dump(include={"max_length", "overlong"})
+    return digest([col.TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])
+
+
+def _rendered(tokens: Path, made_from: str) -> dict[str, Any] | None:
+    """Counts of tokens that are there already, if they were made from the same."""
+    path = tokens / RENDERED_FILE
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found["counts"] if found.get("made_from") == made_from else None
