@@ -98,4 +98,4 @@ def test_stored_targets_are_those_that_are_predicted(actor: MakeActor, tmp_path:
     actor()(block(("a", messages("Blue, and green too."))))
     store = TokenStore.open(tmp_path, col.TRAIN)
     assert store.target_tokens.tolist() == [sum(label != IGNORE_INDEX for label in store[0].labels[1:])]
-    assert {col.INPUT_IDS, col.LABELS} <= set(tokens.TOKENS.names)
+    assert {col.INPUT_IDS, col.LABELS} <= set(col.TOKENS.names)
