@@ -28,7 +28,7 @@ def damage(rows: list[Messages], seed: int) -> list[tuple[Messages, bool]]:
     chosen = random.Random(seed).sample(range(len(rows)), round(DAMAGED * len(rows)))
     # Each takes the response of the next: nobody keeps its own.
     donors = dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))
-    damaged = []
+    damaged: list[tuple[Messages, bool]] = []
     for index, messages in enumerate(rows):
         response = rows[donors.get(index, index)][-1]["content"]
         damaged.append(([*messages[:-1], Message(role="assistant", content=response)], index not in donors))

@@ -113,7 +113,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes = (options.tokens, options.vocabulary, options.width, options.threads)
     gigaflop = 6 * options.tokens * options.vocabulary * options.width / 1e9
-    rows, ratios = [], {}
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, tuple[float, str]] = {}
     for dtype in options.dtypes.split(","):
         names = [name for name in (*CONTESTANTS, FLOOR) if name != ROUNDED or dtype != "float32"]
         found = {name: run_alone(contest, name, dtype, *sizes) for name in names}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common import read_rows, report
@@ -64,7 +65,7 @@ def main() -> None:
             runner._get_prompt_logprobs_dict = ours
         else:
             del runner.__dict__["_get_prompt_logprobs_dict"]  # vLLM's own method shows again
-        seconds, results[name] = best(lambda requests=requests: engine.run(requests))
+        seconds, results[name] = best(partial(engine.run, requests))
         tokens = sum(result.prompt_tokens for result in results[name])
         measurements.append({"": name, "seconds": seconds, "prompt tokens/s": tokens / seconds})
     times = {row[""]: 1 / row["prompt tokens/s"] for row in measurements}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from ual_ray import columns as col
-from ual_ray.config import EngineConfig, RuntimeConfig
+from ual_ray.config import DtypeName, EngineConfig, RuntimeConfig
 from ual_ray.engines import Engine, EngineSpec
 from ual_ray.engines.monitor import Limits
 from ual_ray.engines.pool import Job, map_rows, start_monitor
@@ -42,7 +42,7 @@ class Answer:
         ]
 
 
-def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: str, actors: int, threads: int = 1) -> None:
+def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName, actors: int, threads: int = 1) -> None:
     """Answer `size` rows with `actors` actors of `threads` threads, Ray's start and end included."""
     engine = EngineConfig(
         dtype=dtype, max_model_len=MAX_MODEL_LEN, min_actors=actors, max_actors=actors, cpus_per_actor=threads

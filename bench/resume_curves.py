@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     options = parser.parse_args()
     curves: dict[str, Lines] = {}
-    measured = []
+    measured: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         write_data(Path(scratch) / "data", options.rows)
         for index, (name, train) in enumerate(KINDS.items()):
@@ -179,7 +180,7 @@ def main() -> None:
             measured.append({"run": name, "steps": len(curves[name]) - 1, "largest NLL difference": worst})
     RESULTS.mkdir(exist_ok=True)
     draw(curves).savefig(RESULTS / "resume_curves.png", dpi=120)
-    same_ranks = max(row["largest NLL difference"] for row in measured[:-1])  # type: ignore[type-var]
+    same_ranks = max(row["largest NLL difference"] for row in measured[:-1])
     ratios = {
         "largest difference at the same number of workers": (float(same_ranks), "0"),
         "largest difference over 2, 1, 2 workers": (float(measured[-1]["largest NLL difference"]), "at most 1e-5"),
