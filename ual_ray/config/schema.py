@@ -34,23 +34,28 @@ class DataConfig(Section):
 
     path: str = Field(
         DEMO,
-        description="file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud address, datasets directory, hub name, or 'demo'",
+        description="'demo', or a file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud URI, saved datasets directory, "
+        "or hub data set",
     )
     format: FormatName = Field(
-        "auto", description=f"form of the rows: {', '.join(get_args(FormatName))} (auto = by the columns)"
+        "auto", description=f"row format: {', '.join(get_args(FormatName))}; auto = detect from the columns"
     )
     columns: dict[str, str] = Field(
-        default_factory=dict, description="names of the columns where they differ, such as {instruction: question}"
+        default_factory=dict, description="map from expected to actual column names, such as {instruction: question}"
     )
     subset: str | None = Field(
-        None, description="configuration of a hub data set that has several, such as main of openai/gsm8k"
+        None, description="hub data set configuration, where it has several, such as main of openai/gsm8k"
     )
-    split: str | None = Field(None, description="split of a hub data set or datasets directory; null = train")
-    revision: str | None = Field(None, description="revision (branch, tag or commit) of a hub data set; null = newest")
-    max_rows: int | None = Field(None, ge=1, description="read at most this many rows; null = all")
-    validation_share: Share = Field(0.1, ge=0, lt=1, description="share of rows, by content hash, kept for validation")
-    test_share: Share = Field(0.2, ge=0, lt=1, description="share of rows, by content hash, kept for evaluation")
-    max_bad_share: Share = Field(0.05, ge=0, le=1, description="stop when more than this share of rows is quarantined")
+    split: str | None = Field(None, description="split of a hub data set or saved datasets directory; null = train")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub data set; null = latest")
+    max_rows: int | None = Field(None, ge=1, description="maximum number of rows to read; null = all")
+    validation_share: Share = Field(
+        0.1, ge=0, lt=1, description="share of rows held out for validation, selected by content hash"
+    )
+    test_share: Share = Field(0.2, ge=0, lt=1, description="share of rows held out for evaluation, selected by content hash")
+    max_bad_share: Share = Field(
+        0.05, ge=0, le=1, description="abort if more than this share of rows is quarantined as invalid"
+    )
 
     @model_validator(mode="after")
     def _leave_rows_to_train_on(self) -> DataConfig:
@@ -68,42 +73,52 @@ class EndpointConfig(Section):
     """An OpenAI-compatible server, for engine.kind = openai."""
 
     url: str = Field("http://127.0.0.1:8000/v1", description="base URL of the server, ending in /v1")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key; the key itself stays there"
+    api_key_env: str = Field("OPENAI_API_KEY", description="name of the environment variable that holds the API key")
+    concurrency: int = Field(16, ge=1, description="maximum concurrent requests per actor")
+    requests_per_minute: float | None = Field(None, gt=0, description="rate limit over all actors together; null = unlimited")
+    timeout_seconds: float = Field(
+        120, gt=0, description="timeout of one request, in seconds; a request that times out is retried"
     )
-    concurrency: int = Field(16, ge=1, description="requests under way at a time, per actor")
-    requests_per_minute: float | None = Field(None, gt=0, description="upper bound over all actors together; null = none")
-    timeout_seconds: float = Field(120, gt=0, description="one request takes at most this long before it is tried again")
-    max_retries: int = Field(4, ge=0, description="further attempts after a dropped connection, a timeout, 429 or 5xx")
-    logprobs: bool = Field(True, description="the server gives log-probabilities; false asks for sampled numbers instead")
+    max_retries: int = Field(4, ge=0, description="maximum retries after a dropped connection, a timeout, HTTP 429 or 5xx")
+    logprobs: bool = Field(True, description="whether the server returns log-probabilities")
 
 
 class EngineConfig(Section):
     """The pool of language-model actors that scoring and evaluation share."""
 
     kind: Literal["vllm", "openai", "fake"] = Field(
-        "vllm", description="vllm (in the actor), openai (any compatible server), or fake (a stand-in for unit tests)"
+        "vllm", description="vllm (in process), openai (any OpenAI-compatible server), or fake (deterministic, for tests)"
     )
-    min_actors: int = Field(1, ge=1, description="actors of the autoscaling pool at its smallest")
-    max_actors: int = Field(2, ge=1, description="actors of the autoscaling pool at its largest")
-    cpus_per_actor: float = Field(1, gt=0, description="CPU cores an actor reserves and computes on")
-    gpus_per_actor: float = Field(0, ge=0, description="GPUs an actor reserves; 0 = runs on the CPU")
-    tensor_parallel_size: int | None = Field(None, ge=1, description="GPUs one model is split over; null = gpus_per_actor")
-    batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
+    min_actors: int = Field(1, ge=1, description="minimum size of the autoscaling actor pool")
+    max_actors: int = Field(2, ge=1, description="maximum size of the autoscaling actor pool")
+    cpus_per_actor: float = Field(1, gt=0, description="CPU cores reserved and used per actor")
+    gpus_per_actor: float = Field(0, ge=0, description="GPUs reserved per actor; 0 = CPU inference")
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, description="GPUs per model replica (tensor parallelism); null = gpus_per_actor"
+    )
+    batch_size: int = Field(64, ge=1, description="rows per batch sent to an actor")
     rows_per_block: int | None = Field(
-        None, ge=1, description="rows per block: what a crash can lose at most, per actor; null = by the size of the data"
+        None,
+        ge=1,
+        description="rows per block, the most that one actor repeats after a crash; null = chosen from the data size",
     )
-    max_model_len: int = Field(1024, ge=16, description="longest prompt plus answer, in tokens")
+    max_model_len: int = Field(1024, ge=16, description="maximum prompt plus completion length, in tokens")
     overlong: Literal["drop", "truncate"] = Field(
-        "drop", description="what is longer: drop (quarantined) or truncate (its longest turns are cut, counted)"
+        "drop", description="rows over max_model_len: drop (quarantine) or truncate (shorten the longest turns and count them)"
     )
-    dtype: DtypeName = Field("bfloat16", description="arithmetic of scoring")
-    kv_cache_gb: int = Field(1, ge=1, description="memory of the key-value cache per CPU actor, in GB")
-    hang_seconds: float = Field(900, gt=0, description="an actor that takes longer for a batch is killed and replaced")
-    price_per_million_prompt_tokens: float = Field(0.0, ge=0, description="money per million tokens read, for the cost report")
-    price_per_million_generated_tokens: float = Field(0.0, ge=0, description="money per million tokens written")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments, passed as they are")
-    endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="the server, for kind = openai")
+    dtype: DtypeName = Field("bfloat16", description="inference precision for elicitation")
+    kv_cache_gb: int = Field(1, ge=1, description="KV cache size per CPU actor, in GB")
+    hang_seconds: float = Field(900, gt=0, description="batch timeout in seconds, after which the actor is killed and replaced")
+    price_per_million_prompt_tokens: float = Field(
+        0.0, ge=0, description="price per million prompt tokens, for the cost report"
+    )
+    price_per_million_generated_tokens: float = Field(
+        0.0, ge=0, description="price per million generated tokens, for the cost report"
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="extra vLLM engine arguments, passed through unchanged")
+    endpoint: EndpointConfig = Field(
+        default_factory=EndpointConfig, description="OpenAI-compatible server, for engine.kind=openai"
+    )
 
     def cost(self, prompt_tokens: int, generated_tokens: int) -> float:
         """Money for so many tokens, by the price options; 0 where no price is given."""
@@ -120,38 +135,50 @@ class EngineConfig(Section):
 class ElicitConfig(Section):
     """Stage 1: how uncertain the elicitor is of every pair."""
 
-    model: str = Field(DEMO, description="the elicitor: hub name, local directory, 'demo', or the server's name for it")
-    adapter: str | None = Field(None, description="directory of a LoRA adapter for the elicitor; null = none")
+    model: str = Field(
+        DEMO, description="model that scores the rows: hub name, local directory, 'demo', or the name that the server uses"
+    )
+    adapter: str | None = Field(None, description="directory of a LoRA adapter for elicit.model; null = no adapter")
     estimators: tuple[EstimatorName, ...] = Field(
-        ("verbalized", "p_true", "nll"), min_length=1, description=f"any of {', '.join(get_args(EstimatorName))}"
+        ("verbalized", "p_true", "nll"),
+        min_length=1,
+        description=f"uncertainty estimators to compute: {', '.join(get_args(EstimatorName))}",
     )
     uncertainty: UncertaintyName = Field(
-        "verbalized", description="whose score becomes the uncertainty column: one of estimators, or ensemble"
+        "verbalized", description="estimator that fills the uncertainty column: one of elicit.estimators, or ensemble"
     )
-    ensemble: tuple[EstimatorName, ...] = Field((), description="members of the ensemble (mean rank); empty = all estimators")
-    length_residual: bool = Field(False, description="take out of the uncertainty what the response's length explains")
+    ensemble: tuple[EstimatorName, ...] = Field(
+        (), description="estimators of the ensemble (mean rank); empty = all of elicit.estimators"
+    )
+    length_residual: bool = Field(
+        False, description="remove the part of the uncertainty that the response length explains (linear regression)"
+    )
     calibrate_with: str | None = Field(
-        None, description="CSV or JSONL of (id, correct): the uncertainty becomes the error rate fitted on these rows"
+        None, description="CSV or JSONL file of (id, correct) labels; the uncertainty becomes the error rate fitted on them"
     )
-    templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/elicit/prompts.yaml")
-    scale: Literal["0-9", "1-5", "0-100"] = Field("0-9", description="numbers that verbalized asks for")
+    templates: str | None = Field(None, description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml")
+    scale: Literal["0-9", "1-5", "0-100"] = Field("0-9", description="rating scale of the verbalized estimator")
     mode: ReadingName = Field(
-        "logprobs", description="verbalized and p_true: exact expectation from log-probabilities, or sampled replies"
+        "logprobs", description="verbalized and p_true: expectation over token log-probabilities, or mean of sampled replies"
     )
-    samples: int = Field(8, ge=1, description="replies per row of sampled mode, self_consistency and semantic_entropy")
+    samples: int = Field(8, ge=1, description="replies per row, for mode=sampled, self_consistency and semantic_entropy")
     temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of these replies")
-    max_new_tokens: int = Field(256, ge=1, description="longest sampled answer to the instruction, in tokens")
-    retries: int = Field(2, ge=0, description="further attempts, with other seeds, for a reply that cannot be parsed")
+    max_new_tokens: int = Field(256, ge=1, description="maximum length of a sampled answer, in tokens")
+    retries: int = Field(2, ge=0, description="retries with a new seed for a reply that cannot be parsed")
     grouping: Literal["auto", "answer", "lexical", "embedding"] = Field(
-        "auto", description="when two answers are the same: equal final answers, similar words, similar embeddings; auto by row"
+        "auto",
+        description="when two answers count as equal: same final answer, similar words, or similar embeddings; auto = "
+        "chosen per row",
     )
-    similarity: float = Field(0.7, gt=0, le=1, description="two texts at least this similar are the same (lexical, embedding)")
-    embedding_model: str | None = Field(None, description="encoder for grouping = embedding: hub name or local directory")
-    retest_share: Share = Field(0.05, ge=0, le=1, description="share of rows scored twice, to measure the score's own noise")
+    similarity: float = Field(
+        0.7, gt=0, le=1, description="minimum similarity at which two answers count as equal (lexical, embedding)"
+    )
+    embedding_model: str | None = Field(None, description="encoder for grouping=embedding: hub name or local directory")
+    retest_share: Share = Field(0.05, ge=0, le=1, description="share of rows scored twice, to measure test-retest reliability")
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(
-        ("train",), min_length=1, description="splits to score; smoothing needs train only"
+        ("train",), min_length=1, description="splits to score; smoothing needs only train"
     )
-    max_quarantine_share: Share = Field(0.2, ge=0, le=1, description="stop when more than this share of rows gets no score")
+    max_quarantine_share: Share = Field(0.2, ge=0, le=1, description="abort if more than this share of rows gets no score")
 
     @model_validator(mode="after")
     def _uncertainty_is_measured(self) -> ElicitConfig:
@@ -173,16 +200,16 @@ class ElicitConfig(Section):
 class SmoothConfig(Section):
     """Stage 2, one per arm: the map from uncertainty to the smoothing value alpha of every row."""
 
-    map: MapName = Field("mean_matched", description=f"one of {', '.join(get_args(MapName))}")
-    base: BaseMapName = Field("mean_matched", description="the map whose alphas the controls shuffled and inverted hand out")
-    alpha_mean: float = Field(0.1, ge=0, lt=1, description="mean alpha (mean_matched), or every alpha (constant)")
-    alpha_cap: float = Field(0.4, ge=0, lt=1, description="largest alpha of mean_matched")
+    map: MapName = Field("mean_matched", description=f"map from uncertainty to alpha: {', '.join(get_args(MapName))}")
+    base: BaseMapName = Field("mean_matched", description="map whose alphas the control maps (shuffled, inverted) permute")
+    alpha_mean: float = Field(0.1, ge=0, lt=1, description="mean alpha (mean_matched), or the alpha of every row (constant)")
+    alpha_cap: float = Field(0.4, ge=0, lt=1, description="maximum alpha (mean_matched)")
     alpha_min: float = Field(0.0, ge=0, lt=1, description="alpha of the least uncertain row (linear, minmax, rank)")
     alpha_max: float = Field(0.2, ge=0, lt=1, description="alpha of the most uncertain row (linear, minmax, rank)")
     missing: Literal["impute", "default", "exclude"] = Field(
         "impute", description="rows without a score: impute (mean uncertainty), default (missing_alpha), or exclude"
     )
-    missing_alpha: float = Field(0.0, ge=0, lt=1, description="alpha of rows without a score under missing: default")
+    missing_alpha: float = Field(0.0, ge=0, lt=1, description="alpha of rows without a score, for missing=default")
 
     @model_validator(mode="after")
     def _order_alphas(self) -> SmoothConfig:
@@ -196,79 +223,94 @@ class SmoothConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (peft) in place of the model's own weights; they are merged into them on export."""
 
-    rank: int | None = Field(None, ge=1, description="rank of the adapters; null = train all weights")
-    alpha: float = Field(32, gt=0, description="the adapters' product is scaled by alpha / rank")
-    dropout: Share = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
+    rank: int | None = Field(None, ge=1, description="LoRA rank; null = full fine-tuning")
+    alpha: float = Field(32, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    dropout: Share = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     target_modules: tuple[str, ...] | None = Field(
-        None, min_length=1, description="names of the linear layers that get one; null = all but the head"
+        None, min_length=1, description="names of the linear layers to adapt; null = all except the output head"
     )
 
 
 class TrainConfig(Section):
     """Stage 3: fine-tuning with the per-token smoothed loss under Ray Train and FSDP2."""
 
-    num_workers: int = Field(2, ge=1, description="world size: Ray Train workers, one FSDP rank each")
+    num_workers: int = Field(2, ge=1, description="world size: number of Ray Train workers, one FSDP rank each")
     min_workers: int | None = Field(
-        None, ge=1, description="elastic: go on with as few workers as this while others are missing; null = num_workers"
+        None, ge=1, description="elastic training: minimum number of workers to continue with; null = num_workers"
     )
-    cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker reserves and computes on")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker reserves; 0 = trains on the CPU over gloo")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved and used per worker")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved per worker; 0 = CPU training with gloo")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="arithmetic of forward and backward, weights and optimizer stay float32; auto = the faster one, measured "
-        "when training starts (bfloat16 on GPUs)",
+        description="precision of forward and backward passes; parameters and optimizer state are float32; auto = the "
+        "faster one, measured at start (bfloat16 on GPUs)",
     )
-    epochs: int = Field(1, ge=1, description="passes over the training split")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; null = all epochs")
+    epochs: int = Field(1, ge=1, description="number of passes over the training split")
+    max_steps: int | None = Field(None, ge=1, description="maximum number of optimizer steps; null = no limit")
     global_batch_size: int = Field(
-        16, ge=1, description="sequences per optimizer step (rows, or packs of them), over all workers and micro-batches"
+        16, ge=1, description="sequences (rows, or packs of rows) per optimizer step, over all workers and micro-batches"
     )
     micro_batch_size: int = Field(8, ge=1, description="sequences per forward and backward pass of one worker")
-    max_length: int = Field(1024, ge=16, description="longest sequence in tokens: of a row, or of a pack of rows")
-    overlong: Literal["truncate", "drop"] = Field("truncate", description="what happens to the end of a longer row, or to it")
+    max_length: int = Field(1024, ge=16, description="maximum sequence length of a row, or of a pack of rows, in tokens")
+    overlong: Literal["truncate", "drop"] = Field("truncate", description="rows over max_length: truncate or drop")
     packing: bool = Field(
-        False, description="fill sequences of max_length with several rows that do not see each other, in place of padding"
+        False,
+        description="pack several rows into one sequence of max_length, with attention kept within each row, to avoid padding",
     )
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
-    warmup_share: Share = Field(0.1, ge=0, le=1, description="share of the steps that warm the learning rate up")
-    min_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="learning rate at the end of the cosine / peak")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the gradient mean")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the squared-gradient mean")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
-    z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition penalty")
-    lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate (AdamW)")
+    warmup_share: Share = Field(0.1, ge=0, le=1, description="share of optimizer steps for linear learning rate warm-up")
+    min_learning_rate_share: Share = Field(
+        0.1, ge=0, le=1, description="final learning rate of the cosine schedule, as a share of the peak"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta2")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping threshold (global norm)")
+    z_loss: float = Field(0.0, ge=0, description="weight of the z-loss, the squared log-partition penalty")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="low-rank adapters (LoRA)")
     reshard_after_forward: bool = Field(
         True,
-        description="free a layer's gathered weights until backward, and exchange gradients after every micro-batch; "
-        "false is faster, and holds both whole",
+        description="FSDP: free gathered parameters after forward and reduce gradients per micro-batch; false = faster, "
+        "but keeps full parameters and gradients in memory",
     )
     activation_checkpointing: bool = Field(
-        False, description="compute each layer's activations again in backward: less memory, a third more time"
+        False, description="recompute activations in backward: less memory, about a third more time"
     )
-    cpu_offload: bool = Field(False, description="keep sharded weights, gradients and optimizer in host memory")
-    replicas: int = Field(1, ge=1, description="HSDP: copies of the sharded model, each over num_workers / replicas ranks")
+    cpu_offload: bool = Field(False, description="keep sharded parameters, gradients and optimizer state in host memory")
+    replicas: int = Field(
+        1, ge=1, description="HSDP: number of replicas of the sharded model, each over num_workers / replicas ranks"
+    )
     accelerate_config: str | None = Field(
-        None, description="YAML of `accelerate config` whose FSDP settings replace the sharding keys here"
+        None, description="`accelerate config` YAML file whose FSDP settings override the sharding keys here"
     )
-    validate_every: int | None = Field(None, ge=1, description="steps between validations; null = at the end of each epoch")
+    validate_every: int | None = Field(
+        None, ge=1, description="optimizer steps between validations; null = at the end of each epoch"
+    )
     early_stopping: int | None = Field(
-        None, ge=1, description="stop after this many validations without a lower NLL; null = never"
+        None, ge=1, description="early stopping patience: number of validations without a lower NLL; null = disabled"
     )
-    export: Literal["last", "best"] = Field("last", description="weights that leave: of the last step, or of the lowest NLL")
-    checkpoint_every: int | None = Field(200, ge=1, description="steps between checkpoints; null = at the end only")
-    keep_checkpoints: int = Field(1, ge=1, description="how many of the newest checkpoints stay, beside the best")
+    export: Literal["last", "best"] = Field(
+        "last", description="weights to export: those of the last step, or those with the lowest validation NLL"
+    )
+    checkpoint_every: int | None = Field(200, ge=1, description="optimizer steps between checkpoints; null = only at the end")
+    keep_checkpoints: int = Field(1, ge=1, description="number of recent checkpoints to keep, in addition to the best")
     storage: str | None = Field(
-        None, description="where checkpoints go: a path or address that every node can write; null = the output folder"
+        None, description="checkpoint storage: path or URI that every node can write; null = the output folder"
     )
-    grace_seconds: float = Field(30, ge=0, description="after SIGTERM, the time to save a checkpoint in before the end")
-    max_dropped_share: Share = Field(0.05, ge=0, le=1, description="stop when more rows than this cannot be trained on")
-    max_failures: int = Field(1, ge=0, description="worker failures survived by resuming from the last checkpoint")
+    grace_seconds: float = Field(30, ge=0, description="time to save a checkpoint after SIGTERM, in seconds")
+    max_dropped_share: Share = Field(
+        0.05, ge=0, le=1, description="abort if more than this share of rows cannot be used for training"
+    )
+    max_failures: int = Field(
+        1, ge=0, description="maximum worker failures to recover from by resuming from the last checkpoint"
+    )
     uncertainty_bins: int = Field(
-        4, ge=0, description="loss and accuracy are also logged by this many bins of uncertainty, of equal numbers of rows"
+        4, ge=0, description="number of uncertainty quantile bins for which loss and accuracy are logged separately; 0 = none"
     )
     peak_tflops: float | None = Field(
-        None, gt=0, description="a worker's peak in dtype, for MFU; null = that of a known GPU, and no MFU elsewhere"
+        None,
+        gt=0,
+        description="peak TFLOP/s of one worker in train.dtype, for MFU; null = look up the GPU; unknown hardware gets no MFU",
     )
 
     @model_validator(mode="after")
@@ -285,18 +327,18 @@ class TrainConfig(Section):
 class BenchmarkConfig(Section):
     """One benchmark: where its questions come from and how they are asked."""
 
-    kind: BenchmarkName = Field("held_out", description=f"one of {', '.join(get_args(BenchmarkName))}")
+    kind: BenchmarkName = Field("held_out", description=f"benchmark type: {', '.join(get_args(BenchmarkName))}")
     path: str | None = Field(
         None,
-        description="file, folder, cloud address or hub name of the questions; null = the test split of the run",
+        description="questions: file, folder, cloud URI or hub data set; null = the test split of the run",
     )
-    columns: dict[str, str] = Field(default_factory=dict, description="names of the columns where they differ")
-    subset: str | None = Field(None, description="configuration of a hub data set that has several")
-    split: str | None = Field(None, description="split of a hub data set or datasets directory; null = test")
-    revision: str | None = Field(None, description="revision (branch, tag or commit) of a hub data set; null = newest")
-    max_rows: int | None = Field(None, ge=1, description="ask at most this many questions; null = all")
-    shots: Literal[0, 5] = Field(0, description="gsm8k: worked examples before the question; 0 = the chat template alone")
-    max_new_tokens: int = Field(160, ge=1, description="longest greedy answer, in tokens")
+    columns: dict[str, str] = Field(default_factory=dict, description="map from expected to actual column names")
+    subset: str | None = Field(None, description="hub data set configuration, where it has several")
+    split: str | None = Field(None, description="split of a hub data set or saved datasets directory; null = test")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub data set; null = latest")
+    max_rows: int | None = Field(None, ge=1, description="maximum number of questions; null = all")
+    shots: Literal[0, 5] = Field(0, description="gsm8k: number of few-shot examples; 0 = zero-shot with the chat template")
+    max_new_tokens: int = Field(160, ge=1, description="maximum length of an answer (greedy decoding), in tokens")
 
     def data(self) -> DataConfig | None:
         """Spell where the questions are as a data section, for the readers; None for those of the run's own test split."""
@@ -308,32 +350,38 @@ class BenchmarkConfig(Section):
 class CalibrationConfig(Section):
     """How well probabilities say how often a model is right, before and after temperature scaling."""
 
-    enabled: bool = Field(True, description="measure calibration of every model")
-    max_tokens: int = Field(20_000, ge=1, description="response tokens looked at, of the validation and of the test split each")
-    bins: int = Field(15, ge=2, description="bins of the expected calibration error")
+    enabled: bool = Field(True, description="measure the calibration of every model")
+    max_tokens: int = Field(
+        20_000, ge=1, description="maximum number of response tokens to probe, per split (validation, test)"
+    )
+    bins: int = Field(15, ge=2, description="number of bins of the expected calibration error")
 
 
 class ClusteringConfig(Section):
     """How the hidden states of frequent tokens lie before and after training."""
 
-    tokens: int = Field(10, ge=0, description="classes: the most frequent response tokens of the test split; 0 = no clustering")
-    positions: int = Field(100, ge=2, description="positions looked at per class, at most")
+    tokens: int = Field(
+        10, ge=0, description="number of token classes: the most frequent response tokens of the test split; 0 = disabled"
+    )
+    positions: int = Field(100, ge=2, description="maximum number of positions sampled per class")
 
 
 class JudgeConfig(Section):
     """A model that compares two answers; it runs on the engine of scoring."""
 
-    model: str | None = Field(None, description="the judge: hub name, directory, 'demo', or the server's name; null = none")
+    model: str | None = Field(
+        None, description="judge model: hub name, local directory, 'demo', or the name that the server uses; null = no judge"
+    )
     against: str = Field(
-        "sft", description="whose answers the others are compared with: an arm, base, or reference (the file's)"
+        "sft", description="reference answers of every comparison: an arm, base, or reference (those in the data file)"
     )
     mode: ReadingName = Field(
-        "logprobs", description="preference from the log-probabilities of the two verdicts, or from one sampled verdict"
+        "logprobs", description="preference from the log-probabilities of both verdicts, or one sampled verdict"
     )
-    trial_rows: int = Field(10, ge=1, description="pairs judged first, to see whether the verdicts can be read")
-    min_parse_share: Share = Field(0.5, ge=0, le=1, description="stop when fewer verdicts of the trial than this can be read")
-    templates: str | None = Field(None, description="YAML file of prompts in place of ual_ray/judge/prompts.yaml")
-    dtype: DtypeName = Field("bfloat16", description="arithmetic of the judge")
+    trial_rows: int = Field(10, ge=1, description="number of pairs judged first, to test whether verdicts can be parsed")
+    min_parse_share: Share = Field(0.5, ge=0, le=1, description="abort if a smaller share of trial verdicts can be parsed")
+    templates: str | None = Field(None, description="YAML file of prompts that replaces ual_ray/judge/prompts.yaml")
+    dtype: DtypeName = Field("bfloat16", description="inference precision of the judge")
 
 
 def _default_benchmarks() -> dict[str, BenchmarkConfig]:
@@ -344,33 +392,43 @@ class EvaluateConfig(Section):
     """Stage 4: what every model is measured on."""
 
     benchmarks: dict[str, BenchmarkConfig] = Field(
-        default_factory=_default_benchmarks, min_length=1, description="by name; a file's benchmarks replace these"
+        default_factory=_default_benchmarks,
+        min_length=1,
+        description="benchmarks by name; benchmarks of a configuration file replace these",
     )
     dtype: DtypeName = Field(
         "float32",
-        description="arithmetic of evaluation, apart from engine.dtype: arms differ by less than bfloat16 rounds",
+        description="inference precision for evaluation; bfloat16 rounding can exceed the differences between arms",
     )
-    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig, description="calibration")
-    clustering: ClusteringConfig = Field(default_factory=ClusteringConfig, description="token clustering")
-    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every confidence interval and comparison")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the confidence intervals, and of better and worse")
+    calibration: CalibrationConfig = Field(
+        default_factory=CalibrationConfig, description="calibration before and after temperature scaling"
+    )
+    clustering: ClusteringConfig = Field(
+        default_factory=ClusteringConfig, description="clustering of the hidden states of frequent tokens"
+    )
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples per confidence interval and comparison")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence level of intervals and verdicts")
 
 
 class TrackingConfig(Section):
     """Where MLflow keeps runs, models, tables and plots."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; null = an SQLite store in the output folder")
-    experiment: str = Field("ual_ray", description="MLflow experiment")
-    register_as: str = Field("ual", description="arm ARM is registered as the model '<register_as>-ARM'")
-    retry_seconds: float = Field(5, gt=0, description="a server that is away is tried again after this, later less often")
-    catch_up_seconds: float = Field(60, ge=0, description="how long a command waits at its end for a server that is away")
+    uri: str | None = Field(None, description="MLflow tracking URI; null = SQLite store in the output folder")
+    experiment: str = Field("ual_ray", description="MLflow experiment name")
+    register_as: str = Field("ual", description="prefix of registered model names: '<register_as>-<arm>'")
+    retry_seconds: float = Field(
+        5, gt=0, description="initial delay before retrying an unreachable MLflow server, in seconds; grows with every retry"
+    )
+    catch_up_seconds: float = Field(
+        60, ge=0, description="maximum time to wait for an unreachable MLflow server when a command ends, in seconds"
+    )
 
 
 class RuntimeConfig(Section):
     """The Ray cluster."""
 
-    address: str | None = Field(None, description="Ray address ('auto', 'ray://host:10001'); null = a local cluster")
-    check_memory: bool = Field(True, description="refuse to start what cannot fit into this machine's free memory")
+    address: str | None = Field(None, description="Ray address ('auto', 'ray://host:10001'); null = start a local cluster")
+    check_memory: bool = Field(True, description="abort before a stage that cannot fit into this machine's free memory")
 
 
 def _default_arms() -> dict[str, SmoothConfig]:
@@ -380,23 +438,32 @@ def _default_arms() -> dict[str, SmoothConfig]:
 class Config(Section):
     """Everything `ual run` needs; its defaults are the demo."""
 
-    data: DataConfig = Field(default_factory=DataConfig, description="rows")
-    model: str = Field(DEMO, description="the model to fine-tune: hub name, local directory, or 'demo'")
-    trust_remote_code: bool = Field(False, description="run code shipped with a model; leave off unless you read it")
-    engine: EngineConfig = Field(default_factory=EngineConfig, description="language-model actors")
-    elicit: ElicitConfig = Field(default_factory=ElicitConfig, description="stage 1, elicit")
+    data: DataConfig = Field(default_factory=DataConfig, description="training and evaluation rows")
+    model: str = Field(DEMO, description="model to fine-tune: hub name, local directory, or 'demo'")
+    trust_remote_code: bool = Field(
+        False, description="run Python code from model repositories; enable only for code you have reviewed"
+    )
+    engine: EngineConfig = Field(
+        default_factory=EngineConfig, description="inference engine of elicitation, evaluation and judging"
+    )
+    elicit: ElicitConfig = Field(default_factory=ElicitConfig, description="stage 1: uncertainty scores")
     arms: dict[str, SmoothConfig] = Field(
         default_factory=_default_arms,
         min_length=1,
-        description="stage 2, smooth: one map per arm; a file's arms replace these",
+        description="stage 2: label smoothing, one map from uncertainty to alpha per arm; arms of a configuration file "
+        "replace these",
     )
-    train: TrainConfig = Field(default_factory=TrainConfig, description="stage 3, train")
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage 4, evaluate")
-    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="pairwise judging")
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="stage 5, report")
-    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="the Ray cluster")
-    output: str = Field("runs/demo", description="the folder everything of a run is written to")
-    seed: int = Field(0, ge=0, description="seed of shuffling, of the shuffled control and of the optimizer's data order")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="stage 3: fine-tuning")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="stage 4: evaluation")
+    judge: JudgeConfig = Field(
+        default_factory=JudgeConfig, description="stage 4: pairwise comparison of open-ended answers by a judge model"
+    )
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="stage 5: MLflow tracking")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="Ray cluster")
+    output: str = Field("runs/demo", description="output folder of the run")
+    seed: int = Field(
+        0, ge=0, description="random seed of data order, sampling, bootstrap, adapter initialization and the shuffled control"
+    )
 
     @model_validator(mode="after")
     def _endpoint_can_measure(self) -> Config:
