@@ -34,8 +34,7 @@ class DataConfig(Section):
 
     path: str = Field(
         DEMO,
-        description="'demo', or a file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud URI, saved datasets directory, "
-        "or hub data set",
+        description="file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud URI, datasets directory, hub data set, or 'demo'",
     )
     format: FormatName = Field(
         "auto", description=f"row format: {', '.join(get_args(FormatName))}; auto = detect from the columns"
@@ -281,7 +280,7 @@ class TrainConfig(Section):
         1, ge=1, description="HSDP: number of replicas of the sharded model, each over num_workers / replicas ranks"
     )
     accelerate_config: str | None = Field(
-        None, description="`accelerate config` YAML file whose FSDP settings override the sharding keys here"
+        None, description="YAML file of `accelerate config`; its FSDP settings override the sharding keys here"
     )
     validate_every: int | None = Field(
         None, ge=1, description="optimizer steps between validations; null = at the end of each epoch"
@@ -348,7 +347,7 @@ class BenchmarkConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """How well probabilities say how often a model is right, before and after temperature scaling."""
+    """How well probabilities match how often a model is right, before and after temperature scaling."""
 
     enabled: bool = Field(True, description="measure the calibration of every model")
     max_tokens: int = Field(
