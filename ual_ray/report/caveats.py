@@ -46,8 +46,8 @@ def _of_controls(findings: Findings) -> Iterator[str]:
         return
     if "shuffled" not in arms:
         yield (
-            "There is no arm 'shuffled' (the same alphas, handed out at random). Without it, a gain cannot be told from what "
-            "any smoothing of this strength would give."
+            "There is no arm 'shuffled' (the same alphas in random order). Without it, a gain from uncertainty and a gain from "
+            "any smoothing of this strength look alike."
         )
     if "sft" not in arms:
         yield "There is no arm 'sft' (no smoothing), which every other arm has to beat."
@@ -65,7 +65,7 @@ def _of_size(findings: Findings) -> Iterator[str]:
     if least < FEW_QUESTIONS:
         yield (
             f"The primary comparison rests on {least:,} questions. Intervals of a bootstrap are too narrow with so few, and "
-            "'cannot tell' is what to expect of small effects."
+            "expect small effects to be inconclusive."
         )
 
 

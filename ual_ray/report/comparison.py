@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.stats.bootstrap import (
-    CANNOT_TELL,
+    INCONCLUSIVE,
     LEVEL,
     RESAMPLES,
     Verdict,
@@ -31,6 +31,8 @@ from ual_ray.stats.metrics import NLL, Numbers, by_benchmark, likelihoods, metri
 REFERENCES = ("sft", "shuffled", "constant", BASE)
 # Named before any run: unsmoothed NLL on the held-out rows.
 PRIMARY = ("held_out", NLL)
+# As reports of version 0.1.0 name them.
+OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
 # All that a comparison reads of the result rows: no texts.
 COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
 
@@ -78,8 +80,12 @@ class Comparisons:
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Comparisons:
         """Read what `as_dict` wrote."""
-        entries = tuple(Comparison(**entry) for entry in content["comparisons"])
-        return Comparisons(entries, content["level"], content["resamples"], content["seed"])
+        entries = [dict(entry) for entry in content["comparisons"]]
+        for entry in entries:
+            entry["verdict"] = OLD_VERDICTS.get(entry["verdict"], entry["verdict"])
+        return Comparisons(
+            tuple(Comparison(**entry) for entry in entries), content["level"], content["resamples"], content["seed"]
+        )
 
 
 # Of one model on one benchmark: training seed -> metric -> [questions, 2] of value and weight, NaN where it is missing.
@@ -219,7 +225,7 @@ def _compare(pairs: Sequence[_Pair], level: float, resamples: int, seed: int) ->
         named = (pair.arm, pair.reference, pair.benchmark, pair.metric)
         primary = (pair.benchmark, pair.metric) == PRIMARY
         seeds = len(pair.mine)
-        yield Comparison(*named, **asdict(found), p_holm=found.p_value, verdict=CANNOT_TELL, seeds=seeds, primary=primary)
+        yield Comparison(*named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=seeds, primary=primary)
 
 
 def _judge(entry: Comparison, p_holm: float, level: float) -> Comparison:

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from ual_ray.report.comparison import Comparisons, groups_of
 from ual_ray.report.findings import Judged
-from ual_ray.stats.bootstrap import BETTER, CANNOT_TELL, WORSE
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
 from ual_ray.stats.metrics import metric_of
 
-VERDICT_COLOURS = {BETTER: "#2460a7", WORSE: "#a75a00", CANNOT_TELL: "0.5"}
+VERDICT_COLOURS = {BETTER: "#2460a7", WORSE: "#a75a00", INCONCLUSIVE: "0.5"}
 
 
 def differences(comparisons: Comparisons) -> Figure:

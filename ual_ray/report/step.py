@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
 NOTE = (
-    "± is one standard error, [ ] the interval of a bootstrap over questions. NLL is unsmoothed: training losses of different "
-    "arms are not comparable, this is. All models answer the same questions, so arms are told apart by paired differences; "
-    "better, worse and cannot tell are said after Holm's correction for all comparisons of the table. Scaled = after dividing "
-    "logits by a temperature that was fitted on validation rows: the baseline that smoothing has to beat."
+    "± is one standard error; [ ] is a bootstrap interval over questions. NLL is unsmoothed: training losses of different arms "
+    "are not comparable, this NLL is. All models answer the same questions, and differences are paired by question. Verdicts "
+    "(better, worse, inconclusive) are after Holm's correction over all comparisons. Scaled: after dividing logits "
+    "by a temperature fitted on validation rows, the baseline that smoothing has to beat."
 )
 
 
@@ -178,7 +178,7 @@ def verdict_lines(comparisons: Comparisons) -> list[str]:
 
 
 def _sentence(entry: Comparison) -> str:
-    words = {"better": "is better than", "worse": "is worse than", "cannot tell": "cannot be told from"}[entry.verdict]
+    words = {"better": "is better than", "worse": "is worse than", "inconclusive": "is inconclusive against"}[entry.verdict]
     numbers = f"{entry.difference:+.4f} [{entry.ci_low:+.4f}, {entry.ci_high:+.4f}] nats per token, n = {entry.n:,}"
     seeds = f", {entry.seeds} training seeds" if entry.seeds > 1 else ""
     return f"{entry.arm} {words} {entry.reference}: {numbers}{seeds}"

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from ual_ray.stats.metrics import Direction
 
 Numbers = NDArray[np.float64]
-Verdict = Literal["better", "worse", "cannot tell"]
+Verdict = Literal["better", "worse", "inconclusive"]
 BETTER: Verdict = "better"
 WORSE: Verdict = "worse"
-CANNOT_TELL: Verdict = "cannot tell"
+INCONCLUSIVE: Verdict = "inconclusive"
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -182,7 +182,7 @@ def resamples_needed(family: int, level: float = LEVEL, at_least: int = RESAMPLE
 
 
 def verdict(difference: float, p_adjusted: float, direction: Direction, level: float = LEVEL) -> Verdict:
-    """Say in words what a difference (model - reference) means: better, worse, or cannot tell."""
+    """Say in words what a difference (model - reference) means: better, worse, or inconclusive."""
     if p_adjusted > 1 - level or difference == 0:
-        return CANNOT_TELL
+        return INCONCLUSIVE
     return BETTER if (difference < 0) == (direction == "lower") else WORSE

@@ -69,7 +69,7 @@ def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
     assert found["bad", "sft", "nll"].verdict == "worse"
     assert found["bad", "sft", "exact_match_strict"].verdict == "worse"
     null = found["ual", "sft", "exact_match_strict"]
-    assert (null.verdict, null.difference, null.p_value, null.n) == ("cannot tell", 0.0, 1.0, N)
+    assert (null.verdict, null.difference, null.p_value, null.n) == ("inconclusive", 0.0, 1.0, N)
     assert [key for key, entry in found.items() if entry.primary] == [
         (arm, reference, "nll")
         for arm, reference in [("ual", "sft"), ("bad", "sft"), ("ual", "base"), ("bad", "base"), ("sft", "base")]
@@ -148,4 +148,13 @@ def test_it_reads_what_it_wrote() -> None:
     content = found.as_dict()
     assert content["family"] == len(content["comparisons"]) == 2
     assert (content["level"], content["resamples"], content["seed"]) == (0.9, 200, 3)
+    assert Comparisons.from_dict(content) == found
+
+
+def test_an_old_report_is_read_with_the_new_name_of_its_verdict() -> None:
+    found = compare_models({"sft": {0: results(seed=1)}, "ual": {0: results(seed=1)}}, resamples=200)
+    content = found.as_dict()
+    assert {entry["verdict"] for entry in content["comparisons"]} == {"inconclusive"}
+    for entry in content["comparisons"]:
+        entry["verdict"] = "cannot tell"
     assert Comparisons.from_dict(content) == found

@@ -13,14 +13,14 @@ def entry(arm: str, reference: str, verdict: str) -> Comparison:
 
 
 def test_differences_from_base_have_a_panel_of_their_own() -> None:
-    entries = (entry("ual", "sft", "better"), entry("ual", "shuffled", "cannot tell"), entry("ual", "base", "better"))
+    entries = (entry("ual", "sft", "better"), entry("ual", "shuffled", "inconclusive"), entry("ual", "base", "better"))
     figure = plots.differences(Comparisons(entries, 0.9, 100, 0))
     first, second = figure.axes
     assert [text.get_text() for text in first.get_yticklabels()] == ["ual - shuffled (n = 20)", "ual - sft (n = 20)"]
     assert [text.get_text() for text in second.get_yticklabels()] == ["ual - base (n = 20)"]
     assert first.get_title(loc="left") == "held_out: NLL per token, nats (left is better)"
     colours = {line.get_color() for line in first.lines}
-    assert {plots.VERDICT_COLOURS["better"], plots.VERDICT_COLOURS["cannot tell"]} <= colours
+    assert {plots.VERDICT_COLOURS["better"], plots.VERDICT_COLOURS["inconclusive"]} <= colours
     assert "90%" in figure.get_suptitle()
 
 

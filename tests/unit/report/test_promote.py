@@ -25,7 +25,7 @@ def compared(arm: str, verdict: Any, reference: str = "sft", metric: str = "nll"
     return Comparison(arm, reference, benchmark, metric, verdict=verdict, primary=primary, **numbers)  # type: ignore[arg-type]
 
 
-BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
+BETTER, WORSE, UNSURE = "better", "worse", "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ BETTER, WORSE, UNSURE = "better", "worse", "cannot tell"
     [
         ([compared("ual", BETTER)], None),
         ([compared("ual", BETTER), compared("ual", UNSURE, metric="exact_strict", benchmark="gsm8k")], None),
-        ([compared("ual", UNSURE)], "cannot tell"),
+        ([compared("ual", UNSURE)], "inconclusive"),
         ([compared("ual", BETTER), compared("ual", WORSE, metric="exact_strict", benchmark="gsm8k")], "exact_strict on gsm8k"),
         ([compared("ual", BETTER), compared("ual", WORSE, "shuffled")], "against shuffled: worse"),
-        ([compared("ual", UNSURE), compared("ual", BETTER, "base")], "against sft: cannot tell"),
+        ([compared("ual", UNSURE), compared("ual", BETTER, "base")], "against sft: inconclusive"),
         ([compared("ual", BETTER, "base")], None),
         ([compared("ual", BETTER, "shuffled")], "was not compared with sft or base"),
         ([compared("ual", BETTER, metric="exact_strict", benchmark="gsm8k")], "was not compared with sft or base"),

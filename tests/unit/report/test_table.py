@@ -13,7 +13,7 @@ from ual_ray.report.table import cell, models, p_text, rate_text, tables
 from ual_ray.stats.metrics import Figure
 
 ENTRY = Comparison("ual", "sft", "held_out", "nll", -0.0123, -0.02, -0.0041, 0.004, 0.012, "better", 20, 1, True)
-NULL = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.0, -0.01, 0.01, 1.0, 1.0, "cannot tell", 16, 1, False)
+NULL = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.0, -0.01, 0.01, 1.0, 1.0, "inconclusive", 16, 1, False)
 TOKENS = {
     "raw": {
         "n": 900,
@@ -89,7 +89,7 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
         "| **held_out: NLL per token, nats (primary)** |  |  |  |  |",
         "| ual - sft | 20 | -0.0123 [-0.0200, -0.0041] | 0.012 | better |",
         "| **gsm8k: exact match, strict, points** |  |  |  |  |",
-        "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | cannot tell |",
+        "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | inconclusive |",
     ]
     assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –")
     assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
@@ -117,7 +117,7 @@ def test_three_models_fit_a_terminal_of_110_columns() -> None:
     for grid in tables(findings()):
         console.print(grid.rich())
     text = console.export_text()
-    for whole in ("ECE, equal width, scaled ↓", "25.0% ± 12.5", "-0.0123 [-0.0200, -0.0041]", "cannot tell", "44.0, 61.0"):
+    for whole in ("ECE, equal width, scaled ↓", "25.0% ± 12.5", "-0.0123 [-0.0200, -0.0041]", "inconclusive", "44.0, 61.0"):
         assert whole in text, whole
     assert max(map(len, text.splitlines())) <= 110
 

@@ -113,7 +113,7 @@ def test_a_few_questions_cannot_be_certain(pairs: int, least: float) -> None:
 def test_equal_models_cannot_be_told_apart() -> None:
     found = bootstrap_mean([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
     assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
-    assert verdict(found.difference, found.p_value, "higher") == "cannot tell"
+    assert verdict(found.difference, found.p_value, "higher") == "inconclusive"
 
 
 def test_the_p_value_is_seldom_small_by_chance() -> None:
@@ -206,8 +206,8 @@ def test_enough_resamples_for_the_family() -> None:
         (-0.1, 0.01, "higher", "worse"),
         (0.1, 0.01, "lower", "worse"),
         (0.1, 0.05, "higher", "better"),
-        (0.1, 0.051, "higher", "cannot tell"),
-        (0.0, 0.001, "higher", "cannot tell"),
+        (0.1, 0.051, "higher", "inconclusive"),
+        (0.0, 0.001, "higher", "inconclusive"),
     ],
 )
 def test_verdicts(difference: float, p: float, direction: str, said: str) -> None:
