@@ -22,8 +22,7 @@ from ual_ray.parquet import read_table
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.step import Results, report
 from ual_ray.run.output import CONFIG_FILE, Workspace
-from ual_ray.run.stage_cache import point_to
-from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Session, below
+from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.stats.results import metrics_of
 from ual_ray.tracking import Tracker
@@ -56,17 +55,16 @@ def do_stages(session: Session, root: Path) -> Results:
     """Do all stages but the report."""
     config, results = session.config, Results()
 
-    elicited = elicit_step(session, below(root / "elicit"), below(root / "elicit" / "store"))
-    point_to(root / "elicit", elicited.folder)
+    elicited = elicit_step(session, Place(root / "elicit"))
     rows, scored = elicited.folder / col.ROWS_FOLDER, elicited.folder / col.SCORED_FOLDER
-    results.elicited, results.histograms = elicited.folder, elicited.figures["histograms"]
+    results.elicited, results.histograms = elicited.folder, elicited.metrics["histograms"]
     models = {BASE: config.model}
     for arm, spec in config.arms.items():
-        results.smoothed[arm] = smooth_step(session, arm, spec, scored, below(root / "arms" / arm / "smooth")).folder
+        results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
     for arm, folder in results.smoothed.items():
         smoothed = folder / col.SMOOTHED_FILE
         results.alphas[arm] = read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist()
-        trained = results.trained[arm] = train_step(session, arm, smoothed, rows, below(root / "arms" / arm / "train")).folder
+        trained = results.trained[arm] = train_step(session, arm, smoothed, rows, Place(root / "arms" / arm / "train")).folder
         results.metrics[arm] = read_metrics(trained / col.METRICS_FILE)
         models[arm] = str(trained / col.MODEL_FOLDER)
     _measure(session, root, rows, models, results)
@@ -81,18 +79,13 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
     if config.engine.kind == "openai":
         engine = config.engine.model_copy(update={"kind": "vllm"})
         local = replace(session, config=config.model_copy(update={"engine": engine}))
-    questions = questions_step(local, rows, below(root / "questions")).folder / col.QUESTIONS_FILE
+    questions = questions_step(local, rows, Place(root / "questions")).folder / col.QUESTIONS_FILE
     for name, model in models.items():
         home = root / BASE if name == BASE else root / "arms" / name
-        place = home / "evaluate"
-        folder = evaluate_step(local, name, model, questions, below(place), below(place / "store")).folder
-        results.evaluated[name] = folder
-        point_to(place, folder)
+        folder = results.evaluated[name] = evaluate_step(local, name, model, questions, Place(home / "evaluate")).folder
         if config.evaluate.calibration.enabled:
-            answers = folder / col.RESULTS_FOLDER
-            place = home / "calibrate"
-            results.calibrated[name] = calibrate_step(local, name, model, rows, answers, below(place)).folder
-            point_to(place, results.calibrated[name])
+            place, answers = Place(home / "calibrate"), folder / col.RESULTS_FOLDER
+            results.calibrated[name] = calibrate_step(local, name, model, rows, answers, place).folder
     if config.judge.model is not None:
         _judge(session, root, results)
 
@@ -104,29 +97,23 @@ def _judge(session: Session, root: Path, results: Results) -> None:
     reference = Side(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
     for name, answers in sides.items():
         if name != against:
-            place = root / "judge" / f"{name}-vs-{against}"
-            results.judged[name] = judge_step(session, answers, reference, below(place), below(root / "judge" / "store")).folder
-            point_to(place, results.judged[name])
+            place = Place(root / "judge" / f"{name}-vs-{against}", store=root / "judge" / "store")
+            results.judged[name] = judge_step(session, answers, reference, place).folder
 
 
 def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *, retry: bool = False) -> None:
     """Ask the configured model every question, and measure its calibration on the rows where there are any."""
     config = session.config
-    questions = questions_step(session, rows, below(out / "questions")).folder / col.QUESTIONS_FILE
-    home = out / "evaluate"
-    done = evaluate_step(session, name, config.model, questions, below(home), below(home / "store"), retry=retry)
-    point_to(home, done.folder)
+    questions = questions_step(session, rows, Place(out / "questions")).folder / col.QUESTIONS_FILE
+    done = evaluate_step(session, name, config.model, questions, Place(out / "evaluate"), retry=retry)
     if rows is not None and config.evaluate.calibration.enabled:
-        place = out / "calibrate"
-        answers = done.folder / col.RESULTS_FOLDER
-        point_to(place, calibrate_step(session, name, config.model, rows, answers, below(place)).folder)
+        calibrate_step(session, name, config.model, rows, done.folder / col.RESULTS_FOLDER, Place(out / "calibrate"))
 
 
 def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path) -> None:
     """Compare two sets of answers; None = those that the questions came with."""
     sides = [Side(None) if path is None else side(path, None, out / "answers") for path in (candidate, reference)]
-    done = judge_step(session, sides[0], sides[1], below(out / "judge"), below(out / "judge" / "store"))
-    point_to(out / "judge", done.folder)
+    judge_step(session, sides[0], sides[1], Place(out / "judge"))
 
 
 def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:

@@ -135,7 +135,7 @@ def test_rows_that_an_engine_dies_or_hangs_on_are_set_aside_alone(elicit: Any, u
 
     before = len(run.calls())
     run.run()
-    assert "done before" in run.printed
+    assert "cached" in run.printed
     run.run("--retry-failed")
     transcript("--retry-failed", calls=len(run.calls()) - before, seconds=round(run.seconds))
     assert run.sent(since=before).keys() == guilty

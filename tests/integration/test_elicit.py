@@ -79,8 +79,7 @@ def score(local_ray: None, tiny_model: Path) -> Score:
     from ual_ray.config import TrackingConfig
     from ual_ray.config.load import load
     from ual_ray.elicit.step import elicit_step
-    from ual_ray.run.stage_cache import point_to
-    from ual_ray.run.step import Session
+    from ual_ray.run.step import Place, Session
     from ual_ray.tracking import Tracker
 
     def run(data: Path | str, out: Path, *overrides: str) -> Scored:
@@ -88,9 +87,8 @@ def score(local_ray: None, tiny_model: Path) -> Score:
         config = load(None, [*FAKE, *models, f"data.path={data}", *overrides])
         printed = io.StringIO()
         session = Session(config, Console(file=printed, width=1000), Tracker(TrackingConfig(), out))
-        done = elicit_step(session, lambda key: out / key, lambda key: out / "store" / key)
-        point_to(out, done.folder)
-        return Scored(done.folder, done.figures, printed.getvalue())
+        done = elicit_step(session, Place(out))
+        return Scored(done.folder, done.metrics, printed.getvalue())
 
     return run
 
@@ -139,7 +137,7 @@ def test_only_new_rows_are_sent_and_rows_that_are_gone_are_left_out(score: Score
     assert len(measured(old.store)) == old.figures["rows"] == 30
 
     anew = score(data, tmp_path / "out")
-    assert "done before" in anew.printed and anew.folder == old.folder
+    assert "cached" in anew.printed and anew.folder == old.folder
 
     write(data, [*alpaca(5, 40), *alpaca(38, 40)])
     new = score(data, tmp_path / "out", "data.max_bad_share=0.2")

@@ -75,7 +75,7 @@ def test_a_killed_judge_goes_on_where_it_was(ual: Ual, command: list[str], tmp_p
 
     total = len(asked(tmp_path))
     repeated = ual(*command, "-o", out)
-    assert repeated.code == 0 and "done before" in repeated.output
+    assert repeated.code == 0 and "cached" in repeated.output
     assert len(asked(tmp_path)) == total
 
 

@@ -81,7 +81,7 @@ def test_a_second_run_does_nothing_again_and_starts_no_ray(finished: tuple[Path,
     done = ual("run", *small, f"output={output}")
     assert done.code == 0, done.output
     assert done_times(output) == before
-    assert done.output.count("done before") == len(before) == 12
+    assert done.output.count("cached") == len(before) == 12
     assert "Started a local Ray" not in (output / "ual.log").read_text()[log:]
 
 
@@ -218,7 +218,7 @@ def test_the_next_run_goes_on_from_the_checkpoint_in_the_same_mlflow_runs(
     assert 15 <= stopped_at < 160
     done = ual("run", *settings)
     assert done.code == 0, done.output
-    assert "done before" in next(line for line in done.output.splitlines() if line.startswith("elicit "))
+    assert "cached" in next(line for line in done.output.splitlines() if line.startswith("elicit "))
     after = metrics_of(output)
     assert [line["step"] for line in after] == list(range(161))
     kept = [line for line in after if line == before.get(line["step"])]

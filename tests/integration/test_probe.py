@@ -14,7 +14,7 @@ from ual_ray import columns as col
 from ual_ray.calibrate.step import calibrate_step, metrics
 from ual_ray.config import Config
 from ual_ray.parquet import read_table, write_rows
-from ual_ray.run.step import Session
+from ual_ray.run.step import Place, Session
 from ual_ray.tracking import Tracker
 
 QUESTIONS = [("What is 2 + 3?", "2 + 3 = 5\n#### 5"), ("Name a colour.", "Blue."), ("Say hello.", "Hello! How can I help you?")]
@@ -57,9 +57,9 @@ def test_the_demo_model_is_calibrated_in_a_task(local_ray: None, rows: Path, res
     tracker = Tracker(config.tracking, tmp_path)
     output = io.StringIO()
     session = Session(config, Console(file=output, width=200), tracker)
-    done = calibrate_step(session, "base", "demo", rows, results, lambda key: tmp_path / "calibrate" / key)
-    print(output.getvalue(), done.figures["seconds"], done.figures["peak_memory_gib"])
-    figures = done.figures
+    done = calibrate_step(session, "base", "demo", rows, results, Place(tmp_path / "calibrate"))
+    print(output.getvalue(), done.metrics["seconds"], done.metrics["peak_memory_gib"])
+    figures = done.metrics
     assert not done.reused
     assert 0.5 < figures["temperature"] < 2
     assert 0 < figures["token"]["raw"]["nll"] < 5
@@ -81,5 +81,5 @@ def test_the_demo_model_is_calibrated_in_a_task(local_ray: None, rows: Path, res
     )
     plots = {artifact.path for artifact in tracker.client.list_artifacts(run.info.run_id, "plots")}
     assert plots == {f"plots/{name}.png" for name in ("reliability_tokens", "reliability_gsm8k", "clusters")}
-    again = calibrate_step(session, "base", "demo", rows, results, lambda key: tmp_path / "calibrate" / key)
+    again = calibrate_step(session, "base", "demo", rows, results, Place(tmp_path / "calibrate"))
     assert again.reused

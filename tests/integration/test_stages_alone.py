@@ -40,7 +40,7 @@ def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tin
     assert "| metric | n | base | ual |" in (tmp_path / "report" / "report.md").read_text()
 
     again = ual("elicit", rows_file, *settings, "--out", scored)
-    assert again.output.count("done before") == 1
+    assert again.output.count("cached") == 1
     other = ual("train", smoothed, f"model={tiny_model}", *settings, "train.epochs=3", "--out", trained)
     assert other.code == 2
     assert "belongs to another configuration" in other.output

@@ -53,7 +53,7 @@ def test_a_submitted_job_is_followed_to_its_end(ual: Any, one_arm: list[str], jo
 
     again = ual("submit", *one_arm, f"output={output}", "--address", job_server, cwd=tmp_path)
     assert again.code == 0, again.output
-    assert again.output.count("done before") == 6, "every stage is idempotent, so a retried job redoes nothing"
+    assert again.output.count("cached") == 6, "every stage is idempotent, so a retried job redoes nothing"
 
 
 def test_a_job_that_fails_says_so(ual: Any, one_arm: list[str], job_server: str, tmp_path: Path) -> None:

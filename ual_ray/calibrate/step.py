@@ -15,8 +15,8 @@ from ual_ray.config import Config
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.progress import meter, polled
-from ual_ray.run.stage_cache import Done, run_stage, stage_digest
-from ual_ray.run.step import ARM_TAG, STAGE_TAG, Place, Run, Session
+from ual_ray.run.stage_cache import Done
+from ual_ray.run.step import ARM_TAG, MODEL_TAG, Place, Run, Session, Step, run_logged_step
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
 
 if TYPE_CHECKING:
@@ -43,21 +43,19 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
         "evaluate": config.evaluate.model_dump(include={"calibration", "clustering", "dtype", "resamples"}),
         "max_model_len": config.engine.max_model_len,
     }
-    folder = place(stage_digest(inputs))
+    forced_by = frozenset({"evaluate"})
+    tags = {ARM_TAG: name, MODEL_TAG: model}
+    step = Step("calibrate", f"calibrate {name}", inputs, place, tags, forced_by=forced_by)
 
-    def work() -> dict[str, Any]:
-        session.connect()
-        tags = {STAGE_TAG: "calibrate", ARM_TAG: name, "ual_ray.model": model}
-        with session.tracked(f"calibrate {name}", folder, tags) as run:
-            run.params({"evaluate": inputs["evaluate"], "model": model})
-            count = pyarrow.dataset.dataset(str(rows), format="parquet").count_rows(filter=field(col.SPLIT) != col.TRAIN)
-            run.dataset("validation and test rows", rows, inputs["rows"], count, "calibration")
-            figures = _in_a_task(session, name, _job(config, model, rows, results, folder))
-            _log(run, name, folder, figures)
-            return figures
+    def work(run: Run, folder: Path) -> dict[str, Any]:
+        run.params({"evaluate": inputs["evaluate"], "model": model})
+        count = pyarrow.dataset.dataset(str(rows), format="parquet").count_rows(filter=field(col.SPLIT) != col.TRAIN)
+        run.dataset("validation and test rows", rows, inputs["rows"], count, "calibration")
+        metrics = _in_a_task(session, name, _job(config, model, rows, results, folder))
+        _log(run, name, folder, metrics)
+        return metrics
 
-    done = run_stage(folder, inputs, work, force=bool(session.force & {"evaluate", "calibrate"}))
-    return session.finish(f"calibrate {name}", done, _line(done.figures))
+    return run_logged_step(session, step, work, _line)
 
 
 def _job(config: Config, model: str, rows: Path, results: Path | None, folder: Path) -> Job:
@@ -144,13 +142,13 @@ def _log(run: Run, name: str, folder: Path, figures: Mapping[str, Any]) -> None:
     run.metrics(metrics(figures))
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
         run.artifact(folder / file)
-    run.figure(reliability_diagrams({name: figures["token"]}, "Test tokens"), "plots/reliability_tokens.png")
+    run.plot(reliability_diagrams({name: figures["token"]}, "Test tokens"), "plots/reliability_tokens.png")
     for benchmark, answer in figures["answer"].items():
-        run.figure(reliability_diagrams({name: answer}, f"Answers to {benchmark}"), f"plots/reliability_{benchmark}.png")
+        run.plot(reliability_diagrams({name: answer}, f"Answers to {benchmark}"), f"plots/reliability_{benchmark}.png")
     if figures["clusters"]:
         run.artifact(folder / col.CLUSTERS_FILE)
         with np.load(folder / col.CLUSTER_POINTS_FILE) as points:
-            run.figure(clusters({name: dict(points)}), "plots/clusters.png")
+            run.plot(clusters({name: dict(points)}), "plots/clusters.png")
 
 
 def _line(figures: Mapping[str, Any]) -> str:

@@ -95,12 +95,9 @@ def elicit(
     preflight.check(config, {"elicit"})
     with command.session(config, out, force, verbose, "elicit") as session:
         from ual_ray.elicit.step import elicit_step
-        from ual_ray.run.stage_cache import point_to
-        from ual_ray.run.step import below
+        from ual_ray.run.step import Place
 
-        root = command.absolute(out)
-        done = elicit_step(session, below(root), below(root / "store"), retry=retry_failed)
-        point_to(root, done.folder)
+        elicit_step(session, Place(command.absolute(out)), retry=retry_failed)
 
 
 @app.command()

@@ -95,8 +95,10 @@ def session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -
 
 
 def at(folder: Path) -> Place:
-    """Work in this folder, whatever the digest of the inputs."""
-    return lambda _: absolute(folder)
+    """Work in this folder itself, whatever the step's cache key."""
+    from ual_ray.run.step import Place
+
+    return Place(absolute(folder), keyed=False)
 
 
 def find(path: Path, inside: str, made_by: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,30 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
 from ual_ray.plots import scores as plots
 from ual_ray.run.progress import meter
-from ual_ray.run.stage_cache import Done, run_stage, stage_digest
+from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import (
     LINEAGE_MODEL,
     LINEAGE_PROMPTS,
     LINEAGE_SCORED,
-    STAGE_TAG,
     Place,
+    Run,
     Session,
-    _counts,
-    _forget,
-    _quarantined,
+    Step,
+    count_list,
+    quarantined,
+    run_logged_step,
 )
 
 
-def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bool = False) -> Done:
+def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     """Read and score the data; `folder`/rows holds the canonical rows of all splits, `folder`/scored the scored ones.
 
-    What engines measured is kept at `store_place`, by a key of its own, so that rows that several data sets share are sent
-    once. `retry` sends the rows again that an engine failed on.
+    Answers of the elicitor are kept in the place's store, by a key of their own: rows that several data sets share are sent
+    once. `retry` sends the rows again that failed with an engine error.
     """
-    import ray
-
-    from ual_ray.elicit import stage
-
     config = session.config
     measuring = _measuring(config)
-    store = store_place(stage_digest(measuring))
+    store = place.store_folder(measuring)
     inputs: dict[str, Any] = {
         "source": fingerprint(config.data),
         "data": config.data.model_dump(exclude={"path", "max_bad_share"}),
@@ -49,34 +47,32 @@ def elicit_step(session: Session, place: Place, store_place: Place, *, retry: bo
         "elicit": config.elicit.model_dump(include={"splits", "uncertainty", "ensemble", "length_residual"}),
         "labels": file_digest(Path(config.elicit.calibrate_with).expanduser()) if config.elicit.calibrate_with else None,
     }
-    folder = place(stage_digest(inputs))
-    force = _forget(session, "elicit", folder, store, retry=retry)
+    step = Step("elicit", "elicit", inputs, place, {LINEAGE_MODEL: config.elicit.model}, store, retry)
 
-    def work() -> dict[str, Any]:
-        seen = look(config.data)
-        session.say("rows", f"{seen.size()} of {config.data.path} (format: {seen.format_name})")
-        session.connect()
-        expected = stage.expected_rows(config, seen)
-        with (
-            session.tracked("elicit", folder, {STAGE_TAG: "elicit", LINEAGE_MODEL: config.elicit.model}) as run,
-            meter(session.console, "elicit", expected, "rows") as shown,
-        ):
-            run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
-            run.dataset("rows", Path(config.data.path), inputs["source"], seen.estimated_rows or 0, "scoring")
-            figures = stage.elicit(config, seen, folder, store, shown)
-            run.metrics({**figures, "rows_per_second": shown.rate()})
-            run.figure(plots.uncertainty_by_source(figures["histograms"]), "plots/uncertainty_by_source.png")
-            run.tags(
-                {
-                    # In a task, as it takes memory by the number of rows, and the driver takes none.
-                    LINEAGE_SCORED: ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS)),
-                    LINEAGE_PROMPTS: ", ".join(figures["prompt_hashes"]),
-                }
-            )
-            return figures
+    def work(run: Run, folder: Path) -> dict[str, Any]:
+        return _elicit_and_log(session, run, inputs["source"], folder, store)
 
-    done = run_stage(folder, inputs, work, force=force)
-    return session.finish("elicit", done, _scored_line(config, done.figures))
+    return run_logged_step(session, step, work, partial(_line, config))
+
+
+def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
+    import ray
+
+    from ual_ray.elicit import stage
+
+    config = session.config
+    seen = look(config.data)
+    session.say("rows", f"{seen.size()} of {config.data.path} (format: {seen.format_name})")
+    run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
+    run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
+    with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
+        metrics = stage.elicit(config, seen, folder, store, shown)
+    run.metrics({**metrics, "rows_per_second": shown.rate()})
+    run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
+    # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
+    scored = ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
+    run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: ", ".join(metrics["prompt_hashes"])})
+    return metrics
 
 
 def _measuring(config: Config) -> dict[str, Any]:
@@ -103,13 +99,13 @@ NOT_MEASURED = {
 }
 
 
-def _scored_line(config: Config, figures: Mapping[str, Any]) -> str:
-    means = ", ".join(f"{name} {value:.3f}" for name, value in figures["mean_uncertainty"].items() if value is not None)
-    bad = f"; {figures['bad']} bad rows ({_counts(figures['bad_reasons'])})" if figures["bad"] else ""
-    money = config.engine.cost(figures[col.PROMPT_TOKENS], figures[col.GENERATED_TOKENS])
+def _line(config: Config, metrics: Mapping[str, Any]) -> str:
+    means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean_uncertainty"].items() if value is not None)
+    bad = f"; {metrics['bad']} bad rows ({count_list(metrics['bad_reasons'])})" if metrics["bad"] else ""
+    money = config.engine.cost(metrics[col.PROMPT_TOKENS], metrics[col.GENERATED_TOKENS])
     cost = f"; cost {money:.2f}" if money else ""
     return (
-        f"{figures['rows']} of {figures['total_rows']} rows scored by {config.elicit.model} "
-        f"({_counts(figures['splits'])}; {_counts(figures['sources'])}){bad}; "
-        f"mean uncertainty: {means}; {_quarantined(figures)}; {figures['calls']:,} calls{cost}"
+        f"{metrics['rows']} of {metrics['total_rows']} rows scored by {config.elicit.model} "
+        f"({count_list(metrics['splits'])}; {count_list(metrics['sources'])}){bad}; "
+        f"mean uncertainty: {means}; {quarantined(metrics)}; {metrics['calls']:,} calls{cost}"
     )

@@ -12,8 +12,19 @@ from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
-from ual_ray.run.stage_cache import Done, run_stage, stage_digest
-from ual_ray.run.step import ARM_TAG, STAGE_TAG, Place, Session, _counts, _forget, _quarantined
+from ual_ray.run.stage_cache import Done
+from ual_ray.run.step import (
+    ARM_TAG,
+    MODEL_TAG,
+    Place,
+    Run,
+    Session,
+    Step,
+    count_list,
+    quarantined,
+    run_logged_step,
+    run_step,
+)
 from ual_ray.stats.results import metrics_of
 
 
@@ -22,65 +33,56 @@ def questions_step(session: Session, rows: Path | None, place: Place) -> Done:
     config = session.config
     evaluation.check_engine(config)
     benchmarks = config.evaluate.benchmarks
+    own_split = rows is not None and any(one.path is None for one in benchmarks.values())
     inputs: dict[str, Any] = {
         "benchmarks": gathering.digests(benchmarks),
-        "rows": content_digest(rows, [col.ID, col.SPLIT])
-        if rows and any(one.path is None for one in benchmarks.values())
-        else None,
+        "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows and own_split else None,
     }
-    folder = place(stage_digest(inputs))
 
-    def work() -> dict[str, Any]:
+    def work(folder: Path) -> dict[str, Any]:
         return {"benchmarks": gathering.write_questions(benchmarks, rows, folder)}
 
-    done = run_stage(folder, inputs, work)
-    return session.finish("questions", done, _questions_line(done.figures["benchmarks"]))
+    return run_step(session, Step("questions", "questions", inputs, place), work, _questions_line)
 
 
-def _questions_line(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _questions_line(metrics: Mapping[str, Any]) -> str:
+    found = metrics["benchmarks"]
     asked = {name: count["questions"] for name, count in found.items() if count["questions"]}
     left_out = [name for name in found if name not in asked]
-    text = f"{sum(asked.values())} questions ({_counts(asked)})"
+    text = f"{sum(asked.values())} questions ({count_list(asked)})"
     if bad := sum(count["bad"] for count in found.values()):
         text += f"; {bad} rows without a question"
     return f"{text}; left out, as the test split has none: {', '.join(left_out)}" if left_out else text
 
 
-def evaluate_step(
-    session: Session, name: str, model: str, questions: Path, place: Place, store_place: Place, *, retry: bool = False
-) -> Done:
+def evaluate_step(session: Session, name: str, model: str, questions: Path, place: Place, *, retry: bool = False) -> Done:
     """Have one model answer the questions; `folder`/results and `folder`/figures.json.
 
-    Its answers are kept at `store_place`, by a key of model and engine settings: those to a benchmark that is added later
-    are asked for alone. `retry` asks the questions again that an engine failed on.
+    Its answers are kept in the place's store, by a key of model and engine settings: of a benchmark that is added later only
+    its own questions are asked. `retry` asks the questions again that failed with an engine error.
     """
     config = session.config
     model_and_engine = {"model": evaluation.model_digest(config, model), "engine": evaluation.engine_settings(config)}
-    store = store_place(stage_digest(model_and_engine))
+    store = place.store_folder(model_and_engine)
     inputs: dict[str, Any] = model_and_engine | {"questions": content_digest(questions, [col.ID]), "name": name}
-    folder = place(stage_digest(inputs))
-    force = _forget(session, "evaluate", folder, store, retry=retry)
+    step = Step("evaluate", f"evaluate {name}", inputs, place, {ARM_TAG: name, MODEL_TAG: model}, store, retry)
 
-    def work() -> dict[str, Any]:
+    def work(run: Run, folder: Path) -> dict[str, Any]:
         total = read_table(questions, [col.ID]).num_rows
-        session.connect()
-        tags = {STAGE_TAG: "evaluate", ARM_TAG: name, "ual_ray.model": model}
-        with (
-            session.tracked(f"evaluate {name}", folder, tags) as run,
-            meter(session.console, f"evaluate {name}", total, "rows") as shown,
-        ):
-            run.params(redact_values({"evaluate": config.evaluate.model_dump(), "model": model, "engine": inputs["engine"]}))
-            run.dataset("questions", questions, inputs["questions"], total, "evaluation")
+        run.params(redact_values({"evaluate": config.evaluate.model_dump(), "model": model, "engine": inputs["engine"]}))
+        run.dataset("questions", questions, inputs["questions"], total, "evaluation")
+        with meter(session.console, step.title, total, "rows") as shown:
             result = evaluation.evaluate(config, name, model, questions, store, folder, shown)
-            run.metrics(metrics_of(result["figures"]))
-            run.artifact(folder / col.FIGURES_FILE)
-            if result["disagreements"]:
-                run.artifact(folder / evaluation.DISAGREEMENTS_FILE)
-            run.table(evaluation.sample_table(folder), "results_sample.json")
-            return result
+        run.metrics(metrics_of(result["figures"]))
+        run.artifact(folder / col.FIGURES_FILE)
+        if result["disagreements"]:
+            run.artifact(folder / evaluation.DISAGREEMENTS_FILE)
+        run.table(evaluation.sample_table(folder), "results_sample.json")
+        return result
 
-    done = run_stage(folder, inputs, work, force=force)
-    differ = done.figures["disagreements"]
-    text = f"{done.figures['rows']} questions; {_quarantined(done.figures)}"
-    text += f"; strict and flexible extraction differ on {differ}" if differ else ""
-    return session.finish(f"evaluate {name}", done, text)
+    return run_logged_step(session, step, work, _answers_line)
+
+
+def _answers_line(metrics: Mapping[str, Any]) -> str:
+    text, differ = f"{metrics['rows']} questions; {quarantined(metrics)}", metrics["disagreements"]
+    return f"{text}; strict and flexible extraction differ on {differ}" if differ else text

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
 
+from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
 from ual_ray.judge.pairs import Side, name_of
+from ual_ray.judge.stage import SAMPLED_ROWS, Judging, _measuring, judge_pairs, open_ended_benchmarks
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.parquet import content_digest, read_table
-from ual_ray.run.progress import Meter, meter
+from ual_ray.run.progress import meter
+from ual_ray.run.stage_cache import Done
+from ual_ray.run.step import ARM_TAG, LINEAGE_PROMPTS, Place, Run, Session, Step, run_logged_step
 
-if TYPE_CHECKING:
-    from ual_ray.run.stage_cache import Done
-    from ual_ray.run.step import Place, Session
-from ual_ray import columns as col
-from ual_ray.judge.stage import SAMPLED_ROWS, Judging, _measuring, judge_pairs, open_ended_benchmarks
+JUDGE_TAG = "ual_ray.judge"
 
 
-def judge_step(
-    session: Session, candidate: Side, reference: Side, place: Place, store_place: Place, *, retry: bool = False
-) -> Done:
+def judge_step(session: Session, candidate: Side, reference: Side, place: Place, *, retry: bool = False) -> Done:
     """Judge a candidate's answers against a reference's; `folder`/win_rates.json and `folder`/verdicts.parquet.
 
-    Verdicts are kept at `store_place`, by a key of judge, prompt and engine settings. `retry` sends the pairs again that an
-    engine failed on.
+    Verdicts are kept in the place's store, by a key of judge, prompt and engine settings. `retry` sends the pairs again
+    that failed with an engine error.
     """
-    from ual_ray.run.stage_cache import DONE_FILE, run_stage, stage_digest
-
     config = session.config
     measuring = _measuring(config)
-    store = store_place(stage_digest(measuring))
+    store = place.store_folder(measuring)
     columns = [col.ID, col.BENCHMARK, col.PREDICTION, col.EXTRACTED, col.REFERENCE]
     inputs: dict[str, Any] = {
         "candidate": content_digest(candidate.results, columns) if candidate.results else None,
@@ -46,45 +42,29 @@ def judge_step(
         "figures": config.evaluate.model_dump(include={"resamples", "confidence"}),
         "measuring": measuring,
     }
-    folder = place(stage_digest(inputs))
-    if force := "judge" in session.force:
-        shutil.rmtree(store, ignore_errors=True)
-    if retry:
-        (folder / DONE_FILE).unlink(missing_ok=True)
-    title = f"judge {name_of(candidate)}"
+    tags = {ARM_TAG: name_of(candidate), JUDGE_TAG: str(config.judge.model)}
+    step = Step("judge", f"judge {name_of(candidate)}", inputs, place, tags, store, retry)
 
-    def work() -> dict[str, Any]:
-        session.connect()
-        make_meter = partial(_make_meter, session)
-        judging = Judging(candidate, reference, folder, store, make_meter, partial(session.say, title))
-        return _judge_and_log(session, judging, title)
+    def work(run: Run, folder: Path) -> dict[str, Any]:
+        make_meter = partial(meter, session.console, unit="rows")
+        judging = Judging(candidate, reference, folder, store, make_meter, partial(session.say, step.title))
+        return _judge_and_log(config, run, judging)
 
-    done = run_stage(folder, inputs, work, force=force)
-    return session.finish(title, done, win_rate_line(done.figures))
+    return run_logged_step(session, step, work, win_rate_line)
 
 
-def _make_meter(session: Session, name: str, total: int) -> AbstractContextManager[Meter]:
-    return meter(session.console, name, total, "rows")
-
-
-def _judge_and_log(session: Session, judging: Judging, title: str) -> dict[str, Any]:
-    from ual_ray.config.redact import redact_values
-    from ual_ray.run.step import ARM_TAG, LINEAGE_PROMPTS, STAGE_TAG
-
-    config = session.config
+def _judge_and_log(config: Config, run: Run, judging: Judging) -> dict[str, Any]:
     names = {"candidate": name_of(judging.candidate), "reference": name_of(judging.reference)}
-    tags = {STAGE_TAG: "judge", ARM_TAG: names["candidate"], "ual_ray.judge": str(config.judge.model)}
-    with session.tracked(f"{title} against {names['reference']}", judging.folder, tags) as run:
-        run.params(redact_values({"judge": config.judge.model_dump() | names, "engine": config.engine.model_dump()}))
-        result = judge_pairs(config, judging)
-        rows = judging.folder / VERDICTS_FILE
-        run.dataset("verdicts", rows, content_digest(rows, [col.ID, col.PREFERENCE]), result["rows"], "judging")
-        run.metrics(metrics(result))
-        run.tags({LINEAGE_PROMPTS: ", ".join(result["prompt_hashes"])})
-        for file in (col.WIN_RATES_FILE, VERDICTS_FILE, ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE):
-            run.artifact(judging.folder / file)
-        run.table(_sample(rows), "tables/verdicts.json")
-        return result
+    run.params(redact_values({"judge": config.judge.model_dump() | names, "engine": config.engine.model_dump()}))
+    result = judge_pairs(config, judging)
+    rows = judging.folder / VERDICTS_FILE
+    run.dataset("verdicts", rows, content_digest(rows, [col.ID, col.PREFERENCE]), result["rows"], "judging")
+    run.metrics(metrics(result))
+    run.tags({LINEAGE_PROMPTS: ", ".join(result["prompt_hashes"])})
+    for file in (col.WIN_RATES_FILE, VERDICTS_FILE, ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE):
+        run.artifact(judging.folder / file)
+    run.table(_sample(rows), "tables/verdicts.json")
+    return result
 
 
 def _sample(verdicts: Path) -> dict[str, list[Any]]:

@@ -24,42 +24,35 @@ from ual_ray.errors import UserError
 
 STAGES = ("elicit", "smooth", "train", "evaluate", "calibrate", "judge")
 
-
 LOG_FILE = "ual.log"
-
 
 STARTED_FILE = "started.json"
 
-
 DONE_FILE = "done.json"
-
 
 NEWEST_FILE = "newest"
 
-
 LOCK_FILE = ".lock"
-
-
 # What a single command holds open in its --out while it works there.
 KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER, SPOOL_FOLDER)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished stage: where it is, what it found, how long it took, and whether it was finished before."""
+    """A finished stage: its folder, cache key, metrics and seconds; `reused` tells that it was finished before."""
 
     folder: Path
     digest: str
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     seconds: float
     reused: bool
 
 
 def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[str, Any]], *, force: bool = False) -> Done:
-    """Do a stage in `folder` unless it is done there: `work()` returns its figures.
+    """Run a stage in `folder` unless it is finished there; `work()` returns its metrics.
 
-    `inputs` holds the digests of what the stage reads and the settings that shape its result. An interrupted stage finds
-    the folder as it left it; `force` empties it first. Raises UserError when the folder is another configuration's.
+    inputs: digests of what the stage reads, and the settings that affect its result. An interrupted stage finds the folder
+    as it left it; `force` empties it first. Raises UserError when the folder belongs to another configuration.
     """
     key = stage_digest(inputs)
     if force:
@@ -77,10 +70,10 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
     started = time.monotonic()
-    figures = work()
+    metrics = work()
     seconds = time.monotonic() - started
-    write_json(folder / DONE_FILE, {"figures": figures, "seconds": seconds})
-    return Done(folder, key, figures, seconds, reused=False)
+    write_json(folder / DONE_FILE, {"figures": metrics, "seconds": seconds})
+    return Done(folder, key, metrics, seconds, reused=False)
 
 
 def _empty(folder: Path) -> None:

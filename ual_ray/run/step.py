@@ -1,6 +1,6 @@
-"""Each stage as a step of a run: its inputs' digest, its progress, its line on the terminal, its place in MLflow.
+"""The step runner: a stage with its cache key, its folder, its MLflow run and its line on the terminal.
 
-The pipeline and the single commands both go through here; a step that is done is recognised and not done again.
+The pipeline and the single commands run the same steps; a finished step is recognised by its cache key and not run again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ from rich.console import Console
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.run.stage_cache import DONE_FILE, STAGES, Done
+from ual_ray.run.stage_cache import DONE_FILE, STAGES, Done, point_to, run_stage, stage_digest
 from ual_ray.tracking import Run, Tracker
 from ual_ray.tracking.watcher import watched
-
-# Where a step works, given the digest of its inputs: below it for the pipeline, a fixed folder for a single command.
-Place = Callable[[str], Path]
 
 LINEAGE_SCORED = "ual_ray.scored"
 LINEAGE_PROMPTS = "ual_ray.prompt_hash"
@@ -30,12 +27,28 @@ LINEAGE_SMOOTHED = "ual_ray.smoothed"
 LINEAGE_MODEL = "ual_ray.base_model"
 STAGE_TAG = "ual_ray.stage"
 ARM_TAG = "ual_ray.arm"
+MODEL_TAG = "ual_ray.model"
 UNKNOWN = "unknown"
 
 
-def below(folder: Path) -> Place:
-    """Work in a part of the folder, named by the digest."""
-    return lambda key: folder / key
+@dataclass(frozen=True)
+class Place:
+    """Where a step works: `root` itself, or a folder in it named by the step's cache key, which `newest` then points to.
+
+    store: folder of what engines answered, by a key of its own; `root`/store by default.
+    """
+
+    root: Path
+    keyed: bool = True
+    store: Path | None = None
+
+    def folder(self, key: str) -> Path:
+        """Return the folder of a step with this cache key."""
+        return self.root / key if self.keyed else self.root
+
+    def store_folder(self, key: Mapping[str, Any]) -> Path:
+        """Return the folder of the answers that depend on `key` alone."""
+        return (self.store or self.root / "store") / stage_digest(key)
 
 
 @dataclass
@@ -70,12 +83,6 @@ class Session:
         if self.tracker is not None and (complaint := self.tracker.complaint()):
             self.say("mlflow", f"[red]{complaint}[/red]")
 
-    def finish(self, step: str, done: Done, text: str) -> Done:
-        """Print what a step found, and whether it was found before."""
-        how = "done before" if done.reused else f"{done.seconds:.0f} s"
-        self.say(step, f"{text} [dim]({how})[/dim]")
-        return done
-
     @contextmanager
     def tracked(self, name: str, folder: Path, tags: Mapping[str, str]) -> Iterator[Run]:
         """Open the step's MLflow run below the pipeline's."""
@@ -89,20 +96,62 @@ class Session:
             yield run
 
 
-def _forget(session: Session, stage: str, folder: Path, store: Path, *, retry: bool) -> bool:
-    """Forget what engines measured where the stage is forced, which is returned, or that it is done where it is tried again."""
-    force = stage in session.force
-    if force:
-        shutil.rmtree(store, ignore_errors=True)
-    if retry:
+@dataclass(frozen=True)
+class Step:
+    """One step: `stage` is one of STAGES, `title` its name on the terminal and in MLflow, such as "train ual".
+
+    inputs: all that its result depends on. store: answers of engines to forget when the step is forced. retry: run a
+    finished step again, on what it has. forced_by: stages whose --force includes this step.
+    """
+
+    stage: str
+    title: str
+    inputs: Mapping[str, Any]
+    place: Place
+    tags: Mapping[str, str] = field(default_factory=dict)
+    store: Path | None = None
+    retry: bool = False
+    forced_by: frozenset[str] = frozenset()
+
+
+Work = Callable[[Path], dict[str, Any]]
+LoggedWork = Callable[[Run, Path], dict[str, Any]]
+Line = Callable[[dict[str, Any]], str]
+
+
+def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
+    """Run a step in its folder unless it is finished there, and print its line; `work` returns its metrics."""
+    folder = step.place.folder(stage_digest(step.inputs))
+    force = bool(session.force & ({step.stage} | step.forced_by))
+    if force and step.store is not None:
+        shutil.rmtree(step.store, ignore_errors=True)
+    if step.retry:
         (folder / DONE_FILE).unlink(missing_ok=True)
-    return force
+    done = run_stage(folder, step.inputs, lambda: work(folder), force=force)
+    if step.place.keyed:
+        point_to(step.place.root, folder)
+    how = "cached" if done.reused else f"{done.seconds:.0f} s"
+    session.say(step.title, f"{line(done.metrics)} [dim]({how})[/dim]")
+    return done
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def run_logged_step(session: Session, step: Step, work: LoggedWork, line: Line) -> Done:
+    """Run a step that needs the Ray cluster and has an MLflow run of its own."""
+
+    def logged(folder: Path) -> dict[str, Any]:
+        session.connect()
+        with session.tracked(step.title, folder, {STAGE_TAG: step.stage, **step.tags}) as run:
+            return work(run, folder)
+
+    return run_step(session, step, logged, line)
+
+
+def count_list(counts: Mapping[str, int]) -> str:
+    """Write counts by name, such as "141 train, 22 validation"."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _quarantined(figures: Mapping[str, Any]) -> str:
-    reasons = f" ({_counts(figures['reasons'])})" if figures["reasons"] else ""
-    return f"{figures['quarantined']} quarantined{reasons}"
+def quarantined(metrics: Mapping[str, Any]) -> str:
+    """Write how many rows were quarantined, and why."""
+    reasons = f" ({count_list(metrics['reasons'])})" if metrics["reasons"] else ""
+    return f"{metrics['quarantined']} quarantined{reasons}"

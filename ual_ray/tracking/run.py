@@ -103,7 +103,7 @@ class Run:
         """Log a file."""
         self._submit("artifact", {"folder": folder}, path)
 
-    def figure(self, figure: Figure, name: str) -> None:
+    def plot(self, figure: Figure, name: str) -> None:
         """Log a plot; `name` may begin with folders."""
         with self._tracker.tolerant(f"drawing {name}"), tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name

@@ -11,18 +11,19 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
 from ual_ray.run.progress import Meter
-from ual_ray.run.stage_cache import Done, run_stage, stage_digest
+from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import (
     ARM_TAG,
     LINEAGE_MAP,
     LINEAGE_MODEL,
     LINEAGE_SCORED,
     LINEAGE_SMOOTHED,
-    STAGE_TAG,
     UNKNOWN,
     Place,
     Run,
     Session,
+    Step,
+    run_logged_step,
 )
 
 
@@ -36,25 +37,23 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
         "model": model_fingerprint(config.model),
         "seed": config.seed,
     }
-    folder = place(stage_digest(inputs))
+    lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
 
-    def work() -> dict[str, Any]:
-        session.connect()
-        assert session.tracker is not None, "training logs"
-        lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
-        with session.tracked(f"train {name}", folder, {STAGE_TAG: "train", **lineage}) as run:
-            return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
+    def work(run: Run, folder: Path) -> dict[str, Any]:
+        return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
 
-    done = run_stage(folder, inputs, work, force="train" in session.force)
-    figures, last = done.figures, done.figures["last"]
-    early = "" if last["step"] == figures["steps"] else f"{last['step']:.0f} of "
-    exported = figures["exported"]
-    text = f"{early}{figures['steps']} steps over {figures['train_rows']} rows; {figures['dropped_rows']} rows dropped; "
+    return run_logged_step(session, Step("train", f"train {name}", inputs, place, lineage), work, _line)
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    last, exported = metrics["last"], metrics["exported"]
+    early = "" if last["step"] == metrics["steps"] else f"{last['step']:.0f} of "
+    text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped; "
     text += f"training NLL {last['nll']:.3f}"
     if col.VALIDATION_NLL in last:
-        text += f", validation NLL {figures['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
+        text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
-    return session.finish(f"train {name}", done, f"{text}; {figures['median_tokens_per_second']:.0f} tokens/s")
+    return f"{text}; {metrics['median_tokens_per_second']:.0f} tokens/s"
 
 
 # Settings that change where, how fast and how safely a model is trained, but its weights by no more than rounding: an
@@ -100,14 +99,14 @@ def _train_and_log(
         if line["step"] > logged:
             run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
-    figures = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage)
+    metrics = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage)
     lines = read_metrics(folder / col.METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
-    figures["median_tokens_per_second"] = speeds[len(speeds) // 2]
-    figures["first_validation_nll"] = next((x[col.VALIDATION_NLL] for x in lines if col.VALIDATION_NLL in x), None)
-    run.metrics({key: value for key, value in figures.items() if key != "last"}, step=int(figures["last"]["step"]))
-    run.figure(training.loss_curves({name: lines}), "plots/loss.png")
-    run.figure(training.loss_by_bin(lines, figures["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
-    run.figure(scores.alpha_by_arm({name: table[col.ALPHA].to_pylist()}), "plots/alpha.png")
+    metrics["median_tokens_per_second"] = speeds[len(speeds) // 2]
+    metrics["first_validation_nll"] = next((x[col.VALIDATION_NLL] for x in lines if col.VALIDATION_NLL in x), None)
+    run.metrics({key: value for key, value in metrics.items() if key != "last"}, step=int(metrics["last"]["step"]))
+    run.plot(training.loss_curves({name: lines}), "plots/loss.png")
+    run.plot(training.loss_by_bin(lines, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
+    run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_pylist()}), "plots/alpha.png")
     version = run.model(folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
-    return figures | {"registered_version": version}
+    return metrics | {"registered_version": version}

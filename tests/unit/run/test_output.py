@@ -27,7 +27,7 @@ def test_a_stage_is_done_once_per_digest(tmp_path: Path) -> None:
     calls: list[int] = []
     first = run_stage(tmp_path / "a", {"x": 1}, work(calls))
     again = run_stage(tmp_path / "a", {"x": 1}, work(calls))
-    assert (first.reused, again.reused, again.figures, len(calls)) == (False, True, {"answer": 42}, 1)
+    assert (first.reused, again.reused, again.metrics, len(calls)) == (False, True, {"answer": 42}, 1)
     assert run_stage(tmp_path / "a", {"x": 1}, work(calls), force=True).reused is False
 
 

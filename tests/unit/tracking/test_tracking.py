@@ -326,7 +326,7 @@ def test_the_environment_and_the_commit(tmp_path: Path, network: Network, monkey
 def test_a_plot_that_cannot_be_drawn_is_counted(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("report", tmp_path, {}) as run:
-        run.figure(Figure(), "plot.of_no_kind")
+        run.plot(Figure(), "plot.of_no_kind")
     assert tracker.failures == 1
     assert tracker.client.get_run(run.id).info.status == "FINISHED"
 
