@@ -13,8 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -23,6 +21,7 @@ from rich.console import Console
 
 import ual_ray
 from ual_ray.config import DEMO, Config, DataConfig
+from ual_ray.config.keys import naming, replaced
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.files import ADDRESS, find_files
@@ -83,28 +82,19 @@ def pack(config: Config, folder: Path) -> Packed:
     if redact(config) != config:
         raise UserError("the configuration holds a secret, and jobs are not secret", fix="set it in the cluster's environment")
     uploads = {key: _upload(key, source, folder) for key, source in _files(config).items()}
-    values = config.model_dump(mode="json")
-    for key, name in uploads.items():
-        *sections, option = key.split(".")
-        reduce(getitem, sections, values)[option] = name
-    values["runtime"]["address"] = "auto"
-    packed = Packed(Config.model_validate(values), uploads)
+    packed = Packed(replaced(config, {**uploads, "runtime.address": "auto"}), uploads)
     (folder / CONFIG_FILE).write_text(dump(packed.config), encoding="utf-8")
     return packed
 
 
 def _check_models(config: Config) -> None:
     """Raise UserError for models of this machine: what is not an absolute path has to be a hub name."""
-    elicit = config.elicit
-    models = {"model": config.model, "elicit.model": elicit.model, "elicit.embedding_model": elicit.embedding_model}
-    models["judge.model"] = config.judge.model
-    for key, name in models.items():
-        if name and name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
+    for key, name in naming(config, "model").items():
+        if name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
             raise UserError(f"{key} is a path of this machine", value=name, legal=SHARED)
-    if elicit.adapter and not Path(elicit.adapter).is_absolute():
-        raise UserError(
-            "elicit.adapter is a path of this machine", value=elicit.adapter, legal="an absolute path that all nodes see"
-        )
+    for key, name in naming(config, "directory").items():
+        if not Path(name).is_absolute():
+            raise UserError(f"{key} is a path of this machine", value=name, legal="an absolute path that all nodes see")
 
 
 def _check_storage(config: Config) -> None:
@@ -120,17 +110,12 @@ def _check_storage(config: Config) -> None:
 
 def _files(config: Config) -> dict[str, Path]:
     """Find the files that have to be uploaded, by key. Raises UserError for what is neither here nor elsewhere."""
-    given = {
-        "elicit.templates": config.elicit.templates,
-        "elicit.calibrate_with": config.elicit.calibrate_with,
-        "train.accelerate_config": config.train.accelerate_config,
-        "judge.templates": config.judge.templates,
-    }
-    files = {key: Path(name).expanduser() for key, name in given.items() if name}
+    given = naming(config, "file")
+    files = {key: Path(name).expanduser() for key, name in given.items()}
     for key, path in list(files.items()):
         if path.is_file():
             continue
-        if not Path(given[key] or "").is_absolute():
+        if not Path(given[key]).is_absolute():
             raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=given[key])
         del files[key]  # the nodes may see it
     data = {f"evaluate.benchmarks.{name}.path": benchmark.data() for name, benchmark in config.evaluate.benchmarks.items()}

@@ -19,9 +19,10 @@ from ual_ray import columns as col
 from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.columns import digest
 from ual_ray.config import load as settings
+from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.evaluate.answering import AnswerRows
-from ual_ray.evaluate.stage import engine_of, engine_settings, model_digest
+from ual_ray.evaluate.stage import engine_of, model_digest
 from ual_ray.parquet import read_table
 from ual_ray.stats.results import read_figures, read_results
 
@@ -78,7 +79,7 @@ def expected(task: dict[str, str]) -> list[dict[str, Any]]:
     config = settings.load(task["config"])
     rows = read_table(Path(task["folder"]) / "questions.parquet").to_pylist()
     fake = engine_of(config).model_copy(update={"arguments": {}})
-    digests = model_digest(config, "m"), digest(engine_settings(config))
+    digests = model_digest(config, "m"), digest(engine_settings(engine_of(config), "answers"))
     answer = AnswerRows(make_benchmarks(config.evaluate.benchmarks), task["name"], *digests)
     answered = answer(rows, make_engine(EngineSpec(fake, "m")))
     return [{name: row.get(name) for name in col.RESULTS.names} for row in answered]

@@ -55,8 +55,8 @@ def test_the_files_travel_and_the_paths_change(here: Path, there: Path, prefix: 
     assert (sent.data.path, sent.runtime.address, sent.output, sent.train.epochs) == ("rows.jsonl", "auto", "/shared/out", 5)
     assert entrypoint(packed).startswith(ENTRYPOINT)
     assert shlex.split(entrypoint(packed).replace("$here", "/job"))[-3:] == [
-        "elicit.templates=/job/prompts.yaml",
         "elicit.calibrate_with=/job/labels.csv",
+        "elicit.templates=/job/prompts.yaml",
         "data.path=/job/rows.jsonl",
     ]
     assert str(here) not in (there / "config.yaml").read_text()

@@ -12,6 +12,7 @@ from pyarrow.dataset import field
 from ual_ray import columns as col
 from ual_ray.calibrate.metrics import ANSWERS_FILE
 from ual_ray.config import Config
+from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.progress import meter, polled
@@ -40,7 +41,7 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
         if results
         else None,
         "model": model_fingerprint(model),
-        "evaluate": config.evaluate.model_dump(include={"calibration", "clustering", "dtype", "resamples"}),
+        "evaluate": affecting(config.evaluate, "calibration"),
         "max_model_len": config.engine.max_model_len,
     }
     forced_by = frozenset({"evaluate"})

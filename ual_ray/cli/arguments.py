@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ual_ray.config import DEMO
 from ual_ray.config import load as settings
+from ual_ray.config.keys import map_names
 from ual_ray.errors import UserError
 from ual_ray.run.console import absolute, terminal
 
@@ -34,21 +35,9 @@ def read(arguments: list[str] | None, config_file: Path | None) -> Config:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Ray's workers have working directories of their own: local models and files get paths that hold there too."""
-    values = config.model_dump()
-    elicit, judge, data, train = (values[name] for name in ("elicit", "judge", "data", "train"))
-    for section, keys in (
-        (values, ("model",)),
-        (elicit, ("model", "adapter", "embedding_model", "templates", "calibrate_with")),
-        (judge, ("model", "templates")),
-        (data, ("path",)),
-        *((benchmark, ("path",)) for benchmark in values["evaluate"]["benchmarks"].values()),
-    ):
-        for key in keys:
-            section[key] = _absolute_name(section[key]) if section[key] else section[key]
-    if train["storage"] and "://" not in train["storage"]:
-        train["storage"] = str(absolute(Path(train["storage"])))
-    return settings.validate(values)
+    """Make local paths absolute: Ray's workers have working directories of their own."""
+    config = map_names(config, _absolute_name, "model", "directory", "file", "data")
+    return map_names(config, lambda name: name if "://" in name else str(absolute(Path(name))), "storage")
 
 
 def _with_accelerate_config(config: Config) -> Config:

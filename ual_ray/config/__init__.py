@@ -1,36 +1,31 @@
-"""The configuration: schema.py declares every key and default, load.py reads and writes it, redact.py masks secrets."""
+"""The configuration: every key and default is declared in the file of its stage, `schema.Config` holds them all.
 
-from ual_ray.config.schema import (
+load.py reads and writes it, keys.py says what its keys mean, redact.py masks secrets.
+"""
+
+from ual_ray.config.data import DataConfig
+from ual_ray.config.elicit import ElicitConfig
+from ual_ray.config.engine import EndpointConfig, EngineConfig
+from ual_ray.config.evaluate import BenchmarkConfig, CalibrationConfig, ClusteringConfig, EvaluateConfig
+from ual_ray.config.judge import JudgeConfig
+from ual_ray.config.names import (
     BASE,
     DEMO,
     ENSEMBLE,
     REFERENCE_ANSWERS,
     BaseMapName,
-    BenchmarkConfig,
     BenchmarkName,
-    CalibrationConfig,
-    ClusteringConfig,
-    Config,
-    DataConfig,
     DtypeName,
-    ElicitConfig,
-    EndpointConfig,
-    EngineConfig,
     EstimatorName,
-    EvaluateConfig,
     FormatName,
-    JudgeConfig,
-    LoraConfig,
     MapName,
     ReadingName,
-    RuntimeConfig,
-    Section,
-    Share,
-    SmoothConfig,
-    TrackingConfig,
-    TrainConfig,
     UncertaintyName,
 )
+from ual_ray.config.schema import Config, RuntimeConfig, TrackingConfig
+from ual_ray.config.section import Section
+from ual_ray.config.smooth import SmoothConfig
+from ual_ray.config.train import LoraConfig, TrainConfig
 
 __all__ = [
     "BASE",
@@ -57,7 +52,6 @@ __all__ = [
     "ReadingName",
     "RuntimeConfig",
     "Section",
-    "Share",
     "SmoothConfig",
     "TrackingConfig",
     "TrainConfig",

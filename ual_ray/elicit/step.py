@@ -9,6 +9,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import Config
+from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.peek import look
@@ -42,9 +43,9 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     store = place.store_folder(measuring)
     inputs: dict[str, Any] = {
         "source": fingerprint(config.data),
-        "data": config.data.model_dump(exclude={"path", "max_bad_share"}),
+        "data": affecting(config.data, "rows"),
         "measuring": measuring,
-        "elicit": config.elicit.model_dump(include={"splits", "uncertainty", "ensemble", "length_residual"}),
+        "elicit": affecting(config.elicit, "uncertainty"),
         "labels": file_digest(Path(config.elicit.calibrate_with).expanduser()) if config.elicit.calibrate_with else None,
     }
     step = Step("elicit", "elicit", inputs, place, {LINEAGE_MODEL: config.elicit.model}, store, retry)
@@ -85,18 +86,11 @@ def _measuring(config: Config) -> dict[str, Any]:
         "model": model_fingerprint(elicit.model) if local else elicit.model,
         "adapter": file_digest(Path(elicit.adapter).expanduser()) if elicit.adapter else None,
         "prompts": load_prompts(elicit.templates).hash,
-        "elicit": elicit.model_dump(exclude=NOT_MEASURED),
-        "engine": engine.model_dump(include={"kind", "dtype", "max_model_len", "overlong", "arguments"}),
-        "endpoint": None if local else engine.endpoint.model_dump(include={"url", "logprobs"}),
+        "elicit": affecting(elicit, "scores"),
+        "engine": affecting(engine, "scores"),
+        "endpoint": None if local else affecting(engine.endpoint, "scores"),
         "seed": config.seed,
     }
-
-
-# Settings of elicitation that change no measurement: what is made of it afterwards, and where things are.
-NOT_MEASURED = {
-    *("model", "adapter", "templates", "uncertainty", "ensemble", "length_residual", "calibrate_with"),
-    *("splits", "max_quarantine_share"),
-}
 
 
 def _line(config: Config, metrics: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
 from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
+from ual_ray.config.keys import engine_settings
 from ual_ray.data.canonical import write_lines
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.monitor import Limits
@@ -48,13 +49,6 @@ def engine_of(config: Config) -> EngineConfig:
     return config.engine.model_copy(update={"dtype": config.evaluate.dtype})
 
 
-def engine_settings(config: Config) -> dict[str, Any]:
-    """Say what of the engine shapes an answer."""
-    engine = engine_of(config)
-    server = engine.endpoint.model_dump(include={"url", "logprobs"}) if engine.kind == "openai" else None
-    return engine.model_dump(include={"kind", "dtype", "max_model_len", "arguments"}) | {"endpoint": server}
-
-
 def model_digest(config: Config, model: str) -> str:
     """Identify a model: 16 hexadecimal digits. A server's model is known by its name alone."""
     return digest(model if config.engine.kind == "openai" else model_fingerprint(model))
@@ -72,7 +66,7 @@ def evaluate(config: Config, name: str, model: str, questions: Path, store: Path
     shutil.rmtree(store / FAILED, ignore_errors=True)  # asked again, and written anew
     (store / FAILED).mkdir(parents=True)
     spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
-    task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(config)))
+    task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(engine_of(config), "answers")))
     job = Job(spec, task, col.RESULTS, store / ANSWERED, store / FAILED)
     wanted = pyarrow.parquet.read_table(questions, columns=[col.ID])[col.ID]
     if not _all_finished(job, wanted):

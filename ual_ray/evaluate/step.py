@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
+from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
@@ -62,7 +63,10 @@ def evaluate_step(session: Session, name: str, model: str, questions: Path, plac
     its own questions are asked. `retry` asks the questions again that failed with an engine error.
     """
     config = session.config
-    model_and_engine = {"model": evaluation.model_digest(config, model), "engine": evaluation.engine_settings(config)}
+    model_and_engine = {
+        "model": evaluation.model_digest(config, model),
+        "engine": engine_settings(evaluation.engine_of(config), "answers"),
+    }
     store = place.store_folder(model_and_engine)
     inputs: dict[str, Any] = model_and_engine | {"questions": content_digest(questions, [col.ID]), "name": name}
     step = Step("evaluate", f"evaluate {name}", inputs, place, {ARM_TAG: name, MODEL_TAG: model}, store, retry)

@@ -19,6 +19,7 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config
+from ual_ray.config.keys import engine_settings
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
 from ual_ray.judge.pairs import PAIRS, QUESTION, Side, make_pairs
@@ -193,12 +194,7 @@ def _measuring(config: Config) -> dict[str, Any]:
 
 
 def _engine_settings(config: Config) -> dict[str, Any]:
-    engine = config.engine
-    endpoint = engine.endpoint.model_dump(include={"url", "logprobs"}) if engine.kind == "openai" else None
-    return engine.model_dump(include={"kind", "max_model_len", "arguments"}) | {
-        "dtype": config.judge.dtype,
-        "endpoint": endpoint,
-    }
+    return engine_settings(config.engine, "verdicts") | {"dtype": config.judge.dtype}
 
 
 def _no_judge() -> str:

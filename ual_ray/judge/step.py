@@ -11,6 +11,7 @@ import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import Config
+from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
 from ual_ray.judge.pairs import Side, name_of
@@ -39,7 +40,7 @@ def judge_step(session: Session, candidate: Side, reference: Side, place: Place,
         "reference": content_digest(reference.results, columns) if reference.results else None,
         "names": [name_of(candidate), name_of(reference)],
         "benchmarks": open_ended_benchmarks(config),
-        "figures": config.evaluate.model_dump(include={"resamples", "confidence"}),
+        "figures": affecting(config.evaluate, "win_rates"),
         "measuring": measuring,
     }
     tags = {ARM_TAG: name_of(candidate), JUDGE_TAG: str(config.judge.model)}

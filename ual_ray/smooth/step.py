@@ -7,6 +7,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import SmoothConfig
+from ual_ray.config.keys import affecting
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import Place, Session, Step, run_step
@@ -18,7 +19,7 @@ BAR_WIDTH = 30
 def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
     """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
     seed = session.config.seed
-    inputs = {"scored": content_digest(scored, col.SMOOTHING_READS), "spec": spec.model_dump(), "seed": seed}
+    inputs = {"scored": content_digest(scored, col.SMOOTHING_READS), "spec": affecting(spec, "alphas"), "seed": seed}
 
     def work(folder: Path) -> dict[str, Any]:
         return smooth(scored, spec, seed, folder, str(inputs["scored"]))

@@ -18,13 +18,12 @@ import torch
 
 from ual_ray.columns import digest
 from ual_ray.config import TrainConfig
+from ual_ray.config.keys import affecting
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.packing import pack
 from ual_ray.train.token_store import NO_BIN, Sample
 
 MicroBatch = tuple[int, ...]
-# The settings that decide which sequences a step holds, at any world size.
-CURSOR_SETTINGS = ("epochs", "max_steps", "global_batch_size", "max_length", "packing")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Hash of what decides which rows each step holds; the same at every world size. Part of the data cursor."""
-        settings = self._config.model_dump(include=set(CURSOR_SETTINGS))
+        settings = affecting(self._config, "batches")
         return digest([settings, self._seed, hashlib.sha256(self._rows.tobytes()).hexdigest()])
 
     def _micro_batch_count(self, sequences: int) -> int:

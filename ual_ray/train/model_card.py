@@ -9,14 +9,10 @@ import yaml
 
 from ual_ray import __version__
 from ual_ray.config import TrainConfig
+from ual_ray.config.keys import affecting
 from ual_ray.train.progress import Progress
 
 PAPER = "https://arxiv.org/abs/2406.04854"
-# What shapes the weights; the rest says where and how fast they were made.
-SETTINGS = (
-    *("epochs", "max_steps", "global_batch_size", "max_length", "packing", "dtype"),
-    *("learning_rate", "warmup_share", "weight_decay", "max_grad_norm", "z_loss", "lora"),
-)
 
 
 def model_card(
@@ -27,7 +23,6 @@ def model_card(
     lineage: names and digests of what the model was made from. metrics: of the exported step; nats per token, unsmoothed.
     """
     header = {"library_name": "transformers", "base_model": base_model, "tags": ["uncertainty-aware-learning", "ual_ray"]}
-    settings: dict[str, Any] = config.model_dump(mode="json", include=set(SETTINGS))
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
         f"# {base_model}, fine-tuned by Uncertainty-Aware Learning\n",
@@ -35,7 +30,7 @@ def model_card(
         f"These are the weights after step {progress.step}: {progress.samples:,} samples, {progress.tokens:,} tokens seen.\n",
         *_table("Lineage", lineage),
         *_table("Metrics", {name: f"{value:.4g}" for name, value in sorted(metrics.items())}),
-        *_table("Settings", settings),
+        *_table("Settings", affecting(config, "card")),
     ]
     return "\n".join(lines) + "\n"
 

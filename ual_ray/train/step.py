@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
+from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
@@ -33,7 +34,7 @@ def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, p
     inputs = {
         "smoothed": content_digest(smoothed, [col.ID, col.ALPHA]),
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
-        "train": config.train.model_dump(exclude=NOT_TRAINED_BY),
+        "train": affecting(config.train, "weights"),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
     }
@@ -54,15 +55,6 @@ def _line(metrics: Mapping[str, Any]) -> str:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
     return f"{text}; {metrics['median_tokens_per_second']:.0f} tokens/s"
-
-
-# Settings that change where, how fast and how safely a model is trained, but its weights by no more than rounding: an
-# interrupted training goes on with others of these.
-NOT_TRAINED_BY = {
-    *("num_workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "micro_batch_size", "replicas", "accelerate_config"),
-    *("reshard_after_forward", "activation_checkpointing", "cpu_offload", "uncertainty_bins", "peak_tflops"),
-    *("checkpoint_every", "keep_checkpoints", "storage", "grace_seconds", "max_dropped_share", "max_failures"),
-}
 
 
 def _lineage(arm: str, model: str, smoothed: Path, digest: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from ray.data.expressions import col as ray_column
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config, TrainConfig
+from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model
@@ -223,7 +224,7 @@ def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
         file for path in (smoothed, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])
     ]
     stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    settings = config.train.model_dump(include={"max_length", "overlong"})
+    settings = affecting(config.train, "tokens")
     return digest([col.TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])
 
 

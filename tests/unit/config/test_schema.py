@@ -16,7 +16,6 @@ from ual_ray.config import (
     BenchmarkConfig,
     CalibrationConfig,
     Config,
-    ElicitConfig,
     EndpointConfig,
     Section,
     SmoothConfig,
@@ -24,7 +23,6 @@ from ual_ray.config import (
 )
 from ual_ray.config.load import dump, load, section_at
 from ual_ray.config.redact import redact
-from ual_ray.elicit.step import NOT_MEASURED
 from ual_ray.errors import UserError
 
 
@@ -421,15 +419,6 @@ def test_values_that_go_together_are_taken_and_survive_dump_and_load(overrides: 
     config = load(overrides=overrides)
     assert config != Config()
     assert reload(config, tmp_path) == config
-
-
-def test_what_is_not_measured_is_a_setting_of_elicitation() -> None:
-    assert set(ElicitConfig.model_fields) >= NOT_MEASURED
-    # A setting that changes what is asked, or how it is read, must ask again.
-    assert set(ElicitConfig.model_fields) - NOT_MEASURED == {
-        *("estimators", "scale", "mode", "samples", "temperature", "max_new_tokens", "retries"),
-        *("grouping", "similarity", "embedding_model", "retest_share"),
-    }
 
 
 def test_the_shares_of_the_splits_add_up() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.config import BenchmarkConfig, Config, EngineConfig, EvaluateConfig
+from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import Job
 from ual_ray.errors import UserError
@@ -21,7 +22,7 @@ from ual_ray.evaluate.stage import (
     FAILED,
     check_engine,
     disagreements,
-    engine_settings,
+    engine_of,
     model_digest,
     sample_table,
 )
@@ -113,12 +114,14 @@ def test_a_model_is_loaded_only_for_what_is_missing(store: Path) -> None:
     assert not stage._all_finished(finished(store, ("3.pending.parquet", ["d"])), wanted), "a write was interrupted"
 
 
-def test_what_shapes_an_answer_is_in_the_engines_digest() -> None:
-    base = Config()
-    same = Config(engine=EngineConfig(max_actors=4, batch_size=8, dtype="float32"))
-    assert engine_settings(base) == engine_settings(same), "evaluation has an arithmetic of its own"
+def test_what_affects_an_answer_is_in_the_engines_digest() -> None:
+    def settings(config: Config) -> dict[str, Any]:
+        return engine_settings(engine_of(config), "answers")
+
+    base, same = Config(), Config(engine=EngineConfig(max_actors=4, batch_size=8, dtype="float32"))
+    assert settings(base) == settings(same), "evaluation has a dtype of its own"
     others = [Config(evaluate=EvaluateConfig(dtype="bfloat16")), Config(engine=EngineConfig(max_model_len=512))]
-    assert all(engine_settings(other) != engine_settings(base) for other in others)
+    assert all(settings(other) != settings(base) for other in others)
     assert len(model_digest(base, "hub/model")) == 16 and model_digest(base, "hub/model") != model_digest(base, "hub/other")
 
 

@@ -1,0 +1,105 @@
+"""Stage 1: how uncertain the elicitor is."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import model_validator
+
+from ual_ray.config.names import DEMO, ENSEMBLE, EstimatorName, ReadingName, UncertaintyName
+from ual_ray.config.section import Section, Share, key
+
+
+class ElicitConfig(Section):
+    """Stage 1: how uncertain the elicitor is of every pair."""
+
+    model: str = key(
+        DEMO,
+        affects="",
+        names="model",
+        description="model that scores the rows: hub name, local directory, 'demo', or the name that the server uses",
+    )
+    adapter: str | None = key(
+        None, affects="", names="directory", description="directory of a LoRA adapter for elicit.model; null = no adapter"
+    )
+    estimators: tuple[EstimatorName, ...] = key(
+        ("verbalized", "p_true", "nll"),
+        min_length=1,
+        affects="scores",
+        description=f"uncertainty estimators to compute: {', '.join(get_args(EstimatorName))}",
+    )
+    uncertainty: UncertaintyName = key(
+        "verbalized",
+        affects="uncertainty",
+        description="estimator that fills the uncertainty column: one of elicit.estimators, or ensemble",
+    )
+    ensemble: tuple[EstimatorName, ...] = key(
+        (), affects="uncertainty", description="estimators of the ensemble (mean rank); empty = all of elicit.estimators"
+    )
+    length_residual: bool = key(
+        False,
+        affects="uncertainty",
+        description="remove the part of the uncertainty that the response length explains (linear regression)",
+    )
+    calibrate_with: str | None = key(
+        None,
+        affects="",
+        names="file",
+        description="CSV or JSONL file of (id, correct) labels; the uncertainty becomes the error rate fitted on them",
+    )
+    templates: str | None = key(
+        None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml"
+    )
+    scale: Literal["0-9", "1-5", "0-100"] = key("0-9", affects="scores", description="rating scale of the verbalized estimator")
+    mode: ReadingName = key(
+        "logprobs",
+        affects="scores",
+        description="verbalized and p_true: expectation over token log-probabilities, or mean of sampled replies",
+    )
+    samples: int = key(
+        8, ge=1, affects="scores", description="replies per row, for mode=sampled, self_consistency and semantic_entropy"
+    )
+    temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
+    max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")
+    retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")
+    grouping: Literal["auto", "answer", "lexical", "embedding"] = key(
+        "auto",
+        affects="scores",
+        description="when two answers count as equal: same final answer, similar words, or similar embeddings; auto = "
+        "chosen per row",
+    )
+    similarity: float = key(
+        0.7,
+        gt=0,
+        le=1,
+        affects="scores",
+        description="minimum similarity at which two answers count as equal (lexical, embedding)",
+    )
+    embedding_model: str | None = key(
+        None, affects="scores", names="model", description="encoder for grouping=embedding: hub name or local directory"
+    )
+    retest_share: Share = key(
+        0.05, ge=0, le=1, affects="scores", description="share of rows scored twice, to measure test-retest reliability"
+    )
+    splits: tuple[Literal["train", "validation", "test"], ...] = key(
+        ("train",), min_length=1, affects="uncertainty", description="splits to score; smoothing needs only train"
+    )
+    max_quarantine_share: Share = key(
+        0.2, ge=0, le=1, affects="", description="abort if more than this share of rows gets no score"
+    )
+
+    @model_validator(mode="after")
+    def _uncertainty_is_measured(self) -> ElicitConfig:
+        if len(set(self.estimators)) < len(self.estimators):
+            raise ValueError(f"estimators {list(self.estimators)} names one twice")
+        if self.uncertainty != ENSEMBLE and self.uncertainty not in self.estimators:
+            raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}, or ensemble")
+        if strangers := sorted(set(self.ensemble) - set(self.estimators)):
+            raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
+        if self.grouping == "embedding" and self.embedding_model is None:
+            raise ValueError("grouping 'embedding' needs elicit.embedding_model")
+        if "semantic_entropy" in self.estimators and self.samples < 2:
+            raise ValueError("semantic_entropy needs at least two samples to compare; raise samples")
+        if self.embedding_model is not None and self.grouping != "embedding":
+            raise ValueError("embedding_model is used by grouping 'embedding' alone; set it, or leave embedding_model out")
+        return self

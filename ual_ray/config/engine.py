@@ -1,0 +1,92 @@
+"""The engines that answer requests, and their servers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from ual_ray.config.names import DtypeName
+from ual_ray.config.section import Section, key
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible server, for engine.kind = openai."""
+
+    url: str = key(
+        "http://127.0.0.1:8000/v1", affects="scores answers verdicts", description="base URL of the server, ending in /v1"
+    )
+    api_key_env: str = key("OPENAI_API_KEY", affects="", description="name of the environment variable that holds the API key")
+    concurrency: int = key(16, ge=1, affects="", description="maximum concurrent requests per actor")
+    requests_per_minute: float | None = key(
+        None, gt=0, affects="", description="rate limit over all actors together; null = unlimited"
+    )
+    timeout_seconds: float = key(
+        120, gt=0, affects="", description="timeout of one request, in seconds; a request that times out is retried"
+    )
+    max_retries: int = key(
+        4, ge=0, affects="", description="maximum retries after a dropped connection, a timeout, HTTP 429 or 5xx"
+    )
+    logprobs: bool = key(True, affects="scores answers verdicts", description="whether the server returns log-probabilities")
+
+
+class EngineConfig(Section):
+    """The pool of language-model actors that scoring and evaluation share."""
+
+    kind: Literal["vllm", "openai", "fake"] = key(
+        "vllm",
+        affects="scores answers verdicts",
+        description="vllm (in process), openai (any OpenAI-compatible server), or fake (deterministic, for tests)",
+    )
+    min_actors: int = key(1, ge=1, affects="", description="minimum size of the autoscaling actor pool")
+    max_actors: int = key(2, ge=1, affects="", description="maximum size of the autoscaling actor pool")
+    cpus_per_actor: float = key(1, gt=0, affects="", description="CPU cores reserved and used per actor")
+    gpus_per_actor: float = key(0, ge=0, affects="", description="GPUs reserved per actor; 0 = CPU inference")
+    tensor_parallel_size: int | None = key(
+        None, ge=1, affects="", description="GPUs per model replica (tensor parallelism); null = gpus_per_actor"
+    )
+    batch_size: int = key(64, ge=1, affects="", description="rows per batch sent to an actor")
+    rows_per_block: int | None = key(
+        None,
+        ge=1,
+        affects="",
+        description="rows per block, the most that one actor repeats after a crash; null = chosen from the data size",
+    )
+    max_model_len: int = key(
+        1024, ge=16, affects="scores answers verdicts", description="maximum prompt plus completion length, in tokens"
+    )
+    overlong: Literal["drop", "truncate"] = key(
+        "drop",
+        affects="scores",
+        description="rows over max_model_len: drop (quarantine) or truncate (shorten the longest turns and count them)",
+    )
+    dtype: DtypeName = key("bfloat16", affects="scores answers", description="inference precision for elicitation")
+    kv_cache_gb: int = key(1, ge=1, affects="", description="KV cache size per CPU actor, in GB")
+    hang_seconds: float = key(
+        900, gt=0, affects="", description="batch timeout in seconds, after which the actor is killed and replaced"
+    )
+    price_per_million_prompt_tokens: float = key(
+        0.0, ge=0, affects="", description="price per million prompt tokens, for the cost report"
+    )
+    price_per_million_generated_tokens: float = key(
+        0.0, ge=0, affects="", description="price per million generated tokens, for the cost report"
+    )
+    arguments: dict[str, Any] = key(
+        default_factory=dict,
+        affects="scores answers verdicts",
+        description="extra vLLM engine arguments, passed through unchanged",
+    )
+    endpoint: EndpointConfig = key(
+        default_factory=EndpointConfig, affects="", description="OpenAI-compatible server, for engine.kind=openai"
+    )
+
+    def cost(self, prompt_tokens: int, generated_tokens: int) -> float:
+        """Money for so many tokens, by the price options; 0 where no price is given."""
+        prices = (self.price_per_million_prompt_tokens, self.price_per_million_generated_tokens)
+        return (prompt_tokens * prices[0] + generated_tokens * prices[1]) / 1e6
+
+    @model_validator(mode="after")
+    def _order_actors(self) -> EngineConfig:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors ({self.min_actors}) must not be above max_actors ({self.max_actors})")
+        return self

@@ -1,0 +1,37 @@
+"""Stage 4: pairwise judging."""
+
+from __future__ import annotations
+
+from ual_ray.config.names import DtypeName, ReadingName
+from ual_ray.config.section import Section, Share, key
+
+
+class JudgeConfig(Section):
+    """A model that compares two answers; it runs on the engine of scoring."""
+
+    model: str | None = key(
+        None,
+        affects="",
+        names="model",
+        description="judge model: hub name, local directory, 'demo', or the name that the server uses; null = no judge",
+    )
+    against: str = key(
+        "sft",
+        affects="",
+        description="reference answers of every comparison: an arm, base, or reference (those in the data file)",
+    )
+    mode: ReadingName = key(
+        "logprobs",
+        affects="verdicts",
+        description="preference from the log-probabilities of both verdicts, or one sampled verdict",
+    )
+    trial_rows: int = key(
+        10, ge=1, affects="", description="number of pairs judged first, to test whether verdicts can be parsed"
+    )
+    min_parse_share: Share = key(
+        0.5, ge=0, le=1, affects="", description="abort if a smaller share of trial verdicts can be parsed"
+    )
+    templates: str | None = key(
+        None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/judge/prompts.yaml"
+    )
+    dtype: DtypeName = key("bfloat16", affects="verdicts", description="inference precision of the judge")

@@ -1,0 +1,66 @@
+"""What configuration keys mean, read from their fields: what a key affects, and which keys name something on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from ual_ray.config.engine import EngineConfig
+from ual_ray.config.schema import Config
+from ual_ray.config.section import Affected, Named, Section
+
+
+def affecting(section: Section, result: Affected) -> dict[str, Any]:
+    """Return the values of a section's keys that affect a result, for its cache key; nested sections whole."""
+    values = section.model_dump()
+    return {name: values[name] for name, field in _fields(section) if result in _meaning(field)["affects"]}
+
+
+def engine_settings(engine: EngineConfig, result: Affected) -> dict[str, Any]:
+    """Return the engine's settings that affect a result; those of its endpoint are None where it has none."""
+    endpoint = affecting(engine.endpoint, result) if engine.kind == "openai" else None
+    return affecting(engine, result) | {"endpoint": endpoint}
+
+
+def naming(config: Config, *kinds: Named) -> dict[str, str]:
+    """Return the keys, dotted, whose value names something of these kinds, with their values; null ones are left out."""
+    return {key: value for key, value, kind in _names(config) if kind in kinds and value is not None}
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """Copy a configuration with the values of some dotted keys replaced, and check it again. Raises pydantic's errors."""
+    plain = config.model_dump()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        reduce(lambda section, part: section[part], sections, plain)[name] = value
+    return Config.model_validate(plain)
+
+
+def map_names(config: Config, change: Callable[[str], str], *kinds: Named) -> Config:
+    """Copy a configuration with what names things of these kinds changed by a function."""
+    return replaced(config, {key: change(value) for key, value in naming(config, *kinds).items()})
+
+
+def _names(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in _fields(section):
+        value, key = getattr(section, name), f"{prefix}{name}"
+        parts = value if isinstance(value, dict) else {}
+        if isinstance(value, Section):
+            yield from _names(value, f"{key}.")
+        elif any(isinstance(part, Section) for part in parts.values()):
+            for part, nested in parts.items():
+                yield from _names(nested, f"{key}.{part}.")
+        elif (kind := _meaning(field).get("names")) is not None:
+            yield key, value, kind
+
+
+def _fields(section: Section) -> Iterator[tuple[str, FieldInfo]]:
+    yield from type(section).model_fields.items()
+
+
+def _meaning(field: FieldInfo) -> dict[str, Any]:
+    assert isinstance(field.json_schema_extra, dict), "declare every key with `schema.key`"
+    return field.json_schema_extra

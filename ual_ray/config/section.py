@@ -1,0 +1,48 @@
+"""How a key of the configuration is declared: its default, its description, what it affects, and what it names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticUndefined
+
+Share = float
+
+# What the value of a key affects: the result that has to be made again when it changes. Cache keys, the cursor of a resumed
+# training and the settings of a model card are derived from it.
+#   rows: which rows there are; tokens: which of their tokens are trained on; scores: what the elicitor answers;
+#   uncertainty: what is made of its answers; batches: which rows a step has; card: what a model card states
+Affected = Literal[
+    "rows",
+    "scores",
+    "uncertainty",
+    "alphas",
+    "tokens",
+    "batches",
+    "weights",
+    "card",
+    "answers",
+    "calibration",
+    "verdicts",
+    "win_rates",
+]
+# What the value of a key names, where that may be on this machine.
+Named = Literal["data", "model", "directory", "file", "storage", "output"]
+
+
+def key(default: Any = PydanticUndefined, *, affects: str, description: str, names: Named | None = None, **options: Any) -> Any:
+    """Declare a key of a section.
+
+    affects: members of `Affected`, separated by blanks; "" = the key changes no result, or what it names is hashed instead.
+    """
+    affected = affects.split()
+    assert set(affected) <= set(get_args(Affected)), f"{affected} is not among {get_args(Affected)}"
+    meaning: dict[str, Any] = {"affects": affected, **({"names": names} if names else {})}
+    return Field(default, description=description, json_schema_extra=meaning, **options)
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,156 @@
+"""The keys of training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from ual_ray.config.section import Section, Share, key
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) in place of the model's own weights; they are merged into them on export."""
+
+    rank: int | None = key(None, ge=1, affects="weights", description="LoRA rank; null = full fine-tuning")
+    alpha: float = key(32, gt=0, affects="weights", description="LoRA alpha; the update is scaled by alpha / rank")
+    dropout: Share = key(0.0, ge=0, lt=1, affects="weights", description="LoRA dropout")
+    target_modules: tuple[str, ...] | None = key(
+        None,
+        min_length=1,
+        affects="weights",
+        description="names of the linear layers to adapt; null = all except the output head",
+    )
+
+
+class TrainConfig(Section):
+    """Stage 3: fine-tuning with the per-token smoothed loss under Ray Train and FSDP2."""
+
+    num_workers: int = key(2, ge=1, affects="", description="world size: number of Ray Train workers, one FSDP rank each")
+    min_workers: int | None = key(
+        None, ge=1, affects="", description="elastic training: minimum number of workers to continue with; null = num_workers"
+    )
+    cpus_per_worker: float = key(1, gt=0, affects="", description="CPU cores reserved and used per worker")
+    gpus_per_worker: float = key(0, ge=0, affects="", description="GPUs reserved per worker; 0 = CPU training with gloo")
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        affects="weights card",
+        description="precision of forward and backward passes; parameters and optimizer state are float32; auto = the "
+        "faster one, measured at start (bfloat16 on GPUs)",
+    )
+    epochs: int = key(1, ge=1, affects="weights batches card", description="number of passes over the training split")
+    max_steps: int | None = key(
+        None, ge=1, affects="weights batches card", description="maximum number of optimizer steps; null = no limit"
+    )
+    global_batch_size: int = key(
+        16,
+        ge=1,
+        affects="weights batches card",
+        description="sequences (rows, or packs of rows) per optimizer step, over all workers and micro-batches",
+    )
+    micro_batch_size: int = key(8, ge=1, affects="", description="sequences per forward and backward pass of one worker")
+    max_length: int = key(
+        1024,
+        ge=16,
+        affects="weights batches tokens card",
+        description="maximum sequence length of a row, or of a pack of rows, in tokens",
+    )
+    overlong: Literal["truncate", "drop"] = key(
+        "truncate", affects="weights tokens", description="rows over max_length: truncate or drop"
+    )
+    packing: bool = key(
+        False,
+        affects="weights batches card",
+        description="pack several rows into one sequence of max_length, with attention kept within each row, to avoid padding",
+    )
+    learning_rate: float = key(1e-4, gt=0, affects="weights card", description="peak learning rate (AdamW)")
+    warmup_share: Share = key(
+        0.1, ge=0, le=1, affects="weights card", description="share of optimizer steps for linear learning rate warm-up"
+    )
+    min_learning_rate_share: Share = key(
+        0.1, ge=0, le=1, affects="weights", description="final learning rate of the cosine schedule, as a share of the peak"
+    )
+    weight_decay: float = key(0.0, ge=0, affects="weights card", description="decoupled weight decay (AdamW)")
+    adam_beta1: float = key(0.9, ge=0, lt=1, affects="weights", description="AdamW beta1")
+    adam_beta2: float = key(0.95, ge=0, lt=1, affects="weights", description="AdamW beta2")
+    max_grad_norm: float = key(1.0, gt=0, affects="weights card", description="gradient clipping threshold (global norm)")
+    z_loss: float = key(
+        0.0, ge=0, affects="weights card", description="weight of the z-loss, the squared log-partition penalty"
+    )
+    lora: LoraConfig = key(default_factory=LoraConfig, affects="weights card", description="low-rank adapters (LoRA)")
+    reshard_after_forward: bool = key(
+        True,
+        affects="",
+        description="FSDP: free gathered parameters after forward and reduce gradients per micro-batch; false = faster, "
+        "but keeps full parameters and gradients in memory",
+    )
+    activation_checkpointing: bool = key(
+        False, affects="", description="recompute activations in backward: less memory, about a third more time"
+    )
+    cpu_offload: bool = key(
+        False, affects="", description="keep sharded parameters, gradients and optimizer state in host memory"
+    )
+    replicas: int = key(
+        1, ge=1, affects="", description="HSDP: number of replicas of the sharded model, each over num_workers / replicas ranks"
+    )
+    accelerate_config: str | None = key(
+        None,
+        affects="",
+        names="file",
+        description="YAML file of `accelerate config`; its FSDP settings override the sharding keys here",
+    )
+    validate_every: int | None = key(
+        None, ge=1, affects="weights", description="optimizer steps between validations; null = at the end of each epoch"
+    )
+    early_stopping: int | None = key(
+        None,
+        ge=1,
+        affects="weights",
+        description="early stopping patience: number of validations without a lower NLL; null = disabled",
+    )
+    export: Literal["last", "best"] = key(
+        "last",
+        affects="weights",
+        description="weights to export: those of the last step, or those with the lowest validation NLL",
+    )
+    checkpoint_every: int | None = key(
+        200, ge=1, affects="", description="optimizer steps between checkpoints; null = only at the end"
+    )
+    keep_checkpoints: int = key(
+        1, ge=1, affects="", description="number of recent checkpoints to keep, in addition to the best"
+    )
+    storage: str | None = key(
+        None,
+        affects="",
+        names="storage",
+        description="checkpoint storage: path or URI that every node can write; null = the output folder",
+    )
+    grace_seconds: float = key(30, ge=0, affects="", description="time to save a checkpoint after SIGTERM, in seconds")
+    max_dropped_share: Share = key(
+        0.05, ge=0, le=1, affects="", description="abort if more than this share of rows cannot be used for training"
+    )
+    max_failures: int = key(
+        1, ge=0, affects="", description="maximum worker failures to recover from by resuming from the last checkpoint"
+    )
+    uncertainty_bins: int = key(
+        4,
+        ge=0,
+        affects="",
+        description="number of uncertainty quantile bins for which loss and accuracy are logged separately; 0 = none",
+    )
+    peak_tflops: float | None = key(
+        None,
+        gt=0,
+        affects="",
+        description="peak TFLOP/s of one worker in train.dtype, for MFU; null = look up the GPU; unknown hardware gets no MFU",
+    )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers} is above num_workers = {self.num_workers}")
+        if self.num_workers % self.replicas:
+            raise ValueError(f"replicas = {self.replicas} does not divide num_workers = {self.num_workers}")
+        if self.replicas > 1 and self.min_workers not in (None, self.num_workers):
+            raise ValueError("min_workers below num_workers goes with replicas = 1 only: other counts may not divide")
+        return self
