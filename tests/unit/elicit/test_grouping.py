@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message
-from ual_ray.data.answers import final_answer, normalise
+from ual_ray.data.answers import final_answer, normalise_answer
 from ual_ray.elicit.estimators import grouping_for
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group, word_overlap
 
@@ -94,25 +94,25 @@ def test_no_marked_answer(text: str) -> None:
     ],
 )
 def test_equal_answers_are_written_alike(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+    assert normalise_answer(answer) == expected
 
 
 @pytest.mark.parametrize("answer", ["1e9999999", "1e-9999999", "1e99999999999999999999", "0e999999", "-1e999999", "9" * 5000])
 def test_a_monstrous_number_is_text(answer: str) -> None:
-    assert normalise(answer) == answer
+    assert normalise_answer(answer) == answer
 
 
 @given(number=st.decimals(-(10**9), 10**9, places=4), zeros=st.integers(0, 3))
 def test_a_normalised_number_keeps_its_value(number: object, zeros: int) -> None:
     written = f"{number:,.4f}" + "0" * zeros
-    assert Fraction(normalise(written)) == Fraction(str(number))
-    assert normalise(normalise(written)) == normalise(written) == normalise(f"$ {written}")
-    assert not re.search(r"\.\d*0$|\.$|^-0$", normalise(written))
+    assert Fraction(normalise_answer(written)) == Fraction(str(number))
+    assert normalise_answer(normalise_answer(written)) == normalise_answer(written) == normalise_answer(f"$ {written}")
+    assert not re.search(r"\.\d*0$|\.$|^-0$", normalise_answer(written))
 
 
 @given(text=st.text())
 def test_any_text_can_be_normalised(text: str) -> None:
-    assert normalise(normalise(text)) == normalise(text) or "." in text
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text) or "." in text
     assert final_answer(text) != ""
 
 
