@@ -14,7 +14,7 @@ from ual_ray.benchmarks.gsm8k import Gsm8k
 from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
-from ual_ray.data.answers import extract_flexible, extract_strict, normalise
+from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number
 from ual_ray.data.demo import ends_in, equations_hold
 from ual_ray.data.formats import BadRow
 from ual_ray.engines.requests import Completion, CompletionResult
@@ -67,7 +67,7 @@ def test_a_number_without_a_leading_zero_is_not_read_as_another() -> None:
     [("1,234.", "1234"), ("$ 5", "5"), ("5.0", "5.0"), ("-$1,000.50", "-1000.50"), ("7...", "7")],
 )
 def test_normalise(number: str, expected: str) -> None:
-    assert normalise(number) == expected
+    assert normalise_number(number) == expected
 
 
 @given(
