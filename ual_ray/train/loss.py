@@ -20,8 +20,11 @@ from torch.autograd.function import Function, once_differentiable
 
 from ual_ray.train.product_speed import slower_than_float32
 
-# Of the float32 logits of one chunk: on a CPU, more is no faster, and half as much slows bfloat16 by a tenth.
-DEFAULT_CHUNK_BYTES = 96 * 2**20
+# Of the float32 logits of one chunk. On a CPU more is no faster, and half as much slows bfloat16 by a tenth; on an H100 96 MiB
+# take three times as long as 1 GiB, and 2 GiB save less than a tenth.
+CHUNK_BYTES = {"cpu": 96 * 2**20, "cuda": 2**30}
+# Rows that a GPU's matrix product takes at a time.
+TILE = 128
 
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 _Gradients = list[Tensor | None]
@@ -97,6 +100,15 @@ class _Options(NamedTuple):
     matmul_dtype: torch.dtype = torch.float32
 
 
+def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
+    """Return how many of `tokens` the loss takes at a time by default: as many as CHUNK_BYTES hold float32 logits of."""
+    rows = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cpu"]) // (4 * vocabulary))
+    if device_type != "cuda" or rows >= tokens:
+        return min(rows, max(1, tokens))
+    # Equal chunks of whole tiles: a small last one would cost as much as a whole one.
+    return TILE * math.ceil(tokens / math.ceil(tokens / rows) / TILE)
+
+
 def _loss_and_metrics(inputs: _Inputs, options: _Options) -> tuple[Tensor, LossMetrics]:
     """Leave ignored tokens out before any work is done on them, and put zeros in their places afterwards."""
     _check(inputs, options)
@@ -124,7 +136,7 @@ class _ChunkedLoss(Function):
         *inputs, options = arguments
         wanted = ctx.needs_input_grad[:3] if options.reduction == "sum" and options.grad_enabled else (False,) * 3
         (loss, *metrics), gradients = _run(tuple(inputs), options, wanted)
-        ctx.options = options
+        ctx.options, ctx.dtypes = options, [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
         ctx.mark_non_differentiable(*metrics)
         if options.reduction == "none":
             ctx.save_for_backward(*inputs)
@@ -138,10 +150,17 @@ class _ChunkedLoss(Function):
         if ctx.options.reduction == "none":
             gradients = _run(ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3], upstream)[1]
         else:
-            # Not in place: with retain_graph this runs again.
-            gradients = [None if saved is None else saved * upstream for saved in ctx.saved_tensors]
-        # Autograd itself casts every gradient to the dtype of its input.
+            gradients = [
+                None if saved is None else _times(saved, upstream, dtype)
+                for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ]
+        # Of "none", autograd itself casts every gradient to the dtype of its input.
         return *gradients, None, None, None
+
+
+def _times(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply and round in one pass; not in place, as with retain_graph it is done again."""
+    return torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
 
 
 def _run(
@@ -151,9 +170,9 @@ def _run(
     hidden, weight, bias, labels, alpha = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha = alpha.to(exact)
-    # Slow low precision costs a float32 copy of the weights: smaller chunks make room, and float32 is as fast in them.
-    chunk_bytes = DEFAULT_CHUNK_BYTES // (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
-    chunk_size = options.chunk_size or max(1, chunk_bytes // (4 * len(weight)))
+    # Slow low precision costs a float32 copy of the weights: half as large chunks make room, and float32 is as fast in them.
+    row = len(weight) * (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
+    chunk_size = options.chunk_size or chunk_rows(len(labels), row, weight.device.type)
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
     gradients = [
         torch.empty_like(hidden) if wanted[0] else None,
@@ -221,7 +240,9 @@ class _Head:
         self._logits = self._weight.new_empty(rows, self.size, dtype=exact)
         self._low = self._logits if self._is_exact else torch.empty_like(self._logits, dtype=dtype)
         self._tanh = torch.empty_like(self._logits) if self._softcap else self._logits
-        self._product = None if self._is_exact or gradients[1] is None else torch.empty_like(self._weight)
+        self._is_wide = not self._is_exact and _has_wide_products(weight.device)
+        own_product = gradients[1] is not None and not (self._is_exact or self._is_wide)
+        self._product = torch.empty_like(self._weight) if own_product else None
 
     def cast(self, values: Tensor) -> Tensor:
         """Round to the dtype of the products, and give what they are computed in."""
@@ -230,9 +251,12 @@ class _Head:
     def logits_and_mean(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return z [chunk, K] and zbar [chunk]; without a soft-cap zbar needs no pass over z."""
         logits = self._logits[: len(hidden)]
-        low = torch.mm(hidden, self._weight.T, out=self._low[: len(hidden)])
-        if not self._is_exact:
-            logits.copy_(low)
+        if self._is_wide:
+            torch.mm(hidden, self._weight.T, out_dtype=logits.dtype, out=logits)
+        else:
+            low = torch.mm(hidden, self._weight.T, out=self._low[: len(hidden)])
+            if not self._is_exact:
+                logits.copy_(low)
         if self._bias is not None:
             logits += self._bias
         if self._softcap:
@@ -253,13 +277,21 @@ class _Head:
         d_hidden, d_weight, d_bias = self._gradients
         low = d_logits if self._is_exact else self._low[: len(hidden)].copy_(d_logits)
         if d_hidden is not None:
-            d_hidden[rows] = (low @ self._weight).to(uniform.dtype).addr_(uniform, self._weight_sum, alpha=-1)
-        if d_weight is not None and self._product is None:
-            d_weight[: self.size].addmm_(low.T, hidden)
-        elif d_weight is not None:
-            d_weight[: self.size] += torch.mm(low.T, hidden, out=self._product)
+            product = torch.mm(low, self._weight, out_dtype=uniform.dtype) if self._is_wide else low @ self._weight
+            d_hidden[rows] = product.to(uniform.dtype).addr_(uniform, self._weight_sum, alpha=-1)
+        if d_weight is not None:
+            self._add_product(d_weight[: self.size], low.T, hidden)
         if d_bias is not None:
             d_bias[: self.size] += d_logits.sum(0)
+
+    def _add_product(self, total: Tensor, first: Tensor, second: Tensor) -> None:
+        """Add a product to a float32 (float64) total, in as few passes over it as the device allows."""
+        if self._is_wide:
+            torch.addmm(total, first, second, out_dtype=total.dtype, out=total)
+        elif self._product is None:
+            total.addmm_(first, second)
+        else:
+            total += torch.mm(first, second, out=self._product)
 
     def finish(self) -> None:
         """Take from the head's gradients the uniform term of all chunks; it is one row, the same for every k."""
@@ -268,6 +300,11 @@ class _Head:
             d_weight[: self.size] -= self._uniform_states
         if d_bias is not None:
             d_bias[: self.size] -= self._uniform
+
+
+def _has_wide_products(device: torch.device) -> bool:
+    """Whether products of 16-bit factors can stay float32, or be added to it, which saves the passes that widen them."""
+    return device.type == "cuda" and torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -295,11 +332,13 @@ def _check(inputs: _Inputs, options: _Options) -> None:
     _require(0 <= z_loss < math.inf, "z_loss", z_loss, "0 or above, and finite")
     _require(chunk_size is None or chunk_size >= 1, "chunk_size", chunk_size, "None, or 1 or above")
     _require(reduction in ("sum", "none"), "reduction", repr(reduction), "'sum' or 'none'")
-    in_vocabulary = ((labels >= 0) & (labels < size)) | (labels == options.ignore_index)
-    outside, legal = labels[~in_vocabulary][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
-    _require(len(outside) == 0, "labels", outside.tolist(), legal)
-    outside = alpha[~((alpha >= 0) & (alpha <= 1))][:3]
-    _require(len(outside) == 0, "alpha", outside.tolist(), "0 to 1")
+    legal_labels = ((labels >= 0) & (labels < size)) | (labels == options.ignore_index)
+    legal_alpha = (alpha >= 0) & (alpha <= 1)
+    # One look at both: each look has the program wait for the GPU.
+    if not (legal_labels.all() & legal_alpha.all()):
+        outside, legal = labels[~legal_labels][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
+        _require(len(outside) == 0, "labels", outside.tolist(), legal)
+        _require(False, "alpha", alpha[~legal_alpha][:3].tolist(), "0 to 1")
 
 
 def _require(legal: bool, name: str, found: object, range_: str) -> None:

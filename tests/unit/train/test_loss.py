@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from ual_ray.train.loss import smoothed_linear_cross_entropy, smoothed_linear_cross_entropy_with_metrics
+from ual_ray.train.loss import (
+    CHUNK_BYTES,
+    chunk_rows,
+    smoothed_linear_cross_entropy,
+    smoothed_linear_cross_entropy_with_metrics,
+)
 
 IGNORE = -100
 OPTIONS = {
@@ -434,6 +440,31 @@ class TestPrecision:
             assert gradient.dtype == dtype
             assert (gradient - wanted[name]).norm() < 0.01 * wanted[name].norm(), name
 
+    @all_options
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_products_that_stay_float32_are_as_near(
+        self, options: dict[str, Any], reduction: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As GPUs make them; a CPU has none, so they are imitated here."""
+        products = []
+
+        def imitated(product: Any, *factors: Tensor, out_dtype: torch.dtype | None = None, **given: Any) -> Tensor:
+            products.append(out_dtype)
+            return product(*(factors if out_dtype is None else [factor.to(out_dtype) for factor in factors]), **given)
+
+        for name in ("mm", "addmm"):
+            monkeypatch.setattr(torch, name, partial(imitated, getattr(torch, name)))
+        monkeypatch.setattr("ual_ray.train.loss._has_wide_products", lambda device: True)
+        monkeypatch.setattr("ual_ray.train.loss.slower_than_float32", lambda *given: False)
+        inputs = make_inputs(tokens=64, dtype=torch.bfloat16, **options)
+        exact = as_float64(inputs)
+        loss = smoothed_linear_cross_entropy(**inputs, chunk_size=9, reduction=reduction).sum()
+        found, expected = gradients(loss, inputs), brute_force(**exact).sum()
+        assert products == [torch.float32] * ((3 if reduction == "sum" else 4) * math.ceil(43 / 9))
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+        for name, wanted in gradients(expected, exact).items():
+            assert (found[name] - wanted).norm() < 0.01 * wanted.norm(), name
+
     def test_alpha_over_k_survives_low_precision(self) -> None:
         """A smoothing of 0.05 / 8192 per logit is far below the resolution of bfloat16 beside a probability."""
         size, alpha = 8192, 0.05
@@ -494,11 +525,22 @@ class TestMemoryAndGraph:
         assert recorder.largest <= chunk_size * vocabulary < tokens * vocabulary / 10
 
     def test_default_chunk_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ual_ray.train.loss.DEFAULT_CHUNK_BYTES", 8 * 512 * 4)
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 512 * 4)
         inputs = make_inputs(tokens=120, vocabulary=512)
         with Recorder() as recorder:
             smoothed_linear_cross_entropy(**inputs).backward()
         assert recorder.largest == 8 * 512
+
+    @pytest.mark.parametrize("tokens", [1, 100, 1700, 4096, 16384, 16385])
+    @pytest.mark.parametrize("vocabulary", [1000, 49152, 128256, 262144])
+    def test_a_gpus_chunks_are_few_equal_and_whole_tiles(self, tokens: int, vocabulary: int) -> None:
+        rows = chunk_rows(tokens, vocabulary, "cuda")
+        most = CHUNK_BYTES["cuda"] // (4 * vocabulary)
+        assert math.ceil(tokens / rows) == math.ceil(tokens / most)
+        assert rows < most + 128
+        assert rows == tokens <= most or rows % 128 == 0
+        assert chunk_rows(tokens, vocabulary, "cpu") == min(tokens, CHUNK_BYTES["cpu"] // (4 * vocabulary))
+        assert chunk_rows(tokens, 10**9, "cpu") == 1
 
     @pytest.mark.parametrize("chunk_size", [8, 3])
     def test_evaluation_computes_no_gradient(self, chunk_size: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ual_ray.config import TrainConfig
 from ual_ray.train.estimate.forward_pass import ForwardPass
 from ual_ray.train.export import SHARD_BYTES
-from ual_ray.train.loss import DEFAULT_CHUNK_BYTES
+from ual_ray.train.loss import chunk_rows
 from ual_ray.train.sharding import DTYPES, find_layers
 
 FLOAT32 = 4
@@ -110,7 +110,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
         "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
         "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
         + BACKWARD_TENSORS * forward.largest,
-        "loss": loss_bytes(parameters, tokens, width),
+        "loss": loss_bytes(parameters, tokens, width, on_gpu),
         "checkpoint": 0 if on_gpu else copy,
         "process": PROCESS_BYTES["cuda" if on_gpu else "cpu"],
     }
@@ -145,16 +145,17 @@ def checkpoint_bytes(trainable: int) -> int:
     return (1 + ADAM_MOMENTS) * FLOAT32 * trainable
 
 
-def loss_bytes(parameters: Parameters, tokens: int, width: int) -> int:
+def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool) -> int:
     """Bytes that the loss of `tokens` target tokens holds at most; width: bytes of a number in train.dtype.
 
     A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; of a head that
-    is trained the float32 gradient, that gradient scaled by the step's number of tokens, and in bfloat16 its copy.
+    is trained the float32 gradient, and that gradient scaled by the step's number of tokens, in train.dtype, which a CPU makes
+    of a float32 one.
     """
-    row = FLOAT32 * parameters.vocabulary
-    chunk = row * min(max(1, DEFAULT_CHUNK_BYTES // row), tokens)
+    chunk = FLOAT32 * parameters.vocabulary * chunk_rows(tokens, parameters.vocabulary, "cuda" if on_gpu else "cpu")
     copies = width if width < FLOAT32 else 0
-    head = parameters.vocabulary * parameters.width * (2 * FLOAT32 + copies) if parameters.trainable_head else 0
+    scaled = width if on_gpu else FLOAT32 + copies
+    head = parameters.vocabulary * parameters.width * (FLOAT32 + scaled) if parameters.trainable_head else 0
     return chunk + chunk * copies // FLOAT32 + 2 * tokens * parameters.width * width + head
 
 
