@@ -172,6 +172,12 @@ def test_pure_modules_do_not_load_them_through_others(path: str) -> None:
     assert packages(iter(loaded_with(name_of(PACKAGE / path)))) & {"ray", "vllm", "mlflow"} == set()
 
 
+@pytest.mark.parametrize("module", ["train.loop", "train.export", "train.estimate.dry_run"])
+def test_training_and_its_dry_run_load_where_there_is_no_cluster(module: str) -> None:
+    absent = {"ray", "vllm", "mlflow", "omegaconf", "datasets", "openai"}
+    assert packages(iter(loaded_with(f"ual_ray.{module}"))) & absent == set()
+
+
 def test_only_the_cluster_module_starts_ray() -> None:
     starters = [
         path.relative_to(PACKAGE).as_posix() for path in FILES if any(c.endswith("ray.init") for c in calls(parsed(path)))

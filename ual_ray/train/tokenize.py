@@ -13,13 +13,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.ipc
-import ray
-from ray.data.expressions import col as ray_column
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
@@ -29,8 +27,10 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
 from ual_ray.train.token_store import FILE_SUFFIX
+
+if TYPE_CHECKING:
+    import ray.data
 
 TOKENS_FOLDER = "tokens"
 RENDERED_FILE = "rendered.json"
@@ -156,6 +156,10 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
 
 def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
     """Run the actors; yield what each counted, block by block."""
+    import ray.data
+
+    from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
+
     dataset = _read(smoothed, col.TRAIN, [col.ALPHA])
     total = _row_count(smoothed)
     if rows is not None:
@@ -176,6 +180,9 @@ def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) 
 
 def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     """Read the rows of one split: their messages, and what else there is of alpha and uncertainty."""
+    import ray.data
+    from ray.data.expressions import col as ray_column
+
     names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
     needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
     if missing := [name for name in needed if name not in names]:
