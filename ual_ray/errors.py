@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause."""
+"""The one error that user input can cause."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ USER_ERROR_EXIT_CODE = 2
 
 
 class UserError(ValueError):
-    """Input that the user can mend: what is wrong, the value found, what is legal, and what to do.
+    """Invalid user input: what is wrong, the value, what is expected, and how to fix it.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with USER_ERROR_EXIT_CODE.
     """
 
-    def __init__(self, what: str, *, value: object = None, legal: str | None = None, fix: str | None = None) -> None:
-        """Compose the message; `what` names the key, file or option at fault."""
-        lines = [what]
-        if value is not None:
-            lines.append(f"  found: {value}")
-        if legal is not None:
-            lines.append(f"  legal: {legal}")
-        if fix is not None:
-            lines.append(f"  to do: {fix}")
-        super().__init__("\n".join(lines))
+    def __init__(self, what: str, *, got: object = None, expected: str | None = None, fix: str | None = None) -> None:
+        """Compose the message, one line per part; `what` names the key, file or option. None leaves a part out."""
+        parts = (("got", got), ("expected", expected), ("fix", fix))
+        super().__init__("\n".join([what, *(f"  {label}: {part}" for label, part in parts if part is not None)]))

@@ -89,7 +89,7 @@ def check_judge(config: Config) -> None:
     from ual_ray.judge.prompts import load_judge_prompts
 
     if config.judge.model is None:
-        raise UserError("there is no judge", legal="a hub name, a directory or 'demo'", fix="give --judge, or judge.model")
+        raise UserError("there is no judge", expected="a hub name, a directory or 'demo'", fix="give --judge, or judge.model")
     load_judge_prompts(config.judge.templates)
     if config.engine.kind == "openai":
         from ual_ray.engines.openai_engine import check_endpoint
@@ -104,14 +104,14 @@ def check_train(train: TrainConfig) -> None:
     if train.gpus_per_worker not in (0, 1) and not (train.gpus_per_worker < 1 and train.num_workers == 1):
         raise UserError(
             "train.gpus_per_worker: a worker trains on one whole GPU",
-            value=train.gpus_per_worker,
-            legal="0 (CPU) or 1; a part of one for a single worker",
+            got=train.gpus_per_worker,
+            expected="0 (CPU) or 1; a part of one for a single worker",
             fix="set train.gpus_per_worker=1, and train.num_workers to the number of GPUs",
         )
     if train.storage and "://" not in train.storage:
         storage = Path(train.storage).expanduser()
         if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):
-            raise UserError("train.storage cannot be written to", value=storage, legal="a folder that can be written, or made")
+            raise UserError("train.storage cannot be written to", got=storage, expected="a folder that can be written, or made")
 
 
 def check_validated(train: TrainConfig, validated: bool) -> None:
@@ -141,15 +141,15 @@ def check_data(data: DataConfig) -> None:
         kinds = Counter(reason.split(":")[0] for reason in bad)
         raise UserError(
             f"{len(bad)} of {len(seen.records)} rows of {data.path} are bad",
-            value=f"{dict(kinds)}, such as: {bad[0]}",
-            legal=f"a share of at most data.max_bad_share = {data.max_bad_share}",
+            got=f"{dict(kinds)}, such as: {bad[0]}",
+            expected=f"a share of at most data.max_bad_share = {data.max_bad_share}",
             fix="mend the rows, or raise data.max_bad_share to go on without them",
         )
     found = {split_of(col.content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
     for split, share in data.split_shares().items():
         if share > 0 and split not in found:
             raise UserError(
-                f"the {split} split is empty", value=f"{len(seen.records)} rows in all", fix="give more rows, or a larger share"
+                f"the {split} split is empty", got=f"{len(seen.records)} rows in all", fix="give more rows, or a larger share"
             )
 
 
@@ -170,7 +170,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
             fix = fixes.get(stage, "lower engine.max_actors or engine.kv_cache_gb")
             raise UserError(
                 f"{stage} does not fit into memory",
-                value=f"needs about {needed:.1f} GB, {available_gb:.1f} GB are free",
+                got=f"needs about {needed:.1f} GB, {available_gb:.1f} GB are free",
                 fix=f"{fix}, run it on a cluster (runtime.address), or set runtime.check_memory=false if you know better",
             )
 
@@ -200,13 +200,13 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"port {port} on {host} is busy", value=error, fix="stop what listens there, or give another --port"
+                f"port {port} on {host} is busy", got=error, fix="stop what listens there, or give another --port"
             ) from error
 
 
 def check_input(path: Path, made_by: str) -> None:
     """Raise UserError when a stage's input is not there."""
     if not path.exists():
-        raise UserError("the input does not exist", value=path, legal=f"what `{made_by}` wrote")
+        raise UserError("the input does not exist", got=path, expected=f"what `{made_by}` wrote")
     if not path.is_dir() and path.suffix != ".parquet":
-        raise UserError("the input is of an unknown kind", value=path, legal=f"Parquet, as `{made_by}` writes it")
+        raise UserError("the input is of an unknown kind", got=path, expected=f"Parquet, as `{made_by}` writes it")

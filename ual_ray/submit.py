@@ -73,8 +73,8 @@ def pack(config: Config, folder: Path) -> Packed:
     if not Path(config.output).is_absolute():
         raise UserError(
             "output is not an absolute path: it would be lost with the job's working directory",
-            value=config.output,
-            legal="an absolute path on storage that every node sees",
+            got=config.output,
+            expected="an absolute path on storage that every node sees",
             fix="output=/shared/runs/...",
         )
     _check_models(config)
@@ -91,10 +91,10 @@ def _check_models(config: Config) -> None:
     """Raise UserError for models of this machine: what is not an absolute path has to be a hub name."""
     for key, name in naming(config, "model").items():
         if name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
-            raise UserError(f"{key} is a path of this machine", value=name, legal=SHARED)
+            raise UserError(f"{key} is a path of this machine", got=name, expected=SHARED)
     for key, name in naming(config, "directory").items():
         if not Path(name).is_absolute():
-            raise UserError(f"{key} is a path of this machine", value=name, legal="an absolute path that all nodes see")
+            raise UserError(f"{key} is a path of this machine", got=name, expected="an absolute path that all nodes see")
 
 
 def _check_storage(config: Config) -> None:
@@ -103,8 +103,8 @@ def _check_storage(config: Config) -> None:
     if storage and not ADDRESS.match(storage) and not Path(storage).is_absolute():
         raise UserError(
             "train.storage is a path of this machine",
-            value=storage,
-            legal="an address (s3://...), or an absolute path that all nodes see",
+            got=storage,
+            expected="an address (s3://...), or an absolute path that all nodes see",
         )
 
 
@@ -116,7 +116,7 @@ def _files(config: Config) -> dict[str, Path]:
         if path.is_file():
             continue
         if not Path(given[key]).is_absolute():
-            raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=given[key])
+            raise UserError(f"{key} does not exist here, so it cannot be uploaded", got=given[key])
         del files[key]  # the nodes may see it
     data = {f"evaluate.benchmarks.{name}.path": benchmark.data() for name, benchmark in config.evaluate.benchmarks.items()}
     for key, section in {"data.path": config.data, **data}.items():
@@ -138,12 +138,12 @@ def _data_file(key: str, data: DataConfig) -> Path | None:
     if path.is_dir():
         raise UserError(
             f"{key} is a folder of this machine, and folders are not uploaded",
-            value=name,
-            legal="one file, a hub name, a cloud address, or an absolute path that all nodes see",
+            got=name,
+            expected="one file, a hub name, a cloud address, or an absolute path that all nodes see",
             fix="put the folder on shared storage or in a bucket, and give its address",
         )
     if find_files(data) is not None:
-        raise UserError(f"{key} does not exist here, so it cannot be uploaded", value=name)
+        raise UserError(f"{key} does not exist here, so it cannot be uploaded", got=name)
     return None
 
 
@@ -151,7 +151,7 @@ def _upload(key: str, source: Path, folder: Path) -> str:
     """Copy a file into the job's folder; return its name there, in which a shell finds nothing to do."""
     if source.stat().st_size > LARGEST_UPLOAD_MB * 2**20:
         raise UserError(
-            f"{key} is larger than {LARGEST_UPLOAD_MB} MB", value=source, fix="put it on shared storage and submit there"
+            f"{key} is larger than {LARGEST_UPLOAD_MB} MB", got=source, fix="put it on shared storage and submit there"
         )
     name = re.sub(r"[^\w.-]", "_", source.name)
     if name == CONFIG_FILE or (folder / name).exists():
@@ -166,8 +166,8 @@ def _connect(address: str) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise UserError(
             "the Ray job server cannot be reached",
-            value=f"{address}: {error}",
-            legal="http://HOST:8265",
+            got=f"{address}: {error}",
+            expected="http://HOST:8265",
             fix="`bash cluster/local.sh start` starts one here; for a remote one forward its port, and for one with a "
             "token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from error

@@ -35,7 +35,7 @@ def refuse(ual: Any, *arguments: object) -> str:
         (["engine.kv_cache_gb=100000"], ["does not fit into memory", "engine.kv_cache_gb"]),
         (["model=/no/such/model"], ["model: the directory does not exist", "/no/such/model"]),
         (["tracking.uri=http://127.0.0.1:9"], ["tracking.uri cannot be used", "http://127.0.0.1:9"]),
-        (["elicit.estimators=[verbalised]"], ["elicit.estimators", "'verbalized'", "found: 'verbalised'"]),
+        (["elicit.estimators=[verbalised]"], ["elicit.estimators", "'verbalized'", "got: 'verbalised'"]),
         (["elicit.calibrate_with=nowhere.csv"], ["the labels file does not exist", "nowhere.csv"]),
         (["elicit.adapter=nowhere"], ["elicit.adapter is not a LoRA adapter", "nowhere/adapter_config.json"]),
         (["elicit.templates=nowhere.yaml"], ["elicit.templates cannot be read", "nowhere.yaml"]),
@@ -80,7 +80,7 @@ def test_data_that_is_no_text(ual: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ("{instructoin: a, output: b}", ["unknown column in data.columns: 'instructoin'", "legal: ", "instruction"]),
+        ("{instructoin: a, output: b}", ["unknown column in data.columns: 'instructoin'", "expected: ", "instruction"]),
         ("{instruction: a, output: c}", ["has no column 'c' (for output)", "columns ['a', 'b']"]),
     ],
 )
@@ -148,7 +148,7 @@ def test_a_busy_port(ual: Any, tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_to_force(ual: Any) -> None:
-    assert "legal: elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
+    assert "expected: elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
 
 
 def test_a_relative_output_for_a_job(ual: Any) -> None:

@@ -195,7 +195,7 @@ def test_an_answer_that_does_not_fit_is_cut_by_the_server(engine: EndpointEngine
 
 def test_the_preflight_knows_what_is_served(server: EngineConfig) -> None:
     check_endpoint(server, SERVED_AS)
-    with pytest.raises(UserError, match="(?s)does not serve the model.*'unknown'.*legal: demo"):
+    with pytest.raises(UserError, match="(?s)does not serve the model.*'unknown'.*expected: demo"):
         check_endpoint(server, "unknown")
 
 

@@ -1,4 +1,4 @@
-"""The user's error: what is wrong, what was found, what is legal, what to do."""
+"""The user's error: what is wrong, what was got, what is expected, the fix."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ual_ray.errors import UserError
 
 
 def test_the_message_has_one_line_per_part_in_order() -> None:
-    error = UserError("data.path does not exist", value="x.csv", legal="a file", fix="name another")
-    assert str(error) == "data.path does not exist\n  found: x.csv\n  legal: a file\n  to do: name another"
+    error = UserError("data.path does not exist", got="x.csv", expected="a file", fix="name another")
+    assert str(error) == "data.path does not exist\n  got: x.csv\n  expected: a file\n  fix: name another"
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, "odd"), (0, "odd\n  found: 0"), ("", "odd\n  found: ")])
+@pytest.mark.parametrize(("value", "expected"), [(None, "odd"), (0, "odd\n  got: 0"), ("", "odd\n  got: ")])
 def test_only_none_is_left_out(value: object, expected: str) -> None:
-    assert str(UserError("odd", value=value)) == expected
+    assert str(UserError("odd", got=value)) == expected
 
 
 def test_it_is_a_value_error() -> None:

@@ -79,7 +79,7 @@ def mueller_projection(features: ArrayLike, templates: ArrayLike) -> Numbers:
     """
     rows, corners = np.asarray(features, dtype=np.float64), np.asarray(templates, dtype=np.float64)
     if rows.ndim != 2 or corners.shape != (MUELLER_CLASSES, rows.shape[1]):
-        raise ValueError(f"shapes of features and templates: found {rows.shape} and {corners.shape}; legal: [N, H], [3, H]")
+        raise ValueError(f"shapes of features and templates: got {rows.shape} and {corners.shape}; expected [N, H], [3, H]")
     if not (np.isfinite(rows).all() and np.isfinite(corners).all()):
         raise ValueError("features and templates: found infinite or missing numbers")
     basis, triangle = np.linalg.qr((corners[1:] - corners[0]).T)
@@ -98,7 +98,7 @@ def pca(features: ArrayLike) -> Numbers:
 
     rows = np.asarray(features, dtype=np.float64)
     if rows.ndim != 2 or min(rows.shape) < 2 or not np.isfinite(rows).all():
-        raise ValueError(f"features: found shape {rows.shape}; legal: [N, H] of finite numbers, two or more of each")
+        raise ValueError(f"features: got shape {rows.shape}; expected [N, H] of finite numbers, two or more of each")
     return PCA(2, svd_solver="full").fit_transform(rows)
 
 
@@ -139,14 +139,14 @@ def _checked(features: ArrayLike, classes: ArrayLike) -> tuple[Numbers, Classes]
     """Give features as float64, about their mean, and classes as numbers from 0."""
     rows, names = np.asarray(features, dtype=np.float64), np.asarray(classes)
     if rows.ndim != 2 or names.shape != rows.shape[:1] or 0 in rows.shape:
-        raise ValueError(f"shapes of features and classes: found {rows.shape} and {names.shape}; legal: [N, H] and [N]")
+        raise ValueError(f"shapes of features and classes: got {rows.shape} and {names.shape}; expected [N, H] and [N]")
     if not np.isfinite(rows).all():
         raise ValueError("features: found infinite or missing numbers")
     distinct, numbers, sizes = np.unique(names, return_inverse=True, return_counts=True)
     if len(distinct) < 2:
-        raise ValueError(f"classes: found {len(distinct)}; legal: two or more")
+        raise ValueError(f"classes: got {len(distinct)}; expected two or more")
     if sizes.min() < FEWEST_ROWS:
-        raise ValueError(f"class {distinct[sizes.argmin()]!r} has one row; legal: two or more in every class")
+        raise ValueError(f"class {distinct[sizes.argmin()]!r} has one row; expected two or more in every class")
     # About their mean, so that a large offset that all of them share costs no digits.
     return rows - rows.mean(axis=0), numbers.astype(np.int64)
 

@@ -73,7 +73,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS, s
     """
     sure, right = _checked(confidence, correct)
     if n_bins < 1:
-        raise ValueError(f"n_bins: found {n_bins}; legal: 1 or more")
+        raise ValueError(f"n_bins: got {n_bins}; expected 1 or more")
     if scheme == "width":
         places = _equal_width(sure, n_bins)
     elif scheme == "mass":
@@ -81,7 +81,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS, s
         sizes = [len(part) for part in np.array_split(sure, n_bins)]
         places = np.repeat(np.arange(n_bins), sizes)
     else:
-        raise ValueError(f"scheme: found {scheme!r}; legal: 'width' or 'mass'")
+        raise ValueError(f"scheme: got {scheme!r}; expected 'width' or 'mass'")
     count = np.bincount(places, minlength=n_bins)
     with np.errstate(invalid="ignore"):
         means = [np.bincount(places, weights=values, minlength=n_bins) / count for values in (sure, right)]
@@ -132,11 +132,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """
     scores, classes = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if scores.ndim != 2 or classes.shape != scores.shape[:1] or 0 in scores.shape:
-        raise ValueError(f"shapes of logits and labels: found {scores.shape} and {classes.shape}; legal: [N, K] and [N]")
+        raise ValueError(f"shapes of logits and labels: got {scores.shape} and {classes.shape}; expected [N, K] and [N]")
     if not np.isfinite(scores).all():
-        raise ValueError("logits: found infinite or missing ones; legal: finite numbers")
+        raise ValueError("logits: got infinite or missing ones; expected finite numbers")
     if not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0 or classes.max() >= scores.shape[1]:
-        raise ValueError(f"labels: legal: integers from 0 to {scores.shape[1] - 1}")
+        raise ValueError(f"labels: expected integers from 0 to {scores.shape[1] - 1}")
     at_label = np.take_along_axis(scores, classes[:, None], axis=1).mean()
 
     def slope(inverse: float) -> float:
@@ -256,9 +256,9 @@ def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Numbers, Number
         raise ValueError("there are no rows to measure calibration on")
     # Written so that NaN is refused too.
     if not ((sure >= 0) & (sure <= 1)).all():
-        raise ValueError(f"confidence: found {sure[~((sure >= 0) & (sure <= 1))][:3].tolist()}; legal: 0 to 1")
+        raise ValueError(f"confidence: got {sure[~((sure >= 0) & (sure <= 1))][:3].tolist()}; expected 0 to 1")
     if not np.isin(right, (0, 1)).all():
-        raise ValueError(f"correct: found {right[~np.isin(right, (0, 1))][:3].tolist()}; legal: True or False, 1 or 0")
+        raise ValueError(f"correct: got {right[~np.isin(right, (0, 1))][:3].tolist()}; expected True or False, 1 or 0")
     return sure, right
 
 

@@ -149,7 +149,7 @@ class ProbedModel:
         if not torch.isclose(found, expected, rtol=5e-3):
             raise UserError(
                 f"the calibration of models of the kind {type(self._model).__name__} cannot be measured yet",
-                value=f"NLL {found:.4f} from the hidden states, {expected:.4f} from the model's logits",
+                got=f"NLL {found:.4f} from the hidden states, {expected:.4f} from the model's logits",
                 fix="set evaluate.calibration.enabled=false: the model changes its logits in a way that is not known here",
             )
 

@@ -46,7 +46,7 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
     if not test.rows:
         raise UserError(
             f"{job.rows} holds no row of the split '{col.TEST}' whose tokens can be measured",
-            value=test.dropped or None,
+            got=test.dropped or None,
             fix="raise engine.max_model_len, or data.test_share",
         )
     model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)

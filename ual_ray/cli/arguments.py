@@ -29,7 +29,7 @@ def read(arguments: list[str] | None, config_file: Path | None) -> Config:
     items = list(arguments or [])
     if items and "=" not in items[0]:
         if config_file is not None:
-            raise UserError("two configuration files were given", value=f"{items[0]} and --config {config_file}")
+            raise UserError("two configuration files were given", got=f"{items[0]} and --config {config_file}")
         config_file = Path(items.pop(0))
     return settings.load(config_file, items)
 
@@ -60,7 +60,7 @@ def check_stages(force: list[str]) -> frozenset[str]:
 
     for name in force:
         if name not in STAGES:
-            raise UserError("--force names no stage", value=name, legal=", ".join(STAGES))
+            raise UserError("--force names no stage", got=name, expected=", ".join(STAGES))
     return frozenset(force)
 
 
@@ -106,7 +106,7 @@ def find(path: Path, inside: str, made_by: str) -> Path:
     )
     check_input(found, made_by)
     if found.is_dir() and not any(found.glob("**/*.parquet")):
-        raise UserError(f"there is no '{inside}' in the folder", value=path, legal=f"what `{made_by}` wrote")
+        raise UserError(f"there is no '{inside}' in the folder", got=path, expected=f"what `{made_by}` wrote")
     return found
 
 

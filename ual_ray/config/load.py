@@ -1,7 +1,7 @@
 """Configurations as text: read and merged, explained when they are wrong, written with their meaning, and without secrets.
 
 `load(path, overrides)` merges defaults <- YAML file <- key=value overrides (OmegaConf) and checks the result (pydantic).
-Unknown keys are errors that name the nearest legal one.
+An unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
         base["evaluate"]["benchmarks"] = {}
     for key, value in file.items():
         if isinstance(base.get(key), dict) and not isinstance(value, dict):
-            raise UserError(f"bad value for '{key}': it has keys of its own", value=value, fix="`ual config` prints every key")
+            raise UserError(f"bad value for '{key}': it has keys of its own", got=value, fix="`ual config` prints every key")
     for item in overrides:
         if "=" not in item or item.startswith("="):
-            raise UserError("an override is not of the form key=value", value=item, legal="data.path=rows.jsonl")
+            raise UserError("an override is not of the form key=value", got=item, expected="data.path=rows.jsonl")
     try:
         merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
         values = OmegaConf.to_container(merged, resolve=True)
@@ -47,7 +47,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
         source = ", ".join([*([str(path)] if path is not None else []), *overrides])
         raise UserError(
             "the configuration cannot be merged",
-            value=f"{source}: {error}",
+            got=f"{source}: {error}",
             fix="quote values that hold YAML's own characters: 'key=\"*.jsonl\"'",
         ) from error
     return validate(values)
@@ -88,29 +88,29 @@ def dump(config: Config) -> str:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError("the configuration file does not exist", value=path, fix="`ual config > my.yaml` writes one")
+        raise UserError("the configuration file does not exist", got=path, fix="`ual config > my.yaml` writes one")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # OmegaConf and YAML raise many kinds; all mean the same to the user
-        raise UserError("the configuration file is not YAML", value=f"{path}: {error}") from error
+        raise UserError("the configuration file is not YAML", got=f"{path}: {error}") from error
     if not isinstance(content, dict) or isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
-        raise UserError("the configuration file is not a mapping", value=path, legal="sections such as 'data:' and 'train:'")
+        raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
     return {str(key): value for key, value in content.items()}
 
 
 def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
-    """Word one of pydantic's complaints about `root` for the user: the key, what was found, what is legal."""
+    """Describe one of pydantic's errors about `root`: the key, what it got, what is expected."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"]).removeprefix("Value error, ")
-        return f"bad value for '{key}': {message}\n  found: {problem['input']!r}" if key else message
+        return f"bad value for '{key}': {message}\n  got: {problem['input']!r}" if key else message
     section = (section_at(location[:-1]) if root is Config else None) or root
-    legal = list(section.model_fields)
-    close = difflib.get_close_matches(location[-1], legal, n=1)
+    expected = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1], expected, n=1)
     prefix = ".".join([*location[:-1], ""])
-    hint = f"\n  to do: did you mean '{prefix}{close[0]}'?" if close else "\n  to do: `ual config` prints every key"
-    return f"unknown key '{key}'\n  legal: {', '.join(legal)}{hint}"
+    hint = f"\n  fix: did you mean '{prefix}{close[0]}'?" if close else "\n  fix: `ual config` prints every key"
+    return f"unknown key '{key}'\n  expected: {', '.join(expected)}{hint}"
 
 
 def _dump_section(section: Section, indent: int) -> list[str]:

@@ -55,22 +55,22 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
     """List the files of a path in order of name; None for the name of a data set on the hub. Raises UserError."""
     where = redact_uri(config.path)
     if not where.strip():
-        raise UserError("data.path is empty", legal=LEGAL_PATHS)
+        raise UserError("data.path is empty", expected=LEGAL_PATHS)
     with naming(where):
         root, path = _locate(config.path)
         info = filesystem_of(root).get_file_info(path)
         if info.type == pyarrow.fs.FileType.NotFound:
             if not root and _is_hub_name(config.path):
                 return None
-            raise UserError("data.path does not exist", value=where, legal=LEGAL_PATHS)
+            raise UserError("data.path does not exist", got=where, expected=LEGAL_PATHS)
         refuse_subset(config)
         if info.type == pyarrow.fs.FileType.Directory:
             return _files_in(config, root, path)
         if config.split is not None:
-            raise UserError("data.split is for hub names and datasets directories", value=f"{where} is a file")
+            raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a file")
         kind = _kind_of(path)
         if kind is None:
-            raise UserError("data.path is of an unknown kind", value=where, legal=LEGAL_FILES)
+            raise UserError("data.path is of an unknown kind", got=where, expected=LEGAL_FILES)
         return [_data_file(root, path, info, kind)]
 
 
@@ -78,7 +78,7 @@ def refuse_subset(config: DataConfig) -> None:
     """Raise UserError if a subset is asked of what is no hub name, where there are none."""
     if config.subset is not None:
         found = f"{config.subset}, with data.path={redact_uri(config.path)}"
-        raise UserError("data.subset is for hub names", value=found, fix="leave data.subset out, or give a hub name")
+        raise UserError("data.subset is for hub names", got=found, fix="leave data.subset out, or give a hub name")
 
 
 def _locate(path: str) -> tuple[str, str]:
@@ -88,8 +88,8 @@ def _locate(path: str) -> tuple[str, str]:
     try:
         filesystem, inner = from_address(path)
     except pa.ArrowInvalid as error:
-        legal = "file://, s3://, gs://, abfs://, hdfs://, hf://"
-        raise UserError("data.path is no address of files", value=f"{redact_uri(path)}: {error}", legal=legal) from error
+        expected = "file://, s3://, gs://, abfs://, hdfs://, hf://"
+        raise UserError("data.path is no address of files", got=f"{redact_uri(path)}: {error}", expected=expected) from error
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     return "" if local else path, inner.rstrip("/") or inner
 
@@ -123,7 +123,7 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         return arrow
     where = redact_uri(config.path)
     if config.split is not None:
-        raise UserError("data.split is for hub names and datasets directories", value=f"{where} is a folder of files")
+        raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a folder of files")
     found = []
     for info in filesystem_of(root).get_file_info(pyarrow.fs.FileSelector(path, recursive=True)):
         name = os.path.relpath(info.path, path)
@@ -132,7 +132,7 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:
             found.append(_data_file(root, info.path, info, kind, name))
     if not found:
-        raise UserError("data.path is a folder without data files", value=where, legal=f"files ending in {SUFFIXES}")
+        raise UserError("data.path is a folder without data files", got=where, expected=f"files ending in {SUFFIXES}")
     return sorted(found, key=lambda file: file.name)
 
 
@@ -145,15 +145,15 @@ def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | N
     splits = _json_at(root, f"{path}/dataset_dict.json")
     if splits is not None:
         split = config.split or "train"
-        legal = splits.get("splits", [])
-        if split not in legal:
-            raise UserError(f"data.split: there is no split '{split}'", value=config.path, legal=", ".join(legal))
+        expected = splits.get("splits", [])
+        if split not in expected:
+            raise UserError(f"data.split: there is no split '{split}'", got=config.path, expected=", ".join(expected))
         path = f"{path}/{split}"
     state = _json_at(root, f"{path}/state.json")
     if not isinstance(state, dict) or "_data_files" not in state:
         return None
     if splits is None and config.split not in (None, state.get("_split")):
-        raise UserError("data.split: this datasets directory has no splits", value=config.split, fix="leave data.split out")
+        raise UserError("data.split: this datasets directory has no splits", got=config.split, fix="leave data.split out")
     paths = [f"{path}/{file['filename']}" for file in state["_data_files"]]
     return [_data_file(root, info.path, info, "arrow") for info in filesystem_of(root).get_file_info(paths)]
 
@@ -175,4 +175,4 @@ def naming(where: str) -> Iterator[None]:
         raise
     except UNREADABLE as error:
         fix = "check the address, the network and the credentials" if ADDRESS.match(where) else "check the file and its rights"
-        raise UserError("data.path cannot be read", value=f"{where}: {error}", fix=fix) from error
+        raise UserError("data.path cannot be read", got=f"{where}: {error}", fix=fix) from error

@@ -70,8 +70,8 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     first_fault = next((f": {record}" for record in records if isinstance(record, BadRow)), "")
     raise UserError(
         f"the format of {where} is unknown",
-        value=f"columns {columns_of(renamed)}" if renamed else f"no row that is a JSON object{first_fault}",
-        legal="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
+        got=f"columns {columns_of(renamed)}" if renamed else f"no row that is a JSON object{first_fault}",
+        expected="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
         fix="say which column is which, such as 'data.columns={instruction: text, output: reply}'",
     )
 
@@ -80,13 +80,13 @@ def check_columns(records: Sequence[Record | BadRow], where: str, columns: Mappi
     """Raise UserError if `data.columns` names a column that no format has, or one that the first rows lack."""
     for ours, theirs in columns.items():
         if ours not in COLUMNS:
-            raise UserError(f"unknown column in data.columns: '{ours}'", value=f"{ours}: {theirs}", legal=", ".join(COLUMNS))
+            raise UserError(f"unknown column in data.columns: '{ours}'", got=f"{ours}: {theirs}", expected=", ".join(COLUMNS))
     found = columns_of(record for record in records if not isinstance(record, BadRow))
     for ours, theirs in columns.items():
         if found and theirs not in found:
             raise UserError(
                 f"data.columns: {where} has no column '{theirs}' (for {ours})",
-                value=f"columns {found}",
+                got=f"columns {found}",
                 fix="name one of the columns found",
             )
 

@@ -82,8 +82,8 @@ def _hub_error(name: str, subset: str | None, split: str | None, error: Exceptio
         return _subset_error(where, subset, str(error))
     for words, what, fix in HUB_ERRORS:
         if re.search(words, told, re.IGNORECASE):
-            return UserError(what, value=text, fix=fix)
-    return UserError("data.path cannot be read", value=text, fix="check the name, or download the data and give its path")
+            return UserError(what, got=text, fix=fix)
+    return UserError("data.path cannot be read", got=text, fix="check the name, or download the data and give its path")
 
 
 def _subset_error(where: str, subset: str | None, told: str) -> UserError:
@@ -93,8 +93,8 @@ def _subset_error(where: str, subset: str | None, told: str) -> UserError:
     problem = "has several configurations" if subset is None else "has no such configuration"
     return UserError(
         f"data.subset: the data set on the hub {problem}",
-        value=where if names else f"{where}: {told}",
-        legal=", ".join(names) or None,
+        got=where if names else f"{where}: {told}",
+        expected=", ".join(names) or None,
         fix=f"set data.subset to one of them, such as data.subset={names[0]}" if names else "set data.subset=NAME",
     )
 
@@ -113,7 +113,7 @@ HUB_ERRORS = (
     (
         r"DatasetNotFound|RepositoryNotFound|doesn't exist|\b404\b",
         "data.path does not exist, neither here nor on the hub",
-        f"check the name, the revision and the working directory; legal: {LEGAL_PATHS}",
+        f"check the name, the revision and the working directory; expected: {LEGAL_PATHS}",
     ),
     (
         "ConnectionError|ConnectError|offline|resolve|reach|timed? ?out|network",

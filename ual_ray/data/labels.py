@@ -29,19 +29,19 @@ def read_labels(path: Path) -> dict[str, bool]:
     Raises UserError for a file, column or value that is none; names the line.
     """
     if not path.is_file():
-        raise UserError("the labels file does not exist", value=path, legal=LEGAL_FILE)
+        raise UserError("the labels file does not exist", got=path, expected=LEGAL_FILE)
     readers = {".csv": _csv_lines, ".jsonl": _jsonl_lines}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError("the labels file has an unknown ending", value=path, legal=LEGAL_FILE)
+        raise UserError("the labels file has an unknown ending", got=path, expected=LEGAL_FILE)
     labels: dict[str, bool] = {}
     try:
         for number, row in reader(path):
             _add(labels, row, f"{path}, line {number}")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError("the labels file cannot be read", value=f"{path}: {error}", legal=f"{LEGAL_FILE}, in UTF-8") from error
+        raise UserError("the labels file cannot be read", got=f"{path}: {error}", expected=f"{LEGAL_FILE}, in UTF-8") from error
     if not labels:
-        raise UserError("the labels file holds no label", value=path, legal=LEGAL_FILE)
+        raise UserError("the labels file holds no label", got=path, expected=LEGAL_FILE)
     return labels
 
 
@@ -62,8 +62,8 @@ def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa
         of_data = f", or of the data, such as {given[0].as_py()!r}" if len(given) else ""
         raise UserError(
             "no label matches any row",
-            value=f"labels of ids such as {next(iter(labels))!r}",
-            legal=f"ids of the rows, such as {ids[0].as_py()!r}{of_data}",
+            got=f"labels of ids such as {next(iter(labels))!r}",
+            expected=f"ids of the rows, such as {ids[0].as_py()!r}{of_data}",
         )
     return correct
 
@@ -88,24 +88,24 @@ def _jsonl_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError("a line of the labels file is not JSON", value=f"{where}: {error}") from error
+                raise UserError("a line of the labels file is not JSON", got=f"{where}: {error}") from error
             if not isinstance(row, dict):
-                raise UserError("a line of the labels file is not an object", value=where, legal='{"id": "17", "correct": 1}')
+                raise UserError("a line of the labels file is not an object", got=where, expected='{"id": "17", "correct": 1}')
             _check_columns(list(row), where)
             yield number, row
 
 
 def _check_columns(found: list[str], where: str) -> None:
     if missing := [name for name in COLUMNS if name not in found]:
-        raise UserError(f"the labels lack the column {missing}", value=f"{where}: {found[:20]}", legal=LEGAL_FILE)
+        raise UserError(f"the labels lack the column {missing}", got=f"{where}: {found[:20]}", expected=LEGAL_FILE)
 
 
 def _add(labels: dict[str, bool], row: Mapping[str, Any], where: str) -> None:
     name = "" if row[col.ID] is None else str(row[col.ID]).strip()
     if not name:
-        raise UserError("a label has no id", value=where, legal="the row's content id, or the data's own id")
+        raise UserError("a label has no id", got=where, expected="the row's content id, or the data's own id")
     verdict = TRUTH.get(str(row[CORRECT]).strip().lower())
     if verdict is None:
-        raise UserError("a label is no truth value", value=f"{row[CORRECT]!r} ({where})", legal=LEGAL_TRUTH)
+        raise UserError("a label is no truth value", got=f"{row[CORRECT]!r} ({where})", expected=LEGAL_TRUTH)
     if labels.setdefault(name, verdict) != verdict:
-        raise UserError("an id is labelled both good and wrong", value=f"{name!r} ({where})", fix="leave one of the two")
+        raise UserError("an id is labelled both good and wrong", got=f"{name!r} ({where})", fix="leave one of the two")

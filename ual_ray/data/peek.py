@@ -42,7 +42,7 @@ def look(config: DataConfig, rows: int = 1000) -> Look:
     records = list(islice(stream, rows))
     complete = next(stream, None) is None
     if not records:
-        raise UserError("the data set is empty", value=where, legal="at least one row")
+        raise UserError("the data set is empty", got=where, expected="at least one row")
     format_name = _format_of(config, records, where)
     seen = list(convert(records, format_name, config.columns))
     _check_usable(seen, where, format_name)
@@ -70,6 +70,6 @@ def _check_usable(seen: Seen, where: str, format_name: str) -> None:
     reason = next(reason for reason in reasons if reason.startswith(kind))
     raise UserError(
         f"no row of {where} can be used as {format_name}",
-        value=f"{count} of the first {len(seen)} rows: {reason}; columns {columns_of(record for record, _ in seen)}",
+        got=f"{count} of the first {len(seen)} rows: {reason}; columns {columns_of(record for record, _ in seen)}",
         fix="mend the rows, or set data.format or data.columns",
     )

@@ -115,8 +115,8 @@ def array_items(text: TextIO, path: str) -> Iterator[Any]:
     if content.next() == "":
         return
     if content.next() != "[":
-        legal = "[ {...}, {...} ], or one object a line"
-        raise UserError("data.path is JSON but not an array", value=path, legal=legal)
+        expected = "[ {...}, {...} ], or one object a line"
+        raise UserError("data.path is JSON but not an array", got=path, expected=expected)
     content.skip()
     number = 0
     while content.next() != "]":
@@ -195,7 +195,7 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     header = next(filter(None, rows), [])
     if len(set(header)) < len(header):
-        raise UserError("data.path has two columns of the same name", value=f"{path}: {header}")
+        raise UserError("data.path has two columns of the same name", got=f"{path}: {header}")
     while True:
         start = rows.line_num + 1
         try:

@@ -119,7 +119,7 @@ class Finish:
             return calibrate(chosen, correct)
         except ValueError as error:
             raise UserError(
-                "elicit.calibrate_with cannot be used", value=f"{path}: {error}", legal="labels of both kinds"
+                "elicit.calibrate_with cannot be used", got=f"{path}: {error}", expected="labels of both kinds"
             ) from error
 
     def _write(self, parts: Iterator[pa.Table], extra: dict[str, np.ndarray]) -> None:

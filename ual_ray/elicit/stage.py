@@ -77,8 +77,8 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
     if figures["bad"] / max(1, figures["bad"] + figures["total_rows"]) > data.max_bad_share:
         raise UserError(
             f"{figures['bad']} of {figures['bad'] + figures['total_rows']} rows of {data.path} are bad",
-            value=f"{figures['bad_reasons']}; the rows are in {folder / QUARANTINE_FOLDER}",
-            legal=f"a share of at most data.max_bad_share = {data.max_bad_share}",
+            got=f"{figures['bad_reasons']}; the rows are in {folder / QUARANTINE_FOLDER}",
+            expected=f"a share of at most data.max_bad_share = {data.max_bad_share}",
             fix="mend the rows, or raise data.max_bad_share to go on without them",
         )
     shares = data.split_shares()
@@ -86,19 +86,19 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
         if shares[split] > 0 and not figures["splits"].get(split):
             raise UserError(
                 f"the {split} split is empty",
-                value=f"{figures['total_rows']} rows in all",
+                got=f"{figures['total_rows']} rows in all",
                 fix="give more rows, or a larger share",
             )
     if figures["lost"]:
         raise UserError(
             f"{figures['lost']} rows were scored once, and their scores are gone",
-            value=f"files are missing from the store beside {folder}",
+            got=f"files are missing from the store beside {folder}",
             fix="--force scores all rows again",
         )
     if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",
-            value=f"{figures['reasons']}; what was scored is in {folder / col.SCORED_FOLDER}",
-            legal=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
+            got=f"{figures['reasons']}; what was scored is in {folder / col.SCORED_FOLDER}",
+            expected=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
             fix="see the column 'error'; raise engine.max_model_len, or set engine.overlong=truncate, for overlong rows",
         )

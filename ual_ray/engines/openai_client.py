@@ -26,7 +26,7 @@ def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
     """Make a client. Raises UserError for a key that no header can carry."""
     key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {endpoint.api_key_env} holds no key", legal="one line of printable ASCII")
+        raise UserError(f"the environment variable {endpoint.api_key_env} holds no key", expected="one line of printable ASCII")
     # httpx logs every request with its whole address, which may hold a password.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -189,8 +189,8 @@ class EndpointEngine:
         if error.status_code == 404:
             raise UserError(
                 "the server does not know the model, or engine.endpoint.url is not its base address",
-                value=f"model '{self._model}' at {redact_uri(self._endpoint.url)}",
-                legal="a name that the server lists under engine.endpoint.url + '/models'; the address mostly ends in /v1",
+                got=f"model '{self._model}' at {redact_uri(self._endpoint.url)}",
+                expected="a name that the server lists under engine.endpoint.url + '/models'; the address mostly ends in /v1",
             ) from None
         if error.status_code in TOO_LONG_STATUS and TOO_LONG.search(f"{error.message} {error.code} {error.type}"):
             return _overlong(error.message, request)
@@ -228,8 +228,8 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
         more = f", and {len(served) - NAMED_MODELS} more" if len(served) > NAMED_MODELS else ""
         raise UserError(
             "the server at engine.endpoint.url does not serve the model",
-            value=f"'{model}' at {redact_uri(endpoint.url)}",
-            legal=(", ".join(served[:NAMED_MODELS]) or "none is served") + more,
+            got=f"'{model}' at {redact_uri(endpoint.url)}",
+            expected=(", ".join(served[:NAMED_MODELS]) or "none is served") + more,
         )
 
 
@@ -372,7 +372,7 @@ def _bad_key(endpoint: EndpointConfig, status: int) -> UserError:
     state = "is refused" if os.environ.get(name) else "is not set"
     return UserError(
         f"the server at engine.endpoint.url wants a key: the environment variable {name} {state}",
-        value=f"{redact_uri(endpoint.url)} replies with status {status}",
+        got=f"{redact_uri(endpoint.url)} replies with status {status}",
         fix=f"set {name} to a valid key where the actors run, or name another variable in engine.endpoint.api_key_env",
     )
 
@@ -380,8 +380,8 @@ def _bad_key(endpoint: EndpointConfig, status: int) -> UserError:
 def _unreachable(endpoint: EndpointConfig, trouble: str) -> UserError:
     return UserError(
         "engine.endpoint.url cannot be reached",
-        value=f"{redact_uri(endpoint.url)}: {trouble}",
-        legal="the base address of a running OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
+        got=f"{redact_uri(endpoint.url)}: {trouble}",
+        expected="the base address of a running OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
         fix="start the server, or correct the address",
     )
 

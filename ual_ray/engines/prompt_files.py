@@ -24,10 +24,10 @@ def load_templates(own: Traversable, path: str | None, key: str, placeholders: M
         return texts
     theirs = _read(Path(path).expanduser(), key, own.name)
     if unknown := sorted(map(str, set(theirs) - set(texts))):
-        raise UserError(f"{key}: {path} has unknown keys", value=unknown, legal=", ".join(texts))
+        raise UserError(f"{key}: {path} has unknown keys", got=unknown, expected=", ".join(texts))
     for name, value in theirs.items():
         if not isinstance(value, type(texts[name])):
-            raise UserError(f"{key}: {name} of {path} is not text", value=repr(value), legal=type(texts[name]).__name__)
+            raise UserError(f"{key}: {name} of {path} is not text", got=repr(value), expected=type(texts[name]).__name__)
     for name, needed in placeholders.items():
         if name in theirs:
             _check_placeholders(f"{key}: {name} of {path}", theirs[name], needed)
@@ -38,9 +38,9 @@ def _read(path: Path, key: str, example: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{key} cannot be read", value=f"{path}: {error}", legal=f"a file like {example}") from error
+        raise UserError(f"{key} cannot be read", got=f"{path}: {error}", expected=f"a file like {example}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{key} is not a mapping", value=path, legal=f"keys with a text each, as in {example}")
+        raise UserError(f"{key} is not a mapping", got=path, expected=f"keys with a text each, as in {example}")
     return content
 
 
@@ -49,12 +49,12 @@ def _check_placeholders(where: str, template: str, needed: set[str]) -> None:
     try:
         fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(f"{where} is not a template", value=error, fix=braces) from error
+        raise UserError(f"{where} is not a template", got=error, fix=braces) from error
     found = {name + (f"!{how}" if how else "") + (f":{form}" if form else "") for name, form, how in fields}
     if found != needed:
         raise UserError(
             f"{where} has the wrong placeholders",
-            value=f"{{{'}, {'.join(sorted(found))}}}",
-            legal=f"{{{'}, {'.join(sorted(needed))}}}, all of them",
+            got=f"{{{'}, {'.join(sorted(found))}}}",
+            expected=f"{{{'}, {'.join(sorted(needed))}}}, all of them",
             fix=braces,
         )

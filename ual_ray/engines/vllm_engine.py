@@ -218,7 +218,7 @@ def _tree(choices: Sequence[str], renderer: ChatRenderer) -> ChoiceTree:
         return make_tree([tuple(renderer.encode(choice)) for choice in choices])
     except ValueError as error:
         raise UserError(
-            f"the elicitor's tokenizer does not tell the choices {list(choices)} apart", value=error, fix="use another elicitor"
+            f"the elicitor's tokenizer does not tell the choices {list(choices)} apart", got=error, fix="use another elicitor"
         ) from error
 
 
@@ -262,8 +262,8 @@ def adapter_rank(adapter: str) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "elicit.adapter is not a LoRA adapter",
-            value=f"{file}: {error}",
-            legal="a directory that peft's save_pretrained made",
+            got=f"{file}: {error}",
+            expected="a directory that peft's save_pretrained made",
         ) from error
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 

@@ -59,8 +59,8 @@ def run_lm_eval(
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise UserError(
             "lm-evaluation-harness cannot run the tasks",
-            value=f"{', '.join(tasks)}: {error}",
-            legal="names that `lm_eval --tasks list` prints; most tasks download their data",
+            got=f"{', '.join(tasks)}: {error}",
+            expected="names that `lm_eval --tasks list` prints; most tasks download their data",
         ) from error
     out.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in results.items() if key != "samples"}

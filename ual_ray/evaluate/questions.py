@@ -80,7 +80,7 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
     if not any(count["questions"] for count in counts.values()):
         raise UserError(
             "no benchmark has a question",
-            value=f"{rows} holds no row of the split '{col.TEST}' that {', '.join(configs)} can use",
+            got=f"{rows} holds no row of the split '{col.TEST}' that {', '.join(configs)} can use",
             fix="raise data.test_share, or give evaluate.benchmarks a path",
         )
     part.replace(folder / col.QUESTIONS_FILE)
@@ -152,9 +152,7 @@ def _checked(name: str, columns: Mapping[str, str], records: Iterator[Any]) -> I
     first = list(islice(records, ROWS_PER_BATCH))
     found = columns_of(record for record in first if not isinstance(record, BadRow))
     if missing := sorted(set(columns.values()) - set(found)) if found else []:
-        raise UserError(
-            f"evaluate.benchmarks.{name}.columns: there is no column {', '.join(missing)}", value=f"columns {found}"
-        )
+        raise UserError(f"evaluate.benchmarks.{name}.columns: there is no column {', '.join(missing)}", got=f"columns {found}")
     return chain(first, records)
 
 
@@ -188,7 +186,7 @@ def _nothing(name: str, benchmark: Benchmark, reasons: Mapping[str, int]) -> Use
     told = ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common(3)) or "the data is empty"
     return UserError(
         f"evaluate.benchmarks.{name}: no row of {redact_uri(benchmark.config.path or '')} is a question of {benchmark.kind}",
-        value=told,
-        legal=benchmark.form,
+        got=told,
+        expected=benchmark.form,
         fix="name the columns in evaluate.benchmarks.*.columns, or choose another kind",
     )

@@ -80,13 +80,13 @@ def evaluate(config: Config, name: str, model: str, questions: Path, store: Path
     if found < len(wanted):
         raise UserError(
             f"{len(wanted) - found} questions were answered once, and the answers are gone",
-            value=f"files are missing from {store}",
+            got=f"files are missing from {store}",
             fix="--force evaluate asks all questions again",
         )
     if result["quarantined"] == result["rows"]:
         raise UserError(
             f"no question could be answered by {model}",
-            value=result["reasons"],
+            got=result["reasons"],
             fix="raise engine.max_model_len, or see ual.log",
         )
     result["disagreements"] = _write_disagreements(folder)

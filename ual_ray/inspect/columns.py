@@ -22,9 +22,9 @@ class Columns:
 
     def __init__(self, path: Path) -> None:
         """Open the folder or file. Raises UserError when it holds no scored rows."""
-        legal = "the Parquet folder that `ual elicit` writes (OUT/scored)"
+        expected = "the Parquet folder that `ual elicit` writes (OUT/scored)"
         if not path.exists():
-            raise UserError("the scored rows do not exist", value=path, legal=legal)
+            raise UserError("the scored rows do not exist", got=path, expected=expected)
         try:
             self.files = sorted(pyarrow.dataset.dataset(str(path), format="parquet").files)
             # A block in which nothing was measured may have its column as null type; the other blocks know better.
@@ -32,13 +32,13 @@ class Columns:
             self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
             self._dataset = pyarrow.dataset.dataset(self.files, schema=self._schema, format="parquet") if schemas else None
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-            raise UserError("the scored rows cannot be read", value=f"{path}: {error}", legal=legal) from error
+            raise UserError("the scored rows cannot be read", got=f"{path}: {error}", expected=expected) from error
         if missing := [name for name in (col.ID, col.SOURCE, col.UNCERTAINTY) if name not in self._schema.names]:
-            raise UserError(f"{path} has no column {missing}", value=self._schema.names, legal=legal)
+            raise UserError(f"{path} has no column {missing}", got=self._schema.names, expected=expected)
         self._scores: dict[str, Numbers] = {}
         self.rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in self.files)
         if not self.rows:
-            raise UserError(f"{path} holds no row", legal=legal)
+            raise UserError(f"{path} holds no row", expected=expected)
         self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
         self.has_ensemble = ENSEMBLE in self._estimator_names() and bool(np.isfinite(self.score(ENSEMBLE)).any())
 

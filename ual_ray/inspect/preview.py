@@ -103,8 +103,8 @@ def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer of {key} cannot be loaded",
-            value=f"{model}: {str(error).splitlines()[0]}",
-            legal="a hub name that can be reached, a model directory, or 'demo'",
+            got=f"{model}: {str(error).splitlines()[0]}",
+            expected="a hub name that can be reached, a model directory, or 'demo'",
         ) from error
     return Chat(tokenizer, ChatRenderer(tokenizer))
 

@@ -46,13 +46,13 @@ def _per_token(row: Row) -> Tensor:
     if row.get(col.ALPHA) is None:
         raise UserError(
             "a row has no smoothing value",
-            value=f"columns {sorted(row)}",
-            legal=f"a column '{col.ALPHA}': a number in [0, 1] per row, or a list of one per token",
+            got=f"columns {sorted(row)}",
+            expected=f"a column '{col.ALPHA}': a number in [0, 1] per row, or a list of one per token",
             fix="add the column (0 = no smoothing); where the trainer has taken it out, set remove_unused_columns=False",
         )
     alpha, length = torch.as_tensor(row[col.ALPHA], dtype=torch.float32), len(row["input_ids"])
     if alpha.ndim == 1 and len(alpha) != length:
-        raise ValueError(f"{col.ALPHA} has {len(alpha)} values for a row of {length} tokens; legal: {length}, or one number")
+        raise ValueError(f"{col.ALPHA} has {len(alpha)} values for a row of {length} tokens; expected {length}, or one number")
     return alpha.expand(length)
 
 

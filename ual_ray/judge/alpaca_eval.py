@@ -71,14 +71,14 @@ def read_model_outputs(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError for a file of another form, and for an instruction that has several outputs.
     """
-    legal = "a JSON list of objects with 'instruction' and 'output'"
+    expected = "a JSON list of objects with 'instruction' and 'output'"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [_result(entry) for entry in content]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError("model outputs cannot be read", value=f"{path}: {error!r}", legal=legal) from error
+        raise UserError("model outputs cannot be read", got=f"{path}: {error!r}", expected=expected) from error
     if len({row[col.ID] for row in rows}) < len(rows):
-        raise UserError(f"{path} answers an instruction twice", value=f"{len(rows)} outputs", legal="one model's outputs")
+        raise UserError(f"{path} answers an instruction twice", got=f"{len(rows)} outputs", expected="one model's outputs")
     return rows
 
 

@@ -74,8 +74,8 @@ def make_pairs(candidate: Side, reference: Side, seed: int, benchmarks: Sequence
             pairs.append(_pair(row, other, seed) | {col.CANDIDATE: candidate_name, col.REFERENCE: reference_name})
     if not pairs:
         value = f"{len(asked)} open-ended answers of {candidate_name}, none with a counterpart"
-        legal = "results on the same questions, or questions with a reference answer"
-        raise UserError(f"no question of {candidate_name} can be compared with {reference_name}", value=value, legal=legal)
+        expected = "results on the same questions, or questions with a reference answer"
+        raise UserError(f"no question of {candidate_name} can be compared with {reference_name}", got=value, expected=expected)
     return sorted(pairs, key=lambda pair: pair[col.ID])
 
 
@@ -101,7 +101,7 @@ def shown_first(question: str, seed: int) -> bool:
 
 def _results(side: Side) -> list[dict[str, Any]]:
     if side.results is None:
-        raise UserError("the candidate has no answers", legal="results of `ual evaluate`, or model_outputs.json")
+        raise UserError("the candidate has no answers", expected="results of `ual evaluate`, or model_outputs.json")
     table = pyarrow.dataset.dataset(str(side.results), format="parquet")
     return table.to_table(columns=[*RESULT_COLUMNS]).to_pylist()
 

@@ -129,8 +129,8 @@ def _check_parse_share(config: Config, judging: Judging, known: Mapping[str, Row
         reasons = Counter(row[col.ERROR] for row in missing)
         raise UserError(
             f"{settings.model} will not do as a judge: {len(missing)} of {len(known)} verdicts are missing",
-            value="; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)),
-            legal=f"a share read of at least judge.min_parse_share = {settings.min_parse_share}",
+            got="; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)),
+            expected=f"a share read of at least judge.min_parse_share = {settings.min_parse_share}",
             fix="for overlong pairs raise engine.max_model_len; else try another judge, judge.mode or judge.templates",
         )
 
@@ -172,9 +172,7 @@ def _verdict(pair: Row, judged: Mapping[str, Row]) -> Row:
     elif pair[col.ID] in judged:
         row = judged[pair[col.ID]] | {col.CANDIDATE: pair[col.CANDIDATE], col.REFERENCE: pair[col.REFERENCE]}
     else:
-        raise UserError(
-            "verdicts are missing from the store", value=f"pair {pair[col.ID]}", fix="--force judges all pairs again"
-        )
+        raise UserError("verdicts are missing from the store", got=f"pair {pair[col.ID]}", fix="--force judges all pairs again")
     return row | {col.ID: pair[QUESTION]}
 
 
@@ -198,4 +196,4 @@ def _engine_settings(config: Config) -> dict[str, Any]:
 
 
 def _no_judge() -> str:
-    raise UserError("no judge is configured", legal="judge.model: a hub name, a directory, 'demo', or the server's name")
+    raise UserError("no judge is configured", expected="judge.model: a hub name, a directory, 'demo', or the server's name")

@@ -30,7 +30,7 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
     sent = [row for row in rows if row[col.TEXT_CANDIDATE] is not None and row[col.TEXT_REFERENCE] is not None]
     read = sum(row[col.PREFERENCE] is not None for row in sent)
     if not read:
-        raise UserError("no pair has a verdict", value=dict(reasons), fix="see the column 'error' of the verdicts")
+        raise UserError("no pair has a verdict", got=dict(reasons), fix="see the column 'error' of the verdicts")
     groups = {OVERALL: rows}
     benchmarks = sorted({str(row[col.BENCHMARK]) for row in rows})
     if len(benchmarks) > 1:
@@ -74,7 +74,7 @@ def joint_win_rates(folders: Iterable[Path], settings: EvaluateConfig, seed: int
         judged = Judged(table[col.ID].to_pylist(), table[col.PREFERENCE].to_pylist(), *lengths)
         models[table[col.CANDIDATE][0].as_py()] = judged
     if len(references) > 1:
-        raise UserError("candidates were judged against different references", value=sorted(references), legal="one")
+        raise UserError("candidates were judged against different references", got=sorted(references), expected="one")
     return joint_length_controlled(models, level=settings.confidence, resamples=settings.resamples, seed=seed)
 
 

@@ -179,7 +179,7 @@ def joint_length_controlled(
     """
     if len(models) < 2:
         raise UserError(
-            "a difficulty of the instructions needs several candidates", value=len(models), legal="two or more candidates"
+            "a difficulty of the instructions needs several candidates", got=len(models), expected="two or more candidates"
         )
     shared = None if leave_out else instruction_difficulty(models)
     rates = {}
@@ -315,14 +315,14 @@ def _interval(drawn: Numbers, level: float) -> tuple[float | None, float | None]
 def _preferences(preference: ArrayLike) -> Numbers:
     values = np.asarray(preference, dtype=np.float64)
     if values.ndim != 1:
-        raise UserError("preferences must be one column", value=f"{values.ndim} dimensions")
+        raise UserError("preferences must be one column", got=f"{values.ndim} dimensions")
     given = values[np.isfinite(values)]
     if np.isinf(values).any() or (wrong := given[(given < LOSS) | (given > WIN)]).size:
         found = "infinity" if np.isinf(values).any() else wrong[:5].tolist()
         fix = f"leave a missing verdict empty (NaN or null); a tie is {TIE}, where older AlpacaEval files have 0"
-        raise UserError("a preference is out of range", value=found, legal="1 (reference better) to 2", fix=fix)
+        raise UserError("a preference is out of range", got=found, expected="1 (reference better) to 2", fix=fix)
     if not given.size:
-        raise UserError("no pair has a verdict", value=f"{len(values)} pairs, all without a preference")
+        raise UserError("no pair has a verdict", got=f"{len(values)} pairs, all without a preference")
     return values
 
 
@@ -333,7 +333,7 @@ def _named(len_reference: ArrayLike, len_candidate: ArrayLike) -> tuple[tuple[Ar
 def _column(given: ArrayLike, preference: Numbers, name: str) -> Numbers:
     values = np.asarray(given, dtype=np.float64)
     if values.shape != preference.shape:
-        raise UserError(f"{name} does not go with the preferences", value=f"{values.shape} and {preference.shape}")
+        raise UserError(f"{name} does not go with the preferences", got=f"{values.shape} and {preference.shape}")
     if missing := int((~np.isfinite(values) & np.isfinite(preference)).sum()):
-        raise UserError(f"{name} is missing where there is a verdict", value=f"{missing} rows", legal="a number in every row")
+        raise UserError(f"{name} is missing where there is a verdict", got=f"{missing} rows", expected="a number in every row")
     return values

@@ -37,7 +37,7 @@ class ChatRenderer:
         """Take a Hugging Face tokenizer. Raises UserError when it has no chat template."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                "the model's tokenizer has no chat template", value=tokenizer.name_or_path, fix="use an instruct model"
+                "the model's tokenizer has no chat template", got=tokenizer.name_or_path, fix="use an instruct model"
             )
         self._tokenizer = tokenizer
 

@@ -53,20 +53,20 @@ def check_model(name: str, key: str = "model") -> None:
         return
     path = Path(name).expanduser()
     if path.is_file():
-        raise UserError(f"{key} is a file, not a directory", value=name, legal="a hub name, a model directory, or 'demo'")
+        raise UserError(f"{key} is a file, not a directory", got=name, expected="a hub name, a model directory, or 'demo'")
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(
-                f"{key}: the directory does not exist", value=name, legal="a hub name, a model directory, or 'demo'"
+                f"{key}: the directory does not exist", got=name, expected="a hub name, a model directory, or 'demo'"
             )
         return
     if not (path / "config.json").is_file():
-        raise UserError(f"{key}: the directory has no config.json", value=path, legal="a Hugging Face model directory")
+        raise UserError(f"{key}: the directory has no config.json", got=path, expected="a Hugging Face model directory")
     if not any((path / weights).is_file() for weights in (WEIGHTS, INDEX)):
         raise UserError(
             f"{key}: the model directory has no weights",
-            value=f"{path} holds {sorted(file.name for file in path.iterdir())}",
-            legal=f"{WEIGHTS} or {INDEX} (safetensors only)",
+            got=f"{path} holds {sorted(file.name for file in path.iterdir())}",
+            expected=f"{WEIGHTS} or {INDEX} (safetensors only)",
             fix="convert .bin weights with save_pretrained(..., safe_serialization=True), or finish the download",
         )
 

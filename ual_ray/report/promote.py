@@ -37,7 +37,7 @@ def promote(run_folder: Path, console: Console, arm: str | None = None, uri: str
     if objection := objection_to(chosen, comparisons):
         raise UserError(
             f"the arm '{chosen}' is not promoted: {objection}",
-            legal=LEGAL,
+            expected=LEGAL,
             fix="see report/report.md of the run; more rows or seeds may tell arms apart",
         )
     reason = describe(next(x for x in primary(chosen, comparisons) if x.verdict == BETTER))
@@ -51,7 +51,7 @@ def read_findings(run_folder: Path) -> Findings:
     file = run_folder / REPORT_FOLDER / FINDINGS_FILE
     content = read_json(file)
     if content is None:
-        raise UserError("there is no comparison to promote by", value=file, fix="`ual run` the pipeline to its report first")
+        raise UserError("there is no comparison to promote by", got=file, fix="`ual run` the pipeline to its report first")
     return Findings.from_dict(content)
 
 
@@ -97,13 +97,13 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
     if not finished:
         raise UserError(
             f"the arm '{arm}' has no finished training in {run_folder}",
-            value=", ".join(named or []) or None,
+            got=", ".join(named or []) or None,
             fix="run the pipeline to its end",
         )
     if len(finished) > 1:
         raise UserError(
             f"the report does not say which training of the arm '{arm}' it compared",
-            value=", ".join(folder.name for folder in finished),
+            got=", ".join(folder.name for folder in finished),
             fix="`ual run` again with the configuration that is to be promoted: it reports anew, and does nothing twice",
         )
     return finished[0]
@@ -115,9 +115,9 @@ def _only_promotable(comparisons: Sequence[Comparison]) -> str:
     if len(free) == 1:
         return free[0]
     if free:
-        raise UserError("several arms may be promoted", value=", ".join(free), fix="name one with --arm")
+        raise UserError("several arms may be promoted", got=", ".join(free), fix="name one with --arm")
     lines = "\n".join(f"  {arm}: {objection}" for arm, objection in objections.items())
-    raise UserError(f"no arm may be promoted\n{lines}", legal=LEGAL)
+    raise UserError(f"no arm may be promoted\n{lines}", expected=LEGAL)
 
 
 def _arms(comparisons: Sequence[Comparison]) -> list[str]:
@@ -130,7 +130,7 @@ def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, 
     tracking = load(run_folder / CONFIG_FILE).tracking
     address = uri or tracking.uri or default_uri(run_folder)
     if MASK in address:
-        raise UserError("the address of the MLflow store holds a password", value=address, fix="give it with --uri")
+        raise UserError("the address of the MLflow store holds a password", got=address, fix="give it with --uri")
     name = f"{tracking.register_as}-{arm}"
     version = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))["figures"].get("registered_version")
     run_id = read_run(folder, redact_uri(address)).get("run_id")

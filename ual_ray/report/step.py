@@ -255,8 +255,8 @@ def _gather(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], Result
             if name != BASE and known.resolve() != folder.resolve():
                 raise UserError(
                     f"two folders hold results of '{name}' with the training seed {seed}",
-                    value=f"{known} and {folder}",
-                    legal="runs that differ in `seed`, or models of different names",
+                    got=f"{known} and {folder}",
+                    expected="runs that differ in `seed`, or models of different names",
                     fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
                 )
         for file in _newest_last(root, col.CALIBRATION_FILE):
@@ -264,7 +264,7 @@ def _gather(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], Result
         for file in _newest_last(root, col.WIN_RATES_FILE):
             results.judged[str(json.loads(file.read_text()).get("candidate"))] = file.parent
     if not by_seed:
-        raise UserError("there are no results to report", value=[str(folder) for folder in folders], fix="run `ual evaluate`")
+        raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
     return {name: by_seed[name] for name in names}, results
 

@@ -47,8 +47,8 @@ def _connect(address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             "runtime.address cannot be reached",
-            value=f"{address}: {error}",
-            legal="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
+            got=f"{address}: {error}",
+            expected="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
             fix="start the cluster (cluster/local.sh start), or leave runtime.address out",
         ) from error
 
@@ -90,5 +90,5 @@ def check_cluster(config: Config, stages: Set[str]) -> list[str]:
         if amount > have.get(resource, 0)
     ]
     if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
-        raise UserError("more is asked for than this machine has", value="; ".join(waits), fix="lower these settings")
+        raise UserError("more is asked for than this machine has", got="; ".join(waits), fix="lower these settings")
     return waits

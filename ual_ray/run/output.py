@@ -56,15 +56,15 @@ class Workspace:
                 }
                 raise UserError(
                     f"the output directory {self.root} belongs to another configuration",
-                    value="; ".join(f"{key}: {text}" for key, text in changed.items()),
+                    got="; ".join(f"{key}: {text}" for key, text in changed.items()),
                     fix="give another output=..., or remove the directory",
                 )
         elif self.root.exists() and not self.root.is_dir():
-            raise UserError("output is not a directory", value=self.root)
+            raise UserError("output is not a directory", got=self.root)
         elif self.root.is_dir() and any(file.name not in (LOG_FILE, LOCK_FILE) for file in self.root.iterdir()):
             raise UserError(
                 f"the output directory {self.root} is not empty and was not made by ual",
-                value=sorted(file.name for file in self.root.iterdir())[:5],
+                got=sorted(file.name for file in self.root.iterdir())[:5],
                 fix="give another output=...",
             )
 
@@ -84,7 +84,7 @@ class Workspace:
         except Timeout as error:
             raise UserError(f"another run is working in {self.root}", fix="wait for it, or give another output=...") from error
         except OSError as error:
-            raise UserError(f"output {self.root} cannot be written", value=error, legal="a writable directory") from error
+            raise UserError(f"output {self.root} cannot be written", got=error, expected="a writable directory") from error
         try:
             yield
         finally:

@@ -62,7 +62,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
         changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
         raise UserError(
             f"the output directory {folder} belongs to another configuration",
-            value=f"different: {', '.join(changed) or 'the layout of its rows'}",
+            got=f"different: {', '.join(changed) or 'the layout of its rows'}",
             fix="give another --out, or --force to do it again from the start",
         )
     if (done := _read_json(folder / DONE_FILE)) is not None:

@@ -31,10 +31,10 @@ def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapp
     spec = _as_spec(spec)
     values = np.asarray(uncertainty, dtype=np.float64)
     if values.ndim != 1:
-        raise UserError("uncertainty must be one-dimensional", value=f"shape {values.shape}")
+        raise UserError("uncertainty must be one-dimensional", got=f"shape {values.shape}")
     missing = np.isnan(values)
     if ((values[~missing] < 0) | (values[~missing] > 1)).any():
-        raise UserError("uncertainty is outside [0, 1]", value=values[~missing].tolist()[:5], legal="[0, 1], NaN = missing")
+        raise UserError("uncertainty is outside [0, 1]", got=values[~missing].tolist()[:5], expected="[0, 1], NaN = missing")
     if spec.map == "none":
         return _exclude(np.zeros_like(values), missing, spec)
     if spec.map == "constant":
@@ -45,7 +45,7 @@ def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapp
     if not len(values):
         return values.copy()
     if missing.all():
-        raise UserError("no row has an uncertainty", value=f"{len(values)} rows", fix="elicit again, or use map: constant")
+        raise UserError("no row has an uncertainty", got=f"{len(values)} rows", fix="elicit again, or use map: constant")
     return _with_missing(values, missing, spec, seed)
 
 
@@ -78,7 +78,7 @@ def mean_matched(uncertainty: Array, mean: float, cap: float) -> Array:
     if mean > reachable + 1e-12:
         raise UserError(
             "mean_matched cannot reach alpha_mean: too few rows have an uncertainty above 0",
-            value=f"alpha_mean {mean}, reachable {reachable:.4f}",
+            got=f"alpha_mean {mean}, reachable {reachable:.4f}",
             fix="lower alpha_mean, raise alpha_cap, or use map: rank",
         )
     # The rows clipped at the right scale are the k most uncertain ones: take the smallest k that is consistent.

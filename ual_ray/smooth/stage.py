@@ -28,7 +28,7 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
     if col.UNCERTAINTY not in files.schema.names:
         raise UserError(
-            f"{scored} has no column '{col.UNCERTAINTY}'", value=files.schema.names, legal="the output of `ual elicit`"
+            f"{scored} has no column '{col.UNCERTAINTY}'", got=files.schema.names, expected="the output of `ual elicit`"
         )
     # In the order of ids: what the control 'shuffled' hands out must not depend on who wrote first.
     table = read_table(scored, col.SMOOTHING_READS)

@@ -48,7 +48,7 @@ def _address(kept: str, given: str | None, output: Path) -> str | None:
     if MASK in kept:
         raise UserError(
             "operations wait for a store whose address holds a password",
-            value=kept,
+            got=kept,
             fix="give the whole address with --uri",
         )
     return kept

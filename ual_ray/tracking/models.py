@@ -52,8 +52,8 @@ def champion_of(uri: str, name: str, version: str | None, run_id: str | None, ta
         if not matching:
             raise UserError(
                 f"no registered version of the model {name} belongs to this run",
-                value=f"version {version}" if version else f"MLflow run {run_id}",
-                legal=", ".join(sorted(str(x.version) for x in found)) or "none is registered",
+                got=f"version {version}" if version else f"MLflow run {run_id}",
+                expected=", ".join(sorted(str(x.version) for x in found)) or "none is registered",
                 fix="send what waits for the store first: `ual sync`",
             )
         newest = str(max(int(x.version) for x in matching))
@@ -61,7 +61,7 @@ def champion_of(uri: str, name: str, version: str | None, run_id: str | None, ta
             client.set_model_version_tag(name, newest, key, value)
         client.set_registered_model_alias(name, CHAMPION, newest)
     except MlflowException as error:
-        raise UserError("the MLflow store cannot be used", value=f"{redact_uri(uri)}: {error}") from error
+        raise UserError("the MLflow store cannot be used", got=f"{redact_uri(uri)}: {error}") from error
     return newest
 
 

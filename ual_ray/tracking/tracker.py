@@ -191,8 +191,8 @@ class Tracker:
                 return
             raise UserError(
                 "tracking.uri cannot be used",
-                value=f"{redact_uri(self.uri)}: {redact_uri(str(error))}",
-                legal="sqlite:///file.db, http://host:port, or null for a store in the output folder",
+                got=f"{redact_uri(self.uri)}: {redact_uri(str(error))}",
+                expected="sqlite:///file.db, http://host:port, or null for a store in the output folder",
                 fix="start the server (`ual ui`), or correct tracking.uri",
             ) from error
 

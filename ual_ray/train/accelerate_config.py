@@ -81,7 +81,7 @@ def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig
         return TrainConfig.model_validate(config.model_dump() | updates)
     except ValidationError as error:
         problems = "\n".join(explain(TrainConfig, problem) for problem in error.errors())
-        raise UserError("train.accelerate_config does not go with the other settings", value=f"{path}: {problems}") from error
+        raise UserError("train.accelerate_config does not go with the other settings", got=f"{path}: {problems}") from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     # AttributeError: the file holds no mapping.
     except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
         raise UserError(
-            "train.accelerate_config cannot be read", value=path, legal="a file that `accelerate config` wrote", fix=str(error)
+            "train.accelerate_config cannot be read", got=path, expected="a file that `accelerate config` wrote", fix=str(error)
         ) from error
 
 
@@ -111,7 +111,7 @@ def _read_fields(
             raise _refused(path, name, value, f"one of {', '.join(sorted(known))}, or left out")
         found = _plain(value)
         if found not in known[name]:
-            raise _refused(path, name, value, " or ".join(str(legal) for legal in known[name]))
+            raise _refused(path, name, value, " or ".join(str(value) for value in known[name]))
         for key, update in known[name][found].items():
             if updates.setdefault(key, update) != update:
                 raise _refused(path, name, value, f"the same as the file's other fields say of {key}")
@@ -123,8 +123,8 @@ def _read_parallelism(path: str | Path, section: Mapping[str, Any], config: Trai
     replicas = sizes.pop(f"{PREFIX}dp_replicate_size", None) or config.replicas
     shards = sizes.pop(f"{PREFIX}dp_shard_size", None)
     if shards not in (None, 1) and shards * replicas != config.num_workers:
-        legal = f"train.num_workers / replicas = {config.num_workers / replicas:g}"
-        raise _refused(path, f"{PREFIX}dp_shard_size", shards, legal)
+        expected = f"train.num_workers / replicas = {config.num_workers / replicas:g}"
+        raise _refused(path, f"{PREFIX}dp_shard_size", shards, expected)
     _read_fields(path, sizes, PARALLELISM_FIELDS, set())
     if config.num_workers % replicas:
         raise _refused(path, f"{PREFIX}dp_replicate_size", replicas, f"a divisor of train.num_workers = {config.num_workers}")
@@ -140,10 +140,10 @@ def _plain(value: Any) -> Any:
     return {"TRUE": True, "FALSE": False}.get(value.upper(), value.upper())
 
 
-def _refused(path: str | Path, name: str, value: object, legal: str) -> UserError:
+def _refused(path: str | Path, name: str, value: object, expected: str) -> UserError:
     return UserError(
         f"train.accelerate_config: {name} cannot be followed",
-        value=f"{value} in {path}",
-        legal=legal,
+        got=f"{value} in {path}",
+        expected=expected,
         fix="change it there, or leave the file out and set train.* (`ual config` lists the keys)",
     )

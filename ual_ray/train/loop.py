@@ -194,7 +194,7 @@ def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, sta
     if (found.plan, found.seed) != (start.plan, start.seed):
         raise UserError(
             "the checkpoints are of another training run",
-            value=f"{saved[-1].folder}: other rows, batches, epochs or seed",
+            got=f"{saved[-1].folder}: other rows, batches, epochs or seed",
             fix="give another output folder, or --force to train again from the start",
         )
     checkpoints.load(saved[-1], model, optimizer)

@@ -51,8 +51,8 @@ def linear_layers(causal_lm: nn.Module) -> list[str]:
 def _no_such_layers(config: LoraConfig, linear: list[str]) -> UserError:
     return UserError(
         "train.lora.target_modules: adapters cannot go there",
-        value=list(config.target_modules or ()),
-        legal=f"names of linear layers: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
+        got=list(config.target_modules or ()),
+        expected=f"names of linear layers: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
         fix="name some of these, or leave it out for all of them",
     )
 

@@ -336,11 +336,11 @@ def _check(inputs: _Inputs, options: _Options) -> None:
     legal_alpha = (alpha >= 0) & (alpha <= 1)
     # One look at both: each look has the program wait for the GPU.
     if not (legal_labels.all() & legal_alpha.all()):
-        outside, legal = labels[~legal_labels][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
-        _require(len(outside) == 0, "labels", outside.tolist(), legal)
+        outside, expected = labels[~legal_labels][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
+        _require(len(outside) == 0, "labels", outside.tolist(), expected)
         _require(False, "alpha", alpha[~legal_alpha][:3].tolist(), "0 to 1")
 
 
-def _require(legal: bool, name: str, found: object, range_: str) -> None:
-    if not legal:
-        raise ValueError(f"{name}: found {found}; legal: {range_}")
+def _require(holds: bool, name: str, got: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: got {got}; expected {expected}")

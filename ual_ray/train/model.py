@@ -132,13 +132,13 @@ def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool =
     if not _agree(loss, expected):
         raise UserError(
             f"models of the kind {kind} cannot be trained yet",
-            value=f"NLL {loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
+            got=f"NLL {loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
             fix="the model changes its logits in a way that ual_ray.train.model does not know",
         )
     if packing and not _keeps_samples_apart(model, device, logits.dtype):
         raise UserError(
             f"models of the kind {kind} cannot be trained with packing: a sample is not kept apart from the others of its pack",
-            value="train.packing=true",
+            got="train.packing=true",
             fix="set train.packing=false",
         )
     model.train(was_training)

@@ -35,8 +35,8 @@ def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
     if ranks % config.replicas:
         raise UserError(
             "train.replicas does not divide the number of workers",
-            value=f"{config.replicas} replicas, {ranks} workers",
-            legal=f"a divisor of {ranks}",
+            got=f"{config.replicas} replicas, {ranks} workers",
+            expected=f"a divisor of {ranks}",
         )
     shape = (config.replicas, ranks // config.replicas)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
@@ -60,7 +60,7 @@ def checkpoint_activations(causal_lm: nn.Module) -> None:
     if not model.supports_gradient_checkpointing:
         raise UserError(
             f"models of the kind {type(model).__name__} cannot compute their activations again",
-            value="train.activation_checkpointing=true",
+            got="train.activation_checkpointing=true",
             fix="set train.activation_checkpointing=false and lower train.micro_batch_size",
         )
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -58,8 +58,8 @@ def train(
     if counts["dropped_share"] > config.train.max_dropped_share:
         raise UserError(
             f"{counts['dropped_rows']} rows cannot be trained on: {counts['dropped_reasons']}",
-            value=f"their ids are in {folder / DROPPED_FILE}",
-            legal=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
+            got=f"their ids are in {folder / DROPPED_FILE}",
+            expected=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
             fix="raise train.max_length, or train.max_dropped_share to go on without them",
         )
     store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
@@ -81,7 +81,7 @@ def train(
     if outcome.ending == "non_finite":
         raise UserError(
             f"training has stopped before an update that would have spoilt the weights: {outcome.message}",
-            legal="a finite loss and gradient",
+            expected="a finite loss and gradient",
             fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
         )
     last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)

@@ -147,8 +147,8 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
     if not counts["train_rows"]:
         raise UserError(
             "no training row is left",
-            value=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
-            legal=f"rows with a response within train.max_length = {config.train.max_length} tokens",
+            got=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
+            expected=f"rows with a response within train.max_length = {config.train.max_length} tokens",
             fix="raise train.max_length, or look at the rows",
         )
     return counts
@@ -187,7 +187,7 @@ def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
     if missing := [name for name in needed if name not in names]:
         raise UserError(
-            f"{path} lacks columns that training reads", value=missing, legal=", ".join(needed), fix="`ual smooth` writes them"
+            f"{path} lacks columns that training reads", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
         )
     columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
     return ray.data.read_parquet(str(path)).select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)

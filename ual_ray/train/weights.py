@@ -83,8 +83,8 @@ def weight_files(path: str) -> list[str]:
         return get_checkpoint_shard_files(path, index)[0]
     raise UserError(
         "the model has no safetensors weights",
-        value=path,
-        legal=f"{WEIGHTS} or {INDEX}",
+        got=path,
+        expected=f"{WEIGHTS} or {INDEX}",
         fix="convert .bin weights with save_pretrained",
     )
 
@@ -110,7 +110,7 @@ def _refuse_mixed_rows(model: Any, conversions: list[Any]) -> None:
     if mixed:
         raise UserError(
             f"models of the kind {type(model).__name__} cannot be read in shards",
-            value=f"weights that are stored fused or split: {'; '.join(mixed)}",
+            got=f"weights that are stored fused or split: {'; '.join(mixed)}",
             fix="train a model of another kind: this one's weights are rearranged while they are read",
         )
 
@@ -127,6 +127,6 @@ def _refuse_holes(model: Any, path: str, info: Any) -> None:
     if problems:
         raise UserError(
             f"{Path(path).name}: the weights do not fill the model",
-            value="; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else ""),
+            got="; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else ""),
             fix="check that config.json belongs to these weights; a classifier or a half-finished download has other ones",
         )

@@ -90,7 +90,7 @@ def test_collapsed_classes_have_no_scatter() -> None:
         (np.zeros((0, 2)), [], "shapes"),
         (np.zeros(4), [0, 0, 1, 1], "shapes"),
         (SQUARE, [0, 1], "shapes"),
-        (SQUARE, [0, 0, 0, 0], "classes: found 1"),
+        (SQUARE, [0, 0, 0, 0], "classes: got 1"),
         (SQUARE, [0, 0, 0, 1], "one row"),
         (np.where(SQUARE == 9, np.nan, SQUARE), SQUARE_CLASSES, "missing"),
     ],

@@ -181,7 +181,7 @@ def test_the_last_override_of_a_key_counts() -> None:
 
 @pytest.mark.parametrize("override", ["seed", "=3", "data.path rows.jsonl", ""])
 def test_an_override_without_key_or_value_is_shown(override: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"found: {override}")) as error:
+    with pytest.raises(UserError, match=re.escape(f"got: {override}")) as error:
         load(overrides=[override])
     assert "key=value" in str(error.value)
 
@@ -270,9 +270,9 @@ def test_an_unknown_key_names_the_legal_and_the_nearest(override: str, unknown: 
         load(overrides=[override])
     first, second, third = str(error.value).splitlines()
     assert first == unknown
-    assert second.startswith("  legal: ")
+    assert second.startswith("  expected: ")
     assert legal in second
-    assert third == f"  to do: did you mean {near}?"
+    assert third == f"  fix: did you mean {near}?"
 
 
 def test_an_unknown_key_in_a_file_is_found_too(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: s
     first, second = str(error.value).splitlines()
     assert first.startswith(f"bad value for '{key}")
     assert says in first
-    assert second.startswith("  found: ")
+    assert second.startswith("  got: ")
     assert value.strip("[].") in second
 
 
@@ -360,7 +360,7 @@ def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) 
         load(overrides=[override])
     first, second = str(error.value).splitlines()
     assert first.startswith(f"bad value for '{key}.1': ") and says in first
-    assert second == f"  found: {value.strip('[]').split(',')[1]!r}"
+    assert second == f"  got: {value.strip('[]').split(',')[1]!r}"
 
 
 SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]

@@ -81,7 +81,7 @@ def test_unknown_columns_are_shown_with_the_legal_ones() -> None:
         recognise([{"text": "q"}, {"label": "a"}], "rows.jsonl", {})
     message = str(error.value)
     assert "rows.jsonl is unknown" in message
-    assert "found: columns ['label', 'text']" in message
+    assert "got: columns ['label', 'text']" in message
     assert "alpaca (instruction, output); gsm8k (question, answer)" in message
     assert "alpaca_eval (instruction, output, generator or dataset)" in message
 

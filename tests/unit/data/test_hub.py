@@ -118,7 +118,7 @@ def test_a_subset_is_read() -> None:
     [(None, "several configurations.*x/y, split train"), ("no", "no such configuration.*x/y, subset no, split train")],
 )
 def test_the_subsets_are_listed_where_one_is_needed(subset: str | None, what: str) -> None:
-    with pytest.raises(UserError, match=rf"(?s)data\.subset.*{what}\n.*legal: main, it's\n.*data\.subset=main$"):
+    with pytest.raises(UserError, match=rf"(?s)data\.subset.*{what}\n.*expected: main, it's\n.*data\.subset=main$"):
         found("x/y", subset=subset)
 
 

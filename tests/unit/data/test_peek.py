@@ -164,7 +164,7 @@ def test_unknown_columns_are_shown_with_the_legal_ones(tmp_path: Path) -> None:
         look_at(jsonl(tmp_path, [{"prompt": "q"}, {"answer": "a"}]))
     message = str(error.value)
     assert f"the format of {tmp_path / 'rows.jsonl'} is unknown" in message
-    assert "found: columns ['answer', 'prompt']" in message
+    assert "got: columns ['answer', 'prompt']" in message
 
 
 def test_the_most_frequent_reason_is_shown_if_no_row_can_be_used(tmp_path: Path) -> None:

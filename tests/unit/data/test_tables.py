@@ -108,7 +108,7 @@ def test_a_datasets_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_splits_of_a_datasets_directory(saved: Path) -> None:
     assert len(read(saved / "both")) == len(read(saved / "both", split="train")) == 50
     assert read(saved / "both", split="test") == [{"n": -1}]
-    with pytest.raises(UserError, match=r"(?s)no split 'dev'.*legal: train, test"):
+    with pytest.raises(UserError, match=r"(?s)no split 'dev'.*expected: train, test"):
         found(saved / "both", split="dev")
     with pytest.raises(UserError, match="has no splits"):
         found(saved / "one", split="test")

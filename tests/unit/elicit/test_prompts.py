@@ -113,8 +113,8 @@ def test_the_projects_own_file_is_one_of_that_form(tmp_path: Path) -> None:
         ("verbalised: x\n", r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized, p_true, yes_option, no_option"),
         ("1: x\nverbalised: y\nfalse: z\n", r"has unknown keys\n.*'1', 'False', 'verbalised'"),
         ("version: new\n", r"(?s)version of .* is not text.*'new'.*int"),
-        ("yes_option: 1\n", r"(?s)yes_option of .* is not text.*legal: str"),
-        ("yes_option: yes\n", r"(?s)yes_option of .* is not text.*found: True"),  # YAML's idea of yes
+        ("yes_option: 1\n", r"(?s)yes_option of .* is not text.*expected: str"),
+        ("yes_option: yes\n", r"(?s)yes_option of .* is not text.*got: True"),  # YAML's idea of yes
         ("p_true: [a]\n", "p_true of .* is not text"),
         (f"verbalized: '{RATING} {{'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),
         (f"verbalized: '{RATING} }}'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),

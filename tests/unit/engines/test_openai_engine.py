@@ -678,7 +678,7 @@ def test_a_server_that_does_not_answer_is_refused_in_time(
 )
 def test_an_address_where_nothing_is_is_refused(url: str) -> None:
     config = EngineConfig(kind="openai", endpoint=EndpointConfig(url=url))
-    with pytest.raises(UserError, match="(?s)engine.endpoint.url cannot be reached.*legal: .*/v1") as caught:
+    with pytest.raises(UserError, match="(?s)engine.endpoint.url cannot be reached.*expected: .*/v1") as caught:
         check_endpoint(config, MODEL)
     assert "pass-word" not in str(caught.value)
     assert not any(thread.name == "endpoint" for thread in threading.enumerate())

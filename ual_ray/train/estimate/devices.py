@@ -75,10 +75,10 @@ def _find_gpu(config: Config, gpu: str | None) -> Device:
         name = gpu or ASSUMED_GPU
         memory, assumed = GPU_GIB[name] * GIB, "" if gpu else " (assumed; --gpu says which)"
     else:
-        raise UserError("--gpu: the GPU is not known", value=gpu, legal=", ".join(GPU_GIB))
+        raise UserError("--gpu: the GPU is not known", got=gpu, expected=", ".join(GPU_GIB))
     bfloat16 = peak_flops(name, "bfloat16", train.peak_tflops)
     if bfloat16 is None:
-        raise UserError("the peak of the GPU is not known", value=name, fix="set train.peak_tflops, or name another --gpu")
+        raise UserError("the peak of the GPU is not known", got=name, fix="set train.peak_tflops, or name another --gpu")
     slower = FLOAT32_SLOWDOWN if train.dtype == "float32" and train.peak_tflops is None else 1
     peak = bfloat16 / slower
     source = f"{GPU_UTILISATION:.0%} of its peak of {peak / 1e12:.0f} TFLOP/s"

@@ -139,9 +139,7 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
         store = TokenStore.open(Path(folder), col.TRAIN)
         dropped = Counter(row["reason"] for row in summary["dropped"])
     if not len(store):
-        raise UserError(
-            "no training row is left", value=f"of {len(places)} rows: {dict(dropped)}", fix="raise train.max_length"
-        )
+        raise UserError("no training row is left", got=f"of {len(places)} rows: {dict(dropped)}", fix="raise train.max_length")
     size = round(total * len(store) / len(places))
     lengths, targets = (np.resize(counts, size) for counts in (store.lengths, store.target_tokens))
     return Rows(lengths, targets, total, len(places), dropped, summary["truncated_rows"])
@@ -189,7 +187,7 @@ class Model:
         try:
             causal_lm = empty_model(self._path, self._trust)
         except (OSError, ValueError) as error:
-            raise UserError("model: its config.json cannot be read", value=f"{self._path}: {error}") from error
+            raise UserError("model: its config.json cannot be read", got=f"{self._path}: {error}") from error
         if lora.rank:
             add_adapters(causal_lm, lora)
         return causal_lm
