@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,12 @@ def write_canonical(rows: Sequence[Messages], path: Path) -> None:
     )
 
 
+def command(arguments: Sequence[str]) -> str:
+    """Write the command that runs, from the repository's root; of files only their names, wherever they lie here."""
+    script, *others = arguments
+    return " ".join([f"bench/{Path(script).name}", *(Path(word).name if "/" in word else word for word in others)])
+
+
 def report(name: str, measured: Sequence[Mapping[str, Any]], ratios: Mapping[str, tuple[float, str]], **settings: Any) -> None:
     """Print a table of measurements and the ratios with what was aimed at, and write both to bench/results/NAME.json."""
     console = Console()
@@ -63,6 +70,7 @@ def report(name: str, measured: Sequence[Mapping[str, Any]], ratios: Mapping[str
     RESULTS.mkdir(exist_ok=True)
     content = {
         "name": name,
+        "command": command(sys.argv),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
         "settings": settings,

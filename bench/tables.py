@@ -1,0 +1,106 @@
+"""Write docs/benchmarks.md and the table of the README from bench/results/*.json, so that no figure is typed.
+
+    .venv/bin/python bench/tables.py            write both
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+START, END = "<!-- benchmarks: written by bench/tables.py -->", "<!-- end of benchmarks -->"
+INTRODUCTION = """# Benchmarks
+
+Each benchmark runs a peer beside this package in one run, prints a table, and writes it to `bench/results/NAME.json`.
+This page is written from these files by `bench/tables.py`. Ratios compare two measurements of one run on one machine; absolute
+figures differ between machines (a product in bfloat16 is several times faster than in float32 on one processor and half
+as fast on another). Run the commands from the repository's root with `.venv/bin/python`; data files are those of the data
+sets that they are named after (Dolly, GSM8K, AlpacaEval).
+"""
+# What the README shows: the benchmark, the ratio's name in its file, and what it says.
+SHOWN = (
+    ("elicit_vs_ray_data_llm", "end to end at 512 rows", "scoring 512 rows, start-up included: `ray.data.llm`'s time over ours"),
+    ("elicit_vs_bare_vllm", "two one-thread actors over the bare engine", "rows/s of two actors over one bare `vllm.LLM` call"),
+    ("evaluate_vs_lm_eval", "rows/s, end to end", "GSM8K rows/s over lm-evaluation-harness, equal answers and scores"),
+    ("loss", "float32: time over full logits", "time of the smoothed loss over cross-entropy on full logits"),
+    ("loss", "float32: peak memory over full logits", "peak memory of the same"),
+    (
+        "train_step_vs_trl_float32",
+        "tokens/s, ours, UAL, activation checkpointing, over TRL, gradient checkpointing",
+        "training tokens/s over TRL, both with gradient checkpointing",
+    ),
+    (
+        "train_step_vs_trl_float32",
+        "peak memory, ours, UAL, activation checkpointing, over TRL, gradient checkpointing",
+        "peak memory of the same",
+    ),
+    ("train_step_vs_trl_float32", "tokens/s, ours, UAL, over TRL", "training tokens/s over TRL, neither with checkpointing"),
+    ("train_step_vs_trl_float32", "time of the UAL arm over the SFT arm, same batches in turn", "time of a UAL step over an SFT step"),
+    ("growth", "rows/s at 1,000,000 over 100,000", "elicitation without an engine: rows/s at 1e6 rows over those at 1e5"),
+)
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Read every benchmark's file, by name."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+
+
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the page: of each benchmark its command, machine, date, measurements and ratios."""
+    return INTRODUCTION + "".join(_section(name, content) for name, content in found.items())
+
+
+def readme_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the README's table."""
+    lines = ["| what is compared | ratio | command |", "|---|---|---|"]
+    for name, ratio, what in SHOWN:
+        content = found[name]
+        lines.append(f"| {what} | {number(content['ratios'][ratio]['value'])} | `{content['command'].split()[0]}` |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, table: str) -> str:
+    """Put the table between the README's marks."""
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def number(value: Any) -> str:
+    """Write a figure with three significant digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _section(name: str, content: Mapping[str, Any]) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in content.get("machine", {}).items())
+    lines = [f"\n## {name}\n", f"`{content.get('command', 'no command was recorded')}`  "]
+    lines += [f"{content.get('when', '')[:10]}; {machine}; [JSON](../bench/results/{name}.json)\n"]
+    if ratios := content.get("ratios"):
+        lines += ["| ratio | value | aim |", "|---|---|---|"]
+        lines += [f"| {what} | {number(ratio['value'])} | {ratio['aim']} |" for what, ratio in ratios.items()]
+        lines.append("")
+    rows = content.get("measurements") or []
+    flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    if flat and all(row.keys() == flat[0].keys() for row in flat):
+        lines += [f"| {' | '.join(flat[0])} |", "|" + "---|" * len(flat[0])]
+        lines += [f"| {' | '.join(number(value) for value in row.values())} |" for row in flat]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page and the table."""
+    found = results()
+    PAGE.write_text(page(found), encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), readme_table(found)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
