@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md and the table of the README from bench/results/*.json, so that no figure is typed.
 
-    .venv/bin/python bench/tables.py            write both
+.venv/bin/python bench/tables.py            write both
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ sets that they are named after (Dolly, GSM8K, AlpacaEval).
 """
 # What the README shows: the benchmark, the ratio's name in its file, and what it says.
 SHOWN = (
-    ("elicit_vs_ray_data_llm", "end to end at 512 rows", "scoring 512 rows, start-up included: `ray.data.llm`'s time over ours"),
+    (
+        "elicit_vs_ray_data_llm",
+        "end to end at 512 rows",
+        "scoring 512 rows, start-up included: `ray.data.llm`'s time over ours",
+    ),
     ("elicit_vs_bare_vllm", "two one-thread actors over the bare engine", "rows/s of two actors over one bare `vllm.LLM` call"),
     ("evaluate_vs_lm_eval", "rows/s, end to end", "GSM8K rows/s over lm-evaluation-harness, equal answers and scores"),
     ("loss", "float32: time over full logits", "time of the smoothed loss over cross-entropy on full logits"),
@@ -40,7 +44,11 @@ SHOWN = (
         "peak memory of the same",
     ),
     ("train_step_vs_trl_float32", "tokens/s, ours, UAL, over TRL", "training tokens/s over TRL, neither with checkpointing"),
-    ("train_step_vs_trl_float32", "time of the UAL arm over the SFT arm, same batches in turn", "time of a UAL step over an SFT step"),
+    (
+        "train_step_vs_trl_float32",
+        "time of the UAL arm over the SFT arm, same batches in turn",
+        "time of a UAL step over an SFT step",
+    ),
     ("growth", "rows/s at 1,000,000 over 100,000", "elicitation without an engine: rows/s at 1e6 rows over those at 1e5"),
 )
 
