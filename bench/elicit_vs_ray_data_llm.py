@@ -63,7 +63,7 @@ def measure(which: str, data: Path, size: int, folder: Path, options: argparse.N
     pyarrow.parquet.write_table(table, rows)
     same = {"max_tokens": options.max_tokens, "dtype": options.dtype, "actors": options.actors}
     seconds = run_side(__file__, which, folder / f"{which}-{size}.log", rows=size, input=rows, out=out, **same)
-    answers = read_table(out)
+    answers = read_table(out / "finished" if which == "ours" else out)
     found = dict(zip(answers[col.ID].to_pylist(), answers[TEXT].to_pylist(), strict=True))
     if len(found) != size:
         raise SystemExit(f"{which} wrote {len(found)} of {size} rows")

@@ -12,9 +12,9 @@ import ray
 from ual_ray import columns as col
 from ual_ray.config import DtypeName, EngineConfig, RuntimeConfig
 from ual_ray.engines import Engine, EngineSpec
-from ual_ray.engines.monitor import Limits
-from ual_ray.engines.pool import Job, map_rows, start_monitor
+from ual_ray.engines.pool import PoolJob, map_rows
 from ual_ray.engines.requests import Completion, CompletionResult, turns
+from ual_ray.engines.row_store import RowStore
 from ual_ray.run.cluster import ray_cluster
 from ual_ray.run.progress import meter
 from ual_ray.run.terminal import make_console
@@ -47,6 +47,6 @@ def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName
     engine = EngineConfig(
         dtype=dtype, max_model_len=MAX_MODEL_LEN, min_actors=actors, max_actors=actors, cpus_per_actor=threads
     )
-    job = Job(EngineSpec(engine, "demo"), Answer(max_tokens), OUTPUT, out)
+    job = PoolJob(EngineSpec(engine, "demo"), Answer(max_tokens), RowStore(out, OUTPUT))
     with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
-        map_rows(lambda: ray.data.read_parquet(str(rows)), size, job, start_monitor(Limits()), shown)
+        map_rows(lambda _: ray.data.read_parquet(str(rows)), size, job, shown)

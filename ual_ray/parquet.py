@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.columns import ID, ID_LENGTH
+
+ROWS_PER_FILE = 10_000
 
 
 def file_digest(path: Path) -> str:
@@ -51,6 +54,20 @@ def write_table(table: pa.Table, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     pyarrow.parquet.write_table(table, part)
     part.replace(path)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
+    """Replace a folder by Parquet files of these rows, holding ROWS_PER_FILE rows in memory; without a row one empty file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    number, waiting = 0, [schema.empty_table()]
+    for table in tables:
+        waiting.append(table.select(schema.names).cast(schema))
+        if sum(map(len, waiting)) >= ROWS_PER_FILE:
+            write_table(pa.concat_tables(waiting), folder / f"part-{number:05d}.parquet")
+            number, waiting = number + 1, []
+    if waiting:
+        write_table(pa.concat_tables(waiting), folder / f"part-{number:05d}.parquet")
 
 
 def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -180,7 +180,7 @@ class Elicitation:
 
     def finished(self) -> frozenset[str]:
         """Read the ids of the rows that are remembered as finished."""
-        files = (self.out / "store").glob("*/measured.finished/*.parquet")
+        files = (self.out / "store").glob("*/checkpoint/*.parquet")
         return frozenset(name for file in files if ".pending" not in file.name for name in _column(file, "id"))
 
     def failed(self) -> list[dict[str, Any]]:

@@ -62,10 +62,10 @@ def test_kill_9_of_the_driver(elicit: Any, undisturbed: Any) -> None:
     assert 64 <= len(finished) < ROWS
     # What a kill in the middle of a write leaves: half a file, and the note that says so.
     torn = "torn_000000_000000"
-    whole = next(run.store.glob("measured/*.parquet")).read_bytes()
-    (run.store / "measured" / f"{torn}-0.parquet").write_bytes(whole[: len(whole) // 2])
-    note = next(run.store.glob("measured.finished/*.parquet")).read_bytes()
-    (run.store / "measured.finished" / f"{torn}.pending.parquet").write_bytes(note)
+    whole = next(run.store.glob("finished/*.parquet")).read_bytes()
+    (run.store / "finished" / f"{torn}-0.parquet").write_bytes(whole[: len(whole) // 2])
+    note = next(run.store.glob("checkpoint/*.parquet")).read_bytes()
+    (run.store / "checkpoint" / f"{torn}.pending.parquet").write_bytes(note)
 
     run.run()
     again = run.sent(since=before)

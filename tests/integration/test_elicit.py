@@ -60,7 +60,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 def measured(store: Path) -> list[Row]:
     """Every row that an engine was asked about, as often as it was."""
-    return [row for file in sorted(store.glob("*/measured/*.parquet")) for row in pyarrow.parquet.read_table(file).to_pylist()]
+    return [row for file in sorted(store.glob("*/finished/*.parquet")) for row in pyarrow.parquet.read_table(file).to_pylist()]
 
 
 def files_of(folder: Path) -> dict[str, int]:

@@ -54,7 +54,7 @@ class Evaluations:
 
     def finished(self) -> set[str]:
         """Read the ids of the rows that are remembered as finished."""
-        files = [file for file in (self.store / "answered.finished").glob("*.parquet") if ".pending" not in file.name]
+        files = [file for file in (self.store / "checkpoint").glob("*.parquet") if ".pending" not in file.name]
         return {one for file in files for one in pyarrow.parquet.read_table(file, columns=["id"])["id"].to_pylist()}
 
     def sent(self) -> list[str]:

@@ -83,6 +83,6 @@ def test_a_judge_that_says_nothing_readable(ual: Ual, command: list[str], tmp_pa
     done = ual(*command, "judge.mode=sampled", "-o", tmp_path / "judged")
     assert done.code == 2
     assert "10 of 10 verdicts are missing" in done.output and "judge.min_parse_share" in done.output
-    assert "0 of 10 verdicts can be read" in done.output
+    assert "0 of 10 verdicts can be parsed" in done.output
     # Ten pairs, each asked once and twice more.
     assert len(asked(tmp_path)) == 30

@@ -1,23 +1,20 @@
 """Stage 4: questions and a model in, result rows and their figures out.
 
-What a model answers is kept in a store of its own, row by row: a benchmark that is added later sends only its questions, and
-after a crash only what is missing is asked.
+Answers are kept in a row store per model and engine settings: a benchmark that is added later sends only its own questions,
+and after a crash only questions without an answer are sent.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
-import pyarrow.parquet
-import ray
 
 from ual_ray import columns as col
 from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
@@ -27,62 +24,49 @@ from ual_ray.config import Config, EngineConfig
 from ual_ray.config.keys import engine_settings
 from ual_ray.data.canonical import write_lines
 from ual_ray.engines import EngineSpec
-from ual_ray.engines.monitor import Limits
-from ual_ray.engines.pool import Job, map_rows, start_monitor
+from ual_ray.engines.pool import PoolJob, map_file
+from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.parquet import write_tables
 from ual_ray.run.progress import Meter
 from ual_ray.stats.metrics import figures
 from ual_ray.stats.results import read_results
 
-ANSWERED = "answered"
-FAILED = "failed"
 DISAGREEMENTS_FILE = "disagreements.jsonl"
-ROWS_PER_BATCH = 1000
-# What figures are made of: no text.
+# The columns that figures are computed from: no texts.
 NUMBERS = [col.ID, col.BENCHMARK, col.SOURCE, col.STATUS, col.ERROR, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS]
 
 
 def engine_of(config: Config) -> EngineConfig:
-    """Spell the engine of evaluation, whose arithmetic is its own: arms have to differ by training, not by rounding."""
+    """Return the engine of evaluation; its dtype is `evaluate.dtype`, so that arms differ by training and not by rounding."""
     return config.engine.model_copy(update={"dtype": config.evaluate.dtype})
 
 
 def model_digest(config: Config, model: str) -> str:
-    """Identify a model: 16 hexadecimal digits. A server's model is known by its name alone."""
+    """Identify a model: 16 hexadecimal digits, from its files, or from its name alone when a server runs it."""
     return digest(model if config.engine.kind == "openai" else model_fingerprint(model))
 
 
-def evaluate(config: Config, name: str, model: str, questions: Path, store: Path, folder: Path, meter: Meter) -> dict[str, Any]:
+def evaluate(
+    config: Config, name: str, model: str, questions: Path, store_folder: Path, folder: Path, meter: Meter
+) -> dict[str, Any]:
     """Have a model answer `questions` (Parquet); `folder` gets results, disagreements and figures.json; return the figures.
 
-    `name` is what the report calls the model ('base' or an arm). `store` keeps every answer of this model under these engine
-    settings: what it holds is not asked again. Quarantined rows are counted, never scored as wrong. Raises UserError when
-    no question could be answered.
+    `name` is what the report calls the model ('base' or an arm). The row store at `store_folder` keeps every answer of this
+    model under these engine settings; questions that it has answers to are not sent. Quarantined rows are counted, never
+    scored as wrong. Raises UserError when no question could be answered.
     """
     benchmarks = make_benchmarks(config.evaluate.benchmarks)
     check_engine(config)
-    shutil.rmtree(store / FAILED, ignore_errors=True)  # asked again, and written anew
-    (store / FAILED).mkdir(parents=True)
+    store = RowStore(store_folder, col.RESULTS)
+    store.retry_failed()
     spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
     task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(engine_of(config), "answers")))
-    job = Job(spec, task, col.RESULTS, store / ANSWERED, store / FAILED)
-    wanted = pyarrow.parquet.read_table(questions, columns=[col.ID])[col.ID]
-    if not _all_finished(job, wanted):
-        monitor = start_monitor(Limits())
-        try:
-            map_rows(lambda: ray.data.read_parquet(str(questions)), len(wanted), job, monitor, meter)
-        finally:
-            ray.kill(monitor)
-    found = _select(store, wanted, name, folder / col.RESULTS_FOLDER)
+    results = map_file(questions, PoolJob(spec, task, store), meter)
+    write_tables(_renamed(results, name), col.RESULTS, folder / col.RESULTS_FOLDER)
     result = _describe(name, read_results(folder, NUMBERS))
-    if found < len(wanted):
-        raise UserError(
-            f"{len(wanted) - found} questions were answered once, and the answers are gone",
-            got=f"files are missing from {store}",
-            fix="--force evaluate asks all questions again",
-        )
     if result["quarantined"] == result["rows"]:
         raise UserError(
             f"no question could be answered by {model}",
@@ -108,15 +92,16 @@ def check_engine(config: Config) -> None:
 
 def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the results whose strict and flexible extraction differ: id, benchmark, answer, prediction, strict, flexible."""
-    columns = [col.ID, col.BENCHMARK, col.ANSWER, col.PREDICTION, col.EXTRACTED]
-    for row in _rows(folder, columns):
-        extracted = dict(row.pop(col.EXTRACTED) or [])
-        if STRICT in extracted and extracted[STRICT] != extracted[FLEXIBLE]:
-            yield row | {STRICT: extracted[STRICT], FLEXIBLE: extracted[FLEXIBLE]}
+    results = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
+    for batch in results.to_batches(columns=[col.ID, col.BENCHMARK, col.ANSWER, col.PREDICTION, col.EXTRACTED]):
+        for row in batch.to_pylist():
+            extracted = dict(row.pop(col.EXTRACTED) or [])
+            if STRICT in extracted and extracted[STRICT] != extracted[FLEXIBLE]:
+                yield row | {STRICT: extracted[STRICT], FLEXIBLE: extracted[FLEXIBLE]}
 
 
 def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
-    """Return the first results as columns, for people: the question's last turn, and maps as JSON."""
+    """Return the first results as columns to look at: the last turn of each question, and maps as JSON."""
     rows = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet").head(most).to_pylist()
     shown: dict[str, list[Any]] = {
         col.ID: [row[col.ID] for row in rows],
@@ -131,10 +116,11 @@ def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
     }
 
 
-def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    files = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
-    for batch in files.to_batches(columns=[*columns], batch_size=ROWS_PER_BATCH):
-        yield from batch.to_pylist()
+def _renamed(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
+    """Replace the model's name, which may be another than when the answers were stored."""
+    position = col.RESULTS.get_field_index(col.MODEL)
+    for table in results:
+        yield table.set_column(position, col.RESULTS.field(col.MODEL), pa.array([name] * len(table), pa.string()))
 
 
 def _write_disagreements(folder: Path) -> int:
@@ -144,43 +130,6 @@ def _write_disagreements(folder: Path) -> int:
     if found:
         write_lines(found, path)
     return len(found)
-
-
-def _all_finished(job: Job, wanted: pa.ChunkedArray) -> bool:
-    """Tell whether every question has its answer, so that no model has to be loaded."""
-    notes = [file for file in job.finished.glob("*.parquet") if not file.name.endswith(".pending.parquet")]
-    if len(list(job.finished.glob("*.parquet"))) > len(notes) or not notes:
-        return False  # something is unfinished: Ray Data tidies up when it starts
-    done = pa.concat_tables(pyarrow.parquet.read_table(file, columns=[col.ID]) for file in notes)[col.ID]
-    return bool(pyarrow.compute.all(pyarrow.compute.is_in(wanted, value_set=done)).as_py())
-
-
-def _select(store: Path, wanted: pa.ChunkedArray, name: str, target: Path) -> int:
-    """Copy the answers to the questions at hand from the store, batch by batch, each once; return how many there are."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    missing = set(wanted.to_pylist())
-    files = [*sorted((store / ANSWERED).glob("*.parquet")), *sorted((store / FAILED).glob("*.parquet"))]
-    place = col.RESULTS.get_field_index(col.MODEL)
-    part = target / "results.parquet.part"
-    with pyarrow.parquet.ParquetWriter(part, col.RESULTS) as writer:
-        for file in files:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
-                own = pa.array([_take(identity, missing) for identity in batch[col.ID].to_pylist()], pa.bool_())
-                table = pa.Table.from_batches([batch.filter(own)]).select(col.RESULTS.names).cast(col.RESULTS)
-                # The store is the model's, whatever it is called in a report.
-                table = table.set_column(place, col.RESULTS.field(col.MODEL), pa.array([name] * len(table), pa.string()))
-                if len(table):
-                    writer.write_table(table)
-    part.replace(target / "results.parquet")
-    return len(wanted) - len(missing)
-
-
-def _take(identity: str, missing: set[str]) -> bool:
-    if identity not in missing:
-        return False
-    missing.remove(identity)
-    return True
 
 
 def _describe(name: str, numbers: pa.Table) -> dict[str, Any]:

@@ -17,21 +17,21 @@ from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineDied, EngineSpec, pool
 from ual_ray.engines.monitor import Limits, Monitor
 from ual_ray.engines.pool import (
-    BLOCKS_AT_MOST,
     BLOCKS_PER_ACTOR,
     LARGEST_BLOCK,
-    MOST_DEATHS,
+    MAX_BLOCKS,
+    MAX_DEATHS,
     SMALLEST_BLOCK,
     EngineActor,
-    Job,
-    _may_pass,
-    _rows_and_failed,
+    PoolJob,
+    _is_engine_error,
     _tally,
     block_size,
-    rows_in,
-    rows_remembered,
+    map_file,
 )
-from ual_ray.parquet import read_table
+from ual_ray.engines.row_store import RowStore
+from ual_ray.errors import UserError
+from ual_ray.parquet import read_table, write_table
 
 SCHEMA = pa.schema(
     [
@@ -55,10 +55,10 @@ Row = dict[str, Any]
 def test_blocks_are_neither_tiny_nor_huge_nor_too_many(total: int, actors: int, batch: int) -> None:
     block = block_size(total, actors, batch)
     assert SMALLEST_BLOCK <= block <= LARGEST_BLOCK
-    assert block <= max(SMALLEST_BLOCK, batch, math.ceil(total / BLOCKS_AT_MOST))
+    assert block <= max(SMALLEST_BLOCK, batch, math.ceil(total / MAX_BLOCKS))
     # Where there are more than wanted, a block cannot be larger, or the actors would not have enough of them.
     blocks = math.ceil(total / block)
-    assert blocks <= BLOCKS_AT_MOST or block == LARGEST_BLOCK or blocks <= actors * BLOCKS_PER_ACTOR
+    assert blocks <= MAX_BLOCKS or block == LARGEST_BLOCK or blocks <= actors * BLOCKS_PER_ACTOR
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_block_sizes_by_hand(total: int, actors: int, batch: int, expected: int)
     ],
 )
 def test_rows_that_an_engine_failed_on_deserve_another_try(status: str, error: str | None, expected: bool) -> None:
-    assert _may_pass({"status": status, "error": error}) is expected
+    assert _is_engine_error({"status": status, "error": error}) is expected
 
 
 def test_a_batch_is_summed_up() -> None:
@@ -148,12 +148,12 @@ def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     return Monitor(Limits(failed=0.5))
 
 
-def actor_for(task: Task, monitor: Monitor, folder: Path | None = None) -> EngineActor:
-    spec = EngineSpec(EngineConfig(kind="fake"), "m")
-    failed = None if folder is None else folder / "failed"
-    if failed is not None:
-        failed.mkdir(exist_ok=True)
-    return EngineActor(Job(spec, task, SCHEMA, Path("target"), failed), Handle(monitor))
+def job_for(task: Task, folder: Path) -> PoolJob:
+    return PoolJob(EngineSpec(EngineConfig(kind="fake"), "m"), task, RowStore(folder, SCHEMA))
+
+
+def actor_for(task: Task, monitor: Monitor, folder: Path = Path("not written to")) -> EngineActor:
+    return EngineActor(job_for(task, folder), Handle(monitor))
 
 
 def batch_of(*names: str) -> pa.Table:
@@ -172,9 +172,9 @@ def test_a_batch_goes_through_the_task_and_leaves_in_the_schema(monitor: Monitor
 def test_what_is_finished_is_not_held_against_anybody(monitor: Monitor) -> None:
     task = Task()
     actor = actor_for(task, monitor)
-    for _ in range(2 * MOST_DEATHS):
+    for _ in range(2 * MAX_DEATHS):
         actor(batch_of("a", "b"))
-    assert task.batches == [["a", "b"]] * (2 * MOST_DEATHS)
+    assert task.batches == [["a", "b"]] * (2 * MAX_DEATHS)
 
 
 def test_an_engine_that_died_ends_its_actor_before_anything_is_counted(monitor: Monitor) -> None:
@@ -195,20 +195,20 @@ def test_the_row_that_kills_engines_is_found_and_the_others_are_done(monitor: Mo
             break
         except SystemExit:
             deaths += 1
-    assert deaths == 2 * MOST_DEATHS
+    assert deaths == 2 * MAX_DEATHS
     whole, rows = [["a", "deadly", "b"]], [["a"], ["deadly"]]
-    assert task.batches == whole * MOST_DEATHS + rows * MOST_DEATHS + [["a"], ["b"]]
+    assert task.batches == whole * MAX_DEATHS + rows * MAX_DEATHS + [["a"], ["b"]]
     assert done["id"].to_pylist() == ["a", "b"]
     (failed,) = read_table(tmp_path / "failed").to_pylist()
     assert (failed["id"], failed["status"], failed["value"]) == ("deadly", "quarantined", 6)
-    assert failed["error"] == f"engine: it died or hung on this row {MOST_DEATHS} times"
+    assert failed["error"] == f"engine: it died or hung on this row {MAX_DEATHS} times"
     assert (monitor.counts().rows, monitor.counts().failed) == (3, 1)
     assert monitor.begin("deadly", "anybody") == 0
 
 
 def test_a_batch_begun_less_often_is_still_a_batch(monitor: Monitor) -> None:
     task = Task()
-    for _ in range(MOST_DEATHS - 1):
+    for _ in range(MAX_DEATHS - 1):
         monitor.begin(pool.digest(["a", "b"]), "another actor")
     actor_for(task, monitor)(batch_of("a", "b"))
     assert task.batches == [["a", "b"]]
@@ -255,40 +255,40 @@ def test_rows_that_an_engine_failed_on_go_to_the_failed_folder(monitor: Monitor,
     assert (monitor.counts().failed, monitor.counts().reasons["engine"]) == (5, 3)
 
 
-def test_nothing_failed_and_nothing_is_written(monitor: Monitor, tmp_path: Path) -> None:
+def test_without_failed_rows_nothing_is_written(monitor: Monitor, tmp_path: Path) -> None:
     actor_for(Task(), monitor, tmp_path)(batch_of("a"))
-    assert [*(tmp_path / "failed").iterdir()] == []
-
-
-def test_without_a_folder_for_them_failed_rows_stay(monitor: Monitor) -> None:
-    assert actor_for(Task(failing), monitor)(batch_of("a", "hot", "long"))["id"].to_pylist() == ["a", "hot", "long"]
+    assert [*tmp_path.iterdir()] == []
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_counted_by_metadata(tmp_path: Path) -> None:
-    assert rows_in(tmp_path) == rows_remembered(tmp_path / "none") == 0
-    for name, rows in {"a.parquet": 2, "b.parquet": 3, "c.pending.parquet": 5}.items():
-        pa.parquet.write_table(batch_of(*map(str, range(rows))), tmp_path / name)
-    assert rows_in(tmp_path) == 10
-    assert rows_remembered(tmp_path) == 5
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Replace the pool by one that finishes nothing."""
+    calls: list[int | None] = []
+    monkeypatch.setattr(pool, "map_rows", lambda read, expected, job, meter: calls.append(expected))
+    return calls
 
 
-def test_what_was_done_before_is_counted_without_files_that_may_be_half(tmp_path: Path) -> None:
-    target, finished = tmp_path / "measured", tmp_path / "measured.finished"
-    assert _rows_and_failed(target, pa.compute.field("status") != "ok") == (0, 0)
-    target.mkdir()
-    finished.mkdir()
-    rows = pa.table({"id": ["a", "b", "c"], "status": ["ok", "quarantined", "ok"]})
-    for name in ("1_0.parquet", "2_0.parquet"):
-        pa.parquet.write_table(rows, target / name)
-    (target / "3_0.parquet").write_bytes(b"PAR1 half a file")
-    (finished / "3_.pending.parquet").write_bytes(b"")
-    (finished / "1_0.parquet").write_bytes(b"")
-    assert _rows_and_failed(target, pa.compute.field("status") != "ok") == (6, 2)
+def stored(folder: Path, *names: str) -> PoolJob:
+    job = job_for(Task(), folder)
+    job.store.finished.mkdir(parents=True)
+    rows = [{"id": name, "value": 1, "status": "ok"} for name in names]
+    write_table(pa.Table.from_pylist(rows, SCHEMA), job.store.finished / "1_0.parquet")
+    return job
 
 
-def test_finished_rows_are_remembered_beside_the_target() -> None:
-    job = Job(EngineSpec(EngineConfig(kind="fake"), "m"), Task(), SCHEMA, Path("x/measured"))
-    assert job.finished == Path("x/measured.finished")
+def test_a_model_is_loaded_only_for_missing_rows(sent: list[int | None], tmp_path: Path) -> None:
+    write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
+    job = stored(tmp_path / "store", "a", "b", "c")
+    (table,) = map_file(tmp_path / "rows.parquet", job, None)  # type: ignore[arg-type]
+    assert (table["id"].to_pylist(), sent) == (["a", "b"], [])
+
+
+def test_finished_rows_that_were_removed_are_reported(sent: list[int | None], tmp_path: Path) -> None:
+    """Ray Data skips rows that its checkpoint lists, also when their files are gone."""
+    write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="1 of 2 rows are finished, but missing from the store"):
+        map_file(tmp_path / "rows.parquet", stored(tmp_path / "store", "a"), None)  # type: ignore[arg-type]
+    assert sent == [2]

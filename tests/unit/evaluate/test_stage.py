@@ -12,21 +12,18 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.config import BenchmarkConfig, Config, EngineConfig, EvaluateConfig
 from ual_ray.config.keys import engine_settings
-from ual_ray.engines import EngineSpec
-from ual_ray.engines.pool import Job
+from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.evaluate import stage
 from ual_ray.evaluate.stage import (
-    ANSWERED,
     DISAGREEMENTS_FILE,
-    FAILED,
     check_engine,
     disagreements,
     engine_of,
     model_digest,
     sample_table,
 )
-from ual_ray.parquet import write_rows
+from ual_ray.parquet import write_rows, write_tables
 from ual_ray.stats.results import metrics_of, read_results
 
 
@@ -40,33 +37,33 @@ def row(identity: str, strict: str | None = "7", flexible: str | None = "7", **m
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    folder = tmp_path / "store"
-    for part in (ANSWERED, FAILED):
-        (folder / part).mkdir(parents=True)
-    write_rows([row("a"), row("b", None, "7"), row("other benchmark")], col.RESULTS, folder / ANSWERED / "1.parquet")
-    write_rows([row("a", "8", "8"), row("c", "7", "9")], col.RESULTS, folder / ANSWERED / "2.parquet")
+def store(tmp_path: Path) -> RowStore:
+    store = RowStore(tmp_path / "store", col.RESULTS)
+    store.finished.mkdir(parents=True)
+    write_rows([row("a"), row("b", None, "7"), row("other benchmark")], col.RESULTS, store.finished / "1.parquet")
+    write_rows([row("a", "8", "8"), row("c", "7", "9")], col.RESULTS, store.finished / "2.parquet")
     failed = row("d", status="quarantined", error="engine: away", scores=[], extracted=[], prediction=None)
-    write_rows([failed], col.RESULTS, folder / FAILED / "1.parquet")
-    return folder
+    store.add_failed(pa.Table.from_pylist([failed], col.RESULTS))
+    return store
 
 
-def select(store: Path, folder: Path, *wanted: str) -> int:
-    return stage._select(store, pa.chunked_array([list(wanted)]), "ual", folder / col.RESULTS_FOLDER)
+def select(store: RowStore, folder: Path, *wanted: str) -> None:
+    results = stage._renamed(store.select(pa.chunked_array([list(wanted)])), "ual")
+    write_tables(results, col.RESULTS, folder / col.RESULTS_FOLDER)
 
 
-def test_the_answers_at_hand_are_taken_once_and_renamed(store: Path, tmp_path: Path) -> None:
-    assert select(store, tmp_path, "d", "a", "b", "c", "lost") == 4
+def test_the_answers_at_hand_are_taken_once_and_renamed(store: RowStore, tmp_path: Path) -> None:
+    select(store, tmp_path, "d", "a", "b", "c", "lost")
     results = read_results(tmp_path)
     assert results.schema.equals(col.RESULTS)
     assert results["id"].to_pylist() == ["a", "b", "c", "d"]
     assert set(results["model"].to_pylist()) == {"ual"}
     assert dict(results["extracted"].to_pylist()[0])["strict"] == "7", "the first answer stays"
-    assert select(store, tmp_path, "a") == 1
+    select(store, tmp_path, "a")
     assert len(read_results(tmp_path, ["id"])) == 1, "an earlier selection is replaced"
 
 
-def test_disagreements_are_listed_and_written(store: Path, tmp_path: Path) -> None:
+def test_disagreements_are_listed_and_written(store: RowStore, tmp_path: Path) -> None:
     select(store, tmp_path, "a", "b", "c", "d")
     found = sorted(disagreements(tmp_path), key=lambda one: one["id"])
     assert [(one["id"], one["strict"], one["flexible"]) for one in found] == [("b", None, "7"), ("c", "7", "9")]
@@ -79,7 +76,7 @@ def test_disagreements_are_listed_and_written(store: Path, tmp_path: Path) -> No
     assert not (tmp_path / DISAGREEMENTS_FILE).exists()
 
 
-def test_what_is_told_of_a_model(store: Path, tmp_path: Path) -> None:
+def test_what_is_told_of_a_model(store: RowStore, tmp_path: Path) -> None:
     select(store, tmp_path, "a", "b", "c", "d")
     told = stage._describe("ual", read_results(tmp_path, stage.NUMBERS))
     assert (told["name"], told["rows"], told["quarantined"], told["reasons"]) == ("ual", 4, 1, {"engine": 1})
@@ -89,29 +86,13 @@ def test_what_is_told_of_a_model(store: Path, tmp_path: Path) -> None:
     assert values["gsm8k.exact_match_strict.overall.n"] == 3
 
 
-def test_a_table_for_people(store: Path, tmp_path: Path) -> None:
+def test_a_table_for_people(store: RowStore, tmp_path: Path) -> None:
     select(store, tmp_path, "a", "b", "c", "d")
     columns = sample_table(tmp_path, most=3)
     assert {len(values) for values in columns.values()} == {3}
     assert columns["question"][0] == "q a"
     assert json.loads(columns["extracted"][0]) == {"strict": "7", "flexible": "7"}
     json.dumps(columns)
-
-
-def finished(store: Path, *notes: tuple[str, list[str]]) -> Job:
-    job = Job(EngineSpec(EngineConfig(), "m"), lambda rows, engine: [], col.RESULTS, store / ANSWERED)
-    job.finished.mkdir(exist_ok=True)
-    for name, identities in notes:
-        write_rows([{"id": one} for one in identities], pa.schema([("id", pa.string())]), job.finished / name)
-    return job
-
-
-def test_a_model_is_loaded_only_for_what_is_missing(store: Path) -> None:
-    wanted = pa.chunked_array([["a", "b"]])
-    assert not stage._all_finished(finished(store), wanted)
-    assert not stage._all_finished(finished(store, ("1.parquet", ["a"])), wanted)
-    assert stage._all_finished(finished(store, ("2.parquet", ["b", "c"])), wanted)
-    assert not stage._all_finished(finished(store, ("3.pending.parquet", ["d"])), wanted), "a write was interrupted"
 
 
 def test_what_affects_an_answer_is_in_the_engines_digest() -> None:

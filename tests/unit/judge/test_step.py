@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
@@ -16,7 +17,9 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config, EvaluateConfig
 from ual_ray.engines import make_engine
+from ual_ray.engines.pool import PoolJob
 from ual_ray.engines.requests import Choice, ChoiceResult, Failure, Request, Result
+from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge import stage as judging
 from ual_ray.judge.alpaca_eval import read_model_outputs
@@ -78,30 +81,33 @@ class Bench:
 
     @contextmanager
     def no_meter(self, name: str, total: int) -> Iterator[Meter]:
+        self.shown = name
         yield None  # type: ignore[misc]
 
-    def send(self, work: Judging, job: Any, pairs: Sequence[Row], file: str, title: str) -> None:
+    def map_file(self, file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
         """Do what the pool does: only what is not finished, failed rows apart."""
-        write_rows(pairs, PAIRS, work.folder / file)
-        job.target.mkdir(parents=True, exist_ok=True)
-        known = set().union(*(read_table(part, ["id"])["id"].to_pylist() for part in job.target.glob("*.parquet")))
-        rows = [row for row in read_table(work.folder / file).to_pylist() if row["id"] not in known]
-        self.sent.append((title, len(rows)))
+        ids = read_table(file, ["id"])["id"]
+        missing = job.store.missing(ids).to_pylist()
+        rows = [row for row in read_table(file).to_pylist() if row["id"] in missing]
+        self.sent.append((self.shown, len(rows)))
         engine = make_engine(job.spec)
         if self.answer is not None:
             answer = self.answer
             engine.run = lambda requests: [answer(request) for request in requests]  # type: ignore[method-assign]
         judged = [{name: row.get(name) for name in col.VERDICTS.names} for row in job.task(rows, engine)]
         failed = [row for row in judged if (row["error"] or "").startswith("engine:")]
-        for folder, part in ((job.failed, failed), (job.target, [row for row in judged if row not in failed])):
-            if part:
-                write_rows(part, col.VERDICTS, folder / f"{digest([row['id'] for row in part])}.parquet")
+        if failed:
+            job.store.add_failed(pa.Table.from_pylist(failed, col.VERDICTS))
+        if done := [row for row in judged if row not in failed]:
+            job.store.finished.mkdir(parents=True, exist_ok=True)
+            write_rows(done, col.VERDICTS, job.store.finished / f"{digest([row['id'] for row in done])}.parquet")
+        return job.store.select(ids)
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
-    monkeypatch.setattr(judging, "_send", made.send)
+    monkeypatch.setattr(judging, "map_file", made.map_file)
     return made
 
 
@@ -230,7 +236,7 @@ def test_pairs_become_verdicts_and_win_rates(bench: Bench) -> None:
     assert set(verdicts["id"].to_pylist()) == {digest(number) for number in range(30)}
     # Ten first, then the rest.
     assert bench.sent == [("judge: trial", 10), ("judge", 20)]
-    assert bench.said == ["tried big as a judge: 10 of 10 verdicts can be read (100%)"]
+    assert bench.said == ["tried big as judge: 10 of 10 verdicts can be parsed (100%)"]
     overall = figures["win_rates"]["overall"]
     mean = sum(verdicts["preference"].to_pylist()) / 30
     assert (overall["win_rate"], overall["n_valid"]) == (pytest.approx(100 * (mean - 1)), 30)
@@ -268,7 +274,7 @@ def test_a_judge_that_cannot_be_read_is_found_after_ten_rows(bench: Bench) -> No
         judge_pairs(config(mode="sampled"), bench.judging())
     assert "judge.min_parse_share = 0.5" in str(raised.value) and "unparsable" in str(raised.value)
     assert bench.sent == [("judge: trial", 10)]
-    assert "0 of 10 verdicts can be read (0%)" in bench.said[0]
+    assert "0 of 10 verdicts can be parsed (0%)" in bench.said[0]
 
 
 def test_fewer_missing_verdicts_than_allowed_are_counted_and_left_out(bench: Bench) -> None:
@@ -305,12 +311,12 @@ def test_rows_that_the_engine_failed_on_are_sent_again(bench: Bench) -> None:
 
 def test_a_file_that_a_kill_tore_is_not_read(bench: Bench) -> None:
     judge_pairs(config(), bench.judging())
-    store = bench.folder / "store" / "judged"
-    (store / "torn-0.parquet").write_bytes(b"PAR1 half")
-    store.with_name("judged.finished").mkdir()
-    (store.with_name("judged.finished") / "torn-0.pending.parquet").write_bytes(b"")
-    pairs = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
-    assert len(judging._stored(bench.folder / "store", pairs)) == 30
+    store = RowStore(bench.folder / "store", col.VERDICTS)
+    (store.finished / "torn-0.parquet").write_bytes(b"PAR1 half")
+    store.checkpoint.mkdir()
+    (store.checkpoint / "torn-0.pending.parquet").write_bytes(b"")
+    assert judge_pairs(config(), bench.judging("again"))["rows"] == 30
+    assert len(bench.sent) == 2
 
 
 def test_pairs_that_lack_an_answer_are_not_sent_and_count(bench: Bench) -> None:

@@ -1,0 +1,102 @@
+"""The rows that engines produced, by id, in a folder that outlives a run: a finished row is never sent again.
+
+    <folder>/finished/*.parquet     rows, written by Ray Data
+    <folder>/checkpoint/*.parquet   their ids, written by Ray Data, which skips them
+    <folder>/failed/*.parquet       rows that failed with an engine error
+
+A key made of all that shapes a row (model, prompts, engine settings) names the folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+import pyarrow.parquet
+
+from ual_ray import columns as col
+from ual_ray.columns import digest
+from ual_ray.engines.compat_ray_data import complete_files
+from ual_ray.errors import UserError
+from ual_ray.parquet import write_table
+
+
+@dataclass(frozen=True)
+class RowStore:
+    """Rows of `schema`, which has an id column, in `folder`. Files that a crash left incomplete are ignored."""
+
+    folder: Path
+    schema: pa.Schema
+
+    @property
+    def finished(self) -> Path:
+        """Where Ray Data writes rows."""
+        return self.folder / "finished"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where Ray Data writes the ids of finished rows."""
+        return self.folder / "checkpoint"
+
+    @property
+    def failed(self) -> Path:
+        """Where rows that failed with an engine error are."""
+        return self.folder / "failed"
+
+    def retry_failed(self) -> None:
+        """Forget the failed rows, so that the next job sends them again."""
+        shutil.rmtree(self.failed, ignore_errors=True)
+
+    def add_failed(self, rows: pa.Table) -> None:
+        """Write rows that failed with an engine error; the same rows replace each other."""
+        self.failed.mkdir(parents=True, exist_ok=True)
+        write_table(rows, self.failed / f"{digest(rows[col.ID].to_pylist())}.parquet")
+
+    def count(self, where: pa.compute.Expression | None = None) -> int:
+        """Count the finished rows that fulfil a condition; without one from the files' metadata alone."""
+        files = [str(file) for file in complete_files(self.finished, self.checkpoint)]
+        return pyarrow.dataset.dataset(files, self.schema, format="parquet").count_rows(filter=where) if files else 0
+
+    def missing(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return those of the ids that have no row, neither a finished nor a failed one."""
+        return ids.filter(pa.compute.is_null(self._positions(ids, self._files())))
+
+    def select(self, ids: pa.ChunkedArray, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows with these ids, a table per file, each row once: the finished one where there is a failed one too.
+
+        Holds the ids of the store and one file at a time. Until rows are added the order is the same at every call.
+        """
+        files = self._files()
+        positions = np.unique(self._positions(ids, files).drop_null().to_numpy())
+        start = 0
+        for file in files:
+            end = start + pyarrow.parquet.read_metadata(file).num_rows
+            first, last = np.searchsorted(positions, (start, end))
+            if first < last:
+                table = pyarrow.parquet.read_table(file, columns=columns, schema=self.schema, partitioning=None)
+                yield table.take(positions[first:last] - start)
+            start = end
+
+    def check_complete(self, ids: pa.ChunkedArray) -> None:
+        """Raise UserError when rows are missing after all were sent: their files were removed, and the checkpoint was not."""
+        if lost := len(self.missing(ids)):
+            raise UserError(
+                f"{lost} of {len(ids)} rows are finished, but missing from the store",
+                got=f"files were removed from {self.finished}",
+                fix="run the stage again with --force",
+            )
+
+    def _files(self) -> list[Path]:
+        return [*complete_files(self.finished, self.checkpoint), *sorted(self.failed.glob("*.parquet"))]
+
+    def _positions(self, ids: pa.ChunkedArray, files: Sequence[Path]) -> pa.ChunkedArray:
+        """Find the first row with each id, counted over all files; null = none."""
+        read = (pyarrow.parquet.read_table(file, columns=[col.ID], partitioning=None)[col.ID] for file in files)
+        stored = pa.chunked_array([chunk for column in read for chunk in column.chunks], pa.string())
+        return pa.compute.index_in(ids, value_set=stored)
