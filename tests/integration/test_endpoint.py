@@ -19,7 +19,7 @@ import pytest
 
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.engines import EngineSpec
-from ual_ray.engines.openai_engine import EndpointEngine, check_endpoint
+from ual_ray.engines.openai_engine import OpenAIEngine, check_endpoint
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Overlong, Turns, messages_of
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import resolve_model
@@ -114,14 +114,14 @@ def group_lives(group: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def engine(server: EngineConfig) -> Iterator[EndpointEngine]:
-    with EndpointEngine(EngineSpec(server, SERVED_AS)) as engine:
+def engine(server: EngineConfig) -> Iterator[OpenAIEngine]:
+    with OpenAIEngine(EngineSpec(server, SERVED_AS)) as engine:
         yield engine
 
 
 @pytest.mark.parametrize(("prompt", "returned"), [(SHOWN, range(10, 11)), (ALONE, range(10))])
 def test_choices_have_the_probabilities_of_transformers(
-    prompt: Turns, returned: range, engine: EndpointEngine, log_softmax: LogSoftmax
+    prompt: Turns, returned: range, engine: OpenAIEngine, log_softmax: LogSoftmax
 ) -> None:
     (result,) = engine.run([Choice(prompt, DIGITS)])
     expected, prompt_tokens, least = log_softmax(prompt)
@@ -156,7 +156,7 @@ def log_softmax() -> LogSoftmax:
     return compute
 
 
-def test_a_mixed_batch_keeps_its_order_and_counts_its_tokens(engine: EndpointEngine) -> None:
+def test_a_mixed_batch_keeps_its_order_and_counts_its_tokens(engine: OpenAIEngine) -> None:
     stories, answer, choice = engine.run(
         [
             Completion((("user", "Tell me a story."),), max_tokens=8, temperature=1.0, n=3, seed=1),
@@ -170,7 +170,7 @@ def test_a_mixed_batch_keeps_its_order_and_counts_its_tokens(engine: EndpointEng
     assert "Paris" in answer.texts[0]
 
 
-def test_a_seed_repeats_its_replies_and_another_does_not(engine: EndpointEngine) -> None:
+def test_a_seed_repeats_its_replies_and_another_does_not(engine: OpenAIEngine) -> None:
     asked = [Completion((("user", "Tell me a story."),), max_tokens=6, temperature=1.0, n=2, seed=seed) for seed in (4, 4, 5)]
     first, again, other = (result.texts for result in engine.run(asked) if isinstance(result, CompletionResult))
     assert first == again != other
@@ -180,14 +180,14 @@ def test_a_seed_repeats_its_replies_and_another_does_not(engine: EndpointEngine)
     Choice((("user", "word " * 600),), ("A", "B")),
     Completion((("user", "word " * 30_000),), max_tokens=4),
 ], ids=["a little", "many times over"])  # fmt: skip
-def test_an_overlong_request_fails_alone(request_: Choice | Completion, engine: EndpointEngine) -> None:
+def test_an_overlong_request_fails_alone(request_: Choice | Completion, engine: OpenAIEngine) -> None:
     long, fine = engine.run([request_, Choice((("user", "Say A or B."),), ("A", "B"))])
     assert isinstance(long, Overlong)
     assert long.limit == MAX_MODEL_LEN and (long.tokens is None or long.tokens > MAX_MODEL_LEN)
     assert isinstance(fine, ChoiceResult)
 
 
-def test_an_answer_that_does_not_fit_is_cut_by_the_server(engine: EndpointEngine) -> None:
+def test_an_answer_that_does_not_fit_is_cut_by_the_server(engine: OpenAIEngine) -> None:
     (result,) = engine.run([Completion((("user", "Count to 1000. " * 57),), max_tokens=100)])
     assert isinstance(result, CompletionResult)
     assert result.prompt_tokens + result.generated_tokens <= MAX_MODEL_LEN < result.prompt_tokens + 100
@@ -201,7 +201,7 @@ def test_the_preflight_knows_what_is_served(server: EngineConfig) -> None:
 
 def test_an_unknown_model_stops_the_run(server: EngineConfig) -> None:
     with (
-        EndpointEngine(EngineSpec(server, "unknown")) as stranger,
+        OpenAIEngine(EngineSpec(server, "unknown")) as stranger,
         pytest.raises(UserError, match="does not know the model"),
     ):
         stranger.run([Choice((("user", "Say A or B."),), ("A", "B"))])

@@ -18,9 +18,9 @@ def make_engine(spec: EngineSpec) -> Engine:
 
         return FakeEngine(spec)
     if spec.config.kind == "openai":
-        from ual_ray.engines.openai_engine import EndpointEngine
+        from ual_ray.engines.openai_engine import OpenAIEngine
 
-        return EndpointEngine(spec)
+        return OpenAIEngine(spec)
     from ual_ray.engines.vllm_engine import VLLMEngine
 
     return VLLMEngine(spec)

@@ -50,7 +50,7 @@ def spec_of(model: str = "m", adapter: str | None = None, trust: bool = False, *
 
 
 def test_the_configuration_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "EndpointEngine", lambda spec: ("openai", spec))
+    monkeypatch.setattr(endpoint, "OpenAIEngine", lambda spec: ("openai", spec))
     monkeypatch.setattr(in_process, "VLLMEngine", lambda spec: ("vllm", spec))
     for kind in ("openai", "vllm"):
         assert make_engine(spec_of(kind=kind)) == (kind, spec_of(kind=kind))

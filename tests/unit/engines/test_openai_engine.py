@@ -21,7 +21,7 @@ import pytest
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines import openai_engine as endpoint
-from ual_ray.engines.openai_engine import EndpointEngine, check_endpoint
+from ual_ray.engines.openai_engine import OpenAIEngine, check_endpoint
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -202,17 +202,17 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-Build = Callable[..., EndpointEngine]
+Build = Callable[..., OpenAIEngine]
 
 
 @pytest.fixture
 def build(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     monkeypatch.setenv(KEY_NAME, KEY)
-    built: list[EndpointEngine] = []
+    built: list[OpenAIEngine] = []
 
-    def make(max_actors: int = 1, **options: Any) -> EndpointEngine:
+    def make(max_actors: int = 1, **options: Any) -> OpenAIEngine:
         engine = make_engine(EngineSpec(config_of(server, max_actors, **options), MODEL))
-        assert isinstance(engine, EndpointEngine)
+        assert isinstance(engine, OpenAIEngine)
         built.append(engine)
         return engine
 
@@ -334,7 +334,7 @@ def test_the_likelihood_of_a_text_is_not_asked_for(build: Build, server: Server)
 
 def test_closing_leaves_no_thread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_NAME, raising=False)
-    with EndpointEngine(EngineSpec(config_of(server), MODEL)) as engine:
+    with OpenAIEngine(EngineSpec(config_of(server), MODEL)) as engine:
         assert isinstance(engine.run([choose("q")])[0], ChoiceResult)
         assert any(thread.name == "endpoint" for thread in threading.enumerate())
     assert not any(thread.name == "endpoint" for thread in threading.enumerate())
