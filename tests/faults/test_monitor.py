@@ -76,10 +76,10 @@ def test_rows_that_are_done_one_by_one_have_the_time_of_a_batch_each(clock: Cloc
 
 def test_a_limit_that_was_passed_stays_passed() -> None:
     monitor = Monitor(Limits(failed=0.2))
-    assert monitor.scored(99, ["overlong: x"] * 99, 0, 0, 0) is None, "before 100 rows a share says little"
+    assert monitor.scored(99, ["overlong: x"] * 99) is None, "before 100 rows a share says little"
     assert monitor.stopped() is None
-    reason = monitor.scored(1, [], 0, 0, 0)
+    reason = monitor.scored(1, [])
     assert reason is not None
     assert "99 of the first 100 rows are without a result (99 overlong)" in reason
-    monitor.scored(10_000, [], 0, 0, 0)
+    monitor.scored(10_000, [])
     assert monitor.stopped() == reason

@@ -1,4 +1,4 @@
-"""One small actor that all workers of a job report to: counts for the screen, limits, and engines that died or hang."""
+"""One small actor that all workers of a job report to: it counts rows, enforces limits, and replaces engines that hang."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import ray
 
 logger = logging.getLogger(__name__)
 
-# Before that many rows a share says little.
-ROWS_BEFORE_JUDGING = 100
+# Limits are not enforced on fewer rows: the share of a small sample is too uncertain.
+MIN_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Shares, in [0, 1], above which the job stops and leaves what it has."""
+    """Shares of rows, in [0, 1], above which the job stops: bad rows of those read, failed rows of those sent."""
 
     bad: float = 1.0
     failed: float = 1.0
@@ -26,101 +26,86 @@ class Limits:
 
 @dataclass
 class Counts:
-    """What has gone through the job so far."""
+    """Rows of the job so far: read, bad, processed, failed; engines replaced; reasons of bad and failed rows."""
 
     read: int = 0
     bad: int = 0
     rows: int = 0
     failed: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    calls: int = 0
     replaced: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass
-class _Running:
-    actor: Any
-    since: float
-
-
 class Monitor:
-    """Counts, judges and watches. Methods that return a text ask the worker to stop with it, and `stopped` keeps it."""
+    """Methods that return a string ask the worker to stop for this reason; `stopped` returns the first of them."""
 
     def __init__(self, limits: Limits = Limits(), rows_before: int = 0, failed_before: int = 0) -> None:  # noqa: B008
-        """Start with nothing counted; what was done before an interruption counts where the share of failed rows is judged."""
+        """Start counting at 0; the rows before, of an interrupted job, count only in the share of failed rows."""
         self._limits = limits
         self._rows_before = rows_before
         self._failed_before = failed_before
         self._counts = Counts()
         self._attempts: Counter[str] = Counter()
-        self._running: dict[str, _Running] = {}
+        # By batch or row: the actor that works on it, and since when.
+        self._running: dict[str, tuple[Any, float]] = {}
         self._stop: str | None = None
 
     def stopped(self) -> str | None:
-        """Say why the job has to stop, if it has to."""
+        """Return why the job has to stop; None = it does not."""
         return self._stop
 
     def read(self, good: int, reasons: list[str]) -> str | None:
-        """Count rows that were read, and bad ones by reason."""
+        """Count rows that were read; `reasons` has one entry per bad row."""
         self._counts.read += good + len(reasons)
         self._counts.bad += len(reasons)
         self._counts.reasons.update(reason.split(":")[0] for reason in reasons)
         key = f"data.max_bad_share = {self._limits.bad}"
-        return self._judge("bad", self._counts.bad, self._counts.read, self._limits.bad, key)
+        return self._check("bad", self._counts.bad, self._counts.read, self._limits.bad, key)
 
-    def started(self, actor: Any) -> None:
-        """Note that an actor starts: one that died at its work and loads its model again does not hang."""
-        self._forget(actor)
-
-    def begin(self, work: str, actor: Any) -> int:
-        """Note that an actor begins a piece of work; return how often it was begun before and not finished."""
-        attempts = self._attempts[work]
-        self._attempts[work] += 1
-        # An actor does one thing at a time: what it did before it died, or the batch that a row is of, is not waited for.
-        self._forget(actor)
-        self._running[work] = _Running(actor, time.monotonic())
-        return attempts
-
-    def end(self, work: str) -> None:
-        """Note that a piece of work is finished."""
-        self._attempts.pop(work, None)
-        self._running.pop(work, None)
-
-    def scored(self, rows: int, reasons: list[str], prompt_tokens: int, generated_tokens: int, calls: int) -> str | None:
-        """Count a finished batch; `reasons` has one entry per row without a result."""
-        counts = self._counts
-        counts.rows += rows
-        counts.failed += len(reasons)
-        counts.prompt_tokens += prompt_tokens
-        counts.generated_tokens += generated_tokens
-        counts.calls += calls
-        counts.reasons.update(reason.split(":")[0] for reason in reasons)
+    def scored(self, rows: int, reasons: list[str]) -> str | None:
+        """Count the rows of a finished batch; `reasons` has one entry per failed row."""
+        self._counts.rows += rows
+        self._counts.failed += len(reasons)
+        self._counts.reasons.update(reason.split(":")[0] for reason in reasons)
         key = f"elicit.max_quarantine_share = {self._limits.failed}"
-        failed, total = counts.failed + self._failed_before, counts.rows + self._rows_before
-        return self._judge("without a result", failed, total, self._limits.failed, key)
+        failed, total = self._counts.failed + self._failed_before, self._counts.rows + self._rows_before
+        return self._check("without a result", failed, total, self._limits.failed, key)
+
+    def _check(self, what: str, count: int, total: int, limit: float, key: str) -> str | None:
+        if self._stop is None and total >= MIN_ROWS and count / total > limit:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in self._counts.reasons.most_common(5))
+            self._stop = f"{count} of the first {total} rows are {what} ({reasons}), more than {key} allows"
+        return self._stop
 
     def counts(self) -> Counts:
         """Return the counts so far."""
         return self._counts
 
+    def started(self, actor: Any) -> None:
+        """Note that an actor starts: one that died during its work and loads its model again does not hang."""
+        self._running = {work: running for work, running in self._running.items() if running[0] != actor}
+
+    def begin(self, work: str, actor: Any) -> int:
+        """Note that an actor begins a batch or row; return how often it was begun before and not finished."""
+        attempts = self._attempts[work]
+        self._attempts[work] += 1
+        # An actor works on one thing at a time: the work before its death, or the batch of a row, is not timed any more.
+        self.started(actor)
+        self._running[work] = (actor, time.monotonic())
+        return attempts
+
+    def end(self, work: str) -> None:
+        """Note that a batch or row is finished."""
+        self._attempts.pop(work, None)
+        self._running.pop(work, None)
+
     def replace_hung(self, seconds: float) -> int:
-        """Kill the actors that have been at one piece of work for longer; Ray starts others in their place."""
+        """Kill the actors that have worked on one batch or row for longer, and return their number; Ray restarts them."""
         now = time.monotonic()
-        hung = {work: running for work, running in self._running.items() if now - running.since > seconds}
-        for work, running in hung.items():
-            logger.warning("an engine has not answered for %.0f s; its actor is replaced", now - running.since)
+        hung = {work: (actor, since) for work, (actor, since) in self._running.items() if now - since > seconds}
+        for work, (actor, since) in hung.items():
+            logger.warning("an engine has not answered for %.0f s; its actor is replaced", now - since)
             del self._running[work]
             self._counts.replaced += 1
-            ray.kill(running.actor, no_restart=False)
+            ray.kill(actor, no_restart=False)
         return len(hung)
-
-    def _forget(self, actor: Any) -> None:
-        self._running = {key: running for key, running in self._running.items() if running.actor != actor}
-
-    def _judge(self, what: str, count: int, total: int, limit: float, key: str) -> str | None:
-        if self._stop is None and total >= ROWS_BEFORE_JUDGING and count / total > limit:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in self._counts.reasons.most_common(5))
-            self._stop = f"{count} of the first {total} rows are {what} ({reasons}), more than {key} allows"
-        return self._stop

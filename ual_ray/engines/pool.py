@@ -76,8 +76,9 @@ class EngineActor:
         if ray.get(self._monitor.stopped.remote()):
             return self._table([])  # nothing more is sent, and finished rows are still written
         rows = self._run(batch.to_pylist())
-        # Not waited for: the engine starts the next batch while the monitor counts this one.
-        self._monitor.scored.remote(*_tally(rows))
+        # Not waited for, so that the next batch starts while the monitor counts this one.
+        reasons = [row.get(col.ERROR) or "unknown" for row in rows if row[col.STATUS] != col.STATUS_OK]
+        self._monitor.scored.remote(len(rows), reasons)
         if failed := [row for row in rows if _is_engine_error(row)]:
             self._job.store.add_failed(self._table(failed))
         return self._table([row for row in rows if not _is_engine_error(row)])
@@ -195,14 +196,6 @@ def _watch(monitor: Any, hang_seconds: float, meter: Meter, finished_before: int
         return
     notes = [f"{counts.failed} failed"] * bool(counts.failed) + [f"{counts.replaced} engines replaced"] * bool(counts.replaced)
     meter.update(finished_before + counts.rows, rate_done=counts.rows, note=f"({', '.join(notes)})" if notes else "")
-
-
-def _tally(rows: Sequence[Row]) -> tuple[int, list[str], int, int, int]:
-    failed = [row.get(col.ERROR) or "unknown" for row in rows if row[col.STATUS] != col.STATUS_OK]
-    prompt, generated, calls = (
-        sum(row.get(name) or 0 for row in rows) for name in (col.PROMPT_TOKENS, col.GENERATED_TOKENS, col.CALLS)
-    )
-    return len(rows), failed, prompt, generated, calls
 
 
 def _is_engine_error(row: Row) -> bool:

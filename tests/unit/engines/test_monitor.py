@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.engines import monitor as module
-from ual_ray.engines.monitor import ROWS_BEFORE_JUDGING, Limits, Monitor
+from ual_ray.engines.monitor import MIN_ROWS, Limits, Monitor
 
 
 @pytest.fixture
@@ -35,18 +35,18 @@ def test_everything_is_counted() -> None:
     monitor = Monitor()
     monitor.read(10, ["no response: output is empty", "no response: output is 3"])
     monitor.read(5, [])
-    monitor.scored(8, ["engine: x", "overlong: 9 tokens"], 100, 20, 9)
-    monitor.scored(2, [], 10, 2, 3)
+    monitor.scored(8, ["engine: x", "overlong: 9 tokens"])
+    monitor.scored(2, [])
     counts = monitor.counts()
     assert (counts.read, counts.bad, counts.rows, counts.failed) == (17, 2, 10, 2)
-    assert (counts.prompt_tokens, counts.generated_tokens, counts.calls, counts.replaced) == (110, 22, 12, 0)
+    assert counts.replaced == 0
     assert counts.reasons == Counter({"no response": 2, "engine": 1, "overlong": 1})
 
 
 def test_without_limits_nothing_stops() -> None:
     monitor = Monitor()
     assert monitor.read(0, ["x"] * 1000) is None
-    assert monitor.scored(1000, ["x"] * 1000, 0, 0, 0) is None
+    assert monitor.scored(1000, ["x"] * 1000) is None
     assert monitor.stopped() is None
 
 
@@ -64,8 +64,8 @@ def test_too_many_bad_rows_stop_the_job_and_say_why() -> None:
 
 def test_too_many_rows_without_a_result_stop_the_job_and_say_why() -> None:
     monitor = Monitor(Limits(failed=0.2))
-    assert monitor.scored(100, ["overlong: 9"] * 20, 0, 0, 0) is None
-    stop = monitor.scored(1, ["overlong: 9"], 0, 0, 0)
+    assert monitor.scored(100, ["overlong: 9"] * 20) is None
+    stop = monitor.scored(1, ["overlong: 9"])
     assert stop == (
         "21 of the first 101 rows are without a result (21 overlong), more than elicit.max_quarantine_share = 0.2 allows"
     )
@@ -73,8 +73,8 @@ def test_too_many_rows_without_a_result_stop_the_job_and_say_why() -> None:
 
 def test_a_few_rows_are_not_judged() -> None:
     monitor = Monitor(Limits(bad=0.0, failed=0.0))
-    assert monitor.read(0, ["x"] * (ROWS_BEFORE_JUDGING - 1)) is None
-    assert monitor.scored(ROWS_BEFORE_JUDGING - 1, ["x"], 0, 0, 0) is None
+    assert monitor.read(0, ["x"] * (MIN_ROWS - 1)) is None
+    assert monitor.scored(MIN_ROWS - 1, ["x"]) is None
     assert monitor.stopped() is None
     assert monitor.read(1, []) is not None
 
@@ -85,23 +85,23 @@ def test_the_limit_itself_is_allowed_and_one_row_more_is_not(percent: int) -> No
     limits = Limits(bad=float(f"0.{percent:02d}"), failed=float(f"0.{percent:02d}"))
     assert Monitor(limits).read(100 - percent, ["x"] * percent) is None
     assert Monitor(limits).read(99 - percent, ["x"] * (percent + 1)) is not None
-    assert Monitor(limits).scored(100, ["x"] * percent, 0, 0, 0) is None
-    assert Monitor(limits).scored(100, ["x"] * (percent + 1), 0, 0, 0) is not None
+    assert Monitor(limits).scored(100, ["x"] * percent) is None
+    assert Monitor(limits).scored(100, ["x"] * (percent + 1)) is not None
 
 
 def test_one_limit_does_not_judge_the_other() -> None:
     monitor = Monitor(Limits(bad=1.0, failed=0.1))
     assert monitor.read(0, ["x"] * 500) is None
-    assert monitor.scored(500, [], 0, 0, 0) is None
+    assert monitor.scored(500, []) is None
 
 
 def test_what_was_scored_before_an_interruption_is_judged_and_not_counted() -> None:
     monitor = Monitor(Limits(bad=0.0, failed=0.2), rows_before=90, failed_before=18)
-    assert monitor.scored(10, ["x", "y"], 0, 0, 0) is None
+    assert monitor.scored(10, ["x", "y"]) is None
     assert (monitor.counts().rows, monitor.counts().failed) == (10, 2)
     assert monitor.read(99, ["x"]) is not None  # reading begins anew
     again = Monitor(Limits(failed=0.2), rows_before=90, failed_before=19)
-    assert (again.scored(10, ["x", "y"], 0, 0, 0) or "").startswith("21 of the first 100 rows are without a result")
+    assert (again.scored(10, ["x", "y"]) or "").startswith("21 of the first 100 rows are without a result")
 
 
 def test_a_job_that_has_to_stop_stays_stopped_for_the_first_reason() -> None:
@@ -109,7 +109,7 @@ def test_a_job_that_has_to_stop_stays_stopped_for_the_first_reason() -> None:
     first = monitor.read(0, ["x"] * 100)
     assert first is not None
     assert monitor.read(10_000, []) == first
-    assert monitor.scored(100, ["y"] * 100, 0, 0, 0) == first
+    assert monitor.scored(100, ["y"] * 100) == first
     assert monitor.stopped() == first
 
 

@@ -25,7 +25,6 @@ from ual_ray.engines.pool import (
     EngineActor,
     PoolJob,
     _is_engine_error,
-    _tally,
     block_size,
     map_file,
 )
@@ -96,16 +95,6 @@ def test_rows_that_an_engine_failed_on_deserve_another_try(status: str, error: s
     assert _is_engine_error({"status": status, "error": error}) is expected
 
 
-def test_a_batch_is_summed_up() -> None:
-    rows = [
-        {"status": "ok", "error": "engine: another estimator's", "prompt_tokens": 3, "generated_tokens": 1, "calls": 2},
-        {"status": "quarantined", "error": "overlong: 9", "prompt_tokens": None},
-        {"status": "quarantined", "error": None, "prompt_tokens": 4},
-    ]
-    assert _tally(rows) == (3, ["overlong: 9", "unknown"], 7, 1, 2)
-    assert _tally([]) == (0, [], 0, 0, 0)
-
-
 # --- the actor -------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +155,7 @@ def test_a_batch_goes_through_the_task_and_leaves_in_the_schema(monitor: Monitor
     assert done.schema.equals(SCHEMA)
     assert done["value"].to_pylist() == [2, 4]
     assert task.batches == [["a", "bb"]]
-    assert (monitor.counts().rows, monitor.counts().prompt_tokens) == (2, 2)
+    assert (monitor.counts().rows, monitor.counts().failed) == (2, 0)
 
 
 def test_what_is_finished_is_not_held_against_anybody(monitor: Monitor) -> None:
@@ -218,7 +207,7 @@ def test_a_job_that_has_to_stop_sends_nothing_more(monitor: Monitor) -> None:
     task = Task()
     actor = actor_for(task, monitor)
     actor(batch_of("a"))
-    monitor.scored(100, ["overlong: 9"] * 100, 0, 0, 0)
+    monitor.scored(100, ["overlong: 9"] * 100)
     assert monitor.stopped()
     done = actor(batch_of("b"))
     assert (len(done), done.schema) == (0, SCHEMA)
