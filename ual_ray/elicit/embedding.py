@@ -42,7 +42,7 @@ class EmbeddingGrouping:
 
 @lru_cache(maxsize=1)
 def _encoder(name: str) -> tuple[Any, Any]:
-    """Load the encoder once per process; it stays on the CPU, beside the engine."""
+    """Load the encoder once per process; it runs on the CPU, so that the engine keeps its GPU memory."""
     from transformers import AutoModel, AutoTokenizer
 
     path = resolve_model(name)

@@ -44,7 +44,7 @@ MISSING = Estimate(None, None)
 
 # Below this probability of all choices together, their shares are the noise of a tail.
 MIN_CHOICE_MASS = 0.01
-# Fewer parsable replies than this share say more about the prompt than about the row.
+# Fewer parsable replies than this share are a property of the prompt, not of the row.
 MIN_PARSED_SHARE = 0.5
 LONGEST_RATING = 8  # tokens of a sampled number or letter
 
@@ -132,8 +132,8 @@ class PTrue:
         return [Choice(prompt, (FIRST, SECOND)) for prompt in both]
 
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
-        """Average the shares of 'no'; one order alone is no answer."""
-        # Of the second question the letters mean the opposite: its A says no.
+        """Average the shares of 'no'; one order alone is not an answer."""
+        # In the second question the letters have the opposite meaning: its A is no.
         verdicts = [self._verdict(result, no) for result, no in zip(results, (SECOND, FIRST), strict=True)]
         if any(verdict is None for verdict in verdicts):
             return MISSING
@@ -247,7 +247,7 @@ class SemanticEntropy(_Sampled):
 
 
 def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]:
-    """Build the configured estimators, in order. Raises UserError for a template file that will not do."""
+    """Build the configured estimators, in order. Raises UserError for an invalid template file."""
     prompts = load_prompts(config.templates)
     lowest, highest = map(int, config.scale.split("-"))
     ratings = Sampling(config.samples, config.temperature, seed) if config.mode == "sampled" else None
@@ -280,7 +280,7 @@ def _grouping(config: ElicitConfig) -> Grouping | None:
 
 
 def choice_shares(log_probabilities: Sequence[float]) -> list[float] | None:
-    """Renormalise over the choices; None when the model puts so little on all of them that it means to say something else."""
+    """Renormalise over the choices; None when they have so little mass that the reply would be something else."""
     shares = softmax(log_probabilities)
     mass = math.fsum(math.exp(value) for value in log_probabilities)
     return shares if mass >= MIN_CHOICE_MASS else None
@@ -304,7 +304,7 @@ def entropy_of(sizes: Iterable[int]) -> float:
 
 
 def parse_number(text: str, lowest: int, highest: int) -> float | None:
-    """Read the first whole number of a reply that is no part of a word; None when there is none or it is not on the scale."""
+    """Read the first whole number of a reply that is not part of a word; None when there is none or it is off the scale."""
     found = re.search(r"(?<![\w.-])-?\d+(?!\w|\.\d)", text)
     number = int(found[0]) if found else None
     return float(number) if number is not None and lowest <= number <= highest else None

@@ -1,4 +1,4 @@
-"""When do two answers say the same? By their final answers, by their words, or by their embeddings.
+"""Group answers of the same meaning: by their final answers, by their words, or by their embeddings.
 
 A grouping turns texts into keys once, and compares keys: `group(keys, same)` then gives every text the number of its group.
 """

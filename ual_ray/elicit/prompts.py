@@ -44,7 +44,7 @@ class Prompts:
 
 @lru_cache
 def load_prompts(path: str | None = None) -> Prompts:
-    """Read the project's prompts, with those of a user's file in their place. Raises UserError for a file that will not do."""
+    """Read the built-in prompts, replaced by those of a user's file. Raises UserError for an invalid file."""
     own = resources.files("ual_ray.elicit").joinpath("prompts.yaml")
     return Prompts(**load_templates(own, path, "elicit.templates", PLACEHOLDERS))
 

@@ -52,7 +52,7 @@ class ScoreRows:
     """
 
     def __init__(self, config: ElicitConfig, overlong: Literal["drop", "truncate"] = "drop", seed: int = 0) -> None:
-        """Build the estimators. Raises UserError for a template file that will not do."""
+        """Build the estimators. Raises UserError for an invalid template file."""
         self._config = config
         self._truncate = overlong == "truncate"
         self._estimators = make_estimators(config, seed)
@@ -144,7 +144,7 @@ def needed(config: ElicitConfig) -> tuple[str, ...]:
 
 
 def unparsable(names: Iterable[str]) -> str:
-    """Say that no reply for these estimators could be read."""
+    """Write the error of a row on which these estimators have no parsable reply."""
     return f"unparsable: no usable reply for {', '.join(names)}"
 
 

@@ -1,8 +1,8 @@
-"""Exact probabilities of choices that are several tokens long, from the fewest questions of one token each.
+"""Exact probabilities of choices of several tokens, from as few one-token generations as possible.
 
-The choices form a tree of tokens: each inner node is one question, "how likely is each of these next tokens, after this
-prefix?". A choice that others go on from (1, of 10 and 100) has the probability of its tokens times that of none of these
-others coming next.
+The choices form a tree of tokens. Each inner node is one generation that gives the probabilities of the next tokens after
+this prefix. A choice that is a prefix of others (1 of 10 and 100) has the probability of its tokens times the probability
+that none of the others follows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ChoiceTree:
-    """`choices` as token ids, and for every prefix that has to be asked about its possible next tokens."""
+    """`choices` as token ids; `questions` has the possible next tokens of every prefix."""
 
     choices: tuple[Tokens, ...]
     questions: Mapping[Tokens, tuple[int, ...]]
 
     def combine(self, answers: Mapping[Tokens, Mapping[int, float]]) -> tuple[float, ...]:
-        """Multiply along the paths: the log-probability of each choice, from those of the next tokens by prefix."""
+        """Compute the log-probability of each choice, from the log-probabilities of next tokens by prefix."""
         return tuple(self._log_probability(choice, answers) for choice in self.choices)
 
     def _log_probability(self, choice: Tokens, answers: Mapping[Tokens, Mapping[int, float]]) -> float:
@@ -33,15 +33,15 @@ class ChoiceTree:
         return total + (math.log1p(-longer) if longer < 1 else -math.inf)
 
     def _longer(self, prefix: Tokens, answers: Mapping[Tokens, Mapping[int, float]]) -> float:
-        """Sum the probabilities, once the prefix is there, of the ways on to the next choices behind it."""
+        """Sum the probabilities, given the prefix, of the choices that extend it."""
         ways = ((math.exp(value), (*prefix, token)) for token, value in answers[prefix].items())
         return math.fsum(share if way in self.choices else share * self._longer(way, answers) for share, way in ways)
 
 
 def make_tree(choices: Sequence[Tokens]) -> ChoiceTree:
-    """Build the tree. Raises ValueError for an empty choice, or two that are the same tokens."""
+    """Build the tree. Raises ValueError for an empty choice, and for two choices with the same tokens."""
     if len(set(choices)) < len(choices) or not all(choices):
-        raise ValueError("the choices are not different texts of one token or more")
+        raise ValueError("choices must be distinct and have one token or more")
     following: dict[Tokens, dict[int, None]] = {}
     for choice in choices:
         for depth, token in enumerate(choice):

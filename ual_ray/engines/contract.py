@@ -1,4 +1,4 @@
-"""What every engine promises, and how its requests are sent."""
+"""The contract of all engines, and how to send requests to one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ual_ray.engines.requests import Request, Result
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How to build an engine: its settings, the model (a name that `resolve_model` takes), and a LoRA adapter's directory."""
+    """How to build an engine: settings, model (a name that `resolve_model` accepts), and the directory of a LoRA adapter."""
 
     config: EngineConfig
     model: str
@@ -21,7 +21,7 @@ class EngineSpec:
 
 
 class Engine(Protocol):
-    """Answers requests; every request gets a result, in order, and a request that cannot be answered gets a Failure.
+    """Answers requests: one result each, in order; a request that cannot be answered gets a Failure.
 
     `template_hash` identifies the chat template that prompts are rendered with.
     """
@@ -29,15 +29,15 @@ class Engine(Protocol):
     template_hash: str
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer all requests. Raises EngineDied when the engine cannot go on, and UserError for what the user has to mend."""
+        """Answer all requests. Raises EngineDied when the engine is unusable, and UserError for what the user has to fix."""
 
 
 class EngineDied(RuntimeError):
-    """The engine is beyond repair; the actor that holds it has to be replaced."""
+    """The engine is unusable from now on; its actor has to be replaced."""
 
 
 def run_once(engine: Engine, requests: Iterable[Request]) -> dict[Request, Result]:
-    """Send each different request once; the engine's answers must be as many as the requests."""
+    """Send each distinct request once, and return the results by request."""
     unique = list(dict.fromkeys(requests))
     results = engine.run(unique) if unique else []
     assert len(results) == len(unique), f"the engine answered {len(results)} of {len(unique)} requests"

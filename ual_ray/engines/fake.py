@@ -1,7 +1,7 @@
-"""A stand-in for a language model, for tests of what stands around an engine: the answers are a hash of the request.
+"""A fake engine, for tests of everything around an engine: answers are computed from a hash of the request.
 
-With a model that has a tokenizer it renders and measures as a real engine does; with any other name it counts words.
-`engine.arguments` can make it slow, die or hang on a request that holds a given text, and write down what it is sent:
+With `render: true` and a model with a tokenizer, lengths are in tokens as in a real engine; otherwise in words.
+`engine.arguments` can make it slow, die or hang on a request that contains a given text, and log its requests:
 {seconds_per_run: 0.1, crash_on: text, hang_on: text, log: file}.
 """
 
@@ -34,7 +34,7 @@ from ual_ray.models.resolve import resolve_model
 
 
 class FakeEngine:
-    """Deterministic answers made from a hash of the request."""
+    """Deterministic answers, from a hash of model and request."""
 
     def __init__(self, spec: EngineSpec) -> None:
         """Take the same arguments as a real engine."""

@@ -1,4 +1,4 @@
-"""How an endpoint is reached: the client, the pace of its requests, the time limit of each, and a loop to run it in."""
+"""The HTTP side of the OpenAI engine: client, rate limit, timeout per request, and an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ Answer = TypeVar("Answer")
 
 
 def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
-    """Make a client. Raises UserError for a key that no header can carry."""
+    """Make a client. Raises UserError for a key that is not valid in an HTTP header."""
     key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {endpoint.api_key_env} holds no key", expected="one line of printable ASCII")
-    # httpx logs every request with its whole address, which may hold a password.
+        raise UserError(
+            f"the environment variable {endpoint.api_key_env} is not a valid key", expected="one line of printable ASCII"
+        )
+    # httpx logs the URL of every request, which may contain a password.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return openai.AsyncOpenAI(
@@ -35,14 +37,14 @@ def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
         base_url=endpoint.url,
         timeout=endpoint.timeout_seconds,
         max_retries=endpoint.max_retries,
-        http_client=_Line(pace, endpoint),
+        http_client=_HttpClient(pace, endpoint),
     )
 
 
-class _Line(openai.DefaultAsyncHttpxClient):
-    """What every attempt goes through, the client's own retries too: it waits for its turn, and has a time limit as a whole.
+class _HttpClient(openai.DefaultAsyncHttpxClient):
+    """Sends every attempt, retries of the client included, at the pace and with a timeout for the whole of it.
 
-    httpx limits the time between two bytes alone; a server that sends blanks while it computes would never time out.
+    httpx limits only the time between two bytes: a server that sends blanks while it computes would never time out.
     """
 
     def __init__(self, pace: Pace, endpoint: EndpointConfig) -> None:
@@ -60,7 +62,7 @@ class _Line(openai.DefaultAsyncHttpxClient):
 
 
 class Pace:
-    """Hands out turns at a steady rate, with no bursts; `per_minute` None is no bound."""
+    """Rate limit without bursts; `per_minute` None = unlimited."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Pace:
         self._next = -math.inf
 
     async def turn(self) -> None:
-        """Wait for the next free turn."""
+        """Wait until the next request may be sent."""
         if not self._interval:
             return
         now = self._clock()
@@ -86,7 +88,7 @@ class Pace:
 
 
 class BackgroundLoop:
-    """An event loop in a thread of its own: it serves callers with a running loop, and several callers at a time."""
+    """An event loop in its own thread, for callers that may have a running loop and for several callers at a time."""
 
     def __init__(self) -> None:
         """Start the thread."""
@@ -95,7 +97,7 @@ class BackgroundLoop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Wait for a coroutine's result; an interrupted wait cancels it."""
+        """Run a coroutine and return its result; an interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -104,7 +106,7 @@ class BackgroundLoop:
             raise
 
     def close(self) -> None:
-        """Cancel what is under way, and end the thread."""
+        """Cancel all tasks and end the thread."""
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -69,7 +69,7 @@ class OpenAIEngine:
     template_hash = "endpoint"
 
     def __init__(self, spec: EngineSpec) -> None:
-        """Take the key from the environment; nothing is sent yet. Raises UserError for a key that no header can carry."""
+        """Read the key from the environment; nothing is sent yet. Raises UserError for a key that is invalid in a header."""
         self._endpoint = spec.config.endpoint
         self._model = spec.model
         # Actors do not know of one another and the pool may have any size up to its maximum: with an equal share each, the

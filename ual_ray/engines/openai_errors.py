@@ -1,4 +1,4 @@
-"""Words what goes wrong with an OpenAI-compatible server: reasons of failures, and errors that the user has to fix.
+"""Messages for errors of an OpenAI-compatible server: reasons of failures, and errors that the user has to fix.
 
 A reason never quotes the server's message, a header or a prompt: it may hold the key or private text.
 """
@@ -33,7 +33,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 
 
 def read_overlong(error: openai.APIStatusError, request: Choice | Completion) -> Failure | None:
-    """Return an overlong failure if that is what the server complains about; its numbers are None if it does not give them."""
+    """Return an overlong failure if that is what the server reports; its numbers may be unknown (None)."""
     if error.status_code not in _TOO_LONG_STATUS or not _TOO_LONG.search(f"{error.message} {error.code} {error.type}"):
         return None
     limit, total, prompt = (_number(pattern, error.message) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
@@ -72,7 +72,7 @@ def bad_key(endpoint: EndpointConfig, status: int) -> UserError:
     name = endpoint.api_key_env
     state = "is refused" if os.environ.get(name) else "is not set"
     return UserError(
-        f"the server at engine.endpoint.url wants a key: the environment variable {name} {state}",
+        f"the server at engine.endpoint.url requires a key: the environment variable {name} {state}",
         got=f"{redact_uri(endpoint.url)} replies with status {status}",
         fix=f"set {name} to a valid key where the actors run, or name another variable in engine.endpoint.api_key_env",
     )

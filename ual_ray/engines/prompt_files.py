@@ -1,4 +1,4 @@
-"""Prompt files: the project's own, a user's file of the same form in place of any of its texts, both checked when read."""
+"""Prompt files: the built-in one, and a user's YAML file that replaces any of its texts; placeholders are checked."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ual_ray.errors import UserError
 
 
 def load_templates(own: Traversable, path: str | None, key: str, placeholders: Mapping[str, set[str]]) -> dict[str, Any]:
-    """Read the project's prompts with those of a user's file in their place.
+    """Read the built-in prompts, replaced by those of the user's file at `path`.
 
-    `key` is the configuration key that names the file, such as elicit.templates; `placeholders` says what each template must
-    hold. Raises UserError for a file that will not do.
+    `key` is the configuration key of the path, such as elicit.templates; `placeholders` lists those of each template. Raises
+    UserError for an unreadable file, an unknown key, a wrong type and wrong placeholders.
     """
     texts: dict[str, Any] = yaml.safe_load(own.read_text(encoding="utf-8"))
     if path is None:
         return texts
-    theirs = _read(Path(path).expanduser(), key, own.name)
-    if unknown := sorted(map(str, set(theirs) - set(texts))):
+    replaced = _read(Path(path).expanduser(), key, own.name)
+    if unknown := sorted(map(str, set(replaced) - set(texts))):
         raise UserError(f"{key}: {path} has unknown keys", got=unknown, expected=", ".join(texts))
-    for name, value in theirs.items():
+    for name, value in replaced.items():
         if not isinstance(value, type(texts[name])):
             raise UserError(f"{key}: {name} of {path} is not text", got=repr(value), expected=type(texts[name]).__name__)
     for name, needed in placeholders.items():
-        if name in theirs:
-            _check_placeholders(f"{key}: {name} of {path}", theirs[name], needed)
-    return texts | theirs
+        if name in replaced:
+            _check_placeholders(f"{key}: {name} of {path}", replaced[name], needed)
+    return texts | replaced
 
 
 def _read(path: Path, key: str, example: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What can be asked of a language model, and what comes back: the vocabulary between estimators and engines.
+"""Requests to a language model and their results: what estimators, benchmarks and judges exchange with engines.
 
-Requests are hashable values: two estimators that ask the same thing share one call.
+Requests are hashable: two estimators that ask the same thing share one call.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Turns: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def turns(messages: Messages) -> Turns:
-    """Freeze messages into (role, content) pairs."""
+    """Convert messages to hashable (role, content) pairs."""
     return tuple((message["role"], message["content"]) for message in messages)
 
 
 def messages_of(frozen: Turns) -> list[Message]:
-    """Thaw (role, content) pairs into messages."""
+    """Convert (role, content) pairs to messages."""
     return [Message(role=role, content=content) for role, content in frozen]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Ask for the log-probability that the assistant's reply opens with each choice and with no longer one of them."""
+    """Ask for the log-probability that the reply starts with each choice, and not with a longer choice that extends it."""
 
     prompt: Turns
     choices: tuple[str, ...]
@@ -34,7 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Ask for the NLL of the assistant's turns of a given conversation, or of the last of them alone."""
+    """Ask for the NLL of all assistant turns of a given conversation, or of the last one only."""
 
     conversation: Turns
     last_reply_only: bool = False
@@ -44,7 +44,7 @@ class Likelihood:
 class Completion:
     """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy.
 
-    `confidence` asks how sure the model was of the first reply too, which costs a pass over the vocabulary per token.
+    `confidence` also asks for the log-probability of the first reply, which costs a pass over the vocabulary per token.
     """
 
     prompt: Turns
@@ -83,8 +83,8 @@ class LikelihoodResult:
 class CompletionResult:
     """All `n` replies.
 
-    Where confidence was asked for and could be had: the summed log-probability (nats) of the first reply's tokens, and their
-    number. The end-of-turn token counts as one where the engine generates it.
+    If confidence was requested and is available: the summed log-probability (nats) of the first reply's tokens, and their
+    number, the end-of-turn token included if the engine generates it.
     """
 
     texts: tuple[str, ...]
@@ -96,7 +96,7 @@ class CompletionResult:
 
     @property
     def confidence(self) -> float | None:
-        """Mean token probability of the first reply, exp(mean log-probability), in [0, 1]; None where it is not known."""
+        """Mean token probability of the first reply, exp(mean log-probability), in [0, 1]; None if unknown."""
         if self.log_probability is None or not self.scored_tokens:
             return None
         return min(1.0, math.exp(self.log_probability / self.scored_tokens))
@@ -104,7 +104,7 @@ class CompletionResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """No result, and why: 'engine: ...' or 'template: ...'. An engine's failure may pass; the row is sent again next time."""
+    """No result, with a reason 'engine: ...' or 'template: ...'; rows with an engine error are sent again on retry."""
 
     reason: str
     prompt_tokens: int = 0
@@ -114,7 +114,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Overlong(Failure):
-    """Prompt and answer together are longer than the engine takes; `tokens` and `limit` are None where it does not say."""
+    """Prompt and answer together exceed the engine's limit; `tokens` and `limit` may be unknown (None)."""
 
     tokens: int | None = None
     limit: int | None = None
@@ -124,5 +124,5 @@ Result: TypeAlias = ChoiceResult | LikelihoodResult | CompletionResult | Failure
 
 
 def overlong(tokens: int | None, limit: int | None) -> Overlong:
-    """Say that a prompt and its answer do not fit."""
+    """Make the failure of a prompt that does not fit with its answer."""
     return Overlong(f"overlong: {tokens} tokens, engine.max_model_len is {limit}", tokens=tokens, limit=limit)

@@ -1,4 +1,4 @@
-"""Ask one engine a batch of questions, and read what it says: rows of `records.QUESTIONS` become rows of `records.RESULTS`.
+"""Answer a batch of questions with one engine: rows of `records.QUESTIONS` become rows of `records.RESULTS`.
 
 Pure glue: it runs inside an actor, and inside a unit test as it is.
 """

@@ -1,4 +1,4 @@
-"""A bridge to lm-evaluation-harness: its own tasks on a checkpoint of ours, where that package is installed."""
+"""A bridge to lm-evaluation-harness: its tasks on a checkpoint of this package, if lm-eval is installed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_lm_eval(
     """Run tasks of lm-evaluation-harness on a model, with vLLM where it is installed and transformers elsewhere.
 
     `options` go to `lm_eval.simple_evaluate` (limit, num_fewshot, gen_kwargs, model_args, ...; `engine_options` gives those of
-    a configuration); the chat template is applied unless they say otherwise. Writes `out`/lm_eval.json, which leaves the
+    a configuration); the chat template is applied unless they set it otherwise. Writes `out`/lm_eval.json, which leaves the
     samples out; returns all that the package returned, and its numbers as figures with standard errors. Raises UserError when
     the package is missing or a task is not known.
     """
@@ -73,7 +73,7 @@ def figures_of(results: Mapping[str, Any]) -> Iterator[Figure]:
     for task, numbers in results["results"].items():
         n = int(results.get("n-samples", {}).get(task, {}).get("effective", 0))
         for key, value in numbers.items():
-            # What has no filter behind a comma is no metric, such as the alias and the number of samples.
+            # Keys without ",filter" are not metrics: the alias, the number of samples.
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
                 continue

@@ -49,7 +49,7 @@ def check(configs: Mapping[str, BenchmarkConfig]) -> None:
 
 
 def digests(configs: Mapping[str, BenchmarkConfig]) -> dict[str, Any]:
-    """Say what the questions of each benchmark depend on: content of its files, settings, version. Raises UserError."""
+    """Return what the questions of each benchmark depend on: content of its files, settings, version. Raises UserError."""
     known = {}
     for name, benchmark in make_benchmarks(configs).items():
         config = benchmark.config

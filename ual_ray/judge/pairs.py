@@ -80,7 +80,7 @@ def make_pairs(candidate: Side, reference: Side, seed: int, benchmarks: Sequence
 
 
 def name_of(side: Side) -> str:
-    """Say what verdicts call a side: its given name, that of its rows, or 'reference' for the questions' own answers."""
+    """Return the name of a side in verdicts: as given, as in its rows, or 'reference' for the questions' own answers."""
     if side.name is not None:
         return side.name
     if side.results is None:

@@ -1,4 +1,4 @@
-"""What the judge reads: kept in judge.yaml, or in a user's file of the same form, and hashed with every row."""
+"""What the judge reads: prompts.yaml or a user's file of the same format; its hash is in every row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JudgePrompts:
 
 @lru_cache
 def load_judge_prompts(path: str | None = None) -> JudgePrompts:
-    """Read the project's prompt, or a user's in its place. Raises UserError for a file that will not do."""
+    """Read the built-in prompt, or a user's in its place. Raises UserError for an invalid file."""
     own = resources.files("ual_ray.judge").joinpath("prompts.yaml")
     return JudgePrompts(**load_templates(own, path, "judge.templates", PLACEHOLDERS))
 

@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 class Judging:
     """Which pairs are judged (`candidate` against `reference`), where results go and where the row store of verdicts is.
 
-    `make_meter` shows progress, given a name and the number of rows; `say` prints a line.
+    `make_meter` shows progress, given a name and the number of rows; `say` is called with lines to print.
     """
 
     candidate: Side

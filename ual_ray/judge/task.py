@@ -21,12 +21,12 @@ from ual_ray.judge.prompts import FIRST, LETTERS, load_judge_prompts, parse_verd
 
 Row = dict[str, Any]
 
-# A verdict is one letter; a judge that says a word before it is understood too.
+# A verdict is one letter; a judge that writes a word before it is understood too.
 VERDICT_TOKENS = 8
 # A sampled verdict is greedy first; one that cannot be read is asked for again, by chance and with another seed.
 RETRIES = 2
 RETRY_TEMPERATURE = 1.0
-UNREADABLE = f"unparsable: the judge said neither {' nor '.join(LETTERS)}"
+UNREADABLE = f"unparsable: the reply is neither {' nor '.join(LETTERS)}"
 
 
 @dataclass

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> dict[str, Any]:
     """Turn verdicts into figures: win rates overall and by benchmark, position bias, the share of verdicts that were read.
 
-    `rows` are of `records.VERDICTS`, `settings` says how intervals are made. Raises UserError when there is no verdict at all.
+    `rows` are of `records.VERDICTS`, `settings` configures the intervals. Raises UserError when there is no verdict at all.
     """
     reasons = Counter((row[col.ERROR] or "unknown").split(":")[0] for row in rows if row[col.STATUS] != col.STATUS_OK)
     sent = [row for row in rows if row[col.TEXT_CANDIDATE] is not None and row[col.TEXT_REFERENCE] is not None]
@@ -79,7 +79,7 @@ def joint_win_rates(folders: Iterable[Path], settings: EvaluateConfig, seed: int
 
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Name the figures as MLflow shows them: win_rate.<benchmark>, with .ci_low, .ci_high and .n beside it, in percent."""
+    """Name the figures as MLflow shows them: win_rate.<benchmark>, and its .ci_low, .ci_high and .n, in percent."""
     named: dict[str, float | None] = {"parse_rate": result["parse_rate"], "quarantined": result["quarantined"]}
     for source, rate in result["win_rates"].items():
         for name, interval in (("win_rate", "win_rate"), ("length_controlled_win_rate", "length_controlled")):
@@ -91,7 +91,7 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def win_rate_line(result: Mapping[str, Any]) -> str:
-    """Say the win rates in one line."""
+    """Write the win rates in one line."""
     rate, bias = result["win_rates"][OVERALL], result["position_bias"]["difference"]
     text = f"wins {_percent(rate, 'win_rate', 'win_rate')} against {result['reference']}, "
     text += f"{_percent(rate, 'length_controlled_win_rate', 'length_controlled')} at equal lengths; "

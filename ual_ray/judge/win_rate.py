@@ -84,7 +84,7 @@ class Judged:
 class PositionBias:
     """Mean preference for the candidate, in [1, 2], over the pairs that show it first and over those that show it second.
 
-    The order is drawn, so both are the same but for chance and bias: `difference` above 0 says that the judge likes what it
+    The order is drawn, so both are the same but for chance and bias: `difference` above 0 = the judge prefers what it
     reads first. None where one order has no verdict (of the standard error: fewer than two).
     """
 

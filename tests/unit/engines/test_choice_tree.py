@@ -99,5 +99,5 @@ def test_what_cannot_end_there_is_impossible() -> None:
 
 @pytest.mark.parametrize("choices", [[(1,), (1,)], [()], [(1,), ()], [(1, 2), (3,), (1, 2)]])
 def test_choices_that_are_the_same_tokens_or_none_are_refused(choices: list[Tokens]) -> None:
-    with pytest.raises(ValueError, match="different texts of one token or more"):
+    with pytest.raises(ValueError, match="distinct and have one token or more"):
         make_tree(choices)
