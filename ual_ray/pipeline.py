@@ -25,7 +25,7 @@ from ual_ray.run.output import CONFIG_FILE, Workspace
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.stats.results import metrics_of
-from ual_ray.tracking import Tracker
+from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
 from ual_ray.train.metrics import read_metrics
 from ual_ray.train.step import train_step

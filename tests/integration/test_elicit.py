@@ -80,7 +80,7 @@ def score(local_ray: None, tiny_model: Path) -> Score:
     from ual_ray.config.load import load
     from ual_ray.elicit.step import elicit_step
     from ual_ray.run.step import Place, Session
-    from ual_ray.tracking import Tracker
+    from ual_ray.tracking.tracker import Tracker
 
     def run(data: Path | str, out: Path, *overrides: str) -> Scored:
         models = [f"model={tiny_model}", f"elicit.model={tiny_model}"]

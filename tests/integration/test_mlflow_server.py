@@ -22,7 +22,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking import Tracker, catch_up
+from ual_ray.tracking.catch_up import catch_up
+from ual_ray.tracking.tracker import Tracker
 
 RETRY = 0.5
 STEPS = 30
@@ -245,7 +246,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking import Tracker
+from ual_ray.tracking.tracker import Tracker
 uri, out = sys.argv[1], Path(sys.argv[2])
 tracker = Tracker(TrackingConfig(uri=uri, experiment="killed"), out, retry_seconds=0.5)
 with tracker.run("pipeline", out, {}) as run:

@@ -24,7 +24,8 @@ import pytest
 
 from ual_ray.config import TrackingConfig
 from ual_ray.report import plots
-from ual_ray.tracking import Run, Tracker, default_uri
+from ual_ray.tracking.run import Run
+from ual_ray.tracking.tracker import Tracker, default_uri
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

@@ -15,7 +15,7 @@ from ual_ray.calibrate.step import calibrate_step, metrics
 from ual_ray.config import Config
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.step import Place, Session
-from ual_ray.tracking import Tracker
+from ual_ray.tracking.tracker import Tracker
 
 QUESTIONS = [("What is 2 + 3?", "2 + 3 = 5\n#### 5"), ("Name a colour.", "Blue."), ("Say hello.", "Hello! How can I help you?")]
 

@@ -319,7 +319,7 @@ def sync(
     uri: Annotated[str | None, typer.Option(help="MLflow store, where its address holds a password.")] = None,
 ) -> None:
     """Send to MLflow what could not be logged while its server was away."""
-    from ual_ray.tracking import catch_up
+    from ual_ray.tracking.catch_up import catch_up
 
     done = catch_up(command.absolute(output), uri)
     typer.echo(f"{done.sent} operations sent, {done.refused} refused, {done.waiting} still wait")

@@ -73,7 +73,7 @@ def session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -
     out = absolute(out)
     with Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
         from ual_ray.run.step import Session
-        from ual_ray.tracking import Tracker
+        from ual_ray.tracking.tracker import Tracker
 
         only = frozenset({stage})
         with Tracker(config.tracking, out) as tracker:

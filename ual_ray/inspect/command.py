@@ -13,7 +13,7 @@ from ual_ray.inspect.measure import inspect
 from ual_ray.inspect.page import to_html
 from ual_ray.inspect.text import to_console
 from ual_ray.run.step import STAGE_TAG
-from ual_ray.tracking import Tracker, default_uri
+from ual_ray.tracking.tracker import Tracker, default_uri
 
 PAGE_FILE = "inspection.html"
 

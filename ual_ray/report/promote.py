@@ -125,7 +125,9 @@ def _arms(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, reason: str) -> tuple[str, str]:
-    from ual_ray.tracking import champion_of, default_uri, read_run
+    from ual_ray.tracking.models import champion_of
+    from ual_ray.tracking.run_file import read_run
+    from ual_ray.tracking.tracker import default_uri
 
     tracking = load(run_folder / CONFIG_FILE).tracking
     address = uri or tracking.uri or default_uri(run_folder)

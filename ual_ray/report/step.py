@@ -24,7 +24,8 @@ from ual_ray.run.stage_cache import STARTED_FILE, newest
 from ual_ray.run.step import STAGE_TAG, Session
 from ual_ray.stats.metrics import figures, over_seeds
 from ual_ray.stats.results import metrics_of, read_figures, read_results
-from ual_ray.tracking import Run, Tracker
+from ual_ray.tracking.run import Run
+from ual_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot

@@ -17,12 +17,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from ual_ray.config import TrackingConfig
+from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE
 from ual_ray.errors import UserError
-from ual_ray.tracking import RUN_FILE, SPOOL_FOLDER, STORE_FILE, Tracker, catch_up, champion_of, default_uri, flatten
+from ual_ray.tracking.catch_up import catch_up
 from ual_ray.tracking.journal import Operation
-from ual_ray.tracking.models import CANDIDATE, CHAMPION, _card
+from ual_ray.tracking.models import CANDIDATE, CHAMPION, _card, champion_of
+from ual_ray.tracking.run import flatten
+from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.tracking.sender import MOST_ATTEMPTS
 from ual_ray.tracking.store import Store, is_away
+from ual_ray.tracking.tracker import Tracker, default_uri
 
 # Seconds between attempts: short, as the tests wait for them.
 RETRY = 0.05

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking import Tracker, default_uri
 from ual_ray.tracking.run_file import HOLDER
+from ual_ray.tracking.tracker import Tracker, default_uri
 from ual_ray.tracking.watcher import watched
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking import Tracker
+from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
 out = Path(sys.argv[1])
 tracker = Tracker(TrackingConfig(), out)
@@ -88,3 +88,9 @@ def test_a_watcher_that_is_gone_does_no_harm(tmp_path: Path, monkeypatch: pytest
     with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
         time.sleep(0.5)
     assert status(tmp_path, run.id) == "FINISHED"
+
+
+def test_a_watcher_that_waits_has_not_imported_mlflow() -> None:
+    program = "import sys, ual_ray.tracking.watcher; print('mlflow' in sys.modules, 'pydantic' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed == "False False\n"
