@@ -211,7 +211,7 @@ def test_what_is_logged_while_the_server_is_away_is_caught_up(
             for step in range(1, STEPS + 1):
                 timed(parent.metrics, {"nll": 1 / step}, step)
                 time.sleep(0.02)
-            timed(parent.figure, Figure(), "plots/loss.png")
+            timed(parent.plot, Figure(), "plots/loss.png")
             with tracker.run("train ual", tmp_path / "train", {"ual_ray.arm": "ual"}, parent) as child:
                 timed(child.params, {"learning_rate": 1e-5})
                 timed(child.table, {"step": [1], "nll": [2.0]}, "table.json")

@@ -90,7 +90,7 @@ def log_everything(tracker: Tracker, out: Path) -> None:
         with tracker.run("child", out / "child", {}, parent) as child:
             for step in range(1, 31):
                 child.metrics({"nll": 1 / step}, step)
-            child.figure(Figure(), "plots/empty.png")
+            child.plot(Figure(), "plots/empty.png")
             child.table({"model": ["base"], "nll": [1.5]}, "comparison.json")
             child.dataset("rows", out / "rows.jsonl", "abc", 3, "training")
 
