@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/ual run jobs/configs/demo.yaml output=$(OUTPUT)
+	$(BIN)/ual run -c jobs/configs/demo.yaml output=$(OUTPUT)
 
 test: $(READY)
 	@# Most of a test's time is the start of a process: two files at a time keep two cores busy.
@@ -40,7 +40,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 ui: $(READY)
-	$(BIN)/ual ui --output $(OUTPUT)
+	$(BIN)/ual ui $(OUTPUT)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

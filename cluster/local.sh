@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Ray cluster of several raylets on this machine (Linux), for trying out submission:
 #   bash cluster/local.sh start [WORKERS]      a head and WORKERS more raylets (default 1)
-#   RAY_AUTH_MODE=token ual submit CONFIG --address http://127.0.0.1:8265 output=/tmp/runs/first
+#   RAY_AUTH_MODE=token ual submit -c CONFIG --address http://127.0.0.1:8265 output=/tmp/runs/first
 #   bash cluster/local.sh status | stop
 # Environment: RAY (default: the `ray` of this environment), UAL_RAY_PORT (6379), UAL_DASHBOARD_PORT (8265), UAL_CLIENT_PORT
 # (10001), UAL_CPUS_PER_NODE, UAL_OBJECT_STORE_BYTES (per raylet), UAL_CLUSTER_STATE (folder of pids, logs and Ray's own files).

@@ -1,12 +1,9 @@
-"""Job script: stage 4, evaluation.
+"""`ual evaluate` as a Ray job.
 
-ray job submit --working-dir . -- python jobs/evaluate.py /shared/scored --model /shared/trained/model --out /shared/evaluated
+ray job submit --working-dir . -- python jobs/evaluate.py /shared/trained/model --rows /shared/scored --out /shared/evaluated
 """
-
-import sys
 
 from ual_ray.cli.app import main
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "evaluate")
-    main()
+    main("evaluate")

@@ -1,12 +1,9 @@
-"""Job script: the whole pipeline.
+"""`ual run` as a Ray job.
 
-ray job submit --working-dir . -- python jobs/pipeline.py jobs/configs/demo.yaml runtime.address=auto output=/shared/runs/demo
+ray job submit --working-dir . -- python jobs/pipeline.py -c jobs/configs/demo.yaml runtime.address=auto output=/shared/demo
 """
-
-import sys
 
 from ual_ray.cli.app import main
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "run")
-    main()
+    main("run")

@@ -1,4 +1,4 @@
-"""Look before anything expensive starts: models, memory, storage."""
+"""Fail-fast validation: check data, models, prompts, settings and memory before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ual_ray.models.resolve import check_model, parameter_count
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 # Weights, gradients and AdamW's two moments, and a checkpoint's copy of all but the gradients while it is written, all
-# float32; adapters leave the weights, beside which they weigh little.
+# float32. With adapters only the weights remain: the adapters are small in comparison.
 TRAINING_BYTES_PER_PARAMETER = 28
 LORA_BYTES_PER_PARAMETER = 4
-# What a worker process needs beside its weights: interpreter, libraries, activations of a small batch.
+# What a worker process needs in addition to its weights: interpreter, libraries, activations of a small batch.
 WORKER_OVERHEAD_GB = 1.0
 
 
 def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "evaluate"})) -> None:
-    """Raise UserError for data or models that cannot be loaded, or stages that cannot fit into this machine."""
+    """Raise UserError for data or models that cannot be loaded, and for stages that do not fit into this machine's memory."""
     if "elicit" in stages:
         check_data(config.data)
     if stages & {"train", "evaluate"}:
@@ -54,7 +54,7 @@ def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "eval
 
 
 def check_elicitor(config: Config) -> None:
-    """Raise UserError for an elicitor, endpoint, adapter, template or label file that cannot be used."""
+    """Raise UserError for an unusable elicitation model, endpoint, adapter, template or label file."""
     elicit = config.elicit
     load_prompts(elicit.templates)
     if elicit.calibrate_with is not None:
@@ -72,24 +72,24 @@ def check_elicitor(config: Config) -> None:
 
 
 def check_benchmarks(config: Config, has_rows: bool) -> None:
-    """Raise UserError for a benchmark that cannot be asked; `has_rows`: there is a test split for those without a path."""
+    """Raise UserError for a benchmark without questions; `has_rows`: there is a test split for benchmarks without a path."""
     from ual_ray.evaluate import questions
 
     without = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.path is None]
     if without and not has_rows:
         raise UserError(
-            f"evaluate.benchmarks {', '.join(without)}: no path, and no rows whose test split could be asked",
-            fix="give ROWS (the --out of `ual elicit`), or evaluate.benchmarks.NAME.path",
+            f"no questions for the benchmarks {', '.join(without)}: they have no path, and there is no test split",
+            fix="give --rows (output of `ual elicit`), or set evaluate.benchmarks.NAME.path",
         )
     questions.check(config.evaluate.benchmarks)
 
 
 def check_judge(config: Config) -> None:
-    """Raise UserError for a judge or its prompts that cannot be used."""
+    """Raise UserError for an unusable judge model or unusable prompts."""
     from ual_ray.judge.prompts import load_judge_prompts
 
     if config.judge.model is None:
-        raise UserError("there is no judge", expected="a hub name, a directory or 'demo'", fix="give --judge, or judge.model")
+        raise UserError("judge.model is not set", expected="a hub name, a directory or 'demo'", fix="set judge.model=NAME")
     load_judge_prompts(config.judge.templates)
     if config.engine.kind == "openai":
         from ual_ray.engines.openai_engine import check_endpoint
@@ -100,38 +100,38 @@ def check_judge(config: Config) -> None:
 
 
 def check_train(train: TrainConfig) -> None:
-    """Raise UserError for training settings that cannot work together."""
+    """Raise UserError for training settings that are inconsistent or unusable."""
     if train.gpus_per_worker not in (0, 1) and not (train.gpus_per_worker < 1 and train.num_workers == 1):
         raise UserError(
-            "train.gpus_per_worker: a worker trains on one whole GPU",
+            "train.gpus_per_worker: a worker trains on exactly one GPU",
             got=train.gpus_per_worker,
-            expected="0 (CPU) or 1; a part of one for a single worker",
+            expected="0 (CPU) or 1; a fraction only if train.num_workers=1",
             fix="set train.gpus_per_worker=1, and train.num_workers to the number of GPUs",
         )
     if train.storage and "://" not in train.storage:
         storage = Path(train.storage).expanduser()
         if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):
-            raise UserError("train.storage cannot be written to", got=storage, expected="a folder that can be written, or made")
+            raise UserError("train.storage is not writable", got=storage, expected="a writable folder, or a new one")
 
 
 def check_validated(train: TrainConfig, validated: bool) -> None:
-    """Raise UserError when settings need a validation NLL and there will be none."""
-    needing = {
+    """Raise UserError for settings that need a validation NLL when there are no validation rows."""
+    needs_validation = {
         "train.validate_every": train.validate_every is not None,
         "train.early_stopping": train.early_stopping is not None,
         "train.export=best": train.export == "best",
     }
-    if not validated and (named := [key for key, needs in needing.items() if needs]):
+    if not validated and (named := [key for key, needs in needs_validation.items() if needs]):
         raise UserError(
             f"{', '.join(named)}: there are no validation rows",
-            fix="give them (`ual train --validation`; data.validation_share above 0 in `ual run`), or leave these settings out",
+            fix="give validation rows (`ual train --validation`, data.validation_share in `ual run`), or drop these settings",
         )
 
 
 def check_data(data: DataConfig) -> None:
-    """Raise UserError for data that is missing, unreadable, empty, or of an unknown format, judged by its first rows.
+    """Raise UserError for data that is missing, unreadable, empty or of an unknown format, judged by its first rows.
 
-    Data that the look has seen all of is judged to the end: too many bad rows, or no row for a split.
+    Data small enough to be read completely is also checked for too many invalid rows and for empty splits.
     """
     seen = look(data)
     if not seen.complete:
@@ -143,19 +143,21 @@ def check_data(data: DataConfig) -> None:
             f"{len(bad)} of {len(seen.records)} rows of {data.path} are bad",
             got=f"{dict(kinds)}, such as: {bad[0]}",
             expected=f"a share of at most data.max_bad_share = {data.max_bad_share}",
-            fix="mend the rows, or raise data.max_bad_share to go on without them",
+            fix="fix these rows, or raise data.max_bad_share to drop them",
         )
     found = {split_of(col.content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
     for split, share in data.split_shares().items():
         if share > 0 and split not in found:
             raise UserError(
-                f"the {split} split is empty", got=f"{len(seen.records)} rows in all", fix="give more rows, or a larger share"
+                f"the {split} split is empty",
+                got=f"{len(seen.records)} rows in all",
+                fix=f"add rows, or raise data.{split}_share" if split != "train" else "add rows, or lower the other shares",
             )
 
 
 def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
-    """Raise UserError when a stage on this machine's CPUs needs more memory than is free; hub models are not judged."""
-    # A server elicits and judges; models that are trained here are asked here too.
+    """Raise UserError when a stage on this machine's CPUs needs more memory than is free; models on the hub are not checked."""
+    # A server runs elicitation and judging; models that are trained here are also evaluated here.
     served = config.engine.kind == "openai"
     judge = config.judge
     needs = {
@@ -164,14 +166,14 @@ def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
         "evaluate": 0.0 if served and "train" not in stages else _engines(config, config.model, config.evaluate.dtype),
         "judge": 0.0 if served or judge.model is None else _engines(config, judge.model, judge.dtype),
     }
-    fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` says more)"}
+    fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` gives details)"}
     for stage, needed in needs.items():
         if stage in stages and needed > available_gb:
             fix = fixes.get(stage, "lower engine.max_actors or engine.kv_cache_gb")
             raise UserError(
                 f"{stage} does not fit into memory",
-                got=f"needs about {needed:.1f} GB, {available_gb:.1f} GB are free",
-                fix=f"{fix}, run it on a cluster (runtime.address), or set runtime.check_memory=false if you know better",
+                got=f"{needed:.1f} GB needed (estimate), {available_gb:.1f} GB free",
+                fix=f"{fix}, use a cluster (runtime.address), or skip this check (runtime.check_memory=false)",
             )
 
 
@@ -193,20 +195,14 @@ def _training(config: Config) -> float:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise UserError when something listens on the port already."""
+    """Raise UserError when the port is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"port {port} on {host} is busy", got=error, fix="stop what listens there, or give another --port"
+                f"port {port} on {host} is in use",
+                got=error,
+                fix="stop the process that listens there, or choose another --port",
             ) from error
-
-
-def check_input(path: Path, made_by: str) -> None:
-    """Raise UserError when a stage's input is not there."""
-    if not path.exists():
-        raise UserError("the input does not exist", got=path, expected=f"what `{made_by}` wrote")
-    if not path.is_dir() and path.suffix != ".parquet":
-        raise UserError("the input is of an unknown kind", got=path, expected=f"Parquet, as `{made_by}` writes it")

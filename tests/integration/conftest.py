@@ -98,7 +98,7 @@ def one_arm(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     """Settings for a pipeline of one arm and no calibration, where what is tested is around the stages, not in them."""
     config = tmp_path_factory.mktemp("config") / "one_arm.yaml"
     config.write_text("arms: {sft: {map: none}}\nevaluate: {calibration: {enabled: false}}\n")
-    return [str(config), *small]
+    return ["-c", str(config), *small]
 
 
 @pytest.fixture(scope="module")

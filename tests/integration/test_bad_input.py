@@ -144,15 +144,15 @@ def test_a_busy_port(ual: Any, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port}" in refuse(ual, "ui", "--output", tmp_path, "--port", port)
+        assert f"port {port}" in refuse(ual, "ui", tmp_path, "--port", port)
 
 
-def test_an_unknown_stage_to_force(ual: Any) -> None:
-    assert "expected: elicit, smooth, train, evaluate" in refuse(ual, "run", "--force", "everything")
+def test_an_unknown_stage_to_rerun(ual: Any) -> None:
+    assert "expected: elicit, smooth, train, evaluate" in refuse(ual, "run", "--rerun", "everything")
 
 
 def test_a_relative_output_for_a_job(ual: Any) -> None:
-    assert "absolute path" in refuse(ual, "submit", "jobs/configs/tiny.yaml", "output=runs/x")
+    assert "absolute path" in refuse(ual, "submit", "-c", "jobs/configs/tiny.yaml", "output=runs/x")
 
 
 def test_a_folder_for_a_job(ual: Any, tmp_path: Path) -> None:
@@ -162,5 +162,5 @@ def test_a_folder_for_a_job(ual: Any, tmp_path: Path) -> None:
 
 
 def test_a_job_server_that_is_away(ual: Any, tmp_path: Path) -> None:
-    message = refuse(ual, "submit", "jobs/configs/tiny.yaml", f"output={tmp_path}", "--address", "http://127.0.0.1:9")
-    assert "job server cannot be reached" in message
+    message = refuse(ual, "submit", "-c", "jobs/configs/tiny.yaml", f"output={tmp_path}", "--address", "http://127.0.0.1:9")
+    assert "job server is unreachable" in message

@@ -121,10 +121,10 @@ def test_another_choice_of_score_calls_no_language_model(finished: tuple[Path, s
     assert "ensemble" in figures[1]["mean_uncertainty"]
 
 
-def test_force_does_one_stage_again(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
+def test_rerun_does_one_stage_again(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
     output, _ = finished
     before = done_times(output)
-    done = ual("run", *small, f"output={output}", "--force", "elicit")
+    done = ual("run", *small, f"output={output}", "--rerun", "elicit")
     assert done.code == 0, done.output
     after = done_times(output)
     assert [stage.split("/")[0] for stage in after if after[stage] != before.get(stage)] == ["elicit"], (

@@ -15,7 +15,7 @@ def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tin
 
     done = ual("elicit", rows_file, *settings, "--out", scored)
     assert done.code == 0, done.output
-    done = ual("smooth", scored, "map=rank", "alpha_max=0.3", "--out", smoothed)
+    done = ual("smooth", scored, "arms.ual.map=rank", "arms.ual.alpha_max=0.3", "--out", smoothed)
     assert done.code == 0, done.output
     assert "█" in done.output
     assert max(read_table(smoothed / "smoothed.parquet")["alpha"].to_pylist()) == 0.3
@@ -27,7 +27,7 @@ def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tin
     for name, model in (("base", tiny_model), ("ual", trained / "model")):
         out = tmp_path / "results" / name
         done = ual(
-            "evaluate", scored, *settings, "evaluate.calibration.enabled=false", "-m", model, "--name", name, "--out", out
+            "evaluate", model, *settings, "evaluate.calibration.enabled=false", "--rows", scored, "--name", name, "--out", out
         )
         assert done.code == 0, done.output
         newest = out / "evaluate" / (out / "evaluate" / "newest").read_text()

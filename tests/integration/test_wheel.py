@@ -59,7 +59,7 @@ def run(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def quickstart(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the smallest configuration once; return its output folder."""
     output = tmp_path_factory.mktemp("runs") / "tiny"
-    run("ual", "run", CONFIG, f"output={output}")
+    run("ual", "run", "-c", CONFIG, f"output={output}")
     return output
 
 

@@ -168,8 +168,8 @@ def test_worker_groups_stay_between_their_limits() -> None:
 
 def test_entrypoint_is_a_legal_run_on_the_shared_volume() -> None:
     job = parse("kuberay/rayjob.yaml")["spec"]
-    program, command, file, *overrides = shlex.split(job["entrypoint"])
-    assert (program, command) == ("ual", "run")
+    program, command, option, file, *overrides = shlex.split(job["entrypoint"])
+    assert (program, command, option) == ("ual", "run", "-c")
     assert file.startswith("/shared/")
     config = load(None, overrides)
     assert config.runtime.address == "auto"

@@ -162,7 +162,7 @@ def test_the_settings_of_accelerate_travel(here: Path, there: Path) -> None:
     packed = pack(load(None, ["train.accelerate_config=fsdp.yaml", "output=/shared/out"]), there)
     assert (there / "fsdp.yaml").is_file() and packed.config.train.accelerate_config == "fsdp.yaml"
     assert entrypoint(packed).endswith('"train.accelerate_config=$here/fsdp.yaml"')
-    with pytest.raises(UserError, match="train.accelerate_config does not exist here"):
+    with pytest.raises(UserError, match="train.accelerate_config does not exist on this machine"):
         pack(load(None, ["train.accelerate_config=nowhere.yaml", "output=/shared/out"]), there)
 
 

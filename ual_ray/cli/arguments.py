@@ -1,115 +1,73 @@
-"""What the commands share: the configuration from their arguments, the folder they hold, the terminal, errors in words."""
+"""Options that commands share, and the configuration read from them.
+
+One grammar: positional arguments name inputs, `--config FILE` the configuration, `KEY=VALUE` overrides use full dotted keys.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ual_ray.config import DEMO
-from ual_ray.config import load as settings
-from ual_ray.config.keys import map_names
-from ual_ray.errors import UserError
-from ual_ray.run.console import absolute, terminal
+import typer
+
+from ual_ray.run.terminal import absolute
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
-    from ual_ray.run.step import Place, Session
 
 
-def load(arguments: list[str] | None, config_file: Path | None) -> Config:
-    """Read the configuration and the accelerate file it names, with paths that hold in every process of this machine."""
-    return _with_accelerate_config(_with_absolute_paths(read(arguments, config_file)))
+def complete_key(incomplete: str) -> list[str]:
+    """List the configuration keys that start with `incomplete`, for the shell's completion."""
+    from ual_ray.config import Config
+    from ual_ray.config.load import dotted_keys
+
+    return [f"{key}=" for key in dotted_keys(Config().model_dump()) if key.startswith(incomplete)]
 
 
-def read(arguments: list[str] | None, config_file: Path | None) -> Config:
-    """Read [CONFIG] [KEY=VALUE]...: the first argument without '=' is the file."""
-    items = list(arguments or [])
-    if items and "=" not in items[0]:
-        if config_file is not None:
-            raise UserError("two configuration files were given", got=f"{items[0]} and --config {config_file}")
-        config_file = Path(items.pop(0))
-    return settings.load(config_file, items)
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Read the configuration from a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Override configuration keys, such as train.epochs=3; `ual config` lists them.",
+        autocompletion=complete_key,
+    ),
+]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Rows: file, folder, cloud URI, hub data set, or 'demo'.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write to.")]
+Force = Annotated[bool, typer.Option("--force", help="Re-run from scratch, ignoring cached results.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Retry rows that failed with an engine error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the output of Ray, vLLM and transformers.")]
+Uri = Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI, where it contains a password.")]
 
 
-def _with_absolute_paths(config: Config) -> Config:
-    """Make local paths absolute: Ray's workers have working directories of their own."""
+def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapping[str, str] | None = None) -> Config:
+    """Read and check the configuration, with absolute paths and with the settings of the accelerate file it names.
+
+    values: those of keys that a command takes as arguments, as the text they are, whatever YAML would make of it.
+    """
+    from ual_ray.config.keys import map_names
+    from ual_ray.config.load import load as load_config
+
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (values or {}).items()]
+    config = load_config(config_file, [*(overrides or []), *given])
+    # Ray's workers have working directories of their own.
     config = map_names(config, _absolute_name, "model", "directory", "file", "data")
-    return map_names(config, lambda name: name if "://" in name else str(absolute(Path(name))), "storage")
-
-
-def _with_accelerate_config(config: Config) -> Config:
-    """Put the settings of train.accelerate_config in the place of its name: what it says counts, not where it lies."""
+    config = map_names(config, lambda name: name if "://" in name else str(absolute(Path(name))), "storage")
     if config.train.accelerate_config is None:
         return config
     from ual_ray.train.accelerate_config import read_accelerate_config
 
-    train = read_accelerate_config(Path(config.train.accelerate_config).expanduser(), config.train)
+    # Cache keys depend on the file's settings, not on its path.
+    train = read_accelerate_config(Path(config.train.accelerate_config), config.train)
     return config.model_copy(update={"train": train.model_copy(update={"accelerate_config": None})})
 
 
 def _absolute_name(name: str) -> str:
+    from ual_ray.config import DEMO
+
     return str(absolute(Path(name))) if name != DEMO and Path(name).expanduser().exists() else name
-
-
-def check_stages(force: list[str]) -> frozenset[str]:
-    """Take names of stages. Raises UserError for one that there is not."""
-    from ual_ray.run.stage_cache import STAGES
-
-    for name in force:
-        if name not in STAGES:
-            raise UserError("--force names no stage", got=name, expected=", ".join(STAGES))
-    return frozenset(force)
-
-
-@contextmanager
-def session(config: Config, out: Path, force: bool, verbose: bool, stage: str) -> Iterator[Session]:
-    """Hold the folder, the terminal and the MLflow store for a single stage."""
-    from ual_ray.run.output import Workspace
-    from ual_ray.run.stage_cache import LOG_FILE
-
-    out = absolute(out)
-    with Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
-        from ual_ray.run.step import Session
-        from ual_ray.tracking.tracker import Tracker
-
-        only = frozenset({stage})
-        with Tracker(config.tracking, out) as tracker:
-            session = Session(config, console, tracker, only if force else frozenset(), only)
-            with session.cluster:
-                yield session
-        session.say_failures()
-
-
-def at(folder: Path) -> Place:
-    """Work in this folder itself, whatever the step's cache key."""
-    from ual_ray.run.step import Place
-
-    return Place(absolute(folder), keyed=False)
-
-
-def find(path: Path, inside: str, made_by: str) -> Path:
-    """Find a stage's result in the folder that the stage was given, in its newest part, or take the path itself."""
-    from ual_ray.preflight import check_input
-    from ual_ray.run.stage_cache import newest
-
-    path = absolute(path)
-    found = next(
-        (
-            place / inside
-            for place in (path, newest(path), *map(newest, (path / "elicit", path / "evaluate")))
-            if (place / inside).exists()
-        ),
-        path,
-    )
-    check_input(found, made_by)
-    if found.is_dir() and not any(found.glob("**/*.parquet")):
-        raise UserError(f"there is no '{inside}' in the folder", got=path, expected=f"what `{made_by}` wrote")
-    return found
-
-
-def override(key: str, value: str) -> str:
-    """Write key=value so that YAML takes the value as the text it is, whatever characters it holds."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"

@@ -1,6 +1,6 @@
-"""Configurations as text: read and merged, explained when they are wrong, written with their meaning, and without secrets.
+"""Read, merge, check and write configurations.
 
-`load(path, overrides)` merges defaults <- YAML file <- key=value overrides (OmegaConf) and checks the result (pydantic).
+`load(path, overrides)` merges defaults <- YAML file <- KEY=VALUE overrides (OmegaConf) and checks the result (pydantic).
 An unknown key is an error that names the nearest known one.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ from ual_ray.errors import UserError
 
 
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Merge defaults, a YAML file and key=value overrides, and check the result.
+    """Merge defaults, a YAML file and KEY=VALUE overrides, and check the result.
 
     A file's `arms` and `benchmarks` replace the default ones; overrides change single values. Raises UserError.
     """
@@ -36,10 +36,15 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
         base["evaluate"]["benchmarks"] = {}
     for key, value in file.items():
         if isinstance(base.get(key), dict) and not isinstance(value, dict):
-            raise UserError(f"bad value for '{key}': it has keys of its own", got=value, fix="`ual config` prints every key")
+            raise UserError(f"'{key}' is a section of keys, not a value", got=value, fix="`ual config` prints every key")
     for item in overrides:
         if "=" not in item or item.startswith("="):
-            raise UserError("an override is not of the form key=value", got=item, expected="data.path=rows.jsonl")
+            raise UserError(
+                "an override is not KEY=VALUE",
+                got=item,
+                expected="such as train.epochs=3",
+                fix="a file is given by --config FILE",
+            )
     try:
         merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
         values = OmegaConf.to_container(merged, resolve=True)
@@ -48,13 +53,13 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
         raise UserError(
             "the configuration cannot be merged",
             got=f"{source}: {error}",
-            fix="quote values that hold YAML's own characters: 'key=\"*.jsonl\"'",
+            fix="quote values that contain special characters of YAML: 'key=\"*.jsonl\"'",
         ) from error
     return validate(values)
 
 
 def validate(values: Any) -> Config:
-    """Check plain values against the schema. Raises UserError that names each key at fault."""
+    """Check plain values against the schema. Raises UserError that names every invalid key."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -62,7 +67,7 @@ def validate(values: Any) -> Config:
 
 
 def section_at(path: Sequence[str | int]) -> type[Section] | None:
-    """Find the section class that a key path leads to: also through a name of the user's, of an arm or of a benchmark."""
+    """Find the section class at a path of keys, which may pass through the name of an arm or a benchmark."""
     section: type[Section] | None = Config
     named: type[Section] | None = None
     for key in path:
@@ -82,7 +87,7 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def dump(config: Config) -> str:
-    """Write the configuration as YAML with each key's description as a comment; `load` reads it back unchanged."""
+    """Write the configuration as YAML, with the description of every key as a comment; `load` reads it back unchanged."""
     return "\n".join(_dump_section(config, indent=0)) + "\n"
 
 
@@ -91,7 +96,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise UserError("the configuration file does not exist", got=path, fix="`ual config > my.yaml` writes one")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # OmegaConf and YAML raise many kinds; all mean the same to the user
+    except Exception as error:  # OmegaConf and PyYAML raise errors of many types
         raise UserError("the configuration file is not YAML", got=f"{path}: {error}") from error
     if not isinstance(content, dict) or isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
         raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
@@ -107,10 +112,21 @@ def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
         return f"bad value for '{key}': {message}\n  got: {problem['input']!r}" if key else message
     section = (section_at(location[:-1]) if root is Config else None) or root
     expected = list(section.model_fields)
-    close = difflib.get_close_matches(location[-1], expected, n=1)
     prefix = ".".join([*location[:-1], ""])
-    hint = f"\n  fix: did you mean '{prefix}{close[0]}'?" if close else "\n  fix: `ual config` prints every key"
-    return f"unknown key '{key}'\n  expected: {', '.join(expected)}{hint}"
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(location[-1], expected, n=1)]
+    if not near and root is Config:
+        near = [name for name in dotted_keys(Config().model_dump()) if name.endswith(f".{location[-1]}")]
+    fix = f"did you mean {' or '.join(map(repr, near))}?" if near else "`ual config` prints every key"
+    return f"unknown key '{key}'\n  expected: {', '.join(expected)}\n  fix: {fix}"
+
+
+def dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the values of a configuration, without those of whole sections."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from dotted_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _dump_section(section: Section, indent: int) -> list[str]:
@@ -136,5 +152,5 @@ def _dump_key(key: str) -> str:
 
 def _dump_value(value: Any) -> str:
     text = json.dumps(list(value) if isinstance(value, tuple) else value)
-    # YAML has no surrogate pairs: what lies beyond the basic plane is written as it is.
+    # YAML has no surrogate pairs: characters outside the basic plane are written unescaped.
     return re.sub(r"\\u(d[89ab]..)\\u(d[c-f]..)", lambda pair: json.loads(f'"{pair[0]}"'), text)

@@ -1,1 +1,4 @@
-"""What all steps of a run share: step runner, stage cache, output folder, cluster, terminal."""
+"""What a run of the pipeline needs around its stages: step runner, cache, output folder, Ray cluster, terminal, progress."""
+
+# The stages that can be re-run, in their order.
+STAGES = ("elicit", "smooth", "train", "evaluate", "calibrate", "judge")

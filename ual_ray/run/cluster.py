@@ -12,13 +12,13 @@ from ual_ray.config import Config, EngineConfig, RuntimeConfig
 from ual_ray.errors import UserError
 from ual_ray.run.terminal import end_on_sigterm
 
-# Ray Data's own read, write and checkpoint tasks need a place to run while the actors hold every core.
+# Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
 
 
 @contextmanager
 def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
-    """Connect to the configured cluster, or start a local one; leave, and stop what was started here, at the end."""
+    """Connect to the configured cluster, or start a local one; disconnect, and stop a local one, at the end."""
     if ray.is_initialized():
         yield
         return
@@ -46,15 +46,15 @@ def _connect(address: str) -> None:
         ray.init(address=address, log_to_driver=True)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            "runtime.address cannot be reached",
+            "the Ray cluster at runtime.address is unreachable",
             got=f"{address}: {error}",
             expected="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
-            fix="start the cluster (cluster/local.sh start), or leave runtime.address out",
+            fix="start the cluster (cluster/local.sh start), or unset runtime.address and RAY_ADDRESS",
         ) from error
 
 
 def quiet_ray_data() -> None:
-    """Leave progress to ours."""
+    """Turn Ray Data's own progress bars off."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -62,15 +62,15 @@ def quiet_ray_data() -> None:
 
 
 def cores_for_one(engine: EngineConfig) -> float:
-    """Return the CPU cores of a process that does alone what a pool of actors would: theirs, as far as one node has them."""
+    """Return the CPU cores for one process in place of the actor pool: those of all actors, but at most one node's."""
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     return max(engine.cpus_per_actor, min(engine.cpus_per_actor * engine.max_actors, largest))
 
 
 def check_cluster(config: Config, stages: Set[str]) -> list[str]:
-    """Compare what these stages ask for with what the cluster has now, and return what it has to wait for.
+    """Return the resources that these stages request and the cluster does not have yet, one text each.
 
-    Raises UserError on a local cluster, which will never grow.
+    Raises UserError for them on a local cluster, which cannot grow.
     """
     engine, train = config.engine, config.train
     asked = {}
@@ -85,10 +85,10 @@ def check_cluster(config: Config, stages: Set[str]) -> list[str]:
         asked[f"train.gpus_per_worker x {key}", "GPU"] = train.gpus_per_worker * workers
     have = ray.cluster_resources()
     waits = [
-        f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g} now"
+        f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g}"
         for (key, resource), amount in asked.items()
         if amount > have.get(resource, 0)
     ]
     if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
-        raise UserError("more is asked for than this machine has", got="; ".join(waits), fix="lower these settings")
+        raise UserError("not enough resources on this machine", got="; ".join(waits), fix="lower these settings")
     return waits

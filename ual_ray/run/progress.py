@@ -1,4 +1,4 @@
-"""Progress for people: a bar with rate and ETA on a terminal, one line every ten seconds elsewhere."""
+"""Progress: a bar with rate and ETA on a terminal, at most one line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Meter:
-    """Counts work done and shows it; `update` may be called as often as one likes."""
+    """Counts finished work and shows it; `update` may be called at any rate."""
 
     def __init__(self, console: Console, name: str, total: int | None, unit: str) -> None:
         """Count `total` units (None = unknown) of `unit`, such as 'rows' or 'tokens'."""
@@ -27,6 +27,7 @@ class Meter:
         self._unit = unit
         self._started = time.monotonic()
         self._last_line = self._started
+        self._last_state: tuple[float, float, str] | None = None
         self._first_done: tuple[float, float, float] | None = None
         self.done = 0.0
         self.rate_done = 0.0
@@ -43,7 +44,10 @@ class Meter:
             self._task = self._bar.add_task(name, total=total, note="")
 
     def update(self, done: float, *, rate_done: float | None = None, note: str = "") -> None:
-        """Set how much is done. `rate_done` counts the unit of the rate where that differs (steps done, tokens/s shown)."""
+        """Set how much is done; `rate_done` is the count behind the rate where its unit differs (steps done, tokens/s shown).
+
+        Off a terminal a line is printed only if something changed since the last one.
+        """
         now = time.monotonic()
         self.done = done
         self.rate_done = done if rate_done is None else rate_done
@@ -53,13 +57,15 @@ class Meter:
         text = f"{rate:,.{0 if rate >= 10 else 2}f} {self._unit}/s {note}".rstrip() if rate else note
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=text)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
+            return
+        state = (self.done, self.rate_done, note)
+        if now - self._last_line >= SECONDS_BETWEEN_LINES and state != self._last_state:
+            self._last_line, self._last_state = now, state
             line = f"  {self._name}: {self._share()} {text or 'starting'}{self._remaining(now)}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def rate(self) -> float:
-        """Units per second since the first was done, so that start-up does not spoil the ETA."""
+        """Return units per second since the first one was done, so that start-up time does not bias the ETA."""
         if self._first_done is None:
             return 0.0
         since, before, _ = self._first_done
@@ -67,7 +73,7 @@ class Meter:
         return (self.rate_done - before) / seconds if seconds > 0.5 else 0.0
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -98,13 +104,13 @@ def meter(console: Console, name: str, total: int | None, unit: str) -> Iterator
 
 @contextmanager
 def polled(call: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call something every few seconds while the block runs, in a thread of its own, and once more at the end."""
+    """Call a function every `seconds` in a thread while the block runs, and once more at the end."""
     stop = threading.Event()
 
     def try_call() -> None:
         try:
             call()
-        except Exception:  # what is shown must not stop what is done
+        except Exception:  # a failure to show progress must not stop the work
             logger.exception("progress could not be shown")
 
     def poll() -> None:
@@ -119,6 +125,6 @@ def polled(call: Callable[[], None], seconds: float) -> Iterator[None]:
         stop.set()
         thread.join(timeout=60)
         if thread.is_alive():
-            logger.warning("progress still waits for something; what came last is not shown")
+            logger.warning("the progress thread does not end; the last progress is not shown")
         else:
             try_call()

@@ -22,8 +22,6 @@ from ual_ray.columns import digest
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 from ual_ray.errors import UserError
 
-STAGES = ("elicit", "smooth", "train", "evaluate", "calibrate", "judge")
-
 LOG_FILE = "ual.log"
 
 STARTED_FILE = "started.json"

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.run.stage_cache import DONE_FILE, STAGES, Done, point_to, run_stage, stage_digest
+from ual_ray.run import STAGES
+from ual_ray.run.stage_cache import DONE_FILE, Done, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched

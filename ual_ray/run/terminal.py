@@ -1,7 +1,7 @@
-"""Keep the chatter of Ray, vLLM and transformers off the terminal, and in a file.
+"""The terminal of a command: its console, its log file, how it ends on SIGTERM, and how it reports a crash.
 
-Ray's workers, native code and progress bars write to the process's file descriptors, past any logging set-up. So the
-descriptors themselves are turned to the log file, and our own console keeps a copy of the terminal.
+Ray's workers, native code and progress bars write to the process's file descriptors and bypass `logging`. So the descriptors
+themselves are redirected to the log file, and the console writes to a duplicate of the terminal.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 
-TAIL_LINES = 15
+from ual_ray.errors import UserError
+
+LOG_TAIL_LINES = 15
+LOG_TAIL_BYTES = 20_000
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
 
@@ -26,26 +30,56 @@ _sigterm = threading.Event()
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """Make a console for standard output or `file`: as wide as the terminal, or as wide as tables need elsewhere."""
+    """Make a console for `file` (standard output by default): as wide as the terminal, WIDTH columns on a pipe."""
     file = file or sys.stdout
     return Console(file=file) if file.isatty() else Console(file=file, width=WIDTH, soft_wrap=True)
 
 
 @contextmanager
-def quiet(log_file: Path) -> Iterator[Console]:
-    """Send everything but the yielded console to `log_file` while the block runs."""
+def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
+    """Yield the console of a command; unless `verbose`, all other output of the process goes to `log_file`.
+
+    Raises a UserError that a Ray worker reported as one. Any other error is printed with the end of the log, and exits with 1.
+    """
+    if verbose:
+        yield make_console()
+        return
+    failure: Exception | None = None
+    with _redirected(log_file) as console:
+        console.print(f"log of Ray, vLLM and transformers: {short(log_file)}", highlight=False)
+        try:
+            yield console
+        except UserError:
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("the command failed")
+            failure = error
+    if failure is not None:
+        if (user_error := _user_error_in(failure)) is not None:
+            raise user_error
+        Console(stderr=True).print(
+            f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(str(failure)[:500])}\n\n"
+            f"[dim]{escape(_tail(log_file))}[/dim]\n\nfull log: {log_file}",
+            highlight=False,
+        )
+        raise SystemExit(1) from failure
+
+
+@contextmanager
+def _redirected(log_file: Path) -> Iterator[Console]:
+    """Redirect standard output and error to `log_file` while the block runs; the yielded console keeps the terminal."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     kept_out, kept_err = os.dup(1), os.dup(2)
     log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    terminal = os.fdopen(os.dup(kept_out), "w", buffering=1, encoding="utf-8", errors="replace")
+    console_file = os.fdopen(os.dup(kept_out), "w", buffering=1, encoding="utf-8", errors="replace")
     os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        yield make_console(terminal)
+        yield make_console(console_file)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -53,17 +87,34 @@ def quiet(log_file: Path) -> Iterator[Console]:
         os.dup2(kept_err, 2)
         for descriptor in (kept_out, kept_err, log):
             os.close(descriptor)
-        terminal.close()
+        console_file.close()
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    """Find a UserError that a Ray worker raised and Ray wrapped in errors of its own."""
+    seen: Any = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return UserError(str(seen).rsplit("UserError: ", 1)[-1])
+        workers = getattr(seen, "worker_failures", None) or {}
+        seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _tail(log_file: Path) -> str:
+    with log_file.open("rb") as file:
+        file.seek(max(0, log_file.stat().st_size - LOG_TAIL_BYTES))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
 def end_on_sigterm() -> None:
-    """Make SIGTERM an orderly end, in which runs are closed as KILLED; Ray puts a handler of its own in its place."""
+    """Exit through the `finally` blocks on SIGTERM, so that MLflow runs end as KILLED. Ray replaces the handler: call again."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
 
 
 def ended_by_sigterm() -> bool:
-    """Tell whether SIGTERM has come: inside a call of Ray it surfaces as a KeyboardInterrupt."""
+    """Tell whether SIGTERM was received: inside a call of Ray it surfaces as a KeyboardInterrupt."""
     return _sigterm.is_set()
 
 
@@ -72,10 +123,11 @@ def _end(*_: object) -> None:
     sys.exit(SIGTERM_EXIT_CODE)
 
 
-def tail(log_file: Path) -> str:
-    """Return the last lines of the log, for the message about a crash."""
-    if not log_file.is_file():
-        return ""
-    with log_file.open("rb") as file:
-        file.seek(max(0, log_file.stat().st_size - 20_000))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
+def absolute(path: Path) -> Path:
+    """Return a path that is valid in Ray's workers too, which may have another working directory."""
+    return path.expanduser().absolute()
+
+
+def short(path: Path) -> Path:
+    """Return a path relative to the working directory if it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

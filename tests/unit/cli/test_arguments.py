@@ -1,4 +1,4 @@
-"""What the commands share: overrides made of arguments, and the folders that stages leave."""
+"""The configuration that a command reads from its options, and the completion of keys."""
 
 from __future__ import annotations
 
@@ -8,26 +8,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.cli.arguments import find, override
-from ual_ray.config.load import load
-from ual_ray.errors import UserError
+from ual_ray.cli.arguments import complete_key, load
+from ual_ray.config.load import load as load_config
 
 
 @pytest.mark.parametrize("text", ["answers #2.jsonl", "2024", "a: b.jsonl", "[x].jsonl", "null", 'müller\'s "rows".csv', "a,b"])
 def test_an_argument_is_taken_as_the_text_it_is(text: str) -> None:
-    assert load(None, [override("data.path", text)]).data.path == text
+    assert load(None, None, {"data.path": text}).data.path == text
 
 
-@given(st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc"), exclude_characters="$\\"), min_size=1))
-def test_whatever_it_is(text: str) -> None:
-    assert load(None, [override("data.path", text)]).data.path == text
+@given(st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc"), exclude_characters="$\\/.~"), min_size=1))
+def test_any_text_is_taken_as_it_is(text: str) -> None:
+    assert load(None, None, {"data.path": text}).data.path == text
 
 
-def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "ual.log").touch()
-    with pytest.raises(UserError, match=r"there is no 'smoothed.parquet' in the folder(?s:.*)ual smooth"):
-        find(tmp_path, "smoothed.parquet", "ual smooth")
-    (tmp_path / "part.parquet").touch()
-    assert find(tmp_path, "smoothed.parquet", "ual smooth") == tmp_path
-    (tmp_path / "smoothed.parquet").touch()
-    assert find(tmp_path, "smoothed.parquet", "ual smooth") == tmp_path / "smoothed.parquet"
+def test_an_argument_wins_over_overrides_and_they_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("data: {path: file.jsonl}\nseed: 1\ntrain: {epochs: 5}\n")
+    config = load(tmp_path / "my.yaml", ["data.path=override.jsonl", "seed=2"], {"data.path": "argument.jsonl"})
+    assert (config.data.path, config.seed, config.train.epochs) == ("argument.jsonl", 2, 5)
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    config = load(None, ["data.path=rows.jsonl", "model=somebody/model", "train.storage=here", "judge.model=demo"])
+    assert config.data.path == str(tmp_path / "rows.jsonl")
+    assert (config.model, config.judge.model, config.train.storage) == ("somebody/model", "demo", str(tmp_path / "here"))
+    assert load(None, ["train.storage=s3://bucket/runs"]).train.storage == "s3://bucket/runs"
+
+
+def test_settings_of_an_accelerate_file_replace_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "fsdp.yaml"
+    file.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_activation_checkpointing: true}\n")
+    train = load(None, [f"train.accelerate_config={file}"]).train
+    assert (train.accelerate_config, train.activation_checkpointing) == (None, True)
+
+
+def test_keys_are_completed_and_valid() -> None:
+    assert complete_key("train.ep") == ["train.epochs="]
+    assert {"arms.ual.map=", "evaluate.benchmarks.gsm8k.path=", "seed="} <= set(complete_key(""))
+    config = load_config()
+    for item in complete_key("train."):
+        value = getattr(config.train, item.removeprefix("train.").split(".")[0].rstrip("="))
+        assert value is not None or load_config(None, [f"{item}null"]) == config

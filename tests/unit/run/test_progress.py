@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: one line every ten seconds, with rate and ETA."""
+"""Progress off a terminal: at most one line every ten seconds, with rate and ETA."""
 
 from __future__ import annotations
 
@@ -99,6 +99,17 @@ def test_without_a_total_there_is_no_eta(log: Log) -> None:
 def test_nothing_done_yet_is_said_without_rate_and_eta(log: Log) -> None:
     run(log, Meter(log.console, "elicit", 50, "rows"), [(12, 0)])
     assert log.lines == ["  elicit: 0/50 starting"]
+
+
+def test_a_line_is_not_repeated_while_nothing_changes(log: Log) -> None:
+    shown = Meter(log.console, "train", 140, "tokens")
+    run(log, shown, [(second, 0) for second in range(1, 100)])
+    assert log.lines == ["  train: 0/140 starting"]
+    run(log, shown, [(second, 1) for second in range(1, 100)])
+    assert len(log.lines) == 2 and log.lines[1].startswith("  train: 1/140 ")
+    log.now += 10
+    shown.update(1, note="(1 failed)")
+    assert len(log.lines) == 3
 
 
 @pytest.mark.parametrize("note", ["(3 failed)", "[warming up]", "loss 1.2345 " * 8])

@@ -1,0 +1,37 @@
+"""How a command finds the output of another stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ual_ray.cli.session import find
+from ual_ray.errors import UserError
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ual.log").touch()
+    with pytest.raises(UserError, match=r"there is no 'smoothed.parquet' in the folder(?s:.*)ual smooth"):
+        find(tmp_path, "smoothed.parquet", "ual smooth")
+    (tmp_path / "part.parquet").touch()
+    assert find(tmp_path, "smoothed.parquet", "ual smooth") == tmp_path
+    (tmp_path / "smoothed.parquet").touch()
+    assert find(tmp_path, "smoothed.parquet", "ual smooth") == tmp_path / "smoothed.parquet"
+
+
+@pytest.mark.parametrize("place", ["", "elicit"])
+def test_the_newest_result_is_taken(place: str, tmp_path: Path) -> None:
+    for key in ("aaaa", "bbbb"):
+        (tmp_path / place / key / "scored").mkdir(parents=True)
+        (tmp_path / place / key / "scored" / "part.parquet").touch()
+        (tmp_path / place / "newest").write_text(key)
+    assert find(tmp_path, "scored", "ual elicit") == tmp_path / place / "bbbb" / "scored"
+
+
+def test_an_input_that_does_not_exist_or_is_not_parquet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="(?s)does not exist.*ual elicit"):
+        find(tmp_path / "no.parquet", "scored", "ual elicit")
+    (tmp_path / "rows.csv").write_text("a")
+    with pytest.raises(UserError, match="is not a Parquet file"):
+        find(tmp_path / "rows.csv", "scored", "ual elicit")

@@ -1,0 +1,73 @@
+"""The whole pipeline: run it here, or submit it to a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ual_ray.cli.arguments import ConfigFile, Force, Overrides, Verbose, load
+from ual_ray.errors import UserError
+from ual_ray.run import STAGES
+from ual_ray.run.terminal import absolute, make_console, short, terminal
+
+
+def run(
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    force: Force = False,
+    rerun: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help=f"Re-run one stage from scratch ({', '.join(STAGES)}); may be repeated.",
+            autocompletion=lambda: list(STAGES),
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole pipeline: elicit, smooth and train every arm, evaluate, report.
+
+    Without a configuration it runs the demo.
+    Finished stages are cached by a hash of their inputs and settings; an interrupted run resumes where it stopped.
+    """
+    from ual_ray import preflight
+    from ual_ray.config.redact import redact_uri
+    from ual_ray.run.output import Workspace
+
+    if unknown := sorted(set(rerun or []) - set(STAGES)):
+        raise UserError("--rerun: unknown stage", got=", ".join(unknown), expected=", ".join(STAGES))
+    config = load(config_file, overrides)
+    workspace = Workspace(absolute(Path(config.output)))
+    preflight.check(config)
+    workspace.check_owner(config)
+    with terminal(workspace.log_file, verbose) as console:
+        from ual_ray import pipeline
+        from ual_ray.report.findings import REPORT_FOLDER
+        from ual_ray.report.step import REPORT_FILE
+
+        arms = ", ".join(config.arms)
+        data = redact_uri(config.data.path)
+        console.print(f"data {data}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
+        pipeline.run(config, console, workspace, frozenset(STAGES if force else rerun or []))
+        uri = config.tracking.uri
+        where = redact_uri(uri) if uri else f"`ual ui {short(workspace.root)}`"
+        file = short(workspace.root / REPORT_FOLDER / REPORT_FILE)
+        console.print(f"\nreport: {file}; MLflow: {where}", highlight=False)
+
+
+def submit(
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    address: Annotated[str, typer.Option(metavar="URL", help="Address of the Ray job server.")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
+) -> None:
+    """Submit `ual run` to a Ray cluster as a job.
+
+    The job gets the configuration, this package, and the data, prompt and label files that the configuration names.
+    """
+    from ual_ray.config.load import load as load_config
+    from ual_ray.submit import submit as submit_job
+
+    raise typer.Exit(submit_job(load_config(config_file, overrides or []), address, follow, make_console()))

@@ -1,0 +1,54 @@
+"""What a command for a single stage sets up before the stage runs, and how it finds its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ual_ray.errors import UserError
+from ual_ray.run.terminal import absolute, terminal
+
+if TYPE_CHECKING:
+    from ual_ray.config import Config
+    from ual_ray.run.step import Session
+
+
+@contextmanager
+def session(config: Config, out: Path, stage: str, *, force: bool, verbose: bool) -> Iterator[Session]:
+    """Lock the folder `out`, open its log file and its MLflow store, and yield the session of a single stage."""
+    from ual_ray.run.output import Workspace
+    from ual_ray.run.stage_cache import LOG_FILE
+
+    out = absolute(out)
+    with Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
+        from ual_ray.run.step import Session
+        from ual_ray.tracking.tracker import Tracker
+
+        only = frozenset({stage})
+        with Tracker(config.tracking, out) as tracker:
+            session = Session(config, console, tracker, only if force else frozenset(), only)
+            with session.cluster:
+                yield session
+        session.say_failures()
+
+
+def find(path: Path, inside: str, made_by: str) -> Path:
+    """Return `path`/`inside`, or that of the newest result in the folder `path`, or else `path` itself.
+
+    Raises UserError when it does not exist, or holds no Parquet file; `made_by` is the command that writes it.
+    """
+    from ual_ray.run.stage_cache import newest
+
+    path = absolute(path)
+    places = (path, newest(path), *map(newest, (path / "elicit", path / "evaluate")))
+    found = next((place / inside for place in places if (place / inside).exists()), path)
+    expected = f"output of `{made_by}`"
+    if not found.exists():
+        raise UserError("the input does not exist", got=path, expected=expected)
+    if found.is_dir() and not any(found.glob("**/*.parquet")):
+        raise UserError(f"there is no '{inside}' in the folder", got=path, expected=expected)
+    if not found.is_dir() and found.suffix != ".parquet":
+        raise UserError("the input is not a Parquet file", got=path, expected=expected)
+    return found

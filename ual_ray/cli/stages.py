@@ -1,0 +1,128 @@
+"""Stages 1 to 3 one by one. Each writes to its --out, which the next one takes as its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ual_ray.cli.arguments import ConfigFile, Data, Force, Out, Overrides, RetryFailed, Verbose, load
+from ual_ray.cli.session import find, session
+from ual_ray.errors import UserError
+from ual_ray.run.terminal import absolute, make_console
+
+if TYPE_CHECKING:
+    from ual_ray.config import Config
+
+
+def elicit(
+    data: Data,
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    out: Out = Path("scored"),
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 1: score the uncertainty of rows.
+
+    Streams data of any size. Rows scored before by the same model, with the same prompts and settings, are not sent again.
+    Writes OUT/KEY/rows and OUT/KEY/scored; `ual smooth OUT` and `ual inspect OUT` read the newest KEY.
+    """
+    from ual_ray import preflight
+
+    config = load(config_file, overrides, {"data.path": data})
+    preflight.check(config, {"elicit"})
+    with session(config, out, "elicit", force=force, verbose=verbose) as running:
+        from ual_ray.elicit.step import elicit_step
+        from ual_ray.run.step import Place
+
+        elicit_step(running, Place(absolute(out)), retry=retry_failed)
+
+
+def smooth(
+    scored: Annotated[
+        Path,
+        typer.Argument(metavar="SCORED", help="Output folder of `ual elicit`, or a Parquet file or folder of scored rows."),
+    ],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    arm: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Arm of the configuration; its only arm that smooths by default.")
+    ] = None,
+    out: Out = Path("smoothed"),
+    force: Force = False,
+) -> None:
+    """Stage 2: map uncertainty to the smoothing value alpha of every row, and print its distribution.
+
+    Calls no model. Writes OUT/smoothed.parquet.
+    """
+    from ual_ray import columns as col
+
+    config = load(config_file, overrides)
+    name = _find_arm(config, arm)
+    source = find(scored, col.SCORED_FOLDER, "ual elicit")
+    from ual_ray.run.output import Workspace
+    from ual_ray.run.step import Place, Session
+    from ual_ray.smooth.step import smooth_step
+
+    with Workspace(absolute(out)).held():
+        running = Session(config, make_console(), None, frozenset({"smooth"} if force else ()))
+        smooth_step(running, name, config.arms[name], source, Place(absolute(out), keyed=False))
+
+
+def _find_arm(config: Config, arm: str | None) -> str:
+    smoothing = [name for name, spec in config.arms.items() if spec.map != "none"]
+    if arm is None and len(smoothing) == 1:
+        return smoothing[0]
+    if arm not in config.arms:
+        what = "--arm: unknown arm" if arm else f"--arm is missing: {len(smoothing)} arms smooth"
+        raise UserError(what, got=arm, expected=", ".join(config.arms))
+    return arm
+
+
+def train(
+    smoothed: Annotated[
+        Path, typer.Argument(metavar="SMOOTHED", help="Output folder of `ual smooth`, or a Parquet file of rows with alpha.")
+    ],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    out: Out = Path("trained"),
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="ROWS", help="Output folder of `ual elicit`, or canonical rows, for the validation NLL."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate memory, steps, tokens and time only. Reads no weights.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="GPU", help="GPU to estimate for, such as H100; the local one by default.")
+    ] = None,
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Stage 3: fine-tune a model with smoothed labels.
+
+    Writes OUT/model, a Hugging Face model directory. An interrupted training resumes from its last checkpoint.
+    """
+    from ual_ray import columns as col
+    from ual_ray import preflight
+
+    config = load(config_file, overrides)
+    source = find(smoothed, col.SMOOTHED_FILE, "ual smooth")
+    rows = find(validation, col.ROWS_FOLDER, "ual elicit") if validation else None
+    if dry_run:
+        from ual_ray.train.estimate.dry_run import dry_run as estimate
+        from ual_ray.train.estimate.text import show
+
+        preflight.check_train(config.train)
+        show(estimate(config, source, gpu), make_console())
+        return
+    preflight.check_validated(config.train, rows is not None)
+    preflight.check(config, {"train"})
+    with session(config, out, "train", force=force, verbose=verbose) as running:
+        from ual_ray.run.step import Place
+        from ual_ray.train.step import train_step
+
+        train_step(running, out.name, source, rows, Place(absolute(out), keyed=False))

@@ -1,0 +1,53 @@
+"""MLflow: serve its UI, send what could not be logged, promote a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ual_ray.cli.arguments import Uri
+from ual_ray.run.terminal import absolute, make_console
+
+
+def ui(
+    output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder whose MLflow store to show.")] = Path(
+        "runs/demo"
+    ),
+    uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI to show instead.")] = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but localhost exposes the UI to the network.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the MLflow UI until Ctrl-C."""
+    from ual_ray.preflight import check_port
+    from ual_ray.tracking.ui import serve
+
+    check_port(host, port)
+    typer.echo(f"MLflow: http://{host}:{port} (Ctrl-C stops it)")
+    raise typer.Exit(serve(uri, output, host, port))
+
+
+def sync(
+    output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a command that could not reach MLflow.")],
+    uri: Uri = None,
+) -> None:
+    """Send to MLflow what could not be logged while its server was unreachable. Exits with 1 if something still waits."""
+    from ual_ray.tracking.catch_up import catch_up
+
+    done = catch_up(absolute(output), uri)
+    typer.echo(f"{done.sent} operations sent, {done.refused} refused, {done.waiting} waiting")
+    raise typer.Exit(1 if done.waiting else 0)
+
+
+def promote(
+    output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of `ual run`.")],
+    arm: Annotated[str | None, typer.Option(metavar="ARM", help="Arm to promote; the only eligible one by default.")] = None,
+    uri: Uri = None,
+) -> None:
+    """Give an arm's registered model the alias `champion`, if it is significantly better and in nothing worse."""
+    from ual_ray.report.promote import promote as promote_arm
+
+    promote_arm(absolute(output), make_console(), arm, uri)
