@@ -76,7 +76,7 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
     config = session.config
     # A server elicits and judges; the arms are here, and only an engine of our own can load them.
     local = session
-    if config.engine.kind == "openai":
+    if config.engine.remote:
         engine = config.engine.model_copy(update={"kind": "vllm"})
         local = replace(session, config=config.model_copy(update={"engine": engine}))
     questions = questions_step(local, rows, Place(root / "questions")).folder / col.QUESTIONS_FILE

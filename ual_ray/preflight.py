@@ -12,6 +12,7 @@ import psutil
 
 from ual_ray import columns as col
 from ual_ray.config import Config, DataConfig, TrainConfig
+from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
@@ -61,10 +62,8 @@ def check_elicitor(config: Config) -> None:
         read_labels(Path(elicit.calibrate_with).expanduser())
     if elicit.embedding_model is not None:
         check_model(elicit.embedding_model, "elicit.embedding_model")
-    if config.engine.kind == "openai":
-        from ual_ray.engines.openai_engine import check_endpoint
-
-        check_endpoint(config.engine, elicit.model)
+    if config.engine.remote:
+        REMOTE_ENGINES[config.engine.kind].check(config.engine, elicit.model)
         return
     check_model(elicit.model, "elicit.model")
     if elicit.adapter is not None:
@@ -91,10 +90,8 @@ def check_judge(config: Config) -> None:
     if config.judge.model is None:
         raise UserError("judge.model is not set", expected="a hub name, a directory or 'demo'", fix="set judge.model=NAME")
     load_judge_prompts(config.judge.templates)
-    if config.engine.kind == "openai":
-        from ual_ray.engines.openai_engine import check_endpoint
-
-        check_endpoint(config.engine, config.judge.model)
+    if config.engine.remote:
+        REMOTE_ENGINES[config.engine.kind].check(config.engine, config.judge.model)
         return
     check_model(config.judge.model, "judge.model")
 
@@ -158,7 +155,7 @@ def check_data(data: DataConfig) -> None:
 def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
     """Raise UserError when a stage on this machine's CPUs needs more memory than is free; models on the hub are not checked."""
     # A server runs elicitation and judging; models that are trained here are also evaluated here.
-    served = config.engine.kind == "openai"
+    served = config.engine.remote
     judge = config.judge
     needs = {
         "elicit": 0.0 if served else _engines(config, config.elicit.model, config.engine.dtype),

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import yaml
 
 from ual_ray import columns as col
-from ual_ray.benchmarks.registry import make_benchmarks
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.columns import digest
 from ual_ray.config import load as settings
 from ual_ray.config.keys import engine_settings

@@ -16,8 +16,8 @@ import pyarrow.dataset
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Benchmark, Question
-from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.calibrate.metrics import ANSWERS_FILE, summary
 from ual_ray.calibrate.probed_model import ProbedModel, Progress, log_probabilities
 from ual_ray.calibrate.rows import Job, Row, Taken, first_rows, take

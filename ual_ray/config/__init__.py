@@ -13,14 +13,8 @@ from ual_ray.config.names import (
     DEMO,
     ENSEMBLE,
     REFERENCE_ANSWERS,
-    BaseMapName,
-    BenchmarkName,
     DtypeName,
-    EstimatorName,
-    FormatName,
-    MapName,
     ReadingName,
-    UncertaintyName,
 )
 from ual_ray.config.schema import Config, RuntimeConfig, TrackingConfig
 from ual_ray.config.section import Section
@@ -29,9 +23,7 @@ from ual_ray.config.train import LoraConfig, TrainConfig
 
 __all__ = [
     "BASE",
-    "BaseMapName",
     "BenchmarkConfig",
-    "BenchmarkName",
     "CalibrationConfig",
     "ClusteringConfig",
     "Config",
@@ -42,12 +34,9 @@ __all__ = [
     "ElicitConfig",
     "EndpointConfig",
     "EngineConfig",
-    "EstimatorName",
     "EvaluateConfig",
-    "FormatName",
     "JudgeConfig",
     "LoraConfig",
-    "MapName",
     "REFERENCE_ANSWERS",
     "ReadingName",
     "RuntimeConfig",
@@ -55,5 +44,4 @@ __all__ = [
     "SmoothConfig",
     "TrackingConfig",
     "TrainConfig",
-    "UncertaintyName",
 ]

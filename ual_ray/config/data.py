@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from pydantic import model_validator
 
 from ual_ray.config.names import DEMO, FormatName
+from ual_ray.config.registry import FORMATS
 from ual_ray.config.section import Section, Share, key
 
 
@@ -20,7 +19,7 @@ class DataConfig(Section):
         description="file or folder (JSONL, JSON, CSV, Parquet, .gz), cloud URI, datasets directory, hub data set, or 'demo'",
     )
     format: FormatName = key(
-        "auto", affects="rows", description=f"row format: {', '.join(get_args(FormatName))}; auto = detect from the columns"
+        "auto", affects="rows", description=f"row format: auto, {', '.join(FORMATS)}; auto = detect from the columns"
     )
     columns: dict[str, str] = key(
         default_factory=dict,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import model_validator
 
 from ual_ray.config.names import DEMO, ENSEMBLE, EstimatorName, ReadingName, UncertaintyName
+from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, Share, key
 
 
@@ -26,7 +27,7 @@ class ElicitConfig(Section):
         ("verbalized", "p_true", "nll"),
         min_length=1,
         affects="scores",
-        description=f"uncertainty estimators to compute: {', '.join(get_args(EstimatorName))}",
+        description=f"uncertainty estimators to compute: {', '.join(ESTIMATORS)}",
     )
     uncertainty: UncertaintyName = key(
         "verbalized",
@@ -98,8 +99,9 @@ class ElicitConfig(Section):
             raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
         if self.grouping == "embedding" and self.embedding_model is None:
             raise ValueError("grouping 'embedding' needs elicit.embedding_model")
-        if "semantic_entropy" in self.estimators and self.samples < 2:
-            raise ValueError("semantic_entropy needs at least two samples to compare; raise samples")
+        for name in self.estimators:
+            if self.samples < (least := ESTIMATORS[name].min_samples):
+                raise ValueError(f"{name} needs at least {least} samples to compare; raise samples")
         if self.embedding_model is not None and self.grouping != "embedding":
             raise ValueError("embedding_model is used by grouping 'embedding' alone; set it, or leave embedding_model out")
         return self

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from ual_ray.config.names import DtypeName
+from ual_ray.config.names import DtypeName, EngineName
+from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.config.section import Section, key
 
 
@@ -33,7 +34,7 @@ class EndpointConfig(Section):
 class EngineConfig(Section):
     """The pool of language-model actors that scoring and evaluation share."""
 
-    kind: Literal["vllm", "openai", "fake"] = key(
+    kind: EngineName = key(
         "vllm",
         affects="scores answers verdicts",
         description="vllm (in process), openai (any OpenAI-compatible server), or fake (deterministic, for tests)",
@@ -79,6 +80,11 @@ class EngineConfig(Section):
     endpoint: EndpointConfig = key(
         default_factory=EndpointConfig, affects="", description="OpenAI-compatible server, for engine.kind=openai"
     )
+
+    @property
+    def remote(self) -> bool:
+        """Whether a server answers, so that the model is not on this machine."""
+        return self.kind in REMOTE_ENGINES
 
     def cost(self, prompt_tokens: int, generated_tokens: int) -> float:
         """Money for so many tokens, by the price options; 0 where no price is given."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from ual_ray.config.data import DataConfig
 from ual_ray.config.names import BenchmarkName, DtypeName
+from ual_ray.config.registry import BENCHMARKS
 from ual_ray.config.section import Section, key
 
 
 class BenchmarkConfig(Section):
     """One benchmark: where its questions come from and how they are asked."""
 
-    kind: BenchmarkName = key("held_out", affects="", description=f"benchmark type: {', '.join(get_args(BenchmarkName))}")
+    kind: BenchmarkName = key("held_out", affects="", description=f"benchmark type: {', '.join(BENCHMARKS)}")
     path: str | None = key(
         None,
         affects="",

@@ -21,7 +21,7 @@ def affecting(section: Section, result: Affected) -> dict[str, Any]:
 
 def engine_settings(engine: EngineConfig, result: Affected) -> dict[str, Any]:
     """Return the engine's settings that affect a result; those of its endpoint are None where it has none."""
-    endpoint = affecting(engine.endpoint, result) if engine.kind == "openai" else None
+    endpoint = affecting(engine.endpoint, result) if engine.remote else None
     return affecting(engine, result) | {"endpoint": endpoint}
 
 

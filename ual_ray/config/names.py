@@ -1,20 +1,33 @@
-"""Names that the configuration knows: models, arms, estimators, maps, formats and benchmarks."""
+"""Names that the configuration knows: models, arms, and the names of everything that a registry holds."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, MAPS
 
 DEMO = "demo"
-# What arms are compared with besides each other: the model before training, and the answers that a file brings along.
+# What arms are compared with, in addition to each other: the model before training, and the answers that a file contains.
 BASE = "base"
 REFERENCE_ANSWERS = "reference"
 
-EstimatorName = Literal["verbalized", "p_true", "nll", "nll_sum", "self_consistency", "semantic_entropy"]
 ENSEMBLE = "ensemble"
-UncertaintyName = Literal[EstimatorName, "ensemble"]
-FormatName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k", "metamath", "alpaca_eval"]
-MapName = Literal["linear", "minmax", "mean_matched", "rank", "none", "constant", "shuffled", "inverted"]
-BenchmarkName = Literal["held_out", "gsm8k", "math", "multiple_choice", "open_ended"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 ReadingName = Literal["logprobs", "sampled"]
-BaseMapName = Literal["linear", "minmax", "mean_matched", "rank"]
+
+if TYPE_CHECKING:
+    EstimatorName: TypeAlias = str
+    UncertaintyName: TypeAlias = str
+    FormatName: TypeAlias = str
+    MapName: TypeAlias = str
+    BaseMapName: TypeAlias = str
+    BenchmarkName: TypeAlias = str
+    EngineName: TypeAlias = str
+else:
+    EstimatorName = Literal[tuple(ESTIMATORS)]
+    UncertaintyName = Literal[(*ESTIMATORS, ENSEMBLE)]
+    FormatName = Literal[("auto", *FORMATS)]
+    MapName = Literal[tuple(MAPS)]
+    BaseMapName = Literal[tuple(BASE_MAPS)]
+    BenchmarkName = Literal[tuple(BENCHMARKS)]
+    EngineName = Literal[tuple(ENGINES)]

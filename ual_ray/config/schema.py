@@ -10,6 +10,7 @@ from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
 from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.names import BASE, DEMO, REFERENCE_ANSWERS
+from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
 from ual_ray.config.smooth import SmoothConfig
 from ual_ray.config.train import TrainConfig
@@ -88,9 +89,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _endpoint_can_measure(self) -> Config:
-        if self.engine.kind != "openai":
+        if not self.engine.remote:
             return self
-        if impossible := sorted({"nll", "nll_sum"} & set(self.elicit.estimators)):
+        if impossible := sorted(name for name in self.elicit.estimators if ESTIMATORS[name].needs_likelihood):
             raise ValueError(
                 f"elicit.estimators {impossible}: a server does not give the likelihood of a text; use engine.kind=vllm"
             )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import model_validator
 
 from ual_ray.config.names import BaseMapName, MapName
+from ual_ray.config.registry import MAPS
 from ual_ray.config.section import Section, key
 
 
 class SmoothConfig(Section):
     """Stage 2, one per arm: the map from uncertainty to the smoothing value alpha of every row."""
 
-    map: MapName = key(
-        "mean_matched", affects="alphas", description=f"map from uncertainty to alpha: {', '.join(get_args(MapName))}"
-    )
+    map: MapName = key("mean_matched", affects="alphas", description=f"map from uncertainty to alpha: {', '.join(MAPS)}")
     base: BaseMapName = key(
         "mean_matched", affects="alphas", description="map whose alphas the control maps (shuffled, inverted) permute"
     )

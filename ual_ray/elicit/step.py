@@ -81,7 +81,7 @@ def _measuring(config: Config) -> dict[str, Any]:
     from ual_ray.elicit.prompts import load_prompts
 
     elicit, engine = config.elicit, config.engine
-    local = engine.kind != "openai"
+    local = not engine.remote
     return {
         "model": model_fingerprint(elicit.model) if local else elicit.model,
         "adapter": file_digest(Path(elicit.adapter).expanduser()) if elicit.adapter else None,

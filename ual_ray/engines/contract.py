@@ -23,7 +23,8 @@ class EngineSpec:
 class Engine(Protocol):
     """Answers requests: one result each, in order; a request that cannot be answered gets a Failure.
 
-    `template_hash` identifies the chat template that prompts are rendered with.
+    Built from an EngineSpec. `template_hash` identifies the chat template that prompts are rendered with. An engine that asks
+    a server also has a static `check(config: EngineConfig, model: str)`, which raises UserError if the server is unusable.
     """
 
     template_hash: str

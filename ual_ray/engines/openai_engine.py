@@ -79,6 +79,11 @@ class OpenAIEngine:
         self._free = asyncio.Semaphore(self._endpoint.concurrency)
         self._loop = BackgroundLoop()
 
+    @staticmethod
+    def check(config: EngineConfig, model: str) -> None:
+        """Raise UserError when the server cannot be used; see check_endpoint."""
+        check_endpoint(config, model)
+
     def __enter__(self) -> OpenAIEngine:
         """Return the engine; it is closed at the end of the `with` block."""
         return self

@@ -19,8 +19,8 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from ual_ray import columns as col
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Benchmark, Question
-from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.config import BenchmarkConfig, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.files import ADDRESS, find_files, from_address

@@ -17,8 +17,8 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from ual_ray import columns as col
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
-from ual_ray.benchmarks.registry import make_benchmarks
 from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.keys import engine_settings
@@ -46,7 +46,7 @@ def engine_of(config: Config) -> EngineConfig:
 
 def model_digest(config: Config, model: str) -> str:
     """Identify a model: 16 hexadecimal digits, from its files, or from its name alone when a server runs it."""
-    return digest(model if config.engine.kind == "openai" else model_fingerprint(model))
+    return digest(model if config.engine.remote else model_fingerprint(model))
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
 
 def check_engine(config: Config) -> None:
     """Raise UserError for benchmarks by likelihood on a server, which does not give the likelihood of a text."""
-    if config.engine.kind != "openai":
+    if not config.engine.remote:
         return
     built = make_benchmarks(config.evaluate.benchmarks)
     if impossible := sorted(name for name, benchmark in built.items() if benchmark.needs_likelihood):

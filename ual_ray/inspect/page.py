@@ -5,6 +5,7 @@ What the rows say is hostile: everything is escaped by the template, and the pag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from jinja2 import Template
 
 from ual_ray import columns as col
+from ual_ray.config import ENSEMBLE
+from ual_ray.config.registry import ESTIMATORS
 from ual_ray.formatting import count, number, share
 from ual_ray.inspect.measure import MAX_SOURCES
 from ual_ray.inspect.summary import Inspection, Shown
@@ -23,17 +26,6 @@ TEMPLATE = "page.html.j2"
 # Charts are drawn in a box of this width and stretched to their place; only their height is theirs.
 WIDTH = 100.0
 GAP = 0.5
-
-GLOSSARY = {
-    col.UNCERTAINTY: "The score that smoothing reads, in [0, 1]. Higher = more uncertain.",
-    "verbalized": "The number that the elicitor gives when asked how uncertain it is of the response.",
-    "p_true": "The probability with which the elicitor calls the response false.",
-    "nll": "1 - the geometric mean probability of the response's tokens under the elicitor.",
-    "nll_sum": "The summed negative log-likelihood of the response's tokens, squashed into [0, 1].",
-    "self_consistency": "1 - the share of the elicitor's own answers to the instruction that agree with the response.",
-    "semantic_entropy": "How many different answers the elicitor finds to the instruction, whatever the response says.",
-    "ensemble": "The mean rank of a row over several estimators, as a share of the rows.",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def to_html(inspection: Inspection) -> str:
         top=tallest([everything, *panels.values()]),
         measures=[name for name in inspection.scores if name != col.UNCERTAINTY],
         matrix=matrix(inspection),
-        glossary={name: GLOSSARY[name] for name in inspection.scores if name in GLOSSARY},
+        glossary=_glossary(inspection.scores),
         hidden_sources=len(inspection.sources) - len(inspection.shown_sources),
         max_sources=MAX_SOURCES,
     )
@@ -129,3 +121,12 @@ def speakers(row: Shown) -> list[dict[str, Any]]:
     """Give the messages of a row, each marked whether it is the response that was scored."""
     last = len(row.messages) - 1
     return [{**message, "scored": place == last} for place, message in enumerate(row.messages)]
+
+
+def _glossary(names: Iterable[str]) -> dict[str, str]:
+    """Explain each score that a registry or this page knows."""
+    known = {
+        col.UNCERTAINTY: "The score that smoothing reads, in [0, 1]. Higher = more uncertain.",
+        ENSEMBLE: "The mean rank of a row over several estimators, as a share of the rows.",
+    }
+    return {name: known.get(name) or ESTIMATORS[name].summary for name in names if name in known or name in ESTIMATORS}

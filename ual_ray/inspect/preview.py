@@ -313,7 +313,7 @@ class Printer:
 
 def _load_elicitor(config: Config, model: Chat) -> Chat | None:
     """Load the elicitor's tokenizer; the model's own stands in for that of the fake engine."""
-    if config.engine.kind == "openai":
+    if config.engine.remote:
         return None
     if config.engine.kind == "fake" or config.elicit.model == config.model:
         return model

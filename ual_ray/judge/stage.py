@@ -145,7 +145,7 @@ def _verdict(pair: Row, judged: Mapping[str, Row]) -> Row:
 
 def _measuring(config: Config) -> dict[str, Any]:
     """Return what a verdict depends on apart from the two answers."""
-    settings, local = config.judge, config.engine.kind != "openai"
+    settings, local = config.judge, not config.engine.remote
     model = settings.model or _no_judge()
     return {
         "model": model_fingerprint(model) if local else model,

@@ -1,13 +1,15 @@
-"""F: uncertainty -> alpha. The maps, and the controls that tell "uncertainty helps" from "smoothing helps".
+"""The maps from uncertainty to alpha, and the controls that tell "uncertainty helps" from "smoothing helps".
 
 Pure: no Ray, no vLLM, no MLflow, no language model. Uncertainty is in [0, 1], higher = more uncertain, NaN = missing; alpha is
-the smoothing mass in [0, 1). Every map but `inverted` and `shuffled` is increasing, as in UAL (arXiv 2406.04854, where F is
-linear); the formulas' constants are this project's choice and are recorded with every run.
+the smoothing mass in [0, 1). A map is a function of the uncertainty, its section `arms.<arm>` and the seed, and returns an
+alpha per row. The base maps are increasing, as in UAL (arXiv 2406.04854, where the map is linear); their formulas' constants
+are this project's choice and are recorded with every run. config/registry.py lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,28 @@ from pydantic import ValidationError
 
 from ual_ray.config import SmoothConfig
 from ual_ray.config.load import explain
+from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.errors import UserError
 
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class WithoutScores:
+    """Decorator of a map that reads no uncertainty: it is also called for rows without a score, with NaN."""
+
+    alphas: Callable[[Array, SmoothConfig, int], Array]
+
+    def __call__(self, uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+        """Return the alphas."""
+        return self.alphas(uncertainty, spec, seed)
+
+
 def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapping[str, Any] | str, seed: int = 0) -> Array:
     """Give every row its alpha.
 
-    uncertainty: [n], in [0, 1], higher = more uncertain, NaN = missing. spec: the section `arms.<arm>`, as a mapping or the
-    map's name too. seed: of the control `shuffled`. Returns alpha: [n], in [0, 1); NaN = excluded from training.
+    uncertainty: [n], in [0, 1], higher = more uncertain, NaN = missing. spec: the section `arms.<arm>`, also as a mapping or
+    as the map's name. seed: of the control `shuffled`. Returns alpha: [n], in [0, 1); NaN = excluded from training.
     Raises UserError for values outside [0, 1], an unknown spec, or a mean that cannot be reached.
     """
     spec = _as_spec(spec)
@@ -35,45 +49,45 @@ def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapp
     missing = np.isnan(values)
     if ((values[~missing] < 0) | (values[~missing] > 1)).any():
         raise UserError("uncertainty is outside [0, 1]", got=values[~missing].tolist()[:5], expected="[0, 1], NaN = missing")
-    if spec.map == "none":
-        return _exclude(np.zeros_like(values), missing, spec)
-    if spec.map == "constant":
-        constant = np.full_like(values, spec.alpha_mean)
-        return _exclude(
-            np.where(missing, spec.missing_alpha, constant) if spec.missing == "default" else constant, missing, spec
-        )
-    if not len(values):
-        return values.copy()
-    if missing.all():
+    alphas = MAPS[spec.map]
+    if isinstance(alphas, WithoutScores):
+        # Excluded here too, so that every arm trains on the same rows.
+        return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(values, spec, seed))
+    if len(values) and missing.all():
         raise UserError("no row has an uncertainty", got=f"{len(values)} rows", fix="elicit again, or use map: constant")
-    return _with_missing(values, missing, spec, seed)
+    if spec.missing == "impute" and missing.any():
+        values, missing = np.where(missing, values[~missing].mean(), values), np.zeros_like(missing)
+    alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
+    if not missing.all():
+        alpha[~missing] = alphas(values[~missing], spec, seed)
+    return alpha
 
 
-def linear(uncertainty: Array, low: float, high: float) -> Array:
-    """Alpha = low + (high - low) U."""
-    return low + (high - low) * uncertainty
+def linear(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """Alpha = alpha_min + (alpha_max - alpha_min) U."""
+    return _between(uncertainty, spec)
 
 
-def minmax(uncertainty: Array, low: float, high: float) -> Array:
-    """Stretch the data set's U to [0, 1], then apply linear; equal U everywhere gives the middle."""
+def minmax(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """Stretch the data set's U to [0, 1], then as `linear`; equal U everywhere gives the middle."""
     span = np.ptp(uncertainty)
-    stretched = (uncertainty - uncertainty.min()) / span if span > 0 else np.full_like(uncertainty, 0.5)
-    return linear(stretched, low, high)
+    return _between((uncertainty - uncertainty.min()) / span if span > 0 else np.full_like(uncertainty, 0.5), spec)
 
 
-def rank(uncertainty: Array, low: float, high: float) -> Array:
-    """Apply linear to the rank of U, in [0, 1]; ties share the mean of their ranks."""
+def rank(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """As `linear` of the rank of U, in [0, 1]; ties share the mean of their ranks."""
     _, inverse, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts + 1) / 2
     top = len(uncertainty) - 1
-    return linear(mean_rank[inverse] / top if top > 0 else np.full_like(uncertainty, 0.5), low, high)
+    return _between(mean_rank[inverse] / top if top > 0 else np.full_like(uncertainty, 0.5), spec)
 
 
-def mean_matched(uncertainty: Array, mean: float, cap: float) -> Array:
-    """Alpha = min(s U, cap), with the one scale s at which the mean alpha is `mean`: fair against constant smoothing.
+def mean_matched(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """Alpha = min(s U, alpha_cap), with the one scale s at which the mean is alpha_mean: fair against constant smoothing.
 
-    Raises UserError when even clipping every uncertain row leaves the mean below `mean`.
+    Raises UserError when the mean stays below alpha_mean even with every uncertain row at alpha_cap.
     """
+    mean, cap = spec.alpha_mean, spec.alpha_cap
     reachable = cap * float((uncertainty > 0).mean())
     if mean > reachable + 1e-12:
         raise UserError(
@@ -93,6 +107,30 @@ def mean_matched(uncertainty: Array, mean: float, cap: float) -> Array:
     return np.where(uncertainty > 0, cap, 0.0)
 
 
+@WithoutScores
+def none(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """Alpha = 0: training without smoothing."""
+    return np.zeros_like(uncertainty)
+
+
+@WithoutScores
+def constant(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """Alpha = alpha_mean for every row; missing_alpha for one without a score, if missing = default."""
+    return np.where(np.isnan(uncertainty) & (spec.missing == "default"), spec.missing_alpha, spec.alpha_mean)
+
+
+def shuffled(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """The alphas of the base map in random order."""
+    return np.random.default_rng(seed).permutation(BASE_MAPS[spec.base](uncertainty, spec, seed))
+
+
+def inverted(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    """The alphas of the base map in reverse order: the most certain row gets the largest."""
+    alpha = np.empty_like(uncertainty)
+    alpha[np.argsort(uncertainty, kind="stable")] = np.sort(BASE_MAPS[spec.base](uncertainty, spec, seed))[::-1]
+    return alpha
+
+
 def describe(alpha: Array) -> dict[str, float]:
     """Summarise a distribution of alphas: rows, excluded rows, mean, standard deviation, quartiles and extremes."""
     kept = alpha[~np.isnan(alpha)]
@@ -104,39 +142,8 @@ def describe(alpha: Array) -> dict[str, float]:
     return summary | {"mean": float(kept.mean()), "std": float(kept.std())} | dict(zip(names, quantiles.tolist(), strict=True))
 
 
-def _with_missing(values: Array, missing: NDArray[np.bool_], spec: SmoothConfig, seed: int) -> Array:
-    if spec.missing == "impute":
-        return _map_or_control(np.where(missing, values[~missing].mean(), values), spec, seed)
-    alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
-    alpha[~missing] = _map_or_control(values[~missing], spec, seed)
-    return alpha
-
-
-def _map_or_control(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
-    if spec.map == "shuffled":
-        return np.random.default_rng(seed).permutation(_apply(uncertainty, spec.base, spec))
-    if spec.map == "inverted":
-        return _hand_out_backwards(_apply(uncertainty, spec.base, spec), uncertainty)
-    return _apply(uncertainty, spec.map, spec)
-
-
-def _apply(uncertainty: Array, name: str, spec: SmoothConfig) -> Array:
-    if name == "mean_matched":
-        return mean_matched(uncertainty, spec.alpha_mean, spec.alpha_cap)
-    return {"linear": linear, "minmax": minmax, "rank": rank}[name](uncertainty, spec.alpha_min, spec.alpha_max)
-
-
-def _hand_out_backwards(alpha: Array, uncertainty: Array) -> Array:
-    """Keep the alphas and reverse who gets them: the most certain row gets the largest."""
-    order = np.argsort(uncertainty, kind="stable")
-    result = np.empty_like(alpha)
-    result[order] = np.sort(alpha)[::-1]
-    return result
-
-
-def _exclude(alpha: Array, missing: NDArray[np.bool_], spec: SmoothConfig) -> Array:
-    """Drop rows without a score here too when the policy is exclude, so that every arm trains on the same rows."""
-    return np.where(missing, np.nan, alpha) if spec.missing == "exclude" else alpha
+def _between(share: Array, spec: SmoothConfig) -> Array:
+    return spec.alpha_min + (spec.alpha_max - spec.alpha_min) * share
 
 
 def _as_spec(spec: SmoothConfig | Mapping[str, Any] | str) -> SmoothConfig:

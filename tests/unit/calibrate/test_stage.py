@@ -370,7 +370,7 @@ def test_answers_are_scored_as_they_were_asked(model_of: Families, rows: Path, t
 
 
 def test_worked_examples_are_before_the_question(chat_tokenizer: Any) -> None:
-    from ual_ray.benchmarks.registry import make_benchmarks
+    from ual_ray.benchmarks import make_benchmarks
 
     settings = EvaluateConfig.model_validate({"benchmarks": BENCHMARKS})
     tokenizer = chat_tokenizer("chatml")

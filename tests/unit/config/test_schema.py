@@ -306,7 +306,7 @@ def test_all_faults_are_named_at_once() -> None:
         ("train.learning_rate=.inf", "finite"),
         ("train.dtype=int8", "'auto', 'float32' or 'bfloat16'"),
         ("data.max_rows=0", "greater than or equal to 1"),
-        ("data.format=csv", "'auto', 'alpaca', 'sharegpt'"),
+        ("data.format=csv", "'auto', 'messages', 'sharegpt'"),
         ("data.max_bad_share=1.5", "less than or equal to 1"),
         ("engine.kind=tgi", "'vllm', 'openai' or 'fake'"),
         ("engine.overlong=split", "'drop' or 'truncate'"),
@@ -379,7 +379,7 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
         (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
         (
             ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"],
-            "semantic_entropy needs at least two samples to compare",
+            "semantic_entropy needs at least 2 samples to compare",
         ),
         (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
         (

@@ -10,17 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.data.formats import (
-    COLUMNS,
     FORMATS,
     BadRow,
     convert,
     converter,
+    expected_columns,
+    recognise,
+    rename,
+)
+from ual_ray.data.known_formats import (
     messages_from_alpaca,
     messages_from_chat,
     messages_from_prompt_completion,
     messages_from_sharegpt,
-    recognise,
-    rename,
 )
 from ual_ray.errors import UserError
 
@@ -122,8 +124,8 @@ def test_a_mapping_of_no_known_column_is_refused() -> None:
     with pytest.raises(UserError) as error:
         recognise([{"ask": "q"}], "x", {"instructions": "ask"})
     assert "unknown column in data.columns: 'instructions'" in str(error.value)
-    assert ", ".join(COLUMNS) in str(error.value)
-    assert {"instruction", "conversations", "source", "id"} <= set(COLUMNS)
+    assert ", ".join(expected_columns()) in str(error.value)
+    assert {"instruction", "conversations", "source", "id"} <= set(expected_columns())
 
 
 def test_a_mapping_to_no_column_of_the_data_is_refused() -> None:

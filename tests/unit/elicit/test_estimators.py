@@ -12,27 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message
-from ual_ray.config import ElicitConfig, EstimatorName
+from ual_ray.config import ElicitConfig
 from ual_ray.elicit.embedding import EmbeddingGrouping
-from ual_ray.elicit.estimators import (
-    LONGEST_RATING,
-    MIN_CHOICE_MASS,
-    MISSING,
-    Estimate,
-    NegativeLogLikelihood,
-    PTrue,
-    Sampling,
-    SelfConsistency,
-    SemanticEntropy,
-    SummedNegativeLogLikelihood,
-    Verbalized,
-    entropy_of,
-    make_estimators,
-    mean_of_parsed,
-    parse_letter,
-    parse_number,
-    softmax,
-)
+from ual_ray.elicit.estimators import ESTIMATORS, MISSING, Estimate, make_estimators
+from ual_ray.elicit.estimators.likelihood import NegativeLogLikelihood, SummedNegativeLogLikelihood
+from ual_ray.elicit.estimators.p_true import PTrue, parse_letter
+from ual_ray.elicit.estimators.replies import LONGEST_RATING, MIN_CHOICE_MASS, Sampling, mean_of_parsed, softmax
+from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, entropy_of
+from ual_ray.elicit.estimators.verbalized import Verbalized, parse_number
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.requests import (
@@ -52,7 +39,7 @@ from ual_ray.errors import UserError
 INF = math.inf
 PAIR = [Message(role="user", content="Say hi."), Message(role="assistant", content="Hi.")]
 SUM = [Message(role="user", content="2 + 2?"), Message(role="assistant", content="2 + 2 = 4\n#### 4")]
-ALL: tuple[EstimatorName, ...] = EstimatorName.__args__
+ALL = tuple(ESTIMATORS)
 NO_NUMBERS: list[Result] = [Failure("engine: fell over"), overlong(9, 8)]
 
 SAMPLING = Sampling(count=8, temperature=1.0)
@@ -94,13 +81,13 @@ def semantic_entropy(grouping: Grouping | None = None) -> SemanticEntropy:
     return SemanticEntropy(SAMPLING, grouping, 0.7)
 
 
-def number_of_results(name: str) -> int:
-    return 2 if name == "p_true" else 1
+def number_of_results(estimator: Any) -> int:
+    return 2 if isinstance(estimator, PTrue) else 1
 
 
 def test_all_that_the_configuration_offers_can_be_made() -> None:
     made = make_estimators(ElicitConfig(estimators=ALL))
-    assert {name: estimator.name for name, estimator in made.items()} == {name: name for name in ALL}
+    assert {name: type(estimator) for name, estimator in made.items()} == dict(ESTIMATORS)
 
 
 # --- verbalized ------------------------------------------------------------------------------------------------------
@@ -494,14 +481,14 @@ def test_entropy_against_its_definition(sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("failure", NO_NUMBERS)
-def test_a_failure_is_missing(name: EstimatorName, failure: Failure) -> None:
+def test_a_failure_is_missing(name: str, failure: Failure) -> None:
     estimator = make_estimators(ElicitConfig(estimators=ALL))[name]
-    assert estimator.reduce([failure] * number_of_results(name), PAIR) == MISSING == Estimate(None, None)
+    assert estimator.reduce([failure] * number_of_results(estimator), PAIR) == MISSING == Estimate(None, None)
 
 
 @pytest.mark.parametrize(("estimator", "choices"), [(verbalized(), 10), (p_true(), 2)])
 def test_a_reply_that_is_none_of_the_choices_is_missing_and_no_number(estimator: Any, choices: int) -> None:
-    count = number_of_results(estimator.name)
+    count = number_of_results(estimator)
     low, enough = (ChoiceResult((math.log(mass / choices),) * choices, 7) for mass in (0.009, 0.011))
     assert reduce(estimator, *[low] * count) == (None, None)
     assert reduce(estimator, *[enough] * count)[0] == pytest.approx(0.5)
@@ -513,7 +500,7 @@ def test_a_reply_that_is_none_of_the_choices_is_missing_and_no_number(estimator:
 def test_not_a_number_is_missing_wherever_it_stands(estimator: Any, choices: int, position: int, value: float) -> None:
     values = [-1.0] * choices
     values[position] = value
-    count = number_of_results(estimator.name)
+    count = number_of_results(estimator)
     assert reduce(estimator, *[ChoiceResult(tuple(values), 1)] * count) == (None, None)
     assert reduce(estimator, *[ChoiceResult((-INF,) * choices, 1)] * count) == (None, None)
 
@@ -531,7 +518,7 @@ def test_estimators_that_need_the_same_share_one_request() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("mode", ["logprobs", "sampled"])
-def test_attempts_differ_in_their_seeds_alone(name: EstimatorName, mode: Any) -> None:
+def test_attempts_differ_in_their_seeds_alone(name: str, mode: Any) -> None:
     config = ElicitConfig(estimators=(name,), uncertainty=name, mode=mode)
     (estimator,) = make_estimators(config, seed=3).values()
     first, second = (list(estimator.requests(PAIR, attempt)) for attempt in (0, 1))

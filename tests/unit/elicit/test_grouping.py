@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ual_ray.columns import Message
 from ual_ray.data.answers import final_answer, normalise_answer
-from ual_ray.elicit.estimators import grouping_for
+from ual_ray.elicit.estimators.samples import grouping_for
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group, word_overlap
 
 words = st.builds(Counter, st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8))

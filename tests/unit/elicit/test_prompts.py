@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message
-from ual_ray.elicit.estimators import PTrue, Verbalized
+from ual_ray.elicit.estimators.p_true import PTrue
+from ual_ray.elicit.estimators.verbalized import Verbalized
 from ual_ray.elicit.prompts import Prompts, instruction_of, load_prompts, prompt_hash
 from ual_ray.errors import UserError
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Question
-from ual_ray.benchmarks.registry import KINDS, make_benchmarks
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig, EngineConfig
+from ual_ray.config.registry import BENCHMARKS as KINDS
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines.requests import Completion, CompletionResult, Failure, Likelihood, LikelihoodResult, Request, Result
 from ual_ray.evaluate.answering import AnswerRows

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ual_ray.config import SmoothConfig
+from ual_ray.config import SmoothConfig, registry
+from ual_ray.config.registry import BASE_MAPS
 from ual_ray.errors import UserError
-from ual_ray.smooth.maps import assign_alpha, describe, linear, mean_matched, minmax, rank
+from ual_ray.smooth.maps import assign_alpha, describe, mean_matched
 
 NAN = float("nan")
-MAPS = ["linear", "minmax", "mean_matched", "rank"]
-CONTROLS = ["none", "constant", "shuffled", "inverted"]
+MAPS = list(BASE_MAPS)
+CONTROLS = [name for name in registry.MAPS if name not in BASE_MAPS]
 
 # Zeros, ties and clear differences; values so small that their inverse overflows are no uncertainties.
 ninths = st.integers(1, 9).map(lambda digit: digit / 9)
@@ -60,14 +61,11 @@ def test_by_hand(spec: Spec, uncertainty: list[float], expected: list[float]) ->
     np.testing.assert_allclose(assign_alpha(uncertainty, spec), expected, atol=1e-12)
 
 
-def test_the_maps_are_functions_too() -> None:
-    values = np.array([0.0, 0.5, 1.0])
-    np.testing.assert_allclose(linear(values, 0.1, 0.2), [0.1, 0.15, 0.2])
-    np.testing.assert_allclose(minmax(values / 2, 0.1, 0.2), [0.1, 0.15, 0.2])
-    np.testing.assert_allclose(rank(values**3, 0.1, 0.2), [0.1, 0.15, 0.2])
-
-
 # --- mean_matched ----------------------------------------------------------------------------------------------------
+
+
+def matched(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
+    return mean_matched(uncertainty, SmoothConfig(alpha_mean=mean, alpha_cap=cap), seed=0)
 
 
 def bisected(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
@@ -85,7 +83,7 @@ def bisected(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
 def test_mean_matched_is_what_bisection_finds(uncertainty: list[float], cap: float, share: float) -> None:
     mean = share * reachable(uncertainty, cap)
     values = np.array(uncertainty)
-    np.testing.assert_allclose(mean_matched(values, mean, cap), bisected(values, mean, cap), atol=1e-7)
+    np.testing.assert_allclose(matched(values, mean, cap), bisected(values, mean, cap), atol=1e-7)
 
 
 @given(uncertainty=scores, cap=st.floats(0.01, 0.99), share=st.floats(0, 1))
@@ -118,7 +116,7 @@ def test_the_highest_reachable_mean_is_reached() -> None:
 def test_the_highest_reachable_mean_is_reached_whatever_the_rounding(cap: float) -> None:
     for rows in range(1, 200):
         uncertainty = np.linspace(0.1, 1, rows) ** 3
-        np.testing.assert_allclose(mean_matched(uncertainty, cap, cap), cap)
+        np.testing.assert_allclose(matched(uncertainty, cap, cap), cap)
 
 
 def test_all_certain_rows_cannot_be_smoothed() -> None:

@@ -1,0 +1,31 @@
+"""Estimators of a pair's uncertainty: each declares the requests it needs and reduces their results to an estimate.
+
+contract.py has what an estimator declares, replies.py what several share; config/registry.py lists them. Pure: no Ray, no
+vLLM, no MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ual_ray.columns import Messages
+from ual_ray.config import ElicitConfig
+from ual_ray.config.registry import ESTIMATORS
+from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator
+from ual_ray.engines.requests import Request
+
+__all__ = ["ESTIMATORS", "MISSING", "Estimate", "Estimator", "make_estimators", "requests_of"]
+
+
+def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]:
+    """Build the configured estimators, in order. Raises UserError for a template file that cannot be used."""
+    return {name: ESTIMATORS[name].build(config, seed) for name in config.estimators}
+
+
+def requests_of(estimators: Mapping[str, Estimator], messages: Messages) -> dict[Request, list[str]]:
+    """Return the different requests about a pair, with the names of the estimators that share each."""
+    shared: dict[Request, list[str]] = {}
+    for name, estimator in estimators.items():
+        for request in estimator.requests(messages):
+            shared.setdefault(request, []).append(name)
+    return shared

@@ -1,0 +1,101 @@
+"""Estimators from answers that the elicitor samples to the instruction; both share one request."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from ual_ray.columns import Messages
+from ual_ray.config import ElicitConfig
+from ual_ray.data.answers import final_answer
+from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
+from ual_ray.elicit.estimators.replies import Sampling
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
+from ual_ray.engines.requests import CompletionResult, Request, Result, turns
+
+
+@dataclass(frozen=True)
+class _OfAnswers(Estimator):
+    """Sample answers; `grouping` None = compare final answers where the response marks one, and words elsewhere."""
+
+    sampling: Sampling
+    grouping: Grouping | None
+    similarity: float
+
+    @classmethod
+    def build(cls, config: ElicitConfig, seed: int) -> Self:
+        """Choose the grouping."""
+        return cls(Sampling.of_answers(config, seed), _configured_grouping(config), config.similarity)
+
+    def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask for answers to the instruction."""
+        return [self.sampling.ask(turns(messages[:-1]), attempt)]
+
+    def grouping_of(self, messages: Messages) -> Grouping:
+        """Return how the answers to a pair's instruction are compared."""
+        return self.grouping or grouping_for(messages, self.similarity)
+
+
+@dataclass(frozen=True)
+class SelfConsistency(_OfAnswers):
+    """1 - the share of sampled answers that agree with the given one (after Wang et al. 2022, arXiv 2203.11171).
+
+    raw: the number of answers that agree.
+    """
+
+    summary: ClassVar[str] = "1 - the share of the elicitor's own answers to the instruction that agree with the response."
+
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Count the answers that agree with the response."""
+        (result,) = results
+        if not isinstance(result, CompletionResult):
+            return MISSING
+        grouping = self.grouping_of(messages)
+        given, *sampled = grouping.keys([messages[-1]["content"], *result.texts])
+        agreeing = sum(grouping.same(given, key) for key in sampled)
+        return Estimate(1 - agreeing / len(sampled), float(agreeing))
+
+
+@dataclass(frozen=True)
+class SemanticEntropy(_OfAnswers):
+    """Entropy of the groups of equal sampled answers, over log(number of samples) (Kuhn et al. 2023, arXiv 2302.09664).
+
+    It measures the instruction: how many different answers the elicitor finds, independent of the given one.
+    raw: the entropy in nats.
+    """
+
+    summary: ClassVar[str] = "How many different answers the elicitor finds to the instruction, independent of the response."
+    min_samples: ClassVar[int] = 2
+
+    def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Group the answers and take the entropy of the groups' shares."""
+        (result,) = results
+        if not isinstance(result, CompletionResult) or len(result.texts) < self.min_samples:
+            return MISSING
+        grouping = self.grouping_of(messages)
+        entropy = entropy_of(Counter(group(grouping.keys(result.texts), grouping.same)).values())
+        return Estimate(clip(entropy / math.log(len(result.texts))), entropy)
+
+
+def grouping_for(messages: Messages, similarity: float) -> Grouping:
+    """Compare final answers where the given response marks one, and words elsewhere."""
+    return AnswerGrouping() if final_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
+
+
+def entropy_of(sizes: Iterable[int]) -> float:
+    """Entropy, in nats, of the shares of groups of these sizes."""
+    counts = [size for size in sizes if size]
+    total = sum(counts)
+    return -math.fsum(count / total * math.log(count / total) for count in counts)
+
+
+def _configured_grouping(config: ElicitConfig) -> Grouping | None:
+    if config.grouping == "embedding":
+        from ual_ray.elicit.embedding import EmbeddingGrouping
+
+        assert config.embedding_model is not None, "the configuration asks for it"
+        return EmbeddingGrouping(config.embedding_model, config.similarity)
+    return {"auto": None, "answer": AnswerGrouping(), "lexical": LexicalGrouping(config.similarity)}[config.grouping]
