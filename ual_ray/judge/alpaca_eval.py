@@ -23,23 +23,6 @@ ANNOTATIONS_FILE = "annotations.json"
 OPEN_ENDED = "alpaca_eval"
 
 
-def model_outputs(results: Iterable[Row], generator: str | None = None) -> list[dict[str, Any]]:
-    """Turn rows of `records.RESULTS` into AlpacaEval's outputs, in the order they come in; rows without an answer are left out.
-
-    `generator` names the model; None takes the rows' own.
-    """
-    return [
-        {
-            "instruction": instruction(row[col.MESSAGES]),
-            "output": row[col.PREDICTION],
-            "generator": generator or row[col.MODEL],
-            **({"dataset": row[col.SOURCE]} if row.get(col.SOURCE) else {}),
-        }
-        for row in results
-        if row[col.PREDICTION] is not None
-    ]
-
-
 def as_annotations(verdicts: Iterable[Row]) -> list[dict[str, Any]]:
     """Turn rows of `records.VERDICTS` into AlpacaEval's annotations; a missing verdict is null, pairs without an answer go."""
     return [

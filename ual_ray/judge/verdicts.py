@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
-from ual_ray.judge.win_rate import Judged, WinRate, joint_length_controlled, length_controlled_win_rate, position_bias
-from ual_ray.parquet import read_table
+from ual_ray.judge.win_rate import WinRate, length_controlled_win_rate, position_bias
 
 VERDICTS_FILE = "verdicts.parquet"
 OVERALL = "overall"
@@ -51,31 +48,6 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
         col.PROMPT_TOKENS: sum(row[col.PROMPT_TOKENS] or 0 for row in rows),
         col.GENERATED_TOKENS: sum(row[col.GENERATED_TOKENS] or 0 for row in rows),
     }
-
-
-def read_win_rates(folder: Path) -> dict[str, Any]:
-    """Read the figures that judging wrote to a folder."""
-    return json.loads((folder / col.WIN_RATES_FILE).read_text())
-
-
-def joint_win_rates(folders: Iterable[Path], settings: EvaluateConfig, seed: int = 0) -> dict[str, WinRate]:
-    """Control the win rates of several candidates against one reference for length and instruction difficulty.
-
-    `folders` are those that judging wrote, one per candidate. Raises UserError for fewer than two candidates, and for
-    several references.
-    """
-    models: dict[str, Judged] = {}
-    references = set()
-    for folder in folders:
-        columns = [col.ID, col.CANDIDATE, col.REFERENCE, col.PREFERENCE, col.LENGTH_REFERENCE, col.LENGTH_CANDIDATE]
-        table = read_table(folder / VERDICTS_FILE, columns)
-        references |= set(table[col.REFERENCE].to_pylist())
-        lengths = [table[name].to_pylist() for name in (col.LENGTH_REFERENCE, col.LENGTH_CANDIDATE)]
-        judged = Judged(table[col.ID].to_pylist(), table[col.PREFERENCE].to_pylist(), *lengths)
-        models[table[col.CANDIDATE][0].as_py()] = judged
-    if len(references) > 1:
-        raise UserError("candidates were judged against different references", got=sorted(references), expected="one")
-    return joint_length_controlled(models, level=settings.confidence, resamples=settings.resamples, seed=seed)
 
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.columns import Message
 from ual_ray.errors import UserError
-from ual_ray.judge.alpaca_eval import as_annotations, model_outputs, read_model_outputs, write
+from ual_ray.judge.alpaca_eval import as_annotations, instruction, read_model_outputs, write
 from ual_ray.judge.win_rate import win_rate
 from ual_ray.parquet import read_table, write_rows
 
@@ -34,18 +34,11 @@ def verdict(preference: float | None, **values: Any) -> dict[str, Any]:
     return row | values
 
 
-def test_outputs_by_hand() -> None:
-    rows = [result("Say hi.", "hi", source="helpful_base"), result("Go.", "gone"), result("Fail.", None)]
-    assert model_outputs(rows) == [
-        {"instruction": "Say hi.", "output": "hi", "generator": "ual", "dataset": "helpful_base"},
-        {"instruction": "Go.", "output": "gone", "generator": "ual"},
-    ]
-    assert model_outputs(rows[:1], "my model")[0]["generator"] == "my model"
-
-
 def test_outputs_come_back(tmp_path: Path) -> None:
     rows = [result("Say “hi”.", "hi ☺", source="koala"), result("Go.", "")]
-    write(model_outputs(rows), tmp_path / "model_outputs.json")
+    names = {"instruction": "messages", "output": "prediction", "generator": "model", "dataset": "source"}
+    entries = [{name: row[key] for name, key in names.items()} for row in rows]
+    write([entry | {"instruction": entry["instruction"][0]["content"]} for entry in entries], tmp_path / "model_outputs.json")
     back = read_model_outputs(tmp_path / "model_outputs.json")
     assert [{key: row[key] for key in rows[0]} for row in back] == rows
     write_rows(back, col.RESULTS, tmp_path / "rows.parquet")
@@ -71,8 +64,7 @@ def test_annotations_by_hand(tmp_path: Path) -> None:
 
 def test_several_turns_are_named_and_a_last_reply_is_left_out() -> None:
     turns = [("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
-    (entry,) = model_outputs([result("", "2", messages=[Message(role=role, content=text) for role, text in turns])])
-    assert entry["instruction"] == "User: One?\n\nAssistant: 1\n\nUser: Two?"
+    assert instruction([Message(role=role, content=text) for role, text in turns]) == "User: One?\n\nAssistant: 1\n\nUser: Two?"
 
 
 @pytest.mark.parametrize(
