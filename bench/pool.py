@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from ual_ray import columns as col
 from ual_ray.config import DtypeName, EngineConfig, RuntimeConfig
 from ual_ray.engines import Engine, EngineSpec
-from ual_ray.engines.pool import PoolJob, map_rows
+from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.requests import Completion, CompletionResult, turns
 from ual_ray.engines.row_store import RowStore
 from ual_ray.run.cluster import ray_cluster
@@ -49,4 +48,4 @@ def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName
     )
     job = PoolJob(EngineSpec(engine, "demo"), Answer(max_tokens), RowStore(out, OUTPUT))
     with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
-        map_rows(lambda _: ray.data.read_parquet(str(rows)), size, job, shown)
+        map_file(rows, job, shown)
