@@ -37,6 +37,10 @@ from ual_ray.stats.results import read_results
 DISAGREEMENTS_FILE = "disagreements.jsonl"
 # The columns that figures are computed from: no texts.
 NUMBERS = [col.ID, col.BENCHMARK, col.SOURCE, col.STATUS, col.ERROR, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS]
+SAMPLED = (
+    *(col.ID, col.BENCHMARK, col.SOURCE, col.ANSWER, col.PREDICTION, col.EXTRACTED, col.SCORES),
+    *(col.CONFIDENCE, col.NLL_SUM, col.TARGET_TOKENS, col.STATUS, col.ERROR),
+)
 
 
 def engine_of(config: Config) -> EngineConfig:
@@ -65,7 +69,7 @@ def evaluate(
     spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
     task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(engine_of(config), "answers")))
     results = map_file(questions, PoolJob(spec, task, store), meter)
-    write_tables(_renamed(results, name), col.RESULTS, folder / col.RESULTS_FOLDER)
+    write_tables(with_model(results, name), col.RESULTS, folder / col.RESULTS_FOLDER)
     result = _describe(name, read_results(folder, NUMBERS))
     if result["quarantined"] == result["rows"]:
         raise UserError(
@@ -76,6 +80,13 @@ def evaluate(
     result["disagreements"] = _write_disagreements(folder)
     (folder / col.FIGURES_FILE).write_text(json.dumps(result, indent=2))
     return result
+
+
+def with_model(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
+    """Set the model's name, which may differ from the one that its answers were stored with."""
+    position = col.RESULTS.get_field_index(col.MODEL)
+    for table in results:
+        yield table.set_column(position, col.RESULTS.field(col.MODEL), pa.array([name] * len(table), pa.string()))
 
 
 def check_engine(config: Config) -> None:
@@ -102,25 +113,12 @@ def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
 
 def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
     """Return the first results as columns to look at: the last turn of each question, and maps as JSON."""
-    rows = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet").head(most).to_pylist()
-    shown: dict[str, list[Any]] = {
-        col.ID: [row[col.ID] for row in rows],
-        "question": [next((m["content"] for m in reversed(row[col.MESSAGES]) if m["role"] == "user"), "") for row in rows],
-    }
-    shown |= {name: [row[name] for row in rows] for name in (col.BENCHMARK, col.SOURCE, col.ANSWER, col.PREDICTION)}
-    shown |= {
-        name: [json.dumps(dict(row[name] or []), ensure_ascii=False) for row in rows] for name in (col.EXTRACTED, col.SCORES)
-    }
-    return shown | {
-        name: [row[name] for row in rows] for name in (col.CONFIDENCE, col.NLL_SUM, col.TARGET_TOKENS, col.STATUS, col.ERROR)
-    }
-
-
-def _renamed(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
-    """Replace the model's name, which may be another than when the answers were stored."""
-    position = col.RESULTS.get_field_index(col.MODEL)
-    for table in results:
-        yield table.set_column(position, col.RESULTS.field(col.MODEL), pa.array([name] * len(table), pa.string()))
+    table = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet").head(most)
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SAMPLED}
+    for name in (col.EXTRACTED, col.SCORES):
+        columns[name] = [json.dumps(dict(pairs or []), ensure_ascii=False) for pairs in columns[name]]
+    asked = [[turn["content"] for turn in turns if turn["role"] == "user"] for turns in table[col.MESSAGES].to_pylist()]
+    return {col.ID: columns.pop(col.ID), "question": [turns[-1] if turns else "" for turns in asked], **columns}
 
 
 def _write_disagreements(folder: Path) -> int:

@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> RowStore:
 
 
 def select(store: RowStore, folder: Path, *wanted: str) -> None:
-    results = stage._renamed(store.select(pa.chunked_array([list(wanted)])), "ual")
+    results = stage.with_model(store.select(pa.chunked_array([list(wanted)])), "ual")
     write_tables(results, col.RESULTS, folder / col.RESULTS_FOLDER)
 
 
