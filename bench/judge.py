@@ -27,7 +27,7 @@ from rich.console import Console
 from ual_ray import columns as col
 from ual_ray.columns import Message
 from ual_ray.config.load import load
-from ual_ray.judge.pairs import Side
+from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import Judging, judge_pairs
 from ual_ray.judge.win_rate import Judged, joint_length_controlled, length_controlled_win_rate
 from ual_ray.parquet import write_rows
@@ -66,9 +66,9 @@ def measure_speed(data: Path, count: int, settings: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place, ray_cluster(config.runtime):
         folder = Path(place)
         write_rows(rows, col.RESULTS, folder / "results.parquet")
-        side = Side(folder / "results.parquet")
+        side = AnswerSet(folder / "results.parquet")
         started = time.monotonic()
-        result = judge_pairs(config, Judging(side, Side(None), folder, folder / "store", timed, print))
+        result = judge_pairs(config, Judging(side, AnswerSet(None), folder, folder / "store", timed, print))
         total = time.monotonic() - started
     # The first rows are done when the first batch is: the rate begins there, without the time that loading takes.
     measured = {

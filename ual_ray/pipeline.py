@@ -15,8 +15,8 @@ from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.elicit.step import elicit_step
 from ual_ray.evaluate.lm_eval import engine_options, run_lm_eval
 from ual_ray.evaluate.step import evaluate_step, questions_step
-from ual_ray.judge.pairs import Side
-from ual_ray.judge.stage import side
+from ual_ray.judge.pairs import AnswerSet
+from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
 from ual_ray.parquet import read_table
 from ual_ray.report.findings import REPORT_FOLDER, Findings
@@ -93,8 +93,8 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
 def _judge(session: Session, root: Path, results: Results) -> None:
     """Have every model's open-ended answers compared with those of judge.against."""
     against = session.config.judge.against
-    sides = {name: Side(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
-    reference = Side(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
+    sides = {name: AnswerSet(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
+    reference = AnswerSet(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
     for name, answers in sides.items():
         if name != against:
             place = Place(root / "judge" / f"{name}-vs-{against}", store=root / "judge" / "store")
@@ -112,7 +112,7 @@ def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *,
 
 def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path) -> None:
     """Compare two sets of answers; None = those that the questions came with."""
-    sides = [Side(None) if path is None else side(path, None, out / "answers") for path in (candidate, reference)]
+    sides = [AnswerSet(None) if path is None else read_answers(path, None, out / "answers") for path in (candidate, reference)]
     judge_step(session, sides[0], sides[1], Place(out / "judge"))
 
 

@@ -48,17 +48,19 @@ PAIRS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Side:
-    """Whose answers: a Parquet file or folder of `records.RESULTS`, or None for the answers the questions came with.
+class AnswerSet:
+    """Answers of one model: a Parquet file or folder of `columns.RESULTS`; None = the reference answers of the questions.
 
-    `name` is what verdicts call it; None takes the rows' own.
+    `name` is its name in verdicts; None = the one in the rows.
     """
 
     results: Path | None
     name: str | None = None
 
 
-def make_pairs(candidate: Side, reference: Side, seed: int, benchmarks: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def make_pairs(
+    candidate: AnswerSet, reference: AnswerSet, seed: int, benchmarks: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Pair the open-ended answers by question, ordered by id: rows of PAIRS.
 
     Questions of the named benchmarks, or of those without a gold answer. A pair that lacks an answer has an ERROR; a
@@ -79,19 +81,19 @@ def make_pairs(candidate: Side, reference: Side, seed: int, benchmarks: Sequence
     return sorted(pairs, key=lambda pair: pair[col.ID])
 
 
-def name_of(side: Side) -> str:
-    """Return the name of a side in verdicts: as given, as in its rows, or 'reference' for the questions' own answers."""
-    if side.name is not None:
-        return side.name
-    if side.results is None:
+def name_of(answers: AnswerSet) -> str:
+    """Return the name of answers in verdicts: as given, as in its rows, or 'reference' for the questions' own answers."""
+    if answers.name is not None:
+        return answers.name
+    if answers.results is None:
         return REFERENCE_ANSWERS
     names = (
-        pyarrow.dataset.dataset(str(side.results), format="parquet")
+        pyarrow.dataset.dataset(str(answers.results), format="parquet")
         .to_table(columns=[col.MODEL])[col.MODEL]
         .unique()
         .to_pylist()
     )
-    return ", ".join(sorted(filter(None, names))) or side.results.stem
+    return ", ".join(sorted(filter(None, names))) or answers.results.stem
 
 
 def shown_first(question: str, seed: int) -> bool:
@@ -99,10 +101,10 @@ def shown_first(question: str, seed: int) -> bool:
     return int(digest([question, seed]), 16) % 2 == 0
 
 
-def _results(side: Side) -> list[dict[str, Any]]:
-    if side.results is None:
+def _results(answers: AnswerSet) -> list[dict[str, Any]]:
+    if answers.results is None:
         raise UserError("the candidate has no answers", expected="results of `ual evaluate`, or model_outputs.json")
-    table = pyarrow.dataset.dataset(str(side.results), format="parquet")
+    table = pyarrow.dataset.dataset(str(answers.results), format="parquet")
     return table.to_table(columns=[*RESULT_COLUMNS]).to_pylist()
 
 

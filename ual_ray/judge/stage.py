@@ -24,7 +24,7 @@ from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
-from ual_ray.judge.pairs import PAIRS, QUESTION, Side, make_pairs
+from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, make_pairs
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, win_rates
@@ -47,8 +47,8 @@ class Judging:
     `make_meter` shows progress, given a name and the number of rows; `say` is called with lines to print.
     """
 
-    candidate: Side
-    reference: Side
+    candidate: AnswerSet
+    reference: AnswerSet
     folder: Path
     store: Path
     make_meter: MakeMeter
@@ -72,17 +72,17 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     return result
 
 
-def side(path: Path, name: str | None, folder: Path) -> Side:
+def read_answers(path: Path, name: str | None, folder: Path) -> AnswerSet:
     """Read answers: a Parquet file or folder of results, or AlpacaEval's model_outputs.json, converted to rows in `folder`.
 
     Raises UserError for a file in another format.
     """
     if path.suffix != ".json":
-        return Side(path, name)
+        return AnswerSet(path, name)
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / f"outputs-{file_digest(path)}.parquet"
     write_rows(read_model_outputs(path), col.RESULTS, results)
-    return Side(results, name)
+    return AnswerSet(results, name)
 
 
 def open_ended_benchmarks(config: Config) -> list[str] | None:

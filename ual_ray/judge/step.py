@@ -14,7 +14,7 @@ from ual_ray.config import Config
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
-from ual_ray.judge.pairs import Side, name_of
+from ual_ray.judge.pairs import AnswerSet, name_of
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, _measuring, judge_pairs, open_ended_benchmarks
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.parquet import content_digest, read_table
@@ -25,7 +25,7 @@ from ual_ray.run.step import ARM_TAG, LINEAGE_PROMPTS, Place, Run, Session, Step
 JUDGE_TAG = "ual_ray.judge"
 
 
-def judge_step(session: Session, candidate: Side, reference: Side, place: Place, *, retry: bool = False) -> Done:
+def judge_step(session: Session, candidate: AnswerSet, reference: AnswerSet, place: Place, *, retry: bool = False) -> Done:
     """Judge a candidate's answers against a reference's; `folder`/win_rates.json and `folder`/verdicts.parquet.
 
     Verdicts are kept in the place's store, by a key of judge, prompt and engine settings. `retry` sends the pairs again

@@ -23,8 +23,8 @@ from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge import stage as judging
 from ual_ray.judge.alpaca_eval import read_model_outputs
-from ual_ray.judge.pairs import PAIRS, Side, make_pairs, name_of, shown_first
-from ual_ray.judge.stage import Judging, judge_pairs, side
+from ual_ray.judge.pairs import PAIRS, AnswerSet, make_pairs, name_of, shown_first
+from ual_ray.judge.stage import Judging, judge_pairs, read_answers
 from ual_ray.judge.verdicts import metrics, win_rate_line, win_rates
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.progress import Meter
@@ -76,7 +76,7 @@ class Bench:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return Judging(
-            Side(self.candidate), Side(self.reference), folder, self.folder / "store", self.no_meter, self.said.append
+            AnswerSet(self.candidate), AnswerSet(self.reference), folder, self.folder / "store", self.no_meter, self.said.append
         )
 
     @contextmanager
@@ -115,7 +115,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def test_pairs_by_question(bench: Bench) -> None:
-    pairs = make_pairs(Side(bench.candidate), Side(bench.reference), seed=0)
+    pairs = make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), seed=0)
     assert [pair["id"] for pair in pairs] == sorted({pair["id"] for pair in pairs})
     by_question = {pair["question"]: pair for pair in pairs}
     assert set(by_question) == {digest(number) for number in range(30)}
@@ -135,15 +135,17 @@ def test_the_order_is_about_even() -> None:
 
 
 def test_the_id_is_of_what_is_compared(bench: Bench) -> None:
-    before = {pair["question"]: pair["id"] for pair in make_pairs(Side(bench.candidate), Side(bench.reference), 0)}
+    before = {pair["question"]: pair["id"] for pair in make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)}
     write_results(bench.candidate, [result(number, model="new") for number in range(29)] + [result(29, prediction="New")])
-    after = {pair["question"]: pair["id"] for pair in make_pairs(Side(bench.candidate, "x"), Side(bench.reference), 0)}
+    after = {
+        pair["question"]: pair["id"] for pair in make_pairs(AnswerSet(bench.candidate, "x"), AnswerSet(bench.reference), 0)
+    }
     assert [key for key in before if before[key] != after[key]] == [digest(29)]
 
 
 def test_the_questions_own_reference(tmp_path: Path) -> None:
     rows = [result(0, reference="Given"), result(1)]
-    (pair,) = make_pairs(Side(write_results(tmp_path / "a.parquet", rows)), Side(None), 0)
+    (pair,) = make_pairs(AnswerSet(write_results(tmp_path / "a.parquet", rows)), AnswerSet(None), 0)
     assert (pair["reference"], pair["text_reference"], pair["question"]) == ("reference", "Given", digest(0))
 
 
@@ -151,7 +153,7 @@ def test_an_answer_that_is_missing_is_a_pair_without_a_verdict(bench: Bench) -> 
     rows = [result(0), result(1, prediction=None, status="quarantined", error="overlong: 2000"), result(2)]
     write_results(bench.candidate, rows)
     write_results(bench.reference, [result(0, prediction=None), result(1), result(9)])
-    pairs = {pair["question"]: pair for pair in make_pairs(Side(bench.candidate), Side(bench.reference), 0)}
+    pairs = {pair["question"]: pair for pair in make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)}
     assert set(pairs) == {digest(0), digest(1)}
     assert pairs[digest(0)]["error"] == "no answer: the reference gave none"
     assert pairs[digest(1)]["error"] == "no answer: the candidate gave none (overlong: 2000)"
@@ -160,7 +162,7 @@ def test_an_answer_that_is_missing_is_a_pair_without_a_verdict(bench: Bench) -> 
 
 def test_an_empty_answer_is_an_answer(bench: Bench) -> None:
     write_results(bench.candidate, [result(0, prediction="")])
-    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    (pair,) = make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)
     assert (pair["error"], pair["length_candidate"]) == (None, 0)
 
 
@@ -172,9 +174,9 @@ def test_only_open_ended_questions(tmp_path: Path) -> None:
         result(3, benchmark="mt_bench"),
     ]
     path = write_results(tmp_path / "a.parquet", rows)
-    every = make_pairs(Side(path), Side(path), 0)
+    every = make_pairs(AnswerSet(path), AnswerSet(path), 0)
     assert {pair["benchmark"] for pair in every} == {"chat", "mt_bench"}
-    named = make_pairs(Side(path), Side(path), 0, ["mt_bench"])
+    named = make_pairs(AnswerSet(path), AnswerSet(path), 0, ["mt_bench"])
     assert [pair["question"] for pair in named] == [digest(3)]
 
 
@@ -182,7 +184,7 @@ def test_follow_ups_have_their_own_history(bench: Bench) -> None:
     turns = [{"role": "user", "content": text} for text in ("One?", "Two?")]
     write_results(bench.candidate, [result(0, messages=turns, extracted={"turn_1": "Mine"}, prediction="Then")])
     write_results(bench.reference, [result(0, messages=turns, extracted={"turn_1": "Theirs"}, prediction="So")])
-    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    (pair,) = make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)
     assert pair["messages"] == [{"role": "user", "content": "One?"}]
     assert pair["earlier_candidate"] == "Assistant: Mine\n\nUser: Two?\n\nAssistant: "
     assert pair["earlier_reference"] == "Assistant: Theirs\n\nUser: Two?\n\nAssistant: "
@@ -193,7 +195,7 @@ def test_a_shared_history_is_told_once(bench: Bench) -> None:
     turns = [{"role": "user", "content": text} for text in ("One?", "Two?")]
     for path, text in ((bench.candidate, "a"), (bench.reference, "b")):
         write_results(path, [result(0, messages=turns, extracted={"turn_1": "Same"}, prediction=text)])
-    (pair,) = make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+    (pair,) = make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)
     assert [message["content"] for message in pair["messages"]] == ["One?", "Same", "Two?"]
     assert (pair["earlier_candidate"], pair["earlier_reference"]) == ("", "")
 
@@ -201,17 +203,17 @@ def test_a_shared_history_is_told_once(bench: Bench) -> None:
 def test_nothing_to_compare(bench: Bench) -> None:
     write_results(bench.reference, [result(99)])
     with pytest.raises(UserError, match="no question of ual can be compared with ual"):
-        make_pairs(Side(bench.candidate), Side(bench.reference), 0)
+        make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)
 
 
 def test_a_candidate_without_answers(bench: Bench) -> None:
     with pytest.raises(UserError, match="the candidate has no answers"):
-        make_pairs(Side(None), Side(bench.reference), 0)
+        make_pairs(AnswerSet(None), AnswerSet(bench.reference), 0)
 
 
 def test_names(bench: Bench) -> None:
-    assert (name_of(Side(bench.candidate)), name_of(Side(bench.candidate, "mine"))) == ("ual", "mine")
-    assert name_of(Side(None)) == "reference"
+    assert (name_of(AnswerSet(bench.candidate)), name_of(AnswerSet(bench.candidate, "mine"))) == ("ual", "mine")
+    assert name_of(AnswerSet(None)) == "reference"
 
 
 def test_alpaca_evals_outputs_can_be_judged(tmp_path: Path) -> None:
@@ -219,10 +221,10 @@ def test_alpaca_evals_outputs_can_be_judged(tmp_path: Path) -> None:
     for name in ("a", "b"):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps([{"instruction": "Say hi.", "output": f"hi {name}", "generator": name}]))
-        sides.append(side(path, None, tmp_path / "work"))
+        sides.append(read_answers(path, None, tmp_path / "work"))
     (pair,) = make_pairs(*sides, 0)
     assert (pair["candidate"], pair["reference"], pair["text_candidate"]) == ("a", "b", "hi a")
-    assert side(tmp_path / "rows.parquet", "n", tmp_path) == Side(tmp_path / "rows.parquet", "n")
+    assert read_answers(tmp_path / "rows.parquet", "n", tmp_path) == AnswerSet(tmp_path / "rows.parquet", "n")
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
