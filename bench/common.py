@@ -44,7 +44,7 @@ def read_rows(path: str, count: int) -> list[Messages]:
 
 
 def write_canonical(rows: Sequence[Messages], path: Path) -> None:
-    """Write conversations as a Parquet file of `records.ROWS`."""
+    """Write conversations as a Parquet file of `columns.ROWS`."""
     write_rows(
         [{col.ID: col.content_id(messages), col.SOURCE: "bench", col.MESSAGES: messages} for messages in rows], col.ROWS, path
     )

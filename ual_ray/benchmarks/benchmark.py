@@ -35,14 +35,14 @@ class Question:
 
     @classmethod
     def of_row(cls, row: Row) -> Question:
-        """Read a row of `records.QUESTIONS`."""
+        """Read a row of `columns.QUESTIONS`."""
         choices = tuple(row[col.CHOICES] or ())
         return cls(row[col.MESSAGES], row[col.SOURCE], row[col.ANSWER], choices, row[col.REFERENCE])
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model's results say: the columns that a benchmark adds to a row of `records.RESULTS`.
+    """What a model's results say: the columns that a benchmark adds to a row of `columns.RESULTS`.
 
     `scores` holds one value per metric (None = it could not be measured), `confidence` (in [0, 1]) how sure the model was.
     """

@@ -1,4 +1,4 @@
-"""How sure a model is of its own answers, and how often it is right: `records.RESULTS` rows, looked at once more.
+"""How sure a model is of its own answers, and how often it is right: `columns.RESULTS` rows, looked at once more.
 
 Confidence is the mean token probability of the answer, exp(mean log-probability); of a choice its share of the choices'
 summed probabilities. Both are those of the engine; what temperature scaling makes of them takes the logits again.

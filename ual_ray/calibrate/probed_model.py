@@ -186,7 +186,7 @@ class Head:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Of each token, float64 or bool of [n]: see records.TOKEN_STATISTICS."""
+    """Of each token, float64 or bool of [n]: see columns.TOKEN_STATISTICS."""
 
     nll: NDArray[np.float64]
     confidence: NDArray[np.float64]

@@ -31,7 +31,7 @@ Render = Callable[[Row], Sequence[Rendered]]
 class Job:
     """One model's calibration: where its rows are, and how they are read.
 
-    rows: canonical rows of all splits. results: `records.RESULTS` rows of this model, None = no answers are measured.
+    rows: canonical rows of all splits. results: `columns.RESULTS` rows of this model, None = no answers are measured.
     device: "cpu" or "cuda".
     """
 

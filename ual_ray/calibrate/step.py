@@ -32,7 +32,7 @@ CLUSTER_METRICS = ("nc1", "silhouette", "scatter_ratio")
 def calibrate_step(session: Session, name: str, model: str, rows: Path, results: Path | None, place: Place) -> Done:
     """Measure one model in one Ray task; `folder` gets calibration.json, clusters.json and .npz, tokens and answers.parquet.
 
-    rows: canonical rows of all splits. results: `records.RESULTS` rows of this model; None = its answers are not measured.
+    rows: canonical rows of all splits. results: `columns.RESULTS` rows of this model; None = its answers are not measured.
     """
     config = session.config
     inputs: dict[str, Any] = {

@@ -51,6 +51,6 @@ class DataConfig(Section):
         return self
 
     def split_shares(self) -> dict[str, float]:
-        """The share of rows that each split gets, by its name in `records.SPLITS`."""
+        """The share of rows that each split gets, by its name in `columns.SPLITS`."""
         train = 1 - self.validation_share - self.test_share
         return {"train": train, "validation": self.validation_share, "test": self.test_share}

@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Block:
-    """Canonical rows as a table of `records.ROWS`, and the bad rows of the same stretch with their reasons."""
+    """Canonical rows as a table of `columns.ROWS`, and the bad rows of the same stretch with their reasons."""
 
     rows: pa.Table
     quarantined: list[dict[str, Any]]

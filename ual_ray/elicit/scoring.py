@@ -46,7 +46,7 @@ class Measurement:
 
 
 class ScoreRows:
-    """Add the columns of `records.measured_schema` to rows.
+    """Add the columns of `columns.measured_schema` to rows.
 
     A row is quarantined, with its reason, when an estimator that `elicit.uncertainty` needs failed on it.
     """

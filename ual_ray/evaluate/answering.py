@@ -1,4 +1,4 @@
-"""Answer a batch of questions with one engine: rows of `records.QUESTIONS` become rows of `records.RESULTS`.
+"""Answer a batch of questions with one engine: rows of `columns.QUESTIONS` become rows of `columns.RESULTS`.
 
 Pure glue: it runs inside an actor, and inside a unit test as it is.
 """

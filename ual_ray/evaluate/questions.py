@@ -63,7 +63,7 @@ def digests(configs: Mapping[str, BenchmarkConfig]) -> dict[str, Any]:
 
 
 def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
-    """Write `folder`/questions.parquet (`records.QUESTIONS`); return questions, bad rows and repeated ones per benchmark.
+    """Write `folder`/questions.parquet (`columns.QUESTIONS`); return questions, bad rows and repeated ones per benchmark.
 
     `rows` holds canonical rows, of which the test split is used; without them benchmarks of the test split have no question.
     Raises UserError for a benchmark with a path that yields no question, and when there is no question at all.

@@ -24,7 +24,7 @@ OPEN_ENDED = "alpaca_eval"
 
 
 def as_annotations(verdicts: Iterable[Row]) -> list[dict[str, Any]]:
-    """Turn rows of `records.VERDICTS` into AlpacaEval's annotations; a missing verdict is null, pairs without an answer go."""
+    """Turn rows of `columns.VERDICTS` into AlpacaEval's annotations; a missing verdict is null, pairs without an answer go."""
     return [
         {
             "instruction": instruction(row[col.MESSAGES]),
@@ -50,7 +50,7 @@ def export(verdicts: Iterable[Row], folder: Path) -> None:
 
 
 def read_model_outputs(path: Path) -> list[dict[str, Any]]:
-    """Read AlpacaEval's outputs of any model as rows for `records.RESULTS`, so that they can be judged.
+    """Read AlpacaEval's outputs of any model as rows for `columns.RESULTS`, so that they can be judged.
 
     Raises UserError for a file of another form, and for an instruction that has several outputs.
     """

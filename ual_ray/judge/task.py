@@ -39,7 +39,7 @@ class _Verdict:
 
 @dataclass(frozen=True)
 class JudgeRows:
-    """Add the verdict's columns of `records.VERDICTS` to pairs (rows of `pairs.PAIRS`); without one a row is quarantined.
+    """Add the verdict's columns of `columns.VERDICTS` to pairs (rows of `pairs.PAIRS`); without one a row is quarantined.
 
     `model` is what the verdicts call the judge, `templates` a user's prompt file, `seed` that of further sampled verdicts.
     """

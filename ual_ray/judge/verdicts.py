@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> dict[str, Any]:
     """Turn verdicts into figures: win rates overall and by benchmark, position bias, the share of verdicts that were read.
 
-    `rows` are of `records.VERDICTS`, `settings` configures the intervals. Raises UserError when there is no verdict at all.
+    `rows` are of `columns.VERDICTS`, `settings` configures the intervals. Raises UserError when there is no verdict at all.
     """
     reasons = Counter((row[col.ERROR] or "unknown").split(":")[0] for row in rows if row[col.STATUS] != col.STATUS_OK)
     sent = [row for row in rows if row[col.TEXT_CANDIDATE] is not None and row[col.TEXT_REFERENCE] is not None]

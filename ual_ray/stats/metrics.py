@@ -97,7 +97,7 @@ class Figure:
 
 
 def figures(results: pa.Table) -> list[Figure]:
-    """Measure each benchmark of `records.RESULTS` rows: NLL per token overall and by source, the mean of every score.
+    """Measure each benchmark of `columns.RESULTS` rows: NLL per token overall and by source, the mean of every score.
 
     A row without a value counts nowhere: missing is missing, never wrong.
     """

@@ -17,7 +17,7 @@ from ual_ray.stats.metrics import Figure
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the result rows (`records.RESULTS`) that `evaluate` wrote, ordered by id."""
+    """Read the result rows (`columns.RESULTS`) that `evaluate` wrote, ordered by id."""
     files = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
     return files.to_table(columns=None if columns is None else [*columns]).sort_by(col.ID)
 

@@ -43,7 +43,7 @@ class TokenStore(Sequence[Sample]):
     """
 
     def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
-        """Take a table of the columns of records.TOKENS, whose columns may lie in mapped files."""
+        """Take a table of the columns of columns.TOKENS, whose columns may lie in mapped files."""
         self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
         order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
