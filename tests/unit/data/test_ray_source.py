@@ -81,7 +81,7 @@ def test_too_many_bad_rows_end_the_reading(tmp_path: Path) -> None:
 
 def test_nothing_is_read_for_a_job_that_has_to_stop(tmp_path: Path) -> None:
     monitor = Monitor(Limits(failed=0.0))
-    monitor.scored(100, ["x"], 0, 0, 0)
+    monitor.scored(100, ["x"])
     assert list(read(piece_of(tmp_path, 500), tmp_path, monitor)) == []
     assert not (tmp_path / "out").exists()
 
