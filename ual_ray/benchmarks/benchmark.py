@@ -1,7 +1,7 @@
 """The contract of a benchmark: rows -> questions -> requests -> readings. Pure.
 
-A benchmark is one small file in `evaluate/benchmarks`. It says where its questions are in a record, what a model is asked,
-what is read out of the answer, and which metrics of `evaluate.metrics` that gives. Everything else is shared.
+A benchmark defines how a record becomes a question, what the model is asked, how its answer is read, and which metrics of
+`stats.metrics` result. Everything else is shared.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One question: `messages` is what is asked (or, of a likelihood, the whole conversation).
+    """One question: `messages` is what the model is asked (for a likelihood, the whole conversation).
 
-    `answer` is the gold answer as text (of a choice: its number from 0), `reference` another system's answer.
+    `answer` is the gold answer as text (for choices, the index from 0), `reference` another system's answer.
     """
 
     messages: Messages
@@ -42,9 +42,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model's results say: the columns that a benchmark adds to a row of `columns.RESULTS`.
+    """What is read out of a model's results: the columns that a benchmark adds to a row of `columns.RESULTS`.
 
-    `scores` holds one value per metric (None = it could not be measured), `confidence` (in [0, 1]) how sure the model was.
+    `scores` has one value per metric (None = not measurable), `confidence` is the model's, in [0, 1].
     """
 
     prediction: str | None = None
@@ -58,40 +58,39 @@ class Reading:
 class Benchmark(ABC):
     """One configured benchmark.
 
-    `version` is a part of every question's id: it goes up whenever what is asked, or what is read out of it, changes.
+    kind: its name in the registry. version: part of every question's id; increase it when the requests or the reading change.
+    form: what a file's records look like, for an error message. settings: keys of its section that change the requests.
     """
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     metrics: ClassVar[tuple[str, ...]] = ()
     needs_likelihood: ClassVar[bool] = False
-    # What a file's records look like, for an error message.
     form: ClassVar[str] = "a conversation in any form that training data may have"
-    # Settings that change what is asked.
     settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
 
     def __init__(self, config: BenchmarkConfig | None = None) -> None:
-        """Take the settings."""
+        """Keep the settings."""
         self.config = config or BenchmarkConfig()
 
     def check(self) -> None:  # noqa: B027 - most benchmarks need nothing
-        """Raise UserError where a library is missing that reading the answers needs."""
+        """Raise UserError if a library that reads the answers is missing."""
 
-    @abstractmethod
     def question(self, messages: Messages, source: str) -> Question | None:
-        """Make a question of a row of the run's test split; None where the row is none of this benchmark's."""
+        """Make a question of a conversation, such as a row of the run's test split; None where it is not one."""
+        return None
 
     @abstractmethod
     def requests(self, question: Question) -> Sequence[Request]:
-        """Say what the model is asked."""
+        """Return the first requests about a question."""
 
     def follow_up(self, question: Question, results: Sequence[Result]) -> Sequence[Request]:
-        """Say what is asked next, given all results so far; nothing when all is asked."""
+        """Return the next requests, given all results so far; empty when there are no more."""
         return ()
 
     @abstractmethod
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
-        """Read the results, none of which is a Failure, in the order of the requests."""
+        """Read and score the results, in the order of the requests; none of them is a Failure."""
 
     def questions(self, records: Iterable[Record | BadRow], where: str) -> Iterator[Question | BadRow]:
         """Turn the records of a file into questions, or into the reason that there is none."""
@@ -105,7 +104,7 @@ class Benchmark(ABC):
                 yield reason
 
     def from_record(self, record: Record, where: str) -> Question:
-        """Make a question of one record of a file, its columns renamed. Raises BadRow where that cannot be done."""
+        """Make a question of one record of a file, its columns renamed. Raises BadRow if that is impossible."""
         form = next((form for form in FORMATS.values() if form.fits(record)), None)
         if form is None:
             raise BadRow(f"unknown form: columns {', '.join(columns_of([record]))}")
@@ -121,22 +120,22 @@ class Benchmark(ABC):
         return digest([name, self.provenance(), asked, known])
 
     def provenance(self) -> dict[str, Any]:
-        """Say what, besides the question, shapes what is asked and read."""
+        """Return what the requests and the reading depend on, in addition to the question."""
         return {"kind": self.kind, "version": self.version} | self.config.model_dump(include=set(self.settings))
 
     def complete(self, messages: Messages) -> Completion:
-        """Ask for a greedy answer, and how sure the model is of it."""
+        """Return the request for a greedy answer with its confidence."""
         return Completion(turns(messages), self.config.max_new_tokens, confidence=True)
 
 
 def completed(results: Sequence[Result]) -> tuple[str, float | None]:
-    """Get the text of the last result, a completion, and its confidence."""
+    """Return the text and the confidence of the last result, which is a completion."""
     last = results[-1]
     assert isinstance(last, CompletionResult), f"a completion was asked for, {type(last).__name__} came"
     return last.texts[0], last.confidence
 
 
 def source_of(record: Record, where: str) -> str:
-    """Name a record's source: what it says itself, or where it is from."""
+    """Return a record's own source, or else where it is from."""
     source = record.get(col.SOURCE)
     return source if isinstance(source, str) and source else where

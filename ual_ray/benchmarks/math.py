@@ -27,7 +27,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its answer."""
 
     kind = "math"
-    form = r"problem and solution (and answer), or any other form of conversation; it holds \boxed{...} or 'The answer is:'"
+    form = r"problem and solution (and answer), or any other conversation format; it holds \boxed{...} or 'The answer is:'"
     metrics = (EXACT_MATCH_MATH,)
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, source_of
-from ual_ray.columns import Message, Messages
+from ual_ray.columns import Message
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.engines.requests import Likelihood, LikelihoodResult, Request, Result, turns
 from ual_ray.stats.metrics import ACCURACY, ACCURACY_NORMALISED
@@ -28,10 +28,6 @@ class MultipleChoice(Benchmark):
     metrics = (ACCURACY, ACCURACY_NORMALISED)
     needs_likelihood = True
     settings = ()
-
-    def question(self, messages: Messages, source: str) -> None:
-        """A conversation has no choices."""
-        return None
 
     def from_record(self, record: Record, where: str) -> Question:
         """Read ARC's form (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)."""
