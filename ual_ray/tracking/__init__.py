@@ -1,7 +1,7 @@
-"""MLflow: the only package that imports it. Runs, lineage tags, data sets, figures, registered models, and a spool for outages.
+"""MLflow tracking: runs, lineage tags, data sets, plots, registered models, and a spool on disk for outages.
 
-The driver owns every run. Logging never takes the job down: what the store cannot take now is kept on disk, in order, and sent
-when it answers again; what it refuses is counted, logged, kept aside, and reported at the end.
+Only this package imports mlflow. The driver owns every run. Logging never fails a job: while the store is unreachable,
+operations are kept on disk, then sent in order; operations that it rejects are counted, logged, kept, and reported at the end.
 
 Nothing is imported here: a watcher (`python -m ual_ray.tracking.watcher`) must start without the cost of MLflow.
 """

@@ -1,4 +1,4 @@
-"""Send what commands on an output folder could not: `ual sync`."""
+"""`ual sync`: send the operations that earlier commands on an output folder could not send to MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ual_ray.tracking.tracker import Tracker, default_uri
 
 @dataclass(frozen=True)
 class CaughtUp:
-    """How many operations of an output folder were sent, how many the store refused, and how many still wait."""
+    """Counts of an output folder's spooled operations: sent, rejected by the store, still waiting."""
 
     sent: int
     refused: int
@@ -24,10 +24,10 @@ class CaughtUp:
 
 
 def catch_up(output: Path, uri: str | None = None, seconds: float | None = None) -> CaughtUp:
-    """Send what waits below an output folder, for `seconds` at most per store (None: tracking.catch_up_seconds).
+    """Send the operations spooled in an output folder, for at most `seconds` per store (None: tracking.catch_up_seconds).
 
-    uri: the store's address where it holds a password, which is not kept on disk. Raises UserError when it is needed, and
-    when a store refuses the connection.
+    uri: the store's address, needed when it contains a password (passwords are not kept on disk). Raises UserError when it is
+    missing, and when a store refuses the connection.
     """
     sent = refused = waiting = 0
     for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
@@ -47,8 +47,8 @@ def _address(kept: str, given: str | None, output: Path) -> str | None:
         return given
     if MASK in kept:
         raise UserError(
-            "operations wait for a store whose address holds a password",
+            "operations wait for a store whose address contains a password",
             got=kept,
-            fix="give the whole address with --uri",
+            fix="pass the full address with --uri",
         )
     return kept

@@ -1,11 +1,11 @@
-"""What is logged while the store is away, on disk and in order.
+"""The spool: operations logged while the store is unreachable, on disk and in order.
 
     mlflow-spool/<key>/store.json             the store and experiment the operations are meant for, secrets masked
     mlflow-spool/<key>/<number>.json          one operation; numbers rise with time
     mlflow-spool/<key>/files/<name>/...       copies of the files that operations upload
-    mlflow-spool/<key>/refused/<number>.json  an operation that the store will never take, with its reason
+    mlflow-spool/<key>/refused/<number>.json  an operation that the store rejected, with the reason
 
-Every file is written under another name and then renamed: a process killed at any moment leaves whole operations.
+Every file is written under a temporary name and then renamed, so a killed process leaves no partial operation.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing to tell the store: what kind, of which run (its local id), and the values, all of which JSON can hold.
+    """One operation on the store: its kind, the local id of its run, and its JSON-serializable values.
 
-    file: what is uploaded; the spool keeps a copy of it.
+    file: the file to upload; the spool keeps a copy of it.
     """
 
     kind: str
@@ -49,12 +49,12 @@ class Operation:
 
 
 class Spool:
-    """The operations that wait for one store and experiment; one process adds to it, in one order."""
+    """The operations waiting for one store and experiment, in order; a single process appends to it."""
 
     def __init__(self, output: Path, store: Mapping[str, str | None]) -> None:
-        """Look for what an earlier process has left; nothing is written before something has to wait.
+        """Find the operations left by an earlier process; nothing is written until an operation has to wait.
 
-        store: `uri` (without secrets) and `experiment` tell it apart; what else is there is kept for `catch_up`.
+        store: identified by `uri` (without secrets) and `experiment`; other values are kept for `catch_up`.
         """
         self._store = dict(store)
         self.folder = output.absolute() / SPOOL_FOLDER / digest({key: store[key] for key in ("uri", "experiment")})[:12]
@@ -64,30 +64,30 @@ class Spool:
 
     @property
     def known(self) -> bool:
-        """Whether operations for this store have waited here before: its address was right then."""
+        """Whether operations for this store have been spooled here before, so its address is known to be valid."""
         return (self.folder / STORE).is_file()
 
     @property
     def waiting(self) -> int:
-        """Number of operations that wait."""
+        """Number of waiting operations."""
         return len(self._names)
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation, and a copy of its file. Raises OSError when the disk does not take it."""
+        """Write an operation and a copy of its file. Raises OSError when the write fails."""
         if not self.known:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / STORE, self._store)
         if operation.file is not None:
             operation = replace(operation, file=self._copy(Path(operation.file)))
         with self._lock:
-            # The clock, so that what another process adds later also comes later; it may be set back, the order may not.
+            # The clock orders operations across processes; the maximum keeps the order when the clock is set back.
             self._last = max(self._last + 1, time.time_ns())
             name = f"{self._last:020d}"
             _write(self._path(name), redact_values(asdict(operation)))
             self._names.append(name)
 
     def first(self) -> tuple[str, Operation] | None:
-        """Return the operation that has waited longest, by name; None when nothing waits. What cannot be read is put aside."""
+        """Return the name and content of the oldest waiting operation, or None. Unreadable operations are moved aside."""
         while self._names:
             name = self._names[0]
             try:
@@ -101,14 +101,14 @@ class Spool:
         return None
 
     def remove(self, name: str, operation: Operation) -> None:
-        """Forget an operation that has been sent, and its file."""
+        """Delete an operation that has been sent, and its file."""
         self._path(name).unlink(missing_ok=True)
         if operation.file is not None and (copy := Path(operation.file)).parents[1] == self.folder / FILES:
             shutil.rmtree(copy.parent, ignore_errors=True)
         self._forget(name)
 
     def refuse(self, operation: Operation, reason: str, name: str | None = None) -> Path:
-        """Put an operation aside that the store will never take; `name`: of one that has waited. Its file stays where it is."""
+        """Move a rejected operation to `refused`; `name` is set if it was spooled. Its file is not moved."""
         aside = self._aside() / f"{name or f'{time.time_ns():020d}'}.json"
         _write(aside, redact_values({**asdict(operation), "reason": reason}))
         if name is not None:
@@ -118,7 +118,7 @@ class Spool:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Take the right to send what waits; gives False when another process has it."""
+        """Lock the spool for sending; yields False when another process holds the lock."""
         lock = FileLock(str(self.folder / LOCK), timeout=0)
         try:
             lock.acquire()
@@ -135,7 +135,7 @@ class Spool:
         return operation if operation.file is None else replace(operation, file=str(self.folder / operation.file))
 
     def _copy(self, file: Path) -> str:
-        """Copy a file, and say where below the folder, which may be moved."""
+        """Copy a file into the spool; returns the path relative to the folder, which may be moved."""
         name = f"{FILES}/{uuid4().hex}/{file.name}"
         copy = self.folder / name
         copy.parent.mkdir(parents=True)

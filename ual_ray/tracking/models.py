@@ -1,4 +1,4 @@
-"""Registered models: logged as they lie on disk, never loaded, with their lineage, their card, and the aliases of promotion."""
+"""Registered models: log a model directory without loading it, with its lineage and model card, and set its aliases."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# A registration's own name, by which one that was not answered is found again.
+# A tag unique to one registration: finds a version again whose creation was not confirmed.
 REGISTRATION = "ual_ray.registration"
 CARD = "README.md"
-# The widest description that MLflow's databases hold.
+# The maximum length of a description in MLflow's databases, in characters.
 LONGEST_DESCRIPTION = 5000
 EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
 def log_model(client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], registration: str) -> str:
-    """Log a model directory, register it as the model `name`'s candidate, and return the version's number.
+    """Log a model directory, register it under `name` with the alias candidate, and return the version number.
 
-    registration: unique to this call; a version that bears it already is only given the alias. Raises what MLflow raises, and
-    FileNotFoundError when the directory is gone.
+    registration: unique to this call; a version that already has it is only given the alias. Raises MLflow's own errors, and
+    FileNotFoundError when the directory no longer exists.
     """
     version = _registered(client, name, registration)
     if version is None:
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"the model {folder} is gone")
+            raise FileNotFoundError(f"the model directory {folder} does not exist")
         model_id = _upload(client, run_id, folder)
         version = _register(client, run_id, model_id, folder, name, {**tags, REGISTRATION: registration})
     client.set_registered_model_alias(name, CANDIDATE, version)
@@ -41,9 +41,9 @@ def log_model(client: MlflowClient, run_id: str, folder: str, name: str, tags: M
 
 
 def champion_of(uri: str, name: str, version: str | None, run_id: str | None, tags: Mapping[str, str]) -> str:
-    """Give a version the alias champion, and the tags; without its number, the newest version of the run. Return its number.
+    """Set the alias champion and the tags on a version (None: the newest of the run); return its number.
 
-    Raises UserError when the store does not answer, or holds no such version.
+    Raises UserError when the store does not answer or has no such version.
     """
     client = MlflowClient(uri)
     try:
@@ -54,7 +54,7 @@ def champion_of(uri: str, name: str, version: str | None, run_id: str | None, ta
                 f"no registered version of the model {name} belongs to this run",
                 got=f"version {version}" if version else f"MLflow run {run_id}",
                 expected=", ".join(sorted(str(x.version) for x in found)) or "none is registered",
-                fix="send what waits for the store first: `ual sync`",
+                fix="send the waiting operations first: `ual sync`",
             )
         newest = str(max(int(x.version) for x in matching))
         for key, value in tags.items():
@@ -72,7 +72,7 @@ def _registered(client: MlflowClient, name: str, registration: str) -> str | Non
 
 def _upload(client: MlflowClient, run_id: str, folder: str) -> str:
     experiment = client.get_run(run_id).info.experiment_id
-    # Created here, as MLflow would put it into its default experiment where no run is active in this thread.
+    # Created explicitly: with no active run in this thread MLflow would use its default experiment.
     model: Any = client.create_logged_model(experiment, name="model", source_run_id=run_id)
     Model.log(
         artifact_path=None,
@@ -82,7 +82,7 @@ def _upload(client: MlflowClient, run_id: str, folder: str) -> str:
         model_id=model.model_id,
         transformers_model=folder,
         task="llm/v1/chat",
-        # Without a list of its own MLflow loads the model in a second process to guess one.
+        # Without explicit requirements MLflow loads the model in a second process to infer them.
         pip_requirements=["transformers", "torch"],
         validate_serving_input=False,
     )
@@ -102,7 +102,7 @@ def _register(client: MlflowClient, run_id: str, model_id: str, folder: str, nam
 
 
 def _card(folder: Path) -> str | None:
-    """Read the model's card without the header that is meant for hubs."""
+    """Read the model card without its YAML header."""
     if not (folder / CARD).is_file():
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", (folder / CARD).read_text(encoding="utf-8"), flags=re.DOTALL).strip()

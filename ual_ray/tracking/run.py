@@ -1,4 +1,4 @@
-"""One MLflow run: what is logged to it becomes operations, which the tracker sends now or later."""
+"""One MLflow run: every logging call becomes an operation that the tracker sends now or later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONGEST_PARAM = 500
-# The last step of every metric, beside the run's file: the store may be away when it is asked.
+# The last step of every metric, next to the run's file, for when the store is unreachable.
 STEPS_FILE = "mlflow_steps.json"
 ENVIRONMENT_FILE = "environment.json"
 
@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 
 
 class RunStore(Protocol):
-    """What a run needs of the tracker that opened it."""
+    """The tracker's interface to its runs."""
 
     output: Path
 
@@ -39,30 +39,30 @@ class RunStore(Protocol):
         """The client of the tracking store."""
 
     def known_id(self, local: str) -> str | None:
-        """Return MLflow's id of a run; None as long as the store has not created it."""
+        """Return MLflow's id of a run; None until the store has created it."""
 
     def submit(self, operation: Operation) -> Any:
-        """Send an operation now, or keep it for later."""
+        """Send an operation now, or spool it."""
 
     def ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """Ask the store; None while it is away."""
+        """Query the store; None while it is unreachable."""
 
     def tolerant(self, what: str) -> AbstractContextManager[None]:
-        """Count and log an error of the block instead of raising it."""
+        """Count and log an error in the block instead of raising it."""
 
 
 class Run:
-    """An open run. Its methods never raise for the store's sake, and never wait for a store that is known to be away."""
+    """An open run. Its methods never raise store errors, and do not wait for a store known to be unreachable."""
 
     def __init__(self, tracker: RunStore, local_id: str, name: str, folder: Path) -> None:
-        """Hold an open run. local_id: its name from before the store knows it; folder: the one it belongs to."""
+        """Wrap an open run. local_id: its id before the store has created it; folder: the output folder it belongs to."""
         self._tracker = tracker
         self._steps_file = folder / STEPS_FILE
         self.local_id, self.name = local_id, name
 
     @property
     def id(self) -> str:
-        """MLflow's id; the local one as long as the store has not created the run."""
+        """MLflow's id; the local id until the store has created the run."""
         return self._tracker.known_id(self.local_id) or self.local_id
 
     @property
@@ -80,7 +80,7 @@ class Run:
         self._submit("tags", {key: str(value) for key, value in values.items()})
 
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Log the numbers among the values."""
+        """Log the values that are numbers; others are ignored."""
         numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
         named = {re.sub(r"[^\w.\- /]", "_", key): float(value) for key, value in numbers.items()}
         self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000)})
@@ -89,13 +89,13 @@ class Run:
                 self._record({key: step for key in named})
 
     def last_step(self, metric: str) -> int:
-        """Return the last step that a metric was logged at, or -1; from the local record alone while the store is away."""
+        """Return the last step of a metric, or -1 if none; from the local record while the store is unreachable."""
         steps = [self._recorded().get(metric, -1)]
         history = self._tracker.ask(lambda: self._tracker.client.get_metric_history(self.id, metric))
         return max([*steps, *(entry.step for entry in history or [])])
 
     def dataset(self, name: str, path: Path, digest: str, rows: int, context: str) -> None:
-        """Log an input data set with its digest; `context` says what it is used for."""
+        """Log an input data set with its digest; `context` is its purpose, such as training."""
         content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context}
         self._submit("dataset", content)
 
@@ -104,32 +104,32 @@ class Run:
         self._submit("artifact", {"folder": folder}, path)
 
     def plot(self, figure: Figure, name: str) -> None:
-        """Log a plot; `name` may begin with folders."""
+        """Log a plot; `name` may contain folders."""
         with self._tracker.tolerant(f"drawing {name}"), tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
             figure.savefig(path)
             self.artifact(path, _folder(name))
 
     def dict(self, content: Mapping[str, Any], name: str) -> None:
-        """Log values as a JSON file; `name` may begin with folders."""
+        """Log values as a JSON file; `name` may contain folders."""
         self._write("artifact", content, name)
 
     def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
-        """Log a table that the MLflow UI can show and compare; one of the same name is replaced."""
+        """Log a table that the MLflow UI can display and compare; replaces a table of the same name."""
         self._write("table", {"columns": list(columns), "data": [*zip(*columns.values(), strict=True)]}, name)
 
     def environment(self) -> None:
-        """Log what the run depends on outside its configuration: packages, machine, git commits."""
+        """Log the environment: packages, machine, git commits."""
         with self._tracker.tolerant("describing the environment"):
             found = environment()
             self.dict(found, ENVIRONMENT_FILE)
             self.tags(found["commits"])
 
     def model(self, folder: Path, registered_name: str, tags: Mapping[str, str]) -> str | None:
-        """Log a model directory as it is, without loading it, and register it as the candidate, with its card.
+        """Log a model directory without loading it, and register it with its model card and the alias candidate.
 
-        Return the version's number, or None when that is done later; the directory has to stay until then, as the spool does
-        not copy weights.
+        Returns the version number, or None when the operation is spooled; keep the directory until it is sent, as the spool
+        does not copy weights.
         """
         content = {
             "folder": str(folder.absolute()),
@@ -161,7 +161,7 @@ class Run:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one with dotted keys."""
+    """Flatten nested mappings into one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The file that says which MLflow run a folder's is: its local name, and MLflow's id once the store has created it."""
+"""The file that maps a folder to its MLflow run: the local id, and MLflow's id once the store has created the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_run(folder: Path, uri: str) -> dict[str, Any]:
 
 
 def write_run(folder: Path, uri: str, local_id: str, run_id: str | None) -> None:
-    """Remember a folder's run; run_id: null as long as the store has not created it."""
+    """Record a folder's run; run_id: null until the store has created it."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / (RUN_FILE + ".part")
     part.write_text(json.dumps({"uri": uri, "local_id": local_id, "run_id": run_id}), encoding="utf-8")
@@ -32,5 +32,5 @@ def resolve_run(folder: Path, local_id: str, run_id: str) -> None:
         write_run(folder, found["uri"], local_id, run_id)
 
 
-# Tag: the process that holds a run open. A run that another process has reopened is not this one's to close.
+# Tag: the process that holds a run open. A run that another process has reopened must not be closed by this one.
 HOLDER = "ual_ray.process"

@@ -1,4 +1,4 @@
-"""The thread that takes waiting operations to the store, in their order, and tries again while the store is away."""
+"""The thread that sends spooled operations to the store in order, and retries while the store is unreachable."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from ual_ray.tracking.journal import Operation, Spool
 from ual_ray.tracking.store import Store, is_away
 
-# The longest pause between two attempts, in seconds: an outage of hours is asked after no more often.
+# The longest pause between two attempts, in seconds.
 LONGEST_PAUSE = 30.0
-# A store that answers, but fails on the same operation this often, will never take it.
+# An operation that fails this often on a reachable store counts as rejected.
 MOST_ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
 
 
 class Courier:
-    """Sends what waits in a spool; a daemon thread from the first operation on that has to wait."""
+    """Sends the operations of a spool from a daemon thread, which starts with the first spooled operation."""
 
     def __init__(
         self, spool: Spool, store: Store, retry_seconds: float, refused: Callable[[Operation, BaseException, str], None]
     ) -> None:
-        """Prepare; `refused(operation, error, name)` is called for what the store will never take."""
+        """Create the sender; `refused(operation, error, name)` is called for each operation that the store rejects."""
         self._spool, self._store, self._refused = spool, store, refused
         self._retry_seconds = retry_seconds
         self._attempts: Counter[str] = Counter()
@@ -34,7 +34,7 @@ class Courier:
         self.sent = 0
 
     def start(self, at_once: bool = False) -> None:
-        """See to it that what waits is sent; `at_once`: without a pause first."""
+        """Start sending if the thread is not running; `at_once`: without a pause first."""
         if at_once or (self._thread is not None and self._spool.waiting == 1):
             self._wake.set()
         if self._thread is None:
@@ -42,7 +42,7 @@ class Courier:
             self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Wait until everything is sent, `seconds` at most; then stop."""
+        """Wait at most `seconds` for all operations to be sent, then stop the thread."""
         deadline = time.monotonic() + seconds
         self._finishing.set()
         if self._spool.waiting:
@@ -62,15 +62,15 @@ class Courier:
                 with self._spool.held() as mine:
                     if mine:
                         self._send()
-            except Exception:  # such as a full disk: said, and tried again
-                logger.exception("MLflow: what waits in %s cannot be sent now", self._spool.folder)
+            except Exception:  # such as a full disk: logged and retried
+                logger.exception("MLflow: cannot send the operations in %s now", self._spool.folder)
             if self.sent > before and not self._spool.waiting:
                 logger.warning("MLflow: the store answers again; operations caught up: %d", self.sent)
             calm = self.sent > before or self._finishing.is_set()
             pause = self._retry_seconds if calm else min(2 * pause, max(LONGEST_PAUSE, self._retry_seconds))
 
     def _send(self) -> None:
-        """Send until nothing waits or the store is away."""
+        """Send until the spool is empty or the store is unreachable."""
         while not self._stopped.is_set() and (first := self._spool.first()) is not None:
             name, operation = first
             try:
@@ -84,7 +84,7 @@ class Courier:
                 self.sent += 1
 
     def _may_pass(self, name: str, error: Exception) -> bool:
-        """Tell whether trying again can help: not for a refusal, nor for a failure of this operation alone."""
+        """Whether a retry can help: not for a rejection, nor when only this operation fails."""
         if not is_away(error):
             return False
         self._attempts[name] += 1

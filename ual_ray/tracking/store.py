@@ -1,4 +1,4 @@
-"""How each operation is told to MLflow. One may come a second time, when its first answer was lost: that does no harm."""
+"""Apply operations to MLflow. All are idempotent: one whose response was lost can be sent again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model
 from ual_ray.tracking.run_file import HOLDER, resolve_run
 
-# A run's name from before the store knows it. By it a run is found again whose creation was not answered.
+# Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
 LOCAL_ID = "ual_ray.local_id"
 RUNNING = "RUNNING"
-# Without it the UI guesses what an experiment is, and may open it among chat applications.
+# Without this tag the UI guesses the kind of experiment, and may show it as a chat application.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-# The store takes no more at once.
+# The store's limit per request.
 MOST_METRICS, MOST_OTHERS = 1000, 100
-# MLflow says INTERNAL_ERROR also for a server that cannot be reached.
+# MLflow also reports an unreachable server as INTERNAL_ERROR.
 AWAY = {
     *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"),
     *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
@@ -42,12 +42,12 @@ Item = TypeVar("Item")
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell a store that cannot be reached now, or is overloaded or locked, from one that refuses."""
+    """Whether an error means that the store is unreachable, overloaded or locked, as opposed to a rejected request."""
     if isinstance(error, MlflowException):
         return error.error_code in AWAY
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    # Clouds' artifact stores have errors of their own: EndpointConnectionError, ConnectTimeoutError.
+    # Cloud artifact stores raise their own errors: EndpointConnectionError, ConnectTimeoutError.
     named = any(word in type(error).__name__ for word in ("Connect", "Timeout"))
     return named or (isinstance(error, OSError | DBAPIError) and not isinstance(error, PERMANENT))
 
@@ -56,10 +56,10 @@ class Store:
     """One experiment of one MLflow store."""
 
     def __init__(self, uri: str, experiment: str, location: str | None) -> None:
-        """Remember where it is; nothing is asked of it yet. location: where a new experiment keeps its artifacts."""
+        """Set the address without connecting. location: artifact location of a new experiment."""
         self.uri, self._experiment, self._location = uri, experiment, location
         self._ids: dict[str, str] = {}
-        # What is away is noticed in seconds, and not after MLflow's default of minutes: trying again is the courier's work.
+        # Fail within seconds instead of MLflow's default of minutes: the sender does the retries.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -70,12 +70,12 @@ class Store:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment's id; it is created if it is new."""
+        """The experiment's id; the experiment is created if it does not exist."""
         found = self.client.get_experiment_by_name(self._experiment)
         return found.experiment_id if found else self.client.create_experiment(self._experiment, self._location, tags=KIND)
 
     def answers(self) -> bool:
-        """Tell whether the store can be asked anything at all, down to its database."""
+        """Whether the store, including its database, answers a query."""
         try:
             self.client.get_experiment_by_name(self._experiment)
         except Exception as error:
@@ -88,7 +88,7 @@ class Store:
         return self._ids.get(local)
 
     def apply(self, operation: Operation, waited: bool = False) -> Any:
-        """Do it; `waited`: it was kept back, and may have been done before. Raises what MLflow raises."""
+        """Apply an operation; `waited`: it was spooled, and may have been applied before. Raises MLflow's own errors."""
         act: dict[str, Callable[[Operation, bool], Any]] = {
             "open": self._open,
             "params": self._params,
@@ -103,7 +103,7 @@ class Store:
         return act[operation.kind](operation, waited)
 
     def real_id(self, local: str) -> str:
-        """Return MLflow's id of a run; a run that bears no local id is called by its real one."""
+        """Return MLflow's id of a run; a run without a local id is already identified by MLflow's."""
         if local not in self._ids and (found := self._find(local)):
             self._ids[local] = found
         return self._ids.get(local, local)
@@ -141,7 +141,7 @@ class Store:
         logged = self.client.get_run(run_id).data.params
         for part in _parts([Param(key, value) for key, value in wanted.items() if key not in logged], MOST_OTHERS):
             self.client.log_batch(run_id, params=part)
-        # MLflow never changes a parameter: a reopened run says in a tag what it goes on with.
+        # MLflow parameters are immutable: a reopened run stores its new values as tags.
         self._set_tags(run_id, {f"now.{key}": value for key, value in wanted.items() if logged.get(key, value) != value})
 
     def _tags(self, operation: Operation, _: bool) -> None:
@@ -178,13 +178,13 @@ class Store:
         assert operation.file is not None
         run_id = self.real_id(operation.run)
         name = str(Path(operation.content["folder"] or "", Path(operation.file).name))
-        # The list by which the UI finds the tables of a run.
+        # The tag in which the UI looks up a run's tables.
         listed = json.loads(self.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
         if name not in [entry["path"] for entry in listed]:
             self._set_tags(run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([*listed, {"path": name, "type": "table"}])})
 
     def _model(self, operation: Operation, _: bool) -> str:
-        mlflow.set_tracking_uri(self.uri)  # MLflow's code for models knows no client
+        mlflow.set_tracking_uri(self.uri)  # MLflow's model functions take no client
         return log_model(self.client, self.real_id(operation.run), **operation.content)
 
     def _end(self, operation: Operation, _: bool) -> None:

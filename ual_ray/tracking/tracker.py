@@ -1,4 +1,4 @@
-"""One experiment of one store, for the length of a command: its runs, its spool, and the count of what was refused."""
+"""One experiment of one store for the duration of a command: its runs, its spool, and the count of rejected operations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ual_ray.tracking.run_file import RUN_FILE, read_run, write_run
 from ual_ray.tracking.sender import Courier
 from ual_ray.tracking.store import Store, is_away
 
-# For catching up after an interrupt.
+# Seconds to send waiting operations after an interrupt.
 INTERRUPTED_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ def default_uri(output: Path) -> str:
 
 
 class Tracker:
-    """What a command logs to: the store while it answers, the spool in `output` while it does not.
+    """A command's connection to MLflow: logs to the store, or to the spool in `output` while the store is unreachable.
 
-    Use it as a context manager, or call `close`: what still waits then stays on disk for the next command.
+    Use it as a context manager, or call `close`; operations still waiting stay on disk for the next command.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Tracker:
         catch_up_seconds: float | None = None,
         must_answer: bool = True,
     ) -> None:
-        """Connect, create the experiment if it is new, and begin to send what earlier commands have left.
+        """Connect, create the experiment if it does not exist, and start sending operations left by earlier commands.
 
-        Raises UserError when the store cannot be reached, as its address may be wrong; not when operations have waited for it
-        before, and not without `must_answer`.
+        Raises UserError when the store is unreachable, as its address may be wrong; not when operations have been spooled for
+        it before, and not with must_answer=False.
         """
         self.uri, self.output = config.uri or default_uri(output), output
         self.failures = 0
@@ -78,45 +78,45 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id. Raises what MLflow raises while the store is away."""
+        """The experiment's id. Raises MLflow's own errors while the store is unreachable."""
         return self._store.experiment_id
 
     @property
     def waiting(self) -> int:
-        """Number of operations that the store has not taken yet."""
+        """Number of operations not sent yet."""
         return self.spool.waiting
 
     @property
     def caught_up(self) -> int:
-        """Number of operations that waited and have been sent since."""
+        """Number of spooled operations that have been sent."""
         return self._courier.sent
 
     def known_id(self, local: str) -> str | None:
-        """Return MLflow's id of a run by its local one; None while the store has not created it."""
+        """Return MLflow's id of a run by its local id; None until the store has created it."""
         return self._store.known_id(local)
 
     def close(self, seconds: float | None = None) -> int:
-        """Wait until nothing waits, `seconds` at most (null: catch_up_seconds); return the number of what still waits."""
+        """Wait at most `seconds` (None: catch_up_seconds) for the spool to empty; return the number still waiting."""
         self._courier.finish(self._catch_up_seconds if seconds is None else seconds)
         if self.waiting:
             logger.warning("MLflow: %s", self.complaint())
         return self.waiting
 
     def __enter__(self) -> Tracker:
-        """Use it for the length of a block."""
+        """Return the tracker."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        """Catch up; after an interrupt for a few seconds only."""
+        """Send waiting operations; after an interrupt for a few seconds only."""
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
         self.close(min(INTERRUPTED_SECONDS, self._catch_up_seconds) if interrupted else None)
 
     def complaint(self) -> str | None:
-        """Say what has not reached the store, where it is, and what to do; None when everything has."""
+        """Describe the operations that have not reached the store, where they are, and the fix; None when all have."""
         parts = []
         if self.waiting:
             parts.append(
-                f"{self.waiting} operations wait in {self.spool.folder}, as {redact_uri(self.uri)} was away: "
+                f"{self.waiting} operations wait in {self.spool.folder}, as {redact_uri(self.uri)} was unreachable: "
                 f"the next command on this folder sends them, or `ual sync {self.output}`"
             )
         if self.failures:
@@ -125,7 +125,7 @@ class Tracker:
 
     @contextmanager
     def run(self, name: str, folder: Path, tags: Mapping[str, str], parent: Run | None = None) -> Iterator[Run]:
-        """Open the run that belongs to `folder`, a new one the first time; close it with the status it earned.
+        """Open the run of `folder`, creating it the first time; close it with its final status.
 
         FINISHED; FAILED after an exception; KILLED after an interrupt (SIGTERM counts as one).
         """
@@ -141,13 +141,13 @@ class Tracker:
             self._end(run.local_id, status)
 
     def end_abandoned(self, run_id: str, holder: str) -> None:
-        """Close a run as KILLED, if it is still open and that holder's. run_id: MLflow's, or the local one."""
+        """Close a run as KILLED if it is still open and held by `holder`. run_id: MLflow's id or the local one."""
         self._end(run_id, "KILLED", holder)
 
     def submit(self, operation: Operation) -> Any:
-        """Tell the store now and return its answer, or keep the operation until it answers and return None. Never raises."""
+        """Send an operation and return the result; while the store is unreachable, spool it and return None. Never raises."""
         with self._lock, self.tolerant(f"'{operation.kind}'"):
-            # Behind others that wait, as the order matters: a run is created before it is logged to.
+            # Operations are sent in order (a run is created before it is logged to), so this one queues behind those waiting.
             if not self.spool.waiting:
                 try:
                     return self._store.apply(operation)
@@ -155,39 +155,39 @@ class Tracker:
                     if not is_away(error):
                         self._refuse(operation, error)
                         return None
-                    logger.warning("MLflow is away; operations are kept in %s: %s", self.spool.folder, redact_uri(str(error)))
+                    logger.warning("MLflow unreachable; operations kept in %s: %s", self.spool.folder, redact_uri(str(error)))
             self.spool.append(operation)
             self._courier.start()
         return None
 
     def ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """Ask the store something; None while it is away, and when it refuses. Never raises."""
+        """Query the store; None when it is unreachable or rejects the query. Never raises."""
         if self.waiting:
             return None
-        with self.tolerant("a question"):
+        with self.tolerant("a query"):
             try:
                 return question()
             except Exception as error:
                 if not is_away(error):
                     raise
-                logger.warning("MLflow is away, and cannot be asked: %s", redact_uri(str(error)))
+                logger.warning("MLflow is unreachable and cannot be queried: %s", redact_uri(str(error)))
         return None
 
     @contextmanager
     def tolerant(self, what: str) -> Iterator[None]:
-        """Count and log what goes wrong in the block, and go on after it."""
+        """Count and log an error in the block, and continue after it."""
         try:
             yield
         except Exception:
             self.failures += 1
-            logger.exception("MLflow: %s failed; the job goes on", what)
+            logger.exception("MLflow: %s failed; the job continues", what)
 
     def _connect(self, must_answer: bool) -> None:
         try:
             self._store.experiment_id  # noqa: B018 - asks the store
         except Exception as error:
             if is_away(error) and (self.spool.known or not must_answer):
-                logger.warning("MLflow is away; operations are kept in %s: %s", self.spool.folder, redact_uri(str(error)))
+                logger.warning("MLflow unreachable; operations kept in %s: %s", self.spool.folder, redact_uri(str(error)))
                 return
             raise UserError(
                 "tracking.uri cannot be used",
@@ -209,7 +209,7 @@ class Tracker:
             "run_id": known.get("run_id"),
             "new": not known,
         }
-        # Before the run is created, so that whoever comes after a kill asks for the same one.
+        # Before the run is created, so that after a kill the same run is found again.
         with self.tolerant(f"writing {RUN_FILE}"):
             write_run(folder, uri, run.local_id, known.get("run_id"))
         self.submit(Operation("open", run.local_id, content))
@@ -220,11 +220,11 @@ class Tracker:
 
     def _refuse(self, operation: Operation, error: BaseException, name: str | None = None) -> None:
         self.failures += 1
-        logger.error("MLflow refuses '%s'; the job goes on", operation.kind, exc_info=error)
-        with self.tolerant("keeping what was refused"):
+        logger.error("MLflow rejects '%s'; the job continues", operation.kind, exc_info=error)
+        with self.tolerant("keeping the rejected operation"):
             self.spool.refuse(operation, f"{type(error).__name__}: {error}", name)
 
 
 def milliseconds() -> int:
-    """The time as MLflow counts it."""
+    """The current time in milliseconds since the epoch, MLflow's unit."""
     return int(time.time() * 1000)

@@ -1,7 +1,7 @@
-"""Close the MLflow runs of a process that was killed with no time to do so: `python -m ual_ray.tracking.watcher`.
+"""Close the MLflow runs of a process that was killed: `python -m ual_ray.tracking.watcher`.
 
-It waits for the end of its standard input, whose other end the kernel closes when that process is gone, however it went. While
-the store is away, the end of a run waits in the spool of the output folder, behind what the process has left there.
+It waits for end of file on its standard input: the kernel closes the other end when the watched process ends, for any reason.
+While the store is unreachable, closing the run is spooled in the output folder, after the operations of that process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CLOSED = "closed"
 
 @contextmanager
 def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[None]:
-    """Have the runs set to KILLED if this process dies before the block ends. `uri`: of the tracking store."""
+    """Set the runs to KILLED if this process dies inside the block. `uri`: the tracking store."""
     holder = f"{socket.gethostname()}:{os.getpid()}"
     for run in runs:
         run.tags({HOLDER: holder})
-    # Not on the command line, where all users of the machine could read the address.
+    # Not on the command line, where every user of the machine could read the address.
     task = {
         "uri": uri,
         "experiment": config.experiment,
@@ -39,7 +39,7 @@ def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[N
         "holder": holder,
         "runs": [run.id for run in runs],
     }
-    # In a session of its own: what ends the process's group must not end its watcher.
+    # In its own session, so that a signal to the process group does not end the watcher.
     watcher = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, start_new_session=True, stdout=subprocess.DEVNULL
     )
@@ -55,18 +55,18 @@ def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[N
 
 def _write(watcher: subprocess.Popen[str], line: str) -> None:
     assert watcher.stdin is not None
-    # A watcher that is gone is no reason to fail: it is there for the case that all else has.
+    # A watcher that has ended is not an error: it is only a fallback.
     if watcher.poll() is None:
         watcher.stdin.write(line + "\n")
         watcher.stdin.flush()
 
 
 def main() -> None:
-    """Read what to watch, wait, and close what is still open."""
+    """Read the runs to watch from standard input, wait for its end, and close the runs still open."""
     task = json.loads(sys.stdin.readline() or "null")
     if task is None or sys.stdin.readline().strip() == CLOSED:
         return
-    # Imported only now: until then this process costs next to nothing.
+    # Imported only now, so that the waiting process uses little memory.
     from ual_ray.config import TrackingConfig
     from ual_ray.tracking.tracker import Tracker
 
