@@ -93,7 +93,7 @@ class Benchmark(ABC):
         """Read and score the results, in the order of the requests; none of them is a Failure."""
 
     def questions(self, records: Iterable[Record | BadRow], where: str) -> Iterator[Question | BadRow]:
-        """Turn the records of a file into questions, or into the reason that there is none."""
+        """Turn the records of a file into questions, or into the reason why a record has none."""
         for record in records:
             if isinstance(record, BadRow):
                 yield record
@@ -114,7 +114,7 @@ class Benchmark(ABC):
         return question
 
     def identify(self, name: str, question: Question) -> str:
-        """Identify a question, as asked by the benchmark of this name: 16 hexadecimal digits, the same for every model."""
+        """Return the id of a question under the benchmark's name: 16 hexadecimal digits, the same for every model."""
         asked = [[message["role"], message["content"]] for message in question.messages]
         known = [question.source, question.answer, list(question.choices), question.reference]
         return digest([name, self.provenance(), asked, known])

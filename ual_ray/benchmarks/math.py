@@ -1,6 +1,6 @@
 r"""Competition mathematics: answers in \boxed{...} (MATH) or behind 'The answer is:' (MetaMath), compared by math-verify.
 
-Two answers are the same when they are the same mathematics: 1/2, 0.5 and \frac{1}{2} are.
+Answers are equal when they are mathematically equal, such as 1/2, 0.5 and \frac{1}{2}.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ checker = Checker()
 
 
 class Math(Benchmark):
-    """Problems whose reference solution marks its answer."""
+    """Problems whose reference solution marks its final answer."""
 
     kind = "math"
     form = r"problem and solution (and answer), or any other conversation format; it holds \boxed{...} or 'The answer is:'"
     metrics = (EXACT_MATCH_MATH,)
 
     def check(self) -> None:
-        """Raise UserError where math-verify is missing."""
+        """Raise UserError if math-verify is missing."""
         load()
 
     def question(self, messages: Messages, source: str) -> Question | None:
-        r"""Take the turns before the reply, which has to hold \boxed{...} or 'The answer is:'."""
+        r"""Use the turns before the reply, which must contain \boxed{...} or 'The answer is:'."""
         gold = marked_answer(messages[-1]["content"])
         return None if gold is None else Question(messages[:-1], source, answer=gold)
 
     def from_record(self, record: Record, where: str) -> Question:
-        """Read MATH's own form (problem, solution, and in some editions answer); other forms as everywhere."""
+        """Read MATH's own format (problem, solution, and in some editions answer), or any format of the training data."""
         if "problem" not in record:
             return super().from_record(record, where)
         problem = record["problem"]
@@ -50,11 +50,11 @@ class Math(Benchmark):
         return Question([Message(role="user", content=problem.strip())], source_of(record, where), answer=str(gold))
 
     def requests(self, question: Question) -> Sequence[Request]:
-        """Ask for one greedy answer."""
+        """Request one greedy answer."""
         return [self.complete(question.messages)]
 
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
-        """Compare by math-verify; an answer that cannot be found, or compared in time, is wrong."""
+        """Compare by math-verify; an answer that is missing, or not compared in time, is wrong."""
         text, confidence = completed(results)
         marked = marked_answer(text)
         found, right = checker(question.answer or "", text if marked is None else f"\\boxed{{{marked}}}")
@@ -62,7 +62,7 @@ class Math(Benchmark):
 
 
 def marked_answer(text: str) -> str | None:
-    r"""Return what stands in the last \boxed{...}, or else behind the last 'The answer is:', as written; None without."""
+    r"""Return the content of the last \boxed{...}, else the text after the last 'The answer is:', else None."""
     boxes = list(BOXED.finditer(text))
     if boxes and (content := _until_closed(text, boxes[-1].end())):
         return content.strip().strip("$")

@@ -1,7 +1,7 @@
-"""Is this the gold answer? math-verify, in a process of its own that the kernel ends when it thinks for too long.
+"""Compare answers with math-verify in a separate process that the kernel ends after a time limit.
 
-An answer such as 9^9^9^9 keeps a computer algebra system busy for ever, in code that no signal handler of Python interrupts,
-and math-verify's own limits need a main thread, which an actor's work does not have.
+An answer such as 9^9^9^9 keeps a computer algebra system busy for ever, in code that Python's signal handlers cannot interrupt,
+and math-verify's own time limits need the main thread, in which an actor's methods do not run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load() -> Any:
-    """Import the library. Raises UserError where it is missing."""
+    """Import the library. Raises UserError if it is missing."""
     try:
         import math_verify
     except ImportError as error:
@@ -36,24 +36,24 @@ def load() -> Any:
 
 
 def compare(gold: str, text: str) -> tuple[str | None, bool]:
-    """Find the answer in a text, and say whether it is the gold one. Raises UserError where the library is missing."""
+    """Whether a text contains an answer equal to the gold one. Raises UserError if the library is missing."""
     library = load()
     expected = library.parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
     found = library.parse(text, parsing_timeout=None)
-    # The gold answer comes first: 1 < x < 2 may be answered by (1, 2), and not the other way round.
+    # The gold answer comes first, as the comparison is not symmetric: (1, 2) is accepted for 1 < x < 2, but not vice versa.
     right = bool(expected) and bool(found) and bool(library.verify(expected, found, timeout_seconds=None))
     return (str(found[-1]) if found else None), right
 
 
 class Checker:
-    """Compares answers in another process, which is started anew whenever one of them ended it."""
+    """Compares answers in another process, which is restarted when an answer has ended it."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Create the checker; the process starts with the first comparison."""
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self, gold: str, text: str) -> tuple[str | None, bool]:
-        """Compare as `compare` does; what takes longer than SECONDS, or more than MEMORY, is not the gold answer."""
+        """Compare as `compare` does; an answer that exceeds SECONDS or MEMORY counts as wrong."""
         process = self._running()
         assert process.stdin is not None and process.stdout is not None, "both are pipes"
         try:
@@ -83,7 +83,7 @@ class Checker:
 
 
 def serve() -> None:
-    """Answer one line of JSON after the other until there are no more; an alarm that rings ends the process."""
+    """Answer one JSON line at a time until the end of the input; the alarm of the time limit ends the process."""
     answers, sys.stdout = sys.stdout, sys.stderr
     load()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,7 +1,7 @@
-"""Open-ended prompts, answered for a judge to compare: files in the form of AlpacaEval, Koala or MT-Bench.
+"""Open-ended prompts whose answers a judge compares: files in the format of AlpacaEval, Koala or MT-Bench.
 
-Of two turns, as in MT-Bench, the second is asked after the model's own first answer; the prediction is the second answer, and
-the first is kept in `extracted`.
+With two turns, as in MT-Bench, the second is asked after the model's own first answer; the prediction is the second answer,
+and the first is kept in `extracted`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from ual_ray.data.answers import extract_strict
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.engines.requests import Request, Result
 
-# Where a record may hold another system's answer.
+# Columns that may contain another system's answer.
 REFERENCES = ("output_reference", "reference", "output")
 
 
 class OpenEnded(Benchmark):
-    """Prompts without a gold answer: nothing is scored here."""
+    """Prompts without a gold answer; not scored here."""
 
     kind = "open_ended"
     form = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
 
     def question(self, messages: Messages, source: str) -> Question | None:
-        """Take the turns before the reply, which is the reference; rows with a gold answer are other benchmarks'."""
+        """Use the turns before the reply, which is the reference; rows with a gold answer belong to other benchmarks."""
         reply = messages[-1]["content"]
         if extract_strict(reply) is not None or marked_answer(reply) is not None:
             return None
         return Question(messages[:-1], source, reference=reply)
 
     def from_record(self, record: Record, where: str) -> Question:
-        """Read AlpacaEval's form (instruction, input), Koala's (prompt), MT-Bench's (turns), or a conversation."""
+        """Read AlpacaEval's format (instruction, input), Koala's (prompt), MT-Bench's (turns), or a conversation."""
         if "turns" in record:
             asked = list(record["turns"] or [])
         elif "prompt" in record:
@@ -49,31 +49,31 @@ class OpenEnded(Benchmark):
         return Question(messages, _source(record, where), reference=_reference(record))
 
     def requests(self, question: Question) -> Sequence[Request]:
-        """Ask for one greedy answer, to the first turn where there are several."""
+        """Request one greedy answer, to the first turn if there are several."""
         return [self.complete(_history(question, ()))]
 
     def follow_up(self, question: Question, results: Sequence[Result]) -> Sequence[Request]:
-        """Ask the next turn, after the answers so far."""
+        """Request the answer to the next turn, after the answers so far."""
         if len(results) >= _rounds(question):
             return ()
         return [self.complete(_history(question, [completed([result])[0] for result in results]))]
 
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
-        """Take the last answer; keep the others."""
+        """Use the last answer as the prediction; keep the others in `extracted`."""
         text, confidence = completed(results)
         earlier = {f"turn_{number}": completed([result])[0] for number, result in enumerate(results[:-1], start=1)}
         return Reading(text, earlier, {}, confidence)
 
 
 def _rounds(question: Question) -> int:
-    """Count the answers that are missing: users' turns at the end that no reply follows."""
+    """Count the missing answers: user turns at the end without a reply."""
     replies = [at for at, message in enumerate(question.messages) if message["role"] == "assistant"]
     open_turns = question.messages[replies[-1] + 1 :] if replies else question.messages
     return sum(message["role"] == "user" for message in open_turns)
 
 
 def _history(question: Question, answers: Sequence[str]) -> list[Message]:
-    """Put the answers so far behind their turns, up to the turn that is to be answered."""
+    """Insert the answers so far after their turns, up to the next turn to answer."""
     messages = list(question.messages)
     first_open = len(messages) - _rounds(question)
     history = messages[:first_open]
@@ -95,6 +95,6 @@ def _reference(record: Record) -> str | None:
 
 
 def _source(record: Record, where: str) -> str:
-    """Name the source; AlpacaEval says `dataset`, MT-Bench `category`."""
+    """Return the source: AlpacaEval's `dataset`, MT-Bench's `category`, or else where the record was read from."""
     named = next((record[name] for name in ("dataset", "category") if isinstance(record.get(name), str)), where)
     return source_of(record, named)

@@ -1,10 +1,10 @@
-"""How tightly the hidden states of the same token lie together, and how far from those of others. Pure functions of arrays.
+"""Cluster measures of hidden states grouped by token: NC1, silhouette, scatter ratio. Pure functions of arrays.
 
-`features` are [N, H]; `classes` are [N], one label per row; every class needs two rows at least. No measure depends on the
-order of the rows, or changes when all features are rotated, shifted or scaled; NC1 and the scatter ratio weigh the classes
-alike, however many rows they have.
+`features` are [N, H]; `classes` are [N], one label per row; every class needs at least two rows. All measures are invariant to
+row order and to rotating, shifting or scaling all features; NC1 and the scatter ratio weight every class equally,
+regardless of its number of rows.
 
-Any label smoothing tightens clusters (Muller et al. 2019): compare with constant smoothing of equal mean, not with none alone.
+Any label smoothing tightens clusters (Muller et al. 2019): compare with constant smoothing of equal mean, not only with none.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FEWEST_ROWS = 2
-# Of a class of tokens: with fewer places, its spread would be a matter of chance.
+# The fewest positions per token class; with fewer, its spread would be a matter of chance.
 FEWEST_PLACES = 3
 MUELLER_CLASSES = 3
-# Below this share of the largest, a singular value or a distance of means is what floating point leaves of 0.
+# A singular value or distance between means below this share of the largest is 0 up to rounding.
 RANK_TOLERANCE = 1e-10
 
 
@@ -29,7 +29,7 @@ Places = NDArray[np.int64]
 
 
 def nc1(features: ArrayLike, classes: ArrayLike) -> float:
-    """Variability collapse, tr(Sw Sb^+) / C: spread within classes against that of their means; 0 or more, lower = tighter.
+    """Variability collapse, tr(Sw Sb^+) / C: within-class relative to between-class spread; >= 0, lower = tighter.
 
     Sw is the mean over the C classes of their covariances, Sb the covariance of their means. Raises ValueError for other
     shapes, missing numbers, fewer than two classes, a class of one row, or when all means coincide.
@@ -39,7 +39,7 @@ def nc1(features: ArrayLike, classes: ArrayLike) -> float:
     means, deviations = _means_and_deviations(rows, numbers)
     _, spread, directions = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
     _refuse_coinciding(spread.max(), rows)
-    # C means about their own mean lie in C - 1 directions; what floating point leaves of the others is no spread.
+    # C centred means span at most C - 1 directions; the remaining singular values are rounding errors.
     kept = np.flatnonzero(spread > RANK_TOLERANCE * spread.max())[: len(means) - 1]
     # Sb^+ = C sum v v^T / s^2, so the C of the definition cancels, and no [H, H] matrix is needed.
     scaled = deviations @ (directions[kept] / spread[kept, None]).T
@@ -47,7 +47,7 @@ def nc1(features: ArrayLike, classes: ArrayLike) -> float:
 
 
 def silhouette(features: ArrayLike, classes: ArrayLike) -> float:
-    """Mean silhouette over the rows, in [-1, 1], higher = better apart (Euclidean). Raises ValueError as `nc1` does.
+    """Mean silhouette over the rows, in [-1, 1], higher = better separated (Euclidean). Raises ValueError as `nc1` does.
 
     Source: Rousseeuw 1987; scikit-learn.
     """
@@ -58,7 +58,7 @@ def silhouette(features: ArrayLike, classes: ArrayLike) -> float:
 
 
 def scatter_ratio(points: ArrayLike, classes: ArrayLike) -> float:
-    """Mean squared distance to the own class's mean / that of the means to theirs; 0 or more, lower = tighter.
+    """Mean squared distance of rows to their class mean / of class means to their mean; >= 0, lower = tighter.
 
     Raises ValueError as `nc1` does.
     """
@@ -70,12 +70,12 @@ def scatter_ratio(points: ArrayLike, classes: ArrayLike) -> float:
 
 
 def mueller_projection(features: ArrayLike, templates: ArrayLike) -> Numbers:
-    """Project features [N, H] onto the plane through three classes' templates [3, H]; gives coordinates [N, 2].
+    """Project features [N, H] onto the plane through three classes' templates [3, H]; returns coordinates [N, 2].
 
-    Templates are the classes' rows of the output layer, features what goes into it. The origin is the templates' mean; the
-    first axis points from the first template to the second, the third template lies on the positive side of the other one.
-    Projecting the templates themselves gives their places. Raises ValueError for other shapes, missing numbers, or
-    templates on one line. Source: Muller, Kornblith and Hinton 2019 (arXiv 1906.02629).
+    Templates are the classes' rows of the output layer, features its input. The origin is the templates' mean; the first
+    axis points from the first template to the second, the third template has a positive second coordinate. Projecting the
+    templates gives their own coordinates. Raises ValueError for other shapes, missing numbers, or
+    collinear templates. Source: Muller, Kornblith and Hinton 2019 (arXiv 1906.02629).
     """
     rows, corners = np.asarray(features, dtype=np.float64), np.asarray(templates, dtype=np.float64)
     if rows.ndim != 2 or corners.shape != (MUELLER_CLASSES, rows.shape[1]):
@@ -90,7 +90,7 @@ def mueller_projection(features: ArrayLike, templates: ArrayLike) -> Numbers:
 
 
 def pca(features: ArrayLike) -> Numbers:
-    """Coordinates [N, 2] along the two directions in which the features spread most; signs are those of scikit-learn.
+    """Coordinates [N, 2] along the first two principal components; signs are those of scikit-learn.
 
     Raises ValueError for fewer than two rows or columns, and for missing numbers.
     """
@@ -103,10 +103,10 @@ def pca(features: ArrayLike) -> Numbers:
 
 
 def choose_classes(labels: ArrayLike, classes: int, positions: int) -> list[tuple[int, Places]]:
-    """Choose the most frequent labels, and which of their places in `labels` to look at; the most frequent comes first.
+    """Choose the most frequent labels, in descending order of frequency, and the indices in `labels` to use for each.
 
-    Labels with fewer than three places are left out; of equally frequent ones the smaller comes first. Of a label with more
-    than `positions` places, so many at even distances are taken: neighbours in a text are alike.
+    Labels that occur fewer than three times are left out; ties are ordered by label. For a label that occurs more than
+    `positions` times, that many evenly spaced indices are taken, as neighbours in a text are alike.
     """
     tokens = np.asarray(labels, dtype=np.int64)
     counts = sorted(Counter(tokens.tolist()).items(), key=lambda item: (-item[1], item[0]))
@@ -119,7 +119,7 @@ def choose_classes(labels: ArrayLike, classes: int, positions: int) -> list[tupl
 
 
 def measures(features: ArrayLike, classes: ArrayLike) -> dict[str, Any]:
-    """NC1, silhouette and scatter ratio of one set of features, with its numbers of rows and of classes; plain, for JSON."""
+    """NC1, silhouette and scatter ratio of one set of features, with its numbers of rows and classes; JSON-serializable."""
     rows, numbers = _checked(features, classes)
     return {
         "n": len(rows),
@@ -131,12 +131,12 @@ def measures(features: ArrayLike, classes: ArrayLike) -> dict[str, Any]:
 
 
 def thin(count: int, most: int) -> Places:
-    """Choose `most` of `count` rows at the utmost, at even distances, for a plot; gives their places in ascending order."""
+    """Choose at most `most` of `count` rows, evenly spaced, for a plot; returns their indices in ascending order."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _checked(features: ArrayLike, classes: ArrayLike) -> tuple[Numbers, Classes]:
-    """Give features as float64, about their mean, and classes as numbers from 0."""
+    """Return the features as centred float64 and the classes as numbers from 0."""
     rows, names = np.asarray(features, dtype=np.float64), np.asarray(classes)
     if rows.ndim != 2 or names.shape != rows.shape[:1] or 0 in rows.shape:
         raise ValueError(f"shapes of features and classes: got {rows.shape} and {names.shape}; expected [N, H] and [N]")
@@ -147,7 +147,7 @@ def _checked(features: ArrayLike, classes: ArrayLike) -> tuple[Numbers, Classes]
         raise ValueError(f"classes: got {len(distinct)}; expected two or more")
     if sizes.min() < FEWEST_ROWS:
         raise ValueError(f"class {distinct[sizes.argmin()]!r} has one row; expected two or more in every class")
-    # About their mean, so that a large offset that all of them share costs no digits.
+    # Centred, so that a large common offset costs no precision.
     return rows - rows.mean(axis=0), numbers.astype(np.int64)
 
 

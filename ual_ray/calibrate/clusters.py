@@ -1,4 +1,4 @@
-"""The hidden states of a model's most frequent tokens: collected while it is probed, measured and written at the end."""
+"""Hidden states of a model's most frequent tokens: collected while it is probed, then measured and written."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ual_ray import columns as col
 from ual_ray.calibrate.clustering import MUELLER_CLASSES, Places, measures, mueller_projection, pca, scatter_ratio, thin
 from ual_ray.calibrate.probed_model import Head, States
 
-# Points of a plot, and rows of features that are kept for another look.
+# Maximum numbers of points in a plot and of feature rows written to disk.
 MOST_POINTS = 1500
 
 Features = NDArray[np.float32]
 
 
 class Clusters:
-    """States at chosen places: `classes[c]` is a token and where it is looked at, the most frequent one first."""
+    """States at chosen positions: `classes[c]` is a token and its positions, the most frequent token first."""
 
     def __init__(self, classes: Sequence[tuple[int, Places]], texts: Sequence[str], places: int, norm: str | None) -> None:
-        """Take the classes of `choose_classes`, their texts, how many places they were chosen from, the final norm's name."""
+        """Take the classes of `choose_classes`, their texts, the total number of positions, and the final norm's name."""
         self._texts = list(texts)
         self._tokens = [token for token, _ in classes]
         self._norm = norm
         chosen = np.concatenate([positions for _, positions in classes])
         self._classes = np.repeat(np.arange(len(classes)), [len(positions) for _, positions in classes])
-        # Where in the collected features the state of a place goes; -1 = nowhere.
+        # Row of each position's state in the collected features; -1 = not collected.
         self._slots = np.full(places, -1)
         self._slots[chosen] = np.arange(len(chosen))
         self._features: dict[str, Features] = {}
 
     def take(self, states: States) -> None:
-        """Keep those states of a batch that were chosen."""
+        """Keep the chosen states of a batch."""
         slots = self._slots[states.places]
         rows = torch.from_numpy(np.flatnonzero(slots >= 0))
         if not len(rows):
@@ -49,9 +49,9 @@ class Clusters:
                 room[slots[slots >= 0]] = kept
 
     def write(self, folder: Path, head: Head) -> dict[str, Any]:
-        """Measure how the states cluster; write the figures and the points of the plots, and return the figures.
+        """Measure how the states cluster; write the metrics and the points of the plots, and return the metrics.
 
-        Before or after the norm, measures are None where there are too few classes, or no norm was found.
+        Measures are None with too few classes, and those before the norm also when no norm was found.
         """
         counts = np.bincount(self._classes).tolist()
         after = self._features["after_norm"]
@@ -85,7 +85,7 @@ class Clusters:
         return measures(self._features[name], self._classes) if enough else None
 
     def _project(self, head: Head, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:
-        """Project the three most frequent tokens' states; None where there are fewer tokens."""
+        """Project the states of the three most frequent tokens; None with fewer tokens."""
         if len(self._tokens) < MUELLER_CLASSES:
             return None
         rows = self._classes < MUELLER_CLASSES

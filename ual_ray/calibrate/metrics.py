@@ -1,7 +1,7 @@
-"""How well stated probabilities agree with how often they are right, and the one temperature that mends most of it.
+"""Calibration metrics of stated probabilities, and the temperature that fits them best.
 
 Pure functions of arrays. `confidence` is in [0, 1], HIGHER = SURER; `correct` is True (or 1) where the prediction is right.
-No result depends on the order of the rows: rows of equal confidence share what they have in common.
+No result depends on the order of the rows: rows of equal confidence share their mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ual_ray.stats import score_quality as quality
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
 
 BINS = 15
-# Legal temperatures: of a model whose every logit is right, or useless, the best one would be 0 or infinite.
+# Range of fitted temperatures: for a model that is always right, or useless, the optimum would be 0 or infinite.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 TOLERANCE = 1e-4
 RESAMPLES = 1000
@@ -33,7 +33,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of rows, in ascending order of confidence: `count` of rows, their mean `confidence`, their `accuracy`.
+    """Bins in ascending order of confidence: `count` of rows, their mean `confidence` and their `accuracy`.
 
     `confidence` and `accuracy` are in [0, 1], and NaN in a bin without rows.
     """
@@ -43,7 +43,7 @@ class Reliability:
     accuracy: Numbers
 
     def as_dict(self) -> dict[str, list[Any]]:
-        """Plain values, for JSON: None in a bin without rows."""
+        """JSON-serializable values: None in a bin without rows."""
         means = {"confidence": self.confidence, "accuracy": self.accuracy}
         plain = {name: [value if value == value else None for value in values.tolist()] for name, values in means.items()}
         return {"count": self.count.tolist(), **plain}
@@ -52,7 +52,7 @@ class Reliability:
 def expected_calibration_error(
     confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS, scheme: Scheme = "width"
 ) -> float:
-    """Mean gap between confidence and accuracy over the bins of `reliability`, each by its share of the rows.
+    """Mean gap between confidence and accuracy over the bins of `reliability`, weighted by their shares of the rows.
 
     In [0, 1], lower is better. Raises ValueError for lengths that differ, no rows, or a confidence outside [0, 1].
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599).
@@ -64,11 +64,11 @@ def expected_calibration_error(
 
 
 def reliability(confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS, scheme: Scheme = "width") -> Reliability:
-    """Sort rows into bins by confidence: what a reliability diagram shows.
+    """Sort rows into bins by confidence, as a reliability diagram shows them.
 
-    "width": bin m holds (m - 1) / n_bins < confidence <= m / n_bins, and the first one 0 too (Guo et al. 2017). "mass":
-    rows in ascending order, cut into n_bins parts whose sizes differ by one at most; fewer rows leave bins empty. A tie
-    that a cut divides counts in either part with the accuracy of the whole tie.
+    "width": bin m holds (m - 1) / n_bins < confidence <= m / n_bins, and the first one also 0 (Guo et al. 2017). "mass":
+    rows in ascending order, split into n_bins parts whose sizes differ by at most one; with fewer rows, bins stay empty.
+    A tie that is split over two bins counts in both with the accuracy of the whole tie.
     Raises ValueError as `expected_calibration_error` does, for n_bins below 1, and for another scheme.
     """
     sure, right = _checked(confidence, correct)
@@ -100,7 +100,7 @@ def brier_score(confidence: ArrayLike, correct: ArrayLike) -> float:
 def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Mean over k = 1..n of the error rate among the k most confident rows, in [0, 1], lower is better.
 
-    Rows of equal confidence come in random order, of which this is the expectation. Raises ValueError as
+    Rows of equal confidence are ordered randomly; this is the expectation. Raises ValueError as
     `expected_calibration_error` does. Source: Geifman and El-Yaniv 2017; Geifman et al. 2019 (arXiv 1805.08206).
     """
     sure, right = _checked(confidence, correct)
@@ -148,15 +148,15 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 def fit_temperature_of(slope: Callable[[float], float]) -> float:
     """Find the temperature where the slope of a mean NLL is zero.
 
-    slope(b): the derivative by b = 1 / T of the mean NLL of softmax(b z), which is the mean of E_p[z] - z_label: it rises
-    with b, as the NLL is convex in b. It may be costly: it is called about seven times. Returns T in [0.05, 20]: one of
-    the ends where the NLL falls all the way to it, or where its slope first vanishes in floating point.
+    slope(b): the derivative by b = 1 / T of the mean NLL of softmax(b z), which is the mean of E_p[z] - z_label; it rises
+    with b, as the NLL is convex in b. It may be costly: it is called about seven times. Returns T in [0.05, 20]: an end of
+    the range if the NLL decreases up to it, else the first root in floating point.
     """
     known = cache(slope)
     lowest, highest = 1 / HIGHEST_TEMPERATURE, 1 / LOWEST_TEMPERATURE
     factor = 0.5 if known(1.0) > 0 else 2.0
     near = far = 1.0
-    # Double or halve until the slope changes its sign; most models of language end after one step.
+    # Double or halve until the slope changes its sign; for most language models one step is enough.
     while known(far) * known(1.0) > 0 and lowest < far < highest:
         near, far = far, float(np.clip(far * factor, lowest, highest))
     if known(far) * known(1.0) > 0 or near == far:
@@ -180,10 +180,10 @@ def errors_by_question(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float | None, float | None]:
-    """Bootstrap standard errors of a mean NLL per token and of its equal-width ECE, drawing questions, not tokens.
+    """Bootstrap standard errors of the mean NLL per token and of the equal-width ECE, resampling questions, not tokens.
 
-    One value per token in each argument; `questions` names the question that the token belongs to. The tokens of one
-    question are not independent. None for fewer than two questions; the same seed gives the same numbers.
+    One value per token in each argument; `questions` is the id of the token's question, as the tokens of one question are
+    not independent. None for fewer than two questions; the same seed gives the same numbers.
     """
     sure, right = _checked(confidence, correct)
     names, places = np.unique(np.asarray(questions), return_inverse=True)
@@ -204,9 +204,9 @@ def errors_by_question(
 
 
 def summary(confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS) -> dict[str, Any]:
-    """Every figure of one set of confidences, with its n, and the bins of its reliability diagram; plain, for JSON.
+    """All metrics of one set of confidences, their n, and the bins of the reliability diagram; JSON-serializable.
 
-    AUROC and PRR are None where all rows are right or all are wrong.
+    AUROC and PRR are null when all rows are right or all are wrong.
     """
     sure, right = _checked(confidence, correct)
     both = 0 < right.sum() < len(right)
@@ -233,9 +233,9 @@ def token_summary(
     n_bins: int = BINS,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """`summary` of tokens, with their mean NLL, and standard errors by question.
+    """`summary` of tokens, with their mean NLL and standard errors by question.
 
-    The Brier score is that over the whole vocabulary, in [0, 2], of `brier` per token.
+    The Brier score is the mean of `brier` per token, over the whole vocabulary, in [0, 2].
     """
     nll_error, ece_error = errors_by_question(questions, nll, confidence, correct, n_bins, resamples)
     return {
@@ -254,7 +254,7 @@ def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Numbers, Number
         raise ValueError(f"as many confidences as verdicts are needed, found {sure.shape} and {right.shape}")
     if not len(sure):
         raise ValueError("there are no rows to measure calibration on")
-    # Written so that NaN is refused too.
+    # Written so that NaN is rejected too.
     if not ((sure >= 0) & (sure <= 1)).all():
         raise ValueError(f"confidence: got {sure[~((sure >= 0) & (sure <= 1))][:3].tolist()}; expected 0 to 1")
     if not np.isin(right, (0, 1)).all():
@@ -267,7 +267,7 @@ def _equal_width(sure: Numbers, n_bins: int) -> NDArray[np.int64]:
 
 
 def _ordered(values: Numbers, right: Numbers) -> tuple[Numbers, Numbers]:
-    """Sort by value, ascending; each row of a tie gets the tie's mean of `right`."""
+    """Sort by value, ascending; each row of a tie gets the mean of `right` over the tie."""
     distinct, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
     shares = np.bincount(places, weights=right) / sizes
     return np.repeat(distinct, sizes), np.repeat(shares, sizes)

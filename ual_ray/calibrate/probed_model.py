@@ -1,7 +1,7 @@
-"""A causal LM looked into: the hidden states of the positions that matter, and its output layer a piece at a time.
+"""A causal LM's hidden states at the label positions, and its logits chunk by chunk.
 
-Hidden states are those that predict a token: of a label at position t, the state at t - 1. The logits of a whole split would
-take N x V numbers; here never more of them exist than CHUNK_BYTES.
+The hidden state of a label at position t is the one that predicts it, at t - 1. The logits of a whole split would take N x V
+numbers; at most CHUNK_BYTES of them exist at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 from ual_ray.calibrate.metrics import fit_temperature_of
 from ual_ray.errors import UserError
 
-# Of the float32 logits of one chunk; the probabilities beside them take as much again.
+# Bytes of one chunk's float32 logits; their probabilities take the same amount again.
 CHUNK_BYTES = 64 * 2**20
-# Of one batch, padding included: enough to keep a processor busy.
+# Tokens per batch, including padding: enough to keep a processor busy.
 TOKENS_PER_BATCH = 4096
-# Further below the largest, a logit has probability 0 at every legal temperature; infinite ones have no mean.
+# A logit further below the largest has probability 0 at every legal temperature; clipped, as infinite logits have no mean.
 LOWEST_LOGIT = -1e4
 
 Places = NDArray[np.int64]
@@ -35,22 +35,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Text:
-    """One rendered conversation: its tokens, and the positions (1 or more, ascending) of those to predict."""
+    """One rendered conversation: its tokens, and the positions (>= 1, ascending) of the labels."""
 
     input_ids: Places
     positions: Places
 
     @property
     def labels(self) -> Places:
-        """The tokens to predict."""
+        """The labels: the tokens to predict."""
         return self.input_ids[self.positions]
 
 
 @dataclass(frozen=True)
 class States:
-    """Hidden states of a batch: [n, H] `after` the final norm and `before` it (None where no norm was found).
+    """Hidden states of a batch: [n, H] `after` the final norm and `before` it (None if no norm was found).
 
-    Row by row they belong to the flat list of all texts' labels, at `places`; `labels` is [n].
+    `places` [n]: the rows' indices in the flat list of all texts' labels; `labels` is [n].
     """
 
     places: Places
@@ -63,10 +63,10 @@ class ProbedModel:
     """A model in evaluation mode on one device, without gradients."""
 
     def __init__(self, path: str, dtype: str, device: str, trust_remote_code: bool = False) -> None:
-        """Load a directory or hub name. Raises UserError when its logits are not those of its output layer as known here.
+        """Load a directory or hub name. Raises UserError when the model transforms its logits in an unsupported way.
 
-        dtype: as evaluate.dtype; on a CPU "auto" and "float16", which it cannot compute fast, mean float32. device: "cpu" or
-        "cuda"; of several GPUs all are used.
+        dtype: as evaluate.dtype; on a CPU "auto" and "float16" (slow there) mean float32. device: "cpu" or "cuda", which uses
+        all GPUs.
         """
         from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ class ProbedModel:
 
     @torch.inference_mode()
     def states(self, texts: Sequence[Text], progress: Progress) -> Iterator[States]:
-        """Run all texts, longest first, and give the states of their labels batch by batch; `progress` gets their tokens."""
+        """Run all texts, longest first, and yield their labels' states batch by batch; `progress` gets the token counts."""
         starts = np.cumsum([0, *(len(text.positions) for text in texts)])
         for batch in _batches([len(text.input_ids) for text in texts]):
             chosen = [texts[number] for number in batch]
@@ -103,17 +103,17 @@ class ProbedModel:
     def _run(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor | None]:
         ids = [torch.from_numpy(text.input_ids) for text in texts]
         mask = pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
-        # Padding is behind every text, where no token sees it.
+        # Padding is on the right, where no token attends to it.
         inputs = {"input_ids": pad_sequence(ids, batch_first=True), "attention_mask": mask}
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         after = self._body(**on_device, use_cache=False).last_hidden_state
         before, self._before = self._before, None
-        # Some architectures flatten their batch around the norm.
+        # Some architectures flatten the batch around the norm.
         return after, None if before is None else before.reshape(after.shape)
 
     @torch.inference_mode()
     def _look(self) -> str | None:
-        """Check the output layer against the model's own logits, and find the norm whose output goes into it."""
+        """Check the output layer against the model's own logits, and find the norm that feeds it."""
         ids = (torch.arange(1, 9, device=self.device) % self.head.size)[None]
         outputs: dict[str, Tensor] = {}
 
@@ -129,7 +129,7 @@ class ProbedModel:
         found = [name for name, output in outputs.items() if torch.equal(output.flatten(), hidden.flatten())]
         if not found:
             kind = type(self._model).__name__
-            logger.warning("%s: no norm was found whose output goes into the output layer; none is looked before", kind)
+            logger.warning("%s: found no norm in front of the output layer; states before the norm are not measured", kind)
             return None
         norms[found[-1]].register_forward_pre_hook(self._remember_before)
         return found[-1]
@@ -145,12 +145,12 @@ class ProbedModel:
         ours = self.head.logits(hidden[0, :-1])
         labels = ids[0, 1:]
         expected, found = (nn.functional.cross_entropy(logits.to(labels.device), labels) for logits in (own, ours))
-        # Loose enough for bfloat16, whose logits have 3 digits; a scale or soft-cap left out is further off.
+        # Loose enough for bfloat16 logits (3 digits); a missing scale or soft-cap differs by more.
         if not torch.isclose(found, expected, rtol=5e-3):
             raise UserError(
                 f"the calibration of models of the kind {type(self._model).__name__} cannot be measured yet",
                 got=f"NLL {found:.4f} from the hidden states, {expected:.4f} from the model's logits",
-                fix="set evaluate.calibration.enabled=false: the model changes its logits in a way that is not known here",
+                fix="set evaluate.calibration.enabled=false: the model transforms its logits in an unsupported way",
             )
 
 
@@ -158,7 +158,7 @@ class Head:
     """The output layer: hidden states after the final norm to logits over the real entries of the vocabulary."""
 
     def __init__(self, causal_lm: Any) -> None:
-        """Take the layer of a transformers causal LM, tied or not, and what its architecture does to the logits."""
+        """Take the layer of a transformers causal LM, tied or not, and its architecture's logit scale and soft-cap."""
         layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
         self.size = int(config.vocab_size)
         bias = getattr(layer, "bias", None)
@@ -170,13 +170,13 @@ class Head:
         self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Give the logits of [n, H] as float32 of [n, K]."""
+        """Return the logits of [n, H] as float32 of [n, K]."""
         inputs = hidden.to(self.weight.device, self.weight.dtype) * self._scale
         logits = nn.functional.linear(inputs, self.weight, self._bias).float()
         return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
 
     def chunks(self, hidden: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Give slices of [n, H], with their logits [chunk, K] and labels [chunk]."""
+        """Yield slices of [n, H] with their logits [chunk, K] and labels [chunk]."""
         size = max(1, CHUNK_BYTES // (4 * self.size))
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
@@ -195,12 +195,12 @@ class TokenStatistics:
 
     @classmethod
     def empty(cls, count: int) -> TokenStatistics:
-        """Make room for so many tokens."""
+        """Allocate arrays for `n` tokens."""
         return cls(np.empty(count), np.empty(count), np.empty(count, dtype=bool), np.empty(count))
 
 
 def measure(head: Head, states: States, temperatures: Sequence[float], into: Sequence[TokenStatistics]) -> None:
-    """Measure a batch at every temperature, at the places of `into` that are its own."""
+    """Measure a batch at every temperature and write the results into its rows of `into`."""
     for rows, logits, labels in head.chunks(states.after, states.labels):
         at_label = logits.gather(1, labels[:, None]).squeeze(1)
         largest, argmax = logits.max(1)
@@ -208,7 +208,7 @@ def measure(head: Head, states: States, temperatures: Sequence[float], into: Seq
         for temperature, target in zip(temperatures, into, strict=True):
             probabilities = torch.softmax(logits / temperature, dim=1)
             confidence = probabilities.gather(1, argmax[:, None]).squeeze(1)
-            # By way of the largest probability, at least 1 / K: the label's own may be too small for a logarithm.
+            # Relative to the largest probability, at least 1 / K: the label's own may underflow.
             nll = (largest - at_label) / temperature - confidence.log()
             right = probabilities.gather(1, labels[:, None]).squeeze(1)
             brier = torch.linalg.vector_norm(probabilities, dim=1).square() - 2 * right + 1
@@ -219,7 +219,7 @@ def measure(head: Head, states: States, temperatures: Sequence[float], into: Seq
 
 
 def log_probabilities(head: Head, states: States, temperatures: Sequence[float], into: Sequence[NDArray[np.float64]]) -> None:
-    """Put the labels' log-probabilities (in nats) at every temperature at the batch's places of `into`."""
+    """Write the labels' log-probabilities (in nats) at every temperature into the batch's rows of `into`."""
     for rows, logits, labels in head.chunks(states.after, states.labels):
         at_label = logits.gather(1, labels[:, None]).squeeze(1)
         for temperature, target in zip(temperatures, into, strict=True):
@@ -243,7 +243,7 @@ def temperature_of(head: Head, hidden: Tensor, labels: Tensor) -> float:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group texts by length, longest first, so that a batch with its padding is of TOKENS_PER_BATCH tokens at most."""
+    """Group texts by length, longest first, into batches of at most TOKENS_PER_BATCH tokens, padding included."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS_PER_BATCH:
