@@ -147,7 +147,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
     [
         ("elicit.templates=FILE", "verbalized: hello\n", "wrong placeholders"),
         ("elicit.templates=missing.yaml", "", "elicit.templates cannot be read"),
-        ("elicit.calibrate_with=FILE", "", "labels file has an unknown ending"),
+        ("elicit.calibrate_with=FILE", "", "labels file has an unknown file extension"),
         ("elicit.calibrate_with=missing.csv", "", "labels file does not exist"),
         ("elicit.adapter=missing", "", "elicit.adapter is not a LoRA adapter"),
         ("elicit.model=./missing", "", "elicit.model: the directory does not exist"),

@@ -1,4 +1,4 @@
-"""Final answers: how they are read out of a text and written so that equal ones are equal strings.
+"""Final answers: extraction from a text, and normalization, so that equal answers are equal strings.
 
 strict: the first number behind '####'; flexible: the last number of the text (GSM8K, Cobbe et al. 2021, arXiv 2110.14168).
 """
@@ -17,7 +17,7 @@ ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
 BOXED = "\\boxed{"
 
 
-# Numbers beyond are compared as they are written: written out, 1e999999 would be a megabyte.
+# Larger exponents are compared as written: in full, 1e999999 would be a megabyte.
 LARGEST_EXPONENT = 27
 
 

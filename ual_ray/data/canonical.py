@@ -1,6 +1,6 @@
-"""Make canonical rows of a piece of the data: an id, a source, a split and messages.
+"""Make canonical rows (id, source, split, messages) of one shard of the data.
 
-Runs inside a worker, block by block. Good rows are written to `rows/` as they pass, bad ones to `quarantine/` with a reason.
+Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid ones to `quarantine/` with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ual_ray.parquet import write_table
 
 QUARANTINE_FOLDER = "quarantine"
 ROWS_PER_BLOCK = 1024
-# Positions of the data as one number: the piece in front, the row within it behind.
+# A position in the data as one number: the shard in the high bits, the row within it in the low bits.
 ROWS_PER_PIECE_AT_MOST = 2**40
 
 Claim = Callable[[Sequence[str], Sequence[int]], list[bool]]
@@ -33,7 +33,7 @@ Entry = tuple[int, Record, Messages | BadRow]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker has to know to read a piece: the settings, the form of the rows, and where they are written."""
+    """A worker's instructions for reading a shard: the settings, the format of the rows, and the output folder."""
 
     data: DataConfig
     format_name: str
@@ -49,10 +49,10 @@ class Block:
 
 
 def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[Block]:
-    """Read a piece (the `number`th of the data), write what it holds below `plan.folder`, and yield it block by block.
+    """Read a shard (the `number`th of the data), write its rows below `plan.folder`, and yield them block by block.
 
-    `claim(ids, positions)` says which rows were the first of their content, as `Claims.claim` does. Raises UserError when
-    the piece cannot be read.
+    `claim(ids, positions)` returns which rows are the first with their content, as `Claims.claim` does. Raises UserError
+    when the shard cannot be read.
     """
     converted = convert(read_piece(piece), plan.format_name, plan.data.columns)
     start = number * ROWS_PER_PIECE_AT_MOST
@@ -65,7 +65,7 @@ def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[B
 
 
 def split_of(identity: str, data: DataConfig) -> str:
-    """Choose a row's split by its content hash alone, so that it never moves between runs or machines."""
+    """Choose a row's split by its content hash alone, so that it is the same in every run and on every machine."""
     position = int(identity, 16) / 16 ** len(identity)
     if position < data.test_share:
         return col.TEST
@@ -86,7 +86,7 @@ def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -
     identities = {at: col.content_id(messages) for at, _, messages in kept}
     repeated_rows = _losers(list(identities.items()), claim)
     bad += [(record, f"duplicate id: {record[col.ID]}") for at, record, _ in good if at in repeated_ids]
-    bad += [(record, "duplicate row: the same messages came before") for at, record, _ in kept if at in repeated_rows]
+    bad += [(record, "duplicate row: the same messages occurred before") for at, record, _ in kept if at in repeated_rows]
     rows = [
         {
             col.ID: identities[at],
@@ -110,13 +110,13 @@ def _losers(wanted: Sequence[tuple[int, str]], claim: Claim) -> set[int]:
 
 
 def given_id(record: Record) -> str | None:
-    """Name a row as the user does; None where the data has no id, or an empty one."""
+    """Return the row's id in the user's data; None if it is missing or empty."""
     value = record.get(col.ID)
     return None if value is None or value == "" else str(value)
 
 
 def source_of(record: Record, piece: Piece) -> str:
-    """Name a row's source: what it says itself, or the name of its file."""
+    """Return a row's own source, or else the name of its file."""
     source = record.get(col.SOURCE)
     return source if isinstance(source, str) and source else _stem(piece.path)
 
@@ -127,7 +127,7 @@ def _stem(path: str) -> str:
 
 
 def _write(block: Block, folder: Path, name: str) -> None:
-    """Write both kinds of rows under names that reading the piece again would give them, whole or not at all."""
+    """Write valid and invalid rows atomically, under names that are the same when the shard is read again."""
     (folder / col.ROWS_FOLDER).mkdir(parents=True, exist_ok=True)
     write_table(block.rows, folder / col.ROWS_FOLDER / f"{name}.parquet")
     if block.quarantined:
@@ -136,7 +136,7 @@ def _write(block: Block, folder: Path, name: str) -> None:
 
 
 def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as JSON lines, whole or not at all; what is no Unicode is written as escapes."""
+    """Write rows atomically as JSON lines; invalid Unicode is escaped."""
     part = path.with_name(path.name + ".part")
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

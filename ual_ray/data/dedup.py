@@ -1,4 +1,4 @@
-"""Who was first? One row per content and per given id, however many workers read at a time."""
+"""Deduplication across workers: one row per content, and one per id of the user's data."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import closing
 
 
 class Claims:
-    """Remembers which position of the data each id belongs to; the memory is a temporary SQLite table, on disk if need be.
+    """Maps each id to the position in the data that claimed it first, in a temporary SQLite table that spills to disk.
 
-    A piece of the data that is read again, because its worker died, has the same positions and gets the same answers.
+    A shard that is read again after its worker died has the same positions, and so gets the same answers.
     """
 
     def __init__(self) -> None:
-        """Start with nothing claimed."""
+        """Create an empty table."""
         self._table = sqlite3.connect("", check_same_thread=False)
-        # Nothing is to outlive this process: no journal, no waiting for the disk, and the table in memory while it is small.
+        # The table is temporary: no journal, no waiting for the disk, and in memory while it is small.
         self._table.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;")
         self._table.execute("CREATE TABLE claims (id TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID")
 
     def claim(self, ids: Sequence[str], positions: Sequence[int]) -> list[bool]:
-        """Tell, for each id, whether it belongs to this position: the first that asked for it."""
+        """Return, for each id, whether it belongs to this position, that is, whether this position claimed it first."""
         with self._table, closing(self._table.cursor()) as cursor:
             return [self._claim(cursor, identity, position) for identity, position in zip(ids, positions, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The files behind data.path: found by metadata only, on this machine and in clouds alike, through pyarrow.fs."""
+"""List the files of data.path by their metadata, local or in a cloud, through pyarrow.fs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", 
 SUFFIXES = ", ".join(KINDS)
 LEGAL_FILES = f"a file ending in {SUFFIXES} (all but .parquet also .gz), or a folder of them"
 LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a cloud address (s3://...), or 'demo'"
-# What datasets writes beside the data, in folders cloned from the hub too.
+# Metadata files that `datasets` writes next to the data, also in folders cloned from the hub.
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -36,7 +36,7 @@ UNREADABLE = (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.err
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file to read: its path on its file system, and its name below the folder that was given."""
+    """A file to read: its path on its file system, and its name relative to the folder in data.path."""
 
     root: str
     path: str
@@ -47,12 +47,12 @@ class DataFile:
 
     @property
     def packed(self) -> bool:
-        """Say whether the file is compressed."""
+        """Whether the file is gzip-compressed."""
         return self.path.lower().endswith(".gz")
 
 
 def find_files(config: DataConfig) -> list[DataFile] | None:
-    """List the files of a path in order of name; None for the name of a data set on the hub. Raises UserError."""
+    """List the files of a path, sorted by name; None for a hub name. Raises UserError when there are none."""
     where = redact_uri(config.path)
     if not where.strip():
         raise UserError("data.path is empty", expected=LEGAL_PATHS)
@@ -70,39 +70,39 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
             raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a file")
         kind = _kind_of(path)
         if kind is None:
-            raise UserError("data.path is of an unknown kind", got=where, expected=LEGAL_FILES)
+            raise UserError("data.path has an unsupported file type", got=where, expected=LEGAL_FILES)
         return [_data_file(root, path, info, kind)]
 
 
 def refuse_subset(config: DataConfig) -> None:
-    """Raise UserError if a subset is asked of what is no hub name, where there are none."""
+    """Raise UserError if data.subset is set and data.path is not a hub name."""
     if config.subset is not None:
         found = f"{config.subset}, with data.path={redact_uri(config.path)}"
         raise UserError("data.subset is for hub names", got=found, fix="leave data.subset out, or give a hub name")
 
 
 def _locate(path: str) -> tuple[str, str]:
-    """Split a path into the address of its file system ("" on this machine) and the path there."""
+    """Split a path into the address of its file system ("" = local) and the path there."""
     if not ADDRESS.match(path):
         return "", os.path.abspath(Path(path).expanduser())
     try:
         filesystem, inner = from_address(path)
     except pa.ArrowInvalid as error:
         expected = "file://, s3://, gs://, abfs://, hdfs://, hf://"
-        raise UserError("data.path is no address of files", got=f"{redact_uri(path)}: {error}", expected=expected) from error
+        raise UserError("data.path: unsupported URI scheme", got=f"{redact_uri(path)}: {error}", expected=expected) from error
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     return "" if local else path, inner.rstrip("/") or inner
 
 
 @cache
 def from_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Get the file system of an address, and the path there."""
-    # Once per process: an S3 bucket is asked for its region each time.
+    """Return the file system of a URI, and the path there."""
+    # Cached per process, as each call would look up the region of an S3 bucket.
     return pyarrow.fs.FileSystem.from_uri(address)
 
 
 def filesystem_of(root: str) -> pyarrow.fs.FileSystem:
-    """Get the file system of an address; "" is this machine."""
+    """Return the file system of an address; "" is local."""
     return from_address(root)[0] if root else pyarrow.fs.LocalFileSystem()
 
 
@@ -141,7 +141,7 @@ def _data_file(root: str, path: str, info: pyarrow.fs.FileInfo, kind: str, name:
 
 
 def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | None:
-    """List the Arrow files of a directory that save_to_disk made; None if it is no such directory. Raises UserError."""
+    """List the Arrow files of a directory written by save_to_disk; None for other directories. Raises UserError."""
     splits = _json_at(root, f"{path}/dataset_dict.json")
     if splits is not None:
         split = config.split or "train"
@@ -168,11 +168,11 @@ def _json_at(root: str, path: str) -> Any:
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Name what was being read in the error that comes of it."""
+    """Turn an error of reading data into a UserError that names the path."""
     try:
         yield
     except UserError:
         raise
     except UNREADABLE as error:
-        fix = "check the address, the network and the credentials" if ADDRESS.match(where) else "check the file and its rights"
+        fix = "check the address, the network and the credentials" if ADDRESS.match(where) else "check the file's permissions"
         raise UserError("data.path cannot be read", got=f"{where}: {error}", fix=fix) from error

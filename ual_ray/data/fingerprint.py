@@ -1,4 +1,4 @@
-"""What a data set is, told by its content or, where that is too much to read, by signs of it."""
+"""Fingerprint of a data set: a digest of its content or, where that is too large to read, of its metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLE = 1 << 20
 
 
 def fingerprint(config: DataConfig) -> str:
-    """Identify the content of a data set: 16 hexadecimal digits that do not depend on where it lies. Raises UserError."""
+    """Return a digest of a data set's content: 16 hexadecimal digits, independent of its path. Raises UserError."""
     if config.path == DEMO:
         refuse_subset(config)
         return digest([DEMO, sample_rows()])

@@ -1,4 +1,4 @@
-"""Data sets of the hub, read as a stream, shard by shard."""
+"""Hub data sets, streamed shard by shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ual_ray.errors import UserError
 
 HUB_SECONDS = 5
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# How datasets says that a configuration is missing or unknown, and lists those there are.
+# Messages of `datasets` for a missing or unknown configuration, which list the existing ones.
 NO_SUBSET = re.compile("config name is missing|BuilderConfig '.*' not found", re.IGNORECASE)
 AVAILABLE = re.compile(r"available[^\[]*(\[.*\])", re.IGNORECASE)
 QUOTED = re.compile(r"""(['"])(.*?)\1""")
@@ -24,7 +24,7 @@ QUOTED = re.compile(r"""(['"])(.*?)\1""")
 def hub_pieces(config: DataConfig) -> list[Piece]:
     """List the shards of a data set. Raises UserError."""
     split = config.split or "train"
-    # The commit, so that workers that start later read the same files.
+    # Pinned to a commit, so that workers that start later read the same files.
     revision = hub_commit(config.path, config.revision)
     dataset = load_hub(config.path, config.subset, split, revision)
     shards = dataset.num_shards
@@ -53,24 +53,24 @@ def read_hub(piece: Piece) -> Iterator[Record | BadRow]:
 
 
 def load_hub(name: str, subset: str | None, split: str, revision: str | None) -> Any:
-    """Open a data set of the hub as an IterableDataset; nothing but metadata is fetched. Raises UserError."""
+    """Open a hub data set as an IterableDataset, fetching only metadata. Raises UserError."""
     import datasets
 
     try:
         return datasets.load_dataset(name, name=subset, split=split, revision=revision, streaming=True)
-    except Exception as error:  # of many kinds, from the network up; each ends the run before anything was started
+    except Exception as error:  # datasets raises many types of errors; each ends the run before anything is started
         raise _hub_error(name, subset, split, error) from error
 
 
 def hub_commit(name: str, revision: str | None) -> str | None:
-    """Ask the hub for the commit that a revision means now; the revision as it is where the hub cannot tell."""
+    """Resolve a revision to its current commit on the hub; returns the revision itself if that fails."""
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS).sha or revision
-    except Exception:  # offline, a mirror, a private data set: the name has to do
+    except Exception:  # offline, a mirror, a private data set: use the revision's name
         return revision
 
 
@@ -87,7 +87,7 @@ def _hub_error(name: str, subset: str | None, split: str | None, error: Exceptio
 
 
 def _subset_error(where: str, subset: str | None, told: str) -> UserError:
-    """Name the configurations there are, as far as datasets told."""
+    """List the existing configurations, if the error of `datasets` contains them."""
     listed = AVAILABLE.search(told)
     names = [quoted[1] for quoted in QUOTED.findall(listed[1])] if listed else []
     problem = "has several configurations" if subset is None else "has no such configuration"
@@ -102,8 +102,8 @@ def _subset_error(where: str, subset: str | None, told: str) -> UserError:
 HUB_ERRORS = (
     (
         r"gated|\b401\b|\b403\b|authenticat",
-        "data.path: the hub refuses access to this data set",
-        "ask for access on its page, then set HF_TOKEN or run `hf auth login`",
+        "data.path: the hub denies access to this data set",
+        "request access on its page, then set HF_TOKEN or run `hf auth login`",
     ),
     (
         "bad split|unknown split",
@@ -117,7 +117,7 @@ HUB_ERRORS = (
     ),
     (
         "ConnectionError|ConnectError|offline|resolve|reach|timed? ?out|network",
-        "data.path is no file or folder here, and the hub cannot be reached",
+        "data.path is not a local file or folder, and the hub cannot be reached",
         "check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or give a file or folder",
     ),
 )

@@ -1,4 +1,4 @@
-"""Verdicts on responses: a CSV or JSONL file with the columns `id` and `correct`."""
+"""Labels of responses: a CSV or JSONL file with the columns `id` and `correct`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CORRECT = "correct"
 COLUMNS = (col.ID, CORRECT)
 TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 LEGAL_TRUTH = "1, 0, true or false (1 = the response is good)"
-LEGAL_FILE = "a .csv file with a head line, or a .jsonl file with one object per line; columns id and correct"
+LEGAL_FILE = "a .csv file with a header line, or a .jsonl file with one object per line; columns id and correct"
 
 
 def read_labels(path: Path) -> dict[str, bool]:
-    """Read who is right: id (content id or the data's own) -> whether the response is good.
+    """Read a labels file: id (content id or the data's own) -> whether the response is good.
 
-    Raises UserError for a file, column or value that is none; names the line.
+    Raises UserError for an invalid file, column or value, with its line.
     """
     if not path.is_file():
         raise UserError("the labels file does not exist", got=path, expected=LEGAL_FILE)
     readers = {".csv": _csv_lines, ".jsonl": _jsonl_lines}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError("the labels file has an unknown ending", got=path, expected=LEGAL_FILE)
+        raise UserError("the labels file has an unknown file extension", got=path, expected=LEGAL_FILE)
     labels: dict[str, bool] = {}
     try:
         for number, row in reader(path):
@@ -41,17 +41,17 @@ def read_labels(path: Path) -> dict[str, bool]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("the labels file cannot be read", got=f"{path}: {error}", expected=f"{LEGAL_FILE}, in UTF-8") from error
     if not labels:
-        raise UserError("the labels file holds no label", got=path, expected=LEGAL_FILE)
+        raise UserError("the labels file contains no label", got=path, expected=LEGAL_FILE)
     return labels
 
 
 def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Give every row its verdict by content id, else by the data's own id: 1 = good, 0 = wrong, NaN = no label.
+    """Look up every row's label by content id, else by the data's own id: 1 = good, 0 = wrong, NaN = no label.
 
-    Raises UserError when no row has one.
+    Raises UserError when no row has a label.
     """
     wanted = pa.array(list(labels), pa.string())
-    # The place -1, of rows that are not found, is the last.
+    # Index -1, of rows that are not found, is the last entry.
     verdicts = np.array([*labels.values(), np.nan], dtype=np.float64)
     correct = np.full(len(ids), np.nan)
     for column in (given_ids, ids):
@@ -106,6 +106,6 @@ def _add(labels: dict[str, bool], row: Mapping[str, Any], where: str) -> None:
         raise UserError("a label has no id", got=where, expected="the row's content id, or the data's own id")
     verdict = TRUTH.get(str(row[CORRECT]).strip().lower())
     if verdict is None:
-        raise UserError("a label is no truth value", got=f"{row[CORRECT]!r} ({where})", expected=LEGAL_TRUTH)
+        raise UserError("label is not a boolean", got=f"{row[CORRECT]!r} ({where})", expected=LEGAL_TRUTH)
     if labels.setdefault(name, verdict) != verdict:
-        raise UserError("an id is labelled both good and wrong", got=f"{name!r} ({where})", fix="leave one of the two")
+        raise UserError("an id is labelled both good and wrong", got=f"{name!r} ({where})", fix="keep only one of the two")

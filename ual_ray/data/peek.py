@@ -1,4 +1,4 @@
-"""Look at a data set before anything is started: its format, its size and its first rows."""
+"""Inspect a data set before a run starts: its format, its size and its first rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Seen = list[tuple[Record, Messages | BadRow]]
 
 @dataclass(frozen=True)
 class Look:
-    """What a data set is: its format, its pieces, about how many rows (None = unknown), and the first of them."""
+    """Summary of a data set: its format, its shards, the estimated number of rows (None = unknown), and the first rows."""
 
     format_name: str
     pieces: list[Piece]
@@ -28,14 +28,14 @@ class Look:
     complete: bool
 
     def size(self) -> str:
-        """Say how many rows there are, as far as that is known: "200 rows", "about 10,000 rows"."""
+        """Format the number of rows, such as "200 rows", "about 10,000 rows", or "an unknown number of rows"."""
         if self.estimated_rows is None:
             return "an unknown number of rows"
         return f"{'' if self.complete else 'about '}{self.estimated_rows:,} rows"
 
 
 def look(config: DataConfig, rows: int = 1000) -> Look:
-    """Read the first rows, and say what they are. Raises UserError for data that no run could use."""
+    """Read the first rows and detect their format. Raises UserError for data without a usable row."""
     where = redact_uri(config.path)
     pieces = find_pieces(config)
     stream = chain.from_iterable(map(read_piece, pieces))
@@ -65,11 +65,11 @@ def _check_usable(seen: Seen, where: str, format_name: str) -> None:
     reasons = [str(messages) for _, messages in seen if isinstance(messages, BadRow)]
     if len(reasons) < len(seen):
         return
-    # What stands behind the colon differs from row to row.
+    # The text after the colon differs from row to row.
     kind, count = Counter(reason.split(":")[0] for reason in reasons).most_common(1)[0]
     reason = next(reason for reason in reasons if reason.startswith(kind))
     raise UserError(
         f"no row of {where} can be used as {format_name}",
         got=f"{count} of the first {len(seen)} rows: {reason}; columns {columns_of(record for record, _ in seen)}",
-        fix="mend the rows, or set data.format or data.columns",
+        fix="fix the rows, or set data.format or data.columns",
     )

@@ -1,4 +1,4 @@
-"""Canonical rows as a Ray Data source: pieces of the data are read where there is room, and never in the driver."""
+"""Canonical rows as a Ray Data source: shards of the data are read by workers, never in the driver."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ual_ray.data.reading import Piece
 
 
 class RowSource(Datasource):
-    """Reads the rows of the named splits; all splits are written below `plan.folder` on the way.
+    """Reads the rows of the named splits; all splits are written below `plan.folder` while reading.
 
     `claims` and `monitor` are handles of a Claims and a Monitor actor.
     """
 
     def __init__(self, pieces: Sequence[Piece], plan: Plan, splits: Sequence[str], claims: Any, monitor: Any) -> None:
-        """Take what the read tasks need."""
+        """Store the inputs of the read tasks."""
         super().__init__()
         self._pieces = list(pieces)
         self._read = partial(_read, plan=plan, splits=tuple(splits), claims=claims, monitor=monitor)
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not known before the pieces are read."""
+        """Return None: the size is unknown until the shards are read."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Give one task per piece."""
+        """Return one read task per shard."""
         unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
         return [
             ReadTask(partial(self._read, piece, number), unknown, schema=col.ROWS, per_task_row_limit=per_task_row_limit)
@@ -60,5 +60,5 @@ def _read(piece: Piece, number: int, *, plan: Plan, splits: tuple[str, ...], cla
     for block in blocks_of(piece, number, plan, claim):
         reasons = [row["reason"] for row in block.quarantined]
         if ray.get(monitor.read.remote(len(block.rows), reasons)):
-            return  # `map_rows` says why, once what was sent is written
+            return  # `map_rows` raises the reason once the blocks already sent are written
         yield block.rows.filter(pa.compute.is_in(block.rows[col.SPLIT], wanted))

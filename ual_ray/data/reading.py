@@ -1,7 +1,7 @@
-"""Where records come from: any data set as small pieces, each of which a worker reads by itself, row by row.
+"""Split a data set into small shards, and read one shard row by row.
 
-`find_pieces` looks at metadata only and runs in the driver; `read_piece` streams one piece and runs anywhere. Local and cloud
-files go through pyarrow.fs alike.
+`find_pieces` reads only metadata and runs in the driver; `read_piece` streams one shard and runs anywhere. Local and cloud
+files are both read through pyarrow.fs.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ual_ray.data.tables import arrow_pieces, parquet_pieces, read_arrow, read_p
 from ual_ray.data.text_files import TEXT_PARSERS, has_object_lines, read_jsonl, read_text
 from ual_ray.errors import UserError
 
-# Kinds whose number of rows is known without reading them.
+# Kinds of shards whose number of rows is known from metadata.
 EXACT = (DEMO, "parquet", "arrow")
 BYTES_PER_PIECE = 32 << 20
 SAMPLE = 1 << 20
 
 
 def find_pieces(config: DataConfig) -> list[Piece]:
-    """List the pieces of a data set, in order; together they hold at most `max_rows` rows, the first ones. Raises UserError."""
+    """List the shards of a data set in order, limited to its first `max_rows` rows. Raises UserError."""
     if config.path == DEMO:
         refuse_subset(config)
         return _limited([Piece(DEMO, DEMO, DEMO, rows=len(sample_rows()))], config.max_rows)
     files = find_files(config)
     if files is None:
         return _limited(hub_pieces(config), config.max_rows)
-    # Threads: opening a file in a cloud takes a tenth of a second, whatever its size.
+    # Threads, as opening a file in a cloud takes about 0.1 s regardless of its size.
     with ThreadPoolExecutor(16) as pool:
         parts = list(pool.map(_file_pieces, files))
     named = (
@@ -51,7 +51,7 @@ def find_pieces(config: DataConfig) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Record | BadRow]:
-    """Yield the rows of a piece one by one; a row that cannot be parsed is yielded as a BadRow. Raises UserError."""
+    """Yield the rows of a shard one by one; a row that cannot be parsed is yielded as a BadRow. Raises UserError."""
     with naming(redact_uri(piece.path)):
         yield from islice(READERS[piece.kind](piece), piece.limit)
 
@@ -77,17 +77,17 @@ def _text_pieces(file: DataFile, piece: Piece) -> list[Piece]:
 
 
 def byte_ranges(size: int, step: int) -> list[tuple[int, int]]:
-    """Split `size` bytes into ranges of `step`; which lines they hold is the reader's affair."""
+    """Split `size` bytes into ranges of `step` bytes; the reader assigns lines to ranges."""
     return [(first, min(first + step, size)) for first in range(0, size, step)]
 
 
 def _estimate_rows(file: DataFile, kind: str, size: int) -> int | None:
-    """Count the rows at the beginning of a text file and extrapolate; None if not one row fits into the sample."""
+    """Estimate the rows of a text file from a sample of its beginning; None if the sample has no whole row."""
     with filesystem_of(file.root).open_input_stream(file.path, compression=None) as stream:
         sample = stream.read(SAMPLE)
     text, used = _unpack(sample) if file.packed else (sample, len(sample))
     share = used / size if size else 1.0
-    # A character cut in two at the end is no reason to fail.
+    # The sample may end within a character.
     records = TEXT_PARSERS[kind](io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", errors="replace", newline=""), file.path)
     rows, ended = 0, False
     try:
@@ -95,7 +95,7 @@ def _estimate_rows(file: DataFile, kind: str, size: int) -> int | None:
             rows += 1
         ended = True
     except (*UNREADABLE, UserError):
-        # The sample ends within a row, or the file is at fault, which its reader will say.
+        # The sample ends within a row, or the file is invalid, which reading it will report.
         pass
     if share >= 1:
         return rows
@@ -104,14 +104,14 @@ def _estimate_rows(file: DataFile, kind: str, size: int) -> int | None:
 
 
 def _unpack(sample: bytes) -> tuple[bytes, int]:
-    """Unpack the beginning of a gzip file, to a bounded size; with it, how much of the sample that took."""
+    """Decompress the beginning of a gzip file up to a bounded size; returns it and the compressed bytes consumed."""
     unpacker = zlib.decompressobj(wbits=31)
     text = unpacker.decompress(sample, 8 * SAMPLE)
     return text, len(sample) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
 
 
 def _limited(pieces: Iterable[Piece], most: int | None) -> list[Piece]:
-    """Keep the pieces that hold the first rows. Where their number is an estimate, the rows are counted up to the limit."""
+    """Keep the shards with the first `max_rows` rows. If a number of rows is an estimate, rows are counted up to the limit."""
     if most is None:
         return list(pieces)
     kept: list[Piece] = []

@@ -1,4 +1,4 @@
-"""The piece: what a worker is given to read, small enough to travel."""
+"""A shard: the small description of a part of the data that is sent to a worker to read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a data set: `first` to `last` are bytes of a JSONL file, row groups, rows of an Arrow file, or a shard.
+    """A part of a data set: `first` to `last` are bytes (JSONL), row groups (Parquet), rows (Arrow), or a hub shard.
 
     `rows` is the number of rows, exact for Parquet, datasets directories and the demo, and estimated otherwise; `limit` is
-    the most rows to read (data.max_rows); `root` the cloud address a path belongs to, "" on this machine.
+    the maximum number of rows to read (data.max_rows); `root` is the cloud address of the path, "" = local.
     """
 
     name: str
@@ -29,5 +29,5 @@ class Piece:
 
 
 def safe_name(name: str) -> str:
-    """Turn a name into a part of a file name."""
+    """Make a name safe to use in a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-60:]

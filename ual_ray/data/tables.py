@@ -1,4 +1,4 @@
-"""Tables, cut and read by metadata: row groups of Parquet files, and the Arrow files of datasets directories."""
+"""Split and read tables: row groups of Parquet files, and the Arrow files of datasets directories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS_PER_BATCH = 1000
 
 
 def parquet_pieces(piece: Piece) -> list[Piece]:
-    """Cut a Parquet file between row groups."""
+    """Split a Parquet file at row groups."""
     with filesystem_of(piece.root).open_input_file(piece.path) as stream:
         metadata = pyarrow.parquet.read_metadata(stream)
         counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -28,7 +28,7 @@ def parquet_pieces(piece: Piece) -> list[Piece]:
 
 
 def group(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Group neighbouring row groups, as many as hold at most `most` rows, or one; yield (first, one behind the last)."""
+    """Merge neighbouring row groups up to `most` rows, at least one each; yield (first, last + 1)."""
     first, rows = 0, 0
     for index, count in enumerate(counts):
         if rows and rows + count > most:
@@ -40,7 +40,7 @@ def group(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def arrow_pieces(piece: Piece) -> list[Piece]:
-    """Cut an Arrow file anywhere; leave one in a cloud whole."""
+    """Split an Arrow file at any row; a cloud file is not split."""
     if piece.root:
         return [piece]  # counting would read the whole file
     with pa.memory_map(piece.path) as stream:
@@ -52,7 +52,7 @@ def arrow_pieces(piece: Piece) -> list[Piece]:
 
 
 def read_parquet(piece: Piece) -> Iterator[Record | BadRow]:
-    """Yield the rows of the piece's row groups."""
+    """Yield the rows of the shard's row groups."""
     with filesystem_of(piece.root).open_input_file(piece.path) as stream:
         file = pyarrow.parquet.ParquetFile(stream, pre_buffer=bool(piece.root))
         groups = range(piece.first, file.num_row_groups if piece.last is None else piece.last)
@@ -61,7 +61,7 @@ def read_parquet(piece: Piece) -> Iterator[Record | BadRow]:
 
 
 def read_arrow(piece: Piece) -> Iterator[Record | BadRow]:
-    """Yield the rows of an Arrow file that the piece holds."""
+    """Yield the shard's rows of an Arrow file."""
     with filesystem_of(piece.root).open_input_stream(piece.path) if piece.root else pa.memory_map(piece.path) as stream:
         start = 0
         for batch in pa.ipc.open_stream(stream):
@@ -78,7 +78,7 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
     rows = batch.to_pylist()
     if b'"_type": "Json"' not in (batch.schema.metadata or {}).get(b"huggingface", b""):
         return iter(rows)
-    # datasets keeps values of mixed types as JSON text, and says so here alone.
+    # datasets stores values of mixed types as JSON text, and records that only in this metadata.
     from datasets import Features
 
     return map(Features.from_arrow_schema(batch.schema).decode_example, rows)

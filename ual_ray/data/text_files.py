@@ -1,4 +1,4 @@
-"""Text files, read row by row in bounded memory: lines of JSON, JSON arrays, CSV and TSV, packed with gzip or not."""
+"""Read text files row by row in bounded memory: JSON lines, JSON arrays, CSV and TSV, with or without gzip."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ DECODER = json.JSONDecoder()
 
 
 def read_jsonl(piece: Piece) -> Iterator[Record | BadRow]:
-    """Yield the rows of a JSONL file that start in the piece's bytes."""
+    """Yield the rows of a JSONL file that start in the shard's bytes."""
     with _open(piece) as stream:
         yield from map_lines(lines_of(stream, piece.first, piece.last), piece.first)
 
 
 def read_text(piece: Piece) -> Iterator[Record | BadRow]:
-    """Yield the rows of a whole text file of any kind."""
+    """Yield the rows of a whole text file of any supported type."""
     with _open(piece) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
         yield from TEXT_PARSERS[piece.kind](text, piece.path)
 
 
 def has_object_lines(piece: Piece) -> bool:
-    """Say whether a .json file holds one object per line, as many data sets on the hub do."""
+    """Whether a .json file contains one object per line, as many hub data sets do."""
     with _open(piece) as stream:
         line = stream.readline(BLOCK).removeprefix(BOM)
         while line and not line.strip():
@@ -59,10 +59,10 @@ def _open(piece: Piece) -> io.BufferedReader:
 
 
 def lines_of(stream: io.BufferedReader, first: int, last: int | None) -> Iterator[bytes]:
-    """Yield the lines that start in the bytes `first` to `last` (not included; None = the end) of a file."""
+    """Yield the lines that start in the bytes `first` to `last` (exclusive; None = the end) of a file."""
     position = first
     if first:
-        # A line starts at `first` only if the byte before ends one.
+        # A line starts at `first` only if the previous byte is a newline.
         stream.seek(first - 1)
         position += len(stream.readline()) - 1
     if last is None:
@@ -74,7 +74,7 @@ def lines_of(stream: io.BufferedReader, first: int, last: int | None) -> Iterato
 
 
 def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
-    """Parse lines of JSON; a line that is no object, or not UTF-8, is yielded as a BadRow."""
+    """Parse JSON lines; a line that is not an object, or not UTF-8, is yielded as a BadRow."""
     place = f" after byte {first}" if first else ""
     decode = json.JSONDecoder().decode
     for number, line in enumerate(lines, start=1):
@@ -109,13 +109,13 @@ def _parse_array(text: TextIO, path: str) -> Iterator[Record | BadRow]:
 
 
 def array_items(text: TextIO, path: str) -> Iterator[Any]:
-    """Yield the values of a JSON array as they are read. Raises ValueError, and UserError if there is no array."""
-    # Not ijson: it turns half a surrogate pair into "?" and gives up at NaN and integers above 64 bits, which json takes.
+    """Yield the values of a JSON array as they are read. Raises ValueError for invalid JSON, UserError without an array."""
+    # Not ijson: it turns half a surrogate pair into "?" and fails at NaN and integers above 64 bits, which json accepts.
     content = _Json(text)
     if content.next() == "":
         return
     if content.next() != "[":
-        expected = "[ {...}, {...} ], or one object a line"
+        expected = "[ {...}, {...} ], or one object per line"
         raise UserError("data.path is JSON but not an array", got=path, expected=expected)
     content.skip()
     number = 0
@@ -126,17 +126,17 @@ def array_items(text: TextIO, path: str) -> Iterator[Any]:
         yield content.value(number)
     content.skip()
     if content.next():
-        raise ValueError(f"text behind the array of {number} rows")
+        raise ValueError(f"text after the array of {number} rows")
 
 
 class _Json:
-    """JSON text that is read block by block: never more than a block and the value at hand is in memory."""
+    """JSON text read block by block: at most one block and the current value are in memory."""
 
     def __init__(self, text: TextIO) -> None:
         self.text, self.buffer, self.at = text, "", 0
 
     def next(self) -> str:
-        """Peek at the next character that is no blank; "" at the end."""
+        """Peek at the next non-blank character; "" at the end."""
         while True:
             blank = BLANKS.match(self.buffer, self.at)
             self.at = blank.end() if blank else self.at
@@ -148,11 +148,11 @@ class _Json:
 
     def expect(self, character: str, number: int) -> None:
         if self.next() != character:
-            raise ValueError(f"behind row {number}: '{character}' expected, found {self.next()!r}")
+            raise ValueError(f"after row {number}: expected '{character}', got {self.next()!r}")
         self.skip()
 
     def more(self) -> bool:
-        """Read on; at least as much as is at hand, so that a long value is not decoded over and over."""
+        """Read more, at least as much as is buffered, so that a long value is decoded only a few times."""
         block = self.text.read(max(BLOCK, len(self.buffer) - self.at))
         if block:
             self.buffer, self.at = self.buffer[self.at :] + block, 0
@@ -168,13 +168,13 @@ class _Json:
                 if not self.cut_off(error) or not self.more():
                     raise ValueError(f"row {number}: {error.msg}") from error
                 continue
-            # A number at the end of a block may go on in the next.
+            # A number at the end of a block may continue in the next.
             if end < len(self.buffer) or not self.more():
                 self.at = end
                 return value
 
     def cut_off(self, error: json.JSONDecodeError) -> bool:
-        """Say whether an error may come from the end of the block: the longest token but a string has nine characters."""
+        """Whether an error may be due to the end of the block: the longest token except strings has nine characters."""
         return error.pos >= len(self.buffer) - 16 or error.msg.startswith("Unterminated string")
 
 
@@ -191,7 +191,7 @@ def _parse_tsv(text: TextIO, path: str) -> Iterator[Record | BadRow]:
 
 def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KB
-    # Strict: otherwise a stray quote swallows the rows behind it without a word.
+    # Strict: otherwise a stray quote silently swallows the rows after it.
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     header = next(filter(None, rows), [])
     if len(set(header)) < len(header):

@@ -114,7 +114,7 @@ def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
     rows = [*alpaca(2), {"instruction": " Question 0? ", "input": "", "output": "Answer 0."}]
     good, quarantined = read(pieces_of(tmp_path, rows), tmp_path)
     assert len(good) == len({row["id"] for row in good}) == 2
-    assert reasons_of(quarantined) == ["duplicate row: the same messages came before"]
+    assert reasons_of(quarantined) == ["duplicate row: the same messages occurred before"]
     assert quarantined[0]["row"] == rows[2]
 
 
@@ -132,7 +132,7 @@ def test_duplicates_are_found_in_other_pieces(tmp_path: Path) -> None:
     good, quarantined = read(pieces, tmp_path)
     assert len(pieces) == 3
     assert questions(good) == [f"Question {number}?" for number in (0, 1, 2, 3, 9)]
-    assert reasons_of(quarantined) == ["duplicate row: the same messages came before", "duplicate id: x"]
+    assert reasons_of(quarantined) == ["duplicate row: the same messages occurred before", "duplicate id: x"]
 
 
 def test_an_id_of_its_own_is_no_content_id(tmp_path: Path) -> None:

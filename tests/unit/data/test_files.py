@@ -50,7 +50,7 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)no address of files.*nope://x.*s3://"):
+    with pytest.raises(UserError, match=r"(?s)unsupported URI scheme.*nope://x.*s3://"):
         found("nope://x")
     with pytest.raises(UserError, match="does not exist"):
         found((tmp_path / "no").as_uri())

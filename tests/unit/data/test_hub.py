@@ -72,7 +72,7 @@ def test_a_path_on_disk_comes_before_the_hub(hub: list[Any], tmp_path: Path, mon
     [
         (ConnectionError("Couldn't reach 'x/y' on the Hub (LocalEntryNotFoundError)"), "cannot be reached", "network"),
         ("Dataset 'x/y' doesn't exist on the Hub or cannot be accessed.", "neither here nor on the hub", "working directory"),
-        ("Dataset 'x/y' is a gated dataset on the Hub. You must be authenticated", "refuses access", "HF_TOKEN"),
+        ("Dataset 'x/y' is a gated dataset on the Hub. You must be authenticated", "denies access", "HF_TOKEN"),
         (ValueError("Bad split: dev. Available splits: ['train']"), "no such split", "set data.split"),
         (ValueError("Config name is missing.\nPlease pick one"), "several configurations", "data.subset=NAME"),
         (KeyError("odd"), "cannot be read", "download"),

@@ -231,7 +231,7 @@ def test_a_rows_content_id_beats_its_own_id(tmp_path: Path) -> None:
     [
         (f"{name(1)},1\n{name(2)},1\n", r"(?s)^elicit.calibrate_with cannot be used.*labels\.csv.*of both kinds"),
         ("stranger,1\nother,0\n", "^no label matches any row"),
-        ("stranger,perhaps\n", "^a label is no truth value"),
+        ("stranger,perhaps\n", "^label is not a boolean"),
     ],
 )
 def test_labels_that_cannot_calibrate_are_the_users(lines: str, says: str, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     place.add("a", measured(1, 0.0, 0.2, truncated=True), measured(2, 1.0, 0.4, source="t", prompt_hash="g"))
     place.add("b", measured(3, None, 0.51, status="quarantined", error="overlong: 9 tokens", calls=1))
     (place.folder / "quarantine").mkdir()
-    reasons = ["no response: x", "no response: y", "duplicate row: the same messages came before"]
+    reasons = ["no response: x", "no response: y", "duplicate row: the same messages occurred before"]
     lines = "".join(json.dumps({"reason": reason, "row": {}}) + "\n" for reason in reasons)
     (place.folder / "quarantine" / "a.jsonl").write_text(lines)
     (place.folder / "quarantine" / "b.jsonl.part").write_text("half a li")

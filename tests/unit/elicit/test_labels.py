@@ -33,7 +33,7 @@ def test_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "id,correct\na,1\n", "unknown ending"),
+        ("a.txt", "id,correct\na,1\n", "unknown file extension"),
         ("a.csv", "", "no label"),
         ("a.csv", "id,correct\n", "no label"),
         ("a.jsonl", "\n\n", "no label"),
