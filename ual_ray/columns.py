@@ -1,6 +1,6 @@
-"""The rows and files that cross a stage border: their columns, units, ranges and directions.
+"""The rows and files passed between stages: their columns, units, ranges and directions.
 
-Stages meet only through Parquet files whose columns are declared here. The direction of every uncertainty is the same:
+Stages exchange data only through Parquet files whose columns are declared here. The direction of every uncertainty is the same:
 HIGHER = MORE UNCERTAIN, in [0, 1]; a failed measurement is null, never 0 or 1.
 """
 
@@ -28,15 +28,15 @@ class Message(TypedDict):
 
 Messages = Sequence[Message]
 
-# What a row is, from the reader on.
+# Columns of every row, set by the reader.
 ID = "id"
 SOURCE = "source"
 SPLIT = "split"
-# What the user calls the row, where the data has a column of this name; null elsewhere.
+# The user's own id of the row, if the data has a column of this name; else null.
 GIVEN_ID = "given_id"
 MESSAGES = "messages"
 
-# What elicitation adds.
+# Added by elicitation.
 UNCERTAINTY = "uncertainty"
 RESPONSE_LENGTH = "response_length"
 TRUNCATED = "truncated"
@@ -48,14 +48,14 @@ PROMPT_TOKENS = "prompt_tokens"
 GENERATED_TOKENS = "generated_tokens"
 CALLS = "calls"
 
-# What smoothing adds.
+# Added by smoothing.
 ALPHA = "alpha"
 
-# What training reads: one row per rendered sample.
+# Read by training: one row per rendered sample.
 INPUT_IDS = "input_ids"
 LABELS = "labels"
 
-# What evaluation writes.
+# Written by evaluation.
 BENCHMARK = "benchmark"
 BENCHMARK_VERSION = "benchmark_version"
 MODEL = "model"
@@ -71,7 +71,7 @@ CONFIDENCE = "confidence"
 NLL_SUM = "nll_sum"
 TARGET_TOKENS = "target_tokens"
 
-# What judging adds.
+# Added by judging.
 CANDIDATE = "candidate"
 JUDGE = "judge"
 PREFERENCE = "preference"
@@ -81,7 +81,7 @@ LENGTH_REFERENCE = "length_reference"
 TEXT_CANDIDATE = "text_candidate"
 TEXT_REFERENCE = "text_reference"
 
-# What calibration adds, one row per token; `scaled_` = after temperature scaling.
+# Added by calibration, one row per token; `scaled_` = after temperature scaling.
 POSITION = "position"
 VOCABULARY_ID = "token_id"
 NLL = "nll"
@@ -91,13 +91,13 @@ SCALED_NLL = "scaled_nll"
 SCALED_CONFIDENCE = "scaled_confidence"
 SCALED_BRIER = "scaled_brier"
 
-# What a stage leaves in its folder for those behind it: files, folders of Parquet files, and their metadata.
+# What a stage leaves in its folder for later stages: files, folders of Parquet files, and their metadata.
 ROWS_FOLDER = "rows"
 SCORED_FOLDER = "scored"
 SMOOTHED_FILE = "smoothed.parquet"
 MAP_METADATA = b"ual_ray.map"
 SCORED_DIGEST = "scored_digest"
-# All that alpha depends on.
+# The columns that alpha depends on.
 SMOOTHING_READS = (ID, SPLIT, UNCERTAINTY)
 MODEL_FOLDER = "model"
 METRICS_FILE = "metrics.jsonl"
@@ -133,25 +133,25 @@ ROWS = pa.schema(
 
 
 def uncertainty_column(estimator: str) -> str:
-    """Name the column of an estimator's uncertainty, in [0, 1], higher = more uncertain, null on failure."""
+    """Return the column name of an estimator's uncertainty: in [0, 1], higher = more uncertain, null on failure."""
     return f"uncertainty_{estimator}"
 
 
 def raw_column(estimator: str) -> str:
-    """Name the column of an estimator's raw value, in the estimator's own unit, null on failure."""
+    """Return the column name of an estimator's raw value: in the estimator's own unit, null on failure."""
     return f"raw_{estimator}"
 
 
 def retest_column(estimator: str) -> str:
-    """Name the column of the same uncertainty measured a second time; null for rows that were not."""
+    """Return the column name of an uncertainty measured a second time; null for rows measured once."""
     return f"retest_{estimator}"
 
 
 def measured_schema(estimators: Iterable[str]) -> pa.Schema:
-    """Columns that an engine actor adds to a row: every estimator's values, what they cost, and where they come from.
+    """Columns that an engine actor adds to a row: every estimator's values, their cost, and their provenance.
 
-    `response_length` is in characters; `truncated` tells that the elicitor did not see all of the pair; `calls` counts
-    the generations asked for.
+    `response_length` is in characters; `truncated`: the elicitor did not see the whole pair; `calls`: number of generations
+    requested.
     """
     fields = []
     for name in estimators:
@@ -172,7 +172,7 @@ def measured_schema(estimators: Iterable[str]) -> pa.Schema:
 
 
 def scored_schema(estimators: Iterable[str]) -> pa.Schema:
-    """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, the one that smoothing reads."""
+    """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, which smoothing reads."""
     extra = [(uncertainty_column(ENSEMBLE), pa.float64()), (UNCERTAINTY, pa.float64())]
     return pa.schema([*measured_schema(estimators), *(pa.field(*field) for field in extra)])
 
@@ -189,7 +189,7 @@ TOKENS = pa.schema(
     ]
 )
 
-# `answer` is the gold answer as text (of a choice: its number from 0), `reference` another system's answer to compare with.
+# `answer` is the gold answer as text (for a choice: its index from 0), `reference` another system's answer to compare with.
 QUESTIONS = pa.schema(
     [
         (ID, pa.string()),
@@ -203,8 +203,8 @@ QUESTIONS = pa.schema(
     ]
 )
 
-# The id is that of the question: rows of different models with the same id pair. `scores` holds one value per metric of
-# `evaluate.metrics`, `extracted` what was read out of the prediction, `confidence` (in [0, 1]) how sure the model was of it.
+# The id is that of the question, by which the rows of different models are paired. `scores` has one value per metric,
+# `extracted` is the answer extracted from the prediction, `confidence` (in [0, 1]) how sure the model was of it.
 RESULTS = pa.schema(
     [
         *QUESTIONS,
@@ -250,7 +250,7 @@ VERDICTS = pa.schema(
 )
 
 # One row per response token of a test row: NLL in nats, `confidence` the probability of the likeliest token, `correct` whether
-# that is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
+# it is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
 TOKEN_STATISTICS = pa.schema(
     [
         (ID, pa.string()),
@@ -275,5 +275,5 @@ def digest(value: object) -> str:
 
 
 def content_id(messages: Messages) -> str:
-    """Identify a row by what it says: the same messages have the same id on every machine."""
+    """Return the id of a row's messages: the same messages have the same id on every machine."""
     return digest([[message["role"], message["content"]] for message in messages])

@@ -1,4 +1,4 @@
-"""How numbers are written for people."""
+"""Format numbers for display."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MISSING = "–"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Write a number with that many decimals; a missing one as a dash."""
+    """Format a number with `digits` decimals; a missing one as a dash."""
     # Adding 0.0 turns -0.0, which rounding makes of small negatives, into 0.0.
     return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def share(value: float | None) -> str:
-    """Write a share as a percentage; what is not quite none or all never reads so, and a missing one is a dash."""
+    """Format a share as a percentage, never rounded to 0% or 100% unless exact; a missing one as a dash."""
     if value is None:
         return MISSING
     if 0 < value < 0.005:
@@ -26,12 +26,12 @@ def share(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Write a whole number with thousands marked; a missing one as a dash."""
+    """Format an integer with thousands separators; a missing one as a dash."""
     return MISSING if value is None else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time in its two largest units; a missing one as a dash."""
+    """Format a duration in its two largest units; a missing one as a dash."""
     if seconds is None:
         return MISSING
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""Reading and writing the rows of a stage, and digests of what they say."""
+"""Read and write the rows of a stage, and compute digests of their content."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(path: Path | str, columns: Sequence[str]) -> str:
-    """Hash what rows say in the named columns, whatever files, blocks and order they came in; columns it lacks count as none.
+    """Hash the named columns of all rows, independent of files, blocks and row order; missing columns count as null.
 
-    With the id among them, which is a hash of the messages, it stands for the messages too.
+    If the id, a hash of the messages, is among the columns, the digest covers the messages too.
     """
     files = pyarrow.dataset.dataset(str(path), format="parquet")
     table = files.to_table(columns=[name for name in columns if name in files.schema.names])
@@ -45,19 +45,19 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
-    """Write rows to one Parquet file, whole or not at all."""
+    """Write rows atomically to one Parquet file."""
     write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), path)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table to one Parquet file, whole or not at all."""
+    """Write a table atomically to one Parquet file."""
     part = path.with_name(path.name + ".part")
     pyarrow.parquet.write_table(table, part)
     part.replace(path)
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
-    """Replace a folder by Parquet files of these rows, holding ROWS_PER_FILE rows in memory; without a row one empty file."""
+    """Replace a folder by Parquet files of these rows, with ROWS_PER_FILE rows in memory; no rows give one empty file."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     number, waiting = 0, [schema.empty_table()]
@@ -71,13 +71,13 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) ->
 
 
 def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or every Parquet file of a folder, ordered by id so that a reader sees one order."""
+    """Read a Parquet file, or all Parquet files of a folder, sorted by id."""
     table = pyarrow.dataset.dataset(str(path), format="parquet").to_table(columns=None if columns is None else [*columns])
     return table.sort_by(ID) if ID in table.column_names else table
 
 
 def recorded_map(smoothed: Path) -> dict[str, Any]:
-    """Read the map that made a file of alphas, and the digest of the scores it read; empty for a file made elsewhere."""
+    """Read from a file of alphas the map that produced it and the digest of its scores; empty for a foreign file."""
     file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
     metadata = pyarrow.parquet.read_schema(file).metadata or {}
     return json.loads(metadata.get(col.MAP_METADATA, b"{}"))

@@ -29,7 +29,7 @@ def refuse(ual: Any, *arguments: object) -> str:
     ("overrides", "words"),
     [
         (["data.path=nowhere.jsonl"], ["data.path does not exist", "nowhere.jsonl"]),
-        (["data.path=README.md"], ["unknown kind", ".jsonl", ".parquet"]),
+        (["data.path=README.md"], ["unsupported file type", ".jsonl", ".parquet"]),
         (["train.learning_rat=1"], ["unknown key 'train.learning_rat'", "did you mean 'train.learning_rate'?"]),
         (["train.epochs=many"], ["train.epochs", "'many'"]),
         (["engine.kv_cache_gb=100000"], ["does not fit into memory", "engine.kv_cache_gb"]),

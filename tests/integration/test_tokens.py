@@ -103,7 +103,7 @@ def test_a_row_the_template_refuses_is_dropped_with_what_it_said(
         (model / weights.name).symlink_to(weights)
     counts = render(Config(model=str(model)), path, None, tmp_path)
     assert counts["dropped_reasons"] == {"not_renderable": 1}
-    assert (tmp_path / DROPPED_FILE).read_text().startswith("0008\tnot_renderable\tthe chat template refuses")
+    assert (tmp_path / DROPPED_FILE).read_text().startswith("0008\tnot_renderable\tthe chat template rejects")
 
 
 def test_the_store_is_the_same_whatever_the_blocks(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The columns of a folder of scored rows, read one at a time: a report on a million rows holds no text of them."""
+"""The columns of a folder of scored rows, read one at a time, so that no texts of a million rows are held in memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ual_ray.stats.score_quality import Numbers
 
 
 class Columns:
-    """The columns of a folder of scored rows, each read when it is asked for, in one order of rows."""
+    """The columns of a folder of scored rows, each read on access, all in the same row order."""
 
     def __init__(self, path: Path) -> None:
-        """Open the folder or file. Raises UserError when it holds no scored rows."""
+        """Open the folder or file. Raises UserError when it has no scored rows."""
         expected = "the Parquet folder that `ual elicit` writes (OUT/scored)"
         if not path.exists():
             raise UserError("the scored rows do not exist", got=path, expected=expected)
         try:
             self.files = sorted(pyarrow.dataset.dataset(str(path), format="parquet").files)
-            # A block in which nothing was measured may have its column as null type; the other blocks know better.
+            # A block without any measurement may have a column of null type; the type is taken from the other blocks.
             schemas = [pyarrow.parquet.read_schema(file).remove_metadata() for file in self.files]
             self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
             self._dataset = pyarrow.dataset.dataset(self.files, schema=self._schema, format="parquet") if schemas else None
@@ -47,7 +47,7 @@ class Columns:
         return [name.removeprefix(prefix) for name in self._schema.names if name.startswith(prefix)]
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is such a column."""
+        """Whether the column exists."""
         return name in self._schema.names
 
     def arrow(self, name: str) -> pa.ChunkedArray:
@@ -56,14 +56,14 @@ class Columns:
         return self._dataset.to_table(columns=[name]).column(0)
 
     def numbers(self, name: str) -> Numbers:
-        """Read a column of numbers; null and infinite values are NaN, and so is a column that is not there."""
+        """Read a column of numbers; null and infinite values are NaN, as are all values of a missing column."""
         if name not in self:
             return np.full(self.rows, np.nan)
         values = self.arrow(name).cast(pa.float64()).to_numpy()
         return np.where(np.isfinite(values), values, np.nan)
 
     def score(self, name: str) -> Numbers:
-        """Read the uncertainty, or an estimator's."""
+        """Read the uncertainty, or that of an estimator."""
         if name not in self._scores:
             self._scores[name] = self.numbers(col.UNCERTAINTY if name == col.UNCERTAINTY else col.uncertainty_column(name))
         return self._scores[name]
@@ -74,19 +74,19 @@ class Columns:
         return self.numbers(col.RESPONSE_LENGTH)
 
     def counts(self, name: str) -> dict[str, int]:
-        """Count a text column's values, the most frequent first; nulls are left out."""
+        """Count a text column's values, most frequent first, without nulls."""
         if name not in self:
             return {}
         found = {str(item["values"]): item["counts"] for item in self.arrow(name).drop_null().value_counts().to_pylist()}
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
     def total(self, name: str) -> int | None:
-        """Sum a column of numbers or flags; None when no row has one."""
+        """Sum a column of numbers or flags; None if every row is null."""
         values = self.numbers(name) if name in self else np.array([np.nan])
         return int(np.nansum(values)) if np.isfinite(values).any() else None
 
     def messages(self, places: set[int]) -> dict[int, list[dict[str, str]]]:
-        """Read the messages of the rows at these places, and of no block of the files that holds none of them."""
+        """Read the messages of the rows at these indices, reading only the file blocks that contain them."""
         found = {}
         for file, group, start, rows in self._blocks() if col.MESSAGES in self else ():
             inside = [place for place in places if start <= place < start + rows]

@@ -19,7 +19,7 @@ PAGE_FILE = "inspection.html"
 
 
 def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path | None, console: Console) -> None:
-    """Write the page (by default beside the scores; its figures as JSON beside it), print the short form, and log both.
+    """Write the page (by default next to the scores) and its figures as JSON, print a summary, and log both.
 
     Raises UserError for scores or labels that cannot be read.
     """

@@ -1,7 +1,7 @@
-"""What a team should know about scored rows before it spends a GPU-hour on training with them: figures, no drawing.
+"""Quality figures of scored rows, to check before training on them; no drawing.
 
-Reads the Parquet folder column by column, so that a million rows fit; the messages of the shown rows alone are read.
-Every value of an Inspection is plain; what is unknown or undefined is None, never 0 or NaN.
+Reads the Parquet folder column by column, so that a million rows fit; messages are read only of the displayed rows.
+Every value of an Inspection is a plain Python value; unknown or undefined values are None, never 0 or NaN.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ual_ray.stats import score_quality as quality
 from ual_ray.stats.score_quality import Numbers
 
 EXTREME_ROWS = 10
-# Sources beyond the largest are counted, but get no charts and no rows of their own: a page has an end.
+# Only the largest sources get charts and displayed rows, to limit the size of the page; the others are counted.
 MAX_SOURCES = 12
 MAX_REASONS = 12
 MAX_MESSAGES = 4
 MAX_CHARACTERS = 700
-# A row that failed for one of these reasons never got a reply that could be read or not.
+# Reasons of failure for which a row never got a reply; it does not count in the parse rate.
 UNASKED = ("overlong", "engine", "template")
 NO_SOURCE = "(none)"
 
 
 def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | None = None) -> Inspection:
-    """Look at scored rows, and at verdicts on some of them; `engine` holds the prices, if there are any.
+    """Inspect scored rows and the labels of some of them; `engine` has the prices, if any.
 
-    Raises UserError when there are no rows, or no label fits.
+    Raises UserError when there are no rows, or no label matches a row.
     """
     verdicts = read_labels(labels) if labels is not None else None
     columns = Columns(scored)
@@ -82,7 +82,7 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
 
 
 def _sources(columns: Columns) -> tuple[dict[str, int], NDArray[np.int64]]:
-    """Count rows by source, the largest first, and give every row the place of its source in that order."""
+    """Count rows by source, the largest first, and return for every row the index of its source in that order."""
     values = columns.arrow(col.SOURCE).cast(pa.string()).fill_null(NO_SOURCE)
     counts = {item["values"]: item["counts"] for item in values.value_counts().to_pylist()}
     sources = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -90,7 +90,7 @@ def _sources(columns: Columns) -> tuple[dict[str, int], NDArray[np.int64]]:
 
 
 def _reasons(columns: Columns) -> NDArray[Any]:
-    """Give every row the kind of its error, the text before the first colon; empty for none."""
+    """Return the kind of every row's error, the text before the first colon; empty without an error."""
     if col.ERROR not in columns:
         return np.full(columns.rows, "")
     texts = columns.arrow(col.ERROR).cast(pa.string()).fill_null("")
@@ -98,7 +98,7 @@ def _reasons(columns: Columns) -> NDArray[Any]:
 
 
 def _count_reasons(columns: Columns) -> dict[str, int]:
-    """Count the quarantined rows by reason, the most frequent first."""
+    """Count the quarantined rows by reason, most frequent first."""
     if col.STATUS not in columns:
         return {}
     quarantined = pa.compute.equal(columns.arrow(col.STATUS).fill_null(""), col.STATUS_QUARANTINED).to_numpy()
@@ -108,11 +108,11 @@ def _count_reasons(columns: Columns) -> dict[str, int]:
 
 
 def _score_of(columns: Columns) -> str | None:
-    """Name the column that the uncertainty was taken from: the one that is equal wherever there is an uncertainty."""
+    """Find the column that the uncertainty was copied from: the one that equals it in every row that has one."""
     score = columns.score(col.UNCERTAINTY)
     there = np.isfinite(score)
     names = [*columns.estimators, *([ENSEMBLE] if columns.has_ensemble else [])]
-    # A quarantined row has no uncertainty, yet may have a value of the estimator.
+    # A quarantined row has no uncertainty but may have a value of the estimator.
     equal = (name for name in names if there.any() and np.array_equal(score[there], columns.score(name)[there]))
     return next(equal, None)
 
@@ -122,7 +122,7 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
     there = np.isfinite(values)
     measured = _score_of(columns) if name == col.UNCERTAINTY else name
     again = columns.numbers(col.retest_column(measured)) if measured in columns.estimators else None
-    # A value proves that the reply could be read, whatever another estimator's error says.
+    # A value shows that this reply was parsed, even if the row has an error from another estimator.
     replied = asked | there
     return Score(
         missing=int((~there).sum()),
@@ -144,7 +144,7 @@ def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:
 
 
 def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str]) -> tuple[Any, Any]:
-    """Find the most and the least uncertain rows of every source; equal scores are ordered by id."""
+    """Find the most and the least uncertain rows of every source; ties are ordered by id."""
     score = columns.score(col.UNCERTAINTY)
     table = pa.table(
         {col.ID: columns.arrow(col.ID).cast(pa.string()), col.UNCERTAINTY: score, "place": np.arange(columns.rows)}
@@ -193,7 +193,7 @@ def _shorten(message: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text for display, at its end, with a mark."""
+    """Truncate a text for display, with a mark at the end."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
@@ -214,7 +214,7 @@ def _cost(columns: Columns, scored: Path, engine: EngineConfig | None) -> Cost:
 
 
 def _seconds(done: Path) -> float | None:
-    """Read how long the stage took; None when it does not say, or says it in another way."""
+    """Read the stage's duration in seconds; None if it is missing or in an unknown format."""
     try:
         seconds = float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""What an inspection of scores holds: plain values for the page, the terminal and JSON."""
+"""The result of an inspection of scores: plain values for the page, the terminal and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels file: how many `labels` it holds, the `rows` they match, and how many of these are `wrong`."""
+    """The labels file: its number of `labels`, the `rows` they match, and how many of these are `wrong`."""
 
     path: str
     labels: int
@@ -37,7 +37,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All figures of a folder of scored rows. `score_of`: the estimator that `uncertainty` is a copy of, if it is one."""
+    """All figures of a folder of scored rows. `score_of`: the estimator that `uncertainty` was copied from, if any."""
 
     path: str
     rows: int
@@ -62,13 +62,13 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """JSON-serializable values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation of two columns of scores over the `n` rows that have both."""
+    """Spearman correlation of two columns of scores over the `n` rows with both values."""
 
     first: str
     second: str
@@ -78,7 +78,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Shown:
-    """A row that is shown: its `scores` by column, its last `messages` shortened, and how many earlier ones are left out."""
+    """A displayed row: its `scores` by column, its last `messages` shortened, and the number of earlier ones left out."""
 
     id: str
     given_id: str | None
@@ -90,7 +90,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the scores cost; tokens and calls are sums over rows, `money` in the unit of the prices."""
+    """The cost of the scores; tokens and calls are sums over rows, `money` is in the unit of the prices."""
 
     prompt_tokens: int | None
     generated_tokens: int | None

@@ -1,4 +1,4 @@
-"""An inspection in words: its warnings, and the short version for the terminal."""
+"""Print an inspection on the terminal: its warnings and a table of estimators."""
 
 from __future__ import annotations
 

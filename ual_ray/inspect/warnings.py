@@ -1,4 +1,4 @@
-"""Where a figure of an inspection becomes a warning."""
+"""Warnings derived from the figures of an inspection, and their thresholds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ual_ray.inspect.summary import Inspection, Score
 from ual_ray.formatting import count, number, share
 
-# Where a figure becomes a warning. Shares are of rows; correlations are Spearman's.
+# Thresholds of the warnings. Shares are of rows; correlations are Spearman's.
 MAX_MISSING = 0.05
 
 
@@ -45,7 +45,7 @@ MIN_RETESTED = 20
 CHANCE = 0.5
 
 
-# An AUROC within this many standard errors of 0.5 is chance.
+# An AUROC within this many standard errors of 0.5 counts as chance.
 CHANCE_ERRORS = 2.0
 
 
@@ -62,8 +62,8 @@ MIN_ROWS = 30
 
 
 def warnings_of(inspection: Inspection) -> list[str]:
-    """Say in plain sentences which figures should be looked at before training; the gravest first."""
-    # A copy of an estimator would be warned about twice.
+    """List, as sentences, the figures to check before training, the most serious first."""
+    # A copy of an estimator would produce every warning twice.
     names = [name for name in inspection.scores if not (name == col.UNCERTAINTY and inspection.score_of)]
     return [
         *_of_rows(inspection),
@@ -149,7 +149,7 @@ def _of_length(inspection: Inspection) -> Iterator[str]:
 
 
 def _of_agreement(inspection: Inspection) -> Iterator[str]:
-    """Say in one line each which estimators contradict each other, and which hardly agree: six of them make 15 pairs."""
+    """Summarize, in at most two lines, which estimators contradict each other and which hardly agree."""
     contradicting, strangers = [], []
     for pair in inspection.agreement:
         if {pair.first, pair.second} <= set(inspection.estimators) and pair.n >= MIN_ROWS and pair.spearman is not None:

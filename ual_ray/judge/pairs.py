@@ -1,4 +1,4 @@
-"""Pairs of answers to the same question, for the judge: a candidate's, and another model's or the one the file gives."""
+"""Pairs of answers to the same question for the judge: the candidate's, and another model's or the file's reference."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ual_ray.judge.prompts import named
 Row = Mapping[str, Any]
 
 QUESTION = "question"
-# The turns since two conversations parted, as text: each model answered a follow-up to its own earlier answer.
+# The turns after two conversations diverge, as text: each model answered a follow-up to its own earlier answer.
 EARLIER_CANDIDATE = "earlier_candidate"
 EARLIER_REFERENCE = "earlier_reference"
 RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
 
-# What the pool reads. The id is a digest of question and texts, so that the same pair is judged once, whoever wrote it.
+# The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
 PAIRS = pa.schema(
     [
         *[
@@ -64,7 +64,7 @@ def make_pairs(
     """Pair the open-ended answers by question, ordered by id: rows of PAIRS.
 
     Questions of the named benchmarks, or of those without a gold answer. A pair that lacks an answer has an ERROR; a
-    question that the other side was not asked is left out. Raises UserError when no question has both sides.
+    question that only one side was asked is left out. Raises UserError when no question has both sides.
     """
     asked = _open_ended(_results(candidate), benchmarks)
     known = {row[col.ID]: row for row in _results(reference)} if reference.results is not None else None
@@ -97,7 +97,7 @@ def name_of(answers: AnswerSet) -> str:
 
 
 def shown_first(question: str, seed: int) -> bool:
-    """Draw whether the candidate's answer is shown first: by the question, so that all candidates have the same order."""
+    """Draw whether the candidate's answer is shown first, seeded by the question: the same order for all candidates."""
     return int(digest([question, seed]), 16) % 2 == 0
 
 
@@ -150,7 +150,7 @@ def _missing(whose: str, row: Row) -> str | None:
 
 
 def _asked(row: Row) -> list[Message]:
-    """Write down the conversation before the last answer, with the model's own answers to the earlier of its open turns."""
+    """Format the conversation before the last answer, with the model's own answers to its earlier turns."""
     extracted = dict(row.get(col.EXTRACTED) or ())
     own = [extracted[name] for name in (f"turn_{number}" for number in range(1, len(extracted) + 1)) if name in extracted]
     messages = [Message(role=message["role"], content=message["content"]) for message in row[col.MESSAGES]]
@@ -161,7 +161,7 @@ def _asked(row: Row) -> list[Message]:
 
 
 def _part(first: Sequence[Message], second: Sequence[Message]) -> tuple[list[Message], str, str]:
-    """Split two conversations into what they share and the rest of each, as text that its last answer follows."""
+    """Split two conversations into their shared prefix and the rest of each, as text that precedes the last answer."""
     same = 0
     while same < min(len(first), len(second)) and first[same] == second[same]:
         same += 1

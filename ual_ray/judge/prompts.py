@@ -1,4 +1,4 @@
-"""What the judge reads: prompts.yaml or a user's file of the same format; its hash is in every row."""
+"""The judge's prompt: prompts.yaml or a user's file of the same format; its hash is in every row."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ual_ray.engines.requests import Turns
 FIRST, SECOND = "m", "M"
 LETTERS = (FIRST, SECOND)
 PLACEHOLDERS = {"comparison": {"conversation", "first", "second"}}
-# A letter that stands alone: not in a word, nor after the apostrophe of "I'm".
+# A single letter: not within a word, nor after the apostrophe of "I'm".
 VERDICT = re.compile(r"(?<![\w'’])[mM](?![\w'’])")
 
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """The wording of the question."""
+    """The prompt template and its version."""
 
     version: int
     comparison: str
@@ -39,24 +39,24 @@ class JudgePrompts:
 
 @lru_cache
 def load_judge_prompts(path: str | None = None) -> JudgePrompts:
-    """Read the built-in prompt, or a user's in its place. Raises UserError for an invalid file."""
+    """Read the built-in prompt, or a user's prompt file. Raises UserError for an invalid file."""
     own = resources.files("ual_ray.judge").joinpath("prompts.yaml")
     return JudgePrompts(**load_templates(own, path, "judge.templates", PLACEHOLDERS))
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """Write messages as text; roles are named when there is more than one message."""
+    """Format messages as text, with roles if there is more than one message."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(named(message) for message in messages)
 
 
 def named(message: Message) -> str:
-    """Write a message as text, with its role."""
+    """Format a message as text with its role."""
     return f"{message['role'].capitalize()}: {message['content']}"
 
 
 def parse_verdict(text: str) -> str | None:
-    """Read the letter, m or M, out of a reply; None where there is none, or both."""
+    """Extract the letter, m or M, from a reply; None if there is none, or both."""
     found = set(VERDICT.findall(text))
     return found.pop() if len(found) == 1 else None

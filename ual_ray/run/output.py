@@ -1,14 +1,14 @@
-"""The output folder: whose it is, who works in it, and which stages are finished.
+"""The output folder: its owner, its lock, and its finished stages.
 
     output/
       config.yaml                 the configuration of the last run
       owner.json                  the data and the model this folder belongs to
-      ual.log                     what Ray, vLLM and transformers had to say
+      ual.log                     output of Ray, vLLM and transformers
       <stage>/<digest>/           one folder per stage and per digest of its inputs and settings
         started.json              written first: the inputs and settings
-        done.json                 written last: the stage's figures
+        done.json                 written last: the stage's metrics
 
-A stage whose digest has a done.json is not done again. One that was interrupted finds its folder as it left it.
+A stage whose digest has a done.json is not run again. An interrupted stage finds its folder as it left it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OWNER_FILE = "owner.json"
 
 
 class Workspace:
-    """One output folder, held by one process at a time."""
+    """One output folder, used by one process at a time."""
 
     def __init__(self, root: Path) -> None:
         """Take the folder."""
@@ -41,11 +41,11 @@ class Workspace:
 
     @property
     def log_file(self) -> Path:
-        """Where the chatter goes."""
+        """The log file of Ray, vLLM and transformers."""
         return self.root / LOG_FILE
 
     def check_owner(self, config: Config) -> None:
-        """Raise UserError when the folder belongs to other data or another model, or holds somebody's files."""
+        """Raise UserError when the folder belongs to other data or another model, or contains unrelated files."""
         owner = _owner(config)
         path = self.root / OWNER_FILE
         if path.is_file():
@@ -69,14 +69,14 @@ class Workspace:
             )
 
     def claim(self, config: Config) -> None:
-        """Write down whose folder this is, and the configuration in force."""
+        """Record the folder's owner and the current configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.root / OWNER_FILE, _owner(config))
         (self.root / CONFIG_FILE).write_text(dump(redact(config)))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out while the block runs. Raises UserError when one is in."""
+        """Lock the folder while the block runs. Raises UserError when another run holds the lock."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(str(self.root / LOCK_FILE), timeout=0)
@@ -92,6 +92,6 @@ class Workspace:
 
 
 def _owner(config: Config) -> dict[str, Any]:
-    """Say whose folder it is by content: a data file may move, as it does when a job is submitted."""
+    """Identify the owner by the data's content: a data file may move, as when a job is submitted."""
     content = DEMO if config.data.path == DEMO else f"content {fingerprint(config.data)}"
     return {"data.path": content, "model": config.model}

@@ -22,23 +22,23 @@ from ual_ray.smooth.maps import assign_alpha, describe
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
     """Write the training rows with their alpha; return the distribution and the counts of missing and excluded rows.
 
-    `scored_digest`, where it is known, is recorded with the map. Numbers are held for all rows at once, texts pass through.
-    Raises UserError when the scored rows lack the uncertainty column, or hold no training row.
+    `scored_digest`, if known, is recorded with the map. Numbers of all rows are in memory at once, texts are streamed.
+    Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
     if col.UNCERTAINTY not in files.schema.names:
         raise UserError(
             f"{scored} has no column '{col.UNCERTAINTY}'", got=files.schema.names, expected="the output of `ual elicit`"
         )
-    # In the order of ids: what the control 'shuffled' hands out must not depend on who wrote first.
+    # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     table = read_table(scored, col.SMOOTHING_READS)
     table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
-        raise UserError(f"{scored} holds no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
+        raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
     uncertainty = np.array(table[col.UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
     alpha = assign_alpha(uncertainty, spec, seed)
     if np.isnan(alpha).all():
-        raise UserError("every row was excluded for want of a score", fix="use missing: impute, or elicit again")
+        raise UserError("no row has a score", fix="set missing: impute, or run elicitation again")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         **spec.model_dump(),

@@ -17,7 +17,7 @@ BAR_WIDTH = 30
 
 
 def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
-    """Give every training row its alpha; `folder`/smoothed.parquet. Prints the distribution before anything is trained."""
+    """Assign every training row its alpha in `folder`/smoothed.parquet, and print the distribution."""
     seed = session.config.seed
     inputs = {"scored": content_digest(scored, col.SMOOTHING_READS), "spec": affecting(spec, "alphas"), "seed": seed}
 

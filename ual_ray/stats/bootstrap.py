@@ -1,7 +1,7 @@
-"""Is a difference between two models more than chance? Paired bootstrap by question, several seeds, Holm. Pure.
+"""Significance of a difference between two models: paired bootstrap by question, several seeds, Holm. Pure.
 
-Everything here is a function of column sums: a resample of the questions is a vector of counts, and its sums are one
-matrix product. So no resample is ever held as rows, and comparisons on the same questions share their draws.
+All functions work on column sums: a resample of the questions is a vector of counts, and its sums are one matrix product.
+So no resample is materialized as rows, and comparisons on the same questions share their draws.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LEVEL = 0.95
 RESAMPLES = 2000
 # Resamples are drawn in blocks of about this many counts: 8 MB.
 BLOCK = 1_000_000
-# A p-value has to be resolved finely enough to survive the step-down over its whole family.
+# The p-value's resolution must be fine enough to stay significant after the step-down over its whole family.
 RESOLUTION = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference with its percentile interval at a level, its two-sided p-value in (0, 1], and the pairs `n` behind it."""
+    """A difference with its percentile interval at a level, its two-sided p-value in (0, 1], and its number of pairs `n`."""
 
     difference: float
     ci_low: float
@@ -41,10 +41,10 @@ class Estimate:
 
 
 def resampled_sums(columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Numbers:
-    """Draw rows with replacement, as many as there are, and sum each column: [rows, k] gives [resamples, k].
+    """Resample all rows with replacement, and sum each column: [rows, k] gives [resamples, k].
 
-    Exact multinomial resampling; memory does not grow with `resamples` x rows. The same rows and seed give the same draws,
-    whatever the columns.
+    Exact multinomial resampling; memory does not grow with `resamples` x rows. The draws depend only on the number of rows
+    and the seed, not on the columns.
     """
     values = np.ascontiguousarray(columns, dtype=np.float64)
     assert values.ndim == 2 and len(values), "columns is [rows, k], with rows"
@@ -59,7 +59,7 @@ def resampled_sums(columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
 
 
 def _counts(random: np.random.Generator, n: int, size: int) -> Numbers:
-    """Draw how often each of n rows is in a resample: [size, n], every line sums to n."""
+    """Draw how often each of n rows is in a resample: [size, n], every row sums to n."""
     counts = np.empty((size, n))
     for line in counts:
         line[:] = np.bincount(random.integers(n, size=n, dtype=np.uint32), minlength=n)
@@ -69,9 +69,9 @@ def _counts(random: np.random.Generator, n: int, size: int) -> Numbers:
 def estimate(value: float, resampled: Numbers, informative: int, n: int, level: float = LEVEL) -> Estimate:
     """Turn resampled differences into an interval and a p-value.
 
-    p = 2 min(share of resamples <= 0, share >= 0), counting the data as one resample more. It is never below
-    2^(1 - informative), the least that a two-sided test can reach by flipping the signs of that many pairs that differ:
-    a bootstrap of three questions has no business being certain.
+    p = 2 min(share of resamples <= 0, share >= 0), counting the data as one more resample. It is never below
+    2^(1 - informative), the minimum of a two-sided sign-flip test with that many differing pairs, so that a bootstrap
+    of three questions cannot be significant.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -83,7 +83,7 @@ def estimate(value: float, resampled: Numbers, informative: int, n: int, level: 
 def bootstrap_mean(
     values: ArrayLike, reference: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Compare two models by the mean over questions: values[i] and reference[i] belong to the same question."""
+    """Compare two models by their means over questions: values[i] and reference[i] belong to the same question."""
     mine, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     ones = np.ones(len(mine))
     return bootstrap_ratio(mine, ones, theirs, ones, level=level, resamples=resamples, seed=seed)
@@ -99,10 +99,10 @@ def bootstrap_ratio(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Compare two models by a ratio of sums, such as summed NLL per token: sum(values) / sum(weights) - the reference's.
+    """Compare two models by a ratio of sums, such as NLL per token: sum(values) / sum(weights) minus the reference's.
 
-    Question i has values[i] over weights[i] > 0 (its tokens) under one model, reference[i] over reference_weights[i] under
-    the other. Questions are resampled, each with all its tokens under both models.
+    Question i has values[i] over weights[i] > 0 (its tokens) for one model, reference[i] over reference_weights[i] for the
+    other. Questions are resampled, each with all its tokens of both models.
     """
     columns = np.column_stack([np.asarray(part, np.float64) for part in (values, weights, reference, reference_weights)])
     return bootstrap(columns, resampled_sums(columns, resamples, seed), level, seed)
@@ -113,7 +113,7 @@ def bootstrap(columns: Numbers, resampled: Numbers, level: float, seed: int) -> 
 
     columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`.
     """
-    assert np.isfinite(columns).all(), "missing pairs are left out before"
+    assert np.isfinite(columns).all(), "leave missing pairs out first"
     seeds = columns.shape[1] // 4
     value = difference_of_ratios(columns.sum(axis=0), np.ones(seeds))
     drawn = difference_of_ratios(resampled, seed_counts(seeds, len(resampled), seed))
@@ -121,13 +121,13 @@ def bootstrap(columns: Numbers, resampled: Numbers, level: float, seed: int) -> 
 
 
 def difference_of_ratios(sums: Numbers, counts: Numbers) -> Numbers:
-    """From sums [..., seeds x 4] to the mean difference over seeds, each taken as often as counts [..., seeds] says."""
+    """Turn sums [..., seeds x 4] into the mean difference over seeds, weighted by counts [..., seeds]."""
     value, weight, reference, reference_weight = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
     return ((value / weight - reference / reference_weight) * counts).sum(axis=-1) / counts.sum(axis=-1)
 
 
 def informative_pairs(columns: Numbers) -> int:
-    """Count the questions that tell two models apart at all.
+    """Count the questions on which two models differ.
 
     columns: [n, seeds x 4] of value, weight, reference, reference weight.
     """
@@ -148,7 +148,7 @@ def hierarchical_bootstrap(
     values_by_seed[s][i] is the difference at question i under seed s, weights_by_seed its weight (1 by default; tokens for
     NLL): the mean over seeds of sum of values / sum of weights. All seeds answered the same questions, so a resample draws
     the questions once for all its seeds: drawn per seed, one hard question would count as new evidence once per seed (Owen
-    2007, the pigeonhole bootstrap). n is the number of questions. Two or three seeds say little of how seeds vary.
+    2007, the pigeonhole bootstrap). n is the number of questions. Two or three seeds give a poor estimate of seed variance.
     """
     values = [np.asarray(part, dtype=np.float64) for part in values_by_seed]
     weights = [np.ones(len(part)) for part in values] if weights_by_seed is None else weights_by_seed
@@ -164,7 +164,7 @@ def seed_counts(seeds: int, resamples: int, seed: int) -> Numbers:
 
 
 def holm(p_values: ArrayLike) -> Numbers:
-    """Adjust the p-values of a family by Holm's step-down; each is then compared with the level as it is.
+    """Adjust the p-values of a family by Holm's step-down; compare each directly with the level.
 
     The i-th smallest of m (from 1) becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979).
     """
@@ -177,12 +177,12 @@ def holm(p_values: ArrayLike) -> Numbers:
 
 
 def resamples_needed(family: int, level: float = LEVEL, at_least: int = RESAMPLES) -> int:
-    """Say how many resamples let the smallest p-value of a family stay below 1 - level after the step-down."""
+    """Return the number of resamples at which a family's smallest p-value can be below 1 - level after the step-down."""
     return max(at_least, int(np.ceil(RESOLUTION * family / (1 - level))))
 
 
 def verdict(difference: float, p_adjusted: float, direction: Direction, level: float = LEVEL) -> Verdict:
-    """Say in words what a difference (model - reference) means: better, worse, or inconclusive."""
+    """Return the verdict on a difference (model - reference): better, worse, or inconclusive."""
     if p_adjusted > 1 - level or difference == 0:
         return INCONCLUSIVE
     return BETTER if (difference < 0) == (direction == "lower") else WORSE

@@ -71,7 +71,7 @@ DIRECTIONS: dict[str, Direction] = {name: metric.direction for name, metric in M
 
 
 def metric_of(name: str) -> Metric:
-    """Look a metric up; one that is not known here keeps its name, and has no direction."""
+    """Look a metric up; an unknown one is labelled with its name and has no direction."""
     return METRICS.get(name) or Metric(name.replace("_", " "), None, "number")
 
 
@@ -99,7 +99,7 @@ class Figure:
 def figures(results: pa.Table) -> list[Figure]:
     """Measure each benchmark of `columns.RESULTS` rows: NLL per token overall and by source, the mean of every score.
 
-    A row without a value counts nowhere: missing is missing, never wrong.
+    A row without a value is left out, not counted as wrong.
     """
     found = []
     for benchmark, rows in by_benchmark(results):

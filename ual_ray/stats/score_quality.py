@@ -1,7 +1,7 @@
-"""What a column of scores is worth: its distribution, its noise, and whether it finds the wrong responses.
+"""Quality of a column of scores: its distribution, its retest noise, and how well it detects wrong responses.
 
-Pure functions of arrays. Scores are uncertainties in [0, 1], HIGHER = MORE UNCERTAIN; NaN is a score that is missing.
-What is undefined is None, never NaN.
+Pure functions of arrays. Scores are uncertainties in [0, 1], HIGHER = MORE UNCERTAIN; NaN = missing.
+Undefined results are None, never NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 BINS = 20
 LOW_EDGE = 0.01
 HIGH_EDGE = 0.99
-# Fewer pairs than this are correlated by chance alone: two points always lie on a line.
+# With fewer pairs a correlation is meaningless: two points always lie on a line.
 MIN_PAIRS = 3
 BOOTSTRAP_DRAWS = 200
 
@@ -25,10 +25,10 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Distribution:
-    """How `n` scores spread over [0, 1].
+    """The distribution of `n` scores over [0, 1].
 
-    `histogram` counts rows in 20 equal bins; `evenness` is its entropy / log 20 (0 = one bin, 1 = spread evenly).
-    `shared` is the share of rows that have their value in common with another row; `mode` the most frequent value and
+    `histogram` counts rows in 20 equal bins; `evenness` is its entropy / log 20 (0 = one bin, 1 = uniform).
+    `shared` is the share of rows whose value also occurs in another row; `mode` the most frequent value and
     `mode_share` its share; `low` and `high` the shares below 0.01 and above 0.99. `deviation` is None for one row.
     """
 
@@ -52,9 +52,9 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Noise:
-    """How far two measurements of the same `n` rows lie apart.
+    """The noise between two measurements of the same `n` rows.
 
-    `standard_error` is that of one measurement: standard deviation of the difference / sqrt 2. `ratio` is it / the
+    `standard_error` is that of one measurement: standard deviation of the difference / sqrt 2. `ratio` is it divided by the
     standard deviation of the score (0 = no noise); `reliability` is 1 - ratio squared, clipped to [0, 1] (1 = no noise).
     """
 
@@ -68,7 +68,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation in [-1, 1] over `n` rows that have both values; None where it is undefined."""
+    """Spearman's rank correlation in [-1, 1] over the `n` rows with both values; None if undefined."""
 
     spearman: float | None
     n: int
@@ -76,9 +76,9 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a score finds the `wrong` among `n` labelled rows that have one; `left_out` have a label and no score.
+    """How well a score detects the `wrong` rows among `n` labelled and scored ones; `left_out` have a label but no score.
 
-    AUROC: 0.5 = chance, 1 = best; PRR: 0 = random, 1 = best; None where all rows are good or all are wrong.
+    AUROC: 0.5 = chance, 1 = best; PRR: 0 = random, 1 = best; None if all rows are good or all are wrong.
     """
 
     n: int
@@ -90,7 +90,7 @@ class Quality:
 
 
 def distribution(scores: Numbers) -> Distribution | None:
-    """Describe the scores that are there; None when there is none."""
+    """Describe the non-missing scores; None if there are none."""
     values = scores[np.isfinite(scores)]
     if not len(values):
         return None
@@ -118,22 +118,22 @@ def distribution(scores: Numbers) -> Distribution | None:
 
 
 def histogram(scores: Numbers) -> list[int]:
-    """Count the scores in 20 equal bins of [0, 1]; a score outside counts at its end, so that no row disappears."""
+    """Count the scores in 20 equal bins of [0, 1]; a score outside the range counts in the nearest bin."""
     values = np.clip(scores[np.isfinite(scores)], 0.0, 1.0)
     return [int(count) for count in np.histogram(values, bins=BINS, range=(0.0, 1.0))[0]]
 
 
 def evenness(counts: list[int]) -> float:
-    """Entropy of a histogram / the log of its number of bins, in [0, 1] (0 = all in one bin, 1 = spread evenly)."""
+    """Entropy of a histogram / the log of its number of bins, in [0, 1] (0 = all in one bin, 1 = uniform)."""
     shares = np.array([count for count in counts if count]) / sum(counts)
-    # The sum of one bin is -0.0.
+    # With a single bin the sum is -0.0.
     return float(abs(np.sum(shares * np.log(shares)))) / math.log(len(counts))
 
 
 def spearman(first: Numbers, second: Numbers) -> Correlation:
-    """Correlate ranks (ties share their mean rank) over the rows that have both values.
+    """Spearman correlation (ties share their mean rank) over the rows with both values.
 
-    None for fewer than three of them, or when either is constant.
+    None for fewer than three such rows, or when either column is constant.
     """
     both = np.isfinite(first) & np.isfinite(second)
     n = int(both.sum())
@@ -148,8 +148,8 @@ def spearman(first: Numbers, second: Numbers) -> Correlation:
 def retest_noise(scores: Numbers, again: Numbers) -> Noise | None:
     """Compare scores with their second measurement; None when no row has both.
 
-    Classical test theory: the difference of two measurements has twice the variance of one's error. The spread that the
-    noise is held against is that of all scores, not of the few that were measured again.
+    Classical test theory: the difference of two measurements has twice the error variance of one. The noise is compared
+    with the spread of all scores, not only of those measured again.
     """
     difference = (again - scores)[np.isfinite(scores) & np.isfinite(again)]
     n = len(difference)
@@ -187,7 +187,7 @@ def auroc_standard_error(
     Draws in which all responses are good, or all wrong, are left out; None when fewer than two draws remain.
     """
     scores, good = _checked(uncertainty, correct)
-    # Rows of one value and one verdict are alike, so only their numbers are drawn: fast for clumped scores.
+    # Rows of equal score and label are interchangeable, so only their counts are drawn: fast for few distinct scores.
     wrong_counts, good_counts = _by_value(scores, good)
     counts = np.concatenate([wrong_counts, good_counts])
     random = np.random.default_rng(seed)
@@ -200,7 +200,7 @@ def auroc_standard_error(
 
 
 def prediction_rejection_ratio(uncertainty: ArrayLike, correct: ArrayLike) -> float:
-    """Prediction rejection ratio: what rejecting the most uncertain rows first gains (1 = oracle, 0 = random, < 0 = worse).
+    """Prediction rejection ratio: gain of rejecting the most uncertain rows first (1 = oracle, 0 = random, < 0 = worse).
 
     PRR = (A(uncertainty) - A(random)) / (A(oracle) - A(random)), where A is the area of the quality curve:
     A = mean over k = 1..n of the share of good responses among the k most certain rows. The oracle rejects all wrong
@@ -215,7 +215,7 @@ def prediction_rejection_ratio(uncertainty: ArrayLike, correct: ArrayLike) -> fl
 
 
 def against_labels(scores: Numbers, correct: Numbers) -> Quality:
-    """Hold scores against verdicts: 1 = good, 0 = wrong, NaN = no label. Rows without a score are left out, and counted."""
+    """Compare scores with labels: 1 = good, 0 = wrong, NaN = no label. Rows without a score are left out and counted."""
     labelled = np.isfinite(correct)
     used = labelled & np.isfinite(scores)
     values, good = scores[used], correct[used] == 1

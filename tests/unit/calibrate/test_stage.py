@@ -229,7 +229,7 @@ def test_a_norm_that_is_not_found_is_said(
     monkeypatch.setattr(ProbedModel, "_norms", lambda self: {})
     with caplog.at_level("WARNING"):
         figures = probe(job_of(model_of("llama"), rows, tmp_path))
-    assert "no norm was found" in caplog.text
+    assert "found no norm in front of the output layer" in caplog.text
     assert figures["clusters"]["final_norm"] is None
     assert figures["clusters"]["before_norm"] is None
     assert figures["clusters"]["after_norm"] is not None

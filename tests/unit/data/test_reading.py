@@ -148,9 +148,9 @@ def test_the_demo() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("rows.txt", b"a,b\n", "unknown kind"),
-        ("rows.parquet.gz", b"", "unknown kind"),
-        ("rows", b"", "unknown kind"),
+        ("rows.txt", b"a,b\n", "unsupported file type"),
+        ("rows.parquet.gz", b"", "unsupported file type"),
+        ("rows", b"", "unsupported file type"),
         ("rows.json", b'{"instruction": "q"}', "not an array"),
         ("rows.json", b'{\n "a": 1\n}\n', "not an array"),
         ("rows.json", b"[1, ", "cannot be read"),

@@ -226,8 +226,8 @@ def test_rows_that_are_not_scored_or_trained_on_are_named(show: Callable[..., st
 def test_a_template_that_refuses_the_conversation_is_quoted(show: Callable[..., str]) -> None:
     row = {"instruction": "Hi", "output": "Hello", "system": "Be brief."}
     shown = show([row], "model=gemma", "elicit.model=gemma")
-    assert "quarantined: template: the chat template refuses the conversation: System role not supported" in shown
-    assert "dropped: the chat template refuses the conversation" in shown
+    assert "quarantined: template: the chat template rejects the conversation: System role not supported" in shown
+    assert "dropped: the chat template rejects the conversation" in shown
     assert (
         "dropped: the chat template rewrites" in show([{"messages": talk("Hi", "Hello", "So?", "Yes")}], "model=rewriting")
         or "rewriting" not in STYLES
