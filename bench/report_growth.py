@@ -80,14 +80,12 @@ def one(root: Path) -> None:
     """Report on a run in this process; print its seconds and memory as JSON."""
     from rich.console import Console
 
-    from ual_ray.report.step import Results, draw, report_on
+    from ual_ray.report.step import report_on
 
     before = peak()
     started = time.monotonic()
     with (root / "printed.txt").open("w") as sink:
         findings = report_on([root], None, Console(file=sink, width=110), root / "page.html")
-    for name, figure in draw(Results(), findings).items():
-        figure.savefig(root / f"{name}.png")
     seconds = time.monotonic() - started
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak(), "comparisons": len(findings.comparisons.entries)}))
 

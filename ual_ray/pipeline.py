@@ -18,16 +18,15 @@ from ual_ray.evaluate.step import evaluate_step, questions_step
 from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
-from ual_ray.parquet import read_table
 from ual_ray.report.findings import REPORT_FOLDER, Findings
-from ual_ray.report.step import Results, report
+from ual_ray.report.gather import StageFolders
+from ual_ray.report.step import report
 from ual_ray.run.output import CONFIG_FILE, Workspace
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.stats.results import metrics_of
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
-from ual_ray.train.metrics import read_metrics
 from ual_ray.train.step import train_step
 
 
@@ -51,27 +50,25 @@ def run(config: Config, console: Console, workspace: Workspace, force: frozenset
         return findings
 
 
-def do_stages(session: Session, root: Path) -> Results:
+def do_stages(session: Session, root: Path) -> StageFolders:
     """Do all stages but the report."""
-    config, results = session.config, Results()
+    config, results = session.config, StageFolders()
 
     elicited = elicit_step(session, Place(root / "elicit"))
     rows, scored = elicited.folder / col.ROWS_FOLDER, elicited.folder / col.SCORED_FOLDER
-    results.elicited, results.histograms = elicited.folder, elicited.metrics["histograms"]
+    results.elicited = elicited.folder
     models = {BASE: config.model}
     for arm, spec in config.arms.items():
         results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
     for arm, folder in results.smoothed.items():
         smoothed = folder / col.SMOOTHED_FILE
-        results.alphas[arm] = read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist()
         trained = results.trained[arm] = train_step(session, arm, smoothed, rows, Place(root / "arms" / arm / "train")).folder
-        results.metrics[arm] = read_metrics(trained / col.METRICS_FILE)
         models[arm] = str(trained / col.MODEL_FOLDER)
     _measure(session, root, rows, models, results)
     return results
 
 
-def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str], results: Results) -> None:
+def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str], results: StageFolders) -> None:
     """Ask every model the questions, measure its calibration, and have its answers judged."""
     config = session.config
     # A server elicits and judges; the arms are here, and only an engine of our own can load them.
@@ -90,7 +87,7 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
         _judge(session, root, results)
 
 
-def _judge(session: Session, root: Path, results: Results) -> None:
+def _judge(session: Session, root: Path, results: StageFolders) -> None:
     """Have every model's open-ended answers compared with those of judge.against."""
     against = session.config.judge.against
     sides = {name: AnswerSet(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}

@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
-from ual_ray.report import plots
+from ual_ray.plots.scores import uncertainty_by_source
+from ual_ray.plots.training import loss_curves
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.tracker import Tracker, default_uri
 
@@ -54,7 +55,7 @@ def log_training(run: Run, model: Path, arm: str) -> None:
     lines = [{"step": step, "nll": 3 / step, "smoothed_loss": 3.1 / step} for step in range(1, 21)]
     for line in lines:
         run.metrics({"nll": line["nll"], "smoothed_loss": line["smoothed_loss"]}, step=int(line["step"]))
-    run.plot(plots.loss_curves({arm: lines}), "plots/loss.png")
+    run.plot(loss_curves({arm: lines}), "plots/loss.png")
     run.model(model, f"ual-{arm}", {"ual_ray.arm": arm})
 
 
@@ -73,7 +74,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pipe
             parent.environment()
             with tracker.run("elicit", out / "elicit", {"ual_ray.stage": "elicit"}, parent) as run:
                 run.dataset("rows", out / "rows.jsonl", "0123456789abcdef", 40, "scoring")
-                run.plot(plots.uncertainty_by_source({"alpaca": [1, 3, 5, 3, 1, 0, 2, 1]}), "plots/uncertainty.png")
+                run.plot(uncertainty_by_source({"alpaca": [1, 3, 5, 3, 1, 0, 2, 1]}), "plots/uncertainty.png")
                 children["elicit"] = run.id
             for arm in ("sft", "ual"):
                 with tracker.run(f"train {arm}", out / arm, {"ual_ray.stage": "train", "ual_ray.arm": arm}, parent) as run:

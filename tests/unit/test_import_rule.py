@@ -55,10 +55,7 @@ PURE = sorted(
         *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
-        *(
-            f"report/{name}.py"
-            for name in ("comparison", "findings", "table", "plots", "caveats", "examples", "page_data", "page")
-        ),
+        *(f"report/{name}.py" for name in ("findings", "gather", "table", "caveats", "examples", "page_data", "draw", "page")),
     )
     for path in (sorted(PACKAGE.glob(pattern)) or [PACKAGE / pattern])
 )

@@ -137,15 +137,15 @@ def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
 def _log(run: Run, name: str, folder: Path, figures: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from ual_ray.plots.calibration import reliability_diagrams
     from ual_ray.plots.clusters import clusters
+    from ual_ray.plots.reliability import reliability_diagrams
 
     run.metrics(metrics(figures))
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
         run.artifact(folder / file)
-    run.plot(reliability_diagrams({name: figures["token"]}, "Test tokens"), "plots/reliability_tokens.png")
+    run.plot(reliability_diagrams({f"{name}, test tokens": figures["token"]}), "plots/reliability_tokens.png")
     for benchmark, answer in figures["answer"].items():
-        run.plot(reliability_diagrams({name: answer}, f"Answers to {benchmark}"), f"plots/reliability_{benchmark}.png")
+        run.plot(reliability_diagrams({f"{name}, {benchmark}": answer}), f"plots/reliability_{benchmark}.png")
     if figures["clusters"]:
         run.artifact(folder / col.CLUSTERS_FILE)
         with np.load(folder / col.CLUSTER_POINTS_FILE) as points:

@@ -45,7 +45,7 @@ def run(
     with terminal(workspace.log_file, verbose) as console:
         from ual_ray import pipeline
         from ual_ray.report.findings import REPORT_FOLDER
-        from ual_ray.report.step import REPORT_FILE
+        from ual_ray.report.write import REPORT_FILE
 
         arms = ", ".join(config.arms)
         data = redact_uri(config.data.path)

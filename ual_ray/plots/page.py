@@ -1,4 +1,4 @@
-"""What the HTML pages share: how their templates are read, how they write figures, and their style (page.css)."""
+"""What the HTML pages share: the template environment, the formatting of numbers, and the style (page.css)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ual_ray.formatting import MISSING, count, duration, number, share
+from ual_ray.plots.style import TONES
 
 
 def make_environment(folder: Path) -> Environment:
-    """Read templates from `folder` and from here; what rows say is escaped, and a name that does not exist is an error."""
+    """Read templates from `folder` and from here; all text is escaped, and an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
@@ -19,5 +20,5 @@ def make_environment(folder: Path) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, share=share, count=count, duration=duration)
-    environment.globals.update(MISSING=MISSING)
+    environment.globals.update(MISSING=MISSING, TONES=TONES)
     return environment

@@ -11,8 +11,8 @@ import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
-from ual_ray.report.comparison import PRIMARY
 from ual_ray.report.findings import Findings
+from ual_ray.stats.comparison import PRIMARY
 from ual_ray.stats.metrics import likelihoods
 
 ROWS = 3

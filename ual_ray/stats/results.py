@@ -1,9 +1,10 @@
-"""What an evaluation leaves in its folder: result rows and figures."""
+"""What evaluation and judging leave in their folders: result rows, metrics, win rates."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,53 @@ def metrics_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         key = f"{figure['benchmark']}.{figure['metric']}.{figure['source']}"
         values |= {key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]}
     return values
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate in percent with its interval; None where it was not measured."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """The verdicts on one arm's answers to a benchmark ('overall' = to all): `valid` of `n` pairs have a verdict.
+
+    `length` and `reference_length` are mean characters of the answers.
+    """
+
+    arm: str
+    reference: str
+    benchmark: str
+    raw: Rate
+    controlled: Rate
+    n: int | None
+    valid: int | None
+    length: float | None
+    reference_length: float | None
+
+
+def win_rates_of(contents: Mapping[str, Mapping[str, Any]]) -> list[WinRate]:
+    """Read the content of win_rates.json of every arm: one entry per benchmark that was judged, the overall one first."""
+    return [
+        WinRate(
+            arm,
+            str(content.get("reference") or "the reference"),
+            benchmark,
+            _rate(rate, "win_rate", "win_rate"),
+            _rate(rate, "length_controlled_win_rate", "length_controlled"),
+            rate.get("n"),
+            rate.get("n_valid"),
+            rate.get("mean_length_candidate"),
+            rate.get("mean_length_reference"),
+        )
+        for arm, content in contents.items()
+        for benchmark, rate in (content.get("win_rates") or {}).items()
+    ]
+
+
+def _rate(rate: Mapping[str, Any], name: str, interval: str) -> Rate:
+    return Rate(rate.get(name), rate.get(f"{interval}_low"), rate.get(f"{interval}_high"))

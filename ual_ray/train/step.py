@@ -98,7 +98,7 @@ def _train_and_log(
     metrics["first_validation_nll"] = next((x[col.VALIDATION_NLL] for x in lines if col.VALIDATION_NLL in x), None)
     run.metrics({key: value for key, value in metrics.items() if key != "last"}, step=int(metrics["last"]["step"]))
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
-    run.plot(training.loss_by_bin(lines, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
-    run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_pylist()}), "plots/alpha.png")
+    run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
+    run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
     version = run.model(folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
     return metrics | {"registered_version": version}

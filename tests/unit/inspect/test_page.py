@@ -15,10 +15,9 @@ from ual_ray import columns as col
 from ual_ray.config import EngineConfig
 from ual_ray.formatting import duration
 from ual_ray.inspect.measure import inspect
-from ual_ray.inspect.page import bars, interval, money, tint, to_html
-from ual_ray.stats.score_quality import Quality, distribution
+from ual_ray.inspect.page import money, tint, to_html
 
-HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
+UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
 
 
 def rows_of(n: int, **values: Any) -> list[dict[str, Any]]:
@@ -67,38 +66,45 @@ def test_a_whole_page_in_order(tmp_path: Path, read_page: Any) -> None:
     )
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert heads[-9:] == [
-        "How to read it",
+        "Score distribution",
         "Estimators",
-        "Do they agree?",
-        "Does it follow length?",
-        "Is it the same when measured again?",
-        "Does it find the wrong responses?",
-        "The most and the least uncertain rows",
+        "Agreement of estimators",
+        "Correlation with response length",
+        "Retest reliability",
+        "Detection of wrong responses",
+        "Most and least uncertain rows",
         "Rows and cost",
-        "Words",
+        "Glossary",
     ]
-    assert "to look at before training" in heads[0] and heads[1] == "The score"
+    assert re.fullmatch(r"\d warnings", heads[0])
+    assert page.count('<svg viewBox="') == 4
     text = read_page(page).text
     assert "question 7" in text or "question 8" in text
-    assert "Does it find" not in to_html(inspect(tmp_path / "scored"))
+    assert "Detection of" not in to_html(inspect(tmp_path / "scored"))
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(40))
     found = read_page(page)
     assert {tag for tag, _ in found.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"} == set()
-    assert not [name for _, attributes in found.tags for name in attributes if name in {"src", "href"} or name.startswith("on")]
-    assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
+    assert not [name for _, attributes in found.tags for name in attributes if name == "src" or name.startswith("on")]
+    assert all(value.startswith("#") for _, attributes in found.tags for name, value in attributes.items() if name == "href")
+    assert (
+        set(re.findall(r"url\((.)", page)) == {"#"}
+        and "@import" not in page
+        and "http://" not in page
+        and "https://" not in page
+    )
     policy = next(attributes for tag, attributes in found.tags if attributes.get("http-equiv") == "Content-Security-Policy")
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_hostile_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
-    said = [{"role": HOSTILE, "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]
-    values = {"source": HOSTILE, "given_id": HOSTILE, "messages": said, "elicitor": HOSTILE, "prompt_hash": HOSTILE}
+def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
+    said = [{"role": UNTRUSTED, "content": UNTRUSTED}, {"role": "assistant", "content": UNTRUSTED}]
+    values = {"source": UNTRUSTED, "given_id": UNTRUSTED, "messages": said, "elicitor": UNTRUSTED, "prompt_hash": UNTRUSTED}
     rows = rows_of(40, **values)
-    rows[0] |= {"id": HOSTILE}
-    rows[1] |= {"uncertainty": None, "status": "quarantined", "error": HOSTILE, "source": "other"}
+    rows[0] |= {"id": UNTRUSTED}
+    rows[1] |= {"uncertainty": None, "status": "quarantined", "error": UNTRUSTED, "source": "other"}
     # The error's colon ends its reason: the source of this one has none.
     page = page_of(tmp_path, rows)
     found = read_page(page)
@@ -107,8 +113,8 @@ def test_hostile_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     assert "<script>alert(1)</script>" in found.text and "{{ 7*7 }}" in found.text
 
 
-def test_hostile_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
-    page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{HOSTILE}": 0.5}), estimators=(HOSTILE, "verbalized"))
+def test_untrusted_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
+    page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{UNTRUSTED}": 0.5}), estimators=(UNTRUSTED, "verbalized"))
     assert {tag for tag, _ in read_page(page).tags} & {"script", "img"} == set()
 
 
@@ -130,22 +136,10 @@ def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: in
 
 
 def test_a_sole_estimator_has_no_matrix(tmp_path: Path) -> None:
-    assert "Do they agree?" not in page_of(tmp_path, rows_of(5), estimators=("verbalized",))
-
-
-def test_bars_by_hand() -> None:
-    found = distribution(np.array([0.01, 0.02, 0.97]))
-    assert found is not None
-    first, last = bars(found, top=2 / 3)
-    assert (first.x, first.y, first.width, first.height) == (0.25, 0.0, 4.5, 1.0)
-    assert (last.x, last.height) == (95.25, 0.5)
-    assert first.title == "0.00 to 0.05: 2 rows (67%)"
+    assert "Agreement of" not in page_of(tmp_path, rows_of(5), estimators=("verbalized",))
 
 
 def test_small_parts() -> None:
-    assert interval(Quality(9, 3, 0, 0.75, 0.05, 0.5)) == (75.0, 65.0, 85.0)
-    assert interval(Quality(9, 3, 0, 0.95, 0.05, 0.5)) == (95.0, 85.0, 100.0)
-    assert interval(Quality(9, 0, 0, None, None, None)) is None
     assert [tint(None), tint(-0.31), tint(0.96)] == ["none", "minus t3", "plus t10"]
     assert [duration(None), duration(1.26), duration(125), duration(7322)] == ["–", "1.3 s", "2 min 5 s", "2 h 2 min"]
     assert [money(None), money(0.0123), money(12.345)] == ["–", "0.0123", "12.35"]

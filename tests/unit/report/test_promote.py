@@ -14,9 +14,9 @@ from rich.console import Console
 
 from ual_ray.errors import UserError
 from ual_ray.report import promote
-from ual_ray.report.comparison import PRIMARY, Comparison, Comparisons
 from ual_ray.report.findings import Findings
 from ual_ray.report.promote import objection_to
+from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
 
 
 def compared(arm: str, verdict: Any, reference: str = "sft", metric: str = "nll", benchmark: str = "held_out") -> Comparison:

@@ -19,7 +19,9 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
-from ual_ray.report.step import Results, report, report_on, write_page
+from ual_ray.report.gather import StageFolders, newest_stage
+from ual_ray.report.step import report, report_on
+from ual_ray.report.write import write_page
 from ual_ray.run.stage_cache import point_to
 from ual_ray.stats.metrics import figures
 
@@ -49,6 +51,14 @@ def evaluated(folder: Path, name: str, shift: float, luck: int) -> Path:
     return folder
 
 
+def finished(folder: Path, metrics: dict[str, Any]) -> Path:
+    """Write what every stage leaves."""
+    folder.mkdir(parents=True)
+    (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {}}))
+    (folder / "done.json").write_text(json.dumps({"figures": metrics, "seconds": 1.0}))
+    return folder
+
+
 def run_of(root: Path, seed: int = 0, better: float = 0.1) -> Path:
     evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1)
     evaluated(root / "arms" / "sft" / "evaluate" / "k", "sft", 0.0, 10 + seed)
@@ -71,7 +81,7 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     assert "  ual is better than sft: -0." in printed.getvalue()
     assert "n = 60" in printed.getvalue()
     assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
-    assert "Does learning from uncertainty help?" in page.read_text()
+    assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
 
 def test_the_newest_results_of_a_model_count_and_copies_do_not(tmp_path: Path) -> None:
@@ -94,6 +104,18 @@ def test_what_a_run_went_on_with_counts_more_than_what_is_newer(tmp_path: Path) 
     point_to(root / "arms" / "ual" / "evaluate", root / "arms" / "ual" / "evaluate" / "k")
     findings = report_on([root], None, console()[0])
     assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
+
+
+def test_one_stage_folder_is_the_newest(tmp_path: Path) -> None:
+    assert newest_stage(tmp_path) is None
+    first, second = (finished(tmp_path / name, {}) for name in ("a", "b"))
+    os.utime(first / "done.json", (1e9, 1e9))
+    assert newest_stage(tmp_path) == second
+    point_to(tmp_path, first)
+    assert newest_stage(tmp_path) == first
+    (first / "done.json").unlink()
+    assert newest_stage(tmp_path) == second, "what is not finished does not count"
+    assert newest_stage(second) == second, "a command's own --out is the stage's folder"
 
 
 def test_calibration_goes_with_the_model_as_its_evaluation_calls_it(tmp_path: Path) -> None:
@@ -134,13 +156,14 @@ def test_no_results_is_the_users_mistake(tmp_path: Path) -> None:
 def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     root = run_of(tmp_path / "run")
     places = {"base": "base", "sft": "arms/sft", "ual": "arms/ual"}
-    lines = [{"step": step, "nll": 2.0, "nll/uncertainty_bin_1": 1.9, "validation_nll": 2.1} for step in (1, 2)]
-    results = Results(
-        evaluated={name: root / place / "evaluate" / "k" for name, place in places.items()},
-        alphas={"sft": [0.0, 0.0], "ual": [0.1, 0.2]},
-        metrics={"sft": cast(Any, lines), "ual": cast(Any, lines)},
-        histograms={"s": [1, 2, 3]},
-    )
+    stages = StageFolders(evaluated={name: root / place / "evaluate" / "k" for name, place in places.items()})
+    stages.elicited = finished(root / "elicit" / "k", {"histograms": {"s": [1, 2, 3]}})
+    for arm, alphas in {"sft": [0.0, 0.0], "ual": [0.1, 0.2]}.items():
+        stages.smoothed[arm] = finished(root / "arms" / arm / "smooth" / "k", {"mean": sum(alphas) / 2})
+        pa.parquet.write_table(pa.table({"alpha": alphas}), stages.smoothed[arm] / "smoothed.parquet")
+        stages.trained[arm] = finished(root / "arms" / arm / "train" / "k", {})
+        lines = [{"step": step, "nll": 2.0, "nll/uncertainty_bin_1": 1.9, "validation_nll": 2.1} for step in (1, 2)]
+        (stages.trained[arm] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     logged: dict[str, Any] = {"artifact": [], "table": [], "metrics": {}, "tags": {}}
     parent = SimpleNamespace(
         artifact=lambda path, folder=None: logged["artifact"].append(path.name),
@@ -150,7 +173,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     )
     terminal, _ = console()
     session = SimpleNamespace(config=Config(), console=terminal, parent=parent)
-    findings = report(cast(Any, session), results, root / "report")
+    findings = report(cast(Any, session), stages, root / "report")
     left = {path.name for path in (root / "report").iterdir()}
     drawn = {
         f"{name}.png" for name in ("uncertainty_by_source", "alpha_by_arm", "loss_curves", "loss_by_uncertainty", "differences")
@@ -161,6 +184,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert logged["metrics"]["ual.held_out.nll.overall"] == findings.figures["ual"][0].value
     assert logged["metrics"]["ual-vs-sft.held_out.nll"] < 0
     assert logged["tags"]["verdict.ual-vs-sft"] == "better"
+    assert findings.alphas == {"sft": 0.0, "ual": pytest.approx(0.15)}
     content = json.loads((root / "report" / "comparison.json").read_text())
     assert content["family"] == 3 and content["comparisons"][0]["verdict"] == "better"
     text = (root / "report" / "report.md").read_text()

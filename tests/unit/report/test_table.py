@@ -1,4 +1,4 @@
-"""The tables: what is beside what, with which arrow, what is missing, and that three models fit a terminal."""
+"""The tables: their rows and columns, arrows, missing values, and that three models fit a terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 
 from rich.console import Console
 
-from ual_ray.report.comparison import Comparison, Comparisons
-from ual_ray.report.findings import Findings, Rate
+from ual_ray.report.findings import Findings
 from ual_ray.report.table import cell, models, p_text, rate_text, tables
+from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import Figure
+from ual_ray.stats.results import Rate
 
 ENTRY = Comparison("ual", "sft", "held_out", "nll", -0.0123, -0.02, -0.0041, 0.004, 0.012, "better", 20, 1, True)
 NULL = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.0, -0.01, 0.01, 1.0, 1.0, "inconclusive", 16, 1, False)
@@ -83,7 +84,7 @@ def test_the_models_by_hand() -> None:
 
 
 def test_differences_with_intervals_and_words_and_win_rates() -> None:
-    _, differences, judged = tables(findings())
+    _, differences, judged = tables(findings()).values()
     assert differences.title == "Differences by question, paired; 2 comparisons in one family"
     assert differences.markdown().splitlines()[2:] == [
         "| **held_out: NLL per token, nats (primary)** |  |  |  |  |",
@@ -109,12 +110,12 @@ def test_a_terminal_shows_the_brief_rows_of_the_same_tables() -> None:
 
 
 def test_nothing_found_makes_no_table() -> None:
-    assert tables(Findings({}, Comparisons((), 0.95, 2000, 0))) == []
+    assert tables(Findings({}, Comparisons((), 0.95, 2000, 0))) == {}
 
 
 def test_three_models_fit_a_terminal_of_110_columns() -> None:
     console = Console(width=110, record=True, file=io.StringIO())
-    for grid in tables(findings()):
+    for grid in tables(findings()).values():
         console.print(grid.rich())
     text = console.export_text()
     for whole in ("ECE, equal width, scaled ↓", "25.0% ± 12.5", "-0.0123 [-0.0200, -0.0041]", "inconclusive", "44.0, 61.0"):
@@ -122,10 +123,10 @@ def test_three_models_fit_a_terminal_of_110_columns() -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_hostile_names_stay_names() -> None:
+def test_untrusted_names_stay_names() -> None:
     name = "[red]a|b\n[/red]"
     found = Findings({name: [Figure(name, "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 2000, 0))
-    (grid,) = tables(found)
+    (grid,) = tables(found).values()
     assert "a\\|b [/red]" in grid.markdown()
     console = Console(width=110, record=True, file=io.StringIO())
     console.print(grid.rich())

@@ -1,4 +1,4 @@
-"""The diagrams of calibration and of clusters: what is drawn where, and that odd input can be drawn at all."""
+"""Reliability diagrams and clusters: what is drawn where, and that odd input can be drawn at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from ual_ray.calibrate.metrics import summary
-from ual_ray.plots.calibration import reliability_diagrams
 from ual_ray.plots.clusters import clusters, label
+from ual_ray.plots.reliability import reliability_diagrams
+from ual_ray.plots.style import to_svg
 
 
 def part(rows: int = 200, seed: int = 0) -> dict[str, Any]:
@@ -43,35 +44,43 @@ def drawn(figure: Figure) -> bytes:
 
 def test_every_model_has_a_diagram_before_and_after_scaling() -> None:
     models = {name: {"raw": part(seed=seed), "scaled": part(seed=seed + 9)} for seed, name in enumerate(("sft", "ual"))}
-    figure = reliability_diagrams(models, "Test tokens")
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["sft, as it is", "ual, as it is", "sft, temperature-scaled", "ual, temperature-scaled"]
-    for axes, found in zip(figure.axes, [models[m][p] for p in ("raw", "scaled") for m in models], strict=True):
-        (_, curve) = axes.lines
-        bins = found["reliability"]
-        np.testing.assert_allclose(curve.get_ydata(), [right for right in bins["accuracy"] if right is not None])
-        assert f"ECE {found['ece_width']:.3f}" in axes.texts[0].get_text()
-        heights = [bar.get_height() for bar in axes.patches]
-        assert sum(heights) == pytest.approx(1)
+    figure = reliability_diagrams(models)
+    for axes, (name, parts) in zip(figure.axes, models.items(), strict=True):
+        errors = [parts[kind]["ece_width"] for kind in ("raw", "scaled")]
+        assert axes.get_title(loc="left") == f"{name}\nECE {errors[0]:.3f}, scaled {errors[1]:.3f}"
+        _, *curves = axes.lines
+        for curve, kind in zip(curves, ("raw", "scaled"), strict=True):
+            bins = parts[kind]["reliability"]
+            np.testing.assert_allclose(curve.get_ydata(), [right for right in bins["accuracy"] if right is not None])
+        assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["as trained", "temperature-scaled"]
     assert drawn(figure)
 
 
-def test_what_was_not_scaled_is_said() -> None:
-    figure = reliability_diagrams({"base": {"raw": part(1), "scaled": None}}, "Answers")
-    assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
+def test_what_was_not_scaled_has_one_curve() -> None:
+    figure = reliability_diagrams({"base": {"raw": part(1), "scaled": None}, "odd": {"raw": None}})
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    assert figure.axes[1].get_title(loc="left") == "odd\nECE not measured"
     assert drawn(figure)
 
 
-def test_models_stand_side_by_side_with_one_colour_per_token() -> None:
+def test_a_row_of_panels_per_model_with_one_colour_per_token() -> None:
     names = ("base", "sft", "constant", "ual")
     figure = clusters({name: points(seed=seed) for seed, name in enumerate(names)})
-    assert len(figure.axes) == 8
+    assert [axes.get_title(loc="left") for axes in figure.axes[:3]] == ["base: three tokens", "base: PCA", "sft: three tokens"]
     colours = {tuple(axes.collections[1].get_facecolor()[0]) for axes in figure.axes}
     assert len(colours) == 1
-    # Three tokens and their templates above, all tokens below.
-    assert [len(axes.collections) for axes in figure.axes] == [4] * 4 + [4] * 4
+    # Three tokens and their templates on the left, all tokens on the right.
+    assert [len(axes.collections) for axes in figure.axes] == [4, 4] * 4
     assert [len(axes.collections[0].get_offsets()) for axes in figure.axes] == [6] * 8
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["‘␣the’", "‘↵’", "‘$’", "‘\u200b_a’"]
     assert drawn(figure)
+
+
+def test_points_are_pixels_in_an_svg() -> None:
+    svg = to_svg(clusters({"base": points()}), "clusters")
+    assert svg.count("<image ") == 2 and svg.count('href="data:image/png;base64,') == 2
+    assert "a very" not in svg and "‘$’" in svg
 
 
 def test_two_tokens_have_no_plane() -> None:
@@ -87,7 +96,7 @@ def test_more_tokens_than_colours_can_be_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(" the", "‘␣the’"), ("\n", "‘\\n’"), ("$", r"‘\$’"), ("_a", "‘_a’"), ("x" * 30, f"‘{'x' * 13}…’")],
+    [(" the", "‘␣the’"), ("\n", "‘↵’"), ("\t", "‘→’"), ("$", "‘$’"), ("_a", "‘\u200b_a’"), ("x" * 30, f"‘{'x' * 13}…’")],
 )
 def test_tokens_can_be_seen(text: str, shown: str) -> None:
     assert label(text) == shown

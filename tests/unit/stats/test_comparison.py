@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from ual_ray import columns as col
-from ual_ray.report.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
 from ual_ray.stats.bootstrap import bootstrap_mean, bootstrap_ratio, holm
+from ual_ray.stats.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
 from ual_ray.stats.metrics import figures
 
 N = 120
@@ -54,7 +54,7 @@ def test_every_pair_once_and_the_reference_is_the_plainer_one() -> None:
     found = compare_models({name: {0: results(seed=place)} for place, name in enumerate(models)}, resamples=200)
     pairs = [tuple(sorted((entry.arm, entry.reference))) for entry in found.entries if entry.metric == "nll"]
     assert len(pairs) == len(set(pairs)) == 10
-    assert [len(group) for group in groups_of(found)] == [6, 4, 6, 4], "those with base have scales of their own"
+    assert [len(group) for group in groups_of(found.entries)] == [6, 4, 6, 4], "those with base have scales of their own"
 
 
 def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:

@@ -130,10 +130,10 @@ def compare_models(
     return Comparisons(entries, level, resamples, seed)
 
 
-def groups_of(comparisons: Comparisons) -> list[list[Comparison]]:
+def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
     """Group what one scale can show: a metric of a benchmark; the differences from base dwarf the others, and are apart."""
     groups: dict[tuple[str, str, bool], list[Comparison]] = {}
-    for entry in comparisons.entries:
+    for entry in entries:
         groups.setdefault((entry.benchmark, entry.metric, entry.reference == BASE), []).append(entry)
     return list(groups.values())
 

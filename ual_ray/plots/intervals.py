@@ -1,0 +1,101 @@
+"""Values with their intervals, one line each: paired differences, win rates, AUROCs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from ual_ray.plots.style import MUTED, TONES, WIDTH, readable, styled
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
+from ual_ray.stats.comparison import Comparison, groups_of
+from ual_ray.stats.metrics import difference_unit, metric_of
+from ual_ray.stats.results import WinRate
+from ual_ray.stats.score_quality import Quality
+
+VERDICT_COLOURS = {BETTER: TONES[0], WORSE: TONES[1], INCONCLUSIVE: MUTED}
+LINE_HEIGHT, PANEL_HEIGHT = 0.24, 0.55
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval; without a value the line is empty, without ends it is a point."""
+
+    label: str
+    value: float | None
+    low: float | None
+    high: float | None
+    colour: str = TONES[0]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Intervals on one scale, from top to bottom; `mark` is the value that means no difference."""
+
+    title: str
+    intervals: Sequence[Interval]
+    mark: float
+    limits: tuple[float, float] | None = None
+
+
+def differences(comparisons: Sequence[Comparison]) -> Figure:
+    """Every difference with its interval, a panel per metric of a benchmark; blue = better, orange = worse, grey = neither.
+
+    Differences from the untrained model, which dwarf the others, have a panel of their own.
+    """
+    panels = []
+    for group in groups_of(comparisons):
+        better = {"lower": "left", "higher": "right"}[metric_of(group[0].metric).direction or "lower"]
+        label, scale = difference_unit(group[0].metric)
+        intervals = []
+        for entry in group:
+            value, low, high = (scale * part for part in (entry.difference, entry.ci_low, entry.ci_high))
+            name = f"{readable(entry.arm, 16)} - {readable(entry.reference, 16)}"
+            intervals.append(Interval(name, value, low, high, VERDICT_COLOURS[entry.verdict]))
+        panels.append(Panel(f"{readable(group[0].benchmark)}: {label} ({better} = better)", intervals, 0.0))
+    return draw(panels)
+
+
+def win_rates(judged: Sequence[WinRate]) -> Figure:
+    """Win rates in percent with their intervals, length-controlled where there is one; 50 = as good as the reference."""
+    panels: dict[str, list[Interval]] = {"Win rate, % (50 = as good as the reference)": [], "Length-controlled win rate, %": []}
+    for entry in judged:
+        label = f"{readable(entry.arm, 12)} - {readable(entry.reference, 12)}, {readable(entry.benchmark, 12)}"
+        for intervals, rate in zip(panels.values(), (entry.raw, entry.controlled), strict=True):
+            if rate.value is not None:
+                intervals.append(Interval(label, rate.value, rate.low, rate.high))
+    return draw([Panel(title, found, 50.0, (0, 100)) for title, found in panels.items() if found])
+
+
+def aurocs(qualities: Mapping[str, Quality]) -> Figure:
+    """AUROC of every score with two standard errors to either side; 0.5 = chance."""
+    intervals = []
+    for name, found in qualities.items():
+        reach = 2 * (found.auroc_error or 0.0)
+        low, high = (None, None) if found.auroc is None else (max(0.0, found.auroc - reach), min(1.0, found.auroc + reach))
+        intervals.append(Interval(readable(name), found.auroc, low, high))
+    return draw([Panel("AUROC, ± 2 standard errors (0.5 = chance)", intervals, 0.5, (0, 1))])
+
+
+@styled
+def draw(panels: Sequence[Panel]) -> Figure:
+    """Draw panels of intervals below each other."""
+    heights = [LINE_HEIGHT * len(panel.intervals) + PANEL_HEIGHT for panel in panels] or [1.0]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    rows = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, panel in zip(rows, panels, strict=False):
+        for place, interval in enumerate(reversed(panel.intervals)):
+            if interval.low is not None and interval.high is not None:
+                axes.plot([interval.low, interval.high], [place, place], color=interval.colour, linewidth=1.8, linestyle="-")
+            if interval.value is not None:
+                axes.plot(interval.value, place, "o", color=interval.colour, markersize=4.5)
+        labels = [interval.label for interval in reversed(panel.intervals)]
+        axes.set_yticks(range(len(labels)), labels=labels)
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(panel.title, loc="left", fontsize=9)
+        axes.axvline(panel.mark, color=MUTED, linewidth=0.8, linestyle="--")
+        if panel.limits is not None:
+            axes.set_xlim(panel.limits)
+    return figure

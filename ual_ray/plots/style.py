@@ -1,0 +1,132 @@
+"""The look of every plot, and plots as inline SVG for the HTML pages.
+
+A plot is one phone screen wide, and more panels make it taller: its text is legible at 400 pixels. Names of arms, sources and
+tokens come from data; they are drawn as they are, never as markup or formulas.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from typing import Any
+from xml.etree import ElementTree
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Inches; 1 inch is 72 units of the SVG.
+WIDTH = 5.5
+LONGEST_NAME = 26
+RASTER_DPI = 130
+LEGEND_ROW = 0.22
+
+# The colours of a light page, and the variables of page.css by which a page in dark mode replaces them.
+INK, MUTED, LINE = "#1b1f24", "#636b75", "#e2e5e9"
+TONES = ("#2460a7", "#a75a00", "#2f7d4f", "#7a4aa0", "#b03060", "#007d8a")
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line"} | {tone: f"tone{number}" for number, tone in enumerate(TONES)}
+
+# Untyped, as the keys are those of the installed matplotlib.
+STYLE: Any = {
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": LINE,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+# A decorator of functions that draw.
+styled = rc_context(STYLE)
+
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+REFERENCE = re.compile(r"#([\w.-]+)")
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+FONT_FAMILY = re.compile(r"; font-family: [^;]*")
+
+
+def grid_of(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of so many panels (one at least), each `height` inches high; the rest of the last row stays empty."""
+    rows = max(1, -(-panels // columns))
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[max(1, panels) :]:
+        empty.set_axis_off()
+    return figure, axes[: max(1, panels)]
+
+
+def legend(figure: Figure, handles: dict[str, Any], columns: int = 2) -> None:
+    """Put a legend below the panels; a figure with one name needs none."""
+    if len(handles) > 1:
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(handles) // columns))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Give the colour of the n-th name, from 0, and the style of its line, which tells names of one colour apart."""
+    rounds, tone = divmod(number, len(TONES))
+    return {"color": TONES[tone], "linestyle": ("-", "--", ":")[rounds % 3]}
+
+
+def readable(name: str, longest: int = LONGEST_NAME) -> str:
+    """Write a name of the data for a plot: shortened, on one line, without control characters."""
+    shown = "".join(mark if mark.isprintable() else "␣" for mark in name)
+    shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    # matplotlib leaves names that begin with an underscore out of a legend.
+    return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
+def to_svg(figure: Figure, label: str) -> str:
+    """Turn a figure into an `<svg>` element for a page: no script, no address, colours and font those of the page.
+
+    The same figure and label give the same text. label: what the plot shows, for readers who do not see it; it also keeps the
+    ids of the plots of one page apart.
+    """
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
+        # The reader's browser has other fonts.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", transparent=True, dpi=RASTER_DPI, metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314  # written by matplotlib
+    for child in root.findall(f"{SVG}metadata"):
+        root.remove(child)
+    for parent in root.iter(f"{SVG}defs"):
+        for child in parent.findall(f"{SVG}style"):
+            parent.remove(child)
+    used = {name for element in root.iter() for value in element.attrib.values() for name in REFERENCE.findall(value)}
+    for element in root.iter():
+        _localise(element, used)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": label,
+        "class": "plot",
+        "style": "stroke-linejoin: round; stroke-linecap: butt",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _localise(element: ElementTree.Element, used: set[str]) -> None:
+    """Take out of an element what HTML does not need: namespaces, unused ids, the font; name its colours by variables."""
+    element.tag = element.tag.removeprefix(SVG)
+    element.tail = None
+    if element.tag != "text" and element.text and not element.text.strip():
+        element.text = None
+    kept = {key.removeprefix(XLINK): value for key, value in element.attrib.items() if key != "id" or value in used}
+    if "style" in kept:
+        kept["style"] = COLOUR.sub(_variable, FONT_FAMILY.sub("", kept["style"]))
+    element.attrib = kept
+
+
+def _variable(found: re.Match[str]) -> str:
+    name = VARIABLES.get(found[0])
+    return f"var(--{name})" if name else found[0]

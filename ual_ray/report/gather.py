@@ -1,0 +1,148 @@
+"""Which results of a folder count, and what they amount to. The only owner of "the newest result"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ual_ray import columns as col
+from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.errors import UserError
+from ual_ray.report.findings import Findings, read_json
+from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
+from ual_ray.stats.comparison import COLUMNS, compare_models
+from ual_ray.stats.metrics import figures, over_seeds
+from ual_ray.stats.results import read_figures, read_results
+
+# model -> training seed -> the folder of its evaluation
+BySeed = Mapping[str, Mapping[int, Path]]
+
+
+@dataclass
+class StageFolders:
+    """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate)."""
+
+    elicited: Path | None = None
+    smoothed: dict[str, Path] = field(default_factory=dict)
+    trained: dict[str, Path] = field(default_factory=dict)
+    evaluated: dict[str, Path] = field(default_factory=dict)
+    calibrated: dict[str, Path] = field(default_factory=dict)
+    judged: dict[str, Path] = field(default_factory=dict)
+
+
+def newest_last(files: Iterable[Path]) -> list[Path]:
+    """Order files that stages wrote, each in its stage's folder: those that a run went on with at the end, else by age.
+
+    Copies of such files elsewhere, as MLflow keeps them, are left out.
+    """
+    originals = [file for file in files if (file.parent / STARTED_FILE).is_file()]
+    return sorted(originals, key=lambda file: (newest(file.parents[1]) == file.parent, file.stat().st_mtime))
+
+
+def newest_stage(home: Path) -> Path | None:
+    """Find the finished folder of a stage: `home` itself or, of its subfolders, the newest one; None when there is none."""
+    found = newest_last(file for file in (home / DONE_FILE, *home.glob(f"*/{DONE_FILE}")) if file.is_file())
+    return found[-1].parent if found else None
+
+
+def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], StageFolders]:
+    """Find the newest results of every model below the folders, by training seed where the folders differ in it.
+
+    Raises UserError when there are none, and when two folders hold the same arm with the same seed.
+    """
+    by_seed: dict[str, dict[int, Path]] = {}
+    stages = StageFolders()
+    for root in folders:
+        _, seed = read_settings(root)
+        for name, folder in _evaluations(root).items():
+            known = by_seed.setdefault(name, {}).setdefault(seed, folder)
+            # The untrained model is the same everywhere; of two trained ones, one would be dropped silently.
+            if name != BASE and known.resolve() != folder.resolve():
+                raise UserError(
+                    f"two folders hold results of '{name}' with the training seed {seed}",
+                    got=f"{known} and {folder}",
+                    expected="runs that differ in `seed`, or models of different names",
+                    fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
+                )
+        for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
+            stages.calibrated[_model_of(file)] = file.parent
+        for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
+            stages.judged[str(json.loads(file.read_text()).get("candidate"))] = file.parent
+    if not by_seed:
+        raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
+    names = sorted(by_seed, key=lambda name: (name != BASE, name))
+    return {name: by_seed[name] for name in names}, stages
+
+
+def _evaluations(root: Path) -> dict[str, Path]:
+    files = newest_last(root.rglob(col.FIGURES_FILE))
+    folders = [file.parent for file in files if (file.parent / col.RESULTS_FOLDER).is_dir()]
+    return {read_figures(folder)[0]: folder for folder in folders}
+
+
+def _model_of(file: Path) -> str:
+    """Name the model of HOME/calibrate/KEY/file: as HOME/evaluate names it, or as HOME is called, such as arms/ARM."""
+    home = file.parents[2]
+    evaluated = newest_last((home / "evaluate").rglob(col.FIGURES_FILE))
+    return read_figures(evaluated[-1].parent)[0] if evaluated else home.name
+
+
+def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
+    """Read the options of a run's intervals, and its seed, from the configuration in its folder; defaults without one."""
+    file = root / CONFIG_FILE
+    content = (yaml.safe_load(file.read_text()) if file.is_file() else None) or {}
+    known = {key: value for key, value in (content.get("evaluate") or {}).items() if key in ("resamples", "confidence")}
+    return EvaluateConfig(**known), int(content.get("seed") or 0)
+
+
+def make_findings(
+    stages: StageFolders, options: EvaluateConfig, seed: int, root: Path, by_seed: BySeed | None = None
+) -> Findings:
+    """Read the results of all stages and compare the arms with their references; no text of a row is read.
+
+    root: the folder that paths in the findings are relative to. by_seed: the evaluations of every training seed, where there
+    are several.
+    """
+    evaluated = by_seed or {model: {seed: folder} for model, folder in stages.evaluated.items()}
+    rows = {
+        model: {number: read_results(folder, COLUMNS) for number, folder in folders.items()}
+        for model, folders in evaluated.items()
+    }
+    found = {
+        "evaluated": {model: list(folders.values()) for model, folders in evaluated.items()},
+        **{
+            kind: {model: [folder] for model, folder in getattr(stages, kind).items()}
+            for kind in ("calibrated", "judged", "smoothed", "trained")
+        },
+        "elicited": {"rows": [stages.elicited]} if stages.elicited else {},
+    }
+    done = _read_all(stages.smoothed, DONE_FILE)
+    return Findings(
+        figures={model: over_seeds([figures(table) for table in tables.values()]) for model, tables in rows.items()},
+        comparisons=compare_models(rows, options.confidence, options.resamples, seed),
+        alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
+        seeds={model: len(folders) for model, folders in evaluated.items()},
+        calibration=_read_all(stages.calibrated, col.CALIBRATION_FILE),
+        clusters=_read_all(stages.calibrated, col.CLUSTERS_FILE),
+        win_rates=_read_all(stages.judged, col.WIN_RATES_FILE),
+        folders={
+            kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
+            for kind, by_model in found.items()
+        },
+    )
+
+
+def _read_all(folders: Mapping[str, Path], name: str) -> dict[str, dict[str, Any]]:
+    found = {model: read_json(folder / name) for model, folder in folders.items()}
+    return {model: content for model, content in found.items() if content is not None}
+
+
+def relative_to(folder: Path, root: Path) -> str:
+    """Name a folder for a file in `root`: relative where it is inside, so that the whole may be moved."""
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)

@@ -1,0 +1,105 @@
+"""Where the results of a run go: tables on the terminal, files in the report folder, MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ual_ray.report.draw import draw
+from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings
+from ual_ray.report.page import to_html
+from ual_ray.report.page_data import collect
+from ual_ray.report.table import tables
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
+from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
+from ual_ray.stats.results import metrics_of
+from ual_ray.tracking.run import Run
+
+REPORT_FILE = "report.md"
+PAGE_FILE = "report.html"
+NOTE = (
+    "± is one standard error; [ ] is a bootstrap interval over questions. NLL is unsmoothed: training losses of different arms "
+    "are not comparable, this NLL is. All models answer the same questions, and differences are paired by question. Verdicts "
+    "(better, worse, inconclusive) are after Holm's correction over all comparisons. Scaled: after dividing logits by a "
+    "temperature fitted on validation rows, the baseline that smoothing has to beat."
+)
+PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
+
+
+def print_tables(findings: Findings, console: Console) -> None:
+    """Print the short tables, and the primary comparisons in words."""
+    for grid in (grid.brief() for grid in tables(findings).values()):
+        if grid.rows:
+            console.print(grid.rich())
+            console.print()
+    if lines := verdict_lines(findings.comparisons):
+        console.print(_primary_title(findings.comparisons), highlight=False)
+        for line in lines:
+            console.print(f"  {line}", highlight=False, markup=False)
+
+
+def write_files(findings: Findings, folder: Path) -> None:
+    """Write report.md, comparison.json and findings.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [f"- {line}" for line in verdict_lines(findings.comparisons)]
+    words = [_primary_title(findings.comparisons), "", *words] if words else []
+    parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
+    paths = [
+        f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"
+        for kind, found in findings.folders.items()
+        for model, folders in found.items()
+    ]
+    text = "\n".join(["# Comparison on held-out questions\n", *words, "", *parts, NOTE, "", "## Folders of the rows\n", *paths])
+    (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / COMPARISON_FILE).write_text(json.dumps(findings.comparisons.as_dict(), indent=2))
+    (folder / FINDINGS_FILE).write_text(json.dumps(findings.as_dict(), indent=2))
+
+
+def write_page(root: Path, page: Path, findings: Findings | None = None, plots: Path | None = None) -> list[Path]:
+    """Write the page of a run's folder, and its plots as PNG to the folder `plots`; return the paths of these.
+
+    findings: those of the last report where none are given.
+    """
+    data = collect(root, findings)
+    drawn = draw(data)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(to_html(data, drawn), encoding="utf-8")
+    if plots is None:
+        return []
+    for name, figure in drawn.items():
+        figure.savefig(plots / f"{name}.png", dpi=150)
+    return [plots / f"{name}.png" for name in drawn]
+
+
+def log(run: Run, findings: Findings, folder: Path) -> None:
+    """Log the files of a report, its tables, and its numbers to MLflow."""
+    for name in (REPORT_FILE, COMPARISON_FILE, FINDINGS_FILE):
+        run.artifact(folder / name)
+    for name, grid in tables(findings).items():
+        run.table(grid.columns(), f"tables/{name}.json")
+    values: dict[str, Any] = {}
+    for model, found in findings.figures.items():
+        values |= {f"{model}.{key}": value for key, value in metrics_of([figure.as_dict() for figure in found]).items()}
+    for entry in findings.comparisons.entries:
+        values[f"{entry.arm}-vs-{entry.reference}.{entry.benchmark}.{entry.metric}"] = entry.difference
+    run.metrics(values)
+    primary = [entry for entry in findings.comparisons.entries if entry.primary]
+    run.tags({f"verdict.{entry.arm}-vs-{entry.reference}": entry.verdict for entry in primary})
+
+
+def verdict_lines(comparisons: Comparisons) -> list[str]:
+    """Word the primary comparisons."""
+    return [_sentence(entry) for entry in comparisons.entries if entry.primary]
+
+
+def _sentence(entry: Comparison) -> str:
+    numbers = f"{entry.difference:+.4f} [{entry.ci_low:+.4f}, {entry.ci_high:+.4f}] nats per token, n = {entry.n:,}"
+    seeds = f", {entry.seeds} training seeds" if entry.seeds > 1 else ""
+    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {numbers}{seeds}"
+
+
+def _primary_title(comparisons: Comparisons) -> str:
+    return f"Primary comparison, NLL of {PRIMARY[0]} ({comparisons.level:.0%} intervals; below 0 = better):"
