@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ual_ray.config import EngineConfig
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines import Engine, EngineSpec, make_engine
 from ual_ray.engines.choice_tree import make_tree
+from ual_ray.engines.compat_vllm import SCORED_FROM
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -25,7 +27,6 @@ from ual_ray.engines.requests import (
     messages_of,
 )
 from ual_ray.engines.requests import turns as frozen
-from ual_ray.engines.vllm_likelihood import SCORED_FROM
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.resolve import resolve_model
 
@@ -103,7 +104,7 @@ def test_likelihood_is_that_of_transformers(
 def test_cheap_likelihood_is_that_of_vllms_own_prompt_logprobs(engine: Any, renderer: Any) -> None:
     """Take our method off vLLM's worker, ask again, and put it back."""
     requests = [Likelihood(frozen(PAIR)), Likelihood(frozen(DIALOGUE)), Likelihood(frozen(DIALOGUE), last_reply_only=True)]
-    assert engine._cheap_likelihood, "this vLLM has no place for it"
+    assert engine._cheap_likelihood, "do what is written at the top of ual_ray/engines/compat_vllm.py"
     cheap = engine.run(requests)
     removed = engine._llm.collective_rpc(take_off)
     try:
@@ -115,6 +116,10 @@ def test_cheap_likelihood_is_that_of_vllms_own_prompt_logprobs(engine: Any, rend
     assert all(removed)
     assert rank_of_a_scored_token(engine, rendered) == 0
     assert [result.nll_sum for result in cheap] == pytest.approx([result.nll_sum for result in own], rel=1e-4)
+
+
+def test_the_versions_of_distributions_are_left_alone(engine: Engine) -> None:
+    assert importlib.metadata.version.__module__ == "importlib.metadata"
 
 
 def take_off(worker: Any) -> bool:

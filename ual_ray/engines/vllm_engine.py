@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ual_ray.config import EngineConfig
 from ual_ray.engines.choice_tree import ChoiceTree, Tokens, make_tree
+from ual_ray.engines.compat_vllm import EXTENSION, SCORED_FROM, raise_on_death
 from ual_ray.engines.contract import EngineDied, EngineSpec
 from ual_ray.engines.requests import (
     Choice,
@@ -28,7 +27,6 @@ from ual_ray.engines.requests import (
     messages_of,
     overlong,
 )
-from ual_ray.engines.vllm_likelihood import EXTENSION, SCORED_FROM
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 from ual_ray.models.resolve import resolve_model
@@ -71,10 +69,10 @@ class VLLMEngine:
         self._limit = config.max_model_len
         self._lora = _lora_request(spec.adapter)
         self._llm = LLM(model=path, **(engine_arguments(spec) | config.arguments))
-        _announce_death(self._llm.llm_engine.engine_core)
+        raise_on_death(self._llm.llm_engine.engine_core)
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
         if not self._cheap_likelihood:
-            logger.warning("this vLLM has no place for the cheap likelihood; its own prompt_logprobs are used")
+            logger.warning("this vLLM's model runner is not V1: its own, slower prompt_logprobs are used for likelihoods")
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer all requests in one continuous batch; overlong ones never reach the engine."""
@@ -274,24 +272,6 @@ def _lora_request(adapter: str | None) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("elicitor", 1, str(Path(adapter).expanduser()))
-
-
-def _announce_death(core: Any) -> None:
-    """Wake whoever waits for an engine in a process of its own once that process is dead.
-
-    vLLM's synchronous client notes the death of an engine that was killed, and waits for its answer for ever all the same.
-    """
-    resources, answers = getattr(core, "resources", None), getattr(core, "outputs_queue", None)
-    if resources is None or answers is None:
-        return  # the engine is in this process
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    def watch() -> None:
-        while not resources.engine_dead:
-            time.sleep(1)
-        answers.put_nowait(EngineDeadError())
-
-    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
 
 
 def set_environment(config: EngineConfig) -> None:

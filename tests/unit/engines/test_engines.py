@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineDied, EngineSpec, make_engine
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines import vllm_engine as in_process
+from ual_ray.engines.compat_vllm import EXTENSION, SCORED_FROM
 from ual_ray.engines.fake import FakeEngine
 from ual_ray.engines.requests import (
     Choice,
@@ -31,7 +31,6 @@ from ual_ray.engines.requests import (
     overlong,
 )
 from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, engine_arguments
-from ual_ray.engines.vllm_likelihood import EXTENSION, SCORED_FROM
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 
@@ -351,22 +350,6 @@ def test_an_engine_that_says_it_is_dead_is_not_asked_again(build: Build) -> None
     assert len(llm.batches) == 1
 
 
-def test_whoever_waits_for_an_engine_in_a_process_of_its_own_is_woken_when_it_dies(
-    build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build()
-    answers: Queue[Any] = Queue()
-    resources = SimpleNamespace(engine_dead=False)
-
-    def wait(seconds: float) -> None:
-        assert answers.empty()
-        resources.engine_dead = True
-
-    monkeypatch.setattr(in_process.time, "sleep", wait)
-    in_process._announce_death(SimpleNamespace(resources=resources, outputs_queue=answers))
-    assert isinstance(answers.get(timeout=10), EngineDeadError)
-
-
 @pytest.mark.parametrize(
     ("style", "bad"),
     [
@@ -395,7 +378,7 @@ def test_a_vllm_without_a_place_for_the_cheap_likelihood_is_used_as_it_is(
     build(cheap=True)
     assert "prompt_logprobs" not in caplog.text
     engine, _, _ = build(cheap=False)
-    assert "prompt_logprobs are used" in caplog.text
+    assert "slower prompt_logprobs are used" in caplog.text
     assert isinstance(engine.run([Likelihood(TOLD)])[0], LikelihoodResult)
 
 

@@ -1,9 +1,13 @@
-"""The cheap likelihood against log_softmax, on a stand-in for vLLM's model runner."""
+"""vLLM's undocumented parts: they are still there; the likelihood against log_softmax, on a stand-in for its model runner."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,8 +16,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.engines import vllm_likelihood as likelihood
-from ual_ray.engines.vllm_likelihood import SCORED_FROM, LikelihoodExtension, response_log_probabilities
+from ual_ray.engines import compat_vllm
+from ual_ray.engines.compat_vllm import (
+    RUNNER_PARTS,
+    SCORED_FROM,
+    LikelihoodExtension,
+    raise_on_death,
+    response_log_probabilities,
+)
 
 VOCABULARY, HIDDEN = 11, 5
 
@@ -29,6 +39,60 @@ class Tensors(NamedTuple):
     def empty_cpu(rows: int, columns: int) -> Tensors:
         full = torch.full((rows, columns), 99)
         return Tensors(full.to(torch.int32), full.float(), full[:, 0].clone())
+
+
+# --- canary: what is used of the installed vLLM ----------------------------------------------------------------------
+
+FIX = f"vLLM has changed what ual_ray uses of it: do what is written at the top of {compat_vllm.__file__}"
+
+
+def class_in(path: str, name: str) -> ast.ClassDef:
+    """Parse a class of vLLM without importing vLLM, which takes ten seconds."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed")
+    source = (Path(spec.origin).parent / path).read_text(encoding="utf-8")
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
+    assert found, f"no class {name} in vllm/{path}. {FIX}"
+    return found[0]
+
+
+def attributes_of(node: ast.AST) -> set[str]:
+    """Names of methods, fields, and of what is read or set on self."""
+    found = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self"}
+    found |= {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+    return found | {ast.unparse(each.target) for each in ast.walk(node) if isinstance(each, ast.AnnAssign)}
+
+
+def test_the_model_runner_has_the_parts_that_are_used() -> None:
+    runner = class_in("v1/worker/gpu_model_runner.py", "GPUModelRunner")
+    assert set(RUNNER_PARTS) <= attributes_of(runner), FIX
+    (method,) = [x for x in runner.body if isinstance(x, ast.FunctionDef) and x.name == RUNNER_PARTS[0]]
+    assert [argument.arg for argument in method.args.args] == ["self", "hidden_states", "num_scheduled_tokens"], FIX
+    used = (
+        "num_computed_tokens",
+        "prompt_token_ids",
+        "in_progress_prompt_logprobs_cpu",
+        "req_id_to_index",
+        "query_start_loc.np",
+    )
+    assert [name for name in used if name not in ast.unparse(method)] == [], FIX
+    request = class_in("v1/worker/gpu_input_batch.py", "CachedRequestState")
+    assert {"prompt_token_ids", "sampling_params", "num_computed_tokens"} <= attributes_of(request), FIX
+    table = class_in("v1/outputs.py", "LogprobsTensors")
+    fields = [ast.unparse(each.target) for each in table.body if isinstance(each, ast.AnnAssign)]
+    assert (fields[:3], "empty_cpu" in attributes_of(table)) == ([*Tensors._fields], True), FIX
+
+
+def test_the_client_of_an_engine_process_has_the_parts_that_are_used() -> None:
+    client = class_in("v1/engine/core_client.py", "SyncMPClient")
+    assert {"outputs_queue", "resources"} <= attributes_of(client), FIX
+    assert "isinstance(outputs, Exception)" in ast.unparse(client), FIX
+    assert "engine_dead" in attributes_of(class_in("v1/engine/core_client.py", "BackgroundResources")), FIX
+    class_in("v1/engine/exceptions.py", "EngineDeadError")
+
+
+# --- the likelihood --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +196,7 @@ def test_what_stands_before_the_response_is_not_computed(scored_from: int) -> No
 )
 def test_a_prompt_read_in_chunks(cuts: list[int], scored_from: int, at_a_time: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(likelihood, "ROWS_AT_A_TIME", at_a_time)
+        patched.setattr(compat_vllm, "ROWS_AT_A_TIME", at_a_time)
         runner = Runner({"a": PROMPT}, {"a": scored_from})
         done = 0
         for count in [*cuts, len(PROMPT)]:
@@ -215,3 +279,23 @@ def test_another_vllm_is_left_as_it_is(runner: Any) -> None:
     assert worker.ual_use_cheap_likelihood() is False
     assert before is None or vars(runner) == before
     assert LikelihoodExtension().ual_use_cheap_likelihood() is False
+
+
+# --- the client of an engine process ---------------------------------------------------------------------------------
+
+
+def test_whoever_waits_for_an_engine_process_is_woken_when_it_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EngineDeadError(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", SimpleNamespace(EngineDeadError=EngineDeadError))
+    answers: Queue[Any] = Queue()
+    resources = SimpleNamespace(engine_dead=False)
+
+    def wait(seconds: float) -> None:
+        assert answers.empty()
+        resources.engine_dead = True
+
+    monkeypatch.setattr(compat_vllm.time, "sleep", wait)
+    raise_on_death(SimpleNamespace(resources=resources, outputs_queue=answers))
+    assert isinstance(answers.get(timeout=10), EngineDeadError)

