@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
+from transformers.utils import ModelOutput
 
 from ual_ray import columns as col
+from ual_ray.models.compat_transformers import attention_implementation
 from ual_ray.train.batches import Batch
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
 from ual_ray.train.token_store import NO_BIN
@@ -67,7 +68,7 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     """
     causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     losses = SmoothedCausalLM(causal_lm, z_loss)
-    if "flash" not in str(causal_lm.config._attn_implementation):  # which takes no float32, as weights may still be here
+    if "flash" not in attention_implementation(causal_lm):  # which takes no float32, as weights may still be here
         check_loss(losses, causal_lm.device)
     plain = causal_lm.forward
 

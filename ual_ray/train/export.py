@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ual_ray.models.compat_transformers import as_in_checkpoint, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta
 from ual_ray.train.model import SmoothedCausalLM
@@ -41,7 +42,7 @@ def export(
     writer = _Writer(part, shard_bytes) if _is_first() else None
     for name, tensor in whole_parameters(model.model):
         if writer is not None:
-            for saved_name, saved in _as_in_checkpoints(model.model, name, tensor).items():
+            for saved_name, saved in as_in_checkpoint(model.model, name, tensor.cpu()).items():
                 writer.add(saved_name, saved)
     if writer is not None:
         writer.finish()
@@ -81,22 +82,13 @@ def _whole(value: Tensor) -> Tensor:
     return value.to(value.device_mesh.device_type).full_tensor()
 
 
-def _as_in_checkpoints(causal_lm: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Undo what transformers did to the names and shapes of checkpoints when it loaded them."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    model: Any = causal_lm
-    return revert_weight_conversion(model, {name: tensor.cpu()})
-
-
 def _write_companions(causal_lm: nn.Module, source: str, folder: Path, trust_remote_code: bool) -> None:
     from transformers import AutoTokenizer
-    from transformers.utils.hub import cached_file
 
     model: Any = causal_lm
     model.config.save_pretrained(folder)
     # Copied, as saving it anew is refused for settings that some well-known models have.
-    if generation := cached_file(source, GENERATION, _raise_exceptions_for_missing_entries=False):
+    if generation := optional_file(source, GENERATION):
         shutil.copy(generation, folder / GENERATION)
     else:
         model.generation_config.save_pretrained(folder)

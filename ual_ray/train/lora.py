@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
+from ual_ray.models.compat_transformers import mark_initialized
 
 ADAPTER = "default"
 
@@ -80,8 +81,7 @@ def initialize_adapters(causal_lm: nn.Module, device: torch.device) -> set[str]:
                 generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ torch.initial_seed())
                 nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
             linear.weight = nn.Parameter(_placed_like(whole, linear.weight).to(device))
-            # Or transformers, which initialises what was in no file, would do it over again.
-            linear.weight._is_hf_initialized = True
+            mark_initialized(linear.weight)
             names.add(name)
     return names
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
+from ual_ray.train import weights
 from ual_ray.train.export import export, repeated_parameters
 from ual_ray.train.lora import ADAPTER, adapted_layers, add_adapters
 from ual_ray.train.model import SmoothedCausalLM
-from ual_ray.train.weights import _refuse_mixed_rows, empty_model, load_weights
+from ual_ray.train.weights import empty_model, load_weights
 
 CPU = torch.device("cpu")
 
@@ -145,12 +146,10 @@ def test_weights_of_the_body_alone_fill_a_tied_model(family_folder: Any, tmp_pat
     assert [name for name, _ in adapted_layers(load(tmp_path / "copy", rank=2).model)]
 
 
-def test_only_weights_whose_rows_stay_rows_are_read_in_shards() -> None:
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    _refuse_mixed_rows(None, get_checkpoint_conversion_mapping("mixtral"))
-    with pytest.raises(UserError, match="cannot be read in shards"):
-        _refuse_mixed_rows(None, get_checkpoint_conversion_mapping("hrm_text"))
+def test_a_model_whose_weights_are_rearranged_is_refused(family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "rearranged_weights", lambda model: ["Chunk(qkv)"])
+    with pytest.raises(UserError, match=r"(?s)cannot be read in shards.*Chunk"):
+        load(family_folder("llama"))
 
 
 def test_safetensors_only(family_folder: Any, tmp_path: Path) -> None:

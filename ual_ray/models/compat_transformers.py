@@ -1,0 +1,110 @@
+"""Parts of transformers that it does not document: how it loads weights into a model, and how it writes them back.
+
+transformers knows how each architecture's checkpoints differ from its modules (renamed, fused or split weights), and reads only
+the rows that a rank holds where it finds a parameter already sharded; `from_pretrained` gives no access to this for a
+model that exists already.
+
+When tests/unit/models/test_compat_transformers.py fails with another transformers: read `_load_pretrained_model` and
+`_finalize_model_loading` of `PreTrainedModel` (transformers/modeling_utils.py) of that version, adapt this file, run
+tests/unit/train and tests/integration/test_fsdp.py, and move the bounds of transformers in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A state dict that is in a model; `missing` names parameters that it lacked. `finish_loading` comes after it."""
+
+    missing: set[str]
+    mismatched: list[str]
+    errors: list[str]
+    _internal: Any
+
+
+def rearranged_weights(model: nn.Module) -> list[str]:
+    """Describe the weights of which a parameter's first rows are not made of the stored tensors' first rows."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    conversions: Any = get_model_conversion_mapping(model)
+    return [repr(conversion) for conversion in conversions if not keeps_rows(conversion)]
+
+
+def keeps_rows(conversion: Any) -> bool:
+    """Whether a conversion only joins tensors behind their rows, or only renames."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
+    return all(
+        isinstance(operation, MergeModulelist) or (isinstance(operation, Concatenate) and operation.dim > 0)
+        for operation in getattr(conversion, "operations", ())
+    )
+
+
+def load_state(
+    model: nn.Module, path: str, slices: Mapping[str, Any], device: torch.device, adapted: Sequence[str] = ()
+) -> Loaded:
+    """Load float32 weights from safetensors slices into a model on the meta device, sharded or not.
+
+    path: shown in messages. device: where the weights go. adapted: names of the layers into which peft has put the original
+    layer as `base_layer`. Weights without a slice stay on the meta device until `finish_loading`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    causal_lm: Any = model
+    own: Any = get_model_conversion_mapping(causal_lm)
+    names = "|".join(re.escape(name.removeprefix(f"{causal_lm.base_model_prefix}.")) for name in adapted)
+    parts = ("weight", "bias") if adapted else ()
+    config = LoadStateDictConfig(
+        pretrained_model_name_or_path=path,
+        device_map={"": device},
+        dtype=torch.float32,
+        weight_mapping=[*own, *(WeightRenaming(rf"({names})\.{part}$", rf"\1.base_layer.{part}") for part in parts)],
+    )
+    info, _ = convert_and_load_state_dict_in_model(causal_lm, dict(slices), config, disk_offload_index=None)
+    # What `as_in_checkpoint` undoes. Not the renaming of adapted layers: by then adapters are merged.
+    causal_lm._weight_conversions = [conversion for conversion in own if conversion.was_used()]
+    mismatched = [f"{name[0]}: shape {name[1:]}" for name in info.mismatched_keys]
+    errors = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
+    return Loaded(info.missing_keys, mismatched, errors, (config, info))
+
+
+def finish_loading(model: nn.Module, loaded: Loaded) -> None:
+    """Tie the head, and compute the buffers that no checkpoint holds, such as rotary frequencies."""
+    causal_lm: Any = model
+    causal_lm._finalize_model_loading(causal_lm, *loaded._internal)
+
+
+def mark_initialized(parameter: nn.Parameter) -> None:
+    """Keep `finish_loading` from initialising a parameter that was in no file."""
+    parameter._is_hf_initialized = True
+
+
+def as_in_checkpoint(model: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Undo what `load_state` did to a checkpoint's names and shapes, for one parameter."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    causal_lm: Any = model
+    return revert_weight_conversion(causal_lm, {name: tensor})
+
+
+def optional_file(source: str, name: str) -> str | None:
+    """Return the path of a file of a model directory or hub name, downloaded if need be; None when it has no such file."""
+    from transformers.utils.hub import cached_file
+
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+
+
+def attention_implementation(model: nn.Module) -> str:
+    """Name the attention implementation that a model runs with, such as sdpa or flash_attention_2."""
+    causal_lm: Any = model
+    return str(causal_lm.config._attn_implementation)
