@@ -23,8 +23,7 @@ from typing import Any
 import pyarrow.fs
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import AsyncStager
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -32,10 +31,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ual_ray.train.arrow_storage import reader, writer
+from ual_ray.train.compat_torch import CopyingStager
 from ual_ray.train.progress import Progress
 
 PROGRESS_FILE = "progress.json"
@@ -90,7 +89,7 @@ class Checkpoints:
             _state(model, optimizer),
             storage_writer=writer(self._filesystem, folder),
             process_group=self._group,
-            async_stager=_Stager(),
+            async_stager=CopyingStager(),
         )
         self._pending = self._thread.submit(self._commit, written, Saved(progress, folder))
 
@@ -170,26 +169,3 @@ def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
         rest = {"optimizer": moments}
     once = {name for name, _ in model.named_parameters()}
     return {"model": {name: value for name, value in weights.items() if name in once}, **rest}
-
-
-class _Stager(AsyncStager):
-    """Copies the state to host memory before the next step changes it.
-
-    Not torch's own stagers: they read the null pointer of a DTensor's wrapper where its shard begins within its storage.
-    """
-
-    # The copy is whole when `stage` returns.
-    _synchronize_after_execute = False
-
-    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return _copied(state_dict)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    if isinstance(value, DTensor):
-        return DTensor(_copied(value.to_local()), value._spec, requires_grad=False)
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

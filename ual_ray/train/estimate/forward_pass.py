@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ual_ray.train.compat_torch import fake_tensors, flop_counter, storage_key
 from ual_ray.train.sharding import DTYPES, find_layers
 
 OUTSIDE = -1
@@ -36,12 +37,9 @@ class ForwardPass:
 
 def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, packed: bool) -> ForwardPass:
     """Run the decoder of a model on the meta device on [rows, length] tokens, in the arithmetic of train.dtype."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
     model: Any = causal_lm
     body = model.get_decoder()
-    with FakeTensorMode(), ExitStack() as stack:
+    with fake_tensors(), ExitStack() as stack:
         # FSDP casts parameters, and leaves buffers as they are.
         state = {name: _fake(parameter, DTYPES[dtype]) for name, parameter in body.named_parameters()}
         state |= {name: _fake(buffer, buffer.dtype) for name, buffer in body.named_buffers()}
@@ -50,9 +48,7 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
             stack.enter_context(layer.register_forward_pre_hook(kept.entering(number), with_kwargs=True))
             stack.enter_context(layer.register_forward_hook(kept.leave))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.save, lambda tensor: tensor))
-        # torch counts the attention of GPUs, but not the CPU's, whose tensors these are.
-        attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-        flops = stack.enter_context(FlopCounterMode(display=False, custom_mapping=attention))
+        flops = stack.enter_context(flop_counter())
         inputs = {
             "input_ids": torch.zeros(rows, length, dtype=torch.long),
             "position_ids": torch.arange(length).repeat(rows, 1),
@@ -73,7 +69,7 @@ class _Kept:
         self.largest = 0
         self._layer = OUTSIDE
         # By storage. They are kept alive, or a later one could have the address of one that is gone.
-        self._saved = {_storage(parameter): parameter for parameter in parameters}
+        self._saved = {storage_key(parameter): parameter for parameter in parameters}
         self._given = dict(self._saved)
 
     def save(self, tensor: Tensor) -> Tensor:
@@ -97,22 +93,12 @@ class _Kept:
         self._layer = OUTSIDE
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    return sdpa_flop_count(query, key, value)
-
-
 def _add(tensor: Tensor, seen: dict[int, Tensor]) -> int:
     """Bytes of a tensor's storage if it is new, else 0."""
-    if _storage(tensor) in seen:
+    if storage_key(tensor) in seen:
         return 0
-    seen[_storage(tensor)] = tensor
+    seen[storage_key(tensor)] = tensor
     return tensor.untyped_storage().nbytes()
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _tensors(values: Any) -> Iterable[Tensor]:

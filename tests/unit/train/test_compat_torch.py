@@ -1,0 +1,64 @@
+"""torch's undocumented parts still do what is needed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ual_ray.train import compat_torch
+from ual_ray.train.compat_torch import CopyingStager, fake_tensors, flop_counter, storage_key
+
+FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """Be a process group of one."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_staged_state_is_a_copy_shard_by_shard(group: None) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = distribute_tensor(torch.arange(12.0).view(4, 3), mesh, [Shard(0)])
+    state = {"model": {"weight": sharded}, "steps": [torch.tensor(3.0), 4]}
+    staged = CopyingStager().stage(state)
+    copy = staged["model"]["weight"]
+    assert isinstance(copy, DTensor), FIX
+    assert (copy.device_mesh, copy.placements, copy.shape) == (mesh, (Shard(0),), (4, 3)), FIX
+    with torch.no_grad():
+        sharded.to_local().zero_()
+        state["steps"][0].zero_()  # type: ignore[index,union-attr]
+    assert torch.equal(copy.to_local(), torch.arange(12.0).view(4, 3)), FIX
+    assert (staged["steps"][0].item(), staged["steps"][1]) == (3.0, 4)
+
+
+def test_a_save_does_not_wait_for_the_stager_a_second_time() -> None:
+    assert CopyingStager().should_synchronize_after_execute is False, FIX
+
+
+def test_a_view_has_the_storage_of_its_tensor_with_memory_or_without() -> None:
+    real = torch.zeros(4, 4)
+    with fake_tensors():
+        fake = torch.zeros(4, 4)
+        assert storage_key(fake) == storage_key(fake[1:]) != storage_key(torch.zeros(4, 4)), FIX
+    assert storage_key(real) == storage_key(real.T) != storage_key(torch.zeros(4, 4)), FIX
+
+
+def test_operations_of_linear_layers_and_of_attention_on_a_cpu_are_counted() -> None:
+    with fake_tensors(), flop_counter() as counter:
+        nn.Linear(8, 16)(torch.zeros(4, 8))
+        linear = counter.get_total_flops()
+        # Long enough for the kernel that real models take; requires_grad, as training does.
+        query = torch.zeros(1, 2, 64, 16, requires_grad=True)
+        nn.functional.scaled_dot_product_attention(query, query, query)
+    assert linear == 2 * 4 * 8 * 16, FIX
+    assert counter.get_total_flops() - linear == 2 * (2 * 2 * 64 * 64 * 16), FIX

@@ -1,0 +1,65 @@
+"""Parts of torch that it does not document: DTensors from their shards, stagers of checkpoints, tensors without storage.
+
+When tests/unit/train/test_compat_torch.py fails with another torch: read `DTensor.__new__` (torch/distributed/tensor/_api.py),
+`AsyncStager` (torch/distributed/checkpoint/staging.py) and `flop_registry` (torch/utils/flop_counter.py) of that version, adapt
+this file, run tests/unit/train and tests/integration/test_fsdp.py, and move the bounds of torch in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.tensor import DTensor
+
+
+class CopyingStager(AsyncStager):
+    """Copies a state dict to host memory before `async_save` returns.
+
+    torch's own stagers read the null pointer of a DTensor's wrapper where its shard begins within its storage.
+    """
+
+    # The copy is complete when `stage` returns.
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Copy every tensor, sharded ones shard by shard."""
+        return _copied(state_dict)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if isinstance(value, DTensor):
+        # Not DTensor.from_local, which moves the shard back to the device of the mesh.
+        return DTensor(_copied(value.to_local()), value._spec, requires_grad=False)
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Let all tensors that are made in the block have a shape and a dtype, but no storage."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def flop_counter() -> Any:
+    """Make a counter of operations that also counts attention on a CPU, which torch's own leaves out."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    )
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Identify a tensor's storage among those alive; views of one tensor have the same, also without memory behind it."""
+    return tensor.untyped_storage()._cdata
