@@ -15,10 +15,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model
 from ual_ray.tracking.run_file import HOLDER, resolve_run
@@ -26,8 +26,6 @@ from ual_ray.tracking.run_file import HOLDER, resolve_run
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
 LOCAL_ID = "ual_ray.local_id"
 RUNNING = "RUNNING"
-# Without this tag the UI guesses the kind of experiment, and may show it as a chat application.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
 # The store's limit per request.
 MOST_METRICS, MOST_OTHERS = 1000, 100
 # MLflow also reports an unreachable server as INTERNAL_ERROR.
@@ -72,7 +70,11 @@ class Store:
     def experiment_id(self) -> str:
         """The experiment's id; the experiment is created if it does not exist."""
         found = self.client.get_experiment_by_name(self._experiment)
-        return found.experiment_id if found else self.client.create_experiment(self._experiment, self._location, tags=KIND)
+        return (
+            found.experiment_id
+            if found
+            else self.client.create_experiment(self._experiment, self._location, tags=EXPERIMENT_KIND)
+        )
 
     def answers(self) -> bool:
         """Whether the store, including its database, answers a query."""
@@ -118,7 +120,7 @@ class Store:
         if known is None and (waited or not content["new"]):
             known = self._find(local)
         if known is None or not self._reopened(known):
-            parent = {MLFLOW_PARENT_RUN_ID: self.real_id(content["parent"])} if content["parent"] else {}
+            parent = {PARENT_RUN_ID: self.real_id(content["parent"])} if content["parent"] else {}
             tags = {"ual_ray.version": __version__, LOCAL_ID: local, **content["tags"], **parent}
             created = self.client.create_run(self.experiment_id, content["time"], tags, content["name"])
             known = str(created.info.run_id)
@@ -166,7 +168,7 @@ class Store:
             source=json.dumps({"uri": content["path"]}),
             profile=json.dumps({"num_rows": content["rows"]}),
         )
-        inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", content["context"])])]
+        inputs = [DatasetInput(entry, [InputTag(DATASET_CONTEXT, content["context"])])]
         self.client.log_inputs(self.real_id(operation.run), datasets=inputs)
 
     def _artifact(self, operation: Operation, _: bool) -> None:
@@ -178,10 +180,9 @@ class Store:
         assert operation.file is not None
         run_id = self.real_id(operation.run)
         name = str(Path(operation.content["folder"] or "", Path(operation.file).name))
-        # The tag in which the UI looks up a run's tables.
-        listed = json.loads(self.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        if name not in [entry["path"] for entry in listed]:
-            self._set_tags(run_id, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([*listed, {"path": name, "type": "table"}])})
+        listed = self.client.get_run(run_id).data.tags.get(LOGGED_ARTIFACTS)
+        if (more := with_table(listed, name)) is not None:
+            self._set_tags(run_id, {LOGGED_ARTIFACTS: more})
 
     def _model(self, operation: Operation, _: bool) -> str:
         mlflow.set_tracking_uri(self.uri)  # MLflow's model functions take no client
