@@ -59,14 +59,15 @@ class Benchmark(ABC):
     """One configured benchmark.
 
     kind: its name in the registry. version: part of every question's id; increase it when the requests or the reading change.
-    form: what a file's records look like, for an error message. settings: keys of its section that change the requests.
+    needs_likelihood: as of an estimator. record_format: what a file's records look like, for an error message. settings: keys
+    of its section that change the requests.
     """
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
     metrics: ClassVar[tuple[str, ...]] = ()
     needs_likelihood: ClassVar[bool] = False
-    form: ClassVar[str] = "a conversation in any form that training data may have"
+    record_format: ClassVar[str] = "a conversation in any format of training data"
     settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
 
     def __init__(self, config: BenchmarkConfig | None = None) -> None:
@@ -107,7 +108,7 @@ class Benchmark(ABC):
         """Make a question of one record of a file, its columns renamed. Raises BadRow if that is impossible."""
         form = next((form for form in FORMATS.values() if form.fits(record)), None)
         if form is None:
-            raise BadRow(f"unknown form: columns {', '.join(columns_of([record]))}")
+            raise BadRow(f"unknown format: columns {', '.join(columns_of([record]))}")
         question = self.question(form.convert(record), source_of(record, where))
         if question is None:
             raise BadRow(f"no question: the row has no answer that {self.kind} can read")

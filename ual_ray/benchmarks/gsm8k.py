@@ -1,8 +1,4 @@
-"""GSM8K's two ways to read a number out of an answer (Cobbe et al. 2021, arXiv 2110.14168), and the benchmark.
-
-strict: the first number behind "####"; flexible: the last number of the text. Commas, dollar signs and a trailing full stop
-do not count. Both give the normalised number as a string, or None where there is none.
-"""
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems with a number as answer, which is read strictly and flexibly."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ class Gsm8k(Benchmark):
     """Questions whose reference answer ends in '#### n'; with 5 shots, worked examples come before as turns of the chat."""
 
     kind = "gsm8k"
-    form = "question and answer, or any other form of conversation; the answer ends in '#### n'"
+    record_format = "question and answer, or a conversation in any other format; the answer ends in '#### n'"
     metrics = (EXACT_MATCH_STRICT, EXACT_MATCH_FLEXIBLE)
     settings = ("shots", "max_new_tokens")
 

@@ -1,4 +1,4 @@
-"""Five worked examples in GSM8K's form, written for this project; a change of them is a change of gsm8k's version."""
+"""Five worked examples in GSM8K's format, written for this project. Increase the benchmark's version when they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Competition mathematics: answers in \boxed{...} (MATH) or behind 'The answer is:' (MetaMath), compared by math-verify.
+r"""Competition mathematics: answers in \boxed{...} (MATH) or after 'The answer is:' (MetaMath), compared by math-verify.
 
 Answers are equal when they are mathematically equal, such as 1/2, 0.5 and \frac{1}{2}.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
+from ual_ray.data.answers import until_closed
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.engines.requests import Request, Result
 from ual_ray.stats.metrics import EXACT_MATCH_MATH
@@ -27,7 +28,9 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    form = r"problem and solution (and answer), or any other conversation format; it holds \boxed{...} or 'The answer is:'"
+    record_format = (
+        r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
+    )
     metrics = (EXACT_MATCH_MATH,)
 
     def check(self) -> None:
@@ -64,16 +67,7 @@ class Math(Benchmark):
 def marked_answer(text: str) -> str | None:
     r"""Return the content of the last \boxed{...}, else the text after the last 'The answer is:', else None."""
     boxes = list(BOXED.finditer(text))
-    if boxes and (content := _until_closed(text, boxes[-1].end())):
+    if boxes and (content := until_closed(text, boxes[-1].end())):
         return content.strip().strip("$")
     found = ANSWER_IS.findall(text)
     return (found[-1].strip().rstrip(".").strip("$") or None) if found else None
-
-
-def _until_closed(text: str, start: int) -> str | None:
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return None

@@ -1,7 +1,7 @@
-"""Multiple choice by the likelihood of each answer, for files in the form of ARC or HellaSwag.
+"""Multiple choice by the likelihood of each answer, for files in the format of ARC or HellaSwag.
 
-A choice is the assistant's whole reply, end of turn included. `accuracy` goes by its summed log-probability,
-`accuracy_normalised` by that sum over its length in characters, as lm-evaluation-harness has it.
+A choice is the assistant's whole reply, end of turn included. `accuracy` compares summed log-probabilities,
+`accuracy_normalised` these sums over the length in characters, as in lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class MultipleChoice(Benchmark):
     """The model is not shown the choices: each is scored as its reply."""
 
     kind = "multiple_choice"
-    form = "ARC's (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)"
+    record_format = "ARC's (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)"
     metrics = (ACCURACY, ACCURACY_NORMALISED)
     needs_likelihood = True
     settings = ()
 
     def from_record(self, record: Record, where: str) -> Question:
-        """Read ARC's form (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)."""
+        """Read ARC's format (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)."""
         prompt, choices, gold = _hellaswag(record) if "endings" in record else _arc(record)
         choices = [text.strip() if isinstance(text, str) else "" for text in choices]
         if not isinstance(prompt, str) or not prompt.strip():
@@ -60,7 +60,7 @@ class MultipleChoice(Benchmark):
 
 
 def share(values: Sequence[float], chosen: int) -> float:
-    """Share of the chosen one among probabilities given by their logarithms, in [0, 1]."""
+    """Return the chosen one's share of the sum of probabilities that are given by their logarithms, in [0, 1]."""
     highest = max(values)
     return math.exp(values[chosen] - highest) / math.fsum(math.exp(value - highest) for value in values)
 
@@ -72,7 +72,7 @@ def _highest(values: Sequence[float]) -> int:
 def _arc(record: Record) -> tuple[Any, Sequence[Any], int]:
     choices = record.get("choices")
     if not isinstance(choices, dict) or not all(isinstance(choices.get(name), list) for name in ("text", "label")):
-        raise BadRow(f"unknown form: not {MultipleChoice.form}")
+        raise BadRow(f"unknown format: not {MultipleChoice.record_format}")
     labels, key = [str(label) for label in choices["label"]], str(record.get("answerKey"))
     if key not in labels or len(labels) != len(choices["text"]):
         raise BadRow(f"no gold answer: answerKey {key!r:.20} is none of the labels")
@@ -82,13 +82,13 @@ def _arc(record: Record) -> tuple[Any, Sequence[Any], int]:
 def _hellaswag(record: Record) -> tuple[Any, Sequence[Any], int]:
     endings, label = record["endings"], str(record.get("label"))
     if not isinstance(endings, list) or not label.isdigit() or int(label) >= len(endings):
-        raise BadRow(f"no gold answer: label {label!r:.20} is the number of no ending")
+        raise BadRow(f"no gold answer: label {label!r:.20} is not the number of an ending")
     subject, context = record.get("activity_label"), str(record.get("ctx") or "")
     prompt = f"{subject}: {context}" if subject and context else context
     return _plain(prompt), [_plain(text) if isinstance(text, str) else text for text in endings], int(label)
 
 
 def _plain(text: str) -> str:
-    """Take out the marks that HellaSwag's texts have from the pages they are of, such as [header] and [title]."""
+    """Remove markers of HellaSwag's source pages, such as [header] and [title]."""
     text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
     return re.sub(r" {2,}", " ", text).strip()

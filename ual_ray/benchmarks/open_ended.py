@@ -23,7 +23,7 @@ class OpenEnded(Benchmark):
     """Prompts without a gold answer; not scored here."""
 
     kind = "open_ended"
-    form = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
+    record_format = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
 
     def question(self, messages: Messages, source: str) -> Question | None:
         """Use the turns before the reply, which is the reference; rows with a gold answer belong to other benchmarks."""

@@ -12,8 +12,6 @@ _NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _STRICT = re.compile(rf"####\s*({_NUMBER})")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
 ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
-
-
 BOXED = "\\boxed{"
 
 
@@ -43,20 +41,24 @@ def normalise_answer(answer: str) -> str:
     return f"{number.normalize():f}" if number else "0"
 
 
-def _last_number(text: str) -> str | None:
+def last_number(text: str) -> str | None:
+    """Return the last number of the text, normalised as an answer; None without."""
     number = extract_flexible(text)
     return None if number is None else normalise_answer(number)
 
 
 def _last_boxed(text: str) -> str | None:
     start = text.rfind(BOXED)
-    if start < 0:
-        return None
+    return until_closed(text, start + len(BOXED)) if start >= 0 else None
+
+
+def until_closed(text: str, start: int) -> str | None:
+    """Return the text from `start`, inside a brace, to the brace that closes it; None where none does."""
     depth = 1
-    for end in range(start + len(BOXED), len(text)):
+    for end in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
-            return text[start + len(BOXED) : end]
+            return text[start:end]
     return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ual_ray.data.answers import _last_number, final_answer
+from ual_ray.data.answers import final_answer, last_number
 
 
 class Grouping(Protocol):
@@ -30,7 +30,7 @@ class AnswerGrouping:
 
     def keys(self, texts: Sequence[str]) -> list[str | None]:
         """Extract the final answers."""
-        return [final_answer(text) or _last_number(text) for text in texts]
+        return [final_answer(text) or last_number(text) for text in texts]
 
     def same(self, first: str | None, second: str | None) -> bool:
         """Compare two final answers."""

@@ -187,6 +187,6 @@ def _nothing(name: str, benchmark: Benchmark, reasons: Mapping[str, int]) -> Use
     return UserError(
         f"evaluate.benchmarks.{name}: no row of {redact_uri(benchmark.config.path or '')} is a question of {benchmark.kind}",
         got=told,
-        expected=benchmark.form,
+        expected=benchmark.record_format,
         fix="name the columns in evaluate.benchmarks.*.columns, or choose another kind",
     )

@@ -143,7 +143,7 @@ def test_records_of_a_file_are_questions_or_have_a_reason() -> None:
         0,
         0,
     ]
-    assert [str(one).split(":")[0] for one in found if isinstance(one, BadRow)] == ["no question", "unknown form", "not JSON"]
+    assert [str(one).split(":")[0] for one in found if isinstance(one, BadRow)] == ["no question", "unknown format", "not JSON"]
 
 
 def test_columns_of_other_names_are_renamed() -> None:

@@ -81,7 +81,7 @@ def test_a_path_without_a_question_is_the_users_error_before_anything_starts(tmp
     path = lines(tmp_path / "x.jsonl", {"prompt": "p"}, {"prompt": "r"})
     config = {"mine": BenchmarkConfig(kind="gsm8k", path=path)}
     for call in (lambda: check(config), lambda: write_questions(config, None, tmp_path)):
-        with pytest.raises(UserError, match=r"(?s)evaluate.benchmarks.mine: no row.*2 x unknown form.*question and answer"):
+        with pytest.raises(UserError, match=r"(?s)evaluate.benchmarks.mine: no row.*2 x unknown format.*question and answer"):
             call()
     assert not (tmp_path / col.QUESTIONS_FILE).exists()
     check({"koala": BenchmarkConfig(kind="open_ended", path=path)})
