@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import ray
 
@@ -14,6 +16,7 @@ from ual_ray.run.terminal import end_on_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -34,8 +37,12 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
             log_to_driver=True,
         )
     end_on_sigterm()
+    context = ray.data.DataContext.get_current()
+    # Progress is shown by `run.progress`.
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
     try:
-        quiet_ray_data()
         yield
     finally:
         ray.shutdown()
@@ -43,22 +50,18 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
 
 def _connect(address: str) -> None:
     try:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        if where.hostname and where.port:
+            # Ray waits for minutes, and then exits, when nothing listens there.
+            socket.create_connection((where.hostname, where.port), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=True)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            "the Ray cluster at runtime.address is unreachable",
+            "the Ray cluster at runtime.address or RAY_ADDRESS is unreachable",
             got=f"{address}: {error}",
             expected="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
             fix="start the cluster (cluster/local.sh start), or unset runtime.address and RAY_ADDRESS",
         ) from error
-
-
-def quiet_ray_data() -> None:
-    """Turn Ray Data's own progress bars off."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False
 
 
 def cores_for_one(engine: EngineConfig) -> float:

@@ -61,7 +61,7 @@ class Meter:
         state = (self.done, self.rate_done, note)
         if now - self._last_line >= SECONDS_BETWEEN_LINES and state != self._last_state:
             self._last_line, self._last_state = now, state
-            line = f"  {self._name}: {self._share()} {text or 'starting'}{self._remaining(now)}"
+            line = f"  {self._name}: {self._share()} {text or ('' if self.done else 'starting')}{self._remaining(now)}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def rate(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +21,9 @@ import ual_ray
 from ual_ray.cli import app as cli
 from ual_ray.config.load import dump, load
 
-CONFIGS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("*.yaml"))
+JOBS = Path(__file__).parents[3] / "jobs"
+CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
+SCRIPTS = sorted(JOBS.glob("*.py"))
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 OVERRIDING = sorted(COMMANDS.keys() - {"report", "ui", "sync", "promote"})
 
@@ -124,6 +128,24 @@ def test_the_schema_accepts_every_configuration_of_the_repository_and_no_misspel
     for wrong in ({"trian": {}}, {"train": {"epoch": 1}}, {"train": {"epochs": 0}}, {"arms": {"ual": {"map": "round"}}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_job_script_is_its_command(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(script), run_name="__main__")
+    assert exit_.value.code == 0
+    title, _, example = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").splitlines()
+    command = title.split("`")[1]
+    assert f"Usage: {command} " in capsys.readouterr().out
+    _, _, arguments = example.partition(f"-- python jobs/{script.name} ")
+    COMMANDS[command.split()[1]].make_context(command, arguments.split())
+
+
+def test_there_is_a_job_script_for_the_pipeline_and_every_stage() -> None:
+    assert {script.stem for script in SCRIPTS} == {"pipeline", "elicit", "smooth", "train", "evaluate", "report"}
 
 
 HEAVY = {"ray", "torch", "transformers", "mlflow", "vllm", "pyarrow", "numpy", "matplotlib"}

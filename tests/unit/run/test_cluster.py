@@ -1,9 +1,13 @@
-"""What a cluster is asked for, by stage."""
+"""How a cluster is connected to, and what it is asked for, by stage."""
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
 
+from ual_ray.config import RuntimeConfig
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.run import cluster as runtime
@@ -38,3 +42,40 @@ def test_elastic_training_starts_with_the_least() -> None:
 def test_a_cluster_that_may_grow_is_waited_for() -> None:
     config = load(None, ["train.num_workers=8", "runtime.address=auto"])
     assert runtime.check_cluster(config, {"train"}) == ["train.cpus_per_worker x train.num_workers = 8 CPUs, the cluster has 4"]
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the addresses that Ray is asked to connect to."""
+    addresses: list[str] = []
+
+    def init(address: str, **_: Any) -> None:
+        addresses.append(address)
+
+    monkeypatch.setattr(runtime.ray, "init", init)
+    monkeypatch.setattr(runtime.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
+    return addresses
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize("through", ["runtime.address", "RAY_ADDRESS"])
+def test_a_dead_address_is_refused_before_ray_waits_for_it(
+    through: str, scheme: str, joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address if through == "RAY_ADDRESS" else "")
+    config = RuntimeConfig(address=address if through == "runtime.address" else None)
+    with pytest.raises(UserError, match=f"(?s)unreachable.*got: {address}: .*refused"), runtime.ray_cluster(config):
+        raise AssertionError("there is no cluster")
+    assert joined == []
+
+
+def test_addresses_that_answer_or_that_ray_resolves_are_left_to_ray(joined: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alive = f"127.0.0.1:{server.getsockname()[1]}"
+        for address in (alive, f"ray://{alive}", "auto"):
+            with runtime.ray_cluster(RuntimeConfig(address=address)):
+                assert joined[-1] == address
