@@ -107,10 +107,10 @@ def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *,
         calibrate_step(session, name, config.model, rows, done.folder / col.RESULTS_FOLDER, Place(out / "calibrate"))
 
 
-def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path) -> None:
+def judge_alone(session: Session, candidate: Path | None, reference: Path | None, out: Path, *, retry: bool = False) -> None:
     """Compare two sets of answers; None = those that the questions came with."""
     sides = [AnswerSet(None) if path is None else read_answers(path, None, out / "answers") for path in (candidate, reference)]
-    judge_step(session, sides[0], sides[1], Place(out / "judge"))
+    judge_step(session, sides[0], sides[1], Place(out / "judge"), retry=retry)
 
 
 def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:

@@ -78,6 +78,7 @@ def judge(
     config_file: ConfigFile = None,
     out: Out = Path("judged"),
     force: Force = False,
+    retry_failed: RetryFailed = False,
     verbose: Verbose = False,
 ) -> None:
     """Stage 4: compare the open-ended answers of two models pair by pair, judged by the model of judge.model.
@@ -93,7 +94,7 @@ def judge(
     with session(config, out, "judge", force=force, verbose=verbose) as running:
         from ual_ray import pipeline
 
-        pipeline.judge_alone(running, answers[0], answers[1], absolute(out))
+        pipeline.judge_alone(running, answers[0], answers[1], absolute(out), retry=retry_failed)
 
 
 def _find_answers(path: Path) -> Path:
