@@ -6,7 +6,6 @@ So no resample is materialized as rows, and comparisons on the same questions sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,43 +79,18 @@ def estimate(value: float, resampled: Numbers, informative: int, n: int, level: 
     return Estimate(float(value), float(low), float(high), float(p_value), n)
 
 
-def bootstrap_mean(
-    values: ArrayLike, reference: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Compare two models by their means over questions: values[i] and reference[i] belong to the same question."""
-    mine, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    ones = np.ones(len(mine))
-    return bootstrap_ratio(mine, ones, theirs, ones, level=level, resamples=resamples, seed=seed)
-
-
-def bootstrap_ratio(
-    values: ArrayLike,
-    weights: ArrayLike,
-    reference: ArrayLike,
-    reference_weights: ArrayLike,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Compare two models by a ratio of sums, such as NLL per token: sum(values) / sum(weights) minus the reference's.
-
-    Question i has values[i] over weights[i] > 0 (its tokens) for one model, reference[i] over reference_weights[i] for the
-    other. Questions are resampled, each with all its tokens of both models.
-    """
-    columns = np.column_stack([np.asarray(part, np.float64) for part in (values, weights, reference, reference_weights)])
-    return bootstrap(columns, resampled_sums(columns, resamples, seed), level, seed)
-
-
 def bootstrap(columns: Numbers, resampled: Numbers, level: float, seed: int) -> Estimate:
     """Estimate the mean over training seeds of value / weight - reference value / reference weight.
 
-    columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`.
+    columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`. A
+    resample draws the seeds, and the questions once for all seeds: drawn per seed, one hard question would count as new
+    evidence once per seed (Owen 2007, the pigeonhole bootstrap). Two or three seeds tell little about their variance.
     """
     assert np.isfinite(columns).all(), "leave missing pairs out first"
     seeds = columns.shape[1] // 4
     value = difference_of_ratios(columns.sum(axis=0), np.ones(seeds))
-    drawn = difference_of_ratios(resampled, seed_counts(seeds, len(resampled), seed))
+    draw = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(resampled))
+    drawn = difference_of_ratios(resampled, draw.astype(np.float64))
     return estimate(float(value), drawn, informative_pairs(columns), len(columns), level)
 
 
@@ -133,34 +107,6 @@ def informative_pairs(columns: Numbers) -> int:
     """
     sides = columns.reshape(len(columns), -1, 2, 2)
     return int((sides[:, :, 0] != sides[:, :, 1]).any(axis=(1, 2)).sum())
-
-
-def hierarchical_bootstrap(
-    values_by_seed: Sequence[ArrayLike],
-    weights_by_seed: Sequence[ArrayLike] | None = None,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Average differences over training seeds and questions, resampling the seeds, and the questions within them.
-
-    values_by_seed[s][i] is the difference at question i under seed s, weights_by_seed its weight (1 by default; tokens for
-    NLL): the mean over seeds of sum of values / sum of weights. All seeds answered the same questions, so a resample draws
-    the questions once for all its seeds: drawn per seed, one hard question would count as new evidence once per seed (Owen
-    2007, the pigeonhole bootstrap). n is the number of questions. Two or three seeds give a poor estimate of seed variance.
-    """
-    values = [np.asarray(part, dtype=np.float64) for part in values_by_seed]
-    weights = [np.ones(len(part)) for part in values] if weights_by_seed is None else weights_by_seed
-    nothing = np.zeros(len(values[0]))
-    columns = np.column_stack([part for v, w in zip(values, weights, strict=True) for part in (v, w, nothing, w)])
-    return bootstrap(columns, resampled_sums(columns, resamples, seed), level, seed)
-
-
-def seed_counts(seeds: int, resamples: int, seed: int) -> Numbers:
-    """Draw how often each training seed is in a resample: [resamples, seeds]."""
-    random = np.random.default_rng([seed, seeds])
-    return random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float64)
 
 
 def holm(p_values: ArrayLike) -> Numbers:

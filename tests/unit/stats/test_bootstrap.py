@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from ual_ray.stats.bootstrap import (
     BLOCK,
-    bootstrap_mean,
-    bootstrap_ratio,
+    RESAMPLES,
+    Estimate,
+    bootstrap,
     estimate,
-    hierarchical_bootstrap,
     holm,
     resampled_sums,
     resamples_needed,
@@ -23,6 +25,24 @@ from ual_ray.stats.bootstrap import (
 )
 
 FLOATS = st.floats(-5, 5, allow_nan=False)
+
+
+def compare(*columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Compare two models by columns of value, weight, reference value and reference weight, four per training seed."""
+    stacked = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+    return bootstrap(stacked, resampled_sums(stacked, resamples, seed), 0.95, seed)
+
+
+def compare_means(mine: ArrayLike, theirs: ArrayLike, **options: int) -> Estimate:
+    ones = np.ones(len(np.asarray(mine)))
+    return compare(mine, ones, theirs, ones, **options)
+
+
+def compare_seeds(values: Sequence[ArrayLike], weights: Sequence[ArrayLike] | None = None, **options: int) -> Estimate:
+    """Compare two models by their differences under every seed."""
+    weights = [np.ones(len(np.asarray(part))) for part in values] if weights is None else weights
+    columns = [part for v, w in zip(values, weights, strict=True) for part in (v, w, np.zeros(len(np.asarray(v))), w)]
+    return compare(*columns, **options)
 
 
 def test_a_resample_is_a_draw_of_whole_rows() -> None:
@@ -59,7 +79,7 @@ def test_the_mean_of_differences_agrees_with_theory_and_with_scipy() -> None:
     random = np.random.default_rng(1)
     reference = random.normal(size=400)
     mine = reference + random.normal(0.1, 1, size=400)
-    found = bootstrap_mean(mine, reference, resamples=20_000)
+    found = compare_means(mine, reference, resamples=20_000)
     difference = mine - reference
     error = difference.std(ddof=1) / 20
     assert found.difference == pytest.approx(difference.mean())
@@ -71,7 +91,7 @@ def test_the_mean_of_differences_agrees_with_theory_and_with_scipy() -> None:
 
 
 def test_nll_per_token_is_a_ratio_of_sums_by_hand() -> None:
-    found = bootstrap_ratio([10.0, 2.0], [10, 1], [12.0, 1.0], [10, 2], resamples=500)
+    found = compare([10.0, 2.0], [10, 1], [12.0, 1.0], [10, 2], resamples=500)
     assert found.difference == pytest.approx(12 / 11 - 13 / 12)
     every = [10 / 10 - 12 / 10, 12 / 11 - 13 / 12, 2 / 1 - 1 / 2]
     assert found.ci_low == pytest.approx(every[0]) and found.ci_high == pytest.approx(every[2])
@@ -82,7 +102,7 @@ def test_the_ratio_resamples_questions_and_not_tokens() -> None:
     tokens = random.integers(1, 60, size=300).astype(float)
     reference = tokens * random.gamma(4, 0.5, size=300)
     mine = reference + tokens * random.normal(0.02, 0.2, size=300)
-    found = bootstrap_ratio(mine, tokens, reference, tokens, resamples=5000)
+    found = compare(mine, tokens, reference, tokens, resamples=5000)
     brute = []
     generator = np.random.default_rng(5)
     for _ in range(5000):
@@ -98,34 +118,34 @@ def test_the_ratio_resamples_questions_and_not_tokens() -> None:
 def test_pairing_takes_out_what_is_hard_for_both() -> None:
     random = np.random.default_rng(3)
     hard = random.normal(0, 10, size=200)
-    found = bootstrap_mean(hard - 0.1 + random.normal(0, 0.1, 200), hard)
+    found = compare_means(hard - 0.1 + random.normal(0, 0.1, 200), hard)
     assert found.ci_high < 0 and found.p_value < 0.01
 
 
 @pytest.mark.parametrize(("pairs", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (6, 2 / 64)])
 def test_a_few_questions_cannot_be_certain(pairs: int, least: float) -> None:
-    found = bootstrap_mean(np.full(pairs, 1.0), np.zeros(pairs))
+    found = compare_means(np.full(pairs, 1.0), np.zeros(pairs))
     assert found.p_value == least, "the least of a sign-flip test"
-    padded = bootstrap_mean(np.r_[np.full(pairs, 1.0), np.zeros(500)], np.zeros(pairs + 500))
+    padded = compare_means(np.r_[np.full(pairs, 1.0), np.zeros(500)], np.zeros(pairs + 500))
     assert padded.p_value >= least, "questions that both answer alike tell nothing"
 
 
 def test_equal_models_cannot_be_told_apart() -> None:
-    found = bootstrap_mean([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    found = compare_means([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
     assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
     assert verdict(found.difference, found.p_value, "higher") == "inconclusive"
 
 
 def test_the_p_value_is_seldom_small_by_chance() -> None:
     random = np.random.default_rng(4)
-    p_values = [bootstrap_mean(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(600)]
+    p_values = [compare_means(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(600)]
     assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
 @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=30), st.integers(0, 5))
 def test_swapping_the_models_swaps_the_sign(pairs: list[tuple[float, float]], seed: int) -> None:
     mine, theirs = np.array(pairs).T
-    forward, backward = (bootstrap_mean(a, b, resamples=200, seed=seed) for a, b in ((mine, theirs), (theirs, mine)))
+    forward, backward = (compare_means(a, b, resamples=200, seed=seed) for a, b in ((mine, theirs), (theirs, mine)))
     assert forward.difference == pytest.approx(-backward.difference)
     assert forward.ci_low == pytest.approx(-backward.ci_high, abs=1e-9)
     assert forward.p_value == pytest.approx(backward.p_value, abs=0.02)
@@ -138,15 +158,15 @@ def test_swapping_the_models_swaps_the_sign(pairs: list[tuple[float, float]], se
 
 def test_one_seed_is_the_plain_bootstrap() -> None:
     difference = np.random.default_rng(6).normal(0.1, 1, 80)
-    plain = bootstrap_mean(difference, np.zeros(80), seed=9)
-    assert hierarchical_bootstrap([difference], seed=9) == plain
+    plain = compare_means(difference, np.zeros(80), seed=9)
+    assert compare_seeds([difference], seed=9) == plain
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
     random = np.random.default_rng(7)
     alike = [random.normal(0.2, 1, 300) for _ in range(5)]
     apart = [random.normal(shift, 1, 300) for shift in (-0.8, -0.3, 0.2, 0.7, 1.2)]
-    near, far = hierarchical_bootstrap(alike), hierarchical_bootstrap(apart)
+    near, far = compare_seeds(alike), compare_seeds(apart)
     assert far.ci_high - far.ci_low > 3 * (near.ci_high - near.ci_low)
     assert far.n == 300
     assert near.difference == pytest.approx(np.mean(alike))
@@ -155,14 +175,14 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 def test_a_question_asked_under_every_seed_is_still_one_question() -> None:
     difference = np.random.default_rng(8).normal(0, 1, 100)
-    once, often = hierarchical_bootstrap([difference]), hierarchical_bootstrap([difference] * 6)
+    once, often = compare_seeds([difference]), compare_seeds([difference] * 6)
     assert often.ci_high - often.ci_low == pytest.approx(once.ci_high - once.ci_low, rel=1e-9)
 
 
 def test_seeds_against_brute_force() -> None:
     random = np.random.default_rng(10)
     values, weights = random.normal(size=(3, 40)), random.integers(1, 9, size=(3, 40)).astype(float)
-    found = hierarchical_bootstrap(list(values), list(weights), resamples=8000)
+    found = compare_seeds(list(values), list(weights), resamples=8000)
     brute = []
     for _ in range(8000):
         rows, seeds = random.integers(40, size=40), random.integers(3, size=3)
