@@ -15,7 +15,7 @@ def serve(uri: str | None, output: Path, host: str, port: int) -> int:
     from ual_ray.tracking.tracker import default_uri
 
     if uri is None and not (output / STORE_FILE).is_file():
-        raise UserError(f"{output} holds no MLflow store", fix="run `ual run` first, or give --output or --uri")
+        raise UserError(f"{output} holds no MLflow store", fix="give the output folder of a finished command, or --uri")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", uri or default_uri(output)]
     try:
