@@ -1,6 +1,6 @@
 """The configuration: every key and default is declared in the file of its stage, `schema.Config` holds them all.
 
-load.py reads and writes it, keys.py says what its keys mean, redact.py masks secrets.
+load.py reads and writes it, keys.py reads what its keys mean, redact.py masks secrets.
 """
 
 from ual_ray.config.data import DataConfig

@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
 def commit_tags() -> dict[str, str]:
     """Return tags with the commit of the working directory's checkout and of ual_ray's own; '-dirty' where files differ.
 
-    What is no git checkout has no tag. A run started elsewhere is shown with ual_ray's own commit.
+    A folder without a git checkout has no tag; a run started there is shown with ual_ray's own commit.
     """
     package = Path(__file__).parent
     own = git_commit(package) if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None else None
@@ -43,7 +43,7 @@ def commit_tags() -> dict[str, str]:
 
 
 def source_tags() -> dict[str, str]:
-    """Return the tags by which MLflow's UI says who started a run, and with what; it shows a commit only beside them."""
+    """Return MLflow's tags for the user and the program of a run; its UI shows a commit only if these are set."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -60,7 +60,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git, no checkout, or none of ours."""
+    """Return what git prints, or None without git, without a checkout, and for files that are not tracked."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)  # noqa: S603

@@ -81,7 +81,7 @@ class Session:
         self.console.print(f"[bold]{step:<14}[/bold] {redact_uri(text)}", highlight=False)
 
     def say_failures(self) -> None:
-        """Say what could not be logged to MLflow, if anything."""
+        """Print what could not be logged to MLflow, if anything."""
         if self.tracker is not None and (complaint := self.tracker.complaint()):
             self.say("mlflow", f"[red]{complaint}[/red]")
 
