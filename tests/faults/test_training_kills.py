@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_is_told_and_not_tried_again(train: Train) -> N
     run = train(**{"train.learning_rate": 1e30, "train.warmup_share": 0})
     run.run(code=2)
     printed = run.log()
-    assert "training has stopped before an update that would have spoilt the weights" in printed
+    assert "non-finite loss or gradient; stopped before the update" in printed
     assert (run.out / "non_finite_ids.txt").read_text().count("\n") == SETTINGS["train.global_batch_size"]
     assert run.mlflow_run().info.status == "FAILED"
     assert "[FailurePolicy] RETRY" not in printed

@@ -1,6 +1,6 @@
-"""The FSDP settings of an `accelerate config` file as our own: what it asks for is done, or is an error that names it.
+"""Translate the FSDP settings of an `accelerate config` file into keys of `train`; unsupported ones are errors.
 
-Only the file is read: `accelerate` itself would look into the environment too, and needs a GPU to make its plugin of it.
+Only the file is read: `accelerate` itself would also read the environment, and needs a GPU to create its FSDP plugin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESHARD: _Meanings = {
 }
 _SWITCH = {key: {True: {key: True}, False: {key: False}} for key in ("cpu_offload", "activation_checkpointing")}
 
-# The values that are understood, and what they say in keys of `train`; None, or a field left out, says nothing.
+# The supported values and the keys of `train` that they set; None or an absent field sets nothing.
 FSDP_FIELDS: Mapping[str, _Meanings] = {
     "fsdp_version": {1: {}, 2: {}},
     "fsdp_reshard_after_forward": _RESHARD,
@@ -36,11 +36,11 @@ FSDP_FIELDS: Mapping[str, _Meanings] = {
     "fsdp_activation_checkpointing": _SWITCH["activation_checkpointing"],
     "fsdp_activation_checkpointing_offload": {False: {}},
     "fsdp_auto_wrap_policy": {"TRANSFORMER_BASED_WRAP": {}},
-    # Checkpoints are sharded and the export is whole, whatever it says.
+    # No effect: checkpoints are always sharded, the export is always a full model.
     "fsdp_state_dict_type": {"SHARDED_STATE_DICT": {}, "FULL_STATE_DICT": {}},
     "fsdp_forward_prefetch": {False: {}},
 }
-# What they ask for is so in any case, or has no meaning under FSDP2: the layers are found, every rank loads its own rows.
+# Ignored fields: always the case here, or meaningless under FSDP2 (layers are detected, every rank loads its own rows).
 FSDP_FIELDS_OF_NO_EFFECT = {
     "fsdp_transformer_layer_cls_to_wrap",
     "fsdp_backward_prefetch",
@@ -54,7 +54,7 @@ FIELDS: Mapping[str, _Meanings] = {
     "mixed_precision": {"BF16": {"dtype": "bfloat16"}, "NO": {"dtype": "float32"}, False: {"dtype": "float32"}},
     "downcast_bf16": {"NO": {}, False: {}},
 }
-# Other parts of accelerate, which are empty where only FSDP is asked for.
+# Sections of other features of accelerate, which must be empty.
 EMPTY_FIELDS = ("deepspeed_config", "megatron_lm_config", "fp8_config", "mpirun_config", "dynamo_config")
 PARALLELISM_FIELDS: Mapping[str, _Meanings] = {
     f"{PREFIX}tp_size": {1: {}},
@@ -66,8 +66,8 @@ PARALLELISM_FIELDS: Mapping[str, _Meanings] = {
 def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig:
     """Return `config` with the sharding keys that the YAML (or JSON) file of `accelerate config` sets.
 
-    Where to run is Ray's to say: of the launcher's fields only num_processes is looked at, and must be train.num_workers.
-    Raises UserError for a file that cannot be read, and for a field or value that cannot be followed.
+    Ray decides where to run: of the launcher's fields only num_processes is checked, and must equal train.num_workers.
+    Raises UserError for a file that cannot be read, and for an unsupported field or value.
     """
     file = _read(path)
     updates = _read_fields(path, file, FIELDS) | _read_fields(path, file["fsdp_config"], FSDP_FIELDS, FSDP_FIELDS_OF_NO_EFFECT)
@@ -81,7 +81,7 @@ def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig
         return TrainConfig.model_validate(config.model_dump() | updates)
     except ValidationError as error:
         problems = "\n".join(explain(TrainConfig, problem) for problem in error.errors())
-        raise UserError("train.accelerate_config does not go with the other settings", got=f"{path}: {problems}") from error
+        raise UserError("train.accelerate_config conflicts with the other settings", got=f"{path}: {problems}") from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -90,17 +90,17 @@ def _read(path: str | Path) -> dict[str, Any]:
 
     try:
         return vars(load_config_from_file(str(path)))
-    # AttributeError: the file holds no mapping.
+    # AttributeError: the file is not a mapping.
     except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
         raise UserError(
-            "train.accelerate_config cannot be read", got=path, expected="a file that `accelerate config` wrote", fix=str(error)
+            "train.accelerate_config cannot be read", got=path, expected="a file written by `accelerate config`", fix=str(error)
         ) from error
 
 
 def _read_fields(
     path: str | Path, section: Mapping[str, Any], known: Mapping[str, _Meanings], of_no_effect: set[str] | None = None
 ) -> dict[str, Any]:
-    """Look every field's value up; `of_no_effect` = None: fields that are not known are looked at elsewhere."""
+    """Look up every field's value; `of_no_effect` = None: unknown fields are skipped, as they are checked elsewhere."""
     updates: dict[str, Any] = {}
     for name, value in section.items():
         if value is None or name in (of_no_effect or ()):
@@ -114,7 +114,7 @@ def _read_fields(
             raise _refused(path, name, value, " or ".join(str(value) for value in known[name]))
         for key, update in known[name][found].items():
             if updates.setdefault(key, update) != update:
-                raise _refused(path, name, value, f"the same as the file's other fields say of {key}")
+                raise _refused(path, name, value, f"the value of {key} that the file's other fields set")
     return updates
 
 
@@ -132,18 +132,18 @@ def _read_parallelism(path: str | Path, section: Mapping[str, Any], config: Trai
 
 
 def _plain(value: Any) -> Any:
-    """Bring an enum, or a name in any case, to the form that the tables use."""
+    """Normalize an enum, or a name in any case, to the spelling in the tables."""
     value = getattr(value, "value", value)
     if not isinstance(value, str):
-        # As a list would be: no value of a table.
+        # Other types, such as a list, are never a value in a table.
         return value if isinstance(value, int | bool) else repr(value)
     return {"TRUE": True, "FALSE": False}.get(value.upper(), value.upper())
 
 
 def _refused(path: str | Path, name: str, value: object, expected: str) -> UserError:
     return UserError(
-        f"train.accelerate_config: {name} cannot be followed",
+        f"train.accelerate_config: unsupported value of {name}",
         got=f"{value} in {path}",
         expected=expected,
-        fix="change it there, or leave the file out and set train.* (`ual config` lists the keys)",
+        fix="change it there, or omit the file and set train.* (`ual config` lists the keys)",
     )

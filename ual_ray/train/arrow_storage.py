@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint over any file system of pyarrow, as Ray Train's storage is one: s3://, gs://, hdfs://, ..."""
+"""torch.distributed.checkpoint on any pyarrow file system, which Ray Train's storage is: s3://, gs://, hdfs://, ..."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Where = str | os.PathLike[str]
 
 
 def writer(filesystem: pyarrow.fs.FileSystem, folder: str) -> StorageWriter:
-    """Write shards into a folder of a file system; on this machine's own, they are on the disk before the save counts."""
+    """Write shards into a folder of a file system; on a local one they are synced before the save completes."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return FileSystemWriter(folder)
     return _ArrowWriter(filesystem, folder)
 
 
 def reader(filesystem: pyarrow.fs.FileSystem, folder: str) -> StorageReader:
-    """Read shards from a folder of a file system, each rank those that it needs."""
+    """Read shards from a folder of a file system; each rank reads only those it needs."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return FileSystemReader(folder)
     return _ArrowReader(filesystem, folder)
 
 
 class _ArrowFileSystem(FileSystemBase):
-    """pyarrow's file systems under the names that torch calls."""
+    """Adapts pyarrow file systems to torch's interface."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem) -> None:
         self._filesystem = filesystem

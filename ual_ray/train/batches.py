@@ -1,9 +1,9 @@
 """The step plan, computed before training, and the tensors of a micro-batch.
 
-A *sequence* is what one row of a micro-batch holds: one sample, or with packing several. Which sequences every rank sees in
-every step is a function of the rows' lengths, the configuration, the seed and the world size: every rank computes the same
-plan, so no rank waits for a batch that another does not have, nothing is dropped, and the number of the next step is the
-whole data cursor of a checkpoint.
+A *sequence* is one row of a micro-batch: one sample, or several with packing. The sequences of every rank in every step are
+a function of the rows' lengths, the configuration, the seed and the world size: every rank computes the same plan, so all
+ranks have equally many micro-batches, no row is dropped, and the number of the next step is a checkpoint's entire data
+cursor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MicroBatch = tuple[int, ...]
 class Step:
     """One optimizer step: `micro_batches[rank]` lists that rank's micro-batches as sequence numbers; some may be empty.
 
-    All ranks have equally many. Within a rank the longest sequences come first: what does not fit shows at once.
+    All ranks have equally many. Within a rank the longest sequences come first, so that running out of memory shows early.
     """
 
     epoch: int
@@ -38,21 +38,21 @@ class Step:
 
     @property
     def sequences(self) -> list[int]:
-        """All sequences of the step, over all ranks."""
+        """All sequences of the step, of all ranks."""
         return [sequence for rank in self.micro_batches for batch in rank for sequence in batch]
 
 
 class Plan:
-    """The steps of a run, each made when it is asked for: `sequences[s]` are the row numbers of sequence s.
+    """The steps of a run, computed on access: `sequences[s]` are the row numbers of sequence s.
 
-    Every sequence comes once per epoch, in an order that seed and epoch alone decide. The set of sequences of a step does
-    not depend on world size or micro-batch size; only their places do.
+    Every sequence comes once per epoch, in an order that depends only on seed and epoch. The set of sequences of a step
+    does not depend on world size or micro-batch size; only their assignment to ranks and micro-batches does.
     """
 
     def __init__(
         self, store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, seed: int, world_size: int
     ) -> None:
-        """Take both counts of tokens per row, [rows]; rows are at most `config.max_length` long where they are packed."""
+        """Take both token counts per row, [rows]; with packing, rows are at most `config.max_length` long."""
         self._config, self._seed, self._world_size = config, seed, world_size
         self._rows = np.stack([store_lengths, target_tokens]).astype("<i8")
         if config.packing:
@@ -64,16 +64,16 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one whole epoch; the last of them may hold fewer sequences."""
+        """Optimizer steps per full epoch; the last one may have fewer sequences."""
         return -(-len(self.sequences) // self._config.global_batch_size)
 
     def __len__(self) -> int:
-        """Count the optimizer steps of the run: those of all epochs, or max_steps if that is less."""
+        """Number of optimizer steps of the run: those of all epochs, or max_steps if lower."""
         steps = self.steps_per_epoch * self._config.epochs
         return steps if self._config.max_steps is None else min(steps, self._config.max_steps)
 
     def __getitem__(self, number: int) -> Step:
-        """Lay out the step of this number, counted from 0. Raises IndexError beyond the last."""
+        """Compute the step of this number, counted from 0. Raises IndexError beyond the last."""
         if not 0 <= number < len(self):
             raise IndexError(f"step {number} of {len(self)}")
         epoch, position = divmod(number, self.steps_per_epoch)
@@ -85,24 +85,24 @@ class Plan:
         return Step(epoch, tuple(tuple(micro_batches[rank :: self._world_size]) for rank in range(self._world_size)))
 
     def __iter__(self) -> Iterator[Step]:
-        """Lay out all steps, one after the other."""
+        """Iterate over all steps."""
         return (self[number] for number in range(len(self)))
 
     def rows(self, step: Step) -> list[int]:
-        """Row numbers of a step, over all ranks."""
+        """Row numbers of a step, of all ranks."""
         return [row for sequence in step.sequences for row in self.sequences[sequence]]
 
     def tokens(self, step: Step) -> int:
-        """Tokens of a step over all ranks, without padding."""
+        """Number of tokens of a step over all ranks, without padding."""
         return int(self._tokens[step.sequences].sum())
 
     def target_tokens(self, step: Step) -> int:
-        """Tokens that a step predicts and trains on, over all ranks: what its summed loss is divided by."""
+        """Number of target tokens of a step over all ranks: the divisor of its summed loss."""
         return int(self._target_tokens[step.sequences].sum())
 
     @cached_property
     def padding_share(self) -> float:
-        """Share of the tokens of the first epoch's micro-batches that is padding, in [0, 1): each is as long as its longest."""
+        """Share of padding in the first epoch's micro-batches, in [0, 1); each is padded to its longest sequence."""
         order = _order(self._seed, 0, len(self.sequences))
         size = self._config.global_batch_size
         whole = len(order) - len(order) % size
@@ -113,25 +113,25 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of what decides which rows each step holds; the same at every world size. Part of the data cursor."""
+        """Hash of all that determines the rows of each step; the same at every world size. Part of the data cursor."""
         settings = affecting(self._config, "batches")
         return digest([settings, self._seed, hashlib.sha256(self._rows.tobytes()).hexdigest()])
 
     def _micro_batch_count(self, sequences: int) -> int:
-        """Count the micro-batches of a step over all ranks: as few as can be, and as many for every rank."""
+        """Number of micro-batches of a step over all ranks: the fewest possible, equally many for every rank."""
         return -(-sequences // (self._config.micro_batch_size * self._world_size)) * self._world_size
 
     def _padded_tokens(self, steps: np.ndarray) -> int:
-        """Tokens with padding of steps of equal size, [steps, sequences]: sorted and cut as `__getitem__` does."""
+        """Number of tokens with padding of steps of equal size, [steps, sequences], split as in `__getitem__`."""
         lengths = -np.sort(-self._tokens[steps], axis=1)
         parts = np.array_split(lengths, self._micro_batch_count(lengths.shape[1]), axis=1)
         return sum(int(part[:, 0].sum()) * part.shape[1] for part in parts if part.size)
 
 
 def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, world_size: int) -> Plan:
-    """Plan a validation pass: one step that holds every row once; no step where there are no rows.
+    """Plan a validation pass: one step with every row once; no step without rows.
 
-    Packed as training is. Micro-batches are as few as can be, and empty where a rank has no sequence left.
+    Packed like training. Uses the fewest possible micro-batches, which are empty for a rank without sequences left.
     """
     once = {"epochs": 1, "max_steps": None, "global_batch_size": max(1, len(store_lengths))}
     return Plan(store_lengths, target_tokens, config.model_copy(update=once), seed=0, world_size=world_size)
@@ -155,13 +155,13 @@ class Batch:
     """A micro-batch, padded on the right: tensors of [rows, length]; `labels` are shifted by the model, not here.
 
     `input_ids`, `position_ids`, `labels`, `uncertainty_bin` are int64, `alpha` float32. `labels` is IGNORE_INDEX and `alpha`
-    0 where nothing is trained; `uncertainty_bin` is NO_BIN where none is known. Positions restart at each sample.
+    0 at tokens not trained on; `uncertainty_bin` is NO_BIN where unknown. Positions restart at each sample.
 
-    `attention_mask` is int64, 0 at padding; None for packed sequences. A transformers decoder that is given
-    `attention_mask=None`, these `position_ids`, `use_cache=False` and no `past_key_values` then attends within each sample
-    alone (transformers.masking_utils.find_packed_sequence_indices), row by row, under the attention implementations eager,
-    sdpa and flex. Flash attention looks at positions only where the batch has one row: there, flatten both tensors to
-    [1, rows * length] first. Padding at the end of a pack restarts at position 0, which makes it a sample of its own.
+    `attention_mask` is int64, 0 at padding; None for packed sequences. A transformers decoder called with
+    `attention_mask=None`, these `position_ids`, `use_cache=False` and no `past_key_values` attends only within each sample
+    (transformers.masking_utils.find_packed_sequence_indices), row by row, with the attention implementations eager, sdpa and
+    flex. Flash attention uses positions only if the batch has one row: flatten both tensors to [1, rows * length] for it.
+    Padding at the end of a pack restarts at position 0, so it is a separate sample.
     """
 
     input_ids: torch.Tensor
@@ -172,21 +172,21 @@ class Batch:
     uncertainty_bin: torch.Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move every tensor."""
+        """Move every tensor to a device."""
         tensors = (getattr(self, field.name) for field in fields(self))
         return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
 def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None, packed: bool = False) -> Batch:
-    """Lay sequences of samples side by side, padded to `length`, or to the longest of them.
+    """Collate sequences of samples, padded to `length` or to the longest of them.
 
-    No sequence gives one row without targets, so that a rank that has run out runs the same collectives as the others.
-    A sample's first token is never a label: nothing before it in the sample predicts it. Raises ValueError when a sequence
-    is longer than `length`, or holds several samples and is not `packed`.
+    Without sequences, returns one row without targets, so that a rank with none left runs the same collectives as the others.
+    A sample's first token is never a label, as no earlier token of the sample predicts it. Raises ValueError when a sequence
+    is longer than `length`, or has several samples and is not `packed`.
     """
     if not packed and any(len(sequence) > 1 for sequence in sequences):
-        raise ValueError("several samples in one sequence see each other unless packed=True")
-    # Two tokens at least: one has no successor, and a loss over no positions at all is a case of its own.
+        raise ValueError("several samples in one sequence attend to each other unless packed=True")
+    # At least two tokens: with one there is no position to predict, a special case in the loss.
     longest = max([2, *(sum(len(sample.input_ids) for sample in sequence) for sequence in sequences)])
     length = longest if length is None else length
     if longest > length:

@@ -1,4 +1,4 @@
-"""What makes training save at once, and perhaps stop: agreed between ranks by votes that travel with each step's sums."""
+"""Early checkpoints and stops, agreed between ranks by votes that are reduced with each step's sums."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 STOP_FILE = "stop"
-# Seconds between looks at whether a node is about to be taken away: each look is a round trip of every rank.
+# Seconds between checks for a node about to be preempted: each check is a round trip of every rank.
 PREEMPTION_INTERVAL = 5.0
 
 
 class Interruptions:
-    """The driver leaves a stop file when it is told to end; Ray knows of nodes that are about to be taken away."""
+    """Detects the stop file that the driver writes when it is told to end, and nodes that are about to be preempted."""
 
     def __init__(self, folder: Path, preempted: Callable[[], bool], *, votes: bool) -> None:
-        """Take the folder of the stop file, a question that all ranks have to ask together, and whether this rank votes.
+        """Take the folder of the stop file, a preemption check that all ranks must call together, and whether this rank votes.
 
-        One rank votes, as clocks and views of a folder differ; all count.
+        Only one rank votes, as clocks and views of a folder differ between ranks; all read the result.
         """
         self._stop_file, self._preempted, self._votes = folder / STOP_FILE, preempted, votes
         self._looked = time.monotonic()
         self._saved = False
 
     def votes(self) -> tuple[float, float]:
-        """Vote to stop, and to ask whether a node is about to go."""
+        """Return this rank's votes: to stop, and to check for preemption."""
         if not self._votes:
             return 0.0, 0.0
         return float(self._stop_file.exists()), float(time.monotonic() - self._looked > PREEMPTION_INTERVAL)
 
     def decide(self, votes: Sequence[float]) -> tuple[bool, bool]:
-        """Tell from the summed votes whether to stop, and whether to save, once, before a node goes."""
+        """Decide from the summed votes whether to stop, and whether to save (once) before a node is preempted."""
         stop, ask = (vote > 0 for vote in votes)
         if not ask or self._saved:
             return stop, False

@@ -1,4 +1,4 @@
-"""What one training worker does, as a list: read, plan, build, resume, step, validate, log, save, export. Knows no Ray."""
+"""The training loop of one worker: read, plan, build, resume, step, validate, log, save, export. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NON_FINITE_FILE = "non_finite_ids.txt"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs; all paths are on storage that every node sees. `lineage` goes into the model card."""
+    """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card."""
 
     train: TrainConfig
     model: str
@@ -50,9 +50,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended, the same on every rank; what would only fail again is told here and not raised, lest Ray retry.
+    """How training ended, the same on every rank. Errors that a retry cannot fix are returned, so that Ray does not retry.
 
-    exported: the step whose weights have left, where it is finished.
+    exported: the step whose weights were exported, if training is finished.
     """
 
     ending: Literal["finished", "stopped", "non_finite"]
@@ -65,7 +65,7 @@ class Data:
     """One split as this rank sees it: the rows, the plan of all steps, and this rank's micro-batches of each."""
 
     def __init__(self, job: Job, split: str) -> None:
-        """Map the rendered rows, and lay out the steps: all of them, or the one of a validation pass."""
+        """Map the rendered rows, and plan the steps: all of training, or the single one of a validation pass."""
         config, ranks = job.train, dist.get_world_size()
         self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
         lengths, targets = self.store.lengths, self.store.target_tokens
@@ -87,10 +87,10 @@ def train_worker(
 ) -> Outcome:
     """Run on every rank of a process group; checkpoints go to the folder `root` of `storage`.
 
-    `preempted` asks, on all ranks together, whether one of their nodes is about to go. Raises UserError when the model
-    cannot be trained, or the checkpoints are of another training run.
+    `preempted` checks, on all ranks together, whether one of their nodes is about to be preempted. Raises UserError when the
+    model cannot be trained, or the checkpoints belong to another training run.
     """
-    # The same on every rank: it decides the first values of adapters.
+    # The same on every rank: it determines the initial values of adapters.
     torch.manual_seed(job.seed)
     config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
     writes = dist.get_rank() == 0
@@ -116,7 +116,7 @@ def train_worker(
 
 @dataclass(frozen=True)
 class Training:
-    """What the steps of a run need."""
+    """The state that the steps of a run share."""
 
     job: Job
     data: Data
@@ -129,7 +129,7 @@ class Training:
     device: torch.device
 
     def run(self, progress: Progress) -> tuple[Outcome, Progress]:
-        """Take the steps that are left; return how training ended, and where."""
+        """Run the remaining steps; return how and at which step training ended."""
         config, plan = self.job.train, self.data.plan
         machine = hardware(self.model, config, dist.get_world_size(), self.device)
         while not progress.over(config, len(plan)):
@@ -154,7 +154,7 @@ class Training:
         return Outcome("finished", progress.step), progress
 
     def take(self, step: Step, progress: Progress) -> tuple[Metrics, list[float]]:
-        """Take one optimizer step: its global metrics, and the ranks' votes. Raises NonFiniteError before the update."""
+        """Run one optimizer step; return its global metrics and the ranks' votes. Raises NonFiniteError before the update."""
         config, steps = self.job.train, len(self.data.plan)
         share = learning_rate_share(progress.step, steps, config.warmup_share, config.min_learning_rate_share)
         seed_generators(self.job.seed, progress.step, dist.get_rank())
@@ -170,12 +170,12 @@ class Training:
         )
 
     def validate(self) -> Metrics:
-        """Measure all validation rows; nothing where there are none."""
+        """Measure all validation rows; empty without validation rows."""
         steps = [validate(self.model, self.held_out.batches(step), self.device) for step in self.held_out.plan]
         return steps[0] if steps else {}
 
     def blame(self, rows: Sequence[int], progress: Progress, error: NonFiniteError) -> Outcome:
-        """Write down the rows of a step whose loss or gradient is no number; the weights are as before it."""
+        """Record the row ids of a step with a non-finite loss or gradient; the weights are not updated."""
         file = Path(self.job.folder) / NON_FINITE_FILE
         if dist.get_rank() == 0:
             file.write_text("".join(f"{self.data.store.ids[row]}\n" for row in rows))
@@ -183,9 +183,9 @@ class Training:
 
 
 def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:
-    """Load the newest checkpoint and return where it was saved; `start` where there is none.
+    """Load the newest checkpoint and return its progress; `start` if there is none.
 
-    Raises UserError when it is of another plan of steps, and would go on with other rows.
+    Raises UserError when it belongs to another plan of steps, that is, to other rows.
     """
     saved = checkpoints.saved()
     if not saved:
@@ -202,7 +202,7 @@ def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, sta
 
 
 def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> Progress:
-    """Put the weights that leave into the model: the last, or those of the lowest validation NLL; return their progress."""
+    """Load the weights to export: the last, or those with the lowest validation NLL; return their progress."""
     chosen = best(checkpoints.saved()) if config.export == "best" else None
     if chosen is None or chosen.progress.step == progress.step:
         return progress
@@ -211,5 +211,5 @@ def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, confi
 
 
 def seed_generators(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators for a step, of all devices, so that a resumed step draws what it would have drawn."""
+    """Seed the torch generators of all devices for a step, so that a resumed step draws the same numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))

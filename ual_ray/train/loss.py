@@ -20,10 +20,10 @@ from torch.autograd.function import Function, once_differentiable
 
 from ual_ray.train.product_speed import slower_than_float32
 
-# Of the float32 logits of one chunk. On a CPU more is no faster, and half as much slows bfloat16 by a tenth; on an H100 96 MiB
-# take three times as long as 1 GiB, and 2 GiB save less than a tenth.
+# Bytes of one chunk's float32 logits. On a CPU more is no faster, and half as much slows bfloat16 by a tenth; on an H100
+# 96 MiB take three times as long as 1 GiB, and 2 GiB save less than a tenth.
 CHUNK_BYTES = {"cpu": 96 * 2**20, "cuda": 2**30}
-# Rows that a GPU's matrix product takes at a time.
+# Tile size of a GPU's matrix product, in rows.
 TILE = 128
 
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
@@ -31,9 +31,9 @@ _Gradients = list[Tensor | None]
 
 
 class LossMetrics(NamedTuple):
-    """Detached facts about each token, aligned with labels [N]; 0 or False where the label is ignored.
+    """Detached metrics per token, aligned with labels [N]; 0 or False where the label is ignored.
 
-    nll: unsmoothed, in nats; the only loss that can be compared across arms. smoothing: a (z_y - zbar), in nats.
+    nll: unsmoothed, in nats; the only loss comparable across arms. smoothing: a (z_y - zbar), in nats.
     top1: the label is the argmax. target: the label is not ignored.
     """
 
@@ -60,7 +60,7 @@ def smoothed_linear_cross_entropy(
     """Cross-entropy of softmax(hidden @ weight.T + bias) with the smoothing alpha of each token, in nats.
 
     hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. vocab_size: rows of
-    weight and bias from here on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap). z_loss:
+    weight and bias from this index on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap). z_loss:
     coefficient of lse^2. chunk_size: how many tokens' logits exist at one time. Matrix products are in the dtype of the
     inputs, under autocast in its dtype; all else is in float32, for float64 inputs in float64.
     Returns the sum over target tokens, or with reduction="none" [N], 0 where the label is ignored ("none" computes the
@@ -84,7 +84,7 @@ def smoothed_linear_cross_entropy_with_metrics(
     z_loss: float = 0.0,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, LossMetrics]:
-    """Give `smoothed_linear_cross_entropy` (same arguments, units, errors, source), summed, and its metrics as well."""
+    """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
     options = _Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum")
     return _loss_and_metrics((hidden, weight, bias, labels, alpha), options)
 
@@ -101,16 +101,16 @@ class _Options(NamedTuple):
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
-    """Return how many of `tokens` the loss takes at a time by default: as many as CHUNK_BYTES hold float32 logits of."""
+    """Return the default number of `tokens` per chunk: those whose float32 logits fit into CHUNK_BYTES."""
     rows = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cpu"]) // (4 * vocabulary))
     if device_type != "cuda" or rows >= tokens:
         return min(rows, max(1, tokens))
-    # Equal chunks of whole tiles: a small last one would cost as much as a whole one.
+    # Equal chunks of whole tiles: a small last chunk would cost as much as a full one.
     return TILE * math.ceil(tokens / math.ceil(tokens / rows) / TILE)
 
 
 def _loss_and_metrics(inputs: _Inputs, options: _Options) -> tuple[Tensor, LossMetrics]:
-    """Leave ignored tokens out before any work is done on them, and put zeros in their places afterwards."""
+    """Drop ignored tokens before any work is done on them, and insert zeros at their positions afterwards."""
     _check(inputs, options)
     hidden, weight, bias, labels, alpha = inputs
     target = labels != options.ignore_index
@@ -121,7 +121,7 @@ def _loss_and_metrics(inputs: _Inputs, options: _Options) -> tuple[Tensor, LossM
     def put_back(values: Tensor) -> Tensor:
         return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
 
-    # A Function cannot ask for these itself: in it gradients are off, and its backward runs outside autocast.
+    # Read here, as inside a Function gradients are off, and its backward runs outside autocast.
     options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(hidden))
     loss, nll, smoothing, top1 = _ChunkedLoss.apply(hidden, weight, bias, labels, alpha, options)
     loss = put_back(loss) if options.reduction == "none" else loss
@@ -129,7 +129,7 @@ def _loss_and_metrics(inputs: _Inputs, options: _Options) -> tuple[Tensor, LossM
 
 
 class _ChunkedLoss(Function):
-    """Makes the gradients of a sum in forward, while the logits are there; "none" has to wait for each token's own."""
+    """Computes the gradients of a sum in forward, while the logits exist; for "none" in backward, from the upstream ones."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
@@ -154,12 +154,12 @@ class _ChunkedLoss(Function):
                 None if saved is None else _times(saved, upstream, dtype)
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ]
-        # Of "none", autograd itself casts every gradient to the dtype of its input.
+        # For "none", autograd casts every gradient to the dtype of its input.
         return *gradients, None, None, None
 
 
 def _times(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply and round in one pass; not in place, as with retain_graph it is done again."""
+    """Multiply and round in one pass; not in place, as with retain_graph it may run again."""
     return torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
 
 
@@ -170,7 +170,7 @@ def _run(
     hidden, weight, bias, labels, alpha = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha = alpha.to(exact)
-    # Slow low precision costs a float32 copy of the weights: half as large chunks make room, and float32 is as fast in them.
+    # Slow low precision costs a float32 copy of the weights: halving the chunks makes room, and is as fast in float32.
     row = len(weight) * (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
     chunk_size = options.chunk_size or chunk_rows(len(labels), row, weight.device.type)
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
@@ -201,7 +201,7 @@ def _run(
 
 
 def _chunk_loss(head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_loss: float) -> tuple[Tensor, ...]:
-    """Return loss, nll, smoothing, top1, lse, and the probabilities, which take the place of the logits."""
+    """Return loss, nll, smoothing, top1, lse, and the probabilities, which overwrite the logits."""
     logits, mean = head.logits_and_mean(hidden)
     at_label = logits.gather(1, labels[:, None]).squeeze(1)
     largest, argmax = logits.max(1)
@@ -210,23 +210,23 @@ def _chunk_loss(head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_lo
     log_largest = probabilities.gather(1, argmax[:, None]).squeeze(1).log_()
     lse = largest - log_largest
     nll = (largest - at_label) - log_largest
-    # Not alpha * x alone: without smoothing, an infinite x (a token that its bias bars) has to leave no trace.
+    # Not just alpha * x: with alpha = 0, an infinite x (a token excluded by its bias) must not give NaN.
     smoothing = torch.where(alpha > 0, alpha * (at_label - mean), 0.0)
     loss = nll + smoothing + z_loss * lse.square() if z_loss else nll + smoothing
     return loss, nll, smoothing, argmax == labels, lse, probabilities
 
 
 class _Head:
-    """The output layer without its padding rows; takes one chunk of tokens at a time through buffers that it reuses.
+    """The output layer without its padding rows; processes one chunk of tokens at a time in reused buffers.
 
-    Fresh pages for each chunk's logits can cost as much time as the product that fills them. The uniform term of the
-    gradient, -alpha / K (about -2e-6), is the same for all k, so it goes in exactly, through sums of weight rows and of
-    hidden states; added to low-precision logits it would vanish beside the probabilities.
+    Allocating each chunk's logits can cost as much time as the product that fills them. The uniform term of the gradient,
+    -alpha / K (about -2e-6), is the same for all k, so it is added exactly, through sums of weight rows and of hidden
+    states; added to low-precision probabilities it would be rounded away.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients) -> None:
         self._rounded, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
-        # Where low precision is slow, its values are multiplied as float32: faster, and nothing is rounded on the way.
+        # Where low precision is slow, its values are multiplied as float32: faster, and without intermediate rounding.
         self._dtype = dtype = exact if slower_than_float32(options.matmul_dtype, weight.device) else options.matmul_dtype
         self.size = options.vocab_size or len(weight)
         self._softcap = options.softcap
@@ -245,7 +245,7 @@ class _Head:
         self._product = torch.empty_like(self._weight) if own_product else None
 
     def cast(self, values: Tensor) -> Tensor:
-        """Round to the dtype of the products, and give what they are computed in."""
+        """Round to the dtype of the products, and convert to the dtype that they are computed in."""
         return values.to(self._rounded).to(self._dtype)
 
     def logits_and_mean(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ class _Head:
         return logits, (total if self._bias is None else total + self._bias.sum()) / self.size
 
     def backward(self, d_logits: Tensor, uniform: Tensor, hidden: Tensor, rows: slice) -> None:
-        """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], yet to be taken from every d_logit."""
+        """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], still to be subtracted from every d_logit."""
         if self._softcap:
             d_logits -= uniform[:, None]
             d_logits *= self._tanh[: len(hidden)].square_().neg_().add_(1)
@@ -285,7 +285,7 @@ class _Head:
             d_bias[: self.size] += d_logits.sum(0)
 
     def _add_product(self, total: Tensor, first: Tensor, second: Tensor) -> None:
-        """Add a product to a float32 (float64) total, in as few passes over it as the device allows."""
+        """Add a product to a float32 (float64) total, in as few passes as the device allows."""
         if self._is_wide:
             torch.addmm(total, first, second, out_dtype=total.dtype, out=total)
         elif self._product is None:
@@ -294,7 +294,7 @@ class _Head:
             total += torch.mm(first, second, out=self._product)
 
     def finish(self) -> None:
-        """Take from the head's gradients the uniform term of all chunks; it is one row, the same for every k."""
+        """Subtract the uniform term of all chunks from the head's gradients; it is one row, the same for every k."""
         _, d_weight, d_bias = self._gradients
         if d_weight is not None:
             d_weight[: self.size] -= self._uniform_states
@@ -303,7 +303,7 @@ class _Head:
 
 
 def _has_wide_products(device: torch.device) -> bool:
-    """Whether products of 16-bit factors can stay float32, or be added to it, which saves the passes that widen them."""
+    """Whether products of 16-bit factors can be output as, or accumulated in, float32, which saves conversion passes."""
     return device.type == "cuda" and torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
@@ -334,7 +334,7 @@ def _check(inputs: _Inputs, options: _Options) -> None:
     _require(reduction in ("sum", "none"), "reduction", repr(reduction), "'sum' or 'none'")
     legal_labels = ((labels >= 0) & (labels < size)) | (labels == options.ignore_index)
     legal_alpha = (alpha >= 0) & (alpha <= 1)
-    # One look at both: each look has the program wait for the GPU.
+    # One transfer for both, as each one waits for the GPU.
     if not (legal_labels.all() & legal_alpha.all()):
         outside, expected = labels[~legal_labels][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
         _require(len(outside) == 0, "labels", outside.tolist(), expected)

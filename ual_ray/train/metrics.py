@@ -1,4 +1,4 @@
-"""What a step's sums over tokens say: averages per target token, by uncertainty bin, and how hard the machine worked. Pure."""
+"""Training metrics from a step's sums: averages per target token, per uncertainty bin, and device utilization. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import nn
 from ual_ray.config import TrainConfig
 from ual_ray.run.memory import peak_memory
 
-# By the columns of a forward pass's sums (`model.SUMS`): each divided by the number of target tokens.
+# Names of the columns of a forward pass's sums (`model.SUMS`), each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
 BY_BIN = ("nll", "smoothing", "top1")
-# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; the first name that a device's name holds counts.
+# Dense bfloat16 matrix products, TFLOP/s, from the vendors' data sheets; the first name contained in the device's name counts.
 PEAK_TFLOPS = {
     **{"B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989},
     **{"A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121},
@@ -48,7 +48,7 @@ def averages(loss: float, by_bin: Sequence[Sequence[float]], columns: Sequence[s
 
 @dataclass(frozen=True)
 class Hardware:
-    """What speed is measured against: a model's size, and the ranks' peak in operations per second (None = not known)."""
+    """The basis of speed metrics: a model's size, and the ranks' peak in operations per second (None = unknown)."""
 
     parameters: int
     trained: int
@@ -60,8 +60,8 @@ class Hardware:
     def flops_per_token(self, length: float) -> float:
         """Floating-point operations of a token's forward and backward pass, by arXiv 2204.02311, appendix B.
 
-        length: of the token's sample, in tokens. Per parameter 2 forward, 2 backward to the inputs, and 2 more where it is
-        trained; 12 x layers x hidden size x length for attention. Activations that are computed again do not count.
+        length: of the token's sample, in tokens. Per parameter 2 forward, 2 backward to the inputs, and 2 more if it is
+        trained; 12 x layers x hidden size x length for attention. Recomputed activations do not count.
         """
         return 4.0 * self.parameters + 2.0 * self.trained + 12.0 * self.layers * self.hidden_size * length
 
@@ -92,7 +92,7 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
 
 
 def peak_flops(device_name: str, dtype: str, known: float | None = None) -> float | None:
-    """A worker's peak in operations per second: `known` in TFLOP/s if given, else that of a known GPU; None elsewhere."""
+    """A worker's peak in operations per second: `known` (TFLOP/s) if given, else that of a known GPU, else None."""
     if known is not None:
         return known * 1e12
     if dtype != "bfloat16":
@@ -101,12 +101,12 @@ def peak_flops(device_name: str, dtype: str, known: float | None = None) -> floa
 
 
 class MetricsLog:
-    """One JSON line per step; the driver reads them for progress, MLflow and plots."""
+    """A file with one JSON line per step; the driver reads it for progress, MLflow and plots."""
 
     def __init__(self, path: Path, finished_steps: int, *, writes: bool) -> None:
-        """Keep the lines of finished steps, drop those that a failed attempt wrote beyond its last checkpoint.
+        """Keep the lines up to the resumed step; drop those that a failed attempt wrote after its last checkpoint.
 
-        `writes`: whether this rank is the one that does.
+        `writes`: whether this rank writes the file.
         """
         self._path, self._writes = path, writes
         if writes:
@@ -122,12 +122,12 @@ class MetricsLog:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def at(self, step: int) -> Metrics:
-        """Read the metrics of a step; nothing where none were written."""
+        """Read the metrics of a step; empty if none were written."""
         return next((line for line in read_metrics(self._path) if line["step"] == step), {})
 
 
 class MetricsReader:
-    """Reads what is new in a metrics file, however often a resumed run has written it anew."""
+    """Reads the new lines of a metrics file, also after a resumed run has rewritten it."""
 
     def __init__(self, path: Path) -> None:
         """Start at the first line."""
@@ -135,7 +135,7 @@ class MetricsReader:
         self._file, self._offset, self._next_step = 0, 0, 0
 
     def read(self) -> list[Metrics]:
-        """Return the whole lines of steps not returned before, in order of step."""
+        """Return the complete lines of steps not returned before, in order of step."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -151,5 +151,5 @@ class MetricsReader:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Read all whole lines; a line that is being written is left for the next time."""
+    """Read all complete lines; a partly written line is left for the next call."""
     return MetricsReader(path).read()

@@ -1,4 +1,4 @@
-"""The model as it is trained: a transformers causal LM whose forward gives the smoothed loss, sharded by FSDP2."""
+"""The training model: a transformers causal LM whose forward returns the smoothed loss, sharded by FSDP2."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 class ForwardSums(NamedTuple):
     """Sums over the target tokens of a micro-batch, in nats or tokens.
 
-    loss: scalar, with gradients: smoothed loss plus z-loss. by_bin: [bins + 1, len(SUMS)] float64, detached: row 0 has the
-    tokens whose sample is in no uncertainty bin, row b + 1 those of bin b; columns as named in SUMS.
+    loss: scalar, with gradients: smoothed loss plus z-loss. by_bin: [bins + 1, len(SUMS)] float64, detached: row 0 is for
+    tokens of samples without an uncertainty bin, row b + 1 for those of bin b; columns as named in SUMS.
     """
 
     loss: Tensor
@@ -37,10 +37,10 @@ class SmoothedCausalLM(nn.Module):
     """Body, head and loss in one module, so that FSDP gathers the head once per micro-batch and no logits are kept."""
 
     def __init__(self, model: nn.Module, z_loss: float = 0.0, uncertainty_bins: int = 0) -> None:
-        """Wrap a transformers causal LM; `uncertainty_bins`: sums are told apart by so many bins, 0 or more."""
+        """Wrap a transformers causal LM; `uncertainty_bins`: number of bins by which sums are split, 0 or more."""
         super().__init__()
         self.model = model
-        # Whether gradients may stay whole, unsharded, between the micro-batches of a step; `shard` decides.
+        # Whether gradients may stay unsharded between the micro-batches of a step; set by `shard`.
         self.holds_gradients = True
         self._z_loss = z_loss
         self._rows = uncertainty_bins + 1
@@ -61,7 +61,7 @@ class SmoothedCausalLM(nn.Module):
     def forward(self, batch: Batch) -> ForwardSums:
         """Sum the loss over the batch's target tokens: position t predicts token t + 1 with the alpha of that token.
 
-        A batch without attention mask is packed: transformers keeps a sequence's samples apart where `position_ids` restart.
+        A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
         causal_lm: Any = self.model
         head = causal_lm.get_output_embeddings()
@@ -91,8 +91,8 @@ class SmoothedCausalLM(nn.Module):
 
 
 def _shifted(values: Tensor, last: float) -> Tensor:
-    """Bring each token's value to the position that predicts it; `last` where nothing is predicted. Flat, [rows * length]."""
-    # The hidden states stay whole, as cutting off their last position would copy them.
+    """Shift each token's value to the position that predicts it; `last` at the last position. Flat, [rows * length]."""
+    # The values are shifted instead of slicing the hidden states, which would copy them.
     return nn.functional.pad(values[:, 1:], (0, 1), value=last).flatten()
 
 
@@ -101,7 +101,7 @@ def build(
 ) -> SmoothedCausalLM:
     """Load a model, sharded from the start: every rank of the mesh calls it, and none ever holds all weights.
 
-    path: directory or hub name. Raises UserError for a model that cannot be trained right.
+    path: directory or hub name. Raises UserError for an unsupported architecture.
     """
     causal_lm = empty_model(path, trust_remote_code)
     if config.lora.rank:
@@ -117,10 +117,10 @@ def build(
 
 @torch.no_grad()
 def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool = False) -> None:
-    """Raise UserError when the loss from the hidden states is not that of the model's own logits, or not of a pack's samples.
+    """Raise UserError when the loss differs from that of the model's own logits, or depends on a pack's other samples.
 
-    Some architectures do more to their logits than `forward` knows, or do not tell a pack's samples apart; training them
-    would be silently wrong.
+    Some architectures transform their logits in ways that `forward` does not support, or attend across a pack's samples;
+    training them would be silently wrong.
     """
     was_training, kind = model.training, type(model.model).__name__
     model.eval()
@@ -133,11 +133,11 @@ def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool =
         raise UserError(
             f"models of the kind {kind} cannot be trained yet",
             got=f"NLL {loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
-            fix="the model changes its logits in a way that ual_ray.train.model does not know",
+            fix="the model transforms its logits in a way that ual_ray.train.model does not support",
         )
     if packing and not _keeps_samples_apart(model, device, logits.dtype):
         raise UserError(
-            f"models of the kind {kind} cannot be trained with packing: a sample is not kept apart from the others of its pack",
+            f"{kind} cannot be trained with packing: its attention does not separate the samples of a pack",
             got="train.packing=true",
             fix="set train.packing=false",
         )
@@ -146,11 +146,11 @@ def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool =
 
 
 def _keeps_samples_apart(model: SmoothedCausalLM, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a sample's NLL is the same before and behind others in a pack, whatever they are, and alone.
+    """Whether a sample's NLL is the same at either end of a pack, next to different samples, and alone.
 
-    Packs of equal lengths differ for the sample in nothing but what it sees of the other, so they are compared exactly, in any
-    dtype. Alone, it goes through other kernels: where the model is sure of itself, bfloat16 then moves the NLL of unlikely
-    tokens by percents. As much as that is, its two places in a pack may differ.
+    Packs of equal lengths differ only in the other sample, so the sample's NLL is compared exactly, in any dtype. Alone, it
+    goes through other kernels: for a confident model, bfloat16 then changes the NLL of unlikely tokens by percents. That
+    difference is the tolerance for its two positions in a pack.
     """
     sample = _sample(range(9, 1, -1))
     others = [_sample(ids, trained=False) for ids in (range(1, 9), range(3, 11))]
@@ -170,5 +170,5 @@ def _sample(ids: range, trained: bool = True) -> Sample:
 
 
 def _agree(first: Tensor, second: Tensor, rtol: float = 5e-3, atol: float = 0.0) -> bool:
-    # Loose enough for bfloat16, whose logits are rounded to 3 digits; a logit scale or soft-cap left out is further off.
+    # Loose enough for bfloat16 logits (3 digits); a missing logit scale or soft-cap differs by more.
     return bool(torch.isclose(first.float(), second.float(), rtol=rtol, atol=atol))

@@ -1,4 +1,4 @@
-"""The README.md of a trained model: where it comes from, how it was trained, and what it measured."""
+"""The model card (README.md) of a trained model: its lineage, training settings and metrics."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PAPER = "https://arxiv.org/abs/2406.04854"
 def model_card(
     base_model: str, config: TrainConfig, progress: Progress, lineage: Mapping[str, str], metrics: Mapping[str, float]
 ) -> str:
-    """Write the card in Markdown with the header that model hubs read.
+    """Write the model card in Markdown with the YAML header that model hubs read.
 
-    lineage: names and digests of what the model was made from. metrics: of the exported step; nats per token, unsmoothed.
+    lineage: names and digests of the model's inputs. metrics: of the exported step; nats per token, unsmoothed.
     """
     header = {"library_name": "transformers", "base_model": base_model, "tags": ["uncertainty-aware-learning", "ual_ray"]}
     lines = [

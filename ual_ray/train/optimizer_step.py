@@ -1,4 +1,4 @@
-"""One optimizer step and one validation pass, the same on one rank or many: sums first, division by global counts."""
+"""One optimizer step and one validation pass, independent of the number of ranks: sums divided by global counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ual_ray.train.sharding import reshard
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not a number; nothing was applied to the weights."""
+    """The loss or the gradient is not finite; the weights were not updated."""
 
 
 class Sums(NamedTuple):
@@ -31,7 +31,7 @@ class Sums(NamedTuple):
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; only matrices decay, as norms and biases have no scale to shrink."""
+    """AdamW over the trainable parameters; weight decay applies only to matrices, not to norms and biases."""
     reshard(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -74,7 +74,7 @@ def train_step(
 def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
     """Run forward and backward over this rank's micro-batches.
 
-    Gradients travel after each, or after the last alone where the model may hold them whole until then.
+    Gradients are reduced after each, or only after the last if the model may keep them unsharded until then.
     """
     last = len(batches) - 1
     passes = []
@@ -82,7 +82,7 @@ def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: i
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(position == last or not model.holds_gradients)
         forward: ForwardSums = model(batch.to(device))
-        # A step without targets has gradients of 0, not of 0/0.
+        # Avoids 0/0: a step without targets has gradients of 0.
         (forward.loss / max(1, target_tokens)).backward()
         passes.append(ForwardSums(forward.loss.detach(), forward.by_bin))
     return _added(passes, batches)
@@ -103,7 +103,7 @@ def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.de
 
 
 def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
-    """Add all ranks' sums and votes, in one message, and divide by the global number of target tokens."""
+    """Sum all ranks' sums and votes in one all-reduce, and divide by the global number of target tokens."""
     scalars = [*votes, float(sums.positions)]
     vector = torch.cat([sums.loss.double().view(1), sums.by_bin.double().flatten(), sums.loss.new_tensor(scalars).double()])
     dist.all_reduce(vector)
@@ -115,7 +115,7 @@ def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float
 
 
 def global_norm(norm: Tensor) -> float:
-    """Read a gradient norm that FSDP may have left sharded."""
+    """Return a gradient norm that FSDP may have left sharded as a float."""
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 

@@ -1,7 +1,7 @@
-"""How fast this machine's CPU multiplies matrices, measured: processor flags do not tell whether bfloat16 beats float32.
+"""Measure the speed of matrix products on the CPU, as processor flags do not show whether bfloat16 is faster than float32.
 
-With AMX or AVX512-BF16 bfloat16 is several times faster, without them half as fast. On GPUs nothing is measured, as their
-low precision is always the faster one.
+With AMX or AVX512-BF16, bfloat16 is several times faster, without them half as fast. Nothing is measured on GPUs, where low
+precision is always faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ual_ray.config import TrainConfig
 
-# Milliseconds, and large enough that a product's fixed costs do not count.
+# Takes milliseconds, and is large enough that a product's fixed costs are negligible.
 SIZE, SECONDS = 512, 0.02
 
 
@@ -26,17 +26,17 @@ def product_rates(
 
     size: rows and columns. seconds: how long to measure, at least two products per dtype; the fastest of each counts.
     """
-    # A new thread has none of the caller's autocast, flop counters and other modes.
+    # A new thread does not inherit the caller's autocast, flop counters and other modes.
     with ThreadPoolExecutor(1) as pool:
         fastest = pool.submit(_measure, dtypes, threads, size, seconds).result()
     return tuple(2 * size**3 / best for best in fastest)
 
 
 def slower_than_float32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a product in a dtype of 16 bits takes longer than in float32 on this device."""
+    """Whether a product in a 16-bit dtype takes longer than in float32 on this device."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    # One thread: the comparison is the same for many, and less disturbed by other work on the machine.
+    # One thread: the result is the same as for many, and less disturbed by other work on the machine.
     low, float32 = product_rates((dtype, torch.float32))
     return low < float32
 
@@ -50,7 +50,7 @@ def resolve_dtype(train: TrainConfig) -> TrainConfig:
 
 
 def _measure(dtypes: tuple[torch.dtype, ...], threads: int, size: int, seconds: float) -> list[float]:
-    """Time products of all dtypes in turn, so that other work on the machine slows all alike; the least seconds of each."""
+    """Time products of all dtypes in turn, so that other work slows all equally; returns the fewest seconds of each."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

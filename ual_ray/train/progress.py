@@ -1,4 +1,4 @@
-"""Where training is, and what is due there: pure, and the same on every rank."""
+"""Training progress, and when to validate, save and stop. Pure, and the same on every rank."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ual_ray.config import TrainConfig
 
 @dataclass(frozen=True)
 class Progress:
-    """All of a checkpoint that is no tensor.
+    """The part of a checkpoint that is not tensors.
 
-    step: optimizer steps done. With the plan's digest it is the data cursor; the learning rate follows from it, and so do the
-    random numbers, which every step draws from generators seeded by (seed, step, rank). samples, tokens: seen so far, tokens
-    without padding. best_nll: lowest validation NLL of the training so far, in nats per token, measured at best_step;
-    validations_since_best: how many have not been lower since.
+    step: optimizer steps done. With the plan's digest it is the data cursor; it also determines the learning rate and the
+    random numbers, as every step seeds its generators by (seed, step, rank). samples, tokens: seen so far, tokens without
+    padding. best_nll: lowest validation NLL so far, in nats per token, measured at best_step; validations_since_best: number
+    of validations since then.
     """
 
     plan: str
@@ -28,26 +28,26 @@ class Progress:
     validations_since_best: int = 0
 
     def stepped(self, samples: int, tokens: int) -> Progress:
-        """Count one more optimizer step over so many samples and tokens."""
+        """Count one more optimizer step and its samples and tokens."""
         return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
 
     def validated(self, nll: float) -> Progress:
-        """Take note of a validation after the last step; a number that is none is never the best."""
+        """Record a validation after the last step; a non-finite NLL is never the best."""
         if math.isfinite(nll) and (self.best_nll is None or nll < self.best_nll):
             return replace(self, best_nll=nll, best_step=self.step, validations_since_best=0)
         return replace(self, validations_since_best=self.validations_since_best + 1)
 
     def over(self, config: TrainConfig, steps: int) -> bool:
-        """Tell whether training ends here: all steps are done, or enough validations in a row brought nothing."""
+        """Whether training ends: all steps are done, or `patience` validations in a row brought no improvement."""
         stale = config.early_stopping is not None and self.validations_since_best >= config.early_stopping
         return stale or self.step >= steps
 
     def validation_due(self, config: TrainConfig, steps: int, steps_per_epoch: int) -> bool:
-        """Tell whether to validate after the last step."""
+        """Whether to validate after the last step."""
         every = config.validate_every or steps_per_epoch
         return self.step % every == 0 or self.step >= steps
 
     def checkpoint_due(self, config: TrainConfig, steps: int) -> bool:
-        """Tell whether to save after the last step: every so many, at the end, and when validation was never better."""
+        """Whether to save after the last step: periodically, at the end, and at a new best validation."""
         regular = config.checkpoint_every is not None and self.step % config.checkpoint_every == 0
         return regular or self.over(config, steps) or self.best_step == self.step

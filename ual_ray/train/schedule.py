@@ -1,4 +1,4 @@
-"""The learning rate over the steps: linear warm-up, then a cosine down to a floor."""
+"""Learning rate schedule: linear warm-up, then cosine decay to a floor."""
 
 from __future__ import annotations
 

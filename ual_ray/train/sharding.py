@@ -1,4 +1,4 @@
-"""Who holds what: FSDP2 over a mesh of ranks, one group of parameters per decoder layer (HSDP: several sharded copies)."""
+"""FSDP2 over a mesh of ranks, one parameter group per decoder layer (HSDP: several sharded replicas)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
-    """Lay out all ranks: in a row, or for HSDP in `config.replicas` rows that each hold the whole model, sharded.
+    """Make the device mesh of all ranks: 1-D, or for HSDP 2-D with `config.replicas` rows that each shard the whole model.
 
-    Raises UserError when the replicas do not divide the ranks.
+    Raises UserError when the number of replicas does not divide the number of ranks.
     """
     ranks = dist.get_world_size()
     if config.replicas == 1:
@@ -43,23 +43,23 @@ def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
 
 
 def find_layers(body: nn.Module) -> nn.ModuleList:
-    """Find a decoder's layers, whatever their name: the list of modules that holds the most parameters.
+    """Find a decoder's layers: the module list with the most parameters.
 
-    Raises UserError when there is none.
+    Raises UserError when there is no module list.
     """
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     sizes = [sum(parameter.numel() for parameter in modules.parameters()) for modules in lists]
     if not lists:
-        raise UserError(f"models of the kind {type(body).__name__} cannot be sharded: no list of decoder layers in them")
+        raise UserError(f"{type(body).__name__} cannot be sharded: the model has no list of decoder layers")
     return lists[sizes.index(max(sizes))]
 
 
 def checkpoint_activations(causal_lm: nn.Module) -> None:
-    """Have every decoder layer's activations computed again in backward. Raises UserError when the model cannot."""
+    """Enable gradient checkpointing for every decoder layer. Raises UserError when the model does not support it."""
     model: Any = causal_lm
     if not model.supports_gradient_checkpointing:
         raise UserError(
-            f"models of the kind {type(model).__name__} cannot compute their activations again",
+            f"{type(model).__name__} does not support gradient checkpointing",
             got="train.activation_checkpointing=true",
             fix="set train.activation_checkpointing=false and lower train.micro_batch_size",
         )
@@ -80,23 +80,23 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     embedding, head = smoothed.model.get_input_embeddings(), smoothed.model.get_output_embeddings()
     if embedding.weight is not head.weight:
         fully_shard(embedding, **shared, **again)
-    # The root's inputs are token ids and alpha: cast to bfloat16, an alpha of 0.1 would be another number.
+    # The root's inputs are token ids and alpha: casting to bfloat16 would round alpha.
     fully_shard(model, **shared, mp_policy=replace(precision, cast_forward_inputs=False))
     register_fsdp_forward_method(model, "logits")
-    # Whole gradients are as large as whole weights: who frees the one between uses has no room for the other.
+    # Unsharded gradients are as large as unsharded weights: if weights are freed between uses, gradients do not fit either.
     smoothed.holds_gradients = not config.reshard_after_forward
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # The loss is already divided by the step's global number of target tokens: FSDP has to add, not to average.
+            # The loss is already divided by the step's global number of target tokens, so FSDP must sum, not average.
             module.set_gradient_divide_factor(1.0)
-            # Gloo knows only the plain sum.
+            # Gloo supports only the plain sum.
             module.set_force_sum_reduction_for_comms(True)
 
 
 def reshard(model: nn.Module) -> None:
-    """Free all gathered weights, so that `parameters` and `state_dict` are the sharded float32 ones again.
+    """Free all gathered weights, so that `parameters` and `state_dict` return the sharded float32 ones again.
 
-    FSDP leaves some gathered after a forward pass that no backward pass follows.
+    FSDP leaves some gathered after a forward pass without a backward pass.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):

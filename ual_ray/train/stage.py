@@ -49,9 +49,9 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
 
-    `rows` holds the validation rows (None = no validation); `on_step` gets every step's metrics as they come; `lineage` goes
-    into the model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it goes on
-    from its last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
+    `rows` has the validation rows (None = no validation); `on_step` is called with every step's metrics; `lineage` goes into
+    the model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it resumes from
+    its last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = render(config, smoothed, rows, folder)
@@ -60,7 +60,7 @@ def train(
             f"{counts['dropped_rows']} rows cannot be trained on: {counts['dropped_reasons']}",
             got=f"their ids are in {folder / DROPPED_FILE}",
             expected=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
-            fix="raise train.max_length, or train.max_dropped_share to go on without them",
+            fix="raise train.max_length, or train.max_dropped_share to train without them",
         )
     store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
     plan = Plan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
@@ -80,18 +80,18 @@ def train(
         outcome = fit(job)
     if outcome.ending == "non_finite":
         raise UserError(
-            f"training has stopped before an update that would have spoilt the weights: {outcome.message}",
+            f"non-finite loss or gradient; stopped before the update: {outcome.message}",
             expected="a finite loss and gradient",
-            fix="look at these rows, or lower train.learning_rate; the same command goes on from the last checkpoint",
+            fix="check these rows, or lower train.learning_rate; the same command resumes from the last checkpoint",
         )
     last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)
     return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}
 
 
 def with_dtype(config: Config, output: Path) -> Config:
-    """Replace train.dtype = auto by what the first training in this output folder measured, or measure and record it.
+    """Replace train.dtype = auto by the dtype recorded in this output folder, or measure and record it.
 
-    So all arms of a run have the same arithmetic, and one that is resumed, perhaps on another machine, keeps its own.
+    So all arms of a run use the same dtype, and a resumed one keeps it, even on another machine.
     """
     if config.train.dtype != "auto":
         return config
@@ -105,15 +105,15 @@ def with_dtype(config: Config, output: Path) -> Config:
 
 
 def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metrics, Metrics]:
-    """Gather the newest of every metric, and those of the step whose weights left."""
+    """Collect the latest value of every metric, and the metrics of the exported step."""
     last = {name: value for line in lines for name, value in line.items()}
     return last, next((line for line in lines if line["step"] == step != last["step"]), last)
 
 
 def fit(job: Job) -> Outcome:
-    """Train under Ray Train, which starts workers that died again, and start its controller again if that died.
+    """Train under Ray Train, which restarts workers that died, and restart its controller if that died.
 
-    Told to end (SIGTERM, Ctrl-C), leave the workers train.grace_seconds to save a checkpoint, and pass the exception on.
+    On SIGTERM or Ctrl-C, give the workers train.grace_seconds to save a checkpoint, then re-raise the exception.
     """
     settings, folder = job.train, Path(job.folder)
     stop_file = folder / STOP_FILE
@@ -128,14 +128,14 @@ def fit(job: Job) -> Outcome:
                 # The controller; deaths of workers are for it to see to.
                 if failures == settings.max_failures:
                     raise
-                logger.exception("the controller of Ray Train has died: starting another, from the last checkpoint")
+                logger.exception("the controller of Ray Train has died: restarting from the last checkpoint")
         raise AssertionError("the loop returns or raises")
 
     return _in_thread(work, stop_file.touch, settings.grace_seconds)
 
 
 def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], grace_seconds: float) -> Outcome:
-    """Wait for work that is done in a thread: a signal reaches this one at once, and the work has time to end well."""
+    """Run work in a thread and wait for it, so that a signal is handled at once and the work can end cleanly."""
     done: Future[Outcome] = Future()
 
     def run() -> None:
@@ -146,14 +146,14 @@ def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], gra
 
     threading.Thread(target=run, name="training", daemon=True).start()
     try:
-        # In pieces: a signal that the system gives to another thread does not end a wait of this one.
+        # In short waits: a signal delivered to another thread does not end a wait in this one.
         while not done.done():
             wait([done], timeout=0.5)
     except (KeyboardInterrupt, SystemExit):
         if not done.done():
             ask_to_stop()
             wait([done], timeout=grace_seconds)
-            how = (done.exception() or done.result()) if done.done() else "nothing was saved within train.grace_seconds"
+            how = (done.exception() or done.result()) if done.done() else "no checkpoint was saved within train.grace_seconds"
             logger.warning("told to end: %s", how)
         raise
     return done.result()
@@ -185,7 +185,7 @@ def _trainer(job: Job, folder: Path) -> TorchTrainer:
 def _backend(settings: TrainConfig) -> str:
     if not settings.gpus_per_worker:
         return "gloo"
-    # Gradients that are kept in host memory are also measured there.
+    # The norm of gradients kept in host memory is computed there too.
     return "cpu:gloo,cuda:nccl" if settings.cpu_offload else "nccl"
 
 
@@ -196,7 +196,7 @@ def _storage(settings: TrainConfig, folder: Path) -> str:
 
 
 def _run_name(folder: Path) -> str:
-    """Name this training run's part of a storage that runs share; a folder that was emptied is another run."""
+    """Return this training run's folder name in a shared storage; an emptied folder counts as another run."""
     file = folder / RUN_NAME_FILE
     if not file.exists():
         file.write_text(f"{folder.name}-{uuid.uuid4().hex[:8]}")
@@ -215,14 +215,14 @@ def _run(loop_config: dict[str, Any]) -> Outcome:
 
 
 class _Follower:
-    """Reads the workers' metrics file while they train and hands each new line on, once."""
+    """Reads the workers' metrics file during training and passes each new line on once."""
 
     def __init__(self, path: Path, meter: Meter, on_step: OnStep) -> None:
         self._reader, self._meter, self._on_step = MetricsReader(path), meter, on_step
         self._steps, self._tokens, self._note = 0, 0.0, ""
 
     def read(self) -> None:
-        """Hand on what is new, and show where training is."""
+        """Pass new lines on, and update the progress bar."""
         for line in self._reader.read():
             self._steps = int(line["step"])
             self._tokens += line.get("tokens", 0.0)

@@ -1,4 +1,4 @@
-"""The rendered rows as training reads them: memory-mapped, so that no rank holds more tokens than it is looking at."""
+"""The rendered rows, memory-mapped, so that a rank holds only the tokens it is reading."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NO_BIN = -1
 class Sample:
     """One rendered row.
 
-    `input_ids` and `labels` are int32 of [length]; a label is IGNORE_INDEX where nothing is trained. `alpha` is the row's
-    smoothing value, in [0, 1). `uncertainty_bin` counts from 0, the least uncertain rows; NO_BIN = no uncertainty is known.
+    `input_ids` and `labels` are int32 of [length]; a label is IGNORE_INDEX at tokens not trained on. `alpha` is the row's
+    smoothing value, in [0, 1). `uncertainty_bin` counts from 0, the least uncertain rows; NO_BIN = unknown uncertainty.
     """
 
     id: str
@@ -34,16 +34,16 @@ class Sample:
 
 
 class TokenStore(Sequence[Sample]):
-    """One split of the rendered rows, ordered by id whatever files and blocks they were written in.
+    """One split of the rendered rows, ordered by id, independent of the files and blocks they were written in.
 
     `lengths` is int32 of [rows], in tokens; `target_tokens` int32 of [rows] counts the tokens that are predicted and trained
-    on, the first of a row never among them. `ids` is a sequence of the rows' ids. Row numbers are positions in this order.
-    `bin_edges` are the bounds of the uncertainty bins, ascending: bin b holds edges[b] < uncertainty <= edges[b + 1], and
-    bin 0 its lower bound too; empty without bins.
+    on, never the first of a row. `ids` is a sequence of the rows' ids. Row numbers are positions in this order.
+    `bin_edges` are the bounds of the uncertainty bins, ascending: bin b has edges[b] < uncertainty <= edges[b + 1], and
+    bin 0 also its lower bound; empty without bins.
     """
 
     def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
-        """Take a table of the columns of columns.TOKENS, whose columns may lie in mapped files."""
+        """Take a table with the columns of columns.TOKENS, which may be memory-mapped."""
         self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
         order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
@@ -57,10 +57,10 @@ class TokenStore(Sequence[Sample]):
 
     @classmethod
     def open(cls, folder: Path, split: str, uncertainty_bins: int = 0) -> TokenStore:
-        """Map the *.arrow files that `tokens.render` wrote into `folder`, and take the rows of one split.
+        """Map the *.arrow files that `tokenize.render` wrote into `folder`, and take the rows of one split.
 
-        The split's own uncertainty decides the bins, by quantiles: about equal numbers of rows, ties in one bin, at most
-        `uncertainty_bins` of them and none empty; 0 = none. Raises FileNotFoundError when the folder does not exist.
+        The bins are quantiles of the split's own uncertainty: about equal numbers of rows, ties in one bin, at most
+        `uncertainty_bins` bins, none empty; 0 = no bins. Raises FileNotFoundError when the folder does not exist.
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} holds no rendered rows")
@@ -68,7 +68,7 @@ class TokenStore(Sequence[Sample]):
         return cls(pa.concat_tables(files) if files else col.TOKENS.empty_table(), split, uncertainty_bins)
 
     def __len__(self) -> int:
-        """Count the rows of the split."""
+        """Number of rows of the split."""
         return len(self._rows)
 
     @overload
@@ -76,7 +76,7 @@ class TokenStore(Sequence[Sample]):
     @overload
     def __getitem__(self, row: slice) -> list[Sample]: ...
     def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
-        """Read one row, or a slice of them. Its arrays are views of the mapped file: not to be written to."""
+        """Read one row or a slice of rows. The arrays are views of the mapped file: do not write to them."""
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         at = int(self._rows[row])
@@ -85,7 +85,7 @@ class TokenStore(Sequence[Sample]):
 
 
 class _Ids(Sequence[str]):
-    """A column of texts in the order of `rows`, each made a Python text when it is asked for."""
+    """A column of texts in the order of `rows`, converted to Python strings on access."""
 
     def __init__(self, column: pa.ChunkedArray, rows: np.ndarray) -> None:
         self._column, self._rows = column, rows
@@ -102,7 +102,7 @@ class _Ids(Sequence[str]):
 def quantile_edges(values: np.ndarray, bins: int) -> list[float]:
     """Bounds of at most `bins` bins of about equal numbers of values; NaN = missing, in no bin. Every bin holds a value.
 
-    The inner bounds are values themselves, each the last of its bin, so that equal values cannot be parted.
+    The inner bounds are values themselves, each the last of its bin, so that equal values share a bin.
     """
     known = np.sort(values[~np.isnan(values)])
     if not bins or not len(known):

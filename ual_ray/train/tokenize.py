@@ -1,7 +1,7 @@
-"""From smoothed rows to rendered tokens, under Ray Data: what cannot be trained on is dropped here, and counted by reason.
+"""Render smoothed rows to tokens with Ray Data; rows that cannot be trained on are dropped and counted by reason.
 
-Actors write what they render themselves, as Arrow files that `token_store` maps; only counts and the ids of dropped rows
-travel. Nothing is sorted or shuffled: the store orders rows by id, whatever blocks they came in.
+Actors write the rendered rows as Arrow files that `token_store` maps; only counts and the ids of dropped rows are returned.
+Nothing is sorted or shuffled: the store orders rows by id, independent of their blocks.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 TOKENS_FOLDER = "tokens"
 RENDERED_FILE = "rendered.json"
-# One line per dropped row: its id, the reason, and what the chat template said, separated by tabs.
+# One line per dropped row: its id, the reason, and the chat template's error, separated by tabs.
 DROPPED_FILE = "dropped_ids.txt"
 
-# Why a row is dropped.
+# Reasons for dropping a row.
 NOT_RENDERABLE = "not_renderable"
 OVERLONG = "overlong"
 NO_TARGET = "no_target"
 REASON = "reason"
 
-# Enough blocks that all actors end at about the same time; so few that a store is never thousands of files.
+# Enough blocks that all actors finish at about the same time, few enough that a store is never thousands of files.
 SMALLEST_BLOCK = 500
 FILES_AT_MOST = 256
-# Tokens as Python numbers take ten times their place in a file: this many rows at a time.
+# Rows at a time: tokens as Python numbers take ten times their size in a file.
 ROWS_PER_BATCH = 500
 
 SUMMARY = pa.schema(
@@ -58,26 +58,26 @@ SUMMARY = pa.schema(
 
 
 class Dropped(Exception):
-    """A row that cannot be trained on, and why."""
+    """A row that cannot be trained on, and the reason."""
 
     def __init__(self, reason: str, error: str = "") -> None:
-        """Take a reason of this module, and the text of the error behind it."""
+        """Take one of this module's reasons, and the text of the underlying error."""
         super().__init__(reason)
         self.reason, self.error = reason, error
 
 
 class Render:
-    """Renders rows of (messages, alpha) to (input_ids, labels, alpha) and writes them; gives back what it counted."""
+    """Renders rows of (messages, alpha) to (input_ids, labels, alpha), writes them, and returns the counts."""
 
     def __init__(self, model: str, settings: TrainConfig, trust_remote_code: bool, folder: Path) -> None:
-        """Load the tokenizer: once per actor, which has one core."""
+        """Load the tokenizer, once per actor, which has one core."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._renderer = load_renderer(resolve_model(model), trust_remote_code)
         self._settings = settings
         self._folder = folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Render a block into one file, named by its rows: done again after a failure, it replaces itself."""
+        """Render a block into one file, named by its rows, so that a retry replaces it."""
         counts: Counter[str] = Counter()
         dropped: list[dict[str, str]] = []
         name = digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + FILE_SUFFIX
@@ -102,7 +102,7 @@ class Render:
             counts[f"{row[col.SPLIT]}_rows"] += 1
             counts["truncated_rows"] += truncated
             counts["train_tokens"] += len(tokens[col.INPUT_IDS]) if row[col.SPLIT] == col.TRAIN else 0
-            # Validation rows have no alpha, and only rows that were scored an uncertainty.
+            # Validation rows have no alpha, and only scored rows have an uncertainty.
             yield tokens | {
                 col.ID: row[col.ID],
                 col.SPLIT: row[col.SPLIT],
@@ -111,7 +111,7 @@ class Render:
             }
 
     def _tokens(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Render one row; tell also whether its end was cut off. Raises Dropped."""
+        """Render one row; also returns whether it was truncated. Raises Dropped."""
         try:
             rendered = self._renderer.conversation(row[col.MESSAGES])
         except ValueError as error:
@@ -129,8 +129,8 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
     """Render the training rows of `smoothed`, and the validation rows of `rows`, into `folder`/tokens; return the counts.
 
     `train_rows`, `validation_rows`, `dropped_rows`, `dropped_share` (of all rows, in [0, 1]), `dropped_reasons` (reason to
-    rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, their ends cut off), `train_tokens`. The folder is there
-    whole or not at all; where it is there, made from the same rows and settings, nothing is rendered again.
+    rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, but cut), `train_tokens`. The folder is created atomically;
+    if it exists for the same rows and settings, nothing is rendered again.
     Raises UserError when no training row is left.
     """
     tokens = folder / TOKENS_FOLDER
@@ -149,13 +149,13 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
             "no training row is left",
             got=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
             expected=f"rows with a response within train.max_length = {config.train.max_length} tokens",
-            fix="raise train.max_length, or look at the rows",
+            fix="raise train.max_length, or check the rows",
         )
     return counts
 
 
 def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
-    """Run the actors; yield what each counted, block by block."""
+    """Run the actors; yield their counts block by block."""
     import ray.data
 
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
@@ -179,7 +179,7 @@ def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) 
 
 
 def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
-    """Read the rows of one split: their messages, and what else there is of alpha and uncertainty."""
+    """Read the rows of one split: their messages, and alpha and uncertainty if present."""
     import ray.data
     from ray.data.expressions import col as ray_column
 
@@ -187,7 +187,7 @@ def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
     if missing := [name for name in needed if name not in names]:
         raise UserError(
-            f"{path} lacks columns that training reads", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
+            f"{path} lacks columns that training needs", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
         )
     columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
     return ray.data.read_parquet(str(path)).select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)
@@ -198,7 +198,7 @@ def _row_count(path: Path) -> int:
 
 
 def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:
-    """Add the summaries up, and write down which rows were dropped, in the order of their ids."""
+    """Sum the counts, and write the dropped rows' ids in order."""
     totals: Counter[str] = Counter()
     dropped: list[tuple[str, str, str]] = []
     for summary in summaries:
@@ -216,7 +216,7 @@ def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str,
 
 
 def _check_files(folder: Path, rows: int) -> None:
-    """Raise RuntimeError when the files do not hold the rows that were counted, each once."""
+    """Raise RuntimeError when the files do not contain exactly the counted rows, each once."""
     found = 0
     for file in folder.glob(f"*{FILE_SUFFIX}"):
         with pa.memory_map(str(file)) as mapped:
@@ -226,7 +226,7 @@ def _check_files(folder: Path, rows: int) -> None:
 
 
 def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
-    """Hash what the tokens depend on: files by name, size and time, which costs nothing however large they are."""
+    """Hash what the tokens depend on; files count by name, size and time, so that they need not be read."""
     files = [
         file for path in (smoothed, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])
     ]
@@ -236,7 +236,7 @@ def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
 
 
 def _rendered(tokens: Path, made_from: str) -> dict[str, Any] | None:
-    """Counts of tokens that are there already, if they were made from the same."""
+    """Return the counts of existing tokens, if they were rendered from the same inputs."""
     path = tokens / RENDERED_FILE
     found = json.loads(path.read_text()) if path.is_file() else {}
     return found["counts"] if found.get("made_from") == made_from else None
