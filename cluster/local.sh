@@ -20,7 +20,7 @@ STATE=${UAL_CLUSTER_STATE:-/tmp/ual_ray_cluster_$(id -u)}
 HEAD_IP=127.0.0.2
 worker_ip() { echo "127.0.0.$(($1 + 2))"; }
 
-# Logical CPUs only say how many tasks Ray runs at a time. The defaults need two for the actors (engine.max_actors, or
+# Logical CPUs only limit how many tasks Ray runs at a time. The defaults need two for the actors (engine.max_actors, or
 # train.num_workers), and Ray Data needs two more for its own read, write and checkpoint tasks: with none to spare, those wait
 # for the actors and the actors wait for them. A head of 3 and a worker of 1 make four.
 HEAD_CPUS=${UAL_CPUS_PER_NODE:-3}

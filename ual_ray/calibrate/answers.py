@@ -1,7 +1,7 @@
-"""How sure a model is of its own answers, and how often it is right: `columns.RESULTS` rows, looked at once more.
+"""Calibration of a model's confidence in its own answers, from the `columns.RESULTS` rows of an evaluation.
 
-Confidence is the mean token probability of the answer, exp(mean log-probability); of a choice its share of the choices'
-summed probabilities. Both are those of the engine; what temperature scaling makes of them takes the logits again.
+Confidence is the mean token probability of the answer, exp(mean log-probability); for multiple choice, the chosen one's share
+of the summed probabilities. Both come from the engine; temperature scaling recomputes the logits.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 from ual_ray.parquet import write_table
 from ual_ray.stats.metrics import ACCURACY, EXACT_MATCH_FLEXIBLE, EXACT_MATCH_MATH
 
-# What tells whether an answer is right, where a benchmark has it.
+# The metrics that state whether an answer is right; the first that a benchmark has is used.
 VERDICTS = (EXACT_MATCH_FLEXIBLE, EXACT_MATCH_MATH, ACCURACY)
-# The confidence as measured here, at temperature 1: beside that of the engine it shows that both see the same tokens.
+# The confidence as measured here, at temperature 1, to check that the engine saw the same tokens.
 PROBED_CONFIDENCE = "probed_confidence"
 
 ANSWERS = pa.schema(
@@ -52,9 +52,9 @@ COLUMNS = [
 def probe_answers(
     job: Job, model: ProbedModel, renderer: ChatRenderer, temperature: float | None, progress: Progress
 ) -> dict[str, Any]:
-    """Measure the confidence in the answers to every benchmark with verdicts; write one row of each; return the figures.
+    """Measure the confidence in the answers to every scored benchmark; write one row per answer; return the metrics.
 
-    Of each benchmark, up to calibration.max_tokens tokens of answers are looked at.
+    Per benchmark, up to calibration.max_tokens answer tokens are used.
     """
     figures: dict[str, Any] = {}
     rows: list[Row] = []
@@ -70,7 +70,7 @@ def probe_answers(
 
 
 def _answered(results: str, benchmark: str, most: int) -> list[Row]:
-    """Read a benchmark's rows that have an answer and a verdict."""
+    """Read a benchmark's rows that have an answer and a score."""
     column = pyarrow.dataset.field
     wanted = (column(col.BENCHMARK) == benchmark) & (column(col.STATUS) == col.STATUS_OK) & column(col.PREDICTION).is_valid()
     rows = first_rows(results, wanted, COLUMNS, most)
@@ -83,15 +83,15 @@ def _verdict(scores: Mapping[str, float | None]) -> bool | None:
 
 
 class RenderAnswer:
-    """Renders what a benchmark asked together with what the model answered, or with every choice."""
+    """Renders a benchmark's prompt with the model's answer, or with every choice."""
 
     def __init__(self, benchmark: Benchmark, renderer: ChatRenderer) -> None:
-        """Take both."""
+        """Take the renderer and the benchmarks."""
         self._benchmark, self._renderer = benchmark, renderer
 
     def __call__(self, row: Row) -> list[Rendered]:
-        """Render one result row: one text, or one per choice; labels are the answer's tokens alone."""
-        # As it was asked: a question's worked examples are in the request alone.
+        """Render one result row: one text, or one per choice; only the answer's tokens are labels."""
+        # From the request, as only that contains the few-shot examples.
         requests = self._benchmark.requests(Question.of_row(row))
         if row[col.CHOICES]:
             asked = [messages_of(request.conversation) for request in requests if isinstance(request, Likelihood)]
@@ -101,7 +101,7 @@ class RenderAnswer:
         assert isinstance(last, Completion), "what is judged was completed"
         reply = Message(role="assistant", content=row[col.PREDICTION])
         rendered = self._renderer.conversation([*messages_of(last.prompt), reply], last_reply_only=True)
-        # An answer that was cut off has no end of turn, whose probability is not the model's doing then.
+        # A truncated answer has no end-of-turn token to measure.
         return [_first_targets(rendered, row[col.GENERATED_TOKENS]) if row[col.GENERATED_TOKENS] else rendered]
 
 
@@ -129,7 +129,7 @@ def _rescored(model: ProbedModel, taken: Taken, temperature: float | None, progr
             {
                 **{name: row[name] for name in (col.ID, col.BENCHMARK, col.CORRECT)},
                 col.TARGET_TOKENS: sum(len(text.positions) for text in texts),
-                # Where the engine gave none, what is measured here at temperature 1 is the same.
+                # If the engine gave no confidence, use the one measured here at temperature 1.
                 col.CONFIDENCE: row[col.CONFIDENCE] if row[col.CONFIDENCE] is not None else probed,
                 PROBED_CONFIDENCE: probed,
                 col.SCALED_CONFIDENCE: scaled[0] if scaled else None,
@@ -139,10 +139,10 @@ def _rescored(model: ProbedModel, taken: Taken, temperature: float | None, progr
 
 
 def _confidences(row: Row, sums: Sequence[NDArray[np.float64]], tokens: int) -> list[float]:
-    """How sure the model is at every temperature, in [0, 1]: the share of its choice, or its mean token probability."""
+    """The model's confidence at every temperature, in [0, 1]: the share of its choice, or its mean token probability."""
     if not row[col.CHOICES]:
         return [float(np.exp(total[0] / tokens)) for total in sums]
-    # The choice it made, whatever is likeliest at another temperature.
+    # The choice the model made, even if another is likelier at another temperature.
     chosen = row[col.CHOICES].index(row[col.PREDICTION])
     shares = [np.exp(total - np.logaddexp.reduce(total)) for total in sums]
     return [float(np.clip(share[chosen], 0, 1)) for share in shares]
@@ -156,6 +156,6 @@ def _figures(answers: Sequence[Row], bins: int) -> dict[str, Any]:
         "n": len(answers),
         "raw": summary([row[col.CONFIDENCE] for row in answers], correct, bins),
         "scaled": None if None in scaled else summary(scaled, correct, bins),
-        # Mean distance of the engine's confidence from that measured here.
+        # Mean absolute difference between the engine's confidence and the one measured here.
         "probe_difference": float(np.mean(gaps)),
     }

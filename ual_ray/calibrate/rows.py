@@ -1,4 +1,4 @@
-"""The rows that a model is probed on: read in the order of their ids, rendered, as many as calibration.max_tokens takes."""
+"""The rows on which a model is probed: sorted by id, rendered, up to calibration.max_tokens tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ual_ray.calibrate.probed_model import Text
 from ual_ray.config import EvaluateConfig
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 
-# Why a row is left out.
+# Reasons for leaving a row out.
 NOT_RENDERABLE = "not_renderable"
 OVERLONG = "overlong"
 NO_TARGET = "no_target"
@@ -29,7 +29,7 @@ Render = Callable[[Row], Sequence[Rendered]]
 
 @dataclass(frozen=True)
 class Job:
-    """One model's calibration: where its rows are, and how they are read.
+    """The inputs of one model's calibration.
 
     rows: canonical rows of all splits. results: `columns.RESULTS` rows of this model, None = no answers are measured.
     device: "cpu" or "cuda".
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Taken:
-    """Rows with what was rendered of each (one text, or one per choice), and how many were left out, by reason."""
+    """Rows with their rendered texts (one, or one per choice), and the number of rows left out, by reason."""
 
     rows: list[Row]
     texts: list[list[Text]]
@@ -55,28 +55,28 @@ class Taken:
 
     @property
     def flat(self) -> list[Text]:
-        """The texts of all rows, one after the other."""
+        """The texts of all rows, concatenated."""
         return [text for texts in self.texts for text in texts]
 
     @property
     def tokens(self) -> int:
-        """Tokens to predict."""
+        """Number of label tokens."""
         return sum(len(text.positions) for text in self.flat)
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts, for JSON."""
+        """JSON-serializable counts."""
         return {"rows": len(self.rows), "tokens": self.tokens, "dropped": self.dropped}
 
 
 def split_rows(job: Job, renderer: ChatRenderer, split: str) -> Taken:
-    """Take rows of one split of `job.rows`; every assistant turn is to be predicted, as in training."""
+    """Read and render rows of one split of `job.rows`; every assistant turn is a label, as in training."""
     wanted = pyarrow.dataset.field(col.SPLIT) == split
     rows = first_rows(job.rows, wanted, [col.ID, col.SOURCE, col.MESSAGES], job.evaluate.calibration.max_tokens)
     return take(rows, lambda row: [renderer.conversation(row[col.MESSAGES])], job)
 
 
 def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str], most: int) -> list[Row]:
-    """Read the first rows in the order of their ids. A row has a token at least, so no more are needed than tokens."""
+    """Read the first rows by id, at most one per token needed, as every row has at least one token."""
     files = pyarrow.dataset.dataset(path, format="parquet")
     ids = files.to_table(columns=[col.ID], filter=wanted).sort_by(col.ID)[col.ID][:most]
     chosen = files.to_table(columns=columns, filter=wanted & pyarrow.dataset.field(col.ID).isin(ids.combine_chunks()))
@@ -84,7 +84,7 @@ def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str]
 
 
 def take(rows: Sequence[Row], render: Render, job: Job) -> Taken:
-    """Render whole rows until they hold calibration.max_tokens tokens to predict; at least one row that can be."""
+    """Render whole rows up to calibration.max_tokens label tokens, but at least one usable row."""
     taken = Taken([], [], {})
     dropped: Counter[str] = Counter()
     tokens = 0
@@ -111,6 +111,6 @@ def take(rows: Sequence[Row], render: Render, job: Job) -> Taken:
 
 def _text(rendered: Rendered) -> Text:
     labels = np.array(rendered.labels, dtype=np.int64)
-    # Nothing predicts the first token.
+    # No token predicts the first one.
     positions = np.flatnonzero(labels[1:] != IGNORE_INDEX) + 1
     return Text(np.array(rendered.input_ids, dtype=np.int64), positions)

@@ -1,7 +1,7 @@
-"""What the probabilities of one model are worth, and how its hidden states cluster: rows and result rows in, figures out.
+"""Calibration of one model's probabilities, and clustering of its hidden states: rows and result rows in, metrics out.
 
-The temperature is fitted on the validation rows, everything else is measured on the test rows. Both are taken in the order
-of their ids, so that models are compared on the same tokens.
+The temperature is fitted on the validation rows, everything else is measured on the test rows. Both are sorted by id, so that
+models are compared on the same tokens.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ual_ray.run.memory import peak_memory
 
 
 def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
-    """Measure one model and write token and answer rows, figures, and clusters to the job's folder; return the figures.
+    """Measure one model; write token and answer rows, metrics and clusters to the job's folder; return the metrics.
 
-    `progress` gets the number of tokens of every batch that was run. Without a validation row that fits, the temperature and
-    all scaled figures are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
+    `progress` gets the number of tokens of every batch. Without a usable validation row, the temperature and all scaled
+    metrics are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
     """
     from transformers import AutoTokenizer
 
@@ -55,7 +55,7 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
     tokens = _tokens(job, model, test, temperature, clusters, progress)
     figures = {
         "temperature": temperature,
-        "temperature_note": None if temperature else "no validation row could be measured, so none was fitted",
+        "temperature_note": None if temperature else "no validation row could be measured, so no temperature was fitted",
         "rows": {col.VALIDATION: validation.as_dict(), col.TEST: test.as_dict()},
         "token": tokens,
         "answer": probe_answers(job, model, renderer, temperature, progress),
@@ -70,7 +70,7 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
 
 
 def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | None:
-    """Fit the temperature; the states of all validation tokens are kept for it, [n, H] in the model's arithmetic."""
+    """Fit the temperature; keeps the states of all validation tokens in memory, [n, H] in the model's dtype."""
     if not validation.rows:
         return None
     hidden = torch.empty(0)
@@ -91,7 +91,7 @@ def _tokens(
     clusters: Clusters | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the test tokens, raw and scaled, write one row of each, and let the clusters have their states."""
+    """Measure the test tokens, raw and scaled, write one row per token, and pass their states to the clusters."""
     temperatures = [1.0] if temperature is None else [1.0, temperature]
     measured = [TokenStatistics.empty(test.tokens) for _ in temperatures]
     for states in model.states(test.flat, progress):
@@ -122,7 +122,7 @@ def _tokens(
 
 
 def _clusters(job: Job, model: ProbedModel, test: Taken, tokenizer: Any) -> Clusters | None:
-    """Choose the tokens whose states are kept, by the data alone: the same for every model of one tokenizer."""
+    """Choose the tokens whose states are kept, from the data alone: the same for every model with the same tokenizer."""
     settings = job.evaluate.clustering
     labels = np.concatenate([text.labels for text in test.flat])
     chosen = choose_classes(labels, settings.tokens, settings.positions) if settings.tokens else []

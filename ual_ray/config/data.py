@@ -1,4 +1,4 @@
-"""Where rows come from."""
+"""The keys of the data: source, columns and splits."""
 
 from __future__ import annotations
 

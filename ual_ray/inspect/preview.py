@@ -1,4 +1,4 @@
-"""`ual preview`: what the elicitor will read and which tokens will be trained on, shown before anything runs.
+"""`ual preview`: show the elicitor's prompts and the tokens that training uses, before anything runs.
 
 Only tokenizers are loaded: no weights, no Ray, no vLLM.
 """
@@ -31,23 +31,23 @@ from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
 
-# The different requests about a conversation, with the estimators that share each.
+# The distinct requests about a conversation, with the estimators that share each.
 RequestsOf = Callable[[Messages], Mapping[Request, Sequence[str]]]
 
-# Styles, and what stands around tokens that count where there are no colours.
+# Styles, and the marks around counted tokens on terminals without colours.
 COUNTED, REST, WARNING, HEAD, NOTE = "bold green", "dim", "bold red", "bold", "cyan"
 OPEN, CLOSE = "«", "»"
 BAD_ROWS_SHOWN = 3
 LONGEST_BAD_ROW = 200
 MOST_CHOICES_LISTED = 12
 INVISIBLE = {" ": "·", "\n": "↵\n", "\t": "→"}
-# All that could move the cursor or is not seen, but line breaks and tabs.
+# Control and invisible characters, except line breaks and tabs.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of rendered text; `counted` tells whether its tokens are scored or trained on."""
+    """A span of rendered text; `counted`: its tokens are scored or trained on."""
 
     text: str
     counted: bool
@@ -55,16 +55,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its renderer, by which texts become tokens and tokens texts."""
+    """A tokenizer with its renderer: text to tokens and back."""
 
     tokenizer: Any
     renderer: ChatRenderer
 
     def pieces(self, tokens: Rendered, length: int | None = None) -> list[Piece]:
-        """Write the first `length` tokens as text, in stretches of counted tokens and others.
+        """Decode the first `length` tokens into spans of counted and other tokens.
 
-        Together the stretches are the text of the tokens: each is what decoding up to its end adds to decoding up to its
-        start, so that a tokenizer that treats the first token of a text differently does so once.
+        Concatenated, the spans are the text of the tokens: each is what decoding up to its end adds to decoding up to its
+        start, so that a tokenizer that treats the first token of a text differently does so only once.
         """
         labels = tokens.labels[:length]
         pieces, done, end = [], "", 0
@@ -76,7 +76,7 @@ class Chat:
         return pieces
 
     def token(self, token: int) -> str:
-        """Write one token as text."""
+        """Decode one token."""
         return self._decode([token])
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -85,7 +85,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Row:
-    """A usable row, as a run would see it."""
+    """A usable row, as a run would read it."""
 
     messages: Messages
     identity: str
@@ -104,16 +104,15 @@ def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
         raise UserError(
             f"the tokenizer of {key} cannot be loaded",
             got=f"{model}: {str(error).splitlines()[0]}",
-            expected="a hub name that can be reached, a model directory, or 'demo'",
+            expected="a reachable hub name, a model directory, or 'demo'",
         ) from error
     return Chat(tokenizer, ChatRenderer(tokenizer))
 
 
 def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf) -> None:
-    """Print the first `rows` usable rows as the elicitor and the training will see them, then the bad ones.
+    """Print the first `rows` usable rows as elicitation and training will see them, then the invalid ones.
 
-    `requests_of` lists what is asked about a conversation. Raises UserError for data, templates or tokenizers that no run
-    could use.
+    `requests_of` lists the requests about a conversation. Raises UserError for unusable data, templates or tokenizers.
     """
     seen = look(config.data)
     model = load_chat(config.model, "model", config.trust_remote_code)
@@ -126,7 +125,7 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
 
 
 def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
-    """Yield the rows that a run would score or train on, in the order of the data."""
+    """Yield the rows that a run would score or train on, in data order."""
     known = set()
     for piece in seen.pieces:
         for record, messages in convert(read_piece(piece), seen.format_name, config.data.columns):
@@ -137,9 +136,9 @@ def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
 
 
 def tokens_of(request: Request, chat: Chat) -> int:
-    """Count what the engine holds against its limit: the prompt, and what is to come behind it.
+    """Count the tokens that the engine compares with its limit: the prompt and the maximum length of the answer.
 
-    Raises ValueError when the chat template refuses the conversation, or when two choices are the same tokens.
+    Raises ValueError when the chat template rejects the conversation, or when two choices have the same tokens.
     """
     if isinstance(request, Likelihood):
         conversation = messages_of(request.conversation)
@@ -151,7 +150,7 @@ def tokens_of(request: Request, chat: Chat) -> int:
 
 
 def as_sent(messages: Messages, requests_of: RequestsOf, chat: Chat, limit: int) -> tuple[Messages, int]:
-    """Cut the conversation as scoring does under engine.overlong=truncate; return it, and how often it was cut.
+    """Truncate the conversation as scoring does under engine.overlong=truncate; return it and the number of cuts.
 
     Raises ValueError as `tokens_of` does.
     """
@@ -165,7 +164,7 @@ def as_sent(messages: Messages, requests_of: RequestsOf, chat: Chat, limit: int)
 
 @dataclass(frozen=True)
 class Printer:
-    """Prints rows; `elicitor` is None where only a server knows the elicitor's chat template."""
+    """Prints rows; `elicitor` is None if only a server has the elicitor's chat template."""
 
     console: Console
     config: Config
@@ -174,14 +173,14 @@ class Printer:
     model: Chat
 
     def introduce(self, seen: Look) -> None:
-        """Say what is read and by whom, and how to read what follows."""
+        """Print the data, the models, and a legend of the marks."""
         config = self.config
         self._say(f"{redact_uri(config.data.path)}: {seen.size()} (format: {seen.format_name})", HEAD)
         adapter = f" with the adapter {config.elicit.adapter}" if config.elicit.adapter else ""
         self._say(f"elicitor: {config.elicit.model}{adapter} ({config.engine.kind}); model to train: {config.model}")
         if self.elicitor is None:
             self._say(
-                "the server renders the messages with the elicitor's chat template, which is not known here: "
+                "the server renders the messages with the elicitor's chat template, which is unknown here: "
                 "they are shown as they are sent, and their tokens are not counted",
                 NOTE,
             )
@@ -189,7 +188,7 @@ class Printer:
         self._say(f"tokens that are scored or trained on are {marks}; at their ends · is a blank and ↵ a line break", NOTE)
 
     def row(self, number: int, row: Row) -> None:
-        """Print all that is made of one row."""
+        """Print the prompts and the training tokens of one row."""
         given = "" if row.given is None else f", called {row.given}"
         about = f"row {number}: {col.ID} {row.identity}{given}, {col.SPLIT} {row.split}, {col.SOURCE} {row.source}"
         self.console.print()
@@ -200,7 +199,7 @@ class Printer:
         self._training(row)
 
     def bad_rows(self, seen: Look) -> None:
-        """Print how many rows cannot be used, and the first of them."""
+        """Print the number of invalid rows, and the first of them."""
         bad = [(record, str(messages)) for record, messages in seen.records if isinstance(messages, BadRow)]
         self.console.print()
         among = f"{'all' if seen.complete else 'the first'} {len(seen.records):,} rows"
@@ -213,7 +212,7 @@ class Printer:
     def _requests(self, messages: Messages) -> None:
         engine, cuts = self.config.engine, 0
         if self.elicitor is not None and engine.overlong == "truncate":
-            with suppress(ValueError):  # it is said below, of the request that it is about
+            with suppress(ValueError):  # reported below, for the request that caused it
                 messages, cuts = as_sent(messages, self.requests_of, self.elicitor, engine.max_model_len)
         if cuts:
             self._say(
@@ -282,7 +281,7 @@ class Printer:
         self._tokens(self.model, kept, "trained", None if lost else row.messages)
 
     def _tokens(self, chat: Chat, tokens: Rendered, how: str, messages: Messages | None) -> None:
-        """Print tokens as text, and what no text shows: which token is the last that counts, and whether the text is exact."""
+        """Print tokens as text, the last counted token, and a note if the decoded text differs from the template's."""
         pieces = chat.pieces(tokens)
         self._show(pieces, COUNTED)
         last = next((label for label in reversed(tokens.labels) if label != IGNORE_INDEX), None)
@@ -291,7 +290,7 @@ class Printer:
         if messages is not None and "".join(piece.text for piece in pieces) != chat.renderer.text(
             messages, generation_prompt=False
         ):
-            self._say("the tokenizer changes the text that the chat template writes: shown is what its tokens say", NOTE)
+            self._say("the tokenizer changes the text of the chat template: shown is the decoded text of its tokens", NOTE)
 
     def _show(self, pieces: Sequence[Piece], style: str) -> None:
         text = Text()
@@ -312,7 +311,7 @@ class Printer:
 
 
 def _load_elicitor(config: Config, model: Chat) -> Chat | None:
-    """Load the elicitor's tokenizer; the model's own stands in for that of the fake engine."""
+    """Load the elicitor's tokenizer; the fake engine uses that of the model to train."""
     if config.engine.remote:
         return None
     if config.engine.kind == "fake" or config.elicit.model == config.model:
@@ -325,7 +324,7 @@ def _tree(request: Choice, chat: Chat) -> ChoiceTree:
 
 
 def _asked(request: Request) -> str:
-    """Say what is asked of the engine."""
+    """Describe a request to the engine in words."""
     if isinstance(request, Choice):
         choices = request.choices
         listed = choices if len(choices) <= MOST_CHOICES_LISTED else (*choices[:3], "...", choices[-1])
@@ -337,7 +336,7 @@ def _asked(request: Request) -> str:
 
 
 def _ends_marked(text: str) -> str:
-    """Make whitespace at both ends visible, which no colour does."""
+    """Make whitespace at both ends visible."""
     inner = text.strip(" \n\t")
     start = text[: len(text) - len(text.lstrip(" \n\t"))] if inner else text
     end = text[len(start) + len(inner) :]
@@ -345,7 +344,7 @@ def _ends_marked(text: str) -> str:
 
 
 def _shown(text: str) -> Text:
-    """Give text as it is to the console: no markup, and nothing that a terminal would obey."""
+    """Escape text for the console: no markup, and no control characters."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r\n", "␍\n")
     return Text(CONTROL.sub(lambda found: _picture(ord(found[0])), text))
 

@@ -1,4 +1,4 @@
-"""From one alpha per row to one per token, whatever the collator does to the row: padding, flattening or packing."""
+"""Expand one alpha per row to one per token, with a collator that pads, flattens or packs rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class SmoothedCollator:
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        """Take the collator that makes input_ids and labels of [rows, length]."""
+        """Wrap a collator that returns input_ids and labels of [rows, length]."""
         self._collator = collator
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate; add alpha [rows, length] float32, 0 at padding, and the labels under a second name.
 
-        The label of a sample's first token is masked, as nothing predicts it: Trainer then counts right. Raises UserError
-        for rows without alpha, ValueError for an alpha of another length than its row.
+        The label of a sample's first token is masked, as no token predicts it, so that Trainer counts targets correctly.
+        Raises UserError for rows without alpha, ValueError for an alpha whose length differs from its row's.
         """
         alphas = [_per_token(row) for row in rows]
         batch = dict(self._collator([{name: value for name, value in row.items() if name != col.ALPHA} for row in rows]))
@@ -59,7 +59,7 @@ def _per_token(row: Row) -> Tensor:
 def _placed(alpha: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Put the tokens' alphas, in the order of the rows, where the collator has put the tokens."""
     shape, mask = batch["input_ids"].shape, batch.get("attention_mask")
-    # Without a mask the rows are laid end to end; what follows them is padding.
+    # Without a mask the rows are concatenated, followed by padding.
     real = (torch.arange(shape.numel()) < len(alpha)).view(shape) if mask is None else mask.bool()
     if real.sum() != len(alpha) or (mask is None and shape[0] > 1 and shape.numel() != len(alpha)):
         raise ValueError(f"the collator made {int(real.sum())} tokens of {len(alpha)}: their alphas cannot be told apart")

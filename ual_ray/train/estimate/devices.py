@@ -1,4 +1,4 @@
-"""What workers train on: memory and speed of GPUs by data sheet, and of this machine's CPU by a moment's measurement."""
+"""Memory and speed of the workers' devices: GPUs by data sheet, this machine's CPU by a short measurement."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ual_ray.train.product_speed import product_rates
 from ual_ray.train.sharding import DTYPES
 
 GIB = 2**30
-# Memory in GiB as drivers report it. Names are told apart by `metrics.PEAK_TFLOPS`, but for the two sizes of the A100.
+# Memory in GiB as drivers report it, by the names of `metrics.PEAK_TFLOPS`, plus the two sizes of the A100.
 GPU_GIB = {
     **{"B200": 178, "H200": 139, "H100": 79, "A100-80GB": 79, "A100-40GB": 39, "L40S": 44, "L4": 22, "A10G": 22},
     **{"RTX 6000 Ada": 47, "RTX 4090": 23, "RTX 3090": 23, "MI300X": 191},
 }
 ASSUMED_GPU = "H100"
-# OURS: the share of a GPU's memory that the gaps between allocations leave.
+# OURS: the share of a GPU's memory that is usable despite fragmentation.
 USABLE = 0.95
 # OURS: the share of the peak that a step reaches: of a data sheet's on GPUs, of a measured matrix product's on CPUs, where
 # steps of SmolLM2-135M reached 0.49 in bfloat16 and 0.61 in float32.
 GPU_UTILISATION, CPU_UTILISATION = 0.4, 0.5
-# Without tensor cores, float32 products are about so many times slower than bfloat16 (A100: 312 / 19.5).
+# Factor by which float32 products, without tensor cores, are slower than bfloat16 (A100: 312 / 19.5).
 FLOAT32_SLOWDOWN = 16
 PRODUCT_SIZE = 1024
 PRODUCT_SECONDS = 0.5
@@ -34,9 +34,9 @@ PRODUCT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Device:
-    """One worker's device: `memory` in bytes that it may use (None = not known), `flops` per second that a step reaches.
+    """One worker's device: usable `memory` in bytes (None = unknown), and the `flops` per second that a step reaches.
 
-    `speed_from` says where the speed comes from.
+    `speed_from` describes the source of the speed.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Device:
 
 
 def find_device(config: Config, gpu: str | None = None) -> Device:
-    """Tell what the workers have. gpu: a name of GPU_GIB; None = the GPU of this machine, and without one ASSUMED_GPU.
+    """Find the workers' device. gpu: a name of GPU_GIB; None = the GPU of this machine, or else ASSUMED_GPU.
 
-    Raises UserError for a GPU whose memory or speed is not known.
+    Raises UserError for a GPU of unknown memory or speed.
     """
     return _find_gpu(config, gpu) if config.train.gpus_per_worker else _this_cpu(config)
 
@@ -73,7 +73,7 @@ def _find_gpu(config: Config, gpu: str | None) -> Device:
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
     elif gpu in (None, *GPU_GIB):
         name = gpu or ASSUMED_GPU
-        memory, assumed = GPU_GIB[name] * GIB, "" if gpu else " (assumed; --gpu says which)"
+        memory, assumed = GPU_GIB[name] * GIB, "" if gpu else " (assumed; set it with --gpu)"
     else:
         raise UserError("--gpu: the GPU is not known", got=gpu, expected=", ".join(GPU_GIB))
     bfloat16 = peak_flops(name, "bfloat16", train.peak_tflops)

@@ -1,7 +1,7 @@
-"""`ual train --dry-run`: what training will take, before anything runs. No weights are read, and no Ray is started.
+"""`ual train --dry-run`: estimate memory, steps, tokens and time of a training. Reads no weights and does not start Ray.
 
-Counted: parameters, steps, tokens and padding; of large data from a sample of its rows. Estimated: memory (`memory`), and
-time, which is the operations of all steps (`forward_pass`) over what the workers' devices do per second (`devices`).
+Counted: parameters, steps, tokens and padding; for large data from a sample of the rows. Estimated: memory (`memory`), and
+time, the operations of all steps (`forward_pass`) divided by the speed of the workers' devices (`devices`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render
 from ual_ray.train.weights import empty_model
 
-# So many rows, evenly spread, stand for all.
+# Size of the sample: larger data is estimated from this many evenly spaced rows.
 MAX_SAMPLE = 2000
-# What is worth a word: share of padding, share of rows cut off.
+# Thresholds of the advice: share of padding, share of truncated rows.
 MAX_PADDING, MAX_TRUNCATED = 0.3, 0.1
 SUGGESTED_RANK = 16
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], stretched from `seen` of `total` rows.
+    """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
 
-    `dropped` (by reason) and `truncated` count among those seen.
+    `dropped` (by reason) and `truncated` are counts among those seen.
     """
 
     lengths: np.ndarray
@@ -57,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The largest micro-batch of a run: sequences, and tokens of the longest. `passes`: so many has a rank in a step."""
+    """The largest micro-batch of a run: its sequences, and tokens of the longest. `passes`: micro-batches per rank and step."""
 
     rows: int
     length: int
@@ -66,9 +66,9 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What training will take: memory and checkpoints in bytes, time in seconds.
+    """The resource estimate of a training: memory and checkpoints in bytes, time in seconds.
 
-    A step's tokens are means over all steps, without padding; `advice`: what will not work well, and which key to change.
+    A step's tokens are means over all steps, without padding; `advice`: problems, with the key to change.
     """
 
     config: Config
@@ -91,7 +91,7 @@ class DryRun:
 def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
     """Plan the training of `config.model` on smoothed rows. gpu: as `find_device` takes it.
 
-    Raises UserError for rows or a model that training would refuse, and for a GPU that is not known.
+    Raises UserError for rows or a model that training would reject, and for an unknown GPU.
     """
     config = config.model_copy(update={"train": resolve_dtype(config.train)})
     train, model = config.train, Model(config)
@@ -146,13 +146,13 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
 
 
 def micro_batch(train: TrainConfig, sequences: int, length: int) -> MicroBatch:
-    """Tell how a step of so many sequences is dealt out, as `batches.Plan` does it."""
+    """Return how a step of `sequences` sequences is split into micro-batches, as in `batches.Plan`."""
     passes = ceil(sequences / (train.micro_batch_size * train.num_workers))
     return MicroBatch(ceil(sequences / (passes * train.num_workers)), length, passes)
 
 
 class Model:
-    """A model's shapes, whatever the settings; what was counted once is not counted again."""
+    """A model's shapes under different settings; results are cached."""
 
     def __init__(self, config: Config) -> None:
         """Take the model's name; only its config.json is read. Raises UserError when there is none."""
@@ -161,12 +161,12 @@ class Model:
         self._forward = cache(self._forward_pass)
 
     def positions(self) -> int | None:
-        """The longest sequence that the model was made for, in tokens; None where it does not say."""
+        """The model's maximum sequence length in tokens; None if its config does not state it."""
         causal_lm: Any = self._make(LoraConfig())
         return getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
 
     def parameters(self, train: TrainConfig) -> Parameters:
-        """Count parameters, in all and of one rank."""
+        """Count the parameters in total and per rank."""
         return count_parameters(self._make(train.lora), train.num_workers // train.replicas)
 
     def memory(self, train: TrainConfig, micro: MicroBatch) -> Memory:
@@ -175,10 +175,10 @@ class Model:
         return estimate(self.parameters(train), forward, train, micro.rows * micro.length, micro.passes)
 
     def flops(self, train: TrainConfig, micro: MicroBatch, tokens: float, targets: float) -> float:
-        """Operations of a step over all ranks: of `tokens` with padding in the decoder, of `targets` in the head."""
+        """Operations of a step over all ranks: for `tokens` (with padding) in the decoder, for `targets` in the head."""
         parameters = self.parameters(train)
         forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing).flops
-        # Forward, backward to the inputs, backward to what is trained; and forward again with checkpointing.
+        # Forward, backward to the inputs, backward to the trained weights; and forward again with checkpointing.
         body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing
         head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head)
         return body * forward / (micro.rows * micro.length) * tokens + head * targets
@@ -204,7 +204,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
             f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
         )
     if rows.truncated > MAX_TRUNCATED * rows.seen:
-        yield f"{rows.truncated / rows.seen:.0%} of the rows are cut off at train.max_length = {train.max_length}. Raise it."
+        yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
 
 
 def _about_plan(train: TrainConfig, plan: Plan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _about_plan(train: TrainConfig, plan: Plan, micro: MicroBatch, positions: in
 
 
 def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any) -> Iterator[str]:
-    """Say whether it fits, and if not, which single change would do, or else which changes one after the other."""
+    """Return advice if the training does not fit: the single changes that make it fit, or else a combination."""
     if device.memory is None or memory.peak <= device.memory:
         return
     have = f"it needs {memory.peak / GIB:.1f} GiB per worker, {device.memory / GIB:.1f} GiB can be used on {device.name}"
@@ -236,15 +236,15 @@ def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any
             found = _keys(together), peak
             break
     if alone:
-        yield f"DOES NOT FIT: {have}. Any of these alone would do: {', '.join(alone)}."
+        yield f"DOES NOT FIT: {have}. Any one of these is enough: {', '.join(alone)}."
     elif found:
-        yield f"DOES NOT FIT: {have}. Together these would do: {found[0]} ({found[1] / GIB:.1f} GiB)."
+        yield f"DOES NOT FIT: {have}. Together these are enough: {found[0]} ({found[1] / GIB:.1f} GiB)."
     else:
         yield f"DOES NOT FIT: {have}. No settings make it fit: use more workers with more memory, or a smaller model."
 
 
 def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
-    """Settings that take less memory, those that cost least first."""
+    """Settings that need less memory, those with the least cost first."""
     on_gpu = train.gpus_per_worker > 0
     if train.dtype == "float32" and on_gpu:
         yield {"dtype": "bfloat16"}

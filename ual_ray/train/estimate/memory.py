@@ -1,10 +1,10 @@
-"""What a rank holds while it trains, estimated before a weight is read: from the model's config.json and the settings alone.
+"""Estimate the memory of a training rank from the model's config.json and the settings alone, without reading weights.
 
 Counted: parameters, sharded as FSDP2 does it, each along its first dimension and rounded up; activations (`forward_pass`).
-Known from how ual_ray works: float32 weights, gradients and AdamW's two moments; the loss's chunk of logits and its
-gradients (`loss`); what FSDP2 gathers; the copy that an asynchronous checkpoint is written from; the file that export fills.
-Rules of thumb, marked OURS: what a process holds before it trains, and what backward of a layer holds at a time. The rendered
-rows are not counted: they are mapped from files; nor is memory that was freed and that the C library keeps to itself.
+Known from the implementation: float32 weights, gradients and AdamW's two moments; the loss's chunk of logits and its
+gradients (`loss`); FSDP2's gathered parameters; the copy for an asynchronous checkpoint; the file buffer of the export.
+Rules of thumb, marked OURS: the memory of a process before training, and of the backward pass of a layer. Not counted: the
+rendered rows, which are mapped from files, and freed memory that the C library does not return.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FLOAT32 = 4
 ADAM_MOMENTS = 2
 # OURS: a CPU worker with Python, torch, Ray and transformers; a GPU's CUDA context, NCCL buffers and cuBLAS workspace.
 PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
-# OURS: backward of a layer holds about so many tensors as large as the largest that forward saved.
+# OURS: backward of a layer holds about this many tensors of the size of the largest that forward saved.
 BACKWARD_TENSORS = 3
-# One group of weights computes, the next is fetched, through a buffer of the same size.
+# One group of weights in use, the next being gathered, and a buffer of the same size.
 GATHERED_GROUPS = 3
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters, in all and of one rank (`shard`).
+    """Numbers of parameters, in total and of one rank (`shard`).
 
-    FSDP gathers a group at a time: a decoder layer, or the embedding if the head is another. `root` is the rest, the head
-    above all, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
+    FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head. `root` is the rest,
+    mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
     """
 
     total: int
@@ -52,16 +52,16 @@ class Parameters:
 
     @property
     def trainable_head(self) -> bool:
-        """Whether the output layer's weights are trained; adapters never sit there."""
+        """Whether the output layer's weights are trained; adapters are never placed there."""
         return self.trainable_root >= self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank on its device: `peak`, the largest that is held at any `moment`, and `parts`, by what for.
+    """Bytes of one rank on its device: `peak`, the maximum, reached at `moment`, and `parts`, by purpose.
 
-    Not all parts exist at the same moment: they add up to more than the peak. `host`: what a GPU's worker holds in host memory
-    beside its process, by cpu_offload and while a checkpoint is written; 0 on CPUs, where all of it is in `parts`.
+    Not all parts exist at the same time, so they add up to more than the peak. `host`: host memory of a GPU worker in addition
+    to its process, for cpu_offload and while a checkpoint is written; 0 on CPUs, where `parts` includes it.
     """
 
     parts: dict[str, int]
@@ -71,7 +71,7 @@ class Memory:
 
 
 def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
-    """Count the parameters of a model, on the meta device or not, and the part of one rank out of `shards`."""
+    """Count the parameters of a model, on the meta device or not, and those of one rank out of `shards`."""
     model: Any = causal_lm
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     groups = [list(layer.parameters()) for layer in find_layers(model.get_decoder())]
@@ -95,7 +95,7 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
 
 
 def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, tokens: int, passes: int) -> Memory:
-    """Add up one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
+    """Estimate one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
     on_gpu = config.gpus_per_worker > 0
     width = DTYPES[config.dtype].itemsize
     weights, gradients = FLOAT32 * parameters.shard, FLOAT32 * parameters.trainable_shard
@@ -115,7 +115,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
         "process": PROCESS_BYTES["cuda" if on_gpu else "cpu"],
     }
     always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
-    # The embedding's gradient is added to the head's where they are one.
+    # With tied weights, the embedding's gradient is added to the head's.
     root = width * parameters.root + (2 * width + FLOAT32) * parameters.trainable_root
     held = {
         "backward": sum(parts.values()) - parts["gradients"],
@@ -132,25 +132,25 @@ def _gathered_groups(parameters: Parameters, config: TrainConfig) -> int:
 
 
 def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
-    """Bytes of gradients before they are exchanged, of two groups: as backward makes them, and in float32 as they travel.
+    """Bytes of gradients before their reduction, of two groups: as backward computes them, and in float32 as they are sent.
 
-    held: ranks exchange gradients once per step, and between the micro-batches of a step each has all of them whole.
+    held: gradients are reduced once per step, and between a step's micro-batches each rank keeps all of them unsharded.
     """
     groups = 2 * (width + FLOAT32) * parameters.largest_trainable_group
     return groups + (FLOAT32 * parameters.trainable if held else 0)
 
 
 def checkpoint_bytes(trainable: int) -> int:
-    """Bytes of a checkpoint of so many trained parameters: float32 weights and AdamW's two moments."""
+    """Bytes of a checkpoint with this many trained parameters: float32 weights and AdamW's two moments."""
     return (1 + ADAM_MOMENTS) * FLOAT32 * trainable
 
 
 def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool) -> int:
-    """Bytes that the loss of `tokens` target tokens holds at most; width: bytes of a number in train.dtype.
+    """Peak bytes of the loss of `tokens` target tokens; width: bytes of a number in train.dtype.
 
-    A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; of a head that
-    is trained the float32 gradient, and that gradient scaled by the step's number of tokens, in train.dtype, which a CPU makes
-    of a float32 one.
+    A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; for a trained
+    head the float32 gradient, and that gradient scaled by the step's number of tokens, in train.dtype, which a CPU converts
+    from a float32 one.
     """
     chunk = FLOAT32 * parameters.vocabulary * chunk_rows(tokens, parameters.vocabulary, "cuda" if on_gpu else "cpu")
     copies = width if width < FLOAT32 else 0
@@ -168,5 +168,5 @@ def _count(parameters: Iterable[Tensor]) -> int:
 
 
 def _sharded(parameters: Iterable[Tensor], shards: int) -> int:
-    """Number of elements of the first rank's shards: rows are dealt out, and the first rank has the most."""
+    """Number of elements of the first rank's shards, which are the largest."""
     return sum(-(-len(parameter) // shards) * parameter[0].numel() for parameter in parameters)

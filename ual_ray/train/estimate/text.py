@@ -1,4 +1,4 @@
-"""A dry run of training in words, for the terminal."""
+"""Print the resource estimate of a training on the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ual_ray.train.estimate.dry_run import DryRun
 
 GIB = 2**30
-# From where on a time reads better in the next larger unit.
+# Thresholds, in seconds, from which a duration is shown in the next larger unit.
 UNITS = (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800), ("days", 86400, float("inf")))
 
 
 def show(plan: DryRun, console: Console) -> None:
-    """Print what training will take; what will not work comes last, in red."""
+    """Print the estimate, with problems last, in red."""
     for title, text in lines(plan):
         console.print(f"[bold]{title:<14}[/bold] {escape(text)}", highlight=False)
     for text in plan.advice:
@@ -35,7 +35,7 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     sharded = f"{train.num_workers // train.replicas} shards" + (f" x {train.replicas} replicas" if train.replicas > 1 else "")
     yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"
     sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
-    dropped = f"{rows.dropped.total()} dropped, {rows.truncated} cut off"
+    dropped = f"{rows.dropped.total()} dropped, {rows.truncated} truncated"
     yield (
         "rows",
         f"{rows.total:,} rows to train on{sample}; {dropped}; {plan.sequences:,} sequences{' (packed)' * train.packing}",
@@ -52,7 +52,7 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
             yield "", f"{name:<18} {gib(size):>10}"
     if plan.memory.host:
         what = "weights, gradients, optimizer, and a copy of them" if train.cpu_offload else "a copy of what is trained"
-        yield "host memory", f"{gib(plan.memory.host)} per worker beside its process: {what} while a checkpoint is written"
+        yield "host memory", f"{gib(plan.memory.host)} per worker on top of its process: {what} while a checkpoint is written"
     newest = f"the newest {train.keep_checkpoints}" if train.keep_checkpoints > 1 else "the newest"
     kept = f"{newest} and the best are kept"
     yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; the model in the end {gib(4 * _exported(plan))}"
@@ -64,7 +64,7 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
 
 
 def amount(number: float) -> str:
-    """Write a number with three digits and K, M or B."""
+    """Format a number with three digits and K, M or B."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -72,12 +72,12 @@ def amount(number: float) -> str:
 
 
 def gib(size: float) -> str:
-    """Write bytes in GiB, small ones in MiB."""
+    """Format bytes in GiB, small values in MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Format a duration in the largest suitable unit."""
     unit, size = next((unit, size) for unit, size, limit in UNITS if seconds < limit)
     return f"{seconds / size:.1f} {unit}"
 
