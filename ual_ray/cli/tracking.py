@@ -26,8 +26,7 @@ def ui(
     from ual_ray.tracking.ui import serve
 
     check_port(host, port)
-    typer.echo(f"MLflow: http://{host}:{port} (Ctrl-C stops it)")
-    raise typer.Exit(serve(uri, output, host, port))
+    raise typer.Exit(serve(uri, output, host, port, make_console()))
 
 
 def sync(
