@@ -24,7 +24,7 @@ import pyarrow.parquet
 from common import report
 
 from ual_ray import columns as col
-from ual_ray.stats.metrics import figures
+from ual_ray.stats.metrics import measure
 
 MODELS = ("base", "sft", "ual")
 ROWS_PER_GROUP = 1_000
@@ -71,7 +71,7 @@ def write_run(root: Path, rows: int) -> None:
         table = pyarrow.parquet.read_table(
             folder / "results", columns=["benchmark", "source", "scores", "nll_sum", "target_tokens"]
         )
-        content = {"name": model, "figures": [figure.as_dict() for figure in figures(table)]}
+        content = {"name": model, "figures": [value.as_dict() for value in measure(table)]}
         (folder / "figures.json").write_text(json.dumps(content))
         (folder / "started.json").write_text(json.dumps({"digest": "key", "inputs": {}}))
 

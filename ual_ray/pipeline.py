@@ -115,9 +115,9 @@ def judge_alone(session: Session, candidate: Path | None, reference: Path | None
 
 def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:
     """Run tasks of lm-evaluation-harness on the configured model; its numbers go to `out`/lm_eval.json and MLflow."""
-    _, figures = run_lm_eval(session.config.model, tasks, out, engine_options(session.config))
+    _, values = run_lm_eval(session.config.model, tasks, out, engine_options(session.config))
     with session.tracked(f"lm-eval {name}", out / "lm_eval", {STAGE_TAG: "evaluate"}) as run:
-        run.metrics(metrics_of([figure.as_dict() for figure in figures]))
-    for figure in figures:
-        error = "" if figure.standard_error is None else f" +- {figure.standard_error:.4f}"
-        session.say("lm-eval", f"{figure.benchmark} {figure.metric}: {figure.value:.4f}{error} (n = {figure.n})")
+        run.metrics(metrics_of([value.as_dict() for value in values]))
+    for found in values:
+        error = "" if found.standard_error is None else f" +- {found.standard_error:.4f}"
+        session.say("lm-eval", f"{found.benchmark} {found.metric}: {found.value:.4f}{error} (n = {found.n})")

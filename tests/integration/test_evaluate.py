@@ -24,7 +24,7 @@ from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.evaluate.stage import engine_of, model_digest
 from ual_ray.parquet import read_table
-from ual_ray.stats.results import read_figures, read_results
+from ual_ray.stats.results import read_metrics, read_results
 
 WORKER = Path(__file__).with_name("evaluating_worker.py")
 ROWS, ROWS_PER_BLOCK, ACTORS = 120, 4, 2
@@ -124,7 +124,7 @@ def test_kill_9_and_a_benchmark_added_later(tmp_path: Path) -> None:
     assert results(first) == sorted(expected(first), key=lambda row: row["id"])
     assert results(both) == sorted(expected(both), key=lambda row: row["id"])
     assert {row["model"] for row in results(again)} == {"again"} and len(results(again)) == ROWS
-    name, figures = read_figures(Path(both["folder"]))
+    name, figures = read_metrics(Path(both["folder"]))
     assert name == "both"
     assert {(figure.benchmark, figure.metric, figure.n) for figure in figures} >= {
         ("gsm", "exact_match_strict", ROWS),

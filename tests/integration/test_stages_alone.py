@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray.parquet import read_table
-from ual_ray.stats.results import read_figures, read_results
+from ual_ray.stats.results import read_metrics, read_results
 
 
 def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tin
         )
         assert done.code == 0, done.output
         newest = out / "evaluate" / (out / "evaluate" / "newest").read_text()
-        title, figures = read_figures(newest)
+        title, figures = read_metrics(newest)
         assert title == name
         assert {figure.metric for figure in figures} == {"nll", "exact_match_strict", "exact_match_flexible"}
         assert {row["model"] for row in read_results(newest).to_pylist()} == {name}

@@ -23,7 +23,7 @@ from ual_ray.stats.metrics import (
     EXACT_MATCH_FLEXIBLE,
     EXACT_MATCH_STRICT,
     OVERALL,
-    Figure,
+    MetricValue,
 )
 
 LM_EVAL_FILE = "lm_eval.json"
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 def run_lm_eval(
     model: str, tasks: Sequence[str], out: Path, options: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], list[Figure]]:
+) -> tuple[dict[str, Any], list[MetricValue]]:
     """Run tasks of lm-evaluation-harness on a model, with vLLM where it is installed and transformers elsewhere.
 
     `options` go to `lm_eval.simple_evaluate` (limit, num_fewshot, gen_kwargs, model_args, ...; `engine_options` gives those of
     a configuration); the chat template is applied unless they set it otherwise. Writes `out`/lm_eval.json, which leaves the
-    samples out; returns all that the package returned, and its numbers as figures with standard errors. Raises UserError when
+    samples out; returns all that the package returned, and its numbers as metrics with standard errors. Raises UserError when
     the package is missing or a task is not known.
     """
     library = _library()
@@ -64,11 +64,11 @@ def run_lm_eval(
     out.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in results.items() if key != "samples"}
     (out / LM_EVAL_FILE).write_text(json.dumps(kept, indent=2, default=str))
-    return results, list(figures_of(results))
+    return results, list(metric_values(results))
 
 
-def figures_of(results: Mapping[str, Any]) -> Iterator[Figure]:
-    """Turn the numbers of lm-evaluation-harness into figures; those without a name here keep the one they have there."""
+def metric_values(results: Mapping[str, Any]) -> Iterator[MetricValue]:
+    """Turn the numbers of lm-evaluation-harness into metrics; those without a name here keep the one they have there."""
     for task, numbers in results["results"].items():
         n = int(results.get("n-samples", {}).get(task, {}).get("effective", 0))
         for key, value in numbers.items():
@@ -80,7 +80,7 @@ def figures_of(results: Mapping[str, Any]) -> Iterator[Figure]:
             name = NAMES.get(key, metric if kind == "none" else f"{metric}_{kind}")
             if name not in DIRECTIONS:
                 logger.info("%s of %s is a metric without a known direction", name, task)
-            yield Figure(task, name, OVERALL, float(value), float(error) if isinstance(error, int | float) else None, n)
+            yield MetricValue(task, name, OVERALL, float(value), float(error) if isinstance(error, int | float) else None, n)
 
 
 def engine_options(config: Config) -> dict[str, Any]:

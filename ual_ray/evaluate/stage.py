@@ -31,11 +31,11 @@ from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import write_tables
 from ual_ray.run.progress import Meter
-from ual_ray.stats.metrics import figures
+from ual_ray.stats.metrics import measure
 from ual_ray.stats.results import read_results
 
 DISAGREEMENTS_FILE = "disagreements.jsonl"
-# The columns that figures are computed from: no texts.
+# The columns that metrics are computed from: no texts.
 NUMBERS = [col.ID, col.BENCHMARK, col.SOURCE, col.STATUS, col.ERROR, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS]
 SAMPLED = (
     *(col.ID, col.BENCHMARK, col.SOURCE, col.ANSWER, col.PREDICTION, col.EXTRACTED, col.SCORES),
@@ -141,5 +141,5 @@ def _describe(name: str, numbers: pa.Table) -> dict[str, Any]:
         "quarantined": len(failed),
         "reasons": dict(reasons),
         "benchmarks": {key: {"rows": rows[key], "quarantined": lost[key]} for key in sorted(rows)},
-        "figures": [figure.as_dict() for figure in figures(numbers)],
+        "figures": [value.as_dict() for value in measure(numbers)],
     }

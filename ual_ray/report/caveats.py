@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ual_ray.config import BASE
 from ual_ray.report.findings import Findings, get_nested
-from ual_ray.stats.metrics import Figure, metric_of
+from ual_ray.stats.metrics import MetricValue, metric_of
 
 FEW_QUESTIONS = 100
 # A share within so many standard errors of 0, or below FLOOR, cannot differ between arms.
@@ -68,11 +68,11 @@ def _of_size(findings: Findings) -> Iterator[str]:
 
 def _of_floors(findings: Findings) -> Iterator[str]:
     low: dict[tuple[str, str], list[str]] = {}
-    for model, found in findings.figures.items():
-        for figure in found:
-            metric = metric_of(figure.metric)
-            if metric.unit == "share" and metric.direction == "higher" and at_floor(figure):
-                low.setdefault((figure.benchmark, metric.label), []).append(model)
+    for model, found in findings.metrics.items():
+        for entry in found:
+            metric = metric_of(entry.metric)
+            if metric.unit == "share" and metric.direction == "higher" and at_floor(entry):
+                low.setdefault((entry.benchmark, metric.label), []).append(model)
     for (benchmark, label), models in low.items():
         yield (
             f"{benchmark}, {label}: {', '.join(models)} {'is' if len(models) == 1 else 'are'} at the floor, where correct "
@@ -80,9 +80,9 @@ def _of_floors(findings: Findings) -> Iterator[str]:
         )
 
 
-def at_floor(figure: Figure) -> bool:
+def at_floor(entry: MetricValue) -> bool:
     """Tell whether a share is too near to 0 for arms to differ in it."""
-    return figure.value <= max(FLOOR, FLOOR_ERRORS * (figure.standard_error or 0.0))
+    return entry.value <= max(FLOOR, FLOOR_ERRORS * (entry.standard_error or 0.0))
 
 
 def _of_judges(findings: Findings) -> Iterator[str]:
@@ -113,9 +113,9 @@ def _of_calibration(findings: Findings) -> Iterator[str]:
 
 def _of_unanswered(findings: Findings) -> Iterator[str]:
     counts: dict[tuple[str, str], set[int]] = {}
-    for figure in (figure for found in findings.figures.values() for figure in found):
-        if figure.source == "overall":
-            counts.setdefault((figure.benchmark, figure.metric), set()).add(figure.n)
+    for entry in (entry for found in findings.metrics.values() for entry in found):
+        if entry.source == "overall":
+            counts.setdefault((entry.benchmark, entry.metric), set()).add(entry.n)
     uneven = sorted({benchmark for (benchmark, _), found in counts.items() if len(found) > 1})
     if uneven:
         yield (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray.stats.comparison import Comparisons
-from ual_ray.stats.metrics import Figure
+from ual_ray.stats.metrics import MetricValue
 
 REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
@@ -26,7 +26,7 @@ class Findings:
     as the stages wrote them. `alphas` are means.
     """
 
-    figures: dict[str, list[Figure]]
+    metrics: dict[str, list[MetricValue]]
     comparisons: Comparisons
     alphas: dict[str, float] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class Findings:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models, in the order they were given."""
-        return tuple(self.figures)
+        return tuple(self.metrics)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        plain = {name: [figure.as_dict() for figure in found] for name, found in self.figures.items()}
+        plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
         others = ("alphas", "seeds", "calibration", "clusters", "win_rates", "folders")
         return {
             "figures": plain,
@@ -53,9 +53,9 @@ class Findings:
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Findings:
         """Read what `as_dict` wrote."""
-        figures = {name: [Figure(**figure) for figure in found] for name, found in content["figures"].items()}
+        metrics = {name: [MetricValue(**entry) for entry in found] for name, found in content["figures"].items()}
         others = {key: value for key, value in content.items() if key not in ("figures", "comparisons")}
-        return Findings(figures, Comparisons.from_dict(content["comparisons"]), **others)
+        return Findings(metrics, Comparisons.from_dict(content["comparisons"]), **others)
 
 
 def read_json(path: Path) -> Any:

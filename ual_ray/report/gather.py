@@ -17,8 +17,8 @@ from ual_ray.report.findings import Findings, read_json
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.comparison import COLUMNS, compare_models
-from ual_ray.stats.metrics import figures, over_seeds
-from ual_ray.stats.results import read_figures, read_results
+from ual_ray.stats.metrics import measure, over_seeds
+from ual_ray.stats.results import read_metrics, read_results
 
 # model -> training seed -> the folder of its evaluation
 BySeed = Mapping[str, Mapping[int, Path]]
@@ -83,14 +83,14 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
 def _evaluations(root: Path) -> dict[str, Path]:
     files = newest_last(root.rglob(col.FIGURES_FILE))
     folders = [file.parent for file in files if (file.parent / col.RESULTS_FOLDER).is_dir()]
-    return {read_figures(folder)[0]: folder for folder in folders}
+    return {read_metrics(folder)[0]: folder for folder in folders}
 
 
 def _model_of(file: Path) -> str:
     """Name the model of HOME/calibrate/KEY/file: as HOME/evaluate names it, or as HOME is called, such as arms/ARM."""
     home = file.parents[2]
     evaluated = newest_last((home / "evaluate").rglob(col.FIGURES_FILE))
-    return read_figures(evaluated[-1].parent)[0] if evaluated else home.name
+    return read_metrics(evaluated[-1].parent)[0] if evaluated else home.name
 
 
 def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
@@ -124,7 +124,7 @@ def make_findings(
     }
     done = _read_all(stages.smoothed, DONE_FILE)
     return Findings(
-        figures={model: over_seeds([figures(table) for table in tables.values()]) for model, tables in rows.items()},
+        metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=compare_models(rows, options.confidence, options.resamples, seed),
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
         seeds={model: len(folders) for model, folders in evaluated.items()},

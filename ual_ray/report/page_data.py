@@ -137,7 +137,7 @@ def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | Non
         "data and uncertainty (no finished elicitation)": elicit is None,
         "arms (no alphas)": not any(arm.smooth for arm in arms),
         "training (no metrics)": not any(arm.training for arm in arms),
-        "results (no evaluation)": findings is None or not findings.figures,
+        "results (no evaluation)": findings is None or not findings.metrics,
         "comparisons (no two models answered the same questions)": findings is None or not findings.comparisons.entries,
         "calibration": findings is None or not findings.calibration,
         "clusters": findings is None or not (findings.clusters or points),

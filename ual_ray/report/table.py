@@ -14,12 +14,12 @@ from ual_ray.formatting import MISSING, count, number
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
-from ual_ray.stats.metrics import NLL, OVERALL, Figure, difference_unit, metric_of
+from ual_ray.stats.metrics import NLL, OVERALL, MetricValue, difference_unit, metric_of
 from ual_ray.stats.results import Rate, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 VERDICTS = (BETTER, WORSE, INCONCLUSIVE)
-# Sources beyond the largest are in the figures of the evaluation, not in a table that is read.
+# Sources beyond the largest are in the result of the evaluation, not in a table.
 MAX_SOURCES = 8
 ARMS = "arms"
 CALIBRATED = ("nll", "accuracy", "ece_width", "ece_mass", "brier", "auroc", "aurc", "prr")
@@ -104,7 +104,7 @@ def tables(findings: Findings) -> dict[str, Grid]:
 
 
 def models(findings: Findings) -> Grid:
-    """Put the figures of all models side by side, each with its standard error, then calibration and clusters."""
+    """Put the metrics of all models side by side, each with its standard error, then calibration and clusters."""
     names = findings.models
     rows = [*_arm_rows(findings), *_figure_rows(findings), *_calibration_rows(findings), *_cluster_rows(findings)]
     return Grid("Every model on the same questions", ("metric", "n", *names), tuple(rows))
@@ -121,22 +121,22 @@ def _arm_rows(findings: Findings) -> Iterator[Row]:
 
 def _figure_rows(findings: Findings) -> Iterator[Row]:
     by_key = {
-        model: {(figure.benchmark, figure.metric, figure.source): figure for figure in found}
-        for model, found in findings.figures.items()
+        model: {(entry.benchmark, entry.metric, entry.source): entry for entry in found}
+        for model, found in findings.metrics.items()
     }
     for key in _keys(findings):
         benchmark, metric, source = key
         found = [by_key[model].get(key) for model in findings.models]
         label = metric_of(metric).label if source == OVERALL else f"… {source}"
-        n = spread_of([figure.n for figure in found if figure is not None])
+        n = spread_of([entry.n for entry in found if entry is not None])
         yield Row(benchmark, (f"{label}{ARROWS[metric_of(metric).direction]}", n, *map(cell, found)))
 
 
 def _keys(findings: Findings) -> list[tuple[str, str, str]]:
-    """Order the figures: the held-out rows first, then by benchmark; NLL first, its largest sources under it."""
+    """Order the rows: the held-out rows first, then by benchmark; NLL first, its largest sources under it."""
     sizes: dict[tuple[str, str, str], int] = {}
-    for figure in (figure for found in findings.figures.values() for figure in found):
-        sizes.setdefault((figure.benchmark, figure.metric, figure.source), figure.n)
+    for entry in (entry for found in findings.metrics.values() for entry in found):
+        sizes.setdefault((entry.benchmark, entry.metric, entry.source), entry.n)
 
     def order(key: tuple[str, str, str]) -> tuple[Any, ...]:
         benchmark, metric, source = key
@@ -227,9 +227,9 @@ def win_rates(findings: Findings) -> Grid:
     return Grid("Judged pairwise; 50% = as good as the reference; lengths in characters", heads, rows)
 
 
-def cell(figure: Figure | None) -> str:
+def cell(entry: MetricValue | None) -> str:
     """Write a value with its standard error, shares in percent."""
-    return MISSING if figure is None else value_text(figure.metric, figure.value, figure.standard_error)
+    return MISSING if entry is None else value_text(entry.metric, entry.value, entry.standard_error)
 
 
 def value_text(metric: str, value: float | None, error: float | None) -> str:

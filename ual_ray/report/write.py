@@ -81,8 +81,8 @@ def log(run: Run, findings: Findings, folder: Path) -> None:
     for name, grid in tables(findings).items():
         run.table(grid.columns(), f"tables/{name}.json")
     values: dict[str, Any] = {}
-    for model, found in findings.figures.items():
-        values |= {f"{model}.{key}": value for key, value in metrics_of([figure.as_dict() for figure in found]).items()}
+    for model, found in findings.metrics.items():
+        values |= {f"{model}.{key}": number for key, number in metrics_of([value.as_dict() for value in found]).items()}
     for entry in findings.comparisons.entries:
         values[f"{entry.arm}-vs-{entry.reference}.{entry.benchmark}.{entry.metric}"] = entry.difference
     run.metrics(values)

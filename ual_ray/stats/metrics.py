@@ -1,4 +1,4 @@
-"""From result rows to figures: every metric's name, label and direction; every figure with its n and standard error. Pure."""
+"""Metrics of result rows, each with its n and standard error; the name, label and direction of every metric. Pure."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def difference_unit(name: str) -> tuple[str, float]:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """One measured value: `metric` over the `n` rows of `source` in a benchmark; `standard_error` is None where n < 2."""
 
     benchmark: str
@@ -105,14 +105,14 @@ class Figure:
         return asdict(self)
 
 
-def figures(results: pa.Table) -> list[Figure]:
+def measure(results: pa.Table) -> list[MetricValue]:
     """Measure each benchmark of `columns.RESULTS` rows: NLL per token overall and by source, the mean of every score.
 
     A row without a value is left out, not counted as wrong.
     """
     found = []
     for benchmark, rows in by_benchmark(results):
-        found += list(_nll_figures(benchmark, rows))
+        found += list(_nll_values(benchmark, rows))
         for metric, values in scores(rows).items():
             found.append(mean(values[np.isfinite(values)], benchmark, metric))
     return found
@@ -165,7 +165,7 @@ def likelihoods(results: pa.Table) -> tuple[Numbers, Numbers]:
     return np.where(missing, np.nan, sums), np.where(missing, np.nan, tokens)
 
 
-def _nll_figures(benchmark: str, rows: pa.Table) -> Iterator[Figure]:
+def _nll_values(benchmark: str, rows: pa.Table) -> Iterator[MetricValue]:
     sums, tokens = likelihoods(rows)
     there = np.isfinite(sums)
     if not there.any():
@@ -182,7 +182,7 @@ def _nll_figures(benchmark: str, rows: pa.Table) -> Iterator[Figure]:
             yield negative_log_likelihood(sums[own], tokens[own], benchmark, str(names[code]))
 
 
-def negative_log_likelihood(sums: Numbers, tokens: Numbers, benchmark: str, source: str = OVERALL) -> Figure:
+def negative_log_likelihood(sums: Numbers, tokens: Numbers, benchmark: str, source: str = OVERALL) -> MetricValue:
     """Unsmoothed NLL in nats per token: sum over rows / number of tokens (lower is better).
 
     The standard error is that of a ratio estimator over rows, since the tokens of a row are not independent.
@@ -191,33 +191,33 @@ def negative_log_likelihood(sums: Numbers, tokens: Numbers, benchmark: str, sour
     ratio = sums.sum() / total
     residuals = sums - ratio * tokens
     error = math.sqrt(n / (n - 1) * (residuals @ residuals)) / total if n > 1 else None
-    return Figure(benchmark, NLL, source, float(ratio), None if error is None else float(error), n)
+    return MetricValue(benchmark, NLL, source, float(ratio), None if error is None else float(error), n)
 
 
-def mean(values: Numbers, benchmark: str, metric: str) -> Figure:
+def mean(values: Numbers, benchmark: str, metric: str) -> MetricValue:
     """Average a score over rows; the standard error is that of a mean (of a share: sqrt(p (1 - p) / (n - 1)))."""
     n = len(values)
     error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Figure(benchmark, metric, OVERALL, float(values.mean()), error, n)
+    return MetricValue(benchmark, metric, OVERALL, float(values.mean()), error, n)
 
 
-def over_seeds(by_seed: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """Average the figures of one arm over seeds that answered the same questions.
+def over_seeds(by_seed: Sequence[Sequence[MetricValue]]) -> list[MetricValue]:
+    """Average the metrics of one arm over seeds that answered the same questions.
 
     The questions' share of the variance does not shrink with more seeds, the seeds' own does:
     error^2 = mean over seeds of error^2 + variance between seeds / seeds. n is the smallest number of rows.
     """
     if len(by_seed) == 1:
         return list(by_seed[0])
-    found: dict[tuple[str, str, str], list[Figure]] = {}
-    for figure in (figure for one in by_seed for figure in one):
-        found.setdefault((figure.benchmark, figure.metric, figure.source), []).append(figure)
+    found: dict[tuple[str, str, str], list[MetricValue]] = {}
+    for entry in (entry for one in by_seed for entry in one):
+        found.setdefault((entry.benchmark, entry.metric, entry.source), []).append(entry)
     return [_average(group) for group in found.values()]
 
 
-def _average(group: Sequence[Figure]) -> Figure:
-    values = np.array([figure.value for figure in group])
-    errors = [figure.standard_error for figure in group if figure.standard_error is not None]
+def _average(group: Sequence[MetricValue]) -> MetricValue:
+    values = np.array([entry.value for entry in group])
+    errors = [entry.standard_error for entry in group if entry.standard_error is not None]
     spread = values.var(ddof=1) / len(group) if len(group) > 1 else 0.0
     error = math.sqrt(float(np.mean(np.square(errors)) + spread)) if errors else None
-    return replace(group[0], value=float(values.mean()), standard_error=error, n=min(figure.n for figure in group))
+    return replace(group[0], value=float(values.mean()), standard_error=error, n=min(entry.n for entry in group))

@@ -14,7 +14,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
-from ual_ray.stats.metrics import Figure
+from ual_ray.stats.metrics import MetricValue
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -23,19 +23,19 @@ def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table
     return files.to_table(columns=None if columns is None else [*columns]).sort_by(col.ID)
 
 
-def read_figures(folder: Path) -> tuple[str, list[Figure]]:
-    """Read what `evaluate` wrote: the model's name and its figures."""
+def read_metrics(folder: Path) -> tuple[str, list[MetricValue]]:
+    """Read what `evaluate` wrote: the model's name and its metrics."""
     content = json.loads((folder / col.FIGURES_FILE).read_text())
-    return content["name"], [Figure(**figure) for figure in content["figures"]]
+    return content["name"], [MetricValue(**entry) for entry in content["figures"]]
 
 
-def metrics_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Spell figures as names and values for a run: `benchmark.metric.source`, its standard error and its n."""
-    values: dict[str, float] = {}
-    for figure in figures:
-        key = f"{figure['benchmark']}.{figure['metric']}.{figure['source']}"
-        values |= {key: figure["value"], f"{key}.standard_error": figure["standard_error"], f"{key}.n": figure["n"]}
-    return values
+def metrics_of(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Give values by the names of their metrics in MLflow: `benchmark.metric.source`, its standard error and its n."""
+    named: dict[str, float] = {}
+    for entry in values:
+        key = f"{entry['benchmark']}.{entry['metric']}.{entry['source']}"
+        named |= {key: entry["value"], f"{key}.standard_error": entry["standard_error"], f"{key}.n": entry["n"]}
+    return named
 
 
 @dataclass(frozen=True)

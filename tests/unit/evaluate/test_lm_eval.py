@@ -13,8 +13,8 @@ import pytest
 from ual_ray.config import Config, EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.evaluate import lm_eval as bridge
-from ual_ray.evaluate.lm_eval import LM_EVAL_FILE, engine_options, figures_of, run_lm_eval
-from ual_ray.stats.metrics import Figure
+from ual_ray.evaluate.lm_eval import LM_EVAL_FILE, engine_options, metric_values, run_lm_eval
+from ual_ray.stats.metrics import MetricValue
 
 RESULTS: dict[str, Any] = {
     "results": {
@@ -34,12 +34,12 @@ RESULTS: dict[str, Any] = {
 
 
 def test_numbers_become_figures_with_their_standard_errors() -> None:
-    assert list(figures_of(RESULTS)) == [
-        Figure("gsm8k", "exact_match_strict", "overall", 0.25, 0.05, 80),
-        Figure("gsm8k", "exact_match_flexible", "overall", 0.5, None, 80),
-        Figure("arc", "accuracy", "overall", 0.4, 0.1, 9),
-        Figure("arc", "accuracy_normalised", "overall", 0.3, None, 9),
-        Figure("arc", "word_perplexity", "overall", 12.0, None, 9),
+    assert list(metric_values(RESULTS)) == [
+        MetricValue("gsm8k", "exact_match_strict", "overall", 0.25, 0.05, 80),
+        MetricValue("gsm8k", "exact_match_flexible", "overall", 0.5, None, 80),
+        MetricValue("arc", "accuracy", "overall", 0.4, 0.1, 9),
+        MetricValue("arc", "accuracy_normalised", "overall", 0.3, None, 9),
+        MetricValue("arc", "word_perplexity", "overall", 12.0, None, 9),
     ]
 
 

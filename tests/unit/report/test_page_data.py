@@ -19,7 +19,7 @@ from ual_ray.report.findings import Findings
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.stats.comparison import COLUMNS, Comparisons, compare_models
-from ual_ray.stats.metrics import figures
+from ual_ray.stats.metrics import measure
 
 UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
 ARMS = ("sft", "constant", "shuffled", "ual")
@@ -159,7 +159,7 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
         (root / place / "calibrate" / "c1").mkdir(parents=True)
         np.savez(root / place / "calibrate" / "c1" / "clusters.npz", **points())
     findings = Findings(
-        {model: figures(table) for model, table in tables.items()},
+        {model: measure(table) for model, table in tables.items()},
         compare_models({model: {0: table.select(COLUMNS)} for model, table in tables.items()}, resamples=400),
         alphas={arm: 0.1 * (arm != "sft") for arm in arms},
         seeds=dict.fromkeys(names, 1),
@@ -322,8 +322,8 @@ def test_a_judge_that_prefers_a_position_is_a_caveat() -> None:
 
 
 def test_the_floor() -> None:
-    from ual_ray.stats.metrics import Figure
+    from ual_ray.stats.metrics import MetricValue
 
-    assert at_floor(Figure("b", "accuracy", "overall", 0.02, 0.01, 300))
-    assert at_floor(Figure("b", "accuracy", "overall", 0.2, 0.1, 10)), "two standard errors"
-    assert not at_floor(Figure("b", "accuracy", "overall", 0.2, 0.02, 300))
+    assert at_floor(MetricValue("b", "accuracy", "overall", 0.02, 0.01, 300))
+    assert at_floor(MetricValue("b", "accuracy", "overall", 0.2, 0.1, 10)), "two standard errors"
+    assert not at_floor(MetricValue("b", "accuracy", "overall", 0.2, 0.02, 300))

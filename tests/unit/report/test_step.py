@@ -23,7 +23,7 @@ from ual_ray.report.gather import StageFolders, newest_stage
 from ual_ray.report.step import report, report_on
 from ual_ray.report.write import write_page
 from ual_ray.run.stage_cache import point_to
-from ual_ray.stats.metrics import figures
+from ual_ray.stats.metrics import measure
 
 N = 60
 
@@ -46,7 +46,7 @@ def evaluated(folder: Path, name: str, shift: float, luck: int) -> Path:
     table = pa.Table.from_pylist(rows, schema=col.RESULTS)
     (folder / "results").mkdir(parents=True)
     pa.parquet.write_table(table, folder / "results" / "results.parquet")
-    (folder / "figures.json").write_text(json.dumps({"name": name, "figures": [f.as_dict() for f in figures(table)]}))
+    (folder / "figures.json").write_text(json.dumps({"name": name, "figures": [f.as_dict() for f in measure(table)]}))
     (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {}}))
     return folder
 
@@ -181,7 +181,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert left == {"report.md", "comparison.json", "findings.json", "report.html"} | drawn
     assert set(logged["artifact"]) == left
     assert logged["table"] == ["tables/models.json", "tables/differences.json"]
-    assert logged["metrics"]["ual.held_out.nll.overall"] == findings.figures["ual"][0].value
+    assert logged["metrics"]["ual.held_out.nll.overall"] == findings.metrics["ual"][0].value
     assert logged["metrics"]["ual-vs-sft.held_out.nll"] < 0
     assert logged["tags"]["verdict.ual-vs-sft"] == "better"
     assert findings.alphas == {"sft": 0.0, "ual": pytest.approx(0.15)}

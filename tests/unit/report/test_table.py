@@ -10,7 +10,7 @@ from rich.console import Console
 from ual_ray.report.findings import Findings
 from ual_ray.report.table import cell, models, p_text, rate_text, tables
 from ual_ray.stats.comparison import Comparison, Comparisons
-from ual_ray.stats.metrics import Figure
+from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.results import Rate
 
 ENTRY = Comparison("ual", "sft", "held_out", "nll", -0.0123, -0.02, -0.0041, 0.004, 0.012, "better", 20, 1, True)
@@ -36,10 +36,10 @@ RATE = {
 
 def findings() -> Findings:
     base = [
-        Figure("gsm8k", "exact_match_strict", "overall", 0.25, 0.125, 16),
-        Figure("held_out", "nll", "overall", 2.0, 0.5, 20),
+        MetricValue("gsm8k", "exact_match_strict", "overall", 0.25, 0.125, 16),
+        MetricValue("held_out", "nll", "overall", 2.0, 0.5, 20),
     ]
-    arm = [Figure("held_out", "nll", "overall", 1.5, None, 18), Figure("held_out", "nll", "maths", 1.0, 0.1, 8)]
+    arm = [MetricValue("held_out", "nll", "overall", 1.5, None, 18), MetricValue("held_out", "nll", "maths", 1.0, 0.1, 8)]
     return Findings(
         {"base": base, "sft": arm, "ual": arm},
         Comparisons((ENTRY, NULL), 0.95, 2000, 0),
@@ -125,7 +125,7 @@ def test_three_models_fit_a_terminal_of_110_columns() -> None:
 
 def test_untrusted_names_stay_names() -> None:
     name = "[red]a|b\n[/red]"
-    found = Findings({name: [Figure(name, "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 2000, 0))
+    found = Findings({name: [MetricValue(name, "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 2000, 0))
     (grid,) = tables(found).values()
     assert "a\\|b [/red]" in grid.markdown()
     console = Console(width=110, record=True, file=io.StringIO())
@@ -134,20 +134,20 @@ def test_untrusted_names_stay_names() -> None:
 
 
 def test_many_sources_are_cut_to_the_largest() -> None:
-    figures = [Figure("held_out", "nll", f"s{n:02}", 1.0, None, n) for n in range(1, 30)]
-    figures.append(Figure("held_out", "nll", "overall", 1.0, None, 500))
+    figures = [MetricValue("held_out", "nll", f"s{n:02}", 1.0, None, n) for n in range(1, 30)]
+    figures.append(MetricValue("held_out", "nll", "overall", 1.0, None, 500))
     labels = [row.cells[0] for row in models(Findings({"base": figures}, Comparisons((), 0.95, 1, 0))).rows]
     assert labels == ["NLL per token, nats ↓"] + [f"… s{n} ↓" for n in range(29, 21, -1)]
 
 
 def test_several_seeds_are_told() -> None:
-    found = Findings({"ual": [Figure("b", "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 1, 0), seeds={"ual": 3})
+    found = Findings({"ual": [MetricValue("b", "nll", "overall", 1.0, None, 1)]}, Comparisons((), 0.95, 1, 0), seeds={"ual": 3})
     assert models(found).rows[0].cells == ("training seeds", "–", "3")
 
 
 def test_small_parts() -> None:
     assert cell(None) == "–"
-    assert cell(Figure("b", "exact_match_strict", "overall", 0.0, 0.0, 5)) == "0.0% ± 0.0"
+    assert cell(MetricValue("b", "exact_match_strict", "overall", 0.0, 0.0, 5)) == "0.0% ± 0.0"
     assert [p_text(0.0004), p_text(0.0123)] == ["<0.001", "0.012"]
     assert [rate_text(Rate(51.25, 50.0, 52.5)), rate_text(Rate(None, None, None))] == ["51.2 [50.0, 52.5]", "–"]
 

@@ -11,7 +11,7 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
 from ual_ray.stats.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
-from ual_ray.stats.metrics import figures
+from ual_ray.stats.metrics import measure
 
 N = 120
 
@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_the_plain_functions() -> None:
     assert (nll.difference, nll.ci_low, nll.ci_high) == pytest.approx((plain.difference, plain.ci_low, plain.ci_high))
     assert nll.p_value == plain.p_value
     assert nll.difference == pytest.approx(
-        next(f.value for f in figures(mine) if f.metric == "nll") - next(f.value for f in figures(theirs) if f.metric == "nll")
+        next(f.value for f in measure(mine) if f.metric == "nll") - next(f.value for f in measure(theirs) if f.metric == "nll")
     )
     c, d = (
         {row["id"]: dict(row["scores"]) for row in table.to_pylist() if row["benchmark"] == "gsm8k"} for table in (mine, theirs)

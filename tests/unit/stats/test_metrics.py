@@ -18,8 +18,8 @@ from ual_ray.stats.metrics import (
     METRICS,
     NLL,
     OVERALL,
-    Figure,
-    figures,
+    MetricValue,
+    measure,
     metric_of,
     negative_log_likelihood,
     over_seeds,
@@ -44,8 +44,8 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=col.RESULTS)
 
 
-def measured(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], Figure]:
-    return {(figure.benchmark, figure.metric, figure.source): figure for figure in figures(table(rows))}
+def measured(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], MetricValue]:
+    return {(figure.benchmark, figure.metric, figure.source): figure for figure in measure(table(rows))}
 
 
 def test_nll_is_per_token_and_not_per_row() -> None:
@@ -92,8 +92,8 @@ def test_benchmarks_are_apart() -> None:
 
 
 def test_no_rows_no_figures() -> None:
-    assert figures(table([])) == []
-    assert figures(table([row("a", None, None)])) == []
+    assert measure(table([])) == []
+    assert measure(table([row("a", None, None)])) == []
 
 
 SCORE = st.dictionaries(st.sampled_from(["p", "q", "r"]), st.none() | st.floats(-1, 1) | st.just(math.nan))
@@ -130,7 +130,7 @@ def test_every_metric_has_a_label_and_unknown_ones_no_direction() -> None:
 
 
 def test_several_seeds_by_hand() -> None:
-    first, second = Figure("b", "accuracy", OVERALL, 0.4, 0.1, 20), Figure("b", "accuracy", OVERALL, 0.6, 0.1, 18)
+    first, second = MetricValue("b", "accuracy", OVERALL, 0.4, 0.1, 20), MetricValue("b", "accuracy", OVERALL, 0.6, 0.1, 18)
     (both,) = over_seeds([[first], [second]])
     assert both.value == 0.5 and both.n == 18
     assert both.standard_error == pytest.approx(math.sqrt(0.1**2 + 0.02 / 2)), "the questions' own error does not shrink"
