@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """One generation: tokens in, and how to go on from them."""
+    """One generation: the prompt's tokens and the sampling parameters."""
 
     ids: list[int]
     sampling: SamplingParams
@@ -50,7 +50,7 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Length of prompt and answer together."""
+        """Length of prompt and answer together, in tokens."""
         return len(self.ids) + self.new_tokens
 
 
@@ -58,7 +58,7 @@ class VLLMEngine:
     """A vLLM engine inside this process."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        """Load the model. Raises UserError for a model without a chat template, or an adapter that is none."""
+        """Load the model. Raises UserError for a model without a chat template, and for an invalid adapter."""
         config = spec.config
         set_environment(config)
         from vllm import LLM
@@ -110,12 +110,12 @@ class VLLMEngine:
             raise EngineDied(str(error)) from error
         except Exception as error:
             if self._llm.llm_engine.has_unfinished_requests():
-                # It failed in the middle of its work: what it still holds would stand in the way of all that follows.
+                # It failed while generating: requests that it still holds would block all later ones.
                 raise EngineDied(f"the engine failed while it was generating: {error}") from error
             if len(prompts) == 1:
                 logger.exception("the engine failed on one request")
                 return [Failure(f"engine: {error}")]
-            # One bad request must not cost the others their results; a broken engine fails on them all.
+            # One bad request must not fail the others; a broken engine fails on all of them.
             results = [self._generate([prompt])[0] for prompt in prompts]
             if all(isinstance(result, Failure) for result in results):
                 raise EngineDied(f"every request of a batch failed, the first with: {error}") from error
@@ -123,7 +123,7 @@ class VLLMEngine:
 
 
 class _Job(ABC):
-    """One request as vLLM sees it: the generations it takes, and how their outputs make a result."""
+    """One request in vLLM's terms: its generations, and the conversion of their outputs into a result."""
 
     prompts: list[Prompt]
 
@@ -231,7 +231,7 @@ def _prompt_length(output: RequestOutput) -> int:
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """Spell the configuration in vLLM's terms; `engine.arguments` goes on top."""
+    """Convert the configuration to vLLM's arguments; `engine.arguments` overrides them."""
     config = spec.config
     options: dict[str, Any] = {
         "dtype": config.dtype,
@@ -243,7 +243,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "worker_extension_cls": EXTENSION,
     }
     if config.gpus_per_actor == 0:
-        # On a CPU, vLLM 0.32 cannot take back a random draw, which it does for every seeded prompt that it reads in parts.
+        # On a CPU, vLLM 0.32 cannot undo a random draw, which it does for every seeded prompt that it reads in chunks.
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(TOKENS_AT_A_TIME, config.max_model_len)}
     if spec.adapter is not None:
         options |= {"enable_lora": True, "max_lora_rank": adapter_rank(spec.adapter)}
@@ -251,7 +251,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
 
 
 def adapter_rank(adapter: str) -> int:
-    """Read the rank of a LoRA adapter, rounded up to one that vLLM has kernels for. Raises UserError when it is none."""
+    """Read the rank of a LoRA adapter, rounded up to one that vLLM has kernels for. Raises UserError for an invalid adapter."""
     import json
 
     file = Path(adapter).expanduser() / "adapter_config.json"
@@ -261,7 +261,7 @@ def adapter_rank(adapter: str) -> int:
         raise UserError(
             "elicit.adapter is not a LoRA adapter",
             got=f"{file}: {error}",
-            expected="a directory that peft's save_pretrained made",
+            expected="a directory written by peft's save_pretrained",
         ) from error
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
@@ -275,7 +275,7 @@ def _lora_request(adapter: str | None) -> Any:
 
 
 def set_environment(config: EngineConfig) -> None:
-    """Set what vLLM and torch read at import; on a CPU, one process with its own threads and no compilation."""
+    """Set the environment that vLLM and torch read at import; on a CPU, one process, its own threads, no compilation."""
     for name, value in _environment(config):
         os.environ.setdefault(name, value)
     if config.gpus_per_actor == 0:
@@ -286,7 +286,7 @@ def _environment(config: EngineConfig) -> Iterator[tuple[str, str]]:
     yield "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
     yield "VLLM_NO_USAGE_STATS", "1"
     if config.gpus_per_actor == 0:
-        # Ray places the actors: binding threads to cores as well would put every actor on the same ones.
+        # Ray places the actors: binding threads to cores would put every actor on the same ones.
         yield "VLLM_CPU_OMP_THREADS_BIND", "nobind"
         yield "VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gb)
         yield "TORCH_COMPILE_DISABLE", "1"

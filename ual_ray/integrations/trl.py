@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer with the smoothed loss: the same arguments, and rows with an `alpha` column beside TRL's own.
+"""TRL's SFTTrainer with the smoothed loss: the same arguments, and rows with TRL's columns plus `alpha`.
 
-SFTTrainer takes a loss function too, but then runs a second forward pass for its metrics in every step, and neither its
-packing nor its padding-free batches let a column through; this subclass does as TRL advises and overrides `compute_loss`.
+SFTTrainer accepts a loss function, but then runs a second forward pass for its metrics in every step, and drops extra columns
+in packing and padding-free batches; this subclass follows TRL's advice and overrides `compute_loss`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ual promote`: give an arm's registered model the alias `champion`, if the run's comparison says that it is better."""
+"""`ual promote`: give an arm's registered model the alias `champion`, if it is significantly better in the run's comparison."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def primary(arm: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def objection_to(arm: str, comparisons: Sequence[Comparison]) -> str | None:
-    """Say what stands against promoting an arm; None when nothing does."""
+    """Return the reason why an arm cannot be promoted; None if it can."""
     mine = [x for x in comparisons if x.arm == arm]
     if not mine:
         return f"it was not compared; the arms are {', '.join(_arms(comparisons)) or 'none'}"
@@ -89,7 +89,7 @@ def describe(comparison: Comparison) -> str:
 def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
     """Find the finished training of an arm that the report compared.
 
-    Raises UserError when there is none, and when the report does not say which of several it was.
+    Raises UserError when there is none, and when the report does not state which of several was compared.
     """
     named = get_nested(findings.folders, "trained", arm)
     folders = [run_folder / name for name in named] if named else sorted((run_folder / "arms" / arm / "train").glob("*"))
@@ -102,9 +102,9 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
         )
     if len(finished) > 1:
         raise UserError(
-            f"the report does not say which training of the arm '{arm}' it compared",
+            f"the report does not state which training of the arm '{arm}' it compared",
             got=", ".join(folder.name for folder in finished),
-            fix="`ual run` again with the configuration that is to be promoted: it reports anew, and does nothing twice",
+            fix="run `ual run` again with the configuration to promote: it only writes the report again",
         )
     return finished[0]
 

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts whose lines stand in sections; the first `left` columns are words, the others numbers."""
+    """A table of texts with its rows in sections; the first `left` columns are words, the others numbers."""
 
     title: str
     heads: tuple[str, ...]
@@ -209,7 +209,7 @@ def differences(comparisons: Comparisons) -> Grid:
 
 
 def win_rates(findings: Findings) -> Grid:
-    """List what the judge said of each arm: win rates in percent with their intervals, valid verdicts, mean lengths."""
+    """List the judge's results of each arm: win rates in percent with their intervals, valid verdicts, mean lengths."""
     heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths")
     rows = tuple(
         Row(

@@ -33,7 +33,7 @@ REFERENCES = ("sft", "shuffled", "constant", BASE)
 PRIMARY = ("held_out", NLL)
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
-# All that a comparison reads of the result rows: no texts.
+# The columns of the result rows that a comparison reads, without texts.
 COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
 
 # One arm's results by training seed; a model that was not trained has the same under every seed.
@@ -155,7 +155,7 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _pairs(results: Mapping[str, BySeed]) -> Iterator[_Pair]:
-    """Line the models' rows up by question; what a benchmark does not measure for both models is no pair."""
+    """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
     aligned = _align(results)
     for benchmark in sorted(aligned, key=lambda name: (name != PRIMARY[0], name)):
         models = aligned[benchmark]

@@ -87,7 +87,7 @@ def _write_companions(causal_lm: nn.Module, source: str, folder: Path, trust_rem
 
     model: Any = causal_lm
     model.config.save_pretrained(folder)
-    # Copied, as saving it anew is refused for settings that some well-known models have.
+    # Copied, as transformers refuses to save the settings of some well-known models.
     if generation := optional_file(source, GENERATION):
         shutil.copy(generation, folder / GENERATION)
     else:
@@ -117,7 +117,7 @@ class _Writer:
         self._total += tensor.nbytes
 
     def finish(self) -> None:
-        """Write the rest; give the files their final names, which say how many there are, and list them in an index."""
+        """Write the rest; give the files their final names, which contain their number, and list them in an index."""
         self._write()
         count = len(self._names)
         if count == 1:

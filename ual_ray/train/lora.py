@@ -19,22 +19,22 @@ ADAPTER = "default"
 
 
 def add_adapters(causal_lm: nn.Module, config: LoraConfig) -> None:
-    """Freeze a model on the meta device and put adapters, on meta as well, beside its linear layers, in place.
+    """Freeze a model on the meta device and add adapters, also on meta, to its linear layers, in place.
 
-    Without `config.target_modules`, all linear layers but the head get one. Raises UserError when target modules name no
-    linear layer of the model.
+    Without `config.target_modules`, all linear layers but the head get one. Raises UserError when the target modules match
+    no linear layer of the model.
     """
     import peft
 
     linear = linear_layers(causal_lm)
-    # peft says int where any number does.
+    # peft's annotation is int, but it accepts any number.
     strength: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
     settings = peft.LoraConfig(**strength, target_modules=list(config.target_modules or linear))
     try:
         peft.inject_adapter_in_model(settings, causal_lm, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:
         raise _no_such_layers(config, linear) from error
-    # Of a mixture of experts, peft would adapt the fused weights too, which are no layers that could be merged alike.
+    # In a mixture of experts, peft would also adapt the fused weights, which cannot be merged like layers.
     if not {name for name, _ in adapted_layers(causal_lm)} <= set(linear):
         raise _no_such_layers(config, linear)
 

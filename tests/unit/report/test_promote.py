@@ -159,6 +159,6 @@ def test_a_report_that_names_no_training_will_do_where_there_is_one_only(tmp_pat
     (tmp_path / "arms/ual/train/interrupted").mkdir()
     assert promote.trained_folder(folder, "ual", findings) == folder / "arms/ual/train/k"
     train(folder, "ual", "other")
-    with pytest.raises(UserError, match="does not say which training") as error:
+    with pytest.raises(UserError, match="does not state which training") as error:
         promote.trained_folder(folder, "ual", findings)
     assert "k, other" in str(error.value)

@@ -1,7 +1,7 @@
-"""What one micro-batch costs in the decoder, counted in a forward pass over tensors that have shapes but no storage.
+"""Count the cost of one micro-batch in the decoder, in a forward pass over tensors with shapes but without storage.
 
-Such tensors (torch's FakeTensorMode) go through the model's own code, so the counts hold for any architecture: autograd
-says which of them it saves, torch's flop counter sees every product. A 70B model takes seconds and no memory.
+Such tensors (torch's FakeTensorMode) run through the model's own code, so the counts hold for any architecture: autograd
+reports the tensors it saves, torch's flop counter every product. A 70B model takes seconds and no memory.
 """
 
 from __future__ import annotations
