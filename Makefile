@@ -44,6 +44,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/words.py
 
 ui: $(READY)
 	$(BIN)/ual ui $(OUTPUT)
