@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,8 @@ class Report:
     def __init__(self, path: Path, machine: dict[str, Any], seconds: float) -> None:
         """Take the file and the facts that come first in it; cases that would start after so many seconds are skipped."""
         self._path, self._end = path, time.perf_counter() + seconds
-        self.content: dict[str, Any] = {"machine": machine, "seconds": {}}
+        command = " ".join(["bench/gpu_check.py", *(word for word in sys.argv[1:] if "/" not in word)])
+        self.content: dict[str, Any] = {"name": path.stem, "command": command, "machine": machine, "seconds": {}}
 
     def case(self, part: str, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """Record what the work returns, or the error that it raises; return it too."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ figures differ between machines (a product in bfloat16 is several times faster t
 as fast on another). Run the commands from the repository's root with `.venv/bin/python`; data files are those of the data
 sets that they are named after (Dolly, GSM8K, AlpacaEval).
 """
+# Parts of bench/gpu_check.py's file that are tables.
+PARTS = ("loss speed", "training speed")
 # What the README shows: the benchmark, the ratio's name in its file, and what it says.
 SHOWN = (
     (
@@ -87,20 +89,28 @@ def number(value: Any) -> str:
 
 
 def _section(name: str, content: Mapping[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in content.get("machine", {}).items())
+    machine = ", ".join(f"{key} {value}" for key, value in content.get("machine", {}).items() if key != "when")
     lines = [f"\n## {name}\n", f"`{content.get('command', 'no command was recorded')}`  "]
-    lines += [f"{content.get('when', '')[:10]}; {machine}; [JSON](../bench/results/{name}.json)\n"]
+    when = content.get("when") or content.get("machine", {}).get("when", "")
+    lines += [f"{when[:10]}; {machine}; [JSON](../bench/results/{name}.json)\n"]
     if ratios := content.get("ratios"):
         lines += ["| ratio | value | aim |", "|---|---|---|"]
         lines += [f"| {what} | {number(ratio['value'])} | {ratio['aim']} |" for what, ratio in ratios.items()]
         lines.append("")
-    rows = content.get("measurements") or []
-    flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
-    if flat and all(row.keys() == flat[0].keys() for row in flat):
-        lines += [f"| {' | '.join(flat[0])} |", "|" + "---|" * len(flat[0])]
-        lines += [f"| {' | '.join(number(value) for value in row.values())} |" for row in flat]
-        lines.append("")
+    lines += _table(content.get("measurements") or [])
+    for part in PARTS:
+        if cases := content.get(part):
+            lines += [f"{part}:\n", *_table([{"case": case, **found} for case, found in cases.items()])]
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write rows as a table of their plain values; nothing where rows differ in what they hold."""
+    flat = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    if not flat or any(row.keys() != flat[0].keys() for row in flat):
+        return []
+    head = [f"| {' | '.join(flat[0])} |", "|" + "---|" * len(flat[0])]
+    return [*head, *(f"| {' | '.join(number(value) for value in row.values())} |" for row in flat), ""]
 
 
 def main() -> None:

@@ -51,9 +51,21 @@ def load_weights(causal_lm: nn.Module, path: str, device: torch.device, home: to
     for name, parameter in causal_lm.named_parameters():
         # Loading has replaced the parameters by new ones, all of which require gradients.
         parameter.requires_grad_(name in trained)
+    if home is not None and home != device:
+        _move_parameters(causal_lm, home)
     for module in causal_lm.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
+
+
+def _move_parameters(model: nn.Module, home: torch.device) -> None:
+    """Move all parameters, keeping tied ones tied: a shard is loaded to its mesh's device, whatever device was asked for."""
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in moved:
+                moved[parameter] = nn.Parameter(parameter.detach().to(home), parameter.requires_grad)
+            setattr(module, name, moved[parameter])
 
 
 def weight_files(path: str) -> list[str]:
