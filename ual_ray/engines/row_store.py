@@ -26,6 +26,8 @@ from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 
+NAMES_BEFORE = ("measured", "answered", "judged")
+
 
 @dataclass(frozen=True)
 class RowStore:
@@ -33,6 +35,13 @@ class RowStore:
 
     folder: Path
     schema: pa.Schema
+
+    def __post_init__(self) -> None:
+        """Take over a store of version 0.1, whose folders had a name per stage."""
+        for old in NAMES_BEFORE:
+            for name, new in ((old, self.finished), (f"{old}.finished", self.checkpoint)):
+                if (self.folder / name).is_dir() and not new.exists():
+                    (self.folder / name).rename(new)
 
     @property
     def finished(self) -> Path:
