@@ -21,6 +21,7 @@ from ual_ray.judge.step import judge_step
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
+from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
@@ -30,7 +31,7 @@ from ual_ray.tracking.watcher import watched
 from ual_ray.train.step import train_step
 
 
-def run(config: Config, console: Console, workspace: Workspace, force: frozenset[str] = frozenset()) -> Findings:
+def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
     """Do everything that is not done yet, and report. What is wrong with the input is `preflight.check`'s to find before."""
     with workspace.held():
         workspace.claim(config)

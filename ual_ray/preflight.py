@@ -21,6 +21,7 @@ from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import check_model, parameter_count
+from ual_ray.run import StageName
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -32,7 +33,7 @@ LORA_BYTES_PER_PARAMETER = 4
 WORKER_OVERHEAD_GB = 1.0
 
 
-def check(config: Config, stages: Set[str] = frozenset({"elicit", "train", "evaluate"})) -> None:
+def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train", "evaluate"})) -> None:
     """Raise UserError for data or models that cannot be loaded, and for stages that do not fit into this machine's memory."""
     if "elicit" in stages:
         check_data(config.data)
@@ -152,7 +153,7 @@ def check_data(data: DataConfig) -> None:
             )
 
 
-def check_memory(config: Config, available_gb: float, stages: Set[str]) -> None:
+def check_memory(config: Config, available_gb: float, stages: Set[StageName]) -> None:
     """Raise UserError when a stage on this machine's CPUs needs more memory than is free; models on the hub are not checked."""
     # A server runs elicitation and judging; models that are trained here are also evaluated here.
     served = config.engine.remote

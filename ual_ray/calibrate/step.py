@@ -44,9 +44,8 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
         "evaluate": affecting(config.evaluate, "calibration"),
         "max_model_len": config.engine.max_model_len,
     }
-    forced_by = frozenset({"evaluate"})
     tags = {ARM_TAG: name, MODEL_TAG: model}
-    step = Step("calibrate", f"calibrate {name}", inputs, place, tags, forced_by=forced_by)
+    step = Step("calibrate", f"calibrate {name}", inputs, place, tags, forced_by=frozenset({"evaluate"}))
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         run.params({"evaluate": inputs["evaluate"], "model": model})

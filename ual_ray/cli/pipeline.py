@@ -50,7 +50,7 @@ def run(
         arms = ", ".join(config.arms)
         data = redact_uri(config.data.path)
         console.print(f"data {data}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
-        pipeline.run(config, console, workspace, frozenset(STAGES if force else rerun or []))
+        pipeline.run(config, console, workspace, frozenset(stage for stage in STAGES if force or stage in (rerun or [])))
         uri = config.tracking.uri
         where = redact_uri(uri) if uri else f"`ual ui {short(workspace.root)}`"
         file = short(workspace.root / REPORT_FOLDER / REPORT_FILE)

@@ -12,11 +12,12 @@ from ual_ray.run.terminal import absolute, terminal
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
+    from ual_ray.run import StageName
     from ual_ray.run.step import Session
 
 
 @contextmanager
-def session(config: Config, out: Path, stage: str, *, force: bool, verbose: bool) -> Iterator[Session]:
+def session(config: Config, out: Path, stage: StageName, *, force: bool, verbose: bool) -> Iterator[Session]:
     """Lock the folder `out`, open its log file and its MLflow store, and yield the session of a single stage."""
     from ual_ray.run.output import Workspace
     from ual_ray.run.stage_cache import LOG_FILE

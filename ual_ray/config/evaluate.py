@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ual_ray.config.data import DataConfig
-from ual_ray.config.names import BenchmarkName, DtypeName
+from ual_ray.config.names import GSM8K, HELD_OUT, BenchmarkName, DtypeName
 from ual_ray.config.registry import BENCHMARKS
 from ual_ray.config.section import Section, key
 
@@ -13,7 +13,7 @@ from ual_ray.config.section import Section, key
 class BenchmarkConfig(Section):
     """One benchmark: where its questions come from and how they are asked."""
 
-    kind: BenchmarkName = key("held_out", affects="", description=f"benchmark type: {', '.join(BENCHMARKS)}")
+    kind: BenchmarkName = key(HELD_OUT, affects="", description=f"benchmark type: {', '.join(BENCHMARKS)}")
     path: str | None = key(
         None,
         affects="",
@@ -63,7 +63,7 @@ class ClusteringConfig(Section):
 
 
 def _default_benchmarks() -> dict[str, BenchmarkConfig]:
-    return {"held_out": BenchmarkConfig(kind="held_out"), "gsm8k": BenchmarkConfig(kind="gsm8k")}
+    return {name: BenchmarkConfig(kind=name) for name in (HELD_OUT, GSM8K)}
 
 
 class EvaluateConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ual_ray.config.names import DtypeName, ReadingName
+from ual_ray.config.names import SFT, DtypeName, ReadingName
 from ual_ray.config.section import Section, Share, key
 
 
@@ -16,7 +16,7 @@ class JudgeConfig(Section):
         description="judge model: hub name, local directory, 'demo', or the name that the server uses; null = no judge",
     )
     against: str = key(
-        "sft",
+        SFT,
         affects="",
         description="reference answers of every comparison: an arm, base, or reference (those in the data file)",
     )

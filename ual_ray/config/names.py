@@ -10,6 +10,9 @@ DEMO = "demo"
 # What arms are compared with, in addition to each other: the model before training, and the answers that a file contains.
 BASE = "base"
 REFERENCE_ANSWERS = "reference"
+# The arms and benchmarks that defaults and reports refer to.
+SFT, UAL, SHUFFLED, CONSTANT = "sft", "ual", "shuffled", "constant"
+HELD_OUT, GSM8K = "held_out", "gsm8k"
 
 ENSEMBLE = "ensemble"
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]

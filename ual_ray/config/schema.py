@@ -9,7 +9,7 @@ from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
 from ual_ray.config.judge import JudgeConfig
-from ual_ray.config.names import BASE, DEMO, REFERENCE_ANSWERS
+from ual_ray.config.names import BASE, DEMO, REFERENCE_ANSWERS, SFT, UAL
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
 from ual_ray.config.smooth import SmoothConfig
@@ -48,7 +48,7 @@ class RuntimeConfig(Section):
 
 
 def _default_arms() -> dict[str, SmoothConfig]:
-    return {"sft": SmoothConfig(map="none"), "ual": SmoothConfig(map="mean_matched")}
+    return {SFT: SmoothConfig(map="none"), UAL: SmoothConfig(map="mean_matched")}
 
 
 class Config(Section):
@@ -109,7 +109,8 @@ class Config(Section):
         for arm in self.arms:
             if not _is_file_name(arm) or arm in (BASE, REFERENCE_ANSWERS):
                 raise ValueError(
-                    f"arm '{arm}' must be letters, digits, '-' or '_', and neither 'base' (the untrained model) nor 'reference'"
+                    f"arm '{arm}' must be letters, digits, '-' or '_', and neither '{BASE}' (the untrained model) nor "
+                    f"'{REFERENCE_ANSWERS}'"
                 )
         for name in self.evaluate.benchmarks:
             if not _is_file_name(name):

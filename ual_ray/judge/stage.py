@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ual_ray import columns as col
+from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import digest
 from ual_ray.config import Config
 from ual_ray.config.keys import engine_settings
@@ -87,7 +88,7 @@ def read_answers(path: Path, name: str | None, folder: Path) -> AnswerSet:
 
 def open_ended_benchmarks(config: Config) -> list[str] | None:
     """Name the configured benchmarks whose answers a judge compares; None = none is configured, and the rows decide."""
-    return sorted(name for name, item in config.evaluate.benchmarks.items() if item.kind == "open_ended") or None
+    return sorted(name for name, item in config.evaluate.benchmarks.items() if item.kind == OpenEnded.kind) or None
 
 
 def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, Row]:

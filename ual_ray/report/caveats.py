@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ual_ray.config import BASE
+from ual_ray.config.names import SFT, SHUFFLED
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.metrics import MetricValue, metric_of
 
@@ -42,13 +43,13 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
 
 def _of_controls(findings: Findings) -> Iterator[str]:
     arms = [model for model in findings.models if model != BASE]
-    if arms and "shuffled" not in arms:
+    if arms and SHUFFLED not in arms:
         yield (
-            "There is no arm 'shuffled' (the same alphas in random order). Without it, a gain from uncertainty and a gain from "
-            "any smoothing of this strength look alike."
+            f"There is no arm '{SHUFFLED}' (the same alphas in random order). Without it, a gain from uncertainty and a gain "
+            "from any smoothing of this strength look alike."
         )
-    if arms and "sft" not in arms:
-        yield "There is no arm 'sft' (no smoothing), the baseline of every other arm."
+    if arms and SFT not in arms:
+        yield f"There is no arm '{SFT}' (no smoothing), the baseline of every other arm."
 
 
 def _of_size(findings: Findings) -> Iterator[str]:

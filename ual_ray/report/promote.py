@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ual_ray.config import BASE
 from ual_ray.config.load import load
+from ual_ray.config.names import SFT
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, read_json
@@ -19,7 +20,7 @@ from ual_ray.stats.bootstrap import BETTER, WORSE
 from ual_ray.stats.comparison import PRIMARY, Comparison
 
 # What an arm has to be better than in the primary comparison: the first of these that there is.
-REFERENCES = ("sft", BASE)
+REFERENCES = (SFT, BASE)
 BENCHMARK, METRIC = PRIMARY
 LEGAL = f"an arm that is better in {METRIC} on {BENCHMARK} than {' or '.join(REFERENCES)}, and worse in nothing"
 PROMOTED = "ual_ray.promoted_by"

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ual_ray.config import BASE
+from ual_ray.config.names import HELD_OUT
 from ual_ray.formatting import MISSING, count, number
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
@@ -140,7 +141,7 @@ def _keys(findings: Findings) -> list[tuple[str, str, str]]:
 
     def order(key: tuple[str, str, str]) -> tuple[Any, ...]:
         benchmark, metric, source = key
-        return (benchmark != "held_out", benchmark, metric != NLL, metric, source != OVERALL, -sizes[key], source)
+        return (benchmark != HELD_OUT, benchmark, metric != NLL, metric, source != OVERALL, -sizes[key], source)
 
     shown: list[tuple[str, str, str]] = []
     for key in sorted(sizes, key=order):

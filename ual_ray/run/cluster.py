@@ -12,6 +12,7 @@ import ray
 
 from ual_ray.config import Config, EngineConfig, RuntimeConfig
 from ual_ray.errors import UserError
+from ual_ray.run import StageName
 from ual_ray.run.terminal import end_on_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
@@ -70,7 +71,7 @@ def cores_for_one(engine: EngineConfig) -> float:
     return max(engine.cpus_per_actor, min(engine.cpus_per_actor * engine.max_actors, largest))
 
 
-def check_cluster(config: Config, stages: Set[str]) -> list[str]:
+def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
     """Return the resources that these stages request and the cluster does not have yet, one text each.
 
     Raises UserError for them on a local cluster, which cannot grow.

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.run import STAGES
+from ual_ray.run import STAGES, StageName
 from ual_ray.run.stage_cache import DONE_FILE, Done, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.tracker import Tracker
@@ -60,8 +60,8 @@ class Session:
     config: Config
     console: Console
     tracker: Tracker | None
-    force: frozenset[str] = frozenset()
-    stages: frozenset[str] = frozenset(STAGES)
+    force: frozenset[StageName] = frozenset()
+    stages: frozenset[StageName] = frozenset(STAGES)
     parent: Run | None = None
     cluster: ExitStack = field(default_factory=ExitStack)
     _connected: bool = False
@@ -100,20 +100,20 @@ class Session:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: `stage` is one of STAGES, `title` its name on the terminal and in MLflow, such as "train ual".
+    """One step: `title` is its name on the terminal and in MLflow, such as "train ual".
 
     inputs: all that its result depends on. store: answers of engines to forget when the step is forced. retry: run a
     finished step again, on what it has. forced_by: stages whose --force includes this step.
     """
 
-    stage: str
+    stage: StageName | Literal["questions"]
     title: str
     inputs: Mapping[str, Any]
     place: Place
     tags: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
     retry: bool = False
-    forced_by: frozenset[str] = frozenset()
+    forced_by: frozenset[StageName] = frozenset()
 
 
 Work = Callable[[Path], dict[str, Any]]

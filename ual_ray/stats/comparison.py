@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
+from ual_ray.config.names import CONSTANT, HELD_OUT, SFT, SHUFFLED
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
@@ -28,9 +29,9 @@ from ual_ray.stats.metrics import NLL, Numbers, by_benchmark, likelihoods, metri
 
 # Plain SFT is what UAL has to beat; the shuffled control is what tells uncertainty from mere smoothing, and constant
 # smoothing what tells a smoothing of its own per row from any. The untrained model comes last: it is below all of them.
-REFERENCES = ("sft", "shuffled", "constant", BASE)
+REFERENCES = (SFT, SHUFFLED, CONSTANT, BASE)
 # Named before any run: unsmoothed NLL on the held-out rows.
-PRIMARY = ("held_out", NLL)
+PRIMARY = (HELD_OUT, NLL)
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
 # The columns of the result rows that a comparison reads, without texts.
