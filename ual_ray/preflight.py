@@ -17,7 +17,7 @@ from ual_ray.data.canonical import split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import look
-from ual_ray.elicit.prompts import load_prompts
+from ual_ray.elicit.estimators import make_estimators
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import check_model, parameter_count
@@ -56,9 +56,9 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
 
 
 def check_elicitor(config: Config) -> None:
-    """Raise UserError for an unusable elicitation model, endpoint, adapter, template or label file."""
+    """Raise UserError for an unusable elicitation model, endpoint, adapter, estimator, template or label file."""
     elicit = config.elicit
-    load_prompts(elicit.templates)
+    make_estimators(elicit)
     if elicit.calibrate_with is not None:
         read_labels(Path(elicit.calibrate_with).expanduser())
     if elicit.embedding_model is not None:

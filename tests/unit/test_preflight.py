@@ -164,6 +164,11 @@ def test_what_the_elicitor_needs_has_to_be_there(option: str, text: str, says: s
         check_elicitor(load(None, [option.replace("FILE", str(tmp_path / "file.yaml"))]))
 
 
+def test_too_few_samples_to_compare_are_refused() -> None:
+    with pytest.raises(UserError, match="semantic_entropy needs at least 2 samples to compare"):
+        check_elicitor(load(None, ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"]))
+
+
 def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, str]] = []
     monkeypatch.setattr("ual_ray.engines.openai_engine.check_endpoint", lambda engine, model: asked.append((engine, model)))

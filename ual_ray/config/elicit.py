@@ -99,9 +99,6 @@ class ElicitConfig(Section):
             raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
         if self.grouping == "embedding" and self.embedding_model is None:
             raise ValueError("grouping 'embedding' needs elicit.embedding_model")
-        for name in self.estimators:
-            if self.samples < (least := ESTIMATORS[name].min_samples):
-                raise ValueError(f"{name} needs at least {least} samples to compare; raise samples")
         if self.embedding_model is not None and self.grouping != "embedding":
             raise ValueError("embedding_model is used by grouping 'embedding' alone; set it, or leave embedding_model out")
         return self

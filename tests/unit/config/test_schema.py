@@ -377,10 +377,6 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
         (["elicit.ensemble=[nll,nll_sum]"], "ensemble ['nll_sum'] must be among estimators ['verbalized', 'p_true', 'nll']"),
         (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
         (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
-        (
-            ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"],
-            "semantic_entropy needs at least 2 samples to compare",
-        ),
         (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
         (
             ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized,nll]"],

@@ -13,12 +13,16 @@ from ual_ray.config import ElicitConfig
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator
 from ual_ray.engines.requests import Request
+from ual_ray.errors import UserError
 
 __all__ = ["ESTIMATORS", "MISSING", "Estimate", "Estimator", "make_estimators", "requests_of"]
 
 
 def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]:
-    """Build the configured estimators, in order. Raises UserError for a template file that cannot be used."""
+    """Build the configured estimators, in order. Raises UserError for an unusable template file, and for too few samples."""
+    for name in config.estimators:
+        if config.samples < (least := ESTIMATORS[name].min_samples):
+            raise UserError(f"{name} needs at least {least} samples to compare", got=config.samples, fix="raise elicit.samples")
     return {name: ESTIMATORS[name].build(config, seed) for name in config.estimators}
 
 
