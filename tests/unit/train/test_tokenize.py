@@ -74,7 +74,7 @@ def test_what_cannot_be_trained_on_is_dropped_with_its_reason(
     (summary,) = actor(**settings)(block(("a", said))).to_pylist()
     ((dropped),) = summary["dropped"]
     assert (dropped[col.ID], dropped["reason"]) == ("a", reason)
-    assert ("refuses the conversation" in dropped["error"]) == (reason == tokens.NOT_RENDERABLE)
+    assert ("rejects the conversation" in dropped["error"]) == (reason == tokens.NOT_RENDERABLE)
     assert summary["train_rows"] == summary["truncated_rows"] == summary["train_tokens"] == 0
     assert list(tmp_path.iterdir()) == []
 
