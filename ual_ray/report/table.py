@@ -35,7 +35,7 @@ NORMS = {"before_norm": "before the final norm", "after_norm": "after the final 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, below the heading `section`; a terminal shows the `brief` ones."""
+    """One row of a table, below the heading `section`; a terminal shows the `brief` ones."""
 
     section: str
     cells: tuple[str, ...]
@@ -44,21 +44,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts with its rows in sections; the first `left` columns are words, the others numbers."""
+    """A table of texts with its rows in sections; the first column is left-aligned, the others are right-aligned."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
-    left: int = 1
 
     def brief(self) -> Grid:
-        """Leave out what a terminal does not show."""
+        """Leave out the rows that a terminal does not show."""
         return replace(self, rows=tuple(row for row in self.rows if row.brief))
 
     def markdown(self) -> str:
         """Write the table as Markdown."""
-        rule = ["---"] * self.left + ["---:"] * (len(self.heads) - self.left)
-        lines = [_line(self.heads), _line(rule)]
+        lines = [_line(self.heads), _line(["---", *["---:"] * (len(self.heads) - 1)])]
         for section, rows in self.sections():
             lines += [_line([f"**{section}**", *[""] * (len(self.heads) - 1)])] if section else []
             lines += [_line(row.cells) for row in rows]
@@ -68,7 +66,7 @@ class Grid:
         """Draw the table for a terminal."""
         table = Table(title=self.title, title_justify="left")
         for place, head in enumerate(self.heads):
-            table.add_column(escape(head), justify="left" if place < self.left else "right", overflow="fold")
+            table.add_column(escape(head), justify="right" if place else "left", overflow="fold")
         for section, rows in self.sections():
             if section:
                 table.add_row(f"[bold]{escape(section)}[/bold]")
@@ -83,7 +81,7 @@ class Grid:
         return {"section": [row.section for row in self.rows], **by_head}
 
     def sections(self) -> list[tuple[str, list[Row]]]:
-        """Give the lines by section, in their order."""
+        """Give the rows by section, in their order."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             found.setdefault(row.section, []).append(row)
@@ -95,7 +93,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables(findings: Findings) -> dict[str, Grid]:
-    """Make every table that has a line, by name: the models side by side, the differences, the win rates."""
+    """Make every table that has a row, by name: the models side by side, the differences, the win rates."""
     found = {
         "models": models(findings),
         "differences": differences(findings.comparisons),
@@ -107,7 +105,7 @@ def tables(findings: Findings) -> dict[str, Grid]:
 def models(findings: Findings) -> Grid:
     """Put the metrics of all models side by side, each with its standard error, then calibration and clusters."""
     names = findings.models
-    rows = [*_arm_rows(findings), *_figure_rows(findings), *_calibration_rows(findings), *_cluster_rows(findings)]
+    rows = [*_arm_rows(findings), *_benchmark_rows(findings), *_calibration_rows(findings), *_cluster_rows(findings)]
     return Grid("Every model on the same questions", ("metric", "n", *names), tuple(rows))
 
 
@@ -120,7 +118,7 @@ def _arm_rows(findings: Findings) -> Iterator[Row]:
         yield Row(ARMS, ("training seeds", MISSING, *cells))
 
 
-def _figure_rows(findings: Findings) -> Iterator[Row]:
+def _benchmark_rows(findings: Findings) -> Iterator[Row]:
     by_key = {
         model: {(entry.benchmark, entry.metric, entry.source): entry for entry in found}
         for model, found in findings.metrics.items()
@@ -151,7 +149,7 @@ def _keys(findings: Findings) -> list[tuple[str, str, str]]:
 
 
 def _calibration_rows(findings: Findings) -> Iterator[Row]:
-    """Every arm before and after temperature scaling: the baseline that smoothing has to beat."""
+    """Calibration of every arm before and after temperature scaling, the baseline that smoothing has to beat."""
     found = findings.calibration
     yield from _rows_of("calibration of tokens", findings.models, {m: get_nested(c, "token") for m, c in found.items()})
     temperatures = [number(get_nested(found.get(model), "temperature"), 3) for model in findings.models]
@@ -165,31 +163,28 @@ def _calibration_rows(findings: Findings) -> Iterator[Row]:
 def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[Row]:
     for metric in CALIBRATED:
         for kind, words in (("raw", ""), ("scaled", ", scaled"))[: 1 if metric in UNSCALED else 2]:
-            values = [get_nested(found.get(model), kind, metric) for model in names]
-            if all(value is None for value in values):
-                continue
-            errors = [get_nested(found.get(model), kind, f"{metric}_standard_error") for model in names]
-            counts = [get_nested(found.get(model), kind, "n") or get_nested(found.get(model), "n") for model in names]
-            cells = (value_text(metric, value, error) for value, error in zip(values, errors, strict=True))
-            label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
-            n = spread_of([n for n in counts if n is not None])
-            yield Row(section, (label, n, *cells), brief=(metric, kind) in BRIEF_CALIBRATED)
+            parts = [{"n": get_nested(found.get(model), "n")} | (get_nested(found.get(model), kind) or {}) for model in names]
+            yield from _metric_row(section, metric, words, parts, brief=(metric, kind) in BRIEF_CALIBRATED)
 
 
 def _cluster_rows(findings: Findings) -> Iterator[Row]:
     for norm, where in NORMS.items():
+        parts = [get_nested(findings.clusters.get(model), norm) or {} for model in findings.models]
         for metric in CLUSTERED:
-            values = [get_nested(findings.clusters.get(model), norm, metric) for model in findings.models]
-            counts = [get_nested(findings.clusters.get(model), norm, "n") for model in findings.models]
-            if any(value is not None for value in values):
-                label = f"{metric_of(metric).label}{ARROWS[metric_of(metric).direction]}"
-                cells = (value_text(metric, value, None) for value in values)
-                n = spread_of([n for n in counts if n is not None])
-                yield Row(f"clusters {where}", (label, n, *cells), brief=norm == BRIEF_NORM)
+            yield from _metric_row(f"clusters {where}", metric, "", parts, brief=norm == BRIEF_NORM)
+
+
+def _metric_row(section: str, metric: str, words: str, parts: Sequence[Mapping[str, Any]], *, brief: bool) -> Iterator[Row]:
+    """Make the row of a metric from the part of each model that holds it; no row where no model has it."""
+    if any(part.get(metric) is not None for part in parts):
+        label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
+        cells = (value_text(metric, part.get(metric), part.get(f"{metric}_standard_error")) for part in parts)
+        counts = spread_of([part["n"] for part in parts if part.get("n") is not None])
+        yield Row(section, (label, counts, *cells), brief)
 
 
 def differences(comparisons: Comparisons) -> Grid:
-    """List every comparison with its interval, its p-value after Holm, and the verdict; nulls like wins."""
+    """List every comparison with its interval, its p-value after Holm, and the verdict."""
     interval = f"difference [{comparisons.level:.0%} interval]"
     heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
     rows = tuple(
@@ -210,7 +205,7 @@ def differences(comparisons: Comparisons) -> Grid:
 
 
 def win_rates(findings: Findings) -> Grid:
-    """List the judge's results of each arm: win rates in percent with their intervals, valid verdicts, mean lengths."""
+    """List the judged win rates of each arm in percent with their intervals, valid verdicts, mean lengths."""
     heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths")
     rows = tuple(
         Row(
@@ -238,8 +233,8 @@ def value_text(metric: str, value: float | None, error: float | None) -> str:
     if value is None:
         return MISSING
     scale, digits, unit = {"share": (100, 1, "%"), "percent": (1, 1, "%")}.get(metric_of(metric).unit, (1, 3, ""))
-    beside = "" if error is None else f" ± {scale * error:.{digits}f}"
-    return f"{scale * value + 0.0:.{digits}f}{unit}{beside}"
+    suffix = "" if error is None else f" ± {scale * error:.{digits}f}"
+    return f"{scale * value + 0.0:.{digits}f}{unit}{suffix}"
 
 
 def difference_text(entry: Comparison) -> str:
@@ -262,8 +257,8 @@ def rate_text(rate: Rate) -> str:
 
 
 def spread_of(counts: Sequence[int]) -> str:
-    """Write the number of rows behind a line: one number, or the least and the most of the models."""
+    """Write the number of rows of the models: one number, or the minimum and the maximum."""
     if not counts:
         return MISSING
-    least, most = min(counts), max(counts)
-    return f"{least:,}" if least == most else f"{least:,}-{most:,}"
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
