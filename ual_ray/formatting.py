@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Mapping
+from typing import Any
 
 MISSING = "–"
 
@@ -40,3 +38,13 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Truncate a text for display, with a mark at the end."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def shorten_message(message: Mapping[str, Any], limit: int) -> dict[str, str]:
+    """Truncate role and content of a message for display."""
+    return {key: shorten(str(message.get(key) or ""), limit) for key in ("role", "content")}

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ual_ray import columns as col
-from ual_ray.calibrate.step import calibrate_step, metrics
+from ual_ray.calibrate.step import calibrate_step, metrics_of
 from ual_ray.config import Config
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.step import Place, Session
@@ -75,7 +75,7 @@ def test_the_demo_model_is_calibrated_in_a_task(local_ray: None, rows: Path, res
     assert tracker.failures == 0
     (run,) = tracker.client.search_runs([tracker.experiment_id])
     assert run.info.run_name == "calibrate base"
-    assert run.data.metrics == pytest.approx(metrics(figures))
+    assert run.data.metrics == pytest.approx(metrics_of(figures))
     assert {"calibration/temperature", "calibration/token_ece_width_scaled", "clustering/nc1_after_norm"} <= set(
         run.data.metrics
     )

@@ -56,7 +56,7 @@ def probe_answers(
 
     Per benchmark, up to calibration.max_tokens answer tokens are used.
     """
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     rows: list[Row] = []
     for name, benchmark in make_benchmarks(job.evaluate.benchmarks).items() if job.results else ():
         answered = _answered(str(job.results), name, job.evaluate.calibration.max_tokens)
@@ -64,9 +64,9 @@ def probe_answers(
         if taken.rows:
             answers = _rescored(model, taken, temperature, progress)
             rows += answers
-            figures[name] = _figures(answers, job.evaluate.calibration.bins) | {"dropped": taken.dropped}
+            metrics[name] = _metrics(answers, job.evaluate.calibration.bins) | {"dropped": taken.dropped}
     write_table(pa.Table.from_pylist(rows, schema=ANSWERS), Path(job.folder) / ANSWERS_FILE)
-    return figures
+    return metrics
 
 
 def _answered(results: str, benchmark: str, most: int) -> list[Row]:
@@ -148,7 +148,7 @@ def _confidences(row: Row, sums: Sequence[NDArray[np.float64]], tokens: int) -> 
     return [float(np.clip(share[chosen], 0, 1)) for share in shares]
 
 
-def _figures(answers: Sequence[Row], bins: int) -> dict[str, Any]:
+def _metrics(answers: Sequence[Row], bins: int) -> dict[str, Any]:
     correct = [row[col.CORRECT] for row in answers]
     scaled = [row[col.SCALED_CONFIDENCE] for row in answers]
     gaps = [abs(row[col.CONFIDENCE] - row[PROBED_CONFIDENCE]) for row in answers]

@@ -63,7 +63,7 @@ class Clusters:
             "pca": pca(after)[kept],
         }
         projected = self._project(head, after)
-        figures = {
+        metrics = {
             "final_norm": self._norm,
             "tokens": [
                 {"id": token, "text": text, "positions": count}
@@ -77,8 +77,8 @@ class Clusters:
             few = thin(len(points), MOST_POINTS)
             arrays |= {"mueller": points[few], "mueller_classes": self._classes[few], "mueller_templates": templates}
         np.savez_compressed(folder / col.CLUSTER_POINTS_FILE, **arrays)
-        (folder / col.CLUSTERS_FILE).write_text(json.dumps(figures, indent=2, allow_nan=False))
-        return figures
+        (folder / col.CLUSTERS_FILE).write_text(json.dumps(metrics, indent=2, allow_nan=False))
+        return metrics
 
     def _measured(self, name: str) -> dict[str, Any] | None:
         enough = len(self._tokens) > 1 and name in self._features

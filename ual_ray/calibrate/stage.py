@@ -53,7 +53,7 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
     temperature = _fit(model, validation, progress)
     clusters = _clusters(job, model, test, tokenizer)
     tokens = _tokens(job, model, test, temperature, clusters, progress)
-    figures = {
+    metrics = {
         "temperature": temperature,
         "temperature_note": None if temperature else "no validation row could be measured, so no temperature was fitted",
         "rows": {col.VALIDATION: validation.as_dict(), col.TEST: test.as_dict()},
@@ -65,8 +65,8 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
         "peak_memory_gib": peak_memory(model.device),
         "seconds": time.monotonic() - started,
     }
-    (folder / col.CALIBRATION_FILE).write_text(json.dumps(figures, indent=2, allow_nan=False))
-    return figures
+    (folder / col.CALIBRATION_FILE).write_text(json.dumps(metrics, indent=2, allow_nan=False))
+    return metrics
 
 
 def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | None:

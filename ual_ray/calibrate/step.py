@@ -74,7 +74,7 @@ def _job(config: Config, model: str, rows: Path, results: Path | None, folder: P
 
 
 def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
-    """Probe where the cluster has room: the driver itself never loads a model."""
+    """Probe the model in a Ray task: the driver never loads a model."""
     import ray
 
     from ual_ray.run.cluster import cores_for_one
@@ -88,9 +88,9 @@ def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
         meter(session.console, f"calibrate {name}", None, "tokens") as shown,
         polled(lambda: shown.update(_tokens_seen(seen)), seconds=1.0),
     ):
-        figures = ray.get(task.remote(job, cores))
+        metrics = ray.get(task.remote(job, cores))
     seen.unlink(missing_ok=True)
-    return figures
+    return metrics
 
 
 def _probe(job: Job, cores: float) -> dict[str, Any]:
@@ -110,21 +110,21 @@ def _probe(job: Job, cores: float) -> dict[str, Any]:
 
 
 def _tokens_seen(file: Path) -> int:
-    # A file that is being written is empty for a moment.
+    # The file is empty while it is being rewritten.
     return int(file.read_text() or 0) if file.is_file() else 0
 
 
-def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Name the numbers of calibration.json as MLflow gets them; `_scaled` = after temperature scaling."""
-    named: dict[str, float | None] = {"calibration/temperature": figures["temperature"]}
-    groups = [("token_", figures["token"], TOKEN_METRICS)]
-    groups += [(f"{benchmark}/answer_", answer, ANSWER_METRICS) for benchmark, answer in figures["answer"].items()]
+def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Give the numbers of calibration.json by their names in MLflow; `_scaled` = after temperature scaling."""
+    named: dict[str, float | None] = {"calibration/temperature": metrics["temperature"]}
+    groups = [("token_", metrics["token"], TOKEN_METRICS)]
+    groups += [(f"{benchmark}/answer_", answer, ANSWER_METRICS) for benchmark, answer in metrics["answer"].items()]
     for prefix, group, wanted in groups:
         for ending, values in (("", group["raw"]), ("_scaled", group["scaled"])):
             for metric in wanted if values else ():
                 named[f"calibration/{prefix}{metric}{ending}"] = values[metric]
         named[f"calibration/{prefix}n"] = group["raw"]["n"]
-    clusters = figures["clusters"] or {}
+    clusters = metrics["clusters"] or {}
     for where in ("before_norm", "after_norm"):
         for metric in CLUSTER_METRICS if clusters.get(where) else ():
             named[f"clustering/{metric}_{where}"] = clusters[where][metric]
@@ -133,34 +133,34 @@ def metrics(figures: Mapping[str, Any]) -> dict[str, float]:
     return {metric: value for metric, value in named.items() if value is not None}
 
 
-def _log(run: Run, name: str, folder: Path, figures: Mapping[str, Any]) -> None:
+def _log(run: Run, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
     import numpy as np
 
     from ual_ray.plots.clusters import clusters
     from ual_ray.plots.reliability import reliability_diagrams
 
-    run.metrics(metrics(figures))
+    run.metrics(metrics_of(metrics))
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
         run.artifact(folder / file)
-    run.plot(reliability_diagrams({f"{name}, test tokens": figures["token"]}), "plots/reliability_tokens.png")
-    for benchmark, answer in figures["answer"].items():
+    run.plot(reliability_diagrams({f"{name}, test tokens": metrics["token"]}), "plots/reliability_tokens.png")
+    for benchmark, answer in metrics["answer"].items():
         run.plot(reliability_diagrams({f"{name}, {benchmark}": answer}), f"plots/reliability_{benchmark}.png")
-    if figures["clusters"]:
+    if metrics["clusters"]:
         run.artifact(folder / col.CLUSTERS_FILE)
         with np.load(folder / col.CLUSTER_POINTS_FILE) as points:
             run.plot(clusters({name: dict(points)}), "plots/clusters.png")
 
 
-def _line(figures: Mapping[str, Any]) -> str:
-    raw, scaled = figures["token"]["raw"], figures["token"]["scaled"]
+def _line(metrics: Mapping[str, Any]) -> str:
+    raw, scaled = metrics["token"]["raw"], metrics["token"]["scaled"]
     tokens = f"{raw['n']:,} test tokens; ECE {raw[ECE_WIDTH]:.3f}"
     if scaled is None:
-        tokens += f", no temperature ({figures['temperature_note']})"
+        tokens += f", no temperature ({metrics['temperature_note']})"
     else:
-        tokens += f", {scaled[ECE_WIDTH]:.3f} at temperature {figures['temperature']:.2f}"
+        tokens += f", {scaled[ECE_WIDTH]:.3f} at temperature {metrics['temperature']:.2f}"
     answers = "".join(
         f"; {benchmark}: ECE {answer['raw'][ECE_WIDTH]:.3f} over {answer['n']} answers"
-        for benchmark, answer in figures["answer"].items()
+        for benchmark, answer in metrics["answer"].items()
     )
-    after = (figures["clusters"] or {}).get("after_norm")
+    after = (metrics["clusters"] or {}).get("after_norm")
     return tokens + answers + (f"; NC1 {after['nc1']:.2f}, silhouette {after['silhouette']:.2f}" if after else "")

@@ -19,7 +19,7 @@ PAGE_FILE = "inspection.html"
 
 
 def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path | None, console: Console) -> None:
-    """Write the page (by default next to the scores) and its figures as JSON, print a summary, and log both.
+    """Write the page (by default next to the scores) and its metrics as JSON, print a summary, and log both.
 
     Raises UserError for scores or labels that cannot be read.
     """
@@ -27,18 +27,14 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
     page = page or scored.with_name(PAGE_FILE)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(to_html(inspection), encoding="utf-8")
-    figures = page.with_suffix(".json")
-    figures.write_text(json.dumps(inspection.as_dict(), indent=2), encoding="utf-8")
+    metrics = page.with_suffix(".json")
+    metrics.write_text(json.dumps(inspection.as_dict(), indent=2), encoding="utf-8")
     to_console(inspection, console)
-    store = _store_above(scored) or page.parent
+    # The output folder that the scores belong to: the nearest one above with an MLflow store.
+    store = next((place for place in scored.parents if (place / STORE_FILE).is_file()), page.parent)
     tags = {STAGE_TAG: "elicit"}
     with Tracker(config.tracking, store) as tracker, tracker.run("elicit", scored.parent, tags) as run:
         run.artifact(page)
-        run.artifact(figures)
+        run.artifact(metrics)
     where = config.tracking.uri or default_uri(store)
     console.print(f"\npage: {page}; MLflow: {where}", highlight=False)
-
-
-def _store_above(folder: Path) -> Path | None:
-    """Find the output folder that the scores belong to: the nearest one above with an MLflow store."""
-    return next((place for place in folder.parents if (place / STORE_FILE).is_file()), None)

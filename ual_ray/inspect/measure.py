@@ -1,4 +1,4 @@
-"""Quality figures of scored rows, to check before training on them; no drawing.
+"""Metrics of scored rows, to check before training on them; no drawing.
 
 Reads the Parquet folder column by column, so that a million rows fit; messages are read only of the displayed rows.
 Every value of an Inspection is a plain Python value; unknown or undefined values are None, never 0 or NaN.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, EngineConfig
 from ual_ray.data.labels import match_labels, read_labels
+from ual_ray.formatting import shorten, shorten_message
 from ual_ray.inspect.columns import Columns
 from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, Shown
 from ual_ray.inspect.warnings import warnings_of
@@ -74,7 +76,9 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
         most_uncertain=most,
         least_uncertain=least,
         cost=_cost(columns, scored, engine),
-        labelled=None if correct is None else _labelled(str(labels), verdicts or {}, correct),
+        labelled=None
+        if correct is None
+        else Labelled(str(labels), len(verdicts or {}), int(np.isfinite(correct).sum()), int((correct == 0).sum())),
         quality={} if correct is None else {name: quality.against_labels(columns.score(name), correct) for name in names},
     )
     inspection.warnings.extend(warnings_of(inspection))
@@ -137,10 +141,8 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
 
 
 def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:
-    pairs = [(first, second) for place, first in enumerate(names) for second in names[place + 1 :]]
-    scores = {name: columns.score(name) for name in names}
-    found = {pair: quality.spearman(scores[pair[0]], scores[pair[1]]) for pair in pairs}
-    return [Agreement(*pair, result.spearman, result.n) for pair, result in found.items()]
+    pairs = {pair: quality.spearman(*map(columns.score, pair)) for pair in combinations(names, 2)}
+    return [Agreement(*pair, found.spearman, found.n) for pair, found in pairs.items()]
 
 
 def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str]) -> tuple[Any, Any]:
@@ -149,21 +151,17 @@ def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: 
     table = pa.table(
         {col.ID: columns.arrow(col.ID).cast(pa.string()), col.UNCERTAINTY: score, "place": np.arange(columns.rows)}
     )
-    chosen: dict[str, dict[str, list[int]]] = {"descending": {}, "ascending": {}}
+    chosen: dict[str, dict[str, list[int]]] = {order: {name: [] for name in groups} for order in ("descending", "ascending")}
     for source, group in groups.items():
         inside = table.filter(pa.array(group & np.isfinite(score)))
-        for order, by_source in chosen.items():
-            by_source[source] = _first(inside, [(col.UNCERTAINTY, order), (col.ID, "ascending")])
+        # Arrow fails to select from a table without rows.
+        for order, by_source in chosen.items() if len(inside) else ():
+            best = pa.compute.select_k_unstable(inside, EXTREME_ROWS, [(col.UNCERTAINTY, order), (col.ID, "ascending")])
+            by_source[source] = inside["place"].take(best).to_pylist()
     places = sorted({place for by_source in chosen.values() for found in by_source.values() for place in found})
     rows = _show(columns, places, names[1:], table)
     most, least = ({source: [rows[i] for i in found] for source, found in chosen[order].items()} for order in chosen)
     return most, least
-
-
-def _first(table: pa.Table, order: list[tuple[str, str]]) -> list[int]:
-    # Arrow fails to select from a table without rows.
-    best = pa.compute.select_k_unstable(table, EXTREME_ROWS, order) if len(table) else pa.array([], pa.int64())
-    return table["place"].take(best).to_pylist()
 
 
 def _show(columns: Columns, places: list[int], names: list[str], table: pa.Table) -> dict[int, Shown]:
@@ -181,20 +179,11 @@ def _show(columns: Columns, places: list[int], names: list[str], table: pa.Table
             given_id=given[i],
             score=score[i],
             scores={name: float(values[i]) if np.isfinite(values[i]) else None for name, values in scores.items()},
-            messages=[_shorten(message) for message in messages.get(place, [])[-MAX_MESSAGES:]],
+            messages=[shorten_message(message, MAX_CHARACTERS) for message in messages.get(place, [])[-MAX_MESSAGES:]],
             earlier=max(0, len(messages.get(place, [])) - MAX_MESSAGES),
         )
         for i, place in enumerate(places)
     }
-
-
-def _shorten(message: Mapping[str, Any]) -> dict[str, str]:
-    return {key: shorten(str(message.get(key) or ""), MAX_CHARACTERS) for key in ("role", "content")}
-
-
-def shorten(text: str, limit: int) -> str:
-    """Truncate a text for display, with a mark at the end."""
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def _cost(columns: Columns, scored: Path, engine: EngineConfig | None) -> Cost:
@@ -225,7 +214,3 @@ def _seconds(done: Path) -> float | None:
 def _match(columns: Columns, verdicts: Mapping[str, bool]) -> Numbers:
     given = columns.arrow(col.GIVEN_ID) if col.GIVEN_ID in columns else pa.chunked_array([pa.nulls(columns.rows)])
     return match_labels(verdicts, columns.arrow(col.ID), given)
-
-
-def _labelled(path: str, verdicts: Mapping[str, bool], correct: Numbers) -> Labelled:
-    return Labelled(path, labels=len(verdicts), rows=int(np.isfinite(correct).sum()), wrong=int((correct == 0).sum()))

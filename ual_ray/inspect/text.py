@@ -32,7 +32,7 @@ def to_console(inspection: Inspection, console: Console) -> None:
 def _table(inspection: Inspection) -> Table:
     table = Table(title="Uncertainty in [0, 1], higher = more uncertain", title_justify="left")
     table.add_column("score", no_wrap=True)
-    for name in ["mean", "spread", "distinct", "no value", "retest noise", "length corr."]:
+    for name in ["mean", "std", "distinct", "no value", "retest noise", "length corr."]:
         table.add_column(name, justify="right")
     if inspection.labelled is not None:
         table.add_column("AUROC", justify="right")

@@ -1,4 +1,4 @@
-"""Warnings derived from the figures of an inspection, and their thresholds."""
+"""Warnings derived from the metrics of an inspection, and their thresholds."""
 
 from __future__ import annotations
 
@@ -6,63 +6,33 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ual_ray import columns as col
+from ual_ray.formatting import count, number, share
 
 if TYPE_CHECKING:
     from ual_ray.inspect.summary import Inspection, Score
-from ual_ray.formatting import count, number, share
 
 # Thresholds of the warnings. Shares are of rows; correlations are Spearman's.
 MAX_MISSING = 0.05
-
-
 MAX_TRUNCATED = 0.05
-
-
 MIN_PARSED = 0.95
-
-
 MAX_MODE_SHARE = 0.3
-
-
 MAX_AT_EDGES = 0.5
-
-
 MIN_DEVIATION = 0.02
-
-
 MIN_AGREEMENT = 0.2
-
-
 MAX_LENGTH_CORRELATION = 0.5
-
-
 MAX_NOISE_RATIO = 0.5
-
-
 MIN_RETESTED = 20
-
-
 CHANCE = 0.5
-
-
 # An AUROC within this many standard errors of 0.5 counts as chance.
 CHANCE_ERRORS = 2.0
-
-
 MIN_AUROC = 0.55
-
-
 MIN_OF_A_CLASS = 10
-
-
 MIN_MATCHED = 0.5
-
-
 MIN_ROWS = 30
 
 
 def warnings_of(inspection: Inspection) -> list[str]:
-    """List, as sentences, the figures to check before training, the most serious first."""
+    """List, as sentences, the metrics to check before training, the most serious first."""
     # A copy of an estimator would produce every warning twice.
     names = [name for name in inspection.scores if not (name == col.UNCERTAINTY and inspection.score_of)]
     return [
@@ -81,9 +51,9 @@ def _of_rows(inspection: Inspection) -> Iterator[str]:
         yield f"{share(missing)} of rows have no score" + (f" ({reasons})" if reasons else "")
     scored = inspection.rows - inspection.scores[col.UNCERTAINTY].missing
     if 0 < scored < MIN_ROWS:
-        yield f"only {scored} {'row has' if scored == 1 else 'rows have'} a score: every figure here is rough"
+        yield f"only {scored} {'row has' if scored == 1 else 'rows have'} a score: all metrics are imprecise"
     if (inspection.truncated or 0) > MAX_TRUNCATED * inspection.rows:
-        yield f"{share((inspection.truncated or 0) / inspection.rows)} of rows were cut: the elicitor did not see all of them"
+        yield f"{share((inspection.truncated or 0) / inspection.rows)} of rows were truncated for the elicitor"
     if len(inspection.elicitors) > 1:
         yield f"{len(inspection.elicitors)} elicitors scored these rows: their scores do not compare"
     if len(inspection.prompt_hashes) > 1:
@@ -103,7 +73,7 @@ def _of_quality(inspection: Inspection, names: list[str]) -> Iterator[str]:
         few = (
             f"{labelled.wrong} labelled responses are wrong" if labelled.wrong < good else f"{good} labelled responses are good"
         )
-        yield f"only {few}: AUROC and PRR are rough"
+        yield f"only {few}: AUROC and PRR are imprecise"
     for name in names:
         quality = inspection.quality[name]
         if quality.auroc is None:
@@ -149,16 +119,16 @@ def _of_length(inspection: Inspection) -> Iterator[str]:
 
 
 def _of_agreement(inspection: Inspection) -> Iterator[str]:
-    """Summarize, in at most two lines, which estimators contradict each other and which hardly agree."""
-    contradicting, strangers = [], []
+    """Summarize, in at most two lines, the pairs of estimators with a negative and with a weak correlation."""
+    negative, weak = [], []
     for pair in inspection.agreement:
         if {pair.first, pair.second} <= set(inspection.estimators) and pair.n >= MIN_ROWS and pair.spearman is not None:
             text = f"{pair.first} and {pair.second} (Spearman {number(pair.spearman)})"
             if pair.spearman < -MIN_AGREEMENT:
-                contradicting.append(text)
+                negative.append(text)
             elif pair.spearman < MIN_AGREEMENT:
-                strangers.append(text)
-    if contradicting:
-        yield f"these contradict each other: {', '.join(contradicting)}"
-    if strangers:
-        yield f"these hardly agree: {', '.join(strangers)}"
+                weak.append(text)
+    if negative:
+        yield f"negatively correlated estimators: {', '.join(negative)}"
+    if weak:
+        yield f"weakly correlated estimators: {', '.join(weak)}"

@@ -1,16 +1,16 @@
-"""The questions on which two models differ most: nothing tells more about a difference than its rows. Pure."""
+"""The questions on which two models differ most. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
+from ual_ray.formatting import shorten_message
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import PRIMARY
 from ual_ray.stats.metrics import likelihoods
@@ -39,7 +39,7 @@ class Example:
 
 
 def examples_of(findings: Findings, root: Path) -> list[Example]:
-    """Find the rows on which the arm of the first primary comparison gains and loses most, from the best to the worst."""
+    """Find the rows on which the arm of the first primary comparison gains and loses most, best first."""
     primary = [entry for entry in findings.comparisons.entries if entry.primary and entry.reference != BASE]
     if not primary:
         return []
@@ -76,7 +76,7 @@ def _losses(folder: Path) -> tuple[list[str], list[float]]:
 
 def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, str]]]]:
     files = pyarrow.dataset.dataset(str(folder), format="parquet")
-    # Texts pass through a few at a time: Arrow would read many files ahead.
+    # Read texts in small batches without read-ahead: Arrow would hold many files in memory.
     scan = files.scanner(
         columns=[col.ID, col.SOURCE, col.MESSAGES],
         filter=pyarrow.dataset.field(col.ID).isin(ids),
@@ -85,9 +85,7 @@ def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, 
         fragment_readahead=1,
     )
     rows = [row for batch in scan.to_batches() for row in batch.to_pylist()]
-    return {row[col.ID]: (str(row[col.SOURCE]), [_shorten(message) for message in row[col.MESSAGES] or []]) for row in rows}
-
-
-def _shorten(message: dict[str, Any]) -> dict[str, str]:
-    texts = {key: str(message.get(key) or "") for key in ("role", "content")}
-    return {key: text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS].rstrip()}…" for key, text in texts.items()}
+    return {
+        row[col.ID]: (str(row[col.SOURCE]), [shorten_message(message, MAX_CHARACTERS) for message in row[col.MESSAGES] or []])
+        for row in rows
+    }

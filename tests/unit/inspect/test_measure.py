@@ -208,7 +208,7 @@ def test_one_row(tmp_path: Path) -> None:
     found = inspected(tmp_path, [row("1")])
     assert found.scores["nll"].distribution is None
     assert found.scores["uncertainty"].length.spearman is None
-    assert "only 1 row has a score: every figure here is rough" in found.warnings
+    assert "only 1 row has a score: all metrics are imprecise" in found.warnings
     assert "nll has no value in any row" in found.warnings
 
 
@@ -319,14 +319,14 @@ EVERY = np.arange(200)
         ({"response_length": (-SCORE * 1000).astype(int)}, "uncertainty falls with response length (Spearman -1.00)"),
         ({"uncertainty_verbalized": np.where(EVERY < 80, 0.5, SCORE)}, "40% of the rows share one value of verbalized (0.500)"),
         ({"retest_verbalized": SCORE + NOISE}, "of the spread of verbalized"),
-        ({"uncertainty_nll": np.abs(NOISE)}, "these hardly agree: verbalized and nll (Spearman "),
-        ({"uncertainty_nll": 1 - SCORE}, "these contradict each other: verbalized and nll (Spearman -1.00)"),
+        ({"uncertainty_nll": np.abs(NOISE)}, "weakly correlated estimators: verbalized and nll (Spearman "),
+        ({"uncertainty_nll": 1 - SCORE}, "negatively correlated estimators: verbalized and nll (Spearman -1.00)"),
         ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003)"),
         (
             {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
             "100% of the values of nll lie at the edges",
         ),
-        ({"truncated": EVERY < 20}, "10% of rows were cut"),
+        ({"truncated": EVERY < 20}, "10% of rows were truncated"),
         ({"elicitor": np.where(EVERY < 20, "x", "y")}, "2 elicitors scored these rows"),
         ({"prompt_hash": np.where(EVERY < 20, "x", "y")}, "2 versions of the prompts"),
         ({"uncertainty_nll": np.where(EVERY < 20, np.nan, SCORE)}, "nll could be read from 90% of the replies only"),
@@ -353,8 +353,8 @@ def test_a_warning_says_a_rows_want_of_a_score(tmp_path: Path) -> None:
         (SCORE > 0.5, None),
         (SCORE < 0.5, "AUROC 0.00 of verbalized: worse than chance"),
         (EVERY % 2 == 0, "of verbalized: no better than chance"),
-        (EVERY < 4, "only 4 labelled responses are wrong: AUROC and PRR are rough"),
-        (EVERY > 3, "only 4 labelled responses are good: AUROC and PRR are rough"),
+        (EVERY < 4, "only 4 labelled responses are wrong: AUROC and PRR are imprecise"),
+        (EVERY > 3, "only 4 labelled responses are good: AUROC and PRR are imprecise"),
     ],
 )
 def test_warnings_of_quality(tmp_path: Path, wrong: np.ndarray, warning: str | None) -> None:
