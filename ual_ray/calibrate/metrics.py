@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from ual_ray.stats import score_quality as quality
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
@@ -162,13 +162,6 @@ def fit_temperature_of(slope: Callable[[float], float]) -> float:
     if known(far) * known(1.0) > 0 or near == far:
         return 1 / far
     return 1 / float(brentq(known, min(near, far), max(near, far), rtol=TOLERANCE, xtol=TOLERANCE * lowest))
-
-
-def mean_nll(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> float:
-    """Mean NLL of softmax(logits / temperature) in nats, lower is better. Shapes as in `fit_temperature`."""
-    scores = np.asarray(logits, dtype=np.float64) / temperature
-    at_label = np.take_along_axis(scores, np.asarray(labels)[:, None], axis=1)[:, 0]
-    return float(np.mean(logsumexp(scores, axis=1) - at_label))
 
 
 def errors_by_question(

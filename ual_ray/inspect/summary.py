@@ -37,7 +37,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All figures of a folder of scored rows. `score_of`: the estimator that `uncertainty` was copied from, if any."""
+    """All metrics of a folder of scored rows. `score_of`: the estimator that `uncertainty` was copied from, if any."""
 
     path: str
     rows: int

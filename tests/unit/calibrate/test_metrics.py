@@ -23,7 +23,6 @@ from ual_ray.calibrate.metrics import (
     expected_calibration_error,
     fit_temperature,
     fit_temperature_of,
-    mean_nll,
     prediction_rejection_ratio,
     reliability,
     summary,
@@ -200,6 +199,10 @@ def test_ranking_needs_right_and_wrong_rows(measure: Any) -> None:
 
 
 # --- temperature -----------------------------------------------------------------------------------------------------
+
+
+def mean_nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+    return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def sampled(rows: int = 3000, classes: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
