@@ -320,7 +320,7 @@ def test_the_watcher_of_a_process_killed_in_the_outage_leaves_its_end_behind(ser
 
 def test_a_database_that_is_away_behind_the_server(database: Postgres | str, server: Server, tmp_path: Path) -> None:
     if not isinstance(database, Postgres):
-        pytest.skip("PostgreSQL (initdb, postgres) or psycopg2 is not installed; SQLite, in its place, cannot be away")
+        pytest.skip("no PostgreSQL, and SQLite cannot be away: apt-get install postgresql; pip install psycopg2-binary")
     tracker, timed = tracker_of(server, tmp_path, "database"), Timed()
     with tracker.run("pipeline", tmp_path, {}) as run:
         database.stop()

@@ -30,8 +30,8 @@ from ual_ray.tracking.tracker import Tracker, default_uri
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="the package playwright is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no playwright: pip install playwright"),
 ]
 # Milliseconds: the UI's own code is megabytes, and this machine may be busy.
 PATIENCE = 45_000
