@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -61,6 +62,12 @@ SPECIAL_TOKENS = [
     *(BEGIN, END, "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"),
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Have SIGINT raise KeyboardInterrupt, also where the tests were started with it ignored, as in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache

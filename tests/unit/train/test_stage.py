@@ -50,15 +50,15 @@ def test_but_no_more_than_was_granted() -> None:
     forever = threading.Event()
 
     def work() -> Outcome:
-        forever.wait(30)
+        forever.wait()
         return FINISHED
 
     interrupt_after(0.2)
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        _in_thread(work, lambda: None, grace_seconds=0.5)
-    assert time.monotonic() - started < 5
-    forever.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _in_thread(work, lambda: None, grace_seconds=0.5)
+    finally:
+        forever.set()
 
 
 def test_a_failure_while_saving_does_not_hide_the_interrupt() -> None:
