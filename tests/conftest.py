@@ -66,7 +66,7 @@ SPECIAL_TOKENS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Have SIGINT raise KeyboardInterrupt, also where the tests were started with it ignored, as in the background of a script."""
+    """Have SIGINT raise KeyboardInterrupt, also where the tests were started with it ignored, as in a script's background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

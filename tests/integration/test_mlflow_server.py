@@ -28,7 +28,7 @@ from ual_ray.tracking.tracker import Tracker
 RETRY = 0.5
 STEPS = 30
 # Seconds that a call may take once the store is known to be away.
-PATIENCE = 1.0
+PATIENCE = 5.0
 
 
 def free_port() -> int:

@@ -67,7 +67,7 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_costs_seconds(checker: Check
     first = checker._process
     started = time.monotonic()
     assert checker("42", r"\boxed{9^{9^{9^{9}}}}") == (None, False)
-    assert time.monotonic() - started < 4 * math_check.SECONDS
+    assert time.monotonic() - started < 20 * math_check.SECONDS
     assert checker("42", "So it is 42.") == ("42", True), "another process takes over"
     assert checker._process is not first
 

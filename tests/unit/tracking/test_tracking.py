@@ -268,7 +268,7 @@ def test_a_typo_in_the_address_is_found_at_the_start(tmp_path: Path, monkeypatch
     assert tracker.waiting == 2
     with Tracker(config, tmp_path, catch_up_seconds=0) as again:
         assert again.waiting == 2, "its address was right before"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     with pytest.raises(UserError, match="contains a password"):
         catch_up(tmp_path)
 
