@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.calibrate.clustering import MUELLER_CLASSES, Places, measures, mueller_projection, pca, scatter_ratio, thin
-from ual_ray.calibrate.probed_model import Head, States
+from ual_ray.calibrate.probed_model import States
+from ual_ray.models.output_head import OutputHead
 
 # Maximum numbers of points in a plot and of feature rows written to disk.
 MOST_POINTS = 1500
@@ -48,7 +49,7 @@ class Clusters:
                 room = self._features.setdefault(name, np.empty((len(self._classes), kept.shape[1]), dtype=np.float32))
                 room[slots[slots >= 0]] = kept
 
-    def write(self, folder: Path, head: Head) -> dict[str, Any]:
+    def write(self, folder: Path, head: OutputHead) -> dict[str, Any]:
         """Measure how the states cluster; write the metrics and the points of the plots, and return the metrics.
 
         Measures are None with too few classes, and those before the norm also when no norm was found.
@@ -84,11 +85,11 @@ class Clusters:
         enough = len(self._tokens) > 1 and name in self._features
         return measures(self._features[name], self._classes) if enough else None
 
-    def _project(self, head: Head, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:
+    def _project(self, head: OutputHead, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:
         """Project the states of the three most frequent tokens; None with fewer tokens."""
         if len(self._tokens) < MUELLER_CLASSES:
             return None
         rows = self._classes < MUELLER_CLASSES
-        templates = head.weight[self._tokens[:MUELLER_CLASSES]].float().cpu().numpy()
+        templates = head.weight.detach()[self._tokens[:MUELLER_CLASSES]].float().cpu().numpy()
         points = mueller_projection(after[rows], templates)
         return points, mueller_projection(templates, templates), scatter_ratio(points, self._classes[rows])

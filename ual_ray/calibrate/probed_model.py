@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ual_ray.calibrate.metrics import fit_temperature_of
-from ual_ray.errors import UserError
+from ual_ray.models.output_head import OutputHead
 
 # Bytes of one chunk's float32 logits; their probabilities take the same amount again.
 CHUNK_BYTES = 64 * 2**20
@@ -81,7 +81,7 @@ class ProbedModel:
             trust_remote_code=trust_remote_code,
         ).eval()
         self._body: Any = self._model.get_decoder()
-        self.head = Head(self._model)
+        self.head = OutputHead(self._model)
         self._before: Tensor | None = None
         self.norm = self._look()
 
@@ -141,47 +141,23 @@ class ProbedModel:
         self._before = inputs[0]
 
     def _check_head(self, hidden: Tensor, ids: Tensor) -> None:
-        own = self._model(input_ids=ids, use_cache=False).logits[0, :-1, : self.head.size].float()
-        ours = self.head.logits(hidden[0, :-1])
-        labels = ids[0, 1:]
-        expected, found = (nn.functional.cross_entropy(logits.to(labels.device), labels) for logits in (own, ours))
-        # Loose enough for bfloat16 logits (3 digits); a missing scale or soft-cap differs by more.
-        if not torch.isclose(found, expected, rtol=5e-3):
-            raise UserError(
-                f"the calibration of models of the kind {type(self._model).__name__} cannot be measured yet",
-                got=f"NLL {found:.4f} from the hidden states, {expected:.4f} from the model's logits",
-                fix="set evaluate.calibration.enabled=false: the model transforms its logits in an unsupported way",
-            )
+        logits, labels = self.head.logits(hidden[0, :-1]), ids[0, 1:]
+        self.head.check(
+            nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="sum"),
+            self._model(input_ids=ids, use_cache=False).logits[0, :-1],
+            labels,
+            f"the calibration of models of the kind {type(self._model).__name__} cannot be measured yet",
+            "set evaluate.calibration.enabled=false: the model transforms its logits in an unsupported way",
+        )
 
 
-class Head:
-    """The output layer: hidden states after the final norm to logits over the real entries of the vocabulary."""
-
-    def __init__(self, causal_lm: Any) -> None:
-        """Take the layer of a transformers causal LM, tied or not, and its architecture's logit scale and soft-cap."""
-        layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
-        self.size = int(config.vocab_size)
-        bias = getattr(layer, "bias", None)
-        # Rows beyond the vocabulary are padding.
-        self.weight: Tensor = layer.weight.detach()[: self.size]
-        self._bias = None if bias is None else bias.detach()[: self.size]
-        self._softcap = getattr(config, "final_logit_softcapping", None)
-        # Cohere multiplies its logits, Granite divides them.
-        self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of [n, H] as float32 of [n, K]."""
-        inputs = hidden.to(self.weight.device, self.weight.dtype) * self._scale
-        logits = nn.functional.linear(inputs, self.weight, self._bias).float()
-        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
-
-    def chunks(self, hidden: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield slices of [n, H] with their logits [chunk, K] and labels [chunk]."""
-        size = max(1, CHUNK_BYTES // (4 * self.size))
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            logits = self.logits(hidden[rows])
-            yield rows, logits, labels[rows].to(logits.device)
+def logits_in_chunks(head: OutputHead, hidden: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield slices of [n, H] with their logits [chunk, K] and labels [chunk]."""
+    size = max(1, CHUNK_BYTES // (4 * head.size))
+    for start in range(0, len(hidden), size):
+        rows = slice(start, start + size)
+        logits = head.logits(hidden[rows])
+        yield rows, logits, labels[rows].to(logits.device)
 
 
 @dataclass(frozen=True)
@@ -199,9 +175,9 @@ class TokenStatistics:
         return cls(np.empty(count), np.empty(count), np.empty(count, dtype=bool), np.empty(count))
 
 
-def measure(head: Head, states: States, temperatures: Sequence[float], into: Sequence[TokenStatistics]) -> None:
+def measure(head: OutputHead, states: States, temperatures: Sequence[float], into: Sequence[TokenStatistics]) -> None:
     """Measure a batch at every temperature and write the results into its rows of `into`."""
-    for rows, logits, labels in head.chunks(states.after, states.labels):
+    for rows, logits, labels in logits_in_chunks(head, states.after, states.labels):
         at_label = logits.gather(1, labels[:, None]).squeeze(1)
         largest, argmax = logits.max(1)
         places = states.places[rows]
@@ -218,21 +194,23 @@ def measure(head: Head, states: States, temperatures: Sequence[float], into: Seq
             target.brier[places] = _numpy(brier).clip(0, 2)
 
 
-def log_probabilities(head: Head, states: States, temperatures: Sequence[float], into: Sequence[NDArray[np.float64]]) -> None:
+def log_probabilities(
+    head: OutputHead, states: States, temperatures: Sequence[float], into: Sequence[NDArray[np.float64]]
+) -> None:
     """Write the labels' log-probabilities (in nats) at every temperature into the batch's rows of `into`."""
-    for rows, logits, labels in head.chunks(states.after, states.labels):
+    for rows, logits, labels in logits_in_chunks(head, states.after, states.labels):
         at_label = logits.gather(1, labels[:, None]).squeeze(1)
         for temperature, target in zip(temperatures, into, strict=True):
             target[states.places[rows]] = _numpy(at_label / temperature - torch.logsumexp(logits / temperature, dim=1))
 
 
 @torch.inference_mode()
-def temperature_of(head: Head, hidden: Tensor, labels: Tensor) -> float:
+def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
     """Fit the temperature to hidden states [n, H] after the final norm and their labels [n]; see calibration."""
 
     def slope(inverse: float) -> float:
         total = 0.0
-        for _, logits, chunk_labels in head.chunks(hidden, labels):
+        for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
             logits = (logits - logits.max(1, keepdim=True).values).clamp(min=LOWEST_LOGIT)
             at_label = logits.gather(1, chunk_labels[:, None]).squeeze(1)
             means = torch.linalg.vecdot(torch.softmax(inverse * logits, dim=1), logits)

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.models.output_head import TOLERANCE, OutputHead
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
@@ -44,12 +45,7 @@ class SmoothedCausalLM(nn.Module):
         self.holds_gradients = True
         self._z_loss = z_loss
         self._rows = uncertainty_bins + 1
-        config: Any = model.config
-        text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self._vocab_size = int(text.vocab_size)
-        self._softcap = getattr(text, "final_logit_softcapping", None)
-        # Cohere multiplies its logits, Granite divides them.
-        self._logit_scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
+        self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
@@ -63,21 +59,18 @@ class SmoothedCausalLM(nn.Module):
 
         A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
-        causal_lm: Any = self.model
-        head = causal_lm.get_output_embeddings()
         positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
         output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions)
-        hidden = output.last_hidden_state
-        hidden = hidden if self._logit_scale == 1 else hidden * self._logit_scale
+        hidden = self.head.scaled(output.last_hidden_state)
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         loss, metrics = smoothed_linear_cross_entropy_with_metrics(
             hidden.flatten(0, 1),
-            head.weight,
+            self.head.weight,
             labels,
             alpha,
-            bias=getattr(head, "bias", None),
-            vocab_size=self._vocab_size,
-            softcap=self._softcap,
+            bias=self.head.bias,
+            vocab_size=self.head.size,
+            softcap=self.head.softcap,
             z_loss=self._z_loss,
         )
         per_token = (metrics.nll, metrics.smoothing, metrics.top1, alpha * metrics.target, metrics.target)
@@ -125,16 +118,16 @@ def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool =
     was_training, kind = model.training, type(model.model).__name__
     model.eval()
     samples = [_sample(range(1, 9)), _sample(range(9, 1, -1))]
-    loss = model(collate([[sample] for sample in samples]).to(device)).loss
+    sums = model(collate([[sample] for sample in samples]).to(device)).by_bin.sum(0)
     ids = torch.stack([torch.as_tensor(sample.input_ids).long() for sample in samples]).to(device)
     logits = model.logits(ids)[:, :-1]
-    expected = nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    if not _agree(loss, expected):
-        raise UserError(
-            f"models of the kind {kind} cannot be trained yet",
-            got=f"NLL {loss:.4f} from the hidden states, {expected:.4f} from the model's logits",
-            fix="the model transforms its logits in a way that ual_ray.train.model does not support",
-        )
+    model.head.check(
+        sums[SUMS.index("nll")],
+        logits.flatten(0, 1),
+        ids[:, 1:].flatten(),
+        f"models of the kind {kind} cannot be trained yet",
+        "use another model: this one transforms its logits in a way that ual_ray.models.output_head does not support",
+    )
     if packing and not _keeps_samples_apart(model, device, logits.dtype):
         raise UserError(
             f"{kind} cannot be trained with packing: its attention does not separate the samples of a pack",
@@ -169,6 +162,5 @@ def _sample(ids: range, trained: bool = True) -> Sample:
     return Sample("check", tokens, tokens if trained else np.full_like(tokens, IGNORE_INDEX), 0.0)
 
 
-def _agree(first: Tensor, second: Tensor, rtol: float = 5e-3, atol: float = 0.0) -> bool:
-    # Loose enough for bfloat16 logits (3 digits); a missing logit scale or soft-cap differs by more.
+def _agree(first: Tensor, second: Tensor, rtol: float = TOLERANCE, atol: float = 0.0) -> bool:
     return bool(torch.isclose(first.float(), second.float(), rtol=rtol, atol=atol))

@@ -17,12 +17,13 @@ from ual_ray.calibrate import probed_model as probe_model
 from ual_ray.calibrate.answers import RenderAnswer, _confidences
 from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
-from ual_ray.calibrate.probed_model import Head, ProbedModel, Text, temperature_of
+from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
 from ual_ray.calibrate.rows import Job
 from ual_ray.calibrate.stage import probe
 from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
+from ual_ray.models.output_head import OutputHead
 from ual_ray.parquet import read_table, write_rows
 
 COMMON = {
@@ -188,37 +189,26 @@ def test_logits_twice_as_large_have_twice_the_temperature(model_of: Families, ro
     assert twice["token"]["raw"]["nll"] > once["token"]["raw"]["nll"] + 0.01
 
 
-def test_padding_rows_of_the_vocabulary_are_left_out(model_of: Families) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_of("llama_untied"))
-    hidden = torch.randn(5, 32)
-    before = Head(model).logits(hidden)
-    model.lm_head.weight.data = torch.cat([model.lm_head.weight.data, torch.full((12, 32), 99.0)])
-    torch.testing.assert_close(Head(model).logits(hidden), before)
-    assert before.shape == (5, 620)
-
-
 def test_logits_of_an_unknown_kind_are_refused(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Head.__init__
+    real = OutputHead.__init__
 
-    def forgetful(self: Head, causal_lm: Any) -> None:
+    def forgetful(self: OutputHead, causal_lm: Any) -> None:
         real(self, causal_lm)
-        self._softcap = None
+        self.softcap = None
 
-    monkeypatch.setattr(Head, "__init__", forgetful)
+    monkeypatch.setattr(OutputHead, "__init__", forgetful)
     with pytest.raises(UserError, match="Gemma2ForCausalLM cannot be measured"):
         ProbedModel(str(model_of("gemma2")), "float32", "cpu")
 
 
-def test_barred_tokens_do_not_spoil_the_temperature(model_of: Families) -> None:
+def test_barred_tokens_do_not_spoil_the_temperature(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
-    head = Head(AutoModelForCausalLM.from_pretrained(model_of("llama_untied")))
+    head = OutputHead(AutoModelForCausalLM.from_pretrained(model_of("llama_untied")))
     hidden, labels = torch.randn(50, 32), torch.randint(0, 600, (50,))
     barred = torch.zeros(620)
     barred[610:] = -torch.inf
-    head._bias = barred
+    monkeypatch.setattr(OutputHead, "bias", barred)
     expected = fit_temperature(head.logits(hidden)[:, :610].numpy(force=True), labels.numpy())
     assert temperature_of(head, hidden, labels) == pytest.approx(expected, rel=1e-3)
 

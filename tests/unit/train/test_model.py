@@ -146,7 +146,7 @@ def test_other_values_of_a_pack_are_rounding_in_bfloat16_alone(family_folder: An
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
 def test_a_change_of_logits_that_is_not_known_is_refused(family: str, family_folder: Any) -> None:
     model = load(family_folder(family))
-    model._softcap, model._logit_scale = None, 1.0
+    model.head.softcap, model.head.scale = None, 1.0
     with pytest.raises(UserError, match="logits"):
         check_loss(model, CPU)
 
