@@ -29,7 +29,7 @@ from ual_ray.train import loop
 from ual_ray.train.checkpoint import Checkpoints
 from ual_ray.train.estimate.devices import find_device
 from ual_ray.train.estimate.dry_run import MicroBatch, Model
-from ual_ray.train.estimate.memory import PROCESS_BYTES
+from ual_ray.train.estimate.state import PROCESS_BYTES
 from ual_ray.train.metrics import Metrics, hardware, read_metrics
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import make_optimizer, train_step

@@ -22,15 +22,12 @@ from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import check_model, parameter_count
 from ual_ray.run import StageName
+from ual_ray.train.estimate.state import least_bytes
 
 GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
-# Weights, gradients and AdamW's two moments, and a checkpoint's copy of all but the gradients while it is written, all
-# float32. With adapters only the weights remain: the adapters are small in comparison.
-TRAINING_BYTES_PER_PARAMETER = 28
-LORA_BYTES_PER_PARAMETER = 4
-# What a worker process needs in addition to its weights: interpreter, libraries, activations of a small batch.
-WORKER_OVERHEAD_GB = 1.0
+# What an engine's process needs in addition to its weights: interpreter, libraries, activations of a small batch.
+ENGINE_OVERHEAD_GB = 1.0
 
 
 def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train", "evaluate"})) -> None:
@@ -180,16 +177,14 @@ def _engines(config: Config, model: str, dtype: str) -> float:
     if engine.kind == "fake" or engine.gpus_per_actor:
         return 0.0
     weights = (parameter_count(model) or 0) * BYTES[dtype] / GB
-    return (weights + engine.kv_cache_gb + WORKER_OVERHEAD_GB) * engine.max_actors
+    return (weights + engine.kv_cache_gb + ENGINE_OVERHEAD_GB) * engine.max_actors
 
 
 def _training(config: Config) -> float:
     train = config.train
     if train.gpus_per_worker:
         return 0.0
-    per_parameter = LORA_BYTES_PER_PARAMETER if train.lora.rank else TRAINING_BYTES_PER_PARAMETER
-    weights = (parameter_count(config.model) or 0) * per_parameter * train.replicas / GB
-    return weights + train.num_workers * WORKER_OVERHEAD_GB
+    return least_bytes(parameter_count(config.model) or 0, train) / GB
 
 
 def check_port(host: str, port: int) -> None:

@@ -51,7 +51,10 @@ PURE = sorted(
         *(f"elicit/{name}.py" for name in ("prompts", "scoring", "grouping", "adjust", "assemble")),
         "elicit/estimators/*.py",
         *("smooth/maps.py", "evaluate/answering.py"),
-        *(f"train/{name}.py" for name in ("loss", "packing", "metrics", "progress", "schedule", "estimate/memory")),
+        *(
+            f"train/{name}.py"
+            for name in ("loss", "packing", "metrics", "progress", "schedule", "estimate/memory", "estimate/state")
+        ),
         *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),

@@ -26,7 +26,8 @@ from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Plan
 from ual_ray.train.estimate.devices import GIB, Device, find_device
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
-from ual_ray.train.estimate.memory import Memory, Parameters, checkpoint_bytes, count_parameters, estimate
+from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
+from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore

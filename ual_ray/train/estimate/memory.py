@@ -17,14 +17,11 @@ from torch import Tensor, nn
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.estimate.forward_pass import ForwardPass
+from ual_ray.train.estimate.state import FLOAT32, PROCESS_BYTES, checkpoint_bytes, state_bytes
 from ual_ray.train.export import SHARD_BYTES
 from ual_ray.train.loss import chunk_rows
 from ual_ray.train.sharding import DTYPES, find_layers
 
-FLOAT32 = 4
-ADAM_MOMENTS = 2
-# OURS: a CPU worker with Python, torch, Ray and transformers; a GPU's CUDA context, NCCL buffers and cuBLAS workspace.
-PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
 # OURS: backward of a layer holds about this many tensors of the size of the largest that forward saved.
 BACKWARD_TENSORS = 3
 # One group of weights in use, the next being gathered, and a buffer of the same size.
@@ -98,8 +95,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     """Estimate one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
     on_gpu = config.gpus_per_worker > 0
     width = DTYPES[config.dtype].itemsize
-    weights, gradients = FLOAT32 * parameters.shard, FLOAT32 * parameters.trainable_shard
-    state = {"weights": weights, "gradients": gradients, "optimizer": ADAM_MOMENTS * gradients}
+    state = state_bytes(parameters.shard, parameters.trainable_shard)
     copy = checkpoint_bytes(parameters.trainable_shard)
     offloaded = sum(state.values()) if on_gpu and config.cpu_offload else 0
     if offloaded:
@@ -138,11 +134,6 @@ def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
     """
     groups = 2 * (width + FLOAT32) * parameters.largest_trainable_group
     return groups + (FLOAT32 * parameters.trainable if held else 0)
-
-
-def checkpoint_bytes(trainable: int) -> int:
-    """Bytes of a checkpoint with this many trained parameters: float32 weights and AdamW's two moments."""
-    return (1 + ADAM_MOMENTS) * FLOAT32 * trainable
 
 
 def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool) -> int:

@@ -19,7 +19,8 @@ from ual_ray.errors import UserError
 from ual_ray.train.estimate import devices, dry_run
 from ual_ray.train.estimate.dry_run import micro_batch, sample_rows
 from ual_ray.train.estimate.forward_pass import forward_pass
-from ual_ray.train.estimate.memory import checkpoint_bytes, count_parameters, estimate
+from ual_ray.train.estimate.memory import count_parameters, estimate
+from ual_ray.train.estimate.state import checkpoint_bytes, least_bytes
 from ual_ray.train.estimate.text import amount, duration, gib, show
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.weights import empty_model
@@ -162,6 +163,21 @@ def test_gradients_are_whole_between_micro_batches_where_they_may_be(model: str)
         train = TrainConfig(dtype="bfloat16", reshard_after_forward=reshard)
         one, two = (estimate(parameters, forward, train, 128, passes).parts["whole gradients"] for passes in (1, 2))
         assert two - one == more
+
+
+@pytest.mark.parametrize(("workers", "replicas"), [(1, 1), (2, 1), (4, 2)])
+def test_the_check_before_a_run_needs_what_the_estimate_has_without_activations(
+    model: str, workers: int, replicas: int
+) -> None:
+    causal_lm = empty_model(model)
+    forward = forward_pass(causal_lm, "float32", 1, 8, packed=False)
+    train = TrainConfig(dtype="float32", num_workers=workers, replicas=replicas)
+    parameters = count_parameters(causal_lm, workers // replicas)
+    memory = estimate(parameters, forward, train, 8, passes=1)
+    state = sum(memory.parts[part] for part in ("weights", "gradients", "optimizer", "checkpoint", "process"))
+    # Shards are rounded up, so all ranks together hold a little more than the model.
+    assert least_bytes(parameters.total, train) == pytest.approx(workers * state, rel=1e-3)
+    assert least_bytes(parameters.total, train) <= workers * state < workers * memory.peak
 
 
 def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
