@@ -1,4 +1,4 @@
-# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make lint, make ui, make clean.
+# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make test-fast (unit tests), make lint, make ui, make clean.
 # Every target sets itself up in .venv first, once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -19,7 +19,7 @@ GPU_PYTHON ?= 3.12
 GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection
 PLATFORMS  := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
-.PHONY: setup demo test lint ui gpu-bundle clean
+.PHONY: setup demo test test-fast lint ui gpu-bundle clean
 
 setup: $(READY)
 
@@ -39,6 +39,9 @@ demo: $(READY)
 test: $(READY)
 	@# Most of a test's time is the start of a process: two files at a time keep two cores busy.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
