@@ -69,7 +69,7 @@ def machine() -> dict[str, Any]:
 def failures(content: dict[str, Any]) -> Any:
     """Name the cases with an error, or not ok."""
     for part, cases in content.items():
-        for name, found in cases.items():
+        for name, found in cases.items() if isinstance(cases, dict) else ():
             if isinstance(found, dict) and ("error" in found or found.get("ok") is False):
                 yield f"{part}, {name}"
 
