@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.columns import ID, ID_LENGTH
+from ual_ray.config.files import replacing
 
 ROWS_PER_FILE = 10_000
 
@@ -51,9 +52,8 @@ def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path)
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table atomically to one Parquet file."""
-    part = path.with_name(path.name + ".part")
-    pyarrow.parquet.write_table(table, part)
-    part.replace(path)
+    with replacing(path) as part:
+        pyarrow.parquet.write_table(table, part)
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:

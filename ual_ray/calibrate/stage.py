@@ -6,7 +6,6 @@ models are compared on the same tokens.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ual_ray.calibrate.clusters import Clusters
 from ual_ray.calibrate.metrics import token_summary
 from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, measure, temperature_of
 from ual_ray.calibrate.rows import Job, Taken, split_rows
+from ual_ray.config.files import write_json
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer
 from ual_ray.models.resolve import resolve_model
@@ -65,7 +65,7 @@ def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
         "peak_memory_gib": peak_memory(model.device),
         "seconds": time.monotonic() - started,
     }
-    (folder / col.CALIBRATION_FILE).write_text(json.dumps(metrics, indent=2, allow_nan=False))
+    write_json(folder / col.CALIBRATION_FILE, metrics, allow_nan=False)
     return metrics
 
 

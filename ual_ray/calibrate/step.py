@@ -12,6 +12,7 @@ from pyarrow.dataset import field
 from ual_ray import columns as col
 from ual_ray.calibrate.metrics import ANSWERS_FILE
 from ual_ray.config import Config
+from ual_ray.config.files import write_text
 from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
@@ -104,7 +105,7 @@ def _probe(job: Job, cores: float) -> dict[str, Any]:
     def count(tokens: int) -> None:
         nonlocal total
         total += tokens
-        seen.write_text(str(total))
+        write_text(seen, str(total))
 
     return probe(job, count)
 

@@ -5,8 +5,7 @@ Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +17,7 @@ import pyarrow as pa
 from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import DataConfig
+from ual_ray.config.files import write_lines
 from ual_ray.data.formats import BadRow, Record, convert
 from ual_ray.data.reading import Piece, read_piece
 from ual_ray.parquet import write_table
@@ -132,12 +132,4 @@ def _write(block: Block, folder: Path, name: str) -> None:
     write_table(block.rows, folder / col.ROWS_FOLDER / f"{name}.parquet")
     if block.quarantined:
         (folder / QUARANTINE_FOLDER).mkdir(parents=True, exist_ok=True)
-        write_lines(block.quarantined, folder / QUARANTINE_FOLDER / f"{name}.jsonl")
-
-
-def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows atomically as JSON lines; invalid Unicode is escaped."""
-    part = path.with_name(path.name + ".part")
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
+        write_lines(folder / QUARANTINE_FOLDER / f"{name}.jsonl", block.quarantined)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray.config import Config
+from ual_ray.config.files import write_json
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
@@ -63,7 +63,7 @@ def run_lm_eval(
         ) from error
     out.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in results.items() if key != "samples"}
-    (out / LM_EVAL_FILE).write_text(json.dumps(kept, indent=2, default=str))
+    write_json(out / LM_EVAL_FILE, kept)
     return results, list(metric_values(results))
 
 

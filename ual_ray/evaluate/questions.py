@@ -22,6 +22,7 @@ from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Benchmark, Question
 from ual_ray.config import BenchmarkConfig, DataConfig
+from ual_ray.config.files import replacing
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.files import ADDRESS, find_files, from_address
 from ual_ray.data.fingerprint import fingerprint
@@ -69,21 +70,19 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
     Raises UserError for a benchmark with a path that yields no question, and when there is no question at all.
     """
     counts: dict[str, dict[str, Any]] = {}
-    part = folder / f"{col.QUESTIONS_FILE}.part"
-    with pyarrow.parquet.ParquetWriter(part, col.QUESTIONS) as writer:
+    with replacing(folder / col.QUESTIONS_FILE) as part, pyarrow.parquet.ParquetWriter(part, col.QUESTIONS) as writer:
         for name, benchmark in make_benchmarks(configs).items():
             benchmark.check()
             source = _from_rows(benchmark, rows) if benchmark.config.path is None else _from_path(name, benchmark)
             counts[name] = _write(name, benchmark, source, writer)
             if not counts[name]["questions"] and benchmark.config.path is not None:
                 raise _nothing(name, benchmark, counts[name]["bad_reasons"])
-    if not any(count["questions"] for count in counts.values()):
-        raise UserError(
-            "no benchmark has a question",
-            got=f"{rows} holds no row of the split '{col.TEST}' that {', '.join(configs)} can use",
-            fix="raise data.test_share, or give evaluate.benchmarks a path",
-        )
-    part.replace(folder / col.QUESTIONS_FILE)
+        if not any(count["questions"] for count in counts.values()):
+            raise UserError(
+                "no benchmark has a question",
+                got=f"{rows} holds no row of the split '{col.TEST}' that {', '.join(configs)} can use",
+                fix="raise data.test_share, or give evaluate.benchmarks a path",
+            )
     return counts
 
 

@@ -21,8 +21,8 @@ from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
 from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
+from ual_ray.config.files import write_json, write_lines
 from ual_ray.config.keys import engine_settings
-from ual_ray.data.canonical import write_lines
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore
@@ -78,7 +78,7 @@ def evaluate(
             fix="raise engine.max_model_len, or see ual.log",
         )
     result["disagreements"] = _write_disagreements(folder)
-    (folder / col.FIGURES_FILE).write_text(json.dumps(result, indent=2))
+    write_json(folder / col.FIGURES_FILE, result)
     return result
 
 
@@ -126,7 +126,7 @@ def _write_disagreements(folder: Path) -> int:
     path = folder / DISAGREEMENTS_FILE
     path.unlink(missing_ok=True)
     if found:
-        write_lines(found, path)
+        write_lines(path, found)
     return len(found)
 
 

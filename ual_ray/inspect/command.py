@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
 from ual_ray.config import Config
+from ual_ray.config.files import write_json, write_text
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.inspect.measure import inspect
 from ual_ray.inspect.page import to_html
@@ -26,9 +26,9 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
     inspection = inspect(scored, labels, config.engine)
     page = page or scored.with_name(PAGE_FILE)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(to_html(inspection), encoding="utf-8")
+    write_text(page, to_html(inspection))
     metrics = page.with_suffix(".json")
-    metrics.write_text(json.dumps(inspection.as_dict(), indent=2), encoding="utf-8")
+    write_json(metrics, inspection.as_dict())
     to_console(inspection, console)
     # The output folder that the scores belong to: the nearest one above with an MLflow store.
     store = next((place for place in scored.parents if (place / STORE_FILE).is_file()), page.parent)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
+from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import as_text
 
@@ -67,7 +68,7 @@ def read_model_outputs(path: Path) -> list[dict[str, Any]]:
 
 def write(entries: list[dict[str, Any]], path: Path) -> None:
     """Write outputs or annotations as the official tool reads them."""
-    path.write_text(json.dumps(entries, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(entries, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def instruction(messages: Messages) -> str:

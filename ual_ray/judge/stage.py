@@ -5,7 +5,6 @@ Verdicts are kept in a row store per judge, prompt and engine settings: a pair t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from ual_ray import columns as col
 from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import digest
 from ual_ray.config import Config
+from ual_ray.config.files import write_json
 from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
@@ -69,7 +69,7 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     write_rows(rows, col.VERDICTS, judging.folder / VERDICTS_FILE)
     export(rows, judging.folder)
     result = win_rates(rows, config.evaluate, config.seed)
-    (judging.folder / col.WIN_RATES_FILE).write_text(json.dumps(result, indent=2))
+    write_json(judging.folder / col.WIN_RATES_FILE, result)
     return result
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ual_ray.stats.comparison import Comparisons
@@ -56,11 +54,6 @@ class Findings:
         metrics = {name: [MetricValue(**entry) for entry in found] for name, found in content["figures"].items()}
         others = {key: value for key, value in content.items() if key not in ("figures", "comparisons")}
         return Findings(metrics, Comparisons.from_dict(content["comparisons"]), **others)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def get_nested(content: Mapping[str, Any] | None, *keys: str) -> Any:

@@ -12,8 +12,9 @@ import yaml
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
-from ual_ray.report.findings import Findings, read_json
+from ual_ray.report.findings import Findings
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.comparison import COLUMNS, compare_models

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config.environment import version_of
+from ual_ray.config.files import read_json
 from ual_ray.parquet import read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.examples import Example, examples_of
-from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, read_json
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
 from ual_ray.report.gather import newest_stage, relative_to
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE

@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from ual_ray.config import BASE
+from ual_ray.config.files import read_json
 from ual_ray.config.load import load
 from ual_ray.config.names import SFT
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
-from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, read_json
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, WORSE

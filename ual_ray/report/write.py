@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings
 from ual_ray.report.page import to_html
@@ -53,9 +53,9 @@ def write_files(findings: Findings, folder: Path) -> None:
         for model, folders in found.items()
     ]
     text = "\n".join(["# Comparison on held-out questions\n", *words, "", *parts, NOTE, "", "## Folders of the rows\n", *paths])
-    (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-    (folder / COMPARISON_FILE).write_text(json.dumps(findings.comparisons.as_dict(), indent=2))
-    (folder / FINDINGS_FILE).write_text(json.dumps(findings.as_dict(), indent=2))
+    write_text(folder / REPORT_FILE, text + "\n")
+    write_json(folder / COMPARISON_FILE, findings.comparisons.as_dict())
+    write_json(folder / FINDINGS_FILE, findings.as_dict())
 
 
 def write_page(root: Path, page: Path, findings: Findings | None = None, plots: Path | None = None) -> list[Path]:
@@ -66,7 +66,7 @@ def write_page(root: Path, page: Path, findings: Findings | None = None, plots: 
     data = collect(root, findings)
     drawn = draw(data)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(to_html(data, drawn), encoding="utf-8")
+    write_text(page, to_html(data, drawn))
     if plots is None:
         return []
     for name, figure in drawn.items():

@@ -22,11 +22,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config
+from ual_ray.config.files import write_json, write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.errors import UserError
-from ual_ray.run.stage_cache import LOCK_FILE, LOG_FILE, write_json
+from ual_ray.run.stage_cache import LOCK_FILE, LOG_FILE
 
 CONFIG_FILE = "config.yaml"
 OWNER_FILE = "owner.json"
@@ -72,7 +73,7 @@ class Workspace:
         """Record the folder's owner and the current configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.root / OWNER_FILE, _owner(config))
-        (self.root / CONFIG_FILE).write_text(dump(redact(config)))
+        write_text(self.root / CONFIG_FILE, dump(redact(config)))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
+from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 from ual_ray.errors import UserError
 
@@ -55,7 +56,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     key = stage_digest(inputs)
     if force:
         _empty(folder)
-    started_as = _read_json(folder / STARTED_FILE)
+    started_as = read_json(folder / STARTED_FILE)
     if started_as is not None and started_as["digest"] != key:
         changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
         raise UserError(
@@ -63,7 +64,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
             got=f"different: {', '.join(changed) or 'the layout of its rows'}",
             fix="give another --out, or --force to do it again from the start",
         )
-    if (done := _read_json(folder / DONE_FILE)) is not None:
+    if (done := read_json(folder / DONE_FILE)) is not None:
         return Done(folder, key, done["figures"], done["seconds"], reused=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
@@ -86,7 +87,7 @@ def _empty(folder: Path) -> None:
 
 def point_to(root: Path, folder: Path) -> None:
     """Remember which of a folder's parts is the newest."""
-    (root / NEWEST_FILE).write_text(folder.name)
+    write_text(root / NEWEST_FILE, folder.name)
 
 
 def newest(root: Path) -> Path:
@@ -102,14 +103,3 @@ def stage_digest(inputs: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to one file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, default=str))
-    part.replace(path)

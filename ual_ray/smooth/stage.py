@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.config import SmoothConfig
+from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.smooth.maps import assign_alpha, describe
@@ -52,13 +53,12 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
 def _write(files: pa.dataset.Dataset, ids: np.ndarray, alpha: np.ndarray, record: dict[str, Any], path: Path) -> None:
     """Copy the training rows that have an alpha (`alpha[i]` is that of the sorted `ids[i]`), batch by batch."""
     schema = files.schema.remove_metadata().append(pa.field(col.ALPHA, pa.float64()))
-    part = path.with_name(path.name + ".part")
-    with pyarrow.parquet.ParquetWriter(part, schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})) as writer:
+    schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
+    with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
         for batch in files.to_batches(filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
             own = alpha[np.searchsorted(ids, np.array(batch[col.ID].to_pylist()))] if len(batch) else alpha[:0]
             rows = pa.Table.from_batches([batch]).append_column(col.ALPHA, pa.array(own, pa.float64()))
             writer.write_table(rows.filter(pa.array(~np.isnan(own))).cast(writer.schema))
-    part.replace(path)
 
 
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:

@@ -5,3 +5,6 @@ operations are kept on disk, then sent in order; operations that it rejects are 
 
 Nothing is imported here: a watcher (`python -m ual_ray.tracking.watcher`) must start without the cost of MLflow.
 """
+
+# Tag: the process that holds a run open. A run that another process has reopened must not be closed by this one.
+HOLDER = "ual_ray.process"

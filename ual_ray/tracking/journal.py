@@ -26,6 +26,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ual_ray.columns import digest
+from ual_ray.config.files import write_json
 from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.config.redact import redact_values
 
@@ -76,14 +77,14 @@ class Spool:
         """Write an operation and a copy of its file. Raises OSError when the write fails."""
         if not self.known:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / STORE, self._store)
+            write_json(self.folder / STORE, self._store)
         if operation.file is not None:
             operation = replace(operation, file=self._copy(Path(operation.file)))
         with self._lock:
             # The clock orders operations across processes; the maximum keeps the order when the clock is set back.
             self._last = max(self._last + 1, time.time_ns())
             name = f"{self._last:020d}"
-            _write(self._path(name), redact_values(asdict(operation)))
+            write_json(self._path(name), redact_values(asdict(operation)))
             self._names.append(name)
 
     def first(self) -> tuple[str, Operation] | None:
@@ -110,7 +111,7 @@ class Spool:
     def refuse(self, operation: Operation, reason: str, name: str | None = None) -> Path:
         """Move a rejected operation to `refused`; `name` is set if it was spooled. Its file is not moved."""
         aside = self._aside() / f"{name or f'{time.time_ns():020d}'}.json"
-        _write(aside, redact_values({**asdict(operation), "reason": reason}))
+        write_json(aside, redact_values({**asdict(operation), "reason": reason}))
         if name is not None:
             self._path(name).unlink(missing_ok=True)
             self._forget(name)
@@ -153,9 +154,3 @@ class Spool:
     def _forget(self, name: str) -> None:
         with self._lock:
             self._names.remove(name)
-
-
-def _write(path: Path, content: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)

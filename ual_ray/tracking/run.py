@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from ual_ray.config.environment import environment
+from ual_ray.config.files import read_json, write_json
 from ual_ray.config.redact import redact_values
 from ual_ray.tracking.journal import Operation
 
@@ -142,7 +142,7 @@ class Run:
     def _write(self, kind: str, content: Mapping[str, Any], name: str) -> None:
         with self._tracker.tolerant(f"writing {name}"), tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
-            path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+            write_json(path, content)
             self._submit(kind, {"folder": _folder(name)}, path)
 
     def _submit(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> Any:
@@ -150,14 +150,12 @@ class Run:
         return self._tracker.submit(Operation(kind, self.local_id, {**content}, path))
 
     def _recorded(self) -> Mapping[str, int]:
-        return json.loads(self._steps_file.read_text()) if self._steps_file.is_file() else {}
+        return read_json(self._steps_file) or {}
 
     def _record(self, steps: Mapping[str, int]) -> None:
         recorded = self._recorded()
         later = {key: max(step, recorded.get(key, -1)) for key, step in steps.items()}
-        part = self._steps_file.with_name(STEPS_FILE + ".part")
-        part.write_text(json.dumps({**recorded, **later}))
-        part.replace(self._steps_file)
+        write_json(self._steps_file, {**recorded, **later})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,10 +18,11 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.tracking import HOLDER
 from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model
-from ual_ray.tracking.run_file import HOLDER, resolve_run
+from ual_ray.tracking.run_file import resolve_run
 
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
 LOCAL_ID = "ual_ray.local_id"

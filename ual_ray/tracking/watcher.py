@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ual_ray.tracking.run_file import HOLDER
+from ual_ray.tracking import HOLDER
 
 if TYPE_CHECKING:
     from ual_ray.config import TrackingConfig

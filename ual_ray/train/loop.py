@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
+from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Plan, Step, collate, validation_steps
@@ -178,7 +179,7 @@ class Training:
         """Record the row ids of a step with a non-finite loss or gradient; the weights are not updated."""
         file = Path(self.job.folder) / NON_FINITE_FILE
         if dist.get_rank() == 0:
-            file.write_text("".join(f"{self.data.store.ids[row]}\n" for row in rows))
+            write_text(file, "".join(f"{self.data.store.ids[row]}\n" for row in rows))
         return Outcome("non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {len(rows)} rows: {file}")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ual_ray.config import TrainConfig
+from ual_ray.config.files import write_lines
 from ual_ray.run.memory import peak_memory
 
 # Names of the columns of a forward pass's sums (`model.SUMS`), each divided by the number of target tokens.
@@ -111,9 +112,7 @@ class MetricsLog:
         self._path, self._writes = path, writes
         if writes:
             kept = [line for line in read_metrics(path) if finished_steps > 0 and line["step"] <= finished_steps]
-            part = path.with_name(path.name + ".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            part.replace(path)
+            write_lines(path, kept)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Append the metrics of a step."""

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
+from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.run.progress import Meter, polled
 from ual_ray.train.batches import Plan
@@ -97,9 +98,7 @@ def with_dtype(config: Config, output: Path) -> Config:
         return config
     file = output / DTYPE_FILE
     if not file.exists():
-        part = file.with_name(f"{DTYPE_FILE}.part")
-        part.write_text(resolve_dtype(config.train).dtype)
-        part.replace(file)
+        write_text(file, resolve_dtype(config.train).dtype)
     train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": file.read_text()})
     return config.model_copy(update={"train": train})
 
@@ -199,7 +198,7 @@ def _run_name(folder: Path) -> str:
     """Return this training run's folder name in a shared storage; an emptied folder counts as another run."""
     file = folder / RUN_NAME_FILE
     if not file.exists():
-        file.write_text(f"{folder.name}-{uuid.uuid4().hex[:8]}")
+        write_text(file, f"{folder.name}-{uuid.uuid4().hex[:8]}")
     return file.read_text()
 
 

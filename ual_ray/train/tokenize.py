@@ -22,6 +22,7 @@ import pyarrow.ipc
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config, TrainConfig
+from ual_ray.config.files import write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.models.chat import load_renderer
@@ -142,7 +143,7 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
         part.mkdir(parents=True)
         counts = _count(_summaries(config, smoothed, rows, part), folder / DROPPED_FILE)
         _check_files(part, counts["train_rows"] + counts["validation_rows"])
-        (part / RENDERED_FILE).write_text(json.dumps({"made_from": made_from, "counts": counts}, indent=2))
+        write_json(part / RENDERED_FILE, {"made_from": made_from, "counts": counts})
         part.replace(tokens)
     if not counts["train_rows"]:
         raise UserError(
@@ -205,7 +206,7 @@ def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str,
         dropped += [(row[col.ID], row[REASON], row[col.ERROR]) for row in summary.pop("dropped")]
         totals.update(summary)
     lines = ("\t".join([row, reason, " ".join(error.split())]).rstrip() + "\n" for row, reason, error in sorted(dropped))
-    dropped_file.write_text("".join(lines), encoding="utf-8")
+    write_text(dropped_file, "".join(lines))
     rows = totals["train_rows"] + totals["validation_rows"] + len(dropped)
     return {
         **{name: totals[name] for name in SUMMARY.names[:-1]},

@@ -14,7 +14,7 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import DataConfig
 from ual_ray.data import canonical as prepare
-from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, Plan, blocks_of, split_of, write_lines
+from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, Plan, blocks_of, split_of
 from ual_ray.data.dedup import Claims
 from ual_ray.data.formats import BadRow
 from ual_ray.data.reading import find_pieces
@@ -226,15 +226,6 @@ def test_half_a_surrogate_pair_costs_one_row_and_not_the_job(bad: dict[str, Any]
 def test_half_a_surrogate_pair_beside_the_point_costs_nothing(tmp_path: Path) -> None:
     good, quarantined = read(pieces_of(tmp_path, alpaca(1, note=HALF)), tmp_path)
     assert (len(good), quarantined) == (1, [])
-
-
-def test_any_value_can_be_written_down(tmp_path: Path) -> None:
-    import datetime
-
-    write_lines([{"a": datetime.date(2026, 1, 2), "b": b"\xff", "c": float("inf"), "d": {1, 2}}], tmp_path / "x.jsonl")
-    (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert json.loads(line)["a"] == "2026-01-02"
-    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking.run_file import HOLDER
 from ual_ray.tracking.tracker import Tracker, default_uri
-from ual_ray.tracking.watcher import watched
+from ual_ray.tracking.watcher import HOLDER, watched
 
 PROGRAM = """
 import sys, time
