@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ual_ray.plots.style import MUTED, TONES, WIDTH, readable, styled
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
@@ -94,6 +95,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
         axes.set_yticks(range(len(labels)), labels=labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(panel.title, loc="left", fontsize=9)
         axes.axvline(panel.mark, color=MUTED, linewidth=0.8, linestyle="--")
         if panel.limits is not None:
