@@ -282,7 +282,7 @@ def test_ways_to_end(tmp_path: Path, network: Network) -> None:
 
 
 def test_only_what_its_holder_left_open_is_ended_for_it(tmp_path: Path, network: Network) -> None:
-    from ual_ray.tracking.run_file import HOLDER
+    from ual_ray.tracking import HOLDER
 
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as run:
