@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
+GIB = 2**30
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -28,6 +29,24 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def amount(value: float) -> str:
+    """Format a number with three digits and K, M or B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def gib(size: float) -> str:
+    """Format bytes in GiB, small values in MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def count_list(counts: Mapping[str, int]) -> str:
+    """Format counts by name, such as "141 train, 22 validation"."""
+    return ", ".join(f"{number} {name}" for name, number in counts.items())
+
+
 def duration(seconds: float | None) -> str:
     """Format a duration in its two largest units; a missing one as a dash."""
     if seconds is None:
@@ -37,7 +56,9 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
 
 
 def shorten(text: str, limit: int) -> str:

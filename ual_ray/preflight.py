@@ -20,11 +20,11 @@ from ual_ray.data.peek import look
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
+from ual_ray.formatting import GIB
 from ual_ray.models.resolve import check_model, parameter_count
 from ual_ray.run import StageName
 from ual_ray.train.estimate.state import least_bytes
 
-GB = 1024**3
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 # What an engine's process needs in addition to its weights: interpreter, libraries, activations of a small batch.
 ENGINE_OVERHEAD_GB = 1.0
@@ -49,7 +49,7 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
     if "judge" in stages:
         check_judge(config)
     if config.runtime.check_memory and not config.runtime.address:
-        check_memory(config, psutil.virtual_memory().available / GB, stages)
+        check_memory(config, psutil.virtual_memory().available / GIB, stages)
 
 
 def check_elicitor(config: Config) -> None:
@@ -176,7 +176,7 @@ def _engines(config: Config, model: str, dtype: str) -> float:
     engine = config.engine
     if engine.kind == "fake" or engine.gpus_per_actor:
         return 0.0
-    weights = (parameter_count(model) or 0) * BYTES[dtype] / GB
+    weights = (parameter_count(model) or 0) * BYTES[dtype] / GIB
     return (weights + engine.kv_cache_gb + ENGINE_OVERHEAD_GB) * engine.max_actors
 
 
@@ -184,7 +184,7 @@ def _training(config: Config) -> float:
     train = config.train
     if train.gpus_per_worker:
         return 0.0
-    return least_bytes(parameter_count(config.model) or 0, train) / GB
+    return least_bytes(parameter_count(config.model) or 0, train) / GIB
 
 
 def check_port(host: str, port: int) -> None:

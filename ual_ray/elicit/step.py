@@ -13,6 +13,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.peek import look
+from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
 from ual_ray.plots import scores as plots
@@ -26,7 +27,6 @@ from ual_ray.run.step import (
     Run,
     Session,
     Step,
-    count_list,
     quarantined,
     run_logged_step,
 )

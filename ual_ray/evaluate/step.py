@@ -11,6 +11,7 @@ from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
+from ual_ray.formatting import count_list
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import Done
@@ -21,7 +22,6 @@ from ual_ray.run.step import (
     Run,
     Session,
     Step,
-    count_list,
     quarantined,
     run_logged_step,
     run_step,

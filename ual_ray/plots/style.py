@@ -16,6 +16,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ual_ray.formatting import shorten
+
 # Inches; 1 inch is 72 units of the SVG.
 WIDTH = 5.5
 LONGEST_NAME = 26
@@ -79,8 +81,7 @@ def line_style(number: int) -> dict[str, Any]:
 
 def readable(name: str, longest: int = LONGEST_NAME) -> str:
     """Write a name of the data for a plot: shortened, on one line, without control characters."""
-    shown = "".join(mark if mark.isprintable() else "␣" for mark in name)
-    shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    shown = shorten("".join(mark if mark.isprintable() else "␣" for mark in name), longest)
     # matplotlib leaves names that begin with an underscore out of a legend.
     return f"\u200b{shown}" if shown.startswith("_") else shown
 

@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-BYTES_PER_GIB = 2**30
+from ual_ray.formatting import GIB
 
 
 def peak_memory(device: torch.device) -> float:
     """Highest memory so far in GiB: allocated on a GPU, or resident in this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
+        return torch.cuda.max_memory_allocated(device) / GIB
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest * (1 if sys.platform == "darwin" else 1024) / BYTES_PER_GIB
+    return highest * (1 if sys.platform == "darwin" else 1024) / GIB

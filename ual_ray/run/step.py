@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
+from ual_ray.formatting import count_list
 from ual_ray.run import STAGES, StageName
 from ual_ray.run.stage_cache import DONE_FILE, Done, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
@@ -146,11 +147,6 @@ def run_logged_step(session: Session, step: Step, work: LoggedWork, line: Line) 
             return work(run, folder)
 
     return run_step(session, step, logged, line)
-
-
-def count_list(counts: Mapping[str, int]) -> str:
-    """Write counts by name, such as "141 train, 22 validation"."""
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def quarantined(metrics: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from mlflow.models import Model
 
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
+from ual_ray.formatting import shorten
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # A tag unique to one registration: finds a version again whose creation was not confirmed.
@@ -106,4 +107,4 @@ def _card(folder: Path) -> str | None:
     if not (folder / CARD).is_file():
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", (folder / CARD).read_text(encoding="utf-8"), flags=re.DOTALL).strip()
-    return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - 1] + "…"
+    return shorten(text, LONGEST_DESCRIPTION)

@@ -10,11 +10,11 @@ import torch
 
 from ual_ray.config import Config
 from ual_ray.errors import UserError
+from ual_ray.formatting import GIB
 from ual_ray.train.metrics import peak_flops
 from ual_ray.train.product_speed import product_rates
 from ual_ray.train.sharding import DTYPES
 
-GIB = 2**30
 # Memory in GiB as drivers report it, by the names of `metrics.PEAK_TFLOPS`, plus the two sizes of the A100.
 GPU_GIB = {
     **{"B200": 178, "H200": 139, "H100": 79, "A100-80GB": 79, "A100-40GB": 39, "L40S": 44, "L4": 22, "A10G": 22},

@@ -22,9 +22,10 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.config import Config, LoraConfig, TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.formatting import GIB, count_list
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Plan
-from ual_ray.train.estimate.devices import GIB, Device, find_device
+from ual_ray.train.estimate.devices import Device, find_device
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes
@@ -201,7 +202,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
     dropped = rows.dropped.total() / rows.seen
     if dropped > train.max_dropped_share:
         yield (
-            f"{dropped:.0%} of the rows would be dropped ({_counts(rows.dropped)}), and training would stop: more than "
+            f"{dropped:.0%} of the rows would be dropped ({count_list(rows.dropped)}), and training would stop: more than "
             f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
         )
     if rows.truncated > MAX_TRUNCATED * rows.seen:
@@ -272,7 +273,3 @@ def _with(train: TrainConfig, **changes: Any) -> TrainConfig:
 def _keys(changes: dict[str, Any]) -> str:
     flat = {f"lora.{k}": v for k, v in changes.get("lora", {}).items()} | {k: v for k, v in changes.items() if k != "lora"}
     return " ".join(f"train.{key}={str(value).lower()}" for key, value in flat.items())
-
-
-def _counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in counts.items())

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from ual_ray.formatting import amount, duration, gib
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ual_ray.train.estimate.dry_run import DryRun
-
-GIB = 2**30
-# Thresholds, in seconds, from which a duration is shown in the next larger unit.
-UNITS = (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800), ("days", 86400, float("inf")))
 
 
 def show(plan: DryRun, console: Console) -> None:
@@ -61,25 +59,6 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         f"about {duration(plan.seconds)} for all steps, {_rate(plan)} tokens/s: an estimate, from {plan.device.speed_from}; "
         "start, validation and checkpoints come on top",
     )
-
-
-def amount(number: float) -> str:
-    """Format a number with three digits and K, M or B."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
-
-
-def gib(size: float) -> str:
-    """Format bytes in GiB, small values in MiB."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Format a duration in the largest suitable unit."""
-    unit, size = next((unit, size) for unit, size, limit in UNITS if seconds < limit)
-    return f"{seconds / size:.1f} {unit}"
 
 
 def _memory(plan: DryRun) -> str:

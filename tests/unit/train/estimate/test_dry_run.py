@@ -21,7 +21,7 @@ from ual_ray.train.estimate.dry_run import micro_batch, sample_rows
 from ual_ray.train.estimate.forward_pass import forward_pass
 from ual_ray.train.estimate.memory import count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes, least_bytes
-from ual_ray.train.estimate.text import amount, duration, gib, show
+from ual_ray.train.estimate.text import show
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.weights import empty_model
 
@@ -295,9 +295,3 @@ def test_it_is_printed(model: str, tmp_path: Path) -> None:
     text = console.export_text()
     for word in ("parameters", "trained", "shards", "steps of", "padding", "activations", "loss", "checkpoint", "an estimate"):
         assert word in text
-
-
-def test_numbers_read_well() -> None:
-    assert [amount(number) for number in (12, 1234, 134515008, 7.6e9)] == ["12", "1.23K", "135M", "7.6B"]
-    assert [gib(size) for size in (2**20, 2**30)] == ["1.0 MiB", "1.00 GiB"]
-    assert [duration(seconds) for seconds in (5, 600, 7200, 1e6)] == ["5.0 s", "10.0 min", "2.0 h", "11.6 days"]
