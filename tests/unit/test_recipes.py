@@ -6,7 +6,8 @@ Offline: of each model there is its config.json and the demo's tokenizer; the we
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pyarrow.parquet
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.config import TrainConfig
 from ual_ray.config.load import load
-from ual_ray.train.estimate.dry_run import DryRun, dry_run
+from ual_ray.train.estimate.dry_run import DryRun, Model, dry_run
 from ual_ray.train.estimate.memory import Memory
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -70,15 +72,22 @@ def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def plan(recipe: str, smoothed: Path, tokenizer: Any, folder: Path, *overrides: str, gpu: str | None = None) -> DryRun:
-    """Dry-run a recipe on a model directory that holds no weights."""
-    model = folder / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    tokenizer.save_pretrained(model)
-    (model / "config.json").write_text(json.dumps(MODELS[recipe]))
-    (model / "model.safetensors").touch()
-    config = load(CONFIGS / f"{recipe}.yaml", [f"model={model}", *overrides])
-    return dry_run(config, smoothed, gpu)
+@pytest.fixture(scope="session")
+def plan(smoothed: Path, chat_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DryRun]:
+    """Dry-run a recipe, once, on a model directory that holds no weights."""
+
+    @cache
+    def run(recipe: str) -> DryRun:
+        gpu = STATED[recipe][1]
+        # The free memory of a machine that runs tests says nothing about the recipe: its speed and memory are not looked at.
+        speed = [] if gpu else ["runtime.address=auto", "train.peak_tflops=0.1"]
+        model = tmp_path_factory.mktemp("models") / recipe
+        chat_tokenizer("chatml").save_pretrained(model)
+        (model / "config.json").write_text(json.dumps(MODELS[recipe]))
+        (model / "model.safetensors").touch()
+        return dry_run(load(CONFIGS / f"{recipe}.yaml", [f"model={model}", *speed]), smoothed, gpu)
+
+    return run
 
 
 def test_there_is_a_recipe_for_each_size() -> None:
@@ -86,13 +95,10 @@ def test_there_is_a_recipe_for_each_size() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fits_what_it_was_written_for(recipe: str, smoothed: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
-    parameters, gpu = STATED[recipe]
-    # The free memory of a machine that runs tests says nothing about the recipe: its speed and memory are not looked at.
-    speed = [] if gpu else ["runtime.address=auto", "train.peak_tflops=0.1"]
-    found = plan(recipe, smoothed, chat_tokenizer("chatml"), tmp_path, *speed, gpu=gpu)
+def test_a_recipe_fits_what_it_was_written_for(recipe: str, plan: Callable[[str], DryRun]) -> None:
+    found = plan(recipe)
     total = found.parameters.total - (found.parameters.trainable if found.config.train.lora.rank else 0)
-    assert total / 1e9 == pytest.approx(parameters, rel=0.001)
+    assert total / 1e9 == pytest.approx(STATED[recipe][0], rel=0.001)
     assert not [text for text in found.advice if "FIT" in text]
     assert found.memory.peak < (found.device.memory or 5e9)
     # One micro-batch per step, unless little is trained: in between, every rank holds all gradients.
@@ -102,18 +108,21 @@ def test_a_recipe_fits_what_it_was_written_for(recipe: str, smoothed: Path, chat
     assert found.steps > 0 and found.seconds > 0 and 0 <= found.padding_share < 1
 
 
-def test_what_the_70b_recipe_says_of_itself(smoothed: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
-    def peak(*overrides: str) -> tuple[Memory, float]:
-        found = plan("train_70b_hsdp", smoothed, chat_tokenizer("chatml"), tmp_path, *overrides, gpu="H100")
-        return found.memory, (found.device.memory or 0) - found.memory.peak
+def test_what_the_70b_recipe_says_of_itself(plan: Callable[[str], DryRun]) -> None:
+    found = plan("train_70b_hsdp")
+    model = Model(found.config)
+
+    def peak(**changes: Any) -> tuple[Memory, float]:
+        memory = model.memory(TrainConfig.model_validate(found.config.train.model_dump() | changes), found.micro_batch)
+        return memory, (found.device.memory or 0) - memory.peak
 
     state = ("weights", "gradients", "optimizer")
     offloaded, _ = peak()
     assert offloaded.host > 145e9 and not any(offloaded.parts[part] for part in state)
     assert 8 * offloaded.host < 2.1e12
-    replicas, room = peak("train.cpu_offload=false")
+    replicas, room = peak(cpu_offload=False)
     assert room < 0 and sum(replicas.parts[part] for part in state) / 1e9 == pytest.approx(145, abs=1)
-    alone, room = peak("train.cpu_offload=false", "train.replicas=1")
+    alone, room = peak(cpu_offload=False, replicas=1)
     assert room < 0 and sum(alone.parts[part] for part in state) / 1e9 == pytest.approx(73, abs=1)
-    _, room = peak("train.cpu_offload=false", "train.lora.rank=64")
+    _, room = peak(cpu_offload=False, lora={"rank": 64})
     assert room > 0
