@@ -76,7 +76,7 @@ def test_the_settings_of_accelerate_count(ual: Any, tiny_model: Path, smoothed: 
 def test_what_cannot_be_planned_is_a_message(ual: Any, tiny_model: Path, smoothed: Path) -> None:
     for arguments, says in (
         (["train.gpus_per_worker=1", "--gpu", "abacus"], "the GPU is not known"),
-        (["train.gpus_per_worker=2"], "one whole GPU"),
+        (["train.gpus_per_worker=2"], "exactly one GPU"),
         (["train.max_length=16", "train.overlong=drop"], "no training row is left"),
     ):
         done = ual("train", smoothed, f"model={tiny_model}", "--dry-run", *arguments)
