@@ -79,6 +79,7 @@ class ProbedModel:
             dtype="auto" if self.dtype == "auto" else getattr(torch, self.dtype),
             device_map="auto" if spread else {"": device},
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         ).eval()
         self._body: Any = self._model.get_decoder()
         self.head = OutputHead(self._model)
