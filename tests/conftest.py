@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -68,6 +70,13 @@ SPECIAL_TOKENS = [
 def interruptible() -> None:
     """Have SIGINT raise KeyboardInterrupt, also where the tests were started with it ignored, as in a script's background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Undo what a test does to the environment: a command run in process sets Ray's token mode for good where a token is."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @cache
