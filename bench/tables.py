@@ -16,7 +16,7 @@ PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 START, END = "<!-- benchmarks: written by bench/tables.py -->", "<!-- end of benchmarks -->"
 INTRODUCTION = """# Benchmarks
 
-Each benchmark runs a peer beside this package in one run, prints a table, and writes it to `bench/results/NAME.json`.
+Each benchmark runs a peer next to this package in one run, prints a table, and writes it to `bench/results/NAME.json`.
 This page is written from these files by `bench/tables.py`. Ratios compare two measurements of one run on one machine; absolute
 figures differ between machines (a product in bfloat16 is several times faster than in float32 on one processor and half
 as fast on another). Run the commands from the repository's root with `.venv/bin/python`; data files are those of the data

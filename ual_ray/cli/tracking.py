@@ -42,11 +42,16 @@ def sync(
 
 
 def promote(
-    output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of `ual run`.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Output folders of `ual run` with different seeds; the first one's model is promoted."
+        ),
+    ],
     arm: Annotated[str | None, typer.Option(metavar="ARM", help="Arm to promote; the only eligible one by default.")] = None,
     uri: Uri = None,
 ) -> None:
-    """Give an arm's registered model the alias `champion`, if it is significantly better and in nothing worse."""
+    """Give an arm's registered model the alias `champion`, if it is better over three seeds or more, and in nothing worse."""
     from ual_ray.report.promote import promote as promote_arm
 
-    promote_arm(absolute(output), make_console(), arm, uri)
+    promote_arm([absolute(run) for run in runs], make_console(), arm, uri)

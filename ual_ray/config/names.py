@@ -13,6 +13,8 @@ REFERENCE_ANSWERS = "reference"
 # The arms and benchmarks that defaults and reports refer to.
 SFT, UAL, SHUFFLED, CONSTANT = "sft", "ual", "shuffled", "constant"
 HELD_OUT, GSM8K = "held_out", "gsm8k"
+# The map of plain fine-tuning, what every other one has to beat.
+NO_SMOOTHING = "none"
 
 ENSEMBLE = "ensemble"
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]

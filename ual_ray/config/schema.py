@@ -9,7 +9,7 @@ from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
 from ual_ray.config.judge import JudgeConfig
-from ual_ray.config.names import BASE, DEMO, REFERENCE_ANSWERS, SFT, UAL
+from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
 from ual_ray.config.smooth import SmoothConfig
@@ -48,7 +48,7 @@ class RuntimeConfig(Section):
 
 
 def _default_arms() -> dict[str, SmoothConfig]:
-    return {SFT: SmoothConfig(map="none"), UAL: SmoothConfig(map="mean_matched")}
+    return {SFT: SmoothConfig(map=NO_SMOOTHING), UAL: SmoothConfig(map="mean_matched")}
 
 
 class Config(Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ual_ray.config import BASE
-from ual_ray.config.names import SFT, SHUFFLED
+from ual_ray.config.names import NO_SMOOTHING
 from ual_ray.report.findings import Findings, get_nested
+from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.metrics import MetricValue, metric_of
 
 FEW_QUESTIONS = 100
@@ -42,22 +43,23 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
 
 
 def _of_controls(findings: Findings) -> Iterator[str]:
-    arms = [model for model in findings.models if model != BASE]
-    if arms and SHUFFLED not in arms:
+    if findings.with_role("ual") and not findings.with_role("control"):
         yield (
-            f"There is no arm '{SHUFFLED}' (the same alphas in random order). Without it, a gain from uncertainty and a gain "
-            "from any smoothing of this strength look alike."
+            "No arm is a control, such as `map: shuffled` (the same alphas in random order). Without one, a gain from "
+            "uncertainty and a gain from any smoothing of this strength look alike."
         )
-    if arms and SFT not in arms:
-        yield f"There is no arm '{SFT}' (no smoothing), the baseline of every other arm."
+    if findings.roles and not findings.with_role("sft"):
+        yield f"No arm has `map: {NO_SMOOTHING}`, the baseline of every other arm."
 
 
 def _of_size(findings: Findings) -> Iterator[str]:
     seeds = [findings.seeds.get(model, 1) for model in findings.models if model != BASE]
-    if seeds and max(seeds) == 1:
+    if seeds and max(seeds) < MIN_SEEDS:
+        times = "once" if max(seeds) == 1 else f"{max(seeds)} times"
         yield (
-            "Every arm was trained once, with one seed. The intervals cover the variation over questions, not that from one "
-            "training to the next."
+            f"Every arm was trained {times}. The intervals are those of these trained models; whether the method helps is "
+            f"inconclusive below {MIN_SEEDS} training seeds. Run the configuration with other values of `seed` and `output`, "
+            "and compare with `ual report RUN RUN RUN`."
         )
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)
     if least < FEW_QUESTIONS:

@@ -12,7 +12,7 @@ from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.formatting import shorten_message
 from ual_ray.report.findings import Findings
-from ual_ray.stats.comparison import PRIMARY
+from ual_ray.stats.comparison import Comparison
 from ual_ray.stats.metrics import likelihoods
 
 ROWS = 3
@@ -48,26 +48,26 @@ def examples_of(findings: Findings, root: Path) -> list[Example]:
     places = [root / evaluated[name][0] / col.RESULTS_FOLDER for name in (chosen.arm, chosen.reference) if evaluated.get(name)]
     if len(places) < 2 or not all(place.is_dir() for place in places):
         return []
-    return _most_different(chosen.arm, chosen.reference, *places)
+    return _most_different(chosen, *places)
 
 
-def _most_different(arm: str, reference: str, mine: Path, theirs: Path) -> list[Example]:
-    ids, nll = _losses(mine)
-    other = dict(zip(*_losses(theirs), strict=True))
+def _most_different(entry: Comparison, mine: Path, theirs: Path) -> list[Example]:
+    ids, nll = _losses(mine, entry.benchmark)
+    other = dict(zip(*_losses(theirs, entry.benchmark), strict=True))
     pairs = [(value - other[key], key, value) for key, value in zip(ids, nll, strict=True) if key in other]
     order = sorted(pairs)
     chosen = order if len(order) <= 2 * ROWS else order[:ROWS] + order[-ROWS:]
     texts = _texts(mine, [key for _, key, _ in chosen])
     return [
-        Example(key, texts[key][0], arm, reference, value, value - difference, texts[key][1])
+        Example(key, texts[key][0], entry.arm, entry.reference, value, value - difference, texts[key][1])
         for difference, key, value in chosen
     ]
 
 
-def _losses(folder: Path) -> tuple[list[str], list[float]]:
+def _losses(folder: Path, benchmark: str) -> tuple[list[str], list[float]]:
     files = pyarrow.dataset.dataset(str(folder), format="parquet")
     table = files.to_table(
-        columns=[col.ID, col.NLL_SUM, col.TARGET_TOKENS], filter=pyarrow.dataset.field(col.BENCHMARK) == PRIMARY[0]
+        columns=[col.ID, col.NLL_SUM, col.TARGET_TOKENS], filter=pyarrow.dataset.field(col.BENCHMARK) == benchmark
     )
     sums, tokens = likelihoods(table)
     there = np.isfinite(sums)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ual_ray.stats.comparison import Comparisons
+from ual_ray.stats.comparison import Comparisons, Role
 from ual_ray.stats.metrics import MetricValue
 
 REPORT_FOLDER = "report"
@@ -21,11 +21,12 @@ class Findings:
     """Results by model ('base' or an arm); a part that was not measured has no entry.
 
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are those of one seed,
-    as the stages wrote them. `alphas` are means.
+    as the stages wrote them. `alphas` are means. `roles` has no entry for a model whose map was not recorded.
     """
 
     metrics: dict[str, list[MetricValue]]
     comparisons: Comparisons
+    roles: dict[str, Role] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,12 +42,16 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
-        others = ("alphas", "seeds", "calibration", "clusters", "win_rates", "folders")
+        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders")
         return {
             "figures": plain,
             "comparisons": self.comparisons.as_dict(),
             **{name: getattr(self, name) for name in others},
         }
+
+    def with_role(self, role: Role) -> list[str]:
+        """Name the models of a role."""
+        return [model for model in self.models if self.roles.get(model) == role]
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Findings:

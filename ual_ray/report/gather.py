@@ -17,10 +17,11 @@ from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
-from ual_ray.stats.comparison import COLUMNS, compare_models
+from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_metrics, read_results
 
+READ_KEYS = ("resamples", "confidence", "benchmarks")
 # model -> training seed -> the folder of its evaluation
 BySeed = Mapping[str, Mapping[int, Path]]
 
@@ -71,6 +72,9 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
                     expected="runs that differ in `seed`, or models of different names",
                     fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
                 )
+        for arm in (root / "arms").glob("*/smooth"):
+            if smoothed := newest_stage(arm):
+                stages.smoothed.setdefault(arm.parent.name, smoothed)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
             stages.calibrated[_model_of(file)] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
@@ -95,11 +99,20 @@ def _model_of(file: Path) -> str:
 
 
 def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
-    """Read the options of a run's intervals, and its seed, from the configuration in its folder; defaults without one."""
+    """Read the options of a run's intervals, its benchmarks, and its seed, from its configuration; defaults without one."""
     file = root / CONFIG_FILE
     content = (yaml.safe_load(file.read_text()) if file.is_file() else None) or {}
-    known = {key: value for key, value in (content.get("evaluate") or {}).items() if key in ("resamples", "confidence")}
+    known = {key: content.get("evaluate", {})[key] for key in READ_KEYS if key in (content.get("evaluate") or {})}
     return EvaluateConfig(**known), int(content.get("seed") or 0)
+
+
+def compare_runs(folders: Sequence[Path]) -> Findings:
+    """Compare the newest results of every model below the folders, an arm that was trained with several seeds as one arm.
+
+    Raises UserError as `find_results` does.
+    """
+    by_seed, stages = find_results(folders)
+    return make_findings(stages, *read_settings(folders[0]), folders[0], by_seed)
 
 
 def make_findings(
@@ -124,9 +137,12 @@ def make_findings(
         "elicited": {"rows": [stages.elicited]} if stages.elicited else {},
     }
     done = _read_all(stages.smoothed, DONE_FILE)
+    roles: dict[str, Role] = {arm: role_of(content["figures"].get("map")) for arm, content in done.items()} | {BASE: "base"}
+    kinds = {name: benchmark.kind for name, benchmark in options.benchmarks.items()}
     return Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
-        comparisons=compare_models(rows, options.confidence, options.resamples, seed),
+        comparisons=compare_models(rows, roles, kinds, options.confidence, options.resamples, seed),
+        roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
         seeds={model: len(folders) for model, folders in evaluated.items()},
         calibration=_read_all(stages.calibrated, col.CALIBRATION_FILE),

@@ -16,6 +16,7 @@ from ual_ray.plots.page import make_environment
 from ual_ray.report.draw import to_svgs
 from ual_ray.report.page_data import PageData
 from ual_ray.report.table import VERDICTS, difference_text, tables
+from ual_ray.stats.bootstrap import MIN_SEEDS
 
 TEMPLATE = "page.html.j2"
 
@@ -36,5 +37,5 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
 @cache
 def _template() -> Template:
     environment = make_environment(Path(__file__).parent)
-    environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS)
+    environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS, min_seeds=MIN_SEEDS)
     return environment.get_template(TEMPLATE)

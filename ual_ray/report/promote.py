@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,38 +12,42 @@ from rich.console import Console
 from ual_ray.config import BASE
 from ual_ray.config.files import read_json
 from ual_ray.config.load import load
-from ual_ray.config.names import SFT
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
+from ual_ray.report.gather import compare_runs
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
-from ual_ray.stats.bootstrap import BETTER, WORSE
-from ual_ray.stats.comparison import PRIMARY, Comparison
+from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE
+from ual_ray.stats.comparison import PRIMARY, Comparison, Role
 
-# What an arm has to be better than in the primary comparison: the first of these that there is.
-REFERENCES = (SFT, BASE)
+# The role that an arm has to be better than in the primary comparison: the first of these that there is.
+REFERENCES: tuple[Role, ...] = ("sft", "base")
 BENCHMARK, METRIC = PRIMARY
-LEGAL = f"an arm that is better in {METRIC} on {BENCHMARK} than {' or '.join(REFERENCES)}, and worse in nothing"
+LEGAL = (
+    f"an arm that is better in {METRIC} on {BENCHMARK} than the arm without smoothing (without one, than '{BASE}'), and worse "
+    f"in nothing, over at least {MIN_SEEDS} training seeds"
+)
 PROMOTED = "ual_ray.promoted_by"
 
 
-def promote(run_folder: Path, console: Console, arm: str | None = None, uri: str | None = None) -> str:
-    """Promote the model of an arm that the run's report compared, by default of the only arm that may be.
+def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri: str | None = None) -> str:
+    """Promote the first run's model of an arm that the runs compared, by default of the only arm that may be.
 
-    Return the version's number. uri: the MLflow store, by default the run's. Raises UserError when the comparison is
-    missing, or speaks against it.
+    runs: output folders that differ in the training seed. Return the version's number. uri: the MLflow store, by default that
+    of the first run. Raises UserError when the comparison is missing, or speaks against it.
     """
-    findings = read_findings(run_folder)
-    comparisons = findings.comparisons.entries
-    chosen = arm or _only_promotable(comparisons)
-    if objection := objection_to(chosen, comparisons):
+    run_folder, findings = runs[0], read_findings(runs[0])
+    if len(runs) > 1:
+        findings = replace(compare_runs(runs), folders=findings.folders)
+    chosen = arm or _only_promotable(findings)
+    if objection := objection_to(chosen, findings):
         raise UserError(
             f"the arm '{chosen}' is not promoted: {objection}",
             expected=LEGAL,
-            fix="see report/report.md of the run; more rows or seeds may tell arms apart",
+            fix=f"see report/report.md of the run; give runs with {MIN_SEEDS} or more seeds: `ual promote RUN RUN RUN`",
         )
-    reason = describe(next(x for x in primary(chosen, comparisons) if x.verdict == BETTER))
+    reason = describe(next(x for x in primary(chosen, findings) if x.verdict == BETTER))
     name, version = _promote_version(run_folder, chosen, trained_folder(run_folder, chosen, findings), uri, reason)
     console.print(f"{name} version {version} is now the champion: {reason}", highlight=False)
     return version
@@ -57,25 +62,25 @@ def read_findings(run_folder: Path) -> Findings:
     return Findings.from_dict(content)
 
 
-def primary(arm: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
+def primary(arm: str, findings: Findings) -> list[Comparison]:
     """Return the arm's primary comparisons, with the first reference that there is."""
-    found = [x for x in comparisons if x.arm == arm and x.primary]
-    for reference in REFERENCES:
-        if against := [x for x in found if x.reference == reference]:
+    found = [x for x in findings.comparisons.entries if x.arm == arm and x.primary]
+    for role in REFERENCES:
+        if against := [x for x in found if findings.roles.get(x.reference) == role]:
             return against
     return []
 
 
-def objection_to(arm: str, comparisons: Sequence[Comparison]) -> str | None:
+def objection_to(arm: str, findings: Findings) -> str | None:
     """Return the reason why an arm cannot be promoted; None if it can."""
-    mine = [x for x in comparisons if x.arm == arm]
+    mine = [x for x in findings.comparisons.entries if x.arm == arm]
     if not mine:
-        return f"it was not compared; the arms are {', '.join(_arms(comparisons)) or 'none'}"
+        return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
     if worse := [x for x in mine if x.verdict == WORSE]:
         return "; ".join(map(describe, worse))
-    first = primary(arm, comparisons)
+    first = primary(arm, findings)
     if not first:
-        return f"its {METRIC} on {BENCHMARK} was not compared with {' or '.join(REFERENCES)}"
+        return f"its {METRIC} on {BENCHMARK} was not compared with an arm without smoothing, or with '{BASE}'"
     return None if any(x.verdict == BETTER for x in first) else "; ".join(map(describe, first))
 
 
@@ -84,7 +89,7 @@ def describe(comparison: Comparison) -> str:
     return (
         f"{comparison.metric} on {comparison.benchmark} against {comparison.reference}: {comparison.verdict}, "
         f"difference {comparison.difference:+.4g} ({comparison.ci_low:+.4g} to {comparison.ci_high:+.4g}), "
-        f"p {comparison.p_holm:.3g}, n {comparison.n}"
+        f"p {comparison.p_holm:.3g}, n {comparison.n}, {comparison.seeds} of at least {MIN_SEEDS} training seeds"
     )
 
 
@@ -111,8 +116,8 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
     return finished[0]
 
 
-def _only_promotable(comparisons: Sequence[Comparison]) -> str:
-    objections = {arm: objection_to(arm, comparisons) for arm in _arms(comparisons)}
+def _only_promotable(findings: Findings) -> str:
+    objections = {arm: objection_to(arm, findings) for arm in _arms(findings)}
     free = [arm for arm, objection in objections.items() if objection is None]
     if len(free) == 1:
         return free[0]
@@ -122,8 +127,8 @@ def _only_promotable(comparisons: Sequence[Comparison]) -> str:
     raise UserError(f"no arm may be promoted\n{lines}", expected=LEGAL)
 
 
-def _arms(comparisons: Sequence[Comparison]) -> list[str]:
-    return sorted({x.arm for x in comparisons})
+def _arms(findings: Findings) -> list[str]:
+    return sorted({x.arm for x in findings.comparisons.entries})
 
 
 def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, reason: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ual_ray.config import TrackingConfig
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import StageFolders, find_results, make_findings, read_settings
+from ual_ray.report.gather import StageFolders, compare_runs, make_findings
 from ual_ray.report.write import PAGE_FILE, log, print_tables, write_files, write_page
 from ual_ray.run.step import STAGE_TAG, Session
 from ual_ray.tracking.tracker import Tracker
@@ -37,8 +37,7 @@ def report_on(folders: Sequence[Path], out: Path | None, console: Console, page:
     An arm that several folders trained with different seeds is one arm with these seeds. page: an HTML file to write, about
     the first folder. Raises UserError when there are no results, and when two folders have the same arm with the same seed.
     """
-    by_seed, stages = find_results(folders)
-    findings = make_findings(stages, *read_settings(folders[0]), folders[0], by_seed)
+    findings = compare_runs(folders)
     print_tables(findings, console)
     if out is not None:
         write_files(findings, out)

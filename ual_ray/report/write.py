@@ -13,7 +13,7 @@ from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.table import tables
-from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
 from ual_ray.stats.results import metrics_of
 from ual_ray.tracking.run import Run
@@ -21,10 +21,11 @@ from ual_ray.tracking.run import Run
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
 NOTE = (
-    "± is one standard error; [ ] is a bootstrap interval over questions. NLL is unsmoothed: training losses of different arms "
-    "are not comparable, this NLL is. All models answer the same questions, and differences are paired by question. Verdicts "
-    "(better, worse, inconclusive) are after Holm's correction over all comparisons. Scaled: after dividing logits by a "
-    "temperature fitted on validation rows, the baseline that smoothing has to beat."
+    "± is one standard error; [ ] is an interval over questions and, with several training seeds, over these. NLL is "
+    "unsmoothed: training losses of different arms are not comparable, this NLL is. All models answer the same questions, and "
+    f"differences are paired by question. A verdict of better or worse needs {MIN_SEEDS} training seeds. Verdicts are after "
+    "Holm's correction over the primary comparisons, the other ones between arms, and those with the untrained model. Scaled: "
+    "after dividing logits by a temperature fitted on validation rows, the baseline that smoothing has to beat."
 )
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
 
@@ -97,8 +98,9 @@ def verdict_lines(comparisons: Comparisons) -> list[str]:
 
 def _sentence(entry: Comparison) -> str:
     numbers = f"{entry.difference:+.4f} [{entry.ci_low:+.4f}, {entry.ci_high:+.4f}] nats per token, n = {entry.n:,}"
-    seeds = f", {entry.seeds} training seeds" if entry.seeds > 1 else ""
-    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {numbers}{seeds}"
+    seeds = f"{entry.seeds} training seed{'s' if entry.seeds > 1 else ''}"
+    few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
+    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {numbers}, {seeds}{few}"
 
 
 def _primary_title(comparisons: Comparisons) -> str:

@@ -1,4 +1,4 @@
-"""Significance of a difference between two models: paired bootstrap by question, several seeds, Holm. Pure.
+"""Significance of a difference between two models: paired bootstrap by question, a t-test over seeds, Holm. Pure.
 
 All functions work on column sums: a resample of the questions is a vector of counts, and its sums are one matrix product.
 So no resample is materialized as rows, and comparisons on the same questions share their draws.
@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from ual_ray.stats.metrics import Direction
 
@@ -24,6 +25,8 @@ LEVEL = 0.95
 RESAMPLES = 2000
 # Resamples are drawn in blocks of about this many counts: 8 MB.
 BLOCK = 1_000_000
+# A difference between fewer trainings is one between these models, not between the methods that trained them.
+MIN_SEEDS = 3
 # The p-value's resolution must be fine enough to stay significant after the step-down over its whole family.
 RESOLUTION = 4
 
@@ -79,25 +82,41 @@ def estimate(value: float, resampled: Numbers, informative: int, n: int, level: 
     return Estimate(float(value), float(low), float(high), float(p_value), n)
 
 
-def bootstrap(columns: Numbers, resampled: Numbers, level: float, seed: int) -> Estimate:
+def bootstrap(columns: Numbers, resampled: Numbers, level: float) -> Estimate:
     """Estimate the mean over training seeds of value / weight - reference value / reference weight.
 
-    columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`. A
-    resample draws the seeds, and the questions once for all seeds: drawn per seed, one hard question would count as new
-    evidence once per seed (Owen 2007, the pigeonhole bootstrap). Two or three seeds tell little about their variance.
+    columns: [n, seeds x 4] of value, weight, reference value, reference weight; resampled: their `resampled_sums`, in which
+    a question is drawn once for all seeds, so that it counts once however many seeds answered it. One seed gives the interval
+    of these two trained models; several seeds give that of the method, by `estimate_over_seeds`.
     """
     assert np.isfinite(columns).all(), "leave missing pairs out first"
-    seeds = columns.shape[1] // 4
-    value = difference_of_ratios(columns.sum(axis=0), np.ones(seeds))
-    draw = np.random.default_rng([seed, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(resampled))
-    drawn = difference_of_ratios(resampled, draw.astype(np.float64))
-    return estimate(float(value), drawn, informative_pairs(columns), len(columns), level)
+    by_seed = differences_of_ratios(columns.sum(axis=0))
+    drawn = differences_of_ratios(resampled).mean(axis=-1)
+    informative, n = informative_pairs(columns), len(columns)
+    if len(by_seed) == 1:
+        return estimate(float(by_seed[0]), drawn, informative, n, level)
+    return estimate_over_seeds(by_seed, drawn, informative, n, level)
 
 
-def difference_of_ratios(sums: Numbers, counts: Numbers) -> Numbers:
-    """Turn sums [..., seeds x 4] into the mean difference over seeds, weighted by counts [..., seeds]."""
+def estimate_over_seeds(by_seed: Numbers, drawn: Numbers, informative: int, n: int, level: float = LEVEL) -> Estimate:
+    """Estimate a method's difference from one difference per training seed, the unit of inference.
+
+    drawn: the mean over seeds under resampled questions. error^2 = variance between seeds / seeds + variance over questions;
+    both count the seeds' noise per question, so the error is never too small. The interval and the two-sided p-value are those
+    of t with seeds - 1 degrees of freedom: at most the nominal share of false verdicts whichever of the two variances is larger
+    (tests/unit/stats/test_bootstrap.py simulates it). The least p-value is that of `estimate`.
+    """
+    seeds, mean = len(by_seed), float(by_seed.mean())
+    error = float(np.sqrt(by_seed.var(ddof=1) / seeds + drawn.var(ddof=1)))
+    margin = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)
+    return Estimate(mean, mean - margin, mean + margin, min(1.0, max(p_value, 2.0 ** (1 - informative))), n)
+
+
+def differences_of_ratios(sums: Numbers) -> Numbers:
+    """Turn sums [..., seeds x 4] into the difference of ratios per seed: [..., seeds]."""
     value, weight, reference, reference_weight = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
-    return ((value / weight - reference / reference_weight) * counts).sum(axis=-1) / counts.sum(axis=-1)
+    return value / weight - reference / reference_weight
 
 
 def informative_pairs(columns: Numbers) -> int:
@@ -127,8 +146,11 @@ def resamples_needed(family: int, level: float = LEVEL, at_least: int = RESAMPLE
     return max(at_least, int(np.ceil(RESOLUTION * family / (1 - level))))
 
 
-def verdict(difference: float, p_adjusted: float, direction: Direction, level: float = LEVEL) -> Verdict:
-    """Return the verdict on a difference (model - reference): better, worse, or inconclusive."""
-    if p_adjusted > 1 - level or difference == 0:
+def verdict(difference: float, p_adjusted: float, direction: Direction, seeds: int, level: float = LEVEL) -> Verdict:
+    """Return the verdict on a difference (model - reference) over training seeds: better, worse, or inconclusive.
+
+    With fewer than MIN_SEEDS seeds it is always inconclusive, because one training differs from the next by chance.
+    """
+    if p_adjusted > 1 - level or difference == 0 or seeds < MIN_SEEDS:
         return INCONCLUSIVE
     return BETTER if (difference < 0) == (direction == "lower") else WORSE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
-from ual_ray.config.names import CONSTANT, HELD_OUT, SFT, SHUFFLED
+from ual_ray.config.names import HELD_OUT, NO_SMOOTHING
+from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
@@ -27,9 +28,16 @@ from ual_ray.stats.bootstrap import (
 )
 from ual_ray.stats.metrics import NLL, Numbers, by_benchmark, likelihoods, metric_of, scores
 
-# Plain SFT is what UAL has to beat; the shuffled control is what tells uncertainty from mere smoothing, and constant
-# smoothing what tells a smoothing of its own per row from any. The untrained model comes last: it is below all of them.
-REFERENCES = (SFT, SHUFFLED, CONSTANT, BASE)
+Role = Literal["base", "sft", "control", "ual", "unknown"]
+# A model is compared with those of a plainer role. Plain SFT is what UAL has to beat, a control tells uncertainty from mere
+# smoothing, the untrained model is worse than all of them. The role is unknown where no map was recorded.
+PLAINER: dict[Role, tuple[Role, ...]] = {
+    "base": (),
+    "sft": ("base",),
+    "control": ("sft", "base"),
+    "ual": ("sft", "control", "base"),
+    "unknown": ("sft", "control", "base", "unknown"),
+}
 # Named before any run: unsmoothed NLL on the held-out rows.
 PRIMARY = (HELD_OUT, NLL)
 # As reports of version 0.1.0 name them.
@@ -104,6 +112,7 @@ class _Pair:
     mine: tuple[Numbers, ...]
     theirs: tuple[Numbers, ...]
     both: NDArray[np.bool_]
+    primary: bool
 
     def columns(self) -> Numbers:
         """[n, seeds x 4] of value, weight, reference's value, reference's weight."""
@@ -112,23 +121,35 @@ class _Pair:
 
 
 def compare_models(
-    results: Mapping[str, BySeed], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    results: Mapping[str, BySeed],
+    roles: Mapping[str, Role] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Comparisons:
-    """Compare every arm with every reference there is, on every benchmark and score; rows pair by id.
+    """Compare every arm with every reference of a plainer role, on every benchmark and score; rows pair by id.
 
-    results: model -> training seed -> result rows (the columns COLUMNS). More resamples are drawn than asked for where the
-    family is so large that the smallest p-value would not survive it.
+    results: model -> training seed -> result rows (the columns COLUMNS). roles: by model; 'base' is the untrained model, others
+    are unknown by default. kinds: the type of each benchmark, by default its name. Holm's families are the primary
+    comparisons between arms, the other ones between arms, and those with the untrained model. More resamples are drawn than
+    asked for where a family is so large that the smallest p-value would not survive it.
     """
-    pairs = list(_pairs(results))
+    roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
+    pairs = list(_pairs(results, roles, kinds or {}))
     if not pairs:
         return Comparisons((), level, resamples, seed)
     resamples = resamples_needed(len(pairs), level, resamples)
     found: dict[int, Comparison] = {}
     for places in _by_questions(pairs):
         found |= zip(places, _compare([pairs[place] for place in places], level, resamples, seed), strict=True)
-    adjusted = holm([found[place].p_value for place in range(len(pairs))])
-    entries = tuple(_judge(found[place], float(p_holm), level) for place, p_holm in enumerate(adjusted))
-    return Comparisons(entries, level, resamples, seed)
+    families: dict[tuple[bool, bool], list[int]] = {}
+    for place, pair in enumerate(pairs):
+        families.setdefault((pair.primary, roles[pair.reference] == "base"), []).append(place)
+    for places in families.values():
+        for place, p_holm in zip(places, holm([found[place].p_value for place in places]), strict=True):
+            found[place] = _judge(found[place], float(p_holm), level)
+    return Comparisons(tuple(found[place] for place in range(len(pairs))), level, resamples, seed)
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
@@ -139,33 +160,48 @@ def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
     return list(groups.values())
 
 
-def references_of(arm: str, models: Sequence[str]) -> list[str]:
-    """Name the models that an arm is compared with: those that come before it, so that no pair is compared twice."""
-    order = {name: place for place, name in enumerate((BASE, *(name for name in REFERENCES if name != BASE)))}
-    last = len(order)
-    return [name for name in REFERENCES if name in models and order[name] < order.get(arm, last)]
+def role_of(map_name: str | None) -> Role:
+    """Tell what an arm is for from its recorded map, never from its name; None where none was recorded."""
+    if map_name is None or map_name not in MAPS:
+        return "unknown"
+    if map_name == NO_SMOOTHING:
+        return "sft"
+    return "ual" if map_name in BASE_MAPS else "control"
 
 
-def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
-    """List (arm, reference) in the order they are told: arms under test, then the controls; all against base at the end."""
-    arms = sorted(
-        (name for name in models if name != BASE), key=lambda name: REFERENCES[::-1].index(name) if name in REFERENCES else -1
-    )
-    pairs = [(arm, reference) for arm in arms for reference in references_of(arm, models)]
-    return sorted(pairs, key=lambda pair: pair[1] == BASE)
+def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
+    """List (arm, reference) by the models' roles: arms under test, then controls; all against base at the end.
+
+    Models of unknown role are compared with each other too, the later with the earlier.
+    """
+    order, told = list(roles), list(PLAINER)[::-1]
+
+    def references(arm: str) -> Iterator[str]:
+        for plainer in PLAINER[roles[arm]]:
+            before = order[: order.index(arm)] if plainer == roles[arm] else order
+            yield from (name for name in before if roles[name] == plainer)
+
+    pairs = [(arm, other) for arm in sorted(order, key=lambda name: told.index(roles[name])) for other in references(arm)]
+    return sorted(pairs, key=lambda pair: roles[pair[1]] == "base")
 
 
-def _pairs(results: Mapping[str, BySeed]) -> Iterator[_Pair]:
+def _pairs(results: Mapping[str, BySeed], roles: Mapping[str, Role], kinds: Mapping[str, str]) -> Iterator[_Pair]:
     """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
     aligned = _align(results)
-    for benchmark in sorted(aligned, key=lambda name: (name != PRIMARY[0], name)):
+    for benchmark in sorted(aligned, key=lambda name: (kinds.get(name, name) != PRIMARY[0], name)):
         models = aligned[benchmark]
-        for arm, reference in pairs_of(list(models)):
-            yield from _pairs_of(arm, reference, benchmark, models[arm], models[reference])
+        for arm, reference in pairs_of({name: role for name, role in roles.items() if name in models}):
+            primary = PRIMARY[1] if kinds.get(benchmark, benchmark) == PRIMARY[0] else None
+            same = roles[reference] == "base"
+            yield from _pairs_of(
+                (arm, reference, benchmark), models[arm], models[reference], primary, same_under_all_seeds=same
+            )
 
 
-def _pairs_of(arm: str, reference: str, benchmark: str, mine: _Aligned, theirs: _Aligned) -> Iterator[_Pair]:
-    if reference == BASE:
+def _pairs_of(
+    named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, primary: str | None, *, same_under_all_seeds: bool
+) -> Iterator[_Pair]:
+    if same_under_all_seeds:
         theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in mine}
     seeds = sorted(set(mine) & set(theirs))
     metrics = {metric for seed in seeds for metric in mine[seed]}
@@ -176,7 +212,7 @@ def _pairs_of(arm: str, reference: str, benchmark: str, mine: _Aligned, theirs: 
         own, others = (tuple(side[seed][metric] for seed in measured) for side in (mine, theirs))
         both = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in (*own, *others)])
         if both.any():
-            yield _Pair(arm, reference, benchmark, metric, own, others, both)
+            yield _Pair(*named, metric, own, others, both, metric == primary)
 
 
 def _align(results: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
@@ -222,14 +258,14 @@ def _compare(pairs: Sequence[_Pair], level: float, resamples: int, seed: int) ->
     start = 0
     for pair, own in zip(pairs, columns, strict=True):
         sums, start = resampled[:, start : start + own.shape[1]], start + own.shape[1]
-        found = bootstrap(own, sums, level, seed)
+        found = bootstrap(own, sums, level)
         named = (pair.arm, pair.reference, pair.benchmark, pair.metric)
-        primary = (pair.benchmark, pair.metric) == PRIMARY
-        seeds = len(pair.mine)
-        yield Comparison(*named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=seeds, primary=primary)
+        yield Comparison(
+            *named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=len(pair.mine), primary=pair.primary
+        )
 
 
 def _judge(entry: Comparison, p_holm: float, level: float) -> Comparison:
     direction = metric_of(entry.metric).direction
     assert direction is not None, "a score without a direction is not compared"
-    return replace(entry, p_holm=p_holm, verdict=verdict(entry.difference, p_holm, direction, level))
+    return replace(entry, p_holm=p_holm, verdict=verdict(entry.difference, p_holm, direction, entry.seeds, level))

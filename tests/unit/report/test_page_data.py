@@ -18,7 +18,7 @@ from ual_ray.report.draw import draw
 from ual_ray.report.findings import Findings
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
-from ual_ray.stats.comparison import COLUMNS, Comparisons, compare_models
+from ual_ray.stats.comparison import COLUMNS, Comparisons, Role, compare_models
 from ual_ray.stats.metrics import measure
 
 UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
@@ -57,6 +57,9 @@ def calibration_of(tokens: int = 19_871) -> dict[str, Any]:
         return {"n": tokens, "nll_standard_error": 0.03, "reliability": bins, **figures}
 
     return {"temperature": 1.27, "token": {"raw": part(0.3), "scaled": part(0.05)}, "answer": {}}
+
+
+ROLES: dict[str, Role] = {"base": "base", "sft": "sft", "shuffled": "control", "constant": "control", "ual": "ual"}
 
 
 def training(place: Path, arm: str) -> None:
@@ -158,9 +161,13 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
         folders["calibrated"][model] = [f"{place}/calibrate/c1"]
         (root / place / "calibrate" / "c1").mkdir(parents=True)
         np.savez(root / place / "calibrate" / "c1" / "clusters.npz", **points())
+    roles = {model: ROLES[model] for model in tables}
     findings = Findings(
         {model: measure(table) for model, table in tables.items()},
-        compare_models({model: {0: table.select(COLUMNS)} for model, table in tables.items()}, resamples=400),
+        compare_models(
+            {model: dict.fromkeys(range(8), table.select(COLUMNS)) for model, table in tables.items()}, roles, resamples=400
+        ),
+        roles,
         alphas={arm: 0.1 * (arm != "sft") for arm in arms},
         seeds=dict.fromkeys(names, 1),
         calibration={model: calibration_of() for model in names},
@@ -298,12 +305,12 @@ def caveats(tmp_path: Path, **options: Any) -> str:
 def test_caveats_fit_the_run(tmp_path: Path) -> None:
     text = caveats(tmp_path)
     assert "trained once" in text and "at the floor" in text and "3 rows have no score" in text and "not comparable" in text
-    assert "'shuffled'" not in text and "questions. Bootstrap" not in text
+    assert "control" not in text and "questions. Bootstrap" not in text
 
 
 def test_few_rows_and_no_controls_are_said(tmp_path: Path) -> None:
     text = caveats(tmp_path, arms=("sft", "ual"), n=40)
-    assert "has 40 questions" in text and "no arm 'shuffled'" in text
+    assert "has 40 questions" in text and "No arm is a control" in text
 
 
 def test_no_results_have_one_caveat() -> None:

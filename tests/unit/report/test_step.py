@@ -59,10 +59,15 @@ def finished(folder: Path, metrics: dict[str, Any]) -> Path:
     return folder
 
 
+MAPS = {"sft": "none", "ual": "rank"}
+
+
 def run_of(root: Path, seed: int = 0, better: float = 0.1) -> Path:
     evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1)
     evaluated(root / "arms" / "sft" / "evaluate" / "k", "sft", 0.0, 10 + seed)
     evaluated(root / "arms" / "ual" / "evaluate" / "k", "ual", -better, 20 + seed)
+    for arm, name in MAPS.items():
+        finished(root / "arms" / arm / "smooth" / "k", {"map": name, "mean": 0.1})
     (root / "config.yaml").write_text(f"seed: {seed}\nevaluate: {{resamples: 300, confidence: 0.9}}\n")
     return root
 
@@ -78,8 +83,9 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     findings = report_on([run_of(tmp_path / "run")], None, terminal, page)
     assert findings.models == ("base", "sft", "ual")
     assert (findings.comparisons.level, findings.comparisons.resamples) == (0.9, 300)
-    assert "  ual is better than sft: -0." in printed.getvalue()
-    assert "n = 60" in printed.getvalue()
+    words = " ".join(printed.getvalue().split())
+    assert "ual is inconclusive against sft: -0." in words
+    assert "n = 60, 1 training seed of the 3 that a verdict needs" in words
     assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
     assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
@@ -159,7 +165,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     stages = StageFolders(evaluated={name: root / place / "evaluate" / "k" for name, place in places.items()})
     stages.elicited = finished(root / "elicit" / "k", {"histograms": {"s": [1, 2, 3]}})
     for arm, alphas in {"sft": [0.0, 0.0], "ual": [0.1, 0.2]}.items():
-        stages.smoothed[arm] = finished(root / "arms" / arm / "smooth" / "k", {"mean": sum(alphas) / 2})
+        stages.smoothed[arm] = finished(root / "arms" / arm / "smooth" / "l", {"mean": sum(alphas) / 2, "map": MAPS[arm]})
         pa.parquet.write_table(pa.table({"alpha": alphas}), stages.smoothed[arm] / "smoothed.parquet")
         stages.trained[arm] = finished(root / "arms" / arm / "train" / "k", {})
         lines = [{"step": step, "nll": 2.0, "nll/uncertainty_bin_1": 1.9, "validation_nll": 2.1} for step in (1, 2)]
@@ -183,12 +189,12 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert logged["table"] == ["tables/models.json", "tables/differences.json"]
     assert logged["metrics"]["ual.held_out.nll.overall"] == findings.metrics["ual"][0].value
     assert logged["metrics"]["ual-vs-sft.held_out.nll"] < 0
-    assert logged["tags"]["verdict.ual-vs-sft"] == "better"
+    assert logged["tags"]["verdict.ual-vs-sft"] == "inconclusive", "one training seed"
     assert findings.alphas == {"sft": 0.0, "ual": pytest.approx(0.15)}
     content = json.loads((root / "report" / "comparison.json").read_text())
-    assert content["family"] == 3 and content["comparisons"][0]["verdict"] == "better"
+    assert content["family"] == 3 and content["comparisons"][0]["verdict"] == "inconclusive"
     text = (root / "report" / "report.md").read_text()
-    assert "- ual is better than sft: " in text
+    assert "- ual is inconclusive against sft: " in text
     assert "- evaluated, ual: `arms/ual/evaluate/k`" in text
     assert Findings.from_dict(json.loads((root / "report" / "findings.json").read_text())) == findings
     write_page(root, tmp_path / "later.html")

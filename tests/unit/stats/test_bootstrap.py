@@ -18,6 +18,7 @@ from ual_ray.stats.bootstrap import (
     Estimate,
     bootstrap,
     estimate,
+    estimate_over_seeds,
     holm,
     resampled_sums,
     resamples_needed,
@@ -30,7 +31,7 @@ FLOATS = st.floats(-5, 5, allow_nan=False)
 def compare(*columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Compare two models by columns of value, weight, reference value and reference weight, four per training seed."""
     stacked = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
-    return bootstrap(stacked, resampled_sums(stacked, resamples, seed), 0.95, seed)
+    return bootstrap(stacked, resampled_sums(stacked, resamples, seed), 0.95)
 
 
 def compare_means(mine: ArrayLike, theirs: ArrayLike, **options: int) -> Estimate:
@@ -133,7 +134,7 @@ def test_a_few_questions_cannot_be_certain(pairs: int, least: float) -> None:
 def test_equal_models_cannot_be_told_apart() -> None:
     found = compare_means([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
     assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
-    assert verdict(found.difference, found.p_value, "higher") == "inconclusive"
+    assert verdict(found.difference, found.p_value, "higher", 5) == "inconclusive"
 
 
 def test_the_p_value_is_seldom_small_by_chance() -> None:
@@ -173,21 +174,46 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert near.p_value < 0.05 < far.p_value
 
 
+def test_two_seeds_that_agree_by_chance_are_not_certain() -> None:
+    many = np.random.default_rng(0).normal(0, 0.001, 2000)
+    assert compare_seeds([many + 0.01, many + 0.02]).p_value > 0.2, "t with one degree of freedom: 2 atan(1 / 3) / pi"
+
+
 def test_a_question_asked_under_every_seed_is_still_one_question() -> None:
     difference = np.random.default_rng(8).normal(0, 1, 100)
-    once, often = compare_seeds([difference]), compare_seeds([difference] * 6)
-    assert often.ci_high - often.ci_low == pytest.approx(once.ci_high - once.ci_low, rel=1e-9)
+    few, many = compare_seeds([difference] * 4), compare_seeds([difference] * 8)
+    error = [(found.ci_high - found.ci_low) / stats.t.ppf(0.975, seeds - 1) for found, seeds in ((few, 4), (many, 8))]
+    assert error[0] == pytest.approx(error[1], rel=1e-9)
 
 
-def test_seeds_against_brute_force() -> None:
-    random = np.random.default_rng(10)
-    values, weights = random.normal(size=(3, 40)), random.integers(1, 9, size=(3, 40)).astype(float)
-    found = compare_seeds(list(values), list(weights), resamples=8000)
-    brute = []
-    for _ in range(8000):
-        rows, seeds = random.integers(40, size=40), random.integers(3, size=3)
-        brute.append(np.mean([values[s, rows].sum() / weights[s, rows].sum() for s in seeds]))
-    np.testing.assert_allclose([found.ci_low, found.ci_high], np.quantile(brute, [0.025, 0.975]), atol=0.01)
+def test_seeds_by_hand() -> None:
+    """[1, 3] per question and seed: seeds 1.0, 2.0, 3.0 with a variance of 1, and no variance over questions."""
+    found = compare_seeds([np.full(50, 1.0), np.full(50, 2.0), np.full(50, 3.0)])
+    expected = stats.ttest_1samp([1.0, 2.0, 3.0], 0)
+    assert (found.difference, found.p_value) == pytest.approx((2.0, expected.pvalue))
+    interval = expected.confidence_interval(0.95)
+    assert (found.ci_low, found.ci_high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_false_verdicts_are_rare_where_there_is_no_effect(seeds: int, spread: float) -> None:
+    """spread: standard deviation between training seeds in standard errors over questions."""
+    random, runs, n = np.random.default_rng([seeds, int(spread)]), 4000, 200
+    error = np.sqrt((1 + 0.5 / seeds) / n)
+    questions = random.normal(0, 1 / np.sqrt(n), (runs, 1))
+    by_seed = questions + random.normal(0, np.sqrt(0.5 / n), (runs, seeds)) + random.normal(0, spread * error, (runs, seeds))
+    drawn = random.normal(0, error, (runs, 400))
+    p_values = [
+        estimate_over_seeds(one, resampled, informative=n, n=n).p_value for one, resampled in zip(by_seed, drawn, strict=True)
+    ]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.06
+
+
+def test_an_effect_is_found_with_enough_seeds() -> None:
+    random = np.random.default_rng(3)
+    found = [compare_seeds(list(random.normal(0.5, 1, (5, 100)) + random.normal(0, 0.1, (5, 1)))).p_value for _ in range(40)]
+    assert np.mean(np.array(found) < 0.05) > 0.9
 
 
 # --- the family and the verdict --------------------------------------------------------------------------------------
@@ -231,4 +257,5 @@ def test_enough_resamples_for_the_family() -> None:
     ],
 )
 def test_verdicts(difference: float, p: float, direction: str, said: str) -> None:
-    assert verdict(difference, p, direction) == said  # type: ignore[arg-type]
+    assert verdict(difference, p, direction, 3) == said  # type: ignore[arg-type]
+    assert verdict(difference, p, direction, 2) == "inconclusive"  # type: ignore[arg-type]

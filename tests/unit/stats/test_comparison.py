@@ -10,7 +10,7 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
-from ual_ray.stats.comparison import COLUMNS, Comparisons, compare_models, groups_of, pairs_of, references_of
+from ual_ray.stats.comparison import COLUMNS, Comparisons, Role, compare_models, groups_of, pairs_of, role_of
 from ual_ray.stats.metrics import measure
 
 N = 120
@@ -37,34 +37,65 @@ def results(shift: float = 0.0, right: float = 0.5, seed: int = 0, n: int = N, s
     return pa.Table.from_pylist(kept[::-1] if seed % 2 else kept, schema=col.RESULTS).select(COLUMNS)
 
 
+ROLES: dict[str, Role] = {
+    "base": "base",
+    "sft": "sft",
+    "shuffled": "control",
+    "constant": "control",
+    "ual": "ual",
+    "bad": "ual",
+}
+SEEDS = (0, 1, 2)
+
+
+def seeds(*arguments: Any, start: int = 0) -> dict[int, pa.Table]:
+    """Make the rows of a model that was trained three times."""
+    return {number: results(*arguments, seed=start + number) for number in SEEDS}
+
+
 def by_name(found: Comparisons) -> dict[tuple[str, str, str], Any]:
     return {(entry.arm, entry.reference, entry.metric): entry for entry in found.entries}
 
 
 def test_every_pair_once_and_the_reference_is_the_plainer_one() -> None:
-    models = ["base", "constant", "sft", "shuffled", "ual"]
-    assert references_of("ual", models) == ["sft", "shuffled", "constant", "base"]
-    assert references_of("shuffled", models) == ["sft", "base"]
-    assert references_of("sft", models) == ["base"]
-    assert references_of("ual", ["base", "ual"]) == ["base"]
-    assert pairs_of(["base", "sft", "shuffled", "ual"]) == [
-        *(("ual", "sft"), ("ual", "shuffled"), ("shuffled", "sft")),
-        *(("ual", "base"), ("shuffled", "base"), ("sft", "base")),
+    assert pairs_of({name: ROLES[name] for name in ("base", "constant", "sft", "shuffled", "ual")}) == [
+        *(("ual", "sft"), ("ual", "constant"), ("ual", "shuffled"), ("constant", "sft"), ("shuffled", "sft")),
+        *(("ual", "base"), ("constant", "base"), ("shuffled", "base"), ("sft", "base")),
     ]
-    found = compare_models({name: {0: results(seed=place)} for place, name in enumerate(models)}, resamples=200)
-    pairs = [tuple(sorted((entry.arm, entry.reference))) for entry in found.entries if entry.metric == "nll"]
-    assert len(pairs) == len(set(pairs)) == 10
-    assert [len(group) for group in groups_of(found.entries)] == [6, 4, 6, 4], "those with base have scales of their own"
+    models = {name: {0: results(seed=place)} for place, name in enumerate(("base", "constant", "sft", "shuffled", "ual"))}
+    found = compare_models(models, ROLES, resamples=200)
+    assert len([entry for entry in found.entries if entry.metric == "nll"]) == 9
+    assert [len(group) for group in groups_of(found.entries)] == [5, 4, 5, 4], "those with base have scales of their own"
+
+
+def test_arms_are_told_apart_by_what_they_do() -> None:
+    roles = {
+        "mine": role_of("mean_matched"),
+        "baseline": role_of("none"),
+        "control": role_of("shuffled"),
+        "base": ROLES["base"],
+    }
+    assert pairs_of(roles)[:3] == [("mine", "baseline"), ("mine", "control"), ("control", "baseline")]
+    assert [role_of(name) for name in ("linear", "constant", "inverted", "gone", None)] == [
+        *("ual", "control", "control", "unknown", "unknown")
+    ]
+    assert pairs_of({"one": "unknown", "two": "unknown", "base": "base"}) == [("two", "one"), ("one", "base"), ("two", "base")]
+
+
+def test_the_primary_benchmark_is_known_by_its_kind() -> None:
+    renamed = {}
+    for name in ("sft", "ual"):
+        table = results()
+        names = pa.compute.replace_substring(table["benchmark"], "held_out", "my questions")
+        renamed[name] = {0: table.set_column(table.schema.get_field_index("benchmark"), "benchmark", names)}
+    found = compare_models(renamed, ROLES, {"my questions": "held_out"}, resamples=200)
+    assert [(entry.benchmark, entry.metric) for entry in found.entries if entry.primary] == [("my questions", "nll")]
+    assert not any(entry.primary for entry in compare_models(renamed, ROLES, resamples=200).entries)
 
 
 def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
-    models = {
-        "base": results(0.5, 0.2, 1),
-        "sft": results(0.0, 0.5, 2),
-        "ual": results(-0.1, 0.5, 3),
-        "bad": results(0.1, 0.1, 4),
-    }
-    found = by_name(compare_models({name: {0: table} for name, table in models.items()}))
+    models = {"base": {0: results(0.5, 0.2, 1)}, "sft": seeds(0.0, 0.5), "ual": seeds(-0.1, 0.5), "bad": seeds(0.1, 0.1)}
+    found = by_name(compare_models(models, ROLES))
     assert found["ual", "sft", "nll"].verdict == "better"
     assert found["bad", "sft", "nll"].verdict == "worse"
     assert found["bad", "sft", "exact_match_strict"].verdict == "worse"
@@ -76,14 +107,28 @@ def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
     ]
 
 
+def test_one_or_two_trainings_say_nothing_about_the_method() -> None:
+    for number in (1, 2):
+        models = {name: dict(list(seeds(shift).items())[:number]) for name, shift in (("sft", 0.0), ("ual", -0.3))}
+        entry = by_name(compare_models(models, ROLES))["ual", "sft", "nll"]
+        assert (entry.seeds, entry.verdict) == (number, "inconclusive")
+
+
+def test_those_with_the_untrained_model_and_the_primary_ones_are_families_of_their_own() -> None:
+    models = {name: {0: results(shift, seed=place)} for place, (name, shift) in enumerate({"sft": 0.0, "ual": -0.004}.items())}
+    alone = by_name(compare_models(models, ROLES))["ual", "sft", "nll"]
+    more = by_name(compare_models(models | {"base": {0: results(0.5, seed=9)}}, ROLES))["ual", "sft", "nll"]
+    assert more.p_holm == alone.p_holm == alone.p_value
+
+
 def plain_bootstrap(columns: list[list[float]]) -> Estimate:
     stacked = np.column_stack(columns)
-    return bootstrap(stacked, resampled_sums(stacked, 2000, 5), 0.95, 5)
+    return bootstrap(stacked, resampled_sums(stacked, 2000, 5), 0.95)
 
 
 def test_the_numbers_are_those_of_the_plain_functions() -> None:
     mine, theirs = results(-0.01, 0.6, 1), results(0.0, 0.5, 2)
-    found = compare_models({"sft": {0: theirs}, "ual": {0: mine}}, resamples=2000, seed=5)
+    found = compare_models({"sft": {0: theirs}, "ual": {0: mine}}, ROLES, resamples=2000, seed=5)
     entries = by_name(found)
     nll = entries["ual", "sft", "nll"]
     a, b = ({row["id"]: row for row in table.to_pylist() if row["benchmark"] == "held_out"} for table in (mine, theirs))
@@ -102,7 +147,6 @@ def test_the_numbers_are_those_of_the_plain_functions() -> None:
     strict = plain_bootstrap([right[0], [1.0] * N, right[1], [1.0] * N])
     match = entries["ual", "sft", "exact_match_strict"]
     assert (match.difference, match.ci_low) == pytest.approx((strict.difference, strict.ci_low))
-    np.testing.assert_allclose([e.p_holm for e in found.entries], holm([e.p_value for e in found.entries]))
 
 
 def test_rows_pair_by_id_whatever_their_order_and_what_one_lacks_is_left_out() -> None:
@@ -130,21 +174,23 @@ def test_a_score_without_a_direction_is_not_judged() -> None:
 
 
 def test_seeds_pair_with_each_other_and_base_with_all_of_them() -> None:
-    arms = {seed: results(-0.1, seed=seed) for seed in (1, 2, 3)}
-    references = {seed: results(0.0, seed=seed + 10) for seed in (2, 3, 4)}
-    found = by_name(compare_models({"base": {0: results(0.4, seed=20)}, "sft": references, "ual": arms}))
-    assert found["ual", "sft", "nll"].seeds == 2
-    assert found["ual", "base", "nll"].seeds == 3
+    arms = {seed: results(-0.1, seed=seed) for seed in (0, 1, 2, 3)}
+    references = {seed: results(0.0, seed=seed + 10) for seed in (1, 3, 2, 4)}
+    found = by_name(compare_models({"base": {0: results(0.4, seed=20)}, "sft": references, "ual": arms}, ROLES))
+    assert found["ual", "sft", "nll"].seeds == 3
+    assert found["ual", "base", "nll"].seeds == 4
     assert found["ual", "sft", "nll"].n == N
     assert found["ual", "sft", "nll"].verdict == "better"
 
 
 def test_a_large_family_gets_resamples_that_can_survive_it() -> None:
-    models = {"sft": {0: results(0.0, seed=1)}} | {f"arm{i}": {0: results(-0.3, seed=i + 2)} for i in range(20)}
-    found = compare_models(models, resamples=100)
+    models = {"sft": seeds(0.0)} | {f"arm{i}": seeds(-0.3, start=i + 2) for i in range(20)}
+    found = compare_models(models, {"sft": "sft"} | {f"arm{i}": "ual" for i in range(20)}, resamples=100)
     assert len(found.entries) == 40
     assert found.resamples == 3200
     assert all(entry.verdict == "better" for entry in found.entries if entry.metric == "nll")
+    nll = [entry for entry in found.entries if entry.metric == "nll"]
+    np.testing.assert_allclose([entry.p_holm for entry in nll], holm([entry.p_value for entry in nll]))
 
 
 def test_it_reads_what_it_wrote() -> None:
