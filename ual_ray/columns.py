@@ -98,7 +98,7 @@ SMOOTHED_FILE = "smoothed.parquet"
 MAP_METADATA = b"ual_ray.map"
 SCORED_DIGEST = "scored_digest"
 # The columns that alpha depends on.
-SMOOTHING_READS = (ID, SPLIT, UNCERTAINTY)
+SMOOTHING_READS = (ID, SPLIT, UNCERTAINTY, SOURCE, RESPONSE_LENGTH)
 MODEL_FOLDER = "model"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_NLL = "validation_nll"

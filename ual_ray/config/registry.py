@@ -81,7 +81,9 @@ MAPS = Registry(
         **BASE_MAPS.targets,
         "none": "ual_ray.smooth.maps:none",
         "constant": "ual_ray.smooth.maps:constant",
+        "per_source_constant": "ual_ray.smooth.maps:per_source_constant",
         "shuffled": "ual_ray.smooth.maps:shuffled",
+        "shuffled_within": "ual_ray.smooth.maps:shuffled_within",
         "inverted": "ual_ray.smooth.maps:inverted",
     },
 )

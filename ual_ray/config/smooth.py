@@ -16,10 +16,16 @@ class SmoothConfig(Section):
 
     map: MapName = key("mean_matched", affects="alphas", description=f"map from uncertainty to alpha: {', '.join(MAPS)}")
     base: BaseMapName = key(
-        "mean_matched", affects="alphas", description="map whose alphas the control maps (shuffled, inverted) permute"
+        "mean_matched",
+        affects="alphas",
+        description="map whose alphas a control (shuffled, shuffled_within, per_source_constant, inverted) reassigns",
     )
     alpha_mean: float = key(
-        0.1, ge=0, lt=1, affects="alphas", description="mean alpha (mean_matched), or the alpha of every row (constant)"
+        0.1,
+        ge=0,
+        lt=1,
+        affects="alphas",
+        description="mean alpha per token (mean_matched), or the alpha of every row (constant)",
     )
     alpha_cap: float = key(0.4, ge=0, lt=1, affects="alphas", description="maximum alpha (mean_matched)")
     alpha_min: float = key(

@@ -1,15 +1,18 @@
 """The maps from uncertainty to alpha, and the controls that tell "uncertainty helps" from "smoothing helps".
 
 Pure: no Ray, no vLLM, no MLflow, no language model. Uncertainty is in [0, 1], higher = more uncertain, NaN = missing; alpha is
-the smoothing mass in [0, 1). A map is a function of the uncertainty, its section `arms.<arm>` and the seed, and returns an
-alpha per row. The base maps are increasing, as in UAL (arXiv 2406.04854, where the map is linear); their formulas' constants
-are this project's choice and are recorded with every run. config/registry.py lists them.
+the smoothing mass in [0, 1). A map is a function of the rows and its section `arms.<arm>`, and returns an alpha per row. The
+base maps are increasing, as in UAL (arXiv 2406.04854, where the map is linear); their formulas' constants are this project's
+choice and are recorded with every run. config/registry.py lists them.
+
+The loss is a mean over tokens, so means of alpha that are to be equal are weighted by the length of the response: where longer
+rows are more uncertain, arms of equal mean per row differ in how much they smooth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,128 +25,209 @@ from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.errors import UserError
 
 Array = NDArray[np.float64]
+# Rows of one source and of one such share of its lengths are alike to `shuffled_within`.
+LENGTH_STRATA = 4
+LARGEST_ALPHA = 1 - 1e-9
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a map may read of the rows, [n] each: uncertainty, response length (above 0, in any unit), source; and the seed."""
+
+    uncertainty: Array
+    length: Array
+    source: NDArray[Any]
+    seed: int = 0
+
+    def where(self, kept: NDArray[np.bool_]) -> Rows:
+        """Keep some of the rows."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rows(**{name: value if name == "seed" else value[kept] for name, value in own.items()})
+
+    def mean(self, alpha: Array) -> float:
+        """Average over responses weighted by their length, as the loss does."""
+        return float(alpha @ self.length / self.length.sum())
 
 
 @dataclass(frozen=True)
 class WithoutScores:
     """Decorator of a map that reads no uncertainty: it is also called for rows without a score, with NaN."""
 
-    alphas: Callable[[Array, SmoothConfig, int], Array]
+    alphas: Callable[[Rows, SmoothConfig], Array]
 
-    def __call__(self, uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+    def __call__(self, rows: Rows, spec: SmoothConfig) -> Array:
         """Return the alphas."""
-        return self.alphas(uncertainty, spec, seed)
+        return self.alphas(rows, spec)
 
 
-def assign_alpha(uncertainty: Sequence[float] | Array, spec: SmoothConfig | Mapping[str, Any] | str, seed: int = 0) -> Array:
+def assign_alpha(
+    uncertainty: Sequence[float] | Array,
+    spec: SmoothConfig | Mapping[str, Any] | str,
+    seed: int = 0,
+    lengths: Sequence[float] | Array | None = None,
+    sources: Sequence[str] | NDArray[Any] | None = None,
+) -> Array:
     """Give every row its alpha.
 
     uncertainty: [n], in [0, 1], higher = more uncertain, NaN = missing. spec: the section `arms.<arm>`, also as a mapping or
-    as the map's name. seed: of the control `shuffled`. Returns alpha: [n], in [0, 1); NaN = excluded from training.
-    Raises UserError for values outside [0, 1], an unknown spec, or a mean that cannot be reached.
+    as the map's name. seed: of the shuffled controls. lengths: [n], of the responses, for means per token; equal by default.
+    sources: [n], of the rows, for controls within sources; one by default. Returns alpha: [n], in [0, 1); NaN = excluded from
+    training. Raises UserError for values outside [0, 1], an unknown spec, or a mean that cannot be reached.
     """
     spec = _as_spec(spec)
     values = np.asarray(uncertainty, dtype=np.float64)
     if values.ndim != 1:
         raise UserError("uncertainty must be one-dimensional", got=f"shape {values.shape}")
+    rows = Rows(
+        values,
+        np.ones_like(values) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), 1),
+        np.zeros(len(values), dtype=np.int64) if sources is None else np.asarray(sources),
+        seed,
+    )
     missing = np.isnan(values)
     if ((values[~missing] < 0) | (values[~missing] > 1)).any():
         raise UserError("uncertainty is outside [0, 1]", got=values[~missing].tolist()[:5], expected="[0, 1], NaN = missing")
     alphas = MAPS[spec.map]
     if isinstance(alphas, WithoutScores):
         # Excluded here too, so that every arm trains on the same rows.
-        return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(values, spec, seed))
+        return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(rows, spec))
     if len(values) and missing.all():
         raise UserError("no row has an uncertainty", got=f"{len(values)} rows", fix="elicit again, or use map: constant")
     if spec.missing == "impute" and missing.any():
-        values, missing = np.where(missing, values[~missing].mean(), values), np.zeros_like(missing)
+        rows = Rows(np.where(missing, values[~missing].mean(), values), rows.length, rows.source, seed)
+        missing = np.zeros_like(missing)
     alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
     if not missing.all():
-        alpha[~missing] = alphas(values[~missing], spec, seed)
+        alpha[~missing] = alphas(rows.where(~missing), spec)
     return alpha
 
 
-def linear(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+def linear(rows: Rows, spec: SmoothConfig) -> Array:
     """Alpha = alpha_min + (alpha_max - alpha_min) U."""
-    return _between(uncertainty, spec)
+    return _between(rows.uncertainty, spec)
 
 
-def minmax(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+def minmax(rows: Rows, spec: SmoothConfig) -> Array:
     """Stretch the data set's U to [0, 1], then as `linear`; equal U everywhere gives the middle."""
-    span = np.ptp(uncertainty)
-    return _between((uncertainty - uncertainty.min()) / span if span > 0 else np.full_like(uncertainty, 0.5), spec)
+    span = np.ptp(rows.uncertainty)
+    lowest = rows.uncertainty.min()
+    return _between((rows.uncertainty - lowest) / span if span > 0 else np.full_like(rows.uncertainty, 0.5), spec)
 
 
-def rank(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+def rank(rows: Rows, spec: SmoothConfig) -> Array:
     """As `linear` of the rank of U, in [0, 1]; ties share the mean of their ranks."""
-    _, inverse, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(rows.uncertainty, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts + 1) / 2
-    top = len(uncertainty) - 1
-    return _between(mean_rank[inverse] / top if top > 0 else np.full_like(uncertainty, 0.5), spec)
+    top = len(rows.uncertainty) - 1
+    return _between(mean_rank[inverse] / top if top > 0 else np.full_like(rows.uncertainty, 0.5), spec)
 
 
-def mean_matched(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
-    """Alpha = min(s U, alpha_cap), with the one scale s at which the mean is alpha_mean: fair against constant smoothing.
+def mean_matched(rows: Rows, spec: SmoothConfig) -> Array:
+    """Alpha = min(s U, alpha_cap), with the one scale s at which the mean per token is alpha_mean.
 
-    Raises UserError when the mean stays below alpha_mean even with every uncertain row at alpha_cap.
+    Fair against constant smoothing. Raises UserError when the mean stays below alpha_mean even with every uncertain row at
+    alpha_cap.
     """
-    mean, cap = spec.alpha_mean, spec.alpha_cap
-    reachable = cap * float((uncertainty > 0).mean())
-    if mean > reachable + 1e-12:
+    reachable = spec.alpha_cap * rows.mean((rows.uncertainty > 0).astype(np.float64))
+    if spec.alpha_mean > reachable + 1e-12:
         raise UserError(
             "mean_matched cannot reach alpha_mean: too few rows have an uncertainty above 0",
-            got=f"alpha_mean {mean}, reachable {reachable:.4f}",
+            got=f"alpha_mean {spec.alpha_mean}, reachable {reachable:.4f}",
             fix="lower alpha_mean, raise alpha_cap, or use map: rank",
         )
-    # The rows clipped at the right scale are the k most uncertain ones: take the smallest k that is consistent.
-    ordered = np.sort(uncertainty)[::-1]
-    remaining = np.concatenate([np.cumsum(ordered[::-1])[::-1], [0.0]])
-    for clipped in range(len(ordered)):
-        if remaining[clipped] <= 0:
-            break
-        scale = (mean * len(ordered) - cap * clipped) / remaining[clipped]
-        if scale * ordered[clipped] <= cap:
-            return np.minimum(scale * uncertainty, cap)
-    return np.where(uncertainty > 0, cap, 0.0)
+    return _scaled(rows.uncertainty, rows.length, spec.alpha_mean, spec.alpha_cap)
 
 
 @WithoutScores
-def none(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+def none(rows: Rows, spec: SmoothConfig) -> Array:
     """Alpha = 0: training without smoothing."""
-    return np.zeros_like(uncertainty)
+    return np.zeros_like(rows.uncertainty)
 
 
 @WithoutScores
-def constant(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
+def constant(rows: Rows, spec: SmoothConfig) -> Array:
     """Alpha = alpha_mean for every row; missing_alpha for one without a score, if missing = default."""
-    return np.where(np.isnan(uncertainty) & (spec.missing == "default"), spec.missing_alpha, spec.alpha_mean)
+    return np.where(np.isnan(rows.uncertainty) & (spec.missing == "default"), spec.missing_alpha, spec.alpha_mean)
 
 
-def shuffled(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
-    """The alphas of the base map in random order."""
-    return np.random.default_rng(seed).permutation(BASE_MAPS[spec.base](uncertainty, spec, seed))
-
-
-def inverted(uncertainty: Array, spec: SmoothConfig, seed: int) -> Array:
-    """The alphas of the base map in reverse order: the most certain row gets the largest."""
-    alpha = np.empty_like(uncertainty)
-    alpha[np.argsort(uncertainty, kind="stable")] = np.sort(BASE_MAPS[spec.base](uncertainty, spec, seed))[::-1]
+def per_source_constant(rows: Rows, spec: SmoothConfig) -> Array:
+    """Every row of a source gets its mean alpha of the base map per token: what is gained is not owed to single rows."""
+    alpha = BASE_MAPS[spec.base](rows, spec)
+    for own in _groups(rows.source):
+        alpha[own] = rows.where(own).mean(alpha[own])
     return alpha
 
 
-def describe(alpha: Array) -> dict[str, float]:
-    """Summarise a distribution of alphas: rows, excluded rows, mean, standard deviation, quartiles and extremes."""
-    kept = alpha[~np.isnan(alpha)]
+def shuffled(rows: Rows, spec: SmoothConfig) -> Array:
+    """The alphas of the base map in random order, at its mean per token."""
+    alpha = BASE_MAPS[spec.base](rows, spec)
+    return _matched(np.random.default_rng(rows.seed).permutation(alpha), alpha, rows)
+
+
+def shuffled_within(rows: Rows, spec: SmoothConfig) -> Array:
+    """As `shuffled`, among rows of one source and of similar length: uncertain sources and long rows stay uncertain."""
+    alpha, random = BASE_MAPS[spec.base](rows, spec), np.random.default_rng(rows.seed)
+    mixed = alpha.copy()
+    for own in _groups(rows.source):
+        places = np.flatnonzero(own)
+        for stratum in np.array_split(places[np.argsort(rows.length[places], kind="stable")], LENGTH_STRATA):
+            mixed[stratum] = random.permutation(alpha[stratum])
+    return _matched(mixed, alpha, rows)
+
+
+def inverted(rows: Rows, spec: SmoothConfig) -> Array:
+    """The alphas of the base map in reverse order, at its mean per token: the most certain row gets the largest."""
+    base = BASE_MAPS[spec.base](rows, spec)
+    alpha = np.empty_like(base)
+    alpha[np.argsort(rows.uncertainty, kind="stable")] = np.sort(base)[::-1]
+    return _matched(alpha, base, rows)
+
+
+def describe(alpha: Array, lengths: Array | None = None) -> dict[str, float]:
+    """Summarise alphas: rows, excluded rows, mean per row and weighted by length, standard deviation, quartiles, extremes."""
+    there = ~np.isnan(alpha)
+    kept = alpha[there]
     summary = {"rows": float(len(alpha)), "excluded": float(len(alpha) - len(kept))}
     if not len(kept):
         return summary
     quantiles = np.quantile(kept, [0, 0.25, 0.5, 0.75, 1])
     names = ("min", "q25", "median", "q75", "max")
-    return summary | {"mean": float(kept.mean()), "std": float(kept.std())} | dict(zip(names, quantiles.tolist(), strict=True))
+    weights = None if lengths is None else np.maximum(lengths[there], 1)
+    means = {"mean": float(kept.mean()), "mean_by_length": float(np.average(kept, weights=weights))}
+    return summary | means | {"std": float(kept.std())} | dict(zip(names, quantiles.tolist(), strict=True))
 
 
 def _between(share: Array, spec: SmoothConfig) -> Array:
     return spec.alpha_min + (spec.alpha_max - spec.alpha_min) * share
+
+
+def _matched(alpha: Array, base: Array, rows: Rows) -> Array:
+    """Scale alphas to the mean per token of the base map's; rows of equal length need no scaling."""
+    if not len(alpha) or np.ptp(rows.length) == 0:
+        return alpha
+    return _scaled(alpha, rows.length, rows.mean(base), LARGEST_ALPHA)
+
+
+def _scaled(values: Array, weights: Array, mean: float, cap: float) -> Array:
+    """Return min(s values, cap), with the one scale s at which its weighted mean is `mean`; at the cap if none is so high."""
+    # The values clipped at the right scale are the k largest ones: take the smallest k that is consistent.
+    order = np.argsort(values, kind="stable")[::-1]
+    ordered, own = values[order], weights[order]
+    clipped = np.concatenate([[0.0], np.cumsum(own)])
+    remaining = np.concatenate([np.cumsum((ordered * own)[::-1])[::-1], [0.0]])
+    for k in range(len(ordered)):
+        if remaining[k] <= 0:
+            break
+        scale = (mean * clipped[-1] - cap * clipped[k]) / remaining[k]
+        if scale * ordered[k] <= cap:
+            return np.minimum(scale * values, cap)
+    return np.where(values > 0, cap, 0.0)
+
+
+def _groups(labels: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
+    _, inverse = np.unique(labels, return_inverse=True)
+    for place in range(inverse.max(initial=-1) + 1):
+        yield inverse == place
 
 
 def _as_spec(spec: SmoothConfig | Mapping[str, Any] | str) -> SmoothConfig:

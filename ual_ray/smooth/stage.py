@@ -17,7 +17,7 @@ from ual_ray.config import SmoothConfig
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest, read_table
-from ual_ray.smooth.maps import assign_alpha, describe
+from ual_ray.smooth.maps import Array, assign_alpha, describe
 
 
 def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
@@ -32,22 +32,31 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
             f"{scored} has no column '{col.UNCERTAINTY}'", got=files.schema.names, expected="the output of `ual elicit`"
         )
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
-    table = read_table(scored, col.SMOOTHING_READS)
+    reads = [name for name in col.SMOOTHING_READS if name in files.schema.names]
+    table = read_table(scored, reads)
     table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
         raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
     uncertainty = np.array(table[col.UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
-    alpha = assign_alpha(uncertainty, spec, seed)
+    lengths, sources = _lengths(table), table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
+    alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy())
     if np.isnan(alpha).all():
         raise UserError("no row has a score", fix="set missing: impute, or run elicitation again")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         **spec.model_dump(),
         "seed": seed,
-        col.SCORED_DIGEST: scored_digest or content_digest(scored, col.SMOOTHING_READS),
+        col.SCORED_DIGEST: scored_digest or content_digest(scored, reads),
     }
     _write(files, np.array(table[col.ID].to_pylist()), alpha, record, folder / col.SMOOTHED_FILE)
-    return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha)}
+    return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths)}
+
+
+def _lengths(table: pa.Table) -> Array | None:
+    """Read the characters of every response; None where a row does not tell, so that all count alike."""
+    if col.RESPONSE_LENGTH not in table.column_names or table[col.RESPONSE_LENGTH].null_count:
+        return None
+    return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64)
 
 
 def _write(files: pa.dataset.Dataset, ids: np.ndarray, alpha: np.ndarray, record: dict[str, Any], path: Path) -> None:

@@ -25,7 +25,8 @@ def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, p
         return smooth(scored, spec, seed, folder, str(inputs["scored"]))
 
     def line(found: dict[str, Any]) -> str:
-        text = f"{found['map']}: alpha mean {found['mean']:.3f}, {found['min']:.3f} to {found['max']:.3f}"
+        means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per character of response"
+        text = f"{found['map']}: alpha mean {means}, {found['min']:.3f} to {found['max']:.3f}"
         return f"{text}; {found['missing']} scores missing ({spec.missing}), {found['excluded']:.0f} rows excluded"
 
     done = run_step(session, Step("smooth", f"smooth {name}", inputs, place), work, line)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ual_ray.config import SmoothConfig, registry
 from ual_ray.config.registry import BASE_MAPS
 from ual_ray.errors import UserError
-from ual_ray.smooth.maps import assign_alpha, describe, mean_matched
+from ual_ray.smooth.maps import assign_alpha, describe
 
 NAN = float("nan")
 MAPS = list(BASE_MAPS)
@@ -65,7 +65,7 @@ def test_by_hand(spec: Spec, uncertainty: list[float], expected: list[float]) ->
 
 
 def matched(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
-    return mean_matched(uncertainty, SmoothConfig(alpha_mean=mean, alpha_cap=cap), seed=0)
+    return assign_alpha(uncertainty, {"map": "mean_matched", "alpha_mean": mean, "alpha_cap": cap})
 
 
 def bisected(uncertainty: np.ndarray, mean: float, cap: float) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_shuffled_depends_on_the_seed_and_breaks_the_tie_to_uncertainty() -> Non
 
 def test_only_shuffled_depends_on_the_seed() -> None:
     uncertainty = np.linspace(0.01, 1, 50)
-    for name in [*MAPS, "none", "constant", "inverted"]:
+    for name in [*MAPS, "none", "constant", "per_source_constant", "inverted"]:
         np.testing.assert_array_equal(assign_alpha(uncertainty, name, 0), assign_alpha(uncertainty, name, 1))
 
 
@@ -212,6 +212,83 @@ def test_inverted_of_clipped_rows_by_hand() -> None:
     spec = {"base": "mean_matched", "alpha_mean": 0.3, "alpha_cap": 0.4}
     np.testing.assert_allclose(assign([0.9, 0.8, 0.1, 0.3], map="mean_matched", **spec), [0.4, 0.4, 0.1, 0.3])
     np.testing.assert_allclose(assign([0.9, 0.8, 0.1, 0.3], map="inverted", **spec), [0.1, 0.3, 0.4, 0.4])
+
+
+# --- lengths and sources ---------------------------------------------------------------------------------------------
+
+lengths_of = st.lists(st.tuples(st.floats(0.05, 1), st.integers(1, 9)), min_size=2, max_size=20)
+
+
+def dolly_like() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make uncertainties that grow with the length (correlation 0.4 with its logarithm) and are higher in one source."""
+    random = np.random.default_rng(5)
+    log_length = random.normal(5, 1, 2000)
+    source = np.where(random.random(2000) < 0.5, "chat", "maths")
+    score = 0.4 * (log_length - 5) + np.sqrt(1 - 0.16) * random.normal(size=2000) + 2.0 * (source == "chat")
+    return 1 / (1 + np.exp(-score)), np.exp(log_length), source
+
+
+@given(rows=lengths_of, share=st.floats(0.05, 1))
+def test_a_row_counts_as_often_as_it_is_long(rows: list[tuple[float, int]], share: float) -> None:
+    uncertainty, lengths = (np.array(column) for column in zip(*rows, strict=True))
+    spec = {"map": "mean_matched", "alpha_mean": 0.3 * share, "alpha_cap": 0.3}
+    weighted = assign_alpha(uncertainty, spec, lengths=lengths)
+    np.testing.assert_allclose(np.repeat(weighted, lengths), assign_alpha(np.repeat(uncertainty, lengths), spec), atol=1e-12)
+
+
+@pytest.mark.parametrize("base", MAPS)
+def test_every_control_smooths_as_much_per_token_as_its_base(base: str) -> None:
+    uncertainty, lengths, sources = dolly_like()
+
+    def mean(name: str) -> float:
+        alpha = assign_alpha(uncertainty, {"map": name, "base": base}, 3, lengths, sources)
+        assert ((alpha >= 0) & (alpha < 1)).all()
+        return float(np.average(alpha, weights=lengths))
+
+    for name in ("shuffled", "shuffled_within", "per_source_constant", "inverted"):
+        assert mean(name) == pytest.approx(mean(base), rel=1e-9), name
+    if base == "mean_matched":
+        assert mean(base) == pytest.approx(mean("constant")) == pytest.approx(0.1)
+        by_row = assign_alpha(uncertainty, "shuffled", 3)
+        assert np.average(by_row, weights=lengths) < 0.95 * np.average(assign_alpha(uncertainty, base), weights=lengths), (
+            "without lengths the arms differ in how much they smooth"
+        )
+
+
+def test_shuffled_within_leaves_sources_and_long_rows_as_uncertain_as_they_are() -> None:
+    uncertainty, lengths, sources = dolly_like()
+    base, within, anywhere = (
+        assign_alpha(uncertainty, {"map": name, "base": "rank"}, 1, lengths, sources)
+        for name in ("rank", "shuffled_within", "shuffled")
+    )
+    chat = sources == "chat"
+    gap = base[chat].mean() - base[~chat].mean()
+    assert within[chat].mean() - within[~chat].mean() == pytest.approx(gap, rel=0.02)
+    assert abs(anywhere[chat].mean() - anywhere[~chat].mean()) < 0.1 * gap
+    for own in (chat, ~chat):
+        assert np.corrcoef(np.log(lengths[own]), within[own])[0, 1] > 0.25
+        longest = own & (lengths > np.quantile(lengths[own], 0.75))
+        assert abs(np.corrcoef(uncertainty[longest], within[longest])[0, 1]) < 0.2, "within a stratum nothing is left of it"
+
+
+def test_shuffled_within_by_hand() -> None:
+    """Four rows of each length in each of two sources: every stratum holds rows of one source and one length."""
+    lengths = np.tile(np.repeat([1.0, 2, 3, 4], 4), 2)
+    sources = np.repeat(["a", "b"], 16)
+    uncertainty = np.random.default_rng(0).random(32)
+    base = assign_alpha(uncertainty, "linear", 0, np.ones(32), sources)
+    mixed = assign_alpha(uncertainty, {"map": "shuffled_within", "base": "linear"}, 0, lengths, sources)
+    for source in "ab":
+        for length in (1, 2, 3, 4):
+            own = (lengths == length) & (sources == source)
+            np.testing.assert_allclose(np.sort(mixed[own]), np.sort(base[own]), rtol=1e-9)
+    assert not np.allclose(mixed, base)
+
+
+def test_per_source_constant_by_hand() -> None:
+    spec = {"map": "per_source_constant", "base": "linear", "alpha_max": 0.5}
+    alpha = assign_alpha([0.2, 0.6, 0.8, 0.4], spec, lengths=[1, 3, 1, 1], sources=["a", "a", "b", "b"])
+    np.testing.assert_allclose(alpha, [0.25, 0.25, 0.3, 0.3])
 
 
 # --- missing scores --------------------------------------------------------------------------------------------------
@@ -250,7 +327,7 @@ def test_scored_rows_are_mapped_as_if_alone(missing: str, uncertainty: list[floa
     values = np.array(uncertainty)
     holes = np.isnan(values)
     assume(not holes.all())
-    for name in [*MAPS, "shuffled", "inverted"]:
+    for name in [*MAPS, "shuffled", "shuffled_within", "per_source_constant", "inverted"]:
         alpha = assign(uncertainty, seed, map=name, missing=missing, missing_alpha=0.03)
         np.testing.assert_array_equal(alpha[~holes], assign_alpha(values[~holes], {"map": name}, seed))
         assert (np.isnan(alpha[holes]) if missing == "exclude" else alpha[holes] == 0.03).all()
@@ -261,7 +338,7 @@ def test_every_arm_excludes_the_same_rows(name: str) -> None:
     np.testing.assert_array_equal(np.isnan(assign(HOLES, map=name, missing="exclude")), np.isnan(HOLES))
 
 
-@pytest.mark.parametrize("name", [*MAPS, "shuffled", "inverted"])
+@pytest.mark.parametrize("name", [*MAPS, "shuffled", "shuffled_within", "per_source_constant", "inverted"])
 def test_nothing_but_missing_scores_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="(?s)no row has an uncertainty.*2 rows"):
         assign([NAN, NAN], map=name)
@@ -315,10 +392,15 @@ def test_a_bad_spec_is_refused(spec: Spec | str, says: str) -> None:
 def test_describe() -> None:
     assert describe(np.array([0.0, 0.1, NAN, 0.2, 0.3, 0.4])) == pytest.approx(
         {
-            **{"rows": 6, "excluded": 1, "mean": 0.2, "std": 0.02**0.5},
+            **{"rows": 6, "excluded": 1, "mean": 0.2, "mean_by_length": 0.2, "std": 0.02**0.5},
             **{"min": 0.0, "q25": 0.1, "median": 0.2, "q75": 0.3, "max": 0.4},
         }
     )
+
+
+def test_describe_by_length() -> None:
+    found = describe(np.array([0.1, NAN, 0.4]), np.array([3.0, 50.0, 1.0]))
+    assert (found["mean"], found["mean_by_length"]) == pytest.approx((0.25, 0.175))
 
 
 def test_describe_nothing() -> None:

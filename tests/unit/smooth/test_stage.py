@@ -95,6 +95,19 @@ def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "out").iterdir()] == [col.SMOOTHED_FILE]
 
 
+def test_lengths_and_sources_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"id": name, "split": "train", "source": source, "response_length": length, "uncertainty": value}
+        for name, source, length, value in (("a", "x", 1, 0.2), ("b", "x", 3, 0.6), ("c", "y", 1, 0.8), ("d", "y", 1, 0.4))
+    ]
+    (tmp_path / "scored").mkdir()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "scored" / "0.parquet")
+    spec = SmoothConfig(map="per_source_constant", base="linear", alpha_max=0.5)
+    figures = smooth(tmp_path / "scored", spec, 0, tmp_path / "out")
+    assert alphas(tmp_path / "out") == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.3, "d": 0.3})
+    assert (figures["mean"], figures["mean_by_length"]) == pytest.approx((0.275, (4 * 0.25 + 2 * 0.3) / 6))
+
+
 def test_rows_that_were_never_scored_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pa.table({"id": ["a"], "split": ["train"]}), path)
