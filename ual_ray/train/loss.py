@@ -1,11 +1,12 @@
 """Cross-entropy with one label-smoothing value per token, straight from the hidden states, without the N x V logits.
 
-For the logits z of one token, its label y and its smoothing a, over the K real entries of the vocabulary:
+For the logits z of one token, its label y, smoothing a and weight w, over the K real entries of the vocabulary, with a prior q
+(by default q_k = 1 / K):
 
-    loss = NLL + a (z_y - zbar) + z_loss lse^2        NLL = lse - z_y, lse = logsumexp(z), zbar = mean(z)
-    d loss / d z_k = p_k (1 + 2 z_loss lse) - (1 - a) [k = y] - a / K
+    loss = w (NLL + a (z_y - q.z) + z_loss lse^2)        NLL = lse - z_y, lse = logsumexp(z)
+    d loss / d z_k = w (p_k (1 + 2 z_loss lse) - (1 - a) [k = y] - a q_k)
 
-This is the cross-entropy against (1 - a) one-hot + a / K: label smoothing (Szegedy et al. 2016) whose strength follows
+This is the cross-entropy against (1 - a) one-hot + a q: label smoothing (Szegedy et al. 2016) whose strength follows
 the uncertainty of each sample, as in Uncertainty-Aware Learning (UAL, arXiv 2406.04854).
 """
 
@@ -18,22 +19,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from ual_ray.train.loss_inputs import Inputs, Options, check
 from ual_ray.train.product_speed import slower_than_float32
 
 # Bytes of one chunk's float32 logits. On a CPU more is no faster, and half as much slows bfloat16 by a tenth; on an H100
 # (bench/gpu_check.py) 96 MiB take 2.6 to 4.4 times as long as 1 GiB, and 2 GiB save 3 to 13% for 1.6 GB more.
 CHUNK_BYTES = {"cpu": 96 * 2**20, "cuda": 2**30}
+# Rows of the head's weights that are converted at one time.
+SUM_BLOCK = 8192
 # Tile size of a GPU's matrix product, in rows.
 TILE = 128
 
-_Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 _Gradients = list[Tensor | None]
 
 
 class LossMetrics(NamedTuple):
     """Detached metrics per token, aligned with labels [N]; 0 or False where the label is ignored.
 
-    nll: unsmoothed, in nats; the only loss comparable across arms. smoothing: a (z_y - zbar), in nats.
+    nll: unsmoothed and unweighted, in nats; the only loss comparable across arms. smoothing: a (z_y - q.z), in nats.
     top1: the label is the argmax. target: the label is not ignored.
     """
 
@@ -50,6 +53,8 @@ def smoothed_linear_cross_entropy(
     alpha: Tensor,
     *,
     bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    prior: Tensor | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
     softcap: float | None = None,
@@ -59,16 +64,18 @@ def smoothed_linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T + bias) with the smoothing alpha of each token, in nats.
 
-    hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. vocab_size: rows of
-    weight and bias from this index on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap). z_loss:
-    coefficient of lse^2. chunk_size: how many tokens' logits exist at one time. Matrix products are in the dtype of the
-    inputs, under autocast in its dtype; all else is in float32, for float64 inputs in float64.
+    hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. token_weight: [N], 0 or
+    above, a constant; 1 by default. prior: [V], what is smoothed towards, a distribution over the vocabulary, a constant;
+    uniform by default. vocab_size: rows of weight and bias from this index on are padding, treated as absent. softcap:
+    z = softcap tanh(raw / softcap). z_loss: coefficient of lse^2. chunk_size: how many tokens' logits exist at one time.
+    Matrix products are in the dtype of the inputs, under autocast in its dtype; all else is in float32, for float64 inputs in
+    float64.
     Returns the sum over target tokens, or with reduction="none" [N], 0 where the label is ignored ("none" computes the
     logits again in backward). Raises ValueError for an argument outside its range.
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
-    options = _Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction)
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha), options)[0]
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction)
+    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)[0]
 
 
 def smoothed_linear_cross_entropy_with_metrics(
@@ -78,6 +85,8 @@ def smoothed_linear_cross_entropy_with_metrics(
     alpha: Tensor,
     *,
     bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    prior: Tensor | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
     softcap: float | None = None,
@@ -85,19 +94,8 @@ def smoothed_linear_cross_entropy_with_metrics(
     chunk_size: int | None = None,
 ) -> tuple[Tensor, LossMetrics]:
     """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
-    options = _Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum")
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha), options)
-
-
-class _Options(NamedTuple):
-    ignore_index: int
-    vocab_size: int | None
-    softcap: float | None
-    z_loss: float
-    chunk_size: int | None
-    reduction: str
-    grad_enabled: bool = False
-    matmul_dtype: torch.dtype = torch.float32
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum")
+    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
@@ -109,21 +107,22 @@ def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
     return TILE * math.ceil(tokens / math.ceil(tokens / rows) / TILE)
 
 
-def _loss_and_metrics(inputs: _Inputs, options: _Options) -> tuple[Tensor, LossMetrics]:
+def _loss_and_metrics(inputs: Inputs, options: Options) -> tuple[Tensor, LossMetrics]:
     """Drop ignored tokens before any work is done on them, and insert zeros at their positions afterwards."""
-    _check(inputs, options)
-    hidden, weight, bias, labels, alpha = inputs
+    check(inputs, options)
+    hidden, weight, bias, labels, alpha, token_weight, prior = inputs
     target = labels != options.ignore_index
     rows = target.nonzero().squeeze(1)
     if len(rows) < len(labels):
         hidden, labels, alpha = (tensor.index_select(0, rows) for tensor in (hidden, labels, alpha))
+        token_weight = None if token_weight is None else token_weight.index_select(0, rows)
 
     def put_back(values: Tensor) -> Tensor:
         return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
 
     # Read here, as inside a Function gradients are off, and its backward runs outside autocast.
     options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(hidden))
-    loss, nll, smoothing, top1 = _ChunkedLoss.apply(hidden, weight, bias, labels, alpha, options)
+    loss, nll, smoothing, top1 = _ChunkedLoss.apply(hidden, weight, bias, labels, alpha, token_weight, prior, options)
     loss = put_back(loss) if options.reduction == "none" else loss
     return loss, LossMetrics(put_back(nll), put_back(smoothing), put_back(top1), target)
 
@@ -155,7 +154,7 @@ class _ChunkedLoss(Function):
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ]
         # For "none", autograd casts every gradient to the dtype of its input.
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _times(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,12 +163,12 @@ def _times(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _run(
-    inputs: _Inputs, options: _Options, wanted: tuple[bool, ...], upstream: Tensor | None = None
+    inputs: Inputs, options: Options, wanted: tuple[bool, ...], upstream: Tensor | None = None
 ) -> tuple[list[Tensor], _Gradients]:
     """Return loss, nll, smoothing and top1 of each token, and the wanted gradients of sum(upstream * loss)."""
-    hidden, weight, bias, labels, alpha = inputs
+    hidden, weight, bias, labels, alpha, token_weight, prior = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    alpha = alpha.to(exact)
+    alpha, token_weight = alpha.to(exact), None if token_weight is None else token_weight.to(exact)
     # Slow low precision costs a float32 copy of the weights: halving the chunks makes room, and is as fast in float32.
     row = len(weight) * (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
     chunk_size = options.chunk_size or chunk_rows(len(labels), row, weight.device.type)
@@ -180,28 +179,32 @@ def _run(
         weight.new_zeros(len(weight), dtype=exact) if wanted[2] else None,
     ]
     with torch.autocast(hidden.device.type, enabled=False):
-        head = _Head(weight, bias, options, min(chunk_size, len(labels)), gradients)
+        head = _Head(weight, bias, prior, options, min(chunk_size, len(labels)), gradients)
         for start in range(0, len(labels), chunk_size):
             rows = slice(start, start + chunk_size)
             h, y, a = head.cast(hidden[rows]), labels[rows], alpha[rows]
-            *values, lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss)
+            (loss, *values), lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss)
+            factors = [factor[rows] for factor in (token_weight, upstream) if factor is not None]
+            values = [loss if token_weight is None else loss * token_weight[rows], *values]
             for result, value in zip(results, values, strict=True):
                 result[rows] = value
             if any(wanted):
-                d_logits, uniform = probabilities, a / head.size
+                d_logits, uniform = probabilities, a / head.share
                 if options.z_loss:
                     d_logits *= (1 + 2 * options.z_loss * lse)[:, None]
                 d_logits.scatter_add_(1, y[:, None], (a - 1)[:, None])
-                if upstream is not None:
-                    d_logits *= upstream[rows, None]
-                    uniform *= upstream[rows]
+                for factor in factors:
+                    d_logits *= factor[:, None]
+                    uniform *= factor
                 head.backward(d_logits, uniform, h, rows)
         head.finish()
     return results, gradients
 
 
-def _chunk_loss(head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_loss: float) -> tuple[Tensor, ...]:
-    """Return loss, nll, smoothing, top1, lse, and the probabilities, which overwrite the logits."""
+def _chunk_loss(
+    head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_loss: float
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Return (loss, nll, smoothing, top1), lse, and the probabilities, which overwrite the logits."""
     logits, mean = head.logits_and_mean(hidden)
     at_label = logits.gather(1, labels[:, None]).squeeze(1)
     largest, argmax = logits.max(1)
@@ -213,18 +216,27 @@ def _chunk_loss(head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_lo
     # Not just alpha * x: with alpha = 0, an infinite x (a token excluded by its bias) must not give NaN.
     smoothing = torch.where(alpha > 0, alpha * (at_label - mean), 0.0)
     loss = nll + smoothing + z_loss * lse.square() if z_loss else nll + smoothing
-    return loss, nll, smoothing, argmax == labels, lse, probabilities
+    return (loss, nll, smoothing, argmax == labels), lse, probabilities
 
 
 class _Head:
     """The output layer without its padding rows; processes one chunk of tokens at a time in reused buffers.
 
-    Allocating each chunk's logits can cost as much time as the product that fills them. The uniform term of the gradient,
-    -alpha / K (about -2e-6), is the same for all k, so it is added exactly, through sums of weight rows and of hidden
-    states; added to low-precision probabilities it would be rounded away.
+    Allocating each chunk's logits can cost as much time as the product that fills them. The prior's term of the gradient,
+    -alpha q_k (about -2e-6 for a uniform one), is a product of a token's alpha and of q, so it is added exactly, through
+    weighted sums of weight rows and of hidden states; added to low-precision probabilities it would be rounded away.
+    A uniform prior is written as q_k = 1 with share = K, any other one with share = 1.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, options: _Options, rows: int, gradients: _Gradients) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        prior: Tensor | None,
+        options: Options,
+        rows: int,
+        gradients: _Gradients,
+    ) -> None:
         self._rounded, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
         # Where low precision is slow, its values are multiplied as float32: faster, and without intermediate rounding.
         self._dtype = dtype = exact if slower_than_float32(options.matmul_dtype, weight.device) else options.matmul_dtype
@@ -233,7 +245,9 @@ class _Head:
         self._gradients = gradients
         self._weight = self.cast(weight[: self.size])
         self._bias = None if bias is None else bias[: self.size].to(exact)
-        self._weight_sum = self._weight.sum(0, dtype=exact)
+        self._prior = None if prior is None else prior[: self.size].to(exact)
+        self.share = self.size if prior is None else 1
+        self._weight_sum = self._weight.sum(0, dtype=exact) if self._prior is None else _weighted_sum(self._prior, self._weight)
         self._uniform_states = torch.zeros_like(self._weight_sum)
         self._uniform = self._weight_sum.new_zeros(())
         self._is_exact = dtype == exact
@@ -262,14 +276,17 @@ class _Head:
         if self._softcap:
             tanh = torch.div(logits, self._softcap, out=self._tanh[: len(hidden)]).tanh_()
             torch.mul(tanh, self._softcap, out=logits)
-            return logits, logits.mean(1)
+            return logits, logits.mean(1) if self._prior is None else logits @ self._prior
         total = hidden.to(logits.dtype) @ self._weight_sum
-        return logits, (total if self._bias is None else total + self._bias.sum()) / self.size
+        if self._bias is not None:
+            # Not the product of both: an entry that is excluded by its bias of -inf may have a prior of 0.
+            total += (self._bias if self._prior is None else torch.where(self._prior > 0, self._bias * self._prior, 0)).sum()
+        return logits, total / self.share
 
     def backward(self, d_logits: Tensor, uniform: Tensor, hidden: Tensor, rows: slice) -> None:
-        """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], still to be subtracted from every d_logit."""
+        """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], times q to be subtracted from d_logits."""
         if self._softcap:
-            d_logits -= uniform[:, None]
+            d_logits -= uniform[:, None] if self._prior is None else torch.outer(uniform, self._prior)
             d_logits *= self._tanh[: len(hidden)].square_().neg_().add_(1)
             uniform = torch.zeros_like(uniform)
         self._uniform_states += hidden.to(uniform.dtype).T @ uniform
@@ -294,12 +311,20 @@ class _Head:
             total += torch.mm(first, second, out=self._product)
 
     def finish(self) -> None:
-        """Subtract the uniform term of all chunks from the head's gradients; it is one row, the same for every k."""
+        """Subtract the prior's term of all chunks from the head's gradients; for a uniform one the same row for every k."""
         _, d_weight, d_bias = self._gradients
-        if d_weight is not None:
+        if d_weight is not None and self._prior is None:
             d_weight[: self.size] -= self._uniform_states
+        elif d_weight is not None and self._prior is not None:
+            d_weight[: self.size].addr_(self._prior, self._uniform_states, alpha=-1)
         if d_bias is not None:
-            d_bias[: self.size] -= self._uniform
+            d_bias[: self.size] -= self._uniform if self._prior is None else self._uniform * self._prior
+
+
+def _weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
+    """Return factors @ rows in the dtype of the factors, without a copy of all rows in it."""
+    blocks = zip(factors.split(SUM_BLOCK), rows.split(SUM_BLOCK), strict=True)
+    return torch.stack([own @ block.to(factors.dtype) for own, block in blocks]).sum(0)
 
 
 def _has_wide_products(device: torch.device) -> bool:
@@ -310,37 +335,3 @@ def _has_wide_products(device: torch.device) -> bool:
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-
-
-def _check(inputs: _Inputs, options: _Options) -> None:
-    hidden, weight, bias, labels, alpha = inputs
-    _require(hidden.ndim == 2, "shape of hidden", list(hidden.shape), "[N, H]")
-    tokens, width = hidden.shape
-    _require(weight.ndim == 2 and weight.shape[1] == width, "shape of weight", list(weight.shape), f"[V, {width}]")
-    size = len(weight) if options.vocab_size is None else options.vocab_size
-    _require(1 <= size <= len(weight), "vocab_size", size, f"1 to V = {len(weight)}")
-    for name, tensor, length in (("labels", labels, tokens), ("alpha", alpha, tokens), ("bias", bias, len(weight))):
-        if tensor is not None:
-            _require(tensor.shape == (length,), f"shape of {name}", list(tensor.shape), f"[{length}]")
-    same = weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type)
-    _require(same, "dtype of weight", weight.dtype, f"{hidden.dtype}, as hidden, unless under autocast")
-    _require(labels.dtype == torch.int64, "dtype of labels", labels.dtype, "torch.int64")
-    _require(alpha.is_floating_point(), "dtype of alpha", alpha.dtype, "a floating-point dtype")
-    _require(not alpha.requires_grad, "alpha", "a tensor that requires grad", "a constant")
-    softcap, z_loss, chunk_size, reduction = options.softcap, options.z_loss, options.chunk_size, options.reduction
-    _require(softcap is None or 0 < softcap < math.inf, "softcap", softcap, "None, or above 0 and finite")
-    _require(0 <= z_loss < math.inf, "z_loss", z_loss, "0 or above, and finite")
-    _require(chunk_size is None or chunk_size >= 1, "chunk_size", chunk_size, "None, or 1 or above")
-    _require(reduction in ("sum", "none"), "reduction", repr(reduction), "'sum' or 'none'")
-    legal_labels = ((labels >= 0) & (labels < size)) | (labels == options.ignore_index)
-    legal_alpha = (alpha >= 0) & (alpha <= 1)
-    # One transfer for both, as each one waits for the GPU.
-    if not (legal_labels.all() & legal_alpha.all()):
-        outside, expected = labels[~legal_labels][:3], f"0 to {size - 1}, or ignore_index = {options.ignore_index}"
-        _require(len(outside) == 0, "labels", outside.tolist(), expected)
-        _require(False, "alpha", alpha[~legal_alpha][:3].tolist(), "0 to 1")
-
-
-def _require(holds: bool, name: str, got: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: got {got}; expected {expected}")

@@ -31,7 +31,11 @@ OPTIONS = {
     "softcap": {"softcap": 2.5},
     "z_loss": {"z_loss": 0.02},
     "padding and bias": {"vocab_size": 17, "bias": True},
-    "everything": {"vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02},
+    "token weights": {"token_weight": True},
+    "prior": {"prior": True},
+    "prior, padding and bias": {"prior": True, "vocab_size": 17, "bias": True},
+    "prior and softcap": {"prior": True, "softcap": 2.5},
+    "everything": {"vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True, "prior": True},
 }
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -43,11 +47,13 @@ def make_inputs(
     *,
     vocab_size: int | None = None,
     bias: bool = False,
+    token_weight: bool = False,
+    prior: bool = False,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of the loss: every third token is ignored, alphas differ by token and include 0 and 1."""
+    """Arguments of the loss: every third token is ignored, alphas differ by token and include 0 and 1, weights include 0."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)
@@ -56,9 +62,20 @@ def make_inputs(
     alpha = torch.rand(tokens, generator=generator, dtype=torch.float64)
     alpha[:1], alpha[1:2] = 0.0, 1.0
     offset = torch.randn(vocabulary, generator=generator, dtype=torch.float64) if bias else None
+    given = None
+    if token_weight:
+        given = 3 * torch.rand(tokens, generator=generator, dtype=torch.float64)
+        given[3:4] = 0.0
+    towards = None
+    if prior:
+        towards = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
+        towards[vocab_size or vocabulary :] = 0.0
+        towards[1 : 2 if (vocab_size or vocabulary) > 1 else 1] = 0.0
+        towards /= towards.sum()
     inputs = {"hidden": hidden, "weight": weight, "bias": offset}
     leaves = {name: None if t is None else t.to(dtype).requires_grad_() for name, t in inputs.items()}
-    return {**leaves, "labels": labels, "alpha": alpha, "vocab_size": vocab_size, **options}
+    constants = {"labels": labels, "alpha": alpha, "token_weight": given, "prior": towards}
+    return {**leaves, **constants, "vocab_size": vocab_size, **options}
 
 
 def as_float64(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -77,20 +94,23 @@ def brute_force(
     alpha: Tensor,
     *,
     bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    prior: Tensor | None = None,
     vocab_size: int | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """Loss of every token by the definition: cross-entropy against (1 - alpha) one-hot + alpha / K."""
+    """Loss of every token by the definition: cross-entropy against (1 - alpha) one-hot + alpha q, q = 1 / K by default."""
     logits = (hidden @ weight.T + (0 if bias is None else bias))[:, :vocab_size]
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     size = logits.shape[1]
     one_hot = F.one_hot(labels.clamp(min=0), size).to(logits.dtype)
-    wanted = (1 - alpha)[:, None] * one_hot + (alpha / size)[:, None]
+    towards = logits.new_full((size,), 1 / size) if prior is None else prior[:vocab_size].to(logits.dtype)
+    wanted = (1 - alpha)[:, None] * one_hot + alpha[:, None] * towards
     losses = -(wanted * logits.log_softmax(1)).sum(1) + z_loss * logits.logsumexp(1).square()
-    return losses.where(labels != IGNORE, 0.0)
+    return (losses if token_weight is None else token_weight * losses).where(labels != IGNORE, 0.0)
 
 
 def gradients(loss: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -171,6 +191,8 @@ class TestDefinition:
         padding=st.integers(0, 3),
         chunk_size=st.integers(1, 9),
         bias=st.booleans(),
+        token_weight=st.booleans(),
+        prior=st.booleans(),
         softcap=st.none() | st.floats(0.5, 30),
         z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
         reduction=st.sampled_from(["sum", "none"]),
@@ -213,6 +235,25 @@ class TestAgainstTorch:
         assert actual.dtype == dtype
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(actual, inputs), gradients(expected, inputs))
+
+    def test_a_uniform_prior_is_the_default_one(self) -> None:
+        inputs = make_inputs(tokens=40, bias=True, vocab_size=17)
+        uniform = torch.zeros(23, dtype=torch.float64)
+        uniform[:17] = 1 / 17
+        expected = smoothed_linear_cross_entropy(**inputs)
+        actual = smoothed_linear_cross_entropy(**inputs | {"prior": uniform})
+        torch.testing.assert_close(actual, expected)
+        assert_same(gradients(actual, inputs), gradients(expected, inputs))
+
+    def test_a_weight_of_two_is_a_token_that_occurs_twice(self) -> None:
+        once = make_inputs(tokens=6)
+        once["labels"] = once["labels"].clamp(min=0)
+        twice = once | {name: torch.cat([once[name], once[name][2:4]]) for name in ("hidden", "labels", "alpha")}
+        expected = smoothed_linear_cross_entropy(**twice)
+        weighted = once | {"token_weight": torch.tensor([1.0, 1, 2, 2, 1, 1])}
+        actual = smoothed_linear_cross_entropy(**weighted)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(gradients(actual, once)["weight"], gradients(expected, once)["weight"])
 
     def test_mixed_alpha_smooths_every_token_by_its_own(self) -> None:
         inputs = make_inputs(tokens=12)
@@ -389,9 +430,10 @@ class TestMetrics:
         loss, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs, chunk_size=4)
         target = inputs["labels"] != IGNORE
         assert torch.equal(metrics.target, target)
-        unsmoothed = inputs | {"alpha": torch.zeros_like(inputs["alpha"]), "z_loss": 0.0}
+        unweighted = inputs | {"token_weight": None, "z_loss": 0.0}
+        unsmoothed = unweighted | {"alpha": torch.zeros_like(inputs["alpha"])}
         torch.testing.assert_close(metrics.nll, brute_force(**unsmoothed).detach())
-        smoothed = brute_force(**inputs | {"z_loss": 0.0}).detach()
+        smoothed = brute_force(**unweighted).detach()
         torch.testing.assert_close(metrics.smoothing, smoothed - metrics.nll)
         assert torch.equal(metrics.top1, (best == inputs["labels"]) & target)
         assert metrics.top1.sum() >= 6
@@ -632,6 +674,14 @@ class TestArguments:
                 {"alpha": torch.zeros(5, requires_grad=True)},
                 "alpha: got a tensor that requires grad; expected a constant",
             ),
+            ({"token_weight": torch.ones(6)}, r"shape of token_weight: got \[6\]; expected \[5\]"),
+            ({"token_weight": torch.tensor([0, 1, -2.0, 1, 1])}, r"token_weight: got \[-2.0\]; expected 0 or above"),
+            ({"token_weight": torch.full((5,), math.inf)}, r"token_weight: got \[inf, inf, inf\]"),
+            ({"token_weight": torch.ones(5, requires_grad=True)}, "token_weight: got a tensor that requires grad"),
+            ({"prior": torch.full((5,), 0.2)}, r"shape of prior: got \[5\]; expected \[7\]"),
+            ({"prior": torch.full((7,), 0.2)}, "sum of prior over the vocabulary: got 1.4.*; expected 1"),
+            ({"prior": torch.tensor([1.5, -0.5, 0, 0, 0, 0, 0])}, "prior: got a negative probability"),
+            ({"prior": torch.full((7,), 1 / 7), "vocab_size": 5}, "sum of prior over the vocabulary: got 0.714"),
             ({"vocab_size": 8}, "vocab_size: got 8; expected 1 to V = 7"),
             ({"vocab_size": 0}, "vocab_size: got 0"),
             ({"softcap": 0.0}, "softcap: got 0.0; expected None, or above 0"),
