@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -20,10 +20,15 @@ ID_LENGTH = 16
 
 
 class Message(TypedDict):
-    """One turn of a chat: role is system, user or assistant."""
+    """One turn of a chat: role is system, user, assistant or tool.
+
+    extra: canonical JSON of what else a chat template reads of the turn, or null: `reasoning_content`, `tool_calls`, `name`,
+    `tool_call_id`; `weight` 0 of a reply that is not trained on; and, in the first turn, the `tools` of the conversation.
+    """
 
     role: str
     content: str
+    extra: NotRequired[str | None]
 
 
 Messages = Sequence[Message]
@@ -119,7 +124,7 @@ VALIDATION = "validation"
 TEST = "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 
-MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 
 ROWS = pa.schema(
     [
@@ -268,12 +273,35 @@ TOKEN_STATISTICS = pa.schema(
 )
 
 
+def canonical_json(value: object) -> str:
+    """Write a JSON value so that equal values are equal texts."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def digest(value: object) -> str:
     """Hash any JSON value: 16 hexadecimal digits of SHA-256 over its canonical form."""
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:ID_LENGTH]
+
+
+def with_extra(message: Message, **extra: Any) -> Message:
+    """Add to a message's extra; empty values are left out."""
+    found = extra_of(message) | {key: value for key, value in extra.items() if value not in (None, "", [])}
+    plain = Message(role=message["role"], content=message["content"])
+    return Message(**plain, extra=canonical_json(found)) if found else plain
+
+
+def extra_of(message: Message) -> dict[str, Any]:
+    """Return a message's extra; empty where there is none."""
+    text = message.get("extra")
+    return json.loads(text) if text else {}
 
 
 def content_id(messages: Messages) -> str:
     """Return the id of a row's messages: the same messages have the same id on every machine."""
-    return digest([[message["role"], message["content"]] for message in messages])
+    return digest([[message["role"], message["content"], *filter(None, [message.get("extra")])] for message in messages])
+
+
+def spoken(message: Message) -> str:
+    """Write a reply as text for a reader without its chat template: its content, then its tool calls as JSON."""
+    calls = [canonical_json(call.get("function", call)) for call in extra_of(message).get("tool_calls", ())]
+    return "\n".join(filter(None, [message["content"], *calls]))

@@ -70,11 +70,14 @@ def test_what_loses_every_label_is_dropped_and_counted(config: Config, smoothed:
     assert counts == {
         "train_rows": 2,
         "validation_rows": 1,
+        "sequences": 3,
         "truncated_rows": 1,
+        "endless_rows": 0,
         "train_tokens": int(train.lengths.sum()),
         "dropped_rows": 2,
         "dropped_share": 0.4,
         "dropped_reasons": {"no_target": 2},
+        "dropped_error": "",
     }
     assert (tmp_path / DROPPED_FILE).read_text() == "0003\tno_target\n0004\tno_target\n"
     assert list(train.ids) == ["0001", "0002"] and list(validation.ids) == ["0005"]

@@ -72,7 +72,7 @@ def split_rows(job: Job, renderer: ChatRenderer, split: str) -> Taken:
     """Read and render rows of one split of `job.rows`; every assistant turn is a label, as in training."""
     wanted = pyarrow.dataset.field(col.SPLIT) == split
     rows = first_rows(job.rows, wanted, [col.ID, col.SOURCE, col.MESSAGES], job.evaluate.calibration.max_tokens)
-    return take(rows, lambda row: [renderer.conversation(row[col.MESSAGES])], job)
+    return take(rows, lambda row: renderer.sequences(row[col.MESSAGES]), job)
 
 
 def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str], most: int) -> list[Row]:

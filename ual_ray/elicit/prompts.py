@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 
-from ual_ray.columns import Message, Messages, digest
+from ual_ray.columns import Message, Messages, digest, spoken
 from ual_ray.engines.prompt_files import load_templates
 from ual_ray.engines.requests import Turns
 
@@ -63,9 +63,9 @@ def instruction_of(messages: Messages) -> str:
 
 
 def _fill(template: str, messages: Messages, **values: str) -> Turns:
-    text = template.format(instruction=instruction_of(messages), response=messages[-1]["content"], **values)
+    text = template.format(instruction=instruction_of(messages), response=spoken(messages[-1]), **values)
     return (("user", text),)
 
 
 def _named(message: Message) -> str:
-    return f"{message['role'].capitalize()}: {message['content']}"
+    return f"{message['role'].capitalize()}: {spoken(message)}"

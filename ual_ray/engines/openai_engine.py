@@ -40,7 +40,7 @@ from ual_ray.engines.requests import (
     Request,
     Result,
     Turns,
-    messages_of,
+    chat_body,
 )
 from ual_ray.errors import UserError
 
@@ -156,7 +156,7 @@ class OpenAIEngine:
         return CompletionResult(texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *confidence)
 
     def _question(self, prompt: Turns, max_tokens: int, temperature: float = 0.0) -> Body:
-        return {"model": self._model, "messages": messages_of(prompt), "max_tokens": max_tokens, "temperature": temperature}
+        return {"model": self._model, **chat_body(prompt), "max_tokens": max_tokens, "temperature": temperature}
 
     async def _ask(self, question: Body, read: Callable[[Body], Read], tally: _Tally) -> Read:
         """Send one question until its reply can be read; the client's retries and these share one budget."""

@@ -7,21 +7,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from ual_ray.columns import Message, Messages
+from ual_ray.columns import Message, Messages, extra_of
 
-Turns: TypeAlias = tuple[tuple[str, str], ...]
+# (role, content), or (role, content, extra) of a message that has an extra.
+Turns: TypeAlias = tuple[tuple[str, ...], ...]
 
 
 def turns(messages: Messages) -> Turns:
-    """Convert messages to hashable (role, content) pairs."""
-    return tuple((message["role"], message["content"]) for message in messages)
+    """Convert messages to hashable tuples."""
+    return tuple((message["role"], message["content"], *filter(None, [message.get("extra")])) for message in messages)
 
 
 def messages_of(frozen: Turns) -> list[Message]:
-    """Convert (role, content) pairs to messages."""
-    return [Message(role=role, content=content) for role, content in frozen]
+    """Convert such tuples to messages."""
+    return [
+        Message(role=role, content=content, extra=extra[0]) if extra else Message(role=role, content=content)
+        for role, content, *extra in frozen
+    ]
+
+
+def chat_body(frozen: Turns) -> dict[str, Any]:
+    """Write a conversation as a server of the OpenAI API takes it: `messages`, and `tools` where it has them."""
+    messages: list[dict[str, Any]] = []
+    tools: dict[str, Any] = {}
+    for message in messages_of(frozen):
+        extra = extra_of(message)
+        own: dict[str, Any] = {key: extra[key] for key in ("name", "tool_calls", "tool_call_id") if key in extra}
+        messages.append({"role": message["role"], "content": message["content"], **own})
+        tools |= {key: extra[key] for key in ("tools",) if key in extra}
+    return {"messages": messages, **tools}
 
 
 @dataclass(frozen=True)

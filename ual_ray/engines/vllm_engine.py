@@ -168,19 +168,24 @@ class _ChoiceJob(_Job):
 class _LikelihoodJob(_Job):
     def __init__(self, request: Likelihood, renderer: ChatRenderer) -> None:
         conversation = messages_of(request.conversation)
-        self.rendered: Rendered = renderer.conversation(conversation, last_reply_only=request.last_reply_only)
-        first = next((at for at, label in enumerate(self.rendered.labels) if label != IGNORE_INDEX), 0)
+        self.sequences = renderer.sequences(conversation, last_reply_only=request.last_reply_only)
+        self.prompts = [self._prompt(rendered) for rendered in self.sequences]
+
+    @staticmethod
+    def _prompt(rendered: Rendered) -> Prompt:
+        first = next((at for at, label in enumerate(rendered.labels) if label != IGNORE_INDEX), 0)
         sampling = _sampling(max_tokens=1, prompt_logprobs=0, detokenize=False, extra_args={SCORED_FROM: first})
-        self.prompts = [Prompt(self.rendered.input_ids, sampling, 1)]
+        return Prompt(rendered.input_ids, sampling, 1)
 
     def read(self, outputs: list[RequestOutput]) -> Result:
-        (output,) = outputs
-        assert output.prompt_logprobs is not None, "prompt log-probabilities were asked for"
         nll = 0.0
-        for label, logprobs in zip(self.rendered.labels, output.prompt_logprobs, strict=True):
-            if label != IGNORE_INDEX and logprobs is not None:
-                nll -= logprobs[label].logprob
-        return LikelihoodResult(nll, self.rendered.target_tokens, prompt_tokens=_prompt_length(output))
+        for rendered, output in zip(self.sequences, outputs, strict=True):
+            assert output.prompt_logprobs is not None, "prompt log-probabilities were asked for"
+            for label, logprobs in zip(rendered.labels, output.prompt_logprobs, strict=True):
+                if label != IGNORE_INDEX and logprobs is not None:
+                    nll -= logprobs[label].logprob
+        targets = sum(rendered.target_tokens for rendered in self.sequences)
+        return LikelihoodResult(nll, targets, prompt_tokens=sum(map(_prompt_length, outputs)), calls=len(outputs))
 
 
 class _CompletionJob(_Job):

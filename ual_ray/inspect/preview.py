@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages
+from ual_ray.columns import Messages, spoken
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.canonical import given_id, source_of, split_of
@@ -27,7 +27,7 @@ from ual_ray.data.reading import read_piece
 from ual_ray.engines.choice_tree import ChoiceTree, make_tree
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
 from ual_ray.errors import UserError
-from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.models.chat import IGNORE_INDEX, NO_END, ChatRenderer, Rendered
 from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
 
@@ -142,7 +142,8 @@ def tokens_of(request: Request, chat: Chat) -> int:
     """
     if isinstance(request, Likelihood):
         conversation = messages_of(request.conversation)
-        return len(chat.renderer.conversation(conversation, last_reply_only=request.last_reply_only).input_ids) + 1
+        sequences = chat.renderer.sequences(conversation, last_reply_only=request.last_reply_only)
+        return max(len(sequence.input_ids) for sequence in sequences) + 1
     prompt = len(chat.renderer.prompt_ids(messages_of(request.prompt)))
     if isinstance(request, Choice):
         return prompt + max(map(len, _tree(request, chat).questions)) + 1
@@ -245,28 +246,34 @@ class Printer:
             self._say(f"overlong: would be {'dropped' if dropped else 'quarantined, cut as it is'}", WARNING)
         if isinstance(request, Likelihood):
             conversation = messages_of(request.conversation)
-            rendered = chat.renderer.conversation(conversation, last_reply_only=request.last_reply_only)
-            self._tokens(chat, rendered, "scored", conversation)
+            for rendered in chat.renderer.sequences(conversation, last_reply_only=request.last_reply_only):
+                self._tokens(chat, rendered, "scored")
         else:
             self._show([Piece(chat.renderer.text(messages_of(request.prompt), generation_prompt=True), counted=False)], "")
 
     def _messages(self, request: Request) -> None:
         conversation = request.conversation if isinstance(request, Likelihood) else request.prompt
-        for role, content in conversation:
-            self._say(f"[{role}]", NOTE)
-            self._say(content)
+        for message in messages_of(conversation):
+            self._say(f"[{message['role']}]", NOTE)
+            self._say(spoken(message))
 
     def _training(self, row: Row) -> None:
-        limit = self.config.train.max_length
         self.console.print()
         self._say(
             "training" if row.split == col.TRAIN else f"training (not of this row: it is for {row.split})", HEAD, end=": "
         )
         try:
-            rendered = self.model.renderer.conversation(row.messages)
+            sequences = self.model.renderer.sequences(row.messages)
         except ValueError as error:
             self._say(f"\ndropped: {error}", WARNING)
             return
+        if len(sequences) > 1:
+            self._say(f"{len(sequences)} sequences, as the chat template writes earlier turns differently from the last one")
+        for rendered in sequences:
+            self._sequence(rendered)
+
+    def _sequence(self, rendered: Rendered) -> None:
+        limit = self.config.train.max_length
         kept = cut(rendered, self.config.train)
         if kept is None:
             self._say(f"\ndropped: {len(rendered.input_ids):,} tokens, train.max_length is {limit}", WARNING)
@@ -276,21 +283,18 @@ class Printer:
         if lost := len(rendered.input_ids) - len(kept.input_ids):
             untrained = trained_tokens(rendered) - trained
             self._say(f"{lost:,} tokens are cut off behind train.max_length = {limit}, {untrained:,} of them trained", WARNING)
+        elif not self.model.renderer.ends_turn(kept):
+            self._say(NO_END, WARNING)
         if not trained:
             self._say("no token is left to train on: the row would be dropped", WARNING)
-        self._tokens(self.model, kept, "trained", None if lost else row.messages)
+        self._tokens(self.model, kept, "trained")
 
-    def _tokens(self, chat: Chat, tokens: Rendered, how: str, messages: Messages | None) -> None:
-        """Print tokens as text, the last counted token, and a note if the decoded text differs from the template's."""
-        pieces = chat.pieces(tokens)
-        self._show(pieces, COUNTED)
+    def _tokens(self, chat: Chat, tokens: Rendered, how: str) -> None:
+        """Print tokens as text, and the last counted token."""
+        self._show(chat.pieces(tokens), COUNTED)
         last = next((label for label in reversed(tokens.labels) if label != IGNORE_INDEX), None)
         if last is not None:
             self._say(f"the last token {how}: {chat.token(last)!r}", NOTE)
-        if messages is not None and "".join(piece.text for piece in pieces) != chat.renderer.text(
-            messages, generation_prompt=False
-        ):
-            self._say("the tokenizer changes the text of the chat template: shown is the decoded text of its tokens", NOTE)
 
     def _show(self, pieces: Sequence[Piece], style: str) -> None:
         text = Text()

@@ -1,25 +1,44 @@
 """The chat renderer shared by scoring, training and evaluation: conversation to token ids.
 
-The assistant-only mask is computed by prefix difference: the labels are the tokens that the template adds after the generation
-prompt when the assistant's message is appended. It needs no {% generation %} marks in the template.
+Training and scoring see what generation sees: the text of the chat template is encoded once, and the prompt that generation
+would encode at a reply is a prefix of its sequence. A conversation is one sequence where this holds for all replies at once;
+where the template writes earlier turns differently from the last one, as most that think do, it is one sequence per reply.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError
 
-from ual_ray.columns import Messages, digest
+from ual_ray.columns import Message, Messages, digest, extra_of
 from ual_ray.errors import UserError
 
 IGNORE_INDEX = -100
 
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+NO_END = (
+    "the chat template ends a reply without a special token: no end of turn is trained, and the model may not stop; "
+    "end the reply with eos_token in the template, within its {% generation %} marks if it has them"
+)
+# A thought at the start of a reply, and one that a generation prompt leaves open.
+THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+# Names under which chat templates look for a thought.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as tokens: `labels` is `input_ids` at the assistant's tokens and IGNORE_INDEX elsewhere."""
+    """A sequence of tokens: `labels` is `input_ids` at the tokens to predict and IGNORE_INDEX elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -28,6 +47,20 @@ class Rendered:
     def target_tokens(self) -> int:
         """Number of label tokens."""
         return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply as text: its prompt, the conversation up to its end, and the spans of characters in it that are trained."""
+
+    prompt: str
+    text: str
+    spans: list[tuple[int, int]]
+
+    @property
+    def end(self) -> int:
+        """Where the last trained span ends."""
+        return self.spans[-1][1] if self.spans else len(self.prompt)
 
 
 class ChatRenderer:
@@ -40,67 +73,103 @@ class ChatRenderer:
                 "the model's tokenizer has no chat template", got=tokenizer.name_or_path, fix="use an instruct model"
             )
         self._tokenizer = tokenizer
+        self._marked = bool(MARKED.search(str(tokenizer.chat_template)))
 
     @property
     def template_hash(self) -> str:
         """Hash of the chat template."""
         return digest(self._tokenizer.chat_template)
 
-    def text(self, messages: Messages, *, generation_prompt: bool) -> str:
+    # --- text ---
+
+    def text(self, messages: Messages, *, generation_prompt: bool, thinking: bool = False) -> str:
         """Render to text as the model will see it, with special tokens written out.
 
-        Thinking is disabled, as a score has to be the first token; templates without this option ignore it.
+        Thinking is disabled unless it is asked for, as a score has to be the first token; templates without this option ignore
+        it. Raises ValueError when the template rejects the conversation or drops a part of it.
         """
-        try:
-            return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                enable_thinking=False,
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template rejects the conversation: {error}") from error
+        return self._render(messages, generation_prompt, thinking)[0]
+
+    def _render(self, messages: Messages, prompt: bool, thinking: bool) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text and, where the template has generation marks, the spans of characters within them."""
+        extras = [extra_of(message) for message in messages]
+        tools = extras[0].get("tools") if extras else None
+        options = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": thinking}
+        error: Exception | None = None
+        for given in _forms(messages, extras, self._in_parts):
+            try:
+                text, spans = self._apply(given, options)
+            except (TemplateError, TypeError, AttributeError) as failed:
+                error = error or ValueError(f"the chat template rejects the conversation: {failed}")
+                continue
+            if lost := _dropped(text, messages, extras):
+                error = ValueError(f"the chat template drops {lost}")
+                continue
+            return text, spans
+        assert error is not None
+        raise error
+
+    def _apply(self, given: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        if self._marked and not options["add_generation_prompt"]:
+            from ual_ray.models.compat_transformers import render_with_marks
+
+            return render_with_marks(self._tokenizer, given, options)
+        return self._tokenizer.apply_chat_template(list(given), tokenize=False, **options), []
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template reads contents as lists of parts alone, as those of vision models do."""
+        word = "Hello"
+        for parts in (False, True):
+            given = [{"role": "user", "content": _content(word, parts)}]
+            try:
+                if word in self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True):
+                    return parts
+            except (TemplateError, TypeError, AttributeError):
+                continue
+        return False
+
+    # --- tokens ---
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Tokens up to and including the generation prompt."""
-        return self._encode(self.text(messages, generation_prompt=True))
+        return self._ids(self.text(messages, generation_prompt=True))
+
+    def sequences(self, messages: Messages, *, last_reply_only: bool = False) -> list[Rendered]:
+        """Tokens of the conversation, with every assistant turn and its end-of-turn token as labels once.
+
+        One sequence for all replies where the prompts of all are prefixes of it, else one per reply, with the turns before it
+        as they are when it is generated. Replies of weight 0 are read and not trained. `last_reply_only` restricts labels to
+        the last one. Raises ValueError when a prompt is not a prefix of the text or of the tokens.
+        """
+        places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        if last_reply_only:
+            places = places[-1:]
+        trained = [at for at in places if extra_of(messages[at]).get("weight", 1) != 0]
+        replies = [self._reply(messages[: at + 1]) for at in trained]
+        together = self._together(replies) if replies else None
+        return [together] if together else [self._alone(reply) for reply in replies]
 
     def conversation(self, messages: Messages, *, last_reply_only: bool = False) -> Rendered:
-        """Tokens of the whole conversation, with every assistant turn and its end-of-turn token as labels.
+        """Tokens of a conversation that is one sequence, as `sequences` has them. Raises ValueError where it is several."""
+        found = self.sequences(messages, last_reply_only=last_reply_only)
+        if len(found) != 1:
+            raise ValueError(f"the chat template rewrites earlier turns: the conversation is {len(found)} sequences")
+        return found[0]
 
-        `last_reply_only` restricts labels to the last assistant turn.
-
-        Each turn is tokenized separately, as in generation, so that training and generation see the same tokens.
-        Raises ValueError when the template is not a prefix code (an earlier turn changes when a later one is added).
-        """
-        input_ids: list[int] = []
-        labels: list[int] = []
-
-        def append(text: str, trained: bool) -> None:
-            ids = self._encode(text)
-            input_ids.extend(ids)
-            labels.extend(ids if trained else [IGNORE_INDEX] * len(ids))
-
-        done = untrained = ""
-        for position, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self.text(messages[:position], generation_prompt=True)
-            full = self.text(messages[: position + 1], generation_prompt=False)
-            if not prompt.startswith(done) or not full.startswith(prompt):
-                raise ValueError("the chat template rewrites earlier turns; the assistant's tokens cannot be identified")
-            reply = full[len(prompt) :]
-            spoken = reply.rstrip()  # the line break after the end-of-turn token is added by the template, not by the model
-            append(untrained + prompt[len(done) :], trained=False)
-            append(spoken, trained=not last_reply_only or position == len(messages) - 1)
-            untrained = reply[len(spoken) :]
-            done = full
-        append(untrained, trained=False)
-        return Rendered(input_ids, labels)
+    def ends_turn(self, rendered: Rendered) -> bool:
+        """Whether the last token trained on, white space aside, is a special one, at which generation can stop."""
+        special = set(self._tokenizer.all_special_ids) | set(getattr(self._tokenizer, "added_tokens_decoder", ()))
+        trained = (label for label in reversed(rendered.labels) if label != IGNORE_INDEX)
+        last = next((label for label in trained if label in special or self._tokenizer.decode([label]).strip()), None)
+        return last in special
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain text, as the model would write it at the start of its reply."""
-        return self._encode(text)
+        # Behind a prompt: SentencePiece puts a blank in front of a text of its own.
+        prompt = self._ids(self._any_prompt)
+        ids = self._ids(self._any_prompt + text)
+        return ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._ids(text)
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Tokens of many rendered texts, using all threads of the tokenizer."""
@@ -113,9 +182,134 @@ class ChatRenderer:
             ]
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _encode(self, text: str) -> list[int]:
+    @cached_property
+    def _any_prompt(self) -> str:
+        return self.text([Message(role="user", content="Hello")], generation_prompt=True)
+
+    def _reply(self, messages: Messages) -> Reply:
+        """Split the conversation at its last reply. Raises ValueError when the template does not continue its own prompt."""
+        thought = thought_of(messages[-1])
+        thinking = bool(thought)
+        prompt = self.text(messages[:-1], generation_prompt=True, thinking=thinking)
+        text, marks = self._render(messages, False, thinking)
+        if not text.startswith(prompt):
+            marks = []
+            opened = OPEN_THOUGHT.search(prompt)
+            before = prompt[: opened.start()] if opened else prompt
+            if not text.startswith(before):
+                raise ValueError("the chat template does not continue its generation prompt with the reply")
+            # The prompt opens a thought that the template leaves out of finished turns.
+            text = f"{prompt}{thought}\n</think>\n\n{THOUGHT.sub('', text[len(before) :], count=1)}"
+        if thought not in text[len(prompt) :]:
+            raise ValueError("the chat template drops the reply's reasoning_content (data.thinking=drop leaves it out)")
+        # The line break after the end-of-turn token is added by the template, not by the model.
+        own = [(len(prompt), len(text.rstrip()))]
+        spans = [(max(start, len(prompt)), end) for start, end in marks if end > len(prompt)] or own
+        return Reply(prompt, text, spans)
+
+    def _together(self, replies: Sequence[Reply]) -> Rendered | None:
+        """Make one sequence of all replies; None where the prompt of one, or what is trained of it, is no prefix of it."""
+        text = replies[-1].text
+        if not all(text.startswith(reply.prompt) and text.startswith(reply.text[: reply.end]) for reply in replies):
+            return None
+        ids, starts = self._offsets(text)
+        labels = [IGNORE_INDEX] * len(ids)
+        for reply in replies:
+            prompt = self._ids(reply.prompt)
+            if ids[: len(prompt)] != prompt:
+                return None
+            for start, end in reply.spans:
+                first = len(prompt) if start == len(reply.prompt) else bisect_left(starts, start)
+                last = bisect_left(starts, end)
+                labels[first:last] = ids[first:last]
+        return Rendered(ids, labels)
+
+    def _alone(self, reply: Reply) -> Rendered:
+        """Make the sequence of one reply. Raises ValueError where its tokens cannot follow those of its prompt."""
+        if found := self._together([reply]):
+            return found
+        # A token would reach over the end of the prompt, such as a line break and the indent behind it. Generation cannot
+        # produce it: the prompt's tokens are given.
+        prompt, rest = self._ids(reply.prompt), reply.text[len(reply.prompt) :]
+        ids, starts = self._offsets(rest)
+        if self._decode([*prompt, *ids]) != self._decode(self._ids(reply.text)):
+            raise ValueError("the tokenizer encodes the reply differently behind its prompt; its tokens cannot be identified")
+        labels = [IGNORE_INDEX] * len(ids)
+        for start, end in reply.spans:
+            first, last = (bisect_left(starts, place - len(reply.prompt)) for place in (start, end))
+            labels[first:last] = ids[first:last]
+        return Rendered(prompt + ids, [IGNORE_INDEX] * len(prompt) + labels)
+
+    def _ids(self, text: str) -> list[int]:
         # The template already adds the special tokens.
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def _offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Encode a text; return the tokens, and where each starts in it."""
+        if not self._tokenizer.is_fast:
+            raise ValueError("the tokenizer does not tell where its tokens stand in the text (it is not a fast one)")
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def thought_of(message: Message) -> str:
+    """Return the reasoning of a reply, stripped: its reasoning_content, or the thought that its content starts with."""
+    given = extra_of(message).get("reasoning_content")
+    if given is None and (found := THOUGHT.match(message["content"])):
+        given = found[1]
+    return (given or "").strip()
+
+
+def _content(text: str, parts: bool) -> str | list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if parts else text
+
+
+def _forms(messages: Messages, extras: Sequence[Mapping[str, Any]], parts: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the forms in which templates expect tool calls: arguments as an object or as text, no content as "" or as null."""
+    calls = any("tool_calls" in extra for extra in extras)
+    for parsed, empty in product((True, False), ("", None)) if calls else [(True, "")]:
+        yield [_given(message, extra, parts, parsed, empty) for message, extra in zip(messages, extras, strict=True)]
+
+
+def _given(message: Message, extra: Mapping[str, Any], parts: bool, parsed: bool, empty: str | None) -> dict[str, Any]:
+    given: dict[str, Any] = {"role": message["role"], "content": _content(message["content"], parts)}
+    given |= {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
+    if thought := extra.get("reasoning_content"):
+        given |= dict.fromkeys(THOUGHT_KEYS, thought)
+    if calls := extra.get("tool_calls"):
+        given["content"] = given["content"] if message["content"] else empty
+        given["tool_calls"] = [_call(call, parsed) for call in calls]
+    return given
+
+
+def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": json.loads(text) if parsed else text}}
+
+
+def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]]) -> str | None:
+    """Name the first part of a conversation that is not in its text; None where all are.
+
+    Thoughts of earlier turns may be left out, as `ChatRenderer._reply` checks that of the turn that is trained.
+    """
+    called: Counter[str] = Counter()
+    for tool in extras[0].get("tools", ()) if extras else ():
+        called[tool["function"]["name"]] += 1
+        if tool["function"]["name"] not in text:
+            return f"tools ({tool['function']['name']})"
+    for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
+        if message["content"].rpartition("</think>")[2].strip() not in text:
+            return f"the content of turn {number} ({message['role']})"
+        for call in extra.get("tool_calls", ()):
+            name = call["function"]["name"]
+            called[name] += 1
+            if text.count(name) < called[name]:
+                return f"tool_calls of turn {number} ({name})"
+    return None
 
 
 def load_renderer(model: str, trust_remote_code: bool = False) -> ChatRenderer:

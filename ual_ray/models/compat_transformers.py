@@ -108,3 +108,16 @@ def attention_implementation(model: nn.Module) -> str:
     """Name the attention implementation that a model runs with, such as sdpa or flash_attention_2."""
     causal_lm: Any = model
     return str(causal_lm.config._attn_implementation)
+
+
+def render_with_marks(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation; return the text, and the spans of characters that are between its template's generation marks."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    settings = {**tokenizer.special_tokens_map, **options}
+    template = tokenizer.get_chat_template(None, options.get("tools"))
+    found: Any = render_jinja_template([list(messages)], chat_template=template, return_assistant_tokens_mask=True, **settings)
+    (text,), (spans,) = found
+    return text, [(start, end) for start, end in spans]

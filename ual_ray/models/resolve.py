@@ -89,6 +89,13 @@ def parameter_count(name: str) -> int | None:
     return sum(_parameters_in(file) for file in files) if files else None
 
 
+def vocabulary_size(path: str, trust_remote_code: bool = False) -> int:
+    """Read the number of entries of a resolved model's vocabulary from its config."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config().vocab_size)
+
+
 def _parameters_in(file: Path) -> int:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))

@@ -34,8 +34,6 @@ def shorten(messages: Messages, tokens: int | None, limit: int | None) -> list[M
     longest = max(range(len(messages)), key=lengths.__getitem__)
     excess = min(lengths[longest] - 1, int((1 - kept) * sum(lengths)) + 8)
     return [
-        Message(
-            role=message["role"], content=message["content"][: lengths[at] - excess] if at == longest else message["content"]
-        )
+        Message(**{**message, "content": message["content"][: lengths[at] - excess]}) if at == longest else message
         for at, message in enumerate(messages)
     ]

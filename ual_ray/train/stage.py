@@ -27,7 +27,7 @@ from ual_ray.train.loop import NON_FINITE_FILE, Job, Outcome, train_worker
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import DROPPED_FILE, TOKENS_FOLDER, render
+from ual_ray.train.tokenize import DROPPED_FILE, TOKENS_FOLDER, describe_dropped, render
 
 CHECKPOINTS = "checkpoints"
 RUN_NAME_FILE = "run_name"
@@ -58,7 +58,7 @@ def train(
     counts = render(config, smoothed, rows, folder)
     if counts["dropped_share"] > config.train.max_dropped_share:
         raise UserError(
-            f"{counts['dropped_rows']} rows cannot be trained on: {counts['dropped_reasons']}",
+            f"{counts['dropped_rows']} rows cannot be trained on: {describe_dropped(counts)}",
             got=f"their ids are in {folder / DROPPED_FILE}",
             expected=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
             fix="raise train.max_length, or train.max_dropped_share to train without them",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config.keys import affecting
+from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
@@ -50,6 +51,10 @@ def _line(metrics: Mapping[str, Any]) -> str:
     last, exported = metrics["last"], metrics["exported"]
     early = "" if last["step"] == metrics["steps"] else f"{last['step']:.0f} of "
     text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped; "
+    if truncated := metrics.get("truncated_rows"):
+        text += f"{truncated} truncated at train.max_length, without their end of turn; "
+    if endless := metrics.get("endless_rows"):
+        text += f"WARNING: {NO_END} ({endless} rows); "
     text += f"training NLL {last['nll']:.3f}"
     if col.VALIDATION_NLL in last:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
-from ual_ray.models.chat import load_renderer
-from ual_ray.models.resolve import model_fingerprint, resolve_model
+from ual_ray.formatting import count_list
+from ual_ray.models.chat import Rendered, load_renderer
+from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.train.token_store import FILE_SUFFIX
 
@@ -42,6 +43,7 @@ DROPPED_FILE = "dropped_ids.txt"
 NOT_RENDERABLE = "not_renderable"
 OVERLONG = "overlong"
 NO_TARGET = "no_target"
+NO_EMBEDDING = "no_embedding"
 REASON = "reason"
 
 # Enough blocks that all actors finish at about the same time, few enough that a store is never thousands of files.
@@ -50,9 +52,11 @@ FILES_AT_MOST = 256
 # Rows at a time: tokens as Python numbers take ten times their size in a file.
 ROWS_PER_BATCH = 500
 
+# endless_rows: rows of which no end of turn is trained, because the chat template has none.
+COUNTED = ("train_rows", "validation_rows", "sequences", "truncated_rows", "endless_rows", "train_tokens")
 SUMMARY = pa.schema(
     [
-        *((name, pa.int64()) for name in ("train_rows", "validation_rows", "truncated_rows", "train_tokens")),
+        *((name, pa.int64()) for name in COUNTED),
         ("dropped", pa.list_(pa.struct([(col.ID, pa.string()), (REASON, pa.string()), (col.ERROR, pa.string())]))),
     ]
 )
@@ -71,9 +75,11 @@ class Render:
     """Renders rows of (messages, alpha) to (input_ids, labels, alpha), writes them, and returns the counts."""
 
     def __init__(self, model: str, settings: TrainConfig, trust_remote_code: bool, folder: Path) -> None:
-        """Load the tokenizer, once per actor, which has one core."""
+        """Load the tokenizer and the size of the vocabulary, once per actor, which has one core."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._renderer = load_renderer(resolve_model(model), trust_remote_code)
+        path = resolve_model(model)
+        self._renderer = load_renderer(path, trust_remote_code)
+        self._vocabulary = vocabulary_size(path, trust_remote_code)
         self._settings = settings
         self._folder = folder
 
@@ -91,39 +97,52 @@ class Render:
             part.replace(self._folder / name)
         else:
             part.unlink()
-        return pa.Table.from_pylist([{**{key: counts[key] for key in SUMMARY.names[:-1]}, "dropped": dropped}], SUMMARY)
+        return pa.Table.from_pylist([{**{key: counts[key] for key in COUNTED}, "dropped": dropped}], SUMMARY)
 
     def _render(self, batch: pa.RecordBatch, counts: Counter[str], dropped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
         for row in batch.to_pylist():
             try:
-                tokens, truncated = self._tokens(row)
+                sequences, truncated = self._sequences(row)
             except Dropped as why:
                 dropped.append({col.ID: row[col.ID], REASON: why.reason, col.ERROR: why.error})
                 continue
             counts[f"{row[col.SPLIT]}_rows"] += 1
+            counts["sequences"] += len(sequences)
             counts["truncated_rows"] += truncated
-            counts["train_tokens"] += len(tokens[col.INPUT_IDS]) if row[col.SPLIT] == col.TRAIN else 0
-            # Validation rows have no alpha, and only scored rows have an uncertainty.
-            yield tokens | {
-                col.ID: row[col.ID],
-                col.SPLIT: row[col.SPLIT],
-                col.ALPHA: row.get(col.ALPHA) or 0.0,
-                col.UNCERTAINTY: row.get(col.UNCERTAINTY),
-            }
+            counts["endless_rows"] += not any(map(self._renderer.ends_turn, sequences)) and not truncated
+            counts["train_tokens"] += sum(len(one.input_ids) for one in sequences) if row[col.SPLIT] == col.TRAIN else 0
+            for one in sequences:
+                # Validation rows have no alpha, and only scored rows have an uncertainty.
+                yield {
+                    col.ID: row[col.ID],
+                    col.SPLIT: row[col.SPLIT],
+                    col.ALPHA: row.get(col.ALPHA) or 0.0,
+                    col.UNCERTAINTY: row.get(col.UNCERTAINTY),
+                    col.INPUT_IDS: one.input_ids,
+                    col.LABELS: one.labels,
+                    col.TARGET_TOKENS: trained_tokens(one),
+                }
 
-    def _tokens(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Render one row; also returns whether it was truncated. Raises Dropped."""
+    def _sequences(self, row: dict[str, Any]) -> tuple[list[Rendered], bool]:
+        """Render one row: one sequence or, with some chat templates, one per reply; and whether any was truncated.
+
+        A sequence that cannot be trained on is left out, and counts as truncated. Raises Dropped when none is left.
+        """
         try:
-            rendered = self._renderer.conversation(row[col.MESSAGES])
+            rendered = self._renderer.sequences(row[col.MESSAGES])
         except ValueError as error:
             raise Dropped(NOT_RENDERABLE, str(error)) from error
-        kept = cut(rendered, self._settings)
-        if kept is None:
-            raise Dropped(OVERLONG)
-        targets = trained_tokens(kept)
-        if not targets:
+        if not rendered:
             raise Dropped(NO_TARGET)
-        return {col.INPUT_IDS: kept.input_ids, col.LABELS: kept.labels, col.TARGET_TOKENS: targets}, kept is not rendered
+        if (largest := max(max(one.input_ids) for one in rendered)) >= self._vocabulary:
+            raise Dropped(NO_EMBEDDING, f"token {largest} is outside of the model's vocabulary of {self._vocabulary} entries")
+        fitting = [kept for one in rendered if (kept := cut(one, self._settings)) is not None]
+        if not fitting:
+            raise Dropped(OVERLONG)
+        trained = [one for one in fitting if trained_tokens(one)]
+        if not trained:
+            raise Dropped(NO_TARGET)
+        return trained, trained != rendered
 
 
 def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
@@ -142,17 +161,34 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         counts = _count(_summaries(config, smoothed, rows, part), folder / DROPPED_FILE)
-        _check_files(part, counts["train_rows"] + counts["validation_rows"])
+        _check_files(part, counts["sequences"])
         write_json(part / RENDERED_FILE, {"made_from": made_from, "counts": counts})
         part.replace(tokens)
     if not counts["train_rows"]:
         raise UserError(
             "no training row is left",
-            got=f"dropped: {counts['dropped_reasons']}; their ids are in {folder / DROPPED_FILE}",
+            got=f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}",
             expected=f"rows with a response within train.max_length = {config.train.max_length} tokens",
             fix="raise train.max_length, or check the rows",
         )
     return counts
+
+
+def describe_dropped(counts: Mapping[str, Any]) -> str:
+    """Write how many rows were dropped, by reason, with the most frequent error of the chat template."""
+    error = f" ({counts['dropped_error']})" if counts["dropped_error"] else ""
+    return f"{count_list(counts['dropped_reasons'])}{error}"
+
+
+def check_vocabulary(dropped: Iterable[Mapping[str, str]]) -> None:
+    """Raise UserError when a dropped row has tokens that the model has no embedding for."""
+    errors = [row[col.ERROR] for row in dropped if row[REASON] == NO_EMBEDDING]
+    if errors:
+        raise UserError(
+            "the tokenizer is larger than the model's embedding",
+            got=f"{len(errors)} rows: {errors[0]}",
+            fix="use the tokenizer that belongs to the model, or resize the embedding and save the model again",
+        )
 
 
 def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
@@ -203,27 +239,34 @@ def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str,
     totals: Counter[str] = Counter()
     dropped: list[tuple[str, str, str]] = []
     for summary in summaries:
+        check_vocabulary(summary["dropped"])
         dropped += [(row[col.ID], row[REASON], row[col.ERROR]) for row in summary.pop("dropped")]
         totals.update(summary)
     lines = ("\t".join([row, reason, " ".join(error.split())]).rstrip() + "\n" for row, reason, error in sorted(dropped))
     write_text(dropped_file, "".join(lines))
     rows = totals["train_rows"] + totals["validation_rows"] + len(dropped)
     return {
-        **{name: totals[name] for name in SUMMARY.names[:-1]},
+        **{name: totals[name] for name in COUNTED},
         "dropped_rows": len(dropped),
         "dropped_share": len(dropped) / max(1, rows),
         "dropped_reasons": dict(sorted(Counter(reason for _, reason, _ in dropped).items())),
+        "dropped_error": most_frequent(error for _, _, error in dropped if error),
     }
 
 
+def most_frequent(errors: Iterable[str]) -> str:
+    """Return the error that occurs most often; "" without any."""
+    return next((error for error, _ in Counter(errors).most_common(1)), "")
+
+
 def _check_files(folder: Path, rows: int) -> None:
-    """Raise RuntimeError when the files do not contain exactly the counted rows, each once."""
+    """Raise RuntimeError when the files do not contain exactly the counted sequences."""
     found = 0
     for file in folder.glob(f"*{FILE_SUFFIX}"):
         with pa.memory_map(str(file)) as mapped:
             found += pa.ipc.open_file(mapped).read_all().num_rows
     if found != rows:
-        raise RuntimeError(f"{rows} rows were rendered, {folder} holds {found}")
+        raise RuntimeError(f"{rows} sequences were rendered, {folder} holds {found}")
 
 
 def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:

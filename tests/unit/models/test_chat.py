@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.columns import Message
+from ual_ray.columns import Message, with_extra
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 
@@ -120,8 +120,8 @@ def test_a_tokenizer_without_a_template_is_refused(chat_tokenizer: Tokenizers) -
 def test_a_template_that_rewrites_earlier_turns_is_refused(chat_tokenizer: Tokenizers) -> None:
     renderer = ChatRenderer(chat_tokenizer("rewriting"))
     assert renderer.conversation(ONE_TURN).target_tokens > 0
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
-        renderer.conversation(TWO_TURNS)
+    with pytest.raises(ValueError, match=r"drops the content of turn 2 \(assistant\)"):
+        renderer.sequences(TWO_TURNS)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -156,13 +156,11 @@ def test_many_texts_are_encoded_as_each_alone(style: str, chat_tokenizer: Tokeni
 
 
 def test_a_model_that_thinks_first_is_told_not_to(chat_tokenizer: Tokenizers) -> None:
-    class Thinking:
-        chat_template = "x"
-
-        def apply_chat_template(self, messages: Any, **options: Any) -> str:
-            return "" if options["enable_thinking"] is False else "<think>"
-
-    assert ChatRenderer(Thinking()).text(ONE_TURN, generation_prompt=True) == ""
+    tokenizer = copy.deepcopy(chat_tokenizer("chatml"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}<think>{% endif %}"
+    renderer = ChatRenderer(tokenizer)
+    assert "<think>" not in renderer.text(ONE_TURN, generation_prompt=True)
+    assert renderer.text(ONE_TURN, generation_prompt=True, thinking=True).endswith("<think>")
 
 
 def test_a_saved_tokenizer_is_loaded(tmp_path: Path, chat_tokenizer: Tokenizers) -> None:
@@ -283,12 +281,174 @@ def test_the_system_message_a_template_puts_in_is_read_and_not_trained(family: s
     assert not any(SYSTEM in run for run in trained_runs(tokenizer, own))
 
 
-def test_a_template_that_thinks_in_the_last_turn_alone_is_refused_beyond_one_reply(family_tokenizer: Tokenizers) -> None:
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
-        ChatRenderer(family_tokenizer("Qwen3")).conversation(TWO_TURNS)
+def test_a_template_that_thinks_in_the_last_turn_alone_is_a_sequence_per_reply(family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer("Qwen3")
+    renderer = ChatRenderer(tokenizer)
+    first, second = renderer.sequences(TWO_TURNS)
+    assert [trained_runs(tokenizer, one) for one in (first, second)] == [
+        ["Blue.<|im_end|>"],
+        ["Green is a colour too.<|im_end|>"],
+    ]
+    for sequence, end in ((first, 1), (second, 3)):
+        prompt = renderer.prompt_ids(TWO_TURNS[:end])
+        assert sequence.input_ids[: len(prompt)] == prompt
+    assert renderer.conversation(TWO_TURNS, last_reply_only=True) == second
+    with pytest.raises(ValueError, match="2 sequences"):
+        renderer.conversation(TWO_TURNS)
 
 
 def test_roles_that_do_not_alternate_are_a_value_error_where_the_template_minds(family_tokenizer: Tokenizers) -> None:
     messages = [*ONE_TURN, Message(role="assistant", content="And green.")]
     with pytest.raises(ValueError, match="must alternate"):
         ChatRenderer(family_tokenizer("Gemma")).conversation(messages)
+
+
+# --- the whole text is encoded once ---
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Any:
+    """Build a tokenizer as Llama 2's and Mistral's: it puts a blank before every text that it encodes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    texts = [message["content"] for message in [*ONE_TURN, *TWO_TURNS]] * 5 + [
+        f" {n} Blue A B <|user|> <|assistant|>" for n in range(10)
+    ]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [ZEPHYR, FAMILIES["Llama-3"], FAMILIES["Mistral-v0.3"]])
+@pytest.mark.parametrize("messages", [ONE_TURN, TWO_TURNS], ids=["one_turn", "two_turns"])
+def test_tokens_are_those_of_the_whole_text(template: str, messages: Any, sentencepiece: Any) -> None:
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.chat_template = template
+    renderer = ChatRenderer(tokenizer)
+    rendered = renderer.conversation(messages)
+    whole = renderer.text(messages, generation_prompt=False)
+    assert rendered.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    for at in range(1, len(messages), 2):
+        prompt = renderer.prompt_ids(messages[:at])
+        assert rendered.input_ids[: len(prompt)] == prompt
+        assert rendered.labels[len(prompt)] == rendered.input_ids[len(prompt)] != IGNORE_INDEX
+
+
+def test_a_choice_is_encoded_as_at_the_start_of_a_reply(sentencepiece: Any) -> None:
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.chat_template = ZEPHYR
+    assert tokenizer.convert_ids_to_tokens(ChatRenderer(tokenizer).encode("A")) == ["A"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("A", add_special_tokens=False))[0].startswith("▁")
+
+
+def test_a_reply_whose_start_joins_the_end_of_its_prompt_follows_the_prompts_tokens(chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    renderer = ChatRenderer(tokenizer)
+    messages = chat("Complete it.", "\n\n    return x\n")
+    prompt = renderer.prompt_ids(messages[:1])
+    rendered = renderer.conversation(messages)
+    assert rendered.input_ids[: len(prompt)] == prompt
+    assert trained_runs(tokenizer, rendered) == ["\n\n    return x\n<|im_end|>"]
+
+
+# --- what a template is handed, and what it drops ---
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}
+TOOL = {"type": "function", "function": {"name": "weather"}}
+TOOLS = (
+    "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + ARGUMENTS + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    return own
+
+
+@pytest.mark.parametrize("arguments", ["c.function.arguments", "c.function.arguments.city", "(c.function.arguments | tojson)"])
+def test_tool_calls_are_handed_over_in_the_form_the_template_takes(arguments: str, chat_tokenizer: Tokenizers) -> None:
+    tokenizer = with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", arguments))
+    asked = with_extra(Message(role="user", content="Weather?"), tools=[TOOL])
+    (run,) = trained_runs(tokenizer, ChatRenderer(tokenizer).conversation([asked, with_extra(ONE_TURN[1], tool_calls=[CALL])]))
+    assert run.startswith(ONE_TURN[1]["content"] + "<call>weather") and "Rome" in run and run.endswith("<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [({"tool_calls": [CALL]}, "tool_calls of turn 2"), ({"reasoning_content": "It scatters."}, "reasoning_content")],
+)
+def test_what_a_template_drops_refuses_the_row(extra: Any, said: str, chat_tokenizer: Tokenizers) -> None:
+    renderer = ChatRenderer(chat_tokenizer("chatml"))
+    with pytest.raises(ValueError, match=f"drops.*{said}"):
+        renderer.sequences([ONE_TURN[0], with_extra(ONE_TURN[1], **extra)])
+    with pytest.raises(ValueError, match="drops tools"):
+        renderer.sequences([with_extra(ONE_TURN[0], tools=[TOOL]), ONE_TURN[1]])
+
+
+def test_reasoning_is_trained_where_the_template_has_it(chat_tokenizer: Tokenizers) -> None:
+    tokenizer = with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", "''"))
+    rendered = ChatRenderer(tokenizer).conversation([ONE_TURN[0], with_extra(ONE_TURN[1], reasoning_content="It scatters.")])
+    assert trained_runs(tokenizer, rendered) == ["<think>It scatters.</think>" + ONE_TURN[1]["content"] + "<|im_end|>"]
+
+
+@pytest.mark.parametrize("reasoning", ["", "Leaves."])
+def test_a_prompt_that_opens_a_thought_is_continued_to_its_end(reasoning: str, chat_tokenizer: Tokenizers) -> None:
+    """R1's template opens a thought in its prompt, and leaves the thought out of a finished turn."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{{ m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    tokenizer = with_template(chat_tokenizer("chatml"), template)
+    content = f"<think>{reasoning}</think>Green." if reasoning else "Green."
+    rendered = ChatRenderer(tokenizer).conversation(chat("Name a colour.", content))
+    assert trained_runs(tokenizer, rendered) == [f"{reasoning}\n</think>\n\nGreen.<|im_end|>"]
+
+
+def test_a_turn_of_weight_0_is_read_and_not_trained(chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    renderer = ChatRenderer(tokenizer)
+    rendered = renderer.conversation([TWO_TURNS[0], with_extra(TWO_TURNS[1], weight=0), *TWO_TURNS[2:]])
+    assert rendered.input_ids == renderer.conversation(TWO_TURNS).input_ids
+    assert trained_runs(tokenizer, rendered) == ["Green is a colour too.<|im_end|>"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_generation_marks_decide_what_is_trained(last: bool, chat_tokenizer: Tokenizers) -> None:
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = with_template(chat_tokenizer("chatml"), marked)
+    renderer = ChatRenderer(tokenizer)
+    rendered = renderer.conversation(TWO_TURNS, last_reply_only=last)
+    assert trained_runs(tokenizer, rendered) == ["Blue.", "Green is a colour too."][last:]
+    assert not renderer.ends_turn(rendered)
+    assert ChatRenderer(chat_tokenizer("chatml")).ends_turn(ChatRenderer(chat_tokenizer("chatml")).conversation(TWO_TURNS))
+
+
+def test_a_template_without_an_end_of_turn_is_told(chat_tokenizer: Tokenizers) -> None:
+    template = "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}"
+    tokenizer = with_template(
+        chat_tokenizer("chatml"), template + "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+    )
+    renderer = ChatRenderer(tokenizer)
+    assert not renderer.ends_turn(renderer.conversation(TWO_TURNS))

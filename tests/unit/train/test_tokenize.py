@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.token_store import TokenStore
@@ -44,6 +46,7 @@ def actor(renderer: ChatRenderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setattr(tokens, "resolve_model", lambda name: name)
     monkeypatch.setattr(tokens, "load_renderer", lambda *_: renderer)
+    monkeypatch.setattr(tokens, "vocabulary_size", lambda *_: 620)
     return lambda **settings: tokens.Render("tiny", TrainConfig(**settings), False, tmp_path)
 
 
@@ -77,6 +80,43 @@ def test_what_cannot_be_trained_on_is_dropped_with_its_reason(
     assert ("rejects the conversation" in dropped["error"]) == (reason == tokens.NOT_RENDERABLE)
     assert summary["train_rows"] == summary["truncated_rows"] == summary["train_tokens"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_outside_of_the_embedding_refuses_the_training(
+    actor: MakeActor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tokens, "vocabulary_size", lambda *_: 100)
+    (summary,) = actor()(block(("a", messages("Blue.")))).to_pylist()
+    with pytest.raises(UserError, match="(?s)tokenizer is larger.*1 rows: token [0-9]+ is outside.*100 entries"):
+        tokens.check_vocabulary(summary["dropped"])
+
+
+@pytest.mark.parametrize(("template", "endless"), [("{{ m.content }}", 1), ("{{ m.content + eos_token }}", 0)])
+def test_rows_without_an_end_of_turn_are_counted(
+    template: str, endless: int, actor: MakeActor, renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = copy.deepcopy(renderer._tokenizer)
+    tokenizer.chat_template = f"{{% for m in messages %}}{template}{{% endfor %}}"
+    monkeypatch.setattr(tokens, "load_renderer", lambda *_: ChatRenderer(tokenizer))
+    (summary,) = actor()(block(("a", messages("Blue.")))).to_pylist()
+    assert (summary["train_rows"], summary["endless_rows"]) == (1, endless)
+
+
+def test_a_row_of_several_sequences_keeps_its_id_and_alpha(
+    actor: MakeActor, renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = copy.deepcopy(renderer._tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+        "{{ m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: <think></think>{% endif %}"
+    )
+    monkeypatch.setattr(tokens, "load_renderer", lambda *_: ChatRenderer(tokenizer))
+    (summary,) = actor()(block(("a", [*messages("Blue."), *messages("Green.")]), ("b", messages("Red.")))).to_pylist()
+    found = TokenStore.open(tmp_path, col.TRAIN)
+    assert (summary["train_rows"], summary["sequences"]) == (2, 3)
+    assert [(sample.id, sample.alpha) for sample in found] == [("a", 0.1), ("a", 0.1), ("b", 0.1)]
+    trained = ["".join(tokenizer.decode([t]) for t in sample.labels if t != IGNORE_INDEX) for sample in found]
+    assert trained == ["Blue.</s>", "Green.</s>", "Red.</s>"]
 
 
 def test_a_block_done_again_replaces_its_file(actor: MakeActor, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config, LoraConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, count_list
+from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Plan
 from ual_ray.train.estimate.devices import Device, find_device
@@ -32,7 +33,7 @@ from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import Render
+from ual_ray.train.tokenize import Render, check_vocabulary, most_frequent
 from ual_ray.train.weights import empty_model
 
 # Size of the sample: larger data is estimated from this many evenly spaced rows.
@@ -46,7 +47,7 @@ SUGGESTED_RANK = 16
 class Rows:
     """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
 
-    `dropped` (by reason) and `truncated` are counts among those seen.
+    `dropped` (by reason), `truncated` and `endless` (without an end of turn) are counts among those seen.
     """
 
     lengths: np.ndarray
@@ -55,6 +56,7 @@ class Rows:
     seen: int
     dropped: Counter[str]
     truncated: int
+    endless: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,18 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
         render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
         (summary,) = render(table).to_pylist()
         store = TokenStore.open(Path(folder), col.TRAIN)
+        check_vocabulary(summary["dropped"])
         dropped = Counter(row["reason"] for row in summary["dropped"])
+        error = most_frequent(row["error"] for row in summary["dropped"] if row["error"])
     if not len(store):
-        raise UserError("no training row is left", got=f"of {len(places)} rows: {dict(dropped)}", fix="raise train.max_length")
+        raise UserError(
+            "no training row is left",
+            got=f"of {len(places)} rows: {count_list(dropped)}{f' ({error})' if error else ''}",
+            fix="raise train.max_length, or check the rows",
+        )
     size = round(total * len(store) / len(places))
     lengths, targets = (np.resize(counts, size) for counts in (store.lengths, store.target_tokens))
-    return Rows(lengths, targets, total, len(places), dropped, summary["truncated_rows"])
+    return Rows(lengths, targets, total, len(places), dropped, summary["truncated_rows"], summary["endless_rows"])
 
 
 def micro_batch(train: TrainConfig, sequences: int, length: int) -> MicroBatch:
@@ -205,6 +213,8 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
             f"{dropped:.0%} of the rows would be dropped ({count_list(rows.dropped)}), and training would stop: more than "
             f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
         )
+    if rows.endless:
+        yield f"{NO_END} ({rows.endless} of {rows.seen} rows)."
     if rows.truncated > MAX_TRUNCATED * rows.seen:
         yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
 
