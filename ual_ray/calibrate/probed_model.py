@@ -22,6 +22,8 @@ from ual_ray.models.output_head import OutputHead
 
 # Bytes of one chunk's float32 logits; their probabilities take the same amount again.
 CHUNK_BYTES = 64 * 2**20
+# Bytes of logits that are kept to fit a temperature, which reads them about seven times.
+KEPT_BYTES = 2**30
 # Tokens per batch, including padding: enough to keep a processor busy.
 TOKENS_PER_BATCH = 4096
 # A logit further below the largest has probability 0 at every legal temperature; clipped, as infinite logits have no mean.
@@ -209,10 +211,15 @@ def log_probabilities(
 def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
     """Fit the temperature to hidden states [n, H] after the final norm and their labels [n]; see calibration."""
 
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
+            yield (logits - logits.max(1, keepdim=True).values).clamp_(min=LOWEST_LOGIT), chunk_labels
+
+    kept = list(chunks()) if 4 * len(hidden) * head.size <= KEPT_BYTES else None
+
     def slope(inverse: float) -> float:
         total = 0.0
-        for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
-            logits = (logits - logits.max(1, keepdim=True).values).clamp(min=LOWEST_LOGIT)
+        for logits, chunk_labels in kept or chunks():
             at_label = logits.gather(1, chunk_labels[:, None]).squeeze(1)
             means = torch.linalg.vecdot(torch.softmax(inverse * logits, dim=1), logits)
             total += float((means - at_label).double().sum())
