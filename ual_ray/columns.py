@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NotRequired, TypedDict
 
@@ -32,6 +33,10 @@ class Message(TypedDict):
 
 
 Messages = Sequence[Message]
+
+# Reasoning at the start of a reply, and the keys under which data has it and chat templates look for it.
+THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 # Columns of every row, set by the reader.
 ID = "id"

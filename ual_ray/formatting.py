@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
 GIB = 2**30
+LONGEST_LIST, LONGEST_NAME = 20, 60
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -43,8 +44,14 @@ def gib(size: float) -> str:
 
 
 def count_list(counts: Mapping[str, int]) -> str:
-    """Format counts by name, such as "141 train, 22 validation"."""
-    return ", ".join(f"{number} {name}" for name, number in counts.items())
+    """Format counts by name, such as "141 train, 22 validation"; many or long names are cut."""
+    return shorten_list([f"{number} {shorten(name, LONGEST_NAME)}" for name, number in counts.items()])
+
+
+def shorten_list(names: Sequence[str]) -> str:
+    """Join names by commas; of more than LONGEST_LIST, the first ones and the number of the others."""
+    rest = [f"and {len(names) - LONGEST_LIST} others"] if len(names) > LONGEST_LIST else []
+    return ", ".join([*names[:LONGEST_LIST], *rest])
 
 
 def duration(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ import psutil
 from ual_ray import columns as col
 from ual_ray.config import Config, DataConfig, TrainConfig
 from ual_ray.config.registry import REMOTE_ENGINES
-from ual_ray.data.canonical import split_of
+from ual_ray.data.canonical import grouped, split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import look
@@ -140,7 +140,8 @@ def check_data(data: DataConfig) -> None:
             expected=f"a share of at most data.max_bad_share = {data.max_bad_share}",
             fix="fix these rows, or raise data.max_bad_share to drop them",
         )
-    found = {split_of(col.content_id(messages), data) for _, messages in seen.records if not isinstance(messages, BadRow)}
+    usable = ((record, messages) for record, messages in seen.records if not isinstance(messages, BadRow))
+    found = {split_of(grouped(record, col.content_id(messages), data), data) for record, messages in usable}
     for split, share in data.split_shares().items():
         if share > 0 and split not in found:
             raise UserError(

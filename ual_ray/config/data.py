@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from ual_ray.config.names import DEMO, FormatName
@@ -24,7 +26,17 @@ class DataConfig(Section):
     columns: dict[str, str] = key(
         default_factory=dict,
         affects="rows",
-        description="map from expected to actual column names, such as {instruction: question}",
+        description="map from expected to actual column names, such as {instruction: question, system: system_prompt}",
+    )
+    thinking: Literal["keep", "drop"] = key(
+        "keep",
+        affects="rows",
+        description="reasoning of replies (reasoning_content, or a leading <think>...</think>): train on it, or leave it out",
+    )
+    group_by: str | None = key(
+        None,
+        affects="rows",
+        description="column whose equal values are kept in one split, such as original_question; null = each row for itself",
     )
     subset: str | None = key(
         None, affects="rows", description="hub data set configuration, where it has several, such as main of openai/gsm8k"

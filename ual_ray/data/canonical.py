@@ -42,10 +42,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Block:
-    """Canonical rows as a table of `columns.ROWS`, and the bad rows of the same stretch with their reasons."""
+    """Canonical rows as a table of `columns.ROWS`, the bad rows of the same stretch with their reasons, and its duplicates."""
 
     rows: pa.Table
     quarantined: list[dict[str, Any]]
+    duplicates: int
 
 
 def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[Block]:
@@ -54,7 +55,7 @@ def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[B
     `claim(ids, positions)` returns which rows are the first with their content, as `Claims.claim` does. Raises UserError
     when the shard cannot be read.
     """
-    converted = convert(read_piece(piece), plan.format_name, plan.data.columns)
+    converted = convert(read_piece(piece), plan.format_name, plan.data.columns, plan.data.thinking)
     start = number * ROWS_PER_PIECE_AT_MOST
     entries = ((start + row, record, messages) for row, (record, messages) in enumerate(converted))
     for count, chunk in enumerate(_chunks(entries)):
@@ -65,11 +66,18 @@ def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[B
 
 
 def split_of(identity: str, data: DataConfig) -> str:
-    """Choose a row's split by its content hash alone, so that it is the same in every run and on every machine."""
+    """Choose a row's split by a hash alone (see `grouped`), so that it is the same in every run and on every machine."""
     position = int(identity, 16) / 16 ** len(identity)
     if position < data.test_share:
         return col.TEST
     return col.VALIDATION if position < data.test_share + data.validation_share else col.TRAIN
+
+
+def grouped(record: Record, identity: str, data: DataConfig) -> str:
+    """Return the hash that decides a row's split: of its value in the column data.group_by, else its content id."""
+    mapped = {theirs: ours for ours, theirs in data.columns.items()}
+    value = record.get(mapped.get(data.group_by, data.group_by)) if data.group_by else None
+    return identity if value in (None, "") else col.digest(["group", str(value)])
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
@@ -80,33 +88,21 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -> Block:
     bad = [(record, str(messages)) for _, record, messages in entries if isinstance(messages, BadRow)]
     good = [(at, record, messages) for at, record, messages in entries if not isinstance(messages, BadRow)]
-    named = [(at, f"given:{given}") for at, record, _ in good if (given := given_id(record)) is not None]
-    repeated_ids = _losers(named, claim)
-    kept = [entry for entry in good if entry[0] not in repeated_ids]
-    identities = {at: col.content_id(messages) for at, _, messages in kept}
-    repeated_rows = _losers(list(identities.items()), claim)
-    bad += [(record, f"duplicate id: {record[col.ID]}") for at, record, _ in good if at in repeated_ids]
-    bad += [(record, "duplicate row: the same messages occurred before") for at, record, _ in kept if at in repeated_rows]
+    identities = [col.content_id(messages) for _, _, messages in good]
+    first = claim(identities, [at for at, _, _ in good]) if good else []
     rows = [
         {
-            col.ID: identities[at],
+            col.ID: identity,
             col.SOURCE: source_of(record, piece),
-            col.SPLIT: split_of(identities[at], data),
+            col.SPLIT: split_of(grouped(record, identity, data), data),
             col.GIVEN_ID: given_id(record),
             col.MESSAGES: list(messages),
         }
-        for at, record, messages in kept
-        if at not in repeated_rows
+        for (_, record, messages), identity, mine in zip(good, identities, first, strict=True)
+        if mine
     ]
-    return Block(
-        pa.Table.from_pylist(rows, schema=col.ROWS), [{"reason": reason, "row": dict(record)} for record, reason in bad]
-    )
-
-
-def _losers(wanted: Sequence[tuple[int, str]], claim: Claim) -> set[int]:
-    """Find the positions whose id belongs to another position."""
-    won = claim([identity for _, identity in wanted], [at for at, _ in wanted]) if wanted else []
-    return {at for (at, _), mine in zip(wanted, won, strict=True) if not mine}
+    quarantined = [{"reason": reason, "row": dict(record)} for record, reason in bad]
+    return Block(pa.Table.from_pylist(rows, schema=col.ROWS), quarantined, len(good) - len(rows))
 
 
 def given_id(record: Record) -> str | None:

@@ -15,25 +15,26 @@ from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
+from ual_ray.data.turns import add_common, unused_keys, without_thoughts
 from ual_ray.errors import UserError
 
-Record = Mapping[str, Any]
+__all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
 
-
-class BadRow(ValueError):
-    """A row that cannot be used: the reason it is quarantined with, and `raw`, the text of a line that is not a record."""
-
-    def __init__(self, reason: str, raw: str | None = None) -> None:
-        """Keep the reason, and the raw text."""
-        super().__init__(reason)
-        self.raw = raw
+# Columns that rows of any format may have: a system message and tools are used where they are, a context where it is mapped.
+COMMON = ("system", "tools", "functions", CONTEXT)
+# Columns that a question or an answer makes no sense without.
+PART_OF_A_TEXT = (
+    *(CONTEXT, "passage", "document", "documents", "article", "paragraph", "choices", "options", "history", "input"),
+    *("image", "images", "audio", "audios", "video", "videos"),
+)
 
 
 @dataclass(frozen=True)
 class Format:
     """A converter to messages, which raises BadRow, and the columns that tell the format: all of `columns`, one of `one_of`.
 
-    `optional`: further columns that the converter reads.
+    `optional`: further columns that the converter reads. What every format may have, `convert` adds: COMMON columns.
     """
 
     convert: Callable[[Record], Messages]
@@ -45,6 +46,11 @@ class Format:
         """Return whether the record has the columns of this format."""
         has_one = not self.one_of or any(column in record for column in self.one_of)
         return has_one and all(column in record for column in self.columns)
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the columns that the converter reads."""
+        return {*self.columns, *self.one_of, *self.optional}
 
     def describe(self) -> str:
         """List the columns for an error message."""
@@ -59,9 +65,10 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     check_columns(records, where, columns)
     renamed = [rename(record, columns) for record in records if not isinstance(record, BadRow)]
     for record in renamed:
-        for name, form in FORMATS.items():
-            if form.fits(record):
-                return name
+        fitting = [name for name, form in FORMATS.items() if form.fits(record)]
+        if fitting:
+            _check_ambiguous(record, fitting, where, columns)
+            return fitting[0]
     first_fault = next((f": {record}" for record in records if isinstance(record, BadRow)), "")
     raise UserError(
         f"the format of {where} is unknown",
@@ -69,6 +76,47 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
         expected="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
         fix="map the columns, such as 'data.columns={instruction: text, output: reply}'",
     )
+
+
+def _check_ambiguous(record: Record, fitting: Sequence[str], where: str, columns: Mapping[str, str]) -> None:
+    """Raise UserError for a row with columns of two formats, or with one that belongs to a text but is not read."""
+    name = fitting[0]
+    others = [other for other in fitting[1:] if not FORMATS[other].reads & FORMATS[name].reads]
+    left_out = [column for column in PART_OF_A_TEXT if record.get(column) and column not in {*FORMATS[name].reads, *columns}]
+    if others:
+        raise UserError(
+            f"{where} can be read in several formats",
+            got=f"columns of {name} and of {', '.join(others)}",
+            fix="set data.format",
+        )
+    if left_out:
+        raise UserError(
+            f"{where} is of the format {name}, which does not read the column {left_out[0]}",
+            got=f"columns {columns_of([record])}",
+            fix=f"data.columns={{context: {left_out[0]}}} puts it before the question, data.format={name} leaves it out",
+        )
+
+
+def check_reads(format_name: str, columns: Mapping[str, str]) -> None:
+    """Raise UserError if `data.columns` maps a column that the format does not read."""
+    legal = {*_form(format_name).reads, *COMMON, col.SOURCE, col.ID}
+    if ignored := [ours for ours in columns if ours not in legal]:
+        raise UserError(
+            f"data.columns: the format {format_name} does not read {', '.join(ignored)}", expected=", ".join(sorted(legal))
+        )
+
+
+def unused_columns(rows: Iterable[tuple[Record, Any]], format_name: str, used: Iterable[str | None]) -> list[str]:
+    """List the columns of records, and keys of their messages, that nothing reads, in order of name; `used` are known."""
+    form = _form(format_name)
+    known = {*form.reads, *COMMON, col.SOURCE, col.ID, "raw"} - {CONTEXT} | {*used}
+    found: set[str] = set()
+    for record, _ in rows:
+        found.update(str(name) for name, value in record.items() if name not in known and value is not None)
+        for name in form.reads & record.keys():
+            turns = record[name] if isinstance(record[name], list) else []
+            found.update(f"{name}.{key}" for turn in turns if isinstance(turn, Mapping) for key in unused_keys(turn))
+    return sorted(found)
 
 
 def check_columns(records: Sequence[Record | BadRow], where: str, columns: Mapping[str, str]) -> None:
@@ -91,7 +139,7 @@ def check_columns(records: Sequence[Record | BadRow], where: str, columns: Mappi
 def expected_columns() -> tuple[str, ...]:
     """Return the names that `data.columns` may map: the columns of all formats, source and id."""
     own = (name for form in FORMATS.values() for name in (*form.columns, *form.one_of, *form.optional))
-    return tuple(dict.fromkeys([*own, col.SOURCE, col.ID]))
+    return tuple(dict.fromkeys([*own, *COMMON, col.SOURCE, col.ID]))
 
 
 def columns_of(records: Iterable[Record]) -> list[str]:
@@ -113,10 +161,13 @@ def rename(record: Record, columns: Mapping[str, str]) -> Record:
 
 
 def convert(
-    records: Iterable[Record | BadRow], format_name: str, columns: Mapping[str, str]
+    records: Iterable[Record | BadRow], format_name: str, columns: Mapping[str, str], thinking: str = "keep"
 ) -> Iterator[tuple[Record, Messages | BadRow]]:
-    """Yield each record, its columns renamed, with its messages or the reason it has none."""
-    to_messages = converter(format_name)
+    """Yield each record, its columns renamed, with its messages or the reason it has none.
+
+    thinking: as `data.thinking`.
+    """
+    form = _form(format_name)
     for record in records:
         if isinstance(record, BadRow):
             yield {"raw": record.raw}, record
@@ -124,15 +175,16 @@ def convert(
         renamed = rename(record, columns)
         try:
             _check_names(renamed)
-            yield renamed, to_messages(renamed)
+            messages = add_common(renamed, form.convert(renamed), {*COMMON} - form.reads - ({CONTEXT} - columns.keys()))
+            yield renamed, without_thoughts(messages) if thinking == "drop" else messages
         except BadRow as reason:
             yield renamed, reason
 
 
-def converter(format_name: str) -> Callable[[Record], Messages]:
-    """Return the function that turns a record into messages and raises BadRow; the demo's rows are messages."""
-    convert: Callable[[Record], Messages] = FORMATS["messages" if format_name == DEMO else format_name].convert
-    return convert
+def _form(format_name: str) -> Format:
+    """Return a format; the demo's rows are messages."""
+    form: Format = FORMATS["messages" if format_name == DEMO else format_name]
+    return form
 
 
 # --- what converters share -------------------------------------------------------------------------------------------
@@ -141,33 +193,14 @@ def converter(format_name: str) -> Callable[[Record], Messages]:
 def pair(record: Record, question_column: str, response_column: str) -> Messages:
     """Turn two columns of text into one user and one assistant message. Raises BadRow."""
     question, response = text_of(record, question_column), text_of(record, response_column)
-    if not question:
+    if not question.strip():
         raise BadRow(f"no instruction: {question_column} is empty")
-    if not response:
+    if not response.strip():
         raise BadRow(f"no response: {response_column} is empty")
     return [Message(role="user", content=question), Message(role="assistant", content=response)]
-
-
-def text_of(record: Record, column: str) -> str:
-    """Return the stripped text of a column; "" where it is missing or null. Raises BadRow for a value that is not text."""
-    value = record.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is not text: {value!r:.80}")
-    _check_unicode(column, value)
-    return value.strip()
 
 
 def _check_names(record: Record) -> None:
     """Raise BadRow for an id or a source that cannot be written."""
     for column in (col.ID, col.SOURCE):
-        _check_unicode(column, str(record.get(column)))
-
-
-def _check_unicode(column: str, value: str) -> None:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRow(f"{column} is not Unicode: it holds half a surrogate pair") from None
+        check_unicode(column, str(record.get(column)))

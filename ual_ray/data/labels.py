@@ -48,7 +48,7 @@ def read_labels(path: Path) -> dict[str, bool]:
 def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa.ChunkedArray) -> NDArray[np.float64]:
     """Look up every row's label by content id, else by the data's own id: 1 = good, 0 = wrong, NaN = no label.
 
-    Raises UserError when no row has a label.
+    Raises UserError when no row has a label, or when a label's id is the data's own id of several rows.
     """
     wanted = pa.array(list(labels), pa.string())
     # Index -1, of rows that are not found, is the last entry.
@@ -57,6 +57,13 @@ def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa
     for column in (given_ids, ids):
         places = pa.compute.index_in(column.cast(pa.string()), value_set=wanted).fill_null(-1).to_numpy()
         correct = np.where(places >= 0, verdicts[places], correct)
+        if column is given_ids and (np.bincount(places[places >= 0], minlength=1) > 1).any():
+            repeated = int(np.argmax(np.bincount(places[places >= 0])))
+            raise UserError(
+                "the id of a label is that of several rows",
+                got=f"{wanted[repeated].as_py()!r}: the data's own ids repeat, as they do where each file starts anew",
+                fix="label rows by their content id, the column id of scored rows",
+            )
     if np.isnan(correct).all():
         given = given_ids.drop_null()
         of_data = f", or of the data, such as {given[0].as_py()!r}" if len(given) else ""

@@ -10,9 +10,10 @@ from itertools import chain, islice
 from ual_ray.columns import Messages
 from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
-from ual_ray.data.formats import BadRow, Record, check_columns, columns_of, convert, recognise
+from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
 from ual_ray.errors import UserError
+from ual_ray.formatting import shorten_list
 
 Seen = list[tuple[Record, Messages | BadRow]]
 
@@ -26,6 +27,12 @@ class Look:
     estimated_rows: int | None
     records: Seen
     complete: bool
+    unused: tuple[str, ...] = ()
+
+    def describe(self, path: str) -> str:
+        """Write the size, the format and the columns that nothing reads."""
+        unused = f"; columns not used: {shorten_list(self.unused)}" if self.unused else ""
+        return f"{self.size()} of {path} (format: {self.format_name}){unused}"
 
     def size(self) -> str:
         """Format the number of rows, such as "200 rows", "about 10,000 rows", or "an unknown number of rows"."""
@@ -44,9 +51,20 @@ def look(config: DataConfig, rows: int = 1000) -> Look:
     if not records:
         raise UserError("the data set is empty", got=where, expected="at least one row")
     format_name = _format_of(config, records, where)
-    seen = list(convert(records, format_name, config.columns))
+    check_reads(format_name, config.columns)
+    seen = list(convert(records, format_name, config.columns, config.thinking))
     _check_usable(seen, where, format_name)
-    return Look(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete)
+    group_by = _group_column(config, seen, where)
+    unused = tuple(unused_columns(seen, format_name, [*config.columns, group_by]))
+    return Look(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete, unused)
+
+
+def _group_column(config: DataConfig, seen: Seen, where: str) -> str | None:
+    """Return data.group_by. Raises UserError when the first rows do not have it."""
+    found = columns_of(record for record, _ in seen)
+    if config.group_by is not None and config.group_by not in {*found, *config.columns.values()}:
+        raise UserError(f"data.group_by: {where} has no column '{config.group_by}'", got=f"columns {found}")
+    return config.group_by
 
 
 def _format_of(config: DataConfig, records: Sequence[Record | BadRow], where: str) -> str:

@@ -22,13 +22,14 @@ from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.hub import hub_pieces, read_hub
 from ual_ray.data.shard import Piece, safe_name
 from ual_ray.data.tables import arrow_pieces, parquet_pieces, read_arrow, read_parquet
-from ual_ray.data.text_files import TEXT_PARSERS, has_object_lines, read_jsonl, read_text
+from ual_ray.data.text_files import TEXT_PARSERS, check_no_array, has_object_lines, read_jsonl, read_text
 from ual_ray.errors import UserError
 
 # Kinds of shards whose number of rows is known from metadata.
 EXACT = (DEMO, "parquet", "arrow")
 BYTES_PER_PIECE = 32 << 20
 SAMPLE = 1 << 20
+SAMPLE_START = 4096
 
 
 def find_pieces(config: DataConfig) -> list[Piece]:
@@ -87,6 +88,8 @@ def _estimate_rows(file: DataFile, kind: str, size: int) -> int | None:
         sample = stream.read(SAMPLE)
     text, used = _unpack(sample) if file.packed else (sample, len(sample))
     share = used / size if size else 1.0
+    if kind == "jsonl":
+        check_no_array(text[:SAMPLE_START].decode("utf-8-sig", errors="replace"), file.path)
     # The sample may end within a character.
     records = TEXT_PARSERS[kind](io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", errors="replace", newline=""), file.path)
     rows, ended = 0, False

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from ual_ray.data.files import filesystem_of
@@ -19,6 +19,8 @@ from ual_ray.errors import UserError
 BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
+# So many lines within one quoted cell that all look like rows are rows behind a stray quote.
+SWALLOWED = 5
 DECODER = json.JSONDecoder()
 
 
@@ -90,6 +92,16 @@ def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
                 yield BadRow(f"not JSON: line {number}{place}: {error}", text.rstrip("\r\n"))
             continue
         yield value if isinstance(value, dict) else _no_object(value)
+
+
+def check_no_array(start: str, path: str) -> None:
+    """Raise UserError for a file of JSON lines that starts as an array of objects does."""
+    if re.match(r"\s*\[\s*([{\]]|\Z)", start):
+        raise UserError(
+            "data.path is one JSON array, not one object per line",
+            got=path,
+            fix="rename it to .json, which is read as an array",
+        )
 
 
 def _no_object(value: Any) -> BadRow:
@@ -168,8 +180,8 @@ class _Json:
                 if not self.cut_off(error) or not self.more():
                     raise ValueError(f"row {number}: {error.msg}") from error
                 continue
-            # A number at the end of a block may continue in the next.
-            if end < len(self.buffer) or not self.more():
+            # A number may continue in the next block, behind a point, or an e and a sign, which alone are no part of it.
+            if end + 2 < len(self.buffer) or not self.more():
                 self.at = end
                 return value
 
@@ -191,25 +203,54 @@ def _parse_tsv(text: TextIO, path: str) -> Iterator[Record | BadRow]:
 
 def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KB
+    lines = _Lines(text)
     # Strict: otherwise a stray quote silently swallows the rows after it.
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = next(filter(None, rows), [])
     if len(set(header)) < len(header):
         raise UserError("data.path has two columns of the same name", got=f"{path}: {header}")
     while True:
         start = rows.line_num + 1
+        lines.kept.clear()
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(f"not CSV: line {start}: {error}")
+            yield from _bad_lines(f"not CSV: line {start}: {error}", start, lines.kept)
             continue
-        if len(cells) == len(header):
-            yield dict(zip(header, cells, strict=True))
-        elif cells:
+        if cells and len(cells) != len(header):
             reason = f"wrong number of cells: line {start}: {len(cells)}, not {len(header)}"
-            yield BadRow(reason, delimiter.join(cells))
+            yield from _bad_lines(reason, start, lines.kept)
+        elif _swallowed(lines.kept[1:-1], len(header), delimiter):
+            yield from _bad_lines(f"not CSV: line {start}: its quotes hold lines that look like rows", start, lines.kept)
+        elif cells:
+            yield dict(zip(header, cells, strict=True))
+
+
+class _Lines:
+    """The lines of a text; `kept`: those that were read since it was cleared."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text, self.kept = text, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._text:
+            self.kept.append(line)
+            yield line
+
+
+def _bad_lines(reason: str, start: int, lines: Sequence[str]) -> Iterator[BadRow]:
+    """Yield a bad row for each line that a faulty row took up, so that all are counted and kept."""
+    if len(lines) > 1:
+        reason = f"{reason}: a quote that is open takes in lines {start} to {start + len(lines) - 1}"
+    for line in list(lines):
+        yield BadRow(reason, line.rstrip("\r\n"))
+
+
+def _swallowed(inner: Sequence[str], cells: int, delimiter: str) -> bool:
+    """Whether all lines between the first and the last of a row have the header's number of cells, as those of no text do."""
+    return len(inner) >= SWALLOWED and cells > 1 and all(line.count(delimiter) == cells - 1 for line in inner)
 
 
 TEXT_PARSERS: dict[str, Callable[[TextIO, str], Iterator[Record | BadRow]]] = {

@@ -10,7 +10,7 @@ from typing import Any
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.keys import affecting
-from ual_ray.config.redact import redact_values
+from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.peek import look
 from ual_ray.formatting import count_list
@@ -63,7 +63,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
 
     config = session.config
     seen = look(config.data)
-    session.say("rows", f"{seen.size()} of {config.data.path} (format: {seen.format_name})")
+    session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:

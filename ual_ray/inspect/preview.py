@@ -20,7 +20,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages, spoken
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.data.canonical import given_id, source_of, split_of
+from ual_ray.data.canonical import given_id, grouped, source_of, split_of
 from ual_ray.data.formats import BadRow, convert
 from ual_ray.data.peek import Look, look
 from ual_ray.data.reading import read_piece
@@ -128,11 +128,17 @@ def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
     """Yield the rows that a run would score or train on, in data order."""
     known = set()
     for piece in seen.pieces:
-        for record, messages in convert(read_piece(piece), seen.format_name, config.data.columns):
+        for record, messages in convert(read_piece(piece), seen.format_name, config.data.columns, config.data.thinking):
             if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
                 continue
             known.add(identity)
-            yield Row(messages, identity, given_id(record), source_of(record, piece), split_of(identity, config.data))
+            yield Row(
+                messages,
+                identity,
+                given_id(record),
+                source_of(record, piece),
+                split_of(grouped(record, identity, config.data), config.data),
+            )
 
 
 def tokens_of(request: Request, chat: Chat) -> int:
@@ -176,7 +182,7 @@ class Printer:
     def introduce(self, seen: Look) -> None:
         """Print the data, the models, and a legend of the marks."""
         config = self.config
-        self._say(f"{redact_uri(config.data.path)}: {seen.size()} (format: {seen.format_name})", HEAD)
+        self._say(seen.describe(redact_uri(config.data.path)), HEAD)
         adapter = f" with the adapter {config.elicit.adapter}" if config.elicit.adapter else ""
         self._say(f"elicitor: {config.elicit.model}{adapter} ({config.engine.kind}); model to train: {config.model}")
         if self.elicitor is None:

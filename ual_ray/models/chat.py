@@ -19,7 +19,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ual_ray.columns import Message, Messages, digest, extra_of
+from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of
 from ual_ray.errors import UserError
 
 IGNORE_INDEX = -100
@@ -29,11 +29,8 @@ NO_END = (
     "the chat template ends a reply without a special token: no end of turn is trained, and the model may not stop; "
     "end the reply with eos_token in the template, within its {% generation %} marks if it has them"
 )
-# A thought at the start of a reply, and one that a generation prompt leaves open.
-THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+# A thought that a generation prompt leaves open.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-# Names under which chat templates look for a thought.
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,10 @@ def test_rows_carry_id_source_split_and_messages(tmp_path: Path) -> None:
         "source": "my_rows",
         "split": split_of(identity, DataConfig()),
         "given_id": None,
-        "messages": [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": "Answer 0."}],
+        "messages": [
+            {"role": "user", "content": "Question 0?", "extra": None},
+            {"role": "assistant", "content": "Answer 0.", "extra": None},
+        ],
     }
     assert quarantined == []
 
@@ -111,28 +114,27 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
-    rows = [*alpaca(2), {"instruction": " Question 0? ", "input": "", "output": "Answer 0."}]
+    rows = [*alpaca(2), {"instruction": "Question 0?", "input": "", "output": "Answer 0."}]
     good, quarantined = read(pieces_of(tmp_path, rows), tmp_path)
     assert len(good) == len({row["id"] for row in good}) == 2
-    assert reasons_of(quarantined) == ["duplicate row: the same messages occurred before"]
-    assert quarantined[0]["row"] == rows[2]
+    assert quarantined == []
 
 
-def test_the_same_own_id_is_kept_once(tmp_path: Path) -> None:
+def test_rows_that_share_an_id_of_their_own_are_all_kept(tmp_path: Path) -> None:
     rows = alpaca(4)
     for row, own_id in zip(rows, ["a", "b", "a", 7], strict=True):
         row["id"] = own_id
     good, quarantined = read(pieces_of(tmp_path, rows), tmp_path)
-    assert questions(good) == ["Question 0?", "Question 1?", "Question 3?"]
-    assert reasons_of(quarantined) == ["duplicate id: a"]
+    assert [row["given_id"] for row in good] == ["a", "b", "a", "7"]
+    assert len({row["id"] for row in good}) == 4 and quarantined == []
 
 
 def test_duplicates_are_found_in_other_pieces(tmp_path: Path) -> None:
     pieces = pieces_of(tmp_path, alpaca(3), [*alpaca(2, start=2), *alpaca(1, start=9, id="x")], alpaca(1, start=10, id="x"))
     good, quarantined = read(pieces, tmp_path)
     assert len(pieces) == 3
-    assert questions(good) == [f"Question {number}?" for number in (0, 1, 2, 3, 9)]
-    assert reasons_of(quarantined) == ["duplicate row: the same messages occurred before", "duplicate id: x"]
+    assert questions(good) == [f"Question {number}?" for number in (0, 1, 2, 3, 9, 10)]
+    assert quarantined == []
 
 
 def test_an_id_of_its_own_is_no_content_id(tmp_path: Path) -> None:
@@ -184,7 +186,6 @@ def test_every_bad_row_has_a_reason_and_is_kept_as_it_was(tmp_path: Path) -> Non
         "output is not text",
         "no instruction",
         "instruction is not Unicode",
-        "duplicate row",
     ]
     assert [row["row"] for row in quarantined[:4]] == bad
 
@@ -352,3 +353,27 @@ def test_a_short_demo_keeps_both_sources(tmp_path: Path) -> None:
     """The mixed scenario is the point of the sample: `data.max_rows=20` must not leave the deterministic half out."""
     good, _ = read(find_pieces(DataConfig(max_rows=20)), tmp_path, format_name="demo")
     assert (len(good), {row["source"] for row in good}) == (20, {"open_ended", "deterministic"})
+
+
+# --- groups ---
+
+
+@pytest.mark.parametrize("columns", [{}, {"instruction": "original"}])
+def test_a_group_is_in_one_split(columns: dict[str, str], tmp_path: Path) -> None:
+    rows = [row | {"original": f"Question {number // 10}"} for number, row in enumerate(alpaca(300))]
+    if columns:
+        rows = [{**row, "instruction": "x"} for row in rows]
+    good, _ = read(pieces_of(tmp_path, rows), tmp_path, group_by="original", columns=columns)
+    splits: dict[int, set[str]] = {}
+    for row in good:
+        splits.setdefault(int(row["messages"][-1]["content"].removeprefix("Answer ").rstrip(".")) // 10, set()).add(
+            row["split"]
+        )
+    assert len(splits) == 30 and all(len(found) == 1 for found in splits.values())
+    assert len({split for found in splits.values() for split in found}) == 3
+
+
+def test_a_row_without_a_group_is_its_own(tmp_path: Path) -> None:
+    grouped, _ = read(pieces_of(tmp_path, [row | {"g": None} for row in alpaca(50)]), tmp_path, group_by="g")
+    alone, _ = read(pieces_of(tmp_path, alpaca(50)), tmp_path)
+    assert [row["split"] for row in grouped] == [row["split"] for row in alone]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.columns import content_id, digest, extra_of
 from ual_ray.data.formats import (
     FORMATS,
     BadRow,
     convert,
-    converter,
     expected_columns,
     recognise,
     rename,
@@ -46,6 +47,14 @@ ROWS: dict[str, Row] = {
 }
 
 
+def messages_of(row: Row, name: str, **settings: str) -> Any:
+    """Convert one row, its common columns included; raise what makes it a bad one."""
+    ((_, messages),) = convert([row], name, {}, **settings)
+    if isinstance(messages, BadRow):
+        raise messages
+    return messages
+
+
 # --- what tells a format -----------------------------------------------------------------------------------------------
 
 
@@ -75,7 +84,7 @@ def test_the_format_is_recognised_behind_bad_lines() -> None:
 
 
 def test_the_demo_is_made_of_messages() -> None:
-    assert converter("demo") is messages_from_chat
+    assert [*convert([{"messages": PLAIN}], "demo", {})] == [({"messages": PLAIN}, PLAIN)]
 
 
 def test_unknown_columns_are_shown_with_the_legal_ones() -> None:
@@ -162,7 +171,7 @@ def test_bad_alpaca_rows(row: Row, reason: str) -> None:
 
 @pytest.mark.parametrize("extra", ["", None, "  "])
 def test_an_empty_input_leaves_the_instruction_alone(extra: str | None) -> None:
-    assert messages_from_alpaca({"instruction": " q ", "input": extra, "output": " a\n"}) == PLAIN
+    assert messages_from_alpaca({"instruction": "q", "input": extra, "output": "a"}) == PLAIN
 
 
 def test_an_input_follows_the_instruction() -> None:
@@ -170,8 +179,17 @@ def test_an_input_follows_the_instruction() -> None:
     assert messages_from_alpaca(row)[0] == {"role": "user", "content": "Translate.\n\nêtre"}
 
 
-def test_an_alpaca_row_may_have_a_system_message() -> None:
-    assert messages_from_alpaca({"system": "s", "instruction": "q", "output": "a"}) == [SYSTEM, *PLAIN]
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_any_format_may_have_a_system_message(name: str) -> None:
+    assert messages_of(ROWS[name] | {"system": "s"}, name) == [SYSTEM, *PLAIN]
+    assert messages_of(ROWS[name] | {"system": None}, name) == PLAIN
+
+
+@pytest.mark.parametrize("text", ["    x = 1\n    return x\n", "\n\ta ", " a", "a\r\n"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_text_is_kept_byte_for_byte(name: str, text: str) -> None:
+    row = json.loads(json.dumps(ROWS[name]).replace('"a"', json.dumps(text)).replace('"q"', json.dumps(text)))
+    assert [message["content"] for message in messages_of(row, name)] == [text, text]
 
 
 def test_reasons_are_short_however_long_the_value() -> None:
@@ -194,10 +212,10 @@ def test_a_conversation_of_many_turns() -> None:
         (None, "messages is not a list of {role, content}"),
         ("hello", "not a list"),
         ([], "not a list"),
-        (["hello"], "role is not one of system, user, assistant"),
-        ([{"role": "human", "content": "q"}, ASSISTANT], "role is not one of system, user, assistant.*human"),
-        ([{"role": ["user"], "content": "q"}, ASSISTANT], "role is not one of system, user, assistant"),
-        ([USER, {"role": "tool", "content": "4"}, ASSISTANT], "role is not one of system, user, assistant.*tool"),
+        (["hello"], "role is not one of .*user, assistant"),
+        ([{"role": "human", "content": "q"}, ASSISTANT], "role is not one of .*user, assistant.*human"),
+        ([{"role": ["user"], "content": "q"}, ASSISTANT], "role is not one of .*user, assistant"),
+        ([USER, {"role": "critic", "content": "4"}, ASSISTANT], "role is not one of .*user, assistant.*critic"),
         ([{"content": "q"}, ASSISTANT], "role is not one of"),
         ([USER], "no response: the last message"),
         ([USER, ASSISTANT, USER], "no response: the last message"),
@@ -205,7 +223,17 @@ def test_a_conversation_of_many_turns() -> None:
         ([USER, {"role": "assistant", "content": None}], "no response: the assistant message is empty"),
         ([USER, {"role": "assistant"}], "no response: the assistant message is empty"),
         ([{"role": "user", "content": " "}, ASSISTANT], "empty message"),
-        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "content is not text"),
+        ([USER, {"role": "assistant", "content": [{"type": "text", "text": 4}]}], "text is not text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ASSISTANT],
+            "part that is not text: 'image_url'",
+        ),
+        ([USER, ASSISTANT | {"tool_calls": "x"}], "tool_calls is not a list"),
+        ([USER, ASSISTANT | {"tool_calls": [{"function": {"arguments": "{}"}}]}], "tool_calls: a call has no function name"),
+        ([USER, ASSISTANT | {"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "tool_calls is not JSON"),
+        ([USER, ASSISTANT | {"weight": 0.5}], "weight is not 0 or 1: 0.5"),
+        ([USER, ASSISTANT | {"weight": 0}], "the weight of every reply is 0"),
+        ([USER, ASSISTANT | {"reasoning_content": ["x"]}], "reasoning_content is not text"),
         ([ASSISTANT], "no instruction"),
         ([SYSTEM, ASSISTANT], "no instruction"),
     ],
@@ -220,23 +248,21 @@ def test_bad_messages(turns: Any, reason: str) -> None:
 
 @pytest.mark.parametrize(("human", "gpt"), [("human", "gpt"), ("user", "assistant"), ("human", "model")])
 def test_sharegpt_roles(human: str, gpt: str) -> None:
-    turns = [{"from": "system", "value": "s"}, {"from": human, "value": " q"}, {"from": gpt, "value": "a "}]
+    turns = [{"from": "system", "value": "s"}, {"from": human, "value": "q"}, {"from": gpt, "value": "a"}]
     assert messages_from_sharegpt({"conversations": turns}) == [SYSTEM, *PLAIN]
 
 
 def test_sharegpt_may_keep_the_system_message_apart() -> None:
-    assert messages_from_sharegpt({"system": "s", "conversations": [HUMAN, GPT]}) == [SYSTEM, *PLAIN]
     both = {"system": "s", "conversations": [{"from": "system", "value": "s"}, HUMAN, GPT]}
-    assert messages_from_sharegpt(both) == [SYSTEM, *PLAIN]
-    assert messages_from_sharegpt({"system": None, "conversations": [HUMAN, GPT]}) == PLAIN
+    assert messages_of(both, "sharegpt") == [SYSTEM, *PLAIN]
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"conversations": []}, "conversations is not a list of {from, value}"),
-        ({"conversations": [HUMAN, {"from": "observation", "value": "4"}, GPT]}, "role is not one of human, user.*observation"),
-        ({"conversations": [USER, ASSISTANT]}, "role is not one of human"),
+        ({"conversations": [HUMAN, {"from": "narrator", "value": "4"}, GPT]}, "role is not one of .*human.*narrator"),
+        ({"conversations": [USER, ASSISTANT]}, "role is not one of .*human"),
         ({"conversations": [HUMAN]}, "no response: the last message"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "no response: the assistant message is empty"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "value is not text: 3"),
@@ -246,7 +272,7 @@ def test_sharegpt_may_keep_the_system_message_apart() -> None:
 )
 def test_bad_sharegpt_rows(row: Row, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        messages_from_sharegpt(row)
+        messages_of(row, "sharegpt")
 
 
 # --- the others ------------------------------------------------------------------------------------------------------------
@@ -269,7 +295,7 @@ def test_prompt_and_completion_may_be_conversations() -> None:
         ({"prompt": "q", "completion": [ASSISTANT]}, "prompt is not a list"),
         ({"prompt": [USER], "completion": [USER]}, "no response: the last message"),
         ({"prompt": {"text": "q"}, "completion": "a"}, "prompt is not text"),
-        ({"prompt": [{"role": "tool", "content": "x"}], "completion": [ASSISTANT]}, "role is not one of"),
+        ({"prompt": [{"role": "critic", "content": "x"}], "completion": [ASSISTANT]}, "role is not one of"),
     ],
 )
 def test_bad_prompts_and_completions(row: Row, reason: str) -> None:
@@ -288,7 +314,7 @@ def test_bad_prompts_and_completions(row: Row, reason: str) -> None:
 )
 def test_bad_questions_and_answers(name: str, row: Row, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        converter(name)(row)
+        FORMATS[name].convert(row)
 
 
 # --- all together ------------------------------------------------------------------------------------------------------------
@@ -321,3 +347,66 @@ def test_no_row_breaks_a_converter(name: str, data: Any) -> None:
     record = data.draw(st.dictionaries(columns, JSON))
     for _, messages in convert([record], name, {}):
         assert isinstance(messages, BadRow) or messages[-1]["role"] == "assistant"
+
+
+# --- what a turn has besides its text ---
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}
+TOOL = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL["function"]]},
+        {"role": "assistant", "function_call": CALL["function"]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL | {"index": 0}]},
+    ],
+)
+def test_every_form_of_a_tool_call_is_kept(turn: Row) -> None:
+    for row in ({"messages": [USER, turn]}, {"prompt": [USER], "completion": [turn]}):
+        messages = messages_of(row, recognise([row], "x", {}))
+        assert messages[-1]["content"] == "" and extra_of(messages[-1]) == {"tool_calls": [CALL]}
+
+
+def test_sharegpt_calls_and_their_results_are_turns() -> None:
+    call = {"from": "function_call", "value": json.dumps({"name": "weather", "arguments": {"city": "Rome"}})}
+    row = {"conversations": [HUMAN, call, {"from": "observation", "value": '{"t":21}'}, GPT], "tools": '[{"name":"weather"}]'}
+    messages = messages_of(row, "sharegpt")
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
+    assert extra_of(messages[0]) == {"tools": [TOOL]}
+    assert extra_of(messages[1])["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])])
+@pytest.mark.parametrize("name", ROWS)
+def test_tools_are_kept_whatever_the_format(name: str, tools: Any) -> None:
+    assert extra_of(messages_of(ROWS[name] | {"tools": tools}, name)[0]) == {"tools": [TOOL]}
+    assert messages_of(ROWS[name] | {"tools": ""}, name) == messages_of(ROWS[name] | {"tools": []}, name) == PLAIN
+    for bad in ("not JSON", [{"x": 1}], {"name": "f"}):
+        with pytest.raises(BadRow, match="tools"):
+            messages_of(ROWS[name] | {"tools": bad}, name)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_kept_or_dropped(key: str) -> None:
+    row = {"messages": [USER, ASSISTANT | {key: "Because."}]}
+    assert extra_of(messages_of(row, "messages")[-1]) == {"reasoning_content": "Because."}
+    assert messages_of(row, "messages", thinking="drop") == PLAIN
+    inline = {"messages": [USER, {"role": "assistant", "content": "<think>Because.</think>\n\na"}]}
+    assert messages_of(inline, "messages")[-1]["content"] == inline["messages"][1]["content"]
+    assert messages_of(inline, "messages", thinking="drop") == PLAIN
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "q1 "}, {"type": "text", "text": "q2"}]
+    assert messages_of({"messages": [{"role": "user", "content": parts}, ASSISTANT]}, "messages")[0]["content"] == "q1 q2"
+
+
+def test_a_weight_of_0_is_kept_and_tells_rows_apart() -> None:
+    turns = [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]
+    messages = messages_of({"messages": turns}, "messages")
+    assert [extra_of(message) for message in messages] == [{}, {"weight": 0}, {}, {}]
+    assert content_id(messages) != content_id(messages_of({"messages": [USER, ASSISTANT] * 2}, "messages"))
+    assert content_id(PLAIN) == digest([["user", "q"], ["assistant", "a"]])

@@ -110,7 +110,7 @@ def test_a_mapping_is_checked_whatever_the_format(format_name: str, tmp_path: Pa
 
 def test_a_format_that_is_set_is_not_guessed(tmp_path: Path) -> None:
     rows = [{**alpaca(1)[0], "question": "q", "answer": "a"}]
-    assert look_at(jsonl(tmp_path, rows)).format_name == "alpaca"
+    assert look_at(jsonl(tmp_path, rows), format="alpaca").format_name == "alpaca"
     assert look_at(jsonl(tmp_path, rows), format="gsm8k").format_name == "gsm8k"
 
 
@@ -178,3 +178,51 @@ def test_the_most_frequent_reason_is_shown_if_no_row_can_be_used(tmp_path: Path)
 def test_prompts_alone_are_of_no_use(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no response: completion is empty"):
         look_at(jsonl(tmp_path, [{"prompt": "q"}]), format="prompt_completion")
+
+
+# --- what is not used, and what is asked for ---
+
+
+def test_columns_and_keys_of_messages_that_nothing_reads_are_listed(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q", "lang": "en"}, {"role": "assistant", "content": "a", "name": None}]
+    seen = look_at(jsonl(tmp_path, [{"messages": turns, "id": 1, "source": "s", "quality": 3, "note": None, "tools": []}]))
+    assert seen.unused == ("messages.lang", "quality")
+    assert seen.describe("x").endswith("columns not used: messages.lang, quality")
+
+
+@pytest.mark.parametrize("column", ["context", "passage", "choices", "image", "history"])
+def test_a_column_that_a_question_needs_is_asked_for(column: str, tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"question": "Who?", column: "By Ana.", "answer": "Ana"}])
+    with pytest.raises(UserError, match=f"(?s)does not read the column {column}.*data.columns=.context: {column}"):
+        look_at(path)
+    assert look_at(path, format="gsm8k").unused == (column,)
+
+
+def test_a_context_that_is_mapped_stands_before_the_question(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"question": "Who?", "passage": "By Ana.", "answer": "Ana"}])
+    ((_, messages),) = look_at(path, columns={"context": "passage"}).records
+    assert [message["content"] for message in messages] == ["By Ana.\n\nWho?", "Ana"]
+
+
+def test_columns_of_two_formats_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="(?s)several formats.*gsm8k.*metamath.*data.format"):
+        look_at(jsonl(tmp_path, [{"question": "q", "answer": "a", "query": "x", "response": "y"}]))
+
+
+def test_a_mapping_that_the_format_does_not_read_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"question": "q", "extra": "x", "answer": "a"}])
+    with pytest.raises(UserError, match="gsm8k does not read input"):
+        look_at(path, columns={"input": "extra"})
+
+
+def test_a_system_message_of_another_name_is_used(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"id": "flan.1", "system_prompt": "In French.", "question": "Hello", "response": "Bonjour"}])
+    seen = look_at(path, columns={"answer": "response", "system": "system_prompt"})
+    ((_, messages),) = seen.records
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert seen.unused == ()
+
+
+def test_an_unknown_group_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.group_by: .* has no column 'nope'"):
+        look_at(jsonl(tmp_path, alpaca(3)), group_by="nope")

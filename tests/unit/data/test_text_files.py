@@ -17,6 +17,7 @@ from ual_ray.data import text_files
 from ual_ray.data.formats import BadRow
 from ual_ray.data.reading import byte_ranges, find_pieces, read_piece
 from ual_ray.data.text_files import array_items, lines_of, map_lines
+from ual_ray.errors import UserError
 
 
 def read(path: Path) -> list[Any]:
@@ -54,12 +55,12 @@ def test_half_a_surrogate_pair_and_long_numbers_cost_no_file(tmp_path: Path) -> 
 def test_cells_that_are_too_many_or_too_few(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('\na,b\n1,"2\n2"\n\n3\n4,5,6\n"7"x,8\n9,10\n11,"open\n12,13\n')
-    first, few, many, broken, good, unclosed = read(path)
+    first, few, many, broken, good, *unclosed = read(path)
     assert (first, good) == ({"a": "1", "b": "2\n2"}, {"a": "9", "b": "10"})
     assert "wrong number of cells: line 6: 1, not 2" in str(few) and few.raw == "3"
     assert "line 7: 3, not 2" in str(many) and many.raw == "4,5,6"
     assert "not CSV: line 8" in str(broken)
-    assert "not CSV: line 10" in str(unclosed)
+    assert [(str(row)[:16], row.raw) for row in unclosed] == [("not CSV: line 10", '11,"open'), ("not CSV: line 10", "12,13")]
 
 
 def test_cells_may_be_long(tmp_path: Path) -> None:
@@ -121,3 +122,64 @@ def test_a_line_that_is_no_text_is_one_bad_row() -> None:
     assert isinstance(bad, BadRow)
     assert str(bad).startswith("not UTF-8: line 2")
     assert bad.raw == '{"a": "\\xff"}'
+
+
+@pytest.mark.parametrize("ending", ['"wrong" 400', '400"', "400"], ids=["error", "closed", "never_closed"])
+def test_every_line_that_a_stray_quote_takes_in_is_counted_and_kept(ending: str, tmp_path: Path) -> None:
+    lines = [f"question {n},answer {n}" for n in range(1000)]
+    lines[2], lines[400] = 'question 2,"answer 2', f"question 400,{ending}"
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["q,a", *lines, ""]))
+    found = read(path)
+    assert len(found) == 1000
+    bad = [row for row in found if isinstance(row, BadRow)]
+    last = 999 if ending == "400" else 400
+    assert [row.raw for row in bad] == lines[2 : last + 1]
+    assert all("line 4: " in str(row) and f"lines 4 to {last + 2}" in str(row) or len(bad) == 1 for row in bad)
+
+
+@pytest.mark.parametrize("text", ["a, b\nc, d\ne", "one\n\ntwo, three\n\nfour\nfive\nsix, or seven\neight\nnine"])
+def test_a_text_of_many_lines_is_a_cell(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'q,a\nx,"{text}"\n')
+    assert read(path) == [{"q": "x", "a": text}]
+
+
+NUMBERS = [
+    "0.5",
+    "1e5",
+    "1E+05",
+    "1e-5",
+    "-1.25e-10",
+    "-0",
+    "-0.0",
+    "123",
+    "1.0",
+    "NaN",
+    "-Infinity",
+    "Infinity",
+    "true",
+    "null",
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("behind", ["]", " ]", ", 7]"])
+def test_a_number_may_be_cut_anywhere_at_the_end_of_a_block(number: str, behind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"[{number}{behind}"
+    expected = json.loads(text)
+    for block in range(1, len(text) + 1):
+        monkeypatch.setattr(text_files, "BLOCK", block)
+        found = [*text_files.array_items(io.StringIO(text), "x")]
+        assert repr(found) == repr(expected), block
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}]', '[\n  {"a": 1}\n]', " [{}\n]", "[\n", "[]"])
+def test_an_array_named_jsonl_is_told(text: str) -> None:
+    with pytest.raises(UserError, match="(?s)one JSON array.*rename it to .json"):
+        text_files.check_no_array(text, "rows.jsonl")
+
+
+@pytest.mark.parametrize("text", ['{"a": [1]}', "[1, 2]\n", "", "x"])
+def test_other_lines_are_no_array(text: str) -> None:
+    text_files.check_no_array(text, "rows.jsonl")

@@ -79,3 +79,10 @@ def test_no_match_shows_an_id_of_each_side() -> None:
     with pytest.raises(UserError, match="'zz'") as caught:
         match_labels({"zz": True}, pa.chunked_array([["aa"]]), pa.chunked_array([["row-1"]]))
     assert "'aa'" in str(caught.value) and "'row-1'" in str(caught.value)
+
+
+def test_a_label_of_an_id_that_repeats_is_refused() -> None:
+    ids, given = pa.chunked_array([["aa", "bb"]]), pa.chunked_array([["0", "0"]])
+    with pytest.raises(UserError, match="(?s)that of several rows.*'0'.*content id"):
+        match_labels({"0": True}, ids, given)
+    assert match_labels({"bb": True}, ids, given)[1] == 1

@@ -1,0 +1,40 @@
+"""A record of the user's data, the reason why one cannot be used, and its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+# Put before the question, where `data.columns` maps it.
+CONTEXT = "context"
+
+
+class BadRow(ValueError):
+    """A row that cannot be used: the reason it is quarantined with, and `raw`, the text of a line that is not a record."""
+
+    def __init__(self, reason: str, raw: str | None = None) -> None:
+        """Keep the reason, and the raw text."""
+        super().__init__(reason)
+        self.raw = raw
+
+
+def text_of(record: Record, column: str) -> str:
+    """Return the text of a column as it is; "" where it is missing or null. Raises BadRow for a value that is not text."""
+    value = record.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"{column} is not text: {value!r:.80}")
+    check_unicode(column, value)
+    return value
+
+
+def check_unicode(column: str, value: str) -> None:
+    """Raise BadRow for a text that cannot be encoded."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"{column} is not Unicode: it holds half a surrogate pair") from None

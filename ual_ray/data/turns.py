@@ -1,0 +1,174 @@
+"""Turns of chats: a record's message as a canonical one, with its tool calls, its reasoning and its weight.
+
+Nothing that changes what a turn means is left out in silence: it is used, or the row is bad and its reason names the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, with_extra
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SHAREGPT_ROLES = {
+    **ROLES,
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+KEYS = {"role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight", *THOUGHT_KEYS}
+
+
+def unused_keys(turn: Mapping[str, Any]) -> list[str]:
+    """List the keys of a message that `turn_of` does not read."""
+    return [str(key) for key, value in turn.items() if key not in KEYS and value is not None]
+
+
+def turns_of(record: Record, column: str, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Message]:
+    """Convert a column of turns. Raises BadRow."""
+    turns = record.get(column)
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"{column} is not a list of {{{role_key}, {content_key}}}")
+    return [turn_of(turn, role_key, content_key, roles) for turn in turns]
+
+
+def turn_of(turn: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Message:
+    """Convert one turn. Raises BadRow."""
+    given = turn.get(role_key) if isinstance(turn, Mapping) else None
+    role = roles.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise BadRow(f"a message's role is not one of {', '.join(roles)}: {turn!r:.80}")
+    content, calls = _content(turn, content_key), _calls(turn)
+    if given == "function_call":
+        given_calls = _parsed(content, "function_call")
+        content, calls = "", [_call(call) for call in (given_calls if isinstance(given_calls, list) else [given_calls])]
+    if not content.strip() and not calls and role not in ("system", "tool"):
+        raise BadRow("no response: the assistant message is empty" if role == "assistant" else "empty message")
+    extra = {
+        "tool_calls": calls,
+        "reasoning_content": next(filter(None, (text_of(turn, key) for key in THOUGHT_KEYS)), ""),
+        "name": text_of(turn, "name"),
+        "tool_call_id": text_of(turn, "tool_call_id"),
+        "weight": _weight(turn) if role == "assistant" else None,
+    }
+    message = with_extra(Message(role=role, content=content), **extra)
+    check_unicode("a message", message.get("extra") or "")
+    return message
+
+
+def checked(messages: list[Message]) -> Messages:
+    """Return the messages. Raises BadRow unless a user asks and the assistant has the last word."""
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("no response: the last message is not the assistant's")
+    if not any(message["role"] == "user" for message in messages):
+        raise BadRow("no instruction: there is no user message")
+    if all(extra_of(message).get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise BadRow("no response: the weight of every reply is 0")
+    return messages
+
+
+def add_common(record: Record, messages: Messages, names: Collection[str]) -> Messages:
+    """Add what the named columns of a record hold: context, system message, tools. Raises BadRow."""
+    added = list(messages)
+    if CONTEXT in names and (context := text_of(record, CONTEXT)).strip():
+        at = next(at for at, message in enumerate(added) if message["role"] == "user")
+        added[at] = Message(**{**added[at], "content": f"{context}\n\n{added[at]['content']}"})
+    if "system" in names and (system := text_of(record, "system")).strip():
+        if added[0]["role"] != "system":
+            added.insert(0, Message(role="system", content=system))
+        elif added[0]["content"] != system:
+            raise BadRow("two system messages: the column system is not the first message")
+    tools = [tool for name in ("tools", "functions") if name in names for tool in _tools(record, name)]
+    if tools:
+        added[0] = with_extra(added[0], tools=tools)
+        check_unicode("tools", added[0]["extra"] or "")
+    return added
+
+
+def without_thoughts(messages: Messages) -> Messages:
+    """Leave out the reasoning of replies. Raises BadRow for a reply that is nothing else."""
+    kept = []
+    for message in messages:
+        content = THOUGHT.sub("", message["content"], count=1) if message["role"] == "assistant" else message["content"]
+        extra = {key: value for key, value in extra_of(message).items() if key != "reasoning_content"}
+        if not content.strip() and message["content"].strip() and "tool_calls" not in extra:
+            raise BadRow("no response: the assistant message is empty without its reasoning")
+        kept.append(with_extra(Message(role=message["role"], content=content), **extra))
+    return kept
+
+
+def _content(turn: Mapping[str, Any], key: str) -> str:
+    """Return the text of a turn, which may be a list of parts."""
+    parts = turn.get(key)
+    if not isinstance(parts, list):
+        return text_of(turn, key)
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise BadRow(f"{key} has a part that is not text: {kind!r:.80}")
+    return "".join(text_of(part, "text") for part in parts)
+
+
+def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    calls = turn.get("tool_calls") or []
+    if turn.get("function_call"):  # the form before tool_calls
+        calls = [turn["function_call"]]
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise BadRow(f"tool_calls is not a list: {calls!r:.80}")
+    return [_call(call) for call in calls]
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """Return a tool call as {type, function: {name, arguments}}, with its id if it has one."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRow(f"tool_calls: a call has no function name: {call!r:.80}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        _parsed(arguments, "tool_calls")
+    elif not isinstance(arguments, Mapping):
+        arguments = "{}"
+    own = {"id": call["id"]} if call.get("id") else {}
+    return {**own, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tools(record: Record, column: str) -> list[dict[str, Any]]:
+    """Return the tools of a row as {type, function}, from a list or its JSON text."""
+    tools = record.get(column)
+    tools = _parsed(tools, column) if isinstance(tools, str) and tools.strip() else tools or []
+    if not isinstance(tools, list):
+        raise BadRow(f"{column} is not a list: {tools!r:.80}")
+    wrapped = []
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRow(f"{column}: a tool has no name: {tool!r:.80}")
+        wrapped.append({"type": "function", "function": function})
+    return wrapped
+
+
+def _parsed(text: str, column: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRow(f"{column} is not JSON: {text!r:.80}") from error
+
+
+def _weight(turn: Mapping[str, Any]) -> int | None:
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise BadRow(f"weight is not 0 or 1: {weight!r:.80}")
+    return 0 if weight == 0 else None
