@@ -60,6 +60,12 @@ class ElicitConfig(Section):
     samples: int = key(
         8, ge=1, affects="scores", description="replies per row, for mode=sampled, self_consistency and semantic_entropy"
     )
+    thinking_tokens: int = key(
+        0,
+        ge=0,
+        affects="scores",
+        description="mode sampled: tokens that the elicitor may think before a number or letter; what it thinks is not read",
+    )
     temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
     max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")
     retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")

@@ -15,7 +15,7 @@ from ual_ray.config import ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import MISSING, Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.requests import Failure, Overlong, Request, Result
+from ual_ray.engines.requests import CompletionResult, Failure, Overlong, Request, Result
 from ual_ray.models.truncate import MOST_CUTS, shorten
 
 Row = dict[str, Any]
@@ -123,7 +123,7 @@ class ScoreRows:
             columns[col.retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
         missing = [name for name in self._needed if measurement.estimates[name].uncertainty is None]
         failures = {failure.reason for name in measurement.asked for failure in measurement.failures(name)}
-        unread = unparsable(missing) if missing and not failures else None
+        unread = unparsable(missing) + _cut(measurement, missing) if missing and not failures else None
         paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
             col.RESPONSE_LENGTH: len(row[col.MESSAGES][-1]["content"]),
@@ -146,6 +146,15 @@ def needed(config: ElicitConfig) -> tuple[str, ...]:
 def unparsable(names: Iterable[str]) -> str:
     """Write the error of a row on which these estimators have no parsable reply."""
     return f"unparsable: no usable reply for {', '.join(names)}"
+
+
+def _cut(measurement: Measurement, names: Iterable[str]) -> str:
+    """Say how many of these estimators' replies were cut, if any."""
+    results = [measurement.results[request] for name in names for request in measurement.asked[name]]
+    replies = [
+        cut for result in results if isinstance(result, CompletionResult) for cut in result.cut or [False] * len(result.texts)
+    ]
+    return f" ({sum(replies)} of {len(replies)} replies were cut at their token limit)" if any(replies) else ""
 
 
 def position(identity: str) -> float:

@@ -151,9 +151,12 @@ class OpenAIEngine:
                 question["logprobs"] = True
             replies += await self._ask(question, read_replies, tally)
             turn += 1
-        texts = tuple(text for text, _, _ in replies[: request.n])
-        confidence = replies[0][1:] if request.confidence else (None, None)
-        return CompletionResult(texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *confidence)
+        first, kept = replies[0], replies[: request.n]
+        confidence = (first.log_probability, first.tokens) if request.confidence else (None, None)
+        texts, cut = (tuple(part) for part in zip(*((reply.text, reply.cut) for reply in kept), strict=True))
+        return CompletionResult(
+            texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *confidence, cut if any(cut) else ()
+        )
 
     def _question(self, prompt: Turns, max_tokens: int, temperature: float = 0.0) -> Body:
         return {"model": self._model, **chat_body(prompt), "max_tokens": max_tokens, "temperature": temperature}

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Body = dict[str, Any]
-# A text, and if the server gives them the summed log-probability (nats) of its tokens and their number.
-Reply = tuple[str, float | None, int | None]
+
+
+class Reply(NamedTuple):
+    """A text, whether it was cut, and if the server gives them its tokens' summed log-probability (nats) and number."""
+
+    text: str
+    cut: bool
+    log_probability: float | None
+    tokens: int | None
 
 
 class MalformedReply(Exception):
@@ -36,7 +43,7 @@ def used_tokens(body: Body, name: str) -> int:
 
 def read_replies(body: Body) -> list[Reply]:
     """Read the choices that have a text. Raises MalformedReply when none has."""
-    return [(text, *_log_probability(choice)) for text, choice in _texts(body)]
+    return [Reply(text, choice.get("finish_reason") == "length", *_log_probability(choice)) for text, choice in _texts(body)]
 
 
 def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...]:
@@ -59,11 +66,23 @@ def _texts(body: Body) -> list[tuple[str, Body]]:
     if not isinstance(choices, list) or not choices:
         raise MalformedReply("no choices")
     messages = [(choice.get("message"), choice) for choice in choices if isinstance(choice, dict)]
-    contents = [(message.get("content"), choice) for message, choice in messages if isinstance(message, dict)]
-    texts = [(content, choice) for content, choice in contents if isinstance(content, str)]
+    contents = [(_content(message, choice), choice) for message, choice in messages if isinstance(message, dict)]
+    texts = [(content, choice) for content, choice in contents if content is not None]
     if not texts:
         raise MalformedReply("no content")
     return texts
+
+
+def _content(message: Body, choice: Body) -> str | None:
+    """Read a message's text; "" where it only has thoughts or a refusal, None where it has nothing."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    if isinstance(content, str):
+        return content
+    answered = any(message.get(name) for name in ("reasoning_content", "reasoning", "refusal"))
+    return "" if answered or choice.get("finish_reason") == "length" else None
 
 
 def _log_probability(choice: Body) -> tuple[float | None, int | None]:

@@ -97,7 +97,7 @@ class LikelihoodResult:
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """All `n` replies.
+    """All `n` replies. `cut`: which of them ended at the token limit (finish_reason "length"); empty = none.
 
     If confidence was requested and is available: the summed log-probability (nats) of the first reply's tokens, and their
     number, the end-of-turn token included if the engine generates it.
@@ -109,6 +109,12 @@ class CompletionResult:
     calls: int = 1
     log_probability: float | None = None
     scored_tokens: int | None = None
+    cut: tuple[bool, ...] = ()
+
+    @property
+    def whole(self) -> list[str | None]:
+        """The replies, None for one that was cut: what it would have answered is unknown."""
+        return [None if cut else text for text, cut in zip(self.texts, self.cut or (False,) * len(self.texts), strict=True)]
 
     @property
     def confidence(self) -> float | None:

@@ -205,7 +205,8 @@ class _CompletionJob(_Job):
         first = output.outputs[0]
         sure = getattr(first, "cumulative_logprob", None) if self.confidence else None
         scored = len(first.token_ids) if sure is not None else None
-        return CompletionResult(texts, _prompt_length(output), generated, log_probability=sure, scored_tokens=scored)
+        cut = tuple(sample.finish_reason == "length" for sample in output.outputs)
+        return CompletionResult(texts, _prompt_length(output), generated, 1, sure, scored, cut if any(cut) else ())
 
 
 def _job(request: Request, renderer: ChatRenderer) -> _Job:

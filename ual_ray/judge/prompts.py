@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,8 +15,6 @@ from ual_ray.engines.requests import Turns
 FIRST, SECOND = "m", "M"
 LETTERS = (FIRST, SECOND)
 PLACEHOLDERS = {"comparison": {"conversation", "first", "second"}}
-# A single letter: not within a word, nor after the apostrophe of "I'm".
-VERDICT = re.compile(r"(?<![\w'’])[mM](?![\w'’])")
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,3 @@ def as_text(messages: Sequence[Message]) -> str:
 def named(message: Message) -> str:
     """Format a message as text with its role."""
     return f"{message['role'].capitalize()}: {message['content']}"
-
-
-def parse_verdict(text: str) -> str | None:
-    """Extract the letter, m or M, from a reply; None if there is none, or both."""
-    found = set(VERDICT.findall(text))
-    return found.pop() if len(found) == 1 else None

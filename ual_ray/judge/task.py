@@ -5,19 +5,17 @@ Runs inside an actor, or directly in a unit test.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scipy.special import expit
-
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
+from ual_ray.engines.readings import choice_shares, read_letter
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, Turns
 from ual_ray.judge.pairs import EARLIER_CANDIDATE, EARLIER_REFERENCE
-from ual_ray.judge.prompts import FIRST, LETTERS, load_judge_prompts, parse_verdict
+from ual_ray.judge.prompts import FIRST, LETTERS, load_judge_prompts
 
 Row = dict[str, Any]
 
@@ -80,16 +78,15 @@ class JudgeRows:
 def probability_of_first(result: Result) -> float | None:
     """Parse a verdict: the probability that the reply shown first is better, in [0, 1]; None if unparsable.
 
-    From log-probabilities P(m) / (P(m) + P(M)); of a sampled verdict 0 or 1.
+    From log-probabilities P(m) / (P(m) + P(M)), unless both together are improbable; of a sampled verdict 0 or 1.
     """
     if isinstance(result, CompletionResult):
-        letter = parse_verdict(result.texts[0])
+        (text,) = result.whole
+        letter = None if text is None else read_letter(text, LETTERS)
         return None if letter is None else float(letter == FIRST)
     if isinstance(result, ChoiceResult):
-        first, second = result.log_probabilities
-        if max(first, second) == -math.inf:
-            return None
-        return float(expit(first - second))
+        shares = choice_shares(result.log_probabilities)
+        return None if shares is None else shares[0]
     return None
 
 

@@ -16,12 +16,13 @@ from ual_ray.config import ElicitConfig
 from ual_ray.elicit.embedding import EmbeddingGrouping
 from ual_ray.elicit.estimators import ESTIMATORS, MISSING, Estimate, make_estimators
 from ual_ray.elicit.estimators.likelihood import NegativeLogLikelihood, SummedNegativeLogLikelihood
-from ual_ray.elicit.estimators.p_true import PTrue, parse_letter
-from ual_ray.elicit.estimators.replies import LONGEST_RATING, MIN_CHOICE_MASS, Sampling, mean_of_parsed, softmax
+from ual_ray.elicit.estimators.p_true import PTrue
+from ual_ray.elicit.estimators.replies import LONGEST_RATING, Sampling, mean_of_parsed
 from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, entropy_of
-from ual_ray.elicit.estimators.verbalized import Verbalized, parse_number
+from ual_ray.elicit.estimators.verbalized import Verbalized
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
+from ual_ray.engines.readings import MIN_CHOICE_MASS, softmax
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -183,77 +184,7 @@ def test_verbalized_rises_with_the_digit(low: int, step: int, share: float) -> N
     assert less - 1e-12 <= mixed <= more + 1e-12
 
 
-# --- reading replies -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("7", 7),
-        (" 7\n", 7),
-        ("7/9", 7),
-        ("7 / 9", 7),
-        ("I would say 3.", 3),
-        ("**7**", 7),
-        ("(7)", 7),
-        ("7, because 2 is too low", 7),
-        ("GPT4 says 7", 7),
-        ("Q2: 7", 7),
-        ("0", 0),
-        ("09", 9),
-        ("7.5", None),  # which of the two it means is not known
-        ("0.9", None),
-        (".5", None),
-        ("-3", None),
-        ("10", None),
-        ("99", None),
-        ("3rd", None),
-        ("x7y", None),
-        ("COVID-9", None),
-        ("seven", None),
-        ("", None),
-    ],
-)
-def test_the_first_whole_number_on_the_scale_is_read(text: str, expected: int | None) -> None:
-    assert parse_number(text, 0, 9) == expected
-
-
-@pytest.mark.parametrize(("text", "expected"), [("10", 10), ("100", 100), ("101", None), ("100%", 100), ("1000", None)])
-def test_numbers_of_several_digits_are_read_whole(text: str, expected: int | None) -> None:
-    assert parse_number(text, 0, 100) == expected
-
-
-@given(text=st.text(st.sampled_from("0123456789.-/ ab,\n")), highest=st.sampled_from([5, 9, 100]))
-def test_what_is_read_is_on_the_scale(text: str, highest: int) -> None:
-    number = parse_number(text, 1, highest)
-    assert number is None or (1 <= number <= highest and number == int(number) and str(int(number)) in text)
-
-
-@given(
-    before=st.sampled_from(["", "I say ", "\n", "("]),
-    number=st.integers(0, 100),
-    after=st.sampled_from(["", ".", "/100", ")", " of 7"]),
-)
-def test_a_number_of_the_scale_is_read_wherever_it_stands(before: str, number: int, after: str) -> None:
-    assert parse_number(f"{before}{number}{after}", 0, 100) == number
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted", "expected"),
-    [
-        ("A", "A", 1.0),
-        ("B.", "A", 0.0),
-        ("(B)", "B", 1.0),
-        ("Answer: A", "A", 1.0),
-        ("Both? B", "B", 1.0),
-        ("A or B", "B", 0.0),
-        ("Yes", "A", None),
-        ("a", "A", None),  # an article is no verdict
-        ("", "A", None),
-    ],
-)
-def test_the_first_letter_that_stands_alone_is_read(text: str, wanted: str, expected: float | None) -> None:
-    assert parse_letter(text, wanted) == expected
+# --- replies that can be read ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -467,6 +398,14 @@ def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
             uncertainty, raw = reduce(estimator, said(*answers), messages=messages)
             assert uncertainty is not None and 0 <= uncertainty <= 1
             assert raw is not None and math.isfinite(raw)
+
+
+def test_an_answer_that_was_cut_does_not_vote() -> None:
+    result = CompletionResult(("#### 4", "#### 4", "It is 7", "<think>5"), 1, 1, cut=(False, False, True, False))
+    assert reduce(self_consistency(), result, messages=SUM)[0] == 0
+    assert reduce(semantic_entropy(), result, messages=SUM)[0] == 0
+    most = CompletionResult(("#### 4", "7", "8"), 1, 1, cut=(False, True, True))
+    assert reduce(self_consistency(), most, messages=SUM) == reduce(semantic_entropy(), most, messages=SUM) == (None, None)
 
 
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any))

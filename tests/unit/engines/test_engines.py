@@ -179,7 +179,8 @@ class StandIn:
         count = getattr(wanted, "n", 1)
         sure = -0.5 if getattr(wanted, "logprobs", None) is not None else None
         samples = [
-            SimpleNamespace(text=f"t{at}", token_ids=[1, 2], logprobs=[values], cumulative_logprob=sure) for at in range(count)
+            SimpleNamespace(text=f"t{at}", token_ids=[1, 2], logprobs=[values], cumulative_logprob=sure, finish_reason="stop")
+            for at in range(count)
         ]
         given = [None, *({token: value(token)} for token in tokens[1:])]
         return SimpleNamespace(prompt_token_ids=tokens, prompt_logprobs=given, outputs=samples)

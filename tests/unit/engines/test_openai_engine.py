@@ -289,6 +289,23 @@ def test_replies_beyond_n_and_empty_ones_are_left_out(build: Build, server: Serv
     assert result == CompletionResult(("a", "b"), prompt_tokens=7, generated_tokens=4, calls=2)
 
 
+def test_thoughts_without_an_answer_are_a_reply_that_was_cut_and_not_asked_again(build: Build, server: Server) -> None:
+    body = completion([None])
+    body["choices"][0] |= {"finish_reason": "length", "message": {"content": None, "reasoning_content": "Let me think about"}}
+    server.plans["think"] = [reply(body)]
+    (result,) = build().run([Completion(ask("think"), 9)])
+    assert isinstance(result, CompletionResult)
+    assert (result.texts, result.whole, result.calls) == (("",), [None], 1)
+
+
+def test_a_text_in_parts_is_put_together(build: Build, server: Server) -> None:
+    body = completion([None])
+    body["choices"][0]["message"] = {"content": [{"type": "text", "text": "Rating: "}, {"type": "text", "text": "7"}]}
+    server.plans["parts"] = [reply(body)]
+    (result,) = build().run([Completion(ask("parts"), 9)])
+    assert isinstance(result, CompletionResult) and result.texts == ("Rating: 7",)
+
+
 def test_confidence_is_read_off_the_tokens_where_a_server_gives_them(build: Build, server: Server) -> None:
     tokens = [{"token": "a", "logprob": math.log(0.5)}, {"token": "b", "logprob": math.log(0.125)}]
     answer = completion(["ab"])

@@ -17,9 +17,10 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineSpec, make_engine
+from ual_ray.engines.readings import read_letter
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, overlong
 from ual_ray.errors import UserError
-from ual_ray.judge.prompts import as_text, load_judge_prompts, parse_verdict
+from ual_ray.judge.prompts import LETTERS, as_text, load_judge_prompts
 from ual_ray.judge.task import RETRIES, JudgeRows, preference_of_candidate, probability_of_first
 
 Row = dict[str, Any]
@@ -91,7 +92,7 @@ def test_a_judge_that_takes_the_first_prefers_by_order_alone() -> None:
     assert [one["preference"] for one in JudgeRows("big")(rows, engine)] == pytest.approx([1.9, 1.1])
 
 
-@given(first=st.floats(-700, 0), second=st.floats(-700, 0))
+@given(first=st.floats(-4, 0), second=st.floats(-700, 0))
 def test_the_two_orders_mirror_each_other(first: float, second: float) -> None:
     share = probability_of_first(ChoiceResult((first, second), prompt_tokens=1))
     swapped = probability_of_first(ChoiceResult((second, first), prompt_tokens=1))
@@ -132,7 +133,7 @@ def saying(*texts: str) -> Judge:
     return Judge(lambda request: CompletionResult((next(said),), prompt_tokens=5, generated_tokens=2))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("m", 2.0), (" M.", 1.0), ("**M**", 1.0), ("Reply m is better", 2.0)])
+@pytest.mark.parametrize(("text", "expected"), [("m", 2.0), (" M.", 1.0), ("**M**", 1.0), ("The better reply: m", 2.0)])
 def test_a_sampled_verdict(text: str, expected: float) -> None:
     engine = saying(text)
     (judged,) = JudgeRows("big", "sampled")([row()], engine)
@@ -156,6 +157,18 @@ def test_a_verdict_that_stays_unreadable_is_missing() -> None:
     assert judged["error"].startswith("unparsable:")
 
 
+def test_letters_that_are_improbable_together_are_no_verdict() -> None:
+    engine = Judge(lambda request: ChoiceResult((-30.0, -33.0), 1))
+    (judged,) = JudgeRows("big")([row()], engine)
+    assert (judged["preference"], judged["status"]) == (None, "quarantined")
+
+
+def test_a_verdict_that_was_cut_is_missing() -> None:
+    engine = Judge(lambda request: CompletionResult(("m",), 1, 8, cut=(True,)))
+    (judged,) = JudgeRows("big", "sampled")([row()], engine)
+    assert judged["preference"] is None
+
+
 def test_a_failed_engine_is_not_asked_again_here() -> None:
     engine = Judge(lambda request: Failure("engine: away"))
     (judged,) = JudgeRows("big", "sampled")([row()], engine)
@@ -165,12 +178,12 @@ def test_a_failed_engine_is_not_asked_again_here() -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        *[("m", "m"), ("M", "M"), ("m\n\nBecause", "m"), ("The answer is M.", "M"), ("(m)", "m"), ("M, M", "M")],
+        *[("m", "m"), ("M", "M"), ("m\n\nBecause", "m"), ("The answer is M.", "M"), ("(m)", "m"), ("Verdict: M", "M")],
         *[("I'm not sure", None), ("I’m not sure", None), ("m or M", None), ("Mm", None), ("", None), ("A", None)],
     ],
 )
 def test_reading_a_verdict(text: str, letter: str | None) -> None:
-    assert parse_verdict(text) == letter
+    assert read_letter(text, LETTERS) == letter
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,8 +10,9 @@ from typing import ClassVar
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
-from ual_ray.elicit.estimators.replies import Sampling, choice_shares, mean_of_parsed
+from ual_ray.elicit.estimators.replies import Sampling, mean_of_parsed
 from ual_ray.elicit.prompts import FIRST, SECOND, Prompts, load_prompts
+from ual_ray.engines.readings import choice_shares, read_letter
 from ual_ray.engines.requests import Choice, ChoiceResult, CompletionResult, Request, Result
 
 
@@ -58,12 +58,7 @@ def _share_of_no(result: Result, no: str) -> tuple[float, float] | None:
         first, second = result.log_probabilities
         return (shares[1], second - first) if no == SECOND else (shares[0], first - second)
     if isinstance(result, CompletionResult):
-        share = mean_of_parsed([parse_letter(text, no) for text in result.texts])
+        letters = [text and read_letter(text, (FIRST, SECOND)) for text in result.whole]
+        share = mean_of_parsed([float(letter == no) if letter else None for letter in letters])
         return None if share is None else (share, share)
     return None
-
-
-def parse_letter(text: str, wanted: str) -> float | None:
-    """Compare the first standalone A or B of a reply with the wanted one: 1 or 0; None where there is neither."""
-    found = re.search(rf"\b([{FIRST}{SECOND}])\b", text)
-    return float(found[1] == wanted) if found else None

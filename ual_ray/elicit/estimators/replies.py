@@ -1,4 +1,4 @@
-"""How the estimators sample replies, and how they read probabilities and parsed values out of replies."""
+"""How the estimators sample replies, and what they make of those that could be read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from ual_ray.config import ElicitConfig
 from ual_ray.engines.requests import Completion, Turns
 
-# If all choices together are less probable than this, their relative probabilities are noise.
-MIN_CHOICE_MASS = 0.01
 # If a smaller share of the replies can be parsed, the row is not scored.
 MIN_PARSED_SHARE = 0.5
-LONGEST_RATING = 8  # tokens of a sampled number or letter
+# Tokens of a sampled number or letter with its label; a reply that is longer is cut, and not read.
+LONGEST_RATING = 16
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Sampling:
     @classmethod
     def of_ratings(cls, config: ElicitConfig, seed: int) -> Sampling | None:
         """Return how numbers and letters are sampled; None where their log-probabilities are read instead."""
-        return cls(config.samples, config.temperature, seed) if config.mode == "sampled" else None
+        room = LONGEST_RATING + config.thinking_tokens
+        return cls(config.samples, config.temperature, seed, room) if config.mode == "sampled" else None
 
     @classmethod
     def of_answers(cls, config: ElicitConfig, seed: int) -> Sampling:
@@ -40,23 +40,6 @@ class Sampling:
         count = count or self.count
         # An engine gives the n replies of a request the seeds from its own on: the next attempt starts after them.
         return Completion(prompt, self.max_tokens, self.temperature, count, self.seed + attempt * count)
-
-
-def choice_shares(log_probabilities: Sequence[float]) -> list[float] | None:
-    """Renormalise over the choices; None where they are improbable together: the model would reply something else."""
-    shares = softmax(log_probabilities)
-    mass = math.fsum(math.exp(value) for value in log_probabilities)
-    return shares if mass >= MIN_CHOICE_MASS else None
-
-
-def softmax(log_probabilities: Sequence[float]) -> list[float] | None:
-    """Renormalise log-probabilities; None where one is NaN or the largest is not finite."""
-    highest = max(log_probabilities)
-    if not math.isfinite(highest) or any(map(math.isnan, log_probabilities)):
-        return None
-    weights = [math.exp(value - highest) for value in log_probabilities]
-    total = sum(weights)
-    return [weight / total for weight in weights]
 
 
 def mean_of_parsed(values: Sequence[float | None]) -> float | None:

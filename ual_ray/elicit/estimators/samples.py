@@ -12,8 +12,9 @@ from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
 from ual_ray.data.answers import final_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
-from ual_ray.elicit.estimators.replies import Sampling
+from ual_ray.elicit.estimators.replies import MIN_PARSED_SHARE, Sampling
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
+from ual_ray.engines.readings import said
 from ual_ray.engines.requests import CompletionResult, Request, Result, turns
 
 
@@ -53,8 +54,11 @@ class SelfConsistency(_OfAnswers):
         (result,) = results
         if not isinstance(result, CompletionResult):
             return MISSING
+        answers = answers_of(result)
+        if len(answers) < MIN_PARSED_SHARE * len(result.texts):
+            return MISSING
         grouping = self.grouping_of(messages)
-        given, *sampled = grouping.keys([messages[-1]["content"], *result.texts])
+        given, *sampled = grouping.keys([messages[-1]["content"], *answers])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
@@ -73,11 +77,20 @@ class SemanticEntropy(_OfAnswers):
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Group the answers and take the entropy of the groups' shares."""
         (result,) = results
-        if not isinstance(result, CompletionResult) or len(result.texts) < self.min_samples:
+        answers = answers_of(result) if isinstance(result, CompletionResult) else []
+        if not isinstance(result, CompletionResult) or len(answers) < max(
+            self.min_samples, MIN_PARSED_SHARE * len(result.texts)
+        ):
             return MISSING
         grouping = self.grouping_of(messages)
-        entropy = entropy_of(Counter(group(grouping.keys(result.texts), grouping.same)).values())
-        return Estimate(clip(entropy / math.log(len(result.texts))), entropy)
+        entropy = entropy_of(Counter(group(grouping.keys(answers), grouping.same)).values())
+        return Estimate(clip(entropy / math.log(len(answers))), entropy)
+
+
+def answers_of(result: CompletionResult) -> list[str]:
+    """Return the sampled answers that ended, without what was thought; a cut one has no final answer, and does not vote."""
+    spoken = (said(text) for text in result.whole if text is not None)
+    return [text for text in spoken if text is not None]
 
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:

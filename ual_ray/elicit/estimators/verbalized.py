@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,8 +10,9 @@ from typing import ClassVar
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
-from ual_ray.elicit.estimators.replies import Sampling, choice_shares, mean_of_parsed
+from ual_ray.elicit.estimators.replies import Sampling, mean_of_parsed
 from ual_ray.elicit.prompts import Prompts, load_prompts
+from ual_ray.engines.readings import choice_shares, read_number
 from ual_ray.engines.requests import Choice, ChoiceResult, CompletionResult, Request, Result
 
 
@@ -49,14 +49,9 @@ class Verbalized(Estimator):
         if isinstance(result, ChoiceResult) and (shares := choice_shares(result.log_probabilities)) is not None:
             expected = math.fsum((self.lowest + step) * share for step, share in enumerate(shares))
         if isinstance(result, CompletionResult):
-            expected = mean_of_parsed([parse_number(text, self.lowest, self.highest) for text in result.texts])
+            expected = mean_of_parsed(
+                [None if text is None else read_number(text, self.lowest, self.highest) for text in result.whole]
+            )
         if expected is None:
             return MISSING
         return Estimate(clip((expected - self.lowest) / (self.highest - self.lowest)), expected)
-
-
-def parse_number(text: str, lowest: int, highest: int) -> float | None:
-    """Return the first whole number of a reply; None where there is none, or it is outside the scale."""
-    found = re.search(r"(?<![\w.-])-?\d+(?!\w|\.\d)", text)
-    number = int(found[0]) if found else None
-    return float(number) if number is not None and lowest <= number <= highest else None
