@@ -21,12 +21,18 @@ LARGEST_EXPONENT = 27
 
 def final_answer(text: str) -> str | None:
     r"""Extract a marked final answer, normalised: '#### n', '\boxed{...}', 'The answer is: ...'; None where none is marked."""
+    marked = written_answer(text)
+    return None if marked is None else normalise_answer(marked) or None
+
+
+def written_answer(text: str) -> str | None:
+    """Extract a marked final answer as it is written; None where none is marked."""
     if (number := extract_strict(text)) is not None:
-        return normalise_answer(number)
+        return number
     if (boxed := _last_boxed(text)) is not None:
-        return normalise_answer(boxed) or None
+        return boxed
     found = ANSWER_IS.findall(text)
-    return normalise_answer(found[-1]) or None if found else None
+    return found[-1] if found else None
 
 
 def normalise_answer(answer: str) -> str:

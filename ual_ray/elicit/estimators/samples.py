@@ -10,12 +10,15 @@ from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
-from ual_ray.data.answers import final_answer
+from ual_ray.data.answers import BOXED, normalise_answer, written_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
 from ual_ray.elicit.estimators.replies import MIN_PARSED_SHARE, Sampling
-from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group, quantity
 from ual_ray.engines.readings import said
 from ual_ray.engines.requests import CompletionResult, Request, Result, turns
+
+# Words of "the answer is ..." that may be a final answer: "it depends on what you want" is an opinion.
+LONGEST_ANSWER = 3
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,12 @@ def answers_of(result: CompletionResult) -> list[str]:
 
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:
-    """Compare final answers where the given response marks one, and words elsewhere."""
-    return AnswerGrouping() if final_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
+    """Compare final answers where the given response marks a number or a few words as one, and words elsewhere."""
+    marked = written_answer(messages[-1]["content"])
+    if marked is None or not normalise_answer(marked):
+        return LexicalGrouping(similarity)
+    short = len(marked.split()) <= LONGEST_ANSWER or BOXED in messages[-1]["content"]
+    return AnswerGrouping() if short or quantity(marked) is not None else LexicalGrouping(similarity)
 
 
 def entropy_of(sizes: Iterable[int]) -> float:
