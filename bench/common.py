@@ -18,7 +18,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import DataConfig
 from ual_ray.data.formats import BadRow, convert
-from ual_ray.data.peek import look
+from ual_ray.data.peek import peek
 from ual_ray.data.reading import read_piece
 from ual_ray.parquet import write_rows
 
@@ -32,7 +32,7 @@ LONGEST_ROW = 4000
 def read_rows(path: str, count: int) -> list[Messages]:
     """Read the first `count` usable rows of a data file, each content once, none longer than LONGEST_ROW."""
     data = DataConfig(path=path)
-    seen = look(data)
+    seen = peek(data)
     rows: dict[str, Messages] = {}
     for piece in seen.pieces:
         for _, messages in convert(read_piece(piece), seen.format_name, data.columns):

@@ -161,7 +161,7 @@ class Steps:
         """Load the model onto the device, through the checks that training makes of it."""
         torch.manual_seed(0)
         self.config, self.device = config, device
-        self.data = loop.Data(loop.Job(config, str(files / "model"), str(files / "tokens"), "", 0), col.TRAIN)
+        self.data = loop.Data(loop.TrainingJob(config, str(files / "model"), str(files / "tokens"), "", 0), col.TRAIN)
         self.model: SmoothedCausalLM = build(str(files / "model"), config, make_mesh(config, device), device)
         self.optimizer = make_optimizer(self.model, config)
         self.hardware = hardware(self.model, config, 1, device)
@@ -278,7 +278,7 @@ def train_and_die(files: Path, config: TrainConfig, out: Path) -> None:
 def train(files: Path, config: TrainConfig, out: Path) -> loop.Outcome:
     """Run the worker of `ual train`, checkpoints, metrics, export and all."""
     out.mkdir(exist_ok=True)
-    job = loop.Job(config, str(files / "model"), str(files / "tokens"), str(out), 0)
+    job = loop.TrainingJob(config, str(files / "model"), str(files / "tokens"), str(out), 0)
     return loop.train_worker(job, DEVICE, pyarrow.fs.LocalFileSystem(), str(out / "checkpoints"))
 
 

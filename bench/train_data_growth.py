@@ -113,7 +113,7 @@ class ActorMemory:
 
 def be_a_rank(tokens: Path, max_length: int) -> dict[str, float]:
     """Do the data side of one of two ranks; return seconds, micro-batches per second, and the memory beyond imports in MB."""
-    from ual_ray.train.batches import Plan, collate
+    from ual_ray.train.batches import StepPlan, collate
     from ual_ray.train.token_store import TokenStore
 
     collate([])
@@ -125,7 +125,7 @@ def be_a_rank(tokens: Path, max_length: int) -> dict[str, float]:
     for name, packing in (("plan", False), ("packed", True)):
         started = time.monotonic()
         config = TrainConfig(max_length=max_length, packing=packing)
-        plan = Plan(store.lengths, store.target_tokens, config, seed=0, world_size=2)
+        plan = StepPlan(store.lengths, store.target_tokens, config, seed=0, world_size=2)
         share = plan.padding_share
         figures |= {f"{name} (s)": time.monotonic() - started, f"{name} padding": round(share, 4)}
     batches = [batch for number in range(min(MICRO_BATCHES, len(plan))) for batch in plan[number].micro_batches[0]]

@@ -23,7 +23,7 @@ from common import read_rows
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import resolve_model
-from ual_ray.train.batches import Batch, Plan, Step, collate
+from ual_ray.train.batches import Batch, Step, StepPlan, collate
 from ual_ray.train.model import build
 from ual_ray.train.optimizer_step import make_optimizer, train_step
 from ual_ray.train.sharding import make_mesh
@@ -108,7 +108,7 @@ def ours(work: Work, rank: int, ranks: int, meeting_point: str, arms: bool) -> d
     optimizer = make_optimizer(model, config)
     lengths = np.asarray([len(sample.input_ids) for sample in work.samples])
     targets = np.asarray([int((sample.labels[1:] >= 0).sum()) for sample in work.samples])
-    plan = Plan(lengths, targets, config, 0, ranks)
+    plan = StepPlan(lengths, targets, config, 0, ranks)
     if len(plan) < WARM_UP + work.steps:
         raise SystemExit(f"the rows make {len(plan)} steps, {WARM_UP + work.steps} are needed")
 
@@ -139,7 +139,7 @@ def ours(work: Work, rank: int, ranks: int, meeting_point: str, arms: bool) -> d
     return found | {"parameters": parameters}
 
 
-def _batches(plan: Plan, step: Step, rank: int, samples: Sequence[Sample], packed: bool) -> list[Batch]:
+def _batches(plan: StepPlan, step: Step, rank: int, samples: Sequence[Sample], packed: bool) -> list[Batch]:
     return [
         collate([[samples[row] for row in plan.sequences[number]] for number in micro_batch], packed=packed)
         for micro_batch in step.micro_batches[rank]

@@ -16,7 +16,7 @@ from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import grouped, split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
-from ual_ray.data.peek import look
+from ual_ray.data.peek import peek
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
@@ -128,7 +128,7 @@ def check_data(data: DataConfig) -> None:
 
     Data small enough to be read completely is also checked for too many invalid rows and for empty splits.
     """
-    seen = look(data)
+    seen = peek(data)
     if not seen.complete:
         return
     bad = [str(messages) for _, messages in seen.records if isinstance(messages, BadRow)]

@@ -16,7 +16,7 @@ import pytest
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.load import load
-from ual_ray.data.peek import look
+from ual_ray.data.peek import peek
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result
@@ -52,7 +52,7 @@ def a_format(config: Config) -> None:
     with TemporaryDirectory() as folder:
         file = lines(Path(folder) / "rows.jsonl", rows)
         for name in ("auto", config.data.format):
-            seen = look(config.data.model_copy(update={"path": str(file), "format": name}))
+            seen = peek(config.data.model_copy(update={"path": str(file), "format": name}))
             assert seen.format_name == "dolly"
             (_, good), (_, bad) = seen.records
             assert good == [{"role": "user", "content": "Ada wrote it.\n\nWho?"}, {"role": "assistant", "content": "Ada"}]

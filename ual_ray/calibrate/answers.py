@@ -20,7 +20,7 @@ from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Benchmark, Question
 from ual_ray.calibrate.metrics import ANSWERS_FILE, summary
 from ual_ray.calibrate.probed_model import ProbedModel, Progress, log_probabilities
-from ual_ray.calibrate.rows import Job, Row, Taken, first_rows, take
+from ual_ray.calibrate.rows import ProbeJob, Row, Taken, first_rows, take
 from ual_ray.columns import Message
 from ual_ray.engines.requests import Completion, Likelihood, messages_of
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
@@ -50,7 +50,7 @@ COLUMNS = [
 
 
 def probe_answers(
-    job: Job, model: ProbedModel, renderer: ChatRenderer, temperature: float | None, progress: Progress
+    job: ProbeJob, model: ProbedModel, renderer: ChatRenderer, temperature: float | None, progress: Progress
 ) -> dict[str, Any]:
     """Measure the confidence in the answers to every scored benchmark; write one row per answer; return the metrics.
 

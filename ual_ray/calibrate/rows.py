@@ -28,7 +28,7 @@ Render = Callable[[Row], Sequence[Rendered]]
 
 
 @dataclass(frozen=True)
-class Job:
+class ProbeJob:
     """The inputs of one model's calibration.
 
     rows: canonical rows of all splits. results: `columns.RESULTS` rows of this model, None = no answers are measured.
@@ -68,7 +68,7 @@ class Taken:
         return {"rows": len(self.rows), "tokens": self.tokens, "dropped": self.dropped}
 
 
-def split_rows(job: Job, renderer: ChatRenderer, split: str) -> Taken:
+def split_rows(job: ProbeJob, renderer: ChatRenderer, split: str) -> Taken:
     """Read and render rows of one split of `job.rows`; every assistant turn is a label, as in training."""
     wanted = pyarrow.dataset.field(col.SPLIT) == split
     rows = first_rows(job.rows, wanted, [col.ID, col.SOURCE, col.MESSAGES], job.evaluate.calibration.max_tokens)
@@ -83,7 +83,7 @@ def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str]
     return chosen.sort_by(col.ID).to_pylist()
 
 
-def take(rows: Sequence[Row], render: Render, job: Job) -> Taken:
+def take(rows: Sequence[Row], render: Render, job: ProbeJob) -> Taken:
     """Render whole rows up to calibration.max_tokens label tokens, but at least one usable row."""
     taken = Taken([], [], {})
     dropped: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from ual_ray.calibrate.clustering import choose_classes
 from ual_ray.calibrate.clusters import Clusters
 from ual_ray.calibrate.metrics import token_summary
 from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, measure, temperature_of
-from ual_ray.calibrate.rows import Job, Taken, split_rows
+from ual_ray.calibrate.rows import ProbeJob, Taken, split_rows
 from ual_ray.config.files import write_json
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer
@@ -29,7 +29,7 @@ from ual_ray.parquet import write_table
 from ual_ray.run.memory import peak_memory
 
 
-def probe(job: Job, progress: Progress = lambda tokens: None) -> dict[str, Any]:
+def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, Any]:
     """Measure one model; write token and answer rows, metrics and clusters to the job's folder; return the metrics.
 
     `progress` gets the number of tokens of every batch. Without a usable validation row, the temperature and all scaled
@@ -84,7 +84,7 @@ def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | N
 
 
 def _tokens(
-    job: Job,
+    job: ProbeJob,
     model: ProbedModel,
     test: Taken,
     temperature: float | None,
@@ -121,7 +121,7 @@ def _tokens(
     return {"raw": summed(raw), "scaled": summed(scaled) if scaled else None}
 
 
-def _clusters(job: Job, model: ProbedModel, test: Taken, tokenizer: Any) -> Clusters | None:
+def _clusters(job: ProbeJob, model: ProbedModel, test: Taken, tokenizer: Any) -> Clusters | None:
     """Choose the tokens whose states are kept, from the data alone: the same for every model with the same tokenizer."""
     settings = job.evaluate.clustering
     labels = np.concatenate([text.labels for text in test.flat])

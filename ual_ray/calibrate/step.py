@@ -22,7 +22,7 @@ from ual_ray.run.step import ARM_TAG, MODEL_TAG, Place, Run, Session, Step, run_
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
 
 if TYPE_CHECKING:
-    from ual_ray.calibrate.rows import Job
+    from ual_ray.calibrate.rows import ProbeJob
 
 PROGRESS_FILE = "tokens_seen"
 TOKEN_METRICS = (NLL, ECE_WIDTH, ECE_MASS, BRIER_SCORE, "confidence", "accuracy")
@@ -59,10 +59,10 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
     return run_logged_step(session, step, work, _line)
 
 
-def _job(config: Config, model: str, rows: Path, results: Path | None, folder: Path) -> Job:
-    from ual_ray.calibrate.rows import Job
+def _job(config: Config, model: str, rows: Path, results: Path | None, folder: Path) -> ProbeJob:
+    from ual_ray.calibrate.rows import ProbeJob
 
-    return Job(
+    return ProbeJob(
         model=model,
         rows=str(rows.resolve()),
         results=str(results.resolve()) if results else None,
@@ -74,7 +74,7 @@ def _job(config: Config, model: str, rows: Path, results: Path | None, folder: P
     )
 
 
-def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
+def _in_a_task(session: Session, name: str, job: ProbeJob) -> dict[str, Any]:
     """Probe the model in a Ray task: the driver never loads a model."""
     import ray
 
@@ -94,7 +94,7 @@ def _in_a_task(session: Session, name: str, job: Job) -> dict[str, Any]:
     return metrics
 
 
-def _probe(job: Job, cores: float) -> dict[str, Any]:
+def _probe(job: ProbeJob, cores: float) -> dict[str, Any]:
     import torch
 
     from ual_ray.calibrate.stage import probe

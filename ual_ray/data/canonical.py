@@ -32,7 +32,7 @@ Entry = tuple[int, Record, Messages | BadRow]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadOptions:
     """A worker's instructions for reading a shard: the settings, the format of the rows, and the output folder."""
 
     data: DataConfig
@@ -49,10 +49,10 @@ class Block:
     duplicates: int
 
 
-def blocks_of(piece: Piece, number: int, plan: Plan, claim: Claim) -> Iterator[Block]:
+def blocks_of(piece: Piece, number: int, plan: ReadOptions, claim: Claim) -> Iterator[Block]:
     """Read a shard (the `number`th of the data), write its rows below `plan.folder`, and yield them block by block.
 
-    `claim(ids, positions)` returns which rows are the first with their content, as `Claims.claim` does. Raises UserError
+    `claim(ids, positions)` returns which rows are the first with their content, as `Deduplicator.claim` does. Raises UserError
     when the shard cannot be read.
     """
     converted = convert(read_piece(piece), plan.format_name, plan.data.columns, plan.data.thinking)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 
-class Claims:
+class Deduplicator:
     """Maps each id to the position in the data that claimed it first, in a temporary SQLite table that spills to disk.
 
     A shard that is read again after its worker died has the same positions, and so gets the same answers.

@@ -19,7 +19,7 @@ Seen = list[tuple[Record, Messages | BadRow]]
 
 
 @dataclass(frozen=True)
-class Look:
+class DataPeek:
     """Summary of a data set: its format, its shards, the estimated number of rows (None = unknown), and the first rows."""
 
     format_name: str
@@ -41,7 +41,7 @@ class Look:
         return f"{'' if self.complete else 'about '}{self.estimated_rows:,} rows"
 
 
-def look(config: DataConfig, rows: int = 1000) -> Look:
+def peek(config: DataConfig, rows: int = 1000) -> DataPeek:
     """Read the first rows and detect their format. Raises UserError for data without a usable row."""
     where = redact_uri(config.path)
     pieces = find_pieces(config)
@@ -56,7 +56,7 @@ def look(config: DataConfig, rows: int = 1000) -> Look:
     _check_usable(seen, where, format_name)
     group_by = _group_column(config, seen, where)
     unused = tuple(unused_columns(seen, format_name, [*config.columns, group_by]))
-    return Look(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete, unused)
+    return DataPeek(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete, unused)
 
 
 def _group_column(config: DataConfig, seen: Seen, where: str) -> str | None:

@@ -13,17 +13,17 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from ual_ray import columns as col
-from ual_ray.data.canonical import Plan, blocks_of
+from ual_ray.data.canonical import ReadOptions, blocks_of
 from ual_ray.data.reading import Piece
 
 
 class RowSource(Datasource):
     """Reads the rows of the named splits; all splits are written below `plan.folder` while reading.
 
-    `claims` and `monitor` are handles of a Claims and a Monitor actor.
+    `claims` and `monitor` are handles of a Deduplicator and a Monitor actor.
     """
 
-    def __init__(self, pieces: Sequence[Piece], plan: Plan, splits: Sequence[str], claims: Any, monitor: Any) -> None:
+    def __init__(self, pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> None:
         """Store the inputs of the read tasks."""
         super().__init__()
         self._pieces = list(pieces)
@@ -44,13 +44,15 @@ class RowSource(Datasource):
         ]
 
 
-def read_rows(pieces: Sequence[Piece], plan: Plan, splits: Sequence[str], claims: Any, monitor: Any) -> ray.data.Dataset:
+def read_rows(pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> ray.data.Dataset:
     """Make a lazy data set of the rows of the named splits."""
     source = RowSource(pieces, plan, splits, claims, monitor)
     return ray.data.read_datasource(source, override_num_blocks=len(pieces))
 
 
-def _read(piece: Piece, number: int, *, plan: Plan, splits: tuple[str, ...], claims: Any, monitor: Any) -> Iterator[pa.Table]:
+def _read(
+    piece: Piece, number: int, *, plan: ReadOptions, splits: tuple[str, ...], claims: Any, monitor: Any
+) -> Iterator[pa.Table]:
     def claim(ids: Sequence[str], positions: Sequence[int]) -> list[bool]:
         return ray.get(claims.claim.remote(ids, positions))
 

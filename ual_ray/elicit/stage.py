@@ -14,9 +14,9 @@ import ray
 
 from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.data.canonical import QUARANTINE_FOLDER, Plan
-from ual_ray.data.dedup import Claims
-from ual_ray.data.peek import Look
+from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions
+from ual_ray.data.dedup import Deduplicator
+from ual_ray.data.peek import DataPeek
 from ual_ray.data.ray_source import read_rows
 from ual_ray.elicit.assemble import Assembly
 from ual_ray.elicit.scoring import ScoreRows, needed
@@ -28,7 +28,7 @@ from ual_ray.errors import UserError
 from ual_ray.run.progress import Meter
 
 
-def elicit(config: Config, seen: Look, folder: Path, store_folder: Path, meter: Meter) -> dict[str, Any]:
+def elicit(config: Config, seen: DataPeek, folder: Path, store_folder: Path, meter: Meter) -> dict[str, Any]:
     """Score the rows of the configured splits into `folder`/scored; `folder` gets canonical rows and quarantine too.
 
     Measurements are kept in the row store at `store_folder`; rows that it has finished are not measured again. Returns counts
@@ -45,8 +45,8 @@ def elicit(config: Config, seen: Look, folder: Path, store_folder: Path, meter: 
     limits = Limits(config.data.max_bad_share, settings.max_quarantine_share)
     # The status of a stored row is about the uncertainty that was configured when it was measured.
     failed = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))
-    claims = on_this_node(Claims)
-    read = partial(read_rows, seen.pieces, Plan(config.data, seen.format_name, folder), settings.splits, claims)
+    claims = on_this_node(Deduplicator)
+    read = partial(read_rows, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
     started = time.monotonic()
     map_rows(read, expected_rows(config, seen), job, meter, limits, failed)
     scoring_seconds = time.monotonic() - started
@@ -56,7 +56,7 @@ def elicit(config: Config, seen: Look, folder: Path, store_folder: Path, meter: 
     return figures | {"format": seen.format_name, "scoring_seconds": scoring_seconds}
 
 
-def expected_rows(config: Config, seen: Look) -> int | None:
+def expected_rows(config: Config, seen: DataPeek) -> int | None:
     """Estimate how many rows will be scored, from the shares of the splits; None when the size of the data is unknown."""
     total = seen.estimated_rows
     shares = config.data.split_shares()

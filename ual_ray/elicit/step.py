@@ -12,7 +12,7 @@ from ual_ray.config import Config
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.data.fingerprint import fingerprint
-from ual_ray.data.peek import look
+from ual_ray.data.peek import peek
 from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
@@ -62,7 +62,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     from ual_ray.elicit import stage
 
     config = session.config
-    seen = look(config.data)
+    seen = peek(config.data)
     session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")

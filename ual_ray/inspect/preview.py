@@ -22,7 +22,7 @@ from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.canonical import given_id, grouped, source_of, split_of
 from ual_ray.data.formats import BadRow, convert
-from ual_ray.data.peek import Look, look
+from ual_ray.data.peek import DataPeek, peek
 from ual_ray.data.reading import read_piece
 from ual_ray.engines.choice_tree import ChoiceTree, make_tree
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
@@ -84,7 +84,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Row:
+class UsableRow:
     """A usable row, as a run would read it."""
 
     messages: Messages
@@ -114,7 +114,7 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
 
     `requests_of` lists the requests about a conversation. Raises UserError for unusable data, templates or tokenizers.
     """
-    seen = look(config.data)
+    seen = peek(config.data)
     model = load_chat(config.model, "model", config.trust_remote_code)
     elicitor = _load_elicitor(config, model)
     printer = Printer(console, config, requests_of, elicitor, model)
@@ -124,7 +124,7 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
     printer.bad_rows(seen)
 
 
-def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
+def usable_rows(config: Config, seen: DataPeek) -> Iterator[UsableRow]:
     """Yield the rows that a run would score or train on, in data order."""
     known = set()
     for piece in seen.pieces:
@@ -132,7 +132,7 @@ def usable_rows(config: Config, seen: Look) -> Iterator[Row]:
             if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
                 continue
             known.add(identity)
-            yield Row(
+            yield UsableRow(
                 messages,
                 identity,
                 given_id(record),
@@ -179,7 +179,7 @@ class Printer:
     elicitor: Chat | None
     model: Chat
 
-    def introduce(self, seen: Look) -> None:
+    def introduce(self, seen: DataPeek) -> None:
         """Print the data, the models, and a legend of the marks."""
         config = self.config
         self._say(seen.describe(redact_uri(config.data.path)), HEAD)
@@ -194,7 +194,7 @@ class Printer:
         marks = f"between {OPEN} and {CLOSE}" if self._plain else "green"
         self._say(f"tokens that are scored or trained on are {marks}; at their ends · is a blank and ↵ a line break", NOTE)
 
-    def row(self, number: int, row: Row) -> None:
+    def row(self, number: int, row: UsableRow) -> None:
         """Print the prompts and the training tokens of one row."""
         given = "" if row.given is None else f", called {row.given}"
         about = f"row {number}: {col.ID} {row.identity}{given}, {col.SPLIT} {row.split}, {col.SOURCE} {row.source}"
@@ -205,7 +205,7 @@ class Printer:
         self._requests(row.messages)
         self._training(row)
 
-    def bad_rows(self, seen: Look) -> None:
+    def bad_rows(self, seen: DataPeek) -> None:
         """Print the number of invalid rows, and the first of them."""
         bad = [(record, str(messages)) for record, messages in seen.records if isinstance(messages, BadRow)]
         self.console.print()
@@ -263,7 +263,7 @@ class Printer:
             self._say(f"[{message['role']}]", NOTE)
             self._say(spoken(message))
 
-    def _training(self, row: Row) -> None:
+    def _training(self, row: UsableRow) -> None:
         self.console.print()
         self._say(
             "training" if row.split == col.TRAIN else f"training (not of this row: it is for {row.split})", HEAD, end=": "

@@ -34,7 +34,7 @@ NORMS = {"before_norm": "before the final norm", "after_norm": "after the final 
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row of a table, below the heading `section`; a terminal shows the `brief` ones."""
 
     section: str
@@ -48,7 +48,7 @@ class Grid:
 
     title: str
     heads: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
     def brief(self) -> Grid:
         """Leave out the rows that a terminal does not show."""
@@ -80,9 +80,9 @@ class Grid:
         by_head = {head: [row.cells[place] for row in self.rows] for place, head in enumerate(self.heads)}
         return {"section": [row.section for row in self.rows], **by_head}
 
-    def sections(self) -> list[tuple[str, list[Row]]]:
+    def sections(self) -> list[tuple[str, list[TableRow]]]:
         """Give the rows by section, in their order."""
-        found: dict[str, list[Row]] = {}
+        found: dict[str, list[TableRow]] = {}
         for row in self.rows:
             found.setdefault(row.section, []).append(row)
         return list(found.items())
@@ -109,16 +109,16 @@ def models(findings: Findings) -> Grid:
     return Grid("Every model on the same questions", ("metric", "n", *names), tuple(rows))
 
 
-def _arm_rows(findings: Findings) -> Iterator[Row]:
+def _arm_rows(findings: Findings) -> Iterator[TableRow]:
     if findings.alphas:
         cells = (number(findings.alphas.get(model), 3) for model in findings.models)
-        yield Row(ARMS, ("mean alpha per training row", MISSING, *cells))
+        yield TableRow(ARMS, ("mean alpha per training row", MISSING, *cells))
     if any(count > 1 for count in findings.seeds.values()):
         cells = (MISSING if model == BASE else str(findings.seeds.get(model, 1)) for model in findings.models)
-        yield Row(ARMS, ("training seeds", MISSING, *cells))
+        yield TableRow(ARMS, ("training seeds", MISSING, *cells))
 
 
-def _benchmark_rows(findings: Findings) -> Iterator[Row]:
+def _benchmark_rows(findings: Findings) -> Iterator[TableRow]:
     by_key = {
         model: {(entry.benchmark, entry.metric, entry.source): entry for entry in found}
         for model, found in findings.metrics.items()
@@ -128,7 +128,7 @@ def _benchmark_rows(findings: Findings) -> Iterator[Row]:
         found = [by_key[model].get(key) for model in findings.models]
         label = metric_of(metric).label if source == OVERALL else f"… {source}"
         n = spread_of([entry.n for entry in found if entry is not None])
-        yield Row(benchmark, (f"{label}{ARROWS[metric_of(metric).direction]}", n, *map(cell, found)))
+        yield TableRow(benchmark, (f"{label}{ARROWS[metric_of(metric).direction]}", n, *map(cell, found)))
 
 
 def _keys(findings: Findings) -> list[tuple[str, str, str]]:
@@ -148,39 +148,41 @@ def _keys(findings: Findings) -> list[tuple[str, str, str]]:
     return shown
 
 
-def _calibration_rows(findings: Findings) -> Iterator[Row]:
+def _calibration_rows(findings: Findings) -> Iterator[TableRow]:
     """Calibration of every arm before and after temperature scaling, the baseline that smoothing has to beat."""
     found = findings.calibration
     yield from _rows_of("calibration of tokens", findings.models, {m: get_nested(c, "token") for m, c in found.items()})
     temperatures = [number(get_nested(found.get(model), "temperature"), 3) for model in findings.models]
     if any(value != MISSING for value in temperatures):
-        yield Row("calibration of tokens", ("temperature of validation", MISSING, *temperatures), brief=False)
+        yield TableRow("calibration of tokens", ("temperature of validation", MISSING, *temperatures), brief=False)
     for benchmark in sorted({name for content in found.values() for name in get_nested(content, "answer") or {}}):
         answers = {model: get_nested(content, "answer", benchmark) for model, content in found.items()}
         yield from _rows_of(f"calibration of answers, {benchmark}", findings.models, answers)
 
 
-def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[Row]:
+def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[TableRow]:
     for metric in CALIBRATED:
         for kind, words in (("raw", ""), ("scaled", ", scaled"))[: 1 if metric in UNSCALED else 2]:
             parts = [{"n": get_nested(found.get(model), "n")} | (get_nested(found.get(model), kind) or {}) for model in names]
             yield from _metric_row(section, metric, words, parts, brief=(metric, kind) in BRIEF_CALIBRATED)
 
 
-def _cluster_rows(findings: Findings) -> Iterator[Row]:
+def _cluster_rows(findings: Findings) -> Iterator[TableRow]:
     for norm, where in NORMS.items():
         parts = [get_nested(findings.clusters.get(model), norm) or {} for model in findings.models]
         for metric in CLUSTERED:
             yield from _metric_row(f"clusters {where}", metric, "", parts, brief=norm == BRIEF_NORM)
 
 
-def _metric_row(section: str, metric: str, words: str, parts: Sequence[Mapping[str, Any]], *, brief: bool) -> Iterator[Row]:
+def _metric_row(
+    section: str, metric: str, words: str, parts: Sequence[Mapping[str, Any]], *, brief: bool
+) -> Iterator[TableRow]:
     """Make the row of a metric from the part of each model that holds it; no row where no model has it."""
     if any(part.get(metric) is not None for part in parts):
         label = f"{metric_of(metric).label}{words}{ARROWS[metric_of(metric).direction]}"
         cells = (value_text(metric, part.get(metric), part.get(f"{metric}_standard_error")) for part in parts)
         counts = spread_of([part["n"] for part in parts if part.get("n") is not None])
-        yield Row(section, (label, counts, *cells), brief)
+        yield TableRow(section, (label, counts, *cells), brief)
 
 
 def differences(comparisons: Comparisons) -> Grid:
@@ -188,7 +190,7 @@ def differences(comparisons: Comparisons) -> Grid:
     interval = f"difference [{comparisons.level:.0%} interval]"
     heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
     rows = tuple(
-        Row(
+        TableRow(
             f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{' (primary)' if entry.primary else ''}",
             (
                 f"{entry.arm} - {entry.reference}",
@@ -208,7 +210,7 @@ def win_rates(findings: Findings) -> Grid:
     """List the judged win rates of each arm in percent with their intervals, valid verdicts, mean lengths."""
     heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths")
     rows = tuple(
-        Row(
+        TableRow(
             "" if entry.benchmark == OVERALL else entry.benchmark,
             (
                 f"{entry.arm} - {entry.reference}",

@@ -42,7 +42,7 @@ class Step:
         return [sequence for rank in self.micro_batches for batch in rank for sequence in batch]
 
 
-class Plan:
+class StepPlan:
     """The steps of a run, computed on access: `sequences[s]` are the row numbers of sequence s.
 
     Every sequence comes once per epoch, in an order that depends only on seed and epoch. The set of sequences of a step
@@ -128,13 +128,13 @@ class Plan:
         return sum(int(part[:, 0].sum()) * part.shape[1] for part in parts if part.size)
 
 
-def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, world_size: int) -> Plan:
+def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, world_size: int) -> StepPlan:
     """Plan a validation pass: one step with every row once; no step without rows.
 
     Packed like training. Uses the fewest possible micro-batches, which are empty for a rank without sequences left.
     """
     once = {"epochs": 1, "max_steps": None, "global_batch_size": max(1, len(store_lengths))}
-    return Plan(store_lengths, target_tokens, config.model_copy(update=once), seed=0, world_size=world_size)
+    return StepPlan(store_lengths, target_tokens, config.model_copy(update=once), seed=0, world_size=world_size)
 
 
 @lru_cache(maxsize=4)

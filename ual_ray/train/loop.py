@@ -20,7 +20,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import resolve_model
-from ual_ray.train.batches import Batch, Plan, Step, collate, validation_steps
+from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
@@ -37,7 +37,7 @@ NON_FINITE_FILE = "non_finite_ids.txt"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card."""
 
     train: TrainConfig
@@ -65,13 +65,13 @@ class Outcome:
 class Data:
     """One split as this rank sees it: the rows, the plan of all steps, and this rank's micro-batches of each."""
 
-    def __init__(self, job: Job, split: str) -> None:
+    def __init__(self, job: TrainingJob, split: str) -> None:
         """Map the rendered rows, and plan the steps: all of training, or the single one of a validation pass."""
         config, ranks = job.train, dist.get_world_size()
         self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
         lengths, targets = self.store.lengths, self.store.target_tokens
         if split == col.TRAIN:
-            self.plan = Plan(lengths, targets, config, job.seed, ranks)
+            self.plan = StepPlan(lengths, targets, config, job.seed, ranks)
         else:
             self.plan = validation_steps(lengths, targets, config, ranks)
         self._packed = config.packing
@@ -84,7 +84,11 @@ class Data:
 
 
 def train_worker(
-    job: Job, device: torch.device, storage: pyarrow.fs.FileSystem, root: str, preempted: Callable[[], bool] = lambda: False
+    job: TrainingJob,
+    device: torch.device,
+    storage: pyarrow.fs.FileSystem,
+    root: str,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run on every rank of a process group; checkpoints go to the folder `root` of `storage`.
 
@@ -119,7 +123,7 @@ def train_worker(
 class Training:
     """The state that the steps of a run share."""
 
-    job: Job
+    job: TrainingJob
     data: Data
     held_out: Data
     model: SmoothedCausalLM

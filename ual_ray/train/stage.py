@@ -21,9 +21,9 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.run.progress import Meter, polled
-from ual_ray.train.batches import Plan
+from ual_ray.train.batches import StepPlan
 from ual_ray.train.interruptions import STOP_FILE
-from ual_ray.train.loop import NON_FINITE_FILE, Job, Outcome, train_worker
+from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
@@ -64,10 +64,10 @@ def train(
             fix="raise train.max_length, or train.max_dropped_share to train without them",
         )
     store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
-    plan = Plan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
+    plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
     counts["dtype"] = config.train.dtype
-    job = Job(
+    job = TrainingJob(
         config.train,
         config.model,
         str(folder / TOKENS_FOLDER),
@@ -109,7 +109,7 @@ def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metr
     return last, next((line for line in lines if line["step"] == step != last["step"]), last)
 
 
-def fit(job: Job) -> Outcome:
+def fit(job: TrainingJob) -> Outcome:
     """Train under Ray Train, which restarts workers that died, and restart its controller if that died.
 
     On SIGTERM or Ctrl-C, give the workers train.grace_seconds to save a checkpoint, then re-raise the exception.
@@ -158,7 +158,7 @@ def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], gra
     return done.result()
 
 
-def _trainer(job: Job, folder: Path) -> TorchTrainer:
+def _trainer(job: TrainingJob, folder: Path) -> TorchTrainer:
     settings = job.train
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:

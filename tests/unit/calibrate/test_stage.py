@@ -18,7 +18,7 @@ from ual_ray.calibrate.answers import RenderAnswer, _confidences
 from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
-from ual_ray.calibrate.rows import Job
+from ual_ray.calibrate.rows import ProbeJob
 from ual_ray.calibrate.stage import probe
 from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
@@ -88,9 +88,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job_of(model: Path, rows: Path, folder: Path, results: Path | None = None, limit: int = 128, **evaluate: Any) -> Job:
+def job_of(model: Path, rows: Path, folder: Path, results: Path | None = None, limit: int = 128, **evaluate: Any) -> ProbeJob:
     settings = EvaluateConfig.model_validate({"clustering": {"tokens": 4, "positions": 20}, "resamples": 100, **evaluate})
-    return Job(str(model), str(rows), str(results) if results else None, str(folder), settings, limit)
+    return ProbeJob(str(model), str(rows), str(results) if results else None, str(folder), settings, limit)
 
 
 def brute_force(model: Path, rows: Path, split: str, tokenizer: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that the command line accepts."""
+"""The documentation names what there is: every command is accepted, and the tables list what is registered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import typer.main
 
 from ual_ray.cli.app import app
+from ual_ray.config import ENSEMBLE
+from ual_ray.config.registry import BENCHMARKS, ESTIMATORS, MAPS
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,3 +35,17 @@ def test_a_documented_command_is_accepted(line: str) -> None:
 
 def test_commands_are_found() -> None:
     assert len(commands()) > 15
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "registered"),
+    [
+        ("elicitation.md", "elicit.estimators", {*ESTIMATORS, ENSEMBLE}),
+        ("evaluation.md", "evaluate.benchmarks.NAME.kind", set(BENCHMARKS)),
+        ("training.md", "arms.NAME.map", set(MAPS)),
+    ],
+)
+def test_a_table_lists_what_is_registered(page: str, head: str, registered: set[str]) -> None:
+    (rows,) = re.findall(rf"\| `{re.escape(head)}` \|.*\n\|-.*\n((?:\|.*\n)+)", (ROOT / "docs" / page).read_text())
+    names = [name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(names) == sorted(registered)

@@ -14,8 +14,8 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import DataConfig
 from ual_ray.data import canonical as prepare
-from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, Plan, blocks_of, split_of
-from ual_ray.data.dedup import Claims
+from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, ReadOptions, blocks_of, split_of
+from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.formats import BadRow
 from ual_ray.data.reading import find_pieces
 from ual_ray.data.shard import Piece
@@ -39,11 +39,11 @@ def pieces_of(folder: Path, *files: Rows, names: Sequence[str] = ("my_rows", "se
 
 
 def read(
-    pieces: Sequence[Piece], folder: Path, claims: Claims | None = None, format_name: str = "alpaca", **options: Any
+    pieces: Sequence[Piece], folder: Path, claims: Deduplicator | None = None, format_name: str = "alpaca", **options: Any
 ) -> tuple[Rows, Rows]:
     """Read pieces as workers do: the good rows and the quarantined ones, in order."""
-    claims = claims or Claims()
-    plan = Plan(DataConfig(**options), format_name, folder / "out")
+    claims = claims or Deduplicator()
+    plan = ReadOptions(DataConfig(**options), format_name, folder / "out")
     blocks = [block for number, piece in enumerate(pieces) for block in blocks_of(piece, number, plan, claims.claim)]
     assert all(block.rows.schema.equals(col.ROWS) for block in blocks)
     return [row for block in blocks for row in block.rows.to_pylist()], [row for block in blocks for row in block.quarantined]
@@ -154,8 +154,8 @@ def test_a_piece_that_is_read_again_wins_its_own_rows_and_writes_the_same_files(
     first, second = pieces_of(
         tmp_path, [*alpaca(3), *alpaca(1), {"output": "a"}], [*alpaca(2, start=2), *alpaca(1, start=5, id="x")]
     )
-    claims = Claims()
-    plan = Plan(DataConfig(), "alpaca", tmp_path / "out")
+    claims = Deduplicator()
+    plan = ReadOptions(DataConfig(), "alpaca", tmp_path / "out")
 
     def blocks(piece: Piece, number: int) -> list[Block]:
         return list(blocks_of(piece, number, plan, claims.claim))
@@ -262,7 +262,7 @@ def test_rows_come_in_blocks_and_every_block_has_files_of_its_own(tmp_path: Path
 
 def test_a_block_is_written_before_it_is_handed_on(tmp_path: Path) -> None:
     (piece,) = pieces_of(tmp_path, alpaca(3))
-    block = next(blocks_of(piece, 0, Plan(DataConfig(), "alpaca", tmp_path / "out"), Claims().claim))
+    block = next(blocks_of(piece, 0, ReadOptions(DataConfig(), "alpaca", tmp_path / "out"), Deduplicator().claim))
     assert len(read_table(tmp_path / "out" / col.ROWS_FOLDER)) == len(block.rows) == 3
 
 
@@ -275,7 +275,7 @@ def test_positions_of_pieces_never_meet(tmp_path: Path) -> None:
         return [True] * len(ids)
 
     for number, piece in enumerate(pieces):
-        list(blocks_of(piece, number, Plan(DataConfig(), "alpaca", tmp_path / "out"), claim))
+        list(blocks_of(piece, number, ReadOptions(DataConfig(), "alpaca", tmp_path / "out"), claim))
     assert len(seen) == len(set(seen)) == 6
     assert max(seen[:3]) < min(seen[3:])
     assert max(seen) < 2**63

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.data.dedup import Claims
+from ual_ray.data.dedup import Deduplicator
 
 
 def test_the_first_that_asks_gets_it() -> None:
-    claims = Claims()
+    claims = Deduplicator()
     assert claims.claim(["a", "b"], [1, 2]) == [True, True]
     assert claims.claim(["b", "c", "a"], [3, 4, 5]) == [False, True, False]
 
 
 def test_an_id_twice_in_one_question() -> None:
-    assert Claims().claim(["a", "b", "a"], [1, 2, 3]) == [True, True, False]
+    assert Deduplicator().claim(["a", "b", "a"], [1, 2, 3]) == [True, True, False]
 
 
 def test_the_same_position_gets_the_same_answer_again() -> None:
-    claims = Claims()
+    claims = Deduplicator()
     first = claims.claim(["a", "b", "a"], [1, 2, 3])
     claims.claim(["a", "d"], [9, 10])
     assert claims.claim(["a", "b", "a"], [1, 2, 3]) == first
@@ -30,36 +30,36 @@ def test_the_same_position_gets_the_same_answer_again() -> None:
 
 
 def test_nothing_asked_nothing_answered() -> None:
-    assert Claims().claim([], []) == []
+    assert Deduplicator().claim([], []) == []
 
 
 def test_as_many_positions_as_ids() -> None:
-    claims = Claims()
+    claims = Deduplicator()
     with pytest.raises(ValueError, match="zip"):
         claims.claim(["a", "b"], [1])
 
 
 @pytest.mark.parametrize("identity", ["", "given:7", "naïve 😀", "a\x00b", "x" * 100_000, "'; DROP TABLE claims; --"])
 def test_any_text_is_an_id(identity: str) -> None:
-    claims = Claims()
+    claims = Deduplicator()
     assert claims.claim([identity, identity + " "], [1, 2]) == [True, True]
     assert claims.claim([identity], [3]) == [False]
 
 
 def test_positions_of_the_largest_data() -> None:
-    claims = Claims()
+    claims = Deduplicator()
     largest = 2**63 - 1
     assert claims.claim(["a"], [largest]) == [True]
     assert claims.claim(["a", "a"], [largest, largest - 1]) == [True, False]
 
 
 def test_claims_are_nobody_elses() -> None:
-    assert Claims().claim(["a"], [1]) == Claims().claim(["a"], [2]) == [True]
+    assert Deduplicator().claim(["a"], [1]) == Deduplicator().claim(["a"], [2]) == [True]
 
 
 def test_claims_from_other_threads() -> None:
     """An actor answers in threads that it was not made in."""
-    claims = Claims()
+    claims = Deduplicator()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(claims.claim, ["a"], [1]).result() == [True]
         assert pool.submit(claims.claim, ["a"], [2]).result() == [False]
@@ -67,7 +67,7 @@ def test_claims_from_other_threads() -> None:
 
 @given(asked=st.lists(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9)), max_size=5), max_size=8))
 def test_claims_against_a_dictionary(asked: list[list[tuple[str, int]]]) -> None:
-    claims, owners = Claims(), {}
+    claims, owners = Deduplicator(), {}
     for question in asked:
         expected = [owners.setdefault(identity, position) == position for identity, position in question]
         assert claims.claim([one for one, _ in question], [at for _, at in question]) == expected

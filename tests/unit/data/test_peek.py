@@ -14,7 +14,7 @@ from ual_ray.config import DataConfig
 from ual_ray.data import peek as module
 from ual_ray.data import reading as pieces
 from ual_ray.data.formats import BadRow
-from ual_ray.data.peek import Look, look
+from ual_ray.data.peek import DataPeek, peek
 from ual_ray.errors import UserError
 
 
@@ -28,11 +28,11 @@ def jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
     return path
 
 
-def look_at(path: Path, rows: int = 1000, **options: Any) -> Look:
-    return look(DataConfig(path=str(path), **options), rows)
+def look_at(path: Path, rows: int = 1000, **options: Any) -> DataPeek:
+    return peek(DataConfig(path=str(path), **options), rows)
 
 
-def instructions(seen: Look) -> list[str]:
+def instructions(seen: DataPeek) -> list[str]:
     return [record["instruction"] for record, _ in seen.records]
 
 
@@ -125,14 +125,14 @@ def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
 
 
 def test_the_demo() -> None:
-    seen = look(DataConfig())
+    seen = peek(DataConfig())
     assert (seen.format_name, len(seen.pieces), seen.estimated_rows, seen.complete) == ("demo", 1, 200, True)
     assert {record["source"] for record, _ in seen.records} == {"open_ended", "deterministic"}
     assert not any(isinstance(messages, BadRow) for _, messages in seen.records)
 
 
 def test_a_short_demo_keeps_both_sources() -> None:
-    seen = look(DataConfig(max_rows=20))
+    seen = peek(DataConfig(max_rows=20))
     assert {record["source"] for record, _ in seen.records} == {"open_ended", "deterministic"}
     assert (seen.estimated_rows, len(seen.records)) == (20, 20)
 

@@ -16,8 +16,8 @@ from ual_ray import columns as col
 from ual_ray.config import DataConfig
 from ual_ray.data import canonical as prepare
 from ual_ray.data import ray_source as stream
-from ual_ray.data.canonical import Plan
-from ual_ray.data.dedup import Claims
+from ual_ray.data.canonical import ReadOptions
+from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.ray_source import RowSource, _read
 from ual_ray.data.reading import find_pieces
 from ual_ray.data.shard import Piece
@@ -51,8 +51,8 @@ def piece_of(folder: Path, good: int, bad: int = 0) -> Piece:
 
 
 def read(piece: Piece, folder: Path, monitor: Monitor, *splits: str) -> Iterator[pa.Table]:
-    plan = Plan(DataConfig(), "alpaca", folder / "out")
-    return _read(piece, 0, plan=plan, splits=splits or ("train",), claims=Handle(Claims()), monitor=Handle(monitor))
+    plan = ReadOptions(DataConfig(), "alpaca", folder / "out")
+    return _read(piece, 0, plan=plan, splits=splits or ("train",), claims=Handle(Deduplicator()), monitor=Handle(monitor))
 
 
 def test_the_wanted_splits_are_yielded_and_all_are_written(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_nothing_is_read_for_a_job_that_has_to_stop(tmp_path: Path) -> None:
 
 def test_there_is_a_task_per_piece_and_it_travels() -> None:
     pieces = [Piece(f"p{number}", f"{number}.jsonl", "jsonl") for number in range(3)]
-    source = RowSource(pieces, Plan(DataConfig(), "alpaca", Path("out")), ["train"], None, None)
+    source = RowSource(pieces, ReadOptions(DataConfig(), "alpaca", Path("out")), ["train"], None, None)
     tasks = source.get_read_tasks(parallelism=100)
     assert len(tasks) == 3
     assert source.estimate_inmemory_data_size() is None

@@ -15,7 +15,7 @@ from ual_ray import columns as col
 from ual_ray import parquet
 from ual_ray.config import ElicitConfig
 from ual_ray.config.load import load
-from ual_ray.data.peek import Look
+from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.assemble import Assembly, read_figures
 from ual_ray.elicit.stage import check, expected_rows
 from ual_ray.engines.row_store import RowStore
@@ -363,4 +363,4 @@ def test_what_is_beyond_the_limits_is_refused(overrides: list[str], figures: dic
     [("[train]", 1000, 700), ("[train,test]", 1000, 900), ("[validation]", 3, 1), ("[train]", None, None)],
 )
 def test_how_many_rows_are_expected(splits: str, total: int | None, expected: int | None) -> None:
-    assert expected_rows(load(None, [f"elicit.splits={splits}"]), Look("alpaca", [], total, [], False)) == expected
+    assert expected_rows(load(None, [f"elicit.splits={splits}"]), DataPeek("alpaca", [], total, [], False)) == expected

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import IGNORE_INDEX
-from ual_ray.train.batches import Batch, Plan, collate, validation_steps
+from ual_ray.train.batches import Batch, StepPlan, collate, validation_steps
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.token_store import NO_BIN, Sample
 
@@ -21,9 +21,9 @@ LENGTHS = st.lists(st.integers(2, 50), min_size=1, max_size=60)
 PACKING = st.booleans()
 
 
-def plan(lengths: list[int], *, seed: int = 0, world_size: int = 1, **settings: Any) -> Plan:
+def plan(lengths: list[int], *, seed: int = 0, world_size: int = 1, **settings: Any) -> StepPlan:
     array = np.array(lengths, dtype=np.int32)
-    return Plan(array, array - 1, TrainConfig(max_length=50, **settings), seed, world_size)
+    return StepPlan(array, array - 1, TrainConfig(max_length=50, **settings), seed, world_size)
 
 
 def sample(name: str, ids: list[int], labels: list[int], alpha: float, uncertainty_bin: int = NO_BIN) -> Sample:

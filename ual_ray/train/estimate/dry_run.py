@@ -25,7 +25,7 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, count_list
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
-from ual_ray.train.batches import Plan
+from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
@@ -100,7 +100,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
     config = config.model_copy(update={"train": resolve_dtype(config.train)})
     train, model = config.train, Model(config)
     rows = sample_rows(config, smoothed)
-    plan = Plan(rows.lengths, rows.targets, train, config.seed, train.num_workers)
+    plan = StepPlan(rows.lengths, rows.targets, train, config.seed, train.num_workers)
     tokens, targets = (int(counts.sum()) / plan.steps_per_epoch for counts in (rows.lengths, rows.targets))
     longest = max(int(rows.lengths[list(sequence)].sum()) for sequence in plan.sequences)
     sequences = min(train.global_batch_size, len(plan.sequences))
@@ -156,7 +156,7 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
 
 
 def micro_batch(train: TrainConfig, sequences: int, length: int) -> MicroBatch:
-    """Return how a step of `sequences` sequences is split into micro-batches, as in `batches.Plan`."""
+    """Return how a step of `sequences` sequences is split into micro-batches, as in `batches.StepPlan`."""
     passes = ceil(sequences / (train.micro_batch_size * train.num_workers))
     return MicroBatch(ceil(sequences / (passes * train.num_workers)), length, passes)
 
@@ -219,7 +219,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
         yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
 
 
-def _about_plan(train: TrainConfig, plan: Plan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
+def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
     if plan.padding_share > MAX_PADDING and not train.packing:
         yield f"{plan.padding_share:.0%} of the tokens computed are padding. Set train.packing=true."
     sequences = min(train.global_batch_size, len(plan.sequences))

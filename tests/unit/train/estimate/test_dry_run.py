@@ -219,7 +219,7 @@ def test_the_largest_micro_batch_is_that_of_the_plan(model: str, tmp_path: Path,
     overrides = [f"train.{key}={size}" for key, size in sizes]
     config = settings(model, f"train.packing={packing}", "train.max_length=128", *overrides)
     rows = sample_rows(config, smoothed)
-    plan = dry_run.Plan(rows.lengths, rows.targets, config.train, config.seed, config.train.num_workers)
+    plan = dry_run.StepPlan(rows.lengths, rows.targets, config.train, config.seed, config.train.num_workers)
     found = dry_run.dry_run(config, smoothed)
     batches = [len(part) for step in plan for rank in step.micro_batches for part in rank]
     assert max(batches) == found.micro_batch.rows
