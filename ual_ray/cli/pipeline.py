@@ -49,7 +49,7 @@ def run(
 
         arms = ", ".join(config.arms)
         data = redact_uri(config.data.path)
-        console.print(f"data {data}, model {config.model}, arms {arms} -> {config.output}", highlight=False)
+        console.print(f"data {data}, model {config.model}, arms {arms} -> {config.output}", highlight=False, markup=False)
         pipeline.run(config, console, workspace, frozenset(stage for stage in STAGES if force or stage in (rerun or [])))
         uri = config.tracking.uri
         where = redact_uri(uri) if uri else f"`ual ui {short(workspace.root)}`"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
@@ -77,14 +78,15 @@ class Session:
                 self.say("cluster", f"waiting for it to grow: {wait}")
             self._connected = True
 
-    def say(self, step: str, text: str) -> None:
-        """Print one step's line."""
-        self.console.print(f"[bold]{step:<14}[/bold] {redact_uri(text)}", highlight=False)
+    def say(self, step: str, text: str, style: str = "", note: str = "") -> None:
+        """Print one step's line in a style, and a dimmed note behind it. Nothing in them is markup: they hold users' texts."""
+        line = Text.assemble((f"{step:<14}", "bold"), " ", (redact_uri(text), style), (note and f" {note}", "dim"))
+        self.console.print(line, highlight=False)
 
     def say_failures(self) -> None:
         """Print what could not be logged to MLflow, if anything."""
         if self.tracker is not None and (complaint := self.tracker.complaint()):
-            self.say("mlflow", f"[red]{complaint}[/red]")
+            self.say("mlflow", complaint, style="red")
 
     @contextmanager
     def tracked(self, name: str, folder: Path, tags: Mapping[str, str]) -> Iterator[Run]:
@@ -134,7 +136,7 @@ def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
     if step.place.keyed:
         point_to(step.place.root, folder)
     how = "cached" if done.reused else f"{done.seconds:.0f} s"
-    session.say(step.title, f"{line(done.metrics)} [dim]({how})[/dim]")
+    session.say(step.title, line(done.metrics), note=f"({how})")
     return done
 
 

@@ -68,11 +68,14 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
 @contextmanager
 def _redirected(log_file: Path) -> Iterator[Console]:
     """Redirect standard output and error to `log_file` while the block runs; the yielded console keeps the terminal."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise UserError(f"output {log_file.parent} cannot be written", got=error, expected="a writable directory") from error
     sys.stdout.flush()
     sys.stderr.flush()
     kept_out, kept_err = os.dup(1), os.dup(2)
-    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     console_file = os.fdopen(os.dup(kept_out), "w", buffering=1, encoding="utf-8", errors="replace")
     os.environ.setdefault("TQDM_MININTERVAL", "10")
     try:

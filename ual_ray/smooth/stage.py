@@ -27,16 +27,19 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
-    if col.UNCERTAINTY not in files.schema.names:
-        raise UserError(
-            f"{scored} has no column '{col.UNCERTAINTY}'", got=files.schema.names, expected="the output of `ual elicit`"
-        )
+    check_columns(scored)
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in col.SMOOTHING_READS if name in files.schema.names]
     table = read_table(scored, reads)
     table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
         raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
+    if (distinct := pa.compute.count_distinct(table[col.ID]).as_py()) < len(table) or table[col.ID].null_count:
+        raise UserError(
+            f"{scored}: the column {col.ID} repeats or has no value",
+            got=f"{distinct} different ids in {len(table)} training rows",
+            fix="give every row an id of its own: alphas are assigned by it",
+        )
     uncertainty = np.array(table[col.UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, sources = _lengths(table), table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
     alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy())
@@ -50,6 +53,21 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     }
     _write(files, np.array(table[col.ID].to_pylist()), alpha, record, folder / col.SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths)}
+
+
+def check_columns(scored: Path) -> None:
+    """Raise UserError for a table without the columns of scored rows, with one twice, or that has an alpha already."""
+    try:
+        names = pyarrow.dataset.dataset(str(scored), format="parquet").schema.names
+    except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
+        raise UserError(f"{scored} cannot be read", got=error, expected="the output of `ual elicit`") from error
+    needed = (col.ID, col.SPLIT, col.UNCERTAINTY)
+    if missing := [name for name in needed if name not in names]:
+        raise UserError(f"{scored} has no column '{missing[0]}'", got=names, expected="the output of `ual elicit`")
+    if col.ALPHA in names:
+        raise UserError(
+            f"{scored} has a column '{col.ALPHA}' already", got=names, fix="rename it: smoothing adds the column alpha"
+        )
 
 
 def _lengths(table: pa.Table) -> Array | None:

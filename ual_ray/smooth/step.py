@@ -11,13 +11,14 @@ from ual_ray.config.keys import affecting
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.stage import histogram, smooth
+from ual_ray.smooth.stage import check_columns, histogram, smooth
 
 BAR_WIDTH = 30
 
 
 def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
     """Assign every training row its alpha in `folder`/smoothed.parquet, and print the distribution."""
+    check_columns(scored)
     seed = session.config.seed
     inputs = {"scored": content_digest(scored, col.SMOOTHING_READS), "spec": affecting(spec, "alphas"), "seed": seed}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
+from ual_ray.columns import ID_LENGTH, digest
 from ual_ray.config.environment import environment
 from ual_ray.config.files import read_json, write_json
 from ual_ray.config.redact import redact_values
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONGEST_PARAM = 500
+LONGEST_METRIC_NAME = 250
 # The last step of every metric, next to the run's file, for when the store is unreachable.
 STEPS_FILE = "mlflow_steps.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -82,7 +84,7 @@ class Run:
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Log the values that are numbers; others are ignored."""
         numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
-        named = {re.sub(r"[^\w.\- /]", "_", key): float(value) for key, value in numbers.items()}
+        named = {name: float(value) for name, value in zip(metric_names(numbers), numbers.values(), strict=True)}
         self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000)})
         if step > 0:
             with self._tracker.tolerant(f"writing {self._steps_file}"):
@@ -176,3 +178,13 @@ def _folder(name: str) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def metric_names(keys: Iterable[str]) -> list[str]:
+    """Return names that MLflow takes for these keys, all different: no characters or empty folders that it refuses."""
+    names: dict[str, None] = {}
+    for key in keys:
+        parts = [part for part in re.sub(r"[^\w.\- /]", "_", key).split("/") if part.strip(".")]
+        name = "/".join(parts)[:LONGEST_METRIC_NAME] or "_" * bool(key)
+        names[name if name not in names else f"{name[: LONGEST_METRIC_NAME - ID_LENGTH - 1]}_{digest(key)}"] = None
+    return list(names)

@@ -14,10 +14,12 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.errors import UserError
 from ual_ray.tracking import HOLDER
 from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
 from ual_ray.tracking.journal import Operation
@@ -71,6 +73,12 @@ class Store:
     def experiment_id(self) -> str:
         """The experiment's id; the experiment is created if it does not exist."""
         found = self.client.get_experiment_by_name(self._experiment)
+        if found and found.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(
+                "tracking.experiment was deleted in MLflow",
+                got=self._experiment,
+                fix="restore it (`mlflow experiments restore`), or give another tracking.experiment",
+            )
         return (
             found.experiment_id
             if found

@@ -185,6 +185,8 @@ class Tracker:
     def _connect(self, must_answer: bool) -> None:
         try:
             self._store.experiment_id  # noqa: B018 - asks the store
+        except UserError:
+            raise
         except Exception as error:
             if is_away(error) and (self.spool.known or not must_answer):
                 logger.warning("MLflow unreachable; operations kept in %s: %s", self.spool.folder, redact_uri(str(error)))

@@ -156,3 +156,30 @@ def test_histogram_of_one_value_is_one_bar(tmp_path: Path) -> None:
     ((low, high, count),) = histogram(tmp_path / "out" / col.SMOOTHED_FILE)
     assert low <= 0.1 <= high
     assert count == 2
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        ({"given_id": "alpha"}, "has a column 'alpha' already"),
+        ({"given_id": "uncertainty"}, "cannot be read"),
+        ({"given_id": "id"}, "cannot be read"),
+        ({"id": "key"}, "has no column 'id'"),
+        ({"split": "part"}, "has no column 'split'"),
+    ],
+)
+def test_columns_that_cannot_be_smoothed_are_told(rename: dict[str, str], said: str, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{"id": "a", "split": "train", "uncertainty": 0.5}], schema=SCHEMA)
+    path = tmp_path / "scored.parquet"
+    pyarrow.parquet.write_table(table.rename_columns([rename.get(name, name) for name in table.column_names]), path)
+    with pytest.raises(UserError, match=said):
+        smooth(path, SmoothConfig(), 0, tmp_path / "out")
+
+
+@pytest.mark.parametrize("ids", [["a", "a", "b"], ["a", None, "b"]])
+def test_ids_that_repeat_are_refused(ids: list[str | None], tmp_path: Path) -> None:
+    rows = [{"id": name, "split": "train", "uncertainty": 0.1 * at} for at, name in enumerate(ids)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "scored.parquet")
+    with pytest.raises(UserError, match=r"(?s)repeats or has no value.*2 different ids in 3 training rows"):
+        smooth(tmp_path / "scored.parquet", SmoothConfig(), 0, tmp_path / "out")
+    assert not (tmp_path / "out" / col.SMOOTHED_FILE).exists()

@@ -22,7 +22,7 @@ from ual_ray.errors import UserError
 from ual_ray.tracking.catch_up import catch_up
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import CANDIDATE, CHAMPION, _card, champion_of
-from ual_ray.tracking.run import flatten
+from ual_ray.tracking.run import flatten, metric_names
 from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.tracking.sender import MOST_ATTEMPTS
 from ual_ray.tracking.store import Store, is_away
@@ -416,3 +416,27 @@ def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": 2}, "e": [3]}) == {"a.b.c": 1, "a.d": 2, "e": [3]}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["https://example.org/wiki", "a//b", "/a", "a/", "../a", "a/./b", "reddit[/r/x]", "x" * 400, "être/ü", "/", "a b\n"],
+)
+def test_every_key_makes_a_metric_name_that_mlflow_takes(key: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    names = metric_names([key, "a/b", "a_b", key + " ", "https:/example.org/wiki"])
+    assert len(set(names)) == 5
+    for name in names:
+        _validate_metric_name(name)
+        assert len(name) <= 250
+
+
+def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/m.db"
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match="(?s)was deleted.*gone.*restore"):
+        Tracker(TrackingConfig(uri=uri, experiment="gone"), tmp_path)
