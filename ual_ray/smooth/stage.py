@@ -26,8 +26,8 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     `scored_digest`, if known, is recorded with the map. Numbers of all rows are in memory at once, texts are streamed.
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
-    files = pyarrow.dataset.dataset(str(scored), format="parquet")
     check_columns(scored)
+    files = pyarrow.dataset.dataset(str(scored), format="parquet")
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in col.SMOOTHING_READS if name in files.schema.names]
     table = read_table(scored, reads)
