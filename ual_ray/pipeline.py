@@ -79,13 +79,19 @@ def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str]
         local = replace(session, config=config.model_copy(update={"engine": engine}))
     questions = questions_step(local, rows, Place(root / "questions")).folder / col.QUESTIONS_FILE
     for name, model in models.items():
-        home = root / BASE if name == BASE else root / "arms" / name
-        folder = results.evaluated[name] = evaluate_step(local, name, model, questions, Place(home / "evaluate")).folder
-        if config.evaluate.calibration.enabled:
-            place, answers = Place(home / "calibrate"), folder / col.RESULTS_FOLDER
-            results.calibrated[name] = calibrate_step(local, name, model, rows, answers, place).folder
+        place = Place(_home(root, name) / "evaluate")
+        results.evaluated[name] = evaluate_step(local, name, model, questions, place).folder
+    # One after the other, without evaluations between: a task can reuse the process, with its imports, of the one before.
+    for name, model in models.items() if config.evaluate.calibration.enabled else ():
+        answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")
+        results.calibrated[name] = calibrate_step(local, name, model, rows, answers, place).folder
     if config.judge.model is not None:
         _judge(session, root, results)
+
+
+def _home(root: Path, name: str) -> Path:
+    """Return the folder of a model's results."""
+    return root / BASE if name == BASE else root / "arms" / name
 
 
 def _judge(session: Session, root: Path, results: StageFolders) -> None:
