@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +21,17 @@ from hypothesis import settings
 # The same examples every time, however slow the machine: a red run means a change, not luck.
 settings.register_profile("unit", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.load_profile("unit")
+
+REPOSITORY = Path(__file__).parents[1]
+# Most of a test's time is the start of processes: Ray starts none in advance, and keeps those that wait for work.
+os.environ.update(
+    RAY_enable_worker_prestart="0",
+    RAY_prestart_worker_first_driver="0",
+    RAY_idle_worker_killing_time_threshold_ms="30000",
+    RAY_worker_niceness="0",
+)
+# Two files are tested at a time: the longest first, so that both ends come at about the same time.
+LONGEST_FIRST = ("test_kills", "test_wheel", "test_training_kills", "test_pipeline", "test_training", "test_elicit")
 
 SENTENCES = [
     "Why is the sky blue? Sunlight is a mix of colours, and blue light is scattered most.",
@@ -77,6 +94,145 @@ def environment() -> Iterator[None]:
     """Undo what a test does to the environment: a command run in process sets Ray's token mode for good where a token is."""
     with mock.patch.dict(os.environ):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, those of units last."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        if "unit" in item.path.parts:
+            return len(LONGEST_FIRST) + 1
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    output: str
+
+
+Ual = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def ual_process() -> Ual:
+    """Run `ual ...` in a process of its own, as a user does."""
+
+    def run(*arguments: object, cwd: Path = REPOSITORY, **environment: str) -> Finished:
+        command = [sys.executable, "-m", "ual_ray", *map(str, arguments)]
+        variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
+        done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+        return Finished(done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ual_without_ray(tmp_path_factory: pytest.TempPathFactory) -> Ual:
+    """Run `ual ...` in this process: its imports are paid once."""
+    from ual_ray.cli import app
+
+    printed = tmp_path_factory.mktemp("printed") / "printed.txt"
+
+    def run(*arguments: object, cwd: Path = REPOSITORY) -> Finished:
+        with (
+            mock.patch.dict(os.environ),
+            # Ray reads its token mode once per process.
+            mock.patch.object(app, "RAY_TOKEN", printed.parent / "no_token"),
+            mock.patch.object(sys, "argv", ["ual"]),
+            chdir(cwd),
+            _signals_restored(),
+            _printing_to(printed),
+        ):
+            os.environ.pop("RAY_ADDRESS", None)
+            code = _exit_code(lambda: app.main(*map(str, arguments)))
+        return Finished(code, printed.read_text(errors="replace"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ual(ual_without_ray: Ual, local_ray: None) -> Ual:
+    """Run `ual ...` in this process, on the Ray of all tests of this process."""
+    return ual_without_ray
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Start a local Ray, and stop it when all tests of this process are over."""
+    import ray
+
+    from ual_ray.config import RuntimeConfig
+    from ual_ray.run.cluster import ray_cluster
+
+    init = ray.init
+
+    def start(**options: Any) -> None:
+        # What its workers print arrives late: it would be among what the next command prints.
+        init(**options | {"log_to_driver": False})
+
+    with ExitStack() as cluster:
+        with _signals_restored(), mock.patch.object(ray, "init", start):
+            cluster.enter_context(ray_cluster(RuntimeConfig()))
+        yield
+
+
+def _exit_code(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Put back the handlers of the signals that a command and Ray handle."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Redirect what this process and its children print to a new file."""
+    streams, kept = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    _flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    try:
+        yield
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = streams
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+# --- a tokenizer -----------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -1,43 +1,13 @@
-"""What integration tests share: a tiny model with a real tokenizer, the command line as a user runs it, a local Ray."""
+"""What integration tests share: a tiny model with a real tokenizer, rows, and settings for a pipeline in seconds."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
-
-    code: int
-    output: str
-
-
-Ual = Callable[..., Finished]
-
-
-@pytest.fixture(scope="session")
-def ual() -> Ual:
-    """Run `ual ...` in a process of its own, as a user does."""
-
-    def run(*arguments: object, timeout: float = 600, cwd: Path = REPOSITORY) -> Finished:
-        command = [sys.executable, "-m", "ual_ray", *map(str, arguments)]
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
-        return Finished(done.returncode, done.stdout + done.stderr)
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +69,3 @@ def one_arm(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     config = tmp_path_factory.mktemp("config") / "one_arm.yaml"
     config.write_text("arms: {sft: {map: none}}\nevaluate: {calibration: {enabled: false}}\n")
     return ["-c", str(config), *small]
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Start a local Ray for a module's tests, and stop it."""
-    from ual_ray.config import RuntimeConfig
-    from ual_ray.run.cluster import ray_cluster
-
-    with ray_cluster(RuntimeConfig()):
-        yield

@@ -18,8 +18,14 @@ def write(folder: Path, name: str, rows: list[Any]) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def ual(ual_without_ray: Any) -> Any:
+    """Run `ual ...` where no Ray is to be started."""
+    return ual_without_ray
+
+
 def refuse(ual: Any, *arguments: object) -> str:
-    done = ual(*arguments, timeout=120)
+    done = ual(*arguments)
     assert done.code == 2, done.output
     assert "Traceback" not in done.output
     return " ".join(done.output.split())
@@ -147,8 +153,8 @@ def test_a_busy_port(ual: Any, tmp_path: Path) -> None:
         assert f"port {port}" in refuse(ual, "ui", tmp_path, "--port", port)
 
 
-def test_an_unknown_stage_to_rerun(ual: Any) -> None:
-    assert "expected: elicit, smooth, train, evaluate" in refuse(ual, "run", "--rerun", "everything")
+def test_an_unknown_stage_to_rerun(ual_process: Any) -> None:
+    assert "expected: elicit, smooth, train, evaluate" in refuse(ual_process, "run", "--rerun", "everything")
 
 
 def test_a_relative_output_for_a_job(ual: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def results(task: dict[str, str]) -> list[dict[str, Any]]:
     return read_results(Path(task["folder"])).to_pylist()
 
 
-def test_kill_9_and_a_benchmark_added_later(tmp_path: Path) -> None:
+def test_kill_9_and_a_benchmark_added_later(local_ray: None, tmp_path: Path) -> None:
     grade, held = tmp_path / "grade.jsonl", tmp_path / "held.jsonl"
     grade.write_text("".join(json.dumps({"question": f"row-{n:03}", "answer": f"#### {n}"}) + "\n" for n in range(ROWS)))
     held.write_text("".join(json.dumps({"instruction": f"i{n}", "output": f"held-{n:03}"}) + "\n" for n in range(20)))
@@ -108,8 +109,7 @@ def test_kill_9_and_a_benchmark_added_later(tmp_path: Path) -> None:
     finished, before = run.finished(), len(run.sent())
     assert 24 <= len(finished) < ROWS
 
-    driver = run.start(first, both, again)
-    assert driver.wait(PATIENCE) == 0, run.tail()
+    runpy.run_path(str(WORKER))["main"]([first, both, again])
     sent = run.sent()
     names = {row["id"]: row["messages"][-1]["content"] for row in results(both)}
     print(f"\n  killed with {len(finished)} of {ROWS} rows finished after {before} calls; {len(sent) - before} calls after it")

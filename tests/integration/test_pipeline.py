@@ -74,11 +74,13 @@ def test_the_arms_start_equal_and_differ_in_their_smoothing(finished: tuple[Path
     assert lines["ual"][1]["mean_alpha"] > 0
 
 
-def test_a_second_run_does_nothing_again_and_starts_no_ray(finished: tuple[Path, str], ual: Any, small: list[str]) -> None:
+def test_a_second_run_does_nothing_again_and_starts_no_ray(
+    finished: tuple[Path, str], ual_process: Any, small: list[str]
+) -> None:
     output, _ = finished
     before = done_times(output)
     log = (output / "ual.log").stat().st_size
-    done = ual("run", *small, f"output={output}")
+    done = ual_process("run", *small, f"output={output}")
     assert done.code == 0, done.output
     assert done_times(output) == before
     assert done.output.count("cached") == len(before) == 12

@@ -23,10 +23,17 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def job_server() -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Make the home of a user, in which Ray keeps its token."""
+    return str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def job_server(home: str) -> Iterator[str]:
     """Start a head and one more node with the script that users have; stop them."""
     dashboard = free_port()
     environment = os.environ | {
+        "HOME": home,
         "RAY": str(Path(sys.executable).with_name("ray")),
         "UAL_RAY_PORT": str(free_port()),
         "UAL_DASHBOARD_PORT": str(dashboard),
@@ -43,21 +50,25 @@ def job_server() -> Iterator[str]:
         subprocess.run(["bash", SCRIPT, "stop"], env=environment, capture_output=True, timeout=120)
 
 
-def test_a_submitted_job_is_followed_to_its_end(ual: Any, one_arm: list[str], job_server: str, tmp_path: Path) -> None:
+def test_a_submitted_job_is_followed_to_its_end(
+    ual_process: Any, one_arm: list[str], job_server: str, home: str, tmp_path: Path
+) -> None:
     output = tmp_path / "shared" / "run"
-    done = ual("submit", *one_arm, f"output={output}", "--address", job_server, cwd=tmp_path)
+    submit = ["submit", *one_arm, f"output={output}", "--address", job_server]
+    done = ual_process(*submit, cwd=tmp_path, HOME=home)
     assert done.code == 0, done.output
     assert "NLL per token" in done.output
     assert "SUCCEEDED" in done.output
     assert (output / "report" / "report.md").is_file()
 
-    again = ual("submit", *one_arm, f"output={output}", "--address", job_server, cwd=tmp_path)
+    again = ual_process(*submit, cwd=tmp_path, HOME=home)
     assert again.code == 0, again.output
     assert again.output.count("cached") == 6, "every stage is idempotent, so a retried job redoes nothing"
 
 
-def test_a_job_that_fails_says_so(ual: Any, one_arm: list[str], job_server: str, tmp_path: Path) -> None:
-    done = ual("submit", *one_arm, "model=/no/such/model", f"output={tmp_path / 'run'}", "--address", job_server)
+def test_a_job_that_fails_says_so(ual_process: Any, one_arm: list[str], job_server: str, home: str, tmp_path: Path) -> None:
+    submit = ["submit", *one_arm, "model=/no/such/model", f"output={tmp_path / 'run'}", "--address", job_server]
+    done = ual_process(*submit, HOME=home)
     assert done.code == 1, done.output
     assert "the directory does not exist" in done.output
     assert "FAILED" in done.output
