@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replicas": {"replicas": 2, "cpu_offload": True},
     "bfloat16": {"dtype": "bfloat16", "activation_checkpointing": True, "weight_decay": 0.1},
 }
+
+EARLY = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
 
 Launch = Callable[..., None]
 
@@ -102,9 +105,33 @@ def launch(root: Path, tokens: Path, tiny_model: Path) -> Launch:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(launch: Launch, root: Path) -> Path:
-    """Train with nothing in the way: plainly, and in every variant."""
-    launch(2, ("plain", {}), *((name, {"train": train}) for name, train in VARIANTS.items()))
+def interrupted(launch: Launch, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train with nothing in the way, plainly and in every variant, and with interruptions; return a copy of all folders."""
+    launch(
+        2,
+        ("plain", {}),
+        *((name, {"train": train}) for name, train in VARIANTS.items()),
+        *((f"{name} stopped", {"train": train, "stop_at": 5}) for name, train in VARIANTS.items()),
+        ("elastic", {"stop_at": 5}),
+        ("early", {"train": EARLY}),
+        ("poisoned", {"poison_at": 5}),
+    )
+    launch(2, ("killed", {"die_at": 8}), code=1)
+    return shutil.copytree(root, tmp_path_factory.mktemp("copy") / "interrupted")
+
+
+@pytest.fixture(scope="module")
+def resumed(launch: Launch, interrupted: Path, root: Path) -> Path:
+    """Start everything that was interrupted again, and what had ended; return the folder of all."""
+    launch(1, ("elastic", {"stop_at": 10}))
+    launch(
+        2,
+        ("killed", {}),
+        *((f"{name} stopped", {"train": train}) for name, train in VARIANTS.items()),
+        ("elastic", {}),
+        ("early", {"train": EARLY}),
+        ("poisoned", {}),
+    )
     return root
 
 
@@ -160,31 +187,24 @@ def assert_same(one: Path, two: Path) -> None:
         assert torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name], name
 
 
-def test_a_rank_that_dies_costs_the_steps_since_the_checkpoint_and_nothing_else(launch: Launch, undisturbed: Path) -> None:
-    launch(2, ("killed", {"die_at": 8}), code=1)
-    killed = undisturbed / "killed"
+def test_a_rank_that_dies_costs_the_steps_since_the_checkpoint_and_nothing_else(interrupted: Path, resumed: Path) -> None:
+    killed = interrupted / "killed"
     assert [line["step"] for line in lines(killed)] == list(range(8))
     assert max(checkpoints(killed)) == 6
-    launch(2, ("killed", {}))
-    assert outcome(killed)["ending"] == "finished"
-    assert_same(undisturbed / "plain", killed)
+    assert outcome(resumed / "killed")["ending"] == "finished"
+    assert_same(interrupted / "plain", resumed / "killed")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_resumed_is_uninterrupted_to_the_last_bit(name: str, launch: Launch, undisturbed: Path) -> None:
-    task, stopped = {"train": VARIANTS[name]}, f"{name} stopped"
-    launch(2, (stopped, {**task, "stop_at": 5}))
-    assert outcome(undisturbed / stopped) == {"ending": "stopped", "step": 5, "message": "", "exported": None}
-    assert max(checkpoints(undisturbed / stopped)) == 5
-    launch(2, (stopped, task))
-    assert_same(undisturbed / name, undisturbed / stopped)
+def test_resumed_is_uninterrupted_to_the_last_bit(name: str, interrupted: Path, resumed: Path) -> None:
+    stopped = f"{name} stopped"
+    assert outcome(interrupted / stopped) == {"ending": "stopped", "step": 5, "message": "", "exported": None}
+    assert max(checkpoints(interrupted / stopped)) == 5
+    assert_same(interrupted / name, resumed / stopped)
 
 
-def test_two_ranks_then_one_then_two(launch: Launch, undisturbed: Path) -> None:
-    launch(2, ("elastic", {"stop_at": 5}))
-    launch(1, ("elastic", {"stop_at": 10}))
-    launch(2, ("elastic", {}))
-    expected, found = lines(undisturbed / "plain"), lines(undisturbed / "elastic")
+def test_two_ranks_then_one_then_two(interrupted: Path, resumed: Path) -> None:
+    expected, found = lines(interrupted / "plain"), lines(resumed / "elastic")
     assert [line["step"] for line in found] == list(range(STEPS + 1))
     for one, two in zip(expected, found, strict=True):
         for name in ("nll", "smoothed_loss", "validation_nll"):
@@ -192,31 +212,31 @@ def test_two_ranks_then_one_then_two(launch: Launch, undisturbed: Path) -> None:
         assert two.get("tokens_seen") == one.get("tokens_seen")
 
 
-def test_adapters_are_all_that_their_checkpoint_holds(undisturbed: Path, tiny_model: Path) -> None:
-    names = flat(checkpointed(undisturbed / "adapters"))
+def test_adapters_are_all_that_their_checkpoint_holds(interrupted: Path, tiny_model: Path) -> None:
+    names = flat(checkpointed(interrupted / "adapters"))
     assert names
     assert all("lora_" in name for name in names if name.startswith("/model"))
-    merged, base = weights(undisturbed / "adapters"), load_file(tiny_model / "model.safetensors")
+    merged, base = weights(interrupted / "adapters"), load_file(tiny_model / "model.safetensors")
     changed = {name for name in base if not torch.equal(merged[name], base[name])}
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert "model.embed_tokens.weight" not in changed
 
 
-def test_the_metrics_of_a_step(undisturbed: Path) -> None:
-    first, last = lines(undisturbed / "plain")[1], lines(undisturbed / "plain")[-1]
+def test_the_metrics_of_a_step(interrupted: Path) -> None:
+    first, last = lines(interrupted / "plain")[1], lines(interrupted / "plain")[-1]
     assert last["samples_seen"] == 2 * ROWS
-    assert last["tokens_seen"] == sum(line["tokens"] for line in lines(undisturbed / "plain")[1:])
+    assert last["tokens_seen"] == sum(line["tokens"] for line in lines(interrupted / "plain")[1:])
     assert last["epoch"] == 1
     assert first["smoothed_loss"] == pytest.approx(first["nll"] + first["smoothing"], rel=1e-5)
     assert 0 <= first["padding_share"] < 1
-    whole = read_metrics(undisturbed / "plain" / "metrics.jsonl")[-1]
+    whole = read_metrics(interrupted / "plain" / "metrics.jsonl")[-1]
     assert whole["tokens_per_second"] > 0
     assert 0.05 < whole["peak_memory_gib"] < 10
     assert any(name.startswith("nll/uncertainty_bin_") for name in first)
 
 
-def test_the_newest_and_the_best_stay(launch: Launch, undisturbed: Path) -> None:
-    plain = undisturbed / "plain"
+def test_the_newest_and_the_best_stay(interrupted: Path) -> None:
+    plain = interrupted / "plain"
     validated = {line["step"]: line["validation_nll"] for line in lines(plain)[1:] if "validation_nll" in line}
     lowest = min(validated, key=lambda step: validated[step])
     newest = checkpoints(plain)[STEPS]
@@ -224,12 +244,10 @@ def test_the_newest_and_the_best_stay(launch: Launch, undisturbed: Path) -> None
     assert (newest["best_step"], newest["best_nll"]) == (lowest, validated[lowest])
 
 
-def test_the_best_leaves_and_training_ends_early(launch: Launch, undisturbed: Path, tokens: Path) -> None:
+def test_the_best_leaves_and_training_ends_early(interrupted: Path, resumed: Path, tokens: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    train = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
-    launch(2, ("early", {"train": train}))
-    folder = undisturbed / "early"
+    folder = interrupted / "early"
     validated = {line["step"]: line["validation_nll"] for line in lines(folder)[1:]}
     lowest = min(validated, key=lambda step: validated[step])
     assert outcome(folder)["step"] == max(validated) == lowest + 2 < 160
@@ -247,13 +265,11 @@ def test_the_best_leaves_and_training_ends_early(launch: Launch, undisturbed: Pa
     assert f"after step {lowest}:" in (folder / "model" / "README.md").read_text()
 
     # Called again, it knows that it was over.
-    launch(2, ("early", {"train": train}))
-    assert outcome(folder)["step"] == lowest + 2
+    assert outcome(resumed / "early")["step"] == lowest + 2
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(launch: Launch, undisturbed: Path) -> None:
-    launch(2, ("poisoned", {"poison_at": 5}))
-    folder = undisturbed / "poisoned"
+def test_a_loss_that_is_no_number_stops_before_the_update(interrupted: Path, resumed: Path) -> None:
+    folder = interrupted / "poisoned"
     found = outcome(folder)
     assert (found["ending"], found["step"]) == ("non_finite", 4)
     ids = (folder / "non_finite_ids.txt").read_text().split()
@@ -263,10 +279,9 @@ def test_a_loss_that_is_no_number_stops_before_the_update(launch: Launch, undist
     assert max(checkpoints(folder)) == 4
     assert not (folder / "model").exists()
     # The weights on disk are those before: the same command goes on, and ends as if nothing had been.
-    launch(2, ("poisoned", {}))
-    assert_same(undisturbed / "plain", folder)
+    assert_same(interrupted / "plain", resumed / "poisoned")
 
 
-def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, undisturbed: Path) -> None:
+def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, interrupted: Path) -> None:
     with pytest.raises(AssertionError, match="the checkpoints are of another training run"):
         launch(2, ("plain", {"train": {"global_batch_size": 8}}))
