@@ -1,4 +1,6 @@
-"""What fault tests share: `ual elicit` as a process of its own, what it sent and finished so far, and ways to kill its parts.
+"""What fault tests share: `ual elicit`, what it sent and finished so far, and ways to kill its parts.
+
+What is killed is a process of its own with a Ray of its own; the other commands run in the tests' process, on its Ray.
 
 The fake engine writes every request it is sent to a file, so that a row that is sent again is seen.
 """
@@ -33,7 +35,7 @@ MARK = re.compile(r"row-\d{3}")
 ROWS = 240
 ROWS_PER_BLOCK = 8
 ACTORS = 2
-VLLM_ROWS = 48
+VLLM_ROWS = 32
 # Cores are shared with others, and nothing here waits for longer than it has to.
 PATIENCE = 240.0
 
@@ -74,12 +76,15 @@ def end(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 class Elicitation:
     """One command `ual elicit ROWS --out FOLDER ...`, started once or more."""
 
-    def __init__(self, folder: Path, data: Path, settings: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        """Hold what every start of it has in common."""
+    def __init__(
+        self, ual: Any, folder: Path, data: Path, settings: Sequence[str], environment: dict[str, str] | None = None
+    ) -> None:
+        """Hold what every start of it has in common; `ual` runs a command in this process."""
+        self._ual = ual
         self.out = folder / "out"
         self.log_file = folder / "sent.jsonl"
         self._printed = folder / "printed.txt"
-        self._command = [sys.executable, "-m", "ual_ray", "elicit", str(data), "--out", str(self.out), *settings]
+        self._command = ["elicit", str(data), "--out", str(self.out), *settings]
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self._environment = kept | (environment or {})
         self._driver: subprocess.Popen[bytes] | None = None
@@ -92,7 +97,7 @@ class Elicitation:
         self._started = time.monotonic()
         with self._printed.open("wb") as printed:
             self._driver = subprocess.Popen(
-                [*self._command, *more],
+                [sys.executable, "-m", "ual_ray", *self._command, *more],
                 cwd=REPOSITORY,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -110,9 +115,13 @@ class Elicitation:
         return self.printed
 
     def run(self, *more: str, code: int = 0) -> str:
-        """Start it and wait for its end."""
-        self.start(*more)
-        return self.wait(code)
+        """Run it in this process; return what it printed."""
+        started = time.monotonic()
+        done = self._ual(*self._command, *more)
+        self.seconds = time.monotonic() - started
+        self._printed.write_text(done.output)
+        assert done.code == code, f"exit code {done.code}\n{self.log()}"
+        return self.printed
 
     def until(self, holds: Callable[[], Any], what: str) -> Any:
         """Poll while it runs until something is true."""
@@ -206,10 +215,10 @@ class Elicitation:
             return []
         return [json.loads(line) for line in self.log_file.read_text().splitlines()]
 
-    def sent(self, since: int = 0) -> Counter[str]:
-        """Count the requests per row, by id, from the `since`th call on."""
+    def sent(self, since: int = 0, until: int | None = None) -> Counter[str]:
+        """Count the requests per row, by id, from the `since`th call on, to the one before the `until`th."""
         names = self.names()
-        return Counter(names[MARK.findall(call["text"])[0]] for call in self.calls()[since:])
+        return Counter(names[MARK.findall(call["text"])[0]] for call in self.calls()[since:until])
 
     def mlflow_run(self) -> Any:
         """Get the one MLflow run of it."""
@@ -307,7 +316,7 @@ def ended() -> Iterator[Callable[[Elicitation], Elicitation]]:
 
 
 @pytest.fixture(scope="module")
-def elicit(rows_file: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, ended: Any) -> Elicit:
+def elicit(rows_file: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) -> Elicit:
     """Make elicitations of the rows by the fake engine, each in a folder of its own."""
 
     def make(
@@ -319,13 +328,13 @@ def elicit(rows_file: Path, model: Path, tmp_path_factory: pytest.TempPathFactor
             "engine.arguments.seconds_per_run": seconds_per_run,
             "engine.arguments.log": folder / "sent.jsonl",
         }
-        return ended(Elicitation(folder, data, settings(str(model), **(engine | more)), environment))
+        return ended(Elicitation(ual, folder, data, settings(str(model), **(engine | more)), environment))
 
     return make
 
 
 @pytest.fixture(scope="module")
-def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any) -> Elicit:
+def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) -> Elicit:
     """Make elicitations of a few short rows by vLLM with the demo model, each in a folder of its own."""
     rows = [(f"What is {n} + {n}? This is row-{n:03d}.", f"{2 * n}") for n in range(VLLM_ROWS)]
     data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
@@ -340,7 +349,7 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any) -> Elicit:
             "engine.max_model_len": 256,
             "runtime.check_memory": "false",
         }
-        return ended(Elicitation(tmp_path_factory.mktemp("run"), data, settings("demo", **own), environment))
+        return ended(Elicitation(ual, tmp_path_factory.mktemp("run"), data, settings("demo", **own), environment))
 
     return make
 
@@ -354,6 +363,7 @@ class Cluster:
         self._state = Path(tempfile.mkdtemp(prefix="ual"))
         self._port = _free_port()
         self._environment = os.environ | {
+            "HOME": str(self._state),  # Ray keeps its token there
             "RAY": str(Path(sys.executable).with_name("ray")),
             "UAL_RAY_PORT": str(self._port),
             "UAL_DASHBOARD_PORT": str(_free_port()),
@@ -375,7 +385,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """What a driver needs to find it."""
-        return {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token"}
+        return {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token", "HOME": str(self._state)}
 
     def kill_worker_node(self) -> None:
         """Kill -9 all of the node that is not the driver's, as when the machine is gone: the raylet first, then its workers."""

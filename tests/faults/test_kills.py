@@ -18,7 +18,7 @@ ROWS, ROWS_PER_BLOCK, ACTORS, REQUESTS_PER_ROW = 240, 8, 2, 4
 BLOCK_CALLS = ROWS_PER_BLOCK * REQUESTS_PER_ROW
 UNWRITTEN_CALLS = 2 * ACTORS * BLOCK_CALLS
 SCORES = ("uncertainty", "uncertainty_verbalized", "uncertainty_p_true", "uncertainty_nll", "uncertainty_ensemble")
-SLOW = 0.3
+SLOW = 0.4
 ENGINE_ACTOR = "ray::MapWorker(MapBatches(EngineActor))"
 
 
@@ -45,7 +45,7 @@ def assert_equal(run: Any, undisturbed: Any, without: frozenset[str] = frozenset
 
 def redone(run: Any) -> int:
     """Count the requests that were sent more than once per row."""
-    return sum(count - REQUESTS_PER_ROW for count in run.sent().values())
+    return sum(max(0, count - REQUESTS_PER_ROW) for count in run.sent().values())
 
 
 def transcript(title: str, **figures: object) -> None:
@@ -53,64 +53,71 @@ def transcript(title: str, **figures: object) -> None:
     print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
 
 
-def test_kill_9_of_the_driver(elicit: Any, undisturbed: Any) -> None:
-    run = elicit(seconds_per_run=SLOW)
-    run.start()
-    run.until_finished(64)
-    left = run.kill()
-    finished, before = run.finished(), len(run.calls())
-    assert 64 <= len(finished) < ROWS
-    # What a kill in the middle of a write leaves: half a file, and the note that says so.
+def sent_again(run: Any, since: int, until: int | None = None) -> int:
+    """Count the requests from the `since`th call on that are of rows which had been sent before it."""
+    before = run.sent(until=since)
+    return sum(count for row, count in run.sent(since, until).items() if row in before)
+
+
+def assert_resumed(run: Any, finished: frozenset[str], since: int, until: int | None = None) -> None:
+    """Check what was sent after an end: no row that was finished by then, and no more than what was under way."""
+    assert not finished & run.sent(since, until).keys(), "a finished row was sent again"
+    assert sent_again(run, since, until) <= UNWRITTEN_CALLS
+
+
+def tear_files(run: Any) -> None:
+    """Leave what a kill in the middle of a write leaves: half a file, and the note that says so."""
     torn = "torn_000000_000000"
     whole = next(run.store.glob("finished/*.parquet")).read_bytes()
     (run.store / "finished" / f"{torn}-0.parquet").write_bytes(whole[: len(whole) // 2])
     note = next(run.store.glob("checkpoint/*.parquet")).read_bytes()
     (run.store / "checkpoint" / f"{torn}.pending.parquet").write_bytes(note)
 
-    run.run()
-    again = run.sent(since=before)
-    transcript(
-        "driver killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
-        calls_after=len(run.calls()) - before, redone=redone(run), left_for_20_seconds=left,
-    )  # fmt: skip
-    assert_equal(run, undisturbed)
-    assert not finished & again.keys(), "a finished row was sent again"
-    assert redone(run) <= UNWRITTEN_CALLS
-    assert not [name for name in left if name.startswith(ENGINE_ACTOR)], "engines end with the driver"
 
-
-def test_kill_9_of_an_actor(elicit: Any, undisturbed: Any) -> None:
+def test_an_actor_the_monitor_and_twice_the_driver_are_killed_and_no_finished_row_is_sent_again(
+    elicit: Any, undisturbed: Any
+) -> None:
     run = elicit(seconds_per_run=SLOW)
     run.start()
-    finished = run.until_finished(64)
-    before = len(run.calls())
+    first = run.until_finished(40)
     run.process(ENGINE_ACTOR).kill()
-    run.wait()
-    transcript(
-        "actor killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
-        calls_after=len(run.calls()) - before, redone=redone(run), seconds=round(run.seconds),
-    )  # fmt: skip
-    assert_equal(run, undisturbed)
-    assert 0 <= redone(run) <= BLOCK_CALLS
-    assert not run.failed(), "one death is nobody's fault"
-
-
-def test_kill_9_of_what_all_actors_report_to(elicit: Any, undisturbed: Any) -> None:
-    run = elicit(seconds_per_run=SLOW)
-    run.start()
-    run.until_finished(64)
+    run.until_finished(len(first) + 3 * ROWS_PER_BLOCK)
+    # What all actors report to.
     run.process("ray::Monitor").kill()
     run.wait(code=1)
-    finished, before = run.finished(), len(run.calls())
+    without_monitor, at_monitor = run.finished(), len(run.calls())
+    assert 0 <= redone(run) <= BLOCK_CALLS, "an actor's death costs a block"
+    assert len(without_monitor) < ROWS
+
+    run.start()
+    run.until_finished(len(without_monitor) + 16)
+    run.signal(signal.SIGTERM)
+    run.wait(code=128 + signal.SIGTERM)
+    at_sigterm, terminated, killed = len(run.calls()), run.finished(), run.mlflow_run()
+    assert killed.info.status == "KILLED"
+    assert len(terminated) < ROWS
+    assert_resumed(run, without_monitor, at_monitor, at_sigterm)
+
+    run.start()
+    run.until_finished(len(terminated) + 16)
+    left = run.kill()
+    at_kill, finished = len(run.calls()), run.finished()
+    assert len(finished) < ROWS
+    assert_resumed(run, terminated, at_sigterm, at_kill)
+    assert not [name for name in left if name.startswith(ENGINE_ACTOR)], "engines end with the driver"
+    tear_files(run)
 
     run.run()
     transcript(
-        "monitor killed", rows=ROWS, finished_at_the_kill=len(finished), calls_before=before,
-        calls_after=len(run.calls()) - before, redone=redone(run),
+        "an actor, the monitor and twice the driver killed", rows=ROWS,
+        finished_at_each_end=[len(ids) for ids in (without_monitor, terminated, finished)],
+        calls_at_each_end=[at_monitor, at_sigterm, at_kill, len(run.calls())], redone=redone(run), left_for_20_seconds=left,
     )  # fmt: skip
     assert_equal(run, undisturbed)
-    assert not finished & run.sent(since=before).keys()
-    assert redone(run) <= UNWRITTEN_CALLS
+    assert_resumed(run, finished, at_kill)
+    assert not run.failed(), "one death is nobody's fault"
+    ended = run.mlflow_run()
+    assert (ended.info.run_id, ended.info.status) == (killed.info.run_id, "FINISHED")
 
 
 def test_rows_that_an_engine_dies_or_hangs_on_are_set_aside_alone(elicit: Any, undisturbed: Any) -> None:
@@ -141,28 +148,6 @@ def test_rows_that_an_engine_dies_or_hangs_on_are_set_aside_alone(elicit: Any, u
     assert run.sent(since=before).keys() == guilty
     assert {row["id"] for row in run.failed()} == guilty
     assert_equal(run, undisturbed, without=guilty)
-
-
-def test_sigterm(elicit: Any, undisturbed: Any) -> None:
-    run = elicit(seconds_per_run=SLOW)
-    run.start()
-    run.until_finished(64)
-    run.signal(signal.SIGTERM)
-    run.wait(code=128 + signal.SIGTERM)
-    finished, before = run.finished(), len(run.calls())
-    killed = run.mlflow_run()
-    assert killed.info.status == "KILLED"
-
-    run.run()
-    transcript(
-        "SIGTERM", rows=ROWS, finished_by_then=len(finished), calls_before=before,
-        calls_after=len(run.calls()) - before, redone=redone(run),
-    )  # fmt: skip
-    assert_equal(run, undisturbed)
-    assert not finished & run.sent(since=before).keys()
-    assert redone(run) <= UNWRITTEN_CALLS
-    finally_ = run.mlflow_run()
-    assert (finally_.info.run_id, finally_.info.status) == (killed.info.run_id, "FINISHED")
 
 
 def test_too_many_rows_without_a_result_end_it_and_what_was_done_is_kept(elicit: Any, long_rows_file: Path) -> None:

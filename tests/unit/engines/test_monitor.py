@@ -173,6 +173,7 @@ def test_a_batch_that_is_done_row_by_row_has_the_time_of_a_batch_for_every_row(c
         assert monitor.replace_hung(10) == 0
         monitor.end(f"row {row}")
     monitor.end("batch")
+    assert monitor.begin("batch", "a") == 0
 
 
 def test_what_an_actor_did_before_it_died_is_not_held_against_it(clock: SimpleNamespace) -> None:
