@@ -35,8 +35,8 @@ demo: $(READY)
 	$(BIN)/ual run -c jobs/configs/demo.yaml output=$(OUTPUT)
 
 test: $(READY)
-	@# Most of a test's time is the start of a process: two files at a time keep two cores busy.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# Two files at a time, the longest first (tests/conftest.py), keep two cores busy to the end.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
