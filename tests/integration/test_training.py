@@ -45,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 EARLY = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
 
+# Its fixtures run twelve trainings in a row.
+pytestmark = pytest.mark.timeout(3000)
+
 Launch = Callable[..., None]
 
 
@@ -97,7 +100,7 @@ def launch(root: Path, tokens: Path, tiny_model: Path) -> Launch:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, str(WORKER), json.dumps(full)], env=environment, capture_output=True, text=True, timeout=600
+            [*command, str(WORKER), json.dumps(full)], env=environment, capture_output=True, text=True, timeout=1500
         )
         assert done.returncode == code, done.stderr[-5000:]
 
