@@ -35,7 +35,7 @@ MARK = re.compile(r"row-\d{3}")
 ROWS = 240
 ROWS_PER_BLOCK = 8
 ACTORS = 2
-VLLM_ROWS = 32
+VLLM_ROWS = 48
 # Cores are shared with others, and nothing here waits for longer than it has to.
 PATIENCE = 240.0
 
