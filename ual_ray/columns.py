@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
@@ -131,15 +131,28 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 
-ROWS = pa.schema(
-    [
-        (ID, pa.string()),
-        (SOURCE, pa.string()),
-        (SPLIT, pa.string()),
-        (GIVEN_ID, pa.string()),
-        (MESSAGES, MESSAGES_TYPE),
-    ]
-)
+# The types of columns that are not texts.
+TYPES = {
+    MESSAGES: MESSAGES_TYPE,
+    CHOICES: pa.list_(pa.string()),
+    EXTRACTED: pa.map_(pa.string(), pa.string()),
+    SCORES: pa.map_(pa.string(), pa.float64()),
+    **dict.fromkeys((INPUT_IDS, LABELS), pa.list_(pa.int32())),
+    **dict.fromkeys((TRUNCATED, CANDIDATE_FIRST, CORRECT), pa.bool_()),
+    **dict.fromkeys((POSITION, VOCABULARY_ID), pa.int32()),
+    **dict.fromkeys((RESPONSE_LENGTH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS, TARGET_TOKENS, BENCHMARK_VERSION), pa.int64()),
+    **dict.fromkeys((LENGTH_CANDIDATE, LENGTH_REFERENCE), pa.int64()),
+    **dict.fromkeys((ALPHA, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, NLL, BRIER), pa.float64()),
+    **dict.fromkeys((SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER), pa.float64()),
+}
+
+
+def fields(*names: str) -> list[pa.Field]:
+    """Declare columns by name, each of the type in TYPES or else a text."""
+    return [pa.field(name, TYPES.get(name, pa.string())) for name in names]
+
+
+ROWS = pa.schema(fields(ID, SOURCE, SPLIT, GIVEN_ID, MESSAGES))
 
 
 def uncertainty_column(estimator: str) -> str:
@@ -157,124 +170,51 @@ def retest_column(estimator: str) -> str:
     return f"retest_{estimator}"
 
 
-def measured_schema(estimators: Iterable[str]) -> pa.Schema:
+def measured_schema(estimators: Collection[str]) -> pa.Schema:
     """Columns that an engine actor adds to a row: every estimator's values, their cost, and their provenance.
 
     `response_length` is in characters; `truncated`: the elicitor did not see the whole pair; `calls`: number of generations
     requested.
     """
-    fields = []
-    for name in estimators:
-        fields += [(uncertainty_column(name), pa.float64()), (raw_column(name), pa.float64())]
-    fields += [(retest_column(name), pa.float64()) for name in estimators]
-    fields += [
-        (RESPONSE_LENGTH, pa.int64()),
-        (TRUNCATED, pa.bool_()),
-        (STATUS, pa.string()),
-        (ERROR, pa.string()),
-        (ELICITOR, pa.string()),
-        (PROMPT_HASH, pa.string()),
-        (PROMPT_TOKENS, pa.int64()),
-        (GENERATED_TOKENS, pa.int64()),
-        (CALLS, pa.int64()),
-    ]
-    return pa.schema([*ROWS, *(pa.field(*field) for field in fields)])
+    values = [column(name) for name in estimators for column in (uncertainty_column, raw_column)]
+    values += map(retest_column, estimators)
+    added = fields(*(RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, ELICITOR, PROMPT_HASH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS))
+    return pa.schema([*ROWS, *(pa.field(name, pa.float64()) for name in values), *added])
 
 
-def scored_schema(estimators: Iterable[str]) -> pa.Schema:
+def scored_schema(estimators: Collection[str]) -> pa.Schema:
     """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, which smoothing reads."""
-    extra = [(uncertainty_column(ENSEMBLE), pa.float64()), (UNCERTAINTY, pa.float64())]
-    return pa.schema([*measured_schema(estimators), *(pa.field(*field) for field in extra)])
+    ensemble = pa.field(uncertainty_column(ENSEMBLE), pa.float64())
+    return pa.schema([*measured_schema(estimators), ensemble, *fields(UNCERTAINTY)])
 
 
-TOKENS = pa.schema(
-    [
-        (ID, pa.string()),
-        (SPLIT, pa.string()),
-        (ALPHA, pa.float64()),
-        (UNCERTAINTY, pa.float64()),
-        (TARGET_TOKENS, pa.int32()),
-        (INPUT_IDS, pa.list_(pa.int32())),
-        (LABELS, pa.list_(pa.int32())),
-    ]
-)
+TOKENS = pa.schema([*fields(ID, SPLIT, ALPHA, UNCERTAINTY), pa.field(TARGET_TOKENS, pa.int32()), *fields(INPUT_IDS, LABELS)])
 
 # `answer` is the gold answer as text (for a choice: its index from 0), `reference` another system's answer to compare with.
-QUESTIONS = pa.schema(
-    [
-        (ID, pa.string()),
-        (BENCHMARK, pa.string()),
-        (BENCHMARK_VERSION, pa.int64()),
-        (SOURCE, pa.string()),
-        (MESSAGES, MESSAGES_TYPE),
-        (ANSWER, pa.string()),
-        (CHOICES, pa.list_(pa.string())),
-        (REFERENCE, pa.string()),
-    ]
-)
+QUESTIONS = pa.schema(fields(ID, BENCHMARK, BENCHMARK_VERSION, SOURCE, MESSAGES, ANSWER, CHOICES, REFERENCE))
 
 # The id is that of the question, by which the rows of different models are paired. `scores` has one value per metric,
 # `extracted` is the answer extracted from the prediction, `confidence` (in [0, 1]) how sure the model was of it.
 RESULTS = pa.schema(
-    [
-        *QUESTIONS,
-        (MODEL, pa.string()),
-        (MODEL_DIGEST, pa.string()),
-        (PROMPT_HASH, pa.string()),
-        (ENGINE_DIGEST, pa.string()),
-        (PREDICTION, pa.string()),
-        (EXTRACTED, pa.map_(pa.string(), pa.string())),
-        (SCORES, pa.map_(pa.string(), pa.float64())),
-        (CONFIDENCE, pa.float64()),
-        (NLL_SUM, pa.float64()),
-        (TARGET_TOKENS, pa.int64()),
-        (STATUS, pa.string()),
-        (ERROR, pa.string()),
-        (PROMPT_TOKENS, pa.int64()),
-        (GENERATED_TOKENS, pa.int64()),
-    ]
+    fields(
+        *QUESTIONS.names,
+        *(MODEL, MODEL_DIGEST, PROMPT_HASH, ENGINE_DIGEST, PREDICTION, EXTRACTED, SCORES, CONFIDENCE, NLL_SUM, TARGET_TOKENS),
+        *(STATUS, ERROR, PROMPT_TOKENS, GENERATED_TOKENS),
+    )
 )
 
 # `preference` is in [1, 2], higher = the candidate's answer is the better one; null = no verdict. Lengths are in characters.
 VERDICTS = pa.schema(
-    [
-        (ID, pa.string()),
-        (BENCHMARK, pa.string()),
-        (MESSAGES, MESSAGES_TYPE),
-        (CANDIDATE, pa.string()),
-        (REFERENCE, pa.string()),
-        (TEXT_CANDIDATE, pa.string()),
-        (TEXT_REFERENCE, pa.string()),
-        (LENGTH_CANDIDATE, pa.int64()),
-        (LENGTH_REFERENCE, pa.int64()),
-        (CANDIDATE_FIRST, pa.bool_()),
-        (PREFERENCE, pa.float64()),
-        (JUDGE, pa.string()),
-        (PROMPT_HASH, pa.string()),
-        (ENGINE_DIGEST, pa.string()),
-        (STATUS, pa.string()),
-        (ERROR, pa.string()),
-        (PROMPT_TOKENS, pa.int64()),
-        (GENERATED_TOKENS, pa.int64()),
-    ]
+    fields(
+        *(ID, BENCHMARK, MESSAGES, CANDIDATE, REFERENCE, TEXT_CANDIDATE, TEXT_REFERENCE, LENGTH_CANDIDATE, LENGTH_REFERENCE),
+        *(CANDIDATE_FIRST, PREFERENCE, JUDGE, PROMPT_HASH, ENGINE_DIGEST, STATUS, ERROR, PROMPT_TOKENS, GENERATED_TOKENS),
+    )
 )
 
 # One row per response token of a test row: NLL in nats, `confidence` the probability of the likeliest token, `correct` whether
 # it is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
 TOKEN_STATISTICS = pa.schema(
-    [
-        (ID, pa.string()),
-        (SOURCE, pa.string()),
-        (POSITION, pa.int32()),
-        (VOCABULARY_ID, pa.int32()),
-        (NLL, pa.float64()),
-        (CONFIDENCE, pa.float64()),
-        (CORRECT, pa.bool_()),
-        (BRIER, pa.float64()),
-        (SCALED_NLL, pa.float64()),
-        (SCALED_CONFIDENCE, pa.float64()),
-        (SCALED_BRIER, pa.float64()),
-    ]
+    fields(*(ID, SOURCE, POSITION, VOCABULARY_ID, NLL, CONFIDENCE, CORRECT, BRIER, SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER))
 )
 
 

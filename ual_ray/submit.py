@@ -101,11 +101,7 @@ def _check_paths(config: Config) -> None:
             raise UserError(f"{key} is a path of this machine", got=name, expected=SHARED_PATH)
     storage = config.train.storage
     if storage and not ADDRESS.match(storage) and not Path(storage).is_absolute():
-        raise UserError(
-            "train.storage is a path of this machine",
-            got=storage,
-            expected=f"a URI (s3://...), or {SHARED_PATH}",
-        )
+        raise UserError("train.storage is a path of this machine", got=storage, expected=f"a URI (s3://...), or {SHARED_PATH}")
 
 
 def _files(config: Config) -> dict[str, Path]:

@@ -34,13 +34,9 @@ PROBED_CONFIDENCE = "probed_confidence"
 
 ANSWERS = pa.schema(
     [
-        (col.ID, pa.string()),
-        (col.BENCHMARK, pa.string()),
-        (col.TARGET_TOKENS, pa.int64()),
-        (col.CORRECT, pa.bool_()),
-        (col.CONFIDENCE, pa.float64()),
-        (PROBED_CONFIDENCE, pa.float64()),
-        (col.SCALED_CONFIDENCE, pa.float64()),
+        *col.fields(col.ID, col.BENCHMARK, col.TARGET_TOKENS, col.CORRECT, col.CONFIDENCE),
+        pa.field(PROBED_CONFIDENCE, pa.float64()),
+        *col.fields(col.SCALED_CONFIDENCE),
     ]
 )
 COLUMNS = [

@@ -70,7 +70,12 @@ class Clusters:
                 {"id": token, "text": text, "positions": count}
                 for token, text, count in zip(self._tokens, self._texts, counts, strict=True)
             ],
-            **{name: self._measured(name) for name in ("before_norm", "after_norm")},
+            **{
+                name: measures(self._features[name], self._classes)
+                if len(self._tokens) > 1 and name in self._features
+                else None
+                for name in ("before_norm", "after_norm")
+            },
             "mueller": projected and {"tokens": self._texts[:MUELLER_CLASSES], "scatter_ratio": projected[2]},
         }
         if projected is not None:
@@ -80,10 +85,6 @@ class Clusters:
         np.savez_compressed(folder / col.CLUSTER_POINTS_FILE, **arrays)
         write_json(folder / col.CLUSTERS_FILE, metrics, allow_nan=False)
         return metrics
-
-    def _measured(self, name: str) -> dict[str, Any] | None:
-        enough = len(self._tokens) > 1 and name in self._features
-        return measures(self._features[name], self._classes) if enough else None
 
     def _project(self, head: OutputHead, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:
         """Project the states of the three most frequent tokens; None with fewer tokens."""

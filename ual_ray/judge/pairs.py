@@ -27,22 +27,9 @@ RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE
 # The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
 PAIRS = pa.schema(
     [
-        *[
-            col.VERDICTS.field(name)
-            for name in (
-                col.ID,
-                col.BENCHMARK,
-                col.MESSAGES,
-                col.CANDIDATE,
-                col.REFERENCE,
-                col.TEXT_CANDIDATE,
-                col.TEXT_REFERENCE,
-            )
-        ],
-        *[col.VERDICTS.field(name) for name in (col.LENGTH_CANDIDATE, col.LENGTH_REFERENCE, col.CANDIDATE_FIRST, col.ERROR)],
-        (QUESTION, pa.string()),
-        (EARLIER_CANDIDATE, pa.string()),
-        (EARLIER_REFERENCE, pa.string()),
+        *col.fields(col.ID, col.BENCHMARK, col.MESSAGES, col.CANDIDATE, col.REFERENCE, col.TEXT_CANDIDATE, col.TEXT_REFERENCE),
+        *col.fields(col.LENGTH_CANDIDATE, col.LENGTH_REFERENCE, col.CANDIDATE_FIRST, col.ERROR),
+        *col.fields(QUESTION, EARLIER_CANDIDATE, EARLIER_REFERENCE),
     ]
 )
 
@@ -87,13 +74,8 @@ def name_of(answers: AnswerSet) -> str:
         return answers.name
     if answers.results is None:
         return REFERENCE_ANSWERS
-    names = (
-        pyarrow.dataset.dataset(str(answers.results), format="parquet")
-        .to_table(columns=[col.MODEL])[col.MODEL]
-        .unique()
-        .to_pylist()
-    )
-    return ", ".join(sorted(filter(None, names))) or answers.results.stem
+    names = pyarrow.dataset.dataset(str(answers.results), format="parquet").to_table(columns=[col.MODEL])[col.MODEL].unique()
+    return ", ".join(sorted(filter(None, names.to_pylist()))) or answers.results.stem
 
 
 def shown_first(question: str, seed: int) -> bool:

@@ -40,7 +40,11 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
         "quarantined": sum(reasons.values()),
         "reasons": dict(reasons),
         "parse_rate": read / len(sent),
-        "win_rates": {name: _rate(group, settings, seed).as_dict() for name, group in groups.items() if _any_verdict(group)},
+        "win_rates": {
+            name: _rate(group, settings, seed).as_dict()
+            for name, group in groups.items()
+            if any(row[col.PREFERENCE] is not None for row in group)
+        },
         "position_bias": asdict(
             position_bias([row[col.PREFERENCE] for row in rows], [row[col.CANDIDATE_FIRST] for row in rows])
         ),
@@ -81,10 +85,6 @@ def _rate(rows: Sequence[Row], settings: EvaluateConfig, seed: int) -> WinRate:
     return length_controlled_win_rate(
         preference, reference, candidate, level=settings.confidence, resamples=settings.resamples, seed=seed
     )
-
-
-def _any_verdict(rows: Sequence[Row]) -> bool:
-    return any(row[col.PREFERENCE] is not None for row in rows)
 
 
 def _percent(rate: Mapping[str, Any], name: str, interval: str) -> str:

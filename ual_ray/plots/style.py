@@ -124,10 +124,7 @@ def _localise(element: ElementTree.Element, used: set[str]) -> None:
         element.text = None
     kept = {key.removeprefix(XLINK): value for key, value in element.attrib.items() if key != "id" or value in used}
     if "style" in kept:
-        kept["style"] = COLOUR.sub(_variable, FONT_FAMILY.sub("", kept["style"]))
+        kept["style"] = COLOUR.sub(
+            lambda x: f"var(--{VARIABLES[x[0]]})" if x[0] in VARIABLES else x[0], FONT_FAMILY.sub("", kept["style"])
+        )
     element.attrib = kept
-
-
-def _variable(found: re.Match[str]) -> str:
-    name = VARIABLES.get(found[0])
-    return f"var(--{name})" if name else found[0]

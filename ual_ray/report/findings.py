@@ -43,11 +43,7 @@ class Findings:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
         others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders")
-        return {
-            "figures": plain,
-            "comparisons": self.comparisons.as_dict(),
-            **{name: getattr(self, name) for name in others},
-        }
+        return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 
     def with_role(self, role: Role) -> list[str]:
         """Name the models of a role."""

@@ -79,7 +79,8 @@ def collect(root: Path, findings: Findings | None = None) -> PageData:
     config = yaml.safe_load(text) or {}
     named = findings.folders if findings else {}
     elicit = _stage(_named(named, "elicited", "rows", root) or newest_stage(root / "elicit") or newest_stage(root))
-    arms = [_arm(root, name, named) for name in _arm_names(root, config)]
+    names = list(config.get("arms") or {}) or sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
+    arms = [_arm(root, name, named) for name in names]
     points = {model: root / folders[0] / col.CLUSTER_POINTS_FILE for model, folders in named.get("calibrated", {}).items()}
     points = {model: file for model, file in points.items() if file.is_file()}
     return PageData(
@@ -111,10 +112,6 @@ def _stage(folder: Path | None) -> Stage | None:
 def _named(folders: Mapping[str, Any], kind: str, model: str, root: Path) -> Path | None:
     found = get_nested(folders, kind, model)
     return root / found[0] if found else None
-
-
-def _arm_names(root: Path, config: Mapping[str, Any]) -> list[str]:
-    return list(config.get("arms") or {}) or sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
 
 
 def _arm(root: Path, name: str, named: Mapping[str, Any]) -> Arm:
@@ -155,12 +152,10 @@ def _provenance(root: Path, elicit: Stage | None, arms: Sequence[Arm], findings:
     words = {"evaluated": "answers of", "calibrated": "tokens of", "judged": "verdicts on"}
     for kind, models in (findings.folders if findings else {}).items():
         for model, folders in models.items() if kind in words else ():
-            found += [(f"{words[kind]} {model}", _digest(root / folder), folder) for folder in folders]
+            for folder in folders:
+                digest = str((read_json(root / folder / STARTED_FILE) or {}).get("digest", ""))
+                found.append((f"{words[kind]} {model}", digest, folder))
     return found
-
-
-def _digest(folder: Path) -> str:
-    return str((read_json(folder / STARTED_FILE) or {}).get("digest", ""))
 
 
 def _versions() -> dict[str, str]:

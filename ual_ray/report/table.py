@@ -94,11 +94,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def tables(findings: Findings) -> dict[str, Grid]:
     """Make every table that has a row, by name: the models side by side, the differences, the win rates."""
-    found = {
-        "models": models(findings),
-        "differences": differences(findings.comparisons),
-        "win_rates": win_rates(findings),
-    }
+    found = {"models": models(findings), "differences": differences(findings.comparisons), "win_rates": win_rates(findings)}
     return {name: grid for name, grid in found.items() if grid.rows}
 
 
@@ -192,13 +188,7 @@ def differences(comparisons: Comparisons) -> Grid:
     rows = tuple(
         TableRow(
             f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{' (primary)' if entry.primary else ''}",
-            (
-                f"{entry.arm} - {entry.reference}",
-                f"{entry.n:,}",
-                difference_text(entry),
-                p_text(entry.p_holm),
-                entry.verdict,
-            ),
+            (f"{entry.arm} - {entry.reference}", f"{entry.n:,}", difference_text(entry), p_text(entry.p_holm), entry.verdict),
             brief=entry.reference != BASE,
         )
         for entry in comparisons.entries

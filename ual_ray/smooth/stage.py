@@ -46,11 +46,7 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
     if np.isnan(alpha).all():
         raise UserError("no row has a score", fix="set missing: impute, or run elicitation again")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        **spec.model_dump(),
-        "seed": seed,
-        col.SCORED_DIGEST: scored_digest or content_digest(scored, reads),
-    }
+    record = {**spec.model_dump(), "seed": seed, col.SCORED_DIGEST: scored_digest or content_digest(scored, reads)}
     _write(files, np.array(table[col.ID].to_pylist()), alpha, record, folder / col.SMOOTHED_FILE)
     return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths)}
 

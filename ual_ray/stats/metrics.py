@@ -78,10 +78,9 @@ def metric_of(name: str) -> Metric:
 def difference_unit(name: str) -> tuple[str, float]:
     """Label the differences of a metric, and give what to multiply them by: shares and percent differ in points."""
     metric = metric_of(name)
-    return {
-        "share": (f"{metric.label}, points", 100.0),
-        "percent": (f"{metric.label}, points", 1.0),
-    }.get(metric.unit, (metric.label, 1.0))
+    return {"share": (f"{metric.label}, points", 100.0), "percent": (f"{metric.label}, points", 1.0)}.get(
+        metric.unit, (metric.label, 1.0)
+    )
 
 
 @dataclass(frozen=True)

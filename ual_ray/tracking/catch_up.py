@@ -47,8 +47,6 @@ def _address(kept: str, given: str | None, output: Path) -> str | None:
         return given
     if MASK in kept:
         raise UserError(
-            "operations wait for a store whose address contains a password",
-            got=kept,
-            fix="pass the full address with --uri",
+            "operations wait for a store whose address contains a password", got=kept, fix="pass the full address with --uri"
         )
     return kept

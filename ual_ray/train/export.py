@@ -39,7 +39,7 @@ def export(
     """
     reshard(model)
     part = folder.with_name(folder.name + ".part")
-    writer = _Writer(part, shard_bytes) if _is_first() else None
+    writer = _Writer(part, shard_bytes) if not dist.is_initialized() or dist.get_rank() == 0 else None
     for name, tensor in whole_parameters(model.model):
         if writer is not None:
             for saved_name, saved in as_in_checkpoint(model.model, name, tensor.cpu()).items():
@@ -140,7 +140,3 @@ class _Writer:
         save_file(self._waiting, self._file(len(self._names)), metadata={"format": "pt"})
         self._names.append(list(self._waiting))
         self._waiting, self._bytes = {}, 0
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0

@@ -149,17 +149,13 @@ class _ChunkedLoss(Function):
         if ctx.options.reduction == "none":
             gradients = _run(ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3], upstream)[1]
         else:
+            # Multiplied and rounded in one pass; not in place, as with retain_graph it may run again.
             gradients = [
-                None if saved is None else _times(saved, upstream, dtype)
+                None if saved is None else torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ]
         # For "none", autograd casts every gradient to the dtype of its input.
         return *gradients, None, None, None, None, None
-
-
-def _times(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply and round in one pass; not in place, as with retain_graph it may run again."""
-    return torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
 
 
 def _run(
@@ -229,13 +225,7 @@ class _Head:
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        prior: Tensor | None,
-        options: Options,
-        rows: int,
-        gradients: _Gradients,
+        self, weight: Tensor, bias: Tensor | None, prior: Tensor | None, options: Options, rows: int, gradients: _Gradients
     ) -> None:
         self._rounded, exact = options.matmul_dtype, torch.promote_types(options.matmul_dtype, torch.float32)
         # Where low precision is slow, its values are multiplied as float32: faster, and without intermediate rounding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,9 @@ def train_step(
     sums = backward(model, batches, target_tokens, device)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    norm = global_norm(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    total: Any = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    # FSDP may have left it sharded.
+    norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
     metrics, counted = reduce(sums, votes)
     metrics |= {"learning_rate": learning_rate, "grad_norm": norm}
     if not (math.isfinite(metrics["smoothed_loss"]) and math.isfinite(norm)):
@@ -112,11 +114,6 @@ def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float
     by_bin = [values[1 + at : 1 + at + len(SUMS)] for at in range(0, cells, len(SUMS))]
     metrics = averages(values[0], by_bin, SUMS)
     return metrics | {"positions": values[-1]}, values[1 + cells : -1]
-
-
-def global_norm(norm: Tensor) -> float:
-    """Return a gradient norm that FSDP may have left sharded as a float."""
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def _added(passes: Sequence[ForwardSums], batches: Sequence[Batch]) -> Sums:

@@ -73,7 +73,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     """
     smoothed: Any = model
     precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
-    shared: dict[str, Any] = {"mesh": mesh, "offload_policy": _offload(mesh, config)}
+    # Ranks that compute on the CPU have everything there already.
+    offload = CPUOffloadPolicy() if config.cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()
+    shared: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
     again: dict[str, Any] = {"mp_policy": precision, "reshard_after_forward": config.reshard_after_forward}
     for layer in find_layers(smoothed.body):
         fully_shard(layer, **shared, **again)
@@ -101,8 +103,3 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _offload(mesh: DeviceMesh, config: TrainConfig) -> OffloadPolicy:
-    # Ranks that compute on the CPU have everything there already.
-    return CPUOffloadPolicy() if config.cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()

@@ -47,11 +47,11 @@ class TokenStore(Sequence[Sample]):
         self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
         order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
-        self._rows = order[_numpy(pa.compute.equal(table[col.SPLIT], split))[order]].astype(np.int64)
+        self._rows = order[pa.compute.equal(table[col.SPLIT], split).to_numpy()[order]].astype(np.int64)
         self.ids: Sequence[str] = _Ids(table[col.ID], self._rows)
-        self.lengths = _numpy(pa.compute.list_value_length(table[col.INPUT_IDS])).astype(np.int32)[self._rows]
-        self.target_tokens = _numpy(table[col.TARGET_TOKENS]).astype(np.int32)[self._rows]
-        uncertainty = _numpy(table[col.UNCERTAINTY]).astype(np.float64)[self._rows]
+        self.lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)[self._rows]
+        self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[self._rows]
+        uncertainty = table[col.UNCERTAINTY].to_numpy().astype(np.float64)[self._rows]
         self.bin_edges = quantile_edges(uncertainty, uncertainty_bins)
         self._bins = assign_bins(uncertainty, self.bin_edges)
 
@@ -116,7 +116,3 @@ def assign_bins(values: np.ndarray, edges: Sequence[float]) -> np.ndarray:
     if not edges:
         return np.full(len(values), NO_BIN, dtype=np.int32)
     return np.where(np.isnan(values), NO_BIN, np.searchsorted(edges[1:-1], values, side="left")).astype(np.int32)
-
-
-def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()

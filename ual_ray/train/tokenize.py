@@ -6,7 +6,6 @@ Nothing is sorted or shuffled: the store orders rows by id, independent of their
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ import pyarrow.ipc
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config, TrainConfig
-from ual_ray.config.files import write_json, write_text
+from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
@@ -155,7 +154,10 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
     """
     tokens = folder / TOKENS_FOLDER
     made_from = _made_from(config, smoothed, rows)
-    if (counts := _rendered(tokens, made_from)) is None:
+    found = read_json(tokens / RENDERED_FILE) or {}
+    if found.get("made_from") == made_from:
+        counts = found["counts"]
+    else:
         part = tokens.with_name(f"{TOKENS_FOLDER}.part")
         for old in (tokens, part):
             shutil.rmtree(old, ignore_errors=True)
@@ -277,10 +279,3 @@ def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
     stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     settings = affecting(config.train, "tokens")
     return digest([col.TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])
-
-
-def _rendered(tokens: Path, made_from: str) -> dict[str, Any] | None:
-    """Return the counts of existing tokens, if they were rendered from the same inputs."""
-    path = tokens / RENDERED_FILE
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return found["counts"] if found.get("made_from") == made_from else None

@@ -100,9 +100,12 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     offloaded = sum(state.values()) if on_gpu and config.cpu_offload else 0
     if offloaded:
         state = dict.fromkeys(state, 0)
+    groups = parameters.total - parameters.root
+    if config.reshard_after_forward:
+        groups = min(groups, GATHERED_GROUPS * parameters.largest_group)
     parts = {
         **state,
-        "gathered weights": width * (_gathered_groups(parameters, config) + parameters.root),
+        "gathered weights": width * (groups + parameters.root),
         "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
         "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
         + BACKWARD_TENSORS * forward.largest,
@@ -120,11 +123,6 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     }
     moment = max(held, key=lambda name: held[name])
     return Memory(parts, held[moment], moment, offloaded + copy if on_gpu else 0)
-
-
-def _gathered_groups(parameters: Parameters, config: TrainConfig) -> int:
-    groups = parameters.total - parameters.root
-    return min(groups, GATHERED_GROUPS * parameters.largest_group) if config.reshard_after_forward else groups
 
 
 def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:

@@ -15,11 +15,7 @@ PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
 
 def state_bytes(parameters: int, trainable: int) -> dict[str, int]:
     """Bytes by part, for this many float32 parameters of which `trainable` have a gradient and AdamW's two moments."""
-    return {
-        "weights": FLOAT32 * parameters,
-        "gradients": FLOAT32 * trainable,
-        "optimizer": ADAM_MOMENTS * FLOAT32 * trainable,
-    }
+    return {"weights": FLOAT32 * parameters, "gradients": FLOAT32 * trainable, "optimizer": ADAM_MOMENTS * FLOAT32 * trainable}
 
 
 def checkpoint_bytes(trainable: int) -> int:

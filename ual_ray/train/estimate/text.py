@@ -26,10 +26,8 @@ def show(plan: DryRun, console: Console) -> None:
 def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     """Yield each line's title and text."""
     train, parameters, rows, micro = plan.config.train, plan.parameters, plan.rows, plan.micro_batch
-    yield (
-        "model",
-        f"{plan.config.model}: {amount(parameters.total)} parameters, {amount(parameters.trainable)} trained{_lora(plan)}",
-    )
+    trained = f"{amount(parameters.trainable)} trained" + (f" (LoRA of rank {train.lora.rank})" if train.lora.rank else "")
+    yield "model", f"{plan.config.model}: {amount(parameters.total)} parameters, {trained}"
     sharded = f"{train.num_workers // train.replicas} shards" + (f" x {train.replicas} replicas" if train.replicas > 1 else "")
     yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"
     sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
@@ -53,10 +51,13 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         yield "host memory", f"{gib(plan.memory.host)} per worker on top of its process: {what} while a checkpoint is written"
     newest = f"the newest {train.keep_checkpoints}" if train.keep_checkpoints > 1 else "the newest"
     kept = f"{newest} and the best are kept"
-    yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; the model in the end {gib(4 * _exported(plan))}"
+    # Adapters are merged into the weights.
+    exported = parameters.total - (parameters.trainable if train.lora.rank else 0)
+    yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; the model in the end {gib(4 * exported)}"
+    rate = plan.steps * plan.tokens_per_step / plan.seconds
     yield (
         "time",
-        f"about {duration(plan.seconds)} for all steps, {_rate(plan)} tokens/s: an estimate, from {plan.device.speed_from}; "
+        f"about {duration(plan.seconds)} for all steps, {rate:,.0f} tokens/s: an estimate, from {plan.device.speed_from}; "
         "start, validation and checkpoints come on top",
     )
 
@@ -66,18 +67,3 @@ def _memory(plan: DryRun) -> str:
     other = f"{'without' if checkpointing else 'with'} activation checkpointing {gib(plan.memory_other_way.peak)}"
     have = "" if plan.device.memory is None else f" of {gib(plan.device.memory)}"
     return f"{gib(plan.memory.peak)}{have} per worker at most, during {plan.memory.moment} (an estimate; {other})"
-
-
-def _lora(plan: DryRun) -> str:
-    rank = plan.config.train.lora.rank
-    return f" (LoRA of rank {rank})" if rank else ""
-
-
-def _exported(plan: DryRun) -> int:
-    """Adapters are merged into the weights."""
-    parameters = plan.parameters
-    return parameters.total - (parameters.trainable if plan.config.train.lora.rank else 0)
-
-
-def _rate(plan: DryRun) -> str:
-    return f"{plan.steps * plan.tokens_per_step / plan.seconds:,.0f}"
