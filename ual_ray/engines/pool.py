@@ -131,7 +131,7 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     """
     ids = read_table(file, [col.ID])[col.ID]
     if len(job.store.missing(ids)):
-        map_rows(lambda _: ray.data.read_parquet(str(file)), len(ids), job, meter)
+        map_rows(lambda _: ray.data.read_parquet(str(file), override_num_blocks=1), len(ids), job, meter)
         job.store.check_complete(ids)
     return job.store.select(ids)
 

@@ -229,7 +229,12 @@ def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
             f"{path} lacks columns that training needs", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
         )
     columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
-    return ray.data.read_parquet(str(path)).select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)
+    blocks = max(1, min(FILES_AT_MOST, math.ceil(_row_count(path) / SMALLEST_BLOCK)))
+    return (
+        ray.data.read_parquet(str(path), override_num_blocks=blocks)
+        .select_columns(columns)
+        .filter(expr=ray_column(col.SPLIT) == split)
+    )
 
 
 def _row_count(path: Path) -> int:
