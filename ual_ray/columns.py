@@ -85,6 +85,8 @@ TARGET_TOKENS = "target_tokens"
 CANDIDATE = "candidate"
 JUDGE = "judge"
 PREFERENCE = "preference"
+MASS = "mass"
+FINISH = "finish"
 CANDIDATE_FIRST = "candidate_first"
 LENGTH_CANDIDATE = "length_candidate"
 LENGTH_REFERENCE = "length_reference"
@@ -142,7 +144,7 @@ TYPES = {
     **dict.fromkeys((POSITION, VOCABULARY_ID), pa.int32()),
     **dict.fromkeys((RESPONSE_LENGTH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS, TARGET_TOKENS, BENCHMARK_VERSION), pa.int64()),
     **dict.fromkeys((LENGTH_CANDIDATE, LENGTH_REFERENCE), pa.int64()),
-    **dict.fromkeys((ALPHA, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, NLL, BRIER), pa.float64()),
+    **dict.fromkeys((ALPHA, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, MASS, NLL, BRIER), pa.float64()),
     **dict.fromkeys((SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER), pa.float64()),
 }
 
@@ -170,6 +172,16 @@ def retest_column(estimator: str) -> str:
     return f"retest_{estimator}"
 
 
+def mass_column(estimator: str) -> str:
+    """Return the column name of the probability of all choices together, in [0, 1]; null without log-probabilities."""
+    return f"mass_{estimator}"
+
+
+def finish_column(estimator: str) -> str:
+    """Return the column name of why each sampled reply ended ('stop', 'length', ...); null where none was sampled."""
+    return f"finish_{estimator}"
+
+
 def measured_schema(estimators: Collection[str]) -> pa.Schema:
     """Columns that an engine actor adds to a row: every estimator's values, their cost, and their provenance.
 
@@ -179,7 +191,9 @@ def measured_schema(estimators: Collection[str]) -> pa.Schema:
     values = [column(name) for name in estimators for column in (uncertainty_column, raw_column)]
     values += map(retest_column, estimators)
     added = fields(*(RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, ELICITOR, PROMPT_HASH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS))
-    return pa.schema([*ROWS, *(pa.field(name, pa.float64()) for name in values), *added])
+    values += map(mass_column, estimators)
+    finished = [pa.field(finish_column(name), pa.list_(pa.string())) for name in estimators]
+    return pa.schema([*ROWS, *(pa.field(name, pa.float64()) for name in values), *finished, *added])
 
 
 def scored_schema(estimators: Collection[str]) -> pa.Schema:
@@ -204,10 +218,12 @@ RESULTS = pa.schema(
 )
 
 # `preference` is in [1, 2], higher = the candidate's answer is the better one; null = no verdict. Lengths are in characters.
+# `mass` is the probability of both letters together, `finish` why a sampled verdict ended.
 VERDICTS = pa.schema(
     fields(
         *(ID, BENCHMARK, MESSAGES, CANDIDATE, REFERENCE, TEXT_CANDIDATE, TEXT_REFERENCE, LENGTH_CANDIDATE, LENGTH_REFERENCE),
-        *(CANDIDATE_FIRST, PREFERENCE, JUDGE, PROMPT_HASH, ENGINE_DIGEST, STATUS, ERROR, PROMPT_TOKENS, GENERATED_TOKENS),
+        *(CANDIDATE_FIRST, PREFERENCE, MASS, FINISH, JUDGE, PROMPT_HASH, ENGINE_DIGEST, STATUS, ERROR),
+        *(PROMPT_TOKENS, GENERATED_TOKENS),
     )
 )
 

@@ -49,10 +49,11 @@ def test_content_id_tells_conversations_apart(other: list[tuple[str, str]]) -> N
     assert col.content_id(messages) != col.content_id([Message(role=role, content=content) for role, content in other])
 
 
-def test_a_measured_row_has_three_columns_per_estimator() -> None:
+def test_a_measured_row_has_five_columns_per_estimator() -> None:
     assert col.measured_schema(["nll", "p_true"]).names == [
         *("id", "source", "split", "given_id", "messages"),
         *("uncertainty_nll", "raw_nll", "uncertainty_p_true", "raw_p_true", "retest_nll", "retest_p_true"),
+        *("mass_nll", "mass_p_true", "finish_nll", "finish_p_true"),
         *("response_length", "truncated", "status", "error", "elicitor", "prompt_hash"),
         *("prompt_tokens", "generated_tokens", "calls"),
     ]

@@ -47,8 +47,11 @@ PURE = sorted(
         ),
         *("models/chat.py", "models/truncate.py"),
         *(f"data/{name}.py" for name in ("answers", "labels", "formats", "known_formats", "dedup", "shard", "canonical")),
-        *(f"engines/{name}.py" for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files")),
-        *(f"elicit/{name}.py" for name in ("prompts", "scoring", "grouping", "adjust", "assemble")),
+        *(
+            f"engines/{name}.py"
+            for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "reading")
+        ),
+        *(f"elicit/{name}.py" for name in ("prompts", "scoring", "answer_key", "grouping", "adjust", "assemble")),
         "elicit/estimators/*.py",
         *("smooth/maps.py", "evaluate/answering.py"),
         *(

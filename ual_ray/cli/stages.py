@@ -23,6 +23,7 @@ def elicit(
     out: Out = Path("scored"),
     force: Force = False,
     retry_failed: RetryFailed = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate calls, tokens and cost only. Calls no model.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Stage 1: score the uncertainty of rows.
@@ -33,12 +34,26 @@ def elicit(
     from ual_ray import preflight
 
     config = load(config_file, overrides, {"data.path": data})
+    if dry_run:
+        _forecast(config)
+        return
     preflight.check(config, {"elicit"})
     with session(config, out, "elicit", force=force, verbose=verbose) as running:
         from ual_ray.elicit.step import elicit_step
         from ual_ray.run.step import Place
 
         elicit_step(running, Place(absolute(out)), retry=retry_failed)
+
+
+def _forecast(config: Config) -> None:
+    """Print what the elicitation will cost."""
+    from ual_ray.data.peek import peek
+    from ual_ray.elicit.forecast import forecast
+    from ual_ray.elicit.stage import expected_rows
+
+    seen, console = peek(config.data), make_console()
+    for name, text in forecast(config, seen, expected_rows(config, seen)).lines():
+        console.print(f"  {name:<18}{text}", markup=False, highlight=False)
 
 
 def smooth(

@@ -60,14 +60,24 @@ class ElicitConfig(Section):
     samples: int = key(
         8, ge=1, affects="scores", description="replies per row, for mode=sampled, self_consistency and semantic_entropy"
     )
+    temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
+    max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")
+    reply_tokens: int = key(
+        32, ge=1, affects="scores", description="maximum length of a sampled rating or verdict, in tokens, without its thought"
+    )
     thinking_tokens: int = key(
         0,
         ge=0,
         affects="scores",
-        description="mode sampled: tokens that the elicitor may think before a number or letter; what it thinks is not read",
+        description="budget of a thought before the answer, in tokens; the score is read behind its end. 0 = do not think",
     )
-    temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
-    max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")
+    min_choice_mass: Share = key(
+        0.01,
+        ge=0,
+        le=1,
+        affects="scores",
+        description="a row gets no score if the probability of all numbers or letters together is less than this",
+    )
     retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")
     grouping: Literal["auto", "answer", "lexical", "embedding"] = key(
         "auto",

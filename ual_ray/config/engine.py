@@ -22,6 +22,12 @@ class EndpointConfig(Section):
     requests_per_minute: float | None = key(
         None, gt=0, affects="", description="rate limit over all actors together; null = unlimited"
     )
+    tokens_per_minute: float | None = key(
+        None,
+        gt=0,
+        affects="",
+        description="limit of prompt and requested tokens over all actors together, estimated before sending; null = unlimited",
+    )
     timeout_seconds: float = key(
         120, gt=0, affects="", description="timeout of one request, in seconds; a request that times out is retried"
     )
@@ -29,6 +35,37 @@ class EndpointConfig(Section):
         4, ge=0, affects="", description="maximum retries after a dropped connection, a timeout, HTTP 429 or 5xx"
     )
     logprobs: bool = key(True, affects="scores answers verdicts", description="whether the server returns log-probabilities")
+    top_logprobs: int = key(
+        20,
+        ge=1,
+        affects="scores verdicts",
+        description="alternatives asked for with log-probabilities; lowered to what the server allows",
+    )
+    max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = key(
+        "auto", affects="", description="name of the length limit in a request; auto = the one that the server accepts"
+    )
+    temperature: float | Literal["as_asked"] | None = key(
+        "as_asked",
+        affects="scores answers verdicts",
+        description="temperature sent: as_asked (0 for scores, elicit.temperature for samples), a number, or null = none",
+    )
+    chat_template_kwargs: dict[str, Any] = key(
+        default_factory=dict,
+        affects="scores answers verdicts",
+        description="arguments of the server's chat template, such as {enable_thinking: false}",
+    )
+    reasoning_effort: str | None = key(
+        None, affects="scores answers verdicts", description="reasoning effort that is sent, such as low; null = none"
+    )
+    structured: Literal["none", "choice", "json_schema"] = key(
+        "none",
+        affects="scores verdicts",
+        description="hold sampled ratings and verdicts to their choices: choice (vLLM), json_schema (response_format), or none",
+    )
+    extra_body: dict[str, Any] = key(
+        default_factory=dict, affects="scores answers verdicts", description="fields added to every request, replacing others"
+    )
+    extra_headers: dict[str, str] = key(default_factory=dict, affects="", description="HTTP headers added to every request")
 
 
 class EngineConfig(Section):
@@ -72,6 +109,12 @@ class EngineConfig(Section):
     price_per_million_generated_tokens: float = key(
         0.0, ge=0, affects="", description="price per million generated tokens, for the cost report"
     )
+    chat_template_kwargs: dict[str, Any] = key(
+        default_factory=dict,
+        affects="scores answers verdicts",
+        description="arguments of the chat template in process, such as {reasoning_effort: low}; enable_thinking is true "
+        "where a thinking budget is set, unless it is given here",
+    )
     arguments: dict[str, Any] = key(
         default_factory=dict,
         affects="scores answers verdicts",
@@ -90,6 +133,15 @@ class EngineConfig(Section):
         """Money for so many tokens, by the price options; 0 where no price is given."""
         prices = (self.price_per_million_prompt_tokens, self.price_per_million_generated_tokens)
         return (prompt_tokens * prices[0] + generated_tokens * prices[1]) / 1e6
+
+    @model_validator(mode="after")
+    def _fit_gpus(self) -> EngineConfig:
+        gpus, parallel = self.gpus_per_actor, self.tensor_parallel_size
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_actor ({gpus:g}) must be a whole number above 1")
+        if parallel is not None and self.kind == "vllm" and parallel > max(1, gpus):
+            raise ValueError(f"tensor_parallel_size ({parallel}) must not be above gpus_per_actor ({gpus:g})")
+        return self
 
     @model_validator(mode="after")
     def _order_actors(self) -> EngineConfig:

@@ -25,6 +25,22 @@ class JudgeConfig(Section):
         affects="verdicts",
         description="preference from the log-probabilities of both verdicts, or one sampled verdict",
     )
+    reply_tokens: int = key(
+        32, ge=1, affects="verdicts", description="maximum length of a sampled verdict, in tokens, without its thought"
+    )
+    thinking_tokens: int = key(
+        0,
+        ge=0,
+        affects="verdicts",
+        description="budget of a thought before the verdict, in tokens; the verdict is read behind its end. 0 = do not think",
+    )
+    min_choice_mass: Share = key(
+        0.01,
+        ge=0,
+        le=1,
+        affects="verdicts",
+        description="a pair gets no verdict if the probability of both letters together is less than this",
+    )
     trial_rows: int = key(
         10, ge=1, affects="", description="number of pairs judged first, to test whether verdicts can be parsed"
     )

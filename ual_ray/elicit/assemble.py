@@ -114,7 +114,10 @@ class Assembly:
 
     def _describe(self, rows: pa.Table, numbers: pa.Table) -> dict[str, Any]:
         statuses = zip(numbers[col.STATUS].to_pylist(), numbers[col.ERROR].to_pylist(), strict=True)
-        reasons = Counter((error or "unknown").split(":")[0] for status, error in statuses if status == col.STATUS_QUARANTINED)
+        errors = Counter(error or "unknown" for status, error in statuses if status == col.STATUS_QUARANTINED)
+        reasons: Counter[str] = Counter()
+        for error, count in errors.items():
+            reasons[error.split(":")[0]] += count
         shown = [*self.elicit.estimators, *[ENSEMBLE] * (self.elicit.uncertainty == ENSEMBLE)]
         splits = Counter(rows[col.SPLIT].to_pylist())
         return {
@@ -125,6 +128,7 @@ class Assembly:
             "rows": len(numbers),
             "quarantined": sum(reasons.values()),
             "reasons": dict(reasons),
+            "commonest_error": errors.most_common(1)[0][0] if errors else None,
             "truncated": pa.compute.sum(numbers[col.TRUNCATED]).as_py() or 0,
             **{name: pa.compute.sum(numbers[name]).as_py() or 0 for name in COSTS},
             "mean_uncertainty": {name: _mean(_floats(numbers, col.uncertainty_column(name))) for name in shown},

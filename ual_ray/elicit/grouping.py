@@ -6,16 +6,12 @@ A grouping turns texts into keys once, and compares keys: `group(keys, same)` th
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Protocol
 
-from ual_ray.data.answers import last_number, normalise_answer, written_answer
-
-QUANTITY = re.compile(r"(?<![\w.,/])[-+]?\s*(?:\d{1,15}\s*/\s*\d{1,15}|\d[\d,]{0,30}(?:\.\d{1,30})?|\.\d{1,30})(?![\d/])")
+from ual_ray.elicit.answer_key import AnswerKey, answer_of, same_answer
 
 
 class Grouping(Protocol):
@@ -30,40 +26,15 @@ class Grouping(Protocol):
 
 @dataclass(frozen=True)
 class AnswerGrouping:
-    """Equal final answers, numbers by value; a text without one agrees with nothing, not even with another of its kind."""
+    """Equal final answers; a text without one agrees with nothing, not even with another of its kind."""
 
-    def keys(self, texts: Sequence[str]) -> list[Fraction | str | None]:
+    def keys(self, texts: Sequence[str]) -> list[AnswerKey | None]:
         """Extract the final answers."""
-        return [answer_key(text) for text in texts]
+        return [answer_of(text) for text in texts]
 
-    def same(self, first: Fraction | str | None, second: Fraction | str | None) -> bool:
+    def same(self, first: AnswerKey | None, second: AnswerKey | None) -> bool:
         """Compare two final answers."""
-        return first is not None and first == second
-
-
-def answer_key(text: str) -> Fraction | str | None:
-    """Return what a text's final answer is compared by: the value of its one number, else its words; None without an answer."""
-    marked = written_answer(text)
-    if marked is not None:
-        value = quantity(marked)
-        return value if value is not None else normalise_answer(marked) or None
-    number = last_number(text)
-    return None if number is None else quantity(number)
-
-
-def quantity(answer: str) -> Fraction | None:
-    """Read the one number of an answer, with or without units ("18 dollars", "1/2"), LaTeX or plain; None for others."""
-    text = unicodedata.normalize("NFKC", answer).replace("{,}", "").replace("\u2212", "-")
-    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|\\[a-zA-Z]+|[*_`$\\{}]", r" \1 ", text)
-    numbers = QUANTITY.findall(text)
-    # Two numbers are no one quantity, and a number next to a lone letter is a term: 2x.
-    if len(numbers) != 1 or re.search(r"\d[a-zA-Z](?![a-zA-Z])|\b[a-zA-Z]\d", text):
-        return None
-    try:
-        return Fraction(re.sub(r"[,\s]", "", numbers[0]))
-    except (ValueError, ZeroDivisionError):
-        return None
+        return same_answer(first, second)
 
 
 @dataclass(frozen=True)

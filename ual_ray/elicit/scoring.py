@@ -12,10 +12,11 @@ from typing import Any, Literal
 from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import ENSEMBLE, ElicitConfig
-from ual_ray.elicit.estimators import MISSING, Estimate, make_estimators
+from ual_ray.elicit.estimators import Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.requests import CompletionResult, Failure, Overlong, Request, Result
+from ual_ray.engines.reply_text import CUT
+from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Overlong, Request, Result
 from ual_ray.models.truncate import MOST_CUTS, shorten
 
 Row = dict[str, Any]
@@ -38,6 +39,20 @@ class Measurement:
         """The failed requests of an estimator's last attempt."""
         results = [self.results[request] for request in self.asked[name]]
         return [result for result in results if isinstance(result, Failure)]
+
+    def mass(self, name: str) -> float | None:
+        """The least probability of all choices together in an estimator's last attempt; None without log-probabilities."""
+        results = [self.results[request] for request in self.asked[name]]
+        return min((result.mass for result in results if isinstance(result, ChoiceResult)), default=None)
+
+    def finish_reasons(self, name: str) -> list[str | None] | None:
+        """Why the replies of an estimator's last attempt ended; None where no reply was sampled."""
+        sampled = [result for request in self.asked[name] if isinstance(result := self.results[request], CompletionResult)]
+        return [finish for result in sampled for _, finish in result.replies] if sampled else None
+
+    def reason(self, name: str) -> str:
+        """Why an estimator has no value."""
+        return f"{self.estimates[name].reason} ({name})" if self.estimates[name].reason else unparsable([name])
 
     def too_long(self) -> Overlong | None:
         """The overlong request that is furthest over the limit, if any."""
@@ -110,7 +125,8 @@ class ScoreRows:
         return [
             name
             for name, estimator in self._estimators.items()
-            if measurement.estimates[name] == MISSING
+            if measurement.estimates[name].uncertainty is None
+            and not (measurement.estimates[name].reason or "").startswith(CUT.reason)  # the next one would be cut as well
             and not measurement.failures(name)
             and list(estimator.requests(measurement.messages, attempt)) != list(measurement.asked[name])
         ]
@@ -121,15 +137,17 @@ class ScoreRows:
             columns[col.uncertainty_column(name)] = estimate.uncertainty
             columns[col.raw_column(name)] = estimate.raw
             columns[col.retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
+            columns[col.mass_column(name)] = measurement.mass(name)
+            columns[col.finish_column(name)] = measurement.finish_reasons(name)
         missing = [name for name in self._needed if measurement.estimates[name].uncertainty is None]
         failures = {failure.reason for name in measurement.asked for failure in measurement.failures(name)}
-        unread = unparsable(missing) + _cut(measurement, missing) if missing and not failures else None
+        unread = {measurement.reason(name) for name in missing} if not failures else set()
         paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
             col.RESPONSE_LENGTH: len(row[col.MESSAGES][-1]["content"]),
             col.TRUNCATED: measurement.truncated,
             col.STATUS: col.STATUS_QUARANTINED if missing else col.STATUS_OK,
-            col.ERROR: "; ".join(sorted(failures)) or unread,
+            col.ERROR: "; ".join(sorted(failures | unread)) or None,
             col.ELICITOR: self._config.model,
             col.PROMPT_HASH: prompts,
             col.PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
@@ -146,15 +164,6 @@ def needed(config: ElicitConfig) -> tuple[str, ...]:
 def unparsable(names: Iterable[str]) -> str:
     """Write the error of a row on which these estimators have no parsable reply."""
     return f"unparsable: no usable reply for {', '.join(names)}"
-
-
-def _cut(measurement: Measurement, names: Iterable[str]) -> str:
-    """Say how many of these estimators' replies were cut, if any."""
-    results = [measurement.results[request] for name in names for request in measurement.asked[name]]
-    replies = [
-        cut for result in results if isinstance(result, CompletionResult) for cut in result.cut or [False] * len(result.texts)
-    ]
-    return f" ({sum(replies)} of {len(replies)} replies were cut at their token limit)" if any(replies) else ""
 
 
 def position(identity: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,22 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
 
 def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
     import ray
+    from rich.markup import escape
 
+    from ual_ray.data.formats import BadRow
     from ual_ray.elicit import stage
+    from ual_ray.elicit.trial import TRIAL_ROWS, try_server
+    from ual_ray.engines.row_store import RowStore
 
     config = session.config
     seen = peek(config.data)
     session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
+    if config.engine.remote and not RowStore(store, col.measured_schema(config.elicit.estimators)).count():
+        good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
+        for note in try_server(config, [*islice(good, TRIAL_ROWS)]):
+            session.say("server", escape(note))
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
         metrics = stage.elicit(config, seen, folder, store, shown)
     run.metrics({**metrics, "rows_per_second": shown.rate()})

@@ -49,6 +49,8 @@ class Monitor:
         # By batch or row: the actor that works on it, and since when.
         self._running: dict[str, tuple[Any, float]] = {}
         self._stop: str | None = None
+        # The first reason of each kind, whole: an engine's holds the server's words.
+        self._examples: dict[str, str] = {}
 
     def stopped(self) -> str | None:
         """Return why the job has to stop; None = it does not."""
@@ -66,6 +68,8 @@ class Monitor:
         """Count the rows of a finished batch; `reasons` has one entry per failed row."""
         self._counts.rows += rows
         self._counts.failed += len(reasons)
+        for reason in reasons:
+            self._examples.setdefault(reason.split(":")[0], reason)
         self._counts.reasons.update(reason.split(":")[0] for reason in reasons)
         key = f"elicit.max_quarantine_share = {self._limits.failed}"
         failed, total = self._counts.failed + self._failed_before, self._counts.rows + self._rows_before
@@ -75,6 +79,8 @@ class Monitor:
         if self._stop is None and total >= MIN_ROWS and count / total > limit:
             reasons = ", ".join(f"{number} {reason}" for reason, number in self._counts.reasons.most_common(5))
             self._stop = f"{count} of the first {total} rows are {what} ({reasons}), more than {key} allows"
+            kinds = [kind for kind, _ in self._counts.reasons.most_common(2) if kind in self._examples]
+            self._stop += "".join(f"; the first: {self._examples[kind]}" for kind in kinds)
         return self._stop
 
     def counts(self) -> Counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -18,12 +19,16 @@ from ual_ray.config import EndpointConfig
 from ual_ray.errors import UserError
 
 NO_KEY = "EMPTY"
+BYTES_PER_TOKEN = 4
 
 Answer = TypeVar("Answer")
 
 
-def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
-    """Make a client. Raises UserError for a key that is not valid in an HTTP header."""
+def connect(endpoint: EndpointConfig, pace: Pace, tokens: Pace | None = None) -> openai.AsyncOpenAI:
+    """Make a client that keeps to a pace of requests and one of tokens.
+
+    Raises UserError for a key that is not valid in an HTTP header.
+    """
     key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
         raise UserError(
@@ -37,7 +42,8 @@ def connect(endpoint: EndpointConfig, pace: Pace) -> openai.AsyncOpenAI:
         base_url=endpoint.url,
         timeout=endpoint.timeout_seconds,
         max_retries=endpoint.max_retries,
-        http_client=_HttpClient(pace, endpoint),
+        default_headers=endpoint.extra_headers,
+        http_client=_HttpClient(pace, tokens or Pace(None), endpoint),
     )
 
 
@@ -47,13 +53,15 @@ class _HttpClient(openai.DefaultAsyncHttpxClient):
     httpx limits only the time between two bytes: a server that sends blanks while it computes would never time out.
     """
 
-    def __init__(self, pace: Pace, endpoint: EndpointConfig) -> None:
+    def __init__(self, pace: Pace, tokens: Pace, endpoint: EndpointConfig) -> None:
         super().__init__(limits=httpx2.Limits(max_connections=endpoint.concurrency), timeout=endpoint.timeout_seconds)
-        self._pace = pace
+        self._pace, self._tokens = pace, tokens
         self._seconds = endpoint.timeout_seconds
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         await self._pace.turn()
+        if self._tokens.limited:
+            await self._tokens.turn(estimated_tokens(request.content))
         try:
             async with asyncio.timeout(self._seconds):
                 return await super().send(request, **options)
@@ -76,15 +84,30 @@ class Pace:
         self._sleep = sleep
         self._next = -math.inf
 
-    async def turn(self) -> None:
-        """Wait until the next request may be sent."""
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._interval > 0
+
+    async def turn(self, weight: float = 1.0) -> None:
+        """Wait until the next request may be sent; the one after it waits for `weight` units."""
         if not self._interval:
             return
         now = self._clock()
         slot = max(now, self._next)
-        self._next = slot + self._interval
+        self._next = slot + self._interval * weight
         if slot > now:
             await self._sleep(slot - now)
+
+
+def estimated_tokens(content: bytes) -> float:
+    """Estimate what a request counts: a token per four bytes of its messages, and the tokens it asks for."""
+    try:
+        body = json.loads(content)
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+        return len(json.dumps(body["messages"])) / BYTES_PER_TOKEN + asked * body.get("n", 1)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return len(content) / BYTES_PER_TOKEN
 
 
 class BackgroundLoop:

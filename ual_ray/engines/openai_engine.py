@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import openai
 
@@ -20,16 +20,18 @@ from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.engines.contract import EngineSpec
 from ual_ray.engines.openai_client import NO_KEY, BackgroundLoop, Pace, connect
+from ual_ray.engines.openai_dialect import REFUSALS, Body, Dialect, quote, server_words
 from ual_ray.engines.openai_errors import bad_key, error_reason, read_overlong, status_reason, unknown_model, unreachable
 from ual_ray.engines.openai_replies import (
-    Body,
     MalformedReply,
     Reply,
     parse_body,
     read_choices,
+    read_choices_behind_thought,
     read_replies,
     used_tokens,
 )
+from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -39,19 +41,17 @@ from ual_ray.engines.requests import (
     Likelihood,
     Request,
     Result,
-    Turns,
-    chat_body,
 )
 from ual_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The most that OpenAI's API and a default `vllm serve` give.
-TOP_LOGPROBS = 20
+# What is left for a reply behind its thought, where its log-probabilities are read.
+REPLY_TOKENS = 32
 PREFLIGHT_SECONDS = 5.0
 NAMED_MODELS = 10
 LOGGED_FAILURES = 3
-REASON_CHARACTERS = 200
+REASON_CHARACTERS = 400
 # Seconds between attempts after a malformed reply, as between those of the client.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
@@ -74,8 +74,9 @@ class OpenAIEngine:
         self._model = spec.model
         # Actors do not know of one another and the pool may have any size up to its maximum: with an equal share each, the
         # limit holds over all of them.
-        per_minute = self._endpoint.requests_per_minute
-        self._client = connect(self._endpoint, Pace(per_minute and per_minute / spec.config.max_actors))
+        paces = (self._endpoint.requests_per_minute, self._endpoint.tokens_per_minute)
+        self._client = connect(self._endpoint, *(Pace(pace and pace / spec.config.max_actors) for pace in paces))
+        self._dialect = Dialect.of(self._endpoint)
         self._free = asyncio.Semaphore(self._endpoint.concurrency)
         self._loop = BackgroundLoop()
 
@@ -120,57 +121,93 @@ class OpenAIEngine:
             return Failure("engine: the server gives no log-probabilities (engine.endpoint.logprobs is false)")
         tally = _Tally()
         try:
-            async with self._free:
-                return await (self._choose(request, tally) if isinstance(request, Choice) else self._complete(request, tally))
+            return await (self._choose(request, tally) if isinstance(request, Choice) else self._complete(request, tally))
         except openai.APIStatusError as error:
+            words = quote(server_words(error.body), request.prompt, self._secrets)
             if error.status_code in (401, 403):
                 raise bad_key(self._endpoint, error.status_code) from None
             if error.status_code == 404:
-                raise unknown_model(self._endpoint, self._model) from None
-            return read_overlong(error, request) or self._failure(status_reason(error), tally)
+                raise unknown_model(self._endpoint, self._model, words) from None
+            return read_overlong(error, request) or self._failure(status_reason(error, words), tally)
+        except MalformedReply as error:
+            words = quote(error.words, request.prompt, self._secrets)
+            return self._failure(f"malformed reply, {error}" + (f": {words}" if words else ""), tally)
         except Exception as error:
             return self._failure(error_reason(error, self._endpoint.timeout_seconds), tally)
 
-    async def _choose(self, request: Choice, tally: _Tally) -> ChoiceResult:
-        """Ask for one token: a choice that is not among its 20 likeliest is less likely than all of these, and gets -inf."""
-        question = self._question(request.prompt, max_tokens=1) | {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        values = await self._ask(question, lambda body: read_choices(body, request.choices), tally)
-        return ChoiceResult(values, tally.prompt_tokens, tally.generated_tokens, tally.calls)
+    async def _choose(self, request: Choice, tally: _Tally) -> Result:
+        """Ask for one token, or for a thought and a reply: a choice that is not among the alternatives gets -inf."""
+
+        def question(dialect: Dialect) -> Body:
+            longest = request.thinking + REPLY_TOKENS if request.thinking else 1
+            return dialect.body(self._model, request.prompt, longest, 0.0, logprobs=True, top_logprobs=True)
+
+        def read(body: Body) -> tuple[float, ...] | Unread | Reply:
+            return (read_choices_behind_thought if request.thinking else read_choices)(body, request.choices)
+
+        found = await self._ask(question, read, tally)
+        if isinstance(found, Unread):
+            return Failure(found.reason, tally.prompt_tokens, tally.generated_tokens, tally.calls)
+        if isinstance(found, Reply):
+            return self._completed([found], tally)
+        return ChoiceResult(found, tally.prompt_tokens, tally.generated_tokens, tally.calls)
 
     async def _complete(self, request: Completion, tally: _Tally) -> CompletionResult:
         """Gather `n` replies; a server that gives fewer per call is asked again, at most `n` times."""
         replies: list[Reply] = []
         turn = 0
         while missing := max(0, request.n - len(replies)):
-            question = self._question(request.prompt, request.max_tokens, request.temperature)
-            if missing > 1:
-                question["n"] = missing
-            if request.temperature > 0:
-                question["seed"] = _seed(request.seed, turn)
-            if request.confidence and self._endpoint.logprobs:
-                question["logprobs"] = True
-            replies += await self._ask(question, read_replies, tally)
-            turn += 1
-        first, kept = replies[0], replies[: request.n]
-        confidence = (first.log_probability, first.tokens) if request.confidence else (None, None)
-        texts, cut = (tuple(part) for part in zip(*((reply.text, reply.cut) for reply in kept), strict=True))
-        return CompletionResult(
-            texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *confidence, cut if any(cut) else ()
-        )
+            together = self._dialect.n
+            sizes = [missing] if together else [1] * missing
+            asked = (self._sample(request, size, turn + at, tally) for at, size in enumerate(sizes))
+            for found in await asyncio.gather(*asked):
+                replies += found
+            turn += len(sizes)
+        return self._completed(replies[: request.n], tally, request.confidence)
 
-    def _question(self, prompt: Turns, max_tokens: int, temperature: float = 0.0) -> Body:
-        return {"model": self._model, **chat_body(prompt), "max_tokens": max_tokens, "temperature": temperature}
+    async def _sample(self, request: Completion, n: int, turn: int, tally: _Tally) -> list[Reply]:
+        def question(dialect: Dialect) -> Body:
+            options: dict[str, Any] = {"seed": _seed(request.seed, turn)} if request.temperature > 0 else {}
+            logprobs = request.confidence and self._endpoint.logprobs
+            longest = request.max_tokens + request.thinking
+            return dialect.body(
+                self._model,
+                request.prompt,
+                longest,
+                request.temperature,
+                n=n,
+                logprobs=logprobs,
+                choices=request.choices,
+                **options,
+            )
 
-    async def _ask(self, question: Body, read: Callable[[Body], Read], tally: _Tally) -> Read:
-        """Send one question until its reply can be read; the client's retries and these share one budget."""
+        return await self._ask(question, read_replies, tally)
+
+    @staticmethod
+    def _completed(replies: Sequence[Reply], tally: _Tally, confidence: bool = False) -> CompletionResult:
+        sure = (replies[0].log_probability, replies[0].tokens) if confidence else (None, None)
+        texts, reasons = tuple(reply.text for reply in replies), tuple(reply.finish_reason for reply in replies)
+        return CompletionResult(texts, tally.prompt_tokens, tally.generated_tokens, tally.calls, *sure, reasons)
+
+    async def _ask(self, question: Callable[[Dialect], Body], read: Callable[[Body], Read], tally: _Tally) -> Read:
+        """Send one question until its reply can be read; the client's retries and these share one budget.
+
+        A refusal that names what the server does not take changes the dialect of all later requests and is sent again.
+        """
         client, budget = self._client, self._endpoint.max_retries
         while True:
-            reply = await client.chat.completions.with_raw_response.create(**question)
-            budget -= reply.retries_taken
+            dialect = self._dialect
             try:
+                async with self._free:
+                    reply = await _post(client, question(dialect))
+                budget -= reply.retries_taken
                 body = parse_body(reply.http_response.content)
                 tally.add(body)
                 return read(body)
+            except openai.APIStatusError as error:
+                if not self._adapt(dialect, error):
+                    raise
+                continue
             except MalformedReply:
                 if budget <= 0:
                     raise
@@ -178,11 +215,39 @@ class OpenAIEngine:
             budget -= 1
             client = client.with_options(max_retries=budget)
 
-    def _failure(self, reason: str, tally: _Tally) -> Failure:
-        # The server's error codes are the one part of a reason that it writes itself: they may be anything.
+    def _adapt(self, sent: Dialect, error: openai.APIStatusError) -> bool:
+        """Change the dialect after a refusal; return whether the request should be sent again."""
+        words = server_words(error.body)
+        if error.status_code not in REFUSALS or sent.adapted(words, error.param) is None:
+            return False
+        # Of several requests under way the first changes it.
+        if (other := self._dialect.adapted(words, error.param)) is not None:
+            self._dialect = other
+            logger.info("adapted to the server: %s", ", ".join(other.changes(Dialect.of(self._endpoint))))
+        return True
+
+    @property
+    def adaptations(self) -> list[str]:
+        """What the requests lack or have in addition, because the server reported so."""
+        return self._dialect.changes(Dialect.of(self._endpoint))
+
+    @property
+    def _secrets(self) -> tuple[str, ...]:
         key = self._client.api_key
-        reason = reason.replace(key, "***") if key != NO_KEY else reason
+        return (*((key,) if key != NO_KEY else ()), *self._endpoint.extra_headers.values())
+
+    def _failure(self, reason: str, tally: _Tally) -> Failure:
+        # The server's error codes are parts of a reason that it writes itself: they may be anything.
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
         return Failure(f"engine: {reason}"[:REASON_CHARACTERS], tally.prompt_tokens, tally.generated_tokens, tally.calls)
+
+
+async def _post(client: openai.AsyncOpenAI, body: Body) -> Any:
+    rest = {name: value for name, value in body.items() if name not in ("model", "messages")}
+    return await client.chat.completions.with_raw_response.create(
+        model=body["model"], messages=body["messages"], extra_body=rest
+    )
 
 
 @dataclass

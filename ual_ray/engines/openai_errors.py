@@ -1,6 +1,6 @@
 """Messages for errors of an OpenAI-compatible server: reasons of failures, and errors that the user has to fix.
 
-A reason never quotes the server's message, a header or a prompt: it may hold the key or private text.
+A reason quotes the server's own words without the key and without what they repeat of the prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_overlong(error: openai.APIStatusError, request: Choice | Completion) ->
         return None
     limit, total, prompt = (_number(pattern, error.message) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
     if total is None and prompt is not None:
-        total = prompt + (request.max_tokens if isinstance(request, Completion) else 1)
+        total = prompt + (request.max_tokens if isinstance(request, Completion) else 1) + request.thinking
     return overlong(total, limit)
 
 
@@ -47,11 +47,12 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
     return next((int(group) for group in found.groups() if group), None) if found else None
 
 
-def status_reason(error: openai.APIStatusError) -> str:
-    """Name a status that is not a success, with the server's error codes: they name the parameter at fault."""
+def status_reason(error: openai.APIStatusError, words: str = "") -> str:
+    """Name a status that is not a success, with the server's error codes, which name the parameter at fault, and its words."""
     kind = "rate limit" if error.status_code == 429 else "server error" if error.status_code >= 500 else "refused by the server"
     codes = [text for text in (error.code, error.type, error.param) if isinstance(text, str) and _IDENTIFIER.fullmatch(text)]
-    return " ".join([kind, str(error.status_code), *dict.fromkeys(codes)])
+    named = " ".join([kind, str(error.status_code), *dict.fromkeys(codes)])
+    return f"{named}: {words}" if words else named
 
 
 def error_reason(error: Exception, seconds: float) -> str:
@@ -78,11 +79,11 @@ def bad_key(endpoint: EndpointConfig, status: int) -> UserError:
     )
 
 
-def unknown_model(endpoint: EndpointConfig, model: str) -> UserError:
-    """Make the error for status 404."""
+def unknown_model(endpoint: EndpointConfig, model: str, words: str = "") -> UserError:
+    """Make the error for status 404, with the server's words."""
     return UserError(
         "the server does not know the model, or engine.endpoint.url is not its base address",
-        got=f"model '{model}' at {redact_uri(endpoint.url)}",
+        got=f"model '{model}' at {redact_uri(endpoint.url)}" + (f": {words}" if words else ""),
         expected="a name that the server lists under engine.endpoint.url + '/models'; the address mostly ends in /v1",
     )
 

@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
-Body = dict[str, Any]
+from ual_ray.engines.openai_dialect import Body, server_words
+from ual_ray.engines.reply_text import Unread, is_cut, read_reply
+from ual_ray.engines.token_text import visible_entry
+
+# How a thought starts that the server returns apart from a reply.
+THOUGHT = "<think>"
 
 
-class Reply(NamedTuple):
-    """A text, whether it was cut, and if the server gives them its tokens' summed log-probability (nats) and number."""
+@dataclass(frozen=True)
+class Reply:
+    """A text, why it ended, and if the server gives them the summed log-probability (nats) of its tokens and their number."""
 
     text: str
-    cut: bool
-    log_probability: float | None
-    tokens: int | None
+    finish_reason: str | None
+    log_probability: float | None = None
+    tokens: int | None = None
 
 
 class MalformedReply(Exception):
-    """A delivered body that is not a chat completion; the message names what it lacks and quotes nothing."""
+    """A delivered body that is not a chat completion; the message names what it lacks, `words` are the server's."""
+
+    def __init__(self, message: str, words: str = "") -> None:
+        """Take the message, which quotes nothing, and what the server states, which may."""
+        super().__init__(message)
+        self.words = words
 
 
 def parse_body(content: bytes) -> Body:
@@ -42,47 +53,93 @@ def used_tokens(body: Body, name: str) -> int:
 
 
 def read_replies(body: Body) -> list[Reply]:
-    """Read the choices that have a text. Raises MalformedReply when none has."""
-    return [Reply(text, choice.get("finish_reason") == "length", *_log_probability(choice)) for text, choice in _texts(body)]
+    """Read the choices that have a text, or a thought in place of one. Raises MalformedReply when none has."""
+    return [Reply(text, _finish(choice), *_log_probability(choice)) for text, choice in _texts(body)]
 
 
-def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...]:
+def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Unread:
     """Read each choice's log-probability off the alternatives of the first token, -inf for one that is not listed.
 
-    Tokens that differ in white space alone (' 7' and '7') count as one choice. Raises MalformedReply.
+    Tokens that differ in white space or marks of it count as one choice. Raises MalformedReply.
     """
+    (text, choice), *_ = _texts(body)
+    if text.startswith(THOUGHT) and not choice["message"].get("content"):
+        return Unread(
+            "unparsable: the reply is a thought; turn thinking off, or set elicit.thinking_tokens (judge.thinking_tokens)"
+        )
+    if not text and not choice.get("logprobs"):
+        return Unread(f"unparsable: the reply is empty (finish_reason {_finish(choice)!r})")
+    return _log_probabilities(_tokens(choice)[0], choices)
+
+
+def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Reply:
+    """Read the log-probabilities where the answer stands, or return the reply where it gives no answer or none come."""
+    (reply, *_), ((text, choice), *_) = read_replies(body), _texts(body)
+    value = read_reply(text, reply.finish_reason, choices)
+    if isinstance(value, Unread):
+        return reply
     try:
-        listed = _texts(body)[0][1]["logprobs"]["content"][0]["top_logprobs"]
-        alternatives = [(str(entry["token"]).strip(), float(entry["logprob"])) for entry in listed]
-    except (KeyError, IndexError, TypeError, ValueError):
+        tokens = _tokens(choice)
+        texts = [visible_entry(entry) for entry in tokens]
+    except MalformedReply:
+        return reply
+    places = [at for at, seen in enumerate(texts) if seen == value and not (at and texts[at - 1].endswith("/"))]
+    return _log_probabilities(tokens[places[-1]], choices) if places else reply
+
+
+def _log_probabilities(token: Body, choices: Sequence[str]) -> tuple[float, ...]:
+    try:
+        alternatives = [(visible_entry(entry), float(entry["logprob"])) for entry in token["top_logprobs"]]
+    except (KeyError, TypeError, ValueError):
         raise MalformedReply("no log-probabilities") from None
     if not alternatives or any(math.isnan(value) or value == math.inf for _, value in alternatives):
         raise MalformedReply("no log-probabilities")
     return tuple(_log_sum([value for token, value in alternatives if token == choice]) for choice in choices)
 
 
+def _tokens(choice: Body) -> list[Body]:
+    try:
+        tokens = choice["logprobs"]["content"]
+        if isinstance(tokens, list) and tokens and all(isinstance(token, dict) for token in tokens):
+            return tokens
+    except (KeyError, TypeError):
+        pass
+    raise MalformedReply("no log-probabilities")
+
+
 def _texts(body: Body) -> list[tuple[str, Body]]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise MalformedReply("no choices")
-    messages = [(choice.get("message"), choice) for choice in choices if isinstance(choice, dict)]
-    contents = [(_content(message, choice), choice) for message, choice in messages if isinstance(message, dict)]
-    texts = [(content, choice) for content, choice in contents if content is not None]
+        raise MalformedReply("no choices", server_words(body.get("error")))
+    found = [(_text(choice), choice) for choice in choices if isinstance(choice, dict)]
+    texts = [(text, choice) for text, choice in found if text is not None]
     if not texts:
         raise MalformedReply("no content")
     return texts
 
 
-def _content(message: Body, choice: Body) -> str | None:
-    """Read a message's text; "" where it only has thoughts or a refusal, None where it has nothing."""
+def _text(choice: Body) -> str | None:
+    """Return a choice's text; for one that a reasoning parser took for a thought, that thought without an end; None without."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return None
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
-    if isinstance(content, str):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        content = "".join(part for part in parts if isinstance(part, str)) if parts else None
+    if isinstance(content, str) and content.strip():
         return content
-    answered = any(message.get(name) for name in ("reasoning_content", "reasoning", "refusal"))
-    return "" if answered or choice.get("finish_reason") == "length" else None
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str):
+        return f"{THOUGHT}{thought}"
+    if isinstance(content, str) or is_cut(_finish(choice)) or message.get("refusal"):
+        return content or ""
+    return None
+
+
+def _finish(choice: Body) -> str | None:
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) else None
 
 
 def _log_probability(choice: Body) -> tuple[float | None, int | None]:

@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute
 import ray
@@ -111,11 +113,19 @@ class EngineActor:
         except EngineDied:
             logger.exception("the engine died; its actor exits, and Ray starts another")
             logging.shutdown()
+            end_children()
             os._exit(1)
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         schema = self._job.store.schema
         return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+
+
+def end_children() -> None:
+    """End the processes that this one started: an engine's own and its tensor parallel workers, which hold GPU memory."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def on_this_node(actor: type, *arguments: Any) -> Any:

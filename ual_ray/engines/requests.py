@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 from ual_ray.columns import Message, Messages, extra_of
@@ -42,10 +43,15 @@ def chat_body(frozen: Turns) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Ask for the log-probability that the reply starts with each choice, and not with a longer choice that extends it."""
+    """Ask for the log-probability that the reply starts with each choice, and not with a longer choice that extends it.
+
+    With a budget of `thinking` tokens the model thinks first and the choices are read behind its thought; where there are no
+    log-probabilities, the result is the CompletionResult of one reply.
+    """
 
     prompt: Turns
     choices: tuple[str, ...]
+    thinking: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Completion:
     """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy.
 
     `confidence` also asks for the log-probability of the first reply, which costs a pass over the vocabulary per token.
+    `thinking`: tokens for a thought before the reply, in addition to max_tokens. `choices`: what the reply may be, for servers
+    that can be held to it.
     """
 
     prompt: Turns
@@ -69,6 +77,8 @@ class Completion:
     n: int = 1
     seed: int = 0
     confidence: bool = False
+    thinking: int = 0
+    choices: tuple[str, ...] = ()
 
 
 Request: TypeAlias = Choice | Likelihood | Completion
@@ -82,6 +92,11 @@ class ChoiceResult:
     prompt_tokens: int
     generated_tokens: int = 1
     calls: int = 1
+
+    @property
+    def mass(self) -> float:
+        """Probability of all choices together, in [0, 1]; NaN where one is NaN."""
+        return min(1.0, math.fsum(math.exp(value) for value in self.log_probabilities))
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ class LikelihoodResult:
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """All `n` replies. `cut`: which of them ended at the token limit (finish_reason "length"); empty = none.
+    """All `n` replies, and why each ended: 'stop', 'length' (it was cut) or another word of the engine's; None = unknown.
 
     If confidence was requested and is available: the summed log-probability (nats) of the first reply's tokens, and their
     number, the end-of-turn token included if the engine generates it.
@@ -109,12 +124,12 @@ class CompletionResult:
     calls: int = 1
     log_probability: float | None = None
     scored_tokens: int | None = None
-    cut: tuple[bool, ...] = ()
+    finish_reasons: tuple[str | None, ...] = ()
 
     @property
-    def whole(self) -> list[str | None]:
-        """The replies, None for one that was cut: what it would have answered is unknown."""
-        return [None if cut else text for text, cut in zip(self.texts, self.cut or (False,) * len(self.texts), strict=True)]
+    def replies(self) -> list[tuple[str, str | None]]:
+        """Each reply with its finish reason."""
+        return list(zip_longest(self.texts, self.finish_reasons[: len(self.texts)]))
 
     @property
     def confidence(self) -> float | None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ual_ray.config import EngineConfig
-from ual_ray.engines.choice_tree import ChoiceTree, Tokens, make_tree
+from ual_ray.engines.choice_tree import ChoiceTree, Tokens
 from ual_ray.engines.compat_vllm import EXTENSION, SCORED_FROM, raise_on_death
 from ual_ray.engines.contract import EngineDied, EngineSpec
+from ual_ray.engines.reply_text import THOUGHT_MARKS, opens_thought, read_reply
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -27,6 +28,8 @@ from ual_ray.engines.requests import (
     messages_of,
     overlong,
 )
+from ual_ray.engines.spellings import Spellings, combined
+from ual_ray.engines.token_text import visible
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 from ual_ray.models.resolve import resolve_model
@@ -34,6 +37,9 @@ from ual_ray.models.resolve import resolve_model
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
+# What is left for a reply behind its thought, and the mark of a thought that the prompt opened.
+REPLY_TOKENS = 32
+OPENING = THOUGHT_MARKS[0][0]
 # As many prompt tokens as vLLM itself reads in one step on a CPU.
 TOKENS_AT_A_TIME = 4096
 
@@ -64,7 +70,8 @@ class VLLMEngine:
         from vllm import LLM
 
         path = resolve_model(spec.model)
-        self._renderer = load_renderer(path, spec.trust_remote_code)
+        self._renderer = load_renderer(path, spec.trust_remote_code, config.chat_template_kwargs)
+        self._spellings = Spellings(self._renderer)
         self.template_hash = self._renderer.template_hash
         self._limit = config.max_model_len
         self._lora = _lora_request(spec.adapter)
@@ -76,12 +83,19 @@ class VLLMEngine:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer all requests in one continuous batch; overlong ones never reach the engine."""
-        jobs = [self._job(request) for request in requests]
+        thinking = list(dict.fromkeys(request for request in requests if isinstance(request, Choice) and request.thinking))
+        thoughts = dict(zip(thinking, self._answer([self._job(request) for request in thinking]), strict=True))
+        found = [thoughts.get(request) if isinstance(request, Choice) else None for request in requests]
+        jobs = [self._job(request, thought) for request, thought in zip(requests, found, strict=True)]
+        return self._answer(jobs)
+
+    def _answer(self, jobs: Sequence[_Job | Result]) -> list[Result]:
+        """Generate what the jobs need, all at once; results among them stay as they are."""
         fitting = [job for job in jobs if isinstance(job, _Job) and job.tokens <= self._limit]
         outputs = iter(self._generate([prompt for job in fitting for prompt in job.prompts]))
         results: list[Result] = []
         for job in jobs:
-            if isinstance(job, Failure):
+            if not isinstance(job, _Job):
                 results.append(job)
             elif job.tokens > self._limit:
                 results.append(overlong(job.tokens, self._limit))
@@ -89,9 +103,18 @@ class VLLMEngine:
                 results.append(job.result([next(outputs) for _ in job.prompts]))
         return results
 
-    def _job(self, request: Request) -> _Job | Failure:
+    def _job(self, request: Request, thought: Result | None = None) -> _Job | Result:
+        """Make the job of a request; `thought`: what came of the thought in front of a choice."""
+        if thought is not None and not isinstance(thought, _Thought):
+            return thought
         try:
-            return _job(request, self._renderer)
+            if isinstance(request, Choice):
+                if request.thinking and thought is None:
+                    return _ThoughtJob(request, self._renderer)
+                return _ChoiceJob(request, self._renderer, self._spellings, thought)
+            if isinstance(request, Likelihood):
+                return _LikelihoodJob(request, self._renderer)
+            return _CompletionJob(request, self._renderer)
         except UserError:
             raise
         except ValueError as error:
@@ -146,10 +169,18 @@ class _Job(ABC):
         """Read outputs none of which failed."""
 
 
+@dataclass(frozen=True)
+class _Thought(CompletionResult):
+    """A reply that ended in one of the choices; `ids`: prompt and reply up to where the choice stands."""
+
+    ids: tuple[int, ...] = ()
+
+
 class _ChoiceJob(_Job):
-    def __init__(self, request: Choice, renderer: ChatRenderer) -> None:
-        self.tree = _tree(request.choices, renderer)
-        ids = renderer.prompt_ids(messages_of(request.prompt))
+    def __init__(self, request: Choice, renderer: ChatRenderer, spellings: Spellings, thought: _Thought | None) -> None:
+        self.tree, self.owners = _tree(request.choices, spellings)
+        self.thought = thought
+        ids = list(thought.ids) if thought else renderer.prompt_ids(messages_of(request.prompt))
         self.prompts = [
             Prompt([*ids, *prefix], _sampling(max_tokens=1, logprob_token_ids=list(following), detokenize=False), 1)
             for prefix, following in self.tree.questions.items()
@@ -161,8 +192,12 @@ class _ChoiceJob(_Job):
             logprobs = output.outputs[0].logprobs
             assert logprobs is not None, "log-probabilities were asked for"
             answers[prefix] = {token: logprobs[0][token].logprob for token in following}
-        read = sum(map(_prompt_length, outputs))
-        return ChoiceResult(self.tree.combine(answers), read, generated_tokens=len(outputs), calls=len(outputs))
+        values = combined(self.tree.combine(answers), self.owners)
+        read, generated, calls = sum(map(_prompt_length, outputs)), len(outputs), len(outputs)
+        if self.thought:
+            read, generated = read + self.thought.prompt_tokens, generated + self.thought.generated_tokens
+            calls += 1
+        return ChoiceResult(values, read, generated_tokens=generated, calls=calls)
 
 
 class _LikelihoodJob(_Job):
@@ -193,33 +228,70 @@ class _CompletionJob(_Job):
         self.n, self.confidence = request.n, request.confidence
         seed = request.seed if request.temperature > 0 else None
         # 0 = of the chosen token alone.
-        ask = {"logprobs": 0} if request.confidence else {}
-        sampling = _sampling(n=self.n, max_tokens=request.max_tokens, temperature=request.temperature, seed=seed, **ask)
-        self.prompts = [Prompt(renderer.prompt_ids(messages_of(request.prompt)), sampling, request.max_tokens)]
+        ask: dict[str, Any] = {"logprobs": 0} if request.confidence else {}
+        longest = request.max_tokens + request.thinking
+        messages, thinks = messages_of(request.prompt), request.thinking > 0
+        self.opening = ""
+        if request.choices or thinks:
+            # Some marks of thoughts are special tokens, without which a thought reads like a reply.
+            ask["skip_special_tokens"] = False
+            opened = opens_thought(renderer.text(messages, generation_prompt=True, thinking=thinks))
+            self.opening = OPENING if opened else ""
+        sampling = _sampling(n=self.n, max_tokens=longest, temperature=request.temperature, seed=seed, **ask)
+        self.prompts = [Prompt(renderer.prompt_ids(messages, thinking=thinks), sampling, longest)]
 
-    def read(self, outputs: list[RequestOutput]) -> Result:
+    def read(self, outputs: list[RequestOutput]) -> CompletionResult:
         (output,) = outputs
-        texts = tuple(sample.text for sample in output.outputs)
+        texts = tuple(self.opening + sample.text for sample in output.outputs)
         assert len(texts) == self.n, f"{self.n} samples were asked for, {len(texts)} came"
         generated = sum(len(sample.token_ids) for sample in output.outputs)
         first = output.outputs[0]
         sure = getattr(first, "cumulative_logprob", None) if self.confidence else None
         scored = len(first.token_ids) if sure is not None else None
-        cut = tuple(sample.finish_reason == "length" for sample in output.outputs)
-        return CompletionResult(texts, _prompt_length(output), generated, 1, sure, scored, cut if any(cut) else ())
+        reasons = tuple(sample.finish_reason for sample in output.outputs)
+        return CompletionResult(
+            texts, _prompt_length(output), generated, log_probability=sure, scored_tokens=scored, finish_reasons=reasons
+        )
 
 
-def _job(request: Request, renderer: ChatRenderer) -> _Job:
-    if isinstance(request, Choice):
-        return _ChoiceJob(request, renderer)
-    if isinstance(request, Likelihood):
-        return _LikelihoodJob(request, renderer)
-    return _CompletionJob(request, renderer)
+class _ThoughtJob(_CompletionJob):
+    """The thought and the reply before a choice is scored where the reply gives it."""
+
+    def __init__(self, request: Choice, renderer: ChatRenderer) -> None:
+        super().__init__(Completion(request.prompt, REPLY_TOKENS, thinking=request.thinking, choices=request.choices), renderer)
+        self.choices, self.vocabulary = request.choices, renderer.vocabulary
+
+    def read(self, outputs: list[RequestOutput]) -> CompletionResult:
+        result = super().read(outputs)
+        ((text, finish),) = result.replies
+        value = read_reply(text, finish, self.choices)
+        tokens = list(outputs[0].outputs[0].token_ids)
+        # The last token that starts the answer; a number of several tokens starts with its first digit's token.
+        texts = [visible(self.vocabulary[token] or "") for token in tokens]
+        places = [at for at in range(len(texts)) if isinstance(value, str) and starts_answer(texts, at, value)]
+        if not places:
+            return result
+        ids = (*self.prompts[0].ids, *tokens[: places[-1]])
+        return _Thought(
+            result.texts, result.prompt_tokens, result.generated_tokens, finish_reasons=result.finish_reasons, ids=ids
+        )
 
 
-def _tree(choices: Sequence[str], renderer: ChatRenderer) -> ChoiceTree:
+def starts_answer(texts: Sequence[str], at: int, value: str) -> bool:
+    """Whether the visible tokens from one on spell a value, and the one before is not the bar of '7/9'."""
+    if not texts[at] or (at and texts[at - 1].endswith("/")) or (at and texts[at - 1].isdecimal() and value.isdecimal()):
+        return False
+    spelled = ""
+    for text in texts[at:]:
+        spelled += text
+        if not value.startswith(spelled) or spelled == value:
+            break
+    return spelled == value
+
+
+def _tree(choices: Sequence[str], spellings: Spellings) -> tuple[ChoiceTree, list[int]]:
     try:
-        return make_tree([tuple(renderer.encode(choice)) for choice in choices])
+        return spellings.tree(choices)
     except ValueError as error:
         raise UserError(
             f"the elicitor's tokenizer does not tell the choices {list(choices)} apart", got=error, fix="use another elicitor"

@@ -19,7 +19,7 @@ from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import digest
 from ual_ray.config import Config
 from ual_ray.config.files import write_json
-from ual_ray.config.keys import engine_settings
+from ual_ray.config.keys import affecting, engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore
@@ -97,7 +97,16 @@ def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, 
     model = settings.model or _no_judge()
     store = RowStore(judging.store, col.VERDICTS)
     store.retry_failed()
-    task = JudgeRows(model, settings.mode, settings.templates, digest(_engine_settings(config)), config.seed)
+    task = JudgeRows(
+        model,
+        settings.mode,
+        settings.templates,
+        digest(_engine_settings(config)),
+        config.seed,
+        settings.reply_tokens,
+        settings.thinking_tokens,
+        settings.min_choice_mass,
+    )
     job = PoolJob(EngineSpec(engine, model, trust_remote_code=config.trust_remote_code), task, store)
     known = _by_id(store.select(pa.chunked_array([[pair[col.ID] for pair in pairs]], pa.string())))
     trial = pairs[: settings.trial_rows]
@@ -151,7 +160,7 @@ def _measuring(config: Config) -> dict[str, Any]:
     return {
         "model": model_fingerprint(model) if local else model,
         "prompts": load_judge_prompts(settings.templates).hash,
-        "mode": settings.mode,
+        "judge": affecting(settings, "verdicts"),
         "engine": _engine_settings(config),
         "seed": config.seed,
     }

@@ -12,26 +12,24 @@ from typing import Any, Literal
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.readings import choice_shares, read_letter
+from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reply_text import CUT, Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, Turns
 from ual_ray.judge.pairs import EARLIER_CANDIDATE, EARLIER_REFERENCE
-from ual_ray.judge.prompts import FIRST, LETTERS, load_judge_prompts
+from ual_ray.judge.prompts import LETTERS, load_judge_prompts
 
 Row = dict[str, Any]
 
-# A verdict is one letter; the limit leaves room for a judge that writes a few words first.
-VERDICT_TOKENS = 8
 # A sampled verdict is greedy at first; an unparsable one is retried at a higher temperature with another seed.
 RETRIES = 2
 RETRY_TEMPERATURE = 1.0
-UNREADABLE = f"unparsable: the reply is neither {' nor '.join(LETTERS)}"
 
 
 @dataclass
 class _Verdict:
-    """The probability that the reply shown first is the better one, in [0, 1] (None = unknown), and its cost."""
+    """The probability that the reply shown first is the better one, in [0, 1], or why it is not known; and its cost."""
 
-    first: float | None = None
+    first: float | Unread = Unread("unparsable: not judged")
     results: list[Result] = field(default_factory=list)
 
 
@@ -47,6 +45,9 @@ class JudgeRows:
     templates: str | None = None
     engine_digest: str | None = None
     seed: int = 0
+    reply_tokens: int = 32
+    thinking_tokens: int = 0
+    min_choice_mass: float = 0.01
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Judge the rows, with all requests in one engine call."""
@@ -59,7 +60,8 @@ class JudgeRows:
             results = run_once(engine, requests.values())
             for index, request in requests.items():
                 verdicts[index].results.append(results[request])
-                verdicts[index].first = probability_of_first(results[request])
+                shares = choice_probabilities(results[request], LETTERS, self.min_choice_mass)
+                verdicts[index].first = shares if isinstance(shares, Unread) else shares[0]
         hashed = digest({"prompts": prompts.hash, "chat_template": engine.template_hash})
         return [
             row
@@ -70,24 +72,9 @@ class JudgeRows:
 
     def _request(self, prompt: Turns, attempt: int) -> Request:
         if self.mode == "logprobs":
-            return Choice(prompt, LETTERS)
-        temperature = RETRY_TEMPERATURE if attempt else 0.0
-        return Completion(prompt, VERDICT_TOKENS, temperature, seed=self.seed + attempt)
-
-
-def probability_of_first(result: Result) -> float | None:
-    """Parse a verdict: the probability that the reply shown first is better, in [0, 1]; None if unparsable.
-
-    From log-probabilities P(m) / (P(m) + P(M)), unless both together are improbable; of a sampled verdict 0 or 1.
-    """
-    if isinstance(result, CompletionResult):
-        (text,) = result.whole
-        letter = None if text is None else read_letter(text, LETTERS)
-        return None if letter is None else float(letter == FIRST)
-    if isinstance(result, ChoiceResult):
-        shares = choice_shares(result.log_probabilities)
-        return None if shares is None else shares[0]
-    return None
+            return Choice(prompt, LETTERS, self.thinking_tokens)
+        temperature, seed = RETRY_TEMPERATURE if attempt else 0.0, self.seed + attempt
+        return Completion(prompt, self.reply_tokens, temperature, seed=seed, thinking=self.thinking_tokens, choices=LETTERS)
 
 
 def preference_of_candidate(first: float, candidate_first: bool) -> float:
@@ -99,8 +86,9 @@ def preference_of_candidate(first: float, candidate_first: bool) -> float:
 
 
 def _deserves(verdict: _Verdict) -> bool:
-    """Whether to send a request (again): not after a verdict or an engine failure."""
-    return verdict.first is None and not any(isinstance(result, Failure) for result in verdict.results)
+    """Whether to send a request (again): not after a verdict, a cut one, or an engine failure."""
+    failed = any(isinstance(result, Failure) for result in verdict.results)
+    return isinstance(verdict.first, Unread) and verdict.first != CUT and not failed
 
 
 def _in_order(row: Row) -> tuple[str, str]:
@@ -110,13 +98,17 @@ def _in_order(row: Row) -> tuple[str, str]:
 
 
 def _columns(row: Row, verdict: _Verdict) -> Row:
-    preference = None if verdict.first is None else preference_of_candidate(verdict.first, row[col.CANDIDATE_FIRST])
+    unread = verdict.first if isinstance(verdict.first, Unread) else None
+    preference = None
+    if not isinstance(verdict.first, Unread):
+        preference = preference_of_candidate(verdict.first, row[col.CANDIDATE_FIRST])
     last = verdict.results[-1]
-    reason = last.reason if isinstance(last, Failure) else UNREADABLE
     return {
         col.PREFERENCE: preference,
+        col.MASS: last.mass if isinstance(last, ChoiceResult) else None,
+        col.FINISH: last.replies[0][1] if isinstance(last, CompletionResult) else None,
         col.STATUS: col.STATUS_QUARANTINED if preference is None else col.STATUS_OK,
-        col.ERROR: reason if preference is None else None,
+        col.ERROR: unread.reason if unread else None,
         col.PROMPT_TOKENS: sum(result.prompt_tokens for result in verdict.results),
         col.GENERATED_TOKENS: sum(result.generated_tokens for result in verdict.results),
         col.CALLS: sum(result.calls for result in verdict.results),

@@ -63,13 +63,14 @@ class Reply:
 class ChatRenderer:
     """Render conversations with one tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a Hugging Face tokenizer. Raises UserError when it has no chat template."""
+    def __init__(self, tokenizer: Any, template_arguments: Mapping[str, Any] | None = None) -> None:
+        """Take a Hugging Face tokenizer, and arguments for its chat template. Raises UserError when it has no chat template."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 "the model's tokenizer has no chat template", got=tokenizer.name_or_path, fix="use an instruct model"
             )
         self._tokenizer = tokenizer
+        self._arguments = dict(template_arguments or {})
         self._marked = bool(MARKED.search(str(tokenizer.chat_template)))
 
     @property
@@ -91,7 +92,7 @@ class ChatRenderer:
         """Return the text and, where the template has generation marks, the spans of characters within them."""
         extras = [extra_of(message) for message in messages]
         tools = extras[0].get("tools") if extras else None
-        options = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": thinking}
+        options = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": thinking} | self._arguments
         error: Exception | None = None
         for given in _forms(messages, extras, self._in_parts):
             try:
@@ -128,9 +129,14 @@ class ChatRenderer:
 
     # --- tokens ---
 
-    def prompt_ids(self, messages: Messages) -> list[int]:
+    def prompt_ids(self, messages: Messages, thinking: bool = False) -> list[int]:
         """Tokens up to and including the generation prompt."""
-        return self._ids(self.text(messages, generation_prompt=True))
+        return self._ids(self.text(messages, generation_prompt=True, thinking=thinking))
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The tokens by their ids, as the tokenizer writes them."""
+        return self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
 
     def sequences(self, messages: Messages, *, last_reply_only: bool = False) -> list[Rendered]:
         """Tokens of the conversation, with every assistant turn and its end-of-turn token as labels once.
@@ -309,8 +315,10 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
     return None
 
 
-def load_renderer(model: str, trust_remote_code: bool = False) -> ChatRenderer:
+def load_renderer(
+    model: str, trust_remote_code: bool = False, template_arguments: Mapping[str, Any] | None = None
+) -> ChatRenderer:
     """Load the tokenizer of a resolved model name and wrap it in a renderer."""
     from transformers import AutoTokenizer
 
-    return ChatRenderer(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))
+    return ChatRenderer(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code), template_arguments)

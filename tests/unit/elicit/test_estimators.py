@@ -17,12 +17,12 @@ from ual_ray.elicit.embedding import EmbeddingGrouping
 from ual_ray.elicit.estimators import ESTIMATORS, MISSING, Estimate, make_estimators
 from ual_ray.elicit.estimators.likelihood import NegativeLogLikelihood, SummedNegativeLogLikelihood
 from ual_ray.elicit.estimators.p_true import PTrue
-from ual_ray.elicit.estimators.replies import LONGEST_RATING, Sampling, mean_of_parsed
-from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, entropy_of
+from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, entropy_of, grouping_for
+from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.estimators.verbalized import Verbalized
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
-from ual_ray.engines.readings import MIN_CHOICE_MASS, softmax
+from ual_ray.engines.reading import softmax
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -38,6 +38,7 @@ from ual_ray.engines.requests import (
 from ual_ray.errors import UserError
 
 INF = math.inf
+MIN_CHOICE_MASS = 0.01
 PAIR = [Message(role="user", content="Say hi."), Message(role="assistant", content="Hi.")]
 SUM = [Message(role="user", content="2 + 2?"), Message(role="assistant", content="2 + 2 = 4\n#### 4")]
 ALL = tuple(ESTIMATORS)
@@ -149,7 +150,7 @@ def test_verbalized_asks_for_every_number_of_its_scale(lowest: int, highest: int
         (0, 9, ["3", "4", "3", "4"], 3.5),
         (0, 9, ["9", "10", "nine", "9"], 9.0),  # half of them can be read
         (1, 5, ["1", "5", "0", "6"], 3.0),
-        (0, 100, ["100", "40", "I would say 10."], 50.0),
+        (0, 100, ["100", "40", "I would say 10.", "1. The response"], 50.0),
         (0, 9, ["0"], 0.0),
     ],
 )
@@ -182,17 +183,6 @@ def test_verbalized_rises_with_the_digit(low: int, step: int, share: float) -> N
     assert less is not None and more is not None and mixed is not None
     assert less < more
     assert less - 1e-12 <= mixed <= more + 1e-12
-
-
-# --- replies that can be read ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([1.0, 3.0], 2.0), ([1.0, None], 1.0), ([1.0, None, None], None), ([None], None), ([], None), ([0.0], 0.0)],
-)
-def test_half_of_the_replies_must_be_readable(values: list[float | None], expected: float | None) -> None:
-    assert mean_of_parsed(values) == expected
 
 
 # --- p_true ----------------------------------------------------------------------------------------------------------
@@ -387,6 +377,33 @@ def test_semantic_entropy_does_not_see_the_response() -> None:
     assert reduce(self_consistency(), texts, messages=SUM) != reduce(self_consistency(), texts, messages=other)
 
 
+def test_answers_that_were_cut_do_not_vote() -> None:
+    texts = ("#### 4", "4 or 5, so 5", "<think>so #### 5</think>#### 4", "<think>so #### 5", "#### 4")
+    result = CompletionResult(texts, 7, 9, finish_reasons=("stop", "length", "stop", "stop", "stop"))
+    assert reduce(self_consistency(), result, messages=SUM) == (0, 3)
+    assert reduce(semantic_entropy(), result, messages=SUM) == (0, 0)
+    cut = replace(result, finish_reasons=("length", "length", "stop", "stop", "length"))
+    for estimator in (self_consistency(), semantic_entropy()):
+        estimate = estimator.reduce([cut], SUM)
+        assert estimate.uncertainty is None and estimate.reason is not None
+        assert estimate.reason.startswith("cut: ") and estimate.reason.endswith("1 of 5 answers ended")
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is 18 dollars.", "The answer is **18**.", "The answer is $18 per day.", "So she makes $18."]
+)
+def test_the_same_number_agrees_however_it_is_written(text: str) -> None:
+    given = [SUM[0], Message(role="assistant", content="9 * 2 = 18\n#### 18")]
+    assert reduce(self_consistency(), said(text, "#### 18"), messages=given)[0] == 0
+    assert reduce(semantic_entropy(), said(text, "#### 18"), messages=given)[0] == 0
+
+
+def test_it_depends_is_not_an_exact_answer() -> None:
+    open_ended = [SUM[0], Message(role="assistant", content="Honestly, the answer is that it depends.")]
+    assert grouping_for(open_ended, 0.7) == LexicalGrouping(0.7)
+    assert grouping_for(SUM, 0.7) == AnswerGrouping()
+
+
 def test_one_answer_has_no_entropy() -> None:
     assert reduce(semantic_entropy(), said("#### 4"), messages=SUM) == (None, None)
 
@@ -398,14 +415,6 @@ def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
             uncertainty, raw = reduce(estimator, said(*answers), messages=messages)
             assert uncertainty is not None and 0 <= uncertainty <= 1
             assert raw is not None and math.isfinite(raw)
-
-
-def test_an_answer_that_was_cut_does_not_vote() -> None:
-    result = CompletionResult(("#### 4", "#### 4", "It is 7", "<think>5"), 1, 1, cut=(False, False, True, False))
-    assert reduce(self_consistency(), result, messages=SUM)[0] == 0
-    assert reduce(semantic_entropy(), result, messages=SUM)[0] == 0
-    most = CompletionResult(("#### 4", "7", "8"), 1, 1, cut=(False, True, True))
-    assert reduce(self_consistency(), most, messages=SUM) == reduce(semantic_entropy(), most, messages=SUM) == (None, None)
 
 
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any))
@@ -422,7 +431,9 @@ def test_entropy_against_its_definition(sizes: list[int]) -> None:
 @pytest.mark.parametrize("failure", NO_NUMBERS)
 def test_a_failure_is_missing(name: str, failure: Failure) -> None:
     estimator = make_estimators(ElicitConfig(estimators=ALL))[name]
-    assert estimator.reduce([failure] * number_of_results(estimator), PAIR) == MISSING == Estimate(None, None)
+    assert Estimate(None, None) == MISSING
+    estimate = estimator.reduce([failure] * number_of_results(estimator), PAIR)
+    assert (estimate.uncertainty, estimate.raw, estimate.reason) in [(None, None, None), (None, None, failure.reason)]
 
 
 @pytest.mark.parametrize(("estimator", "choices"), [(verbalized(), 10), (p_true(), 2)])
@@ -486,16 +497,26 @@ def test_estimators_come_in_the_configured_order() -> None:
 
 
 def test_every_option_of_sampling_is_honoured() -> None:
-    config = ElicitConfig(estimators=ALL, mode="sampled", scale="1-5", samples=6, temperature=0.5, max_new_tokens=33)
+    config = ElicitConfig(
+        estimators=ALL,
+        mode="sampled",
+        scale="1-5",
+        samples=6,
+        temperature=0.5,
+        max_new_tokens=33,
+        reply_tokens=20,
+        thinking_tokens=50,
+        min_choice_mass=0.2,
+    )
     built: Any = make_estimators(config, seed=11)
-    ratings = Sampling(6, 0.5, 11, LONGEST_RATING)
-    answers = Sampling(6, 0.5, 11, 33)
-    assert built["verbalized"] == Verbalized(load_prompts(), 1, 5, ratings)
-    assert built["p_true"] == PTrue(load_prompts(), ratings)
+    ratings = Sampling(6, 0.5, 11, 20, 50)
+    answers = Sampling(6, 0.5, 11, 33, 50)
+    assert built["verbalized"] == Verbalized(load_prompts(), 1, 5, ratings, 50, 0.2)
+    assert built["p_true"] == PTrue(load_prompts(), ratings, 50, 0.2)
     assert built["self_consistency"] == SelfConsistency(answers, None, 0.7)
     assert built["semantic_entropy"] == SemanticEntropy(answers, None, 0.7)
     (completion,) = built["verbalized"].requests(PAIR)
-    assert (completion.n, completion.temperature, completion.seed, completion.max_tokens) == (6, 0.5, 11, LONGEST_RATING)
+    assert (completion.n, completion.temperature, completion.seed, completion.max_tokens) == (6, 0.5, 11, 20)
 
 
 @pytest.mark.parametrize(("scale", "bounds"), [("0-9", (0, 9)), ("1-5", (1, 5)), ("0-100", (0, 100))])
@@ -530,7 +551,7 @@ def test_templates_of_ones_own_are_honoured(tmp_path: Any) -> None:
 def test_estimators_are_values() -> None:
     """They travel to actors, and equal settings are equal."""
     assert make_estimators(ElicitConfig(estimators=ALL)) == make_estimators(ElicitConfig(estimators=ALL))
-    assert {field.name for field in fields(Verbalized)} == {"prompts", "lowest", "highest", "sampling"}
+    assert {field.name for field in fields(Verbalized)} == {"prompts", "lowest", "highest", "sampling", "thinking", "min_mass"}
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------

@@ -220,7 +220,8 @@ def test_an_unparsable_score_is_quarantined_with_a_reason() -> None:
     engine = by_kind(ChoiceResult((-math.inf, -math.inf), 3), LikelihoodResult(1.0, 1, 1))
     (scored,) = ScoreRows(config("p_true", "nll"))([row()], engine)
     assert (scored["status"], scored["uncertainty_p_true"]) == ("quarantined", None)
-    assert scored["error"] == "unparsable: no usable reply for p_true"
+    assert scored["error"] == "mass: the probability of all choices is 0, less than min_choice_mass = 0.01 (p_true)"
+    assert (scored["mass_p_true"], scored["finish_p_true"]) == (0, None)
 
 
 def test_reasons_are_written_once_and_in_order() -> None:
@@ -261,8 +262,8 @@ def test_only_the_rows_and_estimators_that_could_not_be_read_are_asked_again() -
         if isinstance(request, Likelihood):
             return LikelihoodResult(1.0, 1, 1)
         hard = "Why?" in request.prompt[0][1] and request.seed == 0 and "Rate" in request.prompt[0][1]  # type: ignore[union-attr]
-        fit = "3" if "Rate" in request.prompt[0][1] else "A"  # type: ignore[union-attr]
-        return CompletionResult(("?" if hard else fit,) * request.n, 1, 1)  # type: ignore[union-attr]
+        said = "?" if hard else "3" if "Rate" in request.prompt[0][1] else "A"  # type: ignore[union-attr]
+        return CompletionResult((said,) * request.n, 1, 1)  # type: ignore[union-attr]
 
     engine = answering(answer)
     task = ScoreRows(config(*THREE, mode="sampled"))
@@ -270,15 +271,6 @@ def test_only_the_rows_and_estimators_that_could_not_be_read_are_asked_again() -
     assert [one["status"] for one in scored] == ["ok", "ok"]
     assert [len(run) for run in engine.runs] == [8, 1]
     assert "Why?" in engine.runs[1][0].prompt[0][1]  # type: ignore[union-attr]
-
-
-def test_replies_that_were_cut_give_no_number_and_the_reason() -> None:
-    def answer(request: Request) -> Result:
-        return CompletionResult(("<think>\nOkay, 2 things",) * request.n, 1, 1, cut=(True,) * request.n)  # type: ignore[union-attr]
-
-    (scored,) = ScoreRows(config("verbalized", mode="sampled", retries=0))([row()], answering(answer))
-    assert (scored["status"], scored["uncertainty_verbalized"]) == ("quarantined", None)
-    assert "8 of 8 replies were cut at their token limit" in scored["error"]
 
 
 @pytest.mark.parametrize("failure", [TOO_HOT, overlong(2000, 1000)])

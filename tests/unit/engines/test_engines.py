@@ -222,18 +222,24 @@ def build(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> Build:
     return make
 
 
+def spelled(renderer: ChatRenderer, text: str) -> float:
+    """Add the probabilities of all tokens that spell a letter."""
+    ids = [number for number, token in enumerate(renderer.vocabulary) if token.strip("ĠĊ▁") == text]
+    return math.log(math.fsum(math.exp(value(number).logprob) for number in ids))
+
+
 def test_results_are_scalars_read_at_the_right_tokens(build: Build) -> None:
     engine, llm, renderer = build()
     choice, likelihood, completion = engine.run([Choice(ASK, ("B", "A")), Likelihood(TOLD), Completion(ASK, 5, n=3)])
     prompt_tokens = len(renderer.prompt_ids(messages_of(ASK)))
     rendered = renderer.conversation(messages_of(TOLD))
     said = [label for label in rendered.labels if label != IGNORE_INDEX]
-    assert choice == ChoiceResult(tuple(value(renderer.encode(text)[0]).logprob for text in "BA"), prompt_tokens)
+    assert choice == ChoiceResult(tuple(spelled(renderer, text) for text in "BA"), prompt_tokens)
     assert isinstance(likelihood, LikelihoodResult)
     assert likelihood.nll_sum == pytest.approx(sum(token + 1 for token in said) / 1000)
     assert (likelihood.target_tokens, likelihood.prompt_tokens) == (len(said), len(rendered.input_ids))
     assert (likelihood.generated_tokens, likelihood.calls) == (0, 1)
-    assert completion == CompletionResult(("t0", "t1", "t2"), prompt_tokens, generated_tokens=6)
+    assert completion == CompletionResult(("t0", "t1", "t2"), prompt_tokens, generated_tokens=6, finish_reasons=("stop",) * 3)
     assert [len(batch) for batch in llm.batches] == [3]
 
 

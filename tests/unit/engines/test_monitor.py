@@ -67,7 +67,8 @@ def test_too_many_rows_without_a_result_stop_the_job_and_say_why() -> None:
     assert monitor.scored(100, ["overlong: 9"] * 20) is None
     stop = monitor.scored(1, ["overlong: 9"])
     assert stop == (
-        "21 of the first 101 rows are without a result (21 overlong), more than elicit.max_quarantine_share = 0.2 allows"
+        "21 of the first 101 rows are without a result (21 overlong), more than elicit.max_quarantine_share = 0.2 allows; "
+        "the first: overlong: 9"
     )
 
 

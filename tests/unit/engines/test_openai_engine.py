@@ -131,7 +131,7 @@ def completion(texts: list[str | None], alternatives: dict[str, Any] | None = No
     return {
         "object": "chat.completion",
         "choices": [
-            {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+            {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": logprobs, "finish_reason": "stop"}
             for index, text in enumerate(texts)
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2 * len(texts), "total_tokens": 7 + 2 * len(texts)},
@@ -264,9 +264,9 @@ def test_replies_come_in_order_with_the_settings_asked_for(build: Build, server:
     first, second, third = build().run(
         [Completion(ask("first"), 9, 0.7, n=3, seed=5), choose("second"), Completion(ask("third"), 4)]
     )
-    assert first == CompletionResult(("first 5 0", "first 5 1", "first 5 2"), prompt_tokens=7, generated_tokens=6)
+    assert first == CompletionResult(("first 5 0", "first 5 1", "first 5 2"), 7, 6, finish_reasons=("stop",) * 3)
     assert isinstance(second, ChoiceResult)
-    assert third == CompletionResult(("third None 0",), prompt_tokens=7, generated_tokens=2)
+    assert third == CompletionResult(("third None 0",), 7, 2, finish_reasons=("stop",))
     (sampled,) = (body for body in server.asked if prompt_of(body) == "first")
     assert (sampled["max_tokens"], sampled["temperature"], sampled["n"], sampled["seed"]) == (9, 0.7, 3, 5)
     (greedy,) = (body for body in server.asked if prompt_of(body) == "third")
@@ -286,24 +286,7 @@ def test_a_server_that_ignores_n_is_asked_again_with_other_seeds(build: Build, s
 def test_replies_beyond_n_and_empty_ones_are_left_out(build: Build, server: Server) -> None:
     server.plans["two"] = [reply(completion(["a", None], usage=None)), reply(completion(["b", "c"]))]
     (result,) = build().run([Completion(ask("two"), 9, 1.0, n=2)])
-    assert result == CompletionResult(("a", "b"), prompt_tokens=7, generated_tokens=4, calls=2)
-
-
-def test_thoughts_without_an_answer_are_a_reply_that_was_cut_and_not_asked_again(build: Build, server: Server) -> None:
-    body = completion([None])
-    body["choices"][0] |= {"finish_reason": "length", "message": {"content": None, "reasoning_content": "Let me think about"}}
-    server.plans["think"] = [reply(body)]
-    (result,) = build().run([Completion(ask("think"), 9)])
-    assert isinstance(result, CompletionResult)
-    assert (result.texts, result.whole, result.calls) == (("",), [None], 1)
-
-
-def test_a_text_in_parts_is_put_together(build: Build, server: Server) -> None:
-    body = completion([None])
-    body["choices"][0]["message"] = {"content": [{"type": "text", "text": "Rating: "}, {"type": "text", "text": "7"}]}
-    server.plans["parts"] = [reply(body)]
-    (result,) = build().run([Completion(ask("parts"), 9)])
-    assert isinstance(result, CompletionResult) and result.texts == ("Rating: 7",)
+    assert result == CompletionResult(("a", "b"), 7, 4, calls=2, finish_reasons=("stop",) * 2)
 
 
 def test_confidence_is_read_off_the_tokens_where_a_server_gives_them(build: Build, server: Server) -> None:
@@ -456,10 +439,13 @@ def test_a_prompt_that_no_request_can_carry_fails_alone(build: Build) -> None:
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
-        (error(400, code="content_filter", param="messages"), "refused by the server 400 content_filter SomeError messages"),
-        (error(400, code=KEY, type=PRIVATE), "refused by the server 400 ***"),
-        (error(402, code=None), "refused by the server 402 SomeError"),
-        (reply(b"no", 422), "refused by the server 422"),
+        (
+            error(400, code="content_filter", param="messages"),
+            f"refused by the server 400 content_filter SomeError messages: {PRIVATE}***",
+        ),
+        (error(400, code=KEY, type=PRIVATE), f"refused by the server 400 ***: {PRIVATE}***"),
+        (error(402, code=None), f"refused by the server 402 SomeError: {PRIVATE}***"),
+        (reply(b"no", 422), "refused by the server 422: no"),
         (reply([], 429, x_should_retry="false"), "rate limit 429"),
     ],
 )

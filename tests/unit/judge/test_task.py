@@ -17,11 +17,12 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineSpec, make_engine
-from ual_ray.engines.readings import read_letter
+from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, overlong
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import LETTERS, as_text, load_judge_prompts
-from ual_ray.judge.task import RETRIES, JudgeRows, preference_of_candidate, probability_of_first
+from ual_ray.judge.task import RETRIES, JudgeRows, preference_of_candidate
 
 Row = dict[str, Any]
 GOOD, BAD = "The good answer.", "The bad answer."
@@ -92,30 +93,23 @@ def test_a_judge_that_takes_the_first_prefers_by_order_alone() -> None:
     assert [one["preference"] for one in JudgeRows("big")(rows, engine)] == pytest.approx([1.9, 1.1])
 
 
-@given(first=st.floats(-4, 0), second=st.floats(-700, 0))
+@given(first=st.floats(-700, 0), second=st.floats(-700, 0))
 def test_the_two_orders_mirror_each_other(first: float, second: float) -> None:
-    share = probability_of_first(ChoiceResult((first, second), prompt_tokens=1))
-    swapped = probability_of_first(ChoiceResult((second, first), prompt_tokens=1))
-    assert share is not None and swapped is not None
-    assert share + swapped == pytest.approx(1)
+    share = choice_probabilities(ChoiceResult((first, second), prompt_tokens=1), LETTERS, 0.0)
+    swapped = choice_probabilities(ChoiceResult((second, first), prompt_tokens=1), LETTERS, 0.0)
+    assert not isinstance(share, Unread) and not isinstance(swapped, Unread)
+    assert share[0] + swapped[0] == pytest.approx(1)
     # AlpacaEval: m is the reference, shown first.
     m, big_m = math.exp(first - max(first, second)), math.exp(second - max(first, second))
-    assert preference_of_candidate(share, candidate_first=False) == pytest.approx(2 - m / (m + big_m))
-    assert preference_of_candidate(share, candidate_first=True) == pytest.approx(1 + m / (m + big_m))
-
-
-@pytest.mark.parametrize(
-    ("pair", "expected"), [((-math.inf, -1.0), 0.0), ((-1.0, -math.inf), 1.0), ((-math.inf, -math.inf), None)]
-)
-def test_a_letter_that_is_not_likely_enough_to_be_told(pair: tuple[float, float], expected: float | None) -> None:
-    assert probability_of_first(ChoiceResult(pair, prompt_tokens=1)) == expected
+    assert preference_of_candidate(share[0], candidate_first=False) == pytest.approx(2 - m / (m + big_m))
+    assert preference_of_candidate(share[0], candidate_first=True) == pytest.approx(1 + m / (m + big_m))
 
 
 def test_without_either_letter_the_verdict_is_missing() -> None:
     engine = Judge(lambda request: ChoiceResult((-math.inf, -math.inf), prompt_tokens=7))
     (judged,) = JudgeRows("big")([row()], engine)
     assert (judged["preference"], judged["status"]) == (None, "quarantined")
-    assert judged["error"].startswith("unparsable:")
+    assert judged["error"].startswith("mass:")
     assert (judged["prompt_tokens"], judged["generated_tokens"]) == (7, 1)
 
 
@@ -133,7 +127,7 @@ def saying(*texts: str) -> Judge:
     return Judge(lambda request: CompletionResult((next(said),), prompt_tokens=5, generated_tokens=2))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("m", 2.0), (" M.", 1.0), ("**M**", 1.0), ("The better reply: m", 2.0)])
+@pytest.mark.parametrize(("text", "expected"), [("m", 2.0), (" M.", 1.0), ("**M**", 1.0), ("Reply m is better", 2.0)])
 def test_a_sampled_verdict(text: str, expected: float) -> None:
     engine = saying(text)
     (judged,) = JudgeRows("big", "sampled")([row()], engine)
@@ -157,33 +151,23 @@ def test_a_verdict_that_stays_unreadable_is_missing() -> None:
     assert judged["error"].startswith("unparsable:")
 
 
-def test_letters_that_are_improbable_together_are_no_verdict() -> None:
-    engine = Judge(lambda request: ChoiceResult((-30.0, -33.0), 1))
-    (judged,) = JudgeRows("big")([row()], engine)
-    assert (judged["preference"], judged["status"]) == (None, "quarantined")
-
-
-def test_a_verdict_that_was_cut_is_missing() -> None:
-    engine = Judge(lambda request: CompletionResult(("m",), 1, 8, cut=(True,)))
-    (judged,) = JudgeRows("big", "sampled")([row()], engine)
-    assert judged["preference"] is None
-
-
 def test_a_failed_engine_is_not_asked_again_here() -> None:
     engine = Judge(lambda request: Failure("engine: away"))
     (judged,) = JudgeRows("big", "sampled")([row()], engine)
     assert (len(engine.seen), judged["error"]) == (1, "engine: away")
 
 
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        *[("m", "m"), ("M", "M"), ("m\n\nBecause", "m"), ("The answer is M.", "M"), ("(m)", "m"), ("Verdict: M", "M")],
-        *[("I'm not sure", None), ("I’m not sure", None), ("m or M", None), ("Mm", None), ("", None), ("A", None)],
-    ],
-)
-def test_reading_a_verdict(text: str, letter: str | None) -> None:
-    assert read_letter(text, LETTERS) == letter
+def test_a_verdict_that_was_cut_is_missing_and_not_asked_again() -> None:
+    engine = Judge(lambda request: CompletionResult(("m",), 5, 2, finish_reasons=("length",)))
+    (judged,) = JudgeRows("big", "sampled")([row()], engine)
+    assert (judged["preference"], judged["finish"], len(engine.seen)) == (None, "length", 1)
+    assert judged["error"].startswith("cut: ")
+
+
+def test_letters_that_are_improbable_together_are_no_verdict() -> None:
+    (judged,) = JudgeRows("big")([row()], Judge(lambda request: ChoiceResult((-30.0, -33.0), prompt_tokens=1)))
+    assert (judged["preference"], judged["status"]) == (None, "quarantined")
+    assert judged["error"].startswith("mass: ") and judged["mass"] == pytest.approx(math.exp(-30) + math.exp(-33))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

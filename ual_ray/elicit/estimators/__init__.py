@@ -1,7 +1,7 @@
 """Estimators of a pair's uncertainty: each declares the requests it needs and reduces their results to an estimate.
 
-contract.py has what an estimator declares, replies.py what several share; config/registry.py lists them. Pure: no Ray, no
-vLLM, no MLflow.
+contract.py has what an estimator declares, sampling.py how several sample replies; config/registry.py lists them. Pure: no
+Ray, no vLLM, no MLflow.
 """
 
 from __future__ import annotations

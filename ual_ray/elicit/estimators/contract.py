@@ -14,13 +14,22 @@ from ual_ray.engines.requests import Request, Result
 
 @dataclass(frozen=True)
 class Estimate:
-    """`uncertainty` in [0, 1], higher = more uncertain; `raw` in the estimator's own unit; None where it failed."""
+    """`uncertainty` in [0, 1], higher = more uncertain; `raw` in the estimator's own unit; None where it failed.
+
+    `reason` states why it failed, its kind first ('cut: ...'); None where a Failure among the results states it.
+    """
 
     uncertainty: float | None
     raw: float | None
+    reason: str | None = None
 
 
 MISSING = Estimate(None, None)
+
+
+def missing(reason: str) -> Estimate:
+    """Make the estimate of a pair that could not be measured."""
+    return Estimate(None, None, reason)
 
 
 class Estimator(ABC):

@@ -10,15 +10,13 @@ from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
-from ual_ray.data.answers import BOXED, normalise_answer, written_answer
-from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
-from ual_ray.elicit.estimators.replies import MIN_PARSED_SHARE, Sampling
-from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group, quantity
-from ual_ray.engines.readings import said
+from ual_ray.elicit.answer_key import marked_answer
+from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
+from ual_ray.elicit.estimators.sampling import Sampling
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
+from ual_ray.engines.reading import MIN_READ_SHARE
+from ual_ray.engines.reply_text import CUT, NO_THOUGHT_END, is_cut, spoken
 from ual_ray.engines.requests import CompletionResult, Request, Result, turns
-
-# Words of "the answer is ..." that may be a final answer: "it depends on what you want" is an opinion.
-LONGEST_ANSWER = 3
 
 
 @dataclass(frozen=True)
@@ -42,33 +40,43 @@ class _OfAnswers(Estimator):
         """Return how the answers to a pair's instruction are compared."""
         return self.grouping or grouping_for(messages, self.similarity)
 
+    def votes(self, results: Sequence[Result]) -> list[str] | Estimate:
+        """Return the answers that ended, without their thoughts; an estimate without a value where they are too few."""
+        (result,) = results
+        if not isinstance(result, CompletionResult):
+            return MISSING
+        said = [None if is_cut(finish) else spoken(text) for text, finish in result.replies]
+        votes = [text for text in said if text is not None]
+        if len(votes) < max(self.min_samples, MIN_READ_SHARE * len(said)):
+            cut = sum(is_cut(finish) for _, finish in result.replies)
+            reason = CUT.reason if 2 * cut >= len(said) - len(votes) else NO_THOUGHT_END.reason
+            return missing(f"{reason}; {len(votes)} of {len(said)} answers ended")
+        return votes
+
 
 @dataclass(frozen=True)
 class SelfConsistency(_OfAnswers):
     """1 - the share of sampled answers that agree with the given one (after Wang et al. 2022, arXiv 2203.11171).
 
-    raw: the number of answers that agree.
+    raw: the number of answers that agree. Answers that were cut do not vote.
     """
 
     summary: ClassVar[str] = "1 - the share of the elicitor's own answers to the instruction that agree with the response."
 
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Count the answers that agree with the response."""
-        (result,) = results
-        if not isinstance(result, CompletionResult):
-            return MISSING
-        answers = answers_of(result)
-        if len(answers) < MIN_PARSED_SHARE * len(result.texts):
-            return MISSING
+        votes = self.votes(results)
+        if isinstance(votes, Estimate):
+            return votes
         grouping = self.grouping_of(messages)
-        given, *sampled = grouping.keys([messages[-1]["content"], *answers])
+        given, *sampled = grouping.keys([messages[-1]["content"], *votes])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
 
 @dataclass(frozen=True)
 class SemanticEntropy(_OfAnswers):
-    """Entropy of the groups of equal sampled answers, over log(number of samples) (Kuhn et al. 2023, arXiv 2302.09664).
+    """Entropy of the groups of equal sampled answers, over log(number of answers) (Kuhn et al. 2023, arXiv 2302.09664).
 
     It measures the instruction: how many different answers the elicitor finds, independent of the given one.
     raw: the entropy in nats.
@@ -79,30 +87,17 @@ class SemanticEntropy(_OfAnswers):
 
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Group the answers and take the entropy of the groups' shares."""
-        (result,) = results
-        answers = answers_of(result) if isinstance(result, CompletionResult) else []
-        if not isinstance(result, CompletionResult) or len(answers) < max(
-            self.min_samples, MIN_PARSED_SHARE * len(result.texts)
-        ):
-            return MISSING
+        votes = self.votes(results)
+        if isinstance(votes, Estimate):
+            return votes
         grouping = self.grouping_of(messages)
-        entropy = entropy_of(Counter(group(grouping.keys(answers), grouping.same)).values())
-        return Estimate(clip(entropy / math.log(len(answers))), entropy)
-
-
-def answers_of(result: CompletionResult) -> list[str]:
-    """Return the sampled answers that ended, without what was thought; a cut one has no final answer, and does not vote."""
-    spoken = (said(text) for text in result.whole if text is not None)
-    return [text for text in spoken if text is not None]
+        entropy = entropy_of(Counter(group(grouping.keys(votes), grouping.same)).values())
+        return Estimate(clip(entropy / math.log(len(votes))), entropy)
 
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:
-    """Compare final answers where the given response marks a number or a few words as one, and words elsewhere."""
-    marked = written_answer(messages[-1]["content"])
-    if marked is None or not normalise_answer(marked):
-        return LexicalGrouping(similarity)
-    short = len(marked.split()) <= LONGEST_ANSWER or BOXED in messages[-1]["content"]
-    return AnswerGrouping() if short or quantity(marked) is not None else LexicalGrouping(similarity)
+    """Compare final answers where the given response marks one, and words elsewhere."""
+    return AnswerGrouping() if marked_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
 
 
 def entropy_of(sizes: Iterable[int]) -> float:

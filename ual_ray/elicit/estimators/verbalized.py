@@ -9,11 +9,12 @@ from typing import ClassVar
 
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
-from ual_ray.elicit.estimators.replies import Sampling, mean_of_parsed
+from ual_ray.elicit.estimators.contract import Estimate, Estimator, clip, missing
+from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.prompts import Prompts, load_prompts
-from ual_ray.engines.readings import choice_shares, read_number
-from ual_ray.engines.requests import Choice, ChoiceResult, CompletionResult, Request, Result
+from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reply_text import Unread
+from ual_ray.engines.requests import Choice, Request, Result
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,33 @@ class Verbalized(Estimator):
     lowest: int
     highest: int
     sampling: Sampling | None = None
+    thinking: int = 0
+    min_mass: float = 0.01
 
     @classmethod
     def build(cls, config: ElicitConfig, seed: int) -> Verbalized:
         """Read the scale."""
         lowest, highest = map(int, config.scale.split("-"))
-        return cls(load_prompts(config.templates), lowest, highest, Sampling.of_ratings(config, seed))
+        sampling = Sampling.of_ratings(config, seed)
+        return cls(load_prompts(config.templates), lowest, highest, sampling, config.thinking_tokens, config.min_choice_mass)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers of the scale, as text."""
+        return tuple(str(number) for number in range(self.lowest, self.highest + 1))
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Ask for the probabilities of the numbers, or for sampled numbers."""
         prompt = self.prompts.rating(messages, str(self.lowest), str(self.highest))
         if self.sampling is not None:
-            return [self.sampling.ask(prompt, attempt)]
-        return [Choice(prompt, tuple(str(number) for number in range(self.lowest, self.highest + 1)))]
+            return [self.sampling.ask(prompt, attempt, choices=self.numbers)]
+        return [Choice(prompt, self.numbers, self.thinking)]
 
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Average the numbers."""
         (result,) = results
-        expected: float | None = None
-        if isinstance(result, ChoiceResult) and (shares := choice_shares(result.log_probabilities)) is not None:
-            expected = math.fsum((self.lowest + step) * share for step, share in enumerate(shares))
-        if isinstance(result, CompletionResult):
-            expected = mean_of_parsed(
-                [None if text is None else read_number(text, self.lowest, self.highest) for text in result.whole]
-            )
-        if expected is None:
-            return MISSING
+        shares = choice_probabilities(result, self.numbers, self.min_mass)
+        if isinstance(shares, Unread):
+            return missing(shares.reason)
+        expected = math.fsum((self.lowest + step) * share for step, share in enumerate(shares))
         return Estimate(clip((expected - self.lowest) / (self.highest - self.lowest)), expected)

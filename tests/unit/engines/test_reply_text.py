@@ -1,0 +1,249 @@
+"""What a reply says: thoughts taken out, answers read in anchored forms alone."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reply_text import (
+    CUT,
+    EMPTY,
+    NO_THOUGHT_END,
+    THOUGHT_MARKS,
+    Unread,
+    opens_thought,
+    read_choice,
+    read_reply,
+    spoken,
+)
+from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure
+
+DIGITS = tuple("0123456789")
+HUNDRED = tuple(map(str, range(101)))
+
+SEVEN = [
+    "7",
+    " 7\n",
+    "7.",
+    "7/9",
+    "7 / 9",
+    "**7**",
+    "(7)",
+    "[7]",
+    "Rating: 7",
+    "Rating (0-9): 7",
+    "**Rating (0-9):** 7",
+    "**Rating: 7/9**",
+    "Rating: **7**.",
+    "The rating is 7.",
+    "My rating would be 7",
+    "I would say 7.",
+    "I'd rate this 7",
+    "I would rate the uncertainty as 7.",
+    "I would give it a 7.",
+    "On a scale from 0 to 9, I would rate this response a 7.",
+    "On a scale from 0 to 9, 7",
+    "Uncertainty: 7",
+    "uncertainty = 7",
+    '{"uncertainty": 7}',
+    '```json\n{"uncertainty": 7}\n```',
+    "```\n7\n```",
+    '```json\n{"rating": "7", "reason": "2 things"}\n```',
+    'Here it is:\n```json\n{"score": 7}\n```',
+    "<think>Okay 2 things</think>\n\n7",
+    "Okay, 2 things</think>7",
+    "<think>\n3\n</think>\n\nRating: 7",
+    "[THINK]3[/THINK]7",
+    "<seed:think>a 3</seed:think>7",
+    "<|channel|>analysis<|message|>2 and 3<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>",
+    "analysisWe need 3.assistantfinal7",
+    "Rating:\n7",
+    "The response is 2 sentences long.\n\nRating: 7",
+    "7\n\nThe response is vague.",
+    "Rating: 7\n\nThe response is vague.",
+    "Rating: 7 (likely wrong)",
+    "7 (likely wrong)",
+    "7</s>",
+    "７",
+    "\\boxed{7}",
+    "$\\boxed{7}$",
+    "<rating>7</rating>",
+    "<answer>\n7\n</answer>",
+    "7.0",
+    "07",
+    "Rating: 7. The response is vague.",
+    "Answer: 7",
+    "Final answer: 7",
+    "The response is vague. Rating: 7",
+    "0-9: 7",
+    "Rating [0-9]: 7",
+    "Rating (from 0 to 9): 7",
+    "1. It is vague.\n2. It is short.\n\nRating: 7",
+    "7 out of 9",
+    "The uncertainty of this response is 7",
+    "Rating on a scale of 0 to 9: 7",
+    '{"reasoning": "3 things", "final_rating": 7}',
+    "Uncertainty rating: 7",
+    "**Uncertainty Rating:** 7\n\n**Explanation:** The response has 2 flaws.",
+    "◁think▷a◁/think▷7",
+    "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>7<|END_RESPONSE|>",
+    "I'd give this a rating of 7.",
+    "Score: 7 points",
+    "- 7",
+    "> 7",
+    "# 7",
+]
+
+NO_NUMBER = [
+    "<think>\nOkay, 2 things to",
+    "<think>7",
+    "On a scale from 0 to 9,",
+    "1. The response could be",
+    "1. The response",
+    "Rating: 7 or 8",
+    "7 or 8",
+    "7-8",
+    "7.5",
+    "0.9",
+    ".5",
+    "-3",
+    "10",
+    "99",
+    "3rd",
+    "x7y",
+    "COVID-9",
+    "seven",
+    "",
+    "Rating (0-9):",
+    "0-9",
+    "Rating: 7/10",
+    "7/10",
+    "I see 2 options.",
+    "2 + 2 = 4",
+    "Step 1: 7",
+    "1\n2\n3",
+    "Confidence: 7",
+    '{"confidence": 7}',
+    "The correct answer is 7.",
+    "7, because 2 is too low",
+    "1. The\n2. A\n3. B",
+    "[1, 2]",
+    '{"rating": 7, "score": 3}',
+    "[THINK] 7",
+    "<|channel|>analysis<|message|>7",
+    "analysisWe need to rate 7",
+    "Not 7",
+    "Rating: not 7",
+    "1) The response",
+    "Okay, the user asks for 7 and 8",
+    "Rating scale: 9",
+    "[Response]\nThere are 7",
+    "Response: 7",
+    "true",
+    '{"rating": true}',
+    '{"rating": null}',
+    "Sure! 3 reasons: it is good",
+    "Rating: 70%",
+    "1:",
+    "The user wants a rating from 0 (surely right) to 9",
+    "I am 7 years",
+    "It has 7 words.",
+]
+
+
+@pytest.mark.parametrize("text", SEVEN)
+def test_a_number_that_is_the_answer_is_read(text: str) -> None:
+    assert read_choice(text, DIGITS) == "7"
+
+
+@pytest.mark.parametrize("text", NO_NUMBER)
+def test_a_number_that_is_not_the_answer_is_not(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("100", "100"), ("100%", "100"), ("70/100", "70"), ("Rating (0-100): 85", "85"), ("I would say 10.", "10"), ("40", "40"),
+    ("85 percent", "85"), ("101", None), ("7.5%", None), ("1000", None), ("70/10", None),
+])  # fmt: skip
+def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | None) -> None:
+    read = read_choice(text, HUNDRED)
+    assert read == expected if expected else isinstance(read, Unread)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    *[(text, "A") for text in ("A", "Answer: A", "A) Yes", "A: Yes", "I'd say A.", "A\n\nThe response is right.")],
+    *[(text, "B") for text in ("B.", "(B)", "The answer is B.", "Option B", "**B**", "B. No", '{"answer": "B"}',
+                               "<think>A</think>B",
+                               "I choose B", "B is correct.", "\\boxed{B}")],
+    *[(text, None) for text in ("A good response", "A or B", "Yes", "a", "", "A. The response is wrong because", "Both? B",
+                                "Answer: A or B", "A response that is good", "A, B", "A/B", "Neither A nor B", "A Response")],
+])  # fmt: skip
+def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None) -> None:
+    read = read_choice(text, ("A", "B"))
+    assert read == expected if expected else isinstance(read, Unread)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    *[(text, "m") for text in ("m", "Reply m", "**m**", "Verdict: m", "(m)", "m\n\nBecause it is clear.")],
+    *[(text, "M") for text in ("M", " M.", "Reply M is better.", "M is better", "The better reply is M.", "The answer is M.")],
+    *[(text, None) for text in ("I'm not sure", "I\u2019m not sure", "m or M", "5 m long", "Reply m is better than reply M.",
+                                "Model M", "Mm", "", "A", "A monthly plan")],
+])  # fmt: skip
+def test_the_letters_of_verdicts_differ_by_their_case(text: str, expected: str | None) -> None:
+    read = read_choice(text, ("m", "M"))
+    assert read == expected if expected else isinstance(read, Unread)
+
+
+@pytest.mark.parametrize(("opening", "closing"), THOUGHT_MARKS)
+def test_every_thought_is_taken_out_and_one_without_an_end_is_no_answer(opening: str, closing: str) -> None:
+    assert spoken(f"{opening}\nOkay, 2 or 3.{closing}\n\n7") == "7"
+    assert spoken(f"Okay, 2 or 3.\n{closing}7") == "7"  # the prompt held the opening mark
+    assert spoken(f"{opening}\nOkay, 2 things to") is None
+    assert read_choice(f"{opening}7", DIGITS) == NO_THOUGHT_END
+    assert read_choice(f"{opening}7{closing}", DIGITS) == EMPTY
+    assert opens_thought(f"<|user|>Rate it.<|assistant|>{opening}\n") and not opens_thought(f"{opening}a{closing}")
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens"])
+def test_a_reply_that_was_cut_gives_nothing(reason: str) -> None:
+    assert read_reply("7", reason, DIGITS) == CUT
+    assert [read_reply("7", other, DIGITS) for other in ("stop", None, "eos")] == ["7"] * 3
+
+
+@given(text=st.text(st.sampled_from("0123456789.-/ ab,:\n*()Rating")), highest=st.sampled_from([5, 9, 100]))
+def test_what_is_read_is_one_of_the_choices_and_in_the_text(text: str, highest: int) -> None:
+    read = read_choice(text, tuple(map(str, range(1, highest + 1))))
+    assert isinstance(read, Unread) or (1 <= int(read) <= highest and read in text)
+
+
+@pytest.mark.parametrize(
+    "text", ["rating is " * 3000, "1" * 20_000, "{" * 20_000, "a 7 of " * 5000, "I would " * 5000, "(" * 9999]
+)
+def test_long_replies_are_read_in_time(text: str) -> None:
+    started = time.monotonic()
+    read_choice(text, DIGITS)
+    read_choice(text, ("A", "B"))
+    assert time.monotonic() - started < 2
+
+
+# --- from results to probabilities ------------------------------------------------------------------------------------
+
+
+def test_probabilities_come_from_whichever_result_there_is() -> None:
+    assert choice_probabilities(ChoiceResult((-1.0, -1.0), 1), ("A", "B"), 0.01) == [0.5, 0.5]
+    replies = CompletionResult(("A", "B", "A good response", "A"), 1, 1, finish_reasons=("stop", "stop", "stop", "length"))
+    assert choice_probabilities(replies, ("A", "B"), 0.01) == [0.5, 0.5]
+    cut = CompletionResult(("A", "A", "A"), 1, 1, finish_reasons=("stop", "length", "length"))
+    assert choice_probabilities(cut, ("A", "B"), 0.01) == CUT
+    assert choice_probabilities(Failure("engine: away"), ("A", "B"), 0.01) == Unread("engine: away")
+
+
+def test_a_small_mass_is_no_choice_and_says_so() -> None:
+    read = choice_probabilities(ChoiceResult((-30.0, -33.0), 1), ("m", "M"), 0.01)
+    assert isinstance(read, Unread)
+    assert read.reason == "mass: the probability of all choices is 1e-13, less than min_choice_mass = 0.01"
+    assert choice_probabilities(ChoiceResult((-30.0, -33.0), 1), ("m", "M"), 0.0) != read

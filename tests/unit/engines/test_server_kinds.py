@@ -1,0 +1,318 @@
+"""The engine that asks a server, against each kind of server and model that people have: what it refuses and how it answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from ual_ray.config import EndpointConfig, EngineConfig
+from ual_ray.engines import EngineSpec
+from ual_ray.engines.openai_engine import OpenAIEngine
+from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns
+
+Body = dict[str, Any]
+Reply = tuple[int, Body]
+PROMPT: Turns = (("user", "Rate the uncertainty from 0 to 9."),)
+DIGITS = tuple("0123456789")
+RATE = Choice(PROMPT, DIGITS)
+RATE_THINKING = Choice(PROMPT, DIGITS, thinking=100)
+SAMPLE = Completion(PROMPT, 8, 1.0, n=3, choices=DIGITS)
+SEVEN = {"7": -0.1, "8": -2.5}
+
+
+def refusal(words: str, param: str | None = None, code: str | None = None) -> Reply:
+    return 400, {"error": {"message": words, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+def token(text: str, alternatives: dict[str, float] | None = None, raw: list[int] | None = None) -> Body:
+    listed = [{"token": name, "logprob": value, "bytes": raw} for name, value in (alternatives or {text: -0.01}).items()]
+    return {"token": text, "logprob": -0.01, "bytes": raw, "top_logprobs": listed}
+
+
+def answer(text: str | None, *tokens: Body, finish: str = "stop", n: int = 1, **message: Any) -> Reply:
+    choice = {
+        "message": {"role": "assistant", "content": text, **message},
+        "finish_reason": finish,
+        "logprobs": {"content": list(tokens)} if tokens else None,
+    }
+    return 200, {"choices": [choice] * n, "usage": {"prompt_tokens": 10, "completion_tokens": 1}}
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, act: Callable[[Body], Reply]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.act, self.asked, self.sent_headers = act, [], []  # type: tuple[Callable[[Body], Reply], list[Body], list[Any]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.sent_headers.append(self.headers)
+        status, reply = self.server.act(body)
+        content = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+
+Serve = Callable[..., tuple[OpenAIEngine, Server]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    made: list[tuple[OpenAIEngine, Server]] = []
+
+    def start(act: Callable[[Body], Reply], **options: Any) -> tuple[OpenAIEngine, Server]:
+        server = Server(act)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        endpoint = EndpointConfig(url=url, **({"max_retries": 1, "concurrency": 2} | options))
+        made.append((OpenAIEngine(EngineSpec(EngineConfig(kind="openai", endpoint=endpoint), "m")), server))
+        return made[-1]
+
+    yield start
+    for engine, server in made:
+        engine.close()
+        server.shutdown()
+        server.server_close()
+
+
+def one(engine: OpenAIEngine, request: Choice | Completion) -> Result:
+    (result,) = engine.run([request])
+    return result
+
+
+def probabilities(result: Result) -> dict[str, float]:
+    assert isinstance(result, ChoiceResult), result
+    return {digit: math.exp(value) for digit, value in zip(DIGITS, result.log_probabilities, strict=True) if value > -math.inf}
+
+
+# --- what servers refuse ----------------------------------------------------------------------------------------------
+
+
+def gpt5(body: Body) -> Reply:
+    if "max_tokens" in body:
+        words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return refusal(words, "max_tokens", "unsupported_parameter")
+    if body.get("temperature", 1) != 1:
+        words = "Unsupported value: 'temperature' does not support 0.5 with this model. Only the default (1) is supported."
+        return refusal(words, "temperature", "unsupported_value")
+    if "logprobs" in body:
+        return refusal("Unsupported parameter: 'logprobs' is not supported with this model.", "logprobs")
+    return answer("7", n=body.get("n", 1))
+
+
+def test_gpt5_and_o_series_take_their_own_fields_and_each_is_refused_once(serve: Serve) -> None:
+    engine, server = serve(gpt5)
+    result = one(engine, Completion(PROMPT, 8, 0.5, n=3))
+    assert isinstance(result, CompletionResult)
+    assert (result.texts, result.finish_reasons) == (("7", "7", "7"), ("stop", "stop", "stop"))
+    assert len(server.asked) == 3
+    assert "max_tokens" not in server.asked[-1] and server.asked[-1]["max_completion_tokens"] == 8
+    assert "temperature" not in server.asked[-1]
+    one(engine, SAMPLE)
+    assert len(server.asked) == 4
+    assert engine.adaptations == [
+        "max_completion_tokens in place of max_tokens",
+        "temperature left out: the server's default is used",
+    ]
+
+
+def test_what_cannot_be_adapted_is_told_in_the_servers_words(serve: Serve) -> None:
+    engine, _ = serve(gpt5)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure)
+    assert "Unsupported parameter: 'logprobs' is not supported with this model." in result.reason
+
+
+def test_fields_by_configuration_are_sent_from_the_start(serve: Serve) -> None:
+    engine, server = serve(
+        gpt5, max_tokens_field="max_completion_tokens", temperature=None, reasoning_effort="low",
+        extra_body={"service_tier": "flex"},
+        chat_template_kwargs={"enable_thinking": False}, extra_headers={"X-Team": "blue"}, structured="json_schema",
+    )  # fmt: skip
+    one(engine, SAMPLE)
+    (asked,) = server.asked
+    assert asked["reasoning_effort"] == "low" and asked["service_tier"] == "flex"
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    assert asked["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == list(range(10))
+    assert server.sent_headers[0]["X-Team"] == "blue" and engine.adaptations == []
+
+
+def test_a_fixed_temperature_and_choices_of_vllm(serve: Serve) -> None:
+    engine, server = serve(lambda body: answer("7", n=body.get("n", 1)), temperature=0.6, structured="choice")
+    one(engine, SAMPLE)
+    assert server.asked[0]["temperature"] == 0.6
+    assert server.asked[0]["structured_outputs"] == {"choice": list(DIGITS)}
+
+
+@pytest.mark.parametrize("words", [
+    "'n': number must be at most 1", "Only one completion choice is allowed", "n must be 1",
+    "Multiple candidates is not enabled",
+])  # fmt: skip
+def test_n_is_split_where_it_is_refused(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: refusal(words) if body.get("n", 1) > 1 else answer("7"))
+    result = one(engine, SAMPLE)
+    assert isinstance(result, CompletionResult) and (result.texts, result.calls) == (("7",) * 3, 3)
+    assert len({body["seed"] for body in server.asked[1:]}) == 3
+    one(engine, SAMPLE)
+    assert [body.get("n", 1) for body in server.asked] == [3] + [1] * 6
+
+
+@pytest.mark.parametrize("words", [
+    "Requested sample logprobs of 20, which is greater than max allowed: 5", "top_logprobs must be between 0 and 5",
+    "Input should be less than or equal to 5: top_logprobs",
+])  # fmt: skip
+def test_top_logprobs_are_lowered_to_what_is_allowed(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: refusal(words) if body["top_logprobs"] > 5 else answer("7", token("7", SEVEN)))
+    assert probabilities(one(engine, RATE)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+    assert [body["top_logprobs"] for body in server.asked] == [20, 5]
+
+
+@pytest.mark.parametrize("words", [
+    "greater than max allowed: 5 logprobs", "max_completion_tokens, please", "temperature unsupported",
+    "only one completion choice", "seed is not supported", "no",
+])  # fmt: skip
+def test_a_server_that_refuses_everything_is_given_up_with_its_words(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: refusal(words))
+    for request in (RATE, SAMPLE):
+        result = one(engine, request)
+        assert (
+            isinstance(result, Failure)
+            and words in result.reason
+            and result.reason.startswith("engine: refused by the server 400")
+        )
+    assert len(server.asked) <= 6
+
+
+@pytest.mark.parametrize(
+    "body", [{"detail": "too odd"}, {"message": "too odd"}, {"error": "too odd"}, {"detail": [{"msg": "too odd"}]}]
+)
+def test_the_words_are_found_in_every_form_of_an_error(body: Body, serve: Serve) -> None:
+    engine, _ = serve(lambda _: (422, body))
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and "too odd" in result.reason
+
+
+def test_the_words_of_an_error_repeat_neither_prompt_nor_secret(serve: Serve) -> None:
+    words = "Cannot read 'Rate the uncertainty from 0 to 9.' for the bearer of blue-secret"
+    engine, _ = serve(lambda _: refusal(words), extra_headers={"X-Team": "blue-secret"})
+    result = one(engine, RATE)
+    assert isinstance(result, Failure)
+    assert result.reason.endswith("Cannot read '[prompt]' for the bearer of ***")
+
+
+def test_an_error_with_status_200_keeps_its_words(serve: Serve) -> None:
+    engine, _ = serve(lambda _: (200, {"error": {"message": "upstream overloaded", "code": 502}}), max_retries=0)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and result.reason == "engine: malformed reply, no choices: upstream overloaded"
+
+
+# --- models that think ------------------------------------------------------------------------------------------------
+
+THOUGHT = [token("<think>"), token("\n"), token("2", {"2": -0.1}), token(" things"), token("</think>"), token("\n\n")]
+
+
+def test_a_thinking_model_that_is_asked_for_one_token_has_no_mass(serve: Serve) -> None:
+    engine, _ = serve(lambda _: answer("<think>", token("<think>", {"<think>": -0.0001, "7": -12.0}), finish="length"))
+    result = one(engine, RATE)
+    assert isinstance(result, ChoiceResult) and result.mass == pytest.approx(math.exp(-12))
+
+
+@pytest.mark.parametrize("text", ["<think>\n2 things</think>\n\n7", "7"])  # without and with a reasoning parser
+def test_the_score_is_read_behind_the_end_of_the_thought(text: str, serve: Serve) -> None:
+    message = {} if "think" in text else {"reasoning_content": "2 things"}
+    engine, server = serve(lambda _: answer(text, *THOUGHT, token("7", SEVEN), **message))
+    assert probabilities(one(engine, RATE_THINKING)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+    assert server.asked[0]["max_tokens"] == 132 and server.asked[0]["top_logprobs"] == 20
+
+
+def test_the_score_is_read_where_the_reply_gives_it(serve: Serve) -> None:
+    tokens = [
+        token("2", {"2": -0.1}),
+        token("</think>"),
+        token("Rating"),
+        token(":"),
+        token(" 7", {" 7": -0.1, " 8": -2.5}),
+        token("/"),
+    ]
+    engine, _ = serve(lambda _: answer("2</think>Rating: 7/9", *tokens, token("9", {"9": 0.0})))
+    assert probabilities(one(engine, RATE_THINKING)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+
+
+def test_without_log_probabilities_the_reply_behind_the_thought_counts(serve: Serve) -> None:
+    engine, _ = serve(lambda _: answer("<think>2</think>Rating: 7"))
+    result = one(engine, RATE_THINKING)
+    assert isinstance(result, CompletionResult) and result.texts == ("<think>2</think>Rating: 7",)
+
+
+@pytest.mark.parametrize("request_", [RATE, RATE_THINKING, SAMPLE])
+def test_a_reasoning_parser_that_leaves_no_content_is_not_asked_again(request_: Choice | Completion, serve: Serve) -> None:
+    engine, server = serve(lambda body: answer(None, n=body.get("n", 1), finish="length", reasoning_content="Let me think"))
+    result = one(engine, request_)
+    assert len(server.asked) == 1
+    if isinstance(result, Failure):
+        assert result.reason.startswith("unparsable: the reply is a thought")
+    else:
+        assert isinstance(result, CompletionResult)
+        assert set(result.texts) == {"<think>Let me think"} and set(result.finish_reasons) == {"length"}
+
+
+@pytest.mark.parametrize(("text", "finish"), [("", "length"), (None, "length")])
+def test_a_budget_spent_on_a_hidden_thought_is_a_cut_reply(text: str | None, finish: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: answer(text, n=body.get("n", 1), finish=finish))
+    result = one(engine, SAMPLE)
+    assert isinstance(result, CompletionResult) and result.replies == [("", "length")] * 3
+    assert len(server.asked) == 1
+
+
+# --- how tokens are written -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alternatives", [
+    {"7": -1.0, " 7": -2.0, "\n7": -3.0}, {"7": -1.0, "▁7": -2.0, "▁▁7": -3.0}, {"7": -1.0, "Ġ7": -2.0, "Ċ7": -3.0},
+    {"<0x37>": -1.0, "▁7": -2.0, "7\n": -3.0},
+])  # fmt: skip
+def test_spellings_of_a_digit_are_added_up(alternatives: dict[str, float], serve: Serve) -> None:
+    engine, _ = serve(lambda _: answer("7", token("7", alternatives | {"70": -4.0})))
+    total = sum(map(math.exp, (-1.0, -2.0, -3.0)))
+    assert probabilities(one(engine, RATE)) == pytest.approx({"7": total})
+
+
+def test_bytes_count_before_a_token_that_is_only_an_id(serve: Serve) -> None:
+    engine, _ = serve(lambda _: answer("7", token("token_id:22", raw=[32, 55])))
+    assert probabilities(one(engine, RATE)) == pytest.approx({"7": math.exp(-0.01)})
+
+
+def test_content_in_parts_is_joined(serve: Serve) -> None:
+    parts: Any = [{"type": "text", "text": "Rating: "}, {"type": "text", "text": "7"}]
+    engine, _ = serve(lambda body: answer(parts, n=body.get("n", 1)))
+    result = one(engine, SAMPLE)
+    assert isinstance(result, CompletionResult) and result.texts == ("Rating: 7",) * 3
+
+
+def test_llama_cpp_gives_one_choice_and_probabilities_in_its_own_order(serve: Serve) -> None:
+    def act(body: Body) -> Reply:
+        if body.get("n", 1) > 1:
+            return refusal("Only one completion choice is allowed")
+        return answer("7", token(" 7", {" 8": -2.5, " 7": -0.1, "The": -4.0}))
+
+    engine, _ = serve(act)
+    assert probabilities(one(engine, RATE)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+    assert isinstance(one(engine, SAMPLE), CompletionResult)

@@ -1,0 +1,70 @@
+"""The tokens that spell a choice, in vocabularies of SentencePiece and byte-level BPE."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ual_ray.engines.spellings import MOST_TOKENS, Spellings, combined
+from ual_ray.engines.token_text import visible, visible_entry
+from ual_ray.engines.vllm_engine import starts_answer
+
+
+class Renderer:
+    def __init__(self, vocabulary: list[str | None], encode: dict[str, list[int]]) -> None:
+        self.vocabulary, self._encode = vocabulary, encode
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode[text]
+
+
+def spellings(vocabulary: list[str | None], encode: dict[str, list[int]]) -> Spellings:
+    renderer: Any = Renderer(vocabulary, encode)
+    return Spellings(renderer)
+
+
+@pytest.mark.parametrize("token", ["7", " 7", "\n7", "▁7", "▁▁7", "Ġ7", "Ċ7", "<0x37>", "7\n", "ĠĠ7"])
+def test_a_digit_is_seen_however_it_is_written(token: str) -> None:
+    assert visible(token) == "7" and visible_entry({"token": token}) == "7"
+
+
+def test_bytes_count_before_the_token() -> None:
+    assert visible_entry({"token": "token_id:3", "bytes": [32, 55]}) == "7"
+    assert visible_entry({"token": "7", "bytes": [255]}) == "7"
+    assert visible_entry({"token": "7", "bytes": None}) == "7"
+
+
+def test_all_tokens_of_a_choice_are_its_spellings() -> None:
+    found = spellings(["7", "Ġ7", "Ċ7", "77", "8", None], {"7": [0], "8": [4]})
+    assert found.own("7") == [(0,)]
+    tree, owners = found.tree(["7", "8"])
+    assert (tree.choices, owners) == (((0,), (1,), (2,), (4,)), [0, 0, 0, 1])
+
+
+def test_a_blank_of_sentencepiece_is_one_spelling_and_its_lack_another() -> None:
+    found = spellings(["▁", "1", "0", "▁1", "▁0"], {"1": [0, 1], "10": [0, 1, 2]})
+    assert found.own("10") == [(0, 1, 2), (1, 2)]
+    tree, owners = found.tree(["1", "10"])
+    assert (tree.choices, owners) == (((0, 1), (1,), (0, 1, 2), (1, 2)), [0, 0, 1, 1])
+
+
+def test_more_tokens_than_vllm_returns_leave_the_tokenizers_own_spelling() -> None:
+    numbers = [str(number) for number in range(101)]
+    found = spellings([*numbers, *(f"▁{number}" for number in numbers)], {number: [at] for at, number in enumerate(numbers)})
+    tree, owners = found.tree(numbers)
+    assert len(tree.questions[()]) == 101 <= MOST_TOKENS and owners == list(range(101))
+
+
+def test_spellings_are_added_up() -> None:
+    values = [math.log(0.2), math.log(0.3), -math.inf, -math.inf, math.log(0.5)]
+    assert combined(values, [0, 0, 1, 1, 2]) == pytest.approx((math.log(0.5), -math.inf, math.log(0.5)))
+
+
+@pytest.mark.parametrize(("texts", "value", "places"), [
+    (["Rating", ":", "7", "/", "9"], "7", [2]), (["9", "/", "9"], "9", [0]), (["8", "5"], "85", [0]), (["85"], "85", [0]),
+    (["8", "5", ".", "5"], "5", [3]), (["</think>", "", "A"], "A", [2]), (["A", "nswer", "A"], "A", [0, 2]),
+])  # fmt: skip
+def test_where_an_answer_starts(texts: list[str], value: str, places: list[int]) -> None:
+    assert [at for at in range(len(texts)) if starts_answer(texts, at, value)] == places

@@ -1,0 +1,60 @@
+"""What an elicitation will cost, before anything is sent: calls, tokens and money, from the first rows of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ual_ray.config import Config
+from ual_ray.data.formats import BadRow
+from ual_ray.data.peek import DataPeek
+from ual_ray.elicit.estimators import make_estimators, requests_of
+from ual_ray.engines.requests import Choice, Completion, Likelihood, Request
+from ual_ray.formatting import amount
+
+SAMPLED_ROWS = 200
+CHARACTERS_PER_TOKEN = 4
+REPLY_BEHIND_THOUGHT = 32
+NO_PRICES = "not known: set engine.price_per_million_prompt_tokens and engine.price_per_million_generated_tokens"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Totals over all rows that will be scored; tokens of prompts are estimated, generated ones are the most."""
+
+    rows: int
+    calls: int
+    prompt_tokens: int
+    generated_tokens: int
+    money: float
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Write the totals, a name and a text each."""
+        return [
+            ("rows", f"{self.rows:,}"),
+            ("calls", f"about {self.calls:,}"),
+            ("prompt tokens", f"about {amount(self.prompt_tokens)} ({CHARACTERS_PER_TOKEN} characters each)"),
+            ("generated tokens", f"at most {amount(self.generated_tokens)}"),
+            ("cost", f"at most {self.money:,.2f}" if self.money else NO_PRICES),
+        ]
+
+
+def forecast(config: Config, seen: DataPeek, rows: int | None) -> Forecast:
+    """Estimate from the first rows of the data. `rows`: how many will be scored; None = unknown, then those that were seen."""
+    good = [messages for _, messages in seen.records if not isinstance(messages, BadRow)][:SAMPLED_ROWS]
+    estimators = make_estimators(config.elicit, config.seed)
+    costs = [_cost(request) for messages in good for request in requests_of(estimators, messages)]
+    total = len(seen.records) if rows is None else rows
+    factor = total * (1 + config.elicit.retest_share) / len(good)
+    calls, read, written = (round(factor * sum(cost[part] for cost in costs)) for part in range(3))
+    return Forecast(total, calls, read, written, config.engine.cost(read, written))
+
+
+def _cost(request: Request) -> tuple[int, float, int]:
+    """Estimate calls, prompt tokens and generated tokens of a request."""
+    turns = request.conversation if isinstance(request, Likelihood) else request.prompt
+    prompt = sum(len(turn[1]) for turn in turns) / CHARACTERS_PER_TOKEN
+    if isinstance(request, Choice):
+        return 1, prompt, request.thinking + REPLY_BEHIND_THOUGHT if request.thinking else 1
+    if isinstance(request, Completion):
+        return 1, prompt, request.n * (request.max_tokens + request.thinking)
+    return 1, prompt, 0

@@ -1,0 +1,64 @@
+"""Two rows sent to a server before all others: it states what it refuses while nothing is paid for yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ual_ray.columns import Messages
+from ual_ray.config import Config
+from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.scoring import needed
+from ual_ray.engines import Engine, EngineSpec, make_engine, run_once
+from ual_ray.engines.requests import Failure
+from ual_ray.errors import UserError
+
+TRIAL_ROWS = 2
+# What to set, by a word of the server's refusal.
+ADVICE = {
+    "logprobs": "set engine.endpoint.logprobs=false elicit.mode=sampled",
+    "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
+    "temperature": "set engine.endpoint.temperature=null",
+    "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",
+    "effort": "set engine.endpoint.reasoning_effort",
+}
+OTHERWISE = "set what the server asks for in engine.endpoint.extra_body"
+
+
+def try_server(config: Config, rows: Sequence[Messages]) -> list[str]:
+    """Send the rows and return notes on what was adapted and what has no score.
+
+    Raises UserError, in the server's words, when it answers no request about these rows.
+    """
+    spec = EngineSpec(config.engine.model_copy(update={"max_actors": 1, "min_actors": 1}), config.elicit.model)
+    engine = make_engine(spec)
+    try:
+        return [*_unscored(config, rows, engine), *getattr(engine, "adaptations", [])]
+    finally:
+        if (close := getattr(engine, "close", None)) is not None:
+            close()
+
+
+def _unscored(config: Config, rows: Sequence[Messages], engine: Engine) -> list[str]:
+    estimators = {
+        name: made for name, made in make_estimators(config.elicit, config.seed).items() if name in needed(config.elicit)
+    }
+    asked = [
+        (estimator, messages, list(estimator.requests(messages))) for messages in rows for estimator in estimators.values()
+    ]
+    results = run_once(engine, [request for *_, requests in asked for request in requests])
+    refused = [
+        result.reason for result in results.values() if isinstance(result, Failure) and result.reason.startswith("engine:")
+    ]
+    if refused and len(refused) == len(results):
+        words = Counter(refused).most_common(1)[0][0]
+        advice = next((text for word, text in ADVICE.items() if word in words), OTHERWISE)
+        raise UserError(
+            f"{config.elicit.model} answers none of {len(results)} requests about {len(rows)} rows", got=words, fix=advice
+        )
+    estimates = [estimator.reduce([results[request] for request in own], messages) for estimator, messages, own in asked]
+    failed = [result.reason for result in results.values() if isinstance(result, Failure)]
+    reasons = Counter(
+        [*failed, *(estimate.reason for estimate in estimates if estimate.reason and estimate.reason not in failed)]
+    )
+    return [f"{len(rows)} rows were tried: {count} without a score, {reason}" for reason, count in reasons.most_common(2)]

@@ -1,0 +1,154 @@
+"""What a server accepts: the fields of a request, adapted to what the server states it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ual_ray.config import EndpointConfig
+from ual_ray.engines.requests import Turns, chat_body
+
+Body = dict[str, Any]
+
+REFUSALS = frozenset({400, 404, 422})
+MAX_COMPLETION_TOKENS = "max_completion_tokens"
+_COUNT = re.compile(
+    r"(?:^|\W)'?n'?\W.{0,40}(?:at most 1|must be 1|equal to 1|less than or equal to 1|not supported|unsupported|only 1|> 1)"
+    r"|only one (?:completion )?choice|multiple (?:candidates|choices|completions)|number of choices|best_of"
+    r"|parameter:? '?n'?\b",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"unsupported|not support|not allowed|does not support|only the default|unrecognized|unknown|extra inputs|not permitted"
+    r"|deprecated|invalid|unexpected|must be",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How requests to one server are written; `adapted` gives the next one after a refusal."""
+
+    endpoint: EndpointConfig
+    max_tokens_field: str
+    top_logprobs: int
+    temperature: bool = True
+    seed: bool = True
+    n: bool = True
+
+    @classmethod
+    def of(cls, endpoint: EndpointConfig) -> Dialect:
+        """Start with what the configuration states."""
+        field = "max_tokens" if endpoint.max_tokens_field == "auto" else endpoint.max_tokens_field
+        return cls(endpoint, field, endpoint.top_logprobs, temperature=endpoint.temperature is not None)
+
+    def body(self, model: str, prompt: Turns, max_tokens: int, temperature: float, **options: Any) -> Body:
+        """Write a request. options: n, seed, logprobs, top_logprobs, choices."""
+        endpoint = self.endpoint
+        body: Body = {"model": model, **chat_body(prompt), self.max_tokens_field: max_tokens}
+        if self.temperature:
+            body["temperature"] = temperature if endpoint.temperature == "as_asked" else endpoint.temperature
+        if self.n and options.get("n", 1) > 1:
+            body["n"] = options["n"]
+        if self.seed and "seed" in options:
+            body["seed"] = options["seed"]
+        if options.get("logprobs"):
+            body["logprobs"] = True
+        if options.get("top_logprobs"):
+            body["top_logprobs"] = self.top_logprobs
+        if endpoint.reasoning_effort is not None:
+            body["reasoning_effort"] = endpoint.reasoning_effort
+        if endpoint.chat_template_kwargs:
+            body["chat_template_kwargs"] = endpoint.chat_template_kwargs
+        return body | self._structured(options.get("choices", ())) | endpoint.extra_body
+
+    def _structured(self, choices: tuple[str, ...]) -> Body:
+        if not choices or self.endpoint.structured == "none":
+            return {}
+        if self.endpoint.structured == "choice":
+            return {"structured_outputs": {"choice": list(choices)}}
+        values: list[Any] = [int(choice) if choice.isdecimal() else choice for choice in choices]
+        schema = {
+            "type": "object",
+            "properties": {"answer": {"enum": values}},
+            "required": ["answer"],
+            "additionalProperties": False,
+        }
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}}
+
+    def adapted(self, words: str, param: str | None) -> Dialect | None:
+        """Return the dialect to try after a refusal in these words, which may name a parameter; None = nothing to change."""
+        text = f"{words} {param or ''}"
+        if self.max_tokens_field == "max_tokens" and MAX_COMPLETION_TOKENS in text and self.endpoint.max_tokens_field == "auto":
+            return replace(self, max_tokens_field=MAX_COMPLETION_TOKENS)
+        if self.temperature and "temperature" in text and _REFUSED.search(text):
+            return replace(self, temperature=False)
+        if self.n and (param == "n" or _COUNT.search(words)):
+            return replace(self, n=False)
+        if "logprobs" in text and (most := _most_allowed(words, self.top_logprobs)):
+            return replace(self, top_logprobs=most)
+        if self.seed and (param == "seed" or re.search(r"\bseed\b", words)) and _REFUSED.search(text):
+            return replace(self, seed=False)
+        return None
+
+    def changes(self, first: Dialect) -> list[str]:
+        """List what was adapted since the first dialect, for people."""
+        notes = {
+            f"{self.max_tokens_field} in place of max_tokens": self.max_tokens_field != first.max_tokens_field,
+            "temperature left out: the server's default is used": self.temperature != first.temperature,
+            "n > 1 sent as n requests of one": self.n != first.n,
+            f"top_logprobs lowered to {self.top_logprobs}": self.top_logprobs != first.top_logprobs,
+            "seed left out": self.seed != first.seed,
+        }
+        return [note for note, changed in notes.items() if changed]
+
+
+def _most_allowed(words: str, asked: int) -> int | None:
+    """Read the largest number of alternatives that a refusal names, below the one asked for."""
+    smaller = [number for number in map(int, re.findall(r"\d+", words)) if 0 < number < asked]
+    return max(smaller, default=None)
+
+
+def server_words(body: object) -> str:
+    """Find the message in the body of an error, whatever its form; '' without one."""
+    if isinstance(body, str):
+        return body
+    if isinstance(body, list):
+        return "; ".join(filter(None, map(server_words, body)))
+    if not isinstance(body, Mapping):
+        return ""
+    found = (server_words(body.get(name)) for name in ("message", "msg", "detail", "error"))
+    return next(filter(None, found), "")
+
+
+def quote(words: str, prompt: Turns, secrets: tuple[str, ...]) -> str:
+    """Quote a server's words in one line, without secrets and without what they repeat of the prompt."""
+    text = " ".join(words.split())
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    for turn in prompt:
+        text = _without(text, " ".join(turn[1].split()))
+    return text
+
+
+REPEATED = 20  # characters in a row from which words of a server count as the prompt's
+
+
+def _without(text: str, content: str) -> str:
+    size = min(REPEATED, len(content))
+    if size < 4:
+        return text
+    kept, at = [], 0
+    while at < len(text):
+        end = at + size
+        if text[at:end] in content and end <= len(text):
+            while end < len(text) and text[at : end + 1] in content:
+                end += 1
+            kept.append("[prompt]")
+            at = end
+        else:
+            kept.append(text[at])
+            at += 1
+    return "".join(kept)

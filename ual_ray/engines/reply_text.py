@@ -1,0 +1,262 @@
+r"""What a reply states: the thought taken out, and a number or a letter only where the reply gives it as its answer. Pure.
+
+    read_choice("<think>2 things ...</think>\n**Rating (0-9): 7**", ("0", ..., "9"))    '7'
+    read_choice("1. The response could be", ("0", ..., "9"))                            Unread('...')
+
+A reply is read from its end. It has to end in an anchored form: the answer alone, a label with the answer behind it
+("Rating: 7", "I would give it a 7"), JSON, a fenced block, a tag or a box. The first number of a text is never taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+# The mark before a thought and the one behind it.
+THOUGHT_MARKS = (
+    *(
+        (f"<{name}>", f"</{name}>")
+        for name in ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "seed:think")
+    ),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|think|>", "<|/think|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<unused94>thought", "<unused95>"),
+)
+_OPENS = re.compile("|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS), re.IGNORECASE)
+_CLOSES = re.compile("|".join(re.escape(closing) for _, closing in THOUGHT_MARKS), re.IGNORECASE)
+# gpt-oss: channels with a name each, of which the last, "final", is the reply; also with the special tokens left out.
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.DOTALL)
+_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z0-9\"'(*])")
+_BARE_FINAL = "assistantfinal"
+# Special tokens that an engine leaves in a text.
+_SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
+
+_FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
+_TAG = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>\s*\Z")
+_BOX = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]*)\}+\s*\$*\s*\Z")
+_MARKUP = re.compile(r"[*_`\"“”'‘’$]+|^\s*(?:>|#+|[-•])\s+", re.MULTILINE)
+
+# Words that name the answer in a label, and words that name something else although they stand next to one.
+_NAMES = (
+    r"rating|score|uncertainty|answer|number|value|estimate|grade|verdict|choice|option|letter|likelihood|probability|final"
+)
+_OTHERS = r"\b(?:confidence|confident|certainty|certain|scale|step|not|between|other)\b"
+# Behind a verb "the answer is 7" may be about the response: only words for a rating count there.
+_RATING_NAMES = r"rating|score|uncertainty|estimate|verdict|choice|grade|likelihood|probability"
+_JSON_NAMES = re.compile(_NAMES)
+_LONGEST_LABEL = 80
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A reply from which nothing was read; `reason` starts with its kind: 'cut: ...' or 'unparsable: ...'."""
+
+    reason: str
+
+
+NO_THOUGHT_END = Unread("unparsable: the thought did not end")
+EMPTY = Unread("unparsable: the reply is empty")
+CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
+
+
+def is_cut(finish_reason: str | None) -> bool:
+    """Whether a reply was ended by its maximum length, and not by the model."""
+    return finish_reason in ("length", "max_tokens", "model_length", "MAX_TOKENS")
+
+
+def spoken(text: str) -> str | None:
+    """Return what follows the thought, all of it where there is none; None for a thought that does not end."""
+    if channels := [*_CHANNEL.finditer(text)]:
+        last = channels[-1]
+        return _plain(text[last.end() :]) if last[1] == "final" else None
+    if _BARE_ANALYSIS.match(text):
+        _, found, reply = text.rpartition(_BARE_FINAL)
+        return _plain(reply) if found else None
+    # A prompt may hold the opening mark already, so the last closing one alone counts.
+    for close in reversed([*_CLOSES.finditer(text)]):
+        text = text[close.end() :]
+        break
+    return None if _OPENS.search(text) else _plain(text)
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a rendered prompt ends in an opening mark, so that the reply starts within a thought."""
+    found = [*_OPENS.finditer(prompt)]
+    return bool(found) and not prompt[found[-1].end() :].strip()
+
+
+def read_reply(text: str, finish_reason: str | None, choices: Sequence[str]) -> str | Unread:
+    """Read which of the choices a reply gives as its answer; a reply that was cut gives none."""
+    return CUT if is_cut(finish_reason) else read_choice(text, choices)
+
+
+def read_choice(text: str, choices: Sequence[str]) -> str | Unread:
+    """Read which of the choices, whole numbers or letters, a reply gives as its answer."""
+    said = spoken(text)
+    if said is None:
+        return NO_THOUGHT_END
+    if not said:
+        return EMPTY
+    reader = _reader(tuple(choices))
+    found = next((value for value in _candidates(said, reader) if value is not None), None)
+    return found if found is not None else Unread(f"unparsable: the reply does not end in an answer: {_shown(said)}")
+
+
+def _plain(text: str) -> str:
+    return _SPECIAL.sub("", unicodedata.normalize("NFKC", text)).strip()
+
+
+def _shown(text: str) -> str:
+    words = " ".join(text.split())
+    return repr(words if len(words) <= 40 else f"...{words[-37:]}")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Patterns of one set of choices; each has the group 'value'. `echo` matches the scale where the reply repeats it."""
+
+    choices: frozenset[str]
+    alone: re.Pattern[str]
+    labelled: re.Pattern[str]
+    echo: re.Pattern[str]
+
+    def value(self, found: re.Match[str] | None) -> str | None:
+        if found is None or re.search(_OTHERS, found[0], re.IGNORECASE):
+            return None
+        value = found["value"]
+        number = re.fullmatch(r"0*(\d+)(?:\.0+)?", value)
+        value = number[1] if number else value
+        return value if value in self.choices else None
+
+    def whole(self, text: str) -> str | None:
+        """Read a text that is an answer alone, or a label and an answer."""
+        text = self.echo.sub(" ", _MARKUP.sub("", text)).strip()
+        return self.value(self.alone.fullmatch(text)) or self.value(self.labelled.fullmatch(text))
+
+    def label(self, text: str) -> str | None:
+        """Read a text that is a label and an answer."""
+        return self.value(self.labelled.fullmatch(self.echo.sub(" ", _MARKUP.sub("", text)).strip()))
+
+
+@lru_cache(maxsize=16)
+def _reader(choices: tuple[str, ...]) -> _Reader:
+    numbers = all(choice.isdecimal() for choice in choices)
+    # (?i:...) below is for labels alone: the letter m is another verdict than M.
+    if numbers:
+        low, high = min(map(int, choices)), max(map(int, choices))
+        percent = r"|\s*%|\s*percent" if high == 100 else ""
+        of = rf"(?:\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}{percent})?"
+        value = rf"(?P<value>\d+(?:\.0+)?){of}(?:\s+points?)?"
+        span = rf"{low}\s*(?:-|–|—|\.\.+|to|through|and)\s*{high}"
+        echo = rf"(?i)[(\[]\s*(?:from\s+|between\s+|scale\s*:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
+        echo += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
+        echo += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
+    else:
+        letters = "|".join(sorted(map(re.escape, choices)))
+        value = rf"(?:(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]?(?P<value>{letters})(?:[)\]]|\b)(?!['’])"
+        echo = r"(?!)"
+    tail = r"(?:\s*\([^()\d]*\)|[.;,]\s+\D*)?" if numbers else r"(?:[.):,]\s.*)?"
+    # "B. No": the letter and the text of its option.
+    because = r"(?:\s*\([^()\d]*\)|,?\s+(?i:because|since|as)\b\D*)?"
+    option = r"(?:[.):,]\s+(?i:yes|no|correct|incorrect|right|wrong|true|false)\b[^\n]*)?"
+    better = "" if numbers else r"(?:\s+(?i:is|was)\s+(?:clearly\s+)?(?i:the\s+)?(?i:better|best|correct|right)(?:\s+\w+)?)?"
+    label = (
+        rf"(?i:(?=[^:=\d]{{1,{_LONGEST_LABEL}}}(?:[:=]|\s[-–—]\s))[^:=\d]*\b(?:{_NAMES})s?\b[^:=\d]*(?:[:=]|\s[-–—]\s)|[:=])\s*"
+    )
+    verb = rf"(?i:[^:=\d]{{0,{_LONGEST_LABEL}}}\b(?:{_RATING_NAMES})\b[^:=\d.!?]{{0,40}}?\b(?:is|of|as|be|at|to)\s+(?:a\s+)?)"
+    says = r"(?i:(?:(?:so|thus|therefore|overall)\W+)?I(?:\s+would|\s+will|d|ll)?\s+"
+    says += r"(?:rate|say|give|assign|choose|pick|go\s+with)"
+    says += r"(?:\s+(?:it|(?:this|that|the|its)(?:\s+(?:response|uncertainty|answer|one|pair))?))?"
+    says += r"(?:\s+(?:as|at|with|to\s+be))?(?:\s+an?)?\s+)"
+    answer_is = r"|(?i:(?:the\s+|my\s+)?(?:(?:correct|better|best|final)\s+)?(?:answer|reply|response|option|one)\s+is\s+)"
+    answer_is = "" if numbers else answer_is
+    end = r"[.!]?"
+    alone = rf"[(\[]*(?:{value}){better}[)\]]*{end}" + (because if numbers else option)
+    return _Reader(
+        frozenset(choices),
+        re.compile(alone),
+        re.compile(rf"(?:{label}|{verb}|{says}{answer_is})(?:{value}){better}{end}{tail}", re.DOTALL),
+        re.compile(echo),
+    )
+
+
+def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
+    """Yield what each form gives, the surest first."""
+    yield from _structured(said, reader)
+    lines = [line.strip() for line in said.splitlines() if line.strip(" \t*_`#>-")]
+    if not lines:
+        return
+    bare = {reader.value(reader.alone.fullmatch(_MARKUP.sub("", line).strip())) for line in lines} - {None}
+    if len(bare) > 1:  # a list of numbers, or several answers
+        labels = {reader.label(line) for line in lines} - {None}
+        yield labels.pop() if len(labels) == 1 and reader.label(lines[-1]) else None
+        return
+    last = lines[-1]
+    yield reader.whole(last)
+    # The last sentence of the last line; "1." of a list is not followed by a label.
+    yield reader.label(re.split(r"(?<=[.!?;])\s+", last)[-1])
+    labels = {reader.label(line) for line in lines} - {None}
+    yield labels.pop() if len(labels) == 1 else None
+    # An answer alone in the first line, and its explanation below.
+    first = _MARKUP.sub("", lines[0]).strip()
+    yield reader.whole(first) if not labels and not first.endswith((".", ")")) else None
+
+
+def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
+    """Yield what a fenced block, JSON, a tag or a box at the end of the reply gives."""
+    fences = [*_FENCE.finditer(said)]
+    if fences and not said[fences[-1].end() :].strip():
+        inner = fences[-1][1].strip()
+        yield _from_json(_parsed(inner), reader) or reader.whole(inner)
+    yield _from_json(_last_json(said), reader)
+    if (tag := _TAG.search(said)) and _JSON_NAMES.search(tag[1].lower()) and not re.search(_OTHERS, tag[1].lower()):
+        yield reader.whole(tag[2])
+    if box := _BOX.search(said):
+        yield reader.whole(box[1])
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _last_json(said: str) -> Any:
+    """Parse the object or list that ends the reply; None without one."""
+    end = said.rstrip(" \n.")
+    if not end.endswith(("}", "]")):
+        return None
+    opening = "{" if end.endswith("}") else "["
+    starts = [at for at, character in enumerate(end) if character == opening][-20:]
+    return next((value for at in starts if (value := _parsed(end[at:])) is not None), None)
+
+
+def _from_json(value: Any, reader: _Reader) -> str | None:
+    """Read an answer from JSON: the only value of a list, or the value of a key that names an answer."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float | str):
+        return reader.whole(str(value))
+    if isinstance(value, list):
+        return _from_json(value[0], reader) if len(value) == 1 else None
+    named = {key: part for key, part in value.items() if _names_answer(key)}
+    if not named and len(value) == 1:  # {"result": {"rating": 7}}
+        named = {key: part for key, part in value.items() if isinstance(part, dict)}
+    found = {_from_json(part, reader) for part in named.values()} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _names_answer(key: str) -> bool:
+    words = re.sub(r"[_-]", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)).lower()
+    return bool(_JSON_NAMES.search(words)) and not re.search(_OTHERS, words)
