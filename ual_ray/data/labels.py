@@ -61,7 +61,7 @@ def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa
             repeated = int(np.argmax(np.bincount(places[places >= 0])))
             raise UserError(
                 "the id of a label is that of several rows",
-                got=f"{wanted[repeated].as_py()!r}: the data's own ids repeat, as they do where each file starts anew",
+                got=f"{wanted[repeated].as_py()!r}: the data's own ids repeat, as they do where each file starts again",
                 fix="label rows by their content id, the column id of scored rows",
             )
     if np.isnan(correct).all():

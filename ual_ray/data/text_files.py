@@ -180,7 +180,7 @@ class _Json:
                 if not self.cut_off(error) or not self.more():
                     raise ValueError(f"row {number}: {error.msg}") from error
                 continue
-            # A number may continue in the next block, behind a point, or an e and a sign, which alone are no part of it.
+            # A number may continue in the next block, behind a point, or an e and a sign, none of which ends a number.
             if end + 2 < len(self.buffer) or not self.more():
                 self.at = end
                 return value

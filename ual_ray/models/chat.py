@@ -211,7 +211,7 @@ class ChatRenderer:
         return Reply(prompt, text, spans)
 
     def _together(self, replies: Sequence[Reply]) -> Rendered | None:
-        """Make one sequence of all replies; None where the prompt of one, or what is trained of it, is no prefix of it."""
+        """Make one sequence of all replies; None where the prompt of one, or what is trained of it, is not a prefix of it."""
         text = replies[-1].text
         if not all(text.startswith(reply.prompt) and text.startswith(reply.text[: reply.end]) for reply in replies):
             return None
@@ -250,7 +250,7 @@ class ChatRenderer:
     def _offsets(self, text: str) -> tuple[list[int], list[int]]:
         """Encode a text; return the tokens, and where each starts in it."""
         if not self._tokenizer.is_fast:
-            raise ValueError("the tokenizer does not tell where its tokens stand in the text (it is not a fast one)")
+            raise ValueError("the tokenizer does not tell which characters its tokens cover (it is not a fast one)")
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
@@ -271,7 +271,7 @@ def _content(text: str, parts: bool) -> str | list[dict[str, str]]:
 
 
 def _forms(messages: Messages, extras: Sequence[Mapping[str, Any]], parts: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield the forms in which templates expect tool calls: arguments as an object or as text, no content as "" or as null."""
+    """Yield the variants of tool calls that templates expect: arguments as an object or text, no content as "" or null."""
     calls = any("tool_calls" in extra for extra in extras)
     for parsed, empty in product((True, False), ("", None)) if calls else [(True, "")]:
         yield [_given(message, extra, parts, parsed, empty) for message, extra in zip(messages, extras, strict=True)]
