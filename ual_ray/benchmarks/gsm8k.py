@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed
 from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
 from ual_ray.columns import Message, Messages
-from ual_ray.data.answers import extract_flexible, extract_strict
+from ual_ray.data.answers import extract_flexible, extract_strict, same_number
 from ual_ray.engines.requests import Request, Result
 from ual_ray.stats.metrics import EXACT_MATCH_FLEXIBLE, EXACT_MATCH_STRICT
 
@@ -34,12 +34,12 @@ class Gsm8k(Benchmark):
         return [self.complete([*system, *_shots(self.config.shots), *asked])]
 
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
-        """Extract both ways; an answer without a number is wrong."""
+        """Extract both ways, and compare by value; an answer without a number is wrong."""
         text, confidence = completed(results)
         strict, flexible = extract_strict(text), extract_flexible(text)
         scores = {
-            EXACT_MATCH_STRICT: float(strict == question.answer),
-            EXACT_MATCH_FLEXIBLE: float(flexible == question.answer),
+            EXACT_MATCH_STRICT: float(same_number(strict, question.answer)),
+            EXACT_MATCH_FLEXIBLE: float(same_number(flexible, question.answer)),
         }
         return Reading(text, {STRICT: strict, FLEXIBLE: flexible}, scores, confidence)
 

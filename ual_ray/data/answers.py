@@ -6,9 +6,13 @@ strict: the first number behind '####'; flexible: the last number of the text (G
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
-_NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+# A fraction, but no part of a date.
+_NUMBER = r"-?\$?-?(?:(?<![\d/])\d+/\d+(?![\d/])|\d[\d,]*(?:\.\d+)?|\.\d+)"
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _STRICT = re.compile(rf"####\s*({_NUMBER})")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
 ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
@@ -70,16 +74,32 @@ def until_closed(text: str, start: int) -> str | None:
 
 def extract_strict(text: str) -> str | None:
     """Return the first number behind '####', normalised, or None."""
-    match = _STRICT.search(text)
+    match = _STRICT.search(_plain(text))
     return normalise_number(match.group(1)) if match else None
 
 
 def extract_flexible(text: str) -> str | None:
     """Return the last number of the text, normalised, or None."""
-    matches = _FLEXIBLE.findall(text)
+    matches = _FLEXIBLE.findall(_plain(text))
     return normalise_number(matches[-1]) if matches else None
 
 
 def normalise_number(number: str) -> str:
     """Drop ',', '$', spaces and a trailing '.'; nothing else, so '5.0' and '5' stay different strings."""
     return re.sub(r"[,$\s]", "", number).rstrip(".")
+
+
+def same_number(first: str | None, second: str | None) -> bool:
+    """Tell whether two extracted numbers have one value: 18.00 is 18, and 1/2 is 0.5."""
+    if first is None or second is None:
+        return False
+    try:
+        return Fraction(first) == Fraction(second)
+    except (ValueError, ZeroDivisionError):
+        return first == second
+
+
+def _plain(text: str) -> str:
+    r"""Write digits of other scripts and widths, 12{,}000 and \frac{1}{2} in ASCII."""
+    text = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\N{FRACTION SLASH}", "/")
+    return _FRACTION.sub(r"\1/\2", text)

@@ -14,7 +14,7 @@ from ual_ray.benchmarks.gsm8k import Gsm8k
 from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
-from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number
+from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number, same_number
 from ual_ray.data.demo import ends_in, equations_hold
 from ual_ray.data.formats import BadRow
 from ual_ray.engines.requests import Completion, CompletionResult
@@ -45,6 +45,16 @@ from ual_ray.engines.requests import Completion, CompletionResult
         ("#### **7**", None, "7"),
         ("### 7", None, "7"),
         ("#### seven", None, None),
+        ("#### 18.00", "18.00", "18.00"),
+        ("#### １８", "18", "18"),
+        ("#### ١٨", "١٨", "١٨"),
+        ("#### 12{,}000", "12000", "12000"),
+        ("#### 1/2", "1/2", "1/2"),
+        ("so 9/16 of it", None, "9/16"),
+        (r"#### \frac{1}{2}", "1/2", "1/2"),
+        ("#### ½", "1/2", "1/2"),
+        ("48/2 = 24", None, "24"),
+        ("on 1/2/2024", None, "2024"),
         ("no number", None, None),
         ("", None, None),
         ("-", None, None),
@@ -54,6 +64,17 @@ from ual_ray.engines.requests import Completion, CompletionResult
 def test_extraction(text: str, strict: str | None, flexible: str | None) -> None:
     assert extract_strict(text) == strict
     assert extract_flexible(text) == flexible
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        *[("18.00", "18", True), ("18", "18", True), ("1/2", "0.5", True), ("1/2", "1", False), ("١٨", "18", True)],
+        *[("18.01", "18", False), (None, "18", False), (None, None, False), ("1/0", "1", False), ("1/0", "1/0", True)],
+    ],
+)
+def test_numbers_are_compared_by_value(first: str | None, second: str | None, same: bool) -> None:
+    assert same_number(first, second) is same
 
 
 def test_a_number_without_a_leading_zero_is_not_read_as_another() -> None:
