@@ -110,7 +110,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not flat or any(row.keys() != flat[0].keys() for row in flat):
         return []
     head = [f"| {' | '.join(flat[0])} |", "|" + "---|" * len(flat[0])]
-    return [*head, *(f"| {' | '.join(number(value) for value in row.values())} |" for row in flat), ""]
+    return [*head, *(f"| {' | '.join(number(row[key]) for key in flat[0])} |" for row in flat), ""]
 
 
 def main() -> None:

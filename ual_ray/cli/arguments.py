@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ual_ray.errors import UserError
 from ual_ray.run.terminal import absolute
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapp
     from ual_ray.config.keys import map_names
     from ual_ray.config.load import load as load_config
 
+    if twice := [key for key in values or {} if any(text.startswith(f"{key}=") for text in overrides or [])]:
+        raise UserError(f"{twice[0]} is given twice", got="an argument and an override", fix=f"leave {twice[0]}=... out")
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (values or {}).items()]
     config = load_config(config_file, [*(overrides or []), *given])
     # Ray's workers have working directories of their own.

@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Run the whole pipeline: elicit, smooth and train every arm, evaluate, report.
 
-    Without a configuration it runs the demo.
+    Without a configuration it uses the defaults of `ual config`: the demo data and model.
     Finished stages are cached by a hash of their inputs and settings; an interrupted run resumes where it stopped.
     """
     from ual_ray import preflight

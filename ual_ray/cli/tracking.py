@@ -16,7 +16,7 @@ def ui(
         "runs/demo"
     ),
     uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI to show instead.")] = None,
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but localhost exposes the UI to the network.")
     ] = "127.0.0.1",
@@ -33,7 +33,7 @@ def sync(
     output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a command that could not reach MLflow.")],
     uri: Uri = None,
 ) -> None:
-    """Send to MLflow what could not be logged while its server was unreachable. Exits with 1 if something still waits."""
+    """Send to MLflow what could not be logged while its server was unreachable. Exit status 1: operations are still pending."""
     from ual_ray.tracking.catch_up import catch_up
 
     done = catch_up(absolute(output), uri)
@@ -51,7 +51,7 @@ def promote(
     arm: Annotated[str | None, typer.Option(metavar="ARM", help="Arm to promote; the only eligible one by default.")] = None,
     uri: Uri = None,
 ) -> None:
-    """Give an arm's registered model the alias `champion`, if it is better over three seeds or more, and in nothing worse."""
+    """Give an arm's registered model the alias `champion`, if it is better over at least three seeds, and worse in nothing."""
     from ual_ray.report.promote import promote as promote_arm
 
     promote_arm([absolute(run) for run in runs], make_console(), arm, uri)

@@ -117,5 +117,9 @@ BENCHMARKS = Registry(
 REMOTE_ENGINES = Registry("remote engine", {"openai": "ual_ray.engines.openai_engine:OpenAIEngine"})
 ENGINES = Registry(
     "engine",
-    {"vllm": "ual_ray.engines.vllm_engine:VLLMEngine", **REMOTE_ENGINES.targets, "fake": "ual_ray.engines.fake:FakeEngine"},
+    {
+        "vllm": "ual_ray.engines.vllm_engine:VLLMEngine",
+        **REMOTE_ENGINES.targets,
+        "fake": "ual_ray.engines.fake:FakeEngine",
+    },
 )

@@ -52,7 +52,7 @@ def _default_arms() -> dict[str, SmoothConfig]:
 
 
 class Config(Section):
-    """Everything `ual run` needs; its defaults are the demo."""
+    """Everything `ual run` needs; its defaults are those of the demo data and model."""
 
     data: DataConfig = key(default_factory=DataConfig, affects="", description="training and evaluation rows")
     model: str = key(DEMO, affects="", names="model", description="model to fine-tune: hub name, local directory, or 'demo'")
@@ -77,7 +77,7 @@ class Config(Section):
         affects="",
         description="stage 4: pairwise comparison of open-ended answers by a judge model",
     )
-    tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="stage 5: MLflow tracking")
+    tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="MLflow tracking")
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")
     output: str = key("runs/demo", affects="", names="output", description="output folder of the run")
     seed: int = key(

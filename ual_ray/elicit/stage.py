@@ -84,7 +84,7 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
     if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",
-            got=f"{figures['reasons']}, most often {figures['commonest_error']!r}; "
+            got=f"{figures['reasons']}, most often {figures.get('commonest_error')!r}; "
             f"what was scored is in {folder / col.SCORED_FOLDER}",
             expected=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
             fix="see the column 'error'; raise engine.max_model_len, or set engine.overlong=truncate, for overlong rows",

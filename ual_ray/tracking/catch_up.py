@@ -27,8 +27,10 @@ def catch_up(output: Path, uri: str | None = None, seconds: float | None = None)
     """Send the operations spooled in an output folder, for at most `seconds` per store (None: tracking.catch_up_seconds).
 
     uri: the store's address, needed when it contains a password (passwords are not kept on disk). Raises UserError when it is
-    missing, and when a store refuses the connection.
+    missing, when a store refuses the connection, and for an output folder that does not exist.
     """
+    if not output.is_dir():
+        raise UserError("the output folder does not exist", got=output, fix="give the folder of the command that waits")
     sent = refused = waiting = 0
     for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
         meant = json.loads(file.read_text(encoding="utf-8"))

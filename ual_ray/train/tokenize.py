@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,17 +217,23 @@ def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) 
     return summaries.iter_rows()
 
 
+def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> list[str]:
+    """Return the columns that training reads of a file with these `names`. Raises UserError when it lacks one."""
+    needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
+    if missing := [name for name in needed if name not in names]:
+        raise UserError(
+            f"{path} lacks columns that training needs", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
+        )
+    return needed
+
+
 def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     """Read the rows of one split: their messages, and alpha and uncertainty if present."""
     import ray.data
     from ray.data.expressions import col as ray_column
 
     names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
-    needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
-    if missing := [name for name in needed if name not in names]:
-        raise UserError(
-            f"{path} lacks columns that training needs", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
-        )
+    needed = check_columns(path, names, needed)
     columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
     blocks = max(1, min(FILES_AT_MOST, math.ceil(_row_count(path) / SMALLEST_BLOCK)))
     return (

@@ -80,6 +80,8 @@ def test_force_is_the_same_flag_everywhere() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["sync", "nothing"], ["the output folder does not exist", "nothing"]),
+        (["preview", "rows.jsonl", "data.path=other.jsonl"], ["data.path is given twice", "leave data.path=... out"]),
         (["run", "jobs/configs/demo.yaml"], ["not KEY=VALUE", "got: jobs/configs/demo.yaml", "--config FILE"]),
         (["config", "-c", "nowhere.yaml"], ["configuration file does not exist", "nowhere.yaml"]),
         (["run", "train.learning_rat=1"], ["unknown key 'train.learning_rat'", "did you mean 'train.learning_rate'?"]),

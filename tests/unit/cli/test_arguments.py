@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ual_ray.cli.arguments import complete_key, load
 from ual_ray.config.load import load as load_config
+from ual_ray.errors import UserError
 
 
 @pytest.mark.parametrize("text", ["answers #2.jsonl", "2024", "a: b.jsonl", "[x].jsonl", "null", 'müller\'s "rows".csv', "a,b"])
@@ -22,9 +23,11 @@ def test_any_text_is_taken_as_it_is(text: str) -> None:
     assert load(None, None, {"data.path": text}).data.path == text
 
 
-def test_an_argument_wins_over_overrides_and_they_over_the_file(tmp_path: Path) -> None:
+def test_arguments_and_overrides_win_over_the_file_and_exclude_each_other(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("data: {path: file.jsonl}\nseed: 1\ntrain: {epochs: 5}\n")
-    config = load(tmp_path / "my.yaml", ["data.path=override.jsonl", "seed=2"], {"data.path": "argument.jsonl"})
+    with pytest.raises(UserError, match=r"data\.path is given twice"):
+        load(tmp_path / "my.yaml", ["data.path=override.jsonl", "seed=2"], {"data.path": "argument.jsonl"})
+    config = load(tmp_path / "my.yaml", ["seed=2"], {"data.path": "argument.jsonl"})
     assert (config.data.path, config.seed, config.train.epochs) == ("argument.jsonl", 2, 5)
 
 

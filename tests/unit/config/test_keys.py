@@ -47,6 +47,7 @@ def test_scores_depend_on_what_is_asked_and_how_it_is_read() -> None:
     assert set(affecting(Config().elicit, "scores")) == {
         *("estimators", "scale", "mode", "samples", "temperature", "max_new_tokens", "retries"),
         *("grouping", "similarity", "embedding_model", "retest_share"),
+        *("thinking_tokens", "reply_tokens", "min_choice_mass"),
     }
     assert set(affecting(Config().elicit, "uncertainty")) == {"splits", "uncertainty", "ensemble", "length_residual"}
 
@@ -61,7 +62,10 @@ def test_weights_do_not_depend_on_where_and_how_fast_they_are_trained() -> None:
 def test_an_endpoint_counts_only_where_it_is_asked() -> None:
     assert engine_settings(EngineConfig(), "answers")["endpoint"] is None
     server = EngineConfig(kind="openai")
-    assert engine_settings(server, "answers")["endpoint"] == {"url": server.endpoint.url, "logprobs": True}
+    asked = engine_settings(server, "answers")["endpoint"]
+    sent = {"extra_body", "chat_template_kwargs", "reasoning_effort", "temperature"}
+    assert asked.keys() == {"url", "logprobs"} | sent, "what is sent along, and not how fast"
+    assert (asked["url"], asked["logprobs"]) == (server.endpoint.url, True)
 
 
 def test_what_keys_name() -> None:

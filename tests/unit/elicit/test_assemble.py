@@ -264,6 +264,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "rows": 3,
         "quarantined": 1,
         "reasons": {"overlong": 1},
+        "commonest_error": "overlong: 9 tokens",
         "truncated": 1,
         "prompt_tokens": 30,
         "generated_tokens": 6,

@@ -46,7 +46,7 @@ def test_each_benchmark_takes_its_rows_of_the_test_split(tmp_path: Path, monkeyp
     assert [counts[kind]["questions"] for kind in kinds] == [3, 1, 1, 1, 0]
     found = {row["benchmark"]: row for row in written(tmp_path)}
     assert (found["gsm8k"]["answer"], found["math"]["answer"], found["open_ended"]["reference"]) == ("3", "4", "Blue.")
-    assert found["gsm8k"]["messages"] == [{"role": "user", "content": "q0"}]
+    assert found["gsm8k"]["messages"] == [{"role": "user", "content": "q0", "extra": None}]
     assert {row["source"] for row in written(tmp_path) if row["benchmark"] == "held_out"} == {"s0", "s1"}
 
 

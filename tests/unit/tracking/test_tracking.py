@@ -189,7 +189,9 @@ def test_catch_up_sends_it_without_a_command(tmp_path: Path, network: Network) -
     done = catch_up(tmp_path, seconds=30)
     assert (done.sent, done.refused, done.waiting) == (left, 0, 0)
     assert set(runs_of(tracker)) == {"parent", "child"}
-    assert catch_up(tmp_path).sent == 0 and catch_up(tmp_path / "nothing").sent == 0
+    assert catch_up(tmp_path).sent == 0
+    with pytest.raises(UserError, match="the output folder does not exist"):
+        catch_up(tmp_path / "nothing")
 
 
 def test_an_answer_that_is_lost_opens_no_second_run(tmp_path: Path, network: Network) -> None:

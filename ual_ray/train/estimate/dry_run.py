@@ -33,7 +33,7 @@ from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import Render, check_vocabulary, most_frequent
+from ual_ray.train.tokenize import Render, check_columns, check_vocabulary, most_frequent
 from ual_ray.train.weights import empty_model
 
 # Size of the sample: larger data is estimated from this many evenly spaced rows.
@@ -133,7 +133,9 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
 
 def sample_rows(config: Config, smoothed: Path) -> Rows:
     """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
-    training = pyarrow.dataset.dataset(str(smoothed), format="parquet").filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
+    files = pyarrow.dataset.dataset(str(smoothed), format="parquet")
+    check_columns(smoothed, files.schema.names, [col.ALPHA])
+    training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
     total = training.count_rows()
     places = np.linspace(0, total, min(total, MAX_SAMPLE), endpoint=False).astype(np.int64)
     table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))

@@ -295,3 +295,9 @@ def test_it_is_printed(model: str, tmp_path: Path) -> None:
     text = console.export_text()
     for word in ("parameters", "trained", "shards", "steps of", "padding", "activations", "loss", "checkpoint", "an estimate"):
         assert word in text
+
+
+def test_a_file_without_a_column_that_training_reads_is_refused(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"id": ["a"], "alpha": [0.1]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"(?s)lacks columns that training needs.*split.*messages"):
+        sample_rows(Config(), tmp_path / "rows.parquet")
