@@ -140,12 +140,12 @@ def test_only_new_rows_are_sent_and_rows_that_are_gone_are_left_out(score: Score
     assert "cached" in anew.printed and anew.folder == old.folder
 
     write(data, [*alpaca(5, 40), *alpaca(38, 40)])
-    new = score(data, tmp_path / "out", "data.max_bad_share=0.2")
+    new = score(data, tmp_path / "out", "data.max_bad_share=0")
     assert new.folder != old.folder and new.store == old.store
     sent = measured(new.store)
     assert len(sent) == len({row["id"] for row in sent}) == 40, "the ten new rows, each once"
     assert {row["given_id"] for row in new.rows} == {f"q{n}" for n in range(5, 40)}
-    assert new.figures["bad"] == 2 and new.figures["bad_reasons"] == {"duplicate id": 2}
+    assert new.figures["bad"] == 0, "rows that occur again are scored once, and are not bad"
     scores = {row["id"]: row["uncertainty"] for row in old.rows}
     assert all(scores.get(row["id"], row["uncertainty"]) == row["uncertainty"] for row in new.rows)
 
@@ -156,9 +156,9 @@ def test_equal_rows_are_scored_once_wherever_they_lie(score: Score, tmp_path: Pa
     rows = [{key: value for key, value in row.items() if key != "id"} for row in alpaca(0, 20)]
     write(folder / "a.jsonl", rows)
     write(folder / "b.jsonl", rows[10:] + [{"instruction": "Only here?", "output": "Yes."}])
-    done = score(folder, tmp_path / "out", "data.max_bad_share=0.5")
+    done = score(folder, tmp_path / "out", "data.max_bad_share=0")
     assert len(done.rows) == len(measured(done.store)) == 21
-    assert done.figures["bad_reasons"] == {"duplicate row": 10}
+    assert done.figures["bad"] == 0
 
 
 # --- every kind of data ----------------------------------------------------------------------------------------------

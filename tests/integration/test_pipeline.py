@@ -54,8 +54,9 @@ def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Pa
     assert scored.schema.equals(col.scored_schema(("verbalized", "p_true", "nll")))
     assert len(set(scored["id"].to_pylist())) == len(scored) > 0
     for arm in ("sft", "ual"):
-        alphas = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))[col.ALPHA].to_pylist()
-        assert sum(alphas) / len(alphas) == pytest.approx({"sft": 0.0, "ual": 0.1}[arm])
+        smoothed = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))
+        alphas, lengths = smoothed[col.ALPHA].to_numpy(), smoothed[col.RESPONSE_LENGTH].to_numpy()
+        assert alphas @ lengths / lengths.sum() == pytest.approx({"sft": 0.0, "ual": 0.1}[arm])
     assert read_table(next(output.glob("questions/*/questions.parquet"))).schema.equals(col.QUESTIONS)
     assert read_table(next(output.glob("base/evaluate/*/results"))).schema.equals(col.RESULTS)
     assert read_table(next(output.glob("base/calibrate/*/tokens.parquet"))).schema.equals(col.TOKEN_STATISTICS)
