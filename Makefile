@@ -35,8 +35,10 @@ demo: $(READY)
 	$(BIN)/ual run -c jobs/configs/demo.yaml output=$(OUTPUT)
 
 test: $(READY)
-	@# Two files at a time, the longest first (tests/conftest.py), keep two cores busy to the end.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@# Most of a test's time is the start of a process: two files at a time, the longest first, keep two cores busy. The units have
+	@# processes of their own, without the Ray that the others share.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
