@@ -74,7 +74,7 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
                 )
         for arm in (root / "arms").glob("*/smooth"):
             if smoothed := newest_stage(arm):
-                stages.smoothed.setdefault(arm.parent.name, smoothed)
+                _check_same_map(arm.parent.name, stages.smoothed.setdefault(arm.parent.name, smoothed), smoothed)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
             stages.calibrated[_model_of(file)] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
@@ -83,6 +83,18 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
         raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
     return {name: by_seed[name] for name in names}, stages
+
+
+def _check_same_map(arm: str, first: Path, other: Path) -> None:
+    """Raise UserError for two arms of one name whose maps differ: averaged over seeds, they would be one method."""
+    specs = [((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get("spec") for folder in (first, other)]
+    if specs[0] != specs[1]:
+        raise UserError(
+            f"two folders hold an arm '{arm}' with different maps",
+            got=f"{first}: {specs[0]}; {other}: {specs[1]}",
+            expected="runs that differ in `seed` alone",
+            fix="report on runs of one configuration, or give the arms different names",
+        )
 
 
 def _evaluations(root: Path) -> dict[str, Path]:

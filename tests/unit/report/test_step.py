@@ -199,3 +199,11 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert Findings.from_dict(json.loads((root / "report" / "findings.json").read_text())) == findings
     write_page(root, tmp_path / "later.html")
     assert (tmp_path / "later.html").read_text() == (root / "report" / "report.html").read_text()
+
+
+def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
+    started = {"digest": "0", "inputs": {"spec": {"map": "shuffled"}}}
+    (roots[1] / "arms" / "ual" / "smooth" / "k" / "started.json").write_text(json.dumps(started))
+    with pytest.raises(UserError, match="two folders hold an arm 'ual' with different maps"):
+        report_on(roots, None, console()[0])
