@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ual_ray.config import ENSEMBLE
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 ID_LENGTH = 16
 
 
