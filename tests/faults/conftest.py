@@ -35,7 +35,8 @@ MARK = re.compile(r"row-\d{3}")
 ROWS = 240
 ROWS_PER_BLOCK = 8
 ACTORS = 2
-VLLM_ROWS = 48
+# Enough that an engine is still at work when its first rows are seen to be finished, on a machine with much else to do too.
+VLLM_ROWS = 96
 # Cores are shared with others, and nothing here waits for longer than it has to.
 PATIENCE = 240.0
 
@@ -178,8 +179,10 @@ class Elicitation:
 
     def process(self, titled: str) -> psutil.Process:
         """Find a process of it by the start of its title."""
-        (found,) = [process for process in self.processes() if title(process).startswith(titled)][:1]
-        return found
+        found = self.until(
+            lambda: [process for process in self.processes() if title(process).startswith(titled)], f"there is a {titled}"
+        )
+        return found[0]
 
     @property
     def store(self) -> Path:

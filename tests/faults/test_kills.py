@@ -201,9 +201,10 @@ def undisturbed_vllm(vllm_elicit: Any) -> Any:
 def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multiprocessing: str) -> None:
     run = vllm_elicit(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing})
     run.start()
-    finished = run.until_finished(4)
     actor = run.process(ENGINE_ACTOR)
     engine = run.process("VLLM::EngineCore") if multiprocessing == "1" else actor
+    finished = run.until_finished(4)
+    assert engine.is_running(), "it has to be killed at work"
     engine.kill()
     run.wait()
     scored, expected = run.scored(), undisturbed_vllm.scored()
