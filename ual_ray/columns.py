@@ -60,6 +60,8 @@ CALLS = "calls"
 
 # Added by smoothing.
 ALPHA = "alpha"
+# How much a row counts in the loss, 0 or above, 1 on average; the column is left out where all rows count alike.
+LOSS_WEIGHT = "loss_weight"
 
 # Read by training: one row per rendered sample.
 INPUT_IDS = "input_ids"
@@ -144,7 +146,7 @@ TYPES = {
     **dict.fromkeys((POSITION, VOCABULARY_ID), pa.int32()),
     **dict.fromkeys((RESPONSE_LENGTH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS, TARGET_TOKENS, BENCHMARK_VERSION), pa.int64()),
     **dict.fromkeys((LENGTH_CANDIDATE, LENGTH_REFERENCE), pa.int64()),
-    **dict.fromkeys((ALPHA, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, MASS, NLL, BRIER), pa.float64()),
+    **dict.fromkeys((ALPHA, LOSS_WEIGHT, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, MASS, NLL, BRIER), pa.float64()),
     **dict.fromkeys((SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER), pa.float64()),
 }
 
@@ -202,7 +204,9 @@ def scored_schema(estimators: Collection[str]) -> pa.Schema:
     return pa.schema([*measured_schema(estimators), ensemble, *fields(UNCERTAINTY)])
 
 
-TOKENS = pa.schema([*fields(ID, SPLIT, ALPHA, UNCERTAINTY), pa.field(TARGET_TOKENS, pa.int32()), *fields(INPUT_IDS, LABELS)])
+TOKENS = pa.schema(
+    [*fields(ID, SPLIT, ALPHA, LOSS_WEIGHT, UNCERTAINTY), pa.field(TARGET_TOKENS, pa.int32()), *fields(INPUT_IDS, LABELS)]
+)
 
 # `answer` is the gold answer as text (for a choice: its index from 0), `reference` another system's answer to compare with.
 QUESTIONS = pa.schema(fields(ID, BENCHMARK, BENCHMARK_VERSION, SOURCE, MESSAGES, ANSWER, CHOICES, REFERENCE))

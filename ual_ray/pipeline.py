@@ -63,7 +63,8 @@ def do_stages(session: Session, root: Path) -> StageFolders:
         results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
     for arm, folder in results.smoothed.items():
         smoothed = folder / col.SMOOTHED_FILE
-        trained = results.trained[arm] = train_step(session, arm, smoothed, rows, Place(root / "arms" / arm / "train")).folder
+        place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)
+        trained = results.trained[arm] = train_step(session, arm, smoothed, rows, place, settings).folder
         models[arm] = str(trained / col.MODEL_FOLDER)
     _measure(session, root, rows, models, results)
     return results

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from ual_ray import columns as col
-from ual_ray.config import Config, DataConfig, TrainConfig
+from ual_ray.config import ENSEMBLE, Config, DataConfig, TrainConfig
 from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import grouped, split_of
 from ual_ray.data.formats import BadRow
@@ -41,6 +41,7 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
     if "train" in stages:
         check_train(config.train)
     if {"elicit", "train"} <= stages:
+        check_arms(config)
         check_validated(config.train, config.data.validation_share > 0)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
@@ -107,6 +108,23 @@ def check_train(train: TrainConfig) -> None:
         storage = Path(train.storage).expanduser()
         if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):
             raise UserError("train.storage is not writable", got=storage, expected="a writable folder, or a new one")
+
+
+def check_arms(config: Config) -> None:
+    """Raise UserError for an arm whose uncertainty is not elicited, or whose prior cannot be read."""
+    from ual_ray.train.prior import read_prior
+
+    elicited = (*config.elicit.estimators, ENSEMBLE)
+    for name, arm in config.arms.items():
+        if arm.uncertainty is not None and arm.uncertainty not in elicited:
+            raise UserError(
+                f"arms.{name}.uncertainty is not elicited",
+                got=arm.uncertainty,
+                expected=", ".join(elicited),
+                fix=f"add it to elicit.estimators: [{', '.join((*config.elicit.estimators, arm.uncertainty))}]",
+            )
+        if (prior := arm.training(config.train).prior_file) is not None:
+            read_prior(Path(prior).expanduser())
 
 
 def check_validated(train: TrainConfig, validated: bool) -> None:

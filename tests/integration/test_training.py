@@ -244,7 +244,7 @@ def test_the_newest_and_the_best_stay(interrupted: Path) -> None:
     lowest = min(validated, key=lambda step: validated[step])
     newest = checkpoints(plain)[STEPS]
     assert set(checkpoints(plain)) == {STEPS, lowest}
-    assert (newest["best_step"], newest["best_nll"]) == (lowest, validated[lowest])
+    assert (newest["best_step"], newest["best_loss"]) == (lowest, validated[lowest])
 
 
 def test_the_best_leaves_and_training_ends_early(interrupted: Path, resumed: Path, tokens: Path) -> None:

@@ -30,6 +30,7 @@ def rows() -> Dataset:
                     {"role": "assistant", "content": "Blue, and one more, please. " * (1 + n)},
                 ],
                 "alpha": 0.05 * n,
+                "loss_weight": 0.5 + 0.25 * n,
             }
             for n in range(ROWS)
         ]
@@ -83,7 +84,7 @@ def expected(model: Path, rows: Dataset) -> dict[str, Tensor]:
         logits = causal_lm(ids[None]).logits[0, :-1]
         size = logits.shape[1]
         wanted = (1 - row["alpha"]) * torch.nn.functional.one_hot(ids[1:], size) + row["alpha"] / size
-        losses.append(-(wanted * logits.log_softmax(-1)).sum())
+        losses.append(-row["loss_weight"] * (wanted * logits.log_softmax(-1)).sum())
         count += len(ids) - 1
     (torch.stack(losses).sum() / count).backward()
     return {name: parameter.grad for name, parameter in causal_lm.named_parameters()}
@@ -123,7 +124,7 @@ def test_the_pair_works_in_trls_own_trainer(tiny_model: Path, rows: Dataset, tmp
         compute_loss_func=smoothed_loss,
         **loaded,
     )
-    trainer.train_dataset = trainer.train_dataset.select_columns(["input_ids", "labels", "alpha"])
+    trainer.train_dataset = trainer.train_dataset.select_columns(["input_ids", "labels", "alpha", "loss_weight"])
     trainer.data_collator = SmoothedCollator(trainer.data_collator)
     found, _ = step(trainer)
     torch.testing.assert_close(found, expected(tiny_model, rows), atol=1e-5, rtol=1e-3)

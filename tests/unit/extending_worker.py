@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.config import Config, EngineConfig
@@ -23,6 +25,9 @@ from ual_ray.engines.requests import Choice, ChoiceResult, Completion, Completio
 from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.evaluate.questions import write_questions
 from ual_ray.smooth import assign_alpha
+from ual_ray.smooth.maps import Rows
+from ual_ray.smooth.weights import assign_weights
+from ual_ray.train.token_losses import token_loss
 
 PAIR = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 ROW = {"id": "0123456789abcdef", "messages": PAIR}
@@ -44,6 +49,20 @@ def a_map(config: Config) -> None:
     spec = config.arms["ual"].model_dump()
     assert assign_alpha([0, 0.5, 1], spec) == pytest.approx([0, 0.1, 0.4])
     assert assign_alpha([0, 0.5, 1], spec | {"map": "inverted", "base": "squared"}) == pytest.approx([0.4, 0.1, 0])
+
+
+def a_weight(config: Config) -> None:
+    """Weigh two rows: 0.25 and 0.75 by their mean."""
+    rows = Rows.of(np.array([0.25, 0.75]))
+    assert assign_weights(rows, config.arms["ual"]) == pytest.approx([0.5, 1.5])
+
+
+def a_loss(config: Config) -> None:
+    """Weigh a token of probability 0.5, with the default strength and with another."""
+    nll, probabilities = torch.tensor([math.log(2)]), torch.tensor([[0.5, 0.5]])
+    for strength, expected in ((config.train.loss_strength, 0.25), (1.0, 0.5)):
+        weigh = token_loss(config.train.loss, strength)
+        assert weigh is not None and weigh(nll, probabilities).tolist() == pytest.approx([expected])
 
 
 def a_format(config: Config) -> None:

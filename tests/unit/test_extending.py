@@ -70,7 +70,7 @@ def test_every_addition_works_as_the_page_shows_it(name: str, found: dict[str, s
 
 
 def test_every_kind_is_shown() -> None:
-    assert set(ADDITIONS) == {"an_estimator", "a_map", "a_format", "a_benchmark", "an_engine"}
+    assert set(ADDITIONS) == {"an_estimator", "a_map", "a_weight", "a_loss", "a_format", "a_benchmark", "an_engine"}
 
 
 @pytest.mark.parametrize("name", ADDITIONS)

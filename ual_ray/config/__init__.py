@@ -3,6 +3,7 @@
 load.py reads and writes it, keys.py reads what its keys mean, redact.py masks secrets.
 """
 
+from ual_ray.config.arm import ArmConfig
 from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EndpointConfig, EngineConfig
@@ -15,6 +16,7 @@ from ual_ray.config.smooth import SmoothConfig
 from ual_ray.config.train import LoraConfig, TrainConfig
 
 __all__ = [
+    "ArmConfig",
     "BASE",
     "BenchmarkConfig",
     "CalibrationConfig",

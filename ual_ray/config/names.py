@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, MAPS
+from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, LOSSES, MAPS, WEIGHTS
 
 DEMO = "demo"
 # What arms are compared with, in addition to each other: the model before training, and the answers that a file contains.
@@ -19,6 +19,8 @@ NO_SMOOTHING = "none"
 ENSEMBLE = "ensemble"
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 ReadingName = Literal["logprobs", "sampled"]
+# What labels are smoothed towards.
+PriorName = Literal["uniform", "unigram", "file"]
 
 if TYPE_CHECKING:
     EstimatorName: TypeAlias = str
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     BaseMapName: TypeAlias = str
     BenchmarkName: TypeAlias = str
     EngineName: TypeAlias = str
+    WeightName: TypeAlias = str
+    LossName: TypeAlias = str
 else:
     EstimatorName = Literal[tuple(ESTIMATORS)]
     UncertaintyName = Literal[(*ESTIMATORS, ENSEMBLE)]
@@ -36,3 +40,5 @@ else:
     BaseMapName = Literal[tuple(BASE_MAPS)]
     BenchmarkName = Literal[tuple(BENCHMARKS)]
     EngineName = Literal[tuple(ENGINES)]
+    WeightName = Literal[tuple(WEIGHTS)]
+    LossName = Literal[tuple(LOSSES)]

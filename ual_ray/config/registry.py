@@ -1,4 +1,4 @@
-"""Every estimator, map, format, benchmark and engine, by the name that the configuration uses: one line each.
+"""Every estimator, map, weight, loss, format, benchmark and engine, by the name that the configuration uses: one line each.
 
 An entry is "module:attribute", imported when it is looked up, because configuration is below the folders it names. Another
 package adds entries through entry points of the group "ual_ray.estimators" (maps, formats, ...); see docs/extending.md.
@@ -85,6 +85,29 @@ MAPS = Registry(
         "shuffled": "ual_ray.smooth.maps:shuffled",
         "shuffled_within": "ual_ray.smooth.maps:shuffled_within",
         "inverted": "ual_ray.smooth.maps:inverted",
+    },
+)
+
+# How much a row counts in the loss, from its uncertainty.
+WEIGHTS = Registry(
+    "weight",
+    {
+        "none": "ual_ray.smooth.weights:none",
+        "certainty": "ual_ray.smooth.weights:certainty",
+        "filter": "ual_ray.smooth.weights:most_certain",
+        "flow": "ual_ray.smooth.weights:flow",
+    },
+)
+
+# How much a token counts in the loss, from what the model gives it while it trains.
+LOSSES = Registry(
+    "loss",
+    {
+        "sft": "ual_ray.train.token_losses:sft",
+        "dft": "ual_ray.train.token_losses:dft",
+        "eaft": "ual_ray.train.token_losses:eaft",
+        "prior_leaning": "ual_ray.train.token_losses:prior_leaning",
+        "profit": "ual_ray.train.token_losses:profit",
     },
 )
 

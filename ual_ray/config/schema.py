@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
+from ual_ray.config.arm import ArmConfig
 from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
@@ -12,7 +13,6 @@ from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
-from ual_ray.config.smooth import SmoothConfig
 from ual_ray.config.train import TrainConfig
 
 
@@ -47,8 +47,8 @@ class RuntimeConfig(Section):
     )
 
 
-def _default_arms() -> dict[str, SmoothConfig]:
-    return {SFT: SmoothConfig(map=NO_SMOOTHING), UAL: SmoothConfig(map="mean_matched")}
+def _default_arms() -> dict[str, ArmConfig]:
+    return {SFT: ArmConfig(map=NO_SMOOTHING), UAL: ArmConfig(map="mean_matched")}
 
 
 class Config(Section):
@@ -63,12 +63,12 @@ class Config(Section):
         default_factory=EngineConfig, affects="", description="inference engine of elicitation, evaluation and judging"
     )
     elicit: ElicitConfig = key(default_factory=ElicitConfig, affects="", description="stage 1: uncertainty scores")
-    arms: dict[str, SmoothConfig] = key(
+    arms: dict[str, ArmConfig] = key(
         default_factory=_default_arms,
         min_length=1,
         affects="",
-        description="stage 2: label smoothing, one map from uncertainty to alpha per arm; arms of a configuration file "
-        "replace these",
+        description="stages 2 and 3: the arms to compare, each with a map from uncertainty to alpha; arms of a "
+        "configuration file replace these",
     )
     train: TrainConfig = key(default_factory=TrainConfig, affects="", description="stage 3: fine-tuning")
     evaluate: EvaluateConfig = key(default_factory=EvaluateConfig, affects="", description="stage 4: evaluation")
@@ -115,6 +115,15 @@ class Config(Section):
         for name in self.evaluate.benchmarks:
             if not _is_file_name(name):
                 raise ValueError(f"evaluate.benchmarks: '{name}' must be letters, digits, '-' or '_'")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_train(self) -> Config:
+        for name, arm in self.arms.items():
+            try:
+                arm.training(self.train)
+            except ValidationError as error:
+                raise ValueError(f"arms.{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
         return self
 
     @model_validator(mode="after")

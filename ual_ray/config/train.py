@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ual_ray.config.names import LossName, PriorName
+from ual_ray.config.registry import LOSSES
 from ual_ray.config.section import Section, Share, key
 
 
@@ -77,6 +79,28 @@ class TrainConfig(Section):
     z_loss: float = key(
         0.0, ge=0, affects="weights card", description="weight of the z-loss, the squared log-partition penalty"
     )
+    loss: LossName = key(
+        "sft",
+        affects="weights card",
+        description=f"how much a token counts, from its probability during training: {', '.join(LOSSES)} (sft = all alike)",
+    )
+    loss_strength: float | None = key(
+        None,
+        gt=0,
+        affects="weights card",
+        description="exponent (eaft, prior_leaning) or threshold (profit) of train.loss; null = that of its paper",
+    )
+    prior: PriorName = key(
+        "uniform",
+        affects="weights card",
+        description="what labels are smoothed towards: uniform (UAL), unigram (frequencies of the training responses), or file",
+    )
+    prior_file: str | None = key(
+        None,
+        affects="",
+        names="file",
+        description="for prior=file: a .npy file of one probability per entry of the vocabulary",
+    )
     lora: LoraConfig = key(default_factory=LoraConfig, affects="weights card", description="low-rank adapters (LoRA)")
     reshard_after_forward: bool = key(
         True,
@@ -106,12 +130,13 @@ class TrainConfig(Section):
         None,
         ge=1,
         affects="weights",
-        description="early stopping patience: number of validations without a lower NLL; null = disabled",
+        description="early stopping patience: number of validations without a lower loss; null = disabled",
     )
     export: Literal["last", "best"] = key(
         "last",
         affects="weights",
-        description="weights to export: those of the last step, or those with the lowest validation NLL",
+        description="weights to export: those of the last step, or those with the lowest validation loss, "
+        "smoothed as in training",
     )
     checkpoint_every: int | None = key(
         200, ge=1, affects="", description="optimizer steps between checkpoints; null = only at the end"
@@ -144,6 +169,16 @@ class TrainConfig(Section):
         affects="",
         description="peak TFLOP/s of one worker in train.dtype, for MFU; null = look up the GPU; unknown hardware gets no MFU",
     )
+
+    @model_validator(mode="after")
+    def _check_prior(self) -> TrainConfig:
+        if (self.prior == "file") != (self.prior_file is not None):
+            raise ValueError("prior_file goes with prior=file: set both or neither")
+        if self.loss_strength is not None and self.loss == "sft":
+            raise ValueError("loss_strength does nothing with loss=sft; set another loss")
+        if self.loss == "profit" and self.loss_strength is not None and self.loss_strength >= 1:
+            raise ValueError(f"loss_strength = {self.loss_strength} is a probability with loss=profit: above 0 and below 1")
+        return self
 
     @model_validator(mode="after")
     def _check_workers(self) -> TrainConfig:

@@ -13,11 +13,12 @@ from trl import SFTTrainer, pack_dataset
 
 from ual_ray import columns as col
 
-PACKED = ["input_ids", "labels", col.ALPHA]
+SPREAD = (col.ALPHA, col.LOSS_WEIGHT)
+PACKED = ("input_ids", "labels", *SPREAD)
 
 
 class AlphaColumnSFTTrainer(SFTTrainer):
-    """SFTTrainer that keeps the column `alpha` of its rows, also through packing, and takes averages to log."""
+    """SFTTrainer that keeps `alpha` and `loss_weight` of its rows, also through packing, and takes averages to log."""
 
     def log_averages(self, averages: dict[str, float]) -> None:
         """Log values of this step under the names given; TRL logs the mean of those since it logged last."""
@@ -31,14 +32,15 @@ class AlphaColumnSFTTrainer(SFTTrainer):
         dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
         if not packing:
             return dataset
-        spread = dataset.map(_alpha_per_token, desc=f"Spreading alpha over {dataset_name} dataset")
-        packed = pack_dataset(spread.select_columns(PACKED), args.max_length, args.packing_strategy)
+        spread = dataset.map(_spread, desc=f"Spreading alpha and weight over {dataset_name} dataset")
+        columns = [name for name in PACKED if name in spread.column_names]
+        packed = pack_dataset(spread.select_columns(columns), args.max_length, args.packing_strategy)
         return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, col.ALPHA]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SPREAD]))
 
 
-def _alpha_per_token(row: dict[str, Any]) -> dict[str, Any]:
-    return {col.ALPHA: [row[col.ALPHA]] * len(row["input_ids"])}
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: [row[name]] * len(row["input_ids"]) for name in SPREAD if name in row}

@@ -62,9 +62,10 @@ def smoothed_loss(
 def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     """Change the forward of a transformers causal LM in place, also inside a PeftModel; return the model.
 
-    A batch with `alpha` ([rows, length] in [0, 1], from SmoothedCollator) gives a SmoothedOutput, without ever making
-    logits; any other call goes to the model's own forward. z_loss: coefficient of lse^2, 0 or above. Under DeepSpeed ZeRO-3
-    the head is not gathered: use FSDP. Raises UserError for an architecture whose logits this loss does not know.
+    A batch with `alpha` ([rows, length] in [0, 1], from SmoothedCollator; and maybe `loss_weight`, 0 or above) gives a
+    SmoothedOutput, without ever making logits; any other call goes to the model's own forward. z_loss: coefficient of lse^2,
+    0 or above. Under DeepSpeed ZeRO-3 the head is not gathered: use FSDP. Raises UserError for an architecture whose logits
+    this loss does not know.
     """
     causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     losses = SmoothedCausalLM(causal_lm, z_loss)
@@ -73,11 +74,14 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     plain = causal_lm.forward
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        alpha, targets = kwargs.pop(col.ALPHA, None), kwargs.pop(TARGETS, None)
+        alpha, weight, targets = (kwargs.pop(name, None) for name in (col.ALPHA, col.LOSS_WEIGHT, TARGETS))
         labels = kwargs.get("labels", targets)
         if alpha is None or labels is None:
             return plain(*args, **kwargs)
-        return _forward(losses, alpha if self.training else torch.zeros_like(alpha), *args, **kwargs | {"labels": labels})
+        losses.training = self.training
+        return _forward(
+            losses, alpha if self.training else torch.zeros_like(alpha), weight, *args, **kwargs | {"labels": labels}
+        )
 
     forward.__signature__ = _with_alpha(inspect.signature(plain))  # type: ignore[attr-defined]
     causal_lm.forward = MethodType(forward, causal_lm)
@@ -85,16 +89,18 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
 
 
 def _with_alpha(signature: inspect.Signature) -> inspect.Signature:
-    """Add self and alpha: Trainer reads from a method's signature which columns of the rows the model takes."""
+    """Add self, alpha and loss_weight: Trainer reads from a method's signature which columns of the rows the model takes."""
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
     at = len(parameters) - (parameters[-1].kind == inspect.Parameter.VAR_KEYWORD)
-    parameters.insert(at, inspect.Parameter(col.ALPHA, inspect.Parameter.KEYWORD_ONLY, default=None))
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (col.ALPHA, col.LOSS_WEIGHT)]
+    parameters[at:at] = own
     return signature.replace(parameters=parameters)
 
 
 def _forward(
     losses: SmoothedCausalLM,
     alpha: Tensor,
+    weight: Tensor | None,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -106,7 +112,7 @@ def _forward(
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     no_bin = torch.full_like(input_ids, NO_BIN)
-    sums = losses(Batch(input_ids, position_ids, attention_mask, labels, alpha, no_bin))
+    sums = losses(Batch(input_ids, position_ids, attention_mask, labels, alpha, no_bin, weight))
     values = dict(zip(SUMS, sums.by_bin.sum(0), strict=True))
     output = SmoothedOutput(None, sums.loss, *(values[name] for name in ("nll", "smoothing", "top1", "target_tokens")))
     output.loss = smoothed_loss(output, labels, num_items_in_batch)

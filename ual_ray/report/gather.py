@@ -149,7 +149,11 @@ def make_findings(
         "elicited": {"rows": [stages.elicited]} if stages.elicited else {},
     }
     done = _read_all(stages.smoothed, DONE_FILE)
-    roles: dict[str, Role] = {arm: role_of(content["figures"].get("map")) for arm, content in done.items()} | {BASE: "base"}
+    recorded = {arm: content["figures"] for arm, content in done.items()}
+    roles: dict[str, Role] = {
+        arm: role_of(own.get("map"), own.get("weight", "none"), own.get("loss")) for arm, own in recorded.items()
+    }
+    roles[BASE] = "base"
     kinds = {name: benchmark.kind for name, benchmark in options.benchmarks.items()}
     return Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ual_ray.config import SmoothConfig
+from ual_ray.config import ArmConfig, SmoothConfig
 from ual_ray.config.load import explain
 from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.errors import UserError
@@ -38,6 +38,13 @@ class Rows:
     length: Array
     source: NDArray[Any]
     seed: int = 0
+
+    @staticmethod
+    def of(uncertainty: Array, lengths: Any = None, sources: Any = None, seed: int = 0) -> Rows:
+        """Fill in what is not known: equal lengths, one source."""
+        length = np.ones_like(uncertainty) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), 1)
+        source = np.zeros(len(uncertainty), dtype=np.int64) if sources is None else np.asarray(sources)
+        return Rows(uncertainty, length, source, seed)
 
     def where(self, kept: NDArray[np.bool_]) -> Rows:
         """Keep some of the rows."""
@@ -78,12 +85,7 @@ def assign_alpha(
     values = np.asarray(uncertainty, dtype=np.float64)
     if values.ndim != 1:
         raise UserError("uncertainty must be one-dimensional", got=f"shape {values.shape}")
-    rows = Rows(
-        values,
-        np.ones_like(values) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), 1),
-        np.zeros(len(values), dtype=np.int64) if sources is None else np.asarray(sources),
-        seed,
-    )
+    rows = Rows.of(values, lengths, sources, seed)
     missing = np.isnan(values)
     if ((values[~missing] < 0) | (values[~missing] > 1)).any():
         raise UserError("uncertainty is outside [0, 1]", got=values[~missing].tolist()[:5], expected="[0, 1], NaN = missing")
@@ -234,6 +236,6 @@ def _as_spec(spec: SmoothConfig | Mapping[str, Any] | str) -> SmoothConfig:
     if isinstance(spec, SmoothConfig):
         return spec
     try:
-        return SmoothConfig.model_validate({"map": spec} if isinstance(spec, str) else dict(spec))
+        return ArmConfig.model_validate({"map": spec} if isinstance(spec, str) else dict(spec))
     except ValidationError as error:
-        raise UserError("\n".join(explain(SmoothConfig, problem) for problem in error.errors())) from error
+        raise UserError("\n".join(explain(ArmConfig, problem) for problem in error.errors())) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,24 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
-from ual_ray.config import SmoothConfig
+from ual_ray.config import ArmConfig
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest, read_table
-from ual_ray.smooth.maps import Array, assign_alpha, describe
+from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
+from ual_ray.smooth.weights import assign_weights
 
 
-def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
-    """Write the training rows with their alpha; return the distribution and the counts of missing and excluded rows.
+def smooth(scored: Path, spec: ArmConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
+    """Write the training rows with their alpha and weight; return the distribution and the counts of missing and excluded rows.
 
     `scored_digest`, if known, is recorded with the map. Numbers of all rows are in memory at once, texts are streamed.
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
-    check_columns(scored)
+    uncertainty_column = check_columns(scored, spec)
     files = pyarrow.dataset.dataset(str(scored), format="parquet")
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
-    reads = [name for name in col.SMOOTHING_READS if name in files.schema.names]
+    reads = [name for name in columns_read(spec) if name in files.schema.names]
     table = read_table(scored, reads)
     table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
@@ -40,30 +42,50 @@ def smooth(scored: Path, spec: SmoothConfig, seed: int, folder: Path, scored_dig
             got=f"{distinct} different ids in {len(table)} training rows",
             fix="give every row an id of its own: alphas are assigned by it",
         )
-    uncertainty = np.array(table[col.UNCERTAINTY].to_numpy(zero_copy_only=False), dtype=np.float64)
+    uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, sources = _lengths(table), table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
     alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy())
+    weight = assign_weights(Rows.of(uncertainty, lengths, seed=seed), spec)
+    # A row of weight 0 is left out, not trained on for nothing.
+    alpha[weight == 0] = np.nan
     if np.isnan(alpha).all():
         raise UserError("no row has a score", fix="set missing: impute, or run elicitation again")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**spec.model_dump(), "seed": seed, col.SCORED_DIGEST: scored_digest or content_digest(scored, reads)}
-    _write(files, np.array(table[col.ID].to_pylist()), alpha, record, folder / col.SMOOTHED_FILE)
-    return {"map": spec.map, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths)}
+    added = {col.ALPHA: alpha} | ({col.LOSS_WEIGHT: weight} if spec.weight != "none" else {})
+    _write(files, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
+    what = {"map": spec.map, "weight": spec.weight, "loss": spec.loss, "uncertainty": uncertainty_column}
+    weights = {"weight_min": float(weight[weight > 0].min()), "weight_max": float(weight.max())}
+    return {**what, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths), **weights}
 
 
-def check_columns(scored: Path) -> None:
-    """Raise UserError for a table without the columns of scored rows, with one twice, or that has an alpha already."""
+def columns_read(spec: ArmConfig) -> list[str]:
+    """List the columns that an arm's alphas and weights depend on."""
+    own = {col.UNCERTAINTY: col.uncertainty_column(spec.uncertainty)} if spec.uncertainty else {}
+    return [own.get(name, name) for name in col.SMOOTHING_READS]
+
+
+def check_columns(scored: Path, spec: ArmConfig) -> str:
+    """Return the column of the arm's uncertainty.
+
+    Raises UserError for a table without the columns of scored rows, with one twice, or that has an alpha or a weight already.
+    """
     try:
         names = pyarrow.dataset.dataset(str(scored), format="parquet").schema.names
     except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
         raise UserError(f"{scored} cannot be read", got=error, expected="the output of `ual elicit`") from error
-    needed = (col.ID, col.SPLIT, col.UNCERTAINTY)
+    read = columns_read(spec)[col.SMOOTHING_READS.index(col.UNCERTAINTY)]
+    needed = (col.ID, col.SPLIT, read)
     if missing := [name for name in needed if name not in names]:
-        raise UserError(f"{scored} has no column '{missing[0]}'", got=names, expected="the output of `ual elicit`")
-    if col.ALPHA in names:
-        raise UserError(
-            f"{scored} has a column '{col.ALPHA}' already", got=names, fix="rename it: smoothing adds the column alpha"
+        fix = (
+            f"add '{spec.uncertainty}' to elicit.estimators and elicit again" if missing[0] == read != col.UNCERTAINTY else None
         )
+        raise UserError(f"{scored} has no column '{missing[0]}'", got=names, expected="the output of `ual elicit`", fix=fix)
+    if there := [name for name in (col.ALPHA, col.LOSS_WEIGHT) if name in names]:
+        raise UserError(
+            f"{scored} has a column '{there[0]}' already", got=names, fix="rename it: smoothing adds a column of this name"
+        )
+    return read
 
 
 def _lengths(table: pa.Table) -> Array | None:
@@ -73,15 +95,17 @@ def _lengths(table: pa.Table) -> Array | None:
     return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64)
 
 
-def _write(files: pa.dataset.Dataset, ids: np.ndarray, alpha: np.ndarray, record: dict[str, Any], path: Path) -> None:
-    """Copy the training rows that have an alpha (`alpha[i]` is that of the sorted `ids[i]`), batch by batch."""
-    schema = files.schema.remove_metadata().append(pa.field(col.ALPHA, pa.float64()))
+def _write(files: pa.dataset.Dataset, ids: np.ndarray, added: Mapping[str, Array], record: dict[str, Any], path: Path) -> None:
+    """Copy the training rows that have an alpha with the added columns (in the order of the sorted `ids`), batch by batch."""
+    schema = pa.schema([*files.schema.remove_metadata(), *(pa.field(name, pa.float64()) for name in added)])
     schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
     with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
         for batch in files.to_batches(filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
-            own = alpha[np.searchsorted(ids, np.array(batch[col.ID].to_pylist()))] if len(batch) else alpha[:0]
-            rows = pa.Table.from_batches([batch]).append_column(col.ALPHA, pa.array(own, pa.float64()))
-            writer.write_table(rows.filter(pa.array(~np.isnan(own))).cast(writer.schema))
+            place = np.searchsorted(ids, np.array(batch[col.ID].to_pylist(), dtype=ids.dtype))
+            rows = pa.Table.from_batches([batch])
+            for name, values in added.items():
+                rows = rows.append_column(name, pa.array(values[place], pa.float64()))
+            writer.write_table(rows.filter(pa.array(~np.isnan(added[col.ALPHA][place]))).cast(writer.schema))
 
 
 def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
-from ual_ray.config import SmoothConfig
+from ual_ray.config import ArmConfig
 from ual_ray.config.keys import affecting
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.stage import check_columns, histogram, smooth
+from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
 
 BAR_WIDTH = 30
 
 
-def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, place: Place) -> Done:
+def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place) -> Done:
     """Assign every training row its alpha in `folder`/smoothed.parquet, and print the distribution."""
-    check_columns(scored)
+    check_columns(scored, spec)
     seed = session.config.seed
-    inputs = {"scored": content_digest(scored, col.SMOOTHING_READS), "spec": affecting(spec, "alphas"), "seed": seed}
+    inputs = {"scored": content_digest(scored, columns_read(spec)), "spec": affecting(spec, "alphas"), "seed": seed}
 
     def work(folder: Path) -> dict[str, Any]:
         return smooth(scored, spec, seed, folder, str(inputs["scored"]))
@@ -28,6 +28,8 @@ def smooth_step(session: Session, name: str, spec: SmoothConfig, scored: Path, p
     def line(found: dict[str, Any]) -> str:
         means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per character of response"
         text = f"{found['map']}: alpha mean {means}, {found['min']:.3f} to {found['max']:.3f}"
+        if spec.weight != "none":
+            text += f"; weight {spec.weight}, {found['weight_min']:.3f} to {found['weight_max']:.3f}, mean 1 per character"
         return f"{text}; {found['missing']} scores missing ({spec.missing}), {found['excluded']:.0f} rows excluded"
 
     done = run_step(session, Step("smooth", f"smooth {name}", inputs, place), work, line)

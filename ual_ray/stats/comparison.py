@@ -160,13 +160,16 @@ def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
     return list(groups.values())
 
 
-def role_of(map_name: str | None) -> Role:
-    """Tell what an arm is for from its recorded map, never from its name; None where none was recorded."""
+def role_of(map_name: str | None, weight: str = "none", loss: str | None = None) -> Role:
+    """Tell what an arm is for from its recorded map, weight and loss, never from its name; None where none was recorded.
+
+    An arm under test is one that uses the rows' uncertainty as it is; another loss without it is a control.
+    """
     if map_name is None or map_name not in MAPS:
         return "unknown"
-    if map_name == NO_SMOOTHING:
-        return "sft"
-    return "ual" if map_name in BASE_MAPS else "control"
+    if map_name in BASE_MAPS or weight != "none":
+        return "ual"
+    return "sft" if map_name == NO_SMOOTHING and loss in (None, "sft") else "control"
 
 
 def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:

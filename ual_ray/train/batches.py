@@ -154,7 +154,8 @@ def _sum_by(sequences: Sequence[tuple[int, ...]], values: np.ndarray) -> np.ndar
 class Batch:
     """A micro-batch, padded on the right: tensors of [rows, length]; `labels` are shifted by the model, not here.
 
-    `input_ids`, `position_ids`, `labels`, `uncertainty_bin` are int64, `alpha` float32. `labels` is IGNORE_INDEX and `alpha`
+    `input_ids`, `position_ids`, `labels`, `uncertainty_bin` are int64, `alpha` and `weight` float32. `weight` is how much a
+    token counts in the loss; None = all alike. `labels` is IGNORE_INDEX and `alpha`
     0 at tokens not trained on; `uncertainty_bin` is NO_BIN where unknown. Positions restart at each sample.
 
     `attention_mask` is int64, 0 at padding; None for packed sequences. A transformers decoder called with
@@ -170,6 +171,7 @@ class Batch:
     labels: torch.Tensor
     alpha: torch.Tensor
     uncertainty_bin: torch.Tensor
+    weight: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to a device."""
@@ -197,6 +199,7 @@ def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None,
     labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     alpha = np.zeros(shape, dtype=np.float32)
     uncertainty_bin = np.full(shape, NO_BIN, dtype=np.int64)
+    weight = np.ones(shape, dtype=np.float32)
     attention_mask[len(sequences) :, 0] = 1
     for row, sequence in enumerate(sequences):
         end = 0
@@ -208,8 +211,11 @@ def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None,
             labels[row, start + 1 : end] = sample.labels[1:]
             alpha[row, start:end] = sample.alpha
             uncertainty_bin[row, start:end] = sample.uncertainty_bin
+            weight[row, start:end] = sample.weight
         if packed and end < length:
             position_ids[row, end:] -= position_ids[row, end]
     arrays = (input_ids, position_ids, attention_mask, labels, alpha, uncertainty_bin)
     tensors = [torch.from_numpy(array) for array in arrays]
-    return Batch(tensors[0], tensors[1], None if packed else tensors[2], *tensors[3:])
+    weights = torch.from_numpy(weight) if (weight != 1).any() else None
+    mask = None if packed else tensors[2]
+    return Batch(tensors[0], tensors[1], mask, tensors[3], tensors[4], tensors[5], weights)

@@ -155,7 +155,7 @@ def outdated(saved: Sequence[Saved], keep: int) -> list[Saved]:
 
 
 def best(saved: Sequence[Saved]) -> Saved | None:
-    """Find the checkpoint of the lowest validation NLL, as the newest names it. Oldest first in `saved`."""
+    """Find the checkpoint of the lowest validation loss, as the newest names it. Oldest first in `saved`."""
     step = saved[-1].progress.best_step if saved else None
     return next((one for one in reversed(saved) if one.progress.step == step), None)
 

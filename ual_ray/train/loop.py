@@ -27,11 +27,12 @@ from ual_ray.train.interruptions import Interruptions
 from ual_ray.train.metrics import Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
-from ual_ray.train.optimizer_step import NonFiniteError, make_optimizer, train_step, validate
+from ual_ray.train.optimizer_step import VALIDATION_LOSS, NonFiniteError, make_optimizer, train_step, validate
+from ual_ray.train.prior import make_prior
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
 from ual_ray.train.sharding import make_mesh
-from ual_ray.train.token_store import TokenStore
+from ual_ray.train.token_store import Sample, TokenStore
 
 NON_FINITE_FILE = "non_finite_ids.txt"
 
@@ -65,8 +66,11 @@ class Outcome:
 class Data:
     """One split as this rank sees it: the rows, the plan of all steps, and this rank's micro-batches of each."""
 
-    def __init__(self, job: TrainingJob, split: str) -> None:
-        """Map the rendered rows, and plan the steps: all of training, or the single one of a validation pass."""
+    def __init__(self, job: TrainingJob, split: str, alpha: float | None = None) -> None:
+        """Map the rendered rows, and plan the steps: all of training, or the single one of a validation pass.
+
+        alpha: that of all rows, in place of their own, which validation rows do not have.
+        """
         config, ranks = job.train, dist.get_world_size()
         self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
         lengths, targets = self.store.lengths, self.store.target_tokens
@@ -74,13 +78,17 @@ class Data:
             self.plan = StepPlan(lengths, targets, config, job.seed, ranks)
         else:
             self.plan = validation_steps(lengths, targets, config, ranks)
-        self._packed = config.packing
+        self._packed, self._alpha = config.packing, alpha
 
     def batches(self, step: Step) -> Iterator[Batch]:
         """Collate this rank's micro-batches of a step."""
         for micro_batch in step.micro_batches[dist.get_rank()]:
-            sequences = ([self.store[row] for row in self.plan.sequences[number]] for number in micro_batch)
+            sequences = ([self._sample(row) for row in self.plan.sequences[number]] for number in micro_batch)
             yield collate([*sequences], packed=self._packed)
+
+    def _sample(self, row: int) -> Sample:
+        sample = self.store[row]
+        return sample if self._alpha is None else replace(sample, alpha=self._alpha)
 
 
 def train_worker(
@@ -99,8 +107,16 @@ def train_worker(
     torch.manual_seed(job.seed)
     config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
     writes = dist.get_rank() == 0
-    data, held_out = Data(job, col.TRAIN), Data(job, col.VALIDATION)
-    model = build(path, config, make_mesh(config, device), device, job.trust_remote_code)
+    data = Data(job, col.TRAIN)
+    held_out = Data(job, col.VALIDATION, alpha=data.store.mean_alpha)
+    model = build(
+        path,
+        config,
+        make_mesh(config, device),
+        device,
+        job.trust_remote_code,
+        lambda vocabulary: make_prior(config, data.store, vocabulary),
+    )
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(storage, root, config.keep_checkpoints)
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
@@ -149,7 +165,7 @@ class Training:
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured
-                progress = progress.validated(measured[col.VALIDATION_NLL])
+                progress = progress.validated(measured[VALIDATION_LOSS])
             self.log.write(progress.step, metrics | {"samples_seen": progress.samples, "tokens_seen": progress.tokens})
             stop, save = self.interruptions.decide(votes)
             if stop or save or progress.checkpoint_due(config, len(plan)):
@@ -207,7 +223,7 @@ def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, sta
 
 
 def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> Progress:
-    """Load the weights to export: the last, or those with the lowest validation NLL; return their progress."""
+    """Load the weights to export: the last, or those with the lowest validation loss; return their progress."""
     chosen = best(checkpoints.saved()) if config.export == "best" else None
     if chosen is None or chosen.progress.step == progress.step:
         return progress

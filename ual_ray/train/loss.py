@@ -13,6 +13,7 @@ the uncertainty of each sample, as in Uncertainty-Aware Learning (UAL, arXiv 240
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ def smoothed_linear_cross_entropy(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
     softcap: float | None = None,
@@ -66,15 +68,16 @@ def smoothed_linear_cross_entropy(
 
     hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. token_weight: [N], 0 or
     above, a constant; 1 by default. prior: [V], what is smoothed towards, a distribution over the vocabulary, a constant;
-    uniform by default. vocab_size: rows of weight and bias from this index on are padding, treated as absent. softcap:
-    z = softcap tanh(raw / softcap). z_loss: coefficient of lse^2. chunk_size: how many tokens' logits exist at one time.
-    Matrix products are in the dtype of the inputs, under autocast in its dtype; all else is in float32, for float64 inputs in
-    float64.
+    uniform by default. token_loss: a function of nll [n] and probabilities [n, K] that gives one more weight per token,
+    without gradients (ual_ray.train.token_losses). vocab_size: rows of weight and bias from this index on are padding, treated
+    as absent. softcap: z = softcap tanh(raw / softcap). z_loss: coefficient of lse^2. chunk_size: how many tokens' logits
+    exist at one time. Matrix products are in the dtype of the inputs, under autocast in its dtype; all else is in float32, for
+    float64 inputs in float64.
     Returns the sum over target tokens, or with reduction="none" [N], 0 where the label is ignored ("none" computes the
     logits again in backward). Raises ValueError for an argument outside its range.
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
-    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction)
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction, token_loss=token_loss)
     return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)[0]
 
 
@@ -87,6 +90,7 @@ def smoothed_linear_cross_entropy_with_metrics(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
     softcap: float | None = None,
@@ -94,7 +98,7 @@ def smoothed_linear_cross_entropy_with_metrics(
     chunk_size: int | None = None,
 ) -> tuple[Tensor, LossMetrics]:
     """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
-    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum")
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum", token_loss=token_loss)
     return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)
 
 
@@ -180,8 +184,11 @@ def _run(
             rows = slice(start, start + chunk_size)
             h, y, a = head.cast(hidden[rows]), labels[rows], alpha[rows]
             (loss, *values), lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss)
-            factors = [factor[rows] for factor in (token_weight, upstream) if factor is not None]
-            values = [loss if token_weight is None else loss * token_weight[rows], *values]
+            weights = [] if token_weight is None else [token_weight[rows]]
+            if options.token_loss is not None:
+                weights.append(options.token_loss(values[0], probabilities))
+            values = [math.prod(weights, start=loss), *values]
+            factors = weights if upstream is None else [*weights, upstream[rows]]
             for result, value in zip(results, values, strict=True):
                 result[rows] = value
             if any(wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Options(NamedTuple):
     reduction: str
     grad_enabled: bool = False
     matmul_dtype: torch.dtype = torch.float32
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def check(inputs: Inputs, options: Options) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, reshard, shard
+from ual_ray.train.token_losses import TokenLoss, token_loss
 from ual_ray.train.weights import empty_model, load_weights
 
 SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
@@ -37,14 +39,27 @@ class ForwardSums(NamedTuple):
 class SmoothedCausalLM(nn.Module):
     """Body, head and loss in one module, so that FSDP gathers the head once per micro-batch and no logits are kept."""
 
-    def __init__(self, model: nn.Module, z_loss: float = 0.0, uncertainty_bins: int = 0) -> None:
-        """Wrap a transformers causal LM; `uncertainty_bins`: number of bins by which sums are split, 0 or more."""
+    def __init__(
+        self,
+        model: nn.Module,
+        z_loss: float = 0.0,
+        uncertainty_bins: int = 0,
+        token_loss: TokenLoss | None = None,
+        prior: Tensor | None = None,
+    ) -> None:
+        """Wrap a transformers causal LM.
+
+        uncertainty_bins: number of bins by which sums are split, 0 or more. token_loss: see `token_losses`. prior: [vocabulary]
+        of probabilities that labels are smoothed towards; uniform by default.
+        """
         super().__init__()
         self.model = model
         # Whether gradients may stay unsharded between the micro-batches of a step; set by `shard`.
         self.holds_gradients = True
         self._z_loss = z_loss
         self._rows = uncertainty_bins + 1
+        self._token_loss = token_loss
+        self._prior = prior
         self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -63,12 +78,17 @@ class SmoothedCausalLM(nn.Module):
         output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions)
         hidden = self.head.scaled(output.last_hidden_state)
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
+        # In evaluation the loss is that of all tokens, so that arms compare.
+        weighted = self.training and batch.weight is not None
         loss, metrics = smoothed_linear_cross_entropy_with_metrics(
             hidden.flatten(0, 1),
             self.head.weight,
             labels,
             alpha,
             bias=self.head.bias,
+            token_weight=_shifted(batch.weight, 1.0) if weighted and batch.weight is not None else None,
+            prior=self._prior_for(self.head.weight),
+            token_loss=self._token_loss if self.training else None,
             vocab_size=self.head.size,
             softcap=self.head.softcap,
             z_loss=self._z_loss,
@@ -77,6 +97,13 @@ class SmoothedCausalLM(nn.Module):
         values = torch.stack([value.double() for value in per_token], dim=1)
         by_bin = values.new_zeros(self._rows, len(SUMS))
         return ForwardSums(loss, by_bin.index_add_(0, _shifted(batch.uncertainty_bin, -1) + 1, values))
+
+    def _prior_for(self, weight: Tensor) -> Tensor | None:
+        """Move the prior to the head's device, with zeros for its padding rows, once."""
+        if self._prior is not None and (self._prior.device != weight.device or len(self._prior) != len(weight)):
+            prior = self._prior.to(weight.device, torch.float32)
+            self._prior = nn.functional.pad(prior, (0, len(weight) - len(prior)))
+        return self._prior
 
     def logits(self, input_ids: Tensor) -> Tensor:
         """Return the model's own logits [rows, length, vocabulary], to check `forward` against."""
@@ -90,18 +117,25 @@ def _shifted(values: Tensor, last: float) -> Tensor:
 
 
 def build(
-    path: str, config: TrainConfig, mesh: DeviceMesh, device: torch.device, trust_remote_code: bool = False
+    path: str,
+    config: TrainConfig,
+    mesh: DeviceMesh,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    prior: Callable[[int], Tensor | None] = lambda vocabulary: None,
 ) -> SmoothedCausalLM:
     """Load a model, sharded from the start: every rank of the mesh calls it, and none ever holds all weights.
 
-    path: directory or hub name. Raises UserError for an unsupported architecture.
+    path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. Raises UserError
+    for an unsupported architecture.
     """
     causal_lm = empty_model(path, trust_remote_code)
     if config.lora.rank:
         add_adapters(causal_lm, config.lora)
     if config.activation_checkpointing:
         checkpoint_activations(causal_lm)
-    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins)
+    weights = token_loss(config.loss, config.loss_strength)
+    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins, weights, prior(OutputHead(causal_lm).size))
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     check_loss(model, device, packing=config.packing)

@@ -17,6 +17,8 @@ from ual_ray.train.metrics import Metrics, averages
 from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
 from ual_ray.train.sharding import reshard
 
+VALIDATION_LOSS = "validation_smoothed_loss"
+
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient is not finite; the weights were not updated."""
@@ -92,7 +94,11 @@ def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: i
 
 @torch.no_grad()
 def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.device) -> Metrics:
-    """Measure the unsmoothed NLL per target token (nats) and top-1 accuracy over all ranks' validation micro-batches."""
+    """Measure validation micro-batches over all ranks, per target token: NLL and smoothed loss (nats), and top-1 accuracy.
+
+    The smoothed loss is what training minimizes, at the mean alpha of the training rows; it decides which step is the best.
+    The NLL would decide against smoothing: a smoothed model that fits perfectly has a higher one.
+    """
     model.eval()
     passes, sizes = [], []
     for batch in batches:
@@ -100,7 +106,7 @@ def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.de
         sizes.append(batch)
     reshard(model)
     metrics, _ = reduce(_added(passes, sizes))
-    names = [name for name in metrics if name.split("/")[0] in ("nll", "top1")]
+    names = [name for name in metrics if name.split("/")[0] in ("nll", "top1", "smoothed_loss")]
     return {f"validation_{name}": metrics[name] for name in names}
 
 

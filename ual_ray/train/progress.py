@@ -14,8 +14,8 @@ class Progress:
 
     step: optimizer steps done. With the plan's digest it is the data cursor; it also determines the learning rate and the
     random numbers, as every step seeds its generators by (seed, step, rank). samples, tokens: seen so far, tokens without
-    padding. best_nll: lowest validation NLL so far, in nats per token, measured at best_step; validations_since_best: number
-    of validations since then.
+    padding. best_loss: lowest smoothed validation loss so far, in nats per token, measured at best_step;
+    validations_since_best: number of validations since then.
     """
 
     plan: str
@@ -23,7 +23,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     tokens: int = 0
-    best_nll: float | None = None
+    best_loss: float | None = None
     best_step: int | None = None
     validations_since_best: int = 0
 
@@ -31,10 +31,10 @@ class Progress:
         """Count one more optimizer step and its samples and tokens."""
         return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
 
-    def validated(self, nll: float) -> Progress:
-        """Record a validation after the last step; a non-finite NLL is never the best."""
-        if math.isfinite(nll) and (self.best_nll is None or nll < self.best_nll):
-            return replace(self, best_nll=nll, best_step=self.step, validations_since_best=0)
+    def validated(self, loss: float) -> Progress:
+        """Record a validation after the last step; a non-finite loss is never the best."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            return replace(self, best_loss=loss, best_step=self.step, validations_since_best=0)
         return replace(self, validations_since_best=self.validations_since_best + 1)
 
     def over(self, config: TrainConfig, steps: int) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
+from ual_ray.config import Config, TrainConfig
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
@@ -29,20 +31,24 @@ from ual_ray.run.step import (
 )
 
 
-def train_step(session: Session, name: str, smoothed: Path, rows: Path | None, place: Place) -> Done:
-    """Fine-tune one arm; `folder`/model."""
-    config = session.config
+def train_step(
+    session: Session, name: str, smoothed: Path, rows: Path | None, place: Place, train: TrainConfig | None = None
+) -> Done:
+    """Fine-tune one arm, by its own training settings where it has some; `folder`/model."""
+    config = session.config.model_copy(update={"train": train or session.config.train})
+    prior = config.train.prior_file
     inputs = {
-        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA]),
+        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT]),
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
+        "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
     lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
-        return _train_and_log(session, run, name, smoothed, rows, folder, lineage)
+        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage)
 
     return run_logged_step(session, Step("train", f"train {name}", inputs, place, lineage), work, _line)
 
@@ -75,13 +81,20 @@ def _lineage(arm: str, model: str, smoothed: Path, digest: str) -> dict[str, str
 
 
 def _train_and_log(
-    session: Session, run: Run, name: str, smoothed: Path, rows: Path | None, folder: Path, lineage: Mapping[str, str]
+    session: Session,
+    config: Config,
+    run: Run,
+    name: str,
+    smoothed: Path,
+    rows: Path | None,
+    folder: Path,
+    lineage: Mapping[str, str],
 ) -> dict[str, Any]:
     from ual_ray.train import stage
     from ual_ray.train.metrics import read_metrics
 
     assert session.tracker is not None, "training logs"
-    config = stage.with_dtype(session.config, session.tracker.output)
+    config = stage.with_dtype(config, session.tracker.output)
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
     run.params({"model": config.model, "seed": config.seed})
     table = read_table(smoothed, [col.ID, col.ALPHA])

@@ -24,6 +24,7 @@ class Sample:
 
     `input_ids` and `labels` are int32 of [length]; a label is IGNORE_INDEX at tokens not trained on. `alpha` is the row's
     smoothing value, in [0, 1). `uncertainty_bin` counts from 0, the least uncertain rows; NO_BIN = unknown uncertainty.
+    `weight` is how much the row counts in the loss, 0 or above.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Sample:
     labels: np.ndarray
     alpha: float
     uncertainty_bin: int = NO_BIN
+    weight: float = 1.0
 
 
 class TokenStore(Sequence[Sample]):
@@ -44,7 +46,7 @@ class TokenStore(Sequence[Sample]):
 
     def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
         """Take a table with the columns of columns.TOKENS, which may be memory-mapped."""
-        self._table = table
+        self._table, self._split = table, split
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
         order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
         self._rows = order[pa.compute.equal(table[col.SPLIT], split).to_numpy()[order]].astype(np.int64)
@@ -81,7 +83,23 @@ class TokenStore(Sequence[Sample]):
             return [self[number] for number in range(*row.indices(len(self)))]
         at = int(self._rows[row])
         input_ids, labels = (self._table[name][at].values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
-        return Sample(self.ids[row], input_ids, labels, self._table[col.ALPHA][at].as_py(), int(self._bins[row]))
+        alpha, weight = (self._table[name][at].as_py() for name in (col.ALPHA, col.LOSS_WEIGHT))
+        return Sample(self.ids[row], input_ids, labels, alpha, int(self._bins[row]), 1.0 if weight is None else weight)
+
+    @property
+    def mean_alpha(self) -> float:
+        """Mean alpha per target token; 0 without any."""
+        alphas, tokens = self._table[col.ALPHA].to_numpy()[self._rows], self.target_tokens
+        return float(alphas @ tokens / tokens.sum()) if tokens.sum() else 0.0
+
+    def label_counts(self, vocabulary: int) -> np.ndarray:
+        """Count each entry of the vocabulary among the target tokens: int64 of [vocabulary]. Reads all labels once."""
+        counts = np.zeros(vocabulary, dtype=np.int64)
+        for batch in self._table.select([col.SPLIT, col.LABELS]).to_batches():
+            labels = batch.filter(pa.compute.equal(batch[col.SPLIT], self._split))[col.LABELS]
+            values = labels.flatten().to_numpy()
+            counts += np.bincount(values[values >= 0], minlength=vocabulary)
+        return counts
 
 
 class _Ids(Sequence[str]):

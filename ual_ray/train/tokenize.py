@@ -111,11 +111,12 @@ class Render:
             counts["endless_rows"] += not any(map(self._renderer.ends_turn, sequences)) and not truncated
             counts["train_tokens"] += sum(len(one.input_ids) for one in sequences) if row[col.SPLIT] == col.TRAIN else 0
             for one in sequences:
-                # Validation rows have no alpha, and only scored rows have an uncertainty.
+                # Validation rows have no alpha, only scored rows have an uncertainty, and null is a weight of 1.
                 yield {
                     col.ID: row[col.ID],
                     col.SPLIT: row[col.SPLIT],
                     col.ALPHA: row.get(col.ALPHA) or 0.0,
+                    col.LOSS_WEIGHT: row.get(col.LOSS_WEIGHT),
                     col.UNCERTAINTY: row.get(col.UNCERTAINTY),
                     col.INPUT_IDS: one.input_ids,
                     col.LABELS: one.labels,
@@ -228,13 +229,13 @@ def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> li
 
 
 def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
-    """Read the rows of one split: their messages, and alpha and uncertainty if present."""
+    """Read the rows of one split: their messages, and alpha, weight and uncertainty if present."""
     import ray.data
     from ray.data.expressions import col as ray_column
 
     names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
     needed = check_columns(path, names, needed)
-    columns = [*needed, *(name for name in (col.UNCERTAINTY,) if name in names)]
+    columns = [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
     blocks = max(1, min(FILES_AT_MOST, math.ceil(_row_count(path) / SMALLEST_BLOCK)))
     return (
         ray.data.read_parquet(str(path), override_num_blocks=blocks)

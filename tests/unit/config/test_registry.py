@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from ual_ray.config import SmoothConfig, registry
+from ual_ray.config import ArmConfig, registry
 from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, MAPS, REMOTE_ENGINES, Registry
 from ual_ray.errors import UserError
 
@@ -34,7 +34,7 @@ def test_every_class_declares_what_the_rest_derives_from_it() -> None:
 
 
 def test_the_configuration_offers_what_is_registered() -> None:
-    fields = SmoothConfig.model_fields
+    fields = ArmConfig.model_fields
     assert (get_args(fields["map"].annotation), get_args(fields["base"].annotation)) == (tuple(MAPS), tuple(BASE_MAPS))
     assert set(BASE_MAPS) < set(MAPS) and set(REMOTE_ENGINES) < set(ENGINES)
 

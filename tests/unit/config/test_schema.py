@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from ual_ray import columns as col
 from ual_ray.config import (
+    ArmConfig,
     BenchmarkConfig,
     CalibrationConfig,
     Config,
     EndpointConfig,
     Section,
-    SmoothConfig,
     TrainConfig,
 )
 from ual_ray.config.load import dump, load, section_at
@@ -94,7 +94,7 @@ def test_any_text_survives_dump_and_load(text: str, tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize("arm", ["ual-2", "ual_half", "42", "1e3", "1_000", "null", "true", "off", "é"])
 def test_any_legal_name_of_an_arm_survives_dump_and_load(arm: str, tmp_path: Path) -> None:
-    config = Config(arms={arm: SmoothConfig(map="rank")})
+    config = Config(arms={arm: ArmConfig(map="rank")})
     assert reload(config, tmp_path) == config
 
 
@@ -111,7 +111,7 @@ def sections(section: type[Section]) -> list[type[Section]]:
     return [section, *(deeper for kind in found for deeper in sections(kind))]
 
 
-@pytest.mark.parametrize("section", [*sections(Config), SmoothConfig], ids=lambda section: section.__name__)
+@pytest.mark.parametrize("section", [*sections(Config), ArmConfig], ids=lambda section: section.__name__)
 def test_every_key_has_a_default_and_a_description(section: type[Section]) -> None:
     for name, field in section.model_fields.items():
         assert field.description, name
@@ -160,7 +160,7 @@ def test_an_override_changes_one_value(override: str, expected: object) -> None:
 
 def test_an_override_in_an_arm_leaves_its_other_values_and_arms_alone() -> None:
     arms = load(overrides=["arms.ual.alpha_mean=0.2"]).arms
-    assert arms == {"sft": SmoothConfig(map="none"), "ual": SmoothConfig(map="mean_matched", alpha_mean=0.2)}
+    assert arms == {"sft": ArmConfig(map="none"), "ual": ArmConfig(map="mean_matched", alpha_mean=0.2)}
 
 
 def test_an_override_may_add_an_arm() -> None:
@@ -201,8 +201,8 @@ def test_an_override_that_cannot_be_merged_is_a_user_error(override: str) -> Non
 
 def test_the_arms_of_a_file_replace_the_default_arms(tmp_path: Path) -> None:
     path = write(tmp_path, "arms:\n  half:\n    map: constant\n    alpha_mean: 0.05\n")
-    assert load(path).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.05)}
-    assert load(path, ["arms.half.alpha_mean=0.3"]).arms == {"half": SmoothConfig(map="constant", alpha_mean=0.3)}
+    assert load(path).arms == {"half": ArmConfig(map="constant", alpha_mean=0.05)}
+    assert load(path, ["arms.half.alpha_mean=0.3"]).arms == {"half": ArmConfig(map="constant", alpha_mean=0.3)}
 
 
 def test_the_benchmarks_of_a_file_replace_the_default_ones(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_the_shares_of_the_splits_add_up() -> None:
         (["engine", "endpoint"], EndpointConfig),
         ([], Config),
         (["train"], TrainConfig),
-        (["arms", "ual"], SmoothConfig),
+        (["arms", "ual"], ArmConfig),
         (["arms"], None),
         (["evaluate", "benchmarks", "gsm8k"], BenchmarkConfig),
         (["evaluate", "benchmarks"], None),

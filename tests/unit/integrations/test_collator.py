@@ -52,6 +52,13 @@ def test_a_pack_has_an_alpha_per_token() -> None:
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9, -100, 3, -100]]
 
 
+def test_weights_go_with_their_rows(chat_tokenizer: Any) -> None:
+    rows = [row | {"loss_weight": weight} for row, weight in zip(ROWS, (2.0, 0.5), strict=True)]
+    assert padding(chat_tokenizer, "right")(rows)["loss_weight"].tolist() == [[2, 2, 2], [0.5, 0.5, 0]]
+    with pytest.raises(UserError, match="no weight, and others have one"):
+        padding(chat_tokenizer, "right")([rows[0], ROWS[1]])
+
+
 def test_a_row_without_alpha_is_a_user_error(chat_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="remove_unused_columns=False"):
         padding(chat_tokenizer, "right")([{"input_ids": [1], "labels": [1]}])

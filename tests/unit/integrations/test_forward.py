@@ -50,6 +50,7 @@ def by_hand(model: Any, rows: list[dict[str, Any]]) -> tuple[Tensor, int]:
         labels = torch.tensor(row["labels"][1:])
         wanted = (1 - row["alpha"]) * torch.nn.functional.one_hot(labels.clamp(min=0), VOCABULARY) + row["alpha"] / VOCABULARY
         losses = -(wanted * logits.log_softmax(-1)).sum(-1)
+        losses = row.get("loss_weight", 1.0) * losses
         total, count = total + losses[labels != -100].sum(), count + int((labels != -100).sum())
     return total, count
 
@@ -102,8 +103,17 @@ def test_gradients_under_accumulation_are_those_of_one_batch(
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
 
 
+def test_rows_count_by_their_weight(model: Any, rows: Any, chat_tokenizer: Any, tmp_path: Path) -> None:
+    weighted = [row | {"loss_weight": 0.5 + 0.25 * number} for number, row in enumerate(rows)]
+    total, count = by_hand(model, weighted)
+    names = [name for name, _ in model.named_parameters()]
+    expected = dict(zip(names, torch.autograd.grad(total / count, list(model.parameters())), strict=True))
+    found = first_step(smoothed(model), weighted, chat_tokenizer, tmp_path, 2)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+
+
 def test_evaluation_is_unsmoothed_and_other_calls_are_the_models_own(model: Any, rows: Any, chat_tokenizer: Any) -> None:
-    batch = SmoothedCollator(DataCollatorForSeq2Seq(chat_tokenizer("chatml")))([rows[3]])
+    batch = SmoothedCollator(DataCollatorForSeq2Seq(chat_tokenizer("chatml")))([rows[3] | {"loss_weight": 3.0}])
     total, count = by_hand(model, [rows[3] | {"alpha": 0.0}])
     logits = model(batch["input_ids"]).logits
     smoothed(model).eval()

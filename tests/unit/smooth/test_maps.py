@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ual_ray.config import SmoothConfig, registry
+from ual_ray.config import ArmConfig, registry
 from ual_ray.config.registry import BASE_MAPS
 from ual_ray.errors import UserError
 from ual_ray.smooth.maps import assign_alpha, describe
@@ -365,7 +365,7 @@ def test_a_matrix_is_refused() -> None:
 
 
 def test_a_spec_may_be_a_name_a_mapping_or_a_section() -> None:
-    for spec in ["rank", {"map": "rank"}, SmoothConfig(map="rank")]:
+    for spec in ["rank", {"map": "rank"}, ArmConfig(map="rank")]:
         np.testing.assert_allclose(assign_alpha([0.1, 0.9], spec), [0.0, 0.2])
 
 

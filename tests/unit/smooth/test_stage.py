@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from ual_ray import columns as col
-from ual_ray.config import SmoothConfig
+from ual_ray.config import ArmConfig
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest, recorded_map
 from ual_ray.smooth.stage import histogram, smooth
@@ -34,7 +34,7 @@ def alphas(folder: Path) -> dict[str, float]:
 
 def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
-    figures = smooth(source, SmoothConfig(map="mean_matched", alpha_mean=0.1), 0, tmp_path / "deep" / "out")
+    figures = smooth(source, ArmConfig(map="mean_matched", alpha_mean=0.1), 0, tmp_path / "deep" / "out")
     table = pyarrow.parquet.read_table(tmp_path / "deep" / "out" / col.SMOOTHED_FILE)
     assert table.column_names == [*SCHEMA.names, "alpha"]
     assert alphas(tmp_path / "deep" / "out") == pytest.approx({"a": 0.05, "b": 0.1, "c": 0.15})
@@ -52,7 +52,7 @@ def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> No
 )
 def test_rows_without_a_score(missing: str, expected: dict[str, float], excluded: int, tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": None, "c": 0.6})
-    spec = SmoothConfig.model_validate({"map": "linear", "alpha_max": 0.5, "missing": missing, "missing_alpha": 0.05})
+    spec = ArmConfig.model_validate({"map": "linear", "alpha_max": 0.5, "missing": missing, "missing_alpha": 0.05})
     figures = smooth(source, spec, 0, tmp_path / "out")
     assert alphas(tmp_path / "out") == pytest.approx(expected)
     assert (figures["rows"], figures["missing"], figures["excluded"]) == (3, 1, excluded)
@@ -65,7 +65,7 @@ def test_the_seed_reaches_the_control_and_the_order_of_files_does_not(tmp_path: 
     for folder, rows in (("1", uncertainty), ("2", dict(reversed(uncertainty.items())))):
         source = scored(tmp_path / folder, rows, held_out=1)
         for seed in (0, 1):
-            smooth(source, SmoothConfig(map="shuffled"), seed, tmp_path / folder / str(seed))
+            smooth(source, ArmConfig(map="shuffled"), seed, tmp_path / folder / str(seed))
     assert alphas(tmp_path / "1" / "0") == alphas(tmp_path / "2" / "0")
     assert alphas(tmp_path / "1" / "0") != alphas(tmp_path / "1" / "1")
 
@@ -74,7 +74,7 @@ def test_every_row_keeps_what_belongs_to_it(tmp_path: Path) -> None:
     """Alphas are computed in the order of ids and written in the order of files."""
     uncertainty: dict[str, float | None] = {f"row{number * 7 % 50:02d}": number / 50 for number in range(50)}
     source = scored(tmp_path, uncertainty)
-    smooth(source, SmoothConfig(map="linear", alpha_max=0.5), 0, tmp_path / "out")
+    smooth(source, ArmConfig(map="linear", alpha_max=0.5), 0, tmp_path / "out")
     table = pyarrow.parquet.read_table(tmp_path / "out" / col.SMOOTHED_FILE).to_pylist()
     assert {row["id"]: row["uncertainty"] for row in table} == uncertainty
     assert all(row["alpha"] == pytest.approx(0.5 * row["uncertainty"]) for row in table)
@@ -83,14 +83,14 @@ def test_every_row_keeps_what_belongs_to_it(tmp_path: Path) -> None:
 def test_files_of_no_training_row_are_passed_over(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": 0.4}, held_out=5)
     pyarrow.parquet.write_table(SCHEMA.empty_table(), source / "empty.parquet")
-    assert smooth(source, SmoothConfig(map="rank"), 0, tmp_path / "out")["rows"] == 2
+    assert smooth(source, ArmConfig(map="rank"), 0, tmp_path / "out")["rows"] == 2
     assert set(alphas(tmp_path / "out")) == {"a", "b"}
 
 
 def test_what_was_there_is_replaced_whole(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2, "b": 0.4})
     for name in ("constant", "none"):
-        smooth(source, SmoothConfig.model_validate({"map": name}), 0, tmp_path / "out")
+        smooth(source, ArmConfig.model_validate({"map": name}), 0, tmp_path / "out")
     assert alphas(tmp_path / "out") == {"a": 0, "b": 0}
     assert [file.name for file in (tmp_path / "out").iterdir()] == [col.SMOOTHED_FILE]
 
@@ -102,7 +102,7 @@ def test_lengths_and_sources_are_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "scored").mkdir()
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "scored" / "0.parquet")
-    spec = SmoothConfig(map="per_source_constant", base="linear", alpha_max=0.5)
+    spec = ArmConfig(map="per_source_constant", base="linear", alpha_max=0.5)
     figures = smooth(tmp_path / "scored", spec, 0, tmp_path / "out")
     assert alphas(tmp_path / "out") == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.3, "d": 0.3})
     assert (figures["mean"], figures["mean_by_length"]) == pytest.approx((0.275, (4 * 0.25 + 2 * 0.3) / 6))
@@ -112,30 +112,30 @@ def test_rows_that_were_never_scored_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pa.table({"id": ["a"], "split": ["train"]}), path)
     with pytest.raises(UserError, match=rf"(?s){path} has no column 'uncertainty'.*ual elicit"):
-        smooth(path, SmoothConfig(), 0, tmp_path / "out")
+        smooth(path, ArmConfig(), 0, tmp_path / "out")
 
 
 def test_no_training_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)no row of the split 'train'.*elicit\.splits"):
-        smooth(scored(tmp_path, {}), SmoothConfig(), 0, tmp_path / "out")
+        smooth(scored(tmp_path, {}), ArmConfig(), 0, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["none", "mean_matched"])
 def test_nothing_left_to_train_on_is_refused(name: str, tmp_path: Path) -> None:
-    spec = SmoothConfig.model_validate({"map": name, "missing": "exclude"})
+    spec = ArmConfig.model_validate({"map": name, "missing": "exclude"})
     with pytest.raises(UserError):
         smooth(scored(tmp_path, {"a": None, "b": None}), spec, 0, tmp_path / "out")
     assert not (tmp_path / "out" / col.SMOOTHED_FILE).exists()
 
 
 def test_the_map_is_recorded_in_the_file(tmp_path: Path) -> None:
-    spec = SmoothConfig(map="shuffled", base="rank", alpha_max=0.3)
+    spec = ArmConfig(map="shuffled", base="rank", alpha_max=0.3)
     smooth(scored(tmp_path, {"a": 0.2, "b": 0.6}), spec, 7, tmp_path / "out")
     for path in (tmp_path / "out", tmp_path / "out" / col.SMOOTHED_FILE):
         recorded = recorded_map(path)
         assert recorded.pop("seed") == 7
         assert recorded.pop(col.SCORED_DIGEST) == content_digest(tmp_path / "scored", col.SMOOTHING_READS)
-        assert SmoothConfig.model_validate(recorded) == spec
+        assert ArmConfig.model_validate(recorded) == spec
 
 
 def test_a_file_made_elsewhere_records_no_map(tmp_path: Path) -> None:
@@ -145,14 +145,14 @@ def test_a_file_made_elsewhere_records_no_map(tmp_path: Path) -> None:
 
 def test_histogram_counts_every_row_once(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.0, "b": 0.1, "c": 0.2, "d": 1.0})
-    smooth(source, SmoothConfig(map="linear", alpha_max=0.4), 0, tmp_path / "out")
+    smooth(source, ArmConfig(map="linear", alpha_max=0.4), 0, tmp_path / "out")
     bars = histogram(tmp_path / "out" / col.SMOOTHED_FILE, bins=4)
     assert [count for *_, count in bars] == [3, 0, 0, 1]
     assert [low for low, *_ in bars] + [bars[-1][1]] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_histogram_of_one_value_is_one_bar(tmp_path: Path) -> None:
-    smooth(scored(tmp_path, {"a": 0.3, "b": 0.4}), SmoothConfig(map="constant"), 0, tmp_path / "out")
+    smooth(scored(tmp_path, {"a": 0.3, "b": 0.4}), ArmConfig(map="constant"), 0, tmp_path / "out")
     ((low, high, count),) = histogram(tmp_path / "out" / col.SMOOTHED_FILE)
     assert low <= 0.1 <= high
     assert count == 2
@@ -173,7 +173,7 @@ def test_columns_that_cannot_be_smoothed_are_told(rename: dict[str, str], said: 
     path = tmp_path / "scored.parquet"
     pyarrow.parquet.write_table(table.rename_columns([rename.get(name, name) for name in table.column_names]), path)
     with pytest.raises(UserError, match=said):
-        smooth(path, SmoothConfig(), 0, tmp_path / "out")
+        smooth(path, ArmConfig(), 0, tmp_path / "out")
 
 
 @pytest.mark.parametrize("ids", [["a", "a", "b"], ["a", None, "b"]])
@@ -181,5 +181,27 @@ def test_ids_that_repeat_are_refused(ids: list[str | None], tmp_path: Path) -> N
     rows = [{"id": name, "split": "train", "uncertainty": 0.1 * at} for at, name in enumerate(ids)]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "scored.parquet")
     with pytest.raises(UserError, match=r"(?s)repeats or has no value.*2 different ids in 3 training rows"):
-        smooth(tmp_path / "scored.parquet", SmoothConfig(), 0, tmp_path / "out")
+        smooth(tmp_path / "scored.parquet", ArmConfig(), 0, tmp_path / "out")
     assert not (tmp_path / "out" / col.SMOOTHED_FILE).exists()
+
+
+def test_an_arm_may_read_another_uncertainty_and_weight_its_rows(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
+    for file in source.glob("*.parquet"):
+        (row,) = pyarrow.parquet.read_table(file).to_pylist()
+        row["uncertainty_nll"] = 1 - row["uncertainty"]
+        pyarrow.parquet.write_table(pa.Table.from_pylist([row], schema=SCHEMA), file)
+    arm = ArmConfig(map="linear", alpha_max=0.5, uncertainty="nll", weight="filter", filter_share=0.3)
+    figures = smooth(source, arm, 0, tmp_path / "out")
+    # U = 0.8, 0.6, 0.4: the first is left out.
+    assert alphas(tmp_path / "out") == pytest.approx({"b": 0.3, "c": 0.2})
+    assert (figures["excluded"], figures["weight"], figures["uncertainty"]) == (1, "filter", "uncertainty_nll")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / col.SMOOTHED_FILE)
+    assert table.column_names == [*SCHEMA.names, "alpha", "loss_weight"]
+    assert table["loss_weight"].to_pylist() == [1, 1]
+
+
+def test_an_uncertainty_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
+    source = scored(tmp_path, {"a": 0.2})
+    with pytest.raises(UserError, match="no column 'uncertainty_p_true'(.|\n)*add 'p_true' to elicit.estimators"):
+        smooth(source, ArmConfig(uncertainty="p_true"), 0, tmp_path / "out")

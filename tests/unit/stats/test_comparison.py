@@ -76,6 +76,9 @@ def test_arms_are_told_apart_by_what_they_do() -> None:
         "base": ROLES["base"],
     }
     assert pairs_of(roles)[:3] == [("mine", "baseline"), ("mine", "control"), ("control", "baseline")]
+    assert role_of("none", loss="dft") == "control"
+    assert role_of("none", loss="sft") == "sft"
+    assert role_of("none", weight="filter") == role_of("constant", weight="certainty") == "ual"
     assert [role_of(name) for name in ("linear", "constant", "inverted", "gone", None)] == [
         *("ual", "control", "control", "unknown", "unknown")
     ]

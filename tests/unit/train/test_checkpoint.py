@@ -49,7 +49,7 @@ def trained(steps: int = 2, seed: int = 0) -> tuple[nn.Module, torch.optim.Optim
 
 
 def progress(step: int, best_step: int | None = None) -> Progress:
-    return Progress("plan", 7, step=step, samples=step * 4, tokens=step * 100, best_nll=1.5, best_step=best_step)
+    return Progress("plan", 7, step=step, samples=step * 4, tokens=step * 100, best_loss=1.5, best_step=best_step)
 
 
 def names(root: Path) -> list[str]:

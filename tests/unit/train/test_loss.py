@@ -22,6 +22,7 @@ from ual_ray.train.loss import (
     smoothed_linear_cross_entropy,
     smoothed_linear_cross_entropy_with_metrics,
 )
+from ual_ray.train.token_losses import eaft, prior_leaning
 
 IGNORE = -100
 OPTIONS = {
@@ -35,6 +36,8 @@ OPTIONS = {
     "prior": {"prior": True},
     "prior, padding and bias": {"prior": True, "vocab_size": 17, "bias": True},
     "prior and softcap": {"prior": True, "softcap": 2.5},
+    "token loss": {"token_loss": prior_leaning},
+    "token loss, weights, prior and softcap": {"token_loss": eaft, "token_weight": True, "prior": True, "softcap": 2.5},
     "everything": {"vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True, "prior": True},
 }
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -99,6 +102,7 @@ def brute_force(
     vocab_size: int | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    token_loss: Any = None,
     **_: Any,
 ) -> Tensor:
     """Loss of every token by the definition: cross-entropy against (1 - alpha) one-hot + alpha q, q = 1 / K by default."""
@@ -110,6 +114,9 @@ def brute_force(
     towards = logits.new_full((size,), 1 / size) if prior is None else prior[:vocab_size].to(logits.dtype)
     wanted = (1 - alpha)[:, None] * one_hot + alpha[:, None] * towards
     losses = -(wanted * logits.log_softmax(1)).sum(1) + z_loss * logits.logsumexp(1).square()
+    if token_loss is not None:
+        nll = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+        losses = losses * token_loss(nll.detach(), logits.detach().softmax(1))
     return (losses if token_weight is None else token_weight * losses).where(labels != IGNORE, 0.0)
 
 
@@ -171,7 +178,8 @@ class TestDefinition:
         torch.testing.assert_close(tokens.sum(), total)
         assert_same(gradients(tokens.sum(), inputs), gradients(total, inputs))
 
-    @all_options
+    # Finite differences also go through the weight of a token loss, which is a constant to the gradient.
+    @pytest.mark.parametrize("options", [options for options in OPTIONS.values() if "token_loss" not in options])
     @pytest.mark.parametrize("reduction", ["sum", "none"])
     def test_gradcheck(self, options: dict[str, Any], reduction: str) -> None:
         inputs = make_inputs(tokens=5, width=3, vocabulary=6, **{**options, **({"vocab_size": 4} if options else {})})
@@ -195,6 +203,7 @@ class TestDefinition:
         prior=st.booleans(),
         softcap=st.none() | st.floats(0.5, 30),
         z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
+        token_loss=st.sampled_from([None, prior_leaning, eaft]),
         reduction=st.sampled_from(["sum", "none"]),
         seed=st.integers(0, 1000),
     )
@@ -430,7 +439,7 @@ class TestMetrics:
         loss, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs, chunk_size=4)
         target = inputs["labels"] != IGNORE
         assert torch.equal(metrics.target, target)
-        unweighted = inputs | {"token_weight": None, "z_loss": 0.0}
+        unweighted = inputs | {"token_weight": None, "token_loss": None, "z_loss": 0.0}
         unsmoothed = unweighted | {"alpha": torch.zeros_like(inputs["alpha"])}
         torch.testing.assert_close(metrics.nll, brute_force(**unsmoothed).detach())
         smoothed = brute_force(**unweighted).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.batches import Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
+from ual_ray.train.token_losses import dft
 from ual_ray.train.weights import empty_model, load_weights
 
 CPU = torch.device("cpu")
@@ -203,3 +205,32 @@ def test_a_frozen_head_and_adapters_have_the_loss_of_the_model(family: str, fami
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_weights_prior_and_loss_are_those_of_the_definition_packed_or_not(packable: str, family_folder: Any) -> None:
+    causal_lm = AutoModelForCausalLM.from_pretrained(family_folder(packable), dtype=torch.float32)
+    size = causal_lm.config.get_text_config().vocab_size
+    prior = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    prior /= prior.sum()
+    model = SmoothedCausalLM(causal_lm.eval(), uncertainty_bins=1, token_loss=dft, prior=prior)
+    model.training = True  # and no dropout below it
+    samples = [replace(sample, weight=weight) for sample, weight in zip(make_samples(), (0.5, 1.0, 2.0), strict=True)]
+    apart = model(collate([[sample] for sample in samples])).loss
+    packed = model(collate([samples[:2], samples[2:]], packed=True)).loss
+    expected = torch.zeros(())
+    for sample in samples:
+        logits = causal_lm(torch.as_tensor(sample.input_ids).long()[None], use_cache=False).logits[0, :-1].float()
+        labels = torch.as_tensor(sample.labels[1:]).long()
+        kept = labels != IGNORE_INDEX
+        logs = logits.log_softmax(1)[kept]
+        at_label = logs.gather(1, labels[kept][:, None]).squeeze(1)
+        smoothed = (1 - sample.alpha) * at_label + sample.alpha * (logs @ prior)
+        expected = expected - sample.weight * (at_label.detach().exp() * smoothed).sum()
+    torch.testing.assert_close(apart, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-6)
+    # In evaluation all tokens count alike, so that arms compare.
+    plain = SmoothedCausalLM(causal_lm, uncertainty_bins=1, prior=prior).eval()
+    unweighted = [replace(sample, weight=1.0) for sample in samples]
+    torch.testing.assert_close(
+        model.eval()(collate([samples], packed=True)).loss, plain(collate([unweighted], packed=True)).loss
+    )

@@ -27,7 +27,7 @@ def test_the_lowest_nll_is_the_best_and_the_first_of_equals() -> None:
     for step, nll in enumerate([3.0, 2.0, 2.0, 2.5, math.nan, math.inf], start=1):
         progress = progress.stepped(1, 1).validated(nll)
         assert progress.step == step
-    assert (progress.best_nll, progress.best_step, progress.validations_since_best) == (2.0, 2, 4)
+    assert (progress.best_loss, progress.best_step, progress.validations_since_best) == (2.0, 2, 4)
 
 
 def test_a_first_nll_that_is_no_number_is_not_the_best() -> None:
@@ -40,14 +40,14 @@ def test_the_best_is_the_minimum_of_the_finite(values: list[float]) -> None:
     for value in values:
         progress = progress.stepped(1, 1).validated(value)
     finite = [value for value in values if math.isfinite(value)]
-    assert progress.best_nll == (min(finite) if finite else None)
+    assert progress.best_loss == (min(finite) if finite else None)
     assert progress.validations_since_best < len(values) or not finite
 
 
 @pytest.mark.parametrize(("patience", "since", "over"), [(None, 99, False), (2, 1, False), (2, 2, True), (1, 1, True)])
 def test_early_stopping(patience: int | None, since: int, over: bool) -> None:
     config = TrainConfig(early_stopping=patience)
-    assert after(5, best_nll=1.0, best_step=1, validations_since_best=since).over(config, 10) is over
+    assert after(5, best_loss=1.0, best_step=1, validations_since_best=since).over(config, 10) is over
 
 
 def test_it_is_over_after_the_last_step() -> None:

@@ -1,0 +1,66 @@
+"""The weights of tokens by hand, and that a name and a strength give the loss that they name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ual_ray.config.registry import LOSSES
+from ual_ray.train.token_losses import token_loss
+
+# The label has the probability 0.5, 0.25, 0.05.
+PROBABILITIES = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.05, 0.9, 0.05]], dtype=torch.float64)
+NLL = -PROBABILITIES[:, 0].log()
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "expected"),
+    [
+        ("dft", None, [0.5, 0.25, 0.05]),
+        ("dft", 2.0, [0.25, 0.0625, 0.0025]),
+        ("prior_leaning", None, [0.5**0.5, 0.5, 0.05**0.5]),
+        ("profit", None, [1, 1, 0]),
+        ("profit", 0.3, [1, 0, 0]),
+    ],
+)
+def test_weights_by_hand(name: str, strength: float | None, expected: list[float]) -> None:
+    weigh = token_loss(name, strength)
+    assert weigh is not None
+    assert weigh(NLL, PROBABILITIES).tolist() == pytest.approx(expected)
+
+
+def test_eaft_follows_the_entropy_of_the_largest_probabilities() -> None:
+    weigh = token_loss("eaft", None)
+    assert weigh is not None
+    entropies = [math.log(2), -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)), -(0.9 * math.log(0.9) + 0.1 * math.log(0.05))]
+    assert weigh(NLL, PROBABILITIES).tolist() == pytest.approx([entropy / math.log(20) for entropy in entropies])
+    uniform = torch.full((1, 40), 1 / 40, dtype=torch.float64)
+    # Twenty of forty hold half of the mass: their entropy is 20 * (1/40) * log 40.
+    assert weigh(torch.zeros(1), uniform).tolist() == pytest.approx([math.log(40) / 2 / math.log(20)])
+
+
+def test_plain_cross_entropy_costs_no_pass() -> None:
+    assert token_loss("sft", None) is None
+    assert LOSSES["sft"](NLL, PROBABILITIES).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_are_shares(name: str) -> None:
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(50, 30, dtype=torch.float64)
+    weights = LOSSES[name](-logits.log_softmax(1)[:, 3], logits.softmax(1))
+    assert weights.shape == (50,)
+    assert ((weights >= 0) & (weights <= 1)).all()
+
+
+def test_the_prior_leaning_weight_is_the_gradient_of_its_loss() -> None:
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    probability = logits.softmax(1)[:, 2]
+    (expected,) = torch.autograd.grad(((1 - probability**0.5) / 0.5).sum(), logits)
+    weigh = token_loss("prior_leaning", 0.5)
+    assert weigh is not None
+    nll = -logits.log_softmax(1)[:, 2]
+    (actual,) = torch.autograd.grad((weigh(nll.detach(), logits.detach().softmax(1)) * nll).sum(), logits)
+    torch.testing.assert_close(actual, expected)

@@ -1,0 +1,35 @@
+"""One arm of the comparison: how its labels are smoothed, and in what its training differs from that of the others."""
+
+from __future__ import annotations
+
+from ual_ray.config.names import LossName, PriorName, UncertaintyName, WeightName
+from ual_ray.config.registry import WEIGHTS
+from ual_ray.config.section import Share, key
+from ual_ray.config.smooth import SmoothConfig
+from ual_ray.config.train import TrainConfig
+
+
+class ArmConfig(SmoothConfig):
+    """An arm; the keys that are named as keys of `train` replace these for the arm where they are not null."""
+
+    uncertainty: UncertaintyName | None = key(
+        None, affects="alphas", description="estimator whose uncertainty the arm reads; null = that of elicit.uncertainty"
+    )
+    weight: WeightName = key(
+        "none", affects="alphas", description=f"weight of a row in the loss, from its uncertainty: {', '.join(WEIGHTS)}"
+    )
+    filter_share: Share = key(
+        0.2, gt=0, lt=1, affects="alphas", description="share of the most uncertain rows to leave out (weight: filter)"
+    )
+    # Recorded with the alphas: it decides whether the arm is a control.
+    loss: LossName | None = key(None, affects="alphas", description="train.loss of this arm; null = train.loss")
+    loss_strength: float | None = key(None, gt=0, affects="", description="train.loss_strength of this arm")
+    prior: PriorName | None = key(None, affects="", description="train.prior of this arm; null = train.prior")
+    prior_file: str | None = key(None, affects="", names="file", description="train.prior_file of this arm")
+    learning_rate: float | None = key(None, gt=0, affects="", description="train.learning_rate of this arm")
+    epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm")
+
+    def training(self, train: TrainConfig) -> TrainConfig:
+        """Return the training settings of this arm. Raises pydantic's error where they do not go together."""
+        own = {name: value for name in TrainConfig.model_fields if (value := getattr(self, name, None)) is not None}
+        return TrainConfig.model_validate(train.model_dump() | own) if own else train
