@@ -25,7 +25,7 @@ FLOORS = (
     ("engines",),
     ("benchmarks",),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
-    ("integrations", "pipeline", "preflight", "submit"),
+    ("experiment", "integrations", "pipeline", "preflight", "submit"),
     ("cli",),
     ("__main__",),
 )
@@ -60,6 +60,7 @@ PURE = sorted(
         ),
         *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
+        *("experiment/truth.py", "experiment/findings.py"),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
         *(f"report/{name}.py" for name in ("findings", "gather", "table", "caveats", "examples", "page_data", "draw", "page")),
     )
@@ -176,7 +177,7 @@ def test_pure_modules_do_not_load_them_through_others(path: str) -> None:
     assert packages(iter(loaded_with(name_of(PACKAGE / path)))) & {"ray", "vllm", "mlflow"} == set()
 
 
-@pytest.mark.parametrize("module", ["train.loop", "train.export", "train.estimate.dry_run"])
+@pytest.mark.parametrize("module", ["train.loop", "train.export", "train.estimate.dry_run", "experiment.training"])
 def test_training_and_its_dry_run_load_where_there_is_no_cluster(module: str) -> None:
     absent = {"ray", "vllm", "mlflow", "omegaconf", "datasets", "openai"}
     assert packages(iter(loaded_with(f"ual_ray.{module}"))) & absent == set()

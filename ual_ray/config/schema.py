@@ -9,6 +9,7 @@ from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
+from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL
 from ual_ray.config.registry import ESTIMATORS
@@ -76,6 +77,9 @@ class Config(Section):
         default_factory=JudgeConfig,
         affects="",
         description="stage 4: pairwise comparison of open-ended answers by a judge model",
+    )
+    experiment: ExperimentConfig = key(
+        default_factory=ExperimentConfig, affects="", description="`ual experiment`: made-up data whose truth is known"
     )
     tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="MLflow tracking")
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")
