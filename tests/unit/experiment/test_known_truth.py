@@ -1,0 +1,80 @@
+"""The instrument at a reduced size: real maps, tokens, loss, loop and export find the effect of an oracle's uncertainty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from ual_ray.config.experiment import ExperimentConfig
+from ual_ray.experiment import known_truth
+from ual_ray.experiment.training import only_rank, train
+from ual_ray.experiment.truth import draw_world
+
+SMALL = ExperimentConfig(contexts=512, epochs=1, seeds=(0, 1, 2), corruptions=(0.0, 1.0), hidden_size=16)
+
+
+@pytest.fixture
+def no_process_group() -> None:
+    assert not dist.is_initialized()
+
+
+def test_an_oracle_is_found_to_help(tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {arm: known_truth.ARMS[arm] for arm in ("shuffled", "inverted", "ual")}
+    monkeypatch.setattr(known_truth, "ARMS", arms)
+    settings = ExperimentConfig(epochs=5, alpha_mean=0.2)
+    with only_rank():
+        cases = {case.arm: case for case in known_truth.run_seed(settings, 0.0, 0, tmp_path, print)}
+    for metric in ("kl", "scaled_kl"):
+        found = {arm: case.mean(metric) for arm, case in cases.items()}
+        assert found["ual"] < min(found["shuffled"], found["inverted"]), metric
+
+
+def test_everything_is_written_and_nothing_is_trained_twice(
+    tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    first = known_truth.run(SMALL, tmp_path, lines.append)
+    # Three seeds of two arms that no corruption changes, and of three arms at two corruptions.
+    assert len([*(tmp_path / "cases").glob("*.json")]) == 3 * (2 + 3 * 2)
+    assert len(lines) == 3 * 5 * 2 + 1
+    content = json.loads((tmp_path / "known_truth.json").read_text())
+    assert len(content["cases"]) == 30 and len(content["comparisons"]) == len(first) == 2 * 4 * 4
+    assert (tmp_path / "known_truth.md").read_text().strip() == lines[-1].strip()
+    assert "<svg" in (tmp_path / "known_truth.svg").read_text()
+
+    def measure(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(known_truth, "measure", measure)
+    again: list[str] = []
+    assert known_truth.run(SMALL, tmp_path, again.append) == first and again == lines
+    with pytest.raises(AssertionError, match="trained again"):
+        known_truth.run(SMALL.model_copy(update={"epochs": 2}), tmp_path, again.append)
+
+
+def test_training_follows_the_labels(tmp_path: Path, no_process_group: None) -> None:
+    settings = ExperimentConfig(contexts=64, epochs=60, batch_size=16, learning_rate=1e-2)
+    world = draw_world(64, settings.symbols, settings.answers, seed=0)
+    with only_rank():
+        logits = train(settings, world, np.zeros(world.train), 0, tmp_path)
+    learnt = logits[: world.train].argmax(axis=1) == world.labels[: world.train]
+    assert logits.shape == (64, 64) and learnt.mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"contexts": 30000}, {"corruptions": [1.5]}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"answers": 8}],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ExperimentConfig.model_validate(values)
+
+
+def test_symbols_are_as_few_as_possible() -> None:
+    assert [ExperimentConfig(contexts=count).symbols for count in (64, 65, 4096, 4097)] == [4, 5, 16, 17]
