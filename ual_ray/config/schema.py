@@ -79,7 +79,7 @@ class Config(Section):
         description="stage 4: pairwise comparison of open-ended answers by a judge model",
     )
     experiment: ExperimentConfig = key(
-        default_factory=ExperimentConfig, affects="", description="`ual experiment`: made-up data whose truth is known"
+        default_factory=ExperimentConfig, affects="", description="made-up data whose truth is known, of `ual experiment`"
     )
     tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="MLflow tracking")
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")

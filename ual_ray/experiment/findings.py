@@ -117,7 +117,7 @@ def corruptions(cases: Iterable[Case]) -> list[float]:
 
 
 def strata_names() -> list[str]:
-    """List the names of the strata, in the order of their places."""
+    """List the names of the strata by their numbers."""
     return [*strata(1)]
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.config.experiment import ExperimentConfig
+from ual_ray.config.files import write_json
 from ual_ray.experiment.truth import Numbers, World
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.loop import TrainingJob, train_worker
@@ -72,7 +73,6 @@ def train_config(settings: ExperimentConfig) -> TrainConfig:
 
 def write_model(settings: ExperimentConfig, folder: Path, seed: int) -> None:
     """Write a random Llama whose vocabulary is the answers, so that uniform smoothing is uniform over them."""
-    from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
@@ -89,8 +89,9 @@ def write_model(settings: ExperimentConfig, folder: Path, seed: int) -> None:
         eos_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = Tokenizer(models.WordLevel({str(token): token for token in range(settings.answers)}))
-    PreTrainedTokenizerFast(tokenizer_object=vocabulary).save_pretrained(folder)
+    words = {"type": "WordLevel", "vocab": {str(token): token for token in range(settings.answers)}, "unk_token": "0"}
+    write_json(folder / "tokenizer.json", {"version": "1.0", "model": words, "added_tokens": []})
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(folder)
 
 
 def write_tokens(world: World, alpha: Numbers, folder: Path) -> None:

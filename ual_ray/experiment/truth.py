@@ -29,8 +29,9 @@ WORLD_STREAM, CORRUPTION_STREAM = 1, 2
 class World:
     """N contexts in random order, with K answers.
 
-    contexts: [N, POSITIONS] tokens; truth: [N, K], rows sum to 1; labels: [N], sampled from the truth; strata: [N], places in
-    `strata(K)`. The first `train` contexts are trained on, those up to `validation` fit temperatures, the others are the test.
+    contexts: [N, POSITIONS] tokens; truth: [N, K], rows sum to 1; labels: [N], sampled from the truth; strata: [N], numbers
+    of the kinds in `strata(K)`. The first `train` contexts are trained on, those up to `validation` fit temperatures, the
+    others are the test.
     """
 
     contexts: Integers
