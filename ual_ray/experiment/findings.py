@@ -15,6 +15,8 @@ from ual_ray.stats.bootstrap import LEVEL, Verdict, bootstrap, holm, resampled_s
 KL, SCALED_KL, NO_FLOOR_KL, REGRET = "kl", "scaled_kl", "no_floor_kl", "regret"
 # By name: the column of the table. All of them are better when lower.
 METRICS = {KL: "KL raw", SCALED_KL: "KL scaled", NO_FLOOR_KL: "KL scaled, no floor", REGRET: "top-1 regret"}
+# Named before any run: it compares the arms after the temperature that each of them is free to choose.
+PRIMARY = SCALED_KL
 DIGITS = 4
 
 
@@ -122,7 +124,7 @@ def strata_names() -> list[str]:
 
 
 def tables(cases: Sequence[Case], findings: Sequence[Finding]) -> str:
-    """Write the tables as Markdown, per corruption: the arms, their raw KL by stratum, and the comparisons."""
+    """Write the tables as Markdown, per corruption: the arms, their primary metric by stratum, and the comparisons."""
     parts = []
     for corruption in corruptions(cases):
         here = [case for case in cases if case.corruption == corruption]
@@ -134,12 +136,9 @@ def tables(cases: Sequence[Case], findings: Sequence[Finding]) -> str:
         parts.append(
             _table(["arm", *METRICS.values()], ([arm, *(_spread(here, arm, name) for name in METRICS)] for arm in arms(here)))
         )
-        for metric in METRICS:
-            parts.append(f"{METRICS[metric]} by stratum:")
-            rows = (
-                [arm, *(_stratum_mean(here, arm, metric, place) for place in range(len(strata_names())))] for arm in arms(here)
-            )
-            parts.append(_table(["arm", *strata_names()], rows))
+        parts.append(f"{METRICS[PRIMARY]} by stratum:")
+        rows = ([arm, *(_stratum_mean(here, arm, place) for place in range(len(strata_names())))] for arm in arms(here))
+        parts.append(_table(["arm", *strata_names()], rows))
         parts.append(f"Comparisons, difference with its {LEVEL:.0%} interval over seeds; better = lower:")
         own = (finding for finding in findings if finding.corruption == corruption)
         parts.append(_table(["metric", "arms", "difference", "p (Holm)", "verdict"], map(_comparison, own)))
@@ -152,8 +151,8 @@ def _spread(cases: Sequence[Case], arm: str, metric: str) -> str:
     return f"{number(float(np.mean(means)), DIGITS)} ({number(spread, DIGITS)})"
 
 
-def _stratum_mean(cases: Sequence[Case], arm: str, metric: str, place: int) -> str:
-    means = [case.mean(metric, place) for case in cases if case.arm == arm and (case.strata == place).any()]
+def _stratum_mean(cases: Sequence[Case], arm: str, place: int) -> str:
+    means = [case.mean(PRIMARY, place) for case in cases if case.arm == arm and (case.strata == place).any()]
     return number(float(np.mean(means)) if means else None, DIGITS)
 
 
