@@ -12,9 +12,9 @@ from ual_ray.experiment.truth import Integers, Numbers, strata
 from ual_ray.formatting import number
 from ual_ray.stats.bootstrap import LEVEL, Verdict, bootstrap, holm, resampled_sums, verdict
 
-KL, SCALED_KL, NO_FLOOR_KL, REGRET = "kl", "scaled_kl", "no_floor_kl", "regret"
+KL, SCALED_KL, REGRET = "kl", "scaled_kl", "regret"
 # By name: the column of the table. All of them are better when lower.
-METRICS = {KL: "KL raw", SCALED_KL: "KL scaled", NO_FLOOR_KL: "KL scaled, no floor", REGRET: "top-1 regret"}
+METRICS = {KL: "KL raw", SCALED_KL: "KL scaled", REGRET: "top-1 regret"}
 # Named before any run: it compares the arms after the temperature that each of them is free to choose.
 PRIMARY = SCALED_KL
 DIGITS = 4

@@ -17,30 +17,9 @@ from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.config.names import CONSTANT, NO_SMOOTHING, SFT, SHUFFLED, UAL
-from ual_ray.experiment.findings import (
-    KL,
-    METRICS,
-    NO_FLOOR_KL,
-    REGRET,
-    SCALED_KL,
-    Case,
-    Finding,
-    compare,
-    corruptions,
-    seed_means,
-    tables,
-)
+from ual_ray.experiment.findings import KL, METRICS, REGRET, SCALED_KL, Case, Finding, compare, corruptions, seed_means, tables
 from ual_ray.experiment.training import only_rank, train
-from ual_ray.experiment.truth import (
-    World,
-    corrupt,
-    divergence,
-    draw_world,
-    fit_floor,
-    oracle_uncertainty,
-    regret,
-    without_floor,
-)
+from ual_ray.experiment.truth import World, corrupt, divergence, draw_world, oracle_uncertainty, regret
 from ual_ray.smooth import assign_alpha
 
 ARMS = {SFT: NO_SMOOTHING, CONSTANT: "constant", SHUFFLED: "shuffled", "inverted": "inverted", UAL: "mean_matched"}
@@ -98,18 +77,14 @@ def measure(settings: ExperimentConfig, world: World, alpha: np.ndarray, seed: i
         logits = train(settings, world, alpha, seed, Path(folder))
     seen, test = slice(world.train, world.validation), slice(world.validation, None)
     temperature = fit_temperature(logits[seen], world.labels[seen])
-    floor, after = fit_floor(logits[seen], world.labels[seen], temperature)
     truth = world.truth[test]
     return {
         "seed": seed,
         "mean_alpha": float(alpha.mean()),
         "temperature": temperature,
-        "floor": floor,
-        "temperature_after_floor": after,
         "seconds": time.monotonic() - started,
         KL: divergence(truth, logits[test]).tolist(),
         SCALED_KL: divergence(truth, logits[test], temperature).tolist(),
-        NO_FLOOR_KL: divergence(truth, without_floor(logits[test], floor), after).tolist(),
         REGRET: regret(truth, logits[test]).tolist(),
     }
 

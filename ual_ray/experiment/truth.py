@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax, xlogy
+from scipy.special import log_softmax, xlogy
 
 from ual_ray.config.experiment import POSITIONS
 
@@ -17,9 +16,6 @@ Integers = NDArray[np.int64]
 LABEL_NOISE = 0.3
 # Features from which the order of the answers follows; fewer are easier to learn.
 FEATURES = 32
-# What stays of a probability at or below the floor that is taken out, in floors.
-REMAINDER = 1e-3
-HIGHEST_FLOOR = 0.9
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.125
 # Each use of randomness has a stream of its own: worlds of different corruption differ in nothing else.
 WORLD_STREAM, CORRUPTION_STREAM = 1, 2
@@ -104,31 +100,6 @@ def corrupt(uncertainty: Numbers, share: float, seed: int) -> Numbers:
 def divergence(truth: Numbers, logits: Numbers, temperature: float = 1.0) -> Numbers:
     """KL(truth || softmax(logits / temperature)) of every row, in nats, 0 or more, lower is better. Both are [N, K]."""
     return (xlogy(truth, truth) - truth * log_softmax(logits / temperature, axis=1)).sum(axis=1)
-
-
-def without_floor(logits: Numbers, floor: float) -> Numbers:
-    """Take a uniform mixture's share out of a model's distribution, and return logits of what is left, [N, K].
-
-    Smoothing adds alpha / K to every probability, which no temperature undoes. floor: the share taken out, in [0, 1).
-    """
-    if floor == 0:
-        return logits
-    uniform = floor / logits.shape[1]
-    return np.log(np.maximum(softmax(logits, axis=1) - uniform, REMAINDER * uniform))
-
-
-def fit_floor(logits: Numbers, labels: Integers, temperature: float) -> tuple[float, float]:
-    """Find the floor, and the temperature after it, with the lowest NLL of the labels; start from a floor of 0."""
-
-    def nll(point: Numbers) -> float:
-        log_p = log_softmax(without_floor(logits, point[0]) / point[1], axis=1)
-        return -float(np.take_along_axis(log_p, labels[:, None], axis=1).mean())
-
-    start = np.array([0.0, temperature])
-    simplex = np.stack([start, start + [0.1, 0], start + [0, 0.1 * temperature]])
-    bounds = [(0, HIGHEST_FLOOR), (0.1 * temperature, 10 * temperature)]
-    floor, after = minimize(nll, start, method="Nelder-Mead", bounds=bounds, options={"initial_simplex": simplex}).x
-    return float(floor), float(after)
 
 
 def regret(truth: Numbers, logits: Numbers) -> Numbers:

@@ -43,7 +43,7 @@ def test_everything_is_written_and_nothing_is_trained_twice(
     assert len([*(tmp_path / "cases").glob("*.json")]) == 3 * (2 + 3 * 2)
     assert len(lines) == 3 * 5 * 2 + 1
     content = json.loads((tmp_path / "known_truth.json").read_text())
-    assert len(content["cases"]) == 30 and len(content["comparisons"]) == len(first) == 2 * 4 * 4
+    assert len(content["cases"]) == 30 and len(content["comparisons"]) == len(first) == 2 * 4 * 3
     assert (tmp_path / "known_truth.md").read_text().strip() == lines[-1].strip()
     assert "<svg" in (tmp_path / "known_truth.svg").read_text()
 

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 
-from ual_ray.experiment.truth import (
-    corrupt,
-    divergence,
-    draw_world,
-    fit_floor,
-    oracle_uncertainty,
-    regret,
-    strata,
-    without_floor,
-)
+from ual_ray.experiment.truth import corrupt, divergence, draw_world, oracle_uncertainty, regret, strata
 
 K = 64
 
@@ -95,24 +85,3 @@ def test_regret_is_what_the_likeliest_answer_lacks() -> None:
     truth = np.array([[0.6, 0.4, 0], [0.6, 0.4, 0], [0.5, 0, 0.5]])
     logits = np.array([[1.0, 2, 0], [0, 0, 1], [0, 0, 1]])
     assert regret(truth, logits).tolist() == pytest.approx([0.2, 0.6, 0])
-
-
-def test_a_floor_that_was_put_in_is_found_and_taken_out() -> None:
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(20000, 8)) * 3
-    p = softmax(logits, axis=1)
-    labels = (np.cumsum(p, axis=1) < random.random((len(p), 1))).sum(axis=1)
-    mixed = np.log(0.8 * p + 0.2 / 8)
-    floor, temperature = fit_floor(mixed, labels, 1.0)
-    assert (floor, temperature) == pytest.approx((0.2, 1.0), abs=0.02)
-    truth = softmax(logits, axis=1)
-    assert divergence(truth, without_floor(mixed, floor), temperature).mean() < 0.01 * divergence(truth, mixed).mean()
-    assert without_floor(mixed, 0.0) is mixed
-
-
-def test_no_floor_is_found_where_there_is_none() -> None:
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(20000, 8))
-    labels = (np.cumsum(softmax(logits, axis=1), axis=1) < random.random((len(logits), 1))).sum(axis=1)
-    floor, temperature = fit_floor(logits, labels, 1.0)
-    assert floor < 0.05 and temperature == pytest.approx(1.0, abs=0.1)
