@@ -95,7 +95,8 @@ LENGTH_REFERENCE = "length_reference"
 TEXT_CANDIDATE = "text_candidate"
 TEXT_REFERENCE = "text_reference"
 
-# Added by calibration, one row per token; `scaled_` = after temperature scaling.
+# Added by calibration, one row per token; `scaled_` = after temperature scaling, `adjusted_` = after removing
+# temperature and smoothing floor.
 POSITION = "position"
 VOCABULARY_ID = "token_id"
 NLL = "nll"
@@ -104,6 +105,9 @@ BRIER = "brier"
 SCALED_NLL = "scaled_nll"
 SCALED_CONFIDENCE = "scaled_confidence"
 SCALED_BRIER = "scaled_brier"
+ADJUSTED_NLL = "adjusted_nll"
+ADJUSTED_CONFIDENCE = "adjusted_confidence"
+ADJUSTED_BRIER = "adjusted_brier"
 
 # What a stage leaves in its folder for later stages: files, folders of Parquet files, and their metadata.
 ROWS_FOLDER = "rows"
@@ -148,6 +152,7 @@ TYPES = {
     **dict.fromkeys((LENGTH_CANDIDATE, LENGTH_REFERENCE), pa.int64()),
     **dict.fromkeys((ALPHA, LOSS_WEIGHT, UNCERTAINTY, CONFIDENCE, NLL_SUM, PREFERENCE, MASS, NLL, BRIER), pa.float64()),
     **dict.fromkeys((SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER), pa.float64()),
+    **dict.fromkeys((ADJUSTED_NLL, ADJUSTED_CONFIDENCE, ADJUSTED_BRIER), pa.float64()),
 }
 
 
@@ -234,7 +239,10 @@ VERDICTS = pa.schema(
 # One row per response token of a test row: NLL in nats, `confidence` the probability of the likeliest token, `correct` whether
 # it is the label, `brier` the sum of squared differences from the label over the vocabulary, in [0, 2].
 TOKEN_STATISTICS = pa.schema(
-    fields(*(ID, SOURCE, POSITION, VOCABULARY_ID, NLL, CONFIDENCE, CORRECT, BRIER, SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER))
+    fields(
+        *(ID, SOURCE, POSITION, VOCABULARY_ID, NLL, CONFIDENCE, CORRECT, BRIER, SCALED_NLL, SCALED_CONFIDENCE, SCALED_BRIER),
+        *(ADJUSTED_NLL, ADJUSTED_CONFIDENCE, ADJUSTED_BRIER),
+    )
 )
 
 

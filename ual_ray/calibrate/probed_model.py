@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ual_ray.calibrate.adjustment import MAX_TOKENS, Adjustment, fit_adjustment, remove_floor
+from ual_ray.calibrate.clustering import thin
 from ual_ray.calibrate.metrics import fit_temperature_of
 from ual_ray.models.output_head import OutputHead
 
@@ -178,17 +180,18 @@ class TokenStatistics:
         return cls(np.empty(count), np.empty(count), np.empty(count, dtype=bool), np.empty(count))
 
 
-def measure(head: OutputHead, states: States, temperatures: Sequence[float], into: Sequence[TokenStatistics]) -> None:
-    """Measure a batch at every temperature and write the results into its rows of `into`."""
+def measure(head: OutputHead, states: States, adjustments: Sequence[Adjustment], into: Sequence[TokenStatistics]) -> None:
+    """Measure a batch under every adjustment and write the results into its rows of `into`."""
     for rows, logits, labels in logits_in_chunks(head, states.after, states.labels):
-        at_label = logits.gather(1, labels[:, None]).squeeze(1)
-        largest, argmax = logits.max(1)
+        argmax = logits.argmax(1)
         places = states.places[rows]
-        for temperature, target in zip(temperatures, into, strict=True):
-            probabilities = torch.softmax(logits / temperature, dim=1)
+        for adjustment, target in zip(adjustments, into, strict=True):
+            adjusted = remove_floor(logits, adjustment.floor) / adjustment.temperature
+            at_label, largest = (adjusted.gather(1, chosen[:, None]).squeeze(1) for chosen in (labels, argmax))
+            probabilities = torch.softmax(adjusted, dim=1)
             confidence = probabilities.gather(1, argmax[:, None]).squeeze(1)
             # Relative to the largest probability, at least 1 / K: the label's own may underflow.
-            nll = (largest - at_label) / temperature - confidence.log()
+            nll = largest - at_label - confidence.log()
             right = probabilities.gather(1, labels[:, None]).squeeze(1)
             brier = torch.linalg.vector_norm(probabilities, dim=1).square() - 2 * right + 1
             target.nll[places] = _numpy(nll)
@@ -226,6 +229,14 @@ def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
         return total / len(labels)
 
     return fit_temperature_of(slope)
+
+
+@torch.inference_mode()
+def adjustment_of(head: OutputHead, hidden: Tensor, labels: Tensor, temperature: float) -> Adjustment:
+    """Fit temperature and floor to up to MAX_TOKENS of the states [n, H] and labels [n]; temperature: as fitted alone."""
+    chosen = torch.from_numpy(thin(len(labels), MAX_TOKENS))
+    chunks = logits_in_chunks(head, hidden[chosen.to(hidden.device)], labels[chosen])
+    return fit_adjustment([(logits, chunk_labels) for _, logits, chunk_labels in chunks], temperature)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

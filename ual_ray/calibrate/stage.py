@@ -1,12 +1,14 @@
 """Calibration of one model's probabilities, and clustering of its hidden states: rows and result rows in, metrics out.
 
-The temperature is fitted on the validation rows, everything else is measured on the test rows. Both are sorted by id, so that
-models are compared on the same tokens.
+The temperature and the adjustment are fitted on the validation rows, everything else is measured on the test rows. Both are
+sorted by id, so that models are compared on the same tokens.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ import pyarrow as pa
 import torch
 
 from ual_ray import columns as col
+from ual_ray.calibrate.adjustment import Adjustment
 from ual_ray.calibrate.answers import probe_answers
 from ual_ray.calibrate.clustering import choose_classes
 from ual_ray.calibrate.clusters import Clusters
 from ual_ray.calibrate.metrics import token_summary
-from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, measure, temperature_of
+from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, adjustment_of, measure, temperature_of
 from ual_ray.calibrate.rows import ProbeJob, Taken, split_rows
 from ual_ray.config.files import write_json
 from ual_ray.errors import UserError
@@ -33,7 +36,7 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
     """Measure one model; write token and answer rows, metrics and clusters to the job's folder; return the metrics.
 
     `progress` gets the number of tokens of every batch. Without a usable validation row, the temperature and all scaled
-    metrics are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
+    and adjusted metrics are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
     """
     from transformers import AutoTokenizer
 
@@ -50,11 +53,13 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
             fix="raise engine.max_model_len, or data.test_share",
         )
     model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
-    temperature = _fit(model, validation, progress)
+    temperature, adjustment = _fit(model, validation, progress) or (None, None)
     clusters = _clusters(job, model, test, tokenizer)
-    tokens = _tokens(job, model, test, temperature, clusters, progress)
+    fitted = {"scaled": Adjustment(temperature), "adjusted": adjustment} if temperature and adjustment else {}
+    tokens = _tokens(job, model, test, fitted, clusters, progress)
     metrics = {
         "temperature": temperature,
+        "adjustment": asdict(adjustment) if adjustment else None,
         "temperature_note": None if temperature else "no validation row could be measured, so no temperature was fitted",
         "rows": {col.VALIDATION: validation.as_dict(), col.TEST: test.as_dict()},
         "token": tokens,
@@ -69,8 +74,8 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
     return metrics
 
 
-def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | None:
-    """Fit the temperature; keeps the states of all validation tokens in memory, [n, H] in the model's dtype."""
+def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> tuple[float, Adjustment] | None:
+    """Fit a temperature, alone and with a floor; keeps the states of all validation tokens in memory, [n, H]."""
     if not validation.rows:
         return None
     hidden = torch.empty(0)
@@ -80,25 +85,26 @@ def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> float | N
             hidden = states.after.new_empty(validation.tokens, states.after.shape[1])
         hidden[torch.from_numpy(states.places)] = states.after
         labels[torch.from_numpy(states.places)] = states.labels.cpu()
-    return temperature_of(model.head, hidden, labels)
+    temperature = temperature_of(model.head, hidden, labels)
+    return temperature, adjustment_of(model.head, hidden, labels, temperature)
 
 
 def _tokens(
     job: ProbeJob,
     model: ProbedModel,
     test: Taken,
-    temperature: float | None,
+    fitted: Mapping[str, Adjustment],
     clusters: Clusters | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the test tokens, raw and scaled, write one row per token, and pass their states to the clusters."""
-    temperatures = [1.0] if temperature is None else [1.0, temperature]
-    measured = [TokenStatistics.empty(test.tokens) for _ in temperatures]
+    """Measure the test tokens, raw and under what was `fitted`; write a row per token, pass their states to the clusters."""
+    adjustments = {"raw": Adjustment(), **fitted}
+    measured = {name: TokenStatistics.empty(test.tokens) for name in adjustments}
     for states in model.states(test.flat, progress):
-        measure(model.head, states, temperatures, measured)
+        measure(model.head, states, [*adjustments.values()], [*measured.values()])
         if clusters is not None:
             clusters.take(states)
-    raw, scaled = measured[0], (measured[1] if temperature is not None else None)
+    raw = measured["raw"]
     counts = [len(text.positions) for text in test.flat]
     ids = np.repeat([row[col.ID] for row in test.rows], counts).tolist()
     columns = {
@@ -107,18 +113,19 @@ def _tokens(
         col.POSITION: np.concatenate([text.positions for text in test.flat]),
         col.VOCABULARY_ID: np.concatenate([text.labels for text in test.flat]),
         **{col.NLL: raw.nll, col.CONFIDENCE: raw.confidence, col.CORRECT: raw.correct, col.BRIER: raw.brier},
-        col.SCALED_NLL: scaled.nll if scaled else [None] * len(ids),
-        col.SCALED_CONFIDENCE: scaled.confidence if scaled else [None] * len(ids),
-        col.SCALED_BRIER: scaled.brier if scaled else [None] * len(ids),
     }
-    arrays = [pa.array(columns[field.name], field.type, safe=False) for field in col.TOKEN_STATISTICS]
+    for name in fitted:
+        values = measured[name]
+        columns |= {f"{name}_nll": values.nll, f"{name}_confidence": values.confidence, f"{name}_brier": values.brier}
+    missing = [None] * len(ids)
+    arrays = [pa.array(columns.get(field.name, missing), field.type, safe=False) for field in col.TOKEN_STATISTICS]
     write_table(pa.Table.from_arrays(arrays, schema=col.TOKEN_STATISTICS), Path(job.folder) / col.TOKENS_FILE)
 
     def summed(values: TokenStatistics) -> dict[str, Any]:
         bins, resamples = job.evaluate.calibration.bins, job.evaluate.resamples
         return token_summary(ids, values.nll, values.confidence, values.correct, values.brier, bins, resamples)
 
-    return {"raw": summed(raw), "scaled": summed(scaled) if scaled else None}
+    return {"scaled": None, "adjusted": None, **{name: summed(values) for name, values in measured.items()}}
 
 
 def _clusters(job: ProbeJob, model: ProbedModel, test: Taken, tokenizer: Any) -> Clusters | None:

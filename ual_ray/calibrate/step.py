@@ -43,6 +43,7 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
         else None,
         "model": model_fingerprint(model),
         "evaluate": affecting(config.evaluate, "calibration"),
+        "statistics": col.TOKEN_STATISTICS.names,
         "max_model_len": config.engine.max_model_len,
     }
     tags = {ARM_TAG: name, MODEL_TAG: model}
@@ -116,12 +117,12 @@ def _tokens_seen(file: Path) -> int:
 
 
 def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Give the numbers of calibration.json by their names in MLflow; `_scaled` = after temperature scaling."""
+    """Name the numbers of calibration.json for MLflow: `_scaled` = with a temperature, `_adjusted` = and without the floor."""
     named: dict[str, float | None] = {"calibration/temperature": metrics["temperature"]}
     groups = [("token_", metrics["token"], TOKEN_METRICS)]
     groups += [(f"{benchmark}/answer_", answer, ANSWER_METRICS) for benchmark, answer in metrics["answer"].items()]
     for prefix, group, wanted in groups:
-        for ending, values in (("", group["raw"]), ("_scaled", group["scaled"])):
+        for ending, values in (("", group["raw"]), ("_scaled", group["scaled"]), ("_adjusted", group.get("adjusted"))):
             for metric in wanted if values else ():
                 named[f"calibration/{prefix}{metric}{ending}"] = values[metric]
         named[f"calibration/{prefix}n"] = group["raw"]["n"]

@@ -14,6 +14,7 @@ from torch.nn.functional import one_hot
 
 from ual_ray import columns as col
 from ual_ray.calibrate import probed_model as probe_model
+from ual_ray.calibrate.adjustment import FLOOR_SHARE
 from ual_ray.calibrate.answers import RenderAnswer, _confidences
 from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
@@ -144,14 +145,22 @@ def test_token_rows_are_those_of_the_full_softmax(
         assert found[name].to_pylist() == expected[name]
     logits, labels = torch.stack(expected["logits"]), torch.tensor(expected["token_id"])
     temperature = figures["temperature"]
-    for prefix, scale in (("", 1.0), ("scaled_", temperature)):
-        for name, values in expected_statistics(logits, labels, scale).items():
+    adjusted = figures["adjustment"]
+    p = torch.softmax(logits, dim=1)
+    floorless = torch.maximum(p - adjusted["floor"] / logits.shape[1], FLOOR_SHARE * p).log()
+    for prefix, scores, scale in (
+        *(("", logits, 1.0), ("scaled_", logits, temperature)),
+        ("adjusted_", floorless, adjusted["temperature"]),
+    ):
+        for name, values in expected_statistics(scores, labels, scale).items():
             if (column := f"{prefix}{name}") in found.column_names:
                 measured = np.array(found[column].to_pylist(), dtype=float)
                 np.testing.assert_allclose(measured, values, rtol=1e-4, atol=1e-5, err_msg=column)
     validation = brute_force(model_of(family), rows, "validation", tokenizer)
     assert temperature == pytest.approx(fit_temperature(torch.stack(validation["logits"]), validation["token_id"]), rel=1e-3)
-    assert figures["token"]["raw"]["n"] == len(labels)
+    assert figures["token"]["raw"]["n"] == figures["token"]["adjusted"]["n"] == len(labels)
+    assert figures["token"]["adjusted"]["nll"] == pytest.approx(np.mean(found["adjusted_nll"].to_pylist()))
+    assert figures["token"]["adjusted"]["accuracy"] == figures["token"]["raw"]["accuracy"]
     assert figures["token"]["raw"]["nll"] == pytest.approx(np.mean(found["nll"].to_pylist()))
     assert figures == json.loads((tmp_path / col.CALIBRATION_FILE).read_text())
     # In transformers the last of the hidden states is that after the final norm.
@@ -235,10 +244,10 @@ def test_without_validation_rows_nothing_is_fitted(model_of: Families, rows: Pat
     figures = probe(job_of(model_of("llama"), folder, tmp_path / "out"))
     assert figures["temperature"] is None
     assert "no validation row" in figures["temperature_note"]
-    assert figures["token"]["scaled"] is None
+    assert figures["token"]["scaled"] is figures["token"]["adjusted"] is figures["adjustment"] is None
     found = read_table(tmp_path / "out" / col.TOKENS_FILE)
     assert found["scaled_nll"].null_count == found["scaled_confidence"].null_count == found["scaled_brier"].null_count
-    assert found["scaled_nll"].null_count == len(found) > 0
+    assert found["scaled_nll"].null_count == found["adjusted_nll"].null_count == len(found) > 0
 
 
 def test_without_test_rows_the_user_is_told(model_of: Families, rows: Path, tmp_path: Path) -> None:
