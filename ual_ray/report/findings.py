@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ual_ray.stats.comparison import Comparisons, Role
-from ual_ray.stats.metrics import MetricValue
+from ual_ray.stats.comparison import PRIMARY, Comparisons, Role
+from ual_ray.stats.metrics import MetricValue, metric_of
 
 REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
@@ -55,6 +55,17 @@ class Findings:
         metrics = {name: [MetricValue(**entry) for entry in found] for name, found in content["figures"].items()}
         others = {key: value for key, value in content.items() if key not in ("figures", "comparisons")}
         return Findings(metrics, Comparisons.from_dict(content["comparisons"]), **others)
+
+
+def without_primary(findings: Findings) -> str | None:
+    """State why there is no primary comparison and what to set; None where there is one, or nothing was compared."""
+    entries = findings.comparisons.entries
+    if not entries or any(entry.primary for entry in entries):
+        return None
+    return (
+        f"there is no primary comparison: {metric_of(PRIMARY[1]).label}, needs the calibration of an arm and of its reference; "
+        "set evaluate.calibration.enabled=true and data.validation_share above 0"
+    )
 
 
 def get_nested(content: Mapping[str, Any] | None, *keys: str) -> Any:

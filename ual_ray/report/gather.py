@@ -19,7 +19,7 @@ from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
-from ual_ray.stats.results import read_metrics, read_results
+from ual_ray.stats.results import read_metrics, read_results, read_tokens
 
 READ_KEYS = ("resamples", "confidence", "benchmarks")
 # model -> training seed -> the folder of its evaluation
@@ -28,13 +28,17 @@ BySeed = Mapping[str, Mapping[int, Path]]
 
 @dataclass
 class StageFolders:
-    """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate)."""
+    """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate).
+
+    `calibrated_by_seed` is empty in a run, where there is one training seed.
+    """
 
     elicited: Path | None = None
     smoothed: dict[str, Path] = field(default_factory=dict)
     trained: dict[str, Path] = field(default_factory=dict)
     evaluated: dict[str, Path] = field(default_factory=dict)
     calibrated: dict[str, Path] = field(default_factory=dict)
+    calibrated_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     judged: dict[str, Path] = field(default_factory=dict)
 
 
@@ -76,7 +80,8 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
             if smoothed := newest_stage(arm):
                 _check_same_map(arm.parent.name, stages.smoothed.setdefault(arm.parent.name, smoothed), smoothed)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
-            stages.calibrated[_model_of(file)] = file.parent
+            model = _model_of(file)
+            stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
             stages.judged[str(json.loads(file.read_text()).get("candidate"))] = file.parent
     if not by_seed:
@@ -154,10 +159,14 @@ def make_findings(
         arm: role_of(own.get("map"), own.get("weight", "none"), own.get("loss")) for arm, own in recorded.items()
     }
     roles[BASE] = "base"
-    kinds = {name: benchmark.kind for name, benchmark in options.benchmarks.items()}
+    calibrated = stages.calibrated_by_seed or {model: {seed: folder} for model, folder in stages.calibrated.items()}
+    tokens = {
+        model: {number: read_tokens(folder) for number, folder in folders.items() if (folder / col.TOKENS_FILE).is_file()}
+        for model, folders in calibrated.items()
+    }
     return Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
-        comparisons=compare_models(rows, roles, kinds, options.confidence, options.resamples, seed),
+        comparisons=compare_models(rows, roles, tokens, options.confidence, options.resamples, seed),
         roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
         seeds={model: len(folders) for model, folders in evaluated.items()},

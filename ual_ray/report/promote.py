@@ -14,19 +14,20 @@ from ual_ray.config.files import read_json
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
-from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.gather import compare_runs
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import PRIMARY, Comparison, Role
+from ual_ray.stats.metrics import NLL
 
 # The role that an arm has to be better than in the primary comparison: the first of these that there is.
 REFERENCES: tuple[Role, ...] = ("sft", "base")
 BENCHMARK, METRIC = PRIMARY
 LEGAL = (
     f"an arm that is better in {METRIC} on {BENCHMARK} than the arm without smoothing (without one, than '{BASE}'), and worse "
-    f"in nothing, over at least {MIN_SEEDS} training seeds"
+    f"in nothing except {NLL}, which any smoothing costs, over at least {MIN_SEEDS} training seeds"
 )
 PROMOTED = "ual_ray.promoted_by"
 
@@ -76,9 +77,11 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     mine = [x for x in findings.comparisons.entries if x.arm == arm]
     if not mine:
         return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
-    if worse := [x for x in mine if x.verdict == WORSE]:
+    if worse := [x for x in mine if x.verdict == WORSE and x.metric != NLL]:
         return "; ".join(map(describe, worse))
     first = primary(arm, findings)
+    if not first and (missing := without_primary(findings)):
+        return missing
     if not first:
         return f"its {METRIC} on {BENCHMARK} was not compared with an arm without smoothing, or with '{BASE}'"
     return None if any(x.verdict == BETTER for x in first) else "; ".join(map(describe, first))

@@ -28,7 +28,9 @@ CLUSTERED = ("nc1", "silhouette", "scatter_ratio")
 # A temperature changes confidences, never which token or choice comes first.
 UNSCALED = ("accuracy",)
 # What a terminal shows of calibration and clusters; the report has the rest.
-BRIEF_CALIBRATED = (("nll", "scaled"), ("ece_width", "raw"), ("ece_width", "scaled"), ("brier", "raw"), ("aurc", "raw"))
+BRIEF_CALIBRATED = (
+    *(("nll", "scaled"), ("nll", "adjusted"), ("ece_width", "raw"), ("ece_width", "scaled"), ("brier", "raw"), ("aurc", "raw")),
+)
 BRIEF_NORM = "after_norm"
 NORMS = {"before_norm": "before the final norm", "after_norm": "after the final norm"}
 
@@ -158,7 +160,7 @@ def _calibration_rows(findings: Findings) -> Iterator[TableRow]:
 
 def _rows_of(section: str, names: Sequence[str], found: Mapping[str, Any]) -> Iterator[TableRow]:
     for metric in CALIBRATED:
-        for kind, words in (("raw", ""), ("scaled", ", scaled"))[: 1 if metric in UNSCALED else 2]:
+        for kind, words in (("raw", ""), ("scaled", ", scaled"), ("adjusted", ", adjusted"))[: 1 if metric in UNSCALED else 3]:
             parts = [{"n": get_nested(found.get(model), "n")} | (get_nested(found.get(model), kind) or {}) for model in names]
             yield from _metric_row(section, metric, words, parts, brief=(metric, kind) in BRIEF_CALIBRATED)
 

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
-from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings
+from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, without_primary
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.table import tables
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
+from ual_ray.stats.metrics import metric_of
 from ual_ray.stats.results import metrics_of
 from ual_ray.tracking.run import Run
 
@@ -22,10 +23,13 @@ REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
 NOTE = (
     "± is one standard error; [ ] is an interval over questions and, with several training seeds, over these. NLL is "
-    "unsmoothed: training losses of different arms are not comparable, this NLL is. All models answer the same questions, and "
-    f"differences are paired by question. A verdict of better or worse needs {MIN_SEEDS} training seeds. Verdicts are after "
-    "Holm's correction over the primary comparisons, the other ones between arms, and those with the untrained model. Scaled: "
-    "after dividing logits by a temperature fitted on validation rows, the baseline that smoothing has to beat."
+    "unsmoothed: smoothing costs it by construction, about alpha per easy token, so it does not show whether smoothing helps, "
+    "and decides nothing. Adjusted: after removing a temperature and a smoothing floor, both fitted on validation rows of "
+    "each model. The adjusted NLL tells what a model knows about the labels, not whether its stated probabilities are right "
+    "as they are, which calibration tells. All models answer the same questions, and differences are paired by question. A "
+    f"verdict of better or worse needs {MIN_SEEDS} training seeds. Verdicts are after Holm's correction over the primary "
+    "comparisons, the other ones between arms, and those with the untrained model. Scaled: after dividing logits by a "
+    "temperature fitted on validation rows, the baseline that smoothing has to beat."
 )
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
 
@@ -36,6 +40,8 @@ def print_tables(findings: Findings, console: Console) -> None:
         if grid.rows:
             console.print(grid.rich())
             console.print()
+    if missing := without_primary(findings):
+        console.print(f"{missing[0].upper()}{missing[1:]}.", highlight=False, markup=False)
     if lines := verdict_lines(findings.comparisons):
         console.print(_primary_title(findings.comparisons), highlight=False)
         for line in lines:
@@ -46,7 +52,13 @@ def write_files(findings: Findings, folder: Path) -> None:
     """Write report.md, comparison.json and findings.json."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [f"- {line}" for line in verdict_lines(findings.comparisons)]
-    words = [_primary_title(findings.comparisons), "", *words] if words else []
+    words = (
+        [_primary_title(findings.comparisons), "", *words]
+        if words
+        else [f"{missing[0].upper()}{missing[1:]}."]
+        if (missing := without_primary(findings))
+        else []
+    )
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
         f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"
@@ -104,4 +116,5 @@ def _sentence(entry: Comparison) -> str:
 
 
 def _primary_title(comparisons: Comparisons) -> str:
-    return f"Primary comparison, NLL of {PRIMARY[0]} ({comparisons.level:.0%} intervals; below 0 = better):"
+    measure = f"{metric_of(PRIMARY[1]).label}, of {PRIMARY[0]}"
+    return f"Primary comparison, {measure} ({comparisons.level:.0%} intervals; below 0 = better):"

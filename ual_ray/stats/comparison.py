@@ -26,7 +26,16 @@ from ual_ray.stats.bootstrap import (
     resamples_needed,
     verdict,
 )
-from ual_ray.stats.metrics import NLL, Numbers, by_benchmark, likelihoods, metric_of, scores
+from ual_ray.stats.metrics import (
+    NLL,
+    NLL_ADJUSTED,
+    Numbers,
+    by_benchmark,
+    likelihoods,
+    metric_of,
+    scores,
+)
+from ual_ray.stats.token_sums import token_sums
 
 Role = Literal["base", "sft", "control", "ual", "unknown"]
 # A model is compared with those of a plainer role. Plain SFT is what UAL has to beat, a control tells uncertainty from mere
@@ -38,8 +47,9 @@ PLAINER: dict[Role, tuple[Role, ...]] = {
     "ual": ("sft", "control", "base"),
     "unknown": ("sft", "control", "base", "unknown"),
 }
-# Named before any run: unsmoothed NLL on the held-out rows.
-PRIMARY = (HELD_OUT, NLL)
+# Named before any run. Not the NLL itself: a model that learnt labels smoothed by alpha gives up about alpha of every
+# probability, which costs it NLL whatever it knows.
+PRIMARY = (HELD_OUT, NLL_ADJUSTED)
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
 # The columns of the result rows that a comparison reads, without texts.
@@ -71,6 +81,12 @@ class Comparison:
     primary: bool
 
 
+def primary_measure() -> dict[str, str]:
+    """Describe the primary measure, with a digest by which reports of different measures are told apart."""
+    named = {"benchmark": PRIMARY[0], "metric": PRIMARY[1], "label": metric_of(PRIMARY[1]).label}
+    return {**named, "digest": col.digest(named)}
+
+
 @dataclass(frozen=True)
 class Comparisons:
     """A family of comparisons, and how it was computed."""
@@ -84,7 +100,7 @@ class Comparisons:
         """Plain values, for JSON."""
         entries = [asdict(entry) for entry in self.entries]
         how = {"level": self.level, "resamples": self.resamples, "seed": self.seed, "family": len(entries)}
-        return {"comparisons": entries, **how, "primary": {"benchmark": PRIMARY[0], "metric": PRIMARY[1]}}
+        return {"comparisons": entries, **how, "primary": primary_measure()}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Comparisons:
@@ -123,7 +139,7 @@ class _Pair:
 def compare_models(
     results: Mapping[str, BySeed],
     roles: Mapping[str, Role] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    tokens: Mapping[str, BySeed] | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -131,12 +147,13 @@ def compare_models(
     """Compare every arm with every reference of a plainer role, on every benchmark and score; rows pair by id.
 
     results: model -> training seed -> result rows (the columns COLUMNS). roles: by model; 'base' is the untrained model, others
-    are unknown by default. kinds: the type of each benchmark, by default its name. Holm's families are the primary
-    comparisons between arms, the other ones between arms, and those with the untrained model. More resamples are drawn than
-    asked for where a family is so large that the smallest p-value would not survive it.
+    are unknown by default. tokens: model -> training seed -> rows of `columns.TOKEN_STATISTICS`, which the primary measure is
+    computed from; they count as results of HELD_OUT. Holm's families are the primary comparisons between arms, the other ones
+    between arms, and those with the untrained model. More resamples are drawn than asked for where a family is so large that
+    the smallest p-value would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
-    pairs = list(_pairs(results, roles, kinds or {}))
+    pairs = list(_pairs(results, tokens or {}, roles))
     if not pairs:
         return Comparisons((), level, resamples, seed)
     resamples = resamples_needed(len(pairs), level, resamples)
@@ -188,60 +205,65 @@ def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: roles[pair[1]] == "base")
 
 
-def _pairs(results: Mapping[str, BySeed], roles: Mapping[str, Role], kinds: Mapping[str, str]) -> Iterator[_Pair]:
+def _pairs(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], roles: Mapping[str, Role]) -> Iterator[_Pair]:
     """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
-    aligned = _align(results)
-    for benchmark in sorted(aligned, key=lambda name: (kinds.get(name, name) != PRIMARY[0], name)):
+    aligned = _align(results, tokens)
+    for benchmark in sorted(aligned, key=lambda name: (name != HELD_OUT, name)):
         models = aligned[benchmark]
         for arm, reference in pairs_of({name: role for name, role in roles.items() if name in models}):
-            primary = PRIMARY[1] if kinds.get(benchmark, benchmark) == PRIMARY[0] else None
             same = roles[reference] == "base"
-            yield from _pairs_of(
-                (arm, reference, benchmark), models[arm], models[reference], primary, same_under_all_seeds=same
-            )
+            yield from _pairs_of((arm, reference, benchmark), models[arm], models[reference], same_under_all_seeds=same)
 
 
-def _pairs_of(
-    named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, primary: str | None, *, same_under_all_seeds: bool
-) -> Iterator[_Pair]:
+def _pairs_of(named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, *, same_under_all_seeds: bool) -> Iterator[_Pair]:
     if same_under_all_seeds:
         theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in mine}
     seeds = sorted(set(mine) & set(theirs))
     metrics = {metric for seed in seeds for metric in mine[seed]}
-    for metric in sorted(metrics, key=lambda name: (name != NLL, name)):
+    for metric in sorted(metrics, key=lambda name: (name != PRIMARY[1], name != NLL, name)):
         measured = [seed for seed in seeds if metric in mine[seed] and metric in theirs[seed]]
         if not measured or metric_of(metric).direction is None:
             continue
         own, others = (tuple(side[seed][metric] for seed in measured) for side in (mine, theirs))
         both = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in (*own, *others)])
         if both.any():
-            yield _Pair(*named, metric, own, others, both, metric == primary)
+            yield _Pair(*named, metric, own, others, both, (named[2], metric) == PRIMARY)
 
 
-def _align(results: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
+def _align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
     """Bring every model's numbers into one order of questions per benchmark: benchmark -> model -> numbers."""
-    tables: dict[str, dict[tuple[str, int], pa.Table]] = {}
+    parts: dict[str, list[tuple[str, int, pa.Array, dict[str, Numbers]]]] = {}
     for model, by_seed in results.items():
         for training_seed, table in by_seed.items():
             for benchmark, rows in by_benchmark(table.select(COLUMNS)):
-                tables.setdefault(benchmark, {})[model, training_seed] = rows
+                own = (model, training_seed, rows[col.ID].combine_chunks(), _numbers(rows))
+                parts.setdefault(benchmark, []).append(own)
+    for model, by_seed in tokens.items():
+        for training_seed, table in by_seed.items():
+            parts.setdefault(HELD_OUT, []).append((model, training_seed, *token_sums(table)))
     found: dict[str, dict[str, _Aligned]] = {}
-    for benchmark, parts in tables.items():
-        questions = pa.compute.unique(pa.chunked_array([chunk for rows in parts.values() for chunk in rows[col.ID].chunks]))
+    for benchmark, ours in parts.items():
+        questions = pa.compute.unique(pa.chunked_array([ids for _, _, ids, _ in ours]))
         questions = questions.take(pa.compute.sort_indices(questions))
-        for (model, training_seed), rows in parts.items():
-            found.setdefault(benchmark, {}).setdefault(model, {})[training_seed] = _numbers(rows, questions)
+        for model, training_seed, ids, numbers in ours:
+            aligned = found.setdefault(benchmark, {}).setdefault(model, {}).setdefault(training_seed, {})
+            aligned |= _ordered(numbers, ids, questions)
     return found
 
 
-def _numbers(rows: pa.Table, questions: pa.Array) -> dict[str, Numbers]:
-    """Read a model's numbers in the order of the questions; one that it did not answer is NaN."""
-    found = pa.compute.index_in(questions, value_set=rows[col.ID].combine_chunks())
+def _numbers(rows: pa.Table) -> dict[str, Numbers]:
+    return {
+        NLL: np.column_stack(likelihoods(rows)),
+        **{name: np.column_stack([values, np.ones(len(values))]) for name, values in scores(rows).items()},
+    }
+
+
+def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array) -> dict[str, Numbers]:
+    """Bring a model's numbers into the order of the questions; one that it did not answer is NaN."""
+    found = pa.compute.index_in(questions, value_set=ids)
     place = found.fill_null(0).to_numpy(zero_copy_only=False)
     missing = found.is_null().to_numpy(zero_copy_only=False)
-    columns = {NLL: np.column_stack(likelihoods(rows))}
-    columns |= {name: np.column_stack([values, np.ones(len(values))]) for name, values in scores(rows).items()}
-    ordered = {name: values[place] for name, values in columns.items()}
+    ordered = {name: values[place] for name, values in numbers.items()}
     for values in ordered.values():
         values[missing] = np.nan
     return ordered

@@ -16,6 +16,9 @@ from ual_ray import columns as col
 
 OVERALL = "overall"
 NLL = "nll"
+NLL_ADJUSTED = "nll_adjusted"
+BRIER_OF_TOKENS = "token_brier"
+ACCURACY_OF_TOKENS = "token_accuracy"
 EXACT_MATCH_STRICT = "exact_match_strict"
 EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
 EXACT_MATCH_MATH = "exact_match_math"
@@ -50,6 +53,9 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     NLL: Metric("NLL per token, nats", "lower", "nats"),
+    NLL_ADJUSTED: Metric("NLL per token after removing temperature and smoothing floor, nats", "lower", "nats"),
+    BRIER_OF_TOKENS: Metric("Brier score of tokens", "lower", "number"),
+    ACCURACY_OF_TOKENS: Metric("top-1 accuracy of tokens", "higher", "share"),
     EXACT_MATCH_STRICT: Metric("exact match, strict", "higher", "share"),
     EXACT_MATCH_FLEXIBLE: Metric("exact match, flexible", "higher", "share"),
     EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share"),

@@ -15,12 +15,20 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.stats.metrics import MetricValue
+from ual_ray.stats.token_sums import SUMMED
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the result rows (`columns.RESULTS`) that `evaluate` wrote, ordered by id."""
     files = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
     return files.to_table(columns=None if columns is None else [*columns]).sort_by(col.ID)
+
+
+def read_tokens(folder: Path) -> pa.Table:
+    """Read the columns of the token statistics that `calibrate` wrote which comparisons use."""
+    file = folder / col.TOKENS_FILE
+    known = pyarrow.parquet.read_schema(file).names
+    return pyarrow.parquet.read_table(file, columns=[name for name in (col.ID, *SUMMED.values()) if name in known])
 
 
 def read_metrics(folder: Path) -> tuple[str, list[MetricValue]]:

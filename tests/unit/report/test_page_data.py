@@ -142,6 +142,13 @@ def points() -> dict[str, Any]:
     }
 
 
+def tokens_of(table: pa.Table) -> pa.Table:
+    """Make token statistics whose adjusted NLL is the row's own."""
+    rows = [row for row in table.to_pylist() if row["benchmark"] == "held_out"]
+    tokens = [{"id": row["id"], "adjusted_nll": row["nll_sum"] / row["target_tokens"]} for row in rows]
+    return pa.Table.from_pylist(tokens, schema=col.TOKEN_STATISTICS)
+
+
 def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] = ARMS, n: int = 300) -> Path:
     """Write a run's folder with every part, as the stages leave it."""
     elicitation(root / "elicit" / "e1", said)
@@ -165,7 +172,10 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
     findings = Findings(
         {model: measure(table) for model, table in tables.items()},
         compare_models(
-            {model: dict.fromkeys(range(8), table.select(COLUMNS)) for model, table in tables.items()}, roles, resamples=400
+            {model: dict.fromkeys(range(8), table.select(COLUMNS)) for model, table in tables.items()},
+            roles,
+            {model: dict.fromkeys(range(8), tokens_of(table)) for model, table in tables.items()},
+            resamples=400,
         ),
         roles,
         alphas={arm: 0.1 * (arm != "sft") for arm in arms},
@@ -250,7 +260,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) ->
     assert len(collect(tmp_path).missing) == 8
     text = read_page(page_of(tmp_path)).text
     assert text.count("Not in this folder") == 12
-    assert "holds no primary comparison" in text
+    assert "has no primary result" in text
 
 
 @pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])

@@ -19,7 +19,9 @@ from ual_ray.report.promote import objection_to
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons, Role
 
 
-def compared(arm: str, verdict: Any, reference: str = "sft", metric: str = "nll", benchmark: str = "held_out") -> Comparison:
+def compared(
+    arm: str, verdict: Any, reference: str = "sft", metric: str = PRIMARY[1], benchmark: str = "held_out"
+) -> Comparison:
     numbers = {"difference": -0.1, "ci_low": -0.2, "ci_high": -0.01, "p_value": 0.01, "p_holm": 0.02, "n": 200, "seeds": 3}
     primary = (benchmark, metric) == PRIMARY
     return Comparison(arm, reference, benchmark, metric, verdict=verdict, primary=primary, **numbers)  # type: ignore[arg-type]
@@ -43,8 +45,10 @@ BETTER, WORSE, UNSURE = "better", "worse", "inconclusive"
         ([compared("ual", BETTER), compared("ual", WORSE, "shuffled")], "against shuffled: worse"),
         ([compared("ual", UNSURE), compared("ual", BETTER, "base")], "against sft: inconclusive"),
         ([compared("ual", BETTER, "base")], None),
+        ([compared("ual", BETTER), compared("ual", WORSE, metric="nll")], None),
+        ([compared("ual", BETTER, metric="nll")], "set evaluate.calibration.enabled=true"),
         ([compared("ual", BETTER, "shuffled")], "was not compared with an arm without smoothing"),
-        ([compared("ual", BETTER, metric="exact_strict", benchmark="gsm8k")], "was not compared with an arm without smoothing"),
+        ([compared("ual", BETTER, metric="exact_strict", benchmark="gsm8k")], "there is no primary comparison"),
         ([compared("other", BETTER)], "the arms are other"),
         ([], "the arms are none"),
     ],
@@ -61,7 +65,7 @@ ENTRIES = st.lists(
         arm=st.sampled_from(["ual", "other"]),
         verdict=VERDICTS,
         reference=st.sampled_from(["sft", "base", "shuffled"]),
-        metric=st.sampled_from(["nll", "exact_strict"]),
+        metric=st.sampled_from([PRIMARY[1], "exact_strict"]),
         benchmark=st.sampled_from(["held_out", "gsm8k"]),
     ),
     max_size=8,
@@ -112,7 +116,7 @@ def test_the_only_arm_that_may_be_is_found(tmp_path: Path, promoted: list[str]) 
     console = Console(record=True, width=300)
     assert promote.promote([folder], console) == "3"
     assert promoted == ["ual"]
-    assert "ual-ual version 3 is now the champion: nll on held_out against sft: better" in console.export_text()
+    assert "ual-ual version 3 is now the champion: nll_adjusted on held_out against sft: better" in console.export_text()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_the_only_arm_that_may_be_is_found(tmp_path: Path, promoted: list[str]) 
         (
             [compared("ual", UNSURE), compared("rank", WORSE)],
             None,
-            ["no arm may be", "ual: nll", "rank: nll", "n 200"],
+            ["no arm may be", "ual: nll_adjusted", "rank: nll_adjusted", "n 200"],
         ),
         ([compared("ual", BETTER), compared("rank", BETTER)], None, ["several arms", "rank, ual"]),
         ([compared("ual", WORSE)], "ual", ["'ual' is not promoted", "against sft: worse", "-0.1 (-0.2 to -0.01), p 0.02"]),

@@ -26,6 +26,7 @@ TOKENS = {
         "accuracy": 0.4,
     },
     "scaled": {"n": 900, "nll": 1.9, "ece_width": 0.02, "ece_mass": 0.021, "brier": 0.69, "accuracy": 0.4},
+    "adjusted": {"n": 900, "nll": 1.8},
 }
 
 RATE = {
@@ -67,6 +68,7 @@ def test_the_models_by_hand() -> None:
         "| **calibration of tokens** |  |  |  |  |",
         "| NLL per token, nats ↓ | 900 | – | 2.000 ± 0.100 | – |",
         "| NLL per token, nats, scaled ↓ | 900 | – | 1.900 | – |",
+        "| NLL per token, nats, adjusted ↓ | 900 | – | 1.800 | – |",
         "| accuracy ↑ | 900 | – | 40.0% | – |",
         "| ECE, equal width ↓ | 900 | – | 8.1% | – |",
         "| ECE, equal width, scaled ↓ | 900 | – | 2.0% | – |",
@@ -100,6 +102,7 @@ def test_a_terminal_shows_the_brief_rows_of_the_same_tables() -> None:
     whole, kept = models(findings()), models(findings()).brief()
     assert [row.cells[0] for row in kept.rows if row.section == "calibration of tokens"] == [
         "NLL per token, nats, scaled ↓",
+        "NLL per token, nats, adjusted ↓",
         "ECE, equal width ↓",
         "ECE, equal width, scaled ↓",
         "Brier score ↓",

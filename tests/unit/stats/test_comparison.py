@@ -10,8 +10,9 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
-from ual_ray.stats.comparison import COLUMNS, Comparisons, Role, compare_models, groups_of, pairs_of, role_of
+from ual_ray.stats.comparison import COLUMNS, PRIMARY, Comparisons, Role, compare_models, groups_of, pairs_of, role_of
 from ual_ray.stats.metrics import measure
+from ual_ray.stats.token_sums import token_sums
 
 N = 120
 
@@ -85,15 +86,55 @@ def test_arms_are_told_apart_by_what_they_do() -> None:
     assert pairs_of({"one": "unknown", "two": "unknown", "base": "base"}) == [("two", "one"), ("one", "base"), ("two", "base")]
 
 
-def test_the_primary_benchmark_is_known_by_its_kind() -> None:
-    renamed = {}
-    for name in ("sft", "ual"):
-        table = results()
-        names = pa.compute.replace_substring(table["benchmark"], "held_out", "my questions")
-        renamed[name] = {0: table.set_column(table.schema.get_field_index("benchmark"), "benchmark", names)}
-    found = compare_models(renamed, ROLES, {"my questions": "held_out"}, resamples=200)
-    assert [(entry.benchmark, entry.metric) for entry in found.entries if entry.primary] == [("my questions", "nll")]
-    assert not any(entry.primary for entry in compare_models(renamed, ROLES, resamples=200).entries)
+def tokens(shift: float, seed: int, skip: tuple[int, ...] = ()) -> pa.Table:
+    """Make token statistics of a model that is `shift` nats per token worse: three tokens per question."""
+    hard, noise = np.random.default_rng(7).gamma(4, 0.5, 3 * N), np.random.default_rng(seed).normal(shift, 0.05, 3 * N)
+    rows = [
+        {"id": f"h{place // 3}", "adjusted_nll": hard[place] + noise[place], "brier": 0.5, "correct": place % 2 == 0}
+        for place in range(3 * N)
+        if place // 3 not in skip
+    ]
+    return pa.Table.from_pylist(rows, schema=col.TOKEN_STATISTICS)
+
+
+def test_the_primary_measure_comes_from_the_tokens_and_raw_nll_is_never_primary() -> None:
+    models = {"sft": seeds(0.0), "ual": seeds(0.1)}
+    assert not any(entry.primary for entry in compare_models(models, ROLES, resamples=200).entries)
+    mine = {seed: tokens(-0.1, seed, skip=(4, 5)) for seed in SEEDS}
+    theirs = {seed: tokens(0.0, seed + 10) for seed in SEEDS}
+    found = compare_models(models, ROLES, {"sft": theirs, "ual": mine})
+    assert [(entry.benchmark, entry.metric) for entry in found.entries if entry.primary] == [PRIMARY]
+    first = found.entries[0]
+    assert (first.metric, first.verdict, first.n, first.seeds) == ("nll_adjusted", "better", N - 2, 3)
+    expected = [
+        np.mean(mine[seed]["adjusted_nll"].to_numpy())
+        - np.mean(
+            [
+                v
+                for i, v in zip(*theirs[seed].select(["id", "adjusted_nll"]).to_pydict().values(), strict=True)
+                if i not in ("h4", "h5")
+            ]
+        )
+        for seed in SEEDS
+    ]
+    assert first.difference == pytest.approx(np.mean(expected))
+    entries = by_name(found)
+    assert entries["ual", "sft", "nll"].verdict == "worse", "the raw NLL is shown"
+    assert entries["ual", "sft", "nll"].n == N
+    assert entries["ual", "sft", "token_brier"].difference == entries["ual", "sft", "token_accuracy"].difference == 0
+
+
+def test_the_report_records_the_measure_with_its_digest() -> None:
+    named = Comparisons((), 0.95, 100, 0).as_dict()["primary"]
+    assert (named["benchmark"], named["metric"]) == PRIMARY
+    assert named["digest"] == col.digest({name: value for name, value in named.items() if name != "digest"})
+
+
+def test_tokens_without_an_adjustment_give_no_primary_measure() -> None:
+    bare = tokens(0.0, 1).drop_columns(["adjusted_nll"])
+    ids, sums = token_sums(bare)
+    assert sorted(sums) == ["token_accuracy", "token_brier"]
+    assert sums["token_accuracy"][ids.index("h0").as_py()].tolist() == [2, 3]
 
 
 def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
@@ -104,10 +145,6 @@ def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
     assert found["bad", "sft", "exact_match_strict"].verdict == "worse"
     null = found["ual", "sft", "exact_match_strict"]
     assert (null.verdict, null.difference, null.p_value, null.n) == ("inconclusive", 0.0, 1.0, N)
-    assert [key for key, entry in found.items() if entry.primary] == [
-        (arm, reference, "nll")
-        for arm, reference in [("ual", "sft"), ("bad", "sft"), ("ual", "base"), ("bad", "base"), ("sft", "base")]
-    ]
 
 
 def test_one_or_two_trainings_say_nothing_about_the_method() -> None:
@@ -119,8 +156,9 @@ def test_one_or_two_trainings_say_nothing_about_the_method() -> None:
 
 def test_those_with_the_untrained_model_and_the_primary_ones_are_families_of_their_own() -> None:
     models = {name: {0: results(shift, seed=place)} for place, (name, shift) in enumerate({"sft": 0.0, "ual": -0.004}.items())}
-    alone = by_name(compare_models(models, ROLES))["ual", "sft", "nll"]
-    more = by_name(compare_models(models | {"base": {0: results(0.5, seed=9)}}, ROLES))["ual", "sft", "nll"]
+    counted = {"sft": {0: tokens(0.0, 1)}, "ual": {0: tokens(-0.004, 2)}, "base": {0: tokens(0.5, 3)}}
+    alone = by_name(compare_models(models, ROLES, counted))["ual", "sft", PRIMARY[1]]
+    more = by_name(compare_models(models | {"base": {0: results(0.5, seed=9)}}, ROLES, counted))["ual", "sft", PRIMARY[1]]
     assert more.p_holm == alone.p_holm == alone.p_value
 
 
@@ -192,8 +230,7 @@ def test_a_large_family_gets_resamples_that_can_survive_it() -> None:
     assert len(found.entries) == 40
     assert found.resamples == 3200
     assert all(entry.verdict == "better" for entry in found.entries if entry.metric == "nll")
-    nll = [entry for entry in found.entries if entry.metric == "nll"]
-    np.testing.assert_allclose([entry.p_holm for entry in nll], holm([entry.p_value for entry in nll]))
+    np.testing.assert_allclose([entry.p_holm for entry in found.entries], holm([entry.p_value for entry in found.entries]))
 
 
 def test_it_reads_what_it_wrote() -> None:
