@@ -22,6 +22,22 @@ from yaml import YAMLError
 from ual_ray.config import Config, Section
 from ual_ray.errors import UserError
 
+# What a key of a kind takes, by pydantic's name of the error.
+RULES = {
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list, such as [a, b]",
+    "model_type": "a section of keys",
+    "dict_type": "a section of keys",
+    "missing": "a value",
+}
+
 
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge defaults, a YAML file and KEY=VALUE overrides, and check the result.
@@ -107,9 +123,28 @@ def explain(root: type[Section], problem: Mapping[str, Any]) -> str:
     """Describe one of pydantic's errors about `root`: the key, what it got, what is expected."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
-    if problem["type"] != "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
+        return _explain_unknown(root, location)
+    if problem["type"] == "value_error":  # keys of a section that do not go together; the message names them
         message = str(problem["msg"]).removeprefix("Value error, ")
-        return f"bad value for '{key}': {message}\n  got: {problem['input']!r}" if key else message
+        return f"{key}: {message}" if key else message
+    legal = re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", ""))
+    near = difflib.get_close_matches(str(problem["input"]), legal, n=1)
+    fix = f"did you mean '{near[0]}'?" if near else None
+    return str(UserError(f"bad value for '{key}'", got=repr(problem["input"]), expected=_rule(problem), fix=fix))
+
+
+def _rule(problem: Mapping[str, Any]) -> str:
+    """Word what pydantic expects for people who do not know it."""
+    kind = str(problem["type"])
+    if kind in RULES:
+        return RULES[kind]
+    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+
+
+def _explain_unknown(root: type[Section], location: list[str]) -> str:
+    """Describe a key that does not exist, with the nearest one that does."""
+    key = ".".join(location)
     section = (section_at(location[:-1]) if root is Config else None) or root
     expected = list(section.model_fields)
     prefix = ".".join([*location[:-1], ""])

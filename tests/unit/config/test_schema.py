@@ -302,7 +302,7 @@ def test_all_faults_are_named_at_once() -> None:
         ("train.epochs=many", "integer"),
         ("train.epochs=1.5", "integer"),
         ("train.learning_rate=0", "greater than 0"),
-        ("train.learning_rate=.nan", "should be"),
+        ("train.learning_rate=.nan", "finite"),
         ("train.learning_rate=.inf", "finite"),
         ("train.dtype=int8", "'auto', 'float32' or 'bfloat16'"),
         ("data.max_rows=0", "greater than or equal to 1"),
@@ -327,25 +327,40 @@ def test_all_faults_are_named_at_once() -> None:
         ("elicit.retest_share=1.1", "less than or equal to 1"),
         ("elicit.splits=[]", "at least 1"),
         ("elicit.estimators=[]", "at least 1"),
-        ("elicit.estimators=nll", "tuple"),
+        ("elicit.estimators=nll", "a list, such as [a, b]"),
         ("arms.ual.alpha_mean=1", "less than 1"),
         ("arms.ual.alpha_mean=-0.1", "greater than or equal to 0"),
-        ("arms.ual.alpha_mean=.nan", "should be"),
+        ("arms.ual.alpha_mean=.nan", "finite"),
         ("arms.ual.map=sigmoid", "'mean_matched'"),
         ("arms.ual.base=none", "'rank'"),
         ("seed=-1", "greater than or equal to 0"),
-        ("data=rows.jsonl", "dictionary"),
+        ("data=rows.jsonl", "a section of keys"),
+        ("train.packing=maybe", "true or false"),
+        ("train.learning_rate=fast", "a number"),
     ],
 )
 def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: str) -> None:
     key, value = override.split("=")
     with pytest.raises(UserError) as error:
         load(overrides=[override])
-    first, second = str(error.value).splitlines()
+    first, got, expected, *fix = str(error.value).splitlines()
     assert first.startswith(f"bad value for '{key}")
-    assert says in first
-    assert second.startswith("  got: ")
-    assert value.strip("[].") in second
+    assert got.startswith("  got: ") and value.strip("[].") in got
+    assert expected.startswith("  expected: ") and says in expected
+    assert all(line.startswith("  fix: did you mean") for line in fix)
+
+
+def test_a_value_that_is_nearly_right_is_told_so() -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=["train.dtype=bf16"])
+    assert str(error.value).splitlines() == [
+        "bad value for 'train.dtype'",
+        "  got: 'bf16'",
+        "  expected: 'auto', 'float32' or 'bfloat16'",
+        "  fix: did you mean 'bfloat16'?",
+    ]
+    with pytest.raises(UserError, match="fix: did you mean 'shuffled'"):
+        load(overrides=["arms.ual.map=shufled"])
 
 
 @pytest.mark.parametrize(
@@ -359,9 +374,9 @@ def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) 
     key, value = override.split("=")
     with pytest.raises(UserError) as error:
         load(overrides=[override])
-    first, second = str(error.value).splitlines()
-    assert first.startswith(f"bad value for '{key}.1': ") and says in first
-    assert second == f"  got: {value.strip('[]').split(',')[1]!r}"
+    first, got, expected, *_ = str(error.value).splitlines()
+    assert first == f"bad value for '{key}.1'" and says in expected
+    assert got == f"  got: {value.strip('[]').split(',')[1]!r}"
 
 
 SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
