@@ -13,7 +13,9 @@ from ual_ray import columns as col
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading
 from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.requests import Failure, Request, Result
+from ual_ray.engines.reply_text import is_cut
+from ual_ray.engines.requests import CompletionResult, Failure, Request, Result
+from ual_ray.stats.metrics import CUT
 
 Row = dict[str, Any]
 
@@ -42,6 +44,8 @@ class AnswerRows:
         reading = Reading() if failures else benchmark.read(question, results)
         scores = {name: value for name, value in reading.scores.items() if value is not None}
         assert scores.keys() <= set(benchmark.metrics), f"{benchmark.kind} does not declare {scores.keys()}"
+        if not failures and (cut := _cut(results)) is not None:
+            scores[CUT] = float(cut)
         return {
             col.MODEL: self.model,
             col.MODEL_DIGEST: self.model_digest,
@@ -57,6 +61,13 @@ class AnswerRows:
             col.PROMPT_TOKENS: sum(result.prompt_tokens for result in results),
             col.GENERATED_TOKENS: sum(result.generated_tokens for result in results),
         }
+
+
+def _cut(results: Sequence[Result]) -> bool | None:
+    """Tell whether the last answer reached max_new_tokens; None where the engine does not tell, or nothing was generated."""
+    last = results[-1] if results else None
+    reasons = last.finish_reasons if isinstance(last, CompletionResult) else ()
+    return None if not reasons or reasons[0] is None else is_cut(reasons[0])
 
 
 def ask(asked: Sequence[tuple[Benchmark, Question]], engine: Engine) -> list[list[Result]]:

@@ -8,7 +8,8 @@ from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import MIN_SEEDS
-from ual_ray.stats.metrics import MetricValue, metric_of
+from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE
+from ual_ray.stats.metrics import CUT, MetricValue, metric_of
 
 FEW_QUESTIONS = 100
 # A share within so many standard errors of 0, or below FLOOR, cannot differ between arms.
@@ -30,6 +31,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     return [
         *_of_controls(findings),
         *_of_size(findings),
+        *_of_cut_answers(findings),
         *_of_floors(findings),
         *_of_judges(findings),
         *_of_calibration(findings),
@@ -68,6 +70,23 @@ def _of_size(findings: Findings) -> Iterator[str]:
             f"The primary comparison has {least:,} questions. Bootstrap intervals are too narrow with so few, and small "
             "effects will be inconclusive."
         )
+
+
+def _of_cut_answers(findings: Findings) -> Iterator[str]:
+    """Give the share of cut answers per benchmark: such an answer counts as wrong, and may not be."""
+    cut: dict[str, dict[str, float]] = {}
+    for model, found in findings.metrics.items():
+        for entry in found:
+            if entry.metric == CUT:
+                cut.setdefault(entry.benchmark, {})[model] = entry.value
+    for benchmark, shares in cut.items():
+        if not any(shares.values()):
+            continue
+        listed = ", ".join(f"{model} {share:.0%}" for model, share in shares.items())
+        text = f"{benchmark}: answers that reached max_new_tokens: {listed}. They count as wrong where their end is scored. "
+        if max(shares.values()) - min(shares.values()) > MOST_CUT_DIFFERENCE:
+            text += f"Where two models differ by more than {MOST_CUT_DIFFERENCE:.0%}, their scores give no verdict. "
+        yield text + f"Raise evaluate.benchmarks.{benchmark}.max_new_tokens."
 
 
 def _of_floors(findings: Findings) -> Iterator[str]:

@@ -27,6 +27,7 @@ from ual_ray.stats.bootstrap import (
     verdict,
 )
 from ual_ray.stats.metrics import (
+    CUT,
     NLL,
     NLL_ADJUSTED,
     Numbers,
@@ -50,6 +51,8 @@ PLAINER: dict[Role, tuple[Role, ...]] = {
 # Named before any run. Not the NLL itself: a model that learnt labels smoothed by alpha gives up about alpha of every
 # probability, which costs it NLL whatever it knows.
 PRIMARY = (HELD_OUT, NLL_ADJUSTED)
+# Of the shares of cut answers: beyond it, a score says how long answers are before it says how good they are.
+MOST_CUT_DIFFERENCE = 0.05
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
 # The columns of the result rows that a comparison reads, without texts.
@@ -166,7 +169,28 @@ def compare_models(
     for places in families.values():
         for place, p_holm in zip(places, holm([found[place].p_value for place in places]), strict=True):
             found[place] = _judge(found[place], float(p_holm), level)
-    return Comparisons(tuple(found[place] for place in range(len(pairs))), level, resamples, seed)
+    cut = cut_shares(results)
+    kept = (_undecided_if_cut(found[place], cut) for place in range(len(pairs)))
+    return Comparisons(tuple(kept), level, resamples, seed)
+
+
+def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
+    """Average per (benchmark, model) over seeds the share of answers that reached max_new_tokens, in [0, 1], where known."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for model, by_seed in results.items():
+        for table in by_seed.values():
+            for benchmark, rows in by_benchmark(table.select(COLUMNS)):
+                if (values := scores(rows).get(CUT)) is not None:
+                    found.setdefault((benchmark, model), []).append(float(np.nanmean(values)))
+    return {key: float(np.mean(shares)) for key, shares in found.items()}
+
+
+def _undecided_if_cut(entry: Comparison, cut: Mapping[tuple[str, str], float]) -> Comparison:
+    """Take back a verdict on answers of which one model's were cut more often: it would be one on their length."""
+    shares = [cut.get((entry.benchmark, model)) for model in (entry.arm, entry.reference)]
+    known = [share for share in shares if share is not None]
+    differs = len(known) == 2 and abs(known[0] - known[1]) > MOST_CUT_DIFFERENCE
+    return replace(entry, verdict=INCONCLUSIVE) if differs else entry
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:

@@ -24,6 +24,8 @@ EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
 EXACT_MATCH_MATH = "exact_match_math"
 ACCURACY = "accuracy"
 ACCURACY_NORMALISED = "accuracy_normalised"
+# The share of answers that reached max_new_tokens: of a kind with the scores, but neither way is better.
+CUT = "cut"
 WIN_RATE = "win_rate"
 LENGTH_CONTROLLED_WIN_RATE = "length_controlled_win_rate"
 ECE_WIDTH = "ece_width"
@@ -61,6 +63,7 @@ METRICS: dict[str, Metric] = {
     EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share"),
     ACCURACY: Metric("accuracy", "higher", "share"),
     ACCURACY_NORMALISED: Metric("accuracy, by length", "higher", "share"),
+    CUT: Metric("answers cut", None, "share"),
     WIN_RATE: Metric("win rate", "higher", "percent"),
     LENGTH_CONTROLLED_WIN_RATE: Metric("win rate, length-controlled", "higher", "percent"),
     ECE_WIDTH: Metric("ECE, equal width", "lower", "share"),

@@ -32,13 +32,23 @@ BENCHMARKS = make_benchmarks(
 TASK = AnswerRows(BENCHMARKS, "ual", "m0", "e0")
 
 
+def test_answers_that_reach_the_limit_are_marked() -> None:
+    (found,) = TASK([row("gsm", "3 + 4?", answer="7")], Scripted("#### 7", ("length",)))
+    assert dict(found["scores"]) == {"exact_match_strict": 1.0, "exact_match_flexible": 1.0, "cut": 1.0}
+    (found,) = TASK([row("gsm", "3 + 4?", answer="7")], Scripted(finish=("stop",)))
+    assert dict(found["scores"])["cut"] == 0.0
+    for unknown in ((), (None,)):
+        (found,) = TASK([row("gsm", "3 + 4?", answer="7")], Scripted(finish=unknown))
+        assert "cut" not in dict(found["scores"])
+
+
 class Scripted:
     """Answers every question with one text; a text that holds a failure's reason fails with it."""
 
     template_hash = "scripted"
 
-    def __init__(self, text: str = "It is 7, so\n#### 7") -> None:
-        self._text = text
+    def __init__(self, text: str = "It is 7, so\n#### 7", finish: tuple[str | None, ...] = ()) -> None:
+        self._text, self._finish = text, finish
         self.batches: list[list[Request]] = []
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
@@ -52,7 +62,7 @@ class Scripted:
                 return Failure(reason, prompt_tokens=2)
         if isinstance(request, Likelihood):
             return LikelihoodResult(2.0 * len(said[-1][1]), 3, prompt_tokens=5)
-        return CompletionResult((self._text,), 4, 2, 1, -1.0, 2)
+        return CompletionResult((self._text,), 4, 2, 1, -1.0, 2, self._finish)
 
 
 def row(name: str, *texts: str, **more: Any) -> dict[str, Any]:
@@ -85,7 +95,8 @@ def test_all_benchmarks_go_to_the_engine_together_and_each_is_read_its_own_way()
 
 def test_provenance_stands_in_every_row() -> None:
     first, second, third = TASK([row("gsm", "q", answer="1"), row("gsm", "r", answer="1"), row("held", "q", "a")], Scripted())
-    assert (first["model"], first["model_digest"], first["engine_digest"], first["benchmark_version"]) == ("ual", "m0", "e0", 1)
+    assert (first["model"], first["model_digest"], first["engine_digest"]) == ("ual", "m0", "e0")
+    assert first["benchmark_version"] == BENCHMARKS["gsm"].version
     assert first["prompt_hash"] == second["prompt_hash"] != third["prompt_hash"]
     other = AnswerRows(make_benchmarks({"gsm": BenchmarkConfig(kind="gsm8k", shots=5)}), "ual", "m0", "e0")
     assert other([row("gsm", "q", answer="1")], Scripted())[0]["prompt_hash"] != first["prompt_hash"]

@@ -10,7 +10,17 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
-from ual_ray.stats.comparison import COLUMNS, PRIMARY, Comparisons, Role, compare_models, groups_of, pairs_of, role_of
+from ual_ray.stats.comparison import (
+    COLUMNS,
+    PRIMARY,
+    Comparisons,
+    Role,
+    compare_models,
+    cut_shares,
+    groups_of,
+    pairs_of,
+    role_of,
+)
 from ual_ray.stats.metrics import measure
 from ual_ray.stats.token_sums import token_sums
 
@@ -248,3 +258,32 @@ def test_an_old_report_is_read_with_the_new_name_of_its_verdict() -> None:
     for entry in content["comparisons"]:
         entry["verdict"] = "cannot tell"
     assert Comparisons.from_dict(content) == found
+
+
+def cut(table: pa.Table, every: int) -> pa.Table:
+    """Mark every so many answers as cut."""
+    rows = table.to_pylist()
+    for place, row in enumerate(row for row in rows if row["benchmark"] == "gsm8k"):
+        row["scores"] = [*row["scores"], ("cut", float(place % every == 0))]
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+def test_scores_give_no_verdict_where_one_models_answers_are_cut_more_often() -> None:
+    roles: dict[str, Role] = {"sft": "sft", "ual": "ual"}
+    models = {"sft": seeds(0.0, 0.2), "ual": seeds(0.0, 0.9, start=3)}
+    verdicts = {}
+    for often in (10, 2):
+        marked = {
+            "sft": {number: cut(table, 10) for number, table in models["sft"].items()},
+            "ual": {number: cut(table, often) for number, table in models["ual"].items()},
+        }
+        found = by_name(compare_models(marked, roles, resamples=500))
+        verdicts[often] = found["ual", "sft", "exact_match_strict"].verdict
+        assert ("ual", "sft", "cut") not in found, "neither way is better"
+    assert verdicts == {10: "better", 2: "inconclusive"}
+
+
+def test_the_share_of_cut_answers_is_over_seeds() -> None:
+    shares = cut_shares({"ual": {0: cut(results(), 1), 1: cut(results(), N * 4)}, "sft": {0: results()}})
+    assert shares.keys() == {("gsm8k", "ual")}
+    assert shares["gsm8k", "ual"] == pytest.approx(0.5, abs=0.01)
