@@ -240,7 +240,7 @@ def test_the_metrics_of_a_step(interrupted: Path) -> None:
 
 def test_the_newest_and_the_best_stay(interrupted: Path) -> None:
     plain = interrupted / "plain"
-    validated = {line["step"]: line["validation_nll"] for line in lines(plain)[1:] if "validation_nll" in line}
+    validated = {line["step"]: line["validation_smoothed_loss"] for line in lines(plain)[1:] if "validation_nll" in line}
     lowest = min(validated, key=lambda step: validated[step])
     newest = checkpoints(plain)[STEPS]
     assert set(checkpoints(plain)) == {STEPS, lowest}
@@ -251,8 +251,8 @@ def test_the_best_leaves_and_training_ends_early(interrupted: Path, resumed: Pat
     from transformers import AutoModelForCausalLM
 
     folder = interrupted / "early"
-    validated = {line["step"]: line["validation_nll"] for line in lines(folder)[1:]}
-    lowest = min(validated, key=lambda step: validated[step])
+    validated = {line["step"]: line for line in lines(folder)[1:]}
+    lowest = min(validated, key=lambda step: validated[step]["validation_smoothed_loss"])
     assert outcome(folder)["step"] == max(validated) == lowest + 2 < 160
     assert set(checkpoints(folder)) >= {lowest, lowest + 2}
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
@@ -264,7 +264,7 @@ def test_the_best_leaves_and_training_ends_early(interrupted: Path, resumed: Pat
             logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
             total += torch.nn.functional.cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="sum").item()
             count += row["target_tokens"]
-    assert total / count == pytest.approx(validated[lowest], rel=1e-5)
+    assert total / count == pytest.approx(validated[lowest]["validation_nll"], rel=1e-5)
     assert f"after step {lowest}:" in (folder / "model" / "README.md").read_text()
 
     # Called again, it knows that it was over.

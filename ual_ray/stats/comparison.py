@@ -51,7 +51,7 @@ PLAINER: dict[Role, tuple[Role, ...]] = {
 # Named before any run. Not the NLL itself: a model that learnt labels smoothed by alpha gives up about alpha of every
 # probability, which costs it NLL whatever it knows.
 PRIMARY = (HELD_OUT, NLL_ADJUSTED)
-# Of the shares of cut answers: beyond it, a score says how long answers are before it says how good they are.
+# Of the shares of cut answers: beyond it, a score measures how long answers are before how good they are.
 MOST_CUT_DIFFERENCE = 0.05
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
