@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Set
@@ -18,6 +19,10 @@ from ual_ray.run.terminal import end_on_sigterm
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
 CONNECT_SECONDS = 10.0
+START_ATTEMPTS = 3
+SLOW_START = "timed out during startup"
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,12 +36,7 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
     if address:
         _connect(address)
     else:
-        ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1) + SPARE_LOGICAL_CPUS,
-            include_dashboard=False,
-            log_to_driver=True,
-        )
+        _start()
     end_on_sigterm()
     context = ray.data.DataContext.get_current()
     # Progress is shown by `run.progress`.
@@ -49,6 +49,23 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start() -> None:
+    """Start a local cluster; again where its node was not up in the 30 s that Ray gives it, as on a machine with much to do."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 1) + SPARE_LOGICAL_CPUS,
+                include_dashboard=False,
+                log_to_driver=True,
+            )
+            return
+        except Exception as error:  # Ray raises nothing narrower
+            if SLOW_START not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            logger.warning("Ray did not start, attempt %d of %d: %s", attempt, START_ATTEMPTS, error)
 
 
 def _connect(address: str) -> None:

@@ -79,3 +79,27 @@ def test_addresses_that_answer_or_that_ray_resolves_are_left_to_ray(joined: list
         for address in (alive, f"ray://{alive}", "auto"):
             with runtime.ray_cluster(RuntimeConfig(address=address)):
                 assert joined[-1] == address
+
+
+@pytest.mark.parametrize(("failures", "message", "attempts"), [(2, "timed out during startup", 3), (1, "no disk", 1)])
+def test_a_local_cluster_that_is_slow_to_start_is_started_again(
+    failures: int, message: str, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        started.append(options)
+        if len(started) <= failures:
+            raise Exception(f"The current node {message}.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runtime.ray, "init", init)
+    monkeypatch.setattr(runtime.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
+    if message == runtime.SLOW_START:
+        with runtime.ray_cluster(RuntimeConfig()):
+            pass
+    else:
+        with pytest.raises(Exception, match=message), runtime.ray_cluster(RuntimeConfig()):
+            raise AssertionError("there is no cluster")
+    assert len(started) == attempts
