@@ -88,7 +88,7 @@ class TrainConfig(Section):
         None,
         gt=0,
         affects="weights card",
-        description="exponent (eaft, prior_leaning) or threshold (profit) of train.loss; null = that of its paper",
+        description="exponent (dft, eaft, prior_leaning) or threshold (profit) of train.loss; null = the default of the loss",
     )
     prior: PriorName = key(
         "uniform",

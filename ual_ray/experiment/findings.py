@@ -15,7 +15,7 @@ from ual_ray.stats.bootstrap import LEVEL, Verdict, bootstrap, holm, resampled_s
 KL, SCALED_KL, REGRET = "kl", "scaled_kl", "regret"
 # By name: the column of the table. All of them are better when lower.
 METRICS = {KL: "KL raw", SCALED_KL: "KL scaled", REGRET: "top-1 regret"}
-# Named before any run: it compares the arms after the temperature that each of them is free to choose.
+# It compares the arms after the temperature that each of them is free to choose; chosen for that, but after the first runs.
 PRIMARY = SCALED_KL
 DIGITS = 4
 

@@ -37,7 +37,7 @@ class SmoothedCollator:
         Raises UserError for rows without alpha, ValueError for an alpha whose length differs from its row's.
         """
         alphas = [_per_token(row, col.ALPHA) for row in rows]
-        weights = [_per_token(row, col.LOSS_WEIGHT) for row in rows] if col.LOSS_WEIGHT in rows[0] else []
+        weights = [_per_token(row, col.LOSS_WEIGHT) for row in rows] if any(col.LOSS_WEIGHT in row for row in rows) else []
         plain = [{name: value for name, value in row.items() if name not in OWN} for row in rows]
         batch = dict(self._collator(plain))
         labels = batch["labels"].clone()

@@ -57,6 +57,8 @@ def test_weights_go_with_their_rows(chat_tokenizer: Any) -> None:
     assert padding(chat_tokenizer, "right")(rows)["loss_weight"].tolist() == [[2, 2, 2], [0.5, 0.5, 0]]
     with pytest.raises(UserError, match="no weight, and others have one"):
         padding(chat_tokenizer, "right")([rows[0], ROWS[1]])
+    with pytest.raises(UserError, match="no weight, and others have one"):
+        padding(chat_tokenizer, "right")([ROWS[0], rows[1]])
 
 
 def test_a_row_without_alpha_is_a_user_error(chat_tokenizer: Any) -> None:

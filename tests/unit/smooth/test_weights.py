@@ -1,4 +1,4 @@
-"""Weights of rows by hand, their mean of 1 per token, and what is refused."""
+"""Weights of rows: hand-computed values, a mean of 1 per token, and rejected input."""
 
 from __future__ import annotations
 

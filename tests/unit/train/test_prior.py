@@ -1,4 +1,4 @@
-"""What labels are smoothed towards: counts by hand, files, and files that are none."""
+"""Priors: hand-computed unigram counts, valid files, and rejected files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of tokens by hand, and that a name and a strength give the loss that they name."""
+"""Token weights of each loss: hand-computed values, gradients, and lookup by name and strength."""
 
 from __future__ import annotations
 
