@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -63,7 +63,7 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
     Raises UserError when there are none, and when two folders hold the same arm with the same seed.
     """
     by_seed: dict[str, dict[int, Path]] = {}
-    stages = StageFolders()
+    stages, first_trained = StageFolders(), dict[str, Path]()
     for root in folders:
         _, seed = read_settings(root)
         for name, folder in _evaluations(root).items():
@@ -78,7 +78,10 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
                 )
         for arm in (root / "arms").glob("*/smooth"):
             if smoothed := newest_stage(arm):
-                _check_same_map(arm.parent.name, stages.smoothed.setdefault(arm.parent.name, smoothed), smoothed)
+                _check_same(arm.parent.name, "spec", stages.smoothed.setdefault(arm.parent.name, smoothed), smoothed)
+        for arm in (root / "arms").glob("*/train"):
+            if trained := newest_stage(arm):
+                _check_same(arm.parent.name, "train", first_trained.setdefault(arm.parent.name, trained), trained)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
             model = _model_of(file)
             stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
@@ -90,12 +93,12 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
     return {name: by_seed[name] for name in names}, stages
 
 
-def _check_same_map(arm: str, first: Path, other: Path) -> None:
-    """Raise UserError for two arms of one name whose maps differ: averaged over seeds, they would be one method."""
-    specs = [((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get("spec") for folder in (first, other)]
+def _check_same(arm: str, what: Literal["spec", "train"], first: Path, other: Path) -> None:
+    """Raise UserError for two arms of one name whose maps or trainings differ: averaged over seeds, they would be one."""
+    specs = [((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get(what) for folder in (first, other)]
     if specs[0] != specs[1]:
         raise UserError(
-            f"two folders hold an arm '{arm}' with different maps",
+            f"two folders hold an arm '{arm}' with different {'maps' if what == 'spec' else 'training settings'}",
             got=f"{first}: {specs[0]}; {other}: {specs[1]}",
             expected="runs that differ in `seed` alone",
             fix="report on runs of one configuration, or give the arms different names",

@@ -233,6 +233,17 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+def test_arms_of_one_name_and_different_trainings_are_not_one_method(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
+    for root, rate in zip(roots, (1e-4, 2e-4), strict=True):
+        folder = root / "arms" / "ual" / "train" / "k"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {"train": {"learning_rate": rate}}}))
+        (folder / "done.json").write_text(json.dumps({"figures": {}}))
+    with pytest.raises(UserError, match="two folders hold an arm 'ual' with different training settings"):
+        report_on(roots, None, console()[0])
+
+
 def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
     started = {"digest": "0", "inputs": {"spec": {"map": "shuffled"}}}
