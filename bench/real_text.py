@@ -42,7 +42,6 @@ ARMS = {
     "ual": ArmConfig(map="rank", alpha_min=0.0, alpha_max=0.2),
 }
 KINDS = ("open_ended", "deterministic")
-VALIDATION, TEST = 150, 300
 # Per question: sums over its tokens, and their number.
 MEASURES = ("nll", "nll_scaled", "nll_adjusted", "brier", "errors")
 
@@ -57,6 +56,17 @@ def main() -> None:
         training.add_argument(f"--{kind.replace('_', '-')}", type=Path, required=True)
     training.add_argument("--model", default="demo")
     training.add_argument("--rows", type=int, default=2500, help="training rows, half of each kind")
+    training.add_argument(
+        "--characters", type=int, default=100_000, help="leave longer rows out: question and response together"
+    )
+    training.add_argument("--validation", type=int, default=150, help="validation rows of each kind")
+    training.add_argument("--test", type=int, default=300, help="test rows of each kind")
+    training.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16" if CUDA else "float32",
+        help="of the products in training",
+    )
     training.add_argument("--corrupted", type=float, default=0.0, help="share of training rows with another row's response")
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
@@ -111,11 +121,13 @@ def make_rows(options: argparse.Namespace) -> list[Row]:
         good: list[Any] = []
         for record in records:
             try:
-                good.append(format.convert(record))
+                messages = format.convert(record)
             except BadRow:
                 continue
+            if sum(len(message["content"]) for message in messages) <= options.characters:
+                good.append(messages)
         random.Random(0).shuffle(good)
-        sizes = {col.TEST: TEST, col.VALIDATION: VALIDATION, col.TRAIN: options.rows // 2}
+        sizes = {col.TEST: options.test, col.VALIDATION: options.validation, col.TRAIN: options.rows // 2}
         assert len(good) >= sum(sizes.values()), f"{kind}: {len(good)} rows, {sum(sizes.values())} wanted"
         splits = [split for split, size in sizes.items() for _ in range(size)]
         chosen += [
@@ -198,7 +210,7 @@ def fitted(model: ProbedModel, texts: Sequence[Text]) -> tuple[Adjustment, Adjus
     return Adjustment(temperature), fit_adjustment(chunks, temperature)
 
 
-FITTED_TOKENS = 8192
+FITTED_TOKENS = 8192 if CUDA else 1024
 
 
 def run_case(
@@ -223,7 +235,7 @@ def run_case(
     config = TrainConfig(
         num_workers=1,
         gpus_per_worker=int(CUDA),
-        dtype="bfloat16" if CUDA else "float32",
+        dtype=options.dtype,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         packing=True,
