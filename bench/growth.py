@@ -39,7 +39,12 @@ def write_data(path: Path, rows: int) -> None:
 def run(data: Path, out: Path, actors: int) -> tuple[float, float, float]:
     """Run the command; return its seconds, the seconds of scoring, and the driver's largest resident set in MB."""
     settings = [
-        *("engine.kind=fake", "engine.arguments.render=true", f"engine.max_actors={actors}", "elicit.estimators=[verbalized]"),
+        *(
+            "engine.kind=fake",
+            "engine.arguments.render=true",
+            f"engine.max_actors={actors}",
+            "elicit.estimators=[verbalized_error]",
+        ),
         *("elicit.retest_share=0", "data.test_share=0", "data.validation_share=0", "engine.batch_size=256"),
     ]
     command = [sys.executable, "-m", "ual_ray", "elicit", str(data), *settings, "--out", str(out)]

@@ -344,7 +344,7 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) 
 
     def make(environment: dict[str, str] | None = None) -> Elicitation:
         own = {
-            "elicit.estimators": "[verbalized]",
+            "elicit.estimators": "[verbalized_error]",
             "engine.rows_per_block": 4,
             "engine.batch_size": 4,
             "engine.max_actors": 1,

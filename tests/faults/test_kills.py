@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-# As in conftest.py; the requests are those of verbalized, p_true and nll for one row.
+# As in conftest.py; the requests are those of verbalized_error, p_true and nll for one row.
 ROWS, ROWS_PER_BLOCK, ACTORS, REQUESTS_PER_ROW = 240, 8, 2, 4
 # What a block that died with its engine costs at most, and what dies with the driver: per actor, the block that it is at
 # and another whose results were not written yet.
 BLOCK_CALLS = ROWS_PER_BLOCK * REQUESTS_PER_ROW
 UNWRITTEN_CALLS = 2 * ACTORS * BLOCK_CALLS
-SCORES = ("uncertainty", "uncertainty_verbalized", "uncertainty_p_true", "uncertainty_nll", "uncertainty_ensemble")
+SCORES = ("uncertainty", "uncertainty_verbalized_error", "uncertainty_p_true", "uncertainty_nll", "uncertainty_ensemble")
 SLOW = 0.4
 ENGINE_ACTOR = "ray::MapWorker(MapBatches(EngineActor))"
 

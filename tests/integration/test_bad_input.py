@@ -41,13 +41,13 @@ def refuse(ual: Any, *arguments: object) -> str:
         (["engine.kv_cache_gb=100000"], ["does not fit into memory", "engine.kv_cache_gb"]),
         (["model=/no/such/model"], ["model: the directory does not exist", "/no/such/model"]),
         (["tracking.uri=http://127.0.0.1:9"], ["tracking.uri cannot be used", "http://127.0.0.1:9"]),
-        (["elicit.estimators=[verbalised]"], ["elicit.estimators", "'verbalized'", "got: 'verbalised'"]),
+        (["elicit.estimators=[verbalised]"], ["elicit.estimators", "'verbalized_error'", "got: 'verbalised'"]),
         (["elicit.calibrate_with=nowhere.csv"], ["the labels file does not exist", "nowhere.csv"]),
         (["elicit.adapter=nowhere"], ["elicit.adapter is not a LoRA adapter", "nowhere/adapter_config.json"]),
         (["elicit.templates=nowhere.yaml"], ["elicit.templates cannot be read", "nowhere.yaml"]),
         (["engine.kind=openai"], ["elicit.estimators ['nll']", "a server does not give the likelihood", "engine.kind=vllm"]),
         (
-            ["engine.kind=openai", "elicit.estimators=[verbalized]", "engine.endpoint.url=http://127.0.0.1:9/v1"],
+            ["engine.kind=openai", "elicit.estimators=[verbalized_error]", "engine.endpoint.url=http://127.0.0.1:9/v1"],
             ["cannot be reached", "http://127.0.0.1:9/v1"],
         ),
     ],
@@ -100,10 +100,10 @@ def test_columns_that_are_not_there(ual: Any, tmp_path: Path, columns: str, word
 
 def test_a_template_that_leaves_out_the_response(ual: Any, tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
-    path.write_text("verbalized: Rate {instruction} from {lowest} to {highest}.")
+    path.write_text("verbalized_error: Rate {instruction} from {lowest} to {highest}.")
     for command in (["run", f"output={tmp_path / 'out'}"], ["preview", "demo"]):
         message = refuse(ual, *command, f"elicit.templates={path}")
-        assert "verbalized of" in message and "has the wrong placeholders" in message
+        assert "verbalized_error of" in message and "has the wrong placeholders" in message
         assert "{highest}, {instruction}, {lowest}, {response}, all of them" in message
 
 

@@ -24,7 +24,7 @@ from ual_ray.parquet import read_table
 
 Row = dict[str, Any]
 FAKE = ["engine.kind=fake", "data.test_share=0", "data.validation_share=0", "elicit.retest_share=0"]
-ESTIMATORS = ("verbalized", "p_true", "nll")
+ESTIMATORS = ("verbalized_error", "p_true", "nll")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def test_other_settings_score_beside_the_old(first: Scored, ual: Any, tiny_model
     assert done.code == 0, done.output
     assert newest(out) != first.folder
     assert {name: time for name, time in files_of(out).items() if name in before} == before
-    raw = [row["raw_verbalized"] for row in read_table(newest(out) / "scored").to_pylist()]
+    raw = [row["raw_verbalized_error"] for row in read_table(newest(out) / "scored").to_pylist()]
     assert len(raw) == 40 and min(raw) >= 1 and max(raw) <= 5
     smoothed = ual("smooth", out, "--out", tmp_path / "smoothed")
     assert smoothed.code == 0, smoothed.output
@@ -312,9 +312,9 @@ def test_inspect_writes_a_page_a_table_and_into_mlflow(first: Scored, ual: Any, 
     done = ual("inspect", first.folder, "--labels", labels)
     assert done.code == 0, done.output
     page = (first.folder / "inspection.html").read_text()
-    assert "<html" in page and "verbalized" in page and "AUROC" in page
+    assert "<html" in page and "verbalized_error" in page and "AUROC" in page
     assert json.loads((first.folder / "inspection.json").read_text())
-    assert "verbalized" in done.output and "AUROC" in done.output
+    assert "verbalized_error" in done.output and "AUROC" in done.output
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
     experiment = client.get_experiment_by_name("ual_ray")
     assert experiment is not None
@@ -353,18 +353,18 @@ def test_ensemble_length_residual_and_calibration_need_no_model(
 
     out = first.folder.parent
     before = files_of(out / "store")
-    chosen = ["elicit.uncertainty=ensemble", "elicit.ensemble=[verbalized,p_true]", "elicit.length_residual=true"]
+    chosen = ["elicit.uncertainty=ensemble", "elicit.ensemble=[verbalized_error,p_true]", "elicit.length_residual=true"]
     data = write(tmp_path / "rows.jsonl", alpaca(0, 40))
     labelled = f"elicit.calibrate_with={labels}"
     done = ual("elicit", data, *FAKE, f"elicit.model={tiny_model}", *chosen, labelled, "--out", out)
     assert done.code == 0, done.output
     assert files_of(out / "store") == before
     rows = read_table(newest(out) / "scored").to_pylist()
-    ranks = mean_rank([np.array([row[f"uncertainty_{name}"] for row in rows]) for name in ("verbalized", "p_true")])
+    ranks = mean_rank([np.array([row[f"uncertainty_{name}"] for row in rows]) for name in ("verbalized_error", "p_true")])
     assert [row["uncertainty_ensemble"] for row in rows] == pytest.approx(ranks)
     truth = read_labels(labels)
     correct = np.array([float(truth.get(row["id"], truth.get(row["given_id"], np.nan))) for row in rows])
     expected = calibrate(length_residual(ranks, np.array([row["response_length"] for row in rows])), correct)
     assert np.isfinite(correct).sum() == 20
     assert [row["uncertainty"] for row in rows] == pytest.approx(expected)
-    assert [row["uncertainty_verbalized"] for row in rows] == [row["uncertainty_verbalized"] for row in first.rows]
+    assert [row["uncertainty_verbalized_error"] for row in rows] == [row["uncertainty_verbalized_error"] for row in first.rows]

@@ -51,7 +51,7 @@ def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Pa
     output, _ = finished
     assert read_table(next(output.glob("elicit/*/rows"))).schema.equals(col.ROWS)
     scored = read_table(next(output.glob("elicit/*/scored")))
-    assert scored.schema.equals(col.scored_schema(("verbalized", "p_true", "nll")))
+    assert scored.schema.equals(col.scored_schema(("verbalized_error", "p_true", "nll")))
     assert len(set(scored["id"].to_pylist())) == len(scored) > 0
     for arm in ("sft", "ual"):
         smoothed = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))
@@ -109,7 +109,7 @@ def test_another_choice_of_score_calls_no_language_model(finished: tuple[Path, s
     output, _ = finished
     before, stored = done_times(output), files_of(output / "elicit" / "store")
     (elicited,) = output.glob("elicit/*/done.json")
-    ensemble = ["elicit.uncertainty=ensemble", "elicit.ensemble=[verbalized,nll]"]
+    ensemble = ["elicit.uncertainty=ensemble", "elicit.ensemble=[verbalized_error,nll]"]
     done = ual("run", *small, f"output={output}", *ensemble)
     assert done.code == 0, done.output
     after = done_times(output)

@@ -139,7 +139,7 @@ def rank_of_a_scored_token(engine: Any, rendered: Any) -> int:
 
 
 def test_digits_have_the_exact_probabilities_of_transformers(engine: Engine, reference: Any, renderer: Any) -> None:
-    prompt = load_prompts().rating(PAIR, "0", "9")
+    prompt = load_prompts().rating("verbalized_error", PAIR, "0", "9")
     (result,) = engine.run([Choice(prompt, DIGITS)])
     log_probabilities = next_tokens(reference, renderer.prompt_ids(messages_of(prompt)))
     expected = [log_probabilities[renderer.encode(digit)[0]].item() for digit in DIGITS]
@@ -151,7 +151,7 @@ def test_digits_have_the_exact_probabilities_of_transformers(engine: Engine, ref
 def test_numbers_of_several_tokens_have_the_exact_probabilities_of_transformers(
     engine: Engine, reference: Any, renderer: Any
 ) -> None:
-    prompt = load_prompts().rating(PAIR, "0", "100")
+    prompt = load_prompts().rating("verbalized_error", PAIR, "0", "100")
     (result,) = engine.run([Choice(prompt, HUNDRED)])
     ids = renderer.prompt_ids(messages_of(prompt))
     tree = make_tree([tuple(renderer.encode(number)) for number in HUNDRED])
@@ -253,7 +253,7 @@ def test_an_adapter_is_applied_as_peft_applies_it(adapter: Path, reference: Any,
     assert isinstance(result, LikelihoodResult)
     assert result.nll_sum == pytest.approx(expected, rel=2e-3)
 
-    prompt = load_prompts().rating(PAIR, "0", "9")
+    prompt = load_prompts().rating("verbalized_error", PAIR, "0", "9")
     (choice,) = adapted.run([Choice(prompt, DIGITS)])
     log_probabilities = next_tokens(merged, renderer.prompt_ids(messages_of(prompt)))
     assert isinstance(choice, ChoiceResult)

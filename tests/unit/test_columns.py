@@ -121,7 +121,7 @@ def test_columns_have_different_names() -> None:
         records.RESULTS,
         records.VERDICTS,
         records.TOKEN_STATISTICS,
-        col.scored_schema(["verbalized", "p_true", "nll"]),
+        col.scored_schema(["verbalized_error", "p_true", "nll"]),
     ):
         assert len(set(schema.names)) == len(schema.names)
 

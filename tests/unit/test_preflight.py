@@ -146,7 +146,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "text", "says"),
     [
-        ("elicit.templates=FILE", "verbalized: hello\n", "wrong placeholders"),
+        ("elicit.templates=FILE", "verbalized_error: hello\n", "wrong placeholders"),
         ("elicit.templates=missing.yaml", "", "elicit.templates cannot be read"),
         ("elicit.calibrate_with=FILE", "", "labels file has an unknown file extension"),
         ("elicit.calibrate_with=missing.csv", "", "labels file does not exist"),
@@ -167,13 +167,13 @@ def test_what_the_elicitor_needs_has_to_be_there(option: str, text: str, says: s
 
 def test_too_few_samples_to_compare_are_refused() -> None:
     with pytest.raises(UserError, match="semantic_entropy needs at least 2 samples to compare"):
-        check_elicitor(load(None, ["elicit.estimators=[verbalized,semantic_entropy]", "elicit.samples=1"]))
+        check_elicitor(load(None, ["elicit.estimators=[verbalized_error,semantic_entropy]", "elicit.samples=1"]))
 
 
 def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, str]] = []
     monkeypatch.setattr("ual_ray.engines.openai_engine.check_endpoint", lambda engine, model: asked.append((engine, model)))
-    config = load(None, ["engine.kind=openai", "elicit.estimators=[verbalized]", "elicit.model=/served/by/that/name"])
+    config = load(None, ["engine.kind=openai", "elicit.estimators=[verbalized_error]", "elicit.model=/served/by/that/name"])
     check_elicitor(config)
     assert asked == [(config.engine, "/served/by/that/name")]
 

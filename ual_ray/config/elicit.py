@@ -24,13 +24,13 @@ class ElicitConfig(Section):
         None, affects="", names="directory", description="directory of a LoRA adapter for elicit.model; null = no adapter"
     )
     estimators: tuple[EstimatorName, ...] = key(
-        ("verbalized", "p_true", "nll"),
+        ("verbalized_error", "p_true", "nll"),
         min_length=1,
         affects="scores",
         description=f"uncertainty estimators to compute: {', '.join(ESTIMATORS)}",
     )
     uncertainty: UncertaintyName = key(
-        "verbalized",
+        "verbalized_error",
         affects="uncertainty",
         description="estimator that fills the uncertainty column: one of elicit.estimators, or ensemble",
     )
@@ -51,11 +51,13 @@ class ElicitConfig(Section):
     templates: str | None = key(
         None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml"
     )
-    scale: Literal["0-9", "1-5", "0-100"] = key("0-9", affects="scores", description="rating scale of the verbalized estimator")
+    scale: Literal["0-9", "1-5", "0-100"] = key(
+        "0-9", affects="scores", description="rating scale of the verbalized estimators"
+    )
     mode: ReadingName = key(
         "logprobs",
         affects="scores",
-        description="verbalized and p_true: expectation over token log-probabilities, or mean of sampled replies",
+        description="verbalized estimators and p_true: expectation over token log-probabilities, or mean of sampled replies",
     )
     samples: int = key(
         8, ge=1, affects="scores", description="replies per row, for mode=sampled, self_consistency and semantic_entropy"

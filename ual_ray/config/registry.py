@@ -56,7 +56,8 @@ def _installed() -> Any:
 ESTIMATORS = Registry(
     "estimator",
     {
-        "verbalized": "ual_ray.elicit.estimators.verbalized:Verbalized",
+        "verbalized_error": "ual_ray.elicit.estimators.verbalized:VerbalizedError",
+        "verbalized_diversity": "ual_ray.elicit.estimators.verbalized:VerbalizedDiversity",
         "p_true": "ual_ray.elicit.estimators.p_true:PTrue",
         "nll": "ual_ray.elicit.estimators.likelihood:NegativeLogLikelihood",
         "nll_sum": "ual_ray.elicit.estimators.likelihood:SummedNegativeLogLikelihood",

@@ -12,7 +12,8 @@ from ual_ray.engines.requests import Turns
 
 FIRST, SECOND = "A", "B"
 PLACEHOLDERS = {
-    "verbalized": {"instruction", "response", "lowest", "highest"},
+    "verbalized_error": {"instruction", "response", "lowest", "highest"},
+    "verbalized_diversity": {"instruction", "response", "lowest", "highest"},
     "p_true": {"instruction", "response", "options"},
 }
 
@@ -22,14 +23,15 @@ class Prompts:
     """The wording of every question."""
 
     version: int
-    verbalized: str
+    verbalized_error: str
+    verbalized_diversity: str
     p_true: str
     yes_option: str
     no_option: str
 
-    def rating(self, messages: Messages, lowest: str, highest: str) -> Turns:
-        """Ask for a number between two."""
-        return _fill(self.verbalized, messages, lowest=lowest, highest=highest)
+    def rating(self, question: str, messages: Messages, lowest: str, highest: str) -> Turns:
+        """Ask for a number between two. `question`: verbalized_error or verbalized_diversity."""
+        return _fill(getattr(self, question), messages, lowest=lowest, highest=highest)
 
     def verdict(self, messages: Messages, *, yes_first: bool) -> Turns:
         """Ask whether the response is right, with 'yes' as option A or as option B."""

@@ -140,7 +140,7 @@ def test_configurations_are_frozen() -> None:
         ("train.learning_rate=3e-5", 3e-5),
         ("train.warmup_share=0", 0.0),
         ("trust_remote_code=true", True),
-        ("elicit.estimators=[verbalized,nll]", ("verbalized", "nll")),
+        ("elicit.estimators=[verbalized_error,nll]", ("verbalized_error", "nll")),
         ("elicit.splits=[train,test]", ("train", "test")),
         ("arms.ual.alpha_mean=0.2", 0.2),
         ("engine.arguments.max_num_seqs=4", 4),
@@ -316,6 +316,7 @@ def test_all_faults_are_named_at_once() -> None:
         ("engine.endpoint.max_retries=-1", "greater than or equal to 0"),
         ("engine.price_per_million_prompt_tokens=-1", "greater than or equal to 0"),
         ("elicit.uncertainty=mean", "'ensemble'"),
+        ("elicit.uncertainty=verbalized", "'verbalized_error'"),
         ("elicit.scale=1-10", "'0-9', '1-5' or '0-100'"),
         ("elicit.mode=greedy", "'logprobs' or 'sampled'"),
         ("elicit.samples=0", "greater than or equal to 1"),
@@ -361,6 +362,9 @@ def test_a_value_that_is_nearly_right_is_told_so() -> None:
     ]
     with pytest.raises(UserError, match="fix: did you mean 'shuffled'"):
         load(overrides=["arms.ual.map=shufled"])
+    for key in ("uncertainty=verbalized", "estimators=[verbalized]", "ensemble=[verbalized]"):  # its name until version 0.1
+        with pytest.raises(UserError, match="fix: did you mean 'verbalized_error'"):
+            load(overrides=[f"elicit.{key}"])
 
 
 @pytest.mark.parametrize(
@@ -379,7 +383,7 @@ def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) 
     assert got == f"  got: {value.strip('[]').split(',')[1]!r}"
 
 
-SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
+SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
 
 
 @pytest.mark.parametrize(
@@ -387,14 +391,17 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized,p_true]"]
     [
         (["data.validation_share=0.5", "data.test_share=0.5"], "validation_share + test_share must be below 1"),
         (["engine.min_actors=3"], "min_actors (3) must not be above max_actors (2)"),
-        (["elicit.estimators=[nll]"], "uncertainty 'verbalized' must be one of estimators ['nll']"),
-        (["elicit.estimators=[verbalized,nll,nll]"], "estimators ['verbalized', 'nll', 'nll'] names one twice"),
-        (["elicit.ensemble=[nll,nll_sum]"], "ensemble ['nll_sum'] must be among estimators ['verbalized', 'p_true', 'nll']"),
+        (["elicit.estimators=[nll]"], "uncertainty 'verbalized_error' must be one of estimators ['nll']"),
+        (["elicit.estimators=[verbalized_error,nll,nll]"], "estimators ['verbalized_error', 'nll', 'nll'] names one twice"),
+        (
+            ["elicit.ensemble=[nll,nll_sum]"],
+            "ensemble ['nll_sum'] must be among estimators ['verbalized_error', 'p_true', 'nll']",
+        ),
         (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
         (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
         (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
         (
-            ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized,nll]"],
+            ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized_error,nll]"],
             "elicit.estimators ['nll', 'nll_sum']: a server does not give the likelihood of a text",
         ),
         ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
@@ -420,7 +427,7 @@ def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: 
         SERVER,
         [*SERVER, "elicit.scale=1-5"],
         [*SERVER, "elicit.mode=sampled", "elicit.scale=0-100", "engine.endpoint.logprobs=false"],
-        ["engine.kind=openai", "elicit.estimators=[self_consistency,verbalized]", "elicit.samples=1"],
+        ["engine.kind=openai", "elicit.estimators=[self_consistency,verbalized_error]", "elicit.samples=1"],
         ["elicit.estimators=[nll,nll_sum]", "elicit.uncertainty=ensemble"],
         ["elicit.uncertainty=ensemble", "elicit.ensemble=[nll]"],
         ["elicit.grouping=embedding", "elicit.embedding_model=e"],

@@ -19,7 +19,7 @@ from ual_ray.elicit.estimators.likelihood import NegativeLogLikelihood, SummedNe
 from ual_ray.elicit.estimators.p_true import PTrue
 from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, entropy_of, grouping_for
 from ual_ray.elicit.estimators.sampling import Sampling
-from ual_ray.elicit.estimators.verbalized import Verbalized
+from ual_ray.elicit.estimators.verbalized import Verbalized, VerbalizedDiversity, VerbalizedError
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.reading import softmax
@@ -67,8 +67,8 @@ def reduce(estimator: Any, *results: Result, messages: Sequence[Message] = PAIR)
     return estimate.uncertainty, estimate.raw
 
 
-def verbalized(lowest: int = 0, highest: int = 9, sampling: Sampling | None = None) -> Verbalized:
-    return Verbalized(load_prompts(), lowest, highest, sampling)
+def verbalized(lowest: int = 0, highest: int = 9, sampling: Sampling | None = None) -> VerbalizedError:
+    return VerbalizedError(load_prompts(), lowest, highest, sampling)
 
 
 def p_true(sampling: Sampling | None = None) -> PTrue:
@@ -183,6 +183,12 @@ def test_verbalized_rises_with_the_digit(low: int, step: int, share: float) -> N
     assert less is not None and more is not None and mixed is not None
     assert less < more
     assert less - 1e-12 <= mixed <= more + 1e-12
+
+
+def test_error_and_diversity_are_different_questions_read_alike() -> None:
+    error, diversity = (kind(load_prompts(), 0, 9) for kind in (VerbalizedError, VerbalizedDiversity))
+    assert error != diversity and error.requests(PAIR) != diversity.requests(PAIR)
+    assert reduce(error, digits(d6=1)) == reduce(diversity, digits(d6=1)) == (6 / 9, 6.0)
 
 
 # --- p_true ----------------------------------------------------------------------------------------------------------
@@ -463,7 +469,7 @@ def test_estimators_that_need_the_same_share_one_request() -> None:
     asked = {name: tuple(estimator.requests(PAIR)) for name, estimator in estimators.items()}
     assert asked["nll"] == asked["nll_sum"] == (Likelihood((("user", "Say hi."), ("assistant", "Hi.")), last_reply_only=True),)
     assert asked["self_consistency"] == asked["semantic_entropy"] == (Completion((("user", "Say hi."),), 256, 1.0, 8, 0),)
-    assert len({request for requests in asked.values() for request in requests}) == 1 + 2 + 1 + 1
+    assert len({request for requests in asked.values() for request in requests}) == 2 + 2 + 1 + 1
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -477,7 +483,11 @@ def test_attempts_differ_in_their_seeds_alone(name: str, mode: Any) -> None:
         return [replace(request, seed=0) if isinstance(request, Completion) else request for request in requests]
 
     assert without_seed(first) == without_seed(second)
-    sampled = mode == "sampled" and name in ("verbalized", "p_true") or name in ("self_consistency", "semantic_entropy")
+    sampled = (
+        mode == "sampled"
+        and name in ("verbalized_error", "verbalized_diversity", "p_true")
+        or name in ("self_consistency", "semantic_entropy")
+    )
     assert (first != second) == sampled
 
 
@@ -493,7 +503,7 @@ def test_no_two_attempts_draw_the_same_reply(attempts: list[int], count: int) ->
 
 
 def test_estimators_come_in_the_configured_order() -> None:
-    assert [*make_estimators(ElicitConfig(estimators=("nll", "verbalized")))] == ["nll", "verbalized"]
+    assert [*make_estimators(ElicitConfig(estimators=("nll", "verbalized_error")))] == ["nll", "verbalized_error"]
 
 
 def test_every_option_of_sampling_is_honoured() -> None:
@@ -511,18 +521,19 @@ def test_every_option_of_sampling_is_honoured() -> None:
     built: Any = make_estimators(config, seed=11)
     ratings = Sampling(6, 0.5, 11, 20, 50)
     answers = Sampling(6, 0.5, 11, 33, 50)
-    assert built["verbalized"] == Verbalized(load_prompts(), 1, 5, ratings, 50, 0.2)
+    assert built["verbalized_error"] == VerbalizedError(load_prompts(), 1, 5, ratings, 50, 0.2)
+    assert built["verbalized_diversity"] == VerbalizedDiversity(load_prompts(), 1, 5, ratings, 50, 0.2)
     assert built["p_true"] == PTrue(load_prompts(), ratings, 50, 0.2)
     assert built["self_consistency"] == SelfConsistency(answers, None, 0.7)
     assert built["semantic_entropy"] == SemanticEntropy(answers, None, 0.7)
-    (completion,) = built["verbalized"].requests(PAIR)
+    (completion,) = built["verbalized_error"].requests(PAIR)
     assert (completion.n, completion.temperature, completion.seed, completion.max_tokens) == (6, 0.5, 11, 20)
 
 
 @pytest.mark.parametrize(("scale", "bounds"), [("0-9", (0, 9)), ("1-5", (1, 5)), ("0-100", (0, 100))])
 def test_every_scale_is_honoured(scale: Any, bounds: tuple[int, int]) -> None:
-    verbalized: Any = make_estimators(ElicitConfig(scale=scale))["verbalized"]
-    assert (verbalized.lowest, verbalized.highest, verbalized.sampling) == (*bounds, None)
+    rating: Any = make_estimators(ElicitConfig(scale=scale))["verbalized_error"]
+    assert (rating.lowest, rating.highest, rating.sampling) == (*bounds, None)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +546,9 @@ def test_every_scale_is_honoured(scale: Any, bounds: tuple[int, int]) -> None:
     ],
 )
 def test_every_grouping_is_honoured(options: dict[str, Any], expected: object) -> None:
-    built: Any = make_estimators(ElicitConfig(estimators=("semantic_entropy", "self_consistency", "verbalized"), **options))
+    built: Any = make_estimators(
+        ElicitConfig(estimators=("semantic_entropy", "self_consistency", "verbalized_error"), **options)
+    )
     assert built["semantic_entropy"].grouping == built["self_consistency"].grouping == expected
     assert built["semantic_entropy"].similarity == options.get("similarity", 0.7)
 

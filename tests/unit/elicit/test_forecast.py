@@ -18,7 +18,7 @@ ROWS = [[{"role": "user", "content": f"q{at}"}, {"role": "assistant", "content":
 
 
 def config(*overrides: str) -> Config:
-    return load(None, ["elicit.estimators=[verbalized]", "elicit.retest_share=0", *overrides])
+    return load(None, ["elicit.estimators=[verbalized_error]", "elicit.retest_share=0", *overrides])
 
 
 def test_calls_tokens_and_money_are_estimated_from_the_rows() -> None:
@@ -33,7 +33,7 @@ def test_calls_tokens_and_money_are_estimated_from_the_rows() -> None:
 @pytest.mark.parametrize(("overrides", "calls", "generated"), [
     (["elicit.mode=sampled"], 100, 100 * 8 * 32), (["elicit.thinking_tokens=500"], 100, 100 * 532),
     (["elicit.retest_share=0.5"], 150, 150),
-    (["elicit.estimators=[verbalized,self_consistency,semantic_entropy]", "elicit.max_new_tokens=10"], 200, 100 * 81),
+    (["elicit.estimators=[verbalized_error,self_consistency,semantic_entropy]", "elicit.max_new_tokens=10"], 200, 100 * 81),
     (["elicit.estimators=[nll]", "elicit.uncertainty=nll"], 100, 0),
 ])  # fmt: skip
 def test_every_request_counts_once(overrides: list[str], calls: int, generated: int) -> None:

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from ual_ray.columns import Message
 from ual_ray.elicit.estimators.p_true import PTrue
-from ual_ray.elicit.estimators.verbalized import Verbalized
+from ual_ray.elicit.estimators.verbalized import VerbalizedDiversity, VerbalizedError
 from ual_ray.elicit.prompts import Prompts, instruction_of, load_prompts, prompt_hash
 from ual_ray.errors import UserError
 
 OWN = load_prompts()
 OPENING = "Here is an instruction and a response to it.\n\n[Instruction]\nSay hi.\n\n[Response]\nHi.\n\n"
+RATINGS = ("verbalized_error", "verbalized_diversity")
 RATING = "{instruction} {response} {lowest} {highest}"
 
 
@@ -25,7 +26,8 @@ def pair(instruction: str, response: str) -> list[Message]:
 
 
 def texts_of(prompts: Prompts, messages: list[Message]) -> list[str]:
-    questions = [prompts.rating(messages, "0", "9"), *(prompts.verdict(messages, yes_first=first) for first in (True, False))]
+    ratings = [prompts.rating(question, messages, "0", "9") for question in RATINGS]
+    questions = [*ratings, *(prompts.verdict(messages, yes_first=first) for first in (True, False))]
     assert all(len(turns) == 1 and turns[0][0] == "user" for turns in questions)
     return [turns[0][1] for turns in questions]
 
@@ -42,7 +44,9 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> str:
 @given(instruction=st.text(alphabet="{}%\\$ab0:!\n"), response=st.text())
 def test_the_users_text_goes_in_as_it_is(instruction: str, response: str) -> None:
     for template, text in zip(
-        (OWN.verbalized, OWN.p_true, OWN.p_true), texts_of(OWN, pair(instruction, response)), strict=True
+        (OWN.verbalized_error, OWN.verbalized_diversity, OWN.p_true, OWN.p_true),
+        texts_of(OWN, pair(instruction, response)),
+        strict=True,
     ):
         before, rest = template.split("{instruction}")
         between, after = rest.split("{response}")
@@ -57,12 +61,16 @@ def test_braces_in_the_users_text_are_text(text: str) -> None:
         assert f"[Instruction]\n{text}\n\n[Response]\n<{text}>\n" in filled
 
 
-def test_verbalized_in_full() -> None:
-    ((_, text),) = OWN.rating(pair("Say hi.", "Hi."), "1", "5")
+@pytest.mark.parametrize(
+    ("question", "lowest", "highest"),
+    [("verbalized_error", "1 (certainly right)", "5 (certainly wrong)"), ("verbalized_diversity", "1 (none", "5 (countless)")],
+)
+def test_a_rating_in_full(question: str, lowest: str, highest: str) -> None:
+    """The highest number is the most uncertain."""
+    ((_, text),) = OWN.rating(question, pair("Say hi.", "Hi."), "1", "5")
     assert text.startswith(OPENING)
     assert text.endswith("Reply with one number and nothing else.")
-    assert "1 (surely right" in text
-    assert "5 (likely wrong" in text
+    assert f"from {lowest}" in text and f"to {highest}" in text
 
 
 @pytest.mark.parametrize(("yes_first", "options"), [(True, "A. Yes\nB. No"), (False, "A. No\nB. Yes")])
@@ -89,15 +97,15 @@ def test_more_messages_before_the_reply_are_named() -> None:
 
 
 def test_what_a_file_leaves_out_is_the_projects(tmp_path: Path) -> None:
-    mine = load_prompts(written(tmp_path, f'verbalized: "{RATING}"\nno_option: "{{wrong}}"\n'))
-    assert mine == replace(OWN, verbalized=RATING, no_option="{wrong}")
-    rating, yes_first, no_first = texts_of(mine, pair("q", "a"))
+    mine = load_prompts(written(tmp_path, f'verbalized_error: "{RATING}"\nno_option: "{{wrong}}"\n'))
+    assert mine == replace(OWN, verbalized_error=RATING, no_option="{wrong}")
+    rating, _, yes_first, no_first = texts_of(mine, pair("q", "a"))
     assert rating == "q a 0 9"
     assert "A. Yes\nB. {wrong}" in yes_first and "A. {wrong}\nB. Yes" in no_first
 
 
 def test_braces_of_ones_own_are_doubled(tmp_path: Path) -> None:
-    mine = load_prompts(written(tmp_path, f"verbalized: '{{{{}}}} {RATING}'\n"))
+    mine = load_prompts(written(tmp_path, f"verbalized_error: '{{{{}}}} {RATING}'\n"))
     assert texts_of(mine, pair("q", "a"))[0] == "{} q a 0 9"
 
 
@@ -111,27 +119,31 @@ def test_the_projects_own_file_is_one_of_that_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("verbalised: x\n", r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized, p_true, yes_option, no_option"),
+        ("verbalized: x\n", r"(?s)has unknown keys.*\['verbalized'\].*verbalized_error"),
+        (
+            "verbalised: x\n",
+            r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized_error, verbalized_diversity, p_true, yes_option",
+        ),
         ("1: x\nverbalised: y\nfalse: z\n", r"has unknown keys\n.*'1', 'False', 'verbalised'"),
         ("version: new\n", r"(?s)version of .* is not text.*'new'.*int"),
         ("yes_option: 1\n", r"(?s)yes_option of .* is not text.*expected: str"),
         ("yes_option: yes\n", r"(?s)yes_option of .* is not text.*got: True"),  # YAML's idea of yes
         ("p_true: [a]\n", "p_true of .* is not text"),
-        (f"verbalized: '{RATING} {{'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),
-        (f"verbalized: '{RATING} }}'\n", "(?s)verbalized of .* is not a template.*{{ and }}"),
-        ("verbalized: '{instruction} {response} {lowest}'\n", r"(?s)wrong placeholders.*\{highest\}, \{instruction\}"),
-        (f"verbalized: '{RATING} {{options}}'\n", "(?s)verbalized of .* has the wrong placeholders.*{options}"),
+        (f"verbalized_error: '{RATING} {{'\n", "(?s)verbalized_error of .* is not a template.*{{ and }}"),
+        (f"verbalized_error: '{RATING} }}'\n", "(?s)verbalized_error of .* is not a template.*{{ and }}"),
+        ("verbalized_error: '{instruction} {response} {lowest}'\n", r"(?s)wrong placeholders.*\{highest\}, \{instruction\}"),
+        (f"verbalized_error: '{RATING} {{options}}'\n", "(?s)verbalized_error of .* has the wrong placeholders.*{options}"),
         ("p_true: '{instruction} {response}'\n", "(?s)p_true of .* has the wrong placeholders.*{options}"),
         ("p_true: '{instruction} {response} {options} {}'\n", "wrong placeholders"),
         ("p_true: '{instruction} {response} {options} {0}'\n", "wrong placeholders"),
         ("p_true: '{instruction.__class__} {response} {options}'\n", "(?s)wrong placeholders.*__class__"),
-        ("verbalized: '{instruction} {response} {lowest:d} {highest}'\n", "(?s)wrong placeholders.*{lowest:d}"),
-        ("verbalized: '{instruction!r} {response} {lowest} {highest}'\n", "(?s)wrong placeholders.*{instruction!r}"),
+        ("verbalized_error: '{instruction} {response} {lowest:d} {highest}'\n", "(?s)wrong placeholders.*{lowest:d}"),
+        ("verbalized_error: '{instruction!r} {response} {lowest} {highest}'\n", "(?s)wrong placeholders.*{instruction!r}"),
         ("just text\n", "not a mapping"),
         ("", "not a mapping"),
-        ("- verbalized\n", "not a mapping"),
-        ("verbalized: [\n", "cannot be read"),
-        ("\tverbalized: x\n", "cannot be read"),
+        ("- verbalized_error\n", "not a mapping"),
+        ("verbalized_error: [\n", "cannot be read"),
+        ("\tverbalized_error: x\n", "cannot be read"),
     ],
 )
 def test_a_file_that_will_not_do_is_refused(text: str, says: str, tmp_path: Path) -> None:
@@ -152,9 +164,10 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hash_follows_every_word() -> None:
-    changed = [replace(OWN, **{name: getattr(OWN, name) + " "}) for name in ("verbalized", "p_true", "yes_option", "no_option")]
+    texts = (*RATINGS, "p_true", "yes_option", "no_option")
+    changed = [replace(OWN, **{name: getattr(OWN, name) + " "}) for name in texts]
     hashes = {prompts.hash for prompts in (OWN, *changed, replace(OWN, version=OWN.version + 1))}
-    assert len(hashes) == 6
+    assert len(hashes) == 7
     assert all(len(value) == 16 and int(value, 16) >= 0 for value in hashes)
     assert replace(OWN).hash == OWN.hash
 
@@ -166,11 +179,11 @@ def test_the_hash_of_a_row_follows_prompts_and_chat_template() -> None:
 
 def test_what_is_hashed_is_what_is_sent() -> None:
     messages = pair("Say hi.", "Hi.")
-    mine = replace(OWN, verbalized=f"Mine: {RATING}", yes_option="Right")
-    (rating,) = Verbalized(mine, 0, 9).requests(messages)
+    mine = replace(OWN, verbalized_error=f"Mine: {RATING}", yes_option="Right")
+    ratings = [kind(mine, 0, 9).requests(messages)[0] for kind in (VerbalizedError, VerbalizedDiversity)]
     both = PTrue(mine).requests(messages)
-    assert [request.prompt for request in (rating, *both)] == [  # type: ignore[union-attr]
-        mine.rating(messages, "0", "9"),
+    assert [request.prompt for request in (*ratings, *both)] == [  # type: ignore[union-attr]
+        *(mine.rating(question, messages, "0", "9") for question in RATINGS),
         mine.verdict(messages, yes_first=True),
         mine.verdict(messages, yes_first=False),
     ]

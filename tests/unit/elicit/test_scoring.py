@@ -34,7 +34,7 @@ from ual_ray.engines.requests import (
 from ual_ray.models.truncate import MOST_CUTS, shorten
 
 ALL = tuple(ESTIMATORS)
-THREE: tuple[str, ...] = ("verbalized", "p_true", "nll")
+THREE: tuple[str, ...] = ("verbalized_error", "p_true", "nll")
 HALVES = ChoiceResult((math.log(0.5), math.log(0.5)), prompt_tokens=11)
 TOO_HOT = Failure("engine: too hot")
 Row = dict[str, Any]
@@ -131,8 +131,8 @@ def test_each_different_request_is_sent_once_and_all_in_one_run() -> None:
     rows = [row("a0"), row("b0", "Why?"), row("c0"), row("d0", "Why?", "Because.")]
     scored = ScoreRows(config(*ALL))(rows, engine)
     assert len(engine.runs) == 1
-    # A rating, two verdicts and a likelihood of each of three different pairs; answers to two instructions.
-    assert len(engine.seen) == len(set(engine.seen)) == 3 * 4 + 2
+    # Two ratings, two verdicts and a likelihood of each of three different pairs; answers to two instructions.
+    assert len(engine.seen) == len(set(engine.seen)) == 3 * 5 + 2
     same, other = ({key: value for key, value in scored[at].items() if key != "id"} for at in (0, 2))
     assert same == other
 
@@ -143,7 +143,7 @@ def test_what_is_sent_is_what_the_estimators_ask() -> None:
     ScoreRows(config(*THREE))([one], engine)
     prompts, messages = load_prompts(), one["messages"]
     assert set(engine.seen) == {
-        Choice(prompts.rating(messages, "0", "9"), tuple("0123456789")),
+        Choice(prompts.rating("verbalized_error", messages, "0", "9"), tuple("0123456789")),
         Choice(prompts.verdict(messages, yes_first=True), ("A", "B")),
         Choice(prompts.verdict(messages, yes_first=False), ("A", "B")),
         Likelihood((("user", "Why {so}?"), ("assistant", "Hi.")), last_reply_only=True),
@@ -169,7 +169,7 @@ def test_what_estimators_share_is_paid_once() -> None:
 
 def test_what_a_failure_cost_is_counted() -> None:
     engine = by_kind(Failure("engine: x", prompt_tokens=3, generated_tokens=2, calls=1), LikelihoodResult(1.0, 2, 5))
-    (scored,) = ScoreRows(config("nll", "verbalized"))([row()], engine)
+    (scored,) = ScoreRows(config("nll", "verbalized_error"))([row()], engine)
     assert (scored["prompt_tokens"], scored["generated_tokens"], scored["calls"]) == (8, 2, 2)
 
 
@@ -249,9 +249,9 @@ def readable_from(attempt: int, samples: int = 8) -> Counting:
 )
 def test_a_reply_that_cannot_be_parsed_is_asked_for_again(readable: int, retries: int, runs: int, status: str) -> None:
     engine = readable_from(readable)
-    (scored,) = ScoreRows(config("verbalized", mode="sampled", retries=retries))([row()], engine)
+    (scored,) = ScoreRows(config("verbalized_error", mode="sampled", retries=retries))([row()], engine)
     assert (scored["status"], len(engine.runs)) == (status, runs)
-    assert scored["raw_verbalized"] == (3 if status == "ok" else None)
+    assert scored["raw_verbalized_error"] == (3 if status == "ok" else None)
     assert (scored["prompt_tokens"], scored["generated_tokens"], scored["calls"]) == (10 * runs, 5 * runs, runs)
     seeds = [request.seed + sample for request in engine.seen for sample in range(request.n)]  # type: ignore[union-attr]
     assert len(set(seeds)) == len(seeds)
@@ -282,7 +282,7 @@ def test_a_failure_is_not_asked_for_again(failure: Failure) -> None:
 
 def test_a_question_without_a_seed_is_not_asked_again() -> None:
     engine = by_kind(ChoiceResult((-math.inf,) * 10, 3), LikelihoodResult(math.nan, 1, 1))
-    ScoreRows(config("verbalized", "nll"))([row()], engine)
+    ScoreRows(config("verbalized_error", "nll"))([row()], engine)
     assert len(engine.runs) == 1
 
 
@@ -371,12 +371,12 @@ def test_truncation_leaves_short_rows_alone() -> None:
     rows = [row("a0"), row("b0", "word " * 500), row("c0", "Why?")]
     scored = ScoreRows(config(*THREE), "truncate")(rows, fake(150))
     assert [one["truncated"] for one in scored] == [False, True, False]
-    assert [scored[0], scored[2]] == ScoreRows(config(*THREE), "truncate")([rows[0], rows[2]], fake(150))
+    assert [scored[0], scored[2]] == ScoreRows(config(*THREE), "truncate")([rows[0], rows[2]], fake(140))
 
 
 def test_all_estimators_see_the_same_shortened_pair() -> None:
     """The likelihood alone would have fitted: an ensemble must not mix a pair with a part of it."""
-    engine = fake(150)
+    engine = fake(140)
     (scored,) = ScoreRows(config(*THREE), "truncate")([row("a0", "Say hi.", "word " * 100)], engine)
     asked = [request.conversation[-1][1] for request in engine.seen if isinstance(request, Likelihood)]
     assert len(asked) > 1
@@ -386,7 +386,7 @@ def test_all_estimators_see_the_same_shortened_pair() -> None:
 
 
 def test_what_a_shorter_response_does_not_change_is_not_asked_again() -> None:
-    engine = fake(150)
+    engine = fake(140)
     ScoreRows(config(*ALL), "truncate")([row("a0", "Say hi.", "word " * 1000)], engine)
     assert len(engine.runs) > 1
     assert sum(isinstance(request, Completion) for request in engine.seen) == 1

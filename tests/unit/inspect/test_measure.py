@@ -24,17 +24,17 @@ from ual_ray.inspect.summary import Inspection
 from ual_ray.inspect.text import to_console
 from ual_ray.inspect.warnings import warnings_of
 
-ESTIMATORS = ("verbalized", "nll")
+ESTIMATORS = ("verbalized_error", "nll")
 
 
 def row(name: str, score: float | None = 0.5, **values: Any) -> dict[str, Any]:
-    """Make a scored row; `score` is that of verbalized, which the uncertainty is a copy of."""
+    """Make a scored row; `score` is that of verbalized_error, which the uncertainty is a copy of."""
     defaults = {
         "id": name,
         "source": "a",
         "split": "train",
         "messages": [{"role": "user", "content": f"question {name}"}, {"role": "assistant", "content": f"answer {name}"}],
-        "uncertainty_verbalized": score,
+        "uncertainty_verbalized_error": score,
         "uncertainty": score,
         "response_length": 10,
         "truncated": False,
@@ -81,18 +81,18 @@ def test_rows_by_hand(tmp_path: Path) -> None:
     assert (found.quarantined, found.quarantined_share, found.reasons) == (2, 0.4, {"overlong": 1, "unparsable": 1})
     assert (found.truncated, found.elicitors, found.prompt_hashes) == (1, ["model", "other"], ["hash"])
     assert (found.estimators, found.score_of, list(found.scores)) == (
-        ["verbalized", "nll"],
-        "verbalized",
-        ["uncertainty", "verbalized", "nll"],
+        ["verbalized_error", "nll"],
+        "verbalized_error",
+        ["uncertainty", "verbalized_error", "nll"],
     )
-    verbalized, nll = found.scores["verbalized"], found.scores["nll"]
-    # Rows 1, 2, 4 and 5 got replies for verbalized, or have a value; only row 4's could not be read.
-    assert (verbalized.missing, verbalized.null_rate, verbalized.parse_rate) == (2, 0.4, 0.75)
+    rated, nll = found.scores["verbalized_error"], found.scores["nll"]
+    # Rows 1, 2, 4 and 5 got replies for verbalized_error, or have a value; only row 4's could not be read.
+    assert (rated.missing, rated.null_rate, rated.parse_rate) == (2, 0.4, 0.75)
     # Row 3 was overlong for another estimator and has its nll; row 2 failed in the engine.
     assert (nll.missing, nll.null_rate, nll.parse_rate) == (2, 0.4, 0.75)
     assert found.scores["uncertainty"].parse_rate is None
-    assert verbalized.distribution is not None and verbalized.distribution.mode_share == pytest.approx(2 / 3)
-    by_source = verbalized.by_source
+    assert rated.distribution is not None and rated.distribution.mode_share == pytest.approx(2 / 3)
+    by_source = rated.by_source
     assert by_source["a"] is not None and by_source["a"].n == 1 and by_source["a"].deviation is None
 
 
@@ -124,22 +124,24 @@ def test_free_is_not_nothing(tmp_path: Path) -> None:
 
 def test_length_agreement_and_noise_by_hand(tmp_path: Path) -> None:
     scores = [(0.1, 0.9), (0.2, 0.8), (0.3, 0.7), (0.4, None)]
-    rows = [row(str(n), a, uncertainty_nll=b, response_length=n, retest_verbalized=a + 0.1) for n, (a, b) in enumerate(scores)]
+    rows = [
+        row(str(n), a, uncertainty_nll=b, response_length=n, retest_verbalized_error=a + 0.1) for n, (a, b) in enumerate(scores)
+    ]
     found = inspected(tmp_path, rows)
-    assert [(pair.first, pair.second, pair.n) for pair in found.agreement] == [("verbalized", "nll", 3)]
+    assert [(pair.first, pair.second, pair.n) for pair in found.agreement] == [("verbalized_error", "nll", 3)]
     assert found.agreement[0].spearman == pytest.approx(-1.0)
     assert found.scores["uncertainty"].length.spearman == pytest.approx(1.0)
     assert found.scores["nll"].length_by_source["a"].spearman == pytest.approx(-1.0)
-    noise = found.scores["verbalized"].noise
+    noise = found.scores["verbalized_error"].noise
     assert noise is not None and noise.n == 4 and noise.mean_difference == pytest.approx(0.1)
     assert found.scores["uncertainty"].noise == noise, "the uncertainty is a copy, with the same noise"
     assert found.scores["nll"].noise is None
 
 
 def test_the_score_is_recognised_where_it_was_given(tmp_path: Path) -> None:
-    # Quarantined for another estimator's sake: verbalized has a value, the uncertainty has none.
+    # Quarantined for another estimator's sake: verbalized_error has a value, the uncertainty has none.
     rows = [row("1", 0.2), row("2", 0.4), row("3", 0.6, uncertainty=None, status="quarantined")]
-    assert inspected(tmp_path, rows).score_of == "verbalized"
+    assert inspected(tmp_path, rows).score_of == "verbalized_error"
 
 
 def test_a_calibrated_score_is_of_no_estimator(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_a_calibrated_score_is_of_no_estimator(tmp_path: Path) -> None:
 
 def test_an_ensemble_is_shown_when_it_has_a_value(tmp_path: Path) -> None:
     found = inspected(tmp_path, [row("1", uncertainty_ensemble=0.25, uncertainty=0.25)])
-    assert (list(found.scores)[-1], found.score_of, found.estimators) == ("ensemble", "ensemble", ["verbalized", "nll"])
+    assert (list(found.scores)[-1], found.score_of, found.estimators) == ("ensemble", "ensemble", ["verbalized_error", "nll"])
 
 
 # --- extremes --------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_extremes_with_ties_by_id(tmp_path: Path) -> None:
             assert [each.score for each in shown] == [each["uncertainty"] for each in expected]
             assert [each.given_id for each in shown] == [each["given_id"] for each in expected]
             assert [each.messages for each in shown] == [each["messages"] for each in expected]
-    assert found.most_uncertain["a"][0].scores == {"verbalized": 0.75, "nll": None}
+    assert found.most_uncertain["a"][0].scores == {"verbalized_error": 0.75, "nll": None}
 
 
 def test_long_messages_are_cut_and_early_ones_left_out(tmp_path: Path) -> None:
@@ -222,8 +224,8 @@ def test_no_row_with_a_score(tmp_path: Path) -> None:
 def test_constant_scores(tmp_path: Path) -> None:
     found = inspected(tmp_path, [row(str(n), 0.5, uncertainty_nll=n / 40, response_length=n) for n in range(40)])
     assert found.agreement[0].spearman is None
-    assert found.scores["verbalized"].length.spearman is None
-    assert "verbalized is 0.50 in every row: smoothing by it treats all rows alike" in found.warnings
+    assert found.scores["verbalized_error"].length.spearman is None
+    assert "verbalized_error is 0.50 in every row: smoothing by it treats all rows alike" in found.warnings
 
 
 def test_a_null_typed_block_and_missing_columns(tmp_path: Path) -> None:
@@ -274,9 +276,9 @@ def test_quality_by_hand(tmp_path: Path) -> None:
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {"1": 0, "two": 1, "3": 1, "4": 0, "elsewhere": 1}))
     assert found.labelled is not None
     assert (found.labelled.labels, found.labelled.rows, found.labelled.wrong) == (5, 4, 2)
-    verbalized = found.quality["verbalized"]
-    assert (verbalized.n, verbalized.wrong, verbalized.left_out) == (3, 1, 1)
-    assert (verbalized.auroc, verbalized.prr) == (1.0, 1.0)
+    rated = found.quality["verbalized_error"]
+    assert (rated.n, rated.wrong, rated.left_out) == (3, 1, 1)
+    assert (rated.auroc, rated.prr) == (1.0, 1.0)
     nll = found.quality["nll"]
     assert (nll.n, nll.left_out, nll.auroc, nll.prr) == (1, 3, None, None)
 
@@ -296,13 +298,13 @@ def many(n: int = 200, **columns: Any) -> list[dict[str, Any]]:
     random = np.random.default_rng(3)
     score = random.random(n)
     values = {
-        "uncertainty_verbalized": score,
+        "uncertainty_verbalized_error": score,
         "uncertainty_nll": 0.7 * score + 0.3 * random.random(n),
-        "retest_verbalized": score + random.normal(0, 0.01, n),
+        "retest_verbalized_error": score + random.normal(0, 0.01, n),
         "response_length": random.integers(1, 1000, n),
         **columns,
     }
-    values.setdefault("uncertainty", values["uncertainty_verbalized"])
+    values.setdefault("uncertainty", values["uncertainty_verbalized_error"])
     return [row(f"{k:04}", **{name: np.asarray(column)[k].item() for name, column in values.items()}) for k in range(n)]
 
 
@@ -317,10 +319,13 @@ EVERY = np.arange(200)
         ({}, None),
         ({"response_length": (SCORE * 1000).astype(int)}, "uncertainty follows response length (Spearman 1.00): consider"),
         ({"response_length": (-SCORE * 1000).astype(int)}, "uncertainty falls with response length (Spearman -1.00)"),
-        ({"uncertainty_verbalized": np.where(EVERY < 80, 0.5, SCORE)}, "40% of the rows share one value of verbalized (0.500)"),
-        ({"retest_verbalized": SCORE + NOISE}, "of the spread of verbalized"),
-        ({"uncertainty_nll": np.abs(NOISE)}, "weakly correlated estimators: verbalized and nll (Spearman "),
-        ({"uncertainty_nll": 1 - SCORE}, "negatively correlated estimators: verbalized and nll (Spearman -1.00)"),
+        (
+            {"uncertainty_verbalized_error": np.where(EVERY < 80, 0.5, SCORE)},
+            "40% of the rows share one value of verbalized_error (0.500)",
+        ),
+        ({"retest_verbalized_error": SCORE + NOISE}, "of the spread of verbalized_error"),
+        ({"uncertainty_nll": np.abs(NOISE)}, "weakly correlated estimators: verbalized_error and nll (Spearman "),
+        ({"uncertainty_nll": 1 - SCORE}, "negatively correlated estimators: verbalized_error and nll (Spearman -1.00)"),
         ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003)"),
         (
             {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
@@ -351,8 +356,8 @@ def test_a_warning_says_a_rows_want_of_a_score(tmp_path: Path) -> None:
     ("wrong", "warning"),
     [
         (SCORE > 0.5, None),
-        (SCORE < 0.5, "AUROC 0.00 of verbalized: worse than chance"),
-        (EVERY % 2 == 0, "of verbalized: no better than chance"),
+        (SCORE < 0.5, "AUROC 0.00 of verbalized_error: worse than chance"),
+        (EVERY % 2 == 0, "of verbalized_error: no better than chance"),
         (EVERY < 4, "only 4 labelled responses are wrong: AUROC and PRR are imprecise"),
         (EVERY > 3, "only 4 labelled responses are good: AUROC and PRR are imprecise"),
     ],
@@ -368,9 +373,9 @@ def test_few_labels_are_not_called_chance(tmp_path: Path) -> None:
     rows = many()
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: 1 for each in rows} | {"0001": 0}))
     assert found.labelled is not None
-    rough = replace(found.quality["verbalized"], auroc=0.7, auroc_error=0.15)
-    texts = warnings_of(replace(found, quality={**found.quality, "verbalized": rough}))
-    assert "AUROC 0.70 of verbalized: too few labels to tell from chance" in texts
+    rough = replace(found.quality["verbalized_error"], auroc=0.7, auroc_error=0.15)
+    texts = warnings_of(replace(found, quality={**found.quality, "verbalized_error": rough}))
+    assert "AUROC 0.70 of verbalized_error: too few labels to tell from chance" in texts
 
 
 def test_labels_that_fit_few_rows(tmp_path: Path) -> None:
@@ -393,7 +398,7 @@ def test_the_short_form(tmp_path: Path) -> None:
     rows = many()
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: int(each["uncertainty"] < 0.5) for each in rows}))
     text = printed(found)
-    assert "200 rows of 1 sources, 200 with a score = verbalized" in text and "no warnings" in text
+    assert "200 rows of 1 sources, 200 with a score = verbalized_error" in text and "no warnings" in text
     assert "1.00 ± 0.00" in text and "AUROC" in text
     assert "AUROC" not in printed(replace(found, labelled=None))
 

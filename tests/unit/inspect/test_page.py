@@ -28,9 +28,9 @@ def rows_of(n: int, **values: Any) -> list[dict[str, Any]]:
             "source": "ab"[place % 2],
             "split": "train",
             "messages": [{"role": "user", "content": f"question {place}"}, {"role": "assistant", "content": "answer"}],
-            "uncertainty_verbalized": (score := float(random.random())),
+            "uncertainty_verbalized_error": (score := float(random.random())),
             "uncertainty_p_true": score**2,
-            "retest_verbalized": score,
+            "retest_verbalized_error": score,
             "uncertainty": score,
             "response_length": place,
             "status": "ok",
@@ -46,7 +46,7 @@ def rows_of(n: int, **values: Any) -> list[dict[str, Any]]:
 
 
 def page_of(
-    folder: Path, rows: list[dict[str, Any]], estimators: tuple[str, ...] = ("verbalized", "p_true"), **options: Any
+    folder: Path, rows: list[dict[str, Any]], estimators: tuple[str, ...] = ("verbalized_error", "p_true"), **options: Any
 ) -> str:
     scored = folder / "scored"
     scored.mkdir()
@@ -114,7 +114,7 @@ def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
 
 
 def test_untrusted_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
-    page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{UNTRUSTED}": 0.5}), estimators=(UNTRUSTED, "verbalized"))
+    page = page_of(tmp_path, rows_of(40, **{f"uncertainty_{UNTRUSTED}": 0.5}), estimators=(UNTRUSTED, "verbalized_error"))
     assert {tag for tag, _ in read_page(page).tags} & {"script", "img"} == set()
 
 
@@ -122,8 +122,8 @@ def test_untrusted_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
     "values",
     [
         {},
-        {"uncertainty": None, "uncertainty_verbalized": None, "status": "quarantined"},
-        {"uncertainty": 0.5, "uncertainty_verbalized": 0.5, "retest_verbalized": 0.5, "uncertainty_p_true": None},
+        {"uncertainty": None, "uncertainty_verbalized_error": None, "status": "quarantined"},
+        {"uncertainty": 0.5, "uncertainty_verbalized_error": 0.5, "retest_verbalized_error": 0.5, "uncertainty_p_true": None},
         {"prompt_tokens": None, "generated_tokens": None, "calls": None, "elicitor": None, "messages": []},
     ],
 )
@@ -136,7 +136,7 @@ def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: in
 
 
 def test_a_sole_estimator_has_no_matrix(tmp_path: Path) -> None:
-    assert "Agreement of" not in page_of(tmp_path, rows_of(5), estimators=("verbalized",))
+    assert "Agreement of" not in page_of(tmp_path, rows_of(5), estimators=("verbalized_error",))
 
 
 def test_small_parts() -> None:

@@ -27,7 +27,7 @@ from ual_ray.models.truncate import MOST_CUTS
 
 TEMPLATES = {"gemma", "rewriting"}
 STYLES = ["chatml", "llama3", "mistral", "gemma"]
-ALL = "elicit.estimators=[verbalized,p_true,nll,nll_sum,self_consistency,semantic_entropy]"
+ALL = "elicit.estimators=[verbalized_error,p_true,nll,nll_sum,self_consistency,semantic_entropy]"
 TEXTS = [
     "Blue.",
     "👩‍🚀🏳️‍🌈 日本語 naïve ½ \u202eright-to-left",
@@ -86,7 +86,7 @@ def test_no_tokens_are_no_pieces(chat_tokenizer: Callable[[str], Any]) -> None:
 def test_requests_that_estimators_share_are_shown_once() -> None:
     shared = requests_of(make_estimators(load(None, [ALL]).elicit), talk("Hi", "Hello"))
     assert list(shared.values()) == [
-        ["verbalized"],
+        ["verbalized_error"],
         ["p_true"],
         ["p_true"],
         ["nll", "nll_sum"],
@@ -107,7 +107,7 @@ def test_tokens_are_counted_as_the_engine_counts_them(chat_tokenizer: Callable[[
 
 def test_what_is_too_long_is_cut_as_scoring_cuts_it(chat_tokenizer: Callable[[str], Any]) -> None:
     chat = chat_of(chat_tokenizer("chatml"))
-    elicit = load(None, ["elicit.estimators=[verbalized,nll]", "elicit.retest_share=0"]).elicit
+    elicit = load(None, ["elicit.estimators=[verbalized_error,nll]", "elicit.retest_share=0"]).elicit
     limit = max(tokens_of(request, chat) for request in requests_of(make_estimators(elicit), talk("a", "b"))) * 3
     sent: list[Request] = []
 
@@ -162,7 +162,7 @@ ROW = {"instruction": "Name [red]a colour[/red].", "output": "Blue 🙂", "id": 
 def test_a_row_is_shown_with_all_that_is_asked(show: Callable[..., str]) -> None:
     shown = show([ROW], ALL, "elicit.samples=5", "elicit.max_new_tokens=50")
     assert "called mine, split train, source rows, 2 turns" in shown
-    assert "verbalized: probabilities of 10 choices (0 1 2 3 4 5 6 7 8 9), in 1 question of one token" in shown
+    assert "verbalized_error: probabilities of 10 choices (0 1 2 3 4 5 6 7 8 9), in 1 question of one token" in shown
     assert "self_consistency, semantic_entropy: 5 replies of at most 50 tokens at temperature 1.0" in shown
     assert "nll, nll_sum: likelihood of the last reply" in shown
     assert "<|im_start|>user\nName [red]a colour[/red].<|im_end|>\n<|im_start|>assistant\n«Blue 🙂<|im_end|>»\n" in shown
@@ -200,7 +200,7 @@ def test_what_is_too_long_is_said(show: Callable[..., str]) -> None:
     long = {"instruction": "Why? " * 200, "output": "Blue. " * 200}
     dropped = show([long], "engine.max_model_len=300")
     assert "overlong: would be dropped" in dropped
-    cut = show([long], "engine.max_model_len=1000", "engine.overlong=truncate", "elicit.estimators=[verbalized]")
+    cut = show([long], "engine.max_model_len=1000", "engine.overlong=truncate", "elicit.estimators=[verbalized_error]")
     assert "cut to fit into engine.max_model_len = 1000; shown is what is sent" in cut
     assert "overlong: would be" not in cut
     assert cut.split("training")[0].count("Blue.") < 200
@@ -235,7 +235,7 @@ def test_a_template_that_refuses_the_conversation_is_quoted(show: Callable[..., 
 
 
 def test_a_server_is_sent_messages(show: Callable[..., str]) -> None:
-    shown = show([ROW], "engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized,self_consistency]")
+    shown = show([ROW], "engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized_error,self_consistency]")
     assert "the server renders the messages" in shown
     assert "self_consistency: 8 replies of at most 256 tokens at temperature 1.0\n[user]\nName [red]a colour[/red].\n" in shown
     assert "«Blue 🙂<|im_end|>»" in shown, "the model to train is here"

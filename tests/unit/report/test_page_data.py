@@ -110,13 +110,13 @@ def elicitation(place: Path, said: str) -> None:
         "quarantined": 3,
         "reasons": {f"overlong {said}": 3},
         "histograms": counts,
-        "mean_uncertainty": {"verbalized": 0.41, "p_true": None},
+        "mean_uncertainty": {"verbalized_error": 0.41, "p_true": None},
         "calls": 2134,
         "prompt_tokens": 123456,
         "generated_tokens": 2000,
     }
     write(place / "done.json", {"figures": found, "seconds": 312.0})
-    write(place / "started.json", {"digest": "e" * 16, "inputs": {"elicit": {"uncertainty": "verbalized"}}})
+    write(place / "started.json", {"digest": "e" * 16, "inputs": {"elicit": {"uncertainty": "verbalized_error"}}})
 
 
 def rate(value: float) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""The rating that the elicitor gives its own uncertainty, as in UAL (arXiv 2406.04854)."""
+"""Ratings that the elicitor gives: how likely an error is (as in UAL, arXiv 2406.04854), and how many responses would do.
+
+Two questions, as they have two answers: a chat reply is hardly ever wrong and has countless equals, a sum is the reverse.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
@@ -21,10 +24,11 @@ from ual_ray.engines.requests import Choice, Request, Result
 class Verbalized(Estimator):
     """Expected rating on a scale, (sum of s p(s) - lowest) / (highest - lowest), p renormalised over the scale.
 
-    With `sampling` the expectation is the mean of sampled numbers instead. raw: the expected number.
+    With `sampling` the expectation is the mean of sampled numbers instead. raw: the expected number. Subclasses name the
+    `question`, a key of prompts.yaml whose highest number is the most uncertain.
     """
 
-    summary: ClassVar[str] = "The number that the elicitor gives when asked how uncertain it is of the response."
+    question: ClassVar[str]
     prompts: Prompts
     lowest: int
     highest: int
@@ -33,7 +37,7 @@ class Verbalized(Estimator):
     min_mass: float = 0.01
 
     @classmethod
-    def build(cls, config: ElicitConfig, seed: int) -> Verbalized:
+    def build(cls, config: ElicitConfig, seed: int) -> Self:
         """Read the scale."""
         lowest, highest = map(int, config.scale.split("-"))
         sampling = Sampling.of_ratings(config, seed)
@@ -46,7 +50,7 @@ class Verbalized(Estimator):
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Ask for the probabilities of the numbers, or for sampled numbers."""
-        prompt = self.prompts.rating(messages, str(self.lowest), str(self.highest))
+        prompt = self.prompts.rating(self.question, messages, str(self.lowest), str(self.highest))
         if self.sampling is not None:
             return [self.sampling.ask(prompt, attempt, choices=self.numbers)]
         return [Choice(prompt, self.numbers, self.thinking)]
@@ -59,3 +63,17 @@ class Verbalized(Estimator):
             return missing(shares.reason)
         expected = math.fsum((self.lowest + step) * share for step, share in enumerate(shares))
         return Estimate(clip((expected - self.lowest) / (self.highest - self.lowest)), expected)
+
+
+class VerbalizedError(Verbalized):
+    """How likely the response is in error."""
+
+    question: ClassVar[str] = "verbalized_error"
+    summary: ClassVar[str] = "The number that the elicitor gives when asked how likely the response is wrong."
+
+
+class VerbalizedDiversity(Verbalized):
+    """How many very different responses would be as good."""
+
+    question: ClassVar[str] = "verbalized_diversity"
+    summary: ClassVar[str] = "The number that the elicitor gives when asked how many different responses would be as good."
