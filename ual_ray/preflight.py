@@ -17,6 +17,7 @@ from ual_ray.data.canonical import grouped, split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import peek
+from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
@@ -58,7 +59,9 @@ def check_elicitor(config: Config) -> None:
     elicit = config.elicit
     make_estimators(elicit)
     if elicit.calibrate_with is not None:
-        read_labels(Path(elicit.calibrate_with).expanduser())
+        labels = read_labels(Path(elicit.calibrate_with).expanduser())
+        right = sum(labels.values())
+        check_labels(right, len(labels) - right, elicit.calibrate_with)
     if elicit.embedding_model is not None:
         check_model(elicit.embedding_model, "elicit.embedding_model")
     if config.engine.remote:

@@ -150,6 +150,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ("elicit.templates=missing.yaml", "", "elicit.templates cannot be read"),
         ("elicit.calibrate_with=FILE", "", "labels file has an unknown file extension"),
         ("elicit.calibrate_with=missing.csv", "", "labels file does not exist"),
+        ("elicit.calibrate_with=LABELS", "", "(?s)too few labels to calibrate with.*2 rows labelled good and 1 labelled wrong"),
         ("elicit.adapter=missing", "", "elicit.adapter is not a LoRA adapter"),
         ("elicit.model=./missing", "", "elicit.model: the directory does not exist"),
         (
@@ -161,8 +162,10 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
 )
 def test_what_the_elicitor_needs_has_to_be_there(option: str, text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_text(text)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,correct\na,1\nb,0\nc,1\n")
     with pytest.raises(UserError, match=says):
-        check_elicitor(load(None, [option.replace("FILE", str(tmp_path / "file.yaml"))]))
+        check_elicitor(load(None, [option.replace("FILE", str(tmp_path / "file.yaml")).replace("LABELS", str(labels))]))
 
 
 def test_too_few_samples_to_compare_are_refused() -> None:

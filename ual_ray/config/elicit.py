@@ -40,13 +40,13 @@ class ElicitConfig(Section):
     length_residual: bool = key(
         False,
         affects="uncertainty",
-        description="remove the part of the uncertainty that the response length explains (linear regression)",
+        description="remove the part of the uncertainty that the response length explains (linear regression per source)",
     )
     calibrate_with: str | None = key(
         None,
         affects="",
         names="file",
-        description="CSV or JSONL file of (id, correct) labels; the uncertainty becomes the error rate fitted on them",
+        description="CSV or JSONL file of (id, correct) labels; the uncertainty becomes the error rate fitted on other rows",
     )
     templates: str | None = key(
         None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml"

@@ -23,9 +23,8 @@ from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, ElicitConfig
 from ual_ray.data.canonical import QUARANTINE_FOLDER
 from ual_ray.data.labels import match_labels, read_labels
-from ual_ray.elicit.adjust import calibrate, length_residual, mean_rank
+from ual_ray.elicit.adjust import calibrate, check_labels, length_residual, mean_rank
 from ual_ray.elicit.scoring import needed, unparsable
-from ual_ray.errors import UserError
 from ual_ray.parquet import write_tables
 from ual_ray.stats.score_quality import histogram
 
@@ -95,7 +94,8 @@ class Assembly:
         # Some members of an ensemble may have scored a row that others failed on.
         chosen = np.where(np.array(numbers[col.STATUS].to_pylist()) == col.STATUS_OK, chosen, np.nan)
         if self.elicit.length_residual:
-            chosen = length_residual(chosen, _floats(numbers, col.RESPONSE_LENGTH))
+            sources = numbers[col.SOURCE].combine_chunks().dictionary_encode().indices.to_numpy()
+            chosen = length_residual(chosen, _floats(numbers, col.RESPONSE_LENGTH), sources)
         if self.elicit.calibrate_with is not None:
             chosen = self._calibrated(chosen, numbers)
         return {col.uncertainty_column(ENSEMBLE): ensemble, col.UNCERTAINTY: chosen}
@@ -105,12 +105,9 @@ class Assembly:
         if not len(chosen):
             return chosen
         correct = match_labels(read_labels(path), numbers[col.ID], numbers[col.GIVEN_ID])
-        try:
-            return calibrate(chosen, correct)
-        except ValueError as error:
-            raise UserError(
-                "elicit.calibrate_with cannot be used", got=f"{path}: {error}", expected="labels of both kinds"
-            ) from error
+        usable = correct[~np.isnan(chosen)]
+        check_labels(int((usable == 1).sum()), int((usable == 0).sum()), f"{path} that match a row with a score")
+        return calibrate(chosen, correct, numbers[col.ID].to_pylist())
 
     def _describe(self, rows: pa.Table, numbers: pa.Table) -> dict[str, Any]:
         statuses = zip(numbers[col.STATUS].to_pylist(), numbers[col.ERROR].to_pylist(), strict=True)

@@ -209,37 +209,47 @@ def test_the_length_can_be_taken_out(tmp_path: Path) -> None:
     assert uncertainties(scored) == pytest.approx([mean] * 3)
 
 
+def labels_of(folder: Path, verdicts: dict[str, int]) -> str:
+    (folder / "labels.csv").write_text("id,correct\n" + "".join(f"{one},{right}\n" for one, right in verdicts.items()))
+    return str(folder / "labels.csv")
+
+
 def test_labels_turn_scores_into_error_rates(tmp_path: Path) -> None:
-    place = Place(tmp_path, [row(1), row(2, given_id="two"), row(3), row(4), row(5)])
-    (tmp_path / "labels.csv").write_text(f"id,correct\n{name(1)},1\ntwo,0\n{name(3)},1\n{name(4)},0\nstranger,1\n")
-    place.add("a", *(measured(number, number / 10) for number in (1, 3, 4, 5)), measured(2, 0.2, given_id="two"))
-    _, scored = place.finish(calibrate_with=str(tmp_path / "labels.csv"))
-    # 2 is wrong and 3 is right, against the order: together they are wrong half the time.
-    assert uncertainties(scored) == pytest.approx([0.0, 0.5, 0.5, 1.0, 1.0])
-    assert uncertainties(scored, "uncertainty_nll") == [0.1, 0.2, 0.3, 0.4, 0.5]
+    """Rows up to 20 are right and the others wrong, whichever id they are labelled by; 41 is not labelled."""
+    own = {3: "three", 33: "thirty-three"}
+    place = Place(tmp_path, [row(number, given_id=own.get(number)) for number in range(1, 42)])
+    place.add("a", *(measured(number, number / 100, given_id=own.get(number)) for number in range(1, 42)))
+    verdicts = {own.get(number, name(number)): int(number <= 20) for number in range(1, 41)} | {"stranger": 1}
+    _, scored = place.finish(calibrate_with=labels_of(tmp_path, verdicts))
+    # Only 20 and 21 can lie between the last right and the first wrong row of the others.
+    assert uncertainties(scored)[:19] == [0.0] * 19 and uncertainties(scored)[21:] == [1.0] * 20
+    assert uncertainties(scored, "uncertainty_nll") == [number / 100 for number in range(1, 42)]
 
 
 def test_a_rows_content_id_beats_its_own_id(tmp_path: Path) -> None:
-    place = Place(tmp_path, [row(1, given_id=name(2)), row(2)])
-    (tmp_path / "labels.csv").write_text(f"id,correct\n{name(1)},1\n{name(2)},0\n")
-    place.add("a", measured(1, 0.1, given_id=name(2)), measured(2, 0.2))
-    assert uncertainties(place.finish(calibrate_with=str(tmp_path / "labels.csv"))[1]) == [0.0, 1.0]
+    """The own ids are the content ids of the others, whose labels are the opposite."""
+    place = Place(tmp_path, [row(number, given_id=name(41 - number)) for number in range(1, 41)])
+    place.add("a", *(measured(number, number / 100, given_id=name(41 - number)) for number in range(1, 41)))
+    verdicts = {name(number): int(number <= 20) for number in range(1, 41)}
+    _, scored = place.finish(calibrate_with=labels_of(tmp_path, verdicts))
+    assert uncertainties(scored)[:19] == [0.0] * 19
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("verdicts", "says"),
     [
-        (f"{name(1)},1\n{name(2)},1\n", r"(?s)^elicit.calibrate_with cannot be used.*labels\.csv.*of both kinds"),
-        ("stranger,1\nother,0\n", "^no label matches any row"),
-        ("stranger,perhaps\n", "^label is not a boolean"),
+        ({name(number): 1 for number in range(1, 41)}, r"(?s)^elicit.calibrate_with: too few.*39 .*good and 0 .*labels\.csv"),
+        ({name(number): int(number <= 30) for number in range(1, 41)}, "30 rows labelled good and 9 labelled wrong"),
+        ({"stranger": 1, "other": 0}, "^no label matches any row"),
+        ({"stranger": 2}, "^label is not a boolean"),
     ],
 )
-def test_labels_that_cannot_calibrate_are_the_users(lines: str, says: str, tmp_path: Path) -> None:
-    place = Place(tmp_path, [row(1), row(2)])
-    place.add("a", measured(1, 0.1), measured(2, 0.2))
-    (tmp_path / "labels.csv").write_text("id,correct\n" + lines)
+def test_labels_that_cannot_calibrate_are_the_users(verdicts: dict[str, int], says: str, tmp_path: Path) -> None:
+    """The label of a row without a score is of no use."""
+    place = Place(tmp_path, [row(number) for number in range(1, 41)])
+    place.add("a", *(measured(number, number / 100) for number in range(1, 40)), measured(40, None))
     with pytest.raises(UserError, match=says):
-        place.finish(calibrate_with=str(tmp_path / "labels.csv"))
+        place.finish(calibrate_with=labels_of(tmp_path, verdicts))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
