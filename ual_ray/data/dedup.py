@@ -19,6 +19,7 @@ class Deduplicator:
         # The table is temporary: no journal, no waiting for the disk, and in memory while it is small.
         self._table.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;")
         self._table.execute("CREATE TABLE claims (id TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID")
+        self._table.execute("CREATE TABLE repeats (position INTEGER PRIMARY KEY)")
 
     def claim(self, ids: Sequence[str], positions: Sequence[int]) -> list[bool]:
         """Return, for each id, whether it belongs to this position, that is, whether this position claimed it first."""
@@ -30,4 +31,10 @@ class Deduplicator:
         if cursor.rowcount:
             return True
         (owner,) = cursor.execute("SELECT position FROM claims WHERE id = ?", (identity,)).fetchone()
+        if owner != position:
+            cursor.execute("INSERT OR IGNORE INTO repeats VALUES (?)", (position,))
         return owner == position
+
+    def duplicates(self) -> int:
+        """Count the positions whose content an other position claimed first, each once however often it was read."""
+        return self._table.execute("SELECT COUNT(*) FROM repeats").fetchone()[0]

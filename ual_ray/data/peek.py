@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 
-from ual_ray.columns import Messages
+from ual_ray.columns import Messages, content_id
 from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
@@ -30,9 +31,17 @@ class DataPeek:
     unused: tuple[str, ...] = ()
 
     def describe(self, path: str) -> str:
-        """Write the size, the format and the columns that nothing reads."""
+        """Write the size, the format, the duplicates, and the columns that nothing reads."""
+        among = f"{'all' if self.complete else 'the first'} {len(self.records):,} rows"
+        repeated = f"; {self.duplicates:,} duplicates among {among}" if self.duplicates else ""
         unused = f"; columns not used: {shorten_list(self.unused)}" if self.unused else ""
-        return f"{self.size()} of {path} (format: {self.format_name}){unused}"
+        return f"{self.size()} of {path} (format: {self.format_name}){repeated}{unused}"
+
+    @cached_property
+    def duplicates(self) -> int:
+        """Count the first rows whose messages an earlier one has: they are scored and trained on once."""
+        good = [content_id(messages) for _, messages in self.records if not isinstance(messages, BadRow)]
+        return len(good) - len(set(good))
 
     def size(self) -> str:
         """Format the number of rows, such as "200 rows", "about 10,000 rows", or "an unknown number of rows"."""

@@ -50,10 +50,11 @@ def elicit(config: Config, seen: DataPeek, folder: Path, store_folder: Path, met
     started = time.monotonic()
     map_rows(read, expected_rows(config, seen), job, meter, limits, failed)
     scoring_seconds = time.monotonic() - started
+    duplicates = ray.get(claims.duplicates.remote())
     ray.kill(claims)
     figures = ray.get(ray.remote(num_cpus=1)(Assembly.run).remote(Assembly(folder, store, settings)))
     check(config, figures, folder)
-    return figures | {"format": seen.format_name, "scoring_seconds": scoring_seconds}
+    return figures | {"format": seen.format_name, "duplicates": duplicates, "scoring_seconds": scoring_seconds}
 
 
 def expected_rows(config: Config, seen: DataPeek) -> int | None:

@@ -105,10 +105,11 @@ def _measuring(config: Config) -> dict[str, Any]:
 def _line(config: Config, metrics: Mapping[str, Any]) -> str:
     means = ", ".join(f"{name} {value:.3f}" for name, value in metrics["mean_uncertainty"].items() if value is not None)
     bad = f"; {metrics['bad']} bad rows ({count_list(metrics['bad_reasons'])})" if metrics["bad"] else ""
+    repeated = f"; {metrics['duplicates']} duplicates left out" if metrics.get("duplicates") else ""
     money = config.engine.cost(metrics[col.PROMPT_TOKENS], metrics[col.GENERATED_TOKENS])
     cost = f"; cost {money:.2f}" if money else ""
     return (
         f"{metrics['rows']} of {metrics['total_rows']} rows scored by {config.elicit.model} "
-        f"({count_list(metrics['splits'])}; {count_list(metrics['sources'])}){bad}; "
+        f"({count_list(metrics['splits'])}; {count_list(metrics['sources'])}){bad}{repeated}; "
         f"mean uncertainty: {means}; {quarantined(metrics)}; {metrics['calls']:,} calls{cost}"
     )

@@ -29,6 +29,15 @@ def test_the_same_position_gets_the_same_answer_again() -> None:
     assert claims.claim(["d"], [10]) == [True]
 
 
+def test_duplicates_are_counted_once_however_often_their_shard_is_read() -> None:
+    claims = Deduplicator()
+    for _ in range(3):
+        claims.claim(["a", "b", "a"], [1, 2, 3])
+        claims.claim(["c", "a", "b"], [7, 8, 9])
+    assert claims.duplicates() == 3
+    assert Deduplicator().duplicates() == 0
+
+
 def test_nothing_asked_nothing_answered() -> None:
     assert Deduplicator().claim([], []) == []
 
@@ -71,3 +80,4 @@ def test_claims_against_a_dictionary(asked: list[list[tuple[str, int]]]) -> None
     for question in asked:
         expected = [owners.setdefault(identity, position) == position for identity, position in question]
         assert claims.claim([one for one, _ in question], [at for _, at in question]) == expected
+    assert claims.duplicates() == len({at for question in asked for one, at in question if owners[one] != at})

@@ -245,6 +245,7 @@ def test_bad_rows_are_listed_with_their_reasons(show: Callable[..., str]) -> Non
     bad = [{"instruction": f"[b]{number}[/b]", "output": ""} for number in range(5)]
     shown = show([bad[0], ROW, ROW, *bad[1:], ROW | {"instruction": "Other", "id": "other"}], n=2)
     assert "5 of all 8 rows cannot be used" in shown
+    assert "; 1 duplicates among all 8 rows" in shown
     assert shown.count("no response") == 3
     assert '{"instruction": "[b]0[/b]", "output": ""}' in shown
     assert "row 2" in shown and "called other" in shown, "a duplicate is not shown twice"

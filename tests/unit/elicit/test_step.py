@@ -1,0 +1,35 @@
+"""The line that elicitation prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ual_ray.config import Config
+from ual_ray.elicit.step import _line
+
+METRICS: dict[str, Any] = {
+    "rows": 7,
+    "total_rows": 10,
+    "splits": {"train": 7, "test": 3},
+    "sources": {"s": 10},
+    "bad": 0,
+    "bad_reasons": {},
+    "duplicates": 0,
+    "mean_uncertainty": {"nll": 0.25, "p_true": None},
+    "quarantined": 0,
+    "reasons": {},
+    "prompt_tokens": 1,
+    "generated_tokens": 1,
+    "calls": 1234,
+}
+
+
+def test_the_line_in_full() -> None:
+    expected = "7 of 10 rows scored by demo (7 train, 3 test; 10 s); mean uncertainty: nll 0.250; 0 quarantined; 1,234 calls"
+    assert _line(Config(), METRICS) == expected
+
+
+def test_what_was_left_out_is_in_the_line() -> None:
+    shown = _line(Config(), METRICS | {"bad": 2, "bad_reasons": {"no response": 2}, "duplicates": 3})
+    assert "; 2 bad rows (2 no response); 3 duplicates left out; mean" in shown
+    assert "duplicates" not in _line(Config(), {key: value for key, value in METRICS.items() if key != "duplicates"})
