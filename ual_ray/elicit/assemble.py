@@ -25,8 +25,10 @@ from ual_ray.data.canonical import QUARANTINE_FOLDER
 from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.elicit.adjust import calibrate, check_labels, length_residual, mean_rank
 from ual_ray.elicit.scoring import needed, unparsable
+from ual_ray.engines.reply_text import count_cut
 from ual_ray.parquet import write_tables
-from ual_ray.stats.score_quality import histogram
+from ual_ray.stats.score_quality import distribution, histogram, median
+from ual_ray.stats.score_warnings import score_warnings
 
 if TYPE_CHECKING:
     from ual_ray.engines.row_store import RowStore
@@ -57,13 +59,14 @@ class Assembly:
             numbers = numbers.append_column(name, pa.array(values, pa.float64(), mask=np.isnan(values)))
         schema = col.scored_schema(self.elicit.estimators)
         write_tables(self._scored(wanted, numbers, schema), schema, self.folder / col.SCORED_FOLDER)
-        return self._describe(rows, numbers)
+        return self._describe(rows, numbers) | {"warnings": self._warnings(wanted, numbers)}
 
     def _numbers(self, rows: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
         """Read all columns but the texts, in the order of the store, with split, source, id and status as of this data set."""
         scores = [col.uncertainty_column(name) for name in self.elicit.estimators]
         others = [col.RESPONSE_LENGTH, col.TRUNCATED, col.STATUS, col.ERROR, col.PROMPT_HASH]
-        columns = [col.ID, *OF_THE_DATA, *scores, *others, *COSTS]
+        masses = [col.mass_column(name) for name in self.elicit.estimators]
+        columns = [col.ID, *OF_THE_DATA, *scores, *masses, *others, *COSTS]
         nothing = self.store.schema.empty_table().select(columns)
         numbers = pa.concat_tables([nothing, *self.store.select(wanted, columns)]).combine_chunks()
         at = pa.compute.index_in(numbers[col.ID], value_set=rows[col.ID])
@@ -132,6 +135,25 @@ class Assembly:
             "prompt_hashes": sorted(filter(None, numbers[col.PROMPT_HASH].unique().to_pylist())),
             "histograms": _histograms(numbers[col.SOURCE].to_pylist(), _floats(numbers, col.UNCERTAINTY)),
         }
+
+    def _warnings(self, wanted: pa.ChunkedArray, numbers: pa.Table) -> dict[str, list[str]]:
+        """List what to know of each estimator before training on it, and of the uncertainty where it is not a copy of one."""
+        finished = [col.finish_column(name) for name in self.elicit.estimators]
+        cut, replies = Counter[str](), Counter[str]()
+        for table in self.store.select(wanted, finished):
+            for name in finished:
+                found = count_cut(table[name])
+                cut[name] += found[0]
+                replies[name] += found[1]
+        warnings = {}
+        for name, finish in zip(self.elicit.estimators, finished, strict=True):
+            share = cut[finish] / replies[finish] if replies[finish] else None
+            spread = distribution(_floats(numbers, col.uncertainty_column(name)))
+            warnings[name] = [*score_warnings(name, spread, median(_floats(numbers, col.mass_column(name))), share)]
+        if self.elicit.uncertainty == ENSEMBLE or self.elicit.length_residual or self.elicit.calibrate_with is not None:
+            spread = distribution(_floats(numbers, col.UNCERTAINTY))
+            warnings[col.UNCERTAINTY] = [*score_warnings(col.UNCERTAINTY, spread)]
+        return warnings
 
 
 def read_figures(folder: Path) -> dict[str, Any]:

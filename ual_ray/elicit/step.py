@@ -31,6 +31,7 @@ from ual_ray.run.step import (
     quarantined,
     run_logged_step,
 )
+from ual_ray.stats.score_warnings import truncation_warning
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
@@ -54,7 +55,10 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     def work(run: Run, folder: Path) -> dict[str, Any]:
         return _elicit_and_log(session, run, inputs["source"], folder, store)
 
-    return run_logged_step(session, step, work, partial(_line, config))
+    done = run_logged_step(session, step, work, partial(_line, config))
+    for text in _warnings(config, done.metrics):
+        session.say("elicit", text, "yellow")
+    return done
 
 
 def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
@@ -100,6 +104,15 @@ def _measuring(config: Config) -> dict[str, Any]:
         "endpoint": None if local else affecting(engine.endpoint, "scores"),
         "seed": config.seed,
     }
+
+
+def _warnings(config: Config, metrics: Mapping[str, Any]) -> list[str]:
+    """List the warnings about the scores that smoothing reads: the configured one, its members, and those of single arms."""
+    from ual_ray.elicit.scoring import needed
+
+    names = [*needed(config.elicit), col.UNCERTAINTY, *(arm.uncertainty for arm in config.arms.values())]
+    of_scores = (text for name in dict.fromkeys(names) for text in metrics.get("warnings", {}).get(name, ()))
+    return [*truncation_warning(metrics["truncated"], metrics["rows"]), *of_scores]
 
 
 def _line(config: Config, metrics: Mapping[str, Any]) -> str:

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute
+
 # The mark before a thought and the one behind it.
 THOUGHT_MARKS = (
     *(
@@ -66,12 +69,19 @@ class Unread:
 
 NO_THOUGHT_END = Unread("unparsable: the thought did not end")
 EMPTY = Unread("unparsable: the reply is empty")
+CUT_REASONS = ("length", "max_tokens", "model_length", "MAX_TOKENS")
 CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
 
 
 def is_cut(finish_reason: str | None) -> bool:
     """Whether a reply was ended by its maximum length, and not by the model."""
-    return finish_reason in ("length", "max_tokens", "model_length", "MAX_TOKENS")
+    return finish_reason in CUT_REASONS
+
+
+def count_cut(finish_reasons: pa.ChunkedArray) -> tuple[int, int]:
+    """Count the replies that were cut, and all replies, in a column of lists of finish reasons."""
+    reasons = pa.compute.list_flatten(finish_reasons)
+    return pa.compute.sum(pa.compute.is_in(reasons, pa.array(CUT_REASONS))).as_py() or 0, len(reasons)
 
 
 def spoken(text: str) -> str | None:

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, EngineConfig
 from ual_ray.data.labels import match_labels, read_labels
+from ual_ray.engines.reply_text import count_cut
 from ual_ray.formatting import shorten, shorten_message
 from ual_ray.inspect.columns import Columns
 from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, Shown
 from ual_ray.inspect.warnings import warnings_of
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats import score_quality as quality
-from ual_ray.stats.score_quality import Numbers
+from ual_ray.stats.score_quality import Numbers, median
 
 EXTREME_ROWS = 10
 # Only the largest sources get charts and displayed rows, to limit the size of the page; the others are counted.
@@ -137,7 +138,14 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
         noise=None if again is None else quality.retest_noise(values, again),
         length=quality.spearman(values, columns.lengths),
         length_by_source={source: quality.spearman(values[group], columns.lengths[group]) for source, group in groups.items()},
+        mass=median(columns.numbers(col.mass_column(name))),
+        cut=_share_cut(columns, col.finish_column(name)),
     )
+
+
+def _share_cut(columns: Columns, name: str) -> float | None:
+    cut, replies = count_cut(columns.arrow(name)) if name in columns else (0, 0)
+    return cut / replies if replies else None
 
 
 def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:

@@ -12,7 +12,8 @@ from ual_ray.stats.score_quality import Correlation, Distribution, Noise, Qualit
 class Score:
     """One column of scores: `missing` rows have no value; `parse_rate` is over the rows that got a reply (estimators only).
 
-    The mappings are by source. `length` is the rank correlation with the response's length in characters.
+    The mappings are by source. `length` is the rank correlation with the response's length in characters. `mass`:
+    probability of all choices together in the median row; `cut`: share of the sampled replies that were cut.
     """
 
     missing: int
@@ -23,6 +24,8 @@ class Score:
     noise: Noise | None
     length: Correlation
     length_by_source: dict[str, Correlation]
+    mass: float | None = None
+    cut: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from ual_ray import columns as col
 from ual_ray.formatting import count, number, share
+from ual_ray.stats.score_warnings import MIN_ROWS, score_warnings, truncation_warning
 
 if TYPE_CHECKING:
     from ual_ray.inspect.summary import Inspection, Score
 
 # Thresholds of the warnings. Shares are of rows; correlations are Spearman's.
 MAX_MISSING = 0.05
-MAX_TRUNCATED = 0.05
 MIN_PARSED = 0.95
-MAX_MODE_SHARE = 0.3
-MAX_AT_EDGES = 0.5
-MIN_DEVIATION = 0.02
 MIN_AGREEMENT = 0.2
 MAX_LENGTH_CORRELATION = 0.5
 MAX_NOISE_RATIO = 0.5
@@ -28,7 +25,6 @@ CHANCE_ERRORS = 2.0
 MIN_AUROC = 0.55
 MIN_OF_A_CLASS = 10
 MIN_MATCHED = 0.5
-MIN_ROWS = 30
 
 
 def warnings_of(inspection: Inspection) -> list[str]:
@@ -52,8 +48,7 @@ def _of_rows(inspection: Inspection) -> Iterator[str]:
     scored = inspection.rows - inspection.scores[col.UNCERTAINTY].missing
     if 0 < scored < MIN_ROWS:
         yield f"only {scored} {'row has' if scored == 1 else 'rows have'} a score: all metrics are imprecise"
-    if (inspection.truncated or 0) > MAX_TRUNCATED * inspection.rows:
-        yield f"{share((inspection.truncated or 0) / inspection.rows)} of rows were truncated for the elicitor"
+    yield from truncation_warning(inspection.truncated or 0, inspection.rows)
     if len(inspection.elicitors) > 1:
         yield f"{len(inspection.elicitors)} elicitors scored these rows: their scores do not compare"
     if len(inspection.prompt_hashes) > 1:
@@ -89,23 +84,9 @@ def _of_quality(inspection: Inspection, names: list[str]) -> Iterator[str]:
 
 
 def _of_score(name: str, score: Score) -> Iterator[str]:
-    spread = score.distribution
-    if spread is None:
-        yield f"{name} has no value in any row"
-        return
     if score.parse_rate is not None and score.parse_rate < MIN_PARSED:
         yield f"{name} could be read from {share(score.parse_rate)} of the replies only"
-    if spread.n < MIN_ROWS:
-        return
-    if spread.distinct == 1:
-        yield f"{name} is {number(spread.mode)} in every row: smoothing by it treats all rows alike"
-        return
-    if spread.mode_share > MAX_MODE_SHARE:
-        yield f"{share(spread.mode_share)} of the rows share one value of {name} ({number(spread.mode, 3)})"
-    if spread.low + spread.high > MAX_AT_EDGES:
-        yield f"{share(spread.low + spread.high)} of the values of {name} lie at the edges (below 0.01 or above 0.99)"
-    if spread.deviation is not None and spread.deviation < MIN_DEVIATION:
-        yield f"{name} hardly varies (standard deviation {number(spread.deviation, 3)})"
+    yield from score_warnings(name, score.distribution, score.mass, score.cut)
     noise = score.noise
     if noise is not None and noise.ratio is not None and noise.n >= MIN_RETESTED and noise.ratio > MAX_NOISE_RATIO:
         yield f"retest noise is {share(noise.ratio)} of the spread of {name}"

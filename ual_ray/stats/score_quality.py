@@ -117,6 +117,11 @@ def distribution(scores: Numbers) -> Distribution | None:
     )
 
 
+def median(values: Numbers) -> float | None:
+    """Return the median of the non-missing values; None if there are none."""
+    return float(np.nanmedian(values)) if not np.isnan(values).all() else None
+
+
 def histogram(scores: Numbers) -> list[int]:
     """Count the scores in 20 equal bins of [0, 1]; a score outside the range counts in the nearest bin."""
     values = np.clip(scores[np.isfinite(scores)], 0.0, 1.0)

@@ -282,6 +282,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "mean_uncertainty": {"nll": pytest.approx(0.5), "p_true": pytest.approx(1.11 / 3)},
         "prompt_hashes": ["g", "h"],
         "histograms": {"s": [1] + [0] * (BINS - 1), "t": [0] * (BINS - 1) + [1]},
+        "warnings": {"nll": [], "p_true": []},
     }
     json.dumps(figures)
 
@@ -291,6 +292,23 @@ def test_the_ensembles_mean_is_a_figure_where_it_is_used(tmp_path: Path) -> None
     place.add("a", measured(1, 0.1), measured(2, 0.2))
     assert place.finish(uncertainty="ensemble")[0]["mean_uncertainty"]["ensemble"] == pytest.approx(0.5)
     assert "ensemble" not in place.finish()[0]["mean_uncertainty"]
+
+
+def test_warnings_before_training(tmp_path: Path) -> None:
+    """Of the rows of this data set alone; the uncertainty has its own where it is not a copy."""
+    place = Place(tmp_path, [row(number) for number in range(1, 41)])
+    options = {"mass_p_true": 0.125, "finish_nll": ["stop", "length"]}
+    place.add("a", *(measured(number, 0.5, number / 50, **options) for number in range(1, 31)))
+    place.add("b", *(measured(number, 0.5, number / 50, mass_p_true=0.9) for number in range(31, 41)))
+    place.add("c", *(measured(number, 0.1, 0.1, finish_nll=["length"]) for number in range(100, 200)))
+    p_true = ["the choices of p_true together have 12% of the probability in the median row: read with caution"]
+    nll = [
+        "50% of the replies of nll were cut at their maximum length and do not count",
+        "nll is 0.50 in every row: smoothing by it treats all rows alike",
+    ]
+    assert place.finish()[0]["warnings"] == {"nll": nll, "p_true": p_true}
+    ensemble = place.finish(uncertainty="ensemble", ensemble=("nll",))[0]["warnings"]
+    assert ensemble["uncertainty"] == ["uncertainty is 0.50 in every row: smoothing by it treats all rows alike"]
 
 
 def test_nothing_was_set_aside(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ual_ray.config import Config
-from ual_ray.elicit.step import _line
+from ual_ray.config.load import load
+from ual_ray.elicit.step import _line, _warnings
 
 METRICS: dict[str, Any] = {
     "rows": 7,
@@ -33,3 +34,15 @@ def test_what_was_left_out_is_in_the_line() -> None:
     shown = _line(Config(), METRICS | {"bad": 2, "bad_reasons": {"no response": 2}, "duplicates": 3})
     assert "; 2 bad rows (2 no response); 3 duplicates left out; mean" in shown
     assert "duplicates" not in _line(Config(), {key: value for key, value in METRICS.items() if key != "duplicates"})
+
+
+def test_warnings_are_about_what_smoothing_reads() -> None:
+    found = {name: [f"{name}!"] for name in ("verbalized_error", "p_true", "nll", "uncertainty")}
+    metrics = METRICS | {"truncated": 1, "warnings": found}
+    cut = "14% of rows were truncated for the elicitor"
+    assert _warnings(Config(), metrics) == [cut, "verbalized_error!", "uncertainty!"]
+    arm = load(None, ["arms.ual.uncertainty=nll"])
+    assert _warnings(arm, metrics | {"truncated": 0}) == ["verbalized_error!", "uncertainty!", "nll!"]
+    ensemble = load(None, ["elicit.uncertainty=ensemble", "elicit.ensemble=[p_true,nll]", "arms.ual.uncertainty=nll"])
+    assert _warnings(ensemble, metrics | {"truncated": 0}) == ["p_true!", "nll!", "uncertainty!"]
+    assert _warnings(Config(), METRICS | {"truncated": 0}) == [], "the metrics of a run before there were warnings"

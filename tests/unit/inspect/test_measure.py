@@ -326,11 +326,12 @@ EVERY = np.arange(200)
         ({"retest_verbalized_error": SCORE + NOISE}, "of the spread of verbalized_error"),
         ({"uncertainty_nll": np.abs(NOISE)}, "weakly correlated estimators: verbalized_error and nll (Spearman "),
         ({"uncertainty_nll": 1 - SCORE}, "negatively correlated estimators: verbalized_error and nll (Spearman -1.00)"),
-        ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003)"),
+        ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003, 1% of its mean), nor does"),
         (
             {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
             "100% of the values of nll lie at the edges",
         ),
+        ({"mass_nll": np.where(EVERY < 101, 0.25, 0.9)}, "the choices of nll together have 25% of the probability"),
         ({"truncated": EVERY < 20}, "10% of rows were truncated"),
         ({"elicitor": np.where(EVERY < 20, "x", "y")}, "2 elicitors scored these rows"),
         ({"prompt_hash": np.where(EVERY < 20, "x", "y")}, "2 versions of the prompts"),
@@ -343,6 +344,13 @@ def test_each_warning(tmp_path: Path, columns: dict[str, Any], warning: str | No
         assert found == []
     else:
         assert [text for text in found if warning in text], found
+
+
+def test_replies_that_were_cut(tmp_path: Path) -> None:
+    rows = [each | {"finish_nll": ["stop", "length" if at % 2 else None]} for at, each in enumerate(many())]
+    found = inspected(tmp_path, rows)
+    assert found.scores["nll"].cut == 0.25 and found.scores["verbalized_error"].cut is None
+    assert found.warnings == ["25% of the replies of nll were cut at their maximum length and do not count"]
 
 
 def test_a_warning_says_a_rows_want_of_a_score(tmp_path: Path) -> None:
