@@ -70,6 +70,7 @@ def main() -> None:
     training.add_argument("--corrupted", type=float, default=0.0, help="share of training rows with another row's response")
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    training.add_argument("--packs", type=int, default=8, help="packs of 1,024 tokens per optimizer step")
     training.add_argument("--epochs", type=int, default=4)
     training.add_argument("--learning-rate", type=float, default=2e-4)
     training.add_argument("--minutes", type=float, default=1e9, help="start no case after so many")
@@ -210,7 +211,7 @@ def fitted(model: ProbedModel, texts: Sequence[Text]) -> tuple[Adjustment, Adjus
     return Adjustment(temperature), fit_adjustment(chunks, temperature)
 
 
-FITTED_TOKENS = 8192 if CUDA else 1024
+FITTED_TOKENS = 8192 if CUDA else 512
 
 
 def run_case(
@@ -240,8 +241,8 @@ def run_case(
         learning_rate=options.learning_rate,
         packing=True,
         max_length=1024,
-        global_batch_size=8,
-        micro_batch_size=8,
+        global_batch_size=options.packs,
+        micro_batch_size=options.packs,
         reshard_after_forward=False,
         checkpoint_every=None,
     )

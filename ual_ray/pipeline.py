@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,13 @@ from ual_ray.train.step import train_step
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
     """Do everything that is not done yet, and report. What is wrong with the input is `preflight.check`'s to find before."""
+    with opened(config, console, workspace, force) as session:
+        return report(session, do_stages(session, workspace.root), workspace.root / REPORT_FOLDER)
+
+
+@contextmanager
+def opened(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName]) -> Iterator[Session]:
+    """Claim the output folder and open MLflow's run of the whole, which the steps' runs are below."""
     with workspace.held():
         workspace.claim(config)
         tags = {STAGE_TAG: "pipeline", "ual_ray.data": redact_uri(config.data.path), LINEAGE_MODEL: config.model}
@@ -46,46 +54,67 @@ def run(config: Config, console: Console, workspace: Workspace, force: frozenset
             parent.artifact(workspace.root / CONFIG_FILE)
             parent.environment()
             with session.cluster:
-                findings = report(session, do_stages(session, workspace.root), workspace.root / REPORT_FOLDER)
+                yield session
         session.say_failures()
-        return findings
 
 
 def do_stages(session: Session, root: Path) -> StageFolders:
     """Do all stages but the report."""
-    config, results = session.config, StageFolders()
-
+    results = StageFolders()
     elicited = elicit_step(session, Place(root / "elicit"))
     rows, scored = elicited.folder / col.ROWS_FOLDER, elicited.folder / col.SCORED_FOLDER
     results.elicited = elicited.folder
-    models = {BASE: config.model}
-    for arm, spec in config.arms.items():
-        results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
-    for arm, folder in results.smoothed.items():
-        smoothed = folder / col.SMOOTHED_FILE
-        place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)
-        trained = results.trained[arm] = train_step(session, arm, smoothed, rows, place, settings).folder
-        models[arm] = str(trained / col.MODEL_FOLDER)
-    _measure(session, root, rows, models, results)
+    models = {BASE: session.config.model, **train_arms(session, rows, scored, root, results)}
+    measure(session, root, rows, ask(session, rows, root), models, results)
     return results
 
 
-def _measure(session: Session, root: Path, rows: Path, models: Mapping[str, str], results: StageFolders) -> None:
-    """Ask every model the questions, measure its calibration, and have its answers judged."""
-    config = session.config
-    # A server elicits and judges; the arms are here, and only an engine of our own can load them.
-    local = session
-    if config.engine.remote:
-        engine = config.engine.model_copy(update={"kind": "vllm"})
-        local = replace(session, config=config.model_copy(update={"engine": engine}))
-    questions = questions_step(local, rows, Place(root / "questions")).folder / col.QUESTIONS_FILE
+def train_arms(session: Session, rows: Path, scored: Path, root: Path, results: StageFolders) -> dict[str, str]:
+    """Smooth and train every arm in `root`/arms; return the models by arm. `results` gets the folders."""
+    config, models = session.config, dict[str, str]()
+    for arm, spec in config.arms.items():
+        results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
+    for arm, folder in results.smoothed.items():
+        place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)
+        trained = results.trained[arm] = train_step(session, arm, folder / col.SMOOTHED_FILE, rows, place, settings).folder
+        models[arm] = str(trained / col.MODEL_FOLDER)
+    return models
+
+
+def with_own_engine(session: Session) -> Session:
+    """Evaluate with an engine of our own: a server elicits and judges, but the arms are here."""
+    if not session.config.engine.remote:
+        return session
+    engine = session.config.engine.model_copy(update={"kind": "vllm"})
+    return replace(session, config=session.config.model_copy(update={"engine": engine}))
+
+
+def ask(session: Session, rows: Path, root: Path) -> Path:
+    """Gather the questions that all models are asked, in `root`/questions; return their file."""
+    return questions_step(with_own_engine(session), rows, Place(root / "questions")).folder / col.QUESTIONS_FILE
+
+
+def measure(
+    session: Session,
+    root: Path,
+    rows: Path,
+    questions: Path,
+    models: Mapping[str, str],
+    results: StageFolders,
+    store: Path | None = None,
+) -> None:
+    """Ask every model the questions, measure its calibration, and have its answers judged; `results` gets the folders.
+
+    store: folder of the models' answers, where several roots share it.
+    """
+    config, own = session.config, with_own_engine(session)
     for name, model in models.items():
-        place = Place(_home(root, name) / "evaluate")
-        results.evaluated[name] = evaluate_step(local, name, model, questions, place).folder
+        place = Place(_home(root, name) / "evaluate", store=store)
+        results.evaluated[name] = evaluate_step(own, name, model, questions, place).folder
     # One after the other, without evaluations between: a task can reuse the process, with its imports, of the one before.
     for name, model in models.items() if config.evaluate.calibration.enabled else ():
         answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")
-        results.calibrated[name] = calibrate_step(local, name, model, rows, answers, place).folder
+        results.calibrated[name] = calibrate_step(own, name, model, rows, answers, place).folder
     if config.judge.model is not None:
         _judge(session, root, results)
 

@@ -25,7 +25,8 @@ FLOORS = (
     ("engines",),
     ("benchmarks",),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
-    ("experiment", "integrations", "pipeline", "preflight", "submit"),
+    ("integrations", "pipeline", "preflight", "submit"),
+    ("experiment",),
     ("cli",),
     ("__main__",),
 )
@@ -62,7 +63,10 @@ PURE = sorted(
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
         *("experiment/truth.py", "experiment/findings.py"),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
-        *(f"report/{name}.py" for name in ("findings", "gather", "table", "caveats", "examples", "page_data", "draw", "page")),
+        *(
+            f"report/{name}.py"
+            for name in ("findings", "gather", "over_seeds", "table", "caveats", "examples", "page_data", "draw", "page")
+        ),
     )
     for path in (sorted(PACKAGE.glob(pattern)) or [PACKAGE / pattern])
 )

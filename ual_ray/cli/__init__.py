@@ -6,6 +6,6 @@ session.py    what a command for a single stage sets up: folder lock, log file, 
 pipeline.py   run, submit
 stages.py     elicit, smooth, train, evaluate, judge, report
 inspect.py    preview, inspect, config
-experiment.py experiment
+experiment.py experiment, pilot
 tracking.py   ui, sync, promote
 """

@@ -18,7 +18,7 @@ COMMANDS = {
     "Pipeline": (pipeline.run, pipeline.submit),
     "Single stages": (stages.elicit, stages.smooth, stages.train, results.evaluate, results.judge, results.report),
     "Data, scores and configuration": (inspect.preview, inspect.inspect, inspect.config),
-    "Experiments": (experiment.experiment,),
+    "Experiments": (experiment.experiment, experiment.pilot),
     "MLflow": (tracking.ui, tracking.sync, tracking.promote),
 }
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"

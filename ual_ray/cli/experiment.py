@@ -1,43 +1,126 @@
-"""Experiments on made-up data whose truth is known."""
+"""Experiments: the arms of a configuration over several seeds, a pilot of them, and made-up data whose truth is known."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Out, Overrides, Verbose, load
+from ual_ray.cli.arguments import Force, Overrides, Verbose, load
 from ual_ray.errors import UserError
-from ual_ray.run.terminal import absolute, terminal
+from ual_ray.run.terminal import absolute, make_console, short, terminal
 
-EXPERIMENTS = ("known_truth",)
+if TYPE_CHECKING:
+    from ual_ray.config import Config
+    from ual_ray.run.output import Workspace
+
+KNOWN_TRUTH = "known_truth"
+CONFIG = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file with the arms to compare.")]
 
 
 def experiment(
-    name: Annotated[
+    what: Annotated[
         str,
-        typer.Argument(metavar="NAME", help=f"Experiment: {', '.join(EXPERIMENTS)}.", autocompletion=lambda: list(EXPERIMENTS)),
+        typer.Argument(
+            metavar="CONFIG",
+            help=f"Configuration file with the arms to compare, or '{KNOWN_TRUTH}'.",
+            autocompletion=lambda: [KNOWN_TRUTH],
+        ),
     ],
     overrides: Overrides = None,
-    config_file: ConfigFile = None,
-    out: Out = Path("experiment"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it will cost and the smallest effect it can find. Calls no model.")
+    ] = False,
+    force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check the method on made-up data whose truth is known: does it find an effect where there is one, and only there?
+    """Train every arm with several seeds over one elicitation, and test whether uncertainty helped.
 
-    known_truth: contexts with exactly known answer distributions, an oracle's uncertainty of which a share is permuted, and
-    five arms (sft, constant, shuffled, inverted, ual) trained from random weights. Prints the KL divergence of the truth from
-    each model, and UAL's differences from the other arms over seeds. The keys are those of the section `experiment`.
-    Finished trainings are read from OUT. Needs no GPU, Ray or MLflow. Writes OUT/known_truth.json, .md and .svg.
+    The keys of the section `experiment` set the seeds, and the sources of rows of every scenario; a verdict needs three
+    seeds. Finished steps are not run again: an arm or a seed that is added later asks the elicitor nothing. The report of a
+    scenario is in output/SCENARIO/report.
+
+    known_truth: made-up contexts with exactly known answer distributions, an oracle's uncertainty of which a share is
+    permuted, and five arms (sft, constant, shuffled, inverted, ual) trained from random weights: does the method's check find
+    an effect where there is one, and only there? The keys are those of the section `known_truth`. Needs no GPU, Ray or MLflow.
     """
-    if name not in EXPERIMENTS:
-        raise UserError("unknown experiment", got=name, expected=", ".join(EXPERIMENTS))
-    config = load(config_file, overrides)
     from ual_ray.run.output import Workspace
 
-    workspace = Workspace(absolute(out))
-    with workspace.held(), terminal(workspace.log_file, verbose) as console:
-        from ual_ray.experiment.known_truth import run
+    if what == KNOWN_TRUTH:
+        if dry_run or force:
+            raise UserError(
+                f"{KNOWN_TRUTH} takes neither --dry-run nor --force", fix="leave them out, or give another output=..."
+            )
+        config = load(None, _with_output(overrides, KNOWN_TRUTH))
+        workspace = Workspace(absolute(Path(config.output)))
+        with workspace.held(), terminal(workspace.log_file, verbose) as console:
+            from ual_ray.experiment.known_truth import run as run_known_truth
 
-        run(config.experiment, workspace.root, lambda line: console.print(line, markup=False, highlight=False))
+            run_known_truth(config.known_truth, workspace.root, lambda line: console.print(line, markup=False, highlight=False))
+        return
+    config = load(_file(what), overrides)
+    from ual_ray import preflight
+
+    preflight.check(config)
+    workspace = Workspace(absolute(Path(config.output)))
+    workspace.check_owner(config)
+    if dry_run:
+        from ual_ray.experiment.forecast import print_forecast
+
+        print_forecast(config, workspace.root, make_console())
+        return
+    _run(config, workspace, force=force, verbose=verbose)
+
+
+def pilot(
+    config_file: CONFIG,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=50, metavar="N", help="Number of rows to take.")] = 400,
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare UAL with its shuffled control on a slice of the data, before the money for all of it is spent.
+
+    Takes the first arm that uses uncertainty, adds the control that shuffles its alphas within sources and lengths, and
+    trains both with the first three seeds of experiment.seeds. Writes to `output`-pilot, where `ual experiment CONFIG
+    --dry-run` finds how much the seeds differ.
+    """
+    from ual_ray import preflight
+    from ual_ray.experiment.forecast import pilot_of
+    from ual_ray.run.output import Workspace
+
+    config = pilot_of(load(_file(str(config_file)), overrides), rows)
+    preflight.check(config)
+    workspace = Workspace(absolute(Path(config.output)))
+    workspace.check_owner(config)
+    _run(config, workspace, force=force, verbose=verbose)
+
+
+def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) -> None:
+    from ual_ray.run import STAGES
+
+    with terminal(workspace.log_file, verbose) as console:
+        from ual_ray.experiment import arms
+        from ual_ray.report.findings import REPORT_FOLDER
+        from ual_ray.report.write import REPORT_FILE
+
+        given = config.experiment
+        seeds, names = ", ".join(map(str, given.seeds)), ", ".join(given.scenarios)
+        console.print(
+            f"arms {', '.join(config.arms)}; seeds {seeds}; scenarios {names} -> {config.output}", highlight=False, markup=False
+        )
+        for scenario in arms.run(config, console, workspace, frozenset(STAGES) if force else frozenset()):
+            file = short(workspace.root / scenario / REPORT_FOLDER / REPORT_FILE)
+            console.print(f"report of {scenario}: {file}", highlight=False, markup=False)
+
+
+def _file(name: str) -> Path:
+    if not Path(name).is_file():
+        raise UserError("there is no such experiment", got=name, expected=f"a configuration file, or '{KNOWN_TRUTH}'")
+    return Path(name)
+
+
+def _with_output(overrides: list[str] | None, default: str) -> list[str]:
+    given = overrides or []
+    return given if any(text.startswith("output=") for text in given) else [f"output={default}", *given]

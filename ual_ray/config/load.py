@@ -42,7 +42,7 @@ RULES = {
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge defaults, a YAML file and KEY=VALUE overrides, and check the result.
 
-    A file's `arms` and `benchmarks` replace the default ones; overrides change single values. Raises UserError.
+    A file's `arms`, `benchmarks` and `scenarios` replace the default ones; overrides change single values. Raises UserError.
     """
     base = Config().model_dump(mode="json")
     file = _read_yaml(Path(path)) if path is not None else {}
@@ -50,6 +50,8 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
         base["arms"] = {}
     if isinstance(file.get("evaluate"), dict) and "benchmarks" in file["evaluate"]:
         base["evaluate"]["benchmarks"] = {}
+    if isinstance(file.get("experiment"), dict) and "scenarios" in file["experiment"]:
+        base["experiment"]["scenarios"] = {}
     for key, value in file.items():
         if isinstance(base.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"'{key}' is a section of keys, not a value", got=value, fix="`ual config` prints every key")

@@ -42,3 +42,8 @@ else:
     EngineName = Literal[tuple(ENGINES)]
     WeightName = Literal[tuple(WEIGHTS)]
     LossName = Literal[tuple(LOSSES)]
+
+
+def is_file_name(name: str) -> bool:
+    """Tell whether a name of the configuration can name a folder: letters, digits, '-' and '_'."""
+    return name.replace("-", "").replace("_", "").isalnum()

@@ -11,7 +11,8 @@ from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
 from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.judge import JudgeConfig
-from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL
+from ual_ray.config.known_truth import KnownTruthConfig
+from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, is_file_name
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
 from ual_ray.config.train import TrainConfig
@@ -79,7 +80,10 @@ class Config(Section):
         description="stage 4: pairwise comparison of open-ended answers by a judge model",
     )
     experiment: ExperimentConfig = key(
-        default_factory=ExperimentConfig, affects="", description="made-up data whose truth is known, of `ual experiment`"
+        default_factory=ExperimentConfig, affects="", description="what `ual experiment` repeats over one elicitation"
+    )
+    known_truth: KnownTruthConfig = key(
+        default_factory=KnownTruthConfig, affects="", description="made-up data of `ual experiment known_truth`"
     )
     tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="MLflow tracking")
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")
@@ -111,13 +115,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_are_file_names(self) -> Config:
         for arm in self.arms:
-            if not _is_file_name(arm) or arm in (BASE, REFERENCE_ANSWERS):
+            if not is_file_name(arm) or arm in (BASE, REFERENCE_ANSWERS):
                 raise ValueError(
                     f"arm '{arm}' must be letters, digits, '-' or '_', and neither '{BASE}' (the untrained model) nor "
                     f"'{REFERENCE_ANSWERS}'"
                 )
         for name in self.evaluate.benchmarks:
-            if not _is_file_name(name):
+            if not is_file_name(name):
                 raise ValueError(f"evaluate.benchmarks: '{name}' must be letters, digits, '-' or '_'")
         return self
 
@@ -136,7 +140,3 @@ class Config(Section):
         if self.judge.model is not None and self.judge.against not in sides:
             raise ValueError(f"judge.against '{self.judge.against}' must be one of {', '.join(sides)}")
         return self
-
-
-def _is_file_name(name: str) -> bool:
-    return name.replace("-", "").replace("_", "").isalnum()

@@ -1,4 +1,11 @@
-"""Experiments on made-up data whose truth is known: does the instrument find an effect where there is one, and only there?
+"""Experiments: the arms of a configuration over seeds, and made-up data whose truth is known.
+
+arms.py         `ual experiment CONFIG`: arms x seeds x scenarios over one elicitation
+scenarios.py    the rows of a scenario
+forecast.py     `--dry-run`, and the pilot that measures how much seeds differ
+power.py        what more seeds would show
+
+`ual experiment known_truth`: does the instrument find an effect where there is one, and only there?
 
 truth.py        contexts, their exact answer distributions, uncertainty and its corruption, distance from the truth; pure
 training.py     one training through the real token store, loss, loop and export, in this process without Ray

@@ -13,9 +13,9 @@ import numpy as np
 from ual_ray import __version__
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.columns import digest
-from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
+from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.config.names import CONSTANT, NO_SMOOTHING, SFT, SHUFFLED, UAL
 from ual_ray.experiment.findings import KL, METRICS, REGRET, SCALED_KL, Case, Finding, compare, corruptions, seed_means, tables
 from ual_ray.experiment.training import only_rank, train
@@ -29,7 +29,7 @@ RESULTS_FILE, TABLES_FILE, PLOT_FILE = "known_truth.json", "known_truth.md", "kn
 Show = Callable[[str], None]
 
 
-def run(settings: ExperimentConfig, out: Path, show: Show) -> list[Finding]:
+def run(settings: KnownTruthConfig, out: Path, show: Show) -> list[Finding]:
     """Train every arm under every seed and corruption, compare them, and write tables, JSON and a plot into `out`.
 
     A training that is finished is read from `out`; its key is a hash of the settings and its alphas, so an arm that does not
@@ -51,7 +51,7 @@ def run(settings: ExperimentConfig, out: Path, show: Show) -> list[Finding]:
     return findings
 
 
-def run_seed(settings: ExperimentConfig, corruption: float, seed: int, folder: Path, show: Show) -> Iterator[Case]:
+def run_seed(settings: KnownTruthConfig, corruption: float, seed: int, folder: Path, show: Show) -> Iterator[Case]:
     """Train the arms of one seed and corruption, which differ in their alphas alone."""
     world = draw_world(settings.contexts, settings.symbols, settings.answers, seed)
     uncertainty = corrupt(oracle_uncertainty(world.truth[: world.train]), corruption, seed)
@@ -70,7 +70,7 @@ def run_seed(settings: ExperimentConfig, corruption: float, seed: int, folder: P
         yield case
 
 
-def measure(settings: ExperimentConfig, world: World, alpha: np.ndarray, seed: int) -> dict[str, Any]:
+def measure(settings: KnownTruthConfig, world: World, alpha: np.ndarray, seed: int) -> dict[str, Any]:
     """Train one arm; return the metrics of every test context, the temperature, the mean alpha and the duration."""
     started = time.monotonic()
     with TemporaryDirectory() as folder:

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
-from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.files import write_json
+from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.experiment.truth import Numbers, World
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.loop import TrainingJob, train_worker
@@ -39,7 +39,7 @@ def only_rank() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train(settings: ExperimentConfig, world: World, alpha: Numbers, seed: int, folder: Path) -> Numbers:
+def train(settings: KnownTruthConfig, world: World, alpha: Numbers, seed: int, folder: Path) -> Numbers:
     """Train on the first contexts with their alphas, and return the exported model's logits of all contexts, [N, K].
 
     alpha: [world.train]. Writes the initial model, the tokens and the trained model into `folder`, which is empty.
@@ -56,7 +56,7 @@ def train(settings: ExperimentConfig, world: World, alpha: Numbers, seed: int, f
     return answer_logits(out / col.MODEL_FOLDER, world)
 
 
-def train_config(settings: ExperimentConfig) -> TrainConfig:
+def train_config(settings: KnownTruthConfig) -> TrainConfig:
     """Make the settings of training; what is not named here is as in `ual train`."""
     return TrainConfig(
         num_workers=1,
@@ -71,7 +71,7 @@ def train_config(settings: ExperimentConfig) -> TrainConfig:
     )
 
 
-def write_model(settings: ExperimentConfig, folder: Path, seed: int) -> None:
+def write_model(settings: KnownTruthConfig, folder: Path, seed: int) -> None:
     """Write a random Llama whose vocabulary is the answers, so that uniform smoothing is uniform over them."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -20,8 +20,8 @@ Folders = dict[str, dict[str, list[str]]]
 class Findings:
     """Results by model ('base' or an arm); a part that was not measured has no entry.
 
-    `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are those of one seed,
-    as the stages wrote them. `alphas` are means. `roles` has no entry for a model whose map was not recorded.
+    `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
+    form in which the stages wrote them. `alphas` are means. `roles` has no entry for a model whose map was not recorded.
     """
 
     metrics: dict[str, list[MetricValue]]

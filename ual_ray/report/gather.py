@@ -15,6 +15,7 @@ from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
+from ual_ray.report.over_seeds import average
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
@@ -30,7 +31,7 @@ BySeed = Mapping[str, Mapping[int, Path]]
 class StageFolders:
     """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate).
 
-    `calibrated_by_seed` is empty in a run, where there is one training seed.
+    `calibrated` and `judged` are of one training seed, the others by seed in `..._by_seed`, which are empty in a run.
     """
 
     elicited: Path | None = None
@@ -40,6 +41,7 @@ class StageFolders:
     calibrated: dict[str, Path] = field(default_factory=dict)
     calibrated_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     judged: dict[str, Path] = field(default_factory=dict)
+    judged_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
 
 
 def newest_last(files: Iterable[Path]) -> list[Path]:
@@ -86,7 +88,8 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
             model = _model_of(file)
             stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
-            stages.judged[str(json.loads(file.read_text()).get("candidate"))] = file.parent
+            model = str(json.loads(file.read_text()).get("candidate"))
+            stages.judged[model] = stages.judged_by_seed.setdefault(model, {})[seed] = file.parent
     if not by_seed:
         raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
@@ -162,7 +165,7 @@ def make_findings(
         arm: role_of(own.get("map"), own.get("weight", "none"), own.get("loss")) for arm, own in recorded.items()
     }
     roles[BASE] = "base"
-    calibrated = stages.calibrated_by_seed or {model: {seed: folder} for model, folder in stages.calibrated.items()}
+    calibrated = _by_seed(stages.calibrated, stages.calibrated_by_seed, seed)
     tokens = {
         model: {number: read_tokens(folder) for number, folder in folders.items() if (folder / col.TOKENS_FILE).is_file()}
         for model, folders in calibrated.items()
@@ -173,14 +176,24 @@ def make_findings(
         roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
         seeds={model: len(folders) for model, folders in evaluated.items()},
-        calibration=_read_all(stages.calibrated, col.CALIBRATION_FILE),
-        clusters=_read_all(stages.calibrated, col.CLUSTERS_FILE),
-        win_rates=_read_all(stages.judged, col.WIN_RATES_FILE),
+        calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
+        clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
+        win_rates=_over_seeds(_by_seed(stages.judged, stages.judged_by_seed, seed), col.WIN_RATES_FILE, options.confidence),
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
             for kind, by_model in found.items()
         },
     )
+
+
+def _by_seed(of_one: Mapping[str, Path], by_seed: BySeed, seed: int) -> BySeed:
+    return by_seed or {model: {seed: folder} for model, folder in of_one.items()}
+
+
+def _over_seeds(folders: BySeed, name: str, level: float) -> dict[str, dict[str, Any]]:
+    found = {model: [read_json(folder / name) for folder in by_seed.values()] for model, by_seed in folders.items()}
+    known = {model: [content for content in contents if content is not None] for model, contents in found.items()}
+    return {model: average(contents, level) for model, contents in known.items() if contents}
 
 
 def _read_all(folders: Mapping[str, Path], name: str) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,9 +55,18 @@ class Place:
         return (self.store or self.root / "store") / stage_digest(key)
 
 
+class Cluster(ExitStack):
+    """Leaves the Ray cluster at its end, if the command joined or started one."""
+
+    connected = False
+
+
 @dataclass
 class Session:
-    """What all steps of one command share; the Ray cluster is started by the first step that needs it."""
+    """What all steps of one command share; the Ray cluster is started by the first step that needs it.
+
+    label: the end of the titles of steps that are repeated, such as "seed 1".
+    """
 
     config: Config
     console: Console
@@ -65,18 +74,18 @@ class Session:
     force: frozenset[StageName] = frozenset()
     stages: frozenset[StageName] = frozenset(STAGES)
     parent: Run | None = None
-    cluster: ExitStack = field(default_factory=ExitStack)
-    _connected: bool = False
+    cluster: Cluster = field(default_factory=Cluster)
+    label: str = ""
 
     def connect(self) -> None:
         """Start or join the Ray cluster, once."""
-        if not self._connected:
+        if not self.cluster.connected:
             from ual_ray.run.cluster import check_cluster, ray_cluster
 
             self.cluster.enter_context(ray_cluster(self.config.runtime))
             for wait in check_cluster(self.config, self.stages):
                 self.say("cluster", f"waiting for it to grow: {wait}")
-            self._connected = True
+            self.cluster.connected = True
 
     def say(self, step: str, text: str, style: str = "", note: str = "") -> None:
         """Print one step's line in a style, and a dimmed note behind it. Nothing in them is markup: they hold users' texts."""
@@ -109,7 +118,7 @@ class Step:
     finished step again, on what it has. forced_by: stages whose --force includes this step.
     """
 
-    stage: StageName | Literal["questions"]
+    stage: StageName | Literal["questions", "scenario"]
     title: str
     inputs: Mapping[str, Any]
     place: Place
@@ -126,6 +135,7 @@ Line = Callable[[dict[str, Any]], str]
 
 def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
     """Run a step in its folder unless it is finished there, and print its line; `work` returns its metrics."""
+    step = _labelled(session, step)
     folder = step.place.folder(stage_digest(step.inputs))
     force = bool(session.force & ({step.stage} | step.forced_by))
     if force and step.store is not None:
@@ -145,10 +155,15 @@ def run_logged_step(session: Session, step: Step, work: LoggedWork, line: Line) 
 
     def logged(folder: Path) -> dict[str, Any]:
         session.connect()
-        with session.tracked(step.title, folder, {STAGE_TAG: step.stage, **step.tags}) as run:
+        title = _labelled(session, step).title
+        with session.tracked(title, folder, {STAGE_TAG: step.stage, **step.tags}) as run:
             return work(run, folder)
 
     return run_step(session, step, logged, line)
+
+
+def _labelled(session: Session, step: Step) -> Step:
+    return replace(step, title=f"{step.title}, {session.label}") if session.label else step
 
 
 def quarantined(metrics: Mapping[str, Any]) -> str:

@@ -33,13 +33,19 @@ RESOLUTION = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference with its percentile interval at a level, its two-sided p-value in (0, 1], and its number of pairs `n`."""
+    """A difference with its percentile interval at a level, its two-sided p-value in (0, 1], and its number of pairs `n`.
+
+    Over several seeds also `seed_deviation`, the standard deviation of the difference between them, and `error`, the standard
+    error that the interval comes from.
+    """
 
     difference: float
     ci_low: float
     ci_high: float
     p_value: float
     n: int
+    seed_deviation: float | None = None
+    error: float | None = None
 
 
 def resampled_sums(columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Numbers:
@@ -110,7 +116,8 @@ def estimate_over_seeds(by_seed: Numbers, drawn: Numbers, informative: int, n: i
     error = float(np.sqrt(by_seed.var(ddof=1) / seeds + drawn.var(ddof=1)))
     margin = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)
-    return Estimate(mean, mean - margin, mean + margin, min(1.0, max(p_value, 2.0 ** (1 - informative))), n)
+    p_value = min(1.0, max(p_value, 2.0 ** (1 - informative)))
+    return Estimate(mean, mean - margin, mean + margin, p_value, n, float(by_seed.std(ddof=1)), error)
 
 
 def differences_of_ratios(sums: Numbers) -> Numbers:

@@ -66,7 +66,8 @@ BySeed = Mapping[int, pa.Table]
 class Comparison:
     """One arm against one reference: `difference` = arm - reference over the `n` questions that both answered.
 
-    The interval is at the level of the comparisons; `p_holm` is `p_value` after the step-down over the family.
+    The interval is at the level of the comparisons; `p_holm` is `p_value` after the step-down over the family. Over several
+    seeds there are `seed_deviation`, between them, and the standard error `error`.
     """
 
     arm: str
@@ -82,6 +83,8 @@ class Comparison:
     n: int
     seeds: int
     primary: bool
+    seed_deviation: float | None = None
+    error: float | None = None
 
 
 def primary_measure() -> dict[str, str]:

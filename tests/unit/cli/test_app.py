@@ -66,12 +66,14 @@ def test_one_grammar_overrides_come_last_and_the_file_is_an_option(command: str)
     assert [argument.name for argument in arguments if argument.nargs == -1] == ["overrides"]
     assert arguments[-1].name == "overrides"
     assert all(argument.required for argument in arguments[:-1])
-    assert "--config" in {name for option in options(command) for name in option.opts}
+    # An experiment's configuration is its input, as the data is that of the others.
+    named = {name for option in options(command) for name in option.opts} | {argument.metavar for argument in arguments}
+    assert named & {"--config", "CONFIG"}
 
 
 def test_force_is_the_same_flag_everywhere() -> None:
     forcing = {name: option for name in COMMANDS for option in options(name) if "--force" in option.opts}
-    assert forcing.keys() == {"run", "elicit", "smooth", "train", "evaluate", "judge"}
+    assert forcing.keys() == {"run", "elicit", "smooth", "train", "evaluate", "judge", "experiment", "pilot"}
     assert {(option.is_flag, option.help) for option in forcing.values()} == {
         (True, "Re-run from scratch, ignoring cached results.")
     }

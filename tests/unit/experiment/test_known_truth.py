@@ -10,12 +10,12 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from ual_ray.config.experiment import ExperimentConfig
+from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.experiment import known_truth
 from ual_ray.experiment.training import only_rank, train
 from ual_ray.experiment.truth import draw_world
 
-SMALL = ExperimentConfig(contexts=512, epochs=1, seeds=(0, 1, 2), corruptions=(0.0, 1.0), hidden_size=16)
+SMALL = KnownTruthConfig(contexts=512, epochs=1, seeds=(0, 1, 2), corruptions=(0.0, 1.0), hidden_size=16)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def no_process_group() -> None:
 def test_an_oracle_is_found_to_help(tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {arm: known_truth.ARMS[arm] for arm in ("shuffled", "inverted", "ual")}
     monkeypatch.setattr(known_truth, "ARMS", arms)
-    settings = ExperimentConfig(epochs=5, alpha_mean=0.2)
+    settings = KnownTruthConfig(epochs=5, alpha_mean=0.2)
     with only_rank():
         cases = {case.arm: case for case in known_truth.run_seed(settings, 0.0, 0, tmp_path, print)}
     for metric in ("kl", "scaled_kl"):
@@ -58,7 +58,7 @@ def test_everything_is_written_and_nothing_is_trained_twice(
 
 
 def test_training_follows_the_labels(tmp_path: Path, no_process_group: None) -> None:
-    settings = ExperimentConfig(contexts=64, epochs=60, batch_size=16, learning_rate=1e-2)
+    settings = KnownTruthConfig(contexts=64, epochs=60, batch_size=16, learning_rate=1e-2)
     world = draw_world(64, settings.symbols, settings.answers, seed=0)
     with only_rank():
         logits = train(settings, world, np.zeros(world.train), 0, tmp_path)
@@ -73,8 +73,8 @@ def test_training_follows_the_labels(tmp_path: Path, no_process_group: None) -> 
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        ExperimentConfig.model_validate(values)
+        KnownTruthConfig.model_validate(values)
 
 
 def test_symbols_are_as_few_as_possible() -> None:
-    assert [ExperimentConfig(contexts=count).symbols for count in (64, 65, 4096, 4097)] == [4, 5, 16, 17]
+    assert [KnownTruthConfig(contexts=count).symbols for count in (64, 65, 4096, 4097)] == [4, 5, 16, 17]

@@ -1,0 +1,126 @@
+"""Experiments over seeds and scenarios: the rows of a scenario, the pilot, the folders put together."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+from rich.console import Console
+
+from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.config.load import load
+from ual_ray.errors import UserError
+from ual_ray.experiment.arms import _together
+from ual_ray.experiment.forecast import pilot_of, print_forecast
+from ual_ray.experiment.power import power_line
+from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
+from ual_ray.parquet import write_table
+from ual_ray.report.gather import StageFolders
+from ual_ray.run.step import Place, Session
+from ual_ray.stats.comparison import Comparison
+
+SOURCES = ["chat"] * 3 + ["maths"] * 2
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    """Rows and scored rows of two sources."""
+    ids = [f"{place}" for place in range(len(SOURCES))]
+    splits = [col.TRAIN, col.TEST, col.TRAIN, col.TRAIN, col.TEST]
+    columns = {col.ID: ids, col.SPLIT: splits, col.SOURCE: SOURCES}
+    for name in ("rows", "scored"):
+        (tmp_path / name).mkdir()
+        write_table(
+            pa.table(columns | ({col.UNCERTAINTY: [0.1] * 5} if name == "scored" else {})), tmp_path / name / "a.parquet"
+        )
+    return tmp_path / "rows", tmp_path / "scored"
+
+
+def session() -> Session:
+    return Session(Config(), Console(file=io.StringIO()), None)
+
+
+def test_a_scenario_holds_the_rows_of_its_sources_of_every_split(data: tuple[Path, Path], tmp_path: Path) -> None:
+    rows, scored = select_step(session(), ["maths"], *data, Place(tmp_path / "scenario"))
+    for folder in (rows, scored):
+        table = pyarrow.dataset.dataset(str(folder), format="parquet").to_table()
+        assert sorted(table[col.ID].to_pylist()) == ["3", "4"]
+        assert set(table[col.SPLIT].to_pylist()) == {col.TRAIN, col.TEST}
+    assert count_sources(rows) == {"maths": 2}
+    assert rows != select_step(session(), ["chat"], *data, Place(tmp_path / "scenario"))[0]
+
+
+def test_a_scenario_of_all_sources_copies_nothing(data: tuple[Path, Path], tmp_path: Path) -> None:
+    assert select_step(session(), [], *data, Place(tmp_path / "scenario")) == data
+    assert not (tmp_path / "scenario").exists()
+
+
+def test_a_source_that_is_not_there_is_refused_with_those_that_are(data: tuple[Path, Path]) -> None:
+    check_sources(data[0], {"all": (), "maths": ("maths",)})
+    with pytest.raises(UserError, match=r"experiment\.scenarios\.maths(?s:.*)math(?s:.*)chat, maths"):
+        check_sources(data[0], {"maths": ("math",)})
+
+
+def test_scenarios_of_a_file_replace_the_default_one(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("experiment: {scenarios: {chat: [dolly], mixed: []}}")
+    assert load(tmp_path / "e.yaml").experiment.scenarios == {"chat": ("dolly",), "mixed": ()}
+    assert load().experiment.scenarios == {"all": ()}
+
+
+@pytest.mark.parametrize("bad", ["experiment.seeds=[1,1]", "experiment.seeds=[-1]", "experiment.scenarios.a/b=[]"])
+def test_seeds_that_repeat_and_names_that_are_no_folders_are_refused(bad: str) -> None:
+    with pytest.raises(UserError, match="experiment"):
+        load(None, [bad])
+
+
+def test_the_pilot_is_the_first_arm_by_uncertainty_and_its_shuffled_control() -> None:
+    config = load(None, ["arms.ual.map=rank", "arms.ual.alpha_max=0.3", "experiment.seeds=[5,6,7,8]", "output=runs/x"])
+    pilot = pilot_of(config, 300)
+    assert [*pilot.arms] == ["shuffled", "ual"]
+    control = pilot.arms["shuffled"]
+    assert (control.map, control.base, control.alpha_max) == ("shuffled_within", "rank", 0.3)
+    assert (pilot.data.max_rows, pilot.experiment.seeds, pilot.output) == (300, (5, 6, 7), "runs/x-pilot")
+    assert pilot_of(load(None, ["data.max_rows=100"]), 300).data.max_rows == 100
+
+
+def test_a_pilot_without_an_arm_by_uncertainty_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("arms: {sft: {map: none}}")
+    with pytest.raises(UserError, match="no arm smooths by uncertainty"):
+        pilot_of(load(tmp_path / "e.yaml"), 300)
+
+
+def test_a_dry_run_counts_the_trainings_and_names_the_pilot(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    config = load(None, ["experiment.seeds=[0,1]", "experiment.scenarios={chat: [a], mixed: []}", "arms={sft: {map: none}}"])
+    print_forecast(config, tmp_path / "x", console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "12 (2 arms x 2 seeds x 3 scenarios); 15 models to evaluate" in printed
+    assert "run `ual pilot CONFIG`" in printed
+
+
+def test_power_is_given_for_more_seeds_than_were_run() -> None:
+    entry = Comparison("ual", "sft", "held_out", "nll", 0.0, -1, 1, 1, 1, "inconclusive", 10, 3, True, 0.3, 0.3)
+    line = power_line(entry, 0.95)
+    shown = [float(part.split()[-1]) for part in line.split(": ")[1].split(" (")[0].split(", ")]
+    assert shown == sorted(shown, reverse=True)
+    assert line.startswith("ual - sft: 3 seeds ")
+
+
+def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
+    base = StageFolders(evaluated={"base": Path("b")}, calibrated={"base": Path("bc")})
+
+    def of_seed(seed: int) -> StageFolders:
+        home = Path(f"{seed}")
+        evaluated: dict[str, Any] = {"base": Path("b"), "ual": home / "e"}
+        return StageFolders(trained={"ual": home / "t"}, evaluated=evaluated, calibrated={"ual": home / "c"})
+
+    stages, evaluated = _together(base, {4: of_seed(4), 7: of_seed(7)}, tmp_path, 0)
+    assert evaluated == {"base": {0: Path("b")}, "ual": {4: Path("4/e"), 7: Path("7/e")}}
+    assert stages.trained == {"ual": Path("4/t")}
+    assert stages.calibrated_by_seed == {"base": {0: Path("bc")}, "ual": {4: Path("4/c"), 7: Path("7/c")}}
+    assert stages.judged_by_seed == {}

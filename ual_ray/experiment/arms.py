@@ -1,0 +1,106 @@
+"""`ual experiment CONFIG`: arms x seeds x scenarios over one elicitation, as one run that resumes.
+
+output/
+  elicit/                       shared by all
+  SCENARIO/base/, questions/    the model before training, and what every model is asked
+  SCENARIO/seed-N/arms/ARM/     alphas, training, answers and calibration of one arm and seed
+  SCENARIO/report/              the arms over seeds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ual_ray import columns as col
+from ual_ray.config import BASE, Config
+from ual_ray.config.files import write_text
+from ual_ray.config.load import dump
+from ual_ray.config.redact import redact
+from ual_ray.elicit.step import elicit_step
+from ual_ray.experiment.power import print_power
+from ual_ray.experiment.scenarios import check_sources, select_step
+from ual_ray.pipeline import ask, measure, opened, train_arms
+from ual_ray.report.findings import REPORT_FOLDER, Findings
+from ual_ray.report.gather import StageFolders
+from ual_ray.report.step import report
+from ual_ray.run import StageName
+from ual_ray.run.output import CONFIG_FILE, Workspace
+from ual_ray.run.step import STAGE_TAG, Place, Session
+
+SCENARIO_TAG = "ual_ray.scenario"
+
+
+def run(
+    config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()
+) -> dict[str, Findings]:
+    """Do everything that is not done yet, and report on every scenario; return what was found by scenario."""
+    with opened(config, console, workspace, force) as session:
+        elicited = elicit_step(session, Place(workspace.root / "elicit")).folder
+        check_sources(elicited / col.ROWS_FOLDER, config.experiment.scenarios)
+        return {name: _scenario(session, name, elicited, workspace.root) for name in config.experiment.scenarios}
+
+
+def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Findings:
+    root, several = output / name, len(session.config.experiment.scenarios) > 1
+    sources = session.config.experiment.scenarios[name]
+    with _tracked(session, name, root, several=several) as own:
+        rows, scored = elicited / col.ROWS_FOLDER, elicited / col.SCORED_FOLDER
+        rows, scored = select_step(own, sources, rows, scored, Place(root / "rows"))
+        _write_config(own, root, session.config.seed)
+        questions, base = ask(own, rows, root), StageFolders()
+        measure(own, root, rows, questions, {BASE: own.config.model}, base, store=output / "answers")
+        by_seed: dict[int, StageFolders] = {}
+        for seed in own.config.experiment.seeds:
+            home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))
+            seeded = replace(own, label=", ".join([*filter(None, [own.label]), f"seed {seed}"]))
+            training = replace(seeded, config=own.config.model_copy(update={"seed": seed}))
+            _write_config(training, home, seed)
+            models = train_arms(training, rows, scored, home, results)
+            # What the models are asked, and how, does not depend on the seed that trained them.
+            measure(seeded, home, rows, questions, models, results)
+            by_seed[seed] = results
+        stages, evaluated = _together(base, by_seed, elicited, own.config.seed)
+        findings = report(own, stages, root / REPORT_FOLDER, evaluated)
+        print_power(findings, own.console)
+        return findings
+
+
+@contextmanager
+def _tracked(session: Session, name: str, root: Path, *, several: bool) -> Iterator[Session]:
+    """Give a scenario a run of its own in MLflow, which its steps are below, where there are several scenarios."""
+    if not several:
+        yield session
+        return
+    with session.tracked(name, root, {STAGE_TAG: "scenario", SCENARIO_TAG: name}) as run:
+        yield replace(session, parent=run, label=name)
+
+
+def _write_config(session: Session, folder: Path, seed: int) -> None:
+    """Let `ual report` and `ual promote` read the folder as they read that of a run."""
+    assert session.tracker is not None, "an experiment logs"
+    tracking = session.config.tracking.model_copy(update={"uri": session.tracker.uri})
+    config = session.config.model_copy(update={"seed": seed, "tracking": tracking})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG_FILE, dump(redact(config)))
+
+
+def _together(
+    base: StageFolders, by_seed: dict[int, StageFolders], elicited: Path, base_seed: int
+) -> tuple[StageFolders, dict[str, dict[int, Path]]]:
+    """Put the folders of all seeds together: those of the first seed, and by seed what is averaged."""
+    first = next(iter(by_seed.values()))
+    found = StageFolders(elicited, first.smoothed, first.trained, first.evaluated, base.calibrated | first.calibrated)
+    found.judged = base.judged | first.judged
+
+    def seeds_of(kind: str) -> dict[str, dict[int, Path]]:
+        arms = {name: {seed: getattr(one, kind)[name] for seed, one in by_seed.items()} for name in getattr(first, kind)}
+        own = {name: {base_seed: folder} for name, folder in getattr(base, kind).items()}
+        return own | {name: folders for name, folders in arms.items() if name not in own}
+
+    found.calibrated_by_seed, found.judged_by_seed = seeds_of("calibrated"), seeds_of("judged")
+    return found, seeds_of("evaluated")

@@ -1,0 +1,85 @@
+"""What an experiment will cost and can find, before it starts; and the pilot that measures how much seeds differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from ual_ray.config import ArmConfig, Config
+from ual_ray.config.files import read_json
+from ual_ray.config.names import SHUFFLED
+from ual_ray.config.registry import BASE_MAPS
+from ual_ray.data.peek import peek
+from ual_ray.elicit.forecast import forecast
+from ual_ray.elicit.stage import expected_rows
+from ual_ray.errors import UserError
+from ual_ray.experiment.power import print_power
+from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
+from ual_ray.run.stage_cache import DONE_FILE
+from ual_ray.stats.bootstrap import MIN_SEEDS
+
+PILOT_SUFFIX = "-pilot"
+
+
+def pilot_of(config: Config, rows: int) -> Config:
+    """Reduce an experiment to its first arm that uses uncertainty, and the control that shuffles that arm's alphas.
+
+    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Raises UserError when no arm
+    smooths by uncertainty.
+    """
+    arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
+    if arm is None:
+        raise UserError(
+            "no arm smooths by uncertainty", got=", ".join(config.arms), expected=f"a map of {', '.join(BASE_MAPS)}"
+        )
+    spec = config.arms[arm]
+    control = SHUFFLED if arm != SHUFFLED else f"{SHUFFLED}-control"
+    shuffled = ArmConfig.model_validate(spec.model_dump() | {"map": "shuffled_within", "base": spec.map})
+    taken = min(rows, config.data.max_rows or rows)
+    return config.model_copy(
+        update={
+            "arms": {control: shuffled, arm: spec},
+            "data": config.data.model_copy(update={"max_rows": taken}),
+            "experiment": config.experiment.model_copy(update={"seeds": config.experiment.seeds[:MIN_SEEDS]}),
+            "output": f"{config.output}{PILOT_SUFFIX}",
+        }
+    )
+
+
+def print_forecast(config: Config, output: Path, console: Console) -> None:
+    """Print calls, tokens and money of elicitation, the number of trainings, their time where some ran, and the power."""
+    seen = peek(config.data)
+    given, arms = config.experiment, len(config.arms)
+    pilot = output.with_name(f"{output.name}{PILOT_SUFFIX}")
+    trainings = arms * len(given.seeds) * len(given.scenarios)
+    lines = [(f"elicitation, {name}", text) for name, text in forecast(config, seen, expected_rows(config, seen)).lines()]
+    by = f"{arms} arms x {len(given.seeds)} seeds x {len(given.scenarios)} scenarios"
+    lines += [("trainings", f"{trainings} ({by}); {trainings + len(given.scenarios)} models to evaluate")]
+    lines += [*_finished(output, "here"), *_finished(pilot, "in the pilot")]
+    for name, text in lines:
+        console.print(f"{name:<32} {text}", highlight=False, markup=False)
+    found = [*_findings(output), *_findings(pilot)]
+    for findings in found:
+        print_power(findings, console)
+    if not found:
+        console.print(
+            "smallest effect                  not known: run `ual pilot CONFIG`, which measures how much seeds differ",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _finished(output: Path, where: str) -> Iterator[tuple[str, str]]:
+    seconds = [float(json.loads(file.read_text())["seconds"]) for file in output.glob(f"*/seed-*/arms/*/train/*/{DONE_FILE}")]
+    if seconds:
+        yield f"trainings finished {where}", f"{len(seconds)}, {np.mean(seconds):.0f} s each"
+
+
+def _findings(output: Path) -> Iterator[Findings]:
+    for file in sorted(output.glob(f"*/{REPORT_FOLDER}/{FINDINGS_FILE}")):
+        if (content := read_json(file)) is not None:
+            yield Findings.from_dict(content)

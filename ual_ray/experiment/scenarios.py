@@ -1,0 +1,59 @@
+"""The rows of a scenario: those of some sources, of every split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+
+from ual_ray import columns as col
+from ual_ray.errors import UserError
+from ual_ray.formatting import count_list
+from ual_ray.parquet import content_digest, write_tables
+from ual_ray.run.step import Place, Session, Step, run_step
+
+
+def check_sources(rows: Path, scenarios: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for a scenario that names a source which the rows do not have."""
+    there = sorted(count_sources(rows))
+    for name, sources in scenarios.items():
+        if unknown := sorted(set(sources) - set(there)):
+            raise UserError(f"experiment.scenarios.{name}: there are no such sources", got=unknown, expected=", ".join(there))
+
+
+def count_sources(rows: Path) -> dict[str, int]:
+    """Count the rows by source."""
+    sources = pyarrow.dataset.dataset(str(rows), format="parquet").to_table(columns=[col.SOURCE])[col.SOURCE]
+    return {str(entry["values"]): entry["counts"] for entry in pa.compute.value_counts(sources).to_pylist()}
+
+
+def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Path, place: Place) -> tuple[Path, Path]:
+    """Return the folders of the rows and of the scored rows of these sources: copies, or the given ones if sources is empty."""
+    if not sources:
+        return rows, scored
+    inputs = {
+        "rows": content_digest(rows, [col.ID, col.SPLIT, col.SOURCE]),
+        "scored": content_digest(scored, col.SMOOTHING_READS),
+        "sources": sorted(sources),
+    }
+
+    def work(folder: Path) -> dict[str, Any]:
+        for given in (rows, scored):
+            files = pyarrow.dataset.dataset(str(given), format="parquet")
+            write_tables(_of_sources(files, sources), files.schema, folder / given.name)
+        return {"sources": count_sources(folder / rows.name)}
+
+    def line(metrics: dict[str, Any]) -> str:
+        return f"{sum(metrics['sources'].values())} rows ({count_list(metrics['sources'])})"
+
+    folder = run_step(session, Step("scenario", "rows", inputs, place), work, line).folder
+    return folder / rows.name, folder / scored.name
+
+
+def _of_sources(files: pa.dataset.Dataset, sources: Sequence[str]) -> Iterator[pa.Table]:
+    chosen = pyarrow.dataset.field(col.SOURCE).isin([*sources])
+    return (pa.Table.from_batches([batch]) for batch in files.to_batches(filter=chosen))
