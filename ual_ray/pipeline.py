@@ -73,6 +73,8 @@ def train_arms(session: Session, rows: Path, scored: Path, root: Path, results: 
     """Smooth and train every arm in `root`/arms; return the models by arm. `results` gets the folders."""
     config, models = session.config, dict[str, str]()
     for arm, spec in config.arms.items():
+        # With the loss that it trains with, which tells a control from the baseline.
+        spec = spec.model_copy(update={"loss": spec.loss or config.train.loss})
         results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
     for arm, folder in results.smoothed.items():
         place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)

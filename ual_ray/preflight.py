@@ -82,7 +82,7 @@ def check_benchmarks(config: Config, has_rows: bool) -> None:
             f"no questions for the benchmarks {', '.join(without)}: they have no path, and there is no test split",
             fix="give --rows (output of `ual elicit`), or set evaluate.benchmarks.NAME.path",
         )
-    questions.check(config.evaluate.benchmarks)
+    questions.check(config.evaluate.benchmarks, config.engine.max_model_len)
 
 
 def check_judge(config: Config) -> None:

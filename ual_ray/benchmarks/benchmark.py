@@ -60,7 +60,7 @@ class Benchmark(ABC):
 
     kind: its name in the registry. version: part of every question's id; increase it when the requests or the reading change.
     needs_likelihood: as of an estimator. record_format: what a file's records look like, for an error message. settings: keys
-    of its section that change the requests.
+    of its section that change the requests. default_max_new_tokens: of an answer, as people use the benchmark.
     """
 
     kind: ClassVar[str]
@@ -69,10 +69,13 @@ class Benchmark(ABC):
     needs_likelihood: ClassVar[bool] = False
     record_format: ClassVar[str] = "a conversation in any format of training data"
     settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
+    default_max_new_tokens: ClassVar[int] = 1024
 
     def __init__(self, config: BenchmarkConfig | None = None) -> None:
-        """Keep the settings."""
-        self.config = config or BenchmarkConfig()
+        """Keep the settings, and fill in the length of answers where it is not set."""
+        given = config or BenchmarkConfig()
+        self.max_new_tokens = given.max_new_tokens or self.default_max_new_tokens
+        self.config = given.model_copy(update={"max_new_tokens": self.max_new_tokens})
 
     def check(self) -> None:  # noqa: B027 - most benchmarks need nothing
         """Raise UserError if a library that reads the answers is missing."""
@@ -126,7 +129,7 @@ class Benchmark(ABC):
 
     def complete(self, messages: Messages) -> Completion:
         """Return the request for a greedy answer with its confidence."""
-        return Completion(turns(messages), self.config.max_new_tokens, confidence=True)
+        return Completion(turns(messages), self.max_new_tokens, confidence=True)
 
 
 def completed(results: Sequence[Result]) -> tuple[str, float | None]:

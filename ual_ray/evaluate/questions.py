@@ -39,10 +39,20 @@ logger = logging.getLogger(__name__)
 Questions = Iterator[Question | BadRow]
 
 
-def check(configs: Mapping[str, BenchmarkConfig]) -> None:
-    """Raise UserError for a benchmark's path that cannot be read or whose first rows hold no question, or a missing library."""
+def check(configs: Mapping[str, BenchmarkConfig], max_model_len: int) -> None:
+    """Raise UserError for a benchmark that cannot be asked.
+
+    Its path cannot be read, its first rows hold no question, a library is missing, or its answers do not fit the context.
+    """
     for name, benchmark in make_benchmarks(configs).items():
         benchmark.check()
+        longest = benchmark.max_new_tokens
+        if "max_new_tokens" in benchmark.settings and longest >= max_model_len:
+            raise UserError(
+                f"evaluate.benchmarks.{name}.max_new_tokens leaves no room for the question",
+                got=f"{longest} of engine.max_model_len = {max_model_len}",
+                fix=f"set engine.max_model_len above {longest} plus the longest question, or a lower max_new_tokens",
+            )
         if benchmark.config.path is not None:
             found = list(islice(_from_path(name, benchmark), LOOKED_AT))
             if not any(isinstance(question, Question) for question in found):

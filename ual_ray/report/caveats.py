@@ -86,7 +86,7 @@ def _of_cut_answers(findings: Findings) -> Iterator[str]:
         text = f"{benchmark}: answers that reached max_new_tokens: {listed}. They count as wrong where their end is scored. "
         if max(shares.values()) - min(shares.values()) > MOST_CUT_DIFFERENCE:
             text += f"Where two models differ by more than {MOST_CUT_DIFFERENCE:.0%}, their scores give no verdict. "
-        yield text + f"Raise evaluate.benchmarks.{benchmark}.max_new_tokens."
+        yield text + f"Raise evaluate.benchmarks.{benchmark}.max_new_tokens, and engine.max_model_len above it."
 
 
 def _of_floors(findings: Findings) -> Iterator[str]:

@@ -114,7 +114,7 @@ def test_a_question_is_what_comes_before_the_marked_number() -> None:
     question = benchmark.question(pair("q", "1,000 + 1 = 1001\n#### 1,001"), "s")
     assert question == Question([Message(role="user", content="q")], "s", answer="1001")
     (request,) = benchmark.requests(question)
-    assert request == Completion((("user", "q"),), 160, confidence=True)
+    assert request == Completion((("user", "q"),), 1024, confidence=True)
 
 
 def test_five_shots_are_turns_between_the_system_message_and_the_question() -> None:

@@ -59,10 +59,10 @@ def test_rows_with_a_gold_answer_are_other_benchmarks() -> None:
 def test_the_second_turn_follows_the_models_own_first_answer() -> None:
     benchmark = OpenEnded()
     question = Question([Message(role="system", content="s"), user("one"), user("two")])
-    assert benchmark.requests(question) == [Completion((("system", "s"), ("user", "one")), 160, confidence=True)]
+    assert benchmark.requests(question) == [Completion((("system", "s"), ("user", "one")), 2048, confidence=True)]
     first, second = CompletionResult(("1",), 1, 1), CompletionResult(("2",), 1, 1)
     history = (("system", "s"), ("user", "one"), ("assistant", "1"), ("user", "two"))
-    assert benchmark.follow_up(question, [first]) == [Completion(history, 160, confidence=True)]
+    assert benchmark.follow_up(question, [first]) == [Completion(history, 2048, confidence=True)]
     assert benchmark.follow_up(question, [first, second]) == ()
     reading = benchmark.read(question, [first, second])
     assert (reading.prediction, reading.extracted, reading.scores) == ("2", {"turn_1": "1"}, {})
@@ -71,5 +71,5 @@ def test_the_second_turn_follows_the_models_own_first_answer() -> None:
 def test_earlier_turns_that_have_their_reply_are_not_asked_again() -> None:
     question = Question([user("q"), assistant("a"), user("r")])
     (request,) = OpenEnded().requests(question)
-    assert request == Completion((("user", "q"), ("assistant", "a"), ("user", "r")), 160, confidence=True)
+    assert request == Completion((("user", "q"), ("assistant", "a"), ("user", "r")), 2048, confidence=True)
     assert OpenEnded().follow_up(question, [CompletionResult(("x",), 1, 1)]) == ()

@@ -80,22 +80,22 @@ def test_ids_do_not_depend_on_other_benchmarks_or_on_the_order(tmp_path: Path) -
 def test_a_path_without_a_question_is_the_users_error_before_anything_starts(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", {"prompt": "p"}, {"prompt": "r"})
     config = {"mine": BenchmarkConfig(kind="gsm8k", path=path)}
-    for call in (lambda: check(config), lambda: write_questions(config, None, tmp_path)):
+    for call in (lambda: check(config, 4096), lambda: write_questions(config, None, tmp_path)):
         with pytest.raises(UserError, match=r"(?s)evaluate.benchmarks.mine: no row.*2 x unknown format.*question and answer"):
             call()
     assert not (tmp_path / col.QUESTIONS_FILE).exists()
-    check({"koala": BenchmarkConfig(kind="open_ended", path=path)})
+    check({"koala": BenchmarkConfig(kind="open_ended", path=path)}, 4096)
 
 
 def test_a_path_that_is_not_there_names_the_benchmark(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)evaluate.benchmarks.mine.path cannot be used.*none.jsonl"):
-        check({"mine": BenchmarkConfig(kind="gsm8k", path=str(tmp_path / "none.jsonl"))})
+        check({"mine": BenchmarkConfig(kind="gsm8k", path=str(tmp_path / "none.jsonl"))}, 4096)
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = lines(tmp_path / "x.jsonl", {"question": "q", "answer": "#### 1"})
     with pytest.raises(UserError, match=r"(?s)mine.columns: there is no column frage.*answer.*question"):
-        check({"mine": BenchmarkConfig(kind="gsm8k", path=path, columns={"question": "frage"})})
+        check({"mine": BenchmarkConfig(kind="gsm8k", path=path, columns={"question": "frage"})}, 4096)
 
 
 def test_no_question_at_all_is_the_users_error(tmp_path: Path) -> None:
@@ -126,3 +126,15 @@ def test_of_a_datasets_directory_the_test_split_is_asked(tmp_path: Path) -> None
     assert [row["messages"][0]["content"] for row in written(tmp_path)] == ["test"]
     write_questions({"g": config.model_copy(update={"split": "train"})}, None, tmp_path)
     assert [row["messages"][0]["content"] for row in written(tmp_path)] == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "set_to", "context", "longest"),
+    [("gsm8k", None, 1024, 1024), ("math", None, 4096, 4096), ("gsm8k", 300, 256, 300)],
+)
+def test_answers_that_cannot_fit_the_context_are_refused(kind: str, set_to: int | None, context: int, longest: int) -> None:
+    config = {"mine": BenchmarkConfig(kind=kind, max_new_tokens=set_to)}
+    with pytest.raises(UserError, match=rf"mine\.max_new_tokens(?s:.*){longest} of engine\.max_model_len = {context}"):
+        check(config, context)
+    check(config, longest + 1)
+    check({"rows": BenchmarkConfig(kind="held_out"), "choices": BenchmarkConfig(kind="multiple_choice")}, 16)
