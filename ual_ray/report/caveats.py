@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
-from ual_ray.report.findings import Findings, get_nested
+from ual_ray.report.findings import Findings, get_nested, regime_of
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE
 from ual_ray.stats.metrics import CUT, MetricValue, metric_of
@@ -31,6 +31,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     return [
         *_of_controls(findings),
         *_of_size(findings),
+        *filter(None, [regime_of(findings)]),
         *_of_cut_answers(findings),
         *_of_floors(findings),
         *_of_judges(findings),
@@ -61,8 +62,8 @@ def _of_size(findings: Findings) -> Iterator[str]:
         times = "once" if max(seeds) == 1 else f"{max(seeds)} times"
         yield (
             f"Every arm was trained {times}. The intervals are those of these trained models; whether the method helps is "
-            f"inconclusive below {MIN_SEEDS} training seeds. Run the configuration with other values of `seed` and `output`, "
-            "and compare with `ual report RUN RUN RUN`."
+            f"inconclusive below {MIN_SEEDS} training seeds. `ual experiment CONFIG` trains every arm with several; "
+            "docs/results.md has what was measured so far."
         )
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)
     if least < FEW_QUESTIONS:

@@ -21,7 +21,8 @@ class Findings:
     """Results by model ('base' or an arm); a part that was not measured has no entry.
 
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
-    form in which the stages wrote them. `alphas` are means. `roles` has no entry for a model whose map was not recorded.
+    form in which the stages wrote them. `alphas` are means. `validation` holds [step, unsmoothed validation NLL] of the first
+    seed's training. `roles` has no entry for a model whose map was not recorded.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -33,6 +34,7 @@ class Findings:
     clusters: dict[str, dict[str, Any]] = field(default_factory=dict)
     win_rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: Folders = field(default_factory=dict)
+    validation: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
-        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders")
+        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders", "validation")
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 
     def with_role(self, role: Role) -> list[str]:
@@ -66,6 +68,29 @@ def without_primary(findings: Findings) -> str | None:
         f"there is no primary comparison: {metric_of(PRIMARY[1]).label}, needs the calibration of an arm and of its reference; "
         "set evaluate.calibration.enabled=true and data.validation_share above 0"
     )
+
+
+def regime_of(findings: Findings) -> str | None:
+    """State whether the arm without smoothing had begun to overfit, which decides what smoothing can be expected to do.
+
+    None where there is no such arm, or it was validated fewer than twice.
+    """
+    for arm in findings.with_role("sft"):
+        curve = findings.validation.get(arm, [])
+        if len(curve) < 2:
+            continue
+        step, lowest = min(curve, key=lambda point: (point[1], point[0]))
+        last_step, last = curve[-1]
+        if step == last_step:
+            return (
+                f"{arm} had not begun to overfit: its validation NLL was lowest at the last step ({last_step:.0f}). Until "
+                "then, smoothing costs raw NLL and has little to mend."
+            )
+        return (
+            f"{arm} overfitted: its validation NLL was lowest at step {step:.0f} ({lowest:.3f}) and {last:.3f} at the last "
+            f"step ({last_step:.0f})."
+        )
+    return None
 
 
 def get_nested(content: Mapping[str, Any] | None, *keys: str) -> Any:

@@ -179,6 +179,7 @@ def make_findings(
         calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
         win_rates=_over_seeds(_by_seed(stages.judged, stages.judged_by_seed, seed), col.WIN_RATES_FILE, options.confidence),
+        validation={arm: _validation(folder) for arm, folder in stages.trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
             for kind, by_model in found.items()
@@ -194,6 +195,17 @@ def _over_seeds(folders: BySeed, name: str, level: float) -> dict[str, dict[str,
     found = {model: [read_json(folder / name) for folder in by_seed.values()] for model, by_seed in folders.items()}
     known = {model: [content for content in contents if content is not None] for model, contents in found.items()}
     return {model: average(contents, level) for model, contents in known.items() if contents}
+
+
+def _validation(trained: Path) -> list[list[float]]:
+    lines = read_steps(trained / col.METRICS_FILE)
+    return [[line["step"], line[col.VALIDATION_NLL]] for line in lines if line.get(col.VALIDATION_NLL) is not None]
+
+
+def read_steps(path: Path) -> list[dict[str, float]]:
+    """Read the training metrics; a last line that was not finished is ignored."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def _read_all(folders: Mapping[str, Path], name: str) -> dict[str, dict[str, Any]]:

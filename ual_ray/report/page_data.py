@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ual_ray.parquet import read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.examples import Example, examples_of
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
-from ual_ray.report.gather import newest_stage, relative_to
+from ual_ray.report.gather import newest_stage, read_steps, relative_to
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
 
@@ -120,13 +119,7 @@ def _arm(root: Path, name: str, named: Mapping[str, Any]) -> Arm:
     training = _stage(_named(named, "trained", name, root) or newest_stage(home / "train"))
     files = sorted(smooth.folder.glob("*.parquet")) if smooth else []
     alphas = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy() if files else np.empty(0)
-    return Arm(name, smooth, alphas, training, _steps(training.folder / col.METRICS_FILE) if training else [])
-
-
-def _steps(path: Path) -> list[dict[str, float]]:
-    """Read the training metrics; a last line that was not finished is ignored."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    return Arm(name, smooth, alphas, training, read_steps(training.folder / col.METRICS_FILE) if training else [])
 
 
 def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None, points: Mapping[str, Path]) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
-from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, without_primary
+from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, regime_of, without_primary
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.table import tables
@@ -46,6 +46,8 @@ def print_tables(findings: Findings, console: Console) -> None:
         console.print(_primary_title(findings.comparisons), highlight=False)
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False)
+    if regime := regime_of(findings):
+        console.print(regime, highlight=False, markup=False)
 
 
 def write_files(findings: Findings, folder: Path) -> None:
@@ -59,6 +61,7 @@ def write_files(findings: Findings, folder: Path) -> None:
         if (missing := without_primary(findings))
         else []
     )
+    words += ["", regime] if (regime := regime_of(findings)) else []
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
         f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"

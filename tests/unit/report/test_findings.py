@@ -1,0 +1,34 @@
+"""What the training curves say about the regime of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from ual_ray.report.findings import Findings, regime_of
+from ual_ray.stats.comparison import Comparisons, Role
+from ual_ray.stats.metrics import MetricValue
+
+NONE = Comparisons((), 0.95, 1, 0)
+
+
+def findings(curve: list[list[float]], role: Role = "sft") -> Findings:
+    metrics = {"plain": [MetricValue("b", "nll", "overall", 1.0, None, 1)]}
+    return Findings(metrics, NONE, {"plain": role}, validation={"plain": curve})
+
+
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        ([[0, 2.0], [4, 1.5], [8, 1.4]], "plain had not begun to overfit: its validation NLL was lowest at the last step (8)."),
+        ([[0, 2.0], [4, 1.5], [8, 1.6]], "lowest at step 4 (1.500) and 1.600 at the last step (8)."),
+        ([[0, 2.0], [4, 1.5], [8, 1.5]], "plain overfitted: its validation NLL was lowest at step 4"),
+    ],
+)
+def test_the_regime_is_read_from_the_arm_without_smoothing(curve: list[list[float]], words: str) -> None:
+    assert words in (regime_of(findings(curve)) or "")
+
+
+def test_there_is_no_regime_without_such_an_arm_or_without_two_validations() -> None:
+    assert regime_of(findings([[0, 2.0], [8, 1.4]], role="control")) is None
+    assert regime_of(findings([[8, 1.4]])) is None
+    assert regime_of(findings([])) is None
