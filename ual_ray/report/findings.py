@@ -84,7 +84,7 @@ def regime_of(findings: Findings) -> str | None:
         if step == last_step:
             return (
                 f"{arm} had not begun to overfit: its validation NLL was lowest at the last step ({last_step:.0f}). Until "
-                "then, smoothing costs raw NLL and has little to mend."
+                "then, smoothing costs raw NLL and has little to improve."
             )
         return (
             f"{arm} overfitted: its validation NLL was lowest at step {step:.0f} ({lowest:.3f}) and {last:.3f} at the last "
