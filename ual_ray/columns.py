@@ -112,6 +112,7 @@ ADJUSTED_BRIER = "adjusted_brier"
 # What a stage leaves in its folder for later stages: files, folders of Parquet files, and their metadata.
 ROWS_FOLDER = "rows"
 SCORED_FOLDER = "scored"
+SELF_CHECK_FILE = "self_check.json"
 SMOOTHED_FILE = "smoothed.parquet"
 MAP_METADATA = b"ual_ray.map"
 SCORED_DIGEST = "scored_digest"

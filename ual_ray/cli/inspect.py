@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ual_ray.cli.arguments import ConfigFile, Data, Overrides, load
 from ual_ray.cli.session import find
-from ual_ray.run.terminal import absolute, make_console
+from ual_ray.run.terminal import absolute, make_console, terminal
+
+if TYPE_CHECKING:
+    from ual_ray.config import Config
 
 
 def preview(
@@ -42,6 +45,15 @@ def inspect(
             metavar="FILE", help="CSV or JSONL file of (id, correct) labels, to measure how well each score predicts errors."
         ),
     ] = None,
+    self_check: Annotated[
+        int | None,
+        typer.Option(
+            "--self-check",
+            metavar="N",
+            help="Score N of the rows again, a fifth of them with another row's response, to measure how well each score "
+            "tells which; needs no labels. Give the --config of the scores.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML file to write; inspection.html next to the scores by default.")
     ] = None,
@@ -49,11 +61,28 @@ def inspect(
     """Report the quality of uncertainty scores: an HTML page, a summary on the terminal, and both in MLflow."""
     from ual_ray import columns as col
 
-    config = load(config_file, overrides)
+    checked = [] if self_check is None else [f"elicit.self_check={self_check}"]
+    config = load(config_file, [*(overrides or []), *checked])
     source = find(scored, col.SCORED_FOLDER, "ual elicit")
+    if self_check:
+        _self_check(config, source)
     from ual_ray.inspect.command import inspect_scores
 
     inspect_scores(config, source, labels, absolute(html) if html else None, make_console())
+
+
+def _self_check(config: Config, scored: Path) -> None:
+    """Ask the elicitor about a few rows; the result is written next to the scores, where the report reads it."""
+    from ual_ray import preflight
+    from ual_ray.elicit.step import check_scored
+    from ual_ray.run.stage_cache import LOG_FILE
+    from ual_ray.run.step import Session
+
+    preflight.check_elicitor(config)
+    with terminal(scored.parent / LOG_FILE, verbose=False) as console:
+        session = Session(config, console, tracker=None, stages=frozenset({"elicit"}))
+        with session.cluster:
+            check_scored(session, scored)
 
 
 def config(

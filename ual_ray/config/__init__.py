@@ -9,13 +9,14 @@ from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EndpointConfig, EngineConfig
 from ual_ray.config.evaluate import BenchmarkConfig, CalibrationConfig, ClusteringConfig, EvaluateConfig
 from ual_ray.config.judge import JudgeConfig
-from ual_ray.config.names import BASE, DEMO, ENSEMBLE, REFERENCE_ANSWERS, DtypeName, ReadingName
+from ual_ray.config.names import AUTO, BASE, DEMO, ENSEMBLE, REFERENCE_ANSWERS, DtypeName, ReadingName
 from ual_ray.config.schema import Config, RuntimeConfig, TrackingConfig
 from ual_ray.config.section import Section
 from ual_ray.config.smooth import SmoothConfig
 from ual_ray.config.train import LoraConfig, TrainConfig
 
 __all__ = [
+    "AUTO",
     "ArmConfig",
     "BASE",
     "BenchmarkConfig",

@@ -6,9 +6,12 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ual_ray.config.names import DEMO, ENSEMBLE, EstimatorName, ReadingName, UncertaintyName
+from ual_ray.config.names import AUTO, DEMO, ENSEMBLE, EstimatorName, ReadingName, SelectedName
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, Share, key
+
+# A fifth of them is swapped; with fewer the intervals are too wide to tell anything.
+LEAST_CHECKED = 20
 
 
 class ElicitConfig(Section):
@@ -29,13 +32,21 @@ class ElicitConfig(Section):
         affects="scores",
         description=f"uncertainty estimators to compute: {', '.join(ESTIMATORS)}",
     )
-    uncertainty: UncertaintyName = key(
+    uncertainty: SelectedName = key(
         "verbalized_error",
         affects="uncertainty",
-        description="estimator that fills the uncertainty column: one of elicit.estimators, or ensemble",
+        description="estimator that fills the uncertainty column: one of elicit.estimators, ensemble, or auto = the one that "
+        "does best in the self-check",
     )
     ensemble: tuple[EstimatorName, ...] = key(
         (), affects="uncertainty", description="estimators of the ensemble (mean rank); empty = all of elicit.estimators"
+    )
+    self_check: int = key(
+        0,
+        ge=0,
+        affects="uncertainty",
+        description="rows, a fifth of them with another row's response, on which the AUROC of every estimator is measured "
+        "before scoring; 0 = off",
     )
     length_residual: bool = key(
         False,
@@ -111,8 +122,16 @@ class ElicitConfig(Section):
     def _uncertainty_is_measured(self) -> ElicitConfig:
         if len(set(self.estimators)) < len(self.estimators):
             raise ValueError(f"estimators {list(self.estimators)} names one twice")
-        if self.uncertainty != ENSEMBLE and self.uncertainty not in self.estimators:
-            raise ValueError(f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}, or ensemble")
+        if self.uncertainty not in (*self.estimators, ENSEMBLE, AUTO):
+            raise ValueError(
+                f"uncertainty '{self.uncertainty}' must be one of estimators {list(self.estimators)}, ensemble or auto"
+            )
+        if self.uncertainty == AUTO and not self.self_check:
+            raise ValueError(
+                "uncertainty 'auto' takes the estimator that does best in the self-check; set elicit.self_check=64"
+            )
+        if 0 < self.self_check < LEAST_CHECKED:
+            raise ValueError(f"self_check ({self.self_check}) must be 0 or at least {LEAST_CHECKED} rows")
         if strangers := sorted(set(self.ensemble) - set(self.estimators)):
             raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
         if self.grouping == "embedding" and self.embedding_model is None:

@@ -17,6 +17,8 @@ HELD_OUT, GSM8K = "held_out", "gsm8k"
 NO_SMOOTHING = "none"
 
 ENSEMBLE = "ensemble"
+# The estimator that does best in the self-check.
+AUTO = "auto"
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 ReadingName = Literal["logprobs", "sampled"]
 # What labels are smoothed towards.
@@ -25,6 +27,7 @@ PriorName = Literal["uniform", "unigram", "file"]
 if TYPE_CHECKING:
     EstimatorName: TypeAlias = str
     UncertaintyName: TypeAlias = str
+    SelectedName: TypeAlias = str
     FormatName: TypeAlias = str
     MapName: TypeAlias = str
     BaseMapName: TypeAlias = str
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 else:
     EstimatorName = Literal[tuple(ESTIMATORS)]
     UncertaintyName = Literal[(*ESTIMATORS, ENSEMBLE)]
+    SelectedName = Literal[(*ESTIMATORS, ENSEMBLE, AUTO)]
     FormatName = Literal[("auto", *FORMATS)]
     MapName = Literal[tuple(MAPS)]
     BaseMapName = Literal[tuple(BASE_MAPS)]

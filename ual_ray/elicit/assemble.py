@@ -131,6 +131,7 @@ class Assembly:
             "commonest_error": errors.most_common(1)[0][0] if errors else None,
             "truncated": pa.compute.sum(numbers[col.TRUNCATED]).as_py() or 0,
             **{name: pa.compute.sum(numbers[name]).as_py() or 0 for name in COSTS},
+            "uncertainty": self.elicit.uncertainty,
             "mean_uncertainty": {name: _mean(_floats(numbers, col.uncertainty_column(name))) for name in shown},
             "prompt_hashes": sorted(filter(None, numbers[col.PROMPT_HASH].unique().to_pylist())),
             "histograms": _histograms(numbers[col.SOURCE].to_pylist(), _floats(numbers, col.UNCERTAINTY)),

@@ -44,7 +44,7 @@ def forecast(config: Config, seen: DataPeek, rows: int | None) -> Forecast:
     estimators = make_estimators(config.elicit, config.seed)
     costs = [_cost(request) for messages in good for request in requests_of(estimators, messages)]
     total = len(seen.records) if rows is None else rows
-    factor = total * (1 + config.elicit.retest_share) / len(good)
+    factor = (total + config.elicit.self_check) * (1 + config.elicit.retest_share) / len(good)
     calls, read, written = (round(factor * sum(cost[part] for cost in costs)) for part in range(3))
     return Forecast(total, calls, read, written, config.engine.cost(read, written))
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ual_ray import columns as col
 from ual_ray.columns import Messages
-from ual_ray.config import ENSEMBLE, ElicitConfig
+from ual_ray.config import AUTO, ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
 from ual_ray.engines import Engine, run_once
@@ -157,7 +157,9 @@ class ScoreRows:
 
 
 def needed(config: ElicitConfig) -> tuple[str, ...]:
-    """Name the estimators without whose score a row is quarantined."""
+    """Name the estimators without whose score a row is quarantined; all of them while none is selected."""
+    if config.uncertainty == AUTO:
+        return config.estimators
     return (config.ensemble or config.estimators) if config.uncertainty == ENSEMBLE else (config.uncertainty,)
 
 

@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
-from ual_ray.config import Config
+from ual_ray.config import AUTO, Config
+from ual_ray.config.files import read_json
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.peek import peek
+from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
 from ual_ray.plots import scores as plots
 from ual_ray.run.progress import meter
-from ual_ray.run.stage_cache import Done
+from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
 from ual_ray.run.step import (
     LINEAGE_MODEL,
     LINEAGE_PROMPTS,
     LINEAGE_SCORED,
+    LINEAGE_UNCERTAINTY,
     Place,
     Run,
     Session,
@@ -31,6 +34,7 @@ from ual_ray.run.step import (
     quarantined,
     run_logged_step,
 )
+from ual_ray.stats.score_quality import Quality, auroc_text
 from ual_ray.stats.score_warnings import truncation_warning
 
 
@@ -41,12 +45,12 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     once. `retry` sends the rows again that failed with an engine error.
     """
     config = session.config
-    measuring = _measuring(config)
-    store = place.store_folder(measuring)
+    key = measuring(config)
+    store = place.store_folder(key)
     inputs: dict[str, Any] = {
         "source": fingerprint(config.data),
         "data": affecting(config.data, "rows"),
-        "measuring": measuring,
+        "measuring": key,
         "elicit": affecting(config.elicit, "uncertainty"),
         "labels": file_digest(Path(config.elicit.calibrate_with).expanduser()) if config.elicit.calibrate_with else None,
     }
@@ -66,6 +70,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     from rich.markup import escape
 
     from ual_ray.data.formats import BadRow
+    from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
     from ual_ray.elicit.trial import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
@@ -79,17 +84,56 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
         good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
         for note in try_server(config, [*islice(good, TRIAL_ROWS)]):
             session.say("server", escape(note))
+    checked: dict[str, Any] = {}
+    if config.elicit.self_check:
+        checked = {"self_check": _self_check(session, self_checks.candidates_in_data(config, seen), folder, store)}
+        selected = config.elicit.model_copy(update={"uncertainty": checked["self_check"]["uncertainty"]})
+        config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
-        metrics = stage.elicit(config, seen, folder, store, shown)
+        metrics = stage.elicit(config, seen, folder, store, shown) | checked
     run.metrics({**metrics, "rows_per_second": shown.rate()})
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
     scored = ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
-    run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: ", ".join(metrics["prompt_hashes"])})
+    prompts = ", ".join(metrics["prompt_hashes"])
+    run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
     return metrics
 
 
-def _measuring(config: Config) -> dict[str, Any]:
+def check_scored(session: Session, scored: Path) -> None:
+    """Self-check the elicitor of rows that are scored already; self_check.json is written next to them.
+
+    Raises UserError where the configuration is not that of the scores.
+    """
+    from ual_ray.elicit.self_check_stage import candidates_in_scores
+
+    folder, key = scored.parent, measuring(session.config)
+    made_by = ((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get("measuring") or key
+    if stage_digest(made_by) != stage_digest(key):
+        changed = [name for name in key if stage_digest({"": made_by.get(name)}) != stage_digest({"": key[name]})]
+        raise UserError(
+            "the scores were made with other settings",
+            got=f"{scored}; different: {', '.join(changed)}",
+            fix="give the --config and the overrides that the scores were made with",
+        )
+    session.connect()
+    _self_check(session, candidates_in_scores(session.config, scored), folder, Place(folder.parent).store_folder(key))
+
+
+def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:
+    """Run the self-check and print a line per estimator."""
+    from ual_ray.elicit.self_check_stage import self_check
+
+    with meter(session.console, "self-check", session.config.elicit.self_check, "rows") as shown:
+        result = self_check(session.config, candidates, folder, store, shown)
+    about = f"{result['rows']} rows, {result['swapped']} of them with another row's response"
+    session.say("self-check", f"{about}; AUROC of telling which, with its 95% interval; 0.5 = chance")
+    for name, found in result["estimators"].items():
+        session.say("", f"{name:<20} {auroc_text(Quality(**found))}")
+    return result
+
+
+def measuring(config: Config) -> dict[str, Any]:
     """What a row's measurements depend on besides the row: elicitor, prompts, sampling, engine settings that matter."""
     from ual_ray.elicit.prompts import load_prompts
 
@@ -110,7 +154,8 @@ def _warnings(config: Config, metrics: Mapping[str, Any]) -> list[str]:
     """List the warnings about the scores that smoothing reads: the configured one, its members, and those of single arms."""
     from ual_ray.elicit.scoring import needed
 
-    names = [*needed(config.elicit), col.UNCERTAINTY, *(arm.uncertainty for arm in config.arms.values())]
+    selected = config.elicit.model_copy(update={"uncertainty": metrics.get("uncertainty", config.elicit.uncertainty)})
+    names = [*needed(selected), col.UNCERTAINTY, *(arm.uncertainty for arm in config.arms.values())]
     of_scores = (text for name in dict.fromkeys(names) for text in metrics.get("warnings", {}).get(name, ()))
     return [*truncation_warning(metrics["truncated"], metrics["rows"]), *of_scores]
 
@@ -121,8 +166,10 @@ def _line(config: Config, metrics: Mapping[str, Any]) -> str:
     repeated = f"; {metrics['duplicates']} duplicates left out" if metrics.get("duplicates") else ""
     money = config.engine.cost(metrics[col.PROMPT_TOKENS], metrics[col.GENERATED_TOKENS])
     cost = f"; cost {money:.2f}" if money else ""
+    auto = config.elicit.uncertainty == AUTO
+    selected = f"; uncertainty = {metrics['uncertainty']}, {metrics['self_check']['reason']}" if auto else ""
     return (
         f"{metrics['rows']} of {metrics['total_rows']} rows scored by {config.elicit.model} "
         f"({count_list(metrics['splits'])}; {count_list(metrics['sources'])}){bad}{repeated}; "
-        f"mean uncertainty: {means}; {quarantined(metrics)}; {metrics['calls']:,} calls{cost}"
+        f"mean uncertainty: {means}{selected}; {quarantined(metrics)}; {metrics['calls']:,} calls{cost}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -36,5 +37,7 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
     with Tracker(config.tracking, store) as tracker, tracker.run("elicit", scored.parent, tags) as run:
         run.artifact(page)
         run.artifact(metrics)
+        if inspection.self_check is not None:
+            run.metrics({"self_check": asdict(inspection.self_check)})
     where = config.tracking.uri or default_uri(store)
     console.print(f"\npage: {page}; MLflow: {where}", highlight=False)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, EngineConfig
+from ual_ray.config.files import read_json
 from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.engines.reply_text import count_cut
 from ual_ray.formatting import shorten, shorten_message
 from ual_ray.inspect.columns import Columns
-from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, Shown
+from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, SelfCheckResult, Shown
 from ual_ray.inspect.warnings import warnings_of
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats import score_quality as quality
@@ -80,6 +81,7 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
         labelled=None
         if correct is None
         else Labelled(str(labels), len(verdicts or {}), int(np.isfinite(correct).sum()), int((correct == 0).sum())),
+        self_check=_self_check(scored.resolve().parent / col.SELF_CHECK_FILE),
         quality={} if correct is None else {name: quality.against_labels(columns.score(name), correct) for name in names},
     )
     inspection.warnings.extend(warnings_of(inspection))
@@ -208,6 +210,14 @@ def _cost(columns: Columns, scored: Path, engine: EngineConfig | None) -> Cost:
         seconds=seconds,
         rows_per_second=columns.rows / seconds if seconds else None,
     )
+
+
+def _self_check(file: Path) -> SelfCheckResult | None:
+    found = read_json(file)
+    if found is None:
+        return None
+    estimators = {name: quality.Quality(**values) for name, values in found["estimators"].items()}
+    return SelfCheckResult(**found | {"estimators": estimators})
 
 
 def _seconds(done: Path) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -20,10 +20,9 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages, spoken
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.data.canonical import given_id, grouped, source_of, split_of
-from ual_ray.data.formats import BadRow, convert
+from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek, peek
-from ual_ray.data.reading import read_piece
+from ual_ray.data.usable import UsableRow, usable_rows
 from ual_ray.engines.choice_tree import ChoiceTree, make_tree
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
 from ual_ray.errors import UserError
@@ -83,17 +82,6 @@ class Chat:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-@dataclass(frozen=True)
-class UsableRow:
-    """A usable row, as a run would read it."""
-
-    messages: Messages
-    identity: str
-    given: str | None
-    source: str
-    split: str
-
-
 def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
     """Load the tokenizer of a model. Raises UserError, which names the configuration's key, when there is none."""
     from transformers import AutoTokenizer
@@ -119,26 +107,9 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
     elicitor = _load_elicitor(config, model)
     printer = Printer(console, config, requests_of, elicitor, model)
     printer.introduce(seen)
-    for number, row in enumerate(islice(usable_rows(config, seen), rows), start=1):
+    for number, row in enumerate(islice(usable_rows(config.data, seen.pieces, seen.format_name), rows), start=1):
         printer.row(number, row)
     printer.bad_rows(seen)
-
-
-def usable_rows(config: Config, seen: DataPeek) -> Iterator[UsableRow]:
-    """Yield the rows that a run would score or train on, in data order."""
-    known = set()
-    for piece in seen.pieces:
-        for record, messages in convert(read_piece(piece), seen.format_name, config.data.columns, config.data.thinking):
-            if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
-                continue
-            known.add(identity)
-            yield UsableRow(
-                messages,
-                identity,
-                given_id(record),
-                source_of(record, piece),
-                split_of(grouped(record, identity, config.data), config.data),
-            )
 
 
 def tokens_of(request: Request, chat: Chat) -> int:

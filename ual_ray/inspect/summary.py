@@ -62,11 +62,23 @@ class Inspection:
     cost: Cost
     labelled: Labelled | None
     quality: dict[str, Quality]
+    self_check: SelfCheckResult | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serializable values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SelfCheckResult:
+    """What the self-check found: of `rows`, `swapped` had another row's response; `estimators` tell them how well."""
+
+    rows: int
+    swapped: int
+    estimators: dict[str, Quality]
+    uncertainty: str
+    reason: str
 
 
 @dataclass(frozen=True)

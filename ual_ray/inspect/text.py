@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ual_ray import columns as col
 from ual_ray.formatting import count, number, share
+from ual_ray.stats.score_quality import auroc_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,10 @@ def to_console(inspection: Inspection, console: Console) -> None:
     if not inspection.warnings:
         console.print("[green]no warnings[/green]", highlight=False)
     console.print(_table(inspection))
+    if (check := inspection.self_check) is not None:
+        console.print(f"self-check: {check.rows} rows, {check.swapped} of them with another row's response", highlight=False)
+        for name, found in check.estimators.items():
+            console.print(f"  {escape(name):<20} {auroc_text(found)}", highlight=False)
 
 
 def _table(inspection: Inspection) -> Table:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ual_ray import columns as col
 from ual_ray.formatting import count, number, share
+from ual_ray.stats.score_quality import CHANCE
 from ual_ray.stats.score_warnings import MIN_ROWS, score_warnings, truncation_warning
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ MIN_AGREEMENT = 0.2
 MAX_LENGTH_CORRELATION = 0.5
 MAX_NOISE_RATIO = 0.5
 MIN_RETESTED = 20
-CHANCE = 0.5
 # An AUROC within this many standard errors of 0.5 counts as chance.
 CHANCE_ERRORS = 2.0
 MIN_AUROC = 0.55

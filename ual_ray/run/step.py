@@ -26,6 +26,7 @@ from ual_ray.tracking.watcher import watched
 
 LINEAGE_SCORED = "ual_ray.scored"
 LINEAGE_PROMPTS = "ual_ray.prompt_hash"
+LINEAGE_UNCERTAINTY = "ual_ray.uncertainty"
 LINEAGE_MAP = "ual_ray.map"
 LINEAGE_SMOOTHED = "ual_ray.smoothed"
 LINEAGE_MODEL = "ual_ray.base_model"

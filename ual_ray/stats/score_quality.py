@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.optimize import brentq
+from scipy.stats import norm, rankdata
+
+from ual_ray.formatting import number
 
 BINS = 20
 LOW_EDGE = 0.01
@@ -19,6 +22,9 @@ HIGH_EDGE = 0.99
 # With fewer pairs a correlation is meaningless: two points always lie on a line.
 MIN_PAIRS = 3
 BOOTSTRAP_DRAWS = 200
+Z = float(norm.ppf(0.975))
+SMALLEST = 1e-9
+CHANCE = 0.5
 
 Numbers = NDArray[np.float64]
 
@@ -78,7 +84,8 @@ class Correlation:
 class Quality:
     """How well a score detects the `wrong` rows among `n` labelled and scored ones; `left_out` have a label but no score.
 
-    AUROC: 0.5 = chance, 1 = best; PRR: 0 = random, 1 = best; None if all rows are good or all are wrong.
+    AUROC: 0.5 = chance, 1 = best, with its bootstrap standard error and the ends of its 95% interval (`auroc_interval`); PRR:
+    0 = random, 1 = best; None if all rows are good or all are wrong.
     """
 
     n: int
@@ -87,6 +94,8 @@ class Quality:
     auroc: float | None
     auroc_error: float | None
     prr: float | None
+    auroc_low: float | None = None
+    auroc_high: float | None = None
 
 
 def distribution(scores: Numbers) -> Distribution | None:
@@ -204,6 +213,34 @@ def auroc_standard_error(
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def auroc_text(found: Quality) -> str:
+    """Write an AUROC with its interval, and what limits it."""
+    lost = f"; {found.left_out} rows without a score" if found.left_out else ""
+    if found.auroc is None or found.auroc_low is None:
+        return f"no AUROC: {found.wrong} wrong of {found.n} rows with a score{lost}"
+    chance = "; not told from chance" if found.auroc_low <= CHANCE else ""
+    return f"AUROC {number(found.auroc)} ({number(found.auroc_low)} to {number(found.auroc_high)}){chance}{lost}"
+
+
+def auroc_interval(auroc: float, wrong: int, good: int) -> tuple[float, float]:
+    """Return the 95% interval of an AUROC of so many wrong and good responses, at least one of each.
+
+    All values t with |t - AUROC| <= z sqrt(V(t)), V being Hanley and McNeil's variance with both sample sizes replaced by
+    their mean. Unlike a bootstrap or DeLong's method it has a width where the AUROC is 1, and is never outside [0, 1].
+    Source: Newcombe 2006, Statistics in Medicine 25:559-573, method 5.
+    """
+    more = (wrong + good) / 2 - 1
+
+    def excess(t: float) -> float:
+        variance = t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / (wrong * good)
+        return (t - auroc) ** 2 - Z**2 * variance
+
+    # The limits solve a quadratic-like equation with a root on either side; 0 and 1 themselves are roots where AUROC is.
+    low = float(brentq(excess, 0.0, min(auroc, 1 - SMALLEST))) if auroc > SMALLEST else 0.0
+    high = float(brentq(excess, max(auroc, SMALLEST), 1.0)) if auroc < 1 - SMALLEST else 1.0
+    return low, high
+
+
 def prediction_rejection_ratio(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     """Prediction rejection ratio: gain of rejecting the most uncertain rows first (1 = oracle, 0 = random, < 0 = worse).
 
@@ -226,11 +263,15 @@ def against_labels(scores: Numbers, correct: Numbers) -> Quality:
     values, good = scores[used], correct[used] == 1
     n, wrong = len(values), int((~good).sum())
     defined = 0 < wrong < n
+    area = auroc(values, good) if defined else None
+    low, high = (None, None) if area is None else auroc_interval(area, wrong, n - wrong)
     return Quality(
         n=n,
         wrong=wrong,
         left_out=int(labelled.sum()) - n,
-        auroc=auroc(values, good) if defined else None,
+        auroc=area,
+        auroc_low=low,
+        auroc_high=high,
         auroc_error=auroc_standard_error(values, good) if defined else None,
         prr=prediction_rejection_ratio(values, good) if defined else None,
     )

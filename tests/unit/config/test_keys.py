@@ -49,7 +49,9 @@ def test_scores_depend_on_what_is_asked_and_how_it_is_read() -> None:
         *("grouping", "similarity", "embedding_model", "retest_share"),
         *("thinking_tokens", "reply_tokens", "min_choice_mass"),
     }
-    assert set(affecting(Config().elicit, "uncertainty")) == {"splits", "uncertainty", "ensemble", "length_residual"}
+    assert set(affecting(Config().elicit, "uncertainty")) == {
+        *("splits", "uncertainty", "ensemble", "length_residual", "self_check"),
+    }
 
 
 def test_weights_do_not_depend_on_where_and_how_fast_they_are_trained() -> None:

@@ -279,6 +279,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "prompt_tokens": 30,
         "generated_tokens": 6,
         "calls": 7,
+        "uncertainty": "nll",
         "mean_uncertainty": {"nll": pytest.approx(0.5), "p_true": pytest.approx(1.11 / 3)},
         "prompt_hashes": ["g", "h"],
         "histograms": {"s": [1] + [0] * (BINS - 1), "t": [0] * (BINS - 1) + [1]},

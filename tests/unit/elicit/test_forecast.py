@@ -32,7 +32,7 @@ def test_calls_tokens_and_money_are_estimated_from_the_rows() -> None:
 
 @pytest.mark.parametrize(("overrides", "calls", "generated"), [
     (["elicit.mode=sampled"], 100, 100 * 8 * 32), (["elicit.thinking_tokens=500"], 100, 100 * 532),
-    (["elicit.retest_share=0.5"], 150, 150),
+    (["elicit.retest_share=0.5"], 150, 150), (["elicit.self_check=20"], 120, 120),
     (["elicit.estimators=[verbalized_error,self_consistency,semantic_entropy]", "elicit.max_new_tokens=10"], 200, 100 * 81),
     (["elicit.estimators=[nll]", "elicit.uncertainty=nll"], 100, 0),
 ])  # fmt: skip

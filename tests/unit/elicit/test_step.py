@@ -36,6 +36,14 @@ def test_what_was_left_out_is_in_the_line() -> None:
     assert "duplicates" not in _line(Config(), {key: value for key, value in METRICS.items() if key != "duplicates"})
 
 
+def test_what_auto_took_is_in_the_line() -> None:
+    config = load(None, ["elicit.uncertainty=auto", "elicit.self_check=20"])
+    taken = METRICS | {"uncertainty": "nll", "self_check": {"reason": "highest AUROC of 3 estimators in the self-check"}}
+    assert "nll 0.250; uncertainty = nll, highest AUROC of 3 estimators in the self-check; 0 q" in _line(config, taken)
+    warned = {name: [f"{name}!"] for name in ("verbalized_error", "nll")}
+    assert _warnings(config, taken | {"truncated": 0, "warnings": warned}) == ["nll!"]
+
+
 def test_warnings_are_about_what_smoothing_reads() -> None:
     found = {name: [f"{name}!"] for name in ("verbalized_error", "p_true", "nll", "uncertainty")}
     metrics = METRICS | {"truncated": 1, "warnings": found}

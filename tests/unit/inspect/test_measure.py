@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ual_ray.inspect.measure import Columns, inspect
 from ual_ray.inspect.summary import Inspection
 from ual_ray.inspect.text import to_console
 from ual_ray.inspect.warnings import warnings_of
+from ual_ray.stats.score_quality import against_labels
 
 ESTIMATORS = ("verbalized_error", "nll")
 
@@ -390,6 +391,24 @@ def test_labels_that_fit_few_rows(tmp_path: Path) -> None:
     rows = many()
     labels = labels_of(tmp_path, {"0001": 1, "0002": 0} | {f"other-{n}": 1 for n in range(9)})
     assert "the 11 labels fit 2 rows only" in inspected(tmp_path, rows, labels=labels).warnings
+
+
+# --- the self-check ---------------------------------------------------------------------------------------------------
+
+
+def test_the_self_check_next_to_the_scores_is_reported(tmp_path: Path) -> None:
+    assert inspected(tmp_path, many()).self_check is None
+    found = against_labels(SCORE, (SCORE < 0.8).astype(float))
+    estimators = {"nll": asdict(found), "p_true": asdict(against_labels(SCORE, np.full(200, np.nan)))}
+    check = {"rows": 200, "swapped": 40, "estimators": estimators, "uncertainty": "nll", "reason": "as configured"}
+    (tmp_path / "self_check.json").write_text(json.dumps(check))
+    inspection = inspect(tmp_path / "scored")
+    assert inspection.self_check is not None and inspection.self_check.estimators["nll"] == found
+    assert json.loads(json.dumps(inspection.as_dict()))["self_check"] == check
+    text = printed(inspection)
+    assert "self-check: 200 rows, 40 of them with another row's response" in text
+    assert f"  nll                  AUROC 1.00 ({found.auroc_low:.2f} to 1.00)" in text
+    assert "  p_true               no AUROC: 0 wrong of 0 rows with a score" in text
 
 
 # --- terminal --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ual_ray.config import EngineConfig
 from ual_ray.formatting import duration
 from ual_ray.inspect.measure import inspect
 from ual_ray.inspect.page import money, tint, to_html
+from ual_ray.stats.score_quality import Quality
 
 UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
 
@@ -58,6 +61,16 @@ def labels_of(folder: Path, n: int) -> Path:
     path = folder / "labels.csv"
     path.write_text("id,correct\n" + "".join(f"{place:04},{place % 3 and 1}\n" for place in range(n)))
     return path
+
+
+def test_the_self_check_has_a_section(tmp_path: Path, read_page: Any) -> None:
+    found = asdict(Quality(20, 4, 1, 0.875, None, None, auroc_low=0.625, auroc_high=0.96875))
+    check = {"rows": 21, "swapped": 4, "estimators": {UNTRUSTED: found}, "uncertainty": "nll", "reason": "as configured"}
+    (tmp_path / "self_check.json").write_text(json.dumps(check))
+    page = page_of(tmp_path, rows_of(40))
+    assert "Self-check" in page and "<td>0.88</td><td>0.62 to 0.97</td>" in page
+    read_page(page)
+    assert UNTRUSTED not in page
 
 
 def test_a_whole_page_in_order(tmp_path: Path, read_page: Any) -> None:
