@@ -6,12 +6,21 @@ A grouping turns texts into keys once, and compares keys: `group(keys, same)` th
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ual_ray.elicit.answer_key import AnswerKey, answer_of, same_answer
+
+# The blocks of scripts without spaces between words; Korean has spaces.
+UNSPACED = (
+    "\u0e01-\u0e4e\u0e81-\u0ecd\u0f40-\u0fbc\u1000-\u109d\u1780-\u17d3"  # Thai, Lao, Tibetan, Burmese, Khmer
+    "\u3005-\u3007\u3041-\u30ff\u3105-\u312f\u31f0-\u31ff"  # kana, bopomofo
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han
+)
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 class Grouping(Protocol):
@@ -39,13 +48,16 @@ class AnswerGrouping:
 
 @dataclass(frozen=True)
 class LexicalGrouping:
-    """Word overlap (F1 over words with their counts, i.e. ROUGE-1) of at least `similarity`."""
+    """Word overlap (F1 over words with their counts, i.e. ROUGE-1) of at least `similarity`.
+
+    Scripts that are written without spaces (Han, kana, Thai, Lao, Tibetan, Burmese, Khmer) are compared by their characters.
+    """
 
     similarity: float
 
     def keys(self, texts: Sequence[str]) -> list[Counter[str]]:
-        """Count the words."""
-        return [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+        """Count the words, in one form of each character: full-width and half-width ones are equal."""
+        return [Counter(WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in texts]
 
     def same(self, first: Counter[str], second: Counter[str]) -> bool:
         """Compare two word counts."""
