@@ -116,7 +116,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # OmegaConf and PyYAML raise errors of many types
         raise UserError("the configuration file is not YAML", got=f"{path}: {error}") from error
-    if not isinstance(content, dict) or isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
+    # OmegaConf reads a bare text as a key without a value; only then is the file parsed again, which takes as long.
+    one_key = isinstance(content, dict) and [*content.values()] == [None]
+    if not isinstance(content, dict) or (one_key and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str)):
         raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
     return {str(key): value for key, value in content.items()}
 
