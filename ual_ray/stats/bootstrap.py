@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from ual_ray.stats.metrics import Direction
 
@@ -114,8 +114,8 @@ def estimate_over_seeds(by_seed: Numbers, drawn: Numbers, informative: int, n: i
     """
     seeds, mean = len(by_seed), float(by_seed.mean())
     error = float(np.sqrt(by_seed.var(ddof=1) / seeds + drawn.var(ddof=1)))
-    margin = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
-    p_value = 2 * float(stats.t.sf(abs(mean) / error, seeds - 1)) if error > 0 else float(mean == 0)
+    margin = float(special.stdtrit(seeds - 1, (1 + level) / 2)) * error
+    p_value = 2 * float(special.stdtr(seeds - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     p_value = min(1.0, max(p_value, 2.0 ** (1 - informative)))
     return Estimate(mean, mean - margin, mean + margin, p_value, n, float(by_seed.std(ddof=1)), error)
 
