@@ -19,6 +19,9 @@ GPU_PYTHON ?= 3.12
 GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection
 PLATFORMS  := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 
+# Compile the tests and the package once, not in every process of every run.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-fast lint ui gpu-bundle clean
 
 setup: $(READY)
