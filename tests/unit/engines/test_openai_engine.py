@@ -208,6 +208,8 @@ Build = Callable[..., OpenAIEngine]
 @pytest.fixture
 def build(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     monkeypatch.setenv(KEY_NAME, KEY)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     built: list[OpenAIEngine] = []
 
     def make(max_actors: int = 1, **options: Any) -> OpenAIEngine:

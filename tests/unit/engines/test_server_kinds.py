@@ -80,7 +80,7 @@ def serve() -> Iterator[Serve]:
 
     def start(act: Callable[[Body], Reply], **options: Any) -> tuple[OpenAIEngine, Server]:
         server = Server(act)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         endpoint = EndpointConfig(url=url, **({"max_retries": 1, "concurrency": 2} | options))
         made.append((OpenAIEngine(EngineSpec(EngineConfig(kind="openai", endpoint=endpoint), "m")), server))

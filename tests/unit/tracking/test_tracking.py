@@ -41,14 +41,6 @@ class Network:
     applied: list[str]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the tables of a store, which takes seconds, once."""
-    folder = tmp_path_factory.mktemp("store")
-    MlflowClient(default_uri(folder)).search_experiments()
-    return folder / STORE_FILE
-
-
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path) -> Iterator[Network]:
     """Stand between every tracker and its store."""
@@ -435,7 +427,6 @@ def test_every_key_makes_a_metric_name_that_mlflow_takes(key: str) -> None:
 
 
 def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/m.db"
     client = MlflowClient(uri)

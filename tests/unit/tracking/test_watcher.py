@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +16,8 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
+from ual_ray.config.paths import STORE_FILE
+from ual_ray.tracking import watcher
 from ual_ray.tracking.tracker import Tracker, default_uri
 from ual_ray.tracking.watcher import HOLDER, watched
 
@@ -32,6 +37,11 @@ with tracker.run("train", out, {}) as run, watched(TrackingConfig(), tracker.uri
 
 def status(out: Path, run_id: str) -> str:
     return Tracker(TrackingConfig(), out).client.get_run(run_id).info.status
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / STORE_FILE)
 
 
 @pytest.fixture
@@ -64,28 +74,29 @@ def test_an_orderly_end_is_not_touched(tmp_path: Path) -> None:
     assert status(tmp_path, run.id) == "FINISHED"
 
 
-def test_a_run_that_another_process_reopened_is_left_alone(tmp_path: Path) -> None:
-    import json
-
+def test_a_run_that_another_process_reopened_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(TrackingConfig(), tmp_path)
     run = tracker.client.create_run(tracker.experiment_id, tags={HOLDER: "another:1"})
-    task = {"uri": default_uri(tmp_path), "experiment": "ual_ray", "holder": "this:2", "runs": [run.info.run_id]}
-    subprocess.run(
-        [sys.executable, "-m", "ual_ray.tracking.watcher"], input=json.dumps(task) + "\n", text=True, check=True, timeout=120
-    )
-    assert status(tmp_path, run.info.run_id) == "RUNNING"
-    task["holder"] = "another:1"
-    subprocess.run(
-        [sys.executable, "-m", "ual_ray.tracking.watcher"], input=json.dumps(task) + "\n", text=True, check=True, timeout=120
-    )
-    assert status(tmp_path, run.info.run_id) == "KILLED"
+    task = {"uri": default_uri(tmp_path), "experiment": "ual_ray", "runs": [run.info.run_id]}
+    for holder, expected in (("this:2", "RUNNING"), ("another:1", "KILLED")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(task | {"holder": holder}) + "\n"))
+        watcher.main()
+        assert status(tmp_path, run.info.run_id) == expected
 
 
 def test_a_watcher_that_is_gone_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ual_ray.tracking.watcher.sys.executable", "/bin/true")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(_: list[str], **options: Any) -> subprocess.Popen[str]:
+        started.append(popen(["/bin/true"], **options))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(watcher.subprocess, "Popen", start)
     tracker = Tracker(TrackingConfig(), tmp_path)
     with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
-        time.sleep(0.5)
+        (gone,) = started
+        gone.wait()
     assert status(tmp_path, run.id) == "FINISHED"
 
 
