@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -84,12 +84,17 @@ def test_everything_changed_survives_dump_and_load(tmp_path: Path) -> None:
     assert reload(config, tmp_path) == config
 
 
-@example(text="rows/😀.jsonl")
-@example(text='a "quoted": # {odd} one\n')
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="$\\?")))
-def test_any_text_survives_dump_and_load(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    config = Config(output=text)
-    assert reload(config, tmp_path_factory.mktemp("c")).output == text
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="$\\?"))
+
+
+@settings(max_examples=10)
+@example(texts=["rows/😀.jsonl", 'a "quoted": # {odd} one\n', "", "~", "a"])
+@given(texts=st.lists(TEXTS, min_size=5, max_size=5))
+def test_any_text_survives_dump_and_load(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    output, model, path, experiment, judge = texts
+    values = {"data": {"path": path}, "tracking": {"experiment": experiment}, "judge": {"model": judge}}
+    config = Config.model_validate({"output": output, "model": model, **values})
+    assert reload(config, tmp_path_factory.mktemp("c")) == config
 
 
 @pytest.mark.parametrize("arm", ["ual-2", "ual_half", "42", "1e3", "1_000", "null", "true", "off", "é"])

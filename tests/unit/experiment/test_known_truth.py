@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.experiment import known_truth
 from ual_ray.experiment.training import only_rank, train
-from ual_ray.experiment.truth import draw_world
+from ual_ray.experiment.truth import World, draw_world
 
 SMALL = KnownTruthConfig(contexts=512, epochs=1, seeds=(0, 1, 2), corruptions=(0.0, 1.0), hidden_size=16)
 
@@ -26,7 +26,8 @@ def no_process_group() -> None:
 def test_an_oracle_is_found_to_help(tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {arm: known_truth.ARMS[arm] for arm in ("shuffled", "inverted", "ual")}
     monkeypatch.setattr(known_truth, "ARMS", arms)
-    settings = KnownTruthConfig(epochs=5, alpha_mean=0.2)
+    # In large steps, fewer are needed: the gap between `ual` and the next arm was 0.033 to 0.049 nats under seeds 0 to 3.
+    settings = KnownTruthConfig(epochs=5, alpha_mean=0.2, batch_size=256, learning_rate=1e-2)
     with only_rank():
         cases = {case.arm: case for case in known_truth.run_seed(settings, 0.0, 0, tmp_path, print)}
     for metric in ("kl", "scaled_kl"):
@@ -37,6 +38,12 @@ def test_an_oracle_is_found_to_help(tmp_path: Path, no_process_group: None, monk
 def test_everything_is_written_and_nothing_is_trained_twice(
     tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def logits_of(_: object, world: World, alpha: np.ndarray, seed: int, folder: Path) -> np.ndarray:
+        random = np.random.default_rng([seed, round(1e6 * alpha[0])])
+        return np.log(world.truth + 1e-6) + random.normal(size=world.truth.shape)
+
+    # What a training leaves is tested above and below; here it is who trains what, and how often.
+    monkeypatch.setattr(known_truth, "train", logits_of)
     lines: list[str] = []
     first = known_truth.run(SMALL, tmp_path, lines.append)
     # Three seeds of two arms that no corruption changes, and of three arms at two corruptions.

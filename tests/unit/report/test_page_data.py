@@ -23,6 +23,7 @@ from ual_ray.stats.metrics import measure
 
 UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
 ARMS = ("sft", "constant", "shuffled", "ual")
+TWO_ARMS = ("sft", "ual")  # half the panels to draw
 SHIFTS = {"base": 0.4, "sft": 0.02, "constant": 0.015, "shuffled": 0.01, "ual": -0.01}
 
 
@@ -250,7 +251,7 @@ def test_the_ids_of_a_page_are_unique(whole: str) -> None:
 
 
 def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
-    found = read_page(page_of(made_up_run(tmp_path / "run", UNTRUSTED, n=20)))
+    found = read_page(page_of(made_up_run(tmp_path / "run", UNTRUSTED, TWO_ARMS, n=20)))
     assert not [tag for tag, _ in found.tags if tag in ("script", "img")]
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert found.text.count("<script>alert(1)</script>") > 10 and "{{ 7*7 }}" in found.text
@@ -265,7 +266,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) ->
 
 @pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])
 def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, read_page: Any) -> None:
-    root = made_up_run(tmp_path / "run", n=20)
+    root = made_up_run(tmp_path / "run", arms=TWO_ARMS, n=20)
     place = root / part
     place.rename(tmp_path / "elsewhere")
     missing = collect(root).missing
