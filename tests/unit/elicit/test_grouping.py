@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 
@@ -212,3 +213,44 @@ def test_groups_of_equal_keys_are_the_keys(keys: list[int]) -> None:
 def test_a_marked_answer_in_the_response_chooses_the_grouping(response: str, expected: Grouping) -> None:
     messages = [Message(role="user", content="#### 1"), Message(role="assistant", content=response)]
     assert grouping_for(messages, 0.3) == expected
+
+
+# --- scripts without spaces ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("我喜欢苹果。", ["我", "喜", "欢", "苹", "果"]),
+        ("東京タワーです", ["東", "京", "タ", "ワ", "ー", "で", "す"]),
+        ("使用GPT-4模型2次", ["使", "用", "gpt", "4", "模", "型", "2", "次"]),
+        ("ﾃｽﾄ Ｔｅｓｔ", ["テ", "ス", "ト", "test"]),
+        ("저는 사과를 좋아해요", ["저는", "사과를", "좋아해요"]),
+        ("กา", ["ก", "า"]),
+        ("naïve Straße x_1", ["naïve", "strasse", "x_1"]),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_characters(text: str, expected: list[str]) -> None:
+    (words,) = LexicalGrouping(0.7).keys([text])
+    assert words == Counter(expected)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("北京是中国的首都。", "中国的首都是北京", True),
+        ("北京是中国的首都。", "我不知道这个问题的答案", False),
+        ("答えは東京です。", "東京です", False),  # 4 of 7 characters: F1 = 8 / 11
+        ("答えは東京です。", "答えは東京だ。", True),  # 5 of 7 and of 6: F1 = 10 / 13
+    ],
+)
+def test_sentences_without_spaces(first: str, second: str, equal: bool) -> None:
+    assert agree(LexicalGrouping(0.75), first, second) is equal
+
+
+@given(text=st.text(), more=st.text(alphabet=st.characters(categories=["L", "N"])))
+def test_every_letter_is_in_a_word(text: str, more: str) -> None:
+    (words,) = LexicalGrouping(0.7).keys([f"{text} {more}"])
+    folded = unicodedata.normalize("NFKC", f"{text} {more}").casefold()
+    counted = Counter(character for word in words.elements() for character in word)
+    assert all(counted[letter] == folded.count(letter) for letter in set(folded) if letter.isalnum())
