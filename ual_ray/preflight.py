@@ -19,6 +19,7 @@ from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import peek
 from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.nli import check_nli_model
 from ual_ray.engines.vllm_engine import adapter_rank
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
@@ -64,6 +65,9 @@ def check_elicitor(config: Config) -> None:
         check_labels(right, len(labels) - right, elicit.calibrate_with)
     if elicit.embedding_model is not None:
         check_model(elicit.embedding_model, "elicit.embedding_model")
+    if elicit.nli_model is not None:
+        check_model(elicit.nli_model, "elicit.nli_model")
+        check_nli_model(elicit.nli_model)
     if config.engine.remote:
         REMOTE_ENGINES[config.engine.kind].check(config.engine, elicit.model)
         return

@@ -153,6 +153,7 @@ def test_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ("elicit.calibrate_with=LABELS", "", "(?s)too few labels to calibrate with.*2 rows labelled good and 1 labelled wrong"),
         ("elicit.adapter=missing", "", "elicit.adapter is not a LoRA adapter"),
         ("elicit.model=./missing", "", "elicit.model: the directory does not exist"),
+        ("elicit={grouping: nli, nli_model: ./missing}", "", "elicit.nli_model: the directory does not exist"),
         (
             "elicit={grouping: embedding, embedding_model: ./missing}",
             "",

@@ -92,11 +92,11 @@ class ElicitConfig(Section):
         description="a row gets no score if the probability of all numbers or letters together is less than this",
     )
     retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")
-    grouping: Literal["auto", "answer", "lexical", "embedding"] = key(
+    grouping: Literal["auto", "answer", "lexical", "embedding", "nli"] = key(
         "auto",
         affects="scores",
-        description="when two answers count as equal: same final answer, similar words, or similar embeddings; auto = "
-        "chosen per row",
+        description="when two answers count as equal: same final answer, similar words, similar embeddings, or nli = each "
+        "entails the other; auto = answer or lexical, chosen per row",
     )
     similarity: float = key(
         0.7,
@@ -107,6 +107,12 @@ class ElicitConfig(Section):
     )
     embedding_model: str | None = key(
         None, affects="scores", names="model", description="encoder for grouping=embedding: hub name or local directory"
+    )
+    nli_model: str | None = key(
+        None,
+        affects="scores",
+        names="model",
+        description="cross-encoder for grouping=nli: hub name or local directory of a sequence classifier",
     )
     retest_share: Share = key(
         0.05, ge=0, le=1, affects="scores", description="share of rows scored twice, to measure test-retest reliability"
@@ -134,8 +140,11 @@ class ElicitConfig(Section):
             raise ValueError(f"self_check ({self.self_check}) must be 0 or at least {LEAST_CHECKED} rows")
         if strangers := sorted(set(self.ensemble) - set(self.estimators)):
             raise ValueError(f"ensemble {strangers} must be among estimators {list(self.estimators)}")
-        if self.grouping == "embedding" and self.embedding_model is None:
-            raise ValueError("grouping 'embedding' needs elicit.embedding_model")
-        if self.embedding_model is not None and self.grouping != "embedding":
-            raise ValueError("embedding_model is used by grouping 'embedding' alone; set it, or leave embedding_model out")
+        for grouping, model in (("embedding", self.embedding_model), ("nli", self.nli_model)):
+            if self.grouping == grouping and model is None:
+                raise ValueError(f"grouping '{grouping}' needs elicit.{grouping}_model")
+            if model is not None and self.grouping != grouping:
+                raise ValueError(
+                    f"{grouping}_model is used by grouping '{grouping}' alone; set it, or leave {grouping}_model out"
+                )
         return self

@@ -1,4 +1,4 @@
-"""Group answers of the same meaning: by their final answers, by their words, or by their embeddings.
+"""Group answers of the same meaning: by their final answers, by their words, by their embeddings, or by entailment.
 
 A grouping turns texts into keys once, and compares keys: `group(keys, same)` then gives every text the number of its group.
 """

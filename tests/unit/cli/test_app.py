@@ -94,6 +94,7 @@ def test_force_is_the_same_flag_everywhere() -> None:
         (["train", "nowhere"], ["the input does not exist", "output of `ual smooth`"]),
         (["evaluate", "demo"], ["no questions for the benchmarks held_out, gsm8k", "--rows"]),
         (["judge", "reference", "reference"], ["judge.model is not set", "judge.model=NAME"]),
+        (["inspect", "nowhere", "--self-check", "5"], ["self_check (5) must be 0 or at least 20 rows"]),
         (["elicit", "nowhere.jsonl"], ["data.path does not exist", "nowhere.jsonl"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) and value[0] in COMMANDS else "",

@@ -329,7 +329,7 @@ def test_all_faults_are_named_at_once() -> None:
         ("elicit.temperature=0", "greater than 0"),
         ("elicit.temperature=2.5", "less than or equal to 2"),
         ("elicit.retries=-1", "greater than or equal to 0"),
-        ("elicit.grouping=nli", "'embedding'"),
+        ("elicit.grouping=entailment", "'embedding' or 'nli'"),
         ("elicit.similarity=0", "greater than 0"),
         ("elicit.retest_share=1.1", "less than or equal to 1"),
         ("elicit.splits=[]", "at least 1"),
@@ -409,6 +409,9 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         ),
         (["elicit.self_check=19"], "self_check (19) must be 0 or at least 20 rows"),
         (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
+        (["elicit.grouping=nli", "elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
+        (["elicit.grouping=nli"], "grouping 'nli' needs elicit.nli_model"),
+        (["elicit.nli_model=n"], "nli_model is used by grouping 'nli' alone"),
         (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
         (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
         (
@@ -443,6 +446,7 @@ def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: 
         ["elicit.uncertainty=ensemble", "elicit.ensemble=[nll]"],
         ["elicit.estimators=[nll,p_true]", "elicit.uncertainty=auto", "elicit.self_check=20"],
         ["elicit.grouping=embedding", "elicit.embedding_model=e"],
+        ["elicit.grouping=nli", "elicit.nli_model=n"],
         ["elicit.scale=0-100", "elicit.adapter=a"],
     ],
 )

@@ -21,6 +21,7 @@ from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy, 
 from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.estimators.verbalized import Verbalized, VerbalizedDiversity, VerbalizedError
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping
+from ual_ray.elicit.nli import NliGrouping
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.reading import softmax
 from ual_ray.engines.requests import (
@@ -542,6 +543,7 @@ def test_every_scale_is_honoured(scale: Any, bounds: tuple[int, int]) -> None:
         ({}, None),
         ({"grouping": "answer"}, AnswerGrouping()),
         ({"grouping": "lexical", "similarity": 0.3}, LexicalGrouping(0.3)),
+        ({"grouping": "nli", "nli_model": "n"}, NliGrouping("n")),
         ({"grouping": "embedding", "embedding_model": "e", "similarity": 0.9}, EmbeddingGrouping("e", 0.9)),
     ],
 )
@@ -551,6 +553,13 @@ def test_every_grouping_is_honoured(options: dict[str, Any], expected: object) -
     )
     assert built["semantic_entropy"].grouping == built["self_consistency"].grouping == expected
     assert built["semantic_entropy"].similarity == options.get("similarity", 0.7)
+
+
+def test_entailment_is_asked_behind_the_instruction() -> None:
+    built: Any = make_estimators(
+        ElicitConfig(estimators=("semantic_entropy", "verbalized_error"), grouping="nli", nli_model="n")
+    )
+    assert built["semantic_entropy"].grouping_of(PAIR) == NliGrouping("n", context="Say hi.")
 
 
 def test_templates_of_ones_own_are_honoured(tmp_path: Any) -> None:

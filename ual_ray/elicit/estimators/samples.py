@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
@@ -14,6 +14,8 @@ from ual_ray.elicit.answer_key import marked_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
 from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
+from ual_ray.elicit.nli import NliGrouping
+from ual_ray.elicit.prompts import instruction_of
 from ual_ray.engines.reading import MIN_READ_SHARE
 from ual_ray.engines.reply_text import CUT, NO_THOUGHT_END, is_cut, spoken
 from ual_ray.engines.requests import CompletionResult, Request, Result, turns
@@ -38,6 +40,8 @@ class _OfAnswers(Estimator):
 
     def grouping_of(self, messages: Messages) -> Grouping:
         """Return how the answers to a pair's instruction are compared."""
+        if isinstance(self.grouping, NliGrouping):
+            return replace(self.grouping, context=instruction_of(messages))
         return self.grouping or grouping_for(messages, self.similarity)
 
     def votes(self, results: Sequence[Result]) -> list[str] | Estimate:
@@ -108,6 +112,9 @@ def entropy_of(sizes: Iterable[int]) -> float:
 
 
 def _configured_grouping(config: ElicitConfig) -> Grouping | None:
+    if config.grouping == "nli":
+        assert config.nli_model is not None, "the configuration asks for it"
+        return NliGrouping(config.nli_model)
     if config.grouping == "embedding":
         from ual_ray.elicit.embedding import EmbeddingGrouping
 
