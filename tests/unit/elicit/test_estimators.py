@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -568,6 +569,20 @@ def test_templates_of_ones_own_are_honoured(tmp_path: Any) -> None:
     assert "B. Wrong" in built["p_true"].requests(PAIR)[0].prompt[0][1]
     with pytest.raises(UserError):
         make_estimators(ElicitConfig(templates=str(tmp_path / "none.yaml")))
+
+
+@pytest.mark.parametrize("name", ["verbalized_error", "verbalized_diversity"])
+def test_reasons_may_come_before_the_rating(name: str) -> None:
+    """With the prompts in jobs/prompts: other numbers in the reasons are not the rating."""
+    prompts = str(Path(__file__).parents[3] / "jobs" / "prompts" / "reason_then_rate.yaml")
+    options: dict[str, Any] = {"mode": "sampled", "reply_tokens": 300, "samples": 2, "templates": prompts}
+    built: Any = make_estimators(ElicitConfig(estimators=(name,), uncertainty=name, **options))[name]
+    (request,) = built.requests(PAIR)
+    assert request.max_tokens == 300 and "[Response]\nHi.\n" in request.prompt[0][1]
+    assert 'of the form "Rating: NUMBER", from 0 (' in request.prompt[0][1]
+    replies = ("It says hi, 1 of 2 things asked.\nRating: 6", "Fine. I see 0 errors in 3 steps.\n\n**Rating: 3**")
+    assert reduce(built, said(*replies)) == (0.5, 4.5)
+    assert reduce(built, said("I see 3 errors.", "It is 100% right")) == (None, None)
 
 
 def test_estimators_are_values() -> None:
