@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 # Limits are not enforced on fewer rows: the share of a small sample is too uncertain.
 MIN_ROWS = 100
+# An engine that died this often before any row had a result is not killed by its rows: it cannot run the model. Below it, two
+# deaths of a first batch and two of each of three rows of it still isolate these rows.
+MOST_DEATHS_BEFORE_RESULTS = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Monitor:
         self._attempts: Counter[str] = Counter()
         # By batch or row: the actor that works on it, and since when.
         self._running: dict[str, tuple[Any, float]] = {}
+        self._deaths = 0
         self._stop: str | None = None
         # The first reason of each kind, whole: an engine's holds the server's words.
         self._examples: dict[str, str] = {}
@@ -81,6 +85,14 @@ class Monitor:
             self._stop = f"{count} of the first {total} rows are {what} ({reasons}), more than {key} allows"
             kinds = [kind for kind, _ in self._counts.reasons.most_common(2) if kind in self._examples]
             self._stop += "".join(f"; the first: {self._examples[kind]}" for kind in kinds)
+        return self._stop
+
+    def died(self, reason: str) -> str | None:
+        """Count an engine that died on its work; `reason` has its own words."""
+        self._deaths += 1
+        results = self._counts.rows - self._counts.failed + self._rows_before - self._failed_before
+        if self._stop is None and not results and self._deaths >= MOST_DEATHS_BEFORE_RESULTS:
+            self._stop = f"the engine died {self._deaths} times before any row had a result; the last time: {reason}"
         return self._stop
 
     def counts(self) -> Counts:

@@ -110,8 +110,9 @@ class EngineActor:
     def _apply(self, rows: list[Row]) -> list[Row]:
         try:
             return self._job.task(rows, self._engine)
-        except EngineDied:
+        except EngineDied as error:
             logger.exception("the engine died; its actor exits, and Ray starts another")
+            ray.get(self._monitor.died.remote(str(error)))
             logging.shutdown()
             end_children()
             os._exit(1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.engines import monitor as module
-from ual_ray.engines.monitor import MIN_ROWS, Limits, Monitor
+from ual_ray.engines.monitor import MIN_ROWS, MOST_DEATHS_BEFORE_RESULTS, Limits, Monitor
 
 
 @pytest.fixture
@@ -201,3 +201,24 @@ def test_an_actor_that_loads_its_model_again_does_not_hang(clock: SimpleNamespac
     assert monitor.replace_hung(10) == 1
     assert clock.killed == ["b"]
     assert monitor.begin("batch", "a") == 1
+
+
+# --- engines that cannot run the model -------------------------------------------------------------------------------
+
+
+def test_an_engine_that_dies_before_any_result_stops_the_job_with_its_own_words() -> None:
+    monitor = Monitor()
+    for number in range(1, MOST_DEATHS_BEFORE_RESULTS):
+        assert monitor.died(f"words {number}") is None
+    # A row that was given up counts as failed: it is no result.
+    monitor.scored(1, ["engine: it died or hung on this row 2 times"])
+    stop = "the engine died 8 times before any row had a result; the last time: unsupported head_dim"
+    assert monitor.died("unsupported head_dim") == stop
+    assert monitor.stopped() == stop
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_an_engine_that_dies_after_a_result_does_not(before: int) -> None:
+    monitor = Monitor(rows_before=before)
+    monitor.scored(0 if before else 1, [])
+    assert [monitor.died("x") for _ in range(20)] == [None] * 20
