@@ -146,6 +146,7 @@ def test_only_new_rows_are_sent_and_rows_that_are_gone_are_left_out(score: Score
     assert len(sent) == len({row["id"] for row in sent}) == 40, "the ten new rows, each once"
     assert {row["given_id"] for row in new.rows} == {f"q{n}" for n in range(5, 40)}
     assert new.figures["bad"] == 0, "rows that occur again are scored once, and are not bad"
+    assert new.figures["duplicates"] == 2 and "2 duplicates left out" in new.printed
     scores = {row["id"]: row["uncertainty"] for row in old.rows}
     assert all(scores.get(row["id"], row["uncertainty"]) == row["uncertainty"] for row in new.rows)
 
@@ -293,6 +294,29 @@ def test_too_many_rows_without_a_score_stop_a_run_and_a_higher_share_goes_on(
 
 
 # --- looking at it ---------------------------------------------------------------------------------------------------
+
+
+def test_the_self_check_selects_an_estimator_and_asks_nothing_again(
+    score: Score, ual: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    data, auto = write(tmp_path / "rows.jsonl", alpaca(0, 40)), ["elicit.uncertainty=auto", "elicit.self_check=25"]
+    checked = score(data, tmp_path / "out", *auto)
+    found = json.loads((checked.folder / "self_check.json").read_text())
+    assert (found["rows"], found["swapped"], [*found["estimators"]]) == (25, 5, [*ESTIMATORS])
+    taken = max(ESTIMATORS, key=lambda name: found["estimators"][name]["auroc"])
+    assert taken == found["uncertainty"] == checked.figures["uncertainty"]
+    assert f"uncertainty = {taken}, highest AUROC" in checked.printed and "25 rows, 5 of them" in checked.printed
+    assert len(checked.rows) == 40 and all(row["uncertainty"] == row[f"uncertainty_{taken}"] for row in checked.rows)
+    assert len(measured(checked.store)) == 40, "the rows of the self-check are kept apart"
+    before = files_of(checked.store)
+    again = score(data, tmp_path / "out", *auto, "elicit.length_residual=true")
+    assert again.folder != checked.folder and files_of(again.store) == before
+
+    done = ual("inspect", checked.folder, "--self-check", "20", *FAKE, f"elicit.model={tiny_model}")
+    assert done.code == 0, done.output
+    assert "20 rows, 4 of them" in done.output and "Self-check" in (checked.folder / "inspection.html").read_text()
+    other = ual("inspect", checked.folder, "--self-check", "20", *FAKE, f"elicit.model={tiny_model}", "elicit.scale=1-5")
+    assert other.code == 2 and "made with other settings" in other.output
 
 
 @pytest.fixture(scope="module")

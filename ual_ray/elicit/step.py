@@ -35,7 +35,7 @@ from ual_ray.run.step import (
     run_logged_step,
 )
 from ual_ray.stats.score_quality import Quality, auroc_text
-from ual_ray.stats.score_warnings import truncation_warning
+from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
@@ -157,7 +157,10 @@ def _warnings(config: Config, metrics: Mapping[str, Any]) -> list[str]:
     selected = config.elicit.model_copy(update={"uncertainty": metrics.get("uncertainty", config.elicit.uncertainty)})
     names = [*needed(selected), col.UNCERTAINTY, *(arm.uncertainty for arm in config.arms.values())]
     of_scores = (text for name in dict.fromkeys(names) for text in metrics.get("warnings", {}).get(name, ()))
-    return [*truncation_warning(metrics["truncated"], metrics["rows"]), *of_scores]
+    estimators = metrics.get("self_check", {}).get("estimators", {})
+    checked = ((name, Quality(**estimators[name])) for name in dict.fromkeys(names) if name in estimators)
+    of_checks = (text for name, found in checked for text in self_check_warning(name, found))
+    return [*truncation_warning(metrics["truncated"], metrics["rows"]), *of_checks, *of_scores]
 
 
 def _line(config: Config, metrics: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ual_ray.formatting import number, share
-from ual_ray.stats.score_quality import Distribution
+from ual_ray.stats.score_quality import CHANCE, Distribution, Quality, auroc_text
 
 # With fewer rows a distribution is too imprecise to judge.
 MIN_ROWS = 30
@@ -49,6 +49,12 @@ def score_warnings(
     if variation < MIN_VARIATION:
         deviation = f"standard deviation {number(spread.deviation, 3)}, {share(variation)} of its mean"
         yield f"{name} hardly varies ({deviation}), nor does the smoothing by it; consider map=rank"
+
+
+def self_check_warning(name: str, found: Quality) -> Iterator[str]:
+    """Yield a warning when a score may not even tell a row's own response from that of another row."""
+    if found.auroc_low is None or found.auroc_low <= CHANCE:
+        yield f"the self-check does not show that {name} depends on the response: {auroc_text(found)}"
 
 
 def truncation_warning(truncated: int, rows: int) -> Iterator[str]:

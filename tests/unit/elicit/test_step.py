@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.elicit.step import _line, _warnings
+from ual_ray.stats.score_quality import Quality
 
 METRICS: dict[str, Any] = {
     "rows": 7,
@@ -38,10 +40,19 @@ def test_what_was_left_out_is_in_the_line() -> None:
 
 def test_what_auto_took_is_in_the_line() -> None:
     config = load(None, ["elicit.uncertainty=auto", "elicit.self_check=20"])
-    taken = METRICS | {"uncertainty": "nll", "self_check": {"reason": "highest AUROC of 3 estimators in the self-check"}}
+    taken: dict[str, Any] = METRICS | {
+        "uncertainty": "nll",
+        "self_check": {"reason": "highest AUROC of 3 estimators in the self-check"},
+    }
     assert "nll 0.250; uncertainty = nll, highest AUROC of 3 estimators in the self-check; 0 q" in _line(config, taken)
+    sure, unsure = (asdict(Quality(64, 13, 0, 0.75, None, None, low, 0.9)) for low in (0.6, 0.5))
+    taken["self_check"]["estimators"] = {"nll": sure, "verbalized_error": unsure}
     warned = {name: [f"{name}!"] for name in ("verbalized_error", "nll")}
     assert _warnings(config, taken | {"truncated": 0, "warnings": warned}) == ["nll!"]
+    taken["self_check"]["estimators"]["nll"] = unsure
+    assert _warnings(config, taken | {"truncated": 0}) == [
+        "the self-check does not show that nll depends on the response: AUROC 0.75 (0.50 to 0.90); not told from chance"
+    ]
 
 
 def test_warnings_are_about_what_smoothing_reads() -> None:
