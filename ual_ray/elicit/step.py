@@ -155,10 +155,11 @@ def _warnings(config: Config, metrics: Mapping[str, Any]) -> list[str]:
     from ual_ray.elicit.scoring import needed
 
     selected = config.elicit.model_copy(update={"uncertainty": metrics.get("uncertainty", config.elicit.uncertainty)})
-    names = [*needed(selected), col.UNCERTAINTY, *(arm.uncertainty for arm in config.arms.values())]
-    of_scores = (text for name in dict.fromkeys(names) for text in metrics.get("warnings", {}).get(name, ()))
+    of_arms = [arm.uncertainty for arm in config.arms.values() if arm.uncertainty is not None]
+    names = dict.fromkeys([*needed(selected), col.UNCERTAINTY, *of_arms])
+    of_scores = (text for name in names for text in metrics.get("warnings", {}).get(name, ()))
     estimators = metrics.get("self_check", {}).get("estimators", {})
-    checked = ((name, Quality(**estimators[name])) for name in dict.fromkeys(names) if name in estimators)
+    checked = ((name, Quality(**estimators[name])) for name in names if name in estimators)
     of_checks = (text for name, found in checked for text in self_check_warning(name, found))
     return [*truncation_warning(metrics["truncated"], metrics["rows"]), *of_checks, *of_scores]
 
