@@ -66,7 +66,7 @@ class Cluster(ExitStack):
 class Session:
     """What all steps of one command share; the Ray cluster is started by the first step that needs it.
 
-    label: the end of the titles of steps that are repeated, such as "seed 1".
+    label: behind the titles of steps that are repeated, such as "seed 1".
     """
 
     config: Config
@@ -164,7 +164,7 @@ def run_logged_step(session: Session, step: Step, work: LoggedWork, line: Line) 
 
 
 def _labelled(session: Session, step: Step) -> Step:
-    return replace(step, title=f"{step.title}, {session.label}") if session.label else step
+    return replace(step, title=f"{step.title} ({session.label})") if session.label else step
 
 
 def quarantined(metrics: Mapping[str, Any]) -> str:

@@ -150,7 +150,16 @@ def test_a_job_script_is_its_command(script: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_there_is_a_job_script_for_the_pipeline_and_every_stage() -> None:
-    assert {script.stem for script in SCRIPTS} == {"pipeline", "elicit", "smooth", "train", "evaluate", "report"}
+    assert {script.stem for script in SCRIPTS} == {
+        "pipeline",
+        "elicit",
+        "smooth",
+        "train",
+        "evaluate",
+        "judge",
+        "report",
+        "experiment",
+    }
 
 
 HEAVY = {"ray", "torch", "transformers", "mlflow", "vllm", "matplotlib", "pyarrow", "numpy"}
