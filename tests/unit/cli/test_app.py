@@ -156,7 +156,6 @@ def test_there_is_a_job_script_for_the_pipeline_and_every_stage() -> None:
         "smooth",
         "train",
         "evaluate",
-        "judge",
         "report",
         "experiment",
     }
