@@ -1,13 +1,14 @@
 """Count the cost of one micro-batch in the decoder, in a forward pass over tensors with shapes but without storage.
 
 Such tensors (torch's FakeTensorMode) run through the model's own code, so the counts hold for any architecture: autograd
-reports the tensors it saves, torch's flop counter every product. A 70B model takes seconds and no memory.
+reports the tensors it saves, torch's flop counter every product. Of layers that are alike, two run and the others count like the
+second. A 70B model takes seconds and no memory.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,15 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
         # FSDP casts parameters, and leaves buffers as they are.
         state = {name: _fake(parameter, DTYPES[dtype]) for name, parameter in body.named_parameters()}
         state |= {name: _fake(buffer, buffer.dtype) for name, buffer in body.named_buffers()}
-        kept = _Kept(state.values())
+        kept, flops = _Kept(state.values()), flop_counter()
+        alike = _Alike(kept, flops)
         for number, layer in enumerate(find_layers(body)):
+            layer.forward = alike.wrapped(layer)
+            stack.callback(delattr, layer, "forward")
             stack.enter_context(layer.register_forward_pre_hook(kept.entering(number), with_kwargs=True))
             stack.enter_context(layer.register_forward_hook(kept.leave))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.save, lambda tensor: tensor))
-        flops = stack.enter_context(flop_counter())
+        stack.enter_context(flops)
         inputs = {
             "input_ids": torch.zeros(rows, length, dtype=torch.long),
             "position_ids": torch.arange(length).repeat(rows, 1),
@@ -57,7 +61,7 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
         torch.func.functional_call(body.train(), state, kwargs={**inputs, "use_cache": False})
     layers = [size for layer, size in kept.bytes.items() if layer != OUTSIDE]
     checkpointed = kept.bytes[OUTSIDE] + kept.layer_inputs + max(layers, default=0)
-    return ForwardPass(kept.bytes.total(), checkpointed, kept.largest, float(flops.get_total_flops()))
+    return ForwardPass(kept.bytes.total(), checkpointed, kept.largest, float(flops.get_total_flops() + alike.flops))
 
 
 class _Kept:
@@ -79,6 +83,20 @@ class _Kept:
         self.largest = max(self.largest, size)
         return tensor
 
+    @property
+    def running(self) -> int:
+        """Bytes kept by the layer that is running."""
+        return self.bytes[self._layer]
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor's storage is kept."""
+        return storage_key(tensor) in self._saved
+
+    def count(self, size: int, tensors: Iterable[Tensor]) -> None:
+        """Count so many bytes for the layer that is running, these tensors among them."""
+        self.bytes[self._layer] += size
+        self._saved |= {storage_key(tensor): tensor for tensor in tensors}
+
     def entering(self, layer: int) -> Any:
         """Make the hook that runs before a layer: checkpointing keeps what goes into it."""
 
@@ -91,6 +109,62 @@ class _Kept:
     def leave(self, *_: Any) -> None:
         """Run behind a layer."""
         self._layer = OUTSIDE
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a layer's run kept and computed, its output, and whether that was kept."""
+
+    bytes: int
+    flops: int
+    output: Tensor
+    output_kept: bool
+
+
+class _Alike:
+    """Lets two layers of each kind run: the first also keeps what all of them share. The others count like the second."""
+
+    def __init__(self, kept: _Kept, flops: Any) -> None:
+        self.flops = 0
+        self._kept, self._counter = kept, flops
+        self._runs: defaultdict[Any, list[_Run]] = defaultdict(list)
+
+    def wrapped(self, layer: nn.Module) -> Callable[..., Any]:
+        """Make the forward of a layer that runs only if not two layers like it have run on such inputs."""
+        forward, kind = layer.forward, _kind(layer)
+
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            given = [(tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in _tensors([arguments, keywords])]
+            runs = self._runs[(kind, *given)]
+            if len(runs) == 2:
+                return self._repeat(runs[-1])
+            bytes_before, flops_before = self._kept.running, self._counter.get_total_flops()
+            output = forward(*arguments, **keywords)
+            if isinstance(output, Tensor):
+                costs = self._kept.running - bytes_before, self._counter.get_total_flops() - flops_before
+                runs.append(_Run(*costs, output, self._kept.holds(output)))
+            return output
+
+        return run
+
+    def _repeat(self, run: _Run) -> Tensor:
+        self.flops += run.flops
+        output = torch.empty_like(run.output, requires_grad=run.output.requires_grad).clone()
+        self._kept.count(run.bytes, [output] if run.output_kept else [])
+        return output
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """Describe a layer by its modules, their settings and the shapes of their parameters, without its number."""
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (
+            *(name, type(module)),
+            *((key, value) for key, value in sorted(vars(module).items()) if isinstance(value, plain) and key != "layer_idx"),
+            *((key, tensor.shape, tensor.requires_grad) for key, tensor in module.named_parameters(recurse=False)),
+        )
+        for name, module in layer.named_modules()
+    )
 
 
 def _add(tensor: Tensor, seen: dict[int, Tensor]) -> int:
