@@ -107,6 +107,11 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def top_imports(path: Path) -> frozenset[str]:
+    return frozenset(imports(parsed(path), name_of(path), top_only=True))
+
+
 def packages(names: Iterator[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
@@ -122,7 +127,7 @@ def loaded_with(module: str) -> set[str]:
             continue
         seen.add(name)
         if name in known:
-            waiting += imports(parsed(known[name]), name, top_only=True)
+            waiting += top_imports(known[name])
             waiting += [name.rsplit(".", 1)[0]] if "." in name else []
     return seen
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -22,6 +23,7 @@ from ual_ray.engines.requests import Choice, ChoiceResult, Failure, Request, Res
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge import stage as judging
+from ual_ray.judge import win_rate
 from ual_ray.judge.alpaca_eval import read_model_outputs
 from ual_ray.judge.pairs import PAIRS, AnswerSet, make_pairs, name_of, shown_first
 from ual_ray.judge.stage import Judging, judge_pairs, read_answers
@@ -108,6 +110,8 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
     monkeypatch.setattr(judging, "map_file", made.map_file)
+    # Fits are slow, and test_win_rate's subject; below, those of made-up verdicts are real.
+    monkeypatch.setattr(win_rate, "_fit", lambda terms, *_: np.zeros(terms.shape[1]))
     return made
 
 
