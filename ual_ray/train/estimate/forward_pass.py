@@ -1,8 +1,8 @@
 """Count the cost of one micro-batch in the decoder, in a forward pass over tensors with shapes but without storage.
 
 Such tensors (torch's FakeTensorMode) run through the model's own code, so the counts hold for any architecture: autograd
-reports the tensors it saves, torch's flop counter every product. Of layers that are alike, two run and the others count like the
-second. A 70B model takes seconds and no memory.
+reports the tensors it saves, torch's flop counter every product. Of layers that are alike, two run, and the others count like
+the second. A 70B model takes seconds and no memory.
 """
 
 from __future__ import annotations
