@@ -1,244 +1,51 @@
-"""The engine that asks a server, against a server that does everything a server can do wrong."""
+"""The engine that asks a server: what goes well, and what goes wrong."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import os
-import pickle
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
-
-from ual_ray.config import EndpointConfig, EngineConfig
-from ual_ray.engines import EngineSpec, make_engine
-from ual_ray.engines import openai_engine as endpoint
-from ual_ray.engines.openai_engine import OpenAIEngine, check_endpoint
-from ual_ray.engines.requests import (
-    Choice,
-    ChoiceResult,
-    Completion,
-    CompletionResult,
-    Failure,
-    Likelihood,
-    Overlong,
-    Result,
-    Turns,
-    overlong,
+from openai_server import (
+    KEY,
+    KEY_NAME,
+    MODEL,
+    PRIVATE,
+    Action,
+    Build,
+    Server,
+    ask,
+    choose,
+    completion,
+    config_of,
+    cut_short,
+    drop,
+    error,
+    hang,
+    ignoring_n,
+    interrupt,
+    our_lines,
+    prompt_of,
+    reply,
+    slow,
+    trickle,
+    well,
 )
+
+from ual_ray.engines import EngineSpec
+from ual_ray.engines import openai_engine as endpoint
+from ual_ray.engines.openai_engine import OpenAIEngine
+from ual_ray.engines.requests import ChoiceResult, Completion, CompletionResult, Failure, Likelihood, Overlong, Result, overlong
 from ual_ray.errors import UserError
-
-KEY = "sk-very-secret"
-KEY_NAME = "UAL_TEST_KEY"
-MODEL = "served-model"
-PRIVATE = "the text of a private prompt"
-
-Action = Callable[["Handler"], None]
-
-
-# --- the server ------------------------------------------------------------------------------------------------------
-
-
-class Server(ThreadingHTTPServer):
-    """Does, for a prompt that holds a text, what is planned for it, the last of it for ever; answers all others well."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.plans: dict[str, list[Action]] = {}
-        self.models: Action = reply({"object": "list", "data": [{"id": MODEL}, {"id": "other"}]})
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def count(self, text: str) -> int:
-        return sum(text in prompt_of(body) for body in self.asked)
-
-    def next_action(self, body: dict[str, Any]) -> Action:
-        for text, plan in self.plans.items():
-            if text in prompt_of(body):
-                return plan.pop(0) if len(plan) > 1 else plan[0]
-        return well
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up in mid-reply are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Server
-    body: dict[str, Any]
-
-    def do_GET(self) -> None:
-        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        self.server.models(self)
-
-    def do_POST(self) -> None:
-        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.asked.append(self.body)
-            server.headers.append({name.lower(): value for name, value in self.headers.items()})
-            server.at_once += 1
-            server.most_at_once = max(server.most_at_once, server.at_once)
-            action = server.next_action(self.body)
-        try:
-            action(self)
-        finally:
-            with server.lock:
-                server.at_once -= 1
-
-    def log_message(self, *_: Any) -> None:
-        """Stay silent."""
-
-
-def prompt_of(body: dict[str, Any]) -> str:
-    return str(body["messages"][-1]["content"])
-
-
-def reply(body: Any, status: int = 200, **headers: str) -> Action:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    def act(handler: Handler) -> None:
-        handler.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(content))} | headers).items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return act
-
-
-def completion(texts: list[str | None], alternatives: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in (alternatives or {}).items()]
-    logprobs = {"content": [{"token": "?", "logprob": 0.0, "top_logprobs": listed}]} if listed else None
-    return {
-        "object": "chat.completion",
-        "choices": [
-            {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": logprobs, "finish_reason": "stop"}
-            for index, text in enumerate(texts)
-        ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2 * len(texts), "total_tokens": 7 + 2 * len(texts)},
-    } | more
-
-
-def well(handler: Handler) -> None:
-    body = handler.body
-    alternatives = {"A": math.log(0.5), " A": math.log(0.25), "B": math.log(0.125)} if body.get("logprobs") else None
-    texts: list[str | None] = [f"{prompt_of(body)} {body.get('seed')} {at}" for at in range(body.get("n", 1))]
-    reply(completion(texts, alternatives))(handler)
-
-
-def ignoring_n(handler: Handler) -> None:
-    reply(completion([f"seed {handler.body.get('seed')}"]))(handler)
-
-
-def drop(handler: Handler) -> None:
-    handler.close_connection = True
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def cut_short(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
-    drop(handler)
-
-
-def hang(handler: Handler) -> None:
-    handler.server.over.wait(600)
-    handler.close_connection = True
-
-
-def trickle(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    while not handler.server.over.wait(0.05):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-
-
-def slow(handler: Handler) -> None:
-    time.sleep(0.05)
-    well(handler)
-
-
-def interrupt(handler: Handler) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    slow(handler)
-
-
-def error(status: int, message: str = PRIVATE + KEY, **more: Any) -> Action:
-    return reply({"error": {"message": message, "type": "SomeError", "param": None, "code": status} | more}, status)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    serving = Server()
-    thread = threading.Thread(target=lambda: serving.serve_forever(poll_interval=0.01))
-    thread.start()
-    yield serving
-    serving.over.set()
-    serving.shutdown()
-    serving.server_close()
-    thread.join()
-
-
-Build = Callable[..., OpenAIEngine]
-
-
-@pytest.fixture
-def build(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
-    monkeypatch.setenv(KEY_NAME, KEY)
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    built: list[OpenAIEngine] = []
-
-    def make(max_actors: int = 1, **options: Any) -> OpenAIEngine:
-        engine = make_engine(EngineSpec(config_of(server, max_actors, **options), MODEL))
-        assert isinstance(engine, OpenAIEngine)
-        built.append(engine)
-        return engine
-
-    yield make
-    for engine in built:
-        engine.close()
-
-
-def config_of(server: Server, max_actors: int = 1, **options: Any) -> EngineConfig:
-    given: dict[str, Any] = {"url": server.url, "api_key_env": KEY_NAME, "max_retries": 1, "timeout_seconds": 20} | options
-    return EngineConfig(kind="openai", max_actors=max_actors, endpoint=EndpointConfig(**given))
 
 
 def patience(reason: str) -> float:
     """Wait a little where waiting is what is tested."""
     return 1 if reason == "timeout" else 20
-
-
-def ask(text: str) -> Turns:
-    return (("system", "Be brief."), ("user", text))
-
-
-def choose(text: str) -> Choice:
-    return Choice(ask(text), ("A", "B", "C"))
 
 
 # --- what goes well --------------------------------------------------------------------------------------------------
@@ -395,10 +202,6 @@ def test_a_trouble_that_stays_costs_one_request(
         assert secret not in failed.reason and secret not in our_lines(caplog)
 
 
-def our_lines(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.getMessage() for record in caplog.records)
-
-
 def test_the_clients_attempts_and_ours_are_one_budget(build: Build, server: Server) -> None:
     server.plans["recovers"] = [error(500), reply(b"{"), well]
     server.plans["never"] = [error(500), reply(b"{"), drop]
@@ -519,171 +322,3 @@ def test_an_interrupted_run_stops_asking(build: Build, server: Server) -> None:
     assert 5 <= asked < 50
     assert isinstance(engine.run([choose("fine")])[0], ChoiceResult)
     assert len(server.asked) == asked + 1
-
-
-# --- secrets ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_key_is_in_one_header_and_nowhere_else(build: Build, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.plans["bad"] = [error(500), well]
-    with caplog.at_level(logging.DEBUG):
-        engine = build(url=server.url.replace("//", "//user:pass-word@"))
-        engine = build()
-        engine.run([choose("bad"), choose("good"), Completion(ask(PRIVATE), 5)])
-    assert server.headers and all(headers["authorization"] == f"Bearer {KEY}" for headers in server.headers)
-    others = [headers | {"authorization": ""} for headers in server.headers]
-    assert KEY not in json.dumps([others, server.asked])
-    assert KEY not in repr(engine) + str(vars(engine)) and KEY not in our_lines(caplog)
-    with pytest.raises(TypeError):
-        pickle.dumps(engine)
-
-
-def test_an_address_with_a_password_is_not_logged(build: Build, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        build(url=server.url.replace("//", "//user:pass-word@")).run([choose("q")])
-    assert server.asked and "pass-word" not in our_lines(caplog)
-
-
-def test_without_a_key_a_placeholder_is_sent(build: Build, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY_NAME)
-    build().run([choose("q")])
-    assert server.headers[0]["authorization"] == "Bearer EMPTY"
-
-
-def test_a_key_is_stripped_and_checked(build: Build, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_NAME, f" {KEY}\n")
-    build().run([choose("q")])
-    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    monkeypatch.setenv(KEY_NAME, f"{KEY}\nü")
-    with pytest.raises(UserError, match=KEY_NAME) as caught:
-        build()
-    assert KEY not in str(caught.value)
-
-
-# --- the rate --------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Time that passes by sleeping alone."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    async def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.now += seconds
-
-
-def test_turns_come_at_a_steady_rate_and_none_is_saved_up() -> None:
-    clock = Clock()
-    pace = endpoint.Pace(120, lambda: clock.now, clock.sleep)
-
-    async def take(count: int) -> list[float]:
-        times = []
-        for _ in range(count):
-            await pace.turn()
-            times.append(clock.now)
-        return times
-
-    assert asyncio.run(take(3)) == [100.0, 100.5, 101.0]
-    clock.now = 200.0
-    assert asyncio.run(take(3)) == [200.0, 200.5, 201.0]
-
-
-def test_turns_asked_for_at_once_are_all_different() -> None:
-    clock = Clock()
-    waits: list[float] = []
-
-    async def note(seconds: float) -> None:
-        waits.append(seconds)
-
-    async def take() -> None:
-        pace = endpoint.Pace(60, lambda: clock.now, note)
-        await asyncio.gather(*(pace.turn() for _ in range(4)))
-
-    asyncio.run(take())
-    assert waits == [1.0, 2.0, 3.0]
-
-
-def test_no_bound_is_no_wait() -> None:
-    async def fail(_: float) -> None:
-        raise AssertionError("slept")
-
-    async def take() -> None:
-        pace = endpoint.Pace(None, sleep=fail)
-        await pace.turn()
-        await pace.turn()
-
-    asyncio.run(take())
-
-
-def test_an_actor_takes_its_share_of_the_rate_and_retries_wait_as_well(build: Build, server: Server) -> None:
-    server.plans["q0"] = [reply(b"{"), well]
-    started = time.monotonic()
-    build(max_actors=4, requests_per_minute=2400).run([choose(f"q{number}") for number in range(8)])
-    assert len(server.asked) == 9
-    # 2400 / 4 a minute is one in 0.1 s.
-    assert 0.7 <= time.monotonic() - started < 100
-
-
-# --- before a run ----------------------------------------------------------------------------------------------------
-
-
-def test_a_server_that_lists_the_model_passes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_NAME, KEY)
-    check_endpoint(config_of(server), MODEL)
-    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    server.models = reply({"data": [{"id": f"{MODEL}:latest"}]})
-    check_endpoint(config_of(server), MODEL)
-
-
-def test_a_server_without_the_model_is_refused_with_what_it_serves(server: Server) -> None:
-    server.models = reply({"data": [{"id": f"m{number}"} for number in range(12)]})
-    with pytest.raises(UserError, match=f"(?s)'{MODEL}'.*m0, m1, .*m9, and 2 more") as caught:
-        check_endpoint(config_of(server), MODEL)
-    assert "m10" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "models",
-    [error(404), error(405), error(501), error(429), reply(b"<html>"), reply([]), reply({"data": 3}), reply({"data": ["x"]})],
-)
-def test_a_server_that_lists_nothing_passes(models: Action, server: Server) -> None:
-    server.models = models
-    check_endpoint(config_of(server), MODEL)
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_key_is_refused_before_the_run(status: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.models = error(status, KEY)
-    monkeypatch.setenv(KEY_NAME, KEY)
-    with pytest.raises(UserError, match=f"{KEY_NAME} is refused") as caught:
-        check_endpoint(config_of(server), MODEL)
-    assert KEY not in str(caught.value)
-    monkeypatch.delenv(KEY_NAME)
-    with pytest.raises(UserError, match=f"{KEY_NAME} is not set"):
-        check_endpoint(config_of(server), MODEL)
-
-
-@pytest.mark.parametrize("models", [drop, hang, trickle, error(502)])
-def test_a_server_that_does_not_answer_is_refused_in_time(
-    models: Action, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint, "PREFLIGHT_SECONDS", 1.0)
-    server.models = models
-    started = time.monotonic()
-    with pytest.raises(UserError, match="engine.endpoint.url cannot be reached"):
-        check_endpoint(config_of(server), MODEL)
-    assert time.monotonic() - started < 100
-    assert len(server.headers) == 1
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/v1", "http://user:pass-word@127.0.0.1:9/v1", "127.0.0.1", "http://[x", "x://"]
-)
-def test_an_address_where_nothing_is_is_refused(url: str) -> None:
-    config = EngineConfig(kind="openai", endpoint=EndpointConfig(url=url))
-    with pytest.raises(UserError, match="(?s)engine.endpoint.url cannot be reached.*expected: .*/v1") as caught:
-        check_endpoint(config, MODEL)
-    assert "pass-word" not in str(caught.value)
-    assert not any(thread.name == "endpoint" for thread in threading.enumerate())
