@@ -99,9 +99,9 @@ def _check_paths(config: Config) -> None:
     for key, name in naming(config, "directory").items():
         if not Path(name).is_absolute():
             raise UserError(f"{key} is a path of this machine", got=name, expected=SHARED_PATH)
-    storage = config.train.storage
-    if storage and not ADDRESS.match(storage) and not Path(storage).is_absolute():
-        raise UserError("train.storage is a path of this machine", got=storage, expected=f"a URI (s3://...), or {SHARED_PATH}")
+    for key, storage in naming(config, "storage").items():
+        if not ADDRESS.match(storage) and not Path(storage).is_absolute():
+            raise UserError(f"{key} is a path of this machine", got=storage, expected=f"a URI (s3://...), or {SHARED_PATH}")
 
 
 def _files(config: Config) -> dict[str, Path]:

@@ -91,6 +91,12 @@ class ElicitConfig(Section):
         affects="scores",
         description="a row gets no score if the probability of all numbers or letters together is less than this",
     )
+    store: str | None = key(
+        None,
+        affects="",
+        names="storage",
+        description="folder of the elicitor's answers, which several output folders can share; null = in the output folder",
+    )
     retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")
     grouping: Literal["auto", "answer", "lexical", "embedding", "nli"] = key(
         "auto",
@@ -126,6 +132,8 @@ class ElicitConfig(Section):
 
     @model_validator(mode="after")
     def _uncertainty_is_measured(self) -> ElicitConfig:
+        if self.store is not None and "://" in self.store:
+            raise ValueError(f"store '{self.store}' must be a folder that all nodes see, not a URI")
         if len(set(self.estimators)) < len(self.estimators):
             raise ValueError(f"estimators {list(self.estimators)} names one twice")
         if self.uncertainty not in (*self.estimators, ENSEMBLE, AUTO):

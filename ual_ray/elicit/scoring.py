@@ -5,7 +5,7 @@ Pure glue: it runs inside an actor, so nothing token-sized ever leaves it, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Ov
 from ual_ray.models.truncate import MOST_CUTS, shorten
 
 Row = dict[str, Any]
+# By estimator, the columns of its result.
+KnownColumns = Mapping[str, Mapping[str, Any]]
 
 # A retest asks with seeds that no retry of the first test has used.
 RETEST_ATTEMPT = 1000
@@ -66,9 +68,19 @@ class ScoreRows:
     A row is quarantined, with its reason, when an estimator that `elicit.uncertainty` needs failed on it.
     """
 
-    def __init__(self, config: ElicitConfig, overlong: Literal["drop", "truncate"] = "drop", seed: int = 0) -> None:
-        """Build the estimators. Raises UserError for an invalid template file."""
+    def __init__(
+        self,
+        config: ElicitConfig,
+        overlong: Literal["drop", "truncate"] = "drop",
+        seed: int = 0,
+        known: Callable[[Sequence[str]], Sequence[KnownColumns]] | None = None,
+    ) -> None:
+        """Build the estimators. Raises UserError for an invalid template file.
+
+        known: returns, for rows by id, the columns of estimators that need not be asked.
+        """
         self._config = config
+        self._known = known
         self._truncate = overlong == "truncate"
         self._estimators = make_estimators(config, seed)
         self._prompts = load_prompts(config.templates)
@@ -76,22 +88,31 @@ class ScoreRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
-        measured = self._measure([row[col.MESSAGES] for row in rows], engine)
-        again = [index for index, row in enumerate(rows) if position(row[col.ID]) < self._config.retest_share]
+        known = self._known([row[col.ID] for row in rows]) if self._known else [{} for _ in rows]
+        measured = self._measure([row[col.MESSAGES] for row in rows], known, engine)
+        again = [index for index, row in enumerate(rows) if position(row[col.ID]) < self._config.retest_share][::-1]
         # In another order and company: what is measured is the noise of the score, not the engine's memory.
-        retested = self._measure([measured[index].messages for index in reversed(again)], engine, RETEST_ATTEMPT)
-        second = dict(zip(reversed(again), retested, strict=True))
+        conversations = [measured[index].messages for index in again]
+        retested = self._measure(conversations, [known[index] for index in again], engine, RETEST_ATTEMPT)
+        second = dict(zip(again, retested, strict=True))
         prompts = prompt_hash(self._prompts, engine.template_hash)
-        return [row | self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows)]
+        columns = (self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows))
+        return [row | asked | _flat(own) for row, asked, own in zip(rows, columns, known, strict=True)]
 
-    def _measure(self, conversations: Sequence[Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
-        measured = [Measurement(messages) for messages in conversations]
-        self._ask({index: list(self._estimators) for index in range(len(measured))}, measured, engine, attempt)
+    def _measure(
+        self, conversations: Sequence[Messages], known: Sequence[KnownColumns], engine: Engine, attempt: int = 0
+    ) -> list[Measurement]:
+        measured = [
+            Measurement(messages, {name: _estimate(name, columns) for name, columns in own.items()})
+            for messages, own in zip(conversations, known, strict=True)
+        ]
+        asked = {index: [name for name in self._estimators if name not in own] for index, own in enumerate(known)}
+        self._ask({index: names for index, names in asked.items() if names}, measured, engine, attempt)
         for _ in range(MOST_CUTS if self._truncate else 0):
             cut = [index for index, measurement in enumerate(measured) if self._cut(measurement)]
             if not cut:
                 break
-            self._ask({index: list(self._estimators) for index in cut}, measured, engine, attempt)
+            self._ask({index: asked[index] for index in cut}, measured, engine, attempt)
         for retry in range(1, self._config.retries + 1):
             unparsed = {index: self._unparsed(measurement, attempt + retry) for index, measurement in enumerate(measured)}
             self._ask({index: names for index, names in unparsed.items() if names}, measured, engine, attempt + retry)
@@ -133,7 +154,8 @@ class ScoreRows:
 
     def _columns(self, row: Row, measurement: Measurement, second: Measurement | None, prompts: str) -> Row:
         columns: Row = {}
-        for name, estimate in measurement.estimates.items():
+        for name in measurement.asked:
+            estimate = measurement.estimates[name]
             columns[col.uncertainty_column(name)] = estimate.uncertainty
             columns[col.raw_column(name)] = estimate.raw
             columns[col.retest_column(name)] = second.estimates[name].uncertainty if second is not None else None
@@ -154,6 +176,14 @@ class ScoreRows:
             col.GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
             col.CALLS: sum(result.calls for result in paid),
         }
+
+
+def _estimate(name: str, columns: Mapping[str, Any]) -> Estimate:
+    return Estimate(columns[col.uncertainty_column(name)], columns[col.raw_column(name)])
+
+
+def _flat(known: KnownColumns) -> Row:
+    return {column: value for columns in known.values() for column, value in columns.items()}
 
 
 def needed(config: ElicitConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,7 +47,7 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     """
     config = session.config
     key = measuring(config)
-    store = place.store_folder(key)
+    store = _store(config, place, key)
     inputs: dict[str, Any] = {
         "source": fingerprint(config.data),
         "data": affecting(config.data, "rows"),
@@ -65,6 +66,11 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     return done
 
 
+def _store(config: Config, place: Place, key: Mapping[str, Any]) -> Path:
+    shared = Path(config.elicit.store).expanduser() if config.elicit.store else place.store
+    return replace(place, store=shared).store_folder(key)
+
+
 def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
     import ray
     from rich.markup import escape
@@ -72,6 +78,8 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     from ual_ray.data.formats import BadRow
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
+    from ual_ray.elicit.estimators import make_estimators
+    from ual_ray.elicit.known import estimator_keys, note_estimators
     from ual_ray.elicit.trial import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
 
@@ -84,13 +92,16 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
         good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
         for note in try_server(config, [*islice(good, TRIAL_ROWS)]):
             session.say("server", escape(note))
+    forced = "elicit" in session.force
+    keys = estimator_keys(make_estimators(config.elicit, config.seed), measuring(config))
+    note_estimators(store, keys)
     checked: dict[str, Any] = {}
     if config.elicit.self_check:
         checked = {"self_check": _self_check(session, self_checks.candidates_in_data(config, seen), folder, store)}
         selected = config.elicit.model_copy(update={"uncertainty": checked["self_check"]["uncertainty"]})
         config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
-        metrics = stage.elicit(config, seen, folder, store, shown) | checked
+        metrics = stage.elicit(config, seen, folder, store, shown, None if forced else keys) | checked
     run.metrics({**metrics, "rows_per_second": shown.rate()})
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
@@ -117,7 +128,9 @@ def check_scored(session: Session, scored: Path) -> None:
             fix="give the --config and the overrides that the scores were made with",
         )
     session.connect()
-    _self_check(session, candidates_in_scores(session.config, scored), folder, Place(folder.parent).store_folder(key))
+    _self_check(
+        session, candidates_in_scores(session.config, scored), folder, _store(session.config, Place(folder.parent), key)
+    )
 
 
 def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:

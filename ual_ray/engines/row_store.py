@@ -72,6 +72,12 @@ class RowStore:
         files = [str(file) for file in complete_files(self.finished, self.checkpoint)]
         return pyarrow.dataset.dataset(files, self.schema, format="parquet").count_rows(filter=where) if files else 0
 
+    def read(self, columns: Sequence[str], where: pa.compute.Expression) -> pa.Table:
+        """Read columns of the finished rows that fulfil a condition."""
+        files = [str(file) for file in complete_files(self.finished, self.checkpoint)]
+        empty = self.schema.empty_table().select(columns)
+        return pyarrow.dataset.dataset(files, self.schema, format="parquet").to_table([*columns], where) if files else empty
+
     def missing(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         """Return those of the ids that have no row, neither a finished nor a failed one."""
         return ids.filter(pa.compute.is_null(self._positions(ids, self._files())))
