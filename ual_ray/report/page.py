@@ -18,6 +18,7 @@ from ual_ray.report.findings import without_primary
 from ual_ray.report.page_data import PageData
 from ual_ray.report.table import VERDICTS, difference_text, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
+from ual_ray.stats.score_quality import Quality, auroc_text
 
 TEMPLATE = "page.html.j2"
 
@@ -40,4 +41,5 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
 def _template() -> Template:
     environment = make_environment(Path(__file__).parent)
     environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS, min_seeds=MIN_SEEDS)
+    environment.filters["auroc"] = lambda found: auroc_text(Quality(**found))
     return environment.get_template(TEMPLATE)

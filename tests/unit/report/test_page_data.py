@@ -115,6 +115,17 @@ def elicitation(place: Path, said: str) -> None:
         "calls": 2134,
         "prompt_tokens": 123456,
         "generated_tokens": 2000,
+        "uncertainty": "verbalized_error",
+        "warnings": {"p_true": [f"p_true: half of the scores are equal {said}"]},
+        "self_check": {
+            "rows": 64,
+            "swapped": 13,
+            "estimators": {
+                "verbalized_error": dict(
+                    n=64, wrong=13, left_out=0, auroc=0.71, auroc_error=0.05, prr=0.3, auroc_low=0.56, auroc_high=0.83
+                )
+            },
+        },
     }
     write(place / "done.json", {"figures": found, "seconds": 312.0})
     write(place / "started.json", {"digest": "e" * 16, "inputs": {"elicit": {"uncertainty": "verbalized_error"}}})
@@ -221,6 +232,10 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "51.4 [47.4, 59.4]",
         "arms/ual/evaluate/v1",
         "19,871",
+        "verbalized_error (used for smoothing)",
+        "13 of them with another row's response",
+        "verbalized_error : AUROC 0.71 (0.56 to 0.83)",
+        "half of the scores are equal",
     ):
         assert said in text, said
     assert "Not in this folder" not in text
