@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -112,9 +113,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector the million objects of the imports, which stay until the end."""
+    """Spare the garbage collector the objects of the imports, which stay until the process ends."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
+from unittest import mock
 
+import httpcore2
 import pytest
 from openai_server import KEY, KEY_NAME, MODEL, Build, Server, config_of
 
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines.openai_engine import OpenAIEngine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_tls_context() -> Iterator[None]:
+    """Make one TLS context for all clients, as each takes long and the servers here speak plain HTTP."""
+    with mock.patch("httpcore2.default_ssl_context", cache(httpcore2.default_ssl_context)):
+        yield
 
 
 @pytest.fixture
