@@ -1,10 +1,9 @@
-"""The inspection of scored rows: figures by hand, what is missing, warnings, and the short form on the terminal."""
+"""The inspection of scored rows: figures by hand, what is missing, and the short form on the terminal."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,56 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from rich.console import Console
+from scored_rows import SCORE, folder_of, inspected, labels_of, many, row
 
-from ual_ray import columns as col
 from ual_ray.config import EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import number, share
 from ual_ray.inspect.measure import Columns, inspect
 from ual_ray.inspect.summary import Inspection
 from ual_ray.inspect.text import to_console
-from ual_ray.inspect.warnings import warnings_of
 from ual_ray.stats.score_quality import against_labels
-
-ESTIMATORS = ("verbalized_error", "nll")
-
-
-def row(name: str, score: float | None = 0.5, **values: Any) -> dict[str, Any]:
-    """Make a scored row; `score` is that of verbalized_error, which the uncertainty is a copy of."""
-    defaults = {
-        "id": name,
-        "source": "a",
-        "split": "train",
-        "messages": [{"role": "user", "content": f"question {name}"}, {"role": "assistant", "content": f"answer {name}"}],
-        "uncertainty_verbalized_error": score,
-        "uncertainty": score,
-        "response_length": 10,
-        "truncated": False,
-        "status": "quarantined" if score is None else "ok",
-        "elicitor": "model",
-        "prompt_hash": "hash",
-        "prompt_tokens": 100,
-        "generated_tokens": 10,
-        "calls": 2,
-    }
-    return defaults | values
-
-
-def folder_of(folder: Path, rows: Sequence[dict[str, Any]], files: int = 1) -> Path:
-    scored = folder / "scored"
-    scored.mkdir()
-    table = pa.Table.from_pylist([*rows], schema=col.scored_schema(ESTIMATORS))
-    for place in range(files):
-        part = table.take(pa.array(range(place, len(table), files), pa.int64()))
-        pa.parquet.write_table(part, scored / f"part-{place}.parquet", row_group_size=3)
-    return scored
-
-
-def inspected(folder: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Inspection:
-    found = inspect(folder_of(folder, rows), **options)
-    json.dumps(found.as_dict(), allow_nan=False)
-    return found
-
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -266,12 +224,6 @@ def test_what_is_no_scored_folder(tmp_path: Path) -> None:
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def labels_of(folder: Path, verdicts: dict[str, int]) -> Path:
-    path = folder / "labels.csv"
-    path.write_text("id,correct\n" + "".join(f"{name},{verdict}\n" for name, verdict in verdicts.items()))
-    return path
-
-
 def test_quality_by_hand(tmp_path: Path) -> None:
     rows = [row("1", 0.9), row("2", 0.1, given_id="two"), row("3", 0.5, uncertainty_nll=0.5), row("4", None), row("5", 0.2)]
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {"1": 0, "two": 1, "3": 1, "4": 0, "elsewhere": 1}))
@@ -289,108 +241,6 @@ def test_labels_of_other_rows_and_of_one_kind(tmp_path: Path) -> None:
         inspected(tmp_path, [row("1")], labels=labels_of(tmp_path, {"9": 1}))
     found = inspect(tmp_path / "scored", labels_of(tmp_path, {"1": 1}))
     assert "all labelled responses are good: AUROC and PRR are undefined" in found.warnings
-
-
-# --- warnings --------------------------------------------------------------------------------------------------------
-
-
-def many(n: int = 200, **columns: Any) -> list[dict[str, Any]]:
-    """Make rows that no figure warns about, except as the columns say."""
-    random = np.random.default_rng(3)
-    score = random.random(n)
-    values = {
-        "uncertainty_verbalized_error": score,
-        "uncertainty_nll": 0.7 * score + 0.3 * random.random(n),
-        "retest_verbalized_error": score + random.normal(0, 0.01, n),
-        "response_length": random.integers(1, 1000, n),
-        **columns,
-    }
-    values.setdefault("uncertainty", values["uncertainty_verbalized_error"])
-    return [row(f"{k:04}", **{name: np.asarray(column)[k].item() for name, column in values.items()}) for k in range(n)]
-
-
-SCORE = np.random.default_rng(3).random(200)
-NOISE = np.random.default_rng(4).normal(0, 0.3, 200)
-EVERY = np.arange(200)
-
-
-@pytest.mark.parametrize(
-    ("columns", "warning"),
-    [
-        ({}, None),
-        ({"response_length": (SCORE * 1000).astype(int)}, "uncertainty follows response length (Spearman 1.00): consider"),
-        ({"response_length": (-SCORE * 1000).astype(int)}, "uncertainty falls with response length (Spearman -1.00)"),
-        (
-            {"uncertainty_verbalized_error": np.where(EVERY < 80, 0.5, SCORE)},
-            "40% of the rows share one value of verbalized_error (0.500)",
-        ),
-        ({"retest_verbalized_error": SCORE + NOISE}, "of the spread of verbalized_error"),
-        ({"uncertainty_nll": np.abs(NOISE)}, "weakly correlated estimators: verbalized_error and nll (Spearman "),
-        ({"uncertainty_nll": 1 - SCORE}, "negatively correlated estimators: verbalized_error and nll (Spearman -1.00)"),
-        ({"uncertainty_nll": 0.5 + 0.01 * SCORE}, "nll hardly varies (standard deviation 0.003, 1% of its mean), nor does"),
-        (
-            {"uncertainty_nll": np.where(SCORE > 0.5, 1 - SCORE / 1e6, SCORE / 1e6)},
-            "100% of the values of nll lie at the edges",
-        ),
-        ({"mass_nll": np.where(EVERY < 101, 0.25, 0.9)}, "the choices of nll together have 25% of the probability"),
-        ({"truncated": EVERY < 20}, "10% of rows were truncated"),
-        ({"elicitor": np.where(EVERY < 20, "x", "y")}, "2 elicitors scored these rows"),
-        ({"prompt_hash": np.where(EVERY < 20, "x", "y")}, "2 versions of the prompts"),
-        ({"uncertainty_nll": np.where(EVERY < 20, np.nan, SCORE)}, "nll could be read from 90% of the replies only"),
-    ],
-)
-def test_each_warning(tmp_path: Path, columns: dict[str, Any], warning: str | None) -> None:
-    found = inspected(tmp_path, many(**columns)).warnings
-    if warning is None:
-        assert found == []
-    else:
-        assert [text for text in found if warning in text], found
-
-
-def test_replies_that_were_cut(tmp_path: Path) -> None:
-    rows = [each | {"finish_nll": ["stop", "length" if at % 2 else None]} for at, each in enumerate(many())]
-    found = inspected(tmp_path, rows)
-    assert found.scores["nll"].cut == 0.25 and found.scores["verbalized_error"].cut is None
-    assert found.warnings == ["25% of the replies of nll were cut at their maximum length and do not count"]
-
-
-def test_a_warning_says_a_rows_want_of_a_score(tmp_path: Path) -> None:
-    rows = many()
-    lost = [each | row(each["id"], None, error="overlong: long") | {"uncertainty_nll": None} for each in rows[:24]]
-    found = inspected(tmp_path, [*lost, *rows[24:]])
-    assert found.warnings == ["12% of rows have no score (overlong 24)"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "warning"),
-    [
-        (SCORE > 0.5, None),
-        (SCORE < 0.5, "AUROC 0.00 of verbalized_error: worse than chance"),
-        (EVERY % 2 == 0, "of verbalized_error: no better than chance"),
-        (EVERY < 4, "only 4 labelled responses are wrong: AUROC and PRR are imprecise"),
-        (EVERY > 3, "only 4 labelled responses are good: AUROC and PRR are imprecise"),
-    ],
-)
-def test_warnings_of_quality(tmp_path: Path, wrong: np.ndarray, warning: str | None) -> None:
-    rows = many()
-    labels = labels_of(tmp_path, {each["id"]: int(not bad) for each, bad in zip(rows, wrong, strict=True)})
-    found = inspected(tmp_path, rows, labels=labels).warnings
-    assert (found == []) if warning is None else [text for text in found if warning in text], found
-
-
-def test_few_labels_are_not_called_chance(tmp_path: Path) -> None:
-    rows = many()
-    found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: 1 for each in rows} | {"0001": 0}))
-    assert found.labelled is not None
-    rough = replace(found.quality["verbalized_error"], auroc=0.7, auroc_error=0.15)
-    texts = warnings_of(replace(found, quality={**found.quality, "verbalized_error": rough}))
-    assert "AUROC 0.70 of verbalized_error: too few labels to tell from chance" in texts
-
-
-def test_labels_that_fit_few_rows(tmp_path: Path) -> None:
-    rows = many()
-    labels = labels_of(tmp_path, {"0001": 1, "0002": 0} | {f"other-{n}": 1 for n in range(9)})
-    assert "the 11 labels fit 2 rows only" in inspected(tmp_path, rows, labels=labels).warnings
 
 
 # --- the self-check ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,197 @@
+"""Values of the configuration: each one's rule, and those that do not go together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from config_files import reload
+
+from ual_ray import columns as col
+from ual_ray.config import ArmConfig, BenchmarkConfig, CalibrationConfig, Config, EndpointConfig, Section, TrainConfig
+from ual_ray.config.load import load, section_at
+from ual_ray.errors import UserError
+
+# --- bad values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.epochs=many", "integer"),
+        ("train.epochs=1.5", "integer"),
+        ("train.learning_rate=0", "greater than 0"),
+        ("train.learning_rate=.nan", "finite"),
+        ("train.learning_rate=.inf", "finite"),
+        ("train.dtype=int8", "'auto', 'float32' or 'bfloat16'"),
+        ("data.max_rows=0", "greater than or equal to 1"),
+        ("data.format=csv", "'auto', 'messages', 'sharegpt'"),
+        ("data.max_bad_share=1.5", "less than or equal to 1"),
+        ("engine.kind=tgi", "'vllm', 'openai' or 'fake'"),
+        ("engine.overlong=split", "'drop' or 'truncate'"),
+        ("engine.hang_seconds=0", "greater than 0"),
+        ("engine.endpoint.concurrency=0", "greater than or equal to 1"),
+        ("engine.endpoint.requests_per_minute=0", "greater than 0"),
+        ("engine.endpoint.max_retries=-1", "greater than or equal to 0"),
+        ("engine.price_per_million_prompt_tokens=-1", "greater than or equal to 0"),
+        ("elicit.uncertainty=mean", "'ensemble'"),
+        ("elicit.uncertainty=verbalized", "'verbalized_error'"),
+        ("arms.ual.uncertainty=auto", "'ensemble'"),
+        ("elicit.scale=1-10", "'0-9', '1-5' or '0-100'"),
+        ("elicit.mode=greedy", "'logprobs' or 'sampled'"),
+        ("elicit.samples=0", "greater than or equal to 1"),
+        ("elicit.temperature=0", "greater than 0"),
+        ("elicit.temperature=2.5", "less than or equal to 2"),
+        ("elicit.retries=-1", "greater than or equal to 0"),
+        ("elicit.grouping=entailment", "'embedding' or 'nli'"),
+        ("elicit.similarity=0", "greater than 0"),
+        ("elicit.retest_share=1.1", "less than or equal to 1"),
+        ("elicit.splits=[]", "at least 1"),
+        ("elicit.estimators=[]", "at least 1"),
+        ("elicit.estimators=nll", "a list, such as [a, b]"),
+        ("arms.ual.alpha_mean=1", "less than 1"),
+        ("arms.ual.alpha_mean=-0.1", "greater than or equal to 0"),
+        ("arms.ual.alpha_mean=.nan", "finite"),
+        ("arms.ual.map=sigmoid", "'mean_matched'"),
+        ("arms.ual.base=none", "'rank'"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("data=rows.jsonl", "a section of keys"),
+        ("train.packing=maybe", "true or false"),
+        ("train.learning_rate=fast", "a number"),
+    ],
+)
+def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, got, expected, *fix = str(error.value).splitlines()
+    assert first.startswith(f"bad value for '{key}")
+    assert got.startswith("  got: ") and value.strip("[].") in got
+    assert expected.startswith("  expected: ") and says in expected
+    assert all(line.startswith("  fix: did you mean") for line in fix)
+
+
+def test_a_value_that_is_nearly_right_is_told_so() -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=["train.dtype=bf16"])
+    assert str(error.value).splitlines() == [
+        "bad value for 'train.dtype'",
+        "  got: 'bf16'",
+        "  expected: 'auto', 'float32' or 'bfloat16'",
+        "  fix: did you mean 'bfloat16'?",
+    ]
+    with pytest.raises(UserError, match="fix: did you mean 'shuffled'"):
+        load(overrides=["arms.ual.map=shufled"])
+    for key in ("uncertainty=verbalized", "estimators=[verbalized]", "ensemble=[verbalized]"):  # its name until version 0.1
+        with pytest.raises(UserError, match="fix: did you mean 'verbalized_error'"):
+            load(overrides=[f"elicit.{key}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("elicit.estimators=[nll,perplexity]", "'semantic_entropy'"),
+        ("elicit.splits=[train,dev]", "'train', 'validation' or 'test'"),
+    ],
+)
+def test_a_bad_item_of_a_list_is_named_with_its_place(override: str, says: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(UserError) as error:
+        load(overrides=[override])
+    first, got, expected, *_ = str(error.value).splitlines()
+    assert first == f"bad value for '{key}.1'" and says in expected
+    assert got == f"  got: {value.strip('[]').split(',')[1]!r}"
+
+
+SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.validation_share=0.5", "data.test_share=0.5"], "validation_share + test_share must be below 1"),
+        (["engine.min_actors=3"], "min_actors (3) must not be above max_actors (2)"),
+        (["elicit.estimators=[nll]"], "uncertainty 'verbalized_error' must be one of estimators ['nll']"),
+        (["elicit.estimators=[verbalized_error,nll,nll]"], "estimators ['verbalized_error', 'nll', 'nll'] names one twice"),
+        (
+            ["elicit.ensemble=[nll,nll_sum]"],
+            "ensemble ['nll_sum'] must be among estimators ['verbalized_error', 'p_true', 'nll']",
+        ),
+        (
+            ["elicit.uncertainty=auto"],
+            "uncertainty 'auto' takes the estimator that does best in the self-check; set",
+        ),
+        (["elicit.self_check=19"], "self_check (19) must be 0 or at least 20 rows"),
+        (["elicit.grouping=embedding"], "grouping 'embedding' needs elicit.embedding_model"),
+        (["elicit.grouping=nli", "elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
+        (["elicit.grouping=nli"], "grouping 'nli' needs elicit.nli_model"),
+        (["elicit.nli_model=n"], "nli_model is used by grouping 'nli' alone"),
+        (["elicit.embedding_model=e"], "embedding_model is used by grouping 'embedding' alone"),
+        (["engine.kind=openai"], "elicit.estimators ['nll']: a server does not give the likelihood of a text"),
+        (
+            ["engine.kind=openai", "elicit.estimators=[nll_sum,verbalized_error,nll]"],
+            "elicit.estimators ['nll', 'nll_sum']: a server does not give the likelihood of a text",
+        ),
+        ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
+        ([*SERVER, "engine.endpoint.logprobs=false"], "a server with log-probabilities"),
+        ([*SERVER, "elicit.adapter=a"], "elicit.adapter is for engine.kind=vllm"),
+        (["arms.ual.alpha_min=0.3"], "alpha_min (0.3) must not be above alpha_max (0.2)"),
+        (["arms.ual.alpha_mean=0.5"], "alpha_mean (0.5) must not be above alpha_cap (0.4)"),
+        (["arms.base.map=none"], "arm 'base'"),
+        (["arms.a/b.map=none"], "arm 'a/b'"),
+        (["arms.reference.map=none"], "arm 'reference'"),
+        (["evaluate.benchmarks.a/b.kind=math"], "evaluate.benchmarks: 'a/b'"),
+        (["judge.model=demo", "judge.against=nobody"], "judge.against 'nobody' must be one of sft, ual, base, reference"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        load(overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        SERVER,
+        [*SERVER, "elicit.scale=1-5"],
+        [*SERVER, "elicit.mode=sampled", "elicit.scale=0-100", "engine.endpoint.logprobs=false"],
+        ["engine.kind=openai", "elicit.estimators=[self_consistency,verbalized_error]", "elicit.samples=1"],
+        ["elicit.estimators=[nll,nll_sum]", "elicit.uncertainty=ensemble"],
+        ["elicit.uncertainty=ensemble", "elicit.ensemble=[nll]"],
+        ["elicit.estimators=[nll,p_true]", "elicit.uncertainty=auto", "elicit.self_check=20"],
+        ["elicit.grouping=embedding", "elicit.embedding_model=e"],
+        ["elicit.grouping=nli", "elicit.nli_model=n"],
+        ["elicit.scale=0-100", "elicit.adapter=a"],
+    ],
+)
+def test_values_that_go_together_are_taken_and_survive_dump_and_load(overrides: list[str], tmp_path: Path) -> None:
+    config = load(overrides=overrides)
+    assert config != Config()
+    assert reload(config, tmp_path) == config
+
+
+def test_the_shares_of_the_splits_add_up() -> None:
+    shares = load(overrides=["data.validation_share=0.25", "data.test_share=0.5"]).data.split_shares()
+    assert shares == {"train": 0.25, "validation": 0.25, "test": 0.5}
+    assert tuple(shares) == col.SPLITS
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (["engine", "endpoint"], EndpointConfig),
+        ([], Config),
+        (["train"], TrainConfig),
+        (["arms", "ual"], ArmConfig),
+        (["arms"], None),
+        (["evaluate", "benchmarks", "gsm8k"], BenchmarkConfig),
+        (["evaluate", "benchmarks"], None),
+        (["evaluate", "calibration"], CalibrationConfig),
+        (["seed"], None),
+        (["nothing"], None),
+    ],
+)
+def test_section_at(path: list[str], expected: type[Section] | None) -> None:
+    assert section_at(path) is expected

@@ -1,0 +1,198 @@
+"""The renderer with the chat templates of families that are often fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from chats import ONE_TURN, TWO_TURNS, Tokenizers, chat, trained_runs
+
+from ual_ray.columns import Message
+from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
+
+# The styles of models that are often fine-tuned, cut down to what they do to a conversation: none has generation marks.
+SYSTEM = "You are a helpful assistant."
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+CHATML_TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+CHATML_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+FAMILIES = {
+    "SmolLM2": DEFAULT_SYSTEM + CHATML_TURNS + CHATML_PROMPT,
+    "Qwen2.5": "{%- if messages[0]['role'] == 'system' %}"
+    "{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
+    "{%- for m in messages %}{%- if m.role == 'user' or m.role == 'assistant' %}"
+    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}",
+    "Llama-3": "{% for m in messages %}{% set content = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'"
+    "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    # Its reply begins with the blank: the model has to produce it.
+    "Mistral-v0.3": "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
+    # It checks that roles alternate, counting from the first message.
+    "Gemma": "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    # It thinks in the last turn alone, and is told not to: an empty thought stands in the prompt, and is not trained.
+    "Qwen3": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+}
+ENDS = {"Llama-3": "<|eot_id|>", "Mistral-v0.3": "</s>", "Gemma": "<end_of_turn>"}
+# A template that rewrites earlier turns can be trained with one reply only.
+MANY_TURNS = [family for family in FAMILIES if family != "Qwen3"]
+THREE_TURNS = [*TWO_TURNS, *chat("Name a colour, please.", "Blue, and green too.")]
+
+
+@pytest.fixture
+def family_tokenizer(chat_tokenizer: Tokenizers) -> Tokenizers:
+    """Get a tokenizer with the chat template of a family."""
+
+    def get(family: str) -> Any:
+        tokenizer = copy.deepcopy(chat_tokenizer("chatml"))
+        tokenizer.chat_template = FAMILIES[family]
+        return tokenizer
+
+    return get
+
+
+def spoken(family: str, *replies: str) -> list[str]:
+    """What is trained of replies: Mistral's with its blank, and each with the end of the turn."""
+    blank = " " if family == "Mistral-v0.3" else ""
+    return [blank + reply + ENDS.get(family, "<|im_end|>") for reply in replies]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_trained_on_the_reply_and_its_end(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    rendered = ChatRenderer(tokenizer).conversation(ONE_TURN)
+    assert trained_runs(tokenizer, rendered) == spoken(family, ONE_TURN[-1]["content"])
+    assert "<think>" not in "".join(trained_runs(tokenizer, rendered))
+
+
+@pytest.mark.parametrize("family", MANY_TURNS)
+def test_each_family_is_trained_on_every_reply(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    rendered = ChatRenderer(tokenizer).conversation(THREE_TURNS)
+    replies = [message["content"] for message in THREE_TURNS if message["role"] == "assistant"]
+    assert trained_runs(tokenizer, rendered) == spoken(family, *replies)
+
+
+@pytest.mark.parametrize("family", MANY_TURNS)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_mask_is_the_difference_of_prefixes(family: str, turns: int, family_tokenizer: Tokenizers) -> None:
+    """An oracle of its own: characters that a reply adds behind its generation prompt, but for the blank that follows."""
+    tokenizer = family_tokenizer(family)
+    renderer = ChatRenderer(tokenizer)
+    messages = THREE_TURNS[: 2 * turns]
+    expected = []
+    for end in range(2, len(messages) + 1, 2):
+        prompt = renderer.text(messages[: end - 1], generation_prompt=True)
+        whole = renderer.text(messages[:end], generation_prompt=False)
+        assert whole.startswith(prompt)
+        expected.append(whole[len(prompt) :].rstrip())
+    rendered = renderer.conversation(messages)
+    assert trained_runs(tokenizer, rendered) == expected
+    text = tokenizer.decode(rendered.input_ids, skip_special_tokens=False)
+    assert text == renderer.text(messages, generation_prompt=False)
+
+
+@pytest.mark.parametrize("family", ["SmolLM2", "Qwen2.5"])
+def test_the_system_message_a_template_puts_in_is_read_and_not_trained(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    renderer = ChatRenderer(tokenizer)
+    own, given = renderer.conversation(TWO_TURNS), renderer.conversation([*chat(system=SYSTEM), *TWO_TURNS])
+    assert own == given
+    assert tokenizer.decode(own.input_ids).count(SYSTEM) == 1
+    assert not any(SYSTEM in run for run in trained_runs(tokenizer, own))
+
+
+def test_a_template_that_thinks_in_the_last_turn_alone_is_a_sequence_per_reply(family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer("Qwen3")
+    renderer = ChatRenderer(tokenizer)
+    first, second = renderer.sequences(TWO_TURNS)
+    assert [trained_runs(tokenizer, one) for one in (first, second)] == [
+        ["Blue.<|im_end|>"],
+        ["Green is a colour too.<|im_end|>"],
+    ]
+    for sequence, end in ((first, 1), (second, 3)):
+        prompt = renderer.prompt_ids(TWO_TURNS[:end])
+        assert sequence.input_ids[: len(prompt)] == prompt
+    assert renderer.conversation(TWO_TURNS, last_reply_only=True) == second
+    with pytest.raises(ValueError, match="2 sequences"):
+        renderer.conversation(TWO_TURNS)
+
+
+def test_roles_that_do_not_alternate_are_a_value_error_where_the_template_minds(family_tokenizer: Tokenizers) -> None:
+    messages = [*ONE_TURN, Message(role="assistant", content="And green.")]
+    with pytest.raises(ValueError, match="must alternate"):
+        ChatRenderer(family_tokenizer("Gemma")).conversation(messages)
+
+
+# --- the whole text is encoded once ---
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Any:
+    """Build a tokenizer as Llama 2's and Mistral's: it puts a blank before every text that it encodes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    texts = [message["content"] for message in [*ONE_TURN, *TWO_TURNS]] * 5 + [
+        f" {n} Blue A B <|user|> <|assistant|>" for n in range(10)
+    ]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [ZEPHYR, FAMILIES["Llama-3"], FAMILIES["Mistral-v0.3"]])
+@pytest.mark.parametrize("messages", [ONE_TURN, TWO_TURNS], ids=["one_turn", "two_turns"])
+def test_tokens_are_those_of_the_whole_text(template: str, messages: Any, sentencepiece: Any) -> None:
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.chat_template = template
+    renderer = ChatRenderer(tokenizer)
+    rendered = renderer.conversation(messages)
+    whole = renderer.text(messages, generation_prompt=False)
+    assert rendered.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    for at in range(1, len(messages), 2):
+        prompt = renderer.prompt_ids(messages[:at])
+        assert rendered.input_ids[: len(prompt)] == prompt
+        assert rendered.labels[len(prompt)] == rendered.input_ids[len(prompt)] != IGNORE_INDEX
+
+
+def test_a_choice_is_encoded_as_at_the_start_of_a_reply(sentencepiece: Any) -> None:
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.chat_template = ZEPHYR
+    assert tokenizer.convert_ids_to_tokens(ChatRenderer(tokenizer).encode("A")) == ["A"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("A", add_special_tokens=False))[0].startswith("▁")
+
+
+def test_a_reply_whose_start_joins_the_end_of_its_prompt_follows_the_prompts_tokens(chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    renderer = ChatRenderer(tokenizer)
+    messages = chat("Complete it.", "\n\n    return x\n")
+    prompt = renderer.prompt_ids(messages[:1])
+    rendered = renderer.conversation(messages)
+    assert rendered.input_ids[: len(prompt)] == prompt
+    assert trained_runs(tokenizer, rendered) == ["\n\n    return x\n<|im_end|>"]
