@@ -45,7 +45,7 @@ def folder_of(folder: Path, rows: Sequence[dict[str, Any]], files: int = 1) -> P
     table = pa.Table.from_pylist([*rows], schema=col.scored_schema(ESTIMATORS))
     for place in range(files):
         part = table.take(pa.array(range(place, len(table), files), pa.int64()))
-        pa.parquet.write_table(part, scored / f"part-{place}.parquet", row_group_size=3)
+        pa.parquet.write_table(part, scored / f"part-{place}.parquet", row_group_size=max(3, len(part) // 4))
     return scored
 
 

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.config import Config, EngineConfig
@@ -27,7 +26,6 @@ from ual_ray.evaluate.questions import write_questions
 from ual_ray.smooth import assign_alpha
 from ual_ray.smooth.maps import Rows
 from ual_ray.smooth.weights import assign_weights
-from ual_ray.train.token_losses import token_loss
 
 PAIR = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 ROW = {"id": "0123456789abcdef", "messages": PAIR}
@@ -59,6 +57,11 @@ def a_weight(config: Config) -> None:
 
 def a_loss(config: Config) -> None:
     """Weigh a token of probability 0.5, with the default strength and with another."""
+    # Imported here, as it takes long and the other additions do without.
+    import torch
+
+    from ual_ray.train.token_losses import token_loss
+
     nll, probabilities = torch.tensor([math.log(2)]), torch.tensor([[0.5, 0.5]])
     for strength, expected in ((config.train.loss_strength, 0.25), (1.0, 0.5)):
         weigh = token_loss(config.train.loss, strength)
