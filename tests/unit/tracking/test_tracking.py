@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -15,65 +12,17 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+from tracked import Network, runs_of, tracker_of
 
 from ual_ray.config import TrackingConfig
-from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE
+from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.errors import UserError
 from ual_ray.tracking.catch_up import catch_up
-from ual_ray.tracking.journal import Operation
-from ual_ray.tracking.models import CANDIDATE, CHAMPION, _card, champion_of
 from ual_ray.tracking.run import flatten, metric_names
 from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.tracking.sender import MOST_ATTEMPTS
-from ual_ray.tracking.store import Store, is_away
-from ual_ray.tracking.tracker import Tracker, default_uri
-
-# Seconds between attempts: short, as the tests wait for them.
-RETRY = 0.05
-
-
-class Network:
-    """What lies between the tracker and the store."""
-
-    away = False
-    loses_answers = False
-    fails_on: str | None = None
-    applied: list[str]
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path) -> Iterator[Network]:
-    """Stand between every tracker and its store."""
-    shutil.copy(empty_store, tmp_path / STORE_FILE)
-    net = Network()
-    net.applied = []
-    apply, answers = Store.apply, Store.answers
-
-    def through(self: Store, operation: Operation, waited: bool = False) -> Any:
-        if net.away or operation.kind == net.fails_on:
-            raise ConnectionError("nobody there")
-        result = apply(self, operation, waited)
-        net.applied.append(operation.kind)
-        if net.loses_answers:
-            net.away = True
-            raise requests.ReadTimeout("no answer")
-        return result
-
-    monkeypatch.setattr(Store, "apply", through)
-    monkeypatch.setattr(Store, "answers", lambda self: not net.away and answers(self))
-    yield net
-    # What a tracker left waiting goes nowhere once its test is over.
-    net.away = True
-
-
-def tracker_of(out: Path, **settings: Any) -> Tracker:
-    return Tracker(TrackingConfig(), out, retry_seconds=RETRY, **settings)
-
-
-def runs_of(tracker: Tracker) -> dict[str, Any]:
-    runs = tracker.client.search_runs([tracker.experiment_id])
-    assert len({run.info.run_name for run in runs}) == len(runs), "a run was opened twice"
-    return {run.info.run_name: run for run in runs}
+from ual_ray.tracking.store import is_away
+from ual_ray.tracking.tracker import Tracker
 
 
 def log_everything(tracker: Tracker, out: Path) -> None:
@@ -352,60 +301,6 @@ def test_answers_of_a_server(status: int, away: bool) -> None:
     response = requests.Response()
     response.status_code = status
     assert is_away(requests.HTTPError(response=response)) is away
-
-
-def test_the_champion_is_the_run_s_own_version(tmp_path: Path, network: Network) -> None:
-    tracker = tracker_of(tmp_path)
-    client = tracker.client
-    client.create_registered_model("ual-ual")
-    with tracker.run("train ual", tmp_path / "one", {}) as one, tracker.run("train ual 2", tmp_path / "two", {}) as two:
-        for run in (one, one, two):
-            client.create_model_version("ual-ual", str(tmp_path), run_id=run.id)
-    uri = default_uri(tmp_path)
-    assert champion_of(uri, "ual-ual", None, one.id, {"ual_ray.promoted_by": "a reason"}) == "2"
-    champion = client.get_model_version_by_alias("ual-ual", CHAMPION)
-    assert (str(champion.version), champion.tags["ual_ray.promoted_by"]) == ("2", "a reason")
-    assert champion_of(uri, "ual-ual", "3", None, {}) == "3"
-    assert str(client.get_model_version_by_alias("ual-ual", CHAMPION).version) == "3"
-    for version, run_id in ((None, "no such run"), ("9", one.id), (None, None)):
-        with pytest.raises(UserError, match="no registered version"):
-            champion_of(uri, "ual-ual", version, run_id, {})
-
-
-def test_a_model_is_registered_once_whatever_the_network_does(
-    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ual_ray.tracking.models._upload", lambda client, run_id, folder: "m-1")
-    sources: list[str] = []
-
-    def create(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(name: str, source: str, **more: Any) -> Any:
-            sources.append(source)
-            return real(name, str(tmp_path), **{**more, "model_id": None})
-
-        return call
-
-    tracker = tracker_of(tmp_path)
-    client = tracker.client
-    monkeypatch.setattr(client, "create_model_version", create(client.create_model_version))
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "README.md").write_text("---\ntags: [a]\n---\n# A card\n")
-    with tracker.run("train", tmp_path, {}) as run:
-        network.loses_answers = True
-        assert run.model(model, "ual-sft", {"ual_ray.arm": "sft"}) is None
-        network.away = network.loses_answers = False
-    assert tracker.close(30) == 0
-    assert network.applied.count("model") == 2 and sources == ["models:/m-1"]
-    version = client.get_model_version_by_alias("ual-sft", CANDIDATE)
-    assert (version.description, version.tags["ual_ray.arm"], version.run_id) == ("# A card", "sft", run.id)
-
-
-def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("x" * 9000)
-    card = _card(tmp_path) or ""
-    assert len(card) == 5000 and card.endswith("x…")
-    assert _card(tmp_path / "nothing") is None
 
 
 def test_flatten() -> None:
