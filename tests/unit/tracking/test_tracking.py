@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -321,8 +322,8 @@ def test_every_key_makes_a_metric_name_that_mlflow_takes(key: str) -> None:
         assert len(name) <= 250
 
 
-def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path) -> None:
-
+def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "m.db")
     uri = f"sqlite:///{tmp_path}/m.db"
     client = MlflowClient(uri)
     client.delete_experiment(client.create_experiment("gone"))
