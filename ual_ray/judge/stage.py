@@ -17,7 +17,7 @@ import pyarrow as pa
 from ual_ray import columns as col
 from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import digest
-from ual_ray.config import Config
+from ual_ray.config import Config, EngineConfig
 from ual_ray.config.files import write_json
 from ual_ray.config.keys import affecting, engine_settings
 from ual_ray.engines import EngineSpec
@@ -25,11 +25,13 @@ from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
+from ual_ray.judge.context import longest_context, needed_context
 from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, make_pairs
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, win_rates
-from ual_ray.models.resolve import model_fingerprint
+from ual_ray.models.chat import load_renderer
+from ual_ray.models.resolve import model_fingerprint, resolve_model
 from ual_ray.parquet import file_digest, write_rows
 from ual_ray.run.progress import Meter
 
@@ -107,6 +109,7 @@ def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, 
         settings.thinking_tokens,
         settings.min_choice_mass,
     )
+    engine = _with_context(config, engine, model, task, pairs, judging.say)
     job = PoolJob(EngineSpec(engine, model, trust_remote_code=config.trust_remote_code), task, store)
     known = _by_id(store.select(pa.chunked_array([[pair[col.ID] for pair in pairs]], pa.string())))
     trial = pairs[: settings.trial_rows]
@@ -115,6 +118,22 @@ def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, 
         known = _send(judging, replace(job, spec=replace(job.spec, config=one_actor)), trial, "judge: trial")
     _check_parse_share(config, judging, known)
     return _send(judging, job, pairs, "judge") if len(known) < len(pairs) else known
+
+
+def _with_context(
+    config: Config, engine: EngineConfig, model: str, task: JudgeRows, pairs: Sequence[Row], say: Say
+) -> EngineConfig:
+    """Raise engine.max_model_len to what the longest pair needs, as far as the judge was made for it."""
+    if engine.kind != "vllm":
+        return engine
+    path, trusted = resolve_model(model), config.trust_remote_code
+    renderer = load_renderer(path, trusted, engine.chat_template_kwargs)
+    needed = needed_context(task.prompts(pairs), task.longest_reply, renderer, thinking=task.thinking_tokens > 0)
+    length = min(needed, longest_context(path, trusted) or needed)
+    if length <= engine.max_model_len:
+        return engine
+    say(f"context of {length:,} tokens for the longest pair, above engine.max_model_len = {engine.max_model_len:,}")
+    return engine.model_copy(update={"max_model_len": length})
 
 
 def _check_parse_share(config: Config, judging: Judging, known: Mapping[str, Row]) -> None:

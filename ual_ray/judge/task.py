@@ -51,8 +51,7 @@ class JudgeRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Judge the rows, with all requests in one engine call."""
-        prompts = load_judge_prompts(self.templates)
-        asked = [prompts.compare(row[col.MESSAGES], *_in_order(row)) for row in rows]
+        prompts, asked = load_judge_prompts(self.templates), self.prompts(rows)
         verdicts = [_Verdict() for _ in rows]
         for attempt in range(1 if self.mode == "logprobs" else 1 + RETRIES):
             waiting = [index for index, verdict in enumerate(verdicts) if _deserves(verdict)]
@@ -69,6 +68,16 @@ class JudgeRows:
             | _columns(row, verdict)
             for row, verdict in zip(rows, verdicts, strict=True)
         ]
+
+    def prompts(self, rows: Sequence[Row]) -> list[Turns]:
+        """Return the prompt about every pair."""
+        prompts = load_judge_prompts(self.templates)
+        return [prompts.compare(row[col.MESSAGES], *_in_order(row)) for row in rows]
+
+    @property
+    def longest_reply(self) -> int:
+        """The most tokens that a verdict may take, with its thought."""
+        return self.thinking_tokens + (1 if self.mode == "logprobs" and not self.thinking_tokens else self.reply_tokens)
 
     def _request(self, prompt: Turns, attempt: int) -> Request:
         if self.mode == "logprobs":

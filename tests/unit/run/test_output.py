@@ -136,3 +136,9 @@ def test_an_output_that_is_new_or_holds_a_log_is_anybodys(tmp_path: Path) -> Non
     with Workspace(tmp_path).held():
         Workspace(tmp_path).log_file.write_text("chatter")
         Workspace(tmp_path).check_owner(Config())
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_error() -> None:
+    refused = pytest.raises(UserError, match=r"(?s)output /proc/ual cannot be written.*expected: a writable directory")
+    with refused, Workspace(Path("/proc/ual")).held():
+        pass
