@@ -60,11 +60,7 @@ def experiment(
             run_known_truth(config.known_truth, workspace.root, lambda line: console.print(line, markup=False, highlight=False))
         return
     config = load(_file(what), overrides)
-    from ual_ray import preflight
-
-    preflight.check(config)
-    workspace = Workspace(absolute(Path(config.output)))
-    workspace.check_owner(config)
+    workspace = _checked(config)
     if dry_run:
         from ual_ray.experiment.forecast import print_forecast
 
@@ -86,15 +82,22 @@ def pilot(
     trains both with the first three seeds of experiment.seeds. Writes to `output`-pilot, where `ual experiment CONFIG
     --dry-run` finds how much the seeds differ.
     """
-    from ual_ray import preflight
     from ual_ray.experiment.forecast import pilot_of
-    from ual_ray.run.output import Workspace
 
     config = pilot_of(load(_file(str(config_file)), overrides), rows)
+    _run(config, _checked(config), force=force, verbose=verbose)
+
+
+def _checked(config: Config) -> Workspace:
+    from ual_ray import preflight
+    from ual_ray.experiment.scenarios import check_scenarios
+    from ual_ray.run.output import Workspace
+
     preflight.check(config)
+    check_scenarios(config)
     workspace = Workspace(absolute(Path(config.output)))
     workspace.check_owner(config)
-    _run(config, workspace, force=force, verbose=verbose)
+    return workspace
 
 
 def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) -> None:

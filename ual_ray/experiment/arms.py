@@ -23,7 +23,7 @@ from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.power import print_power
-from ual_ray.experiment.scenarios import check_sources, select_step
+from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
 from ual_ray.pipeline import ask, measure, opened, train_arms
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
@@ -41,7 +41,7 @@ def run(
     """Do everything that is not done yet, and report on every scenario; return what was found by scenario."""
     with opened(config, console, workspace, force) as session:
         elicited = elicit_step(session, Place(workspace.root / "elicit")).folder
-        check_sources(elicited / col.ROWS_FOLDER, config.experiment.scenarios)
+        check_sources(count_sources(elicited / col.ROWS_FOLDER), config.experiment.scenarios)
         return {name: _scenario(session, name, elicited, workspace.root) for name in config.experiment.scenarios}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,31 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.data.peek import peek
+from ual_ray.data.usable import usable_rows
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.parquet import content_digest, write_tables
 from ual_ray.run.step import Place, Session, Step, run_step
 
 
-def check_sources(rows: Path, scenarios: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError for a scenario that names a source which the rows do not have."""
-    there = sorted(count_sources(rows))
+def check_scenarios(config: Config) -> None:
+    """Raise UserError for a scenario that names a source which the data do not have, where few rows tell it before scoring."""
+    if not any(config.experiment.scenarios.values()):
+        return
+    seen = peek(config.data)
+    if seen.complete:
+        rows = usable_rows(config.data, seen.pieces, seen.format_name)
+        check_sources({row.source for row in rows}, config.experiment.scenarios)
+
+
+def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for a scenario that names a source which is not there."""
+    known = sorted(there)
     for name, sources in scenarios.items():
-        if unknown := sorted(set(sources) - set(there)):
-            raise UserError(f"experiment.scenarios.{name}: there are no such sources", got=unknown, expected=", ".join(there))
+        if unknown := sorted(set(sources) - set(known)):
+            raise UserError(f"experiment.scenarios.{name}: there are no such sources", got=unknown, expected=", ".join(known))
 
 
 def count_sources(rows: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ual_ray.errors import UserError
 from ual_ray.experiment.arms import _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
 from ual_ray.experiment.power import power_line
-from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
+from ual_ray.experiment.scenarios import check_scenarios, check_sources, count_sources, select_step
 from ual_ray.parquet import write_table
 from ual_ray.report.gather import StageFolders
 from ual_ray.run.step import Place, Session
@@ -61,9 +61,9 @@ def test_a_scenario_of_all_sources_copies_nothing(data: tuple[Path, Path], tmp_p
 
 
 def test_a_source_that_is_not_there_is_refused_with_those_that_are(data: tuple[Path, Path]) -> None:
-    check_sources(data[0], {"all": (), "maths": ("maths",)})
+    check_sources(count_sources(data[0]), {"all": (), "maths": ("maths",)})
     with pytest.raises(UserError, match=r"experiment\.scenarios\.maths(?s:.*)math(?s:.*)chat, maths"):
-        check_sources(data[0], {"maths": ("math",)})
+        check_sources(count_sources(data[0]), {"maths": ("math",)})
 
 
 def test_scenarios_of_a_file_replace_the_default_one(tmp_path: Path) -> None:
@@ -124,3 +124,12 @@ def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
     assert stages.trained == {"ual": Path("4/t")}
     assert stages.calibrated_by_seed == {"base": {0: Path("bc")}, "ual": {4: Path("4/c"), 7: Path("7/c")}}
     assert stages.judged_by_seed == {}
+
+
+def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: Path) -> None:
+    rows = [f'{{"instruction": "q{n}", "output": "a", "source": "{source}"}}' for n, source in enumerate(SOURCES)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    given = [f"data.path={tmp_path / 'rows.jsonl'}", "experiment.scenarios.one=[maths]"]
+    check_scenarios(load(None, given))
+    with pytest.raises(UserError, match=r"(?s)scenarios\.two.*art.*expected: chat, maths"):
+        check_scenarios(load(None, [*given, "experiment.scenarios.two=[art]"]))
