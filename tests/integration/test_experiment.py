@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 CONFIG = """
-arms: {sft: {map: none}, ual: {map: rank}}
+arms: {ual: {map: rank}}
 data: {validation_share: 0.2}
 elicit: {estimators: [nll], uncertainty: nll}
 evaluate: {benchmarks: {held_out: {kind: held_out}}, clustering: {tokens: 0}}
@@ -45,7 +45,7 @@ def experiment(ual: Any, small: list[str], tmp_path_factory: pytest.TempPathFact
 
 def test_a_dry_run_starts_nothing_and_counts(experiment: tuple[Path, str, str, str]) -> None:
     _, dry, _, _ = experiment
-    assert "4 (2 arms x 1 seeds x 2 scenarios); 6 models to evaluate" in dry
+    assert "2 (1 arms x 1 seeds x 2 scenarios); 4 models to evaluate" in dry
     assert "elicit " not in dry.replace("elicitation", "")
 
 
@@ -54,15 +54,13 @@ def test_every_scenario_has_a_report_over_the_seeds(experiment: tuple[Path, str,
     for scenario in ("coloured", "mixed"):
         report = output / scenario / "report"
         findings = json.loads((report / "findings.json").read_text())
-        assert findings["seeds"] == {"base": 1, "sft": 2, "ual": 2}
-        (primary,) = [
-            entry for entry in findings["comparisons"]["comparisons"] if entry["primary"] and entry["reference"] == "sft"
-        ]
+        assert findings["seeds"] == {"base": 1, "ual": 2}
+        (primary,) = [entry for entry in findings["comparisons"]["comparisons"] if entry["primary"]]
         assert (primary["arm"], primary["seeds"]) == ("ual", 2)
         assert primary["seed_deviation"] is not None
         assert len(findings["folders"]["evaluated"]["ual"]) == 2
         assert (report / "report.html").is_file()
-    assert "ual - sft: 3 seeds " in printed, "what more seeds would find"
+    assert "ual - base: 3 seeds " in printed, "what more seeds would find"
 
 
 def test_a_scenario_trains_and_measures_on_its_own_rows(experiment: tuple[Path, str, str, str]) -> None:
@@ -81,10 +79,10 @@ def test_added_seeds_ask_the_elicitor_nothing_and_repeat_nothing(experiment: tup
     output, _, first, second = experiment
     assert len(list((output / "elicit").glob("*/done.json"))) == 1
     assert re.search(r"elicit .*\(cached\)", second.replace("\n", " "))
-    for step in ("train sft (mixed, seed 0)", "evaluate ual (coloured, seed 0)", "calibrate base (mixed)"):
+    for step in ("train ual (mixed, seed 0)", "evaluate ual (coloured, seed 0)", "calibrate base (mixed)"):
         (line,) = [text for text in second.splitlines() if text.startswith(step)]
         assert step in first and "(cached)" in second[second.index(step) : second.index(step) + 400].split("\n\n")[0], line
-    assert not re.search(r"train sft \(mixed, seed 1\)[^()]*\(cached\)", second)
+    assert not re.search(r"train ual \(mixed, seed 1\)[^()]*\(cached\)", second)
 
 
 def test_seeds_differ_and_their_folders_can_be_reported_alone(experiment: tuple[Path, str, str, str], ual: Any) -> None:
@@ -106,4 +104,4 @@ def test_mlflow_has_a_run_per_scenario_and_the_steps_below(experiment: tuple[Pat
     top = by_name["out"].info.run_id
     assert parents["mixed"] == parents["coloured"] == top
     assert parents["train ual (mixed, seed 1)"] == by_name["mixed"].info.run_id
-    assert any(key.startswith("ual-vs-sft.held_out") for key in by_name["mixed"].data.metrics)
+    assert any(key.startswith("ual-vs-base.held_out") for key in by_name["mixed"].data.metrics)
