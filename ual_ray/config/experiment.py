@@ -9,6 +9,8 @@ from ual_ray.config.section import Section, key
 
 # All rows, where no scenarios are named.
 ALL_ROWS = "all"
+# Folders of an experiment next to those of its scenarios.
+ELICIT_FOLDER, ANSWERS_FOLDER = "elicit", "answers"
 
 
 class ExperimentConfig(Section):
@@ -36,4 +38,6 @@ class ExperimentConfig(Section):
         for name in self.scenarios:
             if not is_file_name(name):
                 raise ValueError(f"scenarios: '{name}' must be letters, digits, '-' or '_'")
+            if name in (ELICIT_FOLDER, ANSWERS_FOLDER):
+                raise ValueError(f"scenarios: '{name}' is the name of another folder of an experiment; take another name")
         return self

@@ -48,7 +48,7 @@ def estimator_keys(estimators: Mapping[str, Estimator], measuring: Mapping[str, 
     """
     elicit = {name: measuring["elicit"][name] for name in ("retries", "retest_share")}
     engine = {name: value for name, value in measuring["engine"].items() if name not in OF_LONG_ROWS}
-    shared = [measuring["model"], measuring["adapter"], measuring["endpoint"], elicit, engine]
+    shared = [col.SCHEMA_VERSION, measuring["model"], measuring["adapter"], measuring["endpoint"], elicit, engine]
     return {name: digest([*map(_plain, shared), name, *_own(estimator)]) for name, estimator in estimators.items()}
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, Config
+from ual_ray.config.experiment import ANSWERS_FOLDER, ELICIT_FOLDER
 from ual_ray.config.files import write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
@@ -40,7 +41,7 @@ def run(
 ) -> dict[str, Findings]:
     """Do everything that is not done yet, and report on every scenario; return what was found by scenario."""
     with opened(config, console, workspace, force) as session:
-        elicited = elicit_step(session, Place(workspace.root / "elicit")).folder
+        elicited = elicit_step(session, Place(workspace.root / ELICIT_FOLDER)).folder
         check_sources(count_sources(elicited / col.ROWS_FOLDER), config.experiment.scenarios)
         return {name: _scenario(session, name, elicited, workspace.root) for name in config.experiment.scenarios}
 
@@ -53,7 +54,10 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         rows, scored = select_step(own, sources, rows, scored, Place(root / "rows"))
         _write_config(own, root, session.config.seed)
         questions, base = ask(own, rows, root), StageFolders()
-        measure(own, root, rows, questions, {BASE: own.config.model}, base, store=output / "answers")
+        # Judging waits for the arms: judge.against may name one of them.
+        no_judge = own.config.model_copy(update={"judge": own.config.judge.model_copy(update={"model": None})})
+        unjudged = replace(own, config=no_judge)
+        measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
         by_seed: dict[int, StageFolders] = {}
         for seed in own.config.experiment.seeds:
             home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))

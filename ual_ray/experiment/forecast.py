@@ -28,8 +28,8 @@ PILOT_SUFFIX = "-pilot"
 def pilot_of(config: Config, rows: int) -> Config:
     """Reduce an experiment to its first arm that uses uncertainty, and the control that shuffles that arm's alphas.
 
-    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Raises UserError when no arm
-    smooths by uncertainty.
+    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Nothing is judged. Raises
+    UserError when no arm smooths by uncertainty.
     """
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
@@ -44,6 +44,7 @@ def pilot_of(config: Config, rows: int) -> Config:
         update={
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
+            "judge": config.judge.model_copy(update={"model": None}),
             "experiment": config.experiment.model_copy(update={"seeds": config.experiment.seeds[:MIN_SEEDS]}),
             "output": f"{config.output}{PILOT_SUFFIX}",
         }

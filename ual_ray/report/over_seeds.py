@@ -16,6 +16,8 @@ LOW, HIGH = "_low", "_high"
 def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
     """Average what the stages wrote, seed by seed, at every depth; everything else, such as bins, is that of the first seed.
 
+    What one seed lacks is None: a mean over the others would be one of other trainings.
+
     Numbers become their means, counts (integers) the smallest. X_standard_error becomes that of the mean:
     error^2 = mean over seeds of error^2 + variance between seeds / seeds, as in `stats.metrics.over_seeds`; X_low and X_high,
     percentages of an interval at `level`, become the t interval of the mean from the same error, within [0, 100].
@@ -35,6 +37,8 @@ def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any
 def _mean(values: Sequence[Any], level: float) -> Any:
     if all(isinstance(value, Mapping) for value in values):
         return average(values, level)
+    if any(value is None for value in values):
+        return None
     if not _numbers(values):
         return values[0]
     return min(values) if all(isinstance(value, int) for value in values) else float(np.mean(values))

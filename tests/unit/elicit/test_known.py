@@ -98,6 +98,12 @@ def test_a_seed_concerns_what_is_sampled(tmp_path: Path) -> None:
     assert score(config_of(*sampled, "seed=7"), tmp_path, "second")[1] == Counter(Completion=len(TEXTS))
 
 
+def test_rows_of_another_layout_are_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys_of(config_of())
+    monkeypatch.setattr(col, "SCHEMA_VERSION", col.SCHEMA_VERSION + 1)
+    assert not set(before.values()) & set(keys_of(config_of()).values())
+
+
 @pytest.mark.parametrize("change", ["elicit.model=gpt", "elicit.retries=5", "engine.dtype=float32"])
 def test_what_concerns_all_scores_takes_none_over(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ual_ray.elicit.step.model_fingerprint", lambda name: name)

@@ -15,14 +15,16 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
+from ual_ray.experiment import arms
 from ual_ray.experiment.arms import _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
 from ual_ray.experiment.power import power_line
 from ual_ray.experiment.scenarios import check_scenarios, check_sources, count_sources, select_step
 from ual_ray.parquet import write_table
+from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders
 from ual_ray.run.step import Place, Session
-from ual_ray.stats.comparison import Comparison
+from ual_ray.stats.comparison import Comparison, Comparisons
 
 SOURCES = ["chat"] * 3 + ["maths"] * 2
 
@@ -72,18 +74,23 @@ def test_scenarios_of_a_file_replace_the_default_one(tmp_path: Path) -> None:
     assert load().experiment.scenarios == {"all": ()}
 
 
-@pytest.mark.parametrize("bad", ["experiment.seeds=[1,1]", "experiment.seeds=[-1]", "experiment.scenarios.a/b=[]"])
+@pytest.mark.parametrize(
+    "bad", ["experiment.seeds=[1,1]", "experiment.seeds=[-1]", "experiment.scenarios.a/b=[]", "experiment.scenarios.elicit=[]"]
+)
 def test_seeds_that_repeat_and_names_that_are_no_folders_are_refused(bad: str) -> None:
     with pytest.raises(UserError, match="experiment"):
         load(None, [bad])
 
 
 def test_the_pilot_is_the_first_arm_by_uncertainty_and_its_shuffled_control() -> None:
-    config = load(None, ["arms.ual.map=rank", "arms.ual.alpha_max=0.3", "experiment.seeds=[5,6,7,8]", "output=runs/x"])
+    config = load(
+        None, ["arms.ual.map=rank", "arms.ual.alpha_max=0.3", "experiment.seeds=[5,6,7,8]", "output=runs/x", "judge.model=demo"]
+    )
     pilot = pilot_of(config, 300)
     assert [*pilot.arms] == ["shuffled", "ual"]
     control = pilot.arms["shuffled"]
     assert (control.map, control.base, control.alpha_max) == ("shuffled_within", "rank", 0.3)
+    assert pilot.judge.model is None, "judge.against may name an arm that the pilot leaves out"
     assert (pilot.data.max_rows, pilot.experiment.seeds, pilot.output) == (300, (5, 6, 7), "runs/x-pilot")
     assert pilot_of(load(None, ["data.max_rows=100"]), 300).data.max_rows == 100
 
@@ -133,3 +140,23 @@ def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: 
     check_scenarios(load(None, given))
     with pytest.raises(UserError, match=r"(?s)scenarios\.two.*art.*expected: chat, maths"):
         check_scenarios(load(None, [*given, "experiment.scenarios.two=[art]"]))
+
+
+def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[list[str], str | None]] = []
+
+    def measure(session: Session, root: Path, rows: Path, questions: Path, models: Any, results: Any, **_: Any) -> None:
+        judged.append(([*models, *results.evaluated], session.config.judge.model))
+        results.evaluated |= {name: root / name for name in models}
+
+    for name, stub in {
+        "measure": measure,
+        "train_arms": lambda *_: {"sft": "m", "ual": "n"},
+        "ask": lambda *_: tmp_path,
+        "report": lambda *_: Findings({}, Comparisons((), 0.95, 1, 0)),
+        "_write_config": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(arms, name, stub)
+    config = load(None, ["judge.model=demo", "experiment.seeds=[0,1]"])
+    arms._scenario(Session(config, Console(file=io.StringIO()), None), "all", tmp_path, tmp_path)
+    assert judged == [(["base"], None)] + 2 * [(["sft", "ual", "base"], "demo")]

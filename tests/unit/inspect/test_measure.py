@@ -1,4 +1,4 @@
-"""The inspection of scored rows: figures by hand, what is missing, and the short form on the terminal."""
+"""The inspection of scored rows: hand-computed figures, what is missing, and the short form on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of one arm averaged over training seeds, against values worked out by hand."""
+"""Figures of one arm averaged over training seeds, against hand-computed values."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def test_numbers_are_averaged_counts_are_the_smallest_and_the_rest_is_the_first_
     assert (found["dtype"], found["temperature"]) == ("float32", 1.5)
 
 
-def test_a_figure_that_one_seed_lacks_is_not_averaged_over_the_others() -> None:
-    assert average([{"temperature": 1.0}, {"temperature": None}], 0.95) == {"temperature": 1.0}
+@pytest.mark.parametrize("other", [{"temperature": None, "scaled": None}, {}])
+def test_a_figure_that_one_seed_lacks_is_missing(other: dict[str, None]) -> None:
+    nothing = {"temperature": None, "scaled": None}
+    assert average([{"temperature": 1.0, "scaled": {"nll": 1.0}}, other], 0.95) == nothing
 
 
 def test_a_standard_error_counts_the_questions_and_the_seeds() -> None:

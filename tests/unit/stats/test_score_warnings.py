@@ -1,4 +1,4 @@
-"""Warnings about a score: by hand, and at their thresholds."""
+"""Warnings about a score: hand-computed cases, and at their thresholds."""
 
 from __future__ import annotations
 
