@@ -124,6 +124,8 @@ VALIDATION_NLL = "validation_nll"
 QUESTIONS_FILE = "questions.parquet"
 RESULTS_FOLDER = "results"
 FIGURES_FILE = "figures.json"
+# What lm-evaluation-harness returned without its samples: marks a folder whose results are those of its tasks.
+HARNESS_FILE = "lm_eval.json"
 CALIBRATION_FILE = "calibration.json"
 TOKENS_FILE = "tokens.parquet"
 CLUSTERS_FILE = "clusters.json"

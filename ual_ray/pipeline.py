@@ -14,8 +14,7 @@ from ual_ray.calibrate.step import calibrate_step
 from ual_ray.config import BASE, REFERENCE_ANSWERS, Config
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.elicit.step import elicit_step
-from ual_ray.evaluate.lm_eval import engine_options, run_lm_eval
-from ual_ray.evaluate.step import evaluate_step, questions_step
+from ual_ray.evaluate.step import evaluate_step, harness_step, questions_step
 from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
@@ -26,7 +25,6 @@ from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
-from ual_ray.stats.results import metrics_of
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
 from ual_ray.train.step import train_step
@@ -153,10 +151,5 @@ def judge_alone(session: Session, candidate: Path | None, reference: Path | None
 
 
 def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:
-    """Run tasks of lm-evaluation-harness on the configured model; its numbers go to `out`/lm_eval.json and MLflow."""
-    _, values = run_lm_eval(session.config.model, tasks, out, engine_options(session.config))
-    with session.tracked(f"lm-eval {name}", out / "lm_eval", {STAGE_TAG: "evaluate"}) as run:
-        run.metrics(metrics_of([value.as_dict() for value in values]))
-    for found in values:
-        error = "" if found.standard_error is None else f" +- {found.standard_error:.4f}"
-        session.say("lm-eval", f"{found.benchmark} {found.metric}: {found.value:.4f}{error} (n = {found.n})")
+    """Run tasks of lm-evaluation-harness on the configured model; `out`/lm_eval/KEY."""
+    harness_step(session, name, tasks, Place(out / "lm_eval"))

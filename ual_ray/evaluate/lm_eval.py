@@ -8,32 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ual_ray import columns as col
+from ual_ray.columns import digest
 from ual_ray.config import Config
 from ual_ray.config.files import write_json
+from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
 from ual_ray.evaluate.compat_lm_eval import cpu_build_found_as_vllm
-from ual_ray.evaluate.stage import engine_of
+from ual_ray.evaluate.lm_eval_rows import benchmark_of, is_figure, metric_name, result_rows, unpaired
+from ual_ray.evaluate.stage import engine_of, model_digest
 from ual_ray.models.resolve import resolve_model
-from ual_ray.stats.metrics import (
-    ACCURACY,
-    ACCURACY_NORMALISED,
-    DIRECTIONS,
-    EXACT_MATCH_FLEXIBLE,
-    EXACT_MATCH_STRICT,
-    OVERALL,
-    MetricValue,
-)
-
-LM_EVAL_FILE = "lm_eval.json"
-# Its names, metric and filter, for what has a name here.
-NAMES = {
-    "exact_match,strict-match": EXACT_MATCH_STRICT,
-    "exact_match,flexible-extract": EXACT_MATCH_FLEXIBLE,
-    "acc,none": ACCURACY,
-    "acc_norm,none": ACCURACY_NORMALISED,
-}
+from ual_ray.parquet import write_rows
+from ual_ray.stats.metrics import OVERALL, MetricValue, measure, metric_of
+from ual_ray.stats.results import read_results
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +34,11 @@ def run_lm_eval(
 
     `options` go to `lm_eval.simple_evaluate` (limit, num_fewshot, gen_kwargs, model_args, ...; `engine_options` gives those of
     a configuration); the chat template is applied unless they set it otherwise. Writes `out`/lm_eval.json, which leaves the
-    samples out; returns all that the package returned, and its numbers as metrics with standard errors. Raises UserError when
-    the package is missing or a task is not known.
+    samples out; returns all that the package returned, samples included, and its numbers as metrics with standard errors.
+    Raises UserError when the package is missing or a task is not known.
     """
     library = _library()
-    settings: dict[str, Any] = {"apply_chat_template": True, "batch_size": "auto"} | dict(options or {})
+    settings: dict[str, Any] = {"apply_chat_template": True, "batch_size": "auto", "log_samples": True} | dict(options or {})
     backend = settings.pop("model", "vllm" if find_spec("vllm") else "hf")
     arguments = {"pretrained": resolve_model(model)} | dict(settings.pop("model_args", {}))
     try:
@@ -63,8 +52,37 @@ def run_lm_eval(
         ) from error
     out.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in results.items() if key != "samples"}
-    write_json(out / LM_EVAL_FILE, kept)
+    write_json(out / col.HARNESS_FILE, kept)
     return results, list(metric_values(results))
+
+
+def evaluate_with_harness(config: Config, name: str, tasks: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run tasks on the configured model; `folder` gets its results as `evaluate` writes them, figures.json and lm_eval.json.
+
+    Returns the content of figures.json, with the harness's own figures as `harness` and those that have no score per question
+    as `unpaired`. `name` is what the report calls the model. Raises UserError as `run_lm_eval` does.
+    """
+    results, values = run_lm_eval(config.model, tasks, folder, engine_options(config))
+    fingerprint = model_digest(config, config.model)
+    common = {
+        col.MODEL: name,
+        col.MODEL_DIGEST: fingerprint,
+        col.ENGINE_DIGEST: digest(engine_settings(engine_of(config), "answers")),
+    }
+    rows = list(result_rows(results, tasks, common))
+    rows_folder = folder / col.RESULTS_FOLDER
+    rows_folder.mkdir(parents=True, exist_ok=True)
+    write_rows(rows, col.RESULTS, rows_folder / "harness.parquet")
+    result = {
+        "name": name,
+        col.MODEL_DIGEST: fingerprint,
+        "rows": len(rows),
+        "unpaired": unpaired(results),
+        "figures": [value.as_dict() for value in measure(read_results(folder))],
+        "harness": [value.as_dict() for value in values],
+    }
+    write_json(folder / col.FIGURES_FILE, result)
+    return result
 
 
 def metric_values(results: Mapping[str, Any]) -> Iterator[MetricValue]:
@@ -72,15 +90,15 @@ def metric_values(results: Mapping[str, Any]) -> Iterator[MetricValue]:
     for task, numbers in results["results"].items():
         n = int(results.get("n-samples", {}).get(task, {}).get("effective", 0))
         for key, value in numbers.items():
-            # Keys without ",filter" are not metrics: the alias, the number of samples.
-            metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
+            if not is_figure(key, value):
                 continue
+            metric, _, kind = key.partition(",")
             error = numbers.get(f"{metric}_stderr,{kind}")
-            name = NAMES.get(key, metric if kind == "none" else f"{metric}_{kind}")
-            if name not in DIRECTIONS:
+            name = metric_name(results, task, key)
+            if metric_of(name).direction is None:
                 logger.info("%s of %s is a metric without a known direction", name, task)
-            yield MetricValue(task, name, OVERALL, float(value), float(error) if isinstance(error, int | float) else None, n)
+            spread = float(error) if isinstance(error, int | float) else None
+            yield MetricValue(benchmark_of(task), name, OVERALL, float(value), spread, n)
 
 
 def engine_options(config: Config) -> dict[str, Any]:

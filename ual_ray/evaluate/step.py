@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
+from ual_ray.evaluate.lm_eval import evaluate_with_harness
 from ual_ray.formatting import count_list
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
@@ -18,6 +20,7 @@ from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import (
     ARM_TAG,
     MODEL_TAG,
+    STAGE_TAG,
     Place,
     Run,
     Session,
@@ -26,6 +29,7 @@ from ual_ray.run.step import (
     run_logged_step,
     run_step,
 )
+from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.results import metrics_of
 
 
@@ -90,3 +94,47 @@ def evaluate_step(session: Session, name: str, model: str, questions: Path, plac
 def _answers_line(metrics: Mapping[str, Any]) -> str:
     text, differ = f"{metrics['rows']} questions; {quarantined(metrics)}", metrics["disagreements"]
     return f"{text}; strict and flexible extraction differ on {differ}" if differ else text
+
+
+def harness_step(session: Session, name: str, tasks: Sequence[str], place: Place) -> Done:
+    """Run tasks of lm-evaluation-harness on the configured model; `folder`/results and `folder`/figures.json, as of benchmarks.
+
+    The harness runs in this process, not on the cluster.
+    """
+    config = session.config
+    inputs = {
+        "model": evaluation.model_digest(config, config.model),
+        "engine": engine_settings(evaluation.engine_of(config), "answers"),
+        "tasks": list(tasks),
+        "lm_eval": _harness_version(),
+        "name": name,
+    }
+    tags = {STAGE_TAG: "evaluate", ARM_TAG: name, MODEL_TAG: config.model}
+    step = Step("evaluate", f"lm-eval {name}", inputs, place, tags)
+
+    def work(folder: Path) -> dict[str, Any]:
+        result = evaluate_with_harness(config, name, tasks, folder)
+        with session.tracked(step.title, folder, tags) as run:
+            run.metrics(metrics_of(result["harness"]))
+            run.artifact(folder / col.FIGURES_FILE)
+            run.artifact(folder / col.HARNESS_FILE)
+        return result
+
+    done = run_step(session, step, work, _harness_line)
+    for value in (MetricValue(**entry) for entry in done.metrics["harness"]):
+        error = "" if value.standard_error is None else f" +- {value.standard_error:.4f}"
+        session.say("lm-eval", f"{value.benchmark} {value.metric}: {value.value:.4f}{error} (n = {value.n})")
+    return done
+
+
+def _harness_version() -> str | None:
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return None
+
+
+def _harness_line(metrics: Mapping[str, Any]) -> str:
+    text = f"{metrics['rows']} questions kept as result rows"
+    left_out = metrics["unpaired"]
+    return f"{text}; without a score per question, so not compared: {', '.join(left_out)}" if left_out else text

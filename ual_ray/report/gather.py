@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute
 import yaml
 
 from ual_ray import columns as col
@@ -22,6 +25,8 @@ from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_metrics, read_results, read_tokens
 
+logger = logging.getLogger(__name__)
+
 READ_KEYS = ("resamples", "confidence", "benchmarks")
 # model -> training seed -> the folder of its evaluation
 BySeed = Mapping[str, Mapping[int, Path]]
@@ -32,6 +37,7 @@ class StageFolders:
     """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate).
 
     `calibrated` and `judged` are of one training seed, the others by seed in `..._by_seed`, which are empty in a run.
+    `harness`: results of lm-evaluation-harness by training seed, the newest last.
     """
 
     elicited: Path | None = None
@@ -42,6 +48,7 @@ class StageFolders:
     calibrated_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     judged: dict[str, Path] = field(default_factory=dict)
     judged_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
+    harness: dict[str, dict[int, list[Path]]] = field(default_factory=dict)
 
 
 def newest_last(files: Iterable[Path]) -> list[Path]:
@@ -84,13 +91,16 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
         for arm in (root / "arms").glob("*/train"):
             if trained := newest_stage(arm):
                 _check_same(arm.parent.name, "train", first_trained.setdefault(arm.parent.name, trained), trained)
+        for model, found in find_harness(root, seed).items():
+            for own_seed, those in found.items():
+                stages.harness.setdefault(model, {}).setdefault(own_seed, []).extend(those)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
             model = _model_of(file)
             stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
             model = str(json.loads(file.read_text()).get("candidate"))
             stages.judged[model] = stages.judged_by_seed.setdefault(model, {})[seed] = file.parent
-    if not by_seed:
+    if not by_seed and not stages.harness:
         raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
     return {name: by_seed[name] for name in names}, stages
@@ -111,7 +121,43 @@ def _check_same(arm: str, what: Literal["spec", "train"], first: Path, other: Pa
 def _evaluations(root: Path) -> dict[str, Path]:
     files = newest_last(root.rglob(col.FIGURES_FILE))
     folders = [file.parent for file in files if (file.parent / col.RESULTS_FOLDER).is_dir()]
-    return {read_metrics(folder)[0]: folder for folder in folders}
+    return {read_metrics(folder)[0]: folder for folder in folders if not (folder / col.HARNESS_FILE).is_file()}
+
+
+def find_harness(root: Path, seed: int) -> dict[str, dict[int, list[Path]]]:
+    """Find the results of lm-evaluation-harness below a folder: model -> training seed -> folders, the newest last.
+
+    The seed is that of the closest folder above with a configuration, `seed` where none has one.
+    """
+    found: dict[str, dict[int, list[Path]]] = {}
+    for file in newest_last(root.rglob(col.HARNESS_FILE)):
+        folder = file.parent
+        if (folder / col.RESULTS_FOLDER).is_dir():
+            above = (place for place in folder.parents if place.is_relative_to(root) and (place / CONFIG_FILE).is_file())
+            home = next(above, None)
+            own_seed = seed if home is None else read_settings(home)[1]
+            found.setdefault(read_metrics(folder)[0], {}).setdefault(own_seed, []).append(folder)
+    return found
+
+
+def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> pa.Table:
+    """Read a model's results (COLUMNS): those of its evaluation, and of every task of the harness the newest.
+
+    Results of the harness on another model of the same name, such as one that was trained before, are left out.
+    """
+    parts = [] if evaluated is None else [evaluated]
+    model, tables, seen = None, [], set[str]()
+    for folder in [*parts, *reversed(harness)]:
+        table = read_results(folder, [*COLUMNS, col.MODEL_DIGEST])
+        digests = table[col.MODEL_DIGEST].drop_null().unique().to_pylist()
+        model = model or next(iter(digests), None)
+        if digests and digests != [model]:
+            logger.warning("left out %s: it is about another model of the same name (%s, not %s)", folder, digests, model)
+            continue
+        new = pa.compute.invert(pa.compute.is_in(table[col.BENCHMARK], pa.array(sorted(seen), pa.string())))
+        tables.append(table.filter(new).select(COLUMNS))
+        seen |= {*table[col.BENCHMARK].unique().to_pylist()}
+    return pa.concat_tables(tables)
 
 
 def _model_of(file: Path) -> str:
@@ -147,12 +193,16 @@ def make_findings(
     are several.
     """
     evaluated = by_seed or {model: {seed: folder} for model, folder in stages.evaluated.items()}
-    rows = {
-        model: {number: read_results(folder, COLUMNS) for number, folder in folders.items()}
-        for model, folders in evaluated.items()
-    }
+    harness = stages.harness or find_harness(root, seed)
+    answers: dict[str, dict[int, list[Path]]] = {}
+    rows: dict[str, dict[int, pa.Table]] = {}
+    for model in [*evaluated, *(name for name in harness if name not in evaluated)]:
+        for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
+            own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
+            rows.setdefault(model, {})[number] = read_all_results(own, more)
+            answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
     found = {
-        "evaluated": {model: list(folders.values()) for model, folders in evaluated.items()},
+        "evaluated": {model: [folder for those in by.values() for folder in those] for model, by in answers.items()},
         **{
             kind: {model: [folder] for model, folder in getattr(stages, kind).items()}
             for kind in ("calibrated", "judged", "smoothed", "trained")
@@ -175,7 +225,7 @@ def make_findings(
         comparisons=compare_models(rows, roles, tokens, options.confidence, options.resamples, seed),
         roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
-        seeds={model: len(folders) for model, folders in evaluated.items()},
+        seeds={model: len(tables) for model, tables in rows.items()},
         calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
         win_rates=_over_seeds(_by_seed(stages.judged, stages.judged_by_seed, seed), col.WIN_RATES_FILE, options.confidence),

@@ -19,9 +19,12 @@ NLL = "nll"
 NLL_ADJUSTED = "nll_adjusted"
 BRIER_OF_TOKENS = "token_brier"
 ACCURACY_OF_TOKENS = "token_accuracy"
+EXACT_MATCH = "exact_match"
 EXACT_MATCH_STRICT = "exact_match_strict"
 EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
 EXACT_MATCH_MATH = "exact_match_math"
+PROMPTS_STRICT = "prompt_level_strict_acc"
+PROMPTS_LOOSE = "prompt_level_loose_acc"
 ACCURACY = "accuracy"
 ACCURACY_NORMALISED = "accuracy_normalised"
 # The share of answers that reached max_new_tokens: of a kind with the scores, but neither way is better.
@@ -58,9 +61,12 @@ METRICS: dict[str, Metric] = {
     NLL_ADJUSTED: Metric("NLL per token after removing temperature and smoothing floor, nats", "lower", "nats"),
     BRIER_OF_TOKENS: Metric("Brier score of tokens", "lower", "number"),
     ACCURACY_OF_TOKENS: Metric("top-1 accuracy of tokens", "higher", "share"),
+    EXACT_MATCH: Metric("exact match", "higher", "share"),
     EXACT_MATCH_STRICT: Metric("exact match, strict", "higher", "share"),
     EXACT_MATCH_FLEXIBLE: Metric("exact match, flexible", "higher", "share"),
     EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share"),
+    PROMPTS_STRICT: Metric("prompts followed, strict", "higher", "share"),
+    PROMPTS_LOOSE: Metric("prompts followed, loose", "higher", "share"),
     ACCURACY: Metric("accuracy", "higher", "share"),
     ACCURACY_NORMALISED: Metric("accuracy, by length", "higher", "share"),
     CUT: Metric("answers cut", None, "share"),
@@ -76,12 +82,19 @@ METRICS: dict[str, Metric] = {
     SILHOUETTE: Metric("silhouette", "higher", "number"),
     SCATTER_RATIO: Metric("scatter ratio", "lower", "number"),
 }
-DIRECTIONS: dict[str, Direction] = {name: metric.direction for name, metric in METRICS.items() if metric.direction is not None}
+# The end of a name that tells the direction of a metric which is not in the table.
+DIRECTED: dict[Direction, str] = {"lower": "_lower_is_better", "higher": "_higher_is_better"}
 
 
 def metric_of(name: str) -> Metric:
-    """Look a metric up; an unknown one is labelled with its name and has no direction."""
-    return METRICS.get(name) or Metric(name.replace("_", " "), None, "number")
+    """Look a metric up; an unknown one is labelled with its name, whose end may tell its direction (`directed`)."""
+    ends = (direction for direction, end in DIRECTED.items() if name.endswith(end))
+    return METRICS.get(name) or Metric(name.replace("_", " "), next(ends, None), "number")
+
+
+def directed(name: str, direction: Direction | None) -> str:
+    """Let the name of a metric tell its direction, where the table has none and it is known."""
+    return name if name in METRICS or direction is None else name + DIRECTED[direction]
 
 
 def difference_unit(name: str) -> tuple[str, float]:

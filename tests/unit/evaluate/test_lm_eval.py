@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from ual_ray.columns import HARNESS_FILE
 from ual_ray.config import Config, EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.evaluate import lm_eval as bridge
-from ual_ray.evaluate.lm_eval import LM_EVAL_FILE, engine_options, metric_values, run_lm_eval
+from ual_ray.evaluate.lm_eval import engine_options, metric_values, run_lm_eval
 from ual_ray.stats.metrics import MetricValue
 
 RESULTS: dict[str, Any] = {
@@ -35,11 +36,11 @@ RESULTS: dict[str, Any] = {
 
 def test_numbers_become_figures_with_their_standard_errors() -> None:
     assert list(metric_values(RESULTS)) == [
-        MetricValue("gsm8k", "exact_match_strict", "overall", 0.25, 0.05, 80),
-        MetricValue("gsm8k", "exact_match_flexible", "overall", 0.5, None, 80),
-        MetricValue("arc", "accuracy", "overall", 0.4, 0.1, 9),
-        MetricValue("arc", "accuracy_normalised", "overall", 0.3, None, 9),
-        MetricValue("arc", "word_perplexity", "overall", 12.0, None, 9),
+        MetricValue("lm_eval.gsm8k", "exact_match_strict", "overall", 0.25, 0.05, 80),
+        MetricValue("lm_eval.gsm8k", "exact_match_flexible", "overall", 0.5, None, 80),
+        MetricValue("lm_eval.arc", "accuracy", "overall", 0.4, 0.1, 9),
+        MetricValue("lm_eval.arc", "accuracy_normalised", "overall", 0.3, None, 9),
+        MetricValue("lm_eval.arc", "word_perplexity", "overall", 12.0, None, 9),
     ]
 
 
@@ -58,7 +59,7 @@ def test_the_package_gets_the_model_the_tasks_and_the_options(tmp_path: Path, mo
     assert seen["model_args"] == {"pretrained": "/models/tiny", "dtype": "float32"}
     assert (seen["tasks"], seen["limit"], seen["apply_chat_template"]) == (["gsm8k", "arc"], 3, True)
     assert results is RESULTS and len(figures) == 5
-    kept = json.loads((tmp_path / "out" / LM_EVAL_FILE).read_text())
+    kept = json.loads((tmp_path / "out" / HARNESS_FILE).read_text())
     assert kept["results"] == RESULTS["results"] and "samples" not in kept
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray.stats.metrics import (
     CUT,
-    DIRECTIONS,
     EXACT_MATCH_STRICT,
     METRICS,
     NLL,
@@ -124,9 +123,9 @@ def test_a_null_map_hides_what_lies_below_it() -> None:
 
 
 def test_every_metric_has_a_label_and_unknown_ones_no_direction() -> None:
-    assert set(DIRECTIONS) == set(METRICS) - {CUT}
-    assert {DIRECTIONS[name] for name in ("nll", "ece_width", "brier", "aurc", "nc1")} == {"lower"}
-    assert {DIRECTIONS[name] for name in ("accuracy", "win_rate", "auroc", "silhouette")} == {"higher"}
+    assert {name for name, metric in METRICS.items() if metric.direction is None} == {CUT}
+    assert {metric_of(name).direction for name in ("nll", "ece_width", "brier", "aurc", "nc1")} == {"lower"}
+    assert {metric_of(name).direction for name in ("accuracy", "win_rate", "auroc", "silhouette")} == {"higher"}
     assert metric_of("f1_score").direction is None and metric_of("f1_score").label == "f1 score"
 
 
