@@ -57,6 +57,8 @@ PROMPT_HASH = "prompt_hash"
 PROMPT_TOKENS = "prompt_tokens"
 GENERATED_TOKENS = "generated_tokens"
 CALLS = "calls"
+# What the engine answered about a row, kept in the store of measured rows alone.
+REPLIES = "replies"
 
 # Added by smoothing.
 ALPHA = "alpha"
@@ -142,9 +144,23 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 
+# One entry per request. `request`: its key, without seed and number of replies; `asked_by`: the estimators it was for; `n`
+# replies with seeds from `seed` on (null where nothing is sampled), their texts and finish reasons; or log-probabilities of the
+# choices, or the summed NLL (both in nats) of so many tokens.
+REPLIES_TYPE = pa.list_(
+    pa.struct(
+        [
+            *[("request", pa.uint64()), ("asked_by", pa.list_(pa.string())), ("seed", pa.int64()), ("n", pa.int32())],
+            *[("texts", pa.list_(pa.string())), ("finish_reasons", pa.list_(pa.string()))],
+            *[("log_probabilities", pa.list_(pa.float64())), ("nll_sum", pa.float64()), ("target_tokens", pa.int64())],
+        ]
+    )
+)
+
 # The types of columns that are not texts.
 TYPES = {
     MESSAGES: MESSAGES_TYPE,
+    REPLIES: REPLIES_TYPE,
     CHOICES: pa.list_(pa.string()),
     EXTRACTED: pa.map_(pa.string(), pa.string()),
     SCORES: pa.map_(pa.string(), pa.float64()),
@@ -193,7 +209,7 @@ def finish_column(estimator: str) -> str:
 
 
 def measured_schema(estimators: Collection[str]) -> pa.Schema:
-    """Columns that an engine actor adds to a row: every estimator's values, their cost, and their provenance.
+    """Columns that an engine actor adds to a row: every estimator's values, their cost, their provenance, and the replies.
 
     `response_length` is in characters; `truncated`: the elicitor did not see the whole pair; `calls`: number of generations
     requested.
@@ -203,13 +219,14 @@ def measured_schema(estimators: Collection[str]) -> pa.Schema:
     added = fields(*(RESPONSE_LENGTH, TRUNCATED, STATUS, ERROR, ELICITOR, PROMPT_HASH, PROMPT_TOKENS, GENERATED_TOKENS, CALLS))
     values += map(mass_column, estimators)
     finished = [pa.field(finish_column(name), pa.list_(pa.string())) for name in estimators]
-    return pa.schema([*ROWS, *(pa.field(name, pa.float64()) for name in values), *finished, *added])
+    return pa.schema([*ROWS, *(pa.field(name, pa.float64()) for name in values), *finished, *added, *fields(REPLIES)])
 
 
 def scored_schema(estimators: Collection[str]) -> pa.Schema:
-    """Columns of a scored row: those measured, the ensemble's, and `uncertainty`, which smoothing reads."""
+    """Columns of a scored row: those measured but for the replies, the ensemble's, and `uncertainty`, which smoothing reads."""
+    measured = [field for field in measured_schema(estimators) if field.name != REPLIES]
     ensemble = pa.field(uncertainty_column(ENSEMBLE), pa.float64())
-    return pa.schema([*measured_schema(estimators), ensemble, *fields(UNCERTAINTY)])
+    return pa.schema([*measured, ensemble, *fields(UNCERTAINTY)])
 
 
 TOKENS = pa.schema(

@@ -55,14 +55,14 @@ def test_a_measured_row_has_five_columns_per_estimator() -> None:
         *("uncertainty_nll", "raw_nll", "uncertainty_p_true", "raw_p_true", "retest_nll", "retest_p_true"),
         *("mass_nll", "mass_p_true", "finish_nll", "finish_p_true"),
         *("response_length", "truncated", "status", "error", "elicitor", "prompt_hash"),
-        *("prompt_tokens", "generated_tokens", "calls"),
+        *("prompt_tokens", "generated_tokens", "calls", "replies"),
     ]
 
 
 def test_a_scored_row_has_the_ensemble_and_the_uncertainty_too() -> None:
     scored, measured = col.scored_schema(["nll"]), col.measured_schema(["nll"])
-    assert scored.names == [*measured.names, "uncertainty_ensemble", "uncertainty"]
-    assert all(scored.field(name).equals(measured.field(name)) for name in measured.names)
+    assert scored.names == [*measured.names[:-1], "uncertainty_ensemble", "uncertainty"], "all but the replies"
+    assert all(scored.field(name).equals(measured.field(name)) for name in measured.names[:-1])
 
 
 def test_file_digest_follows_the_content(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from ual_ray.config.section import Section, Share, key
 
 # A fifth of them is swapped; with fewer the intervals are too wide to tell anything.
 LEAST_CHECKED = 20
+# Each attempt at a reply has so many seeds of its own, whatever elicit.samples is.
+MOST_SAMPLES = 1 << 16
 
 
 class ElicitConfig(Section):
@@ -71,7 +73,11 @@ class ElicitConfig(Section):
         description="verbalized estimators and p_true: expectation over token log-probabilities, or mean of sampled replies",
     )
     samples: int = key(
-        8, ge=1, affects="scores", description="replies per row, for mode=sampled, self_consistency and semantic_entropy"
+        8,
+        ge=1,
+        le=MOST_SAMPLES,
+        affects="scores",
+        description="replies per row, for mode=sampled, self_consistency and semantic_entropy",
     )
     temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
     max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")

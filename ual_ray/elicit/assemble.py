@@ -82,7 +82,8 @@ class Assembly:
     def _scored(self, wanted: pa.ChunkedArray, numbers: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
         """Read whole rows in the same order, and put the computed columns in."""
         start = 0
-        for table in self.store.select(wanted):
+        names = [name for name in self.store.schema.names if name != col.REPLIES]
+        for table in self.store.select(wanted, names):
             part = numbers.slice(start, len(table))
             yield pa.table({name: (part if name in COMPUTED else table)[name] for name in schema.names}, schema=schema)
             start += len(table)

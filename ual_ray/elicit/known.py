@@ -1,112 +1,138 @@
-"""Scores that the same elicitor gave before, under other settings that do not concern them: they are not asked for again.
+"""Replies that the same elicitor gave before, under other settings: they are not asked for again.
 
-The scores of a run are stored under a key of all its settings. Another key leaves the estimators as they were whose requests
-and reading are the same: one more estimator, more samples of another one, a longer context, a seed that nothing is sampled
-with.
+The rows of a run are stored under a key of all its settings, each with the replies that its scores were made of. Another run
+with the same elicitor finds these by request, in all stores next to its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages, digest
+from ual_ray.columns import digest
 from ual_ray.config.files import read_json, write_json
-from ual_ray.elicit.estimators import Estimator
-from ual_ray.elicit.scoring import RETEST_ATTEMPT
+from ual_ray.elicit.replies import Kept
 from ual_ray.engines.row_store import RowStore
 
-ESTIMATORS_FILE = "estimators.json"
-# What a request depends on shows in the requests about these.
-PROBES: tuple[Messages, ...] = (
-    [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This."}],
-    [
-        {"role": "system", "content": "Be short."},
-        {"role": "user", "content": "Which?"},
-        {"role": "assistant", "content": "This."},
-        {"role": "user", "content": "Why?"},
-        {"role": "assistant", "content": "#### 7"},
-    ],
-)
-# Fields of an estimator that are in its requests as far as it uses them.
-SENT = ("prompts", "sampling")
-# A row that was scored whole has the same score in a longer context, and however longer rows are treated.
+# Next to a store's rows: whom they asked.
+ASKED_FILE = "asked.json"
+# What versions before the replies were kept wrote instead.
+OLD_FILE = "estimators.json"
+# A request that fits has the same result in a longer context, and however requests that do not fit are treated.
 OF_LONG_ROWS = ("max_model_len", "overlong")
+# Rows that follow each other were stored in few files.
+FILES_IN_MEMORY = 4
+ROW_BITS = 32
+
+logger = logging.getLogger(__name__)
 
 
-def estimator_keys(estimators: Mapping[str, Estimator], measuring: Mapping[str, Any]) -> dict[str, str]:
-    """Return for every estimator a hash of all that its scores depend on, besides the row.
+def asked_of(measuring: Mapping[str, Any]) -> str:
+    """Hash whom a run asks: the elicitor and the engine settings that its answers depend on, not what is asked.
 
-    measuring: what all scores of the run depend on together, as in its store's key.
+    measuring: what the scores of the run depend on, as in its store's key.
     """
-    elicit = {name: measuring["elicit"][name] for name in ("retries", "retest_share")}
     engine = {name: value for name, value in measuring["engine"].items() if name not in OF_LONG_ROWS}
-    shared = [col.SCHEMA_VERSION, measuring["model"], measuring["adapter"], measuring["endpoint"], elicit, engine]
-    return {name: digest([*map(_plain, shared), name, *_own(estimator)]) for name, estimator in estimators.items()}
+    return digest([measuring["model"], measuring["adapter"], measuring["endpoint"], engine])
 
 
-def _own(estimator: Estimator) -> list[str]:
-    asked = [repr(list(estimator.requests(probe, attempt))) for probe in PROBES for attempt in (0, 1, RETEST_ATTEMPT)]
-    return [*asked, *(f"{name}={value!r}" for name, value in sorted(vars(estimator).items()) if name not in SENT)]
+def note_asked(store: Path, asked: str) -> None:
+    """Write next to a store's rows whom they ask."""
+    store.mkdir(parents=True, exist_ok=True)
+    write_json(store / ASKED_FILE, asked)
 
 
-def _plain(value: Any) -> str:
-    return repr(sorted(value.items())) if isinstance(value, Mapping) else repr(value)
-
-
-def score_columns(name: str) -> list[str]:
-    """List the columns that hold an estimator's result."""
-    columns = (col.uncertainty_column, col.raw_column, col.retest_column, col.mass_column, col.finish_column)
-    return [column(name) for column in columns]
+def stores_without_replies(store: Path) -> list[Path]:
+    """List the other stores in the folder of `store` whose rows have scores and no replies."""
+    old = sorted(file.parent for file in store.parent.glob(f"*/{OLD_FILE}"))
+    return [folder for folder in old if folder != store and not (folder / ASKED_FILE).exists()]
 
 
 @dataclass(frozen=True)
-class KnownScores:
-    """By estimator the ids that have a score, sorted, and their columns in this order."""
+class KnownReplies:
+    """Where replies are: `keys` of requests, sorted, and for each a place: a number of `files`, and a row in it.
 
-    found: Mapping[str, tuple[np.ndarray, pa.Table]]
-
-    def of(self, ids: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
-        """Return the known columns of rows, by estimator."""
-        known: list[dict[str, dict[str, Any]]] = [{} for _ in ids]
-        for name, (stored, table) in self.found.items():
-            wanted = np.array(ids, dtype=stored.dtype)
-            places = np.minimum(np.searchsorted(stored, wanted), len(stored) - 1)
-            hits = np.flatnonzero(stored[places] == wanted)
-            for row, values in zip(hits, table.take(places[hits]).to_pylist(), strict=True):
-                known[row][name] = values
-        return known
-
-
-def note_estimators(store: Path, keys: Mapping[str, str]) -> None:
-    """Write next to a store which estimators it has scores of."""
-    store.mkdir(parents=True, exist_ok=True)
-    write_json(store / ESTIMATORS_FILE, dict(keys))
-
-
-def find_known(store: Path, keys: Mapping[str, str]) -> KnownScores:
-    """Collect from the other stores next to `store` the scores of whole rows by estimators with the same keys.
-
-    Holds the ids and numbers of all these rows in memory.
+    16 bytes a request are in memory; the replies are read when they are asked for.
     """
-    parts: dict[str, list[pa.Table]] = {}
-    for file in sorted(store.parent.glob(f"*/{ESTIMATORS_FILE}")):
-        theirs = read_json(file) or {}
-        other = RowStore(file.parent, col.measured_schema(list(theirs)))
-        for name in (name for name, key in keys.items() if file.parent != store and theirs.get(name) == key):
-            scored = pyarrow.compute.field(col.uncertainty_column(name)).is_valid()
-            whole = ~pyarrow.compute.field(col.TRUNCATED)
-            parts.setdefault(name, []).append(other.read([col.ID, *score_columns(name)], scored & whole))
-    return KnownScores({name: _sorted(tables) for name, tables in parts.items() if any(map(len, tables))})
+
+    files: tuple[str, ...]
+    keys: np.ndarray
+    places: np.ndarray
+
+    def __call__(self, keys: Collection[int]) -> dict[int, list[Kept]]:
+        """Read the replies to requests by key, the newest first."""
+        wanted = np.array(sorted(keys), np.uint64)
+        first, last = (np.searchsorted(self.keys, wanted, side) for side in ("left", "right"))
+        rows: dict[int, set[int]] = defaultdict(set)
+        for start, end in zip(first, last, strict=True):
+            for place in self.places[start:end].tolist():
+                rows[place >> ROW_BITS].add(place & (1 << ROW_BITS) - 1)
+        found: dict[int, list[Kept]] = defaultdict(list)
+        for file, places in sorted(rows.items()):
+            replies = _replies_in(self.files[file])
+            for entries in replies.take(sorted(places)).to_pylist() if replies is not None else ():
+                for entry in entries:
+                    if entry["request"] in keys:
+                        found[entry["request"]].append(entry)
+        return found
 
 
-def _sorted(tables: Iterable[pa.Table]) -> tuple[np.ndarray, pa.Table]:
-    table = pa.concat_tables(tables).sort_by(col.ID).combine_chunks()
-    return np.array(table[col.ID].to_pylist()), table.drop_columns(col.ID)
+def find_known(store: Path, asked: str) -> KnownReplies:
+    """Index the replies of the same elicitor in the stores next to `store` and inside of it and them, but for its own rows."""
+    files: list[str] = []
+    parts = [pa.table({name: pa.array([], kind) for name, kind in INDEX.items()})]
+    for file in _files(store, asked):
+        if (part := _index(file, len(files))) is not None:
+            files.append(str(file))
+            parts.append(part)
+    # A run's store repeats the replies that it took over.
+    index = pa.concat_tables(parts).group_by(["request", "seed", "n"]).aggregate([("place", "min")]).sort_by("request")
+    return KnownReplies(tuple(files), index["request"].to_numpy(), index["place_min"].to_numpy())
+
+
+INDEX = {"request": pa.uint64(), "seed": pa.int64(), "n": pa.int32(), "place": pa.uint64()}
+
+
+def _files(store: Path, asked: str) -> list[Path]:
+    """List the files to index, the newest first: what was asked again is asked for a reason."""
+    return sorted(_other_files(store, asked), key=lambda file: -file.stat().st_mtime_ns)
+
+
+def _other_files(store: Path, asked: str) -> Iterator[Path]:
+    for folder in (file.parent for file in store.parent.glob(f"*/{ASKED_FILE}") if read_json(file) == asked):
+        for finished in folder.rglob(RowStore.FINISHED):
+            if finished.parent != store:  # its own rows are not sent at all
+                yield from RowStore(finished.parent, pa.schema([])).files()
+
+
+def _index(file: Path, number: int) -> pa.Table | None:
+    """List the requests of a file; None for one without replies."""
+    with pyarrow.parquet.ParquetFile(file) as opened:
+        if col.REPLIES not in opened.schema_arrow.names:
+            return None
+        leaves = [f"{col.REPLIES}.list.element.{name}" for name in ("request", "seed", "n")]
+        column = opened.read(leaves)[col.REPLIES].combine_chunks()
+    rows = pa.compute.list_parent_indices(column).to_numpy().astype(np.uint64)
+    entries = pa.compute.list_flatten(column)
+    places = pa.array((np.uint64(number) << np.uint64(ROW_BITS)) | rows)
+    return pa.table({**{name: entries.field(name) for name in ("request", "seed", "n")}, "place": places}, pa.schema(INDEX))
+
+
+@lru_cache(FILES_IN_MEMORY)
+def _replies_in(file: str) -> pa.Array | None:
+    try:
+        return pyarrow.parquet.read_table(file, columns=[col.REPLIES], partitioning=None)[col.REPLIES].combine_chunks()
+    except FileNotFoundError:
+        logger.warning("%s was removed; its replies are asked for again", file)
+        return None

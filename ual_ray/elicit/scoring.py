@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from ual_ray import columns as col
@@ -14,14 +15,13 @@ from ual_ray.columns import Messages
 from ual_ray.config import AUTO, ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
-from ual_ray.engines import Engine, run_once
+from ual_ray.elicit.replies import Kept, Known, answer, asked_with, keep, no_replies, request_key
+from ual_ray.engines import Engine
 from ual_ray.engines.reply_text import CUT
 from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Overlong, Request, Result
 from ual_ray.models.truncate import MOST_CUTS, shorten
 
 Row = dict[str, Any]
-# By estimator, the columns of its result.
-KnownColumns = Mapping[str, Mapping[str, Any]]
 
 # A retest asks with seeds that no retry of the first test has used.
 RETEST_ATTEMPT = 1000
@@ -29,13 +29,23 @@ RETEST_ATTEMPT = 1000
 
 @dataclass
 class Measurement:
-    """What is known of one row: an estimate per estimator, every result that was paid for, and what was asked."""
+    """What is known of one row: an estimate per estimator, every result, and what was asked: last, and ever by whom."""
 
     messages: Messages
     estimates: dict[str, Estimate] = field(default_factory=dict)
     results: dict[Request, Result] = field(default_factory=dict)
+    keys: dict[Request, int] = field(default_factory=dict)
+    asked_by: dict[Request, dict[str, None]] = field(default_factory=dict)
     asked: dict[str, Sequence[Request]] = field(default_factory=dict)
     truncated: bool = False
+
+    def ask(self, name: str, requests: Sequence[Request], key: Callable[[Request], int]) -> None:
+        """Note an estimator's requests of a new attempt; `key` makes the key of a request."""
+        self.asked[name] = requests
+        for request in requests:
+            self.asked_by.setdefault(request, {})[name] = None
+            if request not in self.keys:
+                self.keys[request] = key(request)
 
     def failures(self, name: str) -> list[Failure]:
         """The failed requests of an estimator's last attempt."""
@@ -51,6 +61,11 @@ class Measurement:
         """Why the replies of an estimator's last attempt ended; None where no reply was sampled."""
         sampled = [result for request in self.asked[name] if isinstance(result := self.results[request], CompletionResult)]
         return [finish for result in sampled for _, finish in result.replies] if sampled else None
+
+    def kept(self) -> list[Kept]:
+        """The replies to keep, of every attempt."""
+        entries = (keep(self.keys[asked], asked, result, [*self.asked_by[asked]]) for asked, result in self.results.items())
+        return [entry for entry in entries if entry is not None]
 
     def reason(self, name: str) -> str:
         """Why an estimator has no value."""
@@ -73,13 +88,15 @@ class ScoreRows:
         config: ElicitConfig,
         overlong: Literal["drop", "truncate"] = "drop",
         seed: int = 0,
-        known: Callable[[Sequence[str]], Sequence[KnownColumns]] | None = None,
+        asked: str = "",
+        known: Known = no_replies,
     ) -> None:
         """Build the estimators. Raises UserError for an invalid template file.
 
-        known: returns, for rows by id, the columns of estimators that need not be asked.
+        asked: identifies the elicitor in the keys of its replies (`known.asked_of`). known: those that need not be asked for.
         """
         self._config = config
+        self._asked = asked
         self._known = known
         self._truncate = overlong == "truncate"
         self._estimators = make_estimators(config, seed)
@@ -88,31 +105,23 @@ class ScoreRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
-        known = self._known([row[col.ID] for row in rows]) if self._known else [{} for _ in rows]
-        measured = self._measure([row[col.MESSAGES] for row in rows], known, engine)
+        measured = self._measure([row[col.MESSAGES] for row in rows], engine)
         again = [index for index, row in enumerate(rows) if position(row[col.ID]) < self._config.retest_share][::-1]
         # In another order and company: what is measured is the noise of the score, not the engine's memory.
-        conversations = [measured[index].messages for index in again]
-        retested = self._measure(conversations, [known[index] for index in again], engine, RETEST_ATTEMPT)
+        retested = self._measure([measured[index].messages for index in again], engine, RETEST_ATTEMPT)
         second = dict(zip(again, retested, strict=True))
         prompts = prompt_hash(self._prompts, engine.template_hash)
-        columns = (self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows))
-        return [row | asked | _flat(own) for row, asked, own in zip(rows, columns, known, strict=True)]
+        return [row | self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows)]
 
-    def _measure(
-        self, conversations: Sequence[Messages], known: Sequence[KnownColumns], engine: Engine, attempt: int = 0
-    ) -> list[Measurement]:
-        measured = [
-            Measurement(messages, {name: _estimate(name, columns) for name, columns in own.items()})
-            for messages, own in zip(conversations, known, strict=True)
-        ]
-        asked = {index: [name for name in self._estimators if name not in own] for index, own in enumerate(known)}
-        self._ask({index: names for index, names in asked.items() if names}, measured, engine, attempt)
+    def _measure(self, conversations: Sequence[Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
+        measured = [Measurement(messages) for messages in conversations]
+        everything = [*self._estimators]
+        self._ask(dict.fromkeys(range(len(measured)), everything), measured, engine, attempt)
         for _ in range(MOST_CUTS if self._truncate else 0):
             cut = [index for index, measurement in enumerate(measured) if self._cut(measurement)]
             if not cut:
                 break
-            self._ask({index: asked[index] for index in cut}, measured, engine, attempt)
+            self._ask(dict.fromkeys(cut, everything), measured, engine, attempt)
         for retry in range(1, self._config.retries + 1):
             unparsed = {index: self._unparsed(measurement, attempt + retry) for index, measurement in enumerate(measured)}
             self._ask({index: names for index, names in unparsed.items() if names}, measured, engine, attempt + retry)
@@ -120,11 +129,15 @@ class ScoreRows:
 
     def _ask(self, wanted: Mapping[int, list[str]], measured: list[Measurement], engine: Engine, attempt: int) -> None:
         """Ask what the named estimators of the numbered rows need, all at once, and reduce."""
+        whom, retest = asked_with(self._asked, engine.template_hash), attempt >= RETEST_ATTEMPT
         for index, names in wanted.items():
-            requests = {name: self._estimators[name].requests(measured[index].messages, attempt) for name in names}
-            measured[index].asked |= requests
+            measurement = measured[index]
+            for name in names:
+                requests = self._estimators[name].requests(measurement.messages, attempt)
+                measurement.ask(name, requests, partial(request_key, whom, retest=retest))
         new = {index: _unanswered(measured[index], names) for index, names in wanted.items()}
-        results = run_once(engine, [request for requests in new.values() for request in requests])
+        keys = {request: measured[index].keys[request] for index, requests in new.items() for request in requests}
+        results = answer(engine, keys, self._known)
         for index, names in wanted.items():
             measurement = measured[index]
             measurement.results |= {request: results[request] for request in new[index]}
@@ -154,7 +167,7 @@ class ScoreRows:
 
     def _columns(self, row: Row, measurement: Measurement, second: Measurement | None, prompts: str) -> Row:
         columns: Row = {}
-        for name in measurement.asked:
+        for name in self._estimators:
             estimate = measurement.estimates[name]
             columns[col.uncertainty_column(name)] = estimate.uncertainty
             columns[col.raw_column(name)] = estimate.raw
@@ -175,15 +188,8 @@ class ScoreRows:
             col.PROMPT_TOKENS: sum(result.prompt_tokens for result in paid),
             col.GENERATED_TOKENS: sum(result.generated_tokens for result in paid),
             col.CALLS: sum(result.calls for result in paid),
+            col.REPLIES: [*measurement.kept(), *(second.kept() if second is not None else ())],
         }
-
-
-def _estimate(name: str, columns: Mapping[str, Any]) -> Estimate:
-    return Estimate(columns[col.uncertainty_column(name)], columns[col.raw_column(name)])
-
-
-def _flat(known: KnownColumns) -> Row:
-    return {column: value for columns in known.values() for column, value in columns.items()}
 
 
 def needed(config: ElicitConfig) -> tuple[str, ...]:

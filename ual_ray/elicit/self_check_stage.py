@@ -18,6 +18,7 @@ from ual_ray.config import Config
 from ual_ray.config.files import write_json
 from ual_ray.data.peek import DataPeek
 from ual_ray.data.usable import UsableRow, usable_rows
+from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.self_check import CANDIDATES_PER_ROW, Row, make_self_check, place
 from ual_ray.engines import EngineSpec
@@ -32,11 +33,19 @@ CHECKED_FILE = "self_check.parquet"
 MOST_SHARDS = 16
 
 
-def self_check(config: Config, candidates: list[Row], folder: Path, store_folder: Path, meter: Meter) -> dict[str, Any]:
+def self_check(
+    config: Config,
+    candidates: list[Row],
+    folder: Path,
+    store_folder: Path,
+    meter: Meter,
+    asked: str = "",
+    known: Known = no_replies,
+) -> dict[str, Any]:
     """Score elicit.self_check of the candidates, a fifth of them with another row's response; return what was found.
 
-    Writes self_check.json into `folder`. Answers are kept in a store of their own below `store_folder`. Raises UserError for
-    too few rows, and where elicit.uncertainty=auto finds no estimator.
+    Writes self_check.json into `folder`. Answers are kept in a store of their own below `store_folder`; asked, known: as in
+    `stage.elicit`. Raises UserError for too few rows, and where elicit.uncertainty=auto finds no estimator.
     """
     settings = config.elicit
     check = make_self_check(candidates, settings.self_check, config.seed)
@@ -44,7 +53,7 @@ def self_check(config: Config, candidates: list[Row], folder: Path, store_folder
     store = RowStore(store_folder / STORE_FOLDER, col.measured_schema(settings.estimators))
     store.retry_failed()
     spec = EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code)
-    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed), store)
+    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store)
     result = check.result(pa.concat_tables(map_file(folder / CHECKED_FILE, job, meter)), settings)
     write_json(folder / col.SELF_CHECK_FILE, result)
     return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
@@ -20,7 +19,7 @@ from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.peek import DataPeek
 from ual_ray.data.ray_source import read_rows
 from ual_ray.elicit.assemble import Assembly
-from ual_ray.elicit.known import KnownScores, find_known
+from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows, needed
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.monitor import Limits
@@ -31,12 +30,12 @@ from ual_ray.run.progress import Meter
 
 
 def elicit(
-    config: Config, seen: DataPeek, folder: Path, store_folder: Path, meter: Meter, keys: Mapping[str, str] | None = None
+    config: Config, seen: DataPeek, folder: Path, store_folder: Path, meter: Meter, asked: str, known: Known = no_replies
 ) -> dict[str, Any]:
     """Score the rows of the configured splits into `folder`/scored; `folder` gets canonical rows and quarantine too.
 
-    Measurements are kept in the row store at `store_folder`; rows that it has finished are not measured again. keys: those of
-    the estimators, to take scores over from the stores next to it; None = none are. Returns counts and means. Raises UserError
+    Measurements are kept in the row store at `store_folder`; rows that it has finished are not measured again; nor are
+    requests whose reply is `known`. asked: whom the run asks (`known.asked_of`). Returns counts and means. Raises UserError
     when too many rows are bad or without a score; finished rows are kept.
     """
     settings = config.elicit
@@ -46,8 +45,7 @@ def elicit(
     store = RowStore(store_folder, col.measured_schema(settings.estimators))
     store.retry_failed()
     spec = EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code)
-    known = _Shared(ray.remote(find_known).remote(store_folder, keys)) if keys else None
-    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, known), store)
+    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store)
     limits = Limits(config.data.max_bad_share, settings.max_quarantine_share)
     # The status of a stored row is about the uncertainty that was configured when it was measured.
     failed = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))
@@ -61,18 +59,6 @@ def elicit(
     figures = ray.get(ray.remote(num_cpus=1)(Assembly.run).remote(Assembly(folder, store, settings)))
     check(config, figures, folder)
     return figures | {"format": seen.format_name, "duplicates": duplicates, "scoring_seconds": scoring_seconds}
-
-
-class _Shared:
-    """Known scores in Ray's object store, which the actors of a machine share."""
-
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
-        self._known: KnownScores | None = None
-
-    def __call__(self, ids: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
-        self._known = self._known or ray.get(self._reference)
-        return self._known.of(ids)
 
 
 def expected_rows(config: Config, seen: DataPeek) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ual_ray import columns as col
 from ual_ray.config import AUTO, Config
@@ -37,6 +37,9 @@ from ual_ray.run.step import (
 )
 from ual_ray.stats.score_quality import Quality, auroc_text
 from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
+
+if TYPE_CHECKING:
+    from ual_ray.elicit.replies import Known
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
@@ -73,13 +76,13 @@ def _store(config: Config, place: Place, key: Mapping[str, Any]) -> Path:
 
 def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
     import ray
-    from rich.markup import escape
 
     from ual_ray.data.formats import BadRow
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
-    from ual_ray.elicit.estimators import make_estimators
-    from ual_ray.elicit.known import estimator_keys, note_estimators
+    from ual_ray.elicit.known import asked_of, note_asked
+    from ual_ray.elicit.replies import no_replies
+    from ual_ray.elicit.shared import Shared
     from ual_ray.elicit.trial import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
 
@@ -88,20 +91,25 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
+    _explain_old_stores(session, store)
+    asked = asked_of(measuring(config))
+    note_asked(store, asked)
+
+    def known() -> Known:
+        return no_replies if "elicit" in session.force else Shared(store, asked)
+
     if config.engine.remote and not RowStore(store, col.measured_schema(config.elicit.estimators)).count():
         good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
-        for note in try_server(config, [*islice(good, TRIAL_ROWS)]):
-            session.say("server", escape(note))
-    forced = "elicit" in session.force
-    keys = estimator_keys(make_estimators(config.elicit, config.seed), measuring(config))
-    note_estimators(store, keys)
+        for note in try_server(config, [*islice(good, TRIAL_ROWS)], asked, known()):
+            session.say("server", note)
     checked: dict[str, Any] = {}
     if config.elicit.self_check:
-        checked = {"self_check": _self_check(session, self_checks.candidates_in_data(config, seen), folder, store)}
+        candidates = self_checks.candidates_in_data(config, seen)
+        checked = {"self_check": _self_check(session, candidates, folder, store, known())}
         selected = config.elicit.model_copy(update={"uncertainty": checked["self_check"]["uncertainty"]})
         config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
-        metrics = stage.elicit(config, seen, folder, store, shown, None if forced else keys) | checked
+        metrics = stage.elicit(config, seen, folder, store, shown, asked, known()) | checked
     run.metrics({**metrics, "rows_per_second": shown.rate()})
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
@@ -116,7 +124,9 @@ def check_scored(session: Session, scored: Path) -> None:
 
     Raises UserError where the configuration is not that of the scores.
     """
+    from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.self_check_stage import candidates_in_scores
+    from ual_ray.elicit.shared import Shared
 
     folder, key = scored.parent, measuring(session.config)
     made_by = ((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get("measuring") or key
@@ -128,17 +138,29 @@ def check_scored(session: Session, scored: Path) -> None:
             fix="give the --config and the overrides that the scores were made with",
         )
     session.connect()
-    _self_check(
-        session, candidates_in_scores(session.config, scored), folder, _store(session.config, Place(folder.parent), key)
-    )
+    store = _store(session.config, Place(folder.parent), key)
+    candidates = candidates_in_scores(session.config, scored)
+    _self_check(session, candidates, folder, store, Shared(store, asked_of(key)))
 
 
-def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:
+def _explain_old_stores(session: Session, store: Path) -> None:
+    from ual_ray.elicit.known import stores_without_replies
+
+    if store.exists():
+        return
+    for old in stores_without_replies(store):
+        text = f"{old} is of an earlier version, which kept no replies: with changed settings its rows are asked again"
+        session.say("elicit", text, "yellow")
+
+
+def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path, known: Known) -> dict[str, Any]:
     """Run the self-check and print a line per estimator."""
+    from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.self_check_stage import self_check
 
+    asked = asked_of(measuring(session.config))
     with meter(session.console, "self-check", session.config.elicit.self_check, "rows") as shown:
-        result = self_check(session.config, candidates, folder, store, shown)
+        result = self_check(session.config, candidates, folder, store, shown, asked, known)
     about = f"{result['rows']} rows, {result['swapped']} of them with another row's response"
     session.say("self-check", f"{about}; AUROC of telling which, with its 95% interval; 0.5 = chance")
     for name, found in result["estimators"].items():

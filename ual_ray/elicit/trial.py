@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from ual_ray.columns import Messages
 from ual_ray.config import Config
 from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.replies import Known, answer, asked_with, no_replies, request_key
 from ual_ray.elicit.scoring import needed
-from ual_ray.engines import Engine, EngineSpec, make_engine, run_once
+from ual_ray.engines import Engine, EngineSpec, make_engine
 from ual_ray.engines.requests import Failure
 from ual_ray.errors import UserError
 
@@ -25,28 +26,29 @@ ADVICE = {
 OTHERWISE = "set what the server asks for in engine.endpoint.extra_body"
 
 
-def try_server(config: Config, rows: Sequence[Messages]) -> list[str]:
-    """Send the rows and return notes on what was adapted and what has no score.
+def try_server(config: Config, rows: Sequence[Messages], asked: str = "", known: Known = no_replies) -> list[str]:
+    """Send the rows, but for `known` replies, and return notes on what was adapted and what has no score.
 
     Raises UserError, in the server's words, when it answers no request about these rows.
     """
     spec = EngineSpec(config.engine.model_copy(update={"max_actors": 1, "min_actors": 1}), config.elicit.model)
     engine = make_engine(spec)
     try:
-        return [*_unscored(config, rows, engine), *getattr(engine, "adaptations", [])]
+        return [*_unscored(config, rows, engine, asked, known), *getattr(engine, "adaptations", [])]
     finally:
         if (close := getattr(engine, "close", None)) is not None:
             close()
 
 
-def _unscored(config: Config, rows: Sequence[Messages], engine: Engine) -> list[str]:
+def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: str, known: Known) -> list[str]:
     estimators = {
         name: made for name, made in make_estimators(config.elicit, config.seed).items() if name in needed(config.elicit)
     }
-    asked = [
+    wanted = [
         (estimator, messages, list(estimator.requests(messages))) for messages in rows for estimator in estimators.values()
     ]
-    results = run_once(engine, [request for *_, requests in asked for request in requests])
+    whom = asked_with(asked, engine.template_hash)
+    results = answer(engine, {request: request_key(whom, request) for *_, own in wanted for request in own}, known)
     refused = [
         result.reason for result in results.values() if isinstance(result, Failure) and result.reason.startswith("engine:")
     ]
@@ -56,7 +58,7 @@ def _unscored(config: Config, rows: Sequence[Messages], engine: Engine) -> list[
         raise UserError(
             f"{config.elicit.model} answers none of {len(results)} requests about {len(rows)} rows", got=words, fix=advice
         )
-    estimates = [estimator.reduce([results[request] for request in own], messages) for estimator, messages, own in asked]
+    estimates = [estimator.reduce([results[request] for request in own], messages) for estimator, messages, own in wanted]
     failed = [result.reason for result in results.values() if isinstance(result, Failure)]
     reasons = Counter(
         [*failed, *(estimate.reason for estimate in estimates if estimate.reason and estimate.reason not in failed)]

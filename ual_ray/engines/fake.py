@@ -73,7 +73,7 @@ class FakeEngine:
         if isinstance(request, Likelihood):
             words = len(turns[-1][1].split()) + 1
             return LikelihoodResult(3 * words * self._unit(turns), words, prompt_tokens=length)
-        texts = tuple(f"#### {int(100 * self._unit(turns, request.seed, sample))}" for sample in range(request.n))
+        texts = tuple(f"#### {int(100 * self._unit(turns, request.seed + sample))}" for sample in range(request.n))
         result = CompletionResult(texts, prompt_tokens=length, generated_tokens=2 * request.n)
         if not request.confidence:
             return result

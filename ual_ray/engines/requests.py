@@ -64,7 +64,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Completion:
-    """Ask for `n` replies of up to `max_tokens` tokens; temperature 0 is greedy.
+    """Ask for `n` replies of up to `max_tokens` tokens, with the seeds from `seed` on; temperature 0 is greedy.
 
     `confidence` also asks for the log-probability of the first reply, which costs a pass over the vocabulary per token.
     `thinking`: tokens for a thought before the reply, in addition to max_tokens. `choices`: what the reply may be, for servers
@@ -96,7 +96,7 @@ class ChoiceResult:
     @property
     def mass(self) -> float:
         """Probability of all choices together, in [0, 1]; NaN where one is NaN."""
-        return min(1.0, math.fsum(math.exp(value) for value in self.log_probabilities))
+        return min(math.fsum(math.exp(value) for value in self.log_probabilities), 1.0)
 
 
 @dataclass(frozen=True)

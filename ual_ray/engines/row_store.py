@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ class RowStore:
 
     folder: Path
     schema: pa.Schema
+    FINISHED: ClassVar[str] = "finished"
 
     def __post_init__(self) -> None:
         """Take over a store of version 0.1, whose folders had a name per stage."""
@@ -46,7 +48,7 @@ class RowStore:
     @property
     def finished(self) -> Path:
         """Where Ray Data writes rows."""
-        return self.folder / "finished"
+        return self.folder / self.FINISHED
 
     @property
     def checkpoint(self) -> Path:
@@ -80,14 +82,14 @@ class RowStore:
 
     def missing(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         """Return those of the ids that have no row, neither a finished nor a failed one."""
-        return ids.filter(pa.compute.is_null(self._positions(ids, self._files())))
+        return ids.filter(pa.compute.is_null(self._positions(ids, self.files())))
 
     def select(self, ids: pa.ChunkedArray, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows with these ids, a table per file, each row once: the finished one where there is a failed one too.
 
         Holds the ids of the store and one file at a time. Until rows are added the order is the same at every call.
         """
-        files = self._files()
+        files = self.files()
         positions = np.unique(self._positions(ids, files).drop_null().to_numpy())
         start = 0
         for file in files:
@@ -107,7 +109,8 @@ class RowStore:
                 fix="run the stage again with --force",
             )
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """List the files of finished rows, then those of failed ones."""
         return [*complete_files(self.finished, self.checkpoint), *sorted(self.failed.glob("*.parquet"))]
 
     def _positions(self, ids: pa.ChunkedArray, files: Sequence[Path]) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Scores taken over from the store of other settings: only what they concern is asked again."""
+"""Replies taken over from the stores of other settings: only what a change concerns is asked again."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.load import load
-from ual_ray.elicit.estimators import make_estimators
-from ual_ray.elicit.known import KnownScores, estimator_keys, find_known, note_estimators
+from ual_ray.elicit.known import OLD_FILE, asked_of, find_known, note_asked, stores_without_replies
+from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.step import measuring
 from ual_ray.engines import EngineSpec, make_engine
-from ual_ray.engines.requests import Request, Result
+from ual_ray.engines.requests import Completion, Request, Result
 from ual_ray.engines.row_store import RowStore
 from ual_ray.parquet import write_table
 
 BASE = ("elicit.estimators=[verbalized_error,nll]", "engine.kind=fake", "elicit.retest_share=0")
+SAMPLED = ("elicit.estimators=[nll,self_consistency]", "elicit.uncertainty=nll", "elicit.samples=8")
 TEXTS = [f"question {number}" for number in range(12)]
+ROWS = len(TEXTS)
 
 
 class Counting:
-    """The fake engine, which counts its requests by kind."""
+    """The fake engine, which counts its requests by kind, and the replies that are sampled."""
 
     template_hash = "counted"
 
@@ -37,15 +39,12 @@ class Counting:
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         self.calls.update(type(request).__name__ for request in requests)
+        self.calls["samples"] += sum(request.n for request in requests if isinstance(request, Completion))
         return self._engine.run(requests)
 
 
 def config_of(*overrides: str) -> Config:
     return load(None, [*BASE, *overrides])
-
-
-def keys_of(config: Config) -> dict[str, str]:
-    return estimator_keys(make_estimators(config.elicit, config.seed), measuring(config))
 
 
 def rows() -> list[dict[str, Any]]:
@@ -59,79 +58,160 @@ def rows() -> list[dict[str, Any]]:
 def score(config: Config, stores: Path, name: str, *, take: bool = True) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Score all rows as an actor does, and leave them in the store of that name."""
     store, engine = RowStore(stores / name, col.measured_schema(config.elicit.estimators)), Counting()
-    note_estimators(store.folder, keys_of(config))
-    known = find_known(store.folder, keys_of(config)) if take else KnownScores({})
-    scored = ScoreRows(config.elicit, seed=config.seed, known=known.of)(rows(), engine)
-    store.finished.mkdir(parents=True)
+    asked = asked_of(measuring(config))
+    note_asked(store.folder, asked)
+    known: Known = find_known(store.folder, asked) if take else no_replies
+    scored = ScoreRows(config.elicit, seed=config.seed, asked=asked, known=known)(rows(), engine)
+    store.finished.mkdir(parents=True, exist_ok=True)
     write_table(pa.Table.from_pylist(scored, store.schema), store.finished / "a.parquet")
     return scored, engine.calls
+
+
+def same_but_for_cost(taken: list[dict[str, Any]], anew: list[dict[str, Any]]) -> bool:
+    cost = (col.PROMPT_TOKENS, col.GENERATED_TOKENS, col.CALLS)
+    free = [{name: value for name, value in row.items() if name not in cost} for row in (*taken, *anew)]
+    return free[: len(taken)] == free[len(taken) :]
 
 
 @pytest.mark.parametrize(
     ("change", "asked"),
     [
-        ("elicit.estimators=[verbalized_error,nll,p_true]", {"Choice": 2 * len(TEXTS)}),
+        ("elicit.estimators=[verbalized_error,nll,p_true]", {"Choice": 2 * ROWS}),
         ("elicit.estimators=[nll,verbalized_error]", {}),
-        ("elicit.estimators=[verbalized_error,nll,self_consistency]", {"Completion": len(TEXTS)}),
+        ("elicit.estimators=[verbalized_error,nll,nll_sum]", {}),
+        ("elicit.estimators=[verbalized_error,nll,self_consistency]", {"Completion": ROWS, "samples": 8 * ROWS}),
         ("engine.max_model_len=2048", {}),
         ("seed=7", {}),
         ("elicit.samples=16", {}),
-        ("elicit.scale=1-5", {"Choice": len(TEXTS)}),
-        ("elicit.min_choice_mass=0.5", {"Choice": len(TEXTS)}),
+        ("elicit.retries=5", {}),
+        ("elicit.scale=1-5", {"Choice": ROWS}),
+        ("elicit.min_choice_mass=0.5", {}),
+        ("elicit.estimators=[nll] elicit.uncertainty=nll", {}),
+        ("elicit.uncertainty=ensemble", {}),
     ],
 )
 def test_a_changed_setting_asks_only_what_it_concerns(change: str, asked: dict[str, int], tmp_path: Path) -> None:
     score(config_of(), tmp_path, "first")
-    config = config_of(change)
+    config = config_of(*change.split())
     taken, calls = score(config, tmp_path, "second")
     assert calls == Counter(asked)
-    anew, _ = score(config, tmp_path / "elsewhere", "alone", take=False)
-    for name in config.elicit.estimators:
-        for column in (col.uncertainty_column(name), col.raw_column(name), col.mass_column(name), col.finish_column(name)):
-            assert [row[column] for row in taken] == [row[column] for row in anew], column
-    assert [row[col.STATUS] for row in taken] == [row[col.STATUS] for row in anew]
+    assert sum(row[col.CALLS] for row in taken) == calls.total() - calls["samples"]
+    assert same_but_for_cost(taken, score(config, tmp_path / "elsewhere", "alone", take=False)[0])
 
 
-def test_a_seed_concerns_what_is_sampled(tmp_path: Path) -> None:
-    sampled = ("elicit.estimators=[nll,self_consistency]", "elicit.uncertainty=nll")
-    score(config_of(*sampled), tmp_path, "first")
-    assert score(config_of(*sampled, "seed=7"), tmp_path, "second")[1] == Counter(Completion=len(TEXTS))
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ("elicit.grouping=lexical", {}),
+        ("elicit.grouping=answer", {}),
+        ("elicit.similarity=0.2", {}),
+        ("elicit.estimators=[nll,self_consistency,semantic_entropy]", {}),
+        ("elicit.samples=4", {}),
+        ("elicit.samples=12", {"Completion": ROWS, "samples": 4 * ROWS}),
+        ("seed=3", {"Completion": ROWS, "samples": 3 * ROWS}),
+        ("elicit.temperature=0.5", {"Completion": ROWS, "samples": 8 * ROWS}),
+        ("elicit.max_new_tokens=99", {"Completion": ROWS, "samples": 8 * ROWS}),
+    ],
+)
+def test_sampled_replies_are_read_anew_without_being_asked_for(change: str, asked: dict[str, int], tmp_path: Path) -> None:
+    score(config_of(*SAMPLED), tmp_path, "first")
+    config = config_of(*SAMPLED, change)
+    taken, calls = score(config, tmp_path, "second")
+    assert calls == Counter(asked)
+    assert same_but_for_cost(taken, score(config, tmp_path / "elsewhere", "alone", take=False)[0])
 
 
-def test_rows_of_another_layout_are_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys_of(config_of())
-    monkeypatch.setattr(col, "SCHEMA_VERSION", col.SCHEMA_VERSION + 1)
-    assert not set(before.values()) & set(keys_of(config_of()).values())
+def test_a_third_run_asks_what_none_before_it_asked(tmp_path: Path) -> None:
+    for name, change in (("a", "elicit.samples=8"), ("b", "elicit.samples=12"), ("c", "seed=14")):
+        score(config_of(*SAMPLED, change), tmp_path, name)
+    # Seeds 0 to 11 and 14 to 21 were asked for.
+    assert score(config_of(*SAMPLED, "elicit.samples=24"), tmp_path, "d")[1] == Counter(Completion=2 * ROWS, samples=4 * ROWS)
 
 
-@pytest.mark.parametrize("change", ["elicit.model=gpt", "elicit.retries=5", "engine.dtype=float32"])
-def test_what_concerns_all_scores_takes_none_over(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["elicit.model=gpt", "engine.dtype=float32", "engine.chat_template_kwargs={a: 1}"])
+def test_what_concerns_all_replies_takes_none_over(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ual_ray.elicit.step.model_fingerprint", lambda name: name)
-    assert not set(keys_of(config_of()).values()) & set(keys_of(config_of(change)).values())
+    assert asked_of(measuring(config_of())) != asked_of(measuring(config_of(change)))
 
 
-def test_a_row_without_a_score_and_a_shortened_one_are_asked_again(tmp_path: Path) -> None:
+def test_another_chat_template_takes_no_reply_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score(config_of(), tmp_path, "first")
+    monkeypatch.setattr(Counting, "template_hash", "other")
+    assert score(config_of("seed=1"), tmp_path, "second")[1] == Counter(Choice=ROWS, Likelihood=ROWS)
+
+
+def test_a_retest_is_no_copy_of_the_test_and_is_taken_over_too(tmp_path: Path) -> None:
+    score(config_of(), tmp_path, "first")
+    twice = "elicit.retest_share=1"
+    assert score(config_of(twice), tmp_path, "second")[1] == Counter(Choice=ROWS, Likelihood=ROWS)
+    taken, calls = score(config_of(twice, "elicit.estimators=[verbalized_error,nll,p_true]"), tmp_path, "third")
+    assert calls == Counter(Choice=4 * ROWS), "p_true in both orders, twice"
+    assert all(row[col.retest_column("verbalized_error")] is not None for row in taken)
+
+
+def test_the_replies_of_failed_rows_and_of_the_self_check_are_found(tmp_path: Path) -> None:
     config = config_of()
-    scored, _ = score(config, tmp_path, "first")
-    scored[0][col.uncertainty_column("nll")] = None
-    scored[1][col.TRUNCATED] = True
-    store = RowStore(tmp_path / "first", col.measured_schema(config.elicit.estimators))
-    write_table(pa.Table.from_pylist(scored, store.schema), store.finished / "a.parquet")
-    known = find_known(tmp_path / "second", keys_of(config)).of([row["id"] for row in scored[:3]])
-    assert [sorted(own) for own in known] == [["verbalized_error"], [], ["nll", "verbalized_error"]]
+    score(config, tmp_path, "first")
+    for where in ("first/failed", "first/self_check/finished"):
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / "first/finished/a.parquet").rename(tmp_path / where / "a.parquet")
+        known = find_known(tmp_path / "second", asked_of(measuring(config)))
+        assert len(known.keys) == 2 * ROWS
+        (tmp_path / where / "a.parquet").rename(tmp_path / "first/finished/a.parquet")
+    own = find_known(tmp_path / "first", asked_of(measuring(config)))
+    assert len(own.keys) == 0, "rows that the store has are not sent"
 
 
-def test_no_store_and_no_row_give_nothing(tmp_path: Path) -> None:
-    assert find_known(tmp_path / "own", keys_of(config_of())).found == {}
-    assert KnownScores({}).of(["a", "b"]) == [{}, {}]
+def test_the_newest_reply_counts(tmp_path: Path) -> None:
+    config = config_of()
+    first, _ = score(config, tmp_path, "first")
+    forced = [
+        row | {"replies": [entry | {"nll_sum": entry["nll_sum"] and 7.0} for entry in row["replies"]]} for row in _full(first)
+    ]
+    store = RowStore(tmp_path / "again", col.measured_schema(config.elicit.estimators))
+    note_asked(store.folder, asked_of(measuring(config)))
+    store.finished.mkdir()
+    write_table(pa.Table.from_pylist(forced, store.schema), store.finished / "a.parquet")
+    import os
+
+    os.utime(store.finished / "a.parquet", ns=(2**62, 2**62))
+    taken, calls = score(config_of("elicit.estimators=[verbalized_error,nll,nll_sum]"), tmp_path, "third")
+    assert not calls
+    assert {row["raw_nll_sum"] for row in taken} == {7.0}
 
 
-def test_a_retest_is_taken_over_with_its_score(tmp_path: Path) -> None:
-    all_twice = "elicit.retest_share=1"
-    first, _ = score(config_of(all_twice), tmp_path, "first")
-    second, calls = score(config_of(all_twice, "elicit.estimators=[verbalized_error,nll,p_true]"), tmp_path, "second")
-    column = col.retest_column("verbalized_error")
-    assert any(row[column] is not None for row in first)
-    assert [row[column] for row in first] == [row[column] for row in second]
-    # p_true in both orders, twice.
-    assert calls == Counter(Choice=4 * len(TEXTS))
+def _full(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return pa.Table.from_pylist(scored, col.measured_schema(["verbalized_error", "nll"])).to_pylist()
+
+
+def test_a_store_that_is_removed_meanwhile_is_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of()
+    score(config, tmp_path, "first")
+    known = find_known(tmp_path / "second", asked_of(measuring(config)))
+    (tmp_path / "first/finished/a.parquet").unlink()
+    engine = Counting()
+    ScoreRows(config.elicit, asked=asked_of(measuring(config)), known=known)(rows(), engine)
+    assert engine.calls == Counter(Choice=ROWS, Likelihood=ROWS)
+    assert "was removed" in caplog.text
+
+
+def test_a_store_of_an_earlier_version_is_named_and_not_read(tmp_path: Path) -> None:
+    config = config_of()
+    scored, _ = score(config, tmp_path, "old")
+    schema = pa.schema([field for field in col.measured_schema(config.elicit.estimators) if field.name != col.REPLIES])
+    write_table(pa.Table.from_pylist(scored, schema), tmp_path / "old/finished/a.parquet")
+    (tmp_path / "old/asked.json").rename(tmp_path / "old" / OLD_FILE)
+    assert stores_without_replies(tmp_path / "new") == [tmp_path / "old"]
+    assert stores_without_replies(tmp_path / "old") == [], "the same settings: its rows are finished"
+    # The same settings again: the store continues, with rows of both kinds.
+    note_asked(tmp_path / "old", asked_of(measuring(config)))
+    assert len(find_known(tmp_path / "new", asked_of(measuring(config))).keys) == 0
+    store = RowStore(tmp_path / "old", col.measured_schema(config.elicit.estimators))
+    assert store.count() == ROWS
+    (table,) = store.select(pa.chunked_array([[row["id"] for row in scored]]))
+    assert table[col.REPLIES].null_count == ROWS
+
+
+def test_no_store_gives_nothing(tmp_path: Path) -> None:
+    known = find_known(tmp_path / "own", asked_of(measuring(config_of())))
+    assert known({1, 2}) == {}

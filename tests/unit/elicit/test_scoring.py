@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray.columns import Message, digest
 from ual_ray.config import ElicitConfig, EngineConfig
+from ual_ray.config.elicit import MOST_SAMPLES
 from ual_ray.elicit.estimators import ESTIMATORS
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
 from ual_ray.elicit.scoring import RETEST_ATTEMPT, ScoreRows, position
@@ -232,12 +233,12 @@ def test_reasons_are_written_once_and_in_order() -> None:
 # --- retries ---------------------------------------------------------------------------------------------------------
 
 
-def readable_from(attempt: int, samples: int = 8) -> Counting:
+def readable_from(attempt: int) -> Counting:
     """Answer with prose until an attempt, and with a 3 from then on."""
 
     def answer(request: Request) -> Result:
         assert isinstance(request, Completion)
-        text = "3" if request.seed >= attempt * samples else "no idea"
+        text = "3" if request.seed >= attempt * MOST_SAMPLES else "no idea"
         return CompletionResult((text,) * request.n, prompt_tokens=10, generated_tokens=5)
 
     return answering(answer)
@@ -316,7 +317,7 @@ def test_a_retest_is_asked_apart_in_another_order_with_other_seeds_and_paid() ->
     likelihoods = [[request for request in run if isinstance(request, Likelihood)] for run in (first, second)]
     assert likelihoods[0] == likelihoods[1][::-1]
     assert {request.seed for request in first if isinstance(request, Completion)} == {0}
-    assert {request.seed for request in second if isinstance(request, Completion)} == {RETEST_ATTEMPT * 8}
+    assert {request.seed for request in second if isinstance(request, Completion)} == {RETEST_ATTEMPT * MOST_SAMPLES}
     for one, before in zip(scored, once, strict=True):
         assert one["uncertainty_semantic_entropy"] == before["uncertainty_semantic_entropy"]
         assert one["prompt_tokens"] == 2 * before["prompt_tokens"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ual_ray.config import ElicitConfig
+from ual_ray.config.elicit import MOST_SAMPLES
 from ual_ray.engines.requests import Completion, Turns
 
 
@@ -36,6 +37,6 @@ class Sampling:
     def ask(self, prompt: Turns, attempt: int, count: int | None = None, choices: tuple[str, ...] = ()) -> Completion:
         """Return the request for the replies to a prompt."""
         count = count or self.count
-        # An engine gives the n replies of a request the seeds from its own on: the next attempt starts after them.
-        seed = self.seed + attempt * count
+        # An engine gives the n replies of a request the seeds from its own on: the next attempt starts after all that may be.
+        seed = self.seed + attempt * MOST_SAMPLES
         return Completion(prompt, self.max_tokens, self.temperature, count, seed, thinking=self.thinking, choices=choices)

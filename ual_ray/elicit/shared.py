@@ -1,0 +1,25 @@
+"""Known replies in Ray's object store, which the actors of a machine share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import ray
+
+from ual_ray.elicit.known import KnownReplies, find_known
+from ual_ray.elicit.replies import Kept
+
+
+class Shared:
+    """The replies of `find_known`: indexed in a task, and fetched by the first request of an actor."""
+
+    def __init__(self, store: Path, asked: str) -> None:
+        """Start the task."""
+        self._reference = ray.remote(find_known).remote(store, asked)
+        self._known: KnownReplies | None = None
+
+    def __call__(self, keys: Collection[int]) -> Mapping[int, Sequence[Kept]]:
+        """Read the replies to requests by key."""
+        self._known = self._known or ray.get(self._reference)
+        return self._known(keys)
