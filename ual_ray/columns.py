@@ -59,6 +59,8 @@ GENERATED_TOKENS = "generated_tokens"
 CALLS = "calls"
 # What the engine answered about a row, kept in the store of measured rows alone.
 REPLIES = "replies"
+# In the figures of an elicitation: the folder of this store, as seen from that of the scores.
+STORE = "store"
 
 # Added by smoothing.
 ALPHA = "alpha"
@@ -145,14 +147,15 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 
 # One entry per request. `request`: its key, without seed and number of replies; `asked_by`: the estimators it was for; `n`
-# replies with seeds from `seed` on (null where nothing is sampled), their texts and finish reasons; or log-probabilities of the
-# choices, or the summed NLL (both in nats) of so many tokens.
+# replies with seeds from `seed` on (null where nothing is sampled), their texts and finish reasons; or choices and their
+# log-probabilities, or the summed NLL (both in nats) of so many tokens.
 REPLIES_TYPE = pa.list_(
     pa.struct(
         [
             *[("request", pa.uint64()), ("asked_by", pa.list_(pa.string())), ("seed", pa.int64()), ("n", pa.int32())],
             *[("texts", pa.list_(pa.string())), ("finish_reasons", pa.list_(pa.string()))],
-            *[("log_probabilities", pa.list_(pa.float64())), ("nll_sum", pa.float64()), ("target_tokens", pa.int64())],
+            *[("choices", pa.list_(pa.string())), ("log_probabilities", pa.list_(pa.float64()))],
+            *[("nll_sum", pa.float64()), ("target_tokens", pa.int64())],
         ]
     )
 )

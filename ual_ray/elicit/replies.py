@@ -15,6 +15,7 @@ from typing import Any
 from ual_ray.columns import canonical_json, digest
 from ual_ray.engines import Engine, run_once
 from ual_ray.engines.requests import (
+    Choice,
     ChoiceResult,
     Completion,
     CompletionResult,
@@ -53,7 +54,9 @@ def keep(key: int, request: Request, result: Result, asked_by: Sequence[str]) ->
     """Make the entry of a result; None for what is not kept: failures, NaN, and replies whose confidence was asked for."""
     entry: dict[str, Any] = {"request": key, "asked_by": [*asked_by]}
     if isinstance(result, ChoiceResult):
-        return None if math.isnan(result.mass) else entry | {"log_probabilities": [*result.log_probabilities]}
+        assert isinstance(request, Choice), "nothing else has choices"
+        distribution = {"choices": [*request.choices], "log_probabilities": [*result.log_probabilities]}
+        return None if math.isnan(result.mass) else entry | distribution
     if isinstance(result, LikelihoodResult):
         counted = {"nll_sum": result.nll_sum, "target_tokens": result.target_tokens}
         return None if math.isnan(result.nll_sum) else entry | counted

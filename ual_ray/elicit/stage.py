@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from functools import partial, reduce
@@ -58,7 +59,12 @@ def elicit(
     ray.kill(claims)
     figures = ray.get(ray.remote(num_cpus=1)(Assembly.run).remote(Assembly(folder, store, settings)))
     check(config, figures, folder)
-    return figures | {"format": seen.format_name, "duplicates": duplicates, "scoring_seconds": scoring_seconds}
+    return figures | {
+        col.STORE: os.path.relpath(store_folder, folder),
+        "format": seen.format_name,
+        "duplicates": duplicates,
+        "scoring_seconds": scoring_seconds,
+    }
 
 
 def expected_rows(config: Config, seen: DataPeek) -> int | None:

@@ -26,7 +26,8 @@ from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.engines.reply_text import count_cut
 from ual_ray.formatting import shorten, shorten_message
 from ual_ray.inspect.columns import Columns
-from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Score, SelfCheckResult, Shown
+from ual_ray.inspect.replies import replies_of
+from ual_ray.inspect.summary import Agreement, Cost, Inspection, Labelled, Reply, Score, SelfCheckResult, Shown
 from ual_ray.inspect.warnings import warnings_of
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats import score_quality as quality
@@ -58,7 +59,7 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
     statuses = columns.counts(col.STATUS)
     quarantined = statuses.get(col.STATUS_QUARANTINED, 0)
     correct = _match(columns, verdicts) if verdicts is not None else None
-    most, least = _extremes(columns, groups, names)
+    most, least = _extremes(columns, groups, names, scored)
     inspection = Inspection(
         path=str(scored),
         rows=columns.rows,
@@ -155,7 +156,7 @@ def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:
     return [Agreement(*pair, found.spearman, found.n) for pair, found in pairs.items()]
 
 
-def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str]) -> tuple[Any, Any]:
+def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str], scored: Path) -> tuple[Any, Any]:
     """Find the most and the least uncertain rows of every source; ties are ordered by id."""
     score = columns.score(col.UNCERTAINTY)
     table = pa.table(
@@ -169,12 +170,15 @@ def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: 
             best = pa.compute.select_k_unstable(inside, EXTREME_ROWS, [(col.UNCERTAINTY, order), (col.ID, "ascending")])
             by_source[source] = inside["place"].take(best).to_pylist()
     places = sorted({place for by_source in chosen.values() for found in by_source.values() for place in found})
-    rows = _show(columns, places, names[1:], table)
+    replies = replies_of(scored, table[col.ID].take(pa.array(places, pa.int64())).to_pylist())
+    rows = _show(columns, places, names[1:], table, replies)
     most, least = ({source: [rows[i] for i in found] for source, found in chosen[order].items()} for order in chosen)
     return most, least
 
 
-def _show(columns: Columns, places: list[int], names: list[str], table: pa.Table) -> dict[int, Shown]:
+def _show(
+    columns: Columns, places: list[int], names: list[str], table: pa.Table, replies: Mapping[str, list[Reply]]
+) -> dict[int, Shown]:
     messages = columns.messages(set(places))
     at = pa.array(places, pa.int64())
     ids = table[col.ID].take(at).to_pylist()
@@ -191,6 +195,7 @@ def _show(columns: Columns, places: list[int], names: list[str], table: pa.Table
             scores={name: float(values[i]) if np.isfinite(values[i]) else None for name, values in scores.items()},
             messages=[shorten_message(message, MAX_CHARACTERS) for message in messages.get(place, [])[-MAX_MESSAGES:]],
             earlier=max(0, len(messages.get(place, [])) - MAX_MESSAGES),
+            replies=replies.get(ids[i], []),
         )
         for i, place in enumerate(places)
     }

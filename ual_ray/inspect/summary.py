@@ -92,8 +92,23 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What the elicitor replied to one request of the estimators `about`: texts, shortened, or a line of numbers.
+
+    hidden: number of texts left out.
+    """
+
+    about: str
+    texts: list[str]
+    hidden: int
+
+
+@dataclass(frozen=True)
 class Shown:
-    """A displayed row: its `scores` by column, its last `messages` shortened, and the number of earlier ones left out."""
+    """A displayed row: its `scores` by column, its last `messages` shortened, and the number of earlier ones left out.
+
+    replies: the elicitor's, where they are kept.
+    """
 
     id: str
     given_id: str | None
@@ -101,6 +116,7 @@ class Shown:
     scores: dict[str, float | None]
     messages: list[dict[str, str]]
     earlier: int
+    replies: list[Reply] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
