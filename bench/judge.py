@@ -51,7 +51,9 @@ def read_pairs(path: Path, count: int) -> list[dict[str, Any]]:
 
 def measure_speed(data: Path, count: int, settings: list[str]) -> None:
     """Judge the pairs with the demo model; report rows per second."""
-    config = load(None, ["judge.model=demo", "judge.min_parse_share=0", "engine.max_model_len=4096", *settings])
+    config = load(
+        None, ["judge.model=demo", "judge.min_parse_share=0", "judge.orders=random", "engine.max_model_len=4096", *settings]
+    )
     rows = read_pairs(data, count)
     meters: dict[str, Meter] = {}
     seconds: dict[str, float] = {}
@@ -68,7 +70,7 @@ def measure_speed(data: Path, count: int, settings: list[str]) -> None:
         write_rows(rows, col.RESULTS, folder / "results.parquet")
         side = AnswerSet(folder / "results.parquet")
         started = time.monotonic()
-        result = judge_pairs(config, Judging(side, AnswerSet(None), folder, folder / "store", timed, print))
+        result = judge_pairs(config, Judging(side, AnswerSet(None), folder, {"demo": folder / "store"}, timed, print))
         total = time.monotonic() - started
     # The first rows are done when the first batch is: the rate begins there, without the time that loading takes.
     measured = {

@@ -96,10 +96,11 @@ def check_judge(config: Config) -> None:
     if config.judge.model is None:
         raise UserError("judge.model is not set", expected="a hub name, a directory or 'demo'", fix="set judge.model=NAME")
     load_judge_prompts(config.judge.templates)
-    if config.engine.remote:
-        REMOTE_ENGINES[config.engine.kind].check(config.engine, config.judge.model)
-        return
-    check_model(config.judge.model, "judge.model")
+    for model in config.judge.models:
+        if config.engine.remote:
+            REMOTE_ENGINES[config.engine.kind].check(config.engine, model)
+        else:
+            check_model(model, "judge.model" if model == config.judge.model else "judge.more_models")
 
 
 def check_train(train: TrainConfig) -> None:
@@ -185,7 +186,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[StageName]) ->
         "elicit": 0.0 if served else _engines(config, config.elicit.model, config.engine.dtype),
         "train": _training(config),
         "evaluate": 0.0 if served and "train" not in stages else _engines(config, config.model, config.evaluate.dtype),
-        "judge": 0.0 if served or judge.model is None else _engines(config, judge.model, judge.dtype),
+        "judge": 0.0 if served else max((_engines(config, model, judge.dtype) for model in judge.models), default=0.0),
     }
     fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` gives details)"}
     for stage, needed in needs.items():

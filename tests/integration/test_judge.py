@@ -38,7 +38,14 @@ def command(tmp_path: Path) -> list[str]:
         write_rows([result(at, name) for at in range(PAIRS)], col.RESULTS, tmp_path / f"{name}.parquet")
     arguments = f"engine.arguments={{seconds_per_run: 1, log: {tmp_path / 'asked'}}}"
     settings = ["engine.kind=fake", "engine.rows_per_block=4", "engine.max_actors=1", "evaluate.resamples=100", arguments]
-    return ["judge", str(tmp_path / "one.parquet"), str(tmp_path / "two.parquet"), "judge.model=demo", *settings]
+    return [
+        "judge",
+        str(tmp_path / "one.parquet"),
+        str(tmp_path / "two.parquet"),
+        "judge.model=demo",
+        "judge.orders=random",
+        *settings,
+    ]
 
 
 def asked(folder: Path) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import model_validator
+
 from ual_ray.config.names import SFT, DtypeName, ReadingName
 from ual_ray.config.section import Section, Share, key
 
@@ -14,6 +18,18 @@ class JudgeConfig(Section):
         affects="",
         names="model",
         description="judge model: hub name, local directory, 'demo', or the name that the server uses; null = no judge",
+    )
+    more_models: tuple[str, ...] = key(
+        (),
+        affects="",
+        names="model",
+        description="further judges, shown with their agreement; judge.model alone decides",
+    )
+    orders: Literal["both", "random"] = key(
+        "both",
+        affects="win_rates",
+        description="both = show every pair in both orders and average (twice the calls; shows the position bias); "
+        "random = one order, drawn by question",
     )
     against: str = key(
         SFT,
@@ -51,3 +67,20 @@ class JudgeConfig(Section):
         None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/judge/prompts.yaml"
     )
     dtype: DtypeName = key("bfloat16", affects="verdicts", description="inference precision of the judge")
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> JudgeConfig:
+        if self.more_models and self.model is None:
+            raise ValueError("judge.more_models needs judge.model, the judge that decides")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"judge.more_models: every judge once, and not judge.model; got {', '.join(self.models)}")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All judges, the one that decides first; empty without one."""
+        return () if self.model is None else (self.model, *self.more_models)
+
+    def without_judges(self) -> JudgeConfig:
+        """Copy the section so that nothing is judged."""
+        return self.model_copy(update={"model": None, "more_models": ()})

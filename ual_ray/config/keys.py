@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -34,9 +33,18 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
     """Copy a configuration with the values of some dotted keys replaced, and check it again. Raises pydantic's errors."""
     plain = config.model_dump()
     for key, value in values.items():
-        *sections, name = key.split(".")
-        reduce(lambda section, part: section[part], sections, plain)[name] = value
+        plain = _with(plain, key.split("."), value)
     return Config.model_validate(plain)
+
+
+def _with(plain: Any, place: Sequence[str], value: Any) -> Any:
+    """Copy nested values with the one at a place replaced; a member of a tuple is named by its number."""
+    if not place:
+        return value
+    first, rest = place[0], place[1:]
+    if isinstance(plain, tuple):
+        return tuple(_with(part, rest, value) if str(at) == first else part for at, part in enumerate(plain))
+    return plain | {first: _with(plain[first], rest, value)}
 
 
 def map_names(config: Config, change: Callable[[str], str], *kinds: Named) -> Config:
@@ -54,7 +62,8 @@ def _names(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
             for part, nested in parts.items():
                 yield from _names(nested, f"{key}.{part}.")
         elif (kind := _meaning(field).get("names")) is not None:
-            yield key, value, kind
+            several = isinstance(value, tuple)
+            yield from ((f"{key}.{at}", one, kind) for at, one in enumerate(value)) if several else [(key, value, kind)]
 
 
 def _fields(section: Section) -> Iterator[tuple[str, FieldInfo]]:

@@ -55,7 +55,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         _write_config(own, root, session.config.seed)
         questions, base = ask(own, rows, root), StageFolders()
         # Judging waits for the arms: judge.against may name one of them.
-        no_judge = own.config.model_copy(update={"judge": own.config.judge.model_copy(update={"model": None})})
+        no_judge = own.config.model_copy(update={"judge": own.config.judge.without_judges()})
         unjudged = replace(own, config=no_judge)
         measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
         by_seed: dict[int, StageFolders] = {}

@@ -44,7 +44,7 @@ def pilot_of(config: Config, rows: int) -> Config:
         update={
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
-            "judge": config.judge.model_copy(update={"model": None}),
+            "judge": config.judge.without_judges(),
             "experiment": config.experiment.model_copy(update={"seeds": config.experiment.seeds[:MIN_SEEDS]}),
             "output": f"{config.output}{PILOT_SUFFIX}",
         }

@@ -68,6 +68,11 @@ def make_pairs(
     return sorted(pairs, key=lambda pair: pair[col.ID])
 
 
+def in_other_order(pair: Row) -> dict[str, Any]:
+    """Copy a pair so that its answers are shown in the other order, with an id of its own."""
+    return {**pair, col.ID: digest([pair[col.ID], "other order"]), col.CANDIDATE_FIRST: not pair[col.CANDIDATE_FIRST]}
+
+
 def name_of(answers: AnswerSet) -> str:
     """Return the name of answers in verdicts: as given, as in its rows, or 'reference' for the questions' own answers."""
     if answers.name is not None:

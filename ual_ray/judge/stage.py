@@ -1,6 +1,7 @@
 """Judging: pairs of answers in, verdicts as rows and win rates with their intervals out.
 
-Verdicts are kept in a row store per judge, prompt and engine settings: a pair that has a verdict is not judged again.
+Verdicts are kept in a row store per judge, prompt and engine settings: a pair that has a verdict is not judged again. A pair
+is shown in both orders unless judge.orders=random; the verdicts of every judge are kept apart.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -26,10 +27,10 @@ from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
 from ual_ray.judge.context import longest_context, needed_context
-from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, make_pairs
+from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, in_other_order, make_pairs
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.task import JudgeRows
-from ual_ray.judge.verdicts import VERDICTS_FILE, win_rates
+from ual_ray.judge.verdicts import VERDICTS_FILE, by_question, figures_of_judges
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model
 from ual_ray.parquet import file_digest, write_rows
@@ -45,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Judging:
-    """Which pairs are judged (`candidate` against `reference`), where results go and where the row store of verdicts is.
+    """Which pairs are judged (`candidate` against `reference`), where results go, and every judge's row store of verdicts.
 
     `make_meter` shows progress, given a name and the number of rows; `say` is called with lines to print.
     """
@@ -53,7 +54,7 @@ class Judging:
     candidate: AnswerSet
     reference: AnswerSet
     folder: Path
-    store: Path
+    stores: Mapping[str, Path]
     make_meter: MakeMeter
     say: Say
 
@@ -61,16 +62,21 @@ class Judging:
 def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     """Judge all pairs that the store has no verdict on; write verdicts.parquet, win_rates.json and AlpacaEval's files.
 
-    `judge.trial_rows` pairs are judged first. Raises UserError when too few of their verdicts can be parsed, when nothing
-    can be paired, and when no pair gets a verdict; verdicts are kept.
+    AlpacaEval's files hold the deciding judge's verdicts, one per question. `judge.trial_rows` pairs are judged first. Raises
+    UserError when too few of their verdicts can be parsed, when nothing can be paired, and when no pair gets a verdict;
+    verdicts are kept.
     """
     pairs = make_pairs(judging.candidate, judging.reference, config.seed, open_ended_benchmarks(config))
+    if config.judge.orders == "both":
+        pairs = [shown for pair in pairs for shown in (pair, in_other_order(pair))]
     complete = [pair for pair in pairs if pair[col.ERROR] is None]
-    judged = _judge(config, judging, complete) if complete else {}
-    rows = [_verdict(pair, judged) for pair in pairs]
-    write_rows(rows, col.VERDICTS, judging.folder / VERDICTS_FILE)
-    export(rows, judging.folder)
-    result = win_rates(rows, config.evaluate, config.seed)
+    rows: dict[str, list[Row]] = {}
+    for model in config.judge.models or _no_judge():
+        judged = _judge(config, judging, model, complete) if complete else {}
+        rows[model] = [_verdict(pair, judged, model) for pair in pairs]
+    write_rows([row for own in rows.values() for row in own], col.VERDICTS, judging.folder / VERDICTS_FILE)
+    export(by_question(next(iter(rows.values()))), judging.folder)
+    result = figures_of_judges(rows, config.evaluate, config.seed)
     write_json(judging.folder / col.WIN_RATES_FILE, result)
     return result
 
@@ -93,11 +99,10 @@ def open_ended_benchmarks(config: Config) -> list[str] | None:
     return sorted(name for name, item in config.evaluate.benchmarks.items() if item.kind == OpenEnded.kind) or None
 
 
-def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, Row]:
-    """Judge the pairs that the store has no verdict on, a few with one actor first; return all verdicts by id."""
+def _judge(config: Config, judging: Judging, model: str, pairs: Sequence[Row]) -> dict[str, Row]:
+    """Have one judge judge the pairs that it has no verdict on, a few with one actor first; return all its verdicts by id."""
     settings, engine = config.judge, config.engine.model_copy(update={"dtype": config.judge.dtype})
-    model = settings.model or _no_judge()
-    store = RowStore(judging.store, col.VERDICTS)
+    store = RowStore(judging.stores[model], col.VERDICTS)
     store.retry_failed()
     task = JudgeRows(
         model,
@@ -112,11 +117,11 @@ def _judge(config: Config, judging: Judging, pairs: Sequence[Row]) -> dict[str, 
     engine = _with_context(config, engine, model, task, pairs, judging.say)
     job = PoolJob(EngineSpec(engine, model, trust_remote_code=config.trust_remote_code), task, store)
     known = _by_id(store.select(pa.chunked_array([[pair[col.ID] for pair in pairs]], pa.string())))
-    trial = pairs[: settings.trial_rows]
+    trial = pairs[: settings.trial_rows * (2 if settings.orders == "both" else 1)]
     if len(known) < len(trial):
         one_actor = engine.model_copy(update={"min_actors": 1, "max_actors": 1})
         known = _send(judging, replace(job, spec=replace(job.spec, config=one_actor)), trial, "judge: trial")
-    _check_parse_share(config, judging, known)
+    _check_parse_share(config, judging, model, known)
     return _send(judging, job, pairs, "judge") if len(known) < len(pairs) else known
 
 
@@ -136,15 +141,15 @@ def _with_context(
     return engine.model_copy(update={"max_model_len": length})
 
 
-def _check_parse_share(config: Config, judging: Judging, known: Mapping[str, Row]) -> None:
+def _check_parse_share(config: Config, judging: Judging, model: str, known: Mapping[str, Row]) -> None:
     """Print how many of the first verdicts can be parsed. Raises UserError when these are too few."""
     settings, missing = config.judge, [row for row in known.values() if row[col.PREFERENCE] is None]
     read = len(known) - len(missing)
-    judging.say(f"tried {settings.model} as judge: {read} of {len(known)} verdicts can be parsed ({read / len(known):.0%})")
+    judging.say(f"tried {model} as judge: {read} of {len(known)} verdicts can be parsed ({read / len(known):.0%})")
     if read / len(known) < settings.min_parse_share:
         reasons = Counter(row[col.ERROR] for row in missing)
         raise UserError(
-            f"{settings.model} is unusable as judge: {len(missing)} of {len(known)} verdicts are missing",
+            f"{model} is unusable as judge: {len(missing)} of {len(known)} verdicts are missing",
             got="; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3)),
             expected=f"a parsed share of at least judge.min_parse_share = {settings.min_parse_share}",
             fix="for overlong pairs raise engine.max_model_len; otherwise use another judge, judge.mode or judge.templates",
@@ -163,19 +168,18 @@ def _by_id(verdicts: Iterable[pa.Table]) -> dict[str, Row]:
     return {row[col.ID]: row for table in verdicts for row in table.to_pylist()}
 
 
-def _verdict(pair: Row, judged: Mapping[str, Row]) -> Row:
+def _verdict(pair: Row, judged: Mapping[str, Row], model: str) -> Row:
     """Return a pair's row, with the id of its question and its names: another candidate may have given the same answer."""
     if pair[col.ERROR] is not None:
         row = {name: pair.get(name) for name in col.VERDICTS.names} | {col.STATUS: col.STATUS_QUARANTINED}
     else:
         row = judged[pair[col.ID]] | {col.CANDIDATE: pair[col.CANDIDATE], col.REFERENCE: pair[col.REFERENCE]}
-    return row | {col.ID: pair[QUESTION]}
+    return row | {col.ID: pair[QUESTION], col.JUDGE: model}
 
 
-def _measuring(config: Config) -> dict[str, Any]:
-    """Return what a verdict depends on apart from the two answers."""
+def measuring(config: Config, model: str) -> dict[str, Any]:
+    """Return what a verdict of one judge depends on apart from the two answers."""
     settings, local = config.judge, not config.engine.remote
-    model = settings.model or _no_judge()
     return {
         "model": model_fingerprint(model) if local else model,
         "prompts": load_judge_prompts(settings.templates).hash,
@@ -189,5 +193,5 @@ def _engine_settings(config: Config) -> dict[str, Any]:
     return engine_settings(config.engine, "verdicts") | {"dtype": config.judge.dtype}
 
 
-def _no_judge() -> str:
+def _no_judge() -> NoReturn:
     raise UserError("no judge is configured", expected="judge.model: a hub name, a directory, 'demo', or the server's name")

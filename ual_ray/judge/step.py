@@ -15,7 +15,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
 from ual_ray.judge.pairs import AnswerSet, name_of
-from ual_ray.judge.stage import SAMPLED_ROWS, Judging, _measuring, judge_pairs, open_ended_benchmarks
+from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
@@ -28,27 +28,27 @@ JUDGE_TAG = "ual_ray.judge"
 def judge_step(session: Session, candidate: AnswerSet, reference: AnswerSet, place: Place, *, retry: bool = False) -> Done:
     """Judge a candidate's answers against a reference's; `folder`/win_rates.json and `folder`/verdicts.parquet.
 
-    Verdicts are kept in the place's store, by a key of judge, prompt and engine settings. `retry` sends the pairs again
-    that failed with an engine error.
+    Verdicts are kept in the place's store, by a key of judge, prompt and engine settings: one that is added is asked alone.
+    `retry` sends the pairs again that failed with an engine error.
     """
     config = session.config
-    measuring = _measuring(config)
-    store = place.store_folder(measuring)
+    judges = {model: measuring(config, model) for model in config.judge.models}
+    stores = {model: place.store_folder(what) for model, what in judges.items()}
     columns = [col.ID, col.BENCHMARK, col.PREDICTION, col.EXTRACTED, col.REFERENCE]
     inputs: dict[str, Any] = {
         "candidate": content_digest(candidate.results, columns) if candidate.results else None,
         "reference": content_digest(reference.results, columns) if reference.results else None,
         "names": [name_of(candidate), name_of(reference)],
         "benchmarks": open_ended_benchmarks(config),
-        "figures": affecting(config.evaluate, "win_rates"),
-        "measuring": measuring,
+        "figures": affecting(config.evaluate, "win_rates") | affecting(config.judge, "win_rates"),
+        "measuring": list(judges.values()),
     }
-    tags = {ARM_TAG: name_of(candidate), JUDGE_TAG: str(config.judge.model)}
-    step = Step("judge", f"judge {name_of(candidate)}", inputs, place, tags, store, retry)
+    tags = {ARM_TAG: name_of(candidate), JUDGE_TAG: ", ".join(judges)}
+    step = Step("judge", f"judge {name_of(candidate)}", inputs, place, tags, tuple(stores.values()), retry)
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         make_meter = partial(meter, session.console, unit="rows")
-        judging = Judging(candidate, reference, folder, store, make_meter, partial(session.say, step.title))
+        judging = Judging(candidate, reference, folder, stores, make_meter, partial(session.say, step.title))
         return _judge_and_log(config, run, judging)
 
     return run_logged_step(session, step, work, win_rate_line)
@@ -71,6 +71,7 @@ def _judge_and_log(config: Config, run: Run, judging: Judging) -> dict[str, Any]
 def _sample(verdicts: Path) -> dict[str, list[Any]]:
     """Print the first verdicts in full: the question, both answers, and the judge's preference."""
     columns = [col.ID, col.MESSAGES, col.TEXT_CANDIDATE, col.TEXT_REFERENCE, col.CANDIDATE_FIRST, col.PREFERENCE, col.ERROR]
+    columns.append(col.JUDGE)
     table: pa.Table = read_table(verdicts, columns).slice(0, SAMPLED_ROWS)
     shown = {name: table[name].to_pylist() for name in columns}
     shown[col.MESSAGES] = [messages[-1]["content"] if messages else "" for messages in shown[col.MESSAGES]]

@@ -84,8 +84,9 @@ class Judged:
 class PositionBias:
     """Mean preference for the candidate, in [1, 2], over the pairs that show it first and over those that show it second.
 
-    The order is random, so without bias both means agree up to chance: `difference` above 0 = the judge prefers the answer
-    shown first. None if one order has no verdict (for the standard error: fewer than two).
+    Without bias both means agree up to chance: `difference` above 0 = the judge prefers the answer shown first. None if one
+    order has no verdict (for the standard error: fewer than two). Of pairs shown in both orders only those with both verdicts
+    count: `flipped` is the share of these `n_both` pairs, in [0, 1], of which the judge prefers another answer in each order.
     """
 
     candidate_first: float | None
@@ -94,6 +95,8 @@ class PositionBias:
     n_second: int
     difference: float | None
     standard_error: float | None
+    flipped: float | None = None
+    n_both: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,14 @@ def instruction_difficulty(models: Mapping[str, Judged]) -> dict[str, float]:
     return dict(zip(questions, (found - found.mean()).tolist(), strict=True))
 
 
-def position_bias(preference: ArrayLike, candidate_first: ArrayLike) -> PositionBias:
-    """Compare the preferences for a candidate shown first with those for one shown second. Raises UserError as `win_rate`."""
+def position_bias(preference: ArrayLike, candidate_first: ArrayLike, question: Sequence[str] | None = None) -> PositionBias:
+    """Compare the preferences for a candidate shown first with those for one shown second. Raises UserError as `win_rate`.
+
+    question: of each row, where pairs are shown in both orders; their difference is paired.
+    """
     values, shown_first = _preferences(preference), np.asarray(candidate_first, dtype=np.bool_)
+    if question is not None and len(set(question)) < len(question):
+        return _paired_bias(values, shown_first, question)
     groups = [values[np.isfinite(values) & (shown_first == first)] for first in (True, False)]
     first, second = (float(group.mean()) if len(group) else None for group in groups)
     errors = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
@@ -239,6 +247,28 @@ def position_bias(preference: ArrayLike, candidate_first: ArrayLike) -> Position
         n_second=len(groups[1]),
         difference=None if first is None or second is None else first - second,
         standard_error=float(np.sqrt(sum(errors))) if len(errors) == 2 else None,
+    )
+
+
+def _paired_bias(values: Numbers, shown_first: NDArray[np.bool_], question: Sequence[str]) -> PositionBias:
+    by_order: tuple[dict[str, float], ...] = ({}, {})
+    for own, value, first in zip(question, values.tolist(), shown_first.tolist(), strict=True):
+        if np.isfinite(value):
+            by_order[0 if first else 1][own] = value
+    both = [own for own in by_order[0] if own in by_order[1]]
+    if not both:
+        return PositionBias(None, 0, None, 0, None, None)
+    first, second = (np.array([order[own] for own in both]) for order in by_order)
+    difference = first - second
+    return PositionBias(
+        candidate_first=float(first.mean()),
+        n_first=len(both),
+        candidate_second=float(second.mean()),
+        n_second=len(both),
+        difference=float(difference.mean()),
+        standard_error=float(difference.std(ddof=1) / np.sqrt(len(both))) if len(both) > 1 else None,
+        flipped=float(np.mean((first - TIE) * (second - TIE) < 0)),
+        n_both=len(both),
     )
 
 

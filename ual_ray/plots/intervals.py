@@ -63,6 +63,7 @@ def win_rates(judged: Sequence[WinRate]) -> Figure:
     panels: dict[str, list[Interval]] = {"Win rate, % (50 = as good as the reference)": [], "Length-controlled win rate, %": []}
     for entry in judged:
         label = f"{readable(entry.arm, 12)} - {readable(entry.reference, 12)}, {readable(entry.benchmark, 12)}"
+        label += "" if entry.decides else f" ({readable(entry.judge, 12)})"
         for intervals, rate in zip(panels.values(), (entry.raw, entry.controlled), strict=True):
             if rate.value is not None:
                 intervals.append(Interval(label, rate.value, rate.low, rate.high))

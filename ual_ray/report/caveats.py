@@ -111,14 +111,17 @@ def at_floor(entry: MetricValue) -> bool:
 
 def _of_judges(findings: Findings) -> Iterator[str]:
     """The preference (1..2) of a judge that reads the candidate first, minus that of one that reads it second."""
-    biases = [get_nested(content, "position_bias") for content in findings.win_rates.values()]
+    contents = [
+        one for content in findings.win_rates.values() for one in (content, *(content.get("others") or {}).values()) if one
+    ]
+    biases = [get_nested(content, "position_bias") for content in contents]
     measured = [bias for bias in biases if get_nested(bias, "standard_error") is not None]
     large = [x["difference"] for x in measured if abs(x["difference"]) > max(MIN_POSITION_BIAS, 2 * x["standard_error"])]
     if large:
         largest = max(large, key=abs)
         yield (
             f"Position bias: the judge prefers the answer that it reads {'first' if largest > 0 else 'second'}. The order "
-            f"moves its preference by {abs(largest):.2f} of at most 1. The order is random, so this adds noise to win rates "
+            f"moves its preference by {abs(largest):.2f} of at most 1. Orders are balanced, so this adds noise to win rates "
             "and favours neither side; near 1 the win rates carry no other information."
         )
 

@@ -16,7 +16,7 @@ from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import NLL, OVERALL, MetricValue, difference_unit, metric_of
-from ual_ray.stats.results import Rate, win_rates_of
+from ual_ray.stats.results import Rate, WinRate, agreements_of, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 VERDICTS = (BETTER, WORSE, INCONCLUSIVE)
@@ -95,8 +95,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables(findings: Findings) -> dict[str, Grid]:
-    """Make every table that has a row, by name: the models side by side, the differences, the win rates."""
-    found = {"models": models(findings), "differences": differences(findings.comparisons), "win_rates": win_rates(findings)}
+    """Make every table that has a row, by name: the models side by side, the differences, the win rates and their judges."""
+    found = {
+        "models": models(findings),
+        "differences": differences(findings.comparisons),
+        "win_rates": win_rates(findings),
+        "agreement": agreement(findings),
+    }
     return {name: grid for name, grid in found.items() if grid.rows}
 
 
@@ -199,22 +204,48 @@ def differences(comparisons: Comparisons) -> Grid:
 
 
 def win_rates(findings: Findings) -> Grid:
-    """List the judged win rates of each arm in percent with their intervals, valid verdicts, mean lengths."""
-    heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths")
+    """List every judge's win rates of each arm in percent with their intervals, valid verdicts, mean lengths, position bias."""
+    heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths", "orders disagree")
+    entries = win_rates_of(findings.win_rates)
+    several = not all(entry.decides for entry in entries)
     rows = tuple(
         TableRow(
-            "" if entry.benchmark == OVERALL else entry.benchmark,
+            " ".join(
+                filter(None, [_judged_by(entry) if several else "", "" if entry.benchmark == OVERALL else entry.benchmark])
+            ),
             (
                 f"{entry.arm} - {entry.reference}",
                 f"{count(entry.valid)} of {count(entry.n)}",
                 rate_text(entry.raw),
                 rate_text(entry.controlled),
                 f"{number(entry.length, 0)} / {number(entry.reference_length, 0)}",
+                MISSING if entry.flipped is None else f"{entry.flipped:.1%}",
             ),
         )
-        for entry in win_rates_of(findings.win_rates)
+        for entry in entries
     )
     return Grid("Judged pairwise; 50% = as good as the reference; lengths in characters", heads, rows)
+
+
+def _judged_by(entry: WinRate) -> str:
+    return f"{entry.judge} ({'decides' if entry.decides else 'shown'})"
+
+
+def agreement(findings: Findings) -> Grid:
+    """List how often every two judges prefer the same answer, and Cohen's kappa of their verdicts."""
+    rows = tuple(
+        TableRow(
+            entry.judges,
+            (
+                f"{entry.arm} - {entry.reference}",
+                f"{entry.n:,}",
+                MISSING if entry.share is None else f"{entry.share:.1%}",
+                number(entry.kappa, 2),
+            ),
+        )
+        for entry in agreements_of(findings.win_rates)
+    )
+    return Grid("Agreement of the judges", ("arm - against", "n", "same verdict", "Cohen's kappa"), rows)
 
 
 def cell(entry: MetricValue | None) -> str:

@@ -6,7 +6,7 @@ The pipeline and the single commands run the same steps; a finished step is reco
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,7 +115,7 @@ class Session:
 class Step:
     """One step: `title` is its name on the terminal and in MLflow, such as "train ual".
 
-    inputs: all that its result depends on. store: answers of engines to forget when the step is forced. retry: run a
+    inputs: all that its result depends on. store: folders of answers of engines to forget when the step is forced. retry: run a
     finished step again, on what it has. forced_by: stages whose --force includes this step.
     """
 
@@ -124,7 +124,7 @@ class Step:
     inputs: Mapping[str, Any]
     place: Place
     tags: Mapping[str, str] = field(default_factory=dict)
-    store: Path | None = None
+    store: Path | Sequence[Path] | None = None
     retry: bool = False
     forced_by: frozenset[StageName] = frozenset()
 
@@ -139,8 +139,9 @@ def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
     step = _labelled(session, step)
     folder = step.place.folder(stage_digest(step.inputs))
     force = bool(session.force & ({step.stage} | step.forced_by))
-    if force and step.store is not None:
-        shutil.rmtree(step.store, ignore_errors=True)
+    if force:
+        for store in [step.store] if isinstance(step.store, Path) else step.store or ():
+            shutil.rmtree(store, ignore_errors=True)
     if step.retry:
         (folder / DONE_FILE).unlink(missing_ok=True)
     done = run_stage(folder, step.inputs, lambda: work(folder), force=force)

@@ -57,9 +57,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class WinRate:
-    """The verdicts on one arm's answers to a benchmark ('overall' = to all): `valid` of `n` pairs have a verdict.
+    """One judge's verdicts on one arm's answers to a benchmark ('overall' = to all): `valid` of `n` pairs have a verdict.
 
-    `length` and `reference_length` are mean characters of the answers.
+    `length` and `reference_length` are mean characters of the answers. `decides`: the judge is the one whose verdicts count,
+    others are shown. `flipped`: share in [0, 1] of all its pairs in which both orders disagree, None if one order was shown.
     """
 
     arm: str
@@ -71,10 +72,44 @@ class WinRate:
     valid: int | None
     length: float | None
     reference_length: float | None
+    judge: str = ""
+    decides: bool = True
+    flipped: float | None = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two judges agree on an arm's `n` pairs: share in [0, 1], and Cohen's kappa (1 = always, 0 = as by chance)."""
+
+    arm: str
+    reference: str
+    judges: str
+    n: int
+    share: float | None
+    kappa: float | None
+
+
+def agreements_of(contents: Mapping[str, Mapping[str, Any]]) -> list[Agreement]:
+    """Read from the content of win_rates.json of every arm how its judges agree, two by two."""
+    return [
+        Agreement(arm, str(content["reference"]), judges, int(found["n"] or 0), found["share"], found["kappa"])
+        for arm, content in contents.items()
+        for judges, found in (content.get("agreement") or {}).items()
+        if found
+    ]
 
 
 def win_rates_of(contents: Mapping[str, Mapping[str, Any]]) -> list[WinRate]:
-    """Read the content of win_rates.json of every arm: one entry per benchmark that was judged, the overall one first."""
+    """Read the content of win_rates.json of every arm: one entry per judge and benchmark, the deciding judge first."""
+    return [
+        entry
+        for arm, content in contents.items()
+        for decides, own in [(True, content), *((False, other) for other in (content.get("others") or {}).values() if other)]
+        for entry in _of_one_judge(arm, own, decides=decides)
+    ]
+
+
+def _of_one_judge(arm: str, content: Mapping[str, Any], *, decides: bool) -> list[WinRate]:
     return [
         WinRate(
             arm,
@@ -86,8 +121,10 @@ def win_rates_of(contents: Mapping[str, Mapping[str, Any]]) -> list[WinRate]:
             rate.get("n_valid"),
             rate.get("mean_length_candidate"),
             rate.get("mean_length_reference"),
+            str(content.get("judge") or ""),
+            decides,
+            (content.get("position_bias") or {}).get("flipped"),
         )
-        for arm, content in contents.items()
         for benchmark, rate in (content.get("win_rates") or {}).items()
     ]
 

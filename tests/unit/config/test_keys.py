@@ -77,6 +77,14 @@ def test_what_keys_name() -> None:
     assert set(naming(config, "model")) == {"model", "elicit.model"}, "keys that are null name nothing"
 
 
+def test_every_name_of_a_list_is_a_name() -> None:
+    config = load(None, ["judge.model=a", "judge.more_models=[b, c]"])
+    given = {key: value for key, value in naming(config, "model").items() if key.startswith("judge")}
+    assert given == {"judge.model": "a", "judge.more_models.0": "b", "judge.more_models.1": "c"}
+    assert map_names(config, str.upper, "model").judge.models == ("A", "B", "C")
+    assert replaced(config, {"judge.more_models.1": "d", "seed": 4}).judge.models == ("a", "b", "d")
+
+
 def test_names_are_changed_where_they_stand() -> None:
     config = load(None, ["evaluate.benchmarks.gsm8k.path=q.jsonl"])
     changed = map_names(config, lambda name: f"/here/{name}", "data")

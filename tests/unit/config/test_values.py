@@ -143,6 +143,11 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         (["arms.a/b.map=none"], "arm 'a/b'"),
         (["arms.reference.map=none"], "arm 'reference'"),
         (["evaluate.benchmarks.a/b.kind=math"], "evaluate.benchmarks: 'a/b'"),
+        (["judge.more_models=[a]"], "judge.more_models needs judge.model, the judge that decides"),
+        (
+            ["judge.model=a", "judge.more_models=[b, a]"],
+            "judge.more_models: every judge once, and not judge.model; got a, b, a",
+        ),
         (["judge.model=demo", "judge.against=nobody"], "judge.against 'nobody' must be one of sft, ual, base, reference"),
     ],
 )

@@ -27,11 +27,12 @@ from ual_ray.judge import win_rate
 from ual_ray.judge.alpaca_eval import read_model_outputs
 from ual_ray.judge.pairs import PAIRS, AnswerSet, make_pairs, name_of, shown_first
 from ual_ray.judge.stage import Judging, judge_pairs, read_answers
-from ual_ray.judge.verdicts import metrics, win_rate_line, win_rates
+from ual_ray.judge.verdicts import agreement, metrics, win_rate_line, win_rates
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.progress import Meter
 
 Row = dict[str, Any]
+STORES = {"big": "store", "small": "store of small"}
 
 
 def result(number: int, **values: Any) -> Row:
@@ -54,7 +55,7 @@ def write_results(path: Path, rows: Sequence[Row]) -> Path:
 def config(**judge: Any) -> Config:
     return Config(
         engine={"kind": "fake"},  # type: ignore[arg-type]
-        judge={"model": "big", **judge},  # type: ignore[arg-type]
+        judge={"model": "big", "orders": "random", **judge},  # type: ignore[arg-type]
         evaluate={"resamples": 100, "benchmarks": {"chat": {"kind": "open_ended"}}},  # type: ignore[arg-type]
     )
 
@@ -78,7 +79,12 @@ class Bench:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return Judging(
-            AnswerSet(self.candidate), AnswerSet(self.reference), folder, self.folder / "store", self.no_meter, self.said.append
+            AnswerSet(self.candidate),
+            AnswerSet(self.reference),
+            folder,
+            {name: self.folder / store for name, store in STORES.items()},
+            self.no_meter,
+            self.said.append,
         )
 
     @contextmanager
@@ -342,6 +348,71 @@ def test_no_judge_is_a_users_mistake(bench: Bench) -> None:
         judge_pairs(config(model=None), bench.judging())
 
 
+def test_every_pair_is_shown_in_both_orders_and_counts_once(bench: Bench) -> None:
+    # The candidate's letter comes with 0.731 where it is first and 0.269 where it is second: all bias.
+    bench.answer = lambda request: ChoiceResult((-0.5, -1.5), prompt_tokens=3)
+    work = bench.judging()
+    figures = judge_pairs(config(orders="both"), work)
+    assert bench.sent == [("judge: trial", 20), ("judge", 40)]
+    verdicts = read_table(work.folder / "verdicts.parquet").to_pylist()
+    shown = {(row["id"], row["candidate_first"]) for row in verdicts}
+    assert len(verdicts) == len(shown) == 60 and len({row["id"] for row in verdicts}) == 30
+    overall, bias = figures["win_rates"]["overall"], figures["position_bias"]
+    assert (overall["win_rate"], overall["n"], overall["n_valid"], figures["rows"]) == (pytest.approx(50), 30, 30, 30)
+    assert (bias["flipped"], bias["n_both"]) == (1, 30) and bias["difference"] == pytest.approx(2 * 0.7310586 - 1)
+    assert figures["prompt_tokens"] == 180
+    annotations = json.loads((work.folder / "annotations.json").read_text())
+    assert len(annotations) == 30 and {round(entry["preference"], 9) for entry in annotations} == {1.5}
+    assert "100% of the verdicts change with the order" in win_rate_line(figures)
+
+
+def test_the_other_order_is_all_that_is_sent_where_one_was_judged(bench: Bench) -> None:
+    judge_pairs(config(), bench.judging())
+    judge_pairs(config(orders="both"), bench.judging("both"))
+    assert bench.sent[2:] == [("judge", 30)]
+
+
+def test_a_verdict_in_one_order_alone_is_missing(bench: Bench) -> None:
+    def answer(request: Request) -> Result:
+        assert isinstance(request, Choice)
+        text = request.prompt[-1][1]
+        candidate_first = text.index("Answer") < text.index("Other")
+        return (
+            Failure("template: no")
+            if "Question 7?" in text and candidate_first
+            else ChoiceResult((-0.5, -1.5), prompt_tokens=3)
+        )
+
+    bench.answer = answer
+    figures = judge_pairs(config(orders="both"), bench.judging())
+    overall = figures["win_rates"]["overall"]
+    assert (overall["n"], overall["n_valid"], overall["win_rate"]) == (30, 29, pytest.approx(50))
+    assert (figures["quarantined"], figures["parse_rate"]) == (1, pytest.approx(59 / 60))
+
+
+def test_every_judge_has_its_own_verdicts_and_the_first_decides(bench: Bench) -> None:
+    several = config(more_models=["small"])
+    alone = judge_pairs(config(), bench.judging())
+    work = bench.judging("several")
+    # The judge that was there before is not asked again.
+    figures = judge_pairs(several, work)
+    assert bench.sent[2:] == [("judge: trial", 10), ("judge", 20)]
+    assert bench.said[-1].startswith("tried small as judge")
+    assert (figures["judge"], figures["win_rates"]) == ("big", alone["win_rates"])
+    assert figures["others"]["small"]["judge"] == "small"
+    verdicts = read_table(work.folder / "verdicts.parquet").to_pylist()
+    by_judge = {judge: {row["id"]: row["preference"] for row in verdicts if row["judge"] == judge} for judge in STORES}
+    assert [len(own) for own in by_judge.values()] == [30, 30]
+    same = [(by_judge["big"][key] > 1.5) == (by_judge["small"][key] > 1.5) for key in by_judge["big"]]
+    found = figures["agreement"]["big and small"]
+    assert (found["n"], found["share"]) == (30, pytest.approx(sum(same) / 30))
+    assert len(json.loads((work.folder / "annotations.json").read_text())) == 30
+    named = metrics(figures)
+    assert named["judge_2.win_rate.overall"] == figures["others"]["small"]["win_rates"]["overall"]["win_rate"]
+    assert named["agreement.judge_1.judge_2.share"] == found["share"]
+    assert "; by small " in win_rate_line(figures) and "; big and small agree on " in win_rate_line(figures)
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +442,19 @@ def test_the_order_of_verdicts_does_not_matter() -> None:
     rows = [verdict(number, 1 + number / 20) for number in range(20)]
     one, other = win_rates(rows, quick()), win_rates(rows[::-1], quick())
     assert one["win_rates"] == other["win_rates"]
+
+
+def test_agreement_by_hand() -> None:
+    # 10 questions: both candidate 4, both reference 2, candidate/reference 1, reference/candidate 2, both a tie 1; one unread.
+    one = [1.9] * 4 + [1.1] * 2 + [1.9] + [1.1] * 2 + [1.5] + [1.9]
+    two = [1.6] * 4 + [1.4] * 2 + [1.2] + [1.8] * 2 + [1.5] + [None]
+    rows = [[verdict(number, value) for number, value in enumerate(values)] for values in (one, two)]
+    found = agreement(*rows)
+    by_chance = (5 * 6 + 4 * 3 + 1 * 1) / 100
+    assert (found["n"], found["share"]) == (10, 0.7)
+    assert found["kappa"] == pytest.approx((0.7 - by_chance) / (1 - by_chance))
+    assert agreement(rows[0][:4], rows[1][:4]) == {"n": 4, "share": 1.0, "kappa": None}
+    assert agreement(rows[0][:2], rows[1][2:4]) == {"n": 0, "share": None, "kappa": None}
 
 
 def test_no_verdict_at_all() -> None:

@@ -213,6 +213,20 @@ def test_position_bias_by_hand() -> None:
     assert (bias.difference, bias.standard_error) == (pytest.approx(0.4), pytest.approx(math.sqrt(0.02 / 2 + 0.02 / 2)))
 
 
+def test_position_bias_of_pairs_in_both_orders_by_hand() -> None:
+    # a: the candidate wins in both orders; b: whichever is first wins; c: a tie in one order; d: one verdict is missing.
+    questions = [*"abcd", *"dcba"]
+    preference = [1.9, 1.8, 1.5, 1.6, None, 1.2, 1.3, 1.7]
+    bias = position_bias(preference, [True] * 4 + [False] * 4, questions)
+    differences = np.array([0.2, 0.5, 0.3])
+    assert (bias.flipped, bias.n_both, bias.n_first, bias.n_second) == (pytest.approx(1 / 3), 3, 3, 3)
+    assert bias.difference == pytest.approx(differences.mean())
+    assert bias.standard_error == pytest.approx(differences.std(ddof=1) / math.sqrt(3))
+    assert (bias.candidate_first, bias.candidate_second) == pytest.approx((5.2 / 3, 4.2 / 3))
+    none = position_bias([1.9, None], [True, False], ["a", "a"])
+    assert (none.flipped, none.difference, none.n_both) == (None, None, 0)
+
+
 def test_position_bias_of_one_order_is_not_known() -> None:
     bias = position_bias([1.8, 1.6], [True, True])
     assert bias.candidate_first == pytest.approx(1.7)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -94,8 +96,26 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
         "| **gsm8k: exact match, strict, points** |  |  |  |  |",
         "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | inconclusive |",
     ]
-    assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –")
+    assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –", "–")
     assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
+
+
+def test_every_judge_has_its_win_rates_and_its_position_bias_and_their_agreement_is_shown() -> None:
+    def by(judge: str, rate: float, flipped: float) -> dict[str, Any]:
+        rates = {"overall": RATE | {"win_rate": rate}, "koala": RATE}
+        return {"judge": judge, "reference": "sft", "win_rates": rates, "position_bias": {"flipped": flipped}}
+
+    agreed = {"big and small": {"n": 70, "share": 0.8, "kappa": 0.456}}
+    content = by("big", 60.0, 0.125) | {"others": {"small": by("small", 40.0, 0.5)}, "agreement": agreed}
+    found = replace(findings(), win_rates={"ual": content})
+    *_, judged, agreement = tables(found).values()
+    assert [(row.section, row.cells[2], row.cells[-1]) for row in judged.rows] == [
+        ("big (decides)", "60.0 [44.0, 61.0]", "12.5%"),
+        ("big (decides) koala", "52.5 [44.0, 61.0]", "12.5%"),
+        ("small (shown)", "40.0 [44.0, 61.0]", "50.0%"),
+        ("small (shown) koala", "52.5 [44.0, 61.0]", "50.0%"),
+    ]
+    assert [(row.section, row.cells) for row in agreement.rows] == [("big and small", ("ual - sft", "70", "80.0%", "0.46"))]
 
 
 def test_a_terminal_shows_the_brief_rows_of_the_same_tables() -> None:
