@@ -61,7 +61,9 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert "SUCCEEDED" in done.output
     assert (output / "report" / "report.md").is_file()
 
-    again = ual_process(*submit, cwd=tmp_path, HOME=home)
+    same = ual_process(*submit, cwd=tmp_path, HOME=home)
+    assert same.code == 0 and "ended: SUCCEEDED" in same.output and "cached" not in same.output, same.output
+    again = ual_process(*submit, "--new", cwd=tmp_path, HOME=home)
     assert again.code == 0, again.output
     assert again.output.count("cached") == 6, "every stage is idempotent, so a retried job redoes nothing"
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("engines",),
     ("benchmarks",),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
-    ("integrations", "pipeline", "preflight", "submit"),
+    ("integrations", "pipeline", "preflight", "jobs"),
     ("experiment",),
     ("cli",),
     ("__main__",),

@@ -1,4 +1,4 @@
-"""The whole pipeline: run it here, or submit it to a cluster."""
+"""The whole pipeline on this machine or cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ual_ray.cli.arguments import ConfigFile, Force, Overrides, Verbose, load
 from ual_ray.errors import UserError
 from ual_ray.run import STAGES
-from ual_ray.run.terminal import absolute, make_console, short, terminal
+from ual_ray.run.terminal import absolute, short, terminal
 
 
 def run(
@@ -55,19 +55,3 @@ def run(
         where = redact_uri(uri) if uri else f"`ual ui {short(workspace.root)}`"
         file = short(workspace.root / REPORT_FOLDER / REPORT_FILE)
         console.print(f"\nreport: {file}; MLflow: {where}", highlight=False)
-
-
-def submit(
-    overrides: Overrides = None,
-    config_file: ConfigFile = None,
-    address: Annotated[str, typer.Option(metavar="URL", help="Address of the Ray job server.")] = "http://127.0.0.1:8265",
-    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
-) -> None:
-    """Submit `ual run` to a Ray cluster as a job.
-
-    The job gets the configuration, this package, and the data, prompt and label files that the configuration names.
-    """
-    from ual_ray.config.load import load as load_config
-    from ual_ray.submit import submit as submit_job
-
-    raise typer.Exit(submit_job(load_config(config_file, overrides or []), address, follow, make_console()))

@@ -25,7 +25,7 @@ JOBS = Path(__file__).parents[3] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
 SCRIPTS = sorted(JOBS.glob("*.py"))
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-OVERRIDING = sorted(COMMANDS.keys() - {"report", "ui", "sync", "promote"})
+OVERRIDING = sorted(COMMANDS.keys() - {"report", "ui", "sync", "promote", "jobs"})
 
 
 @pytest.fixture
@@ -52,10 +52,12 @@ def test_the_version_is_the_packages(ual: Any) -> None:
     assert ual("--version") == (0, f"ual {ual_ray.__version__}")
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), *(f"jobs {name}" for name in sorted(COMMANDS["jobs"].commands))])
 def test_every_command_option_and_argument_has_a_help_text(command: str) -> None:
-    assert COMMANDS[command].help
-    for parameter in COMMANDS[command].params:
+    group, _, name = command.partition(" ")
+    found = COMMANDS[group].commands[name] if name else COMMANDS[group]
+    assert found.help
+    for parameter in found.params:
         assert parameter.help, parameter.name  # type: ignore[attr-defined]
         assert re.match(r"[A-Z].*\.$", parameter.help), parameter.help  # type: ignore[attr-defined]
 
@@ -95,6 +97,12 @@ def test_force_is_the_same_flag_everywhere() -> None:
         (["evaluate", "demo"], ["no questions for the benchmarks held_out, gsm8k", "--rows"]),
         (["judge", "reference", "reference"], ["judge.model is not set", "judge.model=NAME"]),
         (["inspect", "nowhere", "--self-check", "5"], ["self_check (5) must be 0 or at least 20 rows"]),
+        (
+            ["submit", "output=/shared/x", "--address", "127.0.0.1:8265"],
+            ["--address", "got: 127.0.0.1:8265", "http://HOST:8265"],
+        ),
+        (["submit", "output=/shared/x", "--env", "UAL_NOT_SET"], ["--env", "got: UAL_NOT_SET", "export UAL_NOT_SET=..."]),
+        (["jobs", "list", "--address", "http://127.0.0.1:9"], ["job server is unreachable", "got: http://127.0.0.1:9"]),
         (["elicit", "nowhere.jsonl"], ["data.path does not exist", "nowhere.jsonl"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) and value[0] in COMMANDS else "",

@@ -9,7 +9,7 @@ import pytest
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.submit import ENTRYPOINT, LARGEST_UPLOAD_MB, entrypoint, pack
+from ual_ray.jobs.pack import ENTRYPOINT, LARGEST_UPLOAD_MB, entrypoint, pack
 
 
 @pytest.fixture
@@ -120,8 +120,34 @@ def test_what_is_nowhere_is_refused(here: Path, there: Path, override: str) -> N
 def test_a_large_file_is_refused(here: Path, there: Path, key: str) -> None:
     with (here / "large.jsonl").open("wb") as file:
         file.truncate((LARGEST_UPLOAD_MB << 20) + 1)
-    with pytest.raises(UserError, match=f"{key} is larger than"):
+    with pytest.raises(UserError, match=f"{key} is too large"):
         pack(load(None, [f"{key}=large.jsonl", "output=/shared/out"]), there)
+    assert not any(there.iterdir())
+
+
+def test_files_are_counted_together(here: Path, there: Path) -> None:
+    for name, megabytes in (("large.jsonl", LARGEST_UPLOAD_MB - 1), ("labels.csv", 2)):
+        with (here / name).open("wb") as file:
+            file.truncate(megabytes << 20)
+    files = ["data.path=large.jsonl", "elicit.calibrate_with=labels.csv"]
+    with pytest.raises(
+        UserError, match=r"(?s)data.path is too large.*large.jsonl: 99.0 MB, .*labels.csv: 2.0 MB.*100 MB in all"
+    ):
+        pack(load(None, [*files, "output=/shared/out"]), there)
+
+
+def test_the_digest_follows_configuration_and_contents(here: Path, tmp_path: Path) -> None:
+    def digest(*overrides: str) -> str:
+        folder = tmp_path / f"packed-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        return pack(load(None, ["data.path=rows.jsonl", "output=/shared/out", *overrides]), folder).digest
+
+    first = digest()
+    assert digest() == first
+    assert digest(f"data.path={here}/rows.jsonl") == first, "the same file by another path"
+    assert digest("train.epochs=5") != first
+    (here / "rows.jsonl").write_text("other rows")
+    assert digest() != first
 
 
 @pytest.mark.parametrize(

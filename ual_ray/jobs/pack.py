@@ -1,31 +1,25 @@
-"""Submit a pipeline to a Ray cluster through Ray's job server.
+"""What a job takes along: its configuration, this package, and the local files that the configuration names.
 
-The job is uploaded with the resolved configuration, this package, and the local files that the configuration names (data,
-prompts, labels, accelerate's settings). Folders are not uploaded: data sets of several files, models, adapters and the output
-folder must be on storage that every node of the cluster can access.
+Files are data, prompts, labels and accelerate's settings. Folders are not uploaded: data sets of several files, models,
+adapters and the output folder must be on storage that every node of the cluster can access.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
-from rich.console import Console
-
-import ual_ray
+from ual_ray.columns import digest
 from ual_ray.config import DEMO, Config, DataConfig
 from ual_ray.config.keys import naming, replaced
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.files import ADDRESS, find_files
 from ual_ray.errors import UserError
+from ual_ray.parquet import file_digest
 from ual_ray.run.output import CONFIG_FILE
 
 # Raylets that share a machine re-create the working directory under a running job: the driver must not run in it.
@@ -36,31 +30,14 @@ SHARED_PATH = "an absolute path on storage that all nodes can access"
 
 @dataclass(frozen=True)
 class Packed:
-    """The configuration of a job, and the names that uploaded files have in the job, by configuration key."""
+    """The configuration of a job, and the names that uploaded files have in the job, by configuration key.
+
+    `digest`: equal for equal configurations and equal contents of the uploaded files.
+    """
 
     config: Config
     uploads: Mapping[str, str]
-
-
-def submit(config: Config, address: str, follow: bool, console: Console) -> int:
-    """Submit a job and, if `follow`, print its log until it ends; return the exit code, 0 if the job did not fail.
-
-    Raises UserError for a configuration that cannot be submitted, and for an unreachable job server.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        packed = pack(config, Path(folder))
-        client = _connect(address)
-        job = client.submit_job(
-            entrypoint=entrypoint(packed),
-            runtime_env={"working_dir": folder, "py_modules": [str(Path(ual_ray.__file__).parent)]},
-        )
-    console.print(f"job {job} submitted to {address}; it writes to {config.output}", highlight=False)
-    if not follow:
-        return 0
-    asyncio.run(_follow(client, job, console))
-    status = client.get_job_status(job)
-    console.print(f"job {job}: {status.value}", highlight=False)
-    return 0 if status == JobStatus.SUCCEEDED else 1
+    digest: str
 
 
 def entrypoint(packed: Packed) -> str:
@@ -85,10 +62,26 @@ def pack(config: Config, folder: Path) -> Packed:
         raise UserError(
             "the configuration contains a secret, which the job server would show", fix="set it in the cluster's environment"
         )
-    uploads = {key: _upload(key, source, folder) for key, source in _files(config).items()}
-    packed = Packed(replaced(config, {**uploads, "runtime.address": "auto"}), uploads)
-    (folder / CONFIG_FILE).write_text(dump(packed.config), encoding="utf-8")
-    return packed
+    files = _files(config)
+    _check_sizes(files)
+    uploads = {key: _upload(key, source, folder) for key, source in files.items()}
+    sent = replaced(config, {**uploads, "runtime.address": "auto"})
+    contents = {key: file_digest(folder / name) for key, name in uploads.items()}
+    (folder / CONFIG_FILE).write_text(dump(sent), encoding="utf-8")
+    return Packed(sent, uploads, digest({"config": sent.model_dump(mode="json"), "files": contents}))
+
+
+def _check_sizes(files: Mapping[str, Path]) -> None:
+    """Raise UserError for files that are too large together; they are counted before anything is copied or sent."""
+    sizes = {key: path.stat().st_size / 2**20 for key, path in files.items()}
+    if sum(sizes.values()) > LARGEST_UPLOAD_MB:
+        largest = sorted(sizes, key=sizes.__getitem__, reverse=True)
+        raise UserError(
+            f"{largest[0]} is too large to be uploaded",
+            got=", ".join(f"{key}={files[key]}: {sizes[key]:,.1f} MB" for key in largest),
+            expected=f"at most {LARGEST_UPLOAD_MB} MB in all",
+            fix=f"copy it to shared storage and give {SHARED_PATH}, or a cloud URI",
+        )
 
 
 def _check_paths(config: Config) -> None:
@@ -145,28 +138,8 @@ def _data_file(key: str, data: DataConfig) -> Path | None:
 
 def _upload(key: str, source: Path, folder: Path) -> str:
     """Copy a file into the job's folder; return its name there, without characters that a shell interprets."""
-    if source.stat().st_size > LARGEST_UPLOAD_MB * 2**20:
-        raise UserError(f"{key} is larger than {LARGEST_UPLOAD_MB} MB", got=source, fix=f"give {SHARED_PATH}")
     name = re.sub(r"[^\w.-]", "_", source.name)
     if name == CONFIG_FILE or (folder / name).exists():
         name = f"{key}-{name}"
     shutil.copy(source, folder / name)
     return name
-
-
-def _connect(address: str) -> JobSubmissionClient:
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        raise UserError(
-            "the Ray job server is unreachable",
-            got=f"{address}: {error}",
-            expected="http://HOST:8265",
-            fix="start a local cluster (cluster/local.sh start), or forward the port of a remote one; for a cluster with token "
-            "authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
-        ) from error
-
-
-async def _follow(client: JobSubmissionClient, job: str, console: Console) -> None:
-    async for lines in client.tail_job_logs(job):
-        console.print(lines, end="", highlight=False, markup=False)
