@@ -1,7 +1,7 @@
 """Multiple choice by the likelihood of each answer, for files in the format of ARC or HellaSwag.
 
-A choice is the assistant's whole reply, end of turn included. `accuracy` compares summed log-probabilities,
-`accuracy_normalised` these sums over the length in characters, as in lm-evaluation-harness.
+A choice is the assistant's reply, without the end of its turn. `accuracy` compares summed log-probabilities,
+`accuracy_normalised` these sums over the length in characters: acc and acc_norm of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class MultipleChoice(Benchmark):
     """The model is not shown the choices: each is scored as its reply."""
 
     kind = "multiple_choice"
+    version = 2
     record_format = "ARC's (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)"
     metrics = (ACCURACY, ACCURACY_NORMALISED)
     needs_likelihood = True
@@ -43,7 +44,9 @@ class MultipleChoice(Benchmark):
     def requests(self, question: Question) -> Sequence[Request]:
         """Ask for the likelihood of every choice."""
         asked = turns(question.messages)
-        return [Likelihood((*asked, ("assistant", choice)), last_reply_only=True) for choice in question.choices]
+        return [
+            Likelihood((*asked, ("assistant", choice)), last_reply_only=True, content_only=True) for choice in question.choices
+        ]
 
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
         """Choose by sum and by sum over length; the confidence is the chosen one's share of the summed probabilities."""

@@ -90,9 +90,14 @@ class RenderAnswer:
         # From the request, as only that contains the few-shot examples.
         requests = self._benchmark.requests(Question.of_row(row))
         if row[col.CHOICES]:
-            asked = [messages_of(request.conversation) for request in requests if isinstance(request, Likelihood)]
+            asked = [request for request in requests if isinstance(request, Likelihood)]
             assert len(asked) == len(row[col.CHOICES]), "one likelihood per choice"
-            return [self._renderer.conversation(messages, last_reply_only=True) for messages in asked]
+            return [
+                self._renderer.conversation(
+                    messages_of(request.conversation), last_reply_only=True, content_only=request.content_only
+                )
+                for request in asked
+            ]
         last = requests[-1]
         assert isinstance(last, Completion), "what is judged was completed"
         reply = Message(role="assistant", content=row[col.PREDICTION])

@@ -56,10 +56,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Ask for the NLL of all assistant turns of a given conversation, or of the last one only."""
+    """Ask for the NLL of all assistant turns of a given conversation, or of the last one only.
+
+    `content_only`: without what the template adds behind a reply's content, such as the end-of-turn token.
+    """
 
     conversation: Turns
     last_reply_only: bool = False
+    content_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,9 @@ class _ChoiceJob(_Job):
 class _LikelihoodJob(_Job):
     def __init__(self, request: Likelihood, renderer: ChatRenderer) -> None:
         conversation = messages_of(request.conversation)
-        self.sequences = renderer.sequences(conversation, last_reply_only=request.last_reply_only)
+        self.sequences = renderer.sequences(
+            conversation, last_reply_only=request.last_reply_only, content_only=request.content_only
+        )
         self.prompts = [self._prompt(rendered) for rendered in self.sequences]
 
     @staticmethod

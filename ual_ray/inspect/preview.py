@@ -112,15 +112,18 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
     printer.bad_rows(seen)
 
 
+def _scored(chat: Chat, request: Likelihood) -> list[Rendered]:
+    conversation = messages_of(request.conversation)
+    return chat.renderer.sequences(conversation, last_reply_only=request.last_reply_only, content_only=request.content_only)
+
+
 def tokens_of(request: Request, chat: Chat) -> int:
     """Count the tokens that the engine compares with its limit: the prompt and the maximum length of the answer.
 
     Raises ValueError when the chat template rejects the conversation, or when two choices have the same tokens.
     """
     if isinstance(request, Likelihood):
-        conversation = messages_of(request.conversation)
-        sequences = chat.renderer.sequences(conversation, last_reply_only=request.last_reply_only)
-        return max(len(sequence.input_ids) for sequence in sequences) + 1
+        return max(len(sequence.input_ids) for sequence in _scored(chat, request)) + 1
     prompt = len(chat.renderer.prompt_ids(messages_of(request.prompt)))
     if isinstance(request, Choice):
         return prompt + max(map(len, _tree(request, chat).questions)) + 1
@@ -222,8 +225,7 @@ class Printer:
             dropped = self.config.engine.overlong == "drop"
             self._say(f"overlong: would be {'dropped' if dropped else 'quarantined, cut as it is'}", WARNING)
         if isinstance(request, Likelihood):
-            conversation = messages_of(request.conversation)
-            for rendered in chat.renderer.sequences(conversation, last_reply_only=request.last_reply_only):
+            for rendered in _scored(chat, request):
                 self._tokens(chat, rendered, "scored")
         else:
             self._show([Piece(chat.renderer.text(messages_of(request.prompt), generation_prompt=True), counted=False)], "")

@@ -12,9 +12,10 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from os.path import commonprefix
 from typing import Any
 
 from jinja2 import TemplateError
@@ -29,6 +30,8 @@ NO_END = (
     "the chat template ends a reply without a special token: no end of turn is trained, and the model may not stop; "
     "end the reply with eos_token in the template, within its {% generation %} marks if it has them"
 )
+# A character for private use, which no data has.
+SENTINEL = "\ue000"
 # A thought that a generation prompt leaves open.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 
@@ -58,6 +61,10 @@ class Reply:
     def end(self) -> int:
         """Where the last trained span ends."""
         return self.spans[-1][1] if self.spans else len(self.prompt)
+
+    def until(self, end: int) -> Reply:
+        """Cut the spans at a place in the text."""
+        return replace(self, spans=[(first, min(last, end)) for first, last in self.spans if first < end])
 
 
 class ChatRenderer:
@@ -138,24 +145,29 @@ class ChatRenderer:
         """The tokens by their ids, as the tokenizer writes them."""
         return self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
 
-    def sequences(self, messages: Messages, *, last_reply_only: bool = False) -> list[Rendered]:
+    def sequences(self, messages: Messages, *, last_reply_only: bool = False, content_only: bool = False) -> list[Rendered]:
         """Tokens of the conversation, with every assistant turn and its end-of-turn token as labels once.
 
         One sequence for all replies where the prompts of all are prefixes of it, else one per reply, with the turns before it
         as they are when it is generated. Replies of weight 0 are read and not trained. `last_reply_only` restricts labels to
-        the last one. Raises ValueError when a prompt is not a prefix of the text or of the tokens.
+        the last one, `content_only` to tokens that begin before the end of a reply's content. Raises ValueError when a prompt
+        is not a prefix of the text or of the tokens.
         """
         places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         if last_reply_only:
             places = places[-1:]
         trained = [at for at in places if extra_of(messages[at]).get("weight", 1) != 0]
         replies = [self._reply(messages[: at + 1]) for at in trained]
+        if content_only:
+            replies = [
+                reply.until(self._end_of_content(messages[: at + 1])) for at, reply in zip(trained, replies, strict=True)
+            ]
         together = self._together(replies) if replies else None
         return [together] if together else [self._alone(reply) for reply in replies]
 
-    def conversation(self, messages: Messages, *, last_reply_only: bool = False) -> Rendered:
+    def conversation(self, messages: Messages, *, last_reply_only: bool = False, content_only: bool = False) -> Rendered:
         """Tokens of a conversation that is one sequence, as `sequences` has them. Raises ValueError where it is several."""
-        found = self.sequences(messages, last_reply_only=last_reply_only)
+        found = self.sequences(messages, last_reply_only=last_reply_only, content_only=content_only)
         if len(found) != 1:
             raise ValueError(f"the chat template rewrites earlier turns: the conversation is {len(found)} sequences")
         return found[0]
@@ -209,6 +221,12 @@ class ChatRenderer:
         own = [(len(prompt), len(text.rstrip()))]
         spans = [(max(start, len(prompt)), end) for start, end in marks if end > len(prompt)] or own
         return Reply(prompt, text, spans)
+
+    def _end_of_content(self, messages: Messages) -> int:
+        """Find where the content of the last reply ends in its text: there the text goes on where the content does."""
+        last = Message(**{**messages[-1], "content": messages[-1]["content"] + SENTINEL})
+        texts = [self._reply(each).text for each in (messages, [*messages[:-1], last])]
+        return len(commonprefix(texts))
 
     def _together(self, replies: Sequence[Reply]) -> Rendered | None:
         """Make one sequence of all replies; None where the prompt of one, or what is trained of it, is not a prefix of it."""

@@ -60,8 +60,8 @@ def test_each_choice_is_a_reply_of_its_own() -> None:
     question = Question([Message(role="user", content="Why?")], choices=("a", "b"))
     asked = (("user", "Why?"),)
     assert MultipleChoice().requests(question) == [
-        Likelihood((*asked, ("assistant", "a")), last_reply_only=True),
-        Likelihood((*asked, ("assistant", "b")), last_reply_only=True),
+        Likelihood((*asked, ("assistant", "a")), last_reply_only=True, content_only=True),
+        Likelihood((*asked, ("assistant", "b")), last_reply_only=True, content_only=True),
     ]
 
 

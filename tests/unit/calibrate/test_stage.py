@@ -329,11 +329,13 @@ def results_of(model: Path, folder: Path, tokenizer: Any) -> list[dict[str, Any]
     return found
 
 
-def log_probabilities(model: Path, tokenizer: Any, messages: Any, temperature: float, most: int | None = None) -> np.ndarray:
+def log_probabilities(
+    model: Path, tokenizer: Any, messages: Any, temperature: float, most: int | None = None, *, content_only: bool = False
+) -> np.ndarray:
     from transformers import AutoModelForCausalLM
 
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    rendered = ChatRenderer(tokenizer).conversation(messages, last_reply_only=True)
+    rendered = ChatRenderer(tokenizer).conversation(messages, last_reply_only=True, content_only=content_only)
     with torch.no_grad():
         logits = causal_lm(torch.tensor([rendered.input_ids])).logits[0].double()
     targets = [place for place, label in enumerate(rendered.labels) if label != IGNORE_INDEX][:most]
@@ -360,7 +362,8 @@ def test_answers_are_scored_as_they_were_asked(model_of: Families, rows: Path, t
         cut_off = log_probabilities(model, tokenizer, reply("b", "Green 3"), scale, most=3)
         assert answers["b"][column] == pytest.approx(np.exp(cut_off.mean()), rel=1e-4)
         choices = found["g"]["choices"]
-        sums = np.array([log_probabilities(model, tokenizer, reply("g", choice), scale).sum() for choice in choices])
+        replies = [reply("g", choice) for choice in choices]
+        sums = np.array([log_probabilities(model, tokenizer, one, scale, content_only=True).sum() for one in replies])
         assert answers["g"][column] == pytest.approx(np.exp(sums - np.logaddexp.reduce(sums))[1], rel=1e-4)
     assert figures["answer"]["gsm8k"]["n"] == 2
     assert figures["answer"]["gsm8k"]["raw"]["accuracy"] == 0.5

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from engine_requests import ASK, MORE, NUMBERS, TOLD, Tokenizers, spec_of
 
+from ual_ray.benchmarks.benchmark import Question
+from ual_ray.benchmarks.multiple_choice import MultipleChoice
 from ual_ray.engines import EngineDied, make_engine
 from ual_ray.engines import vllm_engine as in_process
 from ual_ray.engines.compat_vllm import EXTENSION, SCORED_FROM
@@ -149,6 +151,30 @@ def test_only_the_last_reply_is_scored_where_that_is_asked(build: Build) -> None
     sampling = llm.batches[0][1]
     assert sampling.extra_args == {SCORED_FROM: labelled[0]}
     assert (sampling.prompt_logprobs, sampling.max_tokens, sampling.temperature) == (0, 1, 0.0)
+
+
+def test_the_end_of_turn_is_not_scored_where_the_content_is_asked_for(build: Build) -> None:
+    engine, _, renderer = build()
+    whole, content = engine.run([Likelihood(TOLD), Likelihood(TOLD, content_only=True)])
+    assert isinstance(whole, LikelihoodResult) and isinstance(content, LikelihoodResult)
+    said = [label for label in renderer.conversation(messages_of(TOLD)).labels if label != IGNORE_INDEX]
+    end = said[content.target_tokens :]
+    assert renderer.encode(TOLD[-1][1]) == said[: content.target_tokens] and len(end) == 1
+    assert content.nll_sum == pytest.approx(whole.nll_sum - (end[0] + 1) / 1000)
+
+
+def test_multiple_choice_by_hand(build: Build) -> None:
+    engine, _, renderer = build()
+    question = Question(messages_of(ASK), answer="0", choices=("C", "E" * 10))
+    assert [renderer.encode(choice) for choice in question.choices] == [[43], [45] * 10]
+    results = engine.run(MultipleChoice().requests(question))
+    assert [getattr(result, "nll_sum", None) for result in results] == pytest.approx([0.044, 10 * 0.046])
+    reading = MultipleChoice().read(question, results)
+    # Per character -0.044 and -0.046. With the end of turn, token 3, the second would win: -(0.044 + 0.004) and -0.464 / 10.
+    assert reading.extracted == {"summed": "0", "normalised": "0"}
+    assert reading.scores == {"accuracy": 1.0, "accuracy_normalised": 1.0}
+    share = math.exp(-0.044) / (math.exp(-0.044) + math.exp(-0.46))
+    assert reading.confidence == pytest.approx(share)
 
 
 def test_choices_of_several_tokens_take_several_questions(build: Build) -> None:

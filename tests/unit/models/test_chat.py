@@ -109,6 +109,21 @@ def test_only_the_last_reply_is_trained_where_that_is_asked(style: str, chat_tok
     assert renderer.conversation(ONE_TURN, last_reply_only=True) == renderer.conversation(ONE_TURN)
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("reply", ["Blue.", "m", "end", "eot", "think", "s", "a b"])
+def test_the_content_of_a_reply_without_the_end_of_its_turn(style: str, reply: str, chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer(style)
+    renderer = ChatRenderer(tokenizer)
+    messages = chat("Name a colour.", reply)
+    whole = renderer.conversation(messages, last_reply_only=True)
+    content = renderer.conversation(messages, last_reply_only=True, content_only=True)
+    assert content.input_ids == whole.input_ids
+    assert [run.strip() for run in trained_runs(tokenizer, content)] == [reply]
+    kept = [label for label in whole.labels if label != IGNORE_INDEX][: content.target_tokens]
+    assert [label for label in content.labels if label != IGNORE_INDEX] == kept
+    assert content.target_tokens < whole.target_tokens
+
+
 @pytest.mark.parametrize("style", ["chatml", "llama3"])
 @pytest.mark.parametrize("text", ["0", "9", "A", "100", "42", "Blue."])
 def test_a_bare_text_is_as_many_tokens_as_it_needs(style: str, text: str, chat_tokenizer: Tokenizers) -> None:

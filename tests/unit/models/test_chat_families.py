@@ -132,6 +132,14 @@ def test_a_template_that_thinks_in_the_last_turn_alone_is_a_sequence_per_reply(f
         renderer.conversation(TWO_TURNS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_content_alone_is_scored_without_thoughts_that_the_template_adds(family: str, family_tokenizer: Tokenizers) -> None:
+    tokenizer = family_tokenizer(family)
+    renderer = ChatRenderer(tokenizer)
+    (rendered,) = renderer.sequences(ONE_TURN, last_reply_only=True, content_only=True)
+    assert [run.strip() for run in trained_runs(tokenizer, rendered)] == [ONE_TURN[-1]["content"].strip()]
+
+
 def test_roles_that_do_not_alternate_are_a_value_error_where_the_template_minds(family_tokenizer: Tokenizers) -> None:
     messages = [*ONE_TURN, Message(role="assistant", content="And green.")]
     with pytest.raises(ValueError, match="must alternate"):
