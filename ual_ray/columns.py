@@ -24,7 +24,8 @@ class Message(TypedDict):
     """One turn of a chat: role is system, user, assistant or tool.
 
     extra: canonical JSON of what else a chat template reads of the turn, or null: `reasoning_content`, `tool_calls`, `name`,
-    `tool_call_id`; `weight` 0 of a reply that is not trained on; and, in the first turn, the `tools` of the conversation.
+    `tool_call_id`; `weight` 0 of a reply that is not trained on; and, in the first turn, the `tools` of the conversation, and
+    the `reference` answer that the elicitor is shown, which no chat template reads.
     """
 
     role: str
@@ -290,6 +291,12 @@ def extra_of(message: Message) -> dict[str, Any]:
     """Return a message's extra; empty where there is none."""
     text = message.get("extra")
     return json.loads(text) if text else {}
+
+
+def reference_of(messages: Messages) -> str | None:
+    """Return the reference answer to the last question of a conversation; None where there is none."""
+    found: str | None = extra_of(messages[0]).get(REFERENCE) if messages else None
+    return found
 
 
 def content_id(messages: Messages) -> str:

@@ -58,7 +58,14 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
 def check_elicitor(config: Config) -> None:
     """Raise UserError for an unusable elicitation model, endpoint, adapter, estimator, template or label file."""
     elicit = config.elicit
-    make_estimators(elicit)
+    estimators = make_estimators(elicit)
+    for key, value in (("data.reference", config.data.reference), ("elicit.examples", elicit.examples)):
+        if value is not None and not any(estimator.shows_more for estimator in estimators.values()):
+            raise UserError(
+                f"{key} is read by verbalized estimators alone",
+                got=f"elicit.estimators {list(estimators)}",
+                fix=f"add verbalized_error to elicit.estimators, or leave {key} out",
+            )
     if elicit.calibrate_with is not None:
         labels = read_labels(Path(elicit.calibrate_with).expanduser())
         right = sum(labels.values())

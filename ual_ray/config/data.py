@@ -38,6 +38,11 @@ class DataConfig(Section):
         affects="rows",
         description="column whose equal values are kept in one split, such as original_question; null = each row for itself",
     )
+    reference: str | None = key(
+        None,
+        affects="rows",
+        description="column of a reference answer, which verbalized estimators show to the elicitor; null = none",
+    )
     subset: str | None = key(
         None, affects="rows", description="hub data set configuration, where it has several, such as main of openai/gsm8k"
     )

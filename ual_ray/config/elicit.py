@@ -64,6 +64,13 @@ class ElicitConfig(Section):
     templates: str | None = key(
         None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml"
     )
+    examples: str | None = key(
+        None,
+        affects="",
+        names="file",
+        description="YAML list of rated examples (instruction, response, verbalized_error, ...) that verbalized estimators "
+        "show to the elicitor before the pair; null = none",
+    )
     scale: Literal["0-9", "1-5", "0-100"] = key(
         "0-9", affects="scores", description="rating scale of the verbalized estimators"
     )

@@ -55,7 +55,8 @@ def blocks_of(piece: Piece, number: int, plan: ReadOptions, claim: Claim) -> Ite
     `claim(ids, positions)` returns which rows are the first with their content, as `Deduplicator.claim` does. Raises UserError
     when the shard cannot be read.
     """
-    converted = convert(read_piece(piece), plan.format_name, plan.data.columns, plan.data.thinking)
+    data = plan.data
+    converted = convert(read_piece(piece), plan.format_name, data.columns, data.thinking, data.reference)
     start = number * ROWS_PER_PIECE_AT_MOST
     entries = ((start + row, record, messages) for row, (record, messages) in enumerate(converted))
     for count, chunk in enumerate(_chunks(entries)):

@@ -16,7 +16,7 @@ from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
 from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
-from ual_ray.data.turns import add_common, unused_keys, without_thoughts
+from ual_ray.data.turns import add_common, unused_keys, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
 __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
@@ -161,13 +161,18 @@ def rename(record: Record, columns: Mapping[str, str]) -> Record:
 
 
 def convert(
-    records: Iterable[Record | BadRow], format_name: str, columns: Mapping[str, str], thinking: str = "keep"
+    records: Iterable[Record | BadRow],
+    format_name: str,
+    columns: Mapping[str, str],
+    thinking: str = "keep",
+    reference: str | None = None,
 ) -> Iterator[tuple[Record, Messages | BadRow]]:
     """Yield each record, its columns renamed, with its messages or the reason it has none.
 
-    thinking: as `data.thinking`.
+    thinking, reference: as `data.thinking` and `data.reference`.
     """
     form = _form(format_name)
+    reference = next((ours for ours, theirs in columns.items() if theirs == reference), reference)
     for record in records:
         if isinstance(record, BadRow):
             yield {"raw": record.raw}, record
@@ -176,7 +181,8 @@ def convert(
         try:
             _check_names(renamed)
             messages = add_common(renamed, form.convert(renamed), {*COMMON} - form.reads - ({CONTEXT} - columns.keys()))
-            yield renamed, without_thoughts(messages) if thinking == "drop" else messages
+            messages = without_thoughts(messages) if thinking == "drop" else messages
+            yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
         except BadRow as reason:
             yield renamed, reason
 

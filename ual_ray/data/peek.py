@@ -61,19 +61,21 @@ def peek(config: DataConfig, rows: int = 1000) -> DataPeek:
         raise UserError("the data set is empty", got=where, expected="at least one row")
     format_name = _format_of(config, records, where)
     check_reads(format_name, config.columns)
-    seen = list(convert(records, format_name, config.columns, config.thinking))
+    seen = list(convert(records, format_name, config.columns, config.thinking, config.reference))
+    named = _named_columns(config, seen, where)
     _check_usable(seen, where, format_name)
-    group_by = _group_column(config, seen, where)
-    unused = tuple(unused_columns(seen, format_name, [*config.columns, group_by]))
+    unused = tuple(unused_columns(seen, format_name, [*config.columns, *named]))
     return DataPeek(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete, unused)
 
 
-def _group_column(config: DataConfig, seen: Seen, where: str) -> str | None:
-    """Return data.group_by. Raises UserError when the first rows do not have it."""
+def _named_columns(config: DataConfig, seen: Seen, where: str) -> list[str]:
+    """List the columns that data.group_by and data.reference name. Raises UserError for one that the first rows lack."""
     found = columns_of(record for record, _ in seen)
-    if config.group_by is not None and config.group_by not in {*found, *config.columns.values()}:
-        raise UserError(f"data.group_by: {where} has no column '{config.group_by}'", got=f"columns {found}")
-    return config.group_by
+    named = {"data.group_by": config.group_by, "data.reference": config.reference}
+    for key, name in named.items():
+        if name is not None and name not in {*found, *config.columns.values()}:
+            raise UserError(f"{key}: {where} has no column '{name}'", got=f"columns {found}")
+    return [name for name in named.values() if name is not None]
 
 
 def _format_of(config: DataConfig, records: Sequence[Record | BadRow], where: str) -> str:

@@ -172,3 +172,11 @@ def _weight(turn: Mapping[str, Any]) -> int | None:
     if weight not in (None, 0, 1):
         raise BadRow(f"weight is not 0 or 1: {weight!r:.80}")
     return 0 if weight == 0 else None
+
+
+def with_reference(messages: Messages, record: Record, column: str) -> Messages:
+    """Keep the reference answer of a record with its first message; a number counts as text. Raises BadRow for others."""
+    value = record.get(column)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = str(value) if number else text_of(record, column)
+    return [with_extra(messages[0], reference=text), *messages[1:]] if text.strip() else messages

@@ -28,7 +28,7 @@ def usable_rows(data: DataConfig, pieces: Sequence[Piece], format_name: str) -> 
     """Yield the rows of these shards that a run would score or train on, each once, in data order."""
     known = set()
     for piece in pieces:
-        for record, messages in convert(read_piece(piece), format_name, data.columns, data.thinking):
+        for record, messages in convert(read_piece(piece), format_name, data.columns, data.thinking, data.reference):
             if isinstance(messages, BadRow) or (identity := content_id(messages)) in known:
                 continue
             known.add(identity)

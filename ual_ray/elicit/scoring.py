@@ -100,7 +100,7 @@ class ScoreRows:
         self._known = known
         self._truncate = overlong == "truncate"
         self._estimators = make_estimators(config, seed)
-        self._prompts = load_prompts(config.templates)
+        self._prompts = load_prompts(config.templates, config.examples)
         self._needed = needed(config)
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:

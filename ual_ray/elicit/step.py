@@ -177,7 +177,7 @@ def measuring(config: Config) -> dict[str, Any]:
     return {
         "model": model_fingerprint(elicit.model) if local else elicit.model,
         "adapter": file_digest(Path(elicit.adapter).expanduser()) if elicit.adapter else None,
-        "prompts": load_prompts(elicit.templates).hash,
+        "prompts": load_prompts(elicit.templates, elicit.examples).hash,
         "elicit": affecting(elicit, "scores"),
         "engine": affecting(engine, "scores"),
         "endpoint": None if local else affecting(engine.endpoint, "scores"),

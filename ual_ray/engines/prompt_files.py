@@ -22,7 +22,9 @@ def load_templates(own: Traversable, path: str | None, key: str, placeholders: M
     texts: dict[str, Any] = yaml.safe_load(own.read_text(encoding="utf-8"))
     if path is None:
         return texts
-    replaced = _read(Path(path).expanduser(), key, own.name)
+    replaced = read_yaml(path, key, f"like {own.name}")
+    if not isinstance(replaced, dict):
+        raise UserError(f"{key} is not a mapping", got=path, expected=f"keys with a text each, as in {own.name}")
     if unknown := sorted(map(str, set(replaced) - set(texts))):
         raise UserError(f"{key}: {path} has unknown keys", got=unknown, expected=", ".join(texts))
     for name, value in replaced.items():
@@ -34,14 +36,12 @@ def load_templates(own: Traversable, path: str | None, key: str, placeholders: M
     return texts | replaced
 
 
-def _read(path: Path, key: str, example: str) -> dict[str, Any]:
+def read_yaml(path: str, key: str, kind: str) -> Any:
+    """Read a user's YAML file, which a configuration key names. Raises UserError, with the `kind` of file, where it cannot."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{key} cannot be read", got=f"{path}: {error}", expected=f"a file like {example}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{key} is not a mapping", got=path, expected=f"keys with a text each, as in {example}")
-    return content
+        raise UserError(f"{key} cannot be read", got=f"{path}: {error}", expected=f"a file {kind}") from error
 
 
 def _check_placeholders(where: str, template: str, needed: set[str]) -> None:

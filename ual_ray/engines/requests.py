@@ -10,15 +10,23 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeAlias
 
-from ual_ray.columns import Message, Messages, extra_of
+from ual_ray.columns import REFERENCE, Message, Messages, canonical_json, extra_of
 
 # (role, content), or (role, content, extra) of a message that has an extra.
 Turns: TypeAlias = tuple[tuple[str, ...], ...]
 
 
 def turns(messages: Messages) -> Turns:
-    """Convert messages to hashable tuples."""
-    return tuple((message["role"], message["content"], *filter(None, [message.get("extra")])) for message in messages)
+    """Convert messages to hashable tuples, without the reference answer, which is not part of the conversation."""
+    return tuple((message["role"], message["content"], *filter(None, [_sent(message)])) for message in messages)
+
+
+def _sent(message: Message) -> str | None:
+    extra = message.get("extra")
+    if not extra or REFERENCE not in extra:
+        return extra
+    kept = {key: value for key, value in extra_of(message).items() if key != REFERENCE}
+    return canonical_json(kept) if kept else None
 
 
 def messages_of(frozen: Turns) -> list[Message]:

@@ -36,12 +36,14 @@ class Estimator(ABC):
     """One way to measure how uncertain the elicitor is of a pair; subclasses are values (frozen dataclasses) and pure.
 
     summary: one sentence for the reports. needs_likelihood: it asks for the likelihood of a given text, which a server does
-    not return. min_samples: the smallest elicit.samples that it works with.
+    not return. min_samples: the smallest elicit.samples that it works with. shows_more: its requests show the elicitor the
+    reference answer of data.reference and the examples of elicit.examples.
     """
 
     summary: ClassVar[str]
     needs_likelihood: ClassVar[bool] = False
     min_samples: ClassVar[int] = 1
+    shows_more: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -29,6 +29,7 @@ class Verbalized(Estimator):
     """
 
     question: ClassVar[str]
+    shows_more: ClassVar[bool] = True
     prompts: Prompts
     lowest: int
     highest: int
@@ -41,7 +42,9 @@ class Verbalized(Estimator):
         """Read the scale."""
         lowest, highest = map(int, config.scale.split("-"))
         sampling = Sampling.of_ratings(config, seed)
-        return cls(load_prompts(config.templates), lowest, highest, sampling, config.thinking_tokens, config.min_choice_mass)
+        prompts = load_prompts(config.templates, config.examples)
+        prompts.check_examples(cls.question, lowest, highest)
+        return cls(prompts, lowest, highest, sampling, config.thinking_tokens, config.min_choice_mass)
 
     @property
     def numbers(self) -> tuple[str, ...]:
