@@ -125,11 +125,11 @@ class ElicitConfig(Section):
         description="minimum similarity at which two answers count as equal (lexical, embedding)",
     )
     embedding_model: str | None = key(
-        None, affects="scores", names="model", description="encoder for grouping=embedding: hub name or local directory"
+        None, affects="", names="model", description="encoder for grouping=embedding: hub name or local directory"
     )
     nli_model: str | None = key(
         None,
-        affects="scores",
+        affects="",
         names="model",
         description="cross-encoder for grouping=nli: hub name or local directory of a sequence classifier",
     )

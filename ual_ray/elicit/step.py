@@ -176,6 +176,7 @@ def measuring(config: Config) -> dict[str, Any]:
     local = not engine.remote
     return {
         "model": model_fingerprint(elicit.model) if local else elicit.model,
+        "grouping": model_fingerprint(grouping) if (grouping := elicit.embedding_model or elicit.nli_model) else None,
         "adapter": file_digest(Path(elicit.adapter).expanduser()) if elicit.adapter else None,
         "prompts": load_prompts(elicit.templates, elicit.examples).hash,
         "elicit": affecting(elicit, "scores"),

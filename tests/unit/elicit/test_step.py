@@ -1,13 +1,16 @@
-"""The line that elicitation prints."""
+"""The line that elicitation prints, and what its scores depend on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ual_ray.config import Config
 from ual_ray.config.load import load
-from ual_ray.elicit.step import _line, _warnings
+from ual_ray.elicit.step import _line, _warnings, measuring
 from ual_ray.stats.score_quality import Quality
 
 METRICS: dict[str, Any] = {
@@ -65,3 +68,20 @@ def test_warnings_are_about_what_smoothing_reads() -> None:
     ensemble = load(None, ["elicit.uncertainty=ensemble", "elicit.ensemble=[p_true,nll]", "arms.ual.uncertainty=nll"])
     assert _warnings(ensemble, metrics | {"truncated": 0}) == ["p_true!", "nll!", "uncertainty!"]
     assert _warnings(Config(), METRICS | {"truncated": 0}) == [], "the metrics of a run before there were warnings"
+
+
+@pytest.mark.parametrize("kind", ["embedding", "nli"])
+def test_a_local_grouping_model_counts_by_its_files_and_not_by_its_place(kind: str, tmp_path: Path) -> None:
+    def key_of(folder: Path) -> dict[str, Any]:
+        return measuring(load(None, [f"elicit.grouping={kind}", f"elicit.{kind}_model={folder}"]))
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "config.json").write_text("{}")
+    before = key_of(first)
+    assert before["grouping"] is not None
+    first.rename(second)
+    assert key_of(second) == before
+    (second / "model.safetensors").write_text("weights")
+    assert key_of(second) != before
+    assert measuring(Config())["grouping"] is None

@@ -113,8 +113,10 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     before = model_fingerprint(str(tmp_path))
     (tmp_path / "notes.txt").write_text("no part of the model")
     assert model_fingerprint(str(tmp_path)) == before
-    (tmp_path / "config.json").write_text("{}")
-    assert model_fingerprint(str(tmp_path)) != before
+    for name in ("config.json", "chat_template.jinja", "tokenizer.model", "vocab.txt", "merges.txt"):
+        (tmp_path / name).write_text("{}")
+        assert model_fingerprint(str(tmp_path)) != before, name
+        before = model_fingerprint(str(tmp_path))
 
 
 def test_the_fingerprint_of_a_hub_name_is_the_name() -> None:
