@@ -43,10 +43,10 @@ def test_a_result_that_is_not_known_is_a_programmers_error() -> None:
 
 
 def test_scores_depend_on_what_is_asked_and_how_it_is_read() -> None:
-    # A setting that changes what is asked, or how it is read, must ask again; one that changes what is made of it must not.
+    # A setting that changes what is asked, or how it is read, makes new scores; the files of models are hashed instead.
     assert set(affecting(Config().elicit, "scores")) == {
         *("estimators", "scale", "mode", "samples", "temperature", "max_new_tokens", "retries"),
-        *("grouping", "similarity", "embedding_model", "nli_model", "retest_share"),
+        *("grouping", "similarity", "retest_share"),
         *("thinking_tokens", "reply_tokens", "min_choice_mass"),
     }
     assert set(affecting(Config().elicit, "uncertainty")) == {
