@@ -69,6 +69,6 @@ def main(*command: str) -> None:
 
         from ual_ray.config.redact import redact_uri
 
-        text = escape(redact_uri(str(error)))
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+        text = redact_uri(str(error))
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR_EXIT_CODE)

@@ -43,6 +43,7 @@ def submit(
 @jobs.command("list")
 def list_jobs(address: Address = LOCAL) -> None:
     """List the submitted jobs, the newest last."""
+    from rich.markup import escape
     from rich.table import Table
 
     from ual_ray.jobs.server import connect, describe, submitted
@@ -53,7 +54,7 @@ def list_jobs(address: Address = LOCAL) -> None:
         table.add_column(name, no_wrap=True)
     for job in submitted(connect(address)):
         facts = dict(describe(job))
-        table.add_row(*(facts.get(name, "") for name in names))
+        table.add_row(*(escape(facts.get(name, "")) for name in names))
     make_console().print(table if table.row_count else "no job was submitted to this cluster yet", highlight=False)
 
 

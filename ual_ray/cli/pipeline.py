@@ -54,4 +54,4 @@ def run(
         uri = config.tracking.uri
         where = redact_uri(uri) if uri else f"`ual ui {short(workspace.root)}`"
         file = short(workspace.root / REPORT_FOLDER / REPORT_FILE)
-        console.print(f"\nreport: {file}; MLflow: {where}", highlight=False)
+        console.print(f"\nreport: {file}; MLflow: {where}", highlight=False, markup=False)

@@ -40,4 +40,4 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
         if inspection.self_check is not None:
             run.metrics({"self_check": asdict(inspection.self_check)})
     where = config.tracking.uri or default_uri(store)
-    console.print(f"\npage: {page}; MLflow: {where}", highlight=False)
+    console.print(f"\npage: {page}; MLflow: {where}", highlight=False, markup=False)

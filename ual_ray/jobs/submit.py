@@ -45,12 +45,14 @@ def submit(
             job = next_id(packed.digest, latest)
             latest = _send(client, job, packed, Path(folder), values)
             if latest is None:
-                console.print(f"job {job} submitted to {address}; it writes to {config.output}", highlight=False)
+                console.print(f"job {job} submitted to {address}; it writes to {config.output}", highlight=False, markup=False)
                 return _wait(client, job, console) if wait else 0
     job = str(latest.submission_id)
     if latest.status.is_terminal():
         ended = f"job {job} has this configuration and files, and ended: {latest.status.value}, after {took(latest)}."
-        console.print(f"{ended} Submit another one with --new; it continues from {config.output}", highlight=False)
+        console.print(
+            f"{ended} Submit another one with --new; it continues from {config.output}", highlight=False, markup=False
+        )
         return int(latest.status != JobStatus.SUCCEEDED)
     if new:
         raise UserError(

@@ -50,7 +50,7 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
         )
     reason = describe(next(x for x in primary(chosen, findings) if x.verdict == BETTER))
     name, version = _promote_version(run_folder, chosen, trained_folder(run_folder, chosen, findings), uri, reason)
-    console.print(f"{name} version {version} is now the champion: {reason}", highlight=False)
+    console.print(f"{name} version {version} is now the champion: {reason}", highlight=False, markup=False)
     return version
 
 

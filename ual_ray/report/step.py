@@ -48,5 +48,5 @@ def report_on(folders: Sequence[Path], out: Path | None, console: Console, page:
             log(run, findings, out)
     if page is not None:
         write_page(folders[0], page, findings)
-        console.print(f"page: {page}", highlight=False)
+        console.print(f"page: {page}", highlight=False, markup=False)
     return findings

@@ -66,7 +66,7 @@ class Grid:
 
     def rich(self) -> Table:
         """Draw the table for a terminal."""
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=escape(self.title), title_justify="left")
         for place, head in enumerate(self.heads):
             table.add_column(escape(head), justify="right" if place else "left", overflow="fold")
         for section, rows in self.sections():

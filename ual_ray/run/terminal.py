@@ -46,7 +46,7 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
         return
     failure: Exception | None = None
     with _redirected(log_file) as console:
-        console.print(f"log of Ray, vLLM and transformers: {short(log_file)}", highlight=False)
+        console.print(f"log of Ray, vLLM and transformers: {short(log_file)}", highlight=False, markup=False)
         try:
             yield console
         except UserError:
@@ -59,7 +59,7 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
             raise user_error
         Console(stderr=True).print(
             f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(str(failure)[:500])}\n\n"
-            f"[dim]{escape(_tail(log_file))}[/dim]\n\nfull log: {log_file}",
+            f"[dim]{escape(_tail(log_file))}[/dim]\n\nfull log: {escape(str(log_file))}",
             highlight=False,
         )
         raise SystemExit(1) from failure

@@ -18,7 +18,7 @@ def serve(uri: str | None, output: Path, host: str, port: int, console: Console)
 
     if uri is None and not (output / STORE_FILE).is_file():
         raise UserError(f"{output} holds no MLflow store", fix="give the output folder of a finished command, or --uri")
-    console.print(f"MLflow: http://{host}:{port} (Ctrl-C stops it)", highlight=False)
+    console.print(f"MLflow: http://{host}:{port} (Ctrl-C stops it)", highlight=False, markup=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", uri or default_uri(output)]
     try:
