@@ -26,7 +26,7 @@ FLOORS = (
     ("benchmarks",),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
     ("integrations", "pipeline", "preflight", "jobs"),
-    ("experiment",),
+    ("experiment", "doctor"),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import ual_ray
-from ual_ray.cli import experiment, inspect, jobs, pipeline, results, stages, tracking
+from ual_ray.cli import experiment, health, inspect, jobs, pipeline, results, stages, tracking
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.run.terminal import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "Pipeline": (pipeline.run, jobs.submit),
     "Single stages": (stages.elicit, stages.smooth, stages.train, results.evaluate, results.judge, results.report),
     "Data, scores and configuration": (inspect.preview, inspect.inspect, inspect.config),
+    "Before a run": (health.doctor,),
     "Experiments": (experiment.experiment, experiment.pilot),
     "MLflow": (tracking.ui, tracking.sync, tracking.promote),
 }

@@ -1,0 +1,114 @@
+"""MLflow, the hub, its token and the endpoint's key, judged by what a network might answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from ual_ray.config.load import load
+from ual_ray.doctor import network
+from ual_ray.doctor.findings import Finding
+
+SERVED = ["engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized_error]"]
+
+
+def only(findings: object) -> Finding:
+    (finding,) = findings  # type: ignore[misc]
+    assert finding.status == "ok" or finding.fix
+    return finding
+
+
+def answers(code: int) -> Any:
+    return lambda *_: code
+
+
+def silent(*_: object) -> int:
+    raise requests.ConnectTimeout("no answer from http://me:planted@host")
+
+
+def mlflow(uri: str | None, get: Any = None, reach: Any = None, variable: bool = False) -> Finding:
+    return only(network.judge_mlflow(uri, variable, get or answers(200), reach or answers(0)))
+
+
+@pytest.mark.parametrize(
+    ("uri", "get", "status", "word"),
+    [
+        (None, silent, "ok", "output folder"),
+        ("http://me:planted@host:5000", answers(200), "ok", "http://***@host:5000"),
+        ("http://me:planted@host:5000", answers(401), "error", "wants credentials"),
+        ("http://me:planted@host:5000", answers(404), "error", "not an MLflow server"),
+        ("http://me:planted@host:5000", silent, "error", "unreachable"),
+        ("databricks", silent, "ok", "databricks"),
+        ("databricks://profile", silent, "warning", "was not checked"),
+    ],
+)
+def test_mlflow(uri: str | None, get: Any, status: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = mlflow(uri, get)
+    assert found.status == status and word in found.text and "planted" not in str(found)
+
+
+def test_mlflow_in_a_database_or_a_file(tmp_path: Path) -> None:
+    uri = "postgresql://me:planted@host:5432/mlflow"
+    asked: list[tuple[str, int]] = []
+    assert mlflow(uri, silent, lambda host, port: asked.append((host, port)) or 0).status == "ok"
+    assert asked == [("host", 5432)]
+    away = mlflow(uri, silent, silent)
+    assert away.status == "error" and "planted" not in str(away)
+    assert mlflow(f"sqlite:///{tmp_path}/new/mlflow.db", silent, silent).status == "ok"
+    (tmp_path / "file").write_text("")
+    assert mlflow(f"sqlite:///{tmp_path}/file/mlflow.db", silent, silent).status == "error"
+    assert mlflow(f"sqlite:///{tmp_path}/file", silent, silent).status == "ok"
+
+
+def test_a_variable_that_is_not_read_is_told() -> None:
+    assert mlflow(None, silent, variable=True).status == "warning"
+    assert mlflow("http://host:5000", variable=True).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("offline", "models", "missing", "get", "status"),
+    [
+        (True, [], [], silent, "ok"),
+        (True, ["a/b"], [], silent, "ok"),
+        (True, ["a/b"], ["a/b"], answers(200), "error"),
+        (False, ["a/b"], ["a/b"], answers(200), "ok"),
+        (False, ["a/b"], ["a/b"], silent, "error"),
+        (False, ["a/b"], ["a/b"], answers(503), "error"),
+        (False, ["a/b"], [], silent, "warning"),
+        (False, [], [], silent, "ok"),
+    ],
+)
+def test_the_hub(offline: bool, models: list[str], missing: list[str], get: Any, status: str) -> None:
+    found = only(network.judge_hub("https://hub", offline, models, missing, get))
+    assert found.status == status and (status != "error" or "a/b" in found.text)
+
+
+def test_models_of_the_hub_are_those_that_are_not_here(tmp_path: Path) -> None:
+    models = ["model=owner/small", f"elicit.model={tmp_path}", "judge.model=owner/judge"]
+    assert network.hub_models(load(None, models)) == ["owner/judge", "owner/small"]
+    assert network.hub_models(load(None, [*models, *SERVED])) == ["owner/small"]
+    assert network.hub_models(load()) == []
+
+
+def test_tokens_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    monkeypatch.setattr(network, "get", answers(200))
+    hub, token = network.check_hub(load(None, ["model=owner/none"]))
+    assert (hub.status, token.status) == ("ok", "ok") and "HF_TOKEN" in token.text and "planted" not in str(token)
+    assert only(network.judge_token(None, True, True)).text.endswith("`hf auth login`")
+    assert only(network.judge_token(None, False, True)).status == "warning"
+    assert only(network.judge_token(None, False, False)).status == "ok"
+
+
+def test_the_endpoints_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(None, [*SERVED, "engine.endpoint.api_key_env=MY_KEY"])
+    monkeypatch.delenv("MY_KEY", raising=False)
+    missing = only(network.check_endpoint_key(config))
+    assert missing.status == "warning" and "MY_KEY" in missing.text
+    monkeypatch.setenv("MY_KEY", "planted")
+    assert only(network.check_endpoint_key(config)) == Finding("endpoint", "ok", "MY_KEY is set")
+    assert network.check_endpoint_key(load()) == []

@@ -1,0 +1,20 @@
+"""The checks of `ual doctor`, in the order of its output."""
+
+from __future__ import annotations
+
+from ual_ray.doctor import cluster, machine, network, packages
+from ual_ray.doctor.findings import Check
+
+# Longer than any check's own timeout.
+SECONDS = 60.0
+CHECKS: dict[str, Check] = {
+    "versions": packages.check_versions,
+    "ray": cluster.check_ray,
+    "gpus": cluster.check_gpus,
+    "memory": machine.check_memory,
+    "shm": machine.check_shared_memory,
+    "disk": machine.check_disk,
+    "mlflow": network.check_mlflow,
+    "hub": network.check_hub,
+    "endpoint": network.check_endpoint_key,
+}
