@@ -207,11 +207,15 @@ def check_memory(config: Config, available_gb: float, stages: Set[StageName]) ->
 
 
 def _engines(config: Config, model: str, dtype: str) -> float:
-    engine = config.engine
-    if engine.kind == "fake" or engine.gpus_per_actor:
+    if config.engine.kind == "fake" or config.engine.gpus_per_actor:
         return 0.0
+    return actor_gb(config, model, dtype) * config.engine.max_actors
+
+
+def actor_gb(config: Config, model: str, dtype: str) -> float:
+    """Estimate the memory of an actor on CPUs: weights, KV cache and process; without the weights of models on the hub."""
     weights = (parameter_count(model) or 0) * BYTES[dtype] / GIB
-    return (weights + engine.kv_cache_gb + ENGINE_OVERHEAD_GB) * engine.max_actors
+    return weights + config.engine.kv_cache_gb + ENGINE_OVERHEAD_GB
 
 
 def _training(config: Config) -> float:

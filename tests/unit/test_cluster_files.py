@@ -10,15 +10,13 @@ import shutil
 import socket
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-
-from ual_ray.config.load import load
+from cluster_checks import check_job, check_pods, pod_specs
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -54,11 +52,6 @@ def ray_cluster_specs() -> dict[str, Any]:
         "raycluster.yaml": parse("kuberay/raycluster.yaml")["spec"],
         "rayjob.yaml": parse("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"],
     }
-
-
-def pod_specs(spec: Any) -> Iterator[Any]:
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        yield group["template"]["spec"]
 
 
 def dockerfile_steps(keyword: str) -> list[str]:
@@ -144,43 +137,18 @@ def test_both_kubernetes_files_ask_for_the_same_cluster() -> None:
     assert specs["raycluster.yaml"] == specs["rayjob.yaml"]
 
 
-def test_every_pod_sees_the_shared_volume_and_the_optional_secrets() -> None:
-    for pod in pod_specs(ray_cluster_specs()["raycluster.yaml"]):
-        claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
-        (container,) = pod["containers"]
-        mounts = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert mounts == {"ual-shared": "/shared"}
-        assert all(source["secretRef"]["optional"] for source in container["envFrom"])
-        assert container["resources"]["requests"] == container["resources"]["limits"]
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_pods_share_a_volume_and_none_but_the_driver_runs_on_the_head(name: str) -> None:
+    check_pods(ray_cluster_specs()[name])
 
 
-def test_no_task_is_placed_on_the_head() -> None:
-    for spec in ray_cluster_specs().values():
-        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+def test_no_task_is_placed_on_the_head_on_aws() -> None:
     aws = parse("aws.yaml")
     assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
 
 
-def test_worker_groups_stay_between_their_limits() -> None:
-    for group in ray_cluster_specs()["raycluster.yaml"]["workerGroupSpecs"]:
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-def test_entrypoint_is_a_legal_run_on_the_shared_volume() -> None:
-    job = parse("kuberay/rayjob.yaml")["spec"]
-    program, command, option, file, *overrides = shlex.split(job["entrypoint"])
-    assert (program, command, option) == ("ual", "run", "-c")
-    assert file.startswith("/shared/")
-    config = load(None, overrides)
-    assert config.runtime.address == "auto"
-    assert config.output.startswith("/shared/")
-
-
-def test_job_is_tried_again_and_leaves_no_cluster_behind() -> None:
-    job = parse("kuberay/rayjob.yaml")["spec"]
-    assert job["backoffLimit"] == 2
-    assert job["shutdownAfterJobFinishes"] is True
-    assert job["ttlSecondsAfterFinished"] > 0
+def test_job_is_a_legal_run_that_is_tried_again() -> None:
+    check_job(parse("kuberay/rayjob.yaml")["spec"])
 
 
 # --- `ray up` --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ FLOORS = (
     ("benchmarks",),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
     ("integrations", "pipeline", "preflight", "jobs"),
-    ("experiment", "doctor"),
+    ("experiment", "doctor", "plan"),
     ("cli",),
     ("__main__",),
 )
@@ -61,6 +61,7 @@ PURE = sorted(
         ),
         *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
+        *("plan/simulate.py", "plan/sweep.py"),
         *("experiment/truth.py", "experiment/findings.py"),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
         *(

@@ -8,6 +8,6 @@ jobs.py       submit; jobs list, status, logs, stop
 stages.py     elicit, smooth, train, evaluate, judge, report
 inspect.py    preview, inspect, config
 experiment.py experiment, pilot
-health.py     doctor
+health.py     doctor, plan
 tracking.py   ui, sync, promote
 """

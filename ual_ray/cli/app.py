@@ -18,7 +18,7 @@ COMMANDS = {
     "Pipeline": (pipeline.run, jobs.submit),
     "Single stages": (stages.elicit, stages.smooth, stages.train, results.evaluate, results.judge, results.report),
     "Data, scores and configuration": (inspect.preview, inspect.inspect, inspect.config),
-    "Before a run": (health.doctor,),
+    "Before a run": (health.doctor, health.plan),
     "Experiments": (experiment.experiment, experiment.pilot),
     "MLflow": (tracking.ui, tracking.sync, tracking.promote),
 }

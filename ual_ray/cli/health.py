@@ -1,15 +1,23 @@
-"""Before a run: check the machine and its surroundings."""
+"""Before a run: check the machine and its surroundings, and plan what the run takes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ual_ray.cli.arguments import ConfigFile, Overrides, load
-from ual_ray.run.terminal import make_console
+from ual_ray.run.terminal import absolute, make_console
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def complete_rate(incomplete: str) -> list[str]:
+    """List the rates that start with `incomplete`, for the shell's completion."""
+    from ual_ray.plan.rates import RATES
+
+    return [f"{name}=" for name in RATES if name.startswith(incomplete)]
 
 
 def doctor(
@@ -45,3 +53,52 @@ def doctor(
     warnings = sum(finding.status == "warning" for finding in findings)
     console.print(f"{len(findings)} findings, {warnings} warnings, {errors} errors", highlight=False)
     raise typer.Exit(int(errors > 0))
+
+
+def plan(
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rows to score; those of the data by default.")] = None,
+    trial: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Output of a short run, whose measured rates count; may be repeated."),
+    ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RATE=NUMBER",
+            help="A rate that you measured, in place of the trial's; may be repeated. A wrong one prints the list.",
+            autocompletion=complete_rate,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated failures.")] = 0,
+    rayjob: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the run as a RayJob for KubeRay.")] = None,
+) -> None:
+    """Plan a run: calls, tokens, hours, money, memory, and how many actors are worth it. Calls no model.
+
+    Times come from what a trial measured, and are not given where nothing was. Scoring is also simulated event by event, with
+    the failures of --rate failures_per_actor_hour.
+    """
+    config = load(config_file, overrides)
+    from ual_ray.data.peek import peek
+    from ual_ray.elicit.stage import expected_rows
+    from ual_ray.errors import UserError
+    from ual_ray.plan.outline import outline
+    from ual_ray.plan.rates import parse_rates, read_trial
+    from ual_ray.plan.show import show
+
+    rates: dict[str, float] = {}
+    notes: list[str] = []
+    for folder in trial or []:
+        measured, told = read_trial(absolute(folder), config.train.num_workers)
+        rates, notes = rates | measured, notes + told
+    rates |= parse_rates(rate or [])
+    seen = peek(config.data)
+    if (number := rows or expected_rows(config, seen)) is None:
+        raise UserError("--rows is missing: the size of the data is not known", got=config.data.path, fix="give --rows N")
+    show(outline(config, seen, number, rates, seed), notes, make_console())
+    if rayjob is not None:
+        from ual_ray.plan.rayjob import write_rayjob
+
+        write_rayjob(config, absolute(rayjob))
+        typer.echo(f"RayJob: {rayjob}")

@@ -24,7 +24,7 @@ from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows, needed
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.monitor import Limits
-from ual_ray.engines.pool import PoolJob, map_rows, on_this_node
+from ual_ray.engines.pool import PoolJob, map_rows, on_this_node, pool_size
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.run.progress import Meter
@@ -53,8 +53,9 @@ def elicit(
     claims = on_this_node(Deduplicator)
     read = partial(read_rows, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
     started = time.monotonic()
-    map_rows(read, expected_rows(config, seen), job, meter, limits, failed)
-    scoring_seconds = time.monotonic() - started
+    expected = expected_rows(config, seen)
+    map_rows(read, expected, job, meter, limits, failed)
+    scoring_seconds, rate = time.monotonic() - started, meter.rate()
     duplicates = ray.get(claims.duplicates.remote())
     ray.kill(claims)
     figures = ray.get(ray.remote(num_cpus=1)(Assembly.run).remote(Assembly(folder, store, settings)))
@@ -64,6 +65,8 @@ def elicit(
         "format": seen.format_name,
         "duplicates": duplicates,
         "scoring_seconds": scoring_seconds,
+        "rows_per_second": rate,
+        "actors": config.engine.max_actors if expected is None else pool_size(config.engine, expected),
     }
 
 

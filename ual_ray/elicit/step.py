@@ -110,7 +110,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
         config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
         metrics = stage.elicit(config, seen, folder, store, shown, asked, known()) | checked
-    run.metrics({**metrics, "rows_per_second": shown.rate()})
+    run.metrics(metrics)
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
     scored = ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
+from ual_ray.config import EngineConfig
 from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine
 from ual_ray.engines.compat_ray_data import checkpointing
 from ual_ray.engines.monitor import Counts, Limits, Monitor
@@ -147,6 +148,11 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     return job.store.select(ids)
 
 
+def pool_size(config: EngineConfig, rows: int) -> int:
+    """Return the most actors that rows are spread over: few rows do not need all of engine.max_actors."""
+    return max(config.min_actors, min(config.max_actors, math.ceil(rows / SMALLEST_BLOCK)))
+
+
 def map_rows(
     read: Callable[[Any], ray.data.Dataset],
     expected: int | None,
@@ -162,7 +168,7 @@ def map_rows(
     """
     config, store = job.spec.config, job.store
     total = expected or MAX_BLOCKS * config.batch_size
-    actors = max(config.min_actors, min(config.max_actors, math.ceil(total / SMALLEST_BLOCK)))
+    actors = pool_size(config, total)
     block = config.rows_per_block or block_size(total, actors, config.batch_size)
     before = store.count()
     monitor = on_this_node(Monitor, limits, before, store.count(failed))

@@ -66,7 +66,7 @@ def train(
     store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
     plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
-    counts["dtype"] = config.train.dtype
+    counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
     job = TrainingJob(
         config.train,
         config.model,

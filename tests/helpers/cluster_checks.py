@@ -1,0 +1,41 @@
+"""What holds for every KubeRay manifest of this package, whether a file of cluster/ or written by `ual plan --rayjob`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from ual_ray.config.load import load
+
+
+def pod_specs(spec: Any) -> Iterator[Any]:
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+def check_pods(spec: Any) -> None:
+    """Every pod sees the shared volume and the optional secrets, and no task is placed on the head."""
+    for pod in pod_specs(spec):
+        claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+        (container,) = pod["containers"]
+        mounts = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"ual-shared": "/shared"}
+        assert all(source["secretRef"]["optional"] for source in container["envFrom"])
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def check_job(job: Any) -> None:
+    """A RayJob's entrypoint is a legal run on the shared volume; it is tried again, and leaves no cluster behind."""
+    program, command, option, file, *overrides = shlex.split(job["entrypoint"])
+    assert (program, command, option) == ("ual", "run", "-c")
+    assert file.startswith("/shared/")
+    config = load(None, overrides)
+    assert config.runtime.address == "auto"
+    assert config.output.startswith("/shared/")
+    assert job["backoffLimit"] == 2
+    assert job["shutdownAfterJobFinishes"] is True
+    assert job["ttlSecondsAfterFinished"] > 0

@@ -1,0 +1,108 @@
+"""A plan gives times only where something was measured, and its numbers follow from the rates."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from ual_ray.cli import app as cli
+from ual_ray.config.load import load
+from ual_ray.data.peek import peek
+from ual_ray.plan.outline import Outline, outline
+from ual_ray.plan.show import sweep_lines
+
+RATES = {
+    "elicit.rows_per_second": 2.0,
+    "elicit.start_seconds": 20.0,
+    "elicit.calls_per_row": 3.0,
+    "elicit.prompt_tokens_per_row": 100.0,
+    "elicit.generated_tokens_per_row": 10.0,
+    "train.tokens_per_second": 1000.0,
+    "train.tokens_per_row": 50.0,
+    "train.start_seconds": 30.0,
+    "evaluate.seconds_per_model": 60.0,
+}
+SMALL = ["engine.max_actors=4", "engine.rows_per_block=25", "train.epochs=2", "engine.cpus_per_actor=2", "train.num_workers=2"]
+
+
+def plan(rows: int, rates: dict[str, float], *overrides: str) -> Outline:
+    config = load(None, [*SMALL, *overrides])
+    return outline(config, peek(config.data), rows, rates)
+
+
+def test_nothing_measured_gives_no_time() -> None:
+    found = plan(1000, {})
+    text = str(found.lines)
+    assert text.count("not known: nothing was measured") == 3 and "--trial" in text
+    assert not found.points and not found.outcomes and not found.device_hours
+    assert not re.search(r"\d (?:s|min|h)\b|hours", text)
+
+
+def test_numbers_follow_from_the_rates() -> None:
+    found = plan(1000, RATES, "engine.price_per_million_prompt_tokens=2", "engine.price_per_million_generated_tokens=10")
+    lines = dict(found.lines)
+    assert lines["scoring, calls"].startswith("3K ")
+    assert lines["scoring, tokens"].startswith("100K of prompts, 10K generated")
+    assert lines["scoring, cost"].startswith("0.30 ")
+    # 40 blocks of 25 rows at 2 rows/s on 4 actors: 10 rounds of 12.5 s after 20 s; 4 actors of 2 cores.
+    assert lines["scoring, time"] == "2 min 25 s, 0.32 core hours (4 actors)"
+    assert lines["  simulated"].startswith("40 blocks of at most 25 rows: 2 min 25 s; no failures")
+    # Two arms of 1,000 x 50 x 2 tokens.
+    assert lines["training, time"].startswith("4 min 20 s, 0.14 core hours (2 arms of 100K tokens")
+    assert lines["evaluation, time"].startswith("3 min 0 s, 0.40 core hours (3 models")
+    assert found.device_hours == pytest.approx((145 * 8 + 260 * 2 + 180 * 8) / 3600)
+    assert "cost not known" in lines["devices, in all"]
+    assert dict(plan(1000, RATES | {"price_per_device_hour": 2.0}).lines)["devices, in all"].endswith("cost 1.73")
+
+
+def test_failures_are_simulated_and_told_beside_their_expectation() -> None:
+    found = plan(100_000, RATES | {"failures_per_actor_hour": 2.0})
+    assert len(found.outcomes) == 3 and all(outcome.failures for outcome in found.outcomes)
+    assert re.search(r"\d failures \(\d+\.\d expected\), .* actor hours of work repeated", dict(found.lines)["  simulated"])
+    assert "<- knee" in "\n".join(sweep_lines(found))
+
+
+def test_a_servers_limit_sets_the_pace() -> None:
+    server = ["engine.kind=openai", "elicit.model=m", "elicit.estimators=[verbalized_error]"]
+    found = dict(plan(1000, RATES, *server, "engine.endpoint.requests_per_minute=60").lines)
+    assert found["scoring, time"].startswith("50 min 20 s") and "sets the pace" in found[""]
+    assert found["memory per actor"] == "a client of the server"
+    found = dict(plan(1000, RATES, *server, "engine.endpoint.tokens_per_minute=11000").lines)
+    assert found["scoring, time"].startswith("10 min 20 s")
+
+
+def test_devices_are_gpus_where_they_are_asked_for() -> None:
+    lines = dict(plan(1000, RATES, "engine.gpus_per_actor=1", "train.gpus_per_worker=1").lines)
+    assert "0.16 GPU hours" in lines["scoring, time"] and "GPU hours" in lines["training, time"]
+    assert "of weights per GPU" in lines["memory per actor"] or "not known" in lines["memory per actor"]
+
+
+def test_a_billion_rows_on_a_thousand_actors() -> None:
+    rates = RATES | {"failures_per_actor_hour": 0.05}
+    found = plan(10**9, rates, "engine.max_actors=1000", "engine.rows_per_block=4096")
+    assert found.outcomes[0].seconds == pytest.approx(10**9 / 1000 / 2, rel=0.05)
+    assert found.outcomes[0].failures == pytest.approx(10**9 / 2 / 3600 * 0.05, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rate", "speed=1"], ["--rate is not KEY=VALUE", "got: speed=1"]),
+        (["--trial", "nowhere"], ["--trial has no finished stage", "nowhere"]),
+        (["--rayjob", "job.yaml", "output=runs/x"], ["not on the volume", "output=/shared/runs/..."]),
+    ],
+)
+def test_the_command_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["ual", "plan", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert not [word for word in words if word not in printed.err], printed.err

@@ -1,0 +1,98 @@
+"""Rates: read from a trial's output or given, never assumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ual_ray.errors import UserError
+from ual_ray.plan.rates import parse_rates, read_trial
+
+ELICIT = {"rows": 50, "scoring_seconds": 45.0, "calls": 100, "prompt_tokens": 5000, "generated_tokens": 250}
+STEADY = {"rows_per_second": 2.0, "actors": 2}
+TRAIN = {
+    "median_tokens_per_second": 200.0,
+    "train_tokens": 6000,
+    "train_rows": 50,
+    "num_workers": 2,
+    "last": {"tokens_seen": 12_000},
+}
+
+
+def finish(folder: Path, figures: dict[str, Any], seconds: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text(json.dumps({"figures": figures, "seconds": seconds}))
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY, 50.0)
+    finish(tmp_path / "arms" / "sft" / "train" / "k", TRAIN, 100.0)
+    finish(tmp_path / "arms" / "ual" / "train" / "k", TRAIN | {"median_tokens_per_second": 300.0}, 80.0)
+    finish(tmp_path / "base" / "evaluate" / "k", {}, 10.0)
+    finish(tmp_path / "arms" / "sft" / "evaluate" / "k", {}, 14.0)
+    finish(tmp_path / "base" / "calibrate" / "k", {}, 6.0)
+    assert read_trial(tmp_path, 2) == (
+        {
+            "elicit.calls_per_row": 2.0,
+            "elicit.prompt_tokens_per_row": 100.0,
+            "elicit.generated_tokens_per_row": 5.0,
+            "elicit.rows_per_second": 1.0,
+            "elicit.start_seconds": 20.0,  # 45 s less 50 rows at 2 rows/s
+            "train.tokens_per_row": 120.0,
+            "train.tokens_per_second": 250.0,
+            "train.start_seconds": 40.0,  # 100 s less 12,000 tokens at 200/s; 80 s less 12,000 at 300/s
+            "evaluate.seconds_per_model": 15.0,
+        },
+        [],
+    )
+
+
+@pytest.mark.parametrize("place", ["", "0123"])
+def test_the_output_of_a_single_command(tmp_path: Path, place: str) -> None:
+    finish(tmp_path / "out" / place, ELICIT | STEADY, 50.0)
+    assert read_trial(tmp_path / "out", 2)[0]["elicit.rows_per_second"] == 1.0
+
+
+@pytest.mark.parametrize("missing", [{}, {"actors": 2}, {"actors": 2, "rows_per_second": 0.0}])
+def test_a_trial_of_one_batch_times_nothing(tmp_path: Path, missing: dict[str, Any]) -> None:
+    finish(tmp_path / "out", ELICIT | missing, 50.0)
+    rates, notes = read_trial(tmp_path / "out", 2)
+    assert "elicit.rows_per_second" not in rates and rates["elicit.calls_per_row"] == 2.0
+    assert len(notes) == 1 and "smaller engine.batch_size" in notes[0]
+
+
+def test_training_with_other_workers_times_nothing(tmp_path: Path) -> None:
+    finish(tmp_path / "out", TRAIN, 100.0)
+    rates, notes = read_trial(tmp_path / "out", 8)
+    assert rates == {"train.tokens_per_row": 120.0}
+    assert "train.num_workers=2, not 8" in notes[0]
+
+
+def test_a_folder_without_results_is_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="(?s)no finished stage.*data.max_rows=50"):
+        read_trial(tmp_path, 2)
+    (tmp_path / "done.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        read_trial(tmp_path, 2)
+
+
+def test_given_rates() -> None:
+    assert parse_rates(["elicit.rows_per_second=2.5", "failures_per_actor_hour=0"]) == {
+        "elicit.rows_per_second": 2.5,
+        "failures_per_actor_hour": 0.0,
+    }
+
+
+@pytest.mark.parametrize("text", ["rows=1", "elicit.rows_per_second", "=1", ""])
+def test_an_unknown_rate_is_refused_with_the_known_ones(text: str) -> None:
+    with pytest.raises(UserError, match="(?s)--rate.*elicit.rows_per_second: rows per second of one actor"):
+        parse_rates([text])
+
+
+@pytest.mark.parametrize("value", ["", "fast", "0", "-1", "nan", "inf"])
+def test_a_rate_is_a_positive_number(value: str) -> None:
+    with pytest.raises(UserError, match="(?s)--rate elicit.rows_per_second.*a positive number"):
+        parse_rates([f"elicit.rows_per_second={value}"])

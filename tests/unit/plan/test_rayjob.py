@@ -1,0 +1,83 @@
+"""The RayJob of a plan passes the checks of the files in cluster/, and has as many pods as the configuration takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster_checks import check_job, check_pods
+
+from ual_ray.config.load import load
+from ual_ray.errors import UserError
+from ual_ray.plan.rayjob import PLACES, rayjob, write_rayjob
+
+TEMPLATE = Path(__file__).parents[3] / "cluster" / "kuberay" / "rayjob.yaml"
+
+
+def manifest(*overrides: str) -> dict[str, Any]:
+    return rayjob(load(None, ["output=/shared/runs/first", *overrides]))
+
+
+def groups(*overrides: str) -> dict[str, tuple[int, int, int]]:
+    spec = manifest(*overrides)["spec"]["rayClusterSpec"]
+    return {
+        group["groupName"]: (group["minReplicas"], group["replicas"], group["maxReplicas"])
+        for group in spec["workerGroupSpecs"]
+    }
+
+
+def test_the_template_is_the_file_of_cluster() -> None:
+    assert PLACES[1] == TEMPLATE and TEMPLATE.is_file()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["engine.gpus_per_actor=1", "engine.max_actors=1000", "train.gpus_per_worker=1", "train.num_workers=16"]],
+)
+def test_it_passes_the_checks_of_the_cluster_files(overrides: list[str], tmp_path: Path) -> None:
+    write_rayjob(load(None, ["output=/shared/runs/first", *overrides]), tmp_path / "job.yaml")
+    text = (tmp_path / "job.yaml").read_text()
+    found, template = yaml.safe_load(text), yaml.safe_load(TEMPLATE.read_text())
+    check_job(found["spec"])
+    check_pods(found["spec"]["rayClusterSpec"])
+    assert found["kind"] == "RayJob" and found["spec"].keys() == template["spec"].keys()
+    # Nothing but names, the command and numbers of pods differs from the file that is tested.
+    for one in (found, template):
+        one["metadata"].pop("name")
+        one["spec"].pop("entrypoint")
+        for group in one["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+            for key in ("minReplicas", "replicas", "maxReplicas"):
+                group.pop(key)
+    assert found == template
+    assert "&" not in text.replace("&&", "") and "*" not in text
+    assert text.startswith("# Written by `ual plan`")
+
+
+def test_pods_by_configuration() -> None:
+    # Pods of 8 CPUs or 1 GPU; two CPUs are kept for Ray Data.
+    assert groups("engine.max_actors=30", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 4), "gpu": (0, 0, 0)}
+    assert groups("engine.max_actors=31", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 5), "gpu": (0, 0, 0)}
+    gpus = ["engine.gpus_per_actor=1", "engine.max_actors=1000", "train.gpus_per_worker=1", "train.num_workers=16"]
+    assert groups(*gpus) == {"cpu": (1, 1, 1), "gpu": (0, 0, 1000)}
+
+
+def test_the_name_follows_the_configuration() -> None:
+    name = manifest()["metadata"]["name"]
+    assert name == manifest()["metadata"]["name"] != manifest("train.epochs=9")["metadata"]["name"]
+    assert manifest()["spec"]["entrypoint"] == f"ual run -c /shared/{name}.yaml runtime.address=auto output=/shared/runs/first"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["output=runs/x"], "not on the volume"),
+        (["output=/tmp/x"], "not on the volume"),
+        (["tracking.uri=http://me:pw@host"], "secret"),
+        (["engine.gpus_per_actor=8"], "does not fit into a pod"),
+    ],
+)
+def test_what_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        manifest(*overrides)

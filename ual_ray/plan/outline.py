@@ -1,0 +1,179 @@
+"""The plan of a configuration: calls, tokens, hours, money and memory, each from a count or from a measured rate.
+
+What was not measured stays unknown; the plan then names the trial that measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ual_ray import preflight
+from ual_ray.config import Config
+from ual_ray.data.peek import DataPeek
+from ual_ray.elicit.forecast import forecast
+from ual_ray.engines.pool import block_size
+from ual_ray.formatting import GIB, amount, duration, gib
+from ual_ray.models.resolve import parameter_count
+from ual_ray.plan.simulate import Outcome, Pool, expected_failures, expected_seconds, simulate
+from ual_ray.plan.sweep import Point, sweep
+from ual_ray.train.estimate.state import least_bytes
+
+SIMULATED_SEEDS = 3
+UNKNOWN = "not known: nothing was measured"
+TRIAL = (
+    "run a trial (`ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it as --trial"
+)
+
+
+@dataclass
+class Outline:
+    """Lines of the plan, a name and a text each; the sweep over actors and the simulations, if scoring was timed."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    device_hours: float = 0.0
+
+
+def outline(config: Config, seen: DataPeek, rows: int, rates: Mapping[str, float], seed: int = 0) -> Outline:
+    """Plan a run of `rows` scored rows. rates: as `rates.RATES` names them; those that are missing are unknown."""
+    plan = Outline()
+    plan.lines += _scoring(config, seen, rows, rates)
+    if "elicit.rows_per_second" in rates:
+        _time_scoring(plan, config, rows, rates, seed)
+    else:
+        plan.lines.append(("scoring, time", f"{UNKNOWN}; {TRIAL}, or --rate elicit.rows_per_second=..."))
+    _time_training(plan, config, rows, rates)
+    _time_evaluation(plan, config, rates)
+    plan.lines += _totals(plan, rates)
+    plan.lines += _memory(config)
+    return plan
+
+
+def _scoring(config: Config, seen: DataPeek, rows: int, rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield rows, calls, tokens and money: measured per row, or else estimated from the first rows."""
+    per_row = [rates.get(f"elicit.{name}_per_row") for name in ("calls", "prompt_tokens", "generated_tokens")]
+    yield "rows", f"{rows:,}"
+    if None in per_row:
+        yield from ((f"scoring, {name}", text) for name, text in forecast(config, seen, rows).lines()[1:])
+        return
+    calls, read, written = (round(rows * float(rate or 0)) for rate in per_row)
+    yield "scoring, calls", f"{amount(calls)} (as in the trial, by row)"
+    yield "scoring, tokens", f"{amount(read)} of prompts, {amount(written)} generated (as in the trial, by row)"
+    if money := config.engine.cost(read, written):
+        yield "scoring, cost", f"{money:,.2f} for tokens, by engine.price_per_million_*"
+
+
+def pool_of(config: Config, rows: int, rates: Mapping[str, float]) -> Pool:
+    """Return the pool that scores `rows`: its unit is a block, the most that an actor repeats after a crash."""
+    engine = config.engine
+    actors = min(engine.max_actors, rows)
+    block = min(engine.rows_per_block or block_size(rows, actors, engine.batch_size), math.ceil(rows / actors))
+    return Pool(
+        units=math.ceil(rows / block),
+        actors=actors,
+        unit_seconds=block / rates["elicit.rows_per_second"],
+        start_seconds=rates.get("elicit.start_seconds", 0.0),
+        failures_per_hour=rates.get("failures_per_actor_hour", 0.0),
+    )
+
+
+def _time_scoring(plan: Outline, config: Config, rows: int, rates: Mapping[str, float], seed: int) -> None:
+    pool = pool_of(config, rows, rates)
+    least = _limit_seconds(config, rows, rates)
+    seconds = max(expected_seconds(pool), pool.start_seconds + least)
+    plan.points = sweep(pool, least)
+    plan.outcomes = [simulate(pool, seed + number) for number in range(SIMULATED_SEEDS if pool.failures_per_hour else 1)]
+    devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
+    _add_hours(plan, "scoring, time", seconds, devices * pool.actors, unit, f"{pool.actors:,} actors")
+    if least > expected_seconds(pool) - pool.start_seconds:
+        plan.lines.append(("", "the server's limit (engine.endpoint.*_per_minute) sets the pace; more actors do not help"))
+    times = sorted(outcome.seconds for outcome in plan.outcomes)
+    failed = sum(outcome.failures for outcome in plan.outcomes) / len(plan.outcomes)
+    lost = sum(outcome.lost_seconds for outcome in plan.outcomes) / len(plan.outcomes) / 3600
+    text = f"{pool.units:,} blocks of at most {math.ceil(rows / pool.units):,} rows: {duration(times[0])}"
+    text += f" to {duration(times[-1])}" if times[-1] != times[0] else ""
+    if pool.failures_per_hour:
+        text += f", {failed:,.0f} failures ({expected_failures(pool):,.1f} expected), {lost:,.1f} actor hours of work repeated"
+    plan.lines.append(("  simulated", text if pool.failures_per_hour else f"{text}; no failures: give failures_per_actor_hour"))
+
+
+def _limit_seconds(config: Config, rows: int, rates: Mapping[str, float]) -> float:
+    """Seconds that an endpoint's rate limits take at least; 0 without one, or where calls and tokens were not measured."""
+    limits = config.engine.endpoint
+    if not config.engine.remote:
+        return 0.0
+    tokens = rates.get("elicit.prompt_tokens_per_row", 0.0) + rates.get("elicit.generated_tokens_per_row", 0.0)
+    by_calls = rates.get("elicit.calls_per_row", 0.0) / limits.requests_per_minute if limits.requests_per_minute else 0.0
+    by_tokens = tokens / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
+    return 60 * rows * max(by_calls, by_tokens)
+
+
+def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str, float]) -> None:
+    train = config.train
+    if not {"train.tokens_per_second", "train.tokens_per_row"} <= rates.keys():
+        fix = "give the output of a `ual run` as --trial, or --rate train.tokens_per_second=... --rate train.tokens_per_row=..."
+        plan.lines.append(("training, time", f"{UNKNOWN}; {fix}"))
+        return
+    training = [arm.training(train) for arm in config.arms.values()]
+    tokens = [rows * rates["train.tokens_per_row"] * arm.epochs for arm in training]
+    if train.max_steps:
+        plan.lines.append(("training", f"train.max_steps = {train.max_steps} may end it earlier"))
+    seconds = sum(count / rates["train.tokens_per_second"] + rates.get("train.start_seconds", 0.0) for count in tokens)
+    devices, unit = _devices(train.gpus_per_worker, train.cpus_per_worker)
+    what = f"{len(training)} arms of {amount(max(tokens))} tokens, {train.num_workers} workers"
+    _add_hours(plan, "training, time", seconds, devices * train.num_workers, unit, what)
+
+
+def _time_evaluation(plan: Outline, config: Config, rates: Mapping[str, float]) -> None:
+    if (each := rates.get("evaluate.seconds_per_model")) is None:
+        plan.lines.append(("evaluation, time", f"{UNKNOWN}; give the output of a short `ual run` as --trial"))
+        return
+    models = len(config.arms) + 1
+    devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
+    what = f"{models} models at {duration(each)} as in the trial, whose benchmarks must be the same"
+    _add_hours(plan, "evaluation, time", models * each, devices * config.engine.max_actors, unit, what)
+
+
+def _devices(gpus: float, cpus: float) -> tuple[float, str]:
+    return (gpus, "GPU hours") if gpus else (cpus, "core hours")
+
+
+def _add_hours(plan: Outline, name: str, seconds: float, devices: float, unit: str, what: str) -> None:
+    hours = devices * seconds / 3600
+    plan.device_hours += hours
+    plan.lines.append((name, f"{duration(seconds)}, {hours:,.2f} {unit} ({what})"))
+
+
+def _totals(plan: Outline, rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield the hours of what was timed, and their price."""
+    if not plan.device_hours:
+        return
+    price = rates.get("price_per_device_hour")
+    money = f"; cost {plan.device_hours * price:,.2f}" if price else "; cost not known: give --rate price_per_device_hour=..."
+    yield "devices, in all", f"{plan.device_hours:,.2f} device hours of what is timed above{money}"
+
+
+def _memory(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the memory of an actor and of a training rank."""
+    engine, train = config.engine, config.train
+    elicitor = None if engine.remote else parameter_count(config.elicit.model)
+    if engine.remote:
+        yield "memory per actor", "a client of the server"
+    elif elicitor is None:
+        yield "memory per actor", f"not known: {config.elicit.model} is not a directory of this machine"
+    else:
+        weights = elicitor * preflight.BYTES[engine.dtype] / (engine.tensor_parallel_size or max(1, engine.gpus_per_actor))
+        cpu = f"{preflight.actor_gb(config, config.elicit.model, engine.dtype):.2f} GiB with KV cache and process (an estimate)"
+        gpu = f"{gib(weights)} of weights per GPU; vLLM takes most of the rest for its KV cache"
+        yield "memory per actor", gpu if engine.gpus_per_actor else cpu
+    if (trained := parameter_count(config.model)) is None:
+        yield "memory per rank", f"not known: {config.model} is not a directory of this machine"
+    else:
+        least = least_bytes(trained, train) / train.num_workers / GIB
+        yield (
+            "memory per rank",
+            f"at least {least:.2f} GiB without activations; `ual train SMOOTHED --dry-run` estimates all of it",
+        )

@@ -1,0 +1,125 @@
+"""Rates that were measured: read from the output of a trial, or given as KEY=VALUE. Nothing here has a default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ual_ray.config.files import read_json
+from ual_ray.errors import UserError
+from ual_ray.run.stage_cache import DONE_FILE
+
+# What a rate is, by its key.
+RATES = {
+    "elicit.rows_per_second": "rows per second of one actor once it has started",
+    "elicit.start_seconds": "seconds until an actor has loaded its model",
+    "elicit.calls_per_row": "requests per row",
+    "elicit.prompt_tokens_per_row": "prompt tokens per row",
+    "elicit.generated_tokens_per_row": "generated tokens per row",
+    "train.tokens_per_second": "tokens per second of all training workers together",
+    "train.tokens_per_row": "tokens per training row",
+    "train.start_seconds": "seconds of a training around its steps: start, validation, checkpoints, export",
+    "evaluate.seconds_per_model": "seconds of the evaluation and the calibration of one model",
+    "failures_per_actor_hour": "failures per hour of one actor, such as preemptions of spot machines",
+    "price_per_device_hour": "price of an hour of one device: a GPU, or a CPU core where no GPUs are asked for",
+}
+# These may be 0.
+MAY_BE_ZERO = {"elicit.start_seconds", "train.start_seconds", "elicit.generated_tokens_per_row", "failures_per_actor_hour"}
+
+
+def parse_rates(given: Iterable[str]) -> dict[str, float]:
+    """Read KEY=VALUE rates. Raises UserError for an unknown key, and for what is not a positive number."""
+    rates = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or key not in RATES:
+            known = "; ".join(f"{name}: {what}" for name, what in RATES.items())
+            raise UserError("--rate is not KEY=VALUE with a known rate", got=text, expected=known)
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (0 < number < math.inf or (number == 0 and key in MAY_BE_ZERO)):
+            lowest = "0 or a positive number" if key in MAY_BE_ZERO else "a positive number"
+            raise UserError(f"--rate {key} is not a rate", got=value, expected=f"{lowest}: {RATES[key]}")
+        rates[key] = number
+    return rates
+
+
+def read_trial(folder: Path, num_workers: int) -> tuple[dict[str, float], list[str]]:
+    """Read what a finished `ual run`, `ual elicit` or `ual train` has measured; and notes on what it does not tell.
+
+    num_workers: of the configuration that is planned. Raises UserError for a folder without a finished stage.
+    """
+    stages = [*_finished(folder)]
+    rates: dict[str, float] = {}
+    notes: list[str] = []
+    for metrics, _ in stages:
+        if "scoring_seconds" in metrics and metrics["rows"]:
+            rates |= _elicit(metrics, notes)
+    trainings = [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]
+    if trainings:
+        rates |= _train(trainings, num_workers, notes)
+    models = len({*folder.glob("arms/*/evaluate/*/done.json"), *folder.glob("base/evaluate/*/done.json")})
+    evaluated = [*folder.glob(f"*/evaluate/*/{DONE_FILE}"), *folder.glob(f"arms/*/evaluate/*/{DONE_FILE}")]
+    evaluated += [*folder.glob(f"*/calibrate/*/{DONE_FILE}"), *folder.glob(f"arms/*/calibrate/*/{DONE_FILE}")]
+    if models:
+        rates["evaluate.seconds_per_model"] = sum(float(_done(file)["seconds"]) for file in {*evaluated}) / models
+    if not rates:
+        raise UserError(
+            "--trial has no finished stage to measure",
+            got=folder,
+            expected="the output folder of a finished `ual run`, `ual elicit` or `ual train`",
+            fix="run a short trial: `ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`",
+        )
+    return rates, notes
+
+
+def _elicit(metrics: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
+    rows, seconds, actors = metrics["rows"], metrics["scoring_seconds"], metrics.get("actors")
+    per_row = {
+        "elicit.calls_per_row": metrics["calls"] / rows,
+        "elicit.prompt_tokens_per_row": metrics["prompt_tokens"] / rows,
+        "elicit.generated_tokens_per_row": metrics["generated_tokens"] / rows,
+    }
+    steady = metrics.get("rows_per_second")
+    if not actors or not steady:
+        notes.append(
+            "the trial's scoring has no steady rate, as after a single batch: scoring is not timed. Repeat it with a smaller "
+            "engine.batch_size and another --out, or give --rate elicit.rows_per_second=..."
+        )
+        return per_row
+    start = max(0.0, seconds - rows / steady)
+    return per_row | {"elicit.rows_per_second": steady / actors, "elicit.start_seconds": start}
+
+
+def _train(trainings: Sequence[tuple[Mapping[str, Any], float]], workers: int, notes: list[str]) -> dict[str, float]:
+    first = trainings[0][0]
+    rates = {"train.tokens_per_row": first["train_tokens"] / first["train_rows"]}
+    if (measured := first.get("num_workers")) not in (None, workers):
+        notes.append(f"the trial trained with train.num_workers={measured}, not {workers}: training is not timed")
+        return rates
+    speeds = [metrics["median_tokens_per_second"] for metrics, _ in trainings]
+    around = [
+        max(0.0, seconds - metrics["last"]["tokens_seen"] / metrics["median_tokens_per_second"])
+        for metrics, seconds in trainings
+    ]
+    return rates | {"train.tokens_per_second": fmean(speeds), "train.start_seconds": fmean(around)}
+
+
+def _finished(folder: Path) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Yield metrics and seconds of the stages in an output folder, those of `ual run` and of single commands."""
+    for pattern in (DONE_FILE, f"*/{DONE_FILE}", f"elicit/*/{DONE_FILE}", f"arms/*/train/*/{DONE_FILE}"):
+        for file in sorted(folder.glob(pattern)):
+            done = _done(file)
+            yield done["figures"], float(done["seconds"])
+
+
+def _done(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict) or not {"figures", "seconds"} <= content.keys():
+        raise UserError("--trial: a result file is damaged", got=file, fix="give another trial, or run it again with --force")
+    return content
