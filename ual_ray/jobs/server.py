@@ -73,7 +73,11 @@ def follow(client: JobSubmissionClient, job: str, console: Console) -> JobStatus
     try:
         return asyncio.run(_follow(client, job, console))
     except KeyboardInterrupt:
-        console.print(f"\njob {job} goes on; `ual jobs logs {job} --follow` shows it, `ual jobs stop {job}` ends it")
+        console.print(
+            f"\njob {job} goes on; `ual jobs logs {job} --follow` shows it, `ual jobs stop {job}` ends it",
+            markup=False,
+            highlight=False,
+        )
         raise
 
 

@@ -60,7 +60,9 @@ def submit(
             got=f"{job}: {latest.status.value}",
             fix=f"wait for it, `ual jobs stop {job}`, or give another output=...",
         )
-    console.print(f"job {job} has this configuration and files, and runs already: {latest.status.value}", highlight=False)
+    console.print(
+        f"job {job} has this configuration and files, and runs already: {latest.status.value}", highlight=False, markup=False
+    )
     return _wait(client, job, console) if wait else 0
 
 
@@ -101,5 +103,5 @@ def _send(client: JobSubmissionClient, job: str, packed: Packed, folder: Path, v
 
 def _wait(client: JobSubmissionClient, job: str, console: Console) -> int:
     status = follow(client, job, console)
-    console.print(f"job {job}: {status.value}", highlight=False)
+    console.print(f"job {job}: {status.value}", highlight=False, markup=False)
     return int(status != JobStatus.SUCCEEDED)
