@@ -81,7 +81,11 @@ class EngineConfig(Section):
     cpus_per_actor: float = key(1, gt=0, affects="", description="CPU cores reserved and used per actor")
     gpus_per_actor: float = key(0, ge=0, affects="", description="GPUs reserved per actor; 0 = CPU inference")
     tensor_parallel_size: int | None = key(
-        None, ge=1, affects="", description="GPUs per model replica (tensor parallelism); null = gpus_per_actor"
+        None,
+        ge=1,
+        affects="",
+        description="GPUs that share each layer (tensor parallelism); null = gpus_per_actor, over "
+        "engine.arguments.pipeline_parallel_size where that is set",
     )
     batch_size: int = key(64, ge=1, affects="", description="rows per batch sent to an actor")
     rows_per_block: int | None = key(
@@ -134,13 +138,34 @@ class EngineConfig(Section):
         prices = (self.price_per_million_prompt_tokens, self.price_per_million_generated_tokens)
         return (prompt_tokens * prices[0] + generated_tokens * prices[1]) / 1e6
 
+    @property
+    def pipeline_parallel(self) -> Any:
+        """How many groups of layers have GPUs of their own; from engine.arguments."""
+        return self.arguments.get("pipeline_parallel_size", 1)
+
+    @property
+    def tensor_parallel(self) -> int:
+        """How many GPUs share each layer."""
+        return self.tensor_parallel_size or max(1, int(self.gpus_per_actor) // self.pipeline_parallel)
+
     @model_validator(mode="after")
     def _fit_gpus(self) -> EngineConfig:
-        gpus, parallel = self.gpus_per_actor, self.tensor_parallel_size
+        gpus, stages = self.gpus_per_actor, self.pipeline_parallel
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_actor ({gpus:g}) must be a whole number above 1")
-        if parallel is not None and self.kind == "vllm" and parallel > max(1, gpus):
-            raise ValueError(f"tensor_parallel_size ({parallel}) must not be above gpus_per_actor ({gpus:g})")
+        if self.kind != "vllm":
+            return self
+        if "tensor_parallel_size" in self.arguments:
+            raise ValueError("arguments.tensor_parallel_size must be set as engine.tensor_parallel_size")
+        if not isinstance(stages, int) or stages < 1:
+            raise ValueError(f"arguments.pipeline_parallel_size ({stages!r}) must be a whole number of 1 or more")
+        size = f"tensor_parallel_size ({self.tensor_parallel})" + (
+            f" x pipeline_parallel_size ({stages})" if stages > 1 else ""
+        )
+        if self.tensor_parallel * stages > max(1, gpus):
+            raise ValueError(f"{size} must not be above gpus_per_actor ({gpus:g})")
+        if self.tensor_parallel * stages < gpus:
+            raise ValueError(f"{size} must not be below gpus_per_actor ({gpus:g}), or GPUs would be reserved and idle")
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from ual_ray.errors import UserError
 TRIAL_ROWS = 2
 # What to set, by a word of the server's refusal.
 ADVICE = {
-    "logprobs": "set engine.endpoint.logprobs=false elicit.mode=sampled",
+    **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
     "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
     "temperature": "set engine.endpoint.temperature=null",
     "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",

@@ -52,6 +52,8 @@ PREFLIGHT_SECONDS = 5.0
 NAMED_MODELS = 10
 LOGGED_FAILURES = 3
 REASON_CHARACTERS = 400
+# A key such as "x" or "none", which a server without keys is given, is a part of words.
+LEAST_SECRET = 8
 # Seconds between attempts after a malformed reply, as between those of the client.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 
@@ -234,7 +236,8 @@ class OpenAIEngine:
     @property
     def _secrets(self) -> tuple[str, ...]:
         key = self._client.api_key
-        return (*((key,) if key != NO_KEY else ()), *self._endpoint.extra_headers.values())
+        named = (*((key,) if key != NO_KEY else ()), *self._endpoint.extra_headers.values())
+        return tuple(secret for secret in named if len(secret) >= LEAST_SECRET)
 
     def _failure(self, reason: str, tally: _Tally) -> Failure:
         # The server's error codes are parts of a reason that it writes itself: they may be anything.

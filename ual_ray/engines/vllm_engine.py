@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 # What is left for a reply behind its thought, and the mark of a thought that the prompt opened.
 REPLY_TOKENS = 32
 OPENING = THOUGHT_MARKS[0][0]
+# The share of a GPU's memory that vLLM takes; of a part of the GPU as much less.
+GPU_MEMORY_SHARE = 0.9
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # As many prompt tokens as vLLM itself reads in one step on a CPU.
 TOKENS_AT_A_TIME = 4096
 
@@ -318,32 +322,59 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "max_model_len": config.max_model_len,
         "disable_log_stats": True,
         "enforce_eager": config.gpus_per_actor == 0,
-        "tensor_parallel_size": config.tensor_parallel_size or max(1, int(config.gpus_per_actor)),
+        "tensor_parallel_size": config.tensor_parallel,
         "trust_remote_code": spec.trust_remote_code,
         "worker_extension_cls": EXTENSION,
     }
     if config.gpus_per_actor == 0:
         # On a CPU, vLLM 0.32 cannot undo a random draw, which it does for every seeded prompt that it reads in chunks.
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(TOKENS_AT_A_TIME, config.max_model_len)}
+    elif config.gpus_per_actor < 1:
+        options["gpu_memory_utilization"] = GPU_MEMORY_SHARE * config.gpus_per_actor
     if spec.adapter is not None:
         options |= {"enable_lora": True, "max_lora_rank": adapter_rank(spec.adapter)}
     return options
 
 
 def adapter_rank(adapter: str) -> int:
-    """Read the rank of a LoRA adapter, rounded up to one that vLLM has kernels for. Raises UserError for an invalid adapter."""
-    import json
+    """Read the rank of a LoRA adapter, rounded up to one that vLLM has kernels for.
 
+    Raises UserError for an invalid adapter, and for one with what vLLM does not apply.
+    """
     file = Path(adapter).expanduser() / "adapter_config.json"
     try:
-        rank = int(json.loads(file.read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        rank = max([int(given["r"]), *map(int, (given.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             "elicit.adapter is not a LoRA adapter",
             got=f"{file}: {error}",
             expected="a directory written by peft's save_pretrained",
         ) from error
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+    unknown = [name for name in ("use_dora", "modules_to_save") if given.get(name)]
+    unknown += ["bias"] if given.get("bias", "none") != "none" else []
+    if unknown or rank > LORA_RANKS[-1]:
+        raise UserError(
+            "elicit.adapter has what vLLM does not apply",
+            got=f"{file}: {', '.join(unknown) or f'rank {rank}'}",
+            expected=f"rank {LORA_RANKS[-1]} or less; no DoRA, no biases and no modules_to_save",
+            fix="merge the adapter into its model (peft's merge_and_unload), and give that as elicit.model",
+        )
+    return next(size for size in LORA_RANKS if size >= rank)
+
+
+def check_parallel(model: str, config: EngineConfig, key: str) -> None:
+    """Raise UserError where tensor parallelism does not divide the attention heads of a local model; `key` names the model."""
+    file = Path(model).expanduser() / "config.json"
+    given = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    heads = (given.get("text_config") or given).get("num_attention_heads")
+    if isinstance(heads, int) and heads % config.tensor_parallel:
+        raise UserError(
+            f"{key}: its attention heads cannot be shared by so many GPUs",
+            got=f"{heads} heads of {model}, engine.tensor_parallel_size {config.tensor_parallel}",
+            expected=f"a divisor of {heads}",
+            fix="set engine.gpus_per_actor, or engine.arguments={pipeline_parallel_size: N} to share the layers instead",
+        )
 
 
 def _lora_request(adapter: str | None) -> Any:

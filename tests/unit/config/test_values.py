@@ -137,6 +137,18 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
         ([*SERVER, "engine.endpoint.logprobs=false"], "a server with log-probabilities"),
         ([*SERVER, "elicit.adapter=a"], "elicit.adapter is for engine.kind=vllm"),
+        (["engine.tensor_parallel_size=2"], "tensor_parallel_size (2) must not be above gpus_per_actor (0)"),
+        (
+            ["engine.gpus_per_actor=4", "engine.tensor_parallel_size=2"],
+            "must not be below gpus_per_actor (4), or GPUs would be",
+        ),
+        (
+            ["engine.gpus_per_actor=3", "engine.arguments={pipeline_parallel_size: 2}"],
+            "size (1) x pipeline_parallel_size (2) must",
+        ),
+        (["engine.arguments={pipeline_parallel_size: 2}"], "x pipeline_parallel_size (2) must not be above gpus_per_actor (0)"),
+        (["engine.arguments={pipeline_parallel_size: two}"], "pipeline_parallel_size ('two') must be a whole number"),
+        (["engine.arguments={tensor_parallel_size: 2}"], "must be set as engine.tensor_parallel_size"),
         (["arms.ual.alpha_min=0.3"], "alpha_min (0.3) must not be above alpha_max (0.2)"),
         (["arms.ual.alpha_mean=0.5"], "alpha_mean (0.5) must not be above alpha_cap (0.4)"),
         (["arms.base.map=none"], "arm 'base'"),

@@ -76,6 +76,7 @@ def test_a_trial_names_what_has_no_score(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("words", "advice"), [
     ("'logprobs' is not supported", "engine.endpoint.logprobs=false elicit.mode=sampled"),
+    ("malformed reply, no log-probabilities", "engine.endpoint.logprobs=false elicit.mode=sampled"),
     ("'temperature' is odd", "engine.endpoint.temperature=null"), ("give a frobnicator", "engine.endpoint.extra_body"),
 ])  # fmt: skip
 def test_a_server_that_refuses_all_stops_in_its_own_words(words: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:

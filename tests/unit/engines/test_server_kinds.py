@@ -218,6 +218,12 @@ def test_the_words_of_an_error_repeat_neither_prompt_nor_secret(serve: Serve) ->
     assert result.reason.endswith("Cannot read '[prompt]' for the bearer of ***")
 
 
+def test_a_header_that_is_no_secret_leaves_the_words_as_they_are(serve: Serve) -> None:
+    engine, _ = serve(lambda _: refusal("max is 1"), extra_headers={"X-Version": "1", "X-Empty": "", "X-Kind": "max"})
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and result.reason.endswith("max is 1")
+
+
 def test_an_error_with_status_200_keeps_its_words(serve: Serve) -> None:
     engine, _ = serve(lambda _: (200, {"error": {"message": "upstream overloaded", "code": 502}}), max_retries=0)
     result = one(engine, RATE)

@@ -15,6 +15,7 @@ from engine_requests import ASK, MORE, NUMBERS, TOLD, Tokenizers, spec_of
 
 from ual_ray.benchmarks.benchmark import Question
 from ual_ray.benchmarks.multiple_choice import MultipleChoice
+from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineDied, make_engine
 from ual_ray.engines import vllm_engine as in_process
 from ual_ray.engines.compat_vllm import EXTENSION, SCORED_FROM
@@ -30,7 +31,7 @@ from ual_ray.engines.requests import (
     messages_of,
     overlong,
 )
-from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, engine_arguments
+from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, check_parallel, engine_arguments
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 
@@ -335,7 +336,9 @@ def test_on_gpus_one_engine_spans_them(build: Build) -> None:
         ({"trust": True}, "trust_remote_code", True),
         ({"gpus_per_actor": 0.5}, "tensor_parallel_size", 1),
         ({"gpus_per_actor": 4}, "tensor_parallel_size", 4),
-        ({"gpus_per_actor": 4, "tensor_parallel_size": 2}, "tensor_parallel_size", 2),
+        ({"gpus_per_actor": 4, "tensor_parallel_size": 4}, "tensor_parallel_size", 4),
+        ({"gpus_per_actor": 4, "arguments": {"pipeline_parallel_size": 2}}, "tensor_parallel_size", 2),
+        ({"gpus_per_actor": 0.5}, "gpu_memory_utilization", 0.45),
         ({"dtype": "float16"}, "dtype", "float16"),
         ({}, "enable_chunked_prefill", False),
         ({"max_model_len": 512}, "max_num_batched_tokens", 4096),
@@ -347,7 +350,9 @@ def test_engine_arguments(options: dict[str, Any], key: str, expected: object) -
 
 
 def test_on_gpus_vllm_reads_prompts_in_parts_as_it_likes() -> None:
-    assert not {"enable_chunked_prefill", "max_num_batched_tokens"} & set(engine_arguments(spec_of(gpus_per_actor=1)))
+    left = {"enable_chunked_prefill", "max_num_batched_tokens", "gpu_memory_utilization"}
+    assert not left & set(engine_arguments(spec_of(gpus_per_actor=1)))
+    assert "gpu_memory_utilization" not in engine_arguments(spec_of())
 
 
 def adapter(folder: Path, text: str) -> str:
@@ -369,7 +374,7 @@ def test_an_adapter_is_used_for_every_request(build: Build, tmp_path: Path) -> N
     assert llm.loras == [("elicitor", 1, str(tmp_path))]
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(1, 8), (8, 8), (9, 16), (64, 64), (300, 320), (512, 512), (600, 600)])
+@pytest.mark.parametrize(("rank", "expected"), [(1, 8), (8, 8), (9, 16), (64, 64), (300, 320), (512, 512)])
 def test_an_adapters_rank_is_one_that_vllm_has_kernels_for(rank: int, expected: int, tmp_path: Path) -> None:
     assert adapter_rank(adapter(tmp_path, json.dumps({"r": rank}))) == expected
 
@@ -380,3 +385,34 @@ def test_what_is_no_adapter_is_refused(text: str, tmp_path: Path) -> None:
         adapter_rank(adapter(tmp_path, text))
     with pytest.raises(UserError, match="elicit.adapter is not a LoRA adapter"):
         adapter_rank(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"r": 1024}, "rank 1024"),
+        ({"rank_pattern": {"q_proj": 600}}, "rank 600"),
+    ],
+)
+def test_an_adapter_that_vllm_does_not_apply_is_refused(more: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s)has what vLLM does not apply.*{says}.*merge"):
+        adapter_rank(adapter(tmp_path, json.dumps({"r": 8} | more)))
+
+
+def test_the_largest_rank_of_a_pattern_counts(tmp_path: Path) -> None:
+    given = {"r": 8, "rank_pattern": {"q_proj": 20}, "use_dora": False, "modules_to_save": None, "bias": "none"}
+    assert adapter_rank(adapter(tmp_path, json.dumps(given))) == 32
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_heads_are_shared_evenly(nested: bool, tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 9}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": heads} if nested else heads))
+    check_parallel(str(tmp_path), EngineConfig(gpus_per_actor=3), "elicit.model")
+    check_parallel(str(tmp_path), EngineConfig(gpus_per_actor=2, arguments={"pipeline_parallel_size": 2}), "elicit.model")
+    check_parallel("org/on-the-hub", EngineConfig(gpus_per_actor=2), "elicit.model")
+    with pytest.raises(UserError, match=r"(?s)elicit\.model: its attention heads.*9 heads.*tensor_parallel_size 2"):
+        check_parallel(str(tmp_path), EngineConfig(gpus_per_actor=2), "elicit.model")

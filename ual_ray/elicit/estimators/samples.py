@@ -108,7 +108,7 @@ def entropy_of(sizes: Iterable[int]) -> float:
     """Entropy, in nats, of the shares of groups of these sizes."""
     counts = [size for size in sizes if size]
     total = sum(counts)
-    return -math.fsum(count / total * math.log(count / total) for count in counts)
+    return math.fsum(count / total * math.log(total / count) for count in counts)
 
 
 def _configured_grouping(config: ElicitConfig) -> Grouping | None:
