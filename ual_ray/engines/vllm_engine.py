@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # What is left for a reply behind its thought, and the mark of a thought that the prompt opened.
 REPLY_TOKENS = 32
 OPENING = THOUGHT_MARKS[0][0]
-# The share of a GPU's memory that vLLM takes; of a part of the GPU as much less.
+# Of the memory of the part of a GPU that an engine has.
 GPU_MEMORY_SHARE = 0.9
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # As many prompt tokens as vLLM itself reads in one step on a CPU.
