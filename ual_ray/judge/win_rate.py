@@ -5,12 +5,14 @@ which is left out and counted, never treated as a loss.
 
 The controlled rate is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475): a logistic regression of the preference on
 tanh(length difference / its standard deviation) and a constant, read off at length difference 0. As in its package (0.6.6,
-formula "tanh(std_delta_len) + baseline") an L1 penalty keeps the fit finite, its strength chosen by cross-validation.
+formula "tanh(std_delta_len) + baseline") an L1 penalty keeps the fit finite, its strength chosen by cross-validation. The fits
+are those of the package, with the tolerance and the random numbers of its solver: converged fits choose other penalties, and
+differ by up to 0.2 points for models of its leaderboard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,14 +28,18 @@ Numbers = NDArray[np.float64]
 
 LOSS, TIE, WIN = 1.0, 1.5, 2.0
 FOLDS = 5
-# The grid of scikit-learn and AlpacaEval (larger = weaker penalty) without its stronger half, which shrinks a small lead to
-# none: for a nearly undecided judge it gives 50% with an interval of width 0.
-STRENGTHS = np.logspace(-4, 4, 10)[5:]
+# The grid of scikit-learn and AlpacaEval (larger = weaker penalty).
+STRENGTHS = np.logspace(-4, 4, 10)
+# A penalty is left out if it takes a lead of so many percentage points for none: for few rows the strong ones give 50% with an
+# interval of width 0.
+MOST_SHRUNK = 1.0
 LEVEL = 0.95
 RESAMPLES = 2000
-# Far below any reported digit, so that neither the order of the rows nor the solver affects a rate.
+# For a given strength: far below any reported digit, so that neither the order of the rows nor the solver affects a rate.
 TOLERANCE = 1e-8
 MOST_ITERATIONS = 10_000
+# As AlpacaEval fits: scikit-learn's defaults, and its seed.
+ALPACA_TOLERANCE, ALPACA_ITERATIONS, ALPACA_SEED = 1e-4, 100, 123
 LEAST_WEIGHT = 1e-9
 # A difficulty has the prior N(0, 1), in logits; the other terms of the joint fit have a nearly flat prior.
 WIDE = 10.0
@@ -140,18 +146,19 @@ def length_controlled_win_rate(
     """Measure the raw and the length-controlled win rate of a candidate, both with a bootstrap interval over the rows.
 
     Lengths are in characters; `difficulty`, in logits, adds a term per row. `strength` is the inverse L1 penalty; None
-    chooses it by five-fold cross-validation, fold k = every fifth row from k, the only place where the order of the rows
-    matters. It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside [1, 2], a missing
-    length, columns of different lengths, and when there is no verdict.
+    chooses it by five-fold cross-validation, fold k = every fifth row from k, and fits as AlpacaEval does; the order of the
+    rows matters there alone. It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside
+    [1, 2], a missing length, columns of different lengths, and when there is no verdict.
     """
     values = _preferences(preference)
     reference, candidate = (_column(lengths, values, name) for lengths, name in _named(len_reference, len_candidate))
     valid = np.isfinite(values)
     hard = None if difficulty is None else _column(difficulty, values, "difficulty")[valid]
     pairs = _Pairs(values[valid] - LOSS, (candidate - reference)[valid], hard)
+    fit = _fit if strength else _fit_as_alpaca_eval
     strength = (strength or _choose_strength(pairs)) if _can_be_controlled(pairs) else None
-    slopes = None if strength is None else _fit(pairs.terms(), pairs.wins, strength)
-    drawn = _bootstrap(pairs, strength, resamples if len(pairs.wins) > 1 else 0, seed)
+    slopes = None if strength is None else fit(pairs.terms(), pairs.wins, strength)
+    drawn = _bootstrap(pairs, strength, fit, resamples if len(pairs.wins) > 1 else 0, seed)
     (low, high), (controlled_low, controlled_high) = (_interval(column, level) for column in drawn)
     return WinRate(
         win_rate=100 * float(pairs.wins.mean()),
@@ -289,23 +296,28 @@ def _choose_strength(pairs: _Pairs) -> float:
     fold = np.arange(len(pairs.wins)) % FOLDS
     losses = np.zeros(len(STRENGTHS))
     for held in (fold == number for number in range(FOLDS)):
+        random = np.random.RandomState(ALPACA_SEED)
         for place, strength in enumerate(STRENGTHS):
-            logits = terms[held] @ _fit(terms[~held], pairs.wins[~held], strength)
+            logits = terms[held] @ _fit_as_alpaca_eval(terms[~held], pairs.wins[~held], strength, random)
             losses[place] += np.mean(np.logaddexp(0, logits) - pairs.wins[held] * logits)
+    # The constant is 0 where its gradient at 0, rows * lead, is below 1 / strength.
+    losses[STRENGTHS * len(pairs.wins) * MOST_SHRUNK < 100] = np.inf
     return float(STRENGTHS[losses.argmin()])
 
 
 def _fit(terms: Numbers, wins: Numbers, strength: float) -> Numbers:
     """Minimise sum |slope| + strength * (sum of the rows' cross-entropies); return the slopes [terms]."""
-    model = LogisticRegression(
-        l1_ratio=1.0,
-        C=strength,
-        solver="liblinear",
-        fit_intercept=False,
-        tol=TOLERANCE,
-        max_iter=MOST_ITERATIONS,
-        random_state=0,
-    )
+    return _penalised(terms, wins, strength, tol=TOLERANCE, max_iter=MOST_ITERATIONS, random_state=0)
+
+
+def _fit_as_alpaca_eval(terms: Numbers, wins: Numbers, strength: float, random: np.random.RandomState | None = None) -> Numbers:
+    """Fit as `_fit` does, with AlpacaEval's solver; its cross-validation goes on with the random numbers of a fold."""
+    random = random or np.random.RandomState(ALPACA_SEED)
+    return _penalised(terms, wins, strength, tol=ALPACA_TOLERANCE, max_iter=ALPACA_ITERATIONS, random_state=random)
+
+
+def _penalised(terms: Numbers, wins: Numbers, strength: float, **solver: Any) -> Numbers:
+    model = LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, **solver)
     _fit_soft(model, terms, wins)
     return model.coef_[0]
 
@@ -323,7 +335,9 @@ def _at_equal_lengths(pairs: _Pairs, slopes: Numbers) -> float:
     return 100 * float(expit(pairs.others() @ slopes[1:]).mean())
 
 
-def _bootstrap(pairs: _Pairs, strength: float | None, resamples: int, seed: int) -> tuple[Numbers, Numbers]:
+def _bootstrap(
+    pairs: _Pairs, strength: float | None, fit: Callable[..., Numbers], resamples: int, seed: int
+) -> tuple[Numbers, Numbers]:
     """Measure both rates on rows resampled with replacement; no controlled rates if `strength` is None."""
     random = np.random.default_rng(seed)
     raw, controlled = np.empty(resamples), np.empty(0 if strength is None else resamples)
@@ -331,7 +345,7 @@ def _bootstrap(pairs: _Pairs, strength: float | None, resamples: int, seed: int)
         drawn = pairs.take(random.integers(len(pairs.wins), size=len(pairs.wins)))
         raw[number] = 100 * drawn.wins.mean()
         if strength is not None:
-            controlled[number] = _at_equal_lengths(drawn, _fit(drawn.terms(), drawn.wins, strength))
+            controlled[number] = _at_equal_lengths(drawn, fit(drawn.terms(), drawn.wins, strength))
     return raw, controlled
 
 

@@ -117,7 +117,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
     monkeypatch.setattr(judging, "map_file", made.map_file)
     # Fits are slow, and test_win_rate's subject; below, those of made-up verdicts are real.
-    monkeypatch.setattr(win_rate, "_fit", lambda terms, *_: np.zeros(terms.shape[1]))
+    monkeypatch.setattr(win_rate, "_fit_as_alpaca_eval", lambda terms, *_: np.zeros(terms.shape[1]))
     return made
 
 
