@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scored_rows import folder_of, many
 
-from tests.helpers.scored_rows import folder_of, many
 from ual_ray.inspect.measure import inspect
 from ual_ray.inspect.page import to_html
 from ual_ray.inspect.text import to_console

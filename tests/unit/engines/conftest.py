@@ -1,20 +1,27 @@
-"""A server that engines ask, and engines that ask it."""
+"""A server that engines ask, engines that ask it, and engines around a stand-in for vLLM."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import httpcore2
 import pytest
+from engine_requests import Tokenizers, spec_of
 from openai_server import KEY, KEY_NAME, MODEL, Build, Server, config_of
+from vllm_stand_in import BuildVLLM, EngineDeadError, StandIn
 
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines import openai_engine as endpoint
+from ual_ray.engines import vllm_engine as in_process
 from ual_ray.engines.openai_engine import OpenAIEngine
+from ual_ray.engines.vllm_engine import VLLMEngine
+from ual_ray.models.chat import ChatRenderer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,3 +59,32 @@ def build(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     yield make
     for engine in built:
         engine.close()
+
+
+@pytest.fixture
+def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> BuildVLLM:
+    """Make a VLLMEngine on a real tokenizer, with a stand-in for the package vllm."""
+
+    def make(
+        style: str = "chatml", cheap: bool = True, lora: str | None = None, **options: Any
+    ) -> tuple[VLLMEngine, StandIn, ChatRenderer]:
+        tokenizer = chat_tokenizer(style)
+        renderer = ChatRenderer(tokenizer)
+        made: list[StandIn] = []
+
+        def language_model(**arguments: Any) -> StandIn:
+            made.append(StandIn(tokenizer, cheap, **arguments))
+            return made[0]
+
+        vllm = SimpleNamespace(LLM=language_model, SamplingParams=SimpleNamespace)
+        monkeypatch.setitem(sys.modules, "vllm", vllm)
+        monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lambda *given: given))
+        monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", SimpleNamespace(EngineDeadError=EngineDeadError))
+        monkeypatch.setattr(in_process.os, "environ", {})
+        monkeypatch.setattr(in_process, "resolve_model", lambda name: f"/models/{name}")
+        monkeypatch.setattr(in_process, "load_renderer", lambda *_: renderer)
+        engine = make_engine(spec_of("tiny", lora, **options))
+        assert isinstance(engine, VLLMEngine)
+        return engine, made[0], renderer
+
+    return make

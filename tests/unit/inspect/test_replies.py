@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from scored_rows import folder_of, many
 
-from tests.helpers.scored_rows import folder_of, many
 from ual_ray import columns as col
 from ual_ray.elicit.replies import Kept, keep
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Likelihood, LikelihoodResult
