@@ -61,6 +61,7 @@ class Benchmark(ABC):
     kind: its name in the registry. version: part of every question's id; increase it when the requests or the reading change.
     needs_likelihood: as of an estimator. record_format: what a file's records look like, for an error message. settings: keys
     of its section that change the requests. default_max_new_tokens: of an answer, as people use the benchmark.
+    default_max_rows: of its questions, None = all. lowest_ids: fewer questions are those with the lowest ids, not the first.
     """
 
     kind: ClassVar[str]
@@ -70,12 +71,15 @@ class Benchmark(ABC):
     record_format: ClassVar[str] = "a conversation in any format of training data"
     settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
     default_max_new_tokens: ClassVar[int] = 1024
+    default_max_rows: ClassVar[int | None] = None
+    lowest_ids: ClassVar[bool] = False
 
     def __init__(self, config: BenchmarkConfig | None = None) -> None:
-        """Keep the settings, and fill in the length of answers where it is not set."""
+        """Keep the settings, and fill in the length of answers and the number of questions where they are not set."""
         given = config or BenchmarkConfig()
         self.max_new_tokens = given.max_new_tokens or self.default_max_new_tokens
-        self.config = given.model_copy(update={"max_new_tokens": self.max_new_tokens})
+        self.max_rows = given.max_rows or self.default_max_rows
+        self.config = given.model_copy(update={"max_new_tokens": self.max_new_tokens, "max_rows": self.max_rows})
 
     def check(self) -> None:  # noqa: B027 - most benchmarks need nothing
         """Raise UserError if a library that reads the answers is missing."""

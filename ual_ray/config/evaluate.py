@@ -24,7 +24,13 @@ class BenchmarkConfig(Section):
     subset: str | None = key(None, affects="", description="hub data set configuration, where it has several")
     split: str | None = key(None, affects="", description="split of a hub data set or saved datasets directory; null = test")
     revision: str | None = key(None, affects="", description="branch, tag or commit of a hub data set; null = latest")
-    max_rows: int | None = key(None, ge=1, affects="", description="maximum number of questions; null = all")
+    max_rows: int | None = key(
+        None,
+        ge=1,
+        affects="",
+        description="maximum number of questions, the first ones; held_out: those with the lowest ids, a fixed random subset. "
+        "null = all; held_out 20000",
+    )
     shots: Literal[0, 5] = key(
         0, affects="", description="gsm8k: number of few-shot examples; 0 = zero-shot with the chat template"
     )

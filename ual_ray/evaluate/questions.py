@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import nsmallest
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
@@ -97,7 +100,8 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
 
 
 def _write(name: str, benchmark: Benchmark, source: Questions, writer: pyarrow.parquet.ParquetWriter) -> dict[str, Any]:
-    """Write up to `max_rows` different questions of a benchmark."""
+    """Write up to `max_rows` different questions of a benchmark: the first, or those with the lowest ids."""
+    written = 0
     reasons: Counter[str] = Counter()
     seen: set[str] = set()
     repeated = 0
@@ -114,13 +118,17 @@ def _write(name: str, benchmark: Benchmark, source: Questions, writer: pyarrow.p
                 seen.add(row[col.ID])
                 yield row
 
-    rows = islice(different(), benchmark.config.max_rows)
+    most = benchmark.max_rows
+    rows: Iterator[dict[str, Any]] = islice(different(), most)
+    if most is not None and benchmark.lowest_ids:
+        rows = iter(nsmallest(most, different(), key=itemgetter(col.ID)))
     while batch := list(islice(rows, ROWS_PER_BATCH)):
         writer.write_table(pa.Table.from_pylist(batch, col.QUESTIONS))
+        written += len(batch)
     if reasons:
         logger.warning("benchmark %s: %d rows hold no question: %s", name, reasons.total(), dict(reasons))
     bad = {"bad": reasons.total(), "bad_reasons": dict(reasons)}
-    return {"kind": benchmark.kind, "questions": len(seen), "repeated": repeated} | bad
+    return {"kind": benchmark.kind, "questions": written, "repeated": repeated} | bad
 
 
 def _row(name: str, benchmark: Benchmark, question: Question) -> dict[str, Any]:
@@ -139,9 +147,15 @@ def _row(name: str, benchmark: Benchmark, question: Question) -> dict[str, Any]:
 def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
     if rows is None:
         return
-    scanner = pyarrow.dataset.dataset(str(rows), format="parquet").scanner(
-        columns=[col.SOURCE, col.MESSAGES], filter=pyarrow.dataset.field(col.SPLIT) == col.TEST, batch_size=ROWS_PER_BATCH
-    )
+    data = pyarrow.dataset.dataset(str(rows), format="parquet")
+    wanted = pyarrow.dataset.field(col.SPLIT) == col.TEST
+    if benchmark.lowest_ids and benchmark.max_rows is not None:
+        # By their ids, before any text is read: a question is a row, and the split may have millions.
+        ids = data.to_table(columns=[col.ID], filter=wanted)[col.ID]
+        if len(ids) > benchmark.max_rows:
+            places = pa.compute.select_k_unstable(ids, k=benchmark.max_rows, sort_keys=[("", "ascending")])
+            wanted &= pyarrow.dataset.field(col.ID) <= ids[places[-1].as_py()]
+    scanner = data.scanner(columns=[col.SOURCE, col.MESSAGES], filter=wanted, batch_size=ROWS_PER_BATCH)
     for batch in scanner.to_batches():
         for row in batch.to_pylist():
             question = benchmark.question(row[col.MESSAGES], row[col.SOURCE])

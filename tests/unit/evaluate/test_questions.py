@@ -28,6 +28,10 @@ def rows_file(folder: Path) -> Path:
     return folder / "rows.parquet"
 
 
+def chat(number: int) -> list[Message]:
+    return [Message(role="user", content=f"q{number}"), Message(role="assistant", content=f"a{number}")]
+
+
 def lines(path: Path, *records: Any) -> str:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
@@ -66,6 +70,52 @@ def test_files_bring_their_own_questions_bad_rows_and_repeated_ones_counted(tmp_
     assert {row["source"] for row in written(tmp_path)} == {"grade"}
     limited = write_questions({"g": BenchmarkConfig(kind="gsm8k", path=path, max_rows=1)}, None, tmp_path)
     assert limited["g"]["questions"] == 1
+
+
+@pytest.mark.parametrize("most", [1, 7, 20, 40])
+def test_fewer_held_out_rows_are_those_with_the_lowest_ids_wherever_they_lie(tmp_path: Path, most: int) -> None:
+    rows = [
+        {
+            "source": "s",
+            "split": "train" if number % 4 == 3 else "test",
+            "messages": chat(number),
+            "id": col.content_id(chat(number)),
+        }
+        for number in range(40)
+    ]
+    config = {"held_out": BenchmarkConfig(max_rows=most), "first": BenchmarkConfig(kind="open_ended", max_rows=most)}
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        folder = tmp_path / name / "rows"
+        folder.mkdir(parents=True)
+        for part in range(4):
+            write_rows(order[10 * part : 10 * part + 10], col.ROWS, folder / f"{part}.parquet")
+        counts = write_questions(config, folder, tmp_path / name)
+        assert counts["held_out"]["questions"] == min(most, 30)
+    found, reversed_ = (
+        sorted(row["messages"][0]["content"] for row in written(tmp_path / name) if row["benchmark"] == "held_out")
+        for name in "ab"
+    )
+    test = sorted((row for row in rows if row["split"] == "test"), key=lambda row: row["id"])
+    assert found == reversed_ == sorted(row["messages"][0]["content"] for row in test[:most])
+
+
+def test_fewer_held_out_rows_of_a_file_do_not_depend_on_its_order(tmp_path: Path) -> None:
+    records = [{"messages": chat(number)} for number in range(30)]
+    asked = []
+    for order in (records, records[::-1]):
+        config = BenchmarkConfig(path=lines(tmp_path / "rows.jsonl", *order, order[0]), max_rows=5)
+        counts = write_questions({"held_out": config}, None, tmp_path)
+        assert (counts["held_out"]["questions"], counts["held_out"]["repeated"]) == (5, 1)
+        asked.append({row["id"] for row in written(tmp_path)})
+    assert asked[0] == asked[1]
+    write_questions({"held_out": BenchmarkConfig(path=str(tmp_path / "rows.jsonl"))}, None, tmp_path)
+    assert asked[0] == {row["id"] for row in written(tmp_path)[:5]}, "all are written in order of their ids, the lowest first"
+
+
+def test_the_number_of_held_out_rows_is_limited_and_part_of_the_digest() -> None:
+    assert digests({"held_out": BenchmarkConfig()})["held_out"]["max_rows"] == 20_000
+    assert digests({"held_out": BenchmarkConfig(max_rows=30_000)})["held_out"]["max_rows"] == 30_000
+    assert digests({"gsm8k": BenchmarkConfig(kind="gsm8k")})["gsm8k"]["max_rows"] is None
 
 
 def test_ids_do_not_depend_on_other_benchmarks_or_on_the_order(tmp_path: Path) -> None:
