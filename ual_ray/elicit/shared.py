@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -21,5 +22,16 @@ class Shared:
 
     def __call__(self, keys: Collection[int]) -> Mapping[int, Sequence[Kept]]:
         """Read the replies to requests by key."""
+        return self._index()(keys)
+
+    def any(self) -> bool:
+        """Return whether there are replies."""
+        return len(self._index().keys) > 0
+
+    def _index(self) -> KnownReplies:
         self._known = self._known or ray.get(self._reference)
-        return self._known(keys)
+        return self._known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel as the reference alone: each machine has the index in its own object store."""
+        return {"_reference": self._reference, "_known": None}

@@ -22,6 +22,7 @@ from ual_ray.data.ray_source import read_rows
 from ual_ray.elicit.assemble import Assembly
 from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows, needed
+from ual_ray.elicit.shared import Shared
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.monitor import Limits
 from ual_ray.engines.pool import PoolJob, map_rows, on_this_node, pool_size
@@ -46,7 +47,8 @@ def elicit(
     store = RowStore(store_folder, col.measured_schema(settings.estimators))
     store.retry_failed()
     spec = EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code)
-    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store)
+    late = isinstance(known, Shared) and known.any()
+    job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store, late)
     limits = Limits(config.data.max_bad_share, settings.max_quarantine_share)
     # The status of a stored row is about the uncertainty that was configured when it was measured.
     failed = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))

@@ -24,7 +24,8 @@ class Engine(Protocol):
     """Answers requests: one result each, in order; a request that cannot be answered gets a Failure.
 
     Built from an EngineSpec. `template_hash` identifies the chat template that prompts are rendered with. An engine that asks
-    a server also has a static `check(config: EngineConfig, model: str)`, which raises UserError if the server is unusable.
+    a server also has a static `check(config: EngineConfig, model: str)`, which raises UserError if the server is unusable, and
+    one whose `template_hash` needs a tokenizer a static `read_template_hash(spec: EngineSpec)`, which loads no weights.
     """
 
     template_hash: str

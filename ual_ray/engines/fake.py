@@ -42,7 +42,13 @@ class FakeEngine:
         self._limit = spec.config.max_model_len
         self._arguments = spec.config.arguments
         self._renderer = load_renderer(resolve_model(spec.model)) if spec.config.arguments.get("render") else None
-        self.template_hash = self._renderer.template_hash if self._renderer else "fake"
+        self.template_hash = self.read_template_hash(spec)
+
+    @staticmethod
+    def read_template_hash(spec: EngineSpec) -> str:
+        """Return the renderer's template hash, or the word fake."""
+        renders = spec.config.arguments.get("render")
+        return load_renderer(resolve_model(spec.model)).template_hash if renders else "fake"
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer every request; a text of more words (or rendered tokens) than max_model_len is overlong."""

@@ -112,6 +112,18 @@ class Monitor:
         self._running[work] = (actor, time.monotonic())
         return attempts
 
+    def pause(self, actor: Any) -> list[str]:
+        """Stop timing an actor's work while it loads its model, and blame the work for no death meanwhile; return this work."""
+        paused = [work for work, running in self._running.items() if running[0] == actor]
+        self._attempts.subtract(paused)
+        self.started(actor)
+        return paused
+
+    def resume(self, works: list[str], actor: Any) -> None:
+        """Time the work again that was paused."""
+        for work in works:
+            self.begin(work, actor)
+
     def end(self, work: str) -> None:
         """Note that a batch or row is finished."""
         self._attempts.pop(work, None)

@@ -27,6 +27,7 @@ from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
 from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine
 from ual_ray.engines.compat_ray_data import checkpointing
+from ual_ray.engines.late import LateEngine
 from ual_ray.engines.monitor import Counts, Limits, Monitor
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
@@ -56,23 +57,25 @@ logger = logging.getLogger(__name__)
 class PoolJob:
     """What the actors do: the engine, the task, and where results go.
 
-    Rows that fail with an engine error are not checkpointed: they are sent again when the store forgets them.
+    Rows that fail with an engine error are not checkpointed: they are sent again when the store forgets them. late: an actor
+    loads its model when the task first asks the engine, which it may never do.
     """
 
     spec: EngineSpec
     task: Task
     store: RowStore
+    late: bool = False
 
 
 class EngineActor:
     """Holds one engine and applies the task to every batch."""
 
     def __init__(self, job: PoolJob, monitor: Any) -> None:
-        """Load the model, once per actor."""
+        """Load the model, once per actor, unless the job is to load it late."""
         ray.get(monitor.started.remote(ray.get_runtime_context().current_actor))
-        self._engine = make_engine(job.spec)
         self._job = job
         self._monitor = monitor
+        self._engine = LateEngine(job.spec, self._loading) if job.late else make_engine(job.spec)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Apply the task and return the rows to checkpoint, in the store's schema."""
@@ -104,6 +107,14 @@ class EngineActor:
             results = self._apply([row])
         self._monitor.end.remote(row[col.ID])
         return results
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Leave the time that loading takes out of the time for the batch."""
+        actor = ray.get_runtime_context().current_actor
+        paused = ray.get(self._monitor.pause.remote(actor))
+        yield
+        ray.get(self._monitor.resume.remote(paused, actor))
 
     def _begin(self, work: str) -> int:
         return ray.get(self._monitor.begin.remote(work, ray.get_runtime_context().current_actor))

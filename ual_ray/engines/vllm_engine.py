@@ -74,7 +74,7 @@ class VLLMEngine:
         from vllm import LLM
 
         path = resolve_model(spec.model)
-        self._renderer = load_renderer(path, spec.trust_remote_code, config.chat_template_kwargs)
+        self._renderer = _renderer_of(spec, path)
         self._spellings = Spellings(self._renderer)
         self.template_hash = self._renderer.template_hash
         self._limit = config.max_model_len
@@ -84,6 +84,11 @@ class VLLMEngine:
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
         if not self._cheap_likelihood:
             logger.warning("this vLLM's model runner is not V1: its own, slower prompt_logprobs are used for likelihoods")
+
+    @staticmethod
+    def read_template_hash(spec: EngineSpec) -> str:
+        """Return the template hash without loading the model."""
+        return _renderer_of(spec, resolve_model(spec.model)).template_hash
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer all requests in one continuous batch; overlong ones never reach the engine."""
@@ -147,6 +152,10 @@ class VLLMEngine:
             if all(isinstance(result, Failure) for result in results):
                 raise EngineDied(f"every request of a batch failed, the first with: {error}") from error
             return results
+
+
+def _renderer_of(spec: EngineSpec, path: str) -> ChatRenderer:
+    return load_renderer(path, spec.trust_remote_code, spec.config.chat_template_kwargs)
 
 
 class _Job(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ual_ray.config import EngineConfig
-from ual_ray.engines import EngineDied, EngineSpec, pool
+from ual_ray.engines import EngineDied, EngineSpec, late, make_engine, pool
 from ual_ray.engines.monitor import Limits, Monitor
 from ual_ray.engines.pool import (
     BLOCKS_PER_ACTOR,
@@ -281,3 +282,46 @@ def test_finished_rows_that_were_removed_are_reported(sent: list[int | None], tm
     with pytest.raises(UserError, match="1 of 2 rows are finished, but missing from the store"):
         map_file(tmp_path / "rows.parquet", stored(tmp_path / "store", "a"), None)  # type: ignore[arg-type]
     assert sent == [2]
+
+
+# --- engines that are loaded late ------------------------------------------------------------------------------------
+
+
+def late_actor(task: Any, monitor: Monitor, folder: Path) -> EngineActor:
+    return EngineActor(replace(job_for(task, folder), late=True), Handle(monitor))
+
+
+def test_an_engine_that_nothing_is_asked_is_never_loaded(
+    monitor: Monitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "make_engine", lambda spec: pytest.fail("loaded"))
+    task = Task()
+    assert late_actor(task, monitor, tmp_path)(batch_of("a", "bb"))["value"].to_pylist() == [2, 4]
+
+
+def test_loading_late_is_done_once_and_not_timed(monitor: Monitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[bool] = []
+
+    def load(spec: EngineSpec) -> Any:
+        loads.append(bool(monitor._running))
+        return make_engine(spec)
+
+    def ask(rows: Sequence[Row], engine: Any) -> list[Row]:
+        engine.run([])
+        assert monitor._running and monitor.replace_hung(60) == 0
+        return [row | {"status": "ok", "prompt_tokens": 1} for row in rows]
+
+    monkeypatch.setattr(late, "make_engine", load)
+    actor = late_actor(ask, monitor, tmp_path)
+    actor(batch_of("a"))
+    actor(batch_of("b"))
+    assert loads == [False]
+
+
+def test_a_death_while_loading_is_held_against_no_row(monitor: Monitor) -> None:
+    for _ in range(2 * MAX_DEATHS):
+        assert monitor.begin("batch", ME) == 0
+        assert monitor.pause(ME) == ["batch"]
+    monitor.resume(["batch"], ME)
+    assert monitor.begin("batch", ME) == 1
+    assert monitor.pause("another actor") == []

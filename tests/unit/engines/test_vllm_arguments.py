@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from ual_ray.engines.requests import (
     Likelihood,
     LikelihoodResult,
 )
-from ual_ray.engines.vllm_engine import adapter_rank, check_parallel, engine_arguments
+from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, check_parallel, engine_arguments
 from ual_ray.errors import UserError
+
+
+def test_the_template_hash_is_read_without_loading_the_model(build_vllm: BuildVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _, _ = build_vllm()
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", lambda **_: pytest.fail("loaded"))
+    assert VLLMEngine.read_template_hash(spec_of("tiny")) == engine.template_hash
 
 
 def test_the_template_hash_is_the_renderers(build_vllm: BuildVLLM) -> None:
