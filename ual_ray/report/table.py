@@ -95,10 +95,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables(findings: Findings) -> dict[str, Grid]:
-    """Make every table that has a row, by name: the models side by side, the differences, the win rates and their judges."""
+    """Make every table that has a row, by name: the models, the differences, forgetting, the win rates and their judges."""
     found = {
         "models": models(findings),
         "differences": differences(findings.comparisons),
+        "forgetting": forgetting(findings),
         "win_rates": win_rates(findings),
         "agreement": agreement(findings),
     }
@@ -201,6 +202,39 @@ def differences(comparisons: Comparisons) -> Grid:
         for entry in comparisons.entries
     )
     return Grid(f"Differences by question, paired; {len(rows)} comparisons in one family", heads, rows)
+
+
+def forgetting(findings: Findings) -> Grid:
+    """Put the benchmarks other than the held-out rows before training next to the change of every arm, with its interval."""
+    before = {(entry.benchmark, entry.metric): entry for entry in findings.metrics.get(BASE, ()) if entry.source == OVERALL}
+    changes: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for entry in findings.comparisons.entries:
+        if entry.reference == BASE and entry.benchmark != HELD_OUT:
+            changes.setdefault((entry.benchmark, entry.metric), {})[entry.arm] = entry
+    arms = [model for model in findings.models if any(model in found for found in changes.values())]
+    rows = tuple(
+        TableRow(
+            key[0],
+            (
+                f"{metric_of(key[1]).label}{ARROWS[metric_of(key[1]).direction]}",
+                spread_of([entry.n for entry in found.values()]),
+                cell(before.get(key)),
+                *(_change(found.get(arm)) for arm in arms),
+            ),
+            brief=False,
+        )
+        for key, found in changes.items()
+    )
+    title = (
+        f"Forgetting: before training, and the change by each arm [{findings.comparisons.level:.0%} interval], shares in points"
+    )
+    return Grid(title, ("metric", "n", BASE, *arms), rows)
+
+
+def _change(entry: Comparison | None) -> str:
+    if entry is None:
+        return MISSING
+    return difference_text(entry) + ("" if entry.verdict == INCONCLUSIVE else f" {entry.verdict}")
 
 
 def win_rates(findings: Findings) -> Grid:

@@ -181,6 +181,11 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
         (root / place / "calibrate" / "c1").mkdir(parents=True)
         np.savez(root / place / "calibrate" / "c1" / "clusters.npz", **points())
     roles = {model: ROLES[model] for model in tables}
+    judged: dict[str, Any] = {"candidate": "ual", "reference": "sft", "win_rates": {"overall": rate(53.4)}, "judge": "big"}
+    judged |= {
+        "others": {"small": judged | {"judge": "small"}},
+        "agreement": {"big and small": {"n": 291, "share": 0.812, "kappa": 0.604}},
+    }
     findings = Findings(
         {model: measure(table) for model, table in tables.items()},
         compare_models(
@@ -194,7 +199,7 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
         seeds=dict.fromkeys(names, 1),
         calibration={model: calibration_of() for model in names},
         clusters={model: {"after_norm": {"n": 100, "nc1": 2.5, "silhouette": 0.1, "scatter_ratio": 0.8}} for model in names},
-        win_rates={"ual": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": rate(53.4)}}},
+        win_rates={"ual": judged},
         folders=folders,
     )
     write(root / "report" / "findings.json", findings.as_dict())
@@ -236,6 +241,11 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "13 of them with another row's response",
         "verbalized_error : AUROC 0.71 (0.56 to 0.83)",
         "half of the scores are equal",
+        "Forgetting What training cost or gained",
+        "exact match, strict ↑ 300",
+        "big (decides)",
+        "small (shown)",
+        "ual - sft 291 81.2% 0.60",
     ):
         assert said in text, said
     assert "Not in this folder" not in text

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ual_ray.report.findings import Findings
-from ual_ray.report.table import cell, models, p_text, rate_text, tables
+from ual_ray.report.table import cell, forgetting, models, p_text, rate_text, tables
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.results import Rate
@@ -98,6 +98,30 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
     ]
     assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –", "–")
     assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
+
+
+def test_forgetting_by_hand() -> None:
+    def change(arm: str, benchmark: str, metric: str, verdict: Any, difference: float) -> Comparison:
+        ends = (difference, difference - 0.01, difference + 0.01)
+        return Comparison(arm, "base", benchmark, metric, *ends, 0.01, 0.01, verdict, 16, 3, False)
+
+    entries = (
+        change("ual", "gsm8k", "exact_match_strict", "worse", -0.0625),
+        change("sft", "gsm8k", "exact_match_strict", "inconclusive", 0.0),
+        change("ual", "lm_eval.mmlu", "accuracy", "better", 0.02),
+        change("ual", "held_out", "nll", "better", -0.5),
+    )
+    found = forgetting(replace(findings(), comparisons=Comparisons(entries, 0.9, 100, 0)))
+    assert found.title.startswith("Forgetting: before training, and the change by each arm [90% interval]")
+    assert found.markdown().splitlines() == [
+        "| metric | n | base | sft | ual |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| **gsm8k** |  |  |  |  |",
+        "| exact match, strict ↑ | 16 | 25.0% ± 12.5 | +0.00 [-1.00, +1.00] | -6.25 [-7.25, -5.25] worse |",
+        "| **lm_eval.mmlu** |  |  |  |  |",
+        "| accuracy ↑ | 16 | – | – | +2.00 [+1.00, +3.00] better |",
+    ]
+    assert "forgetting" not in tables(findings())
 
 
 def test_every_judge_has_its_win_rates_and_its_position_bias_and_their_agreement_is_shown() -> None:
