@@ -205,36 +205,30 @@ def differences(comparisons: Comparisons) -> Grid:
 
 
 def forgetting(findings: Findings) -> Grid:
-    """Put the benchmarks other than the held-out rows before training next to the change of every arm, with its interval."""
-    before = {(entry.benchmark, entry.metric): entry for entry in findings.metrics.get(BASE, ()) if entry.source == OVERALL}
-    changes: dict[tuple[str, str], dict[str, Comparison]] = {}
-    for entry in findings.comparisons.entries:
-        if entry.reference == BASE and entry.benchmark != HELD_OUT:
-            changes.setdefault((entry.benchmark, entry.metric), {})[entry.arm] = entry
-    arms = [model for model in findings.models if any(model in found for found in changes.values())]
+    """List what every arm changed on the benchmarks other than the held-out rows: before and after training, paired."""
+    values = {
+        (model, entry.benchmark, entry.metric): entry
+        for model, found in findings.metrics.items()
+        for entry in found
+        if entry.source == OVERALL
+    }
     rows = tuple(
         TableRow(
-            key[0],
+            f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{ARROWS[metric_of(entry.metric).direction]}",
             (
-                f"{metric_of(key[1]).label}{ARROWS[metric_of(key[1]).direction]}",
-                spread_of([entry.n for entry in found.values()]),
-                cell(before.get(key)),
-                *(_change(found.get(arm)) for arm in arms),
+                entry.arm,
+                f"{entry.n:,}",
+                *(cell(values.get((model, entry.benchmark, entry.metric))) for model in (BASE, entry.arm)),
+                difference_text(entry),
+                entry.verdict,
             ),
             brief=False,
         )
-        for key, found in changes.items()
+        for entry in findings.comparisons.entries
+        if entry.reference == BASE and entry.benchmark != HELD_OUT
     )
-    title = (
-        f"Forgetting: before training, and the change by each arm [{findings.comparisons.level:.0%} interval], shares in points"
-    )
-    return Grid(title, ("metric", "n", BASE, *arms), rows)
-
-
-def _change(entry: Comparison | None) -> str:
-    if entry is None:
-        return MISSING
-    return difference_text(entry) + ("" if entry.verdict == INCONCLUSIVE else f" {entry.verdict}")
+    heads = ("arm", "n", "before training", "after", f"change [{findings.comparisons.level:.0%} interval]", "verdict")
+    return Grid("Forgetting: benchmarks before and after training, paired by question", heads, rows)
 
 
 def win_rates(findings: Findings) -> Grid:
