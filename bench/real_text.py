@@ -70,7 +70,8 @@ def main() -> None:
     training.add_argument("--corrupted", type=float, default=0.0, help="share of training rows with another row's response")
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
-    training.add_argument("--packs", type=int, default=8, help="packs of 1,024 tokens per optimizer step")
+    training.add_argument("--packs", type=int, default=8, help="packs per optimizer step")
+    training.add_argument("--length", type=int, default=1024, help="tokens per pack; longer rows are cut")
     training.add_argument("--epochs", type=int, default=4)
     training.add_argument("--learning-rate", type=float, default=2e-4)
     training.add_argument("--minutes", type=float, default=1e9, help="start no case after so many")
@@ -232,7 +233,7 @@ def run_case(
 
     started, work = time.monotonic(), options.folder / "work"
     shutil.rmtree(work, ignore_errors=True)
-    alpha = write_tokens(work / "tokens", rows, texts, uncertainty, arm, seed)
+    alpha = write_tokens(work / "tokens", rows, texts, uncertainty, ARMS[arm], seed, options.length)
     config = TrainConfig(
         num_workers=1,
         gpus_per_worker=int(CUDA),
@@ -240,7 +241,7 @@ def run_case(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         packing=True,
-        max_length=1024,
+        max_length=options.length,
         global_batch_size=options.packs,
         micro_batch_size=options.packs,
         reshard_after_forward=False,
@@ -269,7 +270,13 @@ def run_case(
 
 
 def write_tokens(
-    folder: Path, rows: Sequence[Row], texts: Sequence[Text], uncertainty: Numbers, arm: str, seed: int
+    folder: Path,
+    rows: Sequence[Row],
+    texts: Sequence[Text],
+    uncertainty: Numbers,
+    arm: ArmConfig,
+    seed: int,
+    length: int,
 ) -> Numbers:
     """Write the rows to train on and to validate with as the token store has them; return the alphas of training rows."""
     import pyarrow as pa
@@ -282,15 +289,15 @@ def write_tokens(
     lengths = np.array([len(row[col.MESSAGES][-1]["content"]) for row in rows], dtype=np.float64)
     sources = np.array([row[col.SOURCE] for row in rows])
     alpha = np.zeros(len(rows))
-    alpha[train] = assign_alpha(uncertainty[train], ARMS[arm], seed, lengths[train], sources[train])
+    alpha[train] = assign_alpha(uncertainty[train], arm, seed, lengths[train], sources[train])
     folder.mkdir(parents=True)
     table = []
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         labels = np.full(len(text.input_ids), IGNORE_INDEX)
         labels[text.positions] = text.labels
         own = {col.ID: row[col.ID], col.SPLIT: row[col.SPLIT], col.ALPHA: alpha[number], col.UNCERTAINTY: uncertainty[number]}
-        ids = {col.INPUT_IDS: text.input_ids[:1024], col.LABELS: labels[:1024]}
-        table.append(own | ids | {col.TARGET_TOKENS: int((labels[1:1024] != IGNORE_INDEX).sum())})
+        ids = {col.INPUT_IDS: text.input_ids[:length], col.LABELS: labels[:length]}
+        table.append(own | ids | {col.TARGET_TOKENS: int((labels[1:length] != IGNORE_INDEX).sum())})
     kept = [row for row in table if row[col.SPLIT] != col.TEST and row[col.TARGET_TOKENS]]
     with pa.OSFile(str(folder / f"rows{FILE_SUFFIX}"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
         writer.write_table(pa.Table.from_pylist(kept, col.TOKENS))
