@@ -27,7 +27,7 @@ from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
-from ual_ray.train.step import train_step
+from ual_ray.train.step import tokens_step, train_step
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
@@ -62,22 +62,29 @@ def do_stages(session: Session, root: Path) -> StageFolders:
     elicited = elicit_step(session, Place(root / "elicit"))
     rows, scored = elicited.folder / col.ROWS_FOLDER, elicited.folder / col.SCORED_FOLDER
     results.elicited = elicited.folder
-    models = {BASE: session.config.model, **train_arms(session, rows, scored, root, results)}
+    tokens = tokens_step(session, scored, rows, Place(root / "tokens"))
+    models = {BASE: session.config.model, **train_arms(session, rows, scored, tokens, root, results)}
     measure(session, root, rows, ask(session, rows, root), models, results)
     return results
 
 
-def train_arms(session: Session, rows: Path, scored: Path, root: Path, results: StageFolders) -> dict[str, str]:
-    """Smooth and train every arm in `root`/arms; return the models by arm. `results` gets the folders."""
+def train_arms(session: Session, rows: Path, scored: Path, tokens: Path, root: Path, results: StageFolders) -> dict[str, str]:
+    """Smooth and train every arm in `root`/arms; return the models by arm. `results` gets the folders.
+
+    tokens: the rendered rows, which arms share: an arm costs its alphas, not its texts.
+    """
     config, models = session.config, dict[str, str]()
     for arm, spec in config.arms.items():
         # With the loss that it trains with, which tells a control from the baseline.
         spec = spec.model_copy(update={"loss": spec.loss or config.train.loss})
-        results.smoothed[arm] = smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth")).folder
+        results.smoothed[arm] = smooth_step(
+            session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), texts=False
+        ).folder
     for arm, folder in results.smoothed.items():
         place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)
-        trained = results.trained[arm] = train_step(session, arm, folder / col.SMOOTHED_FILE, rows, place, settings).folder
-        models[arm] = str(trained / col.MODEL_FOLDER)
+        done = train_step(session, arm, folder / col.SMOOTHED_FILE, rows, place, settings, tokens)
+        results.trained[arm] = done.folder
+        models[arm] = str(done.folder / col.MODEL_FOLDER)
     return models
 
 

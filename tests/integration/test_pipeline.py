@@ -84,7 +84,7 @@ def test_a_second_run_does_nothing_again_and_starts_no_ray(
     done = ual_process("run", *small, f"output={output}")
     assert done.code == 0, done.output
     assert done_times(output) == before
-    assert done.output.count("cached") == len(before) == 12
+    assert done.output.count("cached") == len(before) == 13
     assert "Started a local Ray" not in (output / "ual.log").read_text()[log:]
 
 

@@ -65,7 +65,7 @@ def test_a_submitted_job_is_followed_to_its_end(
     assert same.code == 0 and "ended: SUCCEEDED" in same.output and "cached" not in same.output, same.output
     again = ual_process(*submit, "--new", cwd=tmp_path, HOME=home)
     assert again.code == 0, again.output
-    assert again.output.count("cached") == 6, "every stage is idempotent, so a retried job redoes nothing"
+    assert again.output.count("cached") == 7, "every stage is idempotent, so a retried job redoes nothing"
 
 
 def test_a_job_that_fails_says_so(ual_process: Any, one_arm: list[str], job_server: str, home: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 output/
   elicit/                       shared by all
   SCENARIO/base/, questions/    the model before training, and what every model is asked
+  SCENARIO/tokens/              the rendered rows, which all arms and seeds share
   SCENARIO/seed-N/arms/ARM/     alphas, training, answers and calibration of one arm and seed
   SCENARIO/report/              the arms over seeds
 """
@@ -32,6 +33,7 @@ from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
 from ual_ray.run.step import STAGE_TAG, Place, Session
+from ual_ray.train.step import tokens_step
 
 SCENARIO_TAG = "ual_ray.scenario"
 
@@ -58,13 +60,14 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         no_judge = own.config.model_copy(update={"judge": own.config.judge.without_judges()})
         unjudged = replace(own, config=no_judge)
         measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
+        tokens = tokens_step(own, scored, rows, Place(root / "tokens"))
         by_seed: dict[int, StageFolders] = {}
         for seed in own.config.experiment.seeds:
             home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))
             seeded = replace(own, label=", ".join([*filter(None, [own.label]), f"seed {seed}"]))
             training = replace(seeded, config=own.config.model_copy(update={"seed": seed}))
             _write_config(training, home, seed)
-            models = train_arms(training, rows, scored, home, results)
+            models = train_arms(training, rows, scored, tokens, home, results)
             # What the models are asked, and how, does not depend on the seed that trained them.
             measure(seeded, home, rows, questions, models, results)
             by_seed[seed] = results

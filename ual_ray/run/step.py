@@ -119,7 +119,7 @@ class Step:
     finished step again, on what it has. forced_by: stages whose --force includes this step.
     """
 
-    stage: StageName | Literal["questions", "scenario"]
+    stage: StageName | Literal["questions", "scenario", "tokens"]
     title: str
     inputs: Mapping[str, Any]
     place: Place

@@ -22,10 +22,13 @@ from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 
 
-def smooth(scored: Path, spec: ArmConfig, seed: int, folder: Path, scored_digest: str | None = None) -> dict[str, Any]:
+def smooth(
+    scored: Path, spec: ArmConfig, seed: int, folder: Path, scored_digest: str | None = None, *, texts: bool = True
+) -> dict[str, Any]:
     """Write the training rows with their alpha and weight; return the distribution and the counts of missing and excluded rows.
 
-    `scored_digest`, if known, is recorded with the map. Numbers of all rows are in memory at once, texts are streamed.
+    texts: whether the rows keep all their columns, or only those that alphas depend on. `scored_digest`, if known, is recorded
+    with the map. Numbers of all rows are in memory at once, texts are streamed.
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
     uncertainty_column = check_columns(scored, spec)
@@ -53,7 +56,8 @@ def smooth(scored: Path, spec: ArmConfig, seed: int, folder: Path, scored_digest
     folder.mkdir(parents=True, exist_ok=True)
     record = {**spec.model_dump(), "seed": seed, col.SCORED_DIGEST: scored_digest or content_digest(scored, reads)}
     added = {col.ALPHA: alpha} | ({col.LOSS_WEIGHT: weight} if spec.weight != "none" else {})
-    _write(files, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
+    kept = [name for name in files.schema.names if texts or name in col.SMOOTHING_READS]
+    _write(files, kept, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
     what = {"map": spec.map, "weight": spec.weight, "loss": spec.loss, "uncertainty": uncertainty_column}
     weights = {"weight_min": float(weight[weight > 0].min()), "weight_max": float(weight.max())}
     return {**what, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths), **weights}
@@ -95,12 +99,19 @@ def _lengths(table: pa.Table) -> Array | None:
     return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64)
 
 
-def _write(files: pa.dataset.Dataset, ids: np.ndarray, added: Mapping[str, Array], record: dict[str, Any], path: Path) -> None:
-    """Copy the training rows that have an alpha with the added columns (in the order of the sorted `ids`), batch by batch."""
-    schema = pa.schema([*files.schema.remove_metadata(), *(pa.field(name, pa.float64()) for name in added)])
+def _write(
+    files: pa.dataset.Dataset,
+    kept: list[str],
+    ids: np.ndarray,
+    added: Mapping[str, Array],
+    record: dict[str, Any],
+    path: Path,
+) -> None:
+    """Copy columns of the training rows that have an alpha, and those added (in the order of the sorted `ids`), by batches."""
+    schema = pa.schema([*map(files.schema.field, kept), *(pa.field(name, pa.float64()) for name in added)])
     schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
     with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
-        for batch in files.to_batches(filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
+        for batch in files.to_batches(columns=kept, filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
             place = np.searchsorted(ids, np.array(batch[col.ID].to_pylist(), dtype=ids.dtype))
             rows = pa.Table.from_batches([batch])
             for name, values in added.items():

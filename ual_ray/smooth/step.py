@@ -16,14 +16,17 @@ from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
 BAR_WIDTH = 30
 
 
-def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place) -> Done:
-    """Assign every training row its alpha in `folder`/smoothed.parquet, and print the distribution."""
+def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place, *, texts: bool = True) -> Done:
+    """Assign every training row its alpha in `folder`/smoothed.parquet, with its texts or only with numbers.
+
+    Prints the distribution.
+    """
     check_columns(scored, spec)
     seed = session.config.seed
     inputs = {"scored": content_digest(scored, columns_read(spec)), "spec": affecting(spec, "alphas"), "seed": seed}
 
     def work(folder: Path) -> dict[str, Any]:
-        return smooth(scored, spec, seed, folder, str(inputs["scored"]))
+        return smooth(scored, spec, seed, folder, str(inputs["scored"]), texts=texts)
 
     def line(found: dict[str, Any]) -> str:
         means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per character of response"

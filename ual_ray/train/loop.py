@@ -39,13 +39,17 @@ NON_FINITE_FILE = "non_finite_ids.txt"
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card."""
+    """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card.
+
+    arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own.
+    """
 
     train: TrainConfig
     model: str
     tokens: str
     folder: str
     seed: int
+    arm: str | None = None
     trust_remote_code: bool = False
     lineage: Mapping[str, str] = field(default_factory=dict)
 
@@ -72,7 +76,8 @@ class Data:
         alpha: that of all rows, in place of their own, which validation rows do not have.
         """
         config, ranks = job.train, dist.get_world_size()
-        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins)
+        arm = Path(job.arm) if job.arm and split == col.TRAIN else None
+        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm)
         lengths, targets = self.store.lengths, self.store.target_tokens
         if split == col.TRAIN:
             self.plan = StepPlan(lengths, targets, config, job.seed, ranks)

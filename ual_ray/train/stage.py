@@ -20,6 +20,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
+from ual_ray.parquet import read_table
 from ual_ray.run.progress import Meter, polled
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.interruptions import STOP_FILE
@@ -27,7 +28,7 @@ from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_work
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import DROPPED_FILE, TOKENS_FOLDER, describe_dropped, render
+from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
 
 CHECKPOINTS = "checkpoints"
 RUN_NAME_FILE = "run_name"
@@ -47,32 +48,35 @@ def train(
     make_meter: MakeMeter,
     on_step: OnStep,
     lineage: Mapping[str, str],
+    tokens: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
 
-    `rows` has the validation rows (None = no validation); `on_step` is called with every step's metrics; `lineage` goes into
-    the model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it resumes from
-    its last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
+    `tokens` has the rendered rows that arms share; None = the smoothed rows have texts and are rendered here, with the
+    validation rows of `rows` (None = no validation). `on_step` is called with every step's metrics; `lineage` goes into the
+    model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it resumes from its
+    last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counts = render(config, smoothed, rows, folder)
-    if counts["dropped_share"] > config.train.max_dropped_share:
-        raise UserError(
-            f"{counts['dropped_rows']} rows cannot be trained on: {describe_dropped(counts)}",
-            got=f"their ids are in {folder / DROPPED_FILE}",
-            expected=f"a share of at most train.max_dropped_share = {config.train.max_dropped_share}",
-            fix="raise train.max_length, or train.max_dropped_share to train without them",
-        )
-    store = TokenStore.open(folder / TOKENS_FOLDER, col.TRAIN, config.train.uncertainty_bins)
+    bins = config.train.uncertainty_bins
+    if tokens is None:
+        tokens, arm = folder / TOKENS_FOLDER, None
+        counts = render_all(config, smoothed, rows, folder)
+        store = TokenStore.open(tokens, col.TRAIN, bins)
+    else:
+        arm = str(smoothed.resolve())
+        store = TokenStore.open(tokens, col.TRAIN, bins, smoothed)
+        counts = count_shared(store, smoothed)
     plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
     counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
     job = TrainingJob(
         config.train,
         config.model,
-        str(folder / TOKENS_FOLDER),
+        str(tokens.resolve()),
         str(folder),
         config.seed,
+        arm,
         config.trust_remote_code,
         dict(lineage),
     )
@@ -87,6 +91,18 @@ def train(
         )
     last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)
     return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}
+
+
+def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:
+    """Count an arm's rows that were rendered, and those that were not. Raises UserError when none were."""
+    kept, rows = len(set(store.ids[:])), len(read_table(smoothed, [col.ID]))
+    if not kept:
+        raise UserError(
+            "no training row is left",
+            got=f"{rows} rows of {smoothed}, all of them dropped",
+            fix="raise train.max_length, or check the rows",
+        )
+    return {"train_rows": kept, "dropped_rows": rows - kept, "train_tokens": int(store.lengths.sum())}
 
 
 def with_dtype(config: Config, output: Path) -> Config:

@@ -28,13 +28,51 @@ from ual_ray.run.step import (
     Session,
     Step,
     run_logged_step,
+    run_step,
 )
 
 
+def tokens_step(session: Session, scored: Path, rows: Path, place: Place) -> Path:
+    """Render the scored rows and the validation rows once for all arms; return the folder of their tokens."""
+    from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
+
+    config = session.config
+    inputs = {
+        "scored": content_digest(scored, [col.ID, col.SPLIT]),
+        "rows": content_digest(rows, [col.ID, col.SPLIT]),
+        "train": affecting(config.train, "tokens"),
+        "model": model_fingerprint(config.model),
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+    def work(folder: Path) -> dict[str, Any]:
+        session.connect()
+        return render_all(config, scored, rows, folder, shared=True)
+
+    step = Step("tokens", "tokens", inputs, place, forced_by=frozenset({"train"}))
+    return run_step(session, step, work, _rendered).folder / TOKENS_FOLDER
+
+
+def _rendered(counts: Mapping[str, Any]) -> str:
+    rows = f"{counts['train_rows']} training and {counts['validation_rows']} validation rows"
+    return (
+        f"{rows} rendered, {counts['train_tokens']:,} tokens to train on; {counts['dropped_rows']} rows dropped{_cut(counts)}"
+    )
+
+
 def train_step(
-    session: Session, name: str, smoothed: Path, rows: Path | None, place: Place, train: TrainConfig | None = None
+    session: Session,
+    name: str,
+    smoothed: Path,
+    rows: Path | None,
+    place: Place,
+    train: TrainConfig | None = None,
+    tokens: Path | None = None,
 ) -> Done:
-    """Fine-tune one arm, by its own training settings where it has some; `folder`/model."""
+    """Fine-tune one arm, by its own training settings where it has some; `folder`/model.
+
+    tokens: the rendered rows that arms share; None = the smoothed rows have texts, and are rendered for this arm alone.
+    """
     config = session.config.model_copy(update={"train": train or session.config.train})
     prior = config.train.prior_file
     inputs = {
@@ -48,7 +86,7 @@ def train_step(
     lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
-        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage)
+        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens)
 
     return run_logged_step(session, Step("train", f"train {name}", inputs, place, lineage), work, _line)
 
@@ -56,16 +94,21 @@ def train_step(
 def _line(metrics: Mapping[str, Any]) -> str:
     last, exported = metrics["last"], metrics["exported"]
     early = "" if last["step"] == metrics["steps"] else f"{last['step']:.0f} of "
-    text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped; "
-    if truncated := metrics.get("truncated_rows"):
-        text += f"{truncated} truncated at train.max_length, without their end of turn; "
-    if endless := metrics.get("endless_rows"):
-        text += f"WARNING: {NO_END} ({endless} rows); "
-    text += f"training NLL {last['nll']:.3f}"
+    text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped"
+    text += f"{_cut(metrics)}; training NLL {last['nll']:.3f}"
     if col.VALIDATION_NLL in last:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
     return f"{text}; {metrics['median_tokens_per_second']:.0f} tokens/s"
+
+
+def _cut(counts: Mapping[str, Any]) -> str:
+    text = ""
+    if truncated := counts.get("truncated_rows"):
+        text += f"; {truncated} truncated at train.max_length, without their end of turn"
+    if endless := counts.get("endless_rows"):
+        text += f"; WARNING: {NO_END} ({endless} rows)"
+    return text
 
 
 def _lineage(arm: str, model: str, smoothed: Path, digest: str) -> dict[str, str]:
@@ -89,6 +132,7 @@ def _train_and_log(
     rows: Path | None,
     folder: Path,
     lineage: Mapping[str, str],
+    tokens: Path | None,
 ) -> dict[str, Any]:
     from ual_ray.train import stage
     from ual_ray.train.metrics import read_metrics
@@ -109,7 +153,7 @@ def _train_and_log(
         if line["step"] > logged:
             run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
-    metrics = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage)
+    metrics = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage, tokens)
     lines = read_metrics(folder / col.METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     metrics["median_tokens_per_second"] = speeds[len(speeds) // 2]

@@ -10,9 +10,11 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.dataset
 import pyarrow.ipc
 
 from ual_ray import columns as col
+from ual_ray.parquet import read_table
 
 FILE_SUFFIX = ".arrow"
 NO_BIN = -1
@@ -44,30 +46,44 @@ class TokenStore(Sequence[Sample]):
     bin 0 also its lower bound; empty without bins.
     """
 
-    def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0) -> None:
-        """Take a table with the columns of columns.TOKENS, which may be memory-mapped."""
-        self._table, self._split = table, split
+    def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0, arm: pa.Table | None = None) -> None:
+        """Take a table with the columns of columns.TOKENS, which may be memory-mapped.
+
+        arm: id, alpha and, where there are any, weight and uncertainty, in place of the table's own: rows that it lacks are
+        left out.
+        """
+        self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
         order = pa.compute.sort_indices(keys, [(col.ID, "ascending"), (col.ALPHA, "ascending")]).to_numpy()
-        self._rows = order[pa.compute.equal(table[col.SPLIT], split).to_numpy()[order]].astype(np.int64)
-        self.ids: Sequence[str] = _Ids(table[col.ID], self._rows)
-        self.lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)[self._rows]
-        self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[self._rows]
-        uncertainty = table[col.UNCERTAINTY].to_numpy().astype(np.float64)[self._rows]
+        rows = order[pa.compute.equal(table[col.SPLIT], split).to_numpy()[order]].astype(np.int64)
+        places = rows
+        if arm is not None:
+            found = pa.compute.index_in(table[col.ID].take(rows), arm[col.ID].combine_chunks()).to_numpy()
+            rows, places = rows[~np.isnan(found)], found[~np.isnan(found)].astype(np.int64)
+        self._rows, values = rows, table if arm is None else arm
+        self.ids: Sequence[str] = _Ids(table[col.ID], rows)
+        self.lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)[rows]
+        self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[rows]
+        self._alpha, weight, uncertainty = (
+            _numbers(values, name, places) for name in (col.ALPHA, col.LOSS_WEIGHT, col.UNCERTAINTY)
+        )
+        self._weight = np.where(np.isnan(weight), 1.0, weight)
         self.bin_edges = quantile_edges(uncertainty, uncertainty_bins)
         self._bins = assign_bins(uncertainty, self.bin_edges)
 
     @classmethod
-    def open(cls, folder: Path, split: str, uncertainty_bins: int = 0) -> TokenStore:
+    def open(cls, folder: Path, split: str, uncertainty_bins: int = 0, arm: Path | None = None) -> TokenStore:
         """Map the *.arrow files that `tokenize.render` wrote into `folder`, and take the rows of one split.
 
-        The bins are quantiles of the split's own uncertainty: about equal numbers of rows, ties in one bin, at most
-        `uncertainty_bins` bins, none empty; 0 = no bins. Raises FileNotFoundError when the folder does not exist.
+        arm: Parquet of an arm's alphas and weights, by id, where the rendered rows are shared by arms. The bins are quantiles
+        of the split's own uncertainty: about equal numbers of rows, ties in one bin, at most `uncertainty_bins` bins, none
+        empty; 0 = no bins. Raises FileNotFoundError when the folder does not exist.
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} holds no rendered rows")
         files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
-        return cls(pa.concat_tables(files) if files else col.TOKENS.empty_table(), split, uncertainty_bins)
+        table = pa.concat_tables(files) if files else col.TOKENS.empty_table()
+        return cls(table, split, uncertainty_bins, _values(arm) if arm else None)
 
     def __len__(self) -> int:
         """Number of rows of the split."""
@@ -83,23 +99,38 @@ class TokenStore(Sequence[Sample]):
             return [self[number] for number in range(*row.indices(len(self)))]
         at = int(self._rows[row])
         input_ids, labels = (self._table[name][at].values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
-        alpha, weight = (self._table[name][at].as_py() for name in (col.ALPHA, col.LOSS_WEIGHT))
-        return Sample(self.ids[row], input_ids, labels, alpha, int(self._bins[row]), 1.0 if weight is None else weight)
+        alpha, weight = float(self._alpha[row]), float(self._weight[row])
+        return Sample(self.ids[row], input_ids, labels, alpha, int(self._bins[row]), weight)
 
     @property
     def mean_alpha(self) -> float:
         """Mean alpha per target token; 0 without any."""
-        alphas, tokens = self._table[col.ALPHA].to_numpy()[self._rows], self.target_tokens
-        return float(alphas @ tokens / tokens.sum()) if tokens.sum() else 0.0
+        tokens = self.target_tokens
+        return float(self._alpha @ tokens / tokens.sum()) if tokens.sum() else 0.0
 
     def label_counts(self, vocabulary: int) -> np.ndarray:
         """Count each entry of the vocabulary among the target tokens: int64 of [vocabulary]. Reads all labels once."""
-        counts = np.zeros(vocabulary, dtype=np.int64)
-        for batch in self._table.select([col.SPLIT, col.LABELS]).to_batches():
-            labels = batch.filter(pa.compute.equal(batch[col.SPLIT], self._split))[col.LABELS]
-            values = labels.flatten().to_numpy()
+        counts, end = np.zeros(vocabulary, dtype=np.int64), 0
+        mine = np.zeros(len(self._table), dtype=bool)
+        mine[self._rows] = True
+        for batch in self._table.select([col.LABELS]).to_batches():
+            start, end = end, end + len(batch)
+            values = batch.filter(pa.array(mine[start:end]))[col.LABELS].flatten().to_numpy()
             counts += np.bincount(values[values >= 0], minlength=vocabulary)
         return counts
+
+
+def _values(arm: Path) -> pa.Table:
+    """Read an arm's numbers by id: no texts."""
+    names = pa.dataset.dataset(str(arm), format="parquet").schema.names
+    return read_table(arm, [col.ID, col.ALPHA, *(name for name in (col.LOSS_WEIGHT, col.UNCERTAINTY) if name in names)])
+
+
+def _numbers(table: pa.Table, name: str, places: np.ndarray) -> np.ndarray:
+    """Take some rows of a column as float64; NaN = no value, or no such column."""
+    if name not in table.column_names:
+        return np.full(len(places), np.nan)
+    return np.asarray(table[name].to_numpy(), dtype=np.float64)[places]
 
 
 class _Ids(Sequence[str]):

@@ -145,16 +145,17 @@ class Render:
         return trained, trained != rendered
 
 
-def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> dict[str, Any]:
-    """Render the training rows of `smoothed`, and the validation rows of `rows`, into `folder`/tokens; return the counts.
+def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shared: bool = False) -> dict[str, Any]:
+    """Render the training rows of `texts`, and the validation rows of `rows`, into `folder`/tokens; return the counts.
 
+    shared: by arms, whose alphas are tables of their own; otherwise the texts have alphas.
     `train_rows`, `validation_rows`, `dropped_rows`, `dropped_share` (of all rows, in [0, 1]), `dropped_reasons` (reason to
     rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, but cut), `train_tokens`. The folder is created atomically;
     if it exists for the same rows and settings, nothing is rendered again.
     Raises UserError when no training row is left.
     """
     tokens = folder / TOKENS_FOLDER
-    made_from = _made_from(config, smoothed, rows)
+    made_from = _made_from(config, texts, rows)
     found = read_json(tokens / RENDERED_FILE) or {}
     if found.get("made_from") == made_from:
         counts = found["counts"]
@@ -163,7 +164,7 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
         for old in (tokens, part):
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
-        counts = _count(_summaries(config, smoothed, rows, part), folder / DROPPED_FILE)
+        counts = _count(_summaries(config, texts, rows, part, [] if shared else [col.ALPHA]), folder / DROPPED_FILE)
         _check_files(part, counts["sequences"])
         write_json(part / RENDERED_FILE, {"made_from": made_from, "counts": counts})
         part.replace(tokens)
@@ -173,6 +174,19 @@ def render(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> d
             got=f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}",
             expected=f"rows with a response within train.max_length = {config.train.max_length} tokens",
             fix="raise train.max_length, or check the rows",
+        )
+    return counts
+
+
+def render_all(config: Config, texts: Path, rows: Path | None, folder: Path, *, shared: bool = False) -> dict[str, Any]:
+    """Render as `render` does. Raises UserError also when more rows are dropped than train.max_dropped_share allows."""
+    counts, settings = render(config, texts, rows, folder, shared=shared), config.train
+    if counts["dropped_share"] > settings.max_dropped_share:
+        raise UserError(
+            f"{counts['dropped_rows']} rows cannot be trained on: {describe_dropped(counts)}",
+            got=f"their ids are in {folder / DROPPED_FILE}",
+            expected=f"a share of at most train.max_dropped_share = {settings.max_dropped_share}",
+            fix="raise train.max_length, or train.max_dropped_share to train without them",
         )
     return counts
 
@@ -194,14 +208,14 @@ def check_vocabulary(dropped: Iterable[Mapping[str, str]]) -> None:
         )
 
 
-def _summaries(config: Config, smoothed: Path, rows: Path | None, folder: Path) -> Iterator[dict[str, Any]]:
+def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
     """Run the actors; yield their counts block by block."""
     import ray.data
 
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
 
-    dataset = _read(smoothed, col.TRAIN, [col.ALPHA])
-    total = _row_count(smoothed)
+    dataset = _read(texts, col.TRAIN, needed)
+    total = _row_count(texts)
     if rows is not None:
         dataset = dataset.union(_read(rows, col.VALIDATION, []))
         total += _row_count(rows)
@@ -283,11 +297,9 @@ def _check_files(folder: Path, rows: int) -> None:
         raise RuntimeError(f"{rows} sequences were rendered, {folder} holds {found}")
 
 
-def _made_from(config: Config, smoothed: Path, rows: Path | None) -> str:
+def _made_from(config: Config, texts: Path, rows: Path | None) -> str:
     """Hash what the tokens depend on; files count by name, size and time, so that they need not be read."""
-    files = [
-        file for path in (smoothed, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])
-    ]
+    files = [file for path in (texts, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
     stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     settings = affecting(config.train, "tokens")
     return digest([col.TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])

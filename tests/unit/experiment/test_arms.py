@@ -153,6 +153,7 @@ def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatc
         "measure": measure,
         "train_arms": lambda *_: {"sft": "m", "ual": "n"},
         "ask": lambda *_: tmp_path,
+        "tokens_step": lambda *_: tmp_path,
         "report": lambda *_: Findings({}, Comparisons((), 0.95, 1, 0)),
         "_write_config": lambda *_: None,
     }.items():

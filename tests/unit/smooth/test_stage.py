@@ -42,6 +42,15 @@ def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> No
     assert (figures["mean"], figures["min"], figures["max"]) == pytest.approx((0.1, 0.05, 0.15))
 
 
+def test_without_texts_the_same_alphas_come_with_numbers_alone(tmp_path: Path) -> None:
+    source, spec = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6}), ArmConfig(map="mean_matched", weight="certainty")
+    whole, numbers = (smooth(source, spec, 0, tmp_path / str(texts), "digest", texts=texts) for texts in (True, False))
+    assert numbers == whole and alphas(tmp_path / "False") == alphas(tmp_path / "True")
+    table = pyarrow.parquet.read_table(tmp_path / "False" / col.SMOOTHED_FILE)
+    assert set(table.column_names) == {*col.SMOOTHING_READS, col.ALPHA, col.LOSS_WEIGHT}
+    assert recorded_map(tmp_path / "False" / col.SMOOTHED_FILE) == recorded_map(tmp_path / "True" / col.SMOOTHED_FILE)
+
+
 @pytest.mark.parametrize(
     ("missing", "expected", "excluded"),
     [

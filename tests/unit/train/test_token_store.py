@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
+from ual_ray.parquet import write_table
+from ual_ray.train.stage import count_shared
 from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
 
 WriteStore = Callable[..., Path]
@@ -65,6 +68,30 @@ def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> N
 def test_equal_ids_come_by_alpha(write_store: WriteStore) -> None:
     store = TokenStore.open(write_store([token_row("a", **{col.ALPHA: 0.2})], [token_row("a", **{col.ALPHA: 0.1})]), col.TRAIN)
     assert [sample.alpha for sample in store] == [0.1, 0.2]
+
+
+def test_arms_share_rendered_rows_and_have_their_own_alphas_and_weights(write_store: WriteStore) -> None:
+    pieces = [token_row("c", 5), token_row("a", 2), token_row("a", 3), token_row("v", **{col.SPLIT: col.VALIDATION})]
+    folder = write_store(pieces, [token_row("b", 4)])
+    arm = folder / "arm.parquet"
+    numbers = {col.ALPHA: [0.3, 0.2], col.LOSS_WEIGHT: [0.5, 1.5], col.UNCERTAINTY: [0.9, 0.1]}
+    write_table(pa.table({col.ID: ["c", "a"], **numbers}), arm)
+    store = TokenStore.open(folder, col.TRAIN, 2, arm)
+    found = [(sample.id, sample.alpha, sample.weight, sample.uncertainty_bin, len(sample.input_ids)) for sample in store]
+    assert sorted(found) == [("a", 0.2, 1.5, 0, 2), ("a", 0.2, 1.5, 0, 3), ("c", 0.3, 0.5, 1, 5)], "b has no alpha"
+    assert store.mean_alpha == pytest.approx((0.2 * (1 + 2) + 0.3 * 4) / 7)
+    assert store.label_counts(8).tolist() == [0, 3, 2, 1, 1, 0, 0, 0], "of the arm's own rows"
+    assert len(TokenStore.open(folder, col.TRAIN)) == 4
+
+
+def test_rows_that_an_arm_has_and_that_were_not_rendered_are_counted(write_store: WriteStore, tmp_path: Path) -> None:
+    folder, arm = write_store([token_row("a", 2), token_row("a", 3)]), tmp_path / "arm.parquet"
+    write_table(pa.table({col.ID: ["a", "b"], col.ALPHA: [0.1, 0.2]}), arm)
+    counts = count_shared(TokenStore.open(folder, col.TRAIN, arm=arm), arm)
+    assert counts == {"train_rows": 1, "dropped_rows": 1, "train_tokens": 5}
+    write_table(pa.table({col.ID: ["b"], col.ALPHA: [0.2]}), arm)
+    with pytest.raises(UserError, match="no training row is left"):
+        count_shared(TokenStore.open(folder, col.TRAIN, arm=arm), arm)
 
 
 def test_a_split_holds_its_own_rows_and_bins(write_store: WriteStore) -> None:
