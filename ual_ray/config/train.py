@@ -65,6 +65,12 @@ class TrainConfig(Section):
         affects="weights batches card",
         description="pack several rows into one sequence of max_length, with attention kept within each row, to avoid padding",
     )
+    attention: Literal["auto", "sdpa", "varlen"] = key(
+        "auto",
+        affects="",
+        description="attention kernel: sdpa = one call with a mask over the whole pack; varlen = sample by sample, without a "
+        "mask; auto = varlen for packs on a CPU, where the model allows it",
+    )
     learning_rate: float = key(1e-4, gt=0, affects="weights card", description="peak learning rate (AdamW)")
     warmup_share: Share = key(
         0.1, ge=0, le=1, affects="weights card", description="share of optimizer steps for linear learning rate warm-up"

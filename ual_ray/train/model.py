@@ -15,6 +15,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.output_head import TOLERANCE, OutputHead
+from ual_ray.train.attention import sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
@@ -46,11 +47,12 @@ class SmoothedCausalLM(nn.Module):
         uncertainty_bins: int = 0,
         token_loss: TokenLoss | None = None,
         prior: Tensor | None = None,
+        varlen: bool = False,
     ) -> None:
         """Wrap a transformers causal LM.
 
         uncertainty_bins: number of bins by which sums are split, 0 or more. token_loss: see `token_losses`. prior: [vocabulary]
-        of probabilities that labels are smoothed towards; uniform by default.
+        of probabilities that labels are smoothed towards; uniform by default. varlen: the model was switched by `use_varlen`.
         """
         super().__init__()
         self.model = model
@@ -60,6 +62,7 @@ class SmoothedCausalLM(nn.Module):
         self._rows = uncertainty_bins + 1
         self._token_loss = token_loss
         self._prior = prior
+        self._varlen = varlen
         self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -74,9 +77,7 @@ class SmoothedCausalLM(nn.Module):
 
         A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
-        positions = {"position_ids": batch.position_ids} if self.takes_positions else {}
-        output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions)
-        hidden = self.head.scaled(output.last_hidden_state)
+        hidden = self.head.scaled(self._hidden(batch))
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
         weighted = self.training and batch.weight is not None
@@ -97,6 +98,16 @@ class SmoothedCausalLM(nn.Module):
         values = torch.stack([value.double() for value in per_token], dim=1)
         by_bin = values.new_zeros(self._rows, len(SUMS))
         return ForwardSums(loss, by_bin.index_add_(0, _shifted(batch.uncertainty_bin, -1) + 1, values))
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Run the decoder: states of [rows, length, hidden], or of [1, rows * length, hidden] sample by sample."""
+        if self._varlen:
+            ids, positions = batch.input_ids.view(1, -1), batch.position_ids.view(1, -1)
+            own: dict[str, Any] = {"position_ids": positions, "sample_lengths": sample_lengths(positions)}
+            return self.body(input_ids=ids, attention_mask=None, use_cache=False, **own).last_hidden_state
+        own = {"position_ids": batch.position_ids} if self.takes_positions else {}
+        output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
+        return output.last_hidden_state
 
     def _prior_for(self, weight: Tensor) -> Tensor | None:
         """Move the prior to the head's device, with zeros for its padding rows, once."""
@@ -134,8 +145,9 @@ def build(
         add_adapters(causal_lm, config.lora)
     if config.activation_checkpointing:
         checkpoint_activations(causal_lm)
-    weights = token_loss(config.loss, config.loss_strength)
-    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins, weights, prior(OutputHead(causal_lm).size))
+    weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)
+    own_prior = prior(OutputHead(causal_lm).size)
+    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     check_loss(model, device, packing=config.packing)
