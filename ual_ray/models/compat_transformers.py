@@ -104,6 +104,11 @@ def optional_file(source: str, name: str) -> str | None:
     return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
 
 
+def takes_any_attention(causal_lm: Any) -> bool:
+    """Whether a model calls a registered attention function, and would call scaled_dot_product_attention by itself."""
+    return bool(getattr(causal_lm, "_supports_attention_backend", False) and getattr(causal_lm, "_supports_sdpa", False))
+
+
 def attention_implementation(model: nn.Module) -> str:
     """Name the attention implementation that a model runs with, such as sdpa or flash_attention_2."""
     causal_lm: Any = model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.models.compat_transformers import takes_any_attention
 
 NAME = "ual_ray_varlen"
 KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
@@ -94,12 +95,10 @@ def use_varlen(causal_lm: nn.Module, config: TrainConfig, device: torch.device) 
 
 
 def unsupported(causal_lm: Any) -> str:
-    """Say what of a model's attention `varlen_attention` does not compute; empty = all of it is."""
+    """Name what of a model's attention `varlen_attention` does not compute; empty = nothing."""
     settings, body = causal_lm.config.get_text_config(), causal_lm.get_decoder()
-    if causal_lm.config.is_encoder_decoder or not getattr(causal_lm, "_supports_attention_backend", False):
+    if causal_lm.config.is_encoder_decoder or not takes_any_attention(causal_lm):
         return "its attention cannot be exchanged"
-    if not getattr(causal_lm, "_supports_sdpa", False):
-        return "its attention is not that of scaled_dot_product_attention"
     parameters = inspect.signature(body.forward).parameters
     if "position_ids" not in parameters or not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return "its decoder takes no position_ids, or no further arguments"

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from ual_ray.models import compat_transformers
-from ual_ray.models.compat_transformers import attention_implementation, keeps_rows, mark_initialized, optional_file
+from ual_ray.models.compat_transformers import (
+    attention_implementation,
+    keeps_rows,
+    mark_initialized,
+    optional_file,
+    takes_any_attention,
+)
 
 FIX = f"transformers has changed what ual_ray uses of it: do what is written at the top of {compat_transformers.__file__}"
 
@@ -34,6 +40,13 @@ def test_the_parts_that_are_used_are_there() -> None:
     assert parameters_of(finalize) == ["model", "load_config", "loading_info"], FIX
     used = {"pretrained_model_name_or_path", "device_map", "dtype", "weight_mapping"}
     assert used <= set(parameters_of(LoadStateDictConfig)), FIX
+
+
+def test_models_tell_whether_their_attention_can_be_exchanged() -> None:
+    from transformers import BloomForCausalLM, LlamaForCausalLM, PreTrainedModel
+
+    assert {"_supports_attention_backend", "_supports_sdpa"} <= set(vars(PreTrainedModel)), FIX
+    assert takes_any_attention(LlamaForCausalLM) and not takes_any_attention(BloomForCausalLM), FIX
 
 
 def test_the_attributes_that_are_set_are_read() -> None:
