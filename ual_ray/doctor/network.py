@@ -92,8 +92,8 @@ def check_hub(config: Config) -> list[Finding]:
 
 def hub_models(config: Config) -> list[str]:
     """Return the models of a configuration that are neither directories nor the demo's, nor behind an endpoint."""
-    served = {"elicit.model", "judge.model"} if config.engine.remote else set()
-    named = {name for key, name in naming(config, "model").items() if key not in served}
+    served = ("elicit.model", "judge.") if config.engine.remote else ()
+    named = {name for key, name in naming(config, "model").items() if not key.startswith(served)}
     return sorted(name for name in named if name != DEMO and not Path(name).expanduser().exists())
 
 

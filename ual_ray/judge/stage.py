@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,7 +76,8 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
         judged = _judge(config, judging, model, complete) if complete else {}
         rows[model] = [_verdict(pair, judged, model) for pair in pairs]
     write_rows([row for own in rows.values() for row in own], col.VERDICTS, judging.folder / VERDICTS_FILE)
-    export(by_question(next(iter(rows.values()))), judging.folder)
+    # In the order in which rates are computed, by which AlpacaEval's package finds the same ones.
+    export(sorted(by_question(next(iter(rows.values()))), key=itemgetter(col.ID)), judging.folder)
     result = figures_of_judges(rows, config.evaluate, config.seed)
     write_json(judging.folder / col.WIN_RATES_FILE, result)
     return result

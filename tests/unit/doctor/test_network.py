@@ -91,6 +91,9 @@ def test_models_of_the_hub_are_those_that_are_not_here(tmp_path: Path) -> None:
     models = ["model=owner/small", f"elicit.model={tmp_path}", "judge.model=owner/judge"]
     assert network.hub_models(load(None, models)) == ["owner/judge", "owner/small"]
     assert network.hub_models(load(None, [*models, *SERVED])) == ["owner/small"]
+    more = [*models, "judge.more_models=[owner/other]"]
+    assert network.hub_models(load(None, more)) == ["owner/judge", "owner/other", "owner/small"]
+    assert network.hub_models(load(None, [*more, *SERVED])) == ["owner/small"]
     assert network.hub_models(load()) == []
 
 

@@ -256,6 +256,8 @@ def test_pairs_become_verdicts_and_win_rates(bench: Bench) -> None:
     assert json.loads((work.folder / "win_rates.json").read_text()) == json.loads(json.dumps(figures))
     annotations = json.loads((work.folder / "annotations.json").read_text())
     assert len(annotations) == 30 and annotations[0]["generator_1"] == "sft"
+    numbers = [int(entry["instruction"].split()[1].rstrip("?")) for entry in annotations]
+    assert numbers == sorted(range(30), key=digest), "by the ids of questions, as rates are computed"
     outputs, others = (read_model_outputs(work.folder / f"{name}_outputs.json") for name in ("model", "reference"))
     assert {row["model"] for row in outputs} == {"ual"} and {row["prediction"] for row in others} == {"Other"}
 
