@@ -111,9 +111,11 @@ def _files(store: Path, asked: str) -> list[Path]:
 
 def _other_files(store: Path, asked: str) -> Iterator[Path]:
     for folder in (file.parent for file in store.parent.glob(f"*/{ASKED_FILE}") if read_json(file) == asked):
-        for finished in folder.rglob(RowStore.FINISHED):
-            if finished.parent != store:  # its own rows are not sent at all
-                yield from RowStore(finished.parent, pa.schema([])).files()
+        for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
+            other = RowStore(place, pa.schema([]))
+            yield from other.retried.glob("*.parquet")
+            if place != store:  # its own rows are not sent at all, unless they are retried
+                yield from other.files()
 
 
 def _index(file: Path, number: int) -> pa.Table | None:

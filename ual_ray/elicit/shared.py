@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,29 @@ from ual_ray.elicit.replies import Kept
 
 
 class Shared:
-    """The replies of `find_known`: indexed in a task, and fetched by the first request of an actor."""
+    """The replies of `find_known`: indexed in a task when they are first wanted, and fetched by each actor that wants them."""
 
     def __init__(self, store: Path, asked: str) -> None:
-        """Start the task."""
-        self._reference = ray.remote(find_known).remote(store, asked)
-        self._known: KnownReplies | None = None
+        """Remember what to index."""
+        self._wanted = (store, asked)
 
     def __call__(self, keys: Collection[int]) -> Mapping[int, Sequence[Kept]]:
         """Read the replies to requests by key."""
-        return self._index()(keys)
+        return self._known(keys)
 
     def any(self) -> bool:
         """Return whether there are replies."""
-        return len(self._index().keys) > 0
+        return len(self._known.keys) > 0
 
-    def _index(self) -> KnownReplies:
-        self._known = self._known or ray.get(self._reference)
-        return self._known
+    @cached_property
+    def _reference(self) -> Any:
+        return ray.remote(find_known).remote(*self._wanted)
+
+    @cached_property
+    def _known(self) -> KnownReplies:
+        known: KnownReplies = ray.get(self._reference)
+        return known
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel as the reference alone: each machine has the index in its own object store."""
-        return {"_reference": self._reference, "_known": None}
+        """Travel as the reference alone: an actor fetches the index from its machine's object store."""
+        return {"_wanted": self._wanted, "_reference": self._reference}

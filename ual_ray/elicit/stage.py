@@ -45,7 +45,6 @@ def elicit(
         shutil.rmtree(written, ignore_errors=True)
         written.mkdir(parents=True)
     store = RowStore(store_folder, col.measured_schema(settings.estimators))
-    store.retry_failed()
     spec = EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code)
     late = isinstance(known, Shared) and known.any()
     job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store, late)

@@ -81,8 +81,6 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
     from ual_ray.elicit.known import asked_of, note_asked
-    from ual_ray.elicit.replies import no_replies
-    from ual_ray.elicit.shared import Shared
     from ual_ray.elicit.trial import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
 
@@ -94,22 +92,22 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     _explain_old_stores(session, store)
     asked = asked_of(measuring(config))
     note_asked(store, asked)
+    measured = col.measured_schema(config.elicit.estimators)
+    for place in (store, store / self_checks.STORE_FOLDER):
+        RowStore(place, measured).retry_failed()  # before the replies about them are looked for
 
-    def known() -> Known:
-        return no_replies if "elicit" in session.force else Shared(store, asked)
-
-    if config.engine.remote and not RowStore(store, col.measured_schema(config.elicit.estimators)).count():
+    if config.engine.remote and not RowStore(store, measured).count():
         good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
-        for note in try_server(config, [*islice(good, TRIAL_ROWS)], asked, known()):
+        for note in try_server(config, [*islice(good, TRIAL_ROWS)], asked, _known(session, store)):
             session.say("server", note)
     checked: dict[str, Any] = {}
     if config.elicit.self_check:
         candidates = self_checks.candidates_in_data(config, seen)
-        checked = {"self_check": _self_check(session, candidates, folder, store, known())}
+        checked = {"self_check": _self_check(session, candidates, folder, store)}
         selected = config.elicit.model_copy(update={"uncertainty": checked["self_check"]["uncertainty"]})
         config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
-        metrics = stage.elicit(config, seen, folder, store, shown, asked, known()) | checked
+        metrics = stage.elicit(config, seen, folder, store, shown, asked, _known(session, store)) | checked
     run.metrics(metrics)
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
@@ -124,9 +122,7 @@ def check_scored(session: Session, scored: Path) -> None:
 
     Raises UserError where the configuration is not that of the scores.
     """
-    from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.self_check_stage import candidates_in_scores
-    from ual_ray.elicit.shared import Shared
 
     folder, key = scored.parent, measuring(session.config)
     made_by = ((read_json(folder / STARTED_FILE) or {}).get("inputs") or {}).get("measuring") or key
@@ -140,7 +136,16 @@ def check_scored(session: Session, scored: Path) -> None:
     session.connect()
     store = _store(session.config, Place(folder.parent), key)
     candidates = candidates_in_scores(session.config, scored)
-    _self_check(session, candidates, folder, store, Shared(store, asked_of(key)))
+    _self_check(session, candidates, folder, store)
+
+
+def _known(session: Session, store: Path) -> Known:
+    """Return the replies that need not be asked for again; none where the step is forced."""
+    from ual_ray.elicit.known import asked_of
+    from ual_ray.elicit.replies import no_replies
+    from ual_ray.elicit.shared import Shared
+
+    return no_replies if "elicit" in session.force else Shared(store, asked_of(measuring(session.config)))
 
 
 def _explain_old_stores(session: Session, store: Path) -> None:
@@ -153,14 +158,14 @@ def _explain_old_stores(session: Session, store: Path) -> None:
         session.say("elicit", text, "yellow")
 
 
-def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path, known: Known) -> dict[str, Any]:
+def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:
     """Run the self-check and print a line per estimator."""
     from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.self_check_stage import self_check
 
     asked = asked_of(measuring(session.config))
     with meter(session.console, "self-check", session.config.elicit.self_check, "rows") as shown:
-        result = self_check(session.config, candidates, folder, store, shown, asked, known)
+        result = self_check(session.config, candidates, folder, store, shown, asked, _known(session, store))
     about = f"{result['rows']} rows, {result['swapped']} of them with another row's response"
     session.say("self-check", f"{about}; AUROC of telling which, with its 95% interval; 0.5 = chance")
     for name, found in result["estimators"].items():

@@ -3,17 +3,16 @@
     <folder>/finished/*.parquet     rows, written by Ray Data
     <folder>/checkpoint/*.parquet   their ids, written by Ray Data, which skips them
     <folder>/failed/*.parquet       rows that failed with an engine error
+    <folder>/retried/*.parquet      those that are sent again, for what was answered about them
 
 A key made of all that shapes a row (model, prompts, engine settings) names the folder.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,6 @@ class RowStore:
 
     folder: Path
     schema: pa.Schema
-    FINISHED: ClassVar[str] = "finished"
 
     def __post_init__(self) -> None:
         """Take over a store of version 0.1, whose folders had a name per stage."""
@@ -48,7 +46,7 @@ class RowStore:
     @property
     def finished(self) -> Path:
         """Where Ray Data writes rows."""
-        return self.folder / self.FINISHED
+        return self.folder / "finished"
 
     @property
     def checkpoint(self) -> Path:
@@ -60,9 +58,16 @@ class RowStore:
         """Where rows that failed with an engine error are."""
         return self.folder / "failed"
 
+    @property
+    def retried(self) -> Path:
+        """Where rows are that failed and are sent again."""
+        return self.folder / "retried"
+
     def retry_failed(self) -> None:
-        """Forget the failed rows, so that the next job sends them again."""
-        shutil.rmtree(self.failed, ignore_errors=True)
+        """Forget the failed rows, so that the next job sends them again; their files are moved to `retried`."""
+        for file in self.failed.glob("*.parquet"):
+            self.retried.mkdir(exist_ok=True)
+            file.replace(self.retried / file.name)
 
     def add_failed(self, rows: pa.Table) -> None:
         """Write rows that failed with an engine error; the same rows replace each other."""

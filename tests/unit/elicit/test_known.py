@@ -18,7 +18,7 @@ from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.step import measuring
 from ual_ray.engines import EngineSpec, make_engine
-from ual_ray.engines.requests import Completion, Request, Result
+from ual_ray.engines.requests import Choice, Completion, Failure, Request, Result
 from ual_ray.engines.row_store import RowStore
 from ual_ray.parquet import write_table
 
@@ -215,3 +215,31 @@ def test_a_store_of_an_earlier_version_is_named_and_not_read(tmp_path: Path) -> 
 def test_no_store_gives_nothing(tmp_path: Path) -> None:
     known = find_known(tmp_path / "own", asked_of(measuring(config_of())))
     assert known({1, 2}) == {}
+
+
+def test_a_row_that_failed_is_asked_what_failed_alone(tmp_path: Path) -> None:
+    config = config_of()
+    asked = asked_of(measuring(config))
+    store = RowStore(tmp_path / "own", col.measured_schema(config.elicit.estimators))
+    note_asked(store.folder, asked)
+
+    class Failing(Counting):
+        def run(self, requests: Sequence[Request]) -> list[Result]:
+            down = Failure("engine: down")
+            return [
+                down if isinstance(ask, Choice) else found for ask, found in zip(requests, super().run(requests), strict=True)
+            ]
+
+    failed = ScoreRows(config.elicit, asked=asked)(rows(), Failing())
+    store.add_failed(pa.Table.from_pylist(failed, store.schema))
+    assert find_known(store.folder, asked)({1}) == {} and len(store.missing(_ids())) == 0
+    store.retry_failed()
+    assert len(store.missing(_ids())) == ROWS
+    engine = Counting()
+    again = ScoreRows(config.elicit, asked=asked, known=find_known(store.folder, asked))(rows(), engine)
+    assert engine.calls == Counter(Choice=ROWS)
+    assert same_but_for_cost(again, score(config, tmp_path / "elsewhere", "alone", take=False)[0])
+
+
+def _ids() -> pa.ChunkedArray:
+    return pa.chunked_array([[row["id"] for row in rows()]])
