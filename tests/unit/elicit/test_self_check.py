@@ -22,6 +22,7 @@ from ual_ray.config import Config, ElicitConfig
 from ual_ray.config.load import load
 from ual_ray.data.peek import peek
 from ual_ray.elicit import self_check_stage as stage
+from ual_ray.elicit.replies import no_replies
 from ual_ray.elicit.self_check import SelfCheck, best_of, make_self_check
 from ual_ray.elicit.step import check_scored, measuring
 from ual_ray.engines import make_engine
@@ -249,6 +250,7 @@ def test_scored_rows_are_checked_by_the_settings_that_scored_them(
     pool: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Session, "connect", lambda self: None)
+    monkeypatch.setattr("ual_ray.elicit.step._known", lambda session, store: no_replies)  # it needs a cluster
     scored = scores_of(load(None, FAKE), tmp_path / "elicit" / "key")
     shown = console()
     check_scored(Session(load(None, FAKE), shown, None), scored)
