@@ -66,7 +66,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
     try:
         merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError) as error:
         source = ", ".join([*([str(path)] if path is not None else []), *overrides])
         raise UserError(
             "the configuration cannot be merged",
@@ -114,11 +114,12 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise UserError("the configuration file does not exist", got=path, fix="`ual config > my.yaml` writes one")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        # OmegaConf reads a bare text as a key without a value; only then is the file parsed again, which takes as long.
+        one_key = isinstance(content, dict) and [*content.values()] == [None]
+        is_text = one_key and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str)
     except Exception as error:  # OmegaConf and PyYAML raise errors of many types
         raise UserError("the configuration file is not YAML", got=f"{path}: {error}") from error
-    # OmegaConf reads a bare text as a key without a value; only then is the file parsed again, which takes as long.
-    one_key = isinstance(content, dict) and [*content.values()] == [None]
-    if not isinstance(content, dict) or (one_key and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str)):
+    if not isinstance(content, dict) or is_text:
         raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
     return {str(key): value for key, value in content.items()}
 

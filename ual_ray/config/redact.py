@@ -1,15 +1,21 @@
-"""Configurations without their secrets."""
+"""Configurations and texts without their secrets."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 from ual_ray.config import Config
 
-SECRET_KEY = re.compile(r"(?i)(token|password|secret|api_?key)$")
-
-
+# Names of keys, headers and environment variables whose values are secrets.
+SECRET_KEY = re.compile(
+    r"(?i)(token|password|passwd|secret|credentials?|cookie|authorization|(?:api|access|private|secret)[-_]?key)$"
+)
+# Up to the last @, as a password may hold one that is not escaped; a path object has dropped the second slash.
+USER_PART = re.compile(r"(?<=://)[^/?#\s]+@|(?<=:/)[^/?#\s:]+:[^/?#\s]*@")
+# Shorter values of variables are words that also occur elsewhere.
+SHORTEST_SECRET = 8
 MASK = "***"
 
 
@@ -19,7 +25,7 @@ def redact(config: Config) -> Config:
 
 
 def redact_values(values: Any, key: str = "") -> Any:
-    """Mask the values of keys that name a secret, and the user's part of addresses."""
+    """Mask the values of keys that name a secret, and in other texts what `redact_uri` masks."""
     if isinstance(values, dict):
         return {name: redact_values(value, str(name)) for name, value in values.items()}
     if isinstance(values, list | tuple):
@@ -29,6 +35,18 @@ def redact_values(values: Any, key: str = "") -> Any:
     return values
 
 
-def redact_uri(uri: str) -> str:
-    """Mask user and password of an address such as http://user:password@host."""
-    return re.sub(r"(?<=://)[^/@\s]+@", f"{MASK}@", uri)
+def redact_uri(text: str) -> str:
+    """Mask user and password of addresses such as http://user:password@host, and values of the environment's secrets."""
+    return hide(USER_PART.sub(f"{MASK}@", text), environment_secrets())
+
+
+def hide(text: str, values: list[str]) -> str:
+    """Mask values in a text, the longest first."""
+    for value in sorted(filter(None, values), key=len, reverse=True):
+        text = text.replace(value, MASK)
+    return text
+
+
+def environment_secrets() -> list[str]:
+    """Return the values of environment variables whose names are those of secrets, such as HF_TOKEN and OPENAI_API_KEY."""
+    return [value for name, value in os.environ.items() if len(value) >= SHORTEST_SECRET and SECRET_KEY.search(name)]

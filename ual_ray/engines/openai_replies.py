@@ -81,7 +81,7 @@ def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[flo
     try:
         tokens = _tokens(choice)
         texts = [visible_entry(entry) for entry in tokens]
-    except MalformedReply:
+    except (MalformedReply, KeyError):  # or a token without a text
         return reply
     places = [at for at, seen in enumerate(texts) if seen == value and not (at and texts[at - 1].endswith("/"))]
     return _log_probabilities(tokens[places[-1]], choices) if places else reply
@@ -133,7 +133,7 @@ def _text(choice: Body) -> str | None:
     if isinstance(thought, str):
         return f"{THOUGHT}{thought}"
     if isinstance(content, str) or is_cut(_finish(choice)) or message.get("refusal"):
-        return content or ""
+        return content if isinstance(content, str) else ""
     return None
 
 

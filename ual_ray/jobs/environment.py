@@ -30,10 +30,3 @@ def read_environment(names: Iterable[str]) -> dict[str, str]:
             )
         values[name] = os.environ[name]
     return values
-
-
-def hide(text: str, values: Iterable[str]) -> str:
-    """Mask values in a text, the longest first."""
-    for value in sorted(filter(None, values), key=len, reverse=True):
-        text = text.replace(value, MASK)
-    return text

@@ -18,8 +18,9 @@ from rich.console import Console
 
 import ual_ray
 from ual_ray.config import Config
+from ual_ray.config.redact import hide
 from ual_ray.errors import UserError
-from ual_ray.jobs.environment import hide, read_environment
+from ual_ray.jobs.environment import read_environment
 from ual_ray.jobs.pack import Packed, entrypoint, pack
 from ual_ray.jobs.server import connect, follow, submitted, took
 
@@ -97,7 +98,7 @@ def _send(client: JobSubmissionClient, job: str, packed: Packed, folder: Path, v
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         if (other := newest(submitted(client), packed.digest)) is not None and other.submission_id == job:
             return other
-        raise UserError("the Ray job server did not take the job", got=hide(str(error), values.values())) from None
+        raise UserError("the Ray job server did not take the job", got=hide(str(error), [*values.values()])) from None
     return None
 
 

@@ -21,12 +21,31 @@ from rich.markup import escape
 
 from ual_ray.errors import UserError
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 20_000
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
 
 _sigterm = threading.Event()
+
+
+class _RedactedRecord(logging.LogRecord):
+    """Masks secrets in messages, whatever handler writes them: MLflow has one of its own."""
+
+    def getMessage(self) -> str:  # noqa: N802
+        from ual_ray.config.redact import redact_uri  # with pydantic, which `ual --help` does not wait for
+
+        return redact_uri(super().getMessage())
+
+
+class _RedactingFormatter(logging.Formatter):
+    """Masks secrets in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from ual_ray.config.redact import redact_uri
+
+        return redact_uri(super().format(record))
 
 
 def make_console(file: TextIO | None = None) -> Console:
@@ -55,10 +74,12 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
             logging.getLogger(__name__).exception("the command failed")
             failure = error
     if failure is not None:
+        from ual_ray.config.redact import redact_uri
+
         if (user_error := _user_error_in(failure)) is not None:
             raise user_error
         Console(stderr=True).print(
-            f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(str(failure)[:500])}\n\n"
+            f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(redact_uri(str(failure))[:500])}\n\n"
             f"[dim]{escape(_tail(log_file))}[/dim]\n\nfull log: {escape(str(log_file))}",
             highlight=False,
         )
@@ -78,12 +99,17 @@ def _redirected(log_file: Path) -> Iterator[Console]:
     kept_out, kept_err = os.dup(1), os.dup(2)
     console_file = os.fdopen(os.dup(kept_out), "w", buffering=1, encoding="utf-8", errors="replace")
     os.environ.setdefault("TQDM_MININTERVAL", "10")
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_RedactedRecord)
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_RedactingFormatter(LOG_FORMAT))
         yield make_console(console_file)
     finally:
+        logging.setLogRecordFactory(factory)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(kept_out, 1)

@@ -149,7 +149,7 @@ class Run:
 
     def _submit(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> Any:
         path = None if file is None else str(file)
-        return self._tracker.submit(Operation(kind, self.local_id, {**content}, path))
+        return self._tracker.submit(Operation(kind, self.local_id, redact_values({**content}), path))
 
     def _recorded(self) -> Mapping[str, int]:
         return read_json(self._steps_file) or {}

@@ -212,3 +212,15 @@ def test_the_shares_of_the_splits_add_up() -> None:
 )
 def test_section_at(path: list[str], expected: type[Section] | None) -> None:
     assert section_at(path) is expected
+
+
+@pytest.mark.parametrize("override", ["[=None", "[]=1", "a[=1"])
+def test_an_override_whose_key_cannot_be_parsed_is_a_users_mistake(override: str) -> None:
+    with pytest.raises(UserError):
+        load(None, [override])
+
+
+def test_a_file_with_a_text_that_ends_in_a_tab_is_a_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xe1\x80\x80\t")
+    with pytest.raises(UserError, match="is not YAML"):
+        load(tmp_path / "c.yaml")

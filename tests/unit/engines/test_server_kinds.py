@@ -14,6 +14,9 @@ import pytest
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.openai_engine import OpenAIEngine
+from ual_ray.engines.openai_replies import Reply as ReadReply
+from ual_ray.engines.openai_replies import read_choices, read_choices_behind_thought, read_replies
+from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns
 
 Body = dict[str, Any]
@@ -322,3 +325,16 @@ def test_llama_cpp_gives_one_choice_and_probabilities_in_its_own_order(serve: Se
     engine, _ = serve(act)
     assert probabilities(one(engine, RATE)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
     assert isinstance(one(engine, SAMPLE), CompletionResult)
+
+
+def test_a_token_without_a_text_leaves_the_reply() -> None:
+    seven = token("7", SEVEN)
+    body = {"choices": [{"message": {"content": "7"}, "logprobs": {"content": [seven, {"logprob": 0}]}}]}
+    assert read_choices_behind_thought(body, ("0", "7")) == ReadReply("7", None, -0.01, 2)
+
+
+@pytest.mark.parametrize("content", [True, 1, {"a": 1}])
+def test_a_refusal_with_a_content_that_is_not_text_is_an_empty_reply(content: object) -> None:
+    body = {"choices": [{"message": {"content": content, "refusal": "no"}}]}
+    assert read_replies(body) == [ReadReply("", None)]
+    assert isinstance(read_choices(body, ("0", "1")), Unread)
