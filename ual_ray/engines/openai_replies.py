@@ -90,7 +90,7 @@ def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[flo
 def _log_probabilities(token: Body, choices: Sequence[str]) -> tuple[float, ...]:
     try:
         alternatives = [(visible_entry(entry), float(entry["logprob"])) for entry in token["top_logprobs"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise MalformedReply("no log-probabilities") from None
     if not alternatives or any(math.isnan(value) or value == math.inf for _, value in alternatives):
         raise MalformedReply("no log-probabilities")
@@ -145,9 +145,9 @@ def _finish(choice: Body) -> str | None:
 def _log_probability(choice: Body) -> tuple[float | None, int | None]:
     try:
         values = [float(entry["logprob"]) for entry in choice["logprobs"]["content"]]
-    except (KeyError, TypeError, ValueError):
+        total = math.fsum(values)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None, None  # many servers give none, and the reply is valid without
-    total = math.fsum(values)
     return (total, len(values)) if values and math.isfinite(total) else (None, None)
 
 

@@ -6,6 +6,7 @@ Errors of the server become UserErrors with the job's id; a server that does not
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ STOP_SECONDS = 60.0
 POLL_SECONDS = 0.5
 # Ray's client takes these in place of the address that it is given.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Loggers of Ray's client, which tell of every upload and connection.
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 EXPECTED_ADDRESS = "http://HOST:8265"
 
 
@@ -35,6 +38,8 @@ def connect(address: str) -> JobSubmissionClient:
     where = urlsplit(address)
     if where.scheme not in ("http", "https") or not where.hostname:
         raise UserError("--address is not the URL of a Ray job server", got=redact_uri(address), expected=EXPECTED_ADDRESS)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     set_aside = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
     try:
         # Ray's own requests have no timeout. Any answer is one, such as that of a server which wants a token.

@@ -93,7 +93,7 @@ def _send(client: JobSubmissionClient, job: str, packed: Packed, folder: Path, v
             submission_id=job,
             entrypoint=entrypoint(packed),
             runtime_env=runtime | ({"env_vars": values} if values else {}),
-            metadata={"output": packed.config.output, "ual_ray": ual_ray.__version__, "variables": " ".join(sorted(values))},
+            metadata={"output": packed.config.output, "ual_ray": ual_ray.__version__},
         )
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         if (other := newest(submitted(client), packed.digest)) is not None and other.submission_id == job:

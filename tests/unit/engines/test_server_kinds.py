@@ -14,8 +14,8 @@ import pytest
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.openai_engine import OpenAIEngine
+from ual_ray.engines.openai_replies import MalformedReply, read_choices, read_choices_behind_thought, read_replies
 from ual_ray.engines.openai_replies import Reply as ReadReply
-from ual_ray.engines.openai_replies import read_choices, read_choices_behind_thought, read_replies
 from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns
 
@@ -338,3 +338,16 @@ def test_a_refusal_with_a_content_that_is_not_text_is_an_empty_reply(content: ob
     body = {"choices": [{"message": {"content": content, "refusal": "no"}}]}
     assert read_replies(body) == [ReadReply("", None)]
     assert isinstance(read_choices(body, ("0", "1")), Unread)
+
+
+@pytest.mark.parametrize("numbers", [[10**400], [1e308, 1e308], [math.inf, -math.inf], [math.nan]])
+def test_log_probabilities_that_are_no_numbers_are_none(numbers: list[float]) -> None:
+    tokens = [{"token": "7", "logprob": value, "top_logprobs": [{"token": "7", "logprob": value}]} for value in numbers]
+    body = {"choices": [{"message": {"content": "7"}, "logprobs": {"content": tokens}}]}
+    assert read_replies(body) == [ReadReply("7", None)]
+
+
+def test_an_alternative_beyond_every_float_is_malformed() -> None:
+    tokens = [{"token": "7", "logprob": -1, "top_logprobs": [{"token": "7", "logprob": -(10**400)}]}]
+    with pytest.raises(MalformedReply, match="no log-probabilities"):
+        read_choices({"choices": [{"message": {"content": "7"}, "logprobs": {"content": tokens}}]}, ("0", "7"))

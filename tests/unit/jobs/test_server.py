@@ -61,6 +61,15 @@ def test_a_server_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch
             module.connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
+def test_the_loggers_that_are_made_quiet_are_rays() -> None:
+    from ray._private.runtime_env import packaging
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
+
+    assert {one.__name__ for one in (packaging, dashboard_sdk, sdk)} == set(module.CHATTY)
+    assert dashboard_sdk.logger.name == module.CHATTY[0] and sdk.logger.name == module.CHATTY[1]
+
+
 @pytest.fixture
 def other_server() -> Iterator[str]:
     """Serve pages that are not Ray's."""
