@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,9 @@ def run(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     batches = micro_batches(samples, layout)
     target_tokens = sum(int((sample.labels[1:] != -100).sum()) for sample in samples)
     model.train()
-    metrics, _ = reduce(backward(model, batches, target_tokens, CPU))
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as between_replicas:
+        passes = backward(model, batches, target_tokens, CPU)
+    metrics, _ = reduce(passes)
     gradients = {name: whole(parameter.grad) for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = {name: whole(parameter) for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)
@@ -57,7 +60,7 @@ def run(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
         name: [str(p) for p in parameter.placements] for name, parameter in model.named_parameters() if sharded(parameter)
     }
     results = {"initial": initial, "parameters": parameters, "gradients": gradients, "metrics": metrics, "steps": steps}
-    return results | {"logits": logits.detach(), "placements": placed}
+    return results | {"logits": logits.detach(), "placements": placed, "all-reduces": between_replicas.call_count}
 
 
 def micro_batches(samples: list[Sample], layout: dict[str, Any]) -> list[Batch]:

@@ -48,6 +48,7 @@ LAYOUTS = [
     layout("checkpointed on 2, packed", 2, 1, PACKS, packing=True, activation_checkpointing=True),
     layout("no resharding", 2, 2, SINGLE, reshard_after_forward=False),
     layout("replicas", 2, 2, SINGLE, replicas=2),
+    layout("replicas, one micro-batch", 2, 4, SINGLE, replicas=2),
     layout("offloaded", 2, 2, SINGLE, cpu_offload=True),
     layout("bf16", 2, 2, SINGLE, dtype="bfloat16"),
     layout("adapters", 1, 8, SINGLE, **LORA),
@@ -229,3 +230,10 @@ def test_no_rank_ever_holds_the_whole_model(runs: Runs) -> None:
     assert memory["shard"] == pytest.approx(memory["model"] / 2, rel=0.01)
     # The rows that this rank reads are pages of the file until they are first written to: they count in any case.
     assert memory["growth"] + memory["shard"] < 0.8 * memory["model"], memory
+
+
+def test_replicas_meet_once_per_step_however_many_micro_batches_it_has(runs: Runs) -> None:
+    assert LAYOUTS[9]["rounds"] == 2 and LAYOUTS[10]["rounds"] == 1
+    many, one = runs["replicas"]["all-reduces"], runs["replicas, one micro-batch"]["all-reduces"]
+    assert many == one > 0
+    assert runs["2x4"]["all-reduces"] == 0

@@ -21,7 +21,12 @@ VALIDATION_LOSS = "validation_smoothed_loss"
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not finite; the weights were not updated."""
+    """The loss or the gradient is not finite; the weights were not updated. `votes`: as `train_step` returns them."""
+
+    def __init__(self, message: str, votes: list[float]) -> None:
+        """Take the values, and the ranks' summed votes."""
+        super().__init__(message)
+        self.votes = votes
 
 
 class Sums(NamedTuple):
@@ -69,7 +74,7 @@ def train_step(
     metrics, counted = reduce(sums, votes)
     metrics |= {"learning_rate": learning_rate, "grad_norm": norm}
     if not (math.isfinite(metrics["smoothed_loss"]) and math.isfinite(norm)):
-        raise NonFiniteError(f"loss {metrics['smoothed_loss']}, gradient norm {norm}")
+        raise NonFiniteError(f"loss {metrics['smoothed_loss']}, gradient norm {norm}", counted)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return metrics, counted
@@ -78,13 +83,15 @@ def train_step(
 def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
     """Run forward and backward over this rank's micro-batches.
 
-    Gradients are reduced after each, or only after the last if the model may keep them unsharded until then.
+    Gradients are reduced over the ranks that share a replica after each, or only after the last if the model may keep them
+    unsharded until then; between replicas always after the last.
     """
     last = len(batches) - 1
     passes = []
     for position, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(position == last or not model.holds_gradients)
+            model.set_requires_all_reduce(position == last)
         forward: ForwardSums = model(batch.to(device))
         # Avoids 0/0: a step without targets has gradients of 0.
         (forward.loss / max(1, target_tokens)).backward()
