@@ -118,6 +118,8 @@ def interrupted(launch: Launch, root: Path, tmp_path_factory: pytest.TempPathFac
         ("elastic", {"stop_at": 5}),
         ("early", {"train": EARLY}),
         ("poisoned", {"poison_at": 5}),
+        ("skipping", {"spoil_at": [5], "train": {"skip_non_finite": 1}}),
+        ("twice in a row", {"spoil_at": [5, 6], "train": {"skip_non_finite": 1}}),
     )
     launch(2, ("killed", {"die_at": 8}), code=1)
     return shutil.copytree(root, tmp_path_factory.mktemp("copy") / "interrupted")
@@ -283,6 +285,22 @@ def test_a_loss_that_is_no_number_stops_before_the_update(interrupted: Path, res
     assert not (folder / "model").exists()
     # The weights on disk are those before: the same command goes on, and ends as if nothing had been.
     assert_same(interrupted / "plain", resumed / "poisoned")
+
+
+def test_updates_without_a_number_are_skipped_as_often_in_a_row_as_allowed(interrupted: Path) -> None:
+    folder = interrupted / "skipping"
+    assert outcome(folder)["ending"] == "finished"
+    before, plain = lines(folder), lines(interrupted / "plain")
+    assert before[:5] == plain[:5]
+    assert "nll" not in before[5] and before[5]["skipped_updates"] == 1
+    assert before[5]["tokens_seen"] == plain[5]["tokens_seen"], "its rows are not trained on again"
+    assert all(np.isfinite(line["nll"]) for line in before[6:]) and len(before) == len(plain)
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+    assert len((folder / "non_finite_ids.txt").read_text().split()) == TRAIN["global_batch_size"]
+
+    twice = interrupted / "twice in a row"
+    assert (outcome(twice)["ending"], outcome(twice)["step"]) == ("non_finite", 5)
+    assert len((twice / "non_finite_ids.txt").read_text().split()) == 2 * TRAIN["global_batch_size"]
 
 
 def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, interrupted: Path) -> None:

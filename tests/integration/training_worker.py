@@ -37,7 +37,7 @@ def disturbed(task: dict[str, Any]) -> Any:
     """Wrap the taking of a step.
 
     die_at: the last rank is gone in this step. stop_at: the driver says in this step that it is the last. poison_at: in this
-    step a weight is infinite.
+    step a weight is infinite. spoil_at: a weight is infinite in these steps alone.
     """
 
     def take(training: loop.Training, step: Any, progress: Any) -> Any:
@@ -53,7 +53,15 @@ def disturbed(task: dict[str, Any]) -> Any:
         if number == task.get("poison_at"):
             with torch.no_grad():
                 next(training.model.parameters()).fill_(float("inf"))
-        return TAKE(training, step, progress)
+        if number not in task.get("spoil_at", ()):
+            return TAKE(training, step, progress)
+        weight = next(training.model.parameters()).data
+        kept = weight.clone()
+        weight.fill_(float("inf"))
+        try:
+            return TAKE(training, step, progress)
+        finally:
+            weight.copy_(kept)
 
     return take
 

@@ -132,6 +132,12 @@ class TrainConfig(Section):
     validate_every: int | None = key(
         None, ge=1, affects="weights", description="optimizer steps between validations; null = at the end of each epoch"
     )
+    validation_tokens: int | None = key(
+        1_000_000,
+        ge=1,
+        affects="weights",
+        description="tokens of a validation: a fixed random subset of the validation rows; null = all rows",
+    )
     early_stopping: int | None = key(
         None,
         ge=1,
@@ -159,6 +165,12 @@ class TrainConfig(Section):
     grace_seconds: float = key(30, ge=0, affects="", description="time to save a checkpoint after SIGTERM, in seconds")
     max_dropped_share: Share = key(
         0.05, ge=0, le=1, affects="", description="abort if more than this share of rows cannot be used for training"
+    )
+    skip_non_finite: int = key(
+        0,
+        ge=0,
+        affects="weights",
+        description="steps in a row with a non-finite loss or gradient whose update is skipped; one more ends the training",
     )
     max_failures: int = key(
         1, ge=0, affects="", description="maximum worker failures to recover from by resuming from the last checkpoint"

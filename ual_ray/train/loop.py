@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from torch.optim import Optimizer
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
-from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
@@ -35,6 +35,8 @@ from ual_ray.train.sharding import make_mesh
 from ual_ray.train.token_store import Sample, TokenStore
 
 NON_FINITE_FILE = "non_finite_ids.txt"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class Data:
         alpha: that of all rows, in place of their own, which validation rows do not have.
         """
         config, ranks = job.train, dist.get_world_size()
-        arm = Path(job.arm) if job.arm and split == col.TRAIN else None
-        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm)
+        train = split == col.TRAIN
+        arm = Path(job.arm) if job.arm and train else None
+        most = None if train else config.validation_tokens
+        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm, most)
         lengths, targets = self.store.lengths, self.store.target_tokens
         if split == col.TRAIN:
             self.plan = StepPlan(lengths, targets, config, job.seed, ranks)
@@ -158,15 +162,23 @@ class Training:
         """Run the remaining steps; return how and at which step training ended."""
         config, plan = self.job.train, self.data.plan
         machine = hardware(self.model, config, dist.get_world_size(), self.device)
+        skipped = skipped_in_a_row = 0
         while not progress.over(config, len(plan)):
             started, step = time.monotonic(), plan[progress.step]
             rows, tokens = plan.rows(step), plan.tokens(step)
             try:
                 metrics, votes = self.take(step, progress)
+                skipped_in_a_row = 0
+                metrics |= machine.speed(tokens, len(rows), time.monotonic() - started)
+                metrics |= {"epoch": step.epoch, "padding_share": 1 - tokens / metrics.pop("positions")}
             except NonFiniteError as error:
-                return self.blame(rows, progress, error), progress
-            metrics |= machine.speed(tokens, len(rows), time.monotonic() - started)
-            metrics |= {"epoch": step.epoch, "padding_share": 1 - tokens / metrics.pop("positions")}
+                outcome = self.blame(rows, progress, error)
+                if skipped_in_a_row >= config.skip_non_finite:
+                    return outcome, progress
+                logger.warning("the update is skipped: %s", outcome.message)
+                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                self.optimizer.zero_grad(set_to_none=True)
+                metrics, votes = {"epoch": step.epoch, "skipped_updates": float(skipped)}, error.votes
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured
@@ -201,10 +213,11 @@ class Training:
         return steps[0] if steps else {}
 
     def blame(self, rows: Sequence[int], progress: Progress, error: NonFiniteError) -> Outcome:
-        """Record the row ids of a step with a non-finite loss or gradient; the weights are not updated."""
+        """Add the row ids of a step with a non-finite loss or gradient to a file; the weights are not updated."""
         file = Path(self.job.folder) / NON_FINITE_FILE
         if dist.get_rank() == 0:
-            write_text(file, "".join(f"{self.data.store.ids[row]}\n" for row in rows))
+            with file.open("a", encoding="utf-8") as ids:
+                ids.writelines(f"{self.data.store.ids[row]}\n" for row in rows)
         return Outcome("non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {len(rows)} rows: {file}")
 
 

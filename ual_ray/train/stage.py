@@ -87,7 +87,8 @@ def train(
         raise UserError(
             f"non-finite loss or gradient; stopped before the update: {outcome.message}",
             expected="a finite loss and gradient",
-            fix="check these rows, or lower train.learning_rate; the same command resumes from the last checkpoint",
+            fix="check these rows; with train.skip_non_finite=N the same command resumes from the last checkpoint and skips "
+            "up to N such updates in a row; with another train.learning_rate training starts again",
         )
     last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)
     return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}

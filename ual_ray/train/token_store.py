@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,18 @@ class TokenStore(Sequence[Sample]):
     bin 0 also its lower bound; empty without bins.
     """
 
-    def __init__(self, table: pa.Table, split: str, uncertainty_bins: int = 0, arm: pa.Table | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        split: str,
+        uncertainty_bins: int = 0,
+        arm: pa.Table | None = None,
+        most_tokens: int | None = None,
+    ) -> None:
         """Take a table with the columns of columns.TOKENS, which may be memory-mapped.
 
         arm: id, alpha and, where there are any, weight and uncertainty, in place of the table's own: rows that it lacks are
-        left out.
+        left out. most_tokens: see `random_subset`; None = all rows.
         """
         self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
@@ -60,9 +68,13 @@ class TokenStore(Sequence[Sample]):
         if arm is not None:
             found = pa.compute.index_in(table[col.ID].take(rows), arm[col.ID].combine_chunks()).to_numpy()
             rows, places = rows[~np.isnan(found)], found[~np.isnan(found)].astype(np.int64)
+        lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)
+        if most_tokens is not None and lengths[rows].sum() > most_tokens:
+            kept = random_subset(_Ids(table[col.ID], rows), lengths[rows], most_tokens)
+            rows, places = rows[kept], places[kept]
         self._rows, values = rows, table if arm is None else arm
         self.ids: Sequence[str] = _Ids(table[col.ID], rows)
-        self.lengths = pa.compute.list_value_length(table[col.INPUT_IDS]).to_numpy().astype(np.int32)[rows]
+        self.lengths = lengths[rows]
         self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[rows]
         self._alpha, weight, uncertainty = (
             _numbers(values, name, places) for name in (col.ALPHA, col.LOSS_WEIGHT, col.UNCERTAINTY)
@@ -72,7 +84,9 @@ class TokenStore(Sequence[Sample]):
         self._bins = assign_bins(uncertainty, self.bin_edges)
 
     @classmethod
-    def open(cls, folder: Path, split: str, uncertainty_bins: int = 0, arm: Path | None = None) -> TokenStore:
+    def open(
+        cls, folder: Path, split: str, uncertainty_bins: int = 0, arm: Path | None = None, most_tokens: int | None = None
+    ) -> TokenStore:
         """Map the *.arrow files that `tokenize.render` wrote into `folder`, and take the rows of one split.
 
         arm: Parquet of an arm's alphas and weights, by id, where the rendered rows are shared by arms. The bins are quantiles
@@ -83,7 +97,7 @@ class TokenStore(Sequence[Sample]):
             raise FileNotFoundError(f"{folder} holds no rendered rows")
         files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
         table = pa.concat_tables(files) if files else col.TOKENS.empty_table()
-        return cls(table, split, uncertainty_bins, _values(arm) if arm else None)
+        return cls(table, split, uncertainty_bins, _values(arm) if arm else None, most_tokens)
 
     def __len__(self) -> int:
         """Number of rows of the split."""
@@ -146,6 +160,16 @@ class _Ids(Sequence[str]):
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         return self._column[int(self._rows[row])].as_py()
+
+
+def random_subset(ids: Sequence[str], lengths: np.ndarray, most_tokens: int) -> np.ndarray:
+    """Positions, ascending, of rows of at most `most_tokens` tokens together, and of one row at least.
+
+    Rows are taken by the hash of their id, so that the subset is the same for every seed, arm and number of ranks.
+    """
+    order = np.array(sorted(range(len(ids)), key=lambda row: hashlib.sha256(ids[row].encode()).digest()), dtype=np.int64)
+    count = int(np.searchsorted(np.cumsum(lengths[order], dtype=np.int64), most_tokens, side="right"))
+    return np.sort(order[: max(1, count)])
 
 
 def quantile_edges(values: np.ndarray, bins: int) -> list[float]:

@@ -94,6 +94,22 @@ def test_rows_that_an_arm_has_and_that_were_not_rendered_are_counted(write_store
         count_shared(TokenStore.open(folder, col.TRAIN, arm=arm), arm)
 
 
+def test_a_validation_takes_the_same_random_rows_whatever_the_files(write_store: WriteStore) -> None:
+    rows = [token_row(f"row-{number}", 10) for number in range(40)]
+    folder = write_store(rows[::2], rows[1::2])
+    store = TokenStore.open(folder, col.TRAIN, most_tokens=105)
+    assert len(store) == 10 and list(store.ids) == sorted(store.ids)
+    more = TokenStore.open(folder, col.TRAIN, most_tokens=200)
+    assert set(store.ids) < set(more.ids) and len(more) == 20, "a larger subset holds the smaller one"
+    assert len(TokenStore.open(folder, col.TRAIN, most_tokens=400)) == 40
+    assert len(TokenStore.open(folder, col.TRAIN, most_tokens=1)) == 1, "one row at least"
+    first, last = (
+        sum(int(name.split("-")[1]) < 20 for name in more.ids),
+        sum(int(name.split("-")[1]) >= 20 for name in more.ids),
+    )
+    assert min(first, last) >= 5, "not those that come first"
+
+
 def test_a_split_holds_its_own_rows_and_bins(write_store: WriteStore) -> None:
     rows = [token_row(str(n), **{col.UNCERTAINTY: n / 10, col.SPLIT: col.TRAIN if n < 4 else col.VALIDATION}) for n in range(8)]
     folder = write_store(rows[::2], rows[1::2])
