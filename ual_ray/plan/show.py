@@ -28,6 +28,8 @@ def sweep_lines(plan: Outline) -> Iterator[str]:
     if plan.points:
         yield f"\n{'actors':>8} {'scoring takes':>16} {'actor hours':>12} {'time on rows':>13}"
     for point in plan.points:
-        mark = "  <- knee: beyond it, less than half of an actor's time goes to rows" if point.knee else ""
+        mark = "  <- knee" if point.knee else ""
         row = f"{point.actors:>8,} {duration(point.seconds):>16} {point.actor_hours:>12,.2f} {share(point.useful):>13}"
         yield f"{row}{mark}"
+    if plan.points:
+        yield "knee: the most actors, up to one per block, of whose time at least half goes to rows"
