@@ -68,7 +68,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     kept = {f"ual_ray/{path.relative_to(package)}" for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {Path(name).suffix for name in kept} >= {".py", ".yaml", ".j2", ".css", ".jsonl", ".typed"}
     with zipfile.ZipFile(wheel) as archive:
-        assert {name for name in archive.namelist() if ".dist-info/" not in name} == kept
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == {*kept, "ual_ray/plan/rayjob.yaml"}
+        assert archive.read("ual_ray/plan/rayjob.yaml") == (ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_bytes()
 
 
 def test_the_package_is_that_of_the_wheel(run: Run) -> None:
