@@ -120,6 +120,10 @@ def check_train(train: TrainConfig) -> None:
             expected="0 (CPU) or 1; a fraction only if train.num_workers=1",
             fix="set train.gpus_per_worker=1, and train.num_workers to the number of GPUs",
         )
+    if train.continue_from:
+        from ual_ray.train.step import first_checkpoint
+
+        first_checkpoint(train)
     if train.storage and "://" not in train.storage:
         storage = Path(train.storage).expanduser()
         if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from ual_ray.train.checkpoint import newest_checkpoint
 from ual_ray.train.metrics import read_metrics
 
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -125,6 +126,9 @@ def interrupted(launch: Launch, root: Path, tmp_path_factory: pytest.TempPathFac
     return shutil.copytree(root, tmp_path_factory.mktemp("copy") / "interrupted")
 
 
+CONTINUED = {"adam_beta2": 0.9, "weight_decay": 0.01, "epochs": 1, "learning_rate": 1e-5}
+
+
 @pytest.fixture(scope="module")
 def resumed(launch: Launch, interrupted: Path, root: Path) -> Path:
     """Start everything that was interrupted again, and what had ended; return the folder of all."""
@@ -136,6 +140,7 @@ def resumed(launch: Launch, interrupted: Path, root: Path) -> Path:
         ("elastic", {}),
         ("early", {"train": EARLY}),
         ("poisoned", {}),
+        ("continued", {"first": str(newest_checkpoint(root / "plain")), "train": CONTINUED}),
     )
     return root
 
@@ -301,6 +306,17 @@ def test_updates_without_a_number_are_skipped_as_often_in_a_row_as_allowed(inter
     twice = interrupted / "twice in a row"
     assert (outcome(twice)["ending"], outcome(twice)["step"]) == ("non_finite", 5)
     assert len((twice / "non_finite_ids.txt").read_text().split()) == 2 * TRAIN["global_batch_size"]
+
+
+def test_a_training_starts_from_anothers_checkpoint_with_settings_of_its_own(resumed: Path) -> None:
+    plain, folder = lines(resumed / "plain"), resumed / "continued"
+    first = lines(folder)[0]
+    assert first["step"] == 0 and first["validation_nll"] == plain[-1]["validation_nll"] != plain[0]["validation_nll"]
+    state, before = flat(checkpointed(folder)), flat(checkpointed(resumed / "plain"))
+    betas = {name: value for name, value in state.items() if name.endswith("betas")}
+    assert betas and {value[1] for value in betas.values()} == {0.9}
+    steps = {name: float(value) for name, value in state.items() if name.endswith("/step")}
+    assert steps and all(value == float(before[name]) + lines(folder)[-1]["step"] for name, value in steps.items())
 
 
 def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, interrupted: Path) -> None:

@@ -25,7 +25,8 @@ def main(tasks: list[dict[str, Any]]) -> None:
         folder = Path(task["folder"])
         (folder / "stop").unlink(missing_ok=True)
         loop.Training.take = disturbed(task)  # type: ignore[method-assign]
-        job = loop.TrainingJob(TrainConfig(**task["train"]), task["model"], task["tokens"], task["folder"], seed=3)
+        settings, first = TrainConfig(**task["train"]), task.get("first")
+        job = loop.TrainingJob(settings, task["model"], task["tokens"], task["folder"], seed=3, first=first)
         storage = pyarrow.fs.LocalFileSystem()
         outcome = loop.train_worker(job, torch.device("cpu"), storage, str(folder / "checkpoints"))
         if dist.get_rank() == 0:

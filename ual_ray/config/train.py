@@ -132,6 +132,13 @@ class TrainConfig(Section):
     validate_every: int | None = key(
         None, ge=1, affects="weights", description="optimizer steps between validations; null = at the end of each epoch"
     )
+    continue_from: str | None = key(
+        None,
+        affects="",
+        names="directory",
+        description="output folder of another training, whose newest checkpoint gives the first weights and the optimizer's "
+        "state; rows, epochs and optimizer settings are those given here",
+    )
     validation_tokens: int | None = key(
         1_000_000,
         ge=1,

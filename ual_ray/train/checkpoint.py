@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -33,10 +34,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from ual_ray.errors import UserError
 from ual_ray.train.arrow_storage import reader, writer
 from ual_ray.train.compat_torch import CopyingStager
 from ual_ray.train.progress import Progress
 
+# In the output folder of a training.
+CHECKPOINTS = "checkpoints"
 PROGRESS_FILE = "progress.json"
 FOLDER_PREFIX = "step-"
 # Frozen weights are those of the model that training started from.
@@ -101,8 +105,28 @@ class Checkpoints:
 
     def load(self, saved: Saved, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Put a checkpoint's state back, written at any world size; without an optimizer the weights alone."""
+        self._load(self._filesystem, saved.folder, model, optimizer)
+
+    def load_other(self, folder: str, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take weights and moments from another training's checkpoint, at a local path; the optimizer keeps its settings.
+
+        Raises UserError when they are not of this model, or not of the same trained weights.
+        """
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        try:
+            self._load(pyarrow.fs.LocalFileSystem(), folder, model, optimizer)
+        except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
+            raise UserError(
+                "train.continue_from: the checkpoint does not fit the model",
+                got=f"{folder}: {str(error).strip().splitlines()[-1]}",
+                expected="a training of the same model with the same train.lora",
+            ) from error
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+    def _load(self, filesystem: pyarrow.fs.FileSystem, folder: str, model: nn.Module, optimizer: Optimizer | None) -> None:
         state = _state(model, optimizer)
-        dcp.load(state, storage_reader=reader(self._filesystem, saved.folder), process_group=self._group)
+        dcp.load(state, storage_reader=reader(filesystem, folder), process_group=self._group)
         if optimizer is None:
             set_model_state_dict(model, state["model"], options=TRAINED)
         else:
@@ -146,6 +170,19 @@ class Checkpoints:
         # First what makes it count: half of a checkpoint must not look like one.
         self._filesystem.delete_file(f"{folder}/{PROGRESS_FILE}")
         self._filesystem.delete_dir(folder)
+
+
+def newest_checkpoint(training: Path) -> Path:
+    """Find the newest whole checkpoint in the output folder of a training. Raises UserError when there is none."""
+    whole = sorted(training.glob(f"{CHECKPOINTS}/{FOLDER_PREFIX}*/{PROGRESS_FILE}"))
+    if not whole:
+        raise UserError(
+            "train.continue_from holds no checkpoint",
+            got=str(training),
+            expected=f"the output folder of a training, with {CHECKPOINTS}/{FOLDER_PREFIX}*",
+            fix="give the folder of `ual train --out`, or OUTPUT/arms/ARM/train/KEY of a run; train.storage is not searched",
+        )
+    return whole[-1].parent
 
 
 def outdated(saved: Sequence[Saved], keep: int) -> list[Saved]:

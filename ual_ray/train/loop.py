@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 class TrainingJob:
     """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card.
 
-    arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own.
+    arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own. first: local path
+    of another training's checkpoint to start from.
     """
 
     train: TrainConfig
@@ -54,6 +55,7 @@ class TrainingJob:
     arm: str | None = None
     trust_remote_code: bool = False
     lineage: Mapping[str, str] = field(default_factory=dict)
+    first: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def train_worker(
     interruptions = Interruptions(folder, preempted, votes=writes)
     training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device)
     if progress.step == 0:
+        if job.first is not None:
+            checkpoints.load_other(job.first, model, optimizer)
         log.write(0, training.validate())
     outcome, progress = training.run(progress)
     checkpoints.wait()

@@ -23,6 +23,7 @@ from ual_ray.errors import UserError
 from ual_ray.parquet import read_table
 from ual_ray.run.progress import Meter, polled
 from ual_ray.train.batches import StepPlan
+from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
@@ -30,7 +31,6 @@ from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
 
-CHECKPOINTS = "checkpoints"
 RUN_NAME_FILE = "run_name"
 DTYPE_FILE = "train_dtype"
 
@@ -49,13 +49,15 @@ def train(
     on_step: OnStep,
     lineage: Mapping[str, str],
     tokens: Path | None = None,
+    first: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
 
     `tokens` has the rendered rows that arms share; None = the smoothed rows have texts and are rendered here, with the
     validation rows of `rows` (None = no validation). `on_step` is called with every step's metrics; `lineage` goes into the
-    model card; train.dtype is resolved (`with_dtype`). Interrupted and called again with the same folder, it resumes from its
-    last checkpoint. Raises UserError when too many rows cannot be trained on, or the loss is not finite.
+    model card; train.dtype is resolved (`with_dtype`); `first` is the checkpoint to start from. Interrupted and called again
+    with the same folder, it resumes from its last checkpoint. Raises UserError when too many rows cannot be trained on, or the
+    loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     bins = config.train.uncertainty_bins
@@ -79,6 +81,7 @@ def train(
         arm,
         config.trust_remote_code,
         dict(lineage),
+        first,
     )
     meter = make_meter(len(plan))
     with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):

@@ -18,6 +18,7 @@ from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import (
     ARM_TAG,
+    LINEAGE_CONTINUED,
     LINEAGE_MAP,
     LINEAGE_MODEL,
     LINEAGE_SCORED,
@@ -74,19 +75,22 @@ def train_step(
     tokens: the rendered rows that arms share; None = the smoothed rows have texts, and are rendered for this arm alone.
     """
     config = session.config.model_copy(update={"train": train or session.config.train})
-    prior = config.train.prior_file
+    prior, first = config.train.prior_file, first_checkpoint(config.train)
     inputs = {
         "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT]),
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
         "model": model_fingerprint(config.model),
         "seed": config.seed,
+        **({"first": first.name} if first else {}),
         "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
     lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
+    if first is not None:
+        lineage[LINEAGE_CONTINUED] = str(first)
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
-        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens)
+        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
 
     return run_logged_step(session, Step("train", f"train {name}", inputs, place, lineage), work, _line)
 
@@ -100,6 +104,16 @@ def _line(metrics: Mapping[str, Any]) -> str:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
     return f"{text}; {metrics['median_tokens_per_second']:.0f} tokens/s"
+
+
+def first_checkpoint(train: TrainConfig) -> Path | None:
+    """Find the checkpoint of another training that this one starts from. Raises UserError when there is none."""
+    if not train.continue_from:
+        return None
+    # It imports torch, which most commands do without.
+    from ual_ray.train.checkpoint import newest_checkpoint
+
+    return newest_checkpoint(Path(train.continue_from).expanduser().resolve())
 
 
 def _cut(counts: Mapping[str, Any]) -> str:
@@ -133,6 +147,7 @@ def _train_and_log(
     folder: Path,
     lineage: Mapping[str, str],
     tokens: Path | None,
+    first: Path | None,
 ) -> dict[str, Any]:
     from ual_ray.train import stage
     from ual_ray.train.metrics import read_metrics
@@ -153,7 +168,7 @@ def _train_and_log(
         if line["step"] > logged:
             run.metrics({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
 
-    metrics = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage, tokens)
+    metrics = stage.train(config, smoothed, rows, folder, make_meter, on_step, lineage, tokens, str(first) if first else None)
     lines = read_metrics(folder / col.METRICS_FILE)
     speeds = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     metrics["median_tokens_per_second"] = speeds[len(speeds) // 2]

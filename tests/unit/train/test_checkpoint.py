@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
+from ual_ray.preflight import check_train
 from ual_ray.train import checkpoint
-from ual_ray.train.checkpoint import Checkpoints, Saved, best, outdated
+from ual_ray.train.checkpoint import Checkpoints, Saved, best, newest_checkpoint, outdated
 from ual_ray.train.progress import Progress
 
 
@@ -79,6 +83,44 @@ def test_what_is_saved_comes_back_to_the_last_bit(group: None, filesystem: Any, 
     checkpoints.load(saved, weights_only)
     assert equal(dict(weights_only.state_dict()), dict(model.state_dict()))
     assert equal(untouched.state_dict()["state"][0], before)
+
+
+def test_another_training_gives_weights_and_moments_and_no_settings(group: None, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path / "old" / "checkpoints"), keep=1).save(model, optimizer, progress(2))
+    other, _ = trained(seed=1)
+    own = torch.optim.AdamW(other.parameters(), lr=0.5, betas=(0.8, 0.9), weight_decay=0.3)
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path / "new" / "checkpoints"), keep=1)
+    first = wait_for_checkpoint(tmp_path / "old")
+    checkpoints.load_other(str(first), other, own)
+    assert equal(dict(other.state_dict()), dict(model.state_dict()))
+    assert equal(own.state_dict()["state"], optimizer.state_dict()["state"])
+    (group_of_own,) = own.param_groups
+    assert (group_of_own["lr"], group_of_own["betas"], group_of_own["weight_decay"]) == (0.5, (0.8, 0.9), 0.3)
+
+    larger = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    with pytest.raises(UserError, match=r"train\.continue_from: the checkpoint does not fit the model"):
+        checkpoints.load_other(str(first), larger, torch.optim.AdamW(larger.parameters()))
+
+
+def wait_for_checkpoint(training: Path) -> Path:
+    for _ in range(200):
+        if list(training.glob("checkpoints/*/progress.json")):
+            break
+        time.sleep(0.05)
+    return newest_checkpoint(training)
+
+
+def test_the_newest_whole_checkpoint_is_found_or_named_as_missing(tmp_path: Path) -> None:
+    for name in ("step-00000010-aa", "step-00000200-bb", "step-00000300-cc"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train\.continue_from holds no checkpoint"):
+        newest_checkpoint(tmp_path)
+    for name in ("step-00000010-aa", "step-00000200-bb"):
+        (tmp_path / "checkpoints" / name / "progress.json").touch()
+    assert newest_checkpoint(tmp_path).name == "step-00000200-bb"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        check_train(TrainConfig(continue_from=str(tmp_path / "nothing")))
 
 
 def test_training_goes_on_while_it_is_written(group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
