@@ -297,7 +297,7 @@ def test_updates_without_a_number_are_skipped_as_often_in_a_row_as_allowed(inter
     assert outcome(folder)["ending"] == "finished"
     before, plain = lines(folder), lines(interrupted / "plain")
     assert before[:5] == plain[:5]
-    assert "nll" not in before[5] and before[5]["skipped_updates"] == 1
+    assert "nll" not in before[5] and before[5]["skipped_update"] == 1
     assert before[5]["tokens_seen"] == plain[5]["tokens_seen"], "its rows are not trained on again"
     assert all(np.isfinite(line["nll"]) for line in before[6:]) and len(before) == len(plain)
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())

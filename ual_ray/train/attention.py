@@ -37,6 +37,9 @@ def varlen_attention(
     so many tokens, itself included. Raises UserError for what it does not compute.
     """
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if other.get(name) is not None]
+    causal = other.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        unknown.append("attention to later tokens")
     if unknown or attention_mask is not None:
         raise UserError(
             f"{type(module).__name__} cannot be computed sample by sample",

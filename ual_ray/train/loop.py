@@ -24,7 +24,7 @@ from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_ste
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import export
 from ual_ray.train.interruptions import Interruptions
-from ual_ray.train.metrics import Metrics, MetricsLog, hardware
+from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
 from ual_ray.train.optimizer_step import VALIDATION_LOSS, NonFiniteError, make_optimizer, train_step, validate
@@ -166,7 +166,7 @@ class Training:
         """Run the remaining steps; return how and at which step training ended."""
         config, plan = self.job.train, self.data.plan
         machine = hardware(self.model, config, dist.get_world_size(), self.device)
-        skipped = skipped_in_a_row = 0
+        skipped_in_a_row = 0
         while not progress.over(config, len(plan)):
             started, step = time.monotonic(), plan[progress.step]
             rows, tokens = plan.rows(step), plan.tokens(step)
@@ -180,9 +180,9 @@ class Training:
                 if skipped_in_a_row >= config.skip_non_finite:
                     return outcome, progress
                 logger.warning("the update is skipped: %s", outcome.message)
-                skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                skipped_in_a_row += 1
                 self.optimizer.zero_grad(set_to_none=True)
-                metrics, votes = {"epoch": step.epoch, "skipped_updates": float(skipped)}, error.votes
+                metrics, votes = {"epoch": step.epoch, SKIPPED: 1.0}, error.votes
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured

@@ -18,6 +18,8 @@ from ual_ray.run.memory import peak_memory
 
 # Names of the columns of a forward pass's sums (`model.SUMS`), each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
+# In the line of a step whose update was skipped, with the value 1; such a line has no losses.
+SKIPPED = "skipped_update"
 BY_BIN = ("nll", "smoothing", "top1")
 # Dense bfloat16 matrix products, TFLOP/s, from the vendors' data sheets; the first name contained in the device's name counts.
 PEAK_TFLOPS = {

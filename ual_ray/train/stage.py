@@ -26,7 +26,7 @@ from ual_ray.train.batches import StepPlan
 from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
-from ual_ray.train.metrics import Metrics, MetricsReader, read_metrics
+from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
@@ -93,8 +93,22 @@ def train(
             fix="check these rows; with train.skip_non_finite=N the same command resumes from the last checkpoint and skips "
             "up to N such updates in a row; with another train.learning_rate training starts again",
         )
-    last, exported = _last_and_exported(read_metrics(folder / col.METRICS_FILE), outcome.exported)
+    lines = read_metrics(folder / col.METRICS_FILE)
+    last, exported = _last_and_exported(lines, outcome.exported)
+    counts["skipped_updates"] = count_skipped(lines)
     return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}
+
+
+def count_skipped(lines: Sequence[Metrics]) -> int:
+    """Count the steps without an update. Raises UserError when no step had one: the model is that before training."""
+    skipped = sum(SKIPPED in line for line in lines)
+    if skipped and skipped == sum(line["step"] > 0 for line in lines):
+        raise UserError(
+            "no step had a finite loss and gradient: nothing was trained",
+            got=f"{skipped} steps, all skipped as train.skip_non_finite allows",
+            fix="lower train.learning_rate, or check the rows",
+        )
+    return skipped
 
 
 def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:

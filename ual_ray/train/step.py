@@ -99,6 +99,8 @@ def _line(metrics: Mapping[str, Any]) -> str:
     last, exported = metrics["last"], metrics["exported"]
     early = "" if last["step"] == metrics["steps"] else f"{last['step']:.0f} of "
     text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped"
+    if skipped := metrics.get("skipped_updates"):
+        text += f"; WARNING: {skipped} updates skipped, their loss or gradient was not finite"
     text += f"{_cut(metrics)}; training NLL {last['nll']:.3f}"
     if col.VALIDATION_NLL in last:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"

@@ -236,8 +236,14 @@ def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> li
     """Return the columns that training reads of a file with these `names`. Raises UserError when it lacks one."""
     needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
     if missing := [name for name in needed if name not in names]:
+        without_texts = missing == [col.MESSAGES] and col.ALPHA in names
         raise UserError(
-            f"{path} lacks columns that training needs", got=missing, expected=", ".join(needed), fix="`ual smooth` writes them"
+            f"{path} lacks columns that training needs",
+            got=missing,
+            expected=", ".join(needed),
+            fix="an arm of a run holds alphas without texts: `ual smooth OUTPUT/elicit/KEY/scored` writes both"
+            if without_texts
+            else "`ual smooth` writes them",
         )
     return needed
 

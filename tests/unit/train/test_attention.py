@@ -95,6 +95,12 @@ def test_what_is_not_computed_is_an_error_and_never_left_out(given_argument: str
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(UserError, match="train.attention=sdpa"):
         varlen_attention(nn.Identity(), states, states, states, None, **{given_argument: torch.ones(1)})
+    with pytest.raises(UserError, match="attention to later tokens"):
+        varlen_attention(nn.Identity(), states, states, states, None, is_causal=False)
+    both_ways = nn.Identity()
+    both_ways.is_causal = False  # type: ignore[assignment]
+    with pytest.raises(UserError, match="attention to later tokens"):
+        varlen_attention(both_ways, states, states, states, None)
     with pytest.raises(UserError, match="a mask"):
         varlen_attention(nn.Identity(), states, states, states, torch.ones(2, 2))
 

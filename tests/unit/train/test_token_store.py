@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
-from ual_ray.train.stage import count_shared
+from ual_ray.train.metrics import SKIPPED
+from ual_ray.train.stage import count_shared, count_skipped
 from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
 
 WriteStore = Callable[..., Path]
@@ -165,3 +166,11 @@ def test_bins_hold_ties_together_none_is_empty_and_they_ascend(values: list[floa
 def test_bins_hold_equal_numbers_of_rows_where_there_are_no_ties() -> None:
     values = np.random.default_rng(0).random(1000)
     assert np.bincount(assign_bins(values, quantile_edges(values, 4))).tolist() == [250] * 4
+
+
+def test_skipped_updates_are_counted_and_a_training_of_nothing_else_is_an_error() -> None:
+    before, good, skipped = {"step": 0, "validation_nll": 2.0}, {"step": 1, "nll": 1.0}, {"step": 2, SKIPPED: 1.0}
+    assert count_skipped([before, good]) == 0
+    assert count_skipped([before, good, skipped]) == 1
+    with pytest.raises(UserError, match="nothing was trained"):
+        count_skipped([before, skipped])
