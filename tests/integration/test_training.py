@@ -312,9 +312,13 @@ def test_a_training_starts_from_anothers_checkpoint_with_settings_of_its_own(res
     plain, folder = lines(resumed / "plain"), resumed / "continued"
     first = lines(folder)[0]
     assert first["step"] == 0 and first["validation_nll"] == plain[-1]["validation_nll"] != plain[0]["validation_nll"]
-    state = flat(checkpointed(folder))
-    betas = {name: value for name, value in state.items() if name.endswith("betas")}
-    assert betas and {value[1] for value in betas.values()} == {0.9}
+    state, before = checkpointed(folder), flat(checkpointed(resumed / "plain"))
+    assert {(group["betas"], group["weight_decay"]) for group in state["optimizer"]["param_groups"]} == {
+        ((0.9, 0.9), 0.01),
+        ((0.9, 0.9), 0.0),
+    }
+    steps = {name: float(value) for name, value in flat(state).items() if name.endswith("/step")}
+    assert steps and all(value == float(before[name]) + lines(folder)[-1]["step"] for name, value in steps.items())
 
 
 def test_checkpoints_of_other_rows_are_not_gone_on_with(launch: Launch, interrupted: Path) -> None:
