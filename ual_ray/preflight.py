@@ -20,7 +20,7 @@ from ual_ray.data.peek import peek
 from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.nli import check_nli_model
-from ual_ray.engines.vllm_engine import adapter_rank, check_parallel
+from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
 from ual_ray.models.resolve import check_model, parameter_count

@@ -16,7 +16,7 @@ from engine_requests import Tokenizers, spec_of
 from openai_server import KEY, KEY_NAME, MODEL, Build, Server, config_of
 from vllm_stand_in import BuildVLLM, EngineDeadError, StandIn
 
-from ual_ray.engines import EngineSpec, make_engine
+from ual_ray.engines import EngineSpec, make_engine, vllm_arguments
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines import vllm_engine as in_process
 from ual_ray.engines.openai_engine import OpenAIEngine
@@ -80,7 +80,7 @@ def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> B
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lambda *given: given))
         monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", SimpleNamespace(EngineDeadError=EngineDeadError))
-        monkeypatch.setattr(in_process.os, "environ", {})
+        monkeypatch.setattr(vllm_arguments.os, "environ", {})
         monkeypatch.setattr(in_process, "resolve_model", lambda name: f"/models/{name}")
         monkeypatch.setattr(in_process, "load_renderer", lambda *_: renderer)
         engine = make_engine(spec_of("tiny", lora, **options))
