@@ -45,13 +45,16 @@ def promote(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Output folders of `ual run` with different seeds; the first one's model is promoted."
+            metavar="RUN...", help="Output folders of `ual run` with different seeds, or a scenario's folder of an experiment."
         ),
     ],
     arm: Annotated[str | None, typer.Option(metavar="ARM", help="Arm to promote; the only eligible one by default.")] = None,
     uri: Uri = None,
 ) -> None:
-    """Give an arm's registered model the alias `champion`, if it is better over at least three seeds, and worse in nothing."""
+    """Give an arm's registered model the alias `champion`, if it is better over at least three seeds, and worse in nothing.
+
+    Of the arm's models, one per training seed, the one with the lowest validation NLL becomes the champion.
+    """
     from ual_ray.report.promote import promote as promote_arm
 
     promote_arm([absolute(run) for run in runs], make_console(), arm, uri)

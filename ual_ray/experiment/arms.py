@@ -101,13 +101,14 @@ def _together(
 ) -> tuple[StageFolders, dict[str, dict[int, Path]]]:
     """Put the folders of all seeds together: those of the first seed, and by seed what is averaged."""
     first = next(iter(by_seed.values()))
-    found = StageFolders(elicited, first.smoothed, first.trained, first.evaluated, base.calibrated | first.calibrated)
-    found.judged = base.judged | first.judged
+    found = StageFolders(elicited, first.smoothed, first.trained, evaluated=first.evaluated)
+    found.calibrated, found.judged = base.calibrated | first.calibrated, base.judged | first.judged
 
     def seeds_of(kind: str) -> dict[str, dict[int, Path]]:
         arms = {name: {seed: getattr(one, kind)[name] for seed, one in by_seed.items()} for name in getattr(first, kind)}
         own = {name: {base_seed: folder} for name, folder in getattr(base, kind).items()}
         return own | {name: folders for name, folders in arms.items() if name not in own}
 
+    found.trained_by_seed = seeds_of("trained")
     found.calibrated_by_seed, found.judged_by_seed = seeds_of("calibrated"), seeds_of("judged")
     return found, seeds_of("evaluated")

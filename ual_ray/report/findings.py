@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ class Findings:
     """Results by model ('base' or an arm); a part that was not measured has no entry.
 
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
-    form in which the stages wrote them. `alphas` are means. `validation` holds [step, unsmoothed validation NLL] of the first
-    seed's training. `roles` has no entry for a model whose map was not recorded.
+    form in which the stages wrote them. `alphas` are means. `validation` holds a curve per training seed, of [step, unsmoothed
+    validation NLL]. `roles` has no entry for a model whose map was not recorded.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -34,7 +34,7 @@ class Findings:
     clusters: dict[str, dict[str, Any]] = field(default_factory=dict)
     win_rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: Folders = field(default_factory=dict)
-    validation: dict[str, list[list[float]]] = field(default_factory=dict)
+    validation: dict[str, list[list[list[float]]]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -73,24 +73,42 @@ def without_primary(findings: Findings) -> str | None:
 def regime_of(findings: Findings) -> str | None:
     """State whether the arm without smoothing had begun to overfit, which decides what smoothing can be expected to do.
 
-    None where there is no such arm, or it was validated fewer than twice.
+    All training seeds count that were validated twice or more. None where there is no such arm, or no such seed.
     """
     for arm in findings.with_role("sft"):
-        curve = findings.validation.get(arm, [])
-        if len(curve) < 2:
-            continue
-        step, lowest = min(curve, key=lambda point: (point[1], point[0]))
-        last_step, last = curve[-1]
-        if step == last_step:
-            return (
-                f"{arm} had not begun to overfit: its validation NLL was lowest at the last step ({last_step:.0f}). Until "
-                "then, smoothing costs raw NLL and has little to improve."
-            )
-        return (
-            f"{arm} overfitted: its validation NLL was lowest at step {step:.0f} ({lowest:.3f}) and {last:.3f} at the last "
-            f"step ({last_step:.0f})."
-        )
+        if curves := [curve for curve in findings.validation.get(arm, []) if len(curve) >= 2]:
+            return _regime(arm, curves)
     return None
+
+
+def _regime(arm: str, curves: Sequence[Sequence[Sequence[float]]]) -> str:
+    """Word the regime of an arm: its validation NLL where it was lowest, and at the last step, as means over seeds."""
+    lowest = [min(curve, key=lambda point: (point[1], point[0])) for curve in curves]
+    last = [curve[-1] for curve in curves]
+    overfitted = sum(low[0] != end[0] for low, end in zip(lowest, last, strict=True))
+    seeds = f"{len(curves)} training seeds" if len(curves) > 1 else ""
+    before = "Until then, smoothing costs raw NLL and has little to improve."
+    if not overfitted:
+        where = f" in any of {seeds}" if seeds else ""
+        return (
+            f"{arm} had not begun to overfit{where}: its validation NLL was lowest at the last step ({_steps(last)}). {before}"
+        )
+    where, means = (f" in {overfitted} of {seeds}", ", means over the seeds") if seeds else ("", "")
+    text = (
+        f"{arm} overfitted{where}: its validation NLL was lowest at step {_steps(lowest)} ({_mean_nll(lowest):.3f}) and "
+        f"{_mean_nll(last):.3f} at the last step ({_steps(last)}){means}."
+    )
+    return text if overfitted == len(curves) else f"{text} {before}"
+
+
+def _steps(points: Sequence[Sequence[float]]) -> str:
+    """Write the steps of points, one of every seed: the one step, or the smallest and the largest."""
+    first, last = min(point[0] for point in points), max(point[0] for point in points)
+    return f"{first:.0f}" if first == last else f"{first:.0f} to {last:.0f}"
+
+
+def _mean_nll(points: Sequence[Sequence[float]]) -> float:
+    return sum(point[1] for point in points) / len(points)
 
 
 def get_nested(content: Mapping[str, Any] | None, *keys: str) -> Any:

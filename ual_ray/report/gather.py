@@ -36,13 +36,14 @@ BySeed = Mapping[str, Mapping[int, Path]]
 class StageFolders:
     """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate).
 
-    `calibrated` and `judged` are of one training seed, the others by seed in `..._by_seed`, which are empty in a run.
+    `trained`, `calibrated` and `judged` are of one training seed, all of them in `..._by_seed`, which are empty in a run.
     `harness`: results of lm-evaluation-harness by training seed, the newest last.
     """
 
     elicited: Path | None = None
     smoothed: dict[str, Path] = field(default_factory=dict)
     trained: dict[str, Path] = field(default_factory=dict)
+    trained_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     evaluated: dict[str, Path] = field(default_factory=dict)
     calibrated: dict[str, Path] = field(default_factory=dict)
     calibrated_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
@@ -72,7 +73,7 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
     Raises UserError when there are none, and when two folders hold the same arm with the same seed.
     """
     by_seed: dict[str, dict[int, Path]] = {}
-    stages, first_trained = StageFolders(), dict[str, Path]()
+    stages = StageFolders()
     for root in folders:
         _, seed = read_settings(root)
         for name, folder in _evaluations(root).items():
@@ -90,7 +91,8 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
                 _check_same(arm.parent.name, "spec", stages.smoothed.setdefault(arm.parent.name, smoothed), smoothed)
         for arm in (root / "arms").glob("*/train"):
             if trained := newest_stage(arm):
-                _check_same(arm.parent.name, "train", first_trained.setdefault(arm.parent.name, trained), trained)
+                _check_same(arm.parent.name, "train", stages.trained.setdefault(arm.parent.name, trained), trained)
+                stages.trained_by_seed.setdefault(arm.parent.name, {})[seed] = trained
         for model, found in find_harness(root, seed).items():
             for own_seed, those in found.items():
                 stages.harness.setdefault(model, {}).setdefault(own_seed, []).extend(those)
@@ -201,12 +203,14 @@ def make_findings(
             own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
             rows.setdefault(model, {})[number] = read_all_results(own, more)
             answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
+    trained = _by_seed(stages.trained, stages.trained_by_seed, seed)
     found = {
         "evaluated": {model: [folder for those in by.values() for folder in those] for model, by in answers.items()},
         **{
             kind: {model: [folder] for model, folder in getattr(stages, kind).items()}
-            for kind in ("calibrated", "judged", "smoothed", "trained")
+            for kind in ("calibrated", "judged", "smoothed")
         },
+        "trained": {arm: [*folders.values()] for arm, folders in trained.items()},
         "elicited": {"rows": [stages.elicited]} if stages.elicited else {},
     }
     done = _read_all(stages.smoothed, DONE_FILE)
@@ -229,7 +233,7 @@ def make_findings(
         calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
         win_rates=_over_seeds(_by_seed(stages.judged, stages.judged_by_seed, seed), col.WIN_RATES_FILE, options.confidence),
-        validation={arm: _validation(folder) for arm, folder in stages.trained.items()},
+        validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
             for kind, by_model in found.items()

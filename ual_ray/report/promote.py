@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.config.files import read_json
 from ual_ray.config.load import load
@@ -33,14 +33,13 @@ PROMOTED = "ual_ray.promoted_by"
 
 
 def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri: str | None = None) -> str:
-    """Promote the first run's model of an arm that the runs compared, by default of the only arm that may be.
+    """Promote a model of an arm that the runs compared, by default of the only arm that may be.
 
-    runs: output folders that differ in the training seed. Return the version's number. uri: the MLflow store, by default that
-    of the first run. Raises UserError when the comparison is missing, or speaks against it.
+    runs: output folders that differ in the training seed, or one folder of an experiment. Of the arm's models, one per training
+    seed, the one with the lowest validation NLL is promoted. Return the version's number. uri: the MLflow store, by default
+    that of the model's run. Raises UserError when the comparison is missing, or speaks against it.
     """
-    run_folder, findings = runs[0], read_findings(runs[0])
-    if len(runs) > 1:
-        findings = replace(compare_runs(runs), folders=findings.folders)
+    findings = compare_runs(runs) if len(runs) > 1 else read_findings(runs[0])
     chosen = arm or _only_promotable(findings)
     if objection := objection_to(chosen, findings):
         raise UserError(
@@ -49,8 +48,11 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
             fix=f"see report/report.md of the run; give runs with {MIN_SEEDS} or more seeds: `ual promote RUN RUN RUN`",
         )
     reason = describe(next(x for x in primary(chosen, findings) if x.verdict == BETTER))
-    name, version = _promote_version(run_folder, chosen, trained_folder(run_folder, chosen, findings), uri, reason)
+    folder = trained_folder(runs[0], chosen, findings)
+    run_folder = next((run for run in runs if folder.is_relative_to(run)), runs[0])
+    name, version = _promote_version(run_folder, chosen, folder, uri, reason)
     console.print(f"{name} version {version} is now the champion: {reason}", highlight=False, markup=False)
+    console.print(f"the model: {folder}", highlight=False, markup=False)
     return version
 
 
@@ -97,26 +99,29 @@ def describe(comparison: Comparison) -> str:
 
 
 def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
-    """Find the finished training of an arm that the report compared.
+    """Find the training of an arm to promote: of those that the report compared, the one with the lowest validation NLL.
 
-    Raises UserError when there is none, and when the report does not state which of several was compared.
+    Raises UserError when one of them is not finished, and when the report does not state which was compared.
     """
     named = get_nested(findings.folders, "trained", arm)
-    folders = [run_folder / name for name in named] if named else sorted((run_folder / "arms" / arm / "train").glob("*"))
-    finished = [folder for folder in folders if (folder / DONE_FILE).is_file()]
-    if not finished:
+    folders = [run_folder / name for name in named or []]
+    if not named:
+        folders = [file.parent for file in sorted((run_folder / "arms" / arm / "train").glob(f"*/{DONE_FILE}"))]
+    done = [read_json(folder / DONE_FILE) for folder in folders]
+    if not folders or None in done:
         raise UserError(
             f"the arm '{arm}' has no finished training in {run_folder}",
             got=", ".join(named or []) or None,
             fix="run the pipeline to its end",
         )
-    if len(finished) > 1:
+    if len(folders) > 1 and not named:
         raise UserError(
             f"the report does not state which training of the arm '{arm}' it compared",
-            got=", ".join(folder.name for folder in finished),
+            got=", ".join(folder.name for folder in folders),
             fix="run `ual run` again with the configuration to promote: it only writes the report again",
         )
-    return finished[0]
+    losses = [get_nested(content, "figures", "exported", col.VALIDATION_NLL) for content in done]
+    return folders[0] if None in losses else folders[losses.index(min(losses))]
 
 
 def _only_promotable(findings: Findings) -> str:

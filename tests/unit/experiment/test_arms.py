@@ -129,6 +129,9 @@ def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
     stages, evaluated = _together(base, {4: of_seed(4), 7: of_seed(7)}, tmp_path, 0)
     assert evaluated == {"base": {0: Path("b")}, "ual": {4: Path("4/e"), 7: Path("7/e")}}
     assert stages.trained == {"ual": Path("4/t")}
+    assert stages.evaluated == {"base": Path("b"), "ual": Path("4/e")}
+    assert stages.calibrated == {"base": Path("bc"), "ual": Path("4/c")}
+    assert stages.trained_by_seed == {"ual": {4: Path("4/t"), 7: Path("7/t")}}
     assert stages.calibrated_by_seed == {"base": {0: Path("bc")}, "ual": {4: Path("4/c"), 7: Path("7/c")}}
     assert stages.judged_by_seed == {}
 

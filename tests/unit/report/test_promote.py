@@ -89,10 +89,10 @@ def write(folder: Path, comparisons: list[Comparison], trained: dict[str, list[s
     return folder
 
 
-def train(folder: Path, arm: str, key: str) -> Path:
+def train(folder: Path, arm: str, key: str, loss: float | None = None) -> Path:
     place = folder / "arms" / arm / "train" / key
     place.mkdir(parents=True)
-    (place / "done.json").write_text("{}")
+    (place / "done.json").write_text(json.dumps({"figures": {"exported": {"validation_nll": loss}}}))
     return place
 
 
@@ -160,6 +160,34 @@ def test_the_training_that_was_compared_is_promoted_not_a_later_one(tmp_path: Pa
     (folder / "arms/ual/train/k/done.json").unlink()
     with pytest.raises(UserError, match="no finished training"):
         promote.trained_folder(folder, "ual", promote.read_findings(folder))
+
+
+@pytest.mark.parametrize(("losses", "best"), [((1.5, 1.2, 1.3), 1), ((1.5, None, 1.2), 0)])
+def test_of_several_training_seeds_the_best_on_validation_rows_is_promoted(
+    tmp_path: Path, losses: tuple[float | None, ...], best: int
+) -> None:
+    seeds = [train(tmp_path / f"seed-{seed}", "ual", "k", loss) for seed, loss in enumerate(losses)]
+    named = {"ual": [str(place.relative_to(tmp_path)) for place in seeds]}
+    findings = promote.read_findings(write(tmp_path, [compared("ual", BETTER)], named))
+    assert promote.trained_folder(tmp_path, "ual", findings) == seeds[best]
+    (seeds[2] / "done.json").unlink()
+    with pytest.raises(UserError, match="no finished training"):
+        promote.trained_folder(tmp_path, "ual", findings)
+
+
+def test_of_several_runs_the_store_of_the_promoted_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [tmp_path / name for name in ("one", "two", "three")]
+    named = [str(train(run, "ual", "k", loss)) for run, loss in zip(runs, (1.5, 1.2, 1.3), strict=True)]
+    monkeypatch.setattr(promote, "compare_runs", lambda _: findings_of([compared("ual", BETTER)], {"ual": named}))
+    used: list[tuple[Path, Path]] = []
+
+    def note(run: Path, _: str, folder: Path, *__: Any) -> tuple[str, str]:
+        used.append((run, folder))
+        return "ual-ual", "1"
+
+    monkeypatch.setattr(promote, "_promote_version", note)
+    promote.promote(runs, Console(quiet=True))
+    assert used == [(runs[1], Path(named[1]))]
 
 
 def test_a_report_that_names_no_training_will_do_where_there_is_one_only(tmp_path: Path) -> None:

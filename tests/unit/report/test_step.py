@@ -173,6 +173,19 @@ def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) ->
     assert "n = 60, 3 training seeds" in printed.getvalue()
 
 
+def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
+    for root, end in zip(roots, (1.9, 2.1), strict=True):
+        folder = finished(root / "arms" / "sft" / "train" / "k", {})
+        lines = [{"step": step, "validation_nll": loss} for step, loss in ((0, 2.5), (4, 2.0), (8, end))]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    terminal, printed = console()
+    findings = report_on(roots, None, terminal)
+    assert [curve[-1] for curve in findings.validation["sft"]] == [[8, 1.9], [8, 2.1]]
+    assert findings.folders["trained"]["sft"][0] == "arms/sft/train/k" and len(findings.folders["trained"]["sft"]) == 2
+    assert "sft overfitted in 1 of 2 training seeds" in " ".join(printed.getvalue().split())
+
+
 def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
     with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:
