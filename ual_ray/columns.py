@@ -124,6 +124,7 @@ SCORED_DIGEST = "scored_digest"
 # The columns that alpha depends on.
 SMOOTHING_READS = (ID, SPLIT, UNCERTAINTY, SOURCE, RESPONSE_LENGTH)
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_NLL = "validation_nll"
 QUESTIONS_FILE = "questions.parquet"

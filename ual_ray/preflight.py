@@ -42,6 +42,11 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
         check_elicitor(config)
     if "train" in stages:
         check_train(config.train)
+    if {"train", "evaluate"} <= stages and config.train.lora.rank and not config.train.lora.merge:
+        raise UserError(
+            "train.lora.merge=false exports adapters alone, and evaluation needs whole models",
+            fix="set train.lora.merge=true, or use `ual train`, which does not evaluate",
+        )
     if {"elicit", "train"} <= stages:
         check_arms(config)
         check_validated(config.train, config.data.validation_share > 0)

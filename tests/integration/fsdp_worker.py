@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch, Sample, collate
-from ual_ray.train.export import export
+from ual_ray.train.export import Export, export
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import backward, make_optimizer, reduce, train_step
 from ual_ray.train.sharding import make_mesh
@@ -55,7 +55,7 @@ def run(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     model.zero_grad(set_to_none=True)
     steps = [train_step(model, optimizer, batches, target_tokens, 1e-2, 1.0, CPU)[0] for _ in range(2)]
     logits = model.eval().logits(torch.arange(1, 9)[None])
-    export(model, layout["model"], folder / f"{layout['name']}.model", "# a card", shard_bytes=40_000)
+    export(model, Export(layout["model"], "# a card", shard_bytes=40_000), folder / f"{layout['name']}.model")
     placed = {
         name: [str(p) for p in parameter.placements] for name, parameter in model.named_parameters() if sharded(parameter)
     }

@@ -263,3 +263,13 @@ def test_what_needs_validation_rows_is_refused_without_them(override: str) -> No
         check_validated(load(None, [override]).train, False)
     with pytest.raises(UserError, match="no validation rows"):
         check(load(None, [override, "data.validation_share=0"]))
+
+
+def test_adapters_alone_are_not_evaluated(large: Config) -> None:
+    alone = TrainConfig.model_validate({"lora": {"rank": 8, "merge": False}})
+    config = large.model_copy(update={"train": alone, "runtime": large.runtime.model_copy(update={"check_memory": False})})
+    (Path(config.model) / "config.json").write_text("{}")
+    check(config, {"train"})
+    with pytest.raises(UserError, match="train.lora.merge=true"):
+        check(config, {"train", "evaluate"})
+    check(config.model_copy(update={"train": TrainConfig()}), {"train", "evaluate"})

@@ -12,7 +12,7 @@ from ual_ray.config.section import Section, Share, key
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (peft) in place of the model's own weights; they are merged into them on export."""
+    """Low-rank adapters (peft) in place of the model's own weights."""
 
     rank: int | None = key(None, ge=1, affects="weights", description="LoRA rank; null = full fine-tuning")
     alpha: float = key(32, gt=0, affects="weights", description="LoRA alpha; the update is scaled by alpha / rank")
@@ -22,6 +22,11 @@ class LoraConfig(Section):
         min_length=1,
         affects="weights",
         description="names of the linear layers to adapt; null = all except the output head",
+    )
+    merge: bool = key(
+        True,
+        affects="weights",
+        description="export a whole model with the adapters merged, which evaluation needs, in addition to the adapters alone",
     )
 
 
@@ -156,6 +161,12 @@ class TrainConfig(Section):
         affects="weights",
         description="weights to export: those of the last step, or those with the lowest validation loss, "
         "smoothed as in training",
+    )
+    export_dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        affects="weights",
+        description="precision of the exported weights; auto = bfloat16 if evaluate.dtype=bfloat16, which rounds them anyway, "
+        "else float32: rounding can exceed the differences between arms",
     )
     checkpoint_every: int | None = key(
         200, ge=1, affects="", description="optimizer steps between checkpoints; null = only at the end"

@@ -67,22 +67,22 @@ class Checkpoints:
         """Take the storage; `keep` of the newest checkpoints stay, and the best. What is incomplete is removed."""
         self._filesystem, self._root, self._keep = filesystem, root.rstrip("/"), keep
         # A group of its own: the writing thread's messages must not mix with those of the training step.
-        self._group = dist.new_group(backend="gloo", timeout=SLOWEST_SAVE)
+        self.group = dist.new_group(backend="gloo", timeout=SLOWEST_SAVE)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         attempt = [uuid.uuid4().hex[:8]]
-        dist.broadcast_object_list(attempt, src=0, group=self._group)
+        dist.broadcast_object_list(attempt, src=0, group=self.group)
         self._attempt = attempt[0]
         if dist.get_rank() == 0:
             self._filesystem.create_dir(self._root, recursive=True)
             self._sweep()
-        dist.barrier(self._group)
+        dist.barrier(self.group)
 
     def saved(self) -> list[Saved]:
         """List the whole checkpoints, oldest step first, the same on every rank; waits for what is being written."""
         self.wait()
         listed = [self._list()] if dist.get_rank() == 0 else [None]
-        dist.broadcast_object_list(listed, src=0, group=self._group)
+        dist.broadcast_object_list(listed, src=0, group=self.group)
         return listed[0] or []
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
@@ -92,7 +92,7 @@ class Checkpoints:
         written = dcp.async_save(
             _state(model, optimizer),
             storage_writer=writer(self._filesystem, folder),
-            process_group=self._group,
+            process_group=self.group,
             async_stager=CopyingStager(),
         )
         self._pending = self._thread.submit(self._commit, written, Saved(progress, folder))
@@ -126,7 +126,7 @@ class Checkpoints:
 
     def _load(self, filesystem: pyarrow.fs.FileSystem, folder: str, model: nn.Module, optimizer: Optimizer | None) -> None:
         state = _state(model, optimizer)
-        dcp.load(state, storage_reader=reader(filesystem, folder), process_group=self._group)
+        dcp.load(state, storage_reader=reader(filesystem, folder), process_group=self.group)
         if optimizer is None:
             set_model_state_dict(model, state["model"], options=TRAINED)
         else:

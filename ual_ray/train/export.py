@@ -1,10 +1,18 @@
-"""The trained model as an ordinary Hugging Face directory, written parameter by parameter: no rank ever holds it whole."""
+"""The trained model as an ordinary Hugging Face directory, written by all ranks, of which none ever holds it whole.
+
+model.part/export.json                      what is being written: an interrupted export of the same weights goes on
+model.part/model-00001-of-00008.safetensors each file by one rank; whole, as it gets this name last
+model/                                      takes the name when everything is there
+adapter/                                    LoRA: the adapter alone, as peft and vLLM load it
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +21,125 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ual_ray.config.files import replacing, write_json
 from ual_ray.models.compat_transformers import as_in_checkpoint, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
-from ual_ray.train.lora import ADAPTER, adapted_layers, delta
+from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.sharding import reshard
 
 GENERATION = "generation_config.json"
+PLAN_FILE = "export.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARD_BYTES = 4 * 2**30
 
 
-def export(
-    model: SmoothedCausalLM,
-    source: str,
-    folder: Path,
-    card: str,
-    trust_remote_code: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write safetensors, config, generation config, tokenizer with its chat template, and `card` as README.md.
+@dataclass(frozen=True)
+class Export:
+    """Where and how a model is exported.
 
-    Every rank calls it; rank 0 writes, to a neighbour that takes the folder's name when it is whole. source: the directory or
-    hub name that the model was built from. Adapters are merged. shard_bytes: size that no file goes beyond, unless a single
-    parameter does; rank 0 holds one such file at a time.
+    source: the directory or hub name that the model was built from. card: of the README.md. dtype: of the weights, float32 or
+    bfloat16. origin: names the checkpoint with these weights; None = what an interrupted export has written is not used.
+    shard_bytes: size that no file goes beyond, unless a single parameter does; a rank holds one such file at a time.
+    """
+
+    source: str
+    card: str
+    dtype: str = "float32"
+    origin: str | None = None
+    trust_remote_code: bool = False
+    shard_bytes: int = SHARD_BYTES
+
+
+def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Write safetensors, config, generation config, tokenizer with its chat template, and the card as README.md.
+
+    Every rank calls it with a folder that all of them see, and writes its share of the files, which are gathered first: so no
+    rank waits in a collective while another writes. Adapters are merged. group: for messages between ranks, None = all.
     """
     reshard(model)
     part = folder.with_name(folder.name + ".part")
-    writer = _Writer(part, shard_bytes) if not dist.is_initialized() or dist.get_rank() == 0 else None
-    for name, tensor in whole_parameters(model.model):
-        if writer is not None:
-            for saved_name, saved in as_in_checkpoint(model.model, name, tensor.cpu()).items():
-                writer.add(saved_name, saved)
-    if writer is not None:
-        writer.finish()
-        _write_companions(model.model, source, part, trust_remote_code)
-        (part / "README.md").write_text(card, encoding="utf-8")
+    weights = _Weights(model.model, getattr(torch, settings.dtype))
+    files = _files(weights, settings.shard_bytes)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    written = _begin(part, {"files": files, **_identity(settings)}, settings.origin, group)
+    missing = [file for file in files if file not in written]
+    for start in range(0, len(missing), ranks):
+        held: dict[str, Tensor] = {}
+        for owner, file in enumerate(missing[start : start + ranks]):
+            for name in files[file]:
+                tensor = weights.whole(name)
+                if owner == rank:
+                    held |= as_in_checkpoint(model.model, name, tensor.cpu())
+        if held:
+            _write(held, part / missing[start + rank])
+        _barrier(group)
+    if rank == 0:
+        if len(files) > 1:
+            _write_index(part, files, sum(size for _, size in weights.sizes()))
+        _write_companions(model.model, settings, part)
+        (part / "README.md").write_text(settings.card, encoding="utf-8")
+        (part / PLAN_FILE).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
-    if dist.is_initialized():
-        dist.barrier()
+    _barrier(group)
 
 
 @torch.no_grad()
-def whole_parameters(causal_lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Gather every parameter and saved buffer in turn, adapters merged; a tied weight comes once. Every rank iterates."""
-    layers: dict[str, Any] = {f"{name}.base_layer.weight": layer for name, layer in adapted_layers(causal_lm)}
-    repeated = repeated_parameters(causal_lm)
-    for name, value in causal_lm.state_dict().items():
-        if name in repeated or f".{ADAPTER}." in name:
-            continue
-        tensor = _whole(value)
-        if name in layers:
-            layer = layers[name]
-            a, b = (_whole(linear[ADAPTER].weight) for linear in (layer.lora_A, layer.lora_B))
-            tensor = tensor + delta(layer, a, b)
-        yield name.replace(".base_layer.", "."), tensor
+def export_adapter(model: SmoothedCausalLM, source: str, folder: Path) -> None:
+    """Write the adapters alone, in float32, as a directory that peft and vLLM load; every rank calls it, rank 0 writes.
+
+    source: as in Export; the directory names it as the model that the adapters belong to.
+    """
+    reshard(model)
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    tensors: dict[str, Tensor] = {}
+    for name, layer in adapted_layers(model.model):
+        for part in ("lora_A", "lora_B"):
+            tensor = _whole(getattr(layer, part)[ADAPTER].weight)
+            if writes:
+                tensors[f"base_model.model.{name}.{part}.weight"] = tensor.cpu().contiguous()
+    if writes:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write(tensors, folder / ADAPTER_WEIGHTS)
+        # Last, and without it a folder is not an adapter.
+        write_adapter_settings(model.model, source, folder)
+
+
+class _Weights:
+    """Every parameter and saved buffer by its name without adapters, which are merged; a tied weight comes once."""
+
+    def __init__(self, causal_lm: nn.Module, dtype: torch.dtype) -> None:
+        repeated = repeated_parameters(causal_lm)
+        layers = dict(adapted_layers(causal_lm))
+        self._dtype = dtype
+        self._values: dict[str, Tensor] = {}
+        self._layers: dict[str, Any] = {}
+        for name, value in causal_lm.state_dict().items():
+            if name in repeated or f".{ADAPTER}." in name:
+                continue
+            exported = name.replace(".base_layer.", ".")
+            self._values[exported] = value
+            if (layer := layers.get(name.removesuffix(".base_layer.weight"))) is not None and name != exported:
+                self._layers[exported] = layer
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield names with the bytes of their whole tensors in the exported dtype."""
+        for name, value in self._values.items():
+            yield name, value.numel() * (self._dtype.itemsize if value.is_floating_point() else value.itemsize)
+
+    @torch.no_grad()
+    def whole(self, name: str) -> Tensor:
+        """Gather one tensor. Every rank calls it."""
+        value = self._values[name]
+        dtype = self._dtype if value.is_floating_point() else value.dtype
+        if name not in self._layers:
+            return _whole(value.to(dtype))
+        layer = self._layers[name]
+        a, b = (_whole(linear[ADAPTER].weight) for linear in (layer.lora_A, layer.lora_B))
+        # In float32: an adapter's changes are smaller than what bfloat16 can add to a weight.
+        return (_whole(value) + delta(layer, a, b)).to(dtype)
 
 
 def repeated_parameters(model: nn.Module) -> set[str]:
@@ -79,64 +151,80 @@ def _whole(value: Tensor) -> Tensor:
     if not isinstance(value, DTensor):
         return value.detach()
     # What is kept in host memory travels between GPUs all the same.
-    return value.to(value.device_mesh.device_type).full_tensor()
+    return value.detach().to(value.device_mesh.device_type).full_tensor()
 
 
-def _write_companions(causal_lm: nn.Module, source: str, folder: Path, trust_remote_code: bool) -> None:
+def _files(weights: _Weights, shard_bytes: int) -> dict[str, list[str]]:
+    """Spread the weights over files, in order; the same on every rank."""
+    groups, size = list[list[str]](), 0
+    for name, nbytes in weights.sizes():
+        if not groups or size + nbytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)}
+
+
+def _identity(settings: Export) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name in ("source", "dtype", "origin")}
+
+
+def _begin(part: Path, plan: dict[str, Any], origin: str | None, group: dist.ProcessGroup | None) -> set[str]:
+    """Prepare the folder; return the files that an interrupted export of the same weights has finished, on every rank."""
+    found = [set[str]()]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        file = part / PLAN_FILE
+        if origin is not None and file.exists() and json.loads(file.read_text()) == plan:
+            found = [{path.name for path in part.iterdir()} & set(plan["files"])]
+        else:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_json(file, plan)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0, group=group)
+    return found[0]
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(file) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"format": "pt"})
+
+
+def _write_index(folder: Path, files: Iterable[str], total_size: int) -> None:
+    """List each tensor's file, by the names in the files themselves."""
+    from safetensors import safe_open
+
+    homes = dict[str, str]()
+    for file in files:
+        with safe_open(folder / file, framework="pt") as opened:
+            homes |= dict.fromkeys(opened.keys(), file)
+    write_json(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(homes.items()))})
+
+
+def _barrier(group: dist.ProcessGroup | None) -> None:
+    if dist.is_initialized():
+        dist.barrier(group)
+
+
+def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     model: Any = causal_lm
-    model.config.save_pretrained(folder)
+    config = deepcopy(model.config)
+    config.dtype = getattr(torch, settings.dtype)
+    config.save_pretrained(folder)
     # Copied, as transformers refuses to save the settings of some well-known models.
-    if generation := optional_file(source, GENERATION):
+    if generation := optional_file(settings.source, GENERATION):
         shutil.copy(generation, folder / GENERATION)
     else:
         model.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(settings.source, trust_remote_code=settings.trust_remote_code)
+    tokenizer.save_pretrained(folder)
     # A model with code of its own names these files in its config.
-    for code in Path(source).glob("*.py"):
+    for code in Path(settings.source).glob("*.py"):
         shutil.copy(code, folder)
-
-
-class _Writer:
-    """Collects tensors and writes a file whenever the next one would not fit into it; the names follow at the end."""
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        self._folder, self._shard_bytes = folder, shard_bytes
-        self._waiting: dict[str, Tensor] = {}
-        self._names: list[list[str]] = []
-        self._bytes = self._total = 0
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        if self._waiting and self._bytes + tensor.nbytes > self._shard_bytes:
-            self._write()
-        self._waiting[name] = tensor.contiguous()
-        self._bytes += tensor.nbytes
-        self._total += tensor.nbytes
-
-    def finish(self) -> None:
-        """Write the rest; give the files their final names, which contain their number, and list them in an index."""
-        self._write()
-        count = len(self._names)
-        if count == 1:
-            self._file(0).rename(self._folder / WEIGHTS)
-            return
-        index: dict[str, str] = {}
-        for number, names in enumerate(self._names):
-            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            self._file(number).rename(self._folder / file)
-            index |= dict.fromkeys(names, file)
-        content = {"metadata": {"total_size": self._total}, "weight_map": index}
-        (self._folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
-
-    def _file(self, number: int) -> Path:
-        return self._folder / f"shard-{number}"
-
-    def _write(self) -> None:
-        from safetensors.torch import save_file
-
-        save_file(self._waiting, self._file(len(self._names)), metadata={"format": "pt"})
-        self._names.append(list(self._waiting))
-        self._waiting, self._bytes = {}, 0

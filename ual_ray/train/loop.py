@@ -22,7 +22,7 @@ from ual_ray.errors import UserError
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
-from ual_ray.train.export import export
+from ual_ray.train.export import Export, export, export_adapter
 from ual_ray.train.interruptions import Interruptions
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
@@ -141,11 +141,25 @@ def train_worker(
     outcome, progress = training.run(progress)
     checkpoints.wait()
     if outcome.ending == "finished":
-        progress = choose(checkpoints, model, progress, config)
-        card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
-        export(model, path, folder / col.MODEL_FOLDER, card, job.trust_remote_code)
+        progress = export_model(job, model, path, checkpoints, log, progress)
         outcome = replace(outcome, exported=progress.step)
     return outcome
+
+
+def export_model(
+    job: TrainingJob, model: SmoothedCausalLM, path: str, checkpoints: Checkpoints, log: MetricsLog, progress: Progress
+) -> Progress:
+    """Write the model and its adapters, with the weights of the last step or of the best; return the progress of these."""
+    config, folder = job.train, Path(job.folder)
+    progress, origin = choose(checkpoints, model, progress, config)
+    if config.lora.rank:
+        export_adapter(model, path, folder / col.ADAPTER_FOLDER)
+    if not config.lora.rank or config.lora.merge:
+        card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
+        dtype = "float32" if config.export_dtype == "auto" else config.export_dtype
+        settings = Export(path, card, dtype, origin, job.trust_remote_code)
+        export(model, settings, folder / col.MODEL_FOLDER, checkpoints.group)
+    return progress
 
 
 @dataclass(frozen=True)
@@ -244,13 +258,14 @@ def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, sta
     return found
 
 
-def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> Progress:
-    """Load the weights to export: the last, or those with the lowest validation loss; return their progress."""
-    chosen = best(checkpoints.saved()) if config.export == "best" else None
+def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> tuple[Progress, str | None]:
+    """Load the weights to export: the last, or those with the lowest validation loss; return their progress and checkpoint."""
+    saved = checkpoints.saved()
+    chosen = best(saved) if config.export == "best" else None
     if chosen is None or chosen.progress.step == progress.step:
-        return progress
+        return progress, next((one.folder for one in saved if one.progress.step == progress.step), None)
     checkpoints.load(chosen, model)
-    return chosen.progress
+    return chosen.progress, chosen.folder
 
 
 def seed_generators(seed: int, step: int, rank: int) -> None:

@@ -1,10 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put in before sharding, merged into the weights on export."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put in before sharding, exported alone and merged into the weights."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +92,14 @@ def _placed_like(whole: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def write_adapter_settings(causal_lm: nn.Module, source: str, folder: Path) -> None:
+    """Write adapter_config.json for a model with adapters; source: the model that they belong to."""
+    model: Any = causal_lm
+    settings = copy(model.peft_config[ADAPTER])
+    settings.base_model_name_or_path, settings.task_type, settings.inference_mode = source, "CAUSAL_LM", True
+    settings.save_pretrained(folder)
 
 
 def delta(layer: Any, lora_a: Tensor, lora_b: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def train(
     tokens: Path | None = None,
     first: str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune `config.model` on the smoothed rows; write `folder`/model and return the counts and last metrics.
+    """Fine-tune `config.model` on the smoothed rows; write `folder`/model, of adapters also `folder`/adapter; return metrics.
 
     `tokens` has the rendered rows that arms share; None = the smoothed rows have texts and are rendered here, with the
     validation rows of `rows` (None = no validation). `on_step` is called with every step's metrics; `lineage` goes into the
@@ -96,7 +96,9 @@ def train(
     lines = read_metrics(folder / col.METRICS_FILE)
     last, exported = _last_and_exported(lines, outcome.exported)
     counts["skipped_updates"] = count_skipped(lines)
-    return counts | {"last": last, "exported": exported, "model": str(folder / col.MODEL_FOLDER)}
+    alone = config.train.lora.rank and not config.train.lora.merge
+    written = folder / (col.ADAPTER_FOLDER if alone else col.MODEL_FOLDER)
+    return counts | {"last": last, "exported": exported, "model": str(written)}
 
 
 def count_skipped(lines: Sequence[Metrics]) -> int:

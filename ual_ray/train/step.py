@@ -31,6 +31,7 @@ from ual_ray.run.step import (
     run_logged_step,
     run_step,
 )
+from ual_ray.train.export_dtype import with_export_dtype
 
 
 def tokens_step(session: Session, scored: Path, rows: Path, place: Place) -> Path:
@@ -74,7 +75,7 @@ def train_step(
 
     tokens: the rendered rows that arms share; None = the smoothed rows have texts, and are rendered for this arm alone.
     """
-    config = session.config.model_copy(update={"train": train or session.config.train})
+    config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
     prior, first = config.train.prior_file, first_checkpoint(config.train)
     inputs = {
         "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT]),
@@ -179,5 +180,7 @@ def _train_and_log(
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
     run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
     run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
-    version = run.model(folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}", lineage)
+    exported = folder / col.MODEL_FOLDER
+    # There is only an adapter where train.lora.merge is off.
+    version = run.model(exported, f"{config.tracking.register_as}-{name}", lineage) if exported.is_dir() else None
     return metrics | {"registered_version": version}

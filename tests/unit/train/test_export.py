@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
+from ual_ray.train import export as exporting
 from ual_ray.train import weights
-from ual_ray.train.export import export, repeated_parameters
+from ual_ray.train.export import Export, export, export_adapter, repeated_parameters
 from ual_ray.train.lora import ADAPTER, adapted_layers, add_adapters
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.weights import empty_model, load_weights
 
 CPU = torch.device("cpu")
+WRITE = exporting._write
 
 
 def load(folder: Path, rank: int | None = None) -> SmoothedCausalLM:
@@ -44,7 +49,7 @@ def test_what_is_loaded_is_what_transformers_loads(any_family: str, family_folde
 
 def test_what_is_exported_is_what_was_loaded(any_family: str, family_folder: Any, tmp_path: Path) -> None:
     folder = family_folder(any_family)
-    export(load(folder), str(folder), tmp_path / "out", "# card")
+    export(load(folder), Export(str(folder), "# card"), tmp_path / "out")
     equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(folder))
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
@@ -57,7 +62,7 @@ def test_adapters_are_merged_as_peft_merges_them(family: str, family_folder: Any
     for _, layer in adapted_layers(model):
         layer.lora_B[ADAPTER].weight.data.normal_(std=0.1)
     ids = torch.arange(4, 20)[None]
-    export(model, str(folder), tmp_path / "out", "# card")
+    export(model, Export(str(folder), "# card"), tmp_path / "out")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(exported(ids).logits, model.logits(ids), rtol=1e-4, atol=1e-4)
     before = load_file(folder / "model.safetensors")
@@ -66,7 +71,7 @@ def test_adapters_are_merged_as_peft_merges_them(family: str, family_folder: Any
 
 def test_large_models_are_written_in_several_files(family_folder: Any, tmp_path: Path) -> None:
     folder, out = family_folder("llama_untied"), tmp_path / "out"
-    export(load(folder), str(folder), out, "# card", shard_bytes=30_000)
+    export(load(folder), Export(str(folder), "# card", shard_bytes=30_000), out)
     files = sorted(out.glob("*.safetensors"))
     assert len(files) > 3
     assert [file.name for file in files][0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -87,7 +92,7 @@ def test_an_older_export_is_replaced_whole(family_folder: Any, tmp_path: Path) -
     (out / "stale").touch()
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "half").touch()
-    export(load(folder), str(folder), out, "# card")
+    export(load(folder), Export(str(folder), "# card"), out)
     names = {file.name for file in out.iterdir()}
     assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"} <= names
     assert not names & {"stale", "half"}
@@ -101,10 +106,10 @@ def test_the_generation_config_of_the_source_leaves_with_the_model(family_folder
     # As Llama 2 had it: transformers reads it, and refuses to save it.
     settings = {"do_sample": False, "temperature": 0.6, "eos_token_id": 1}
     (source / "generation_config.json").write_text(json.dumps(settings))
-    export(model, str(source), tmp_path / "out", "# card")
+    export(model, Export(str(source), "# card"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == settings
     (source / "generation_config.json").unlink()
-    export(model, str(source), tmp_path / "out", "# card")
+    export(model, Export(str(source), "# card"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
 
 
@@ -159,3 +164,146 @@ def test_safetensors_only(family_folder: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "copy")
     with pytest.raises(UserError, match="safetensors"):
         load_weights(empty_model(path), path, CPU)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_alone_are_loaded_by_peft(family: str, family_folder: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    folder = family_folder(family)
+    model = load(folder, rank=3)
+    for _, layer in adapted_layers(model):
+        layer.lora_B[ADAPTER].weight.data.normal_(std=0.1)
+    export_adapter(model, str(folder), tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(4, 20)[None]
+    plain = base(ids).logits
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(ids).logits, model.logits(ids), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, model.logits(ids), atol=1e-2)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["base_model_name_or_path"]) == (3, str(folder))
+
+
+def test_an_export_in_bfloat16_is_the_rounded_model(any_family: str, family_folder: Any, tmp_path: Path) -> None:
+    folder, out = family_folder(any_family), tmp_path / "out"
+    export(load(folder), Export(str(folder), "# card", "bfloat16"), out)
+    exported = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert exported.dtype == torch.bfloat16
+    # What an engine in bfloat16 makes of float32 weights.
+    equal(exported, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16))
+
+
+def test_adapters_are_merged_before_rounding(family_folder: Any, tmp_path: Path) -> None:
+    folder = family_folder("llama")
+    model = load(folder, rank=3)
+    for _, layer in adapted_layers(model):
+        layer.lora_B[ADAPTER].weight.data.normal_(std=0.01)
+    for dtype in ("float32", "bfloat16"):
+        export(model, Export(str(folder), "# card", dtype), tmp_path / dtype)
+    whole, rounded = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16"))
+    assert all(torch.equal(rounded[name], value.bfloat16()) for name, value in whole.items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(model: SmoothedCausalLM, settings: Export, out: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> list[str]:
+    """Export, and be killed after some files; return their names."""
+    written: list[str] = []
+
+    def write(tensors: Any, file: Path) -> None:
+        if len(written) == after:
+            raise Interrupted
+        WRITE(tensors, file)
+        written.append(file.name)
+
+    monkeypatch.setattr(exporting, "_write", write)
+    with pytest.raises(Interrupted):
+        export(model, settings, out)
+    monkeypatch.setattr(exporting, "_write", WRITE)
+    return written
+
+
+def test_an_interrupted_export_goes_on(family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = family_folder("llama_untied"), tmp_path / "out"
+    settings, model = Export(str(folder), "# card", origin="step-3-abc", shard_bytes=30_000), load(folder)
+    written = interrupt(model, settings, out, monkeypatch, after=2)
+    part = tmp_path / "out.part"
+    before = {name: (part / name).stat().st_mtime_ns for name in written}
+    assert len(before) == 2 and not out.exists()
+    export(model, settings, out)
+    assert {name: (out / name).stat().st_mtime_ns for name in written} == before
+    assert not (out / "export.json").exists() and not part.exists()
+    equal(AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("changes", [{"origin": "step-4-abc"}, {"origin": None}, {"dtype": "bfloat16"}])
+def test_files_of_other_weights_are_not_used(
+    changes: Any, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = family_folder("llama_untied"), tmp_path / "out"
+    first = Export(str(folder), "# card", origin="step-3-abc", shard_bytes=30_000)
+    trained = load(folder)
+    interrupt(trained, first, out, monkeypatch, after=2)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1.0)
+    export(trained, replace(first, **changes), out)
+    dtype = torch.bfloat16 if "dtype" in changes else torch.float32
+    exported = dict(AutoModelForCausalLM.from_pretrained(out, dtype="auto").named_parameters())
+    assert all(torch.equal(exported[name], value.to(dtype)) for name, value in trained.model.named_parameters())
+
+
+class Ranks:
+    """Stands for torch.distributed in threads, one per rank."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.local, self.shared = count, threading.local(), list[Any]()
+        self.meeting = threading.Barrier(count, timeout=60)
+        self.files: dict[int, list[str]] = {rank: [] for rank in range(count)}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_rank(self) -> int:
+        return int(self.local.rank)
+
+    def get_world_size(self) -> int:
+        return self.count
+
+    def barrier(self, group: Any = None) -> None:
+        self.meeting.wait()
+
+    def broadcast_object_list(self, values: list[Any], src: int = 0, group: Any = None) -> None:
+        if self.get_rank() == src:
+            self.shared = list(values)
+        self.meeting.wait()
+        values[:] = self.shared
+
+    def write(self, tensors: Any, file: Path) -> None:
+        WRITE(tensors, file)
+        self.files[self.get_rank()].append(file.name)
+
+
+def test_every_rank_writes_its_own_files(family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, one, three = family_folder("llama_untied"), tmp_path / "one", tmp_path / "three"
+    settings, model = Export(str(folder), "# card", shard_bytes=30_000), load(folder)
+    export(model, settings, one)
+    ranks = Ranks(3)
+    monkeypatch.setattr(exporting, "dist", ranks)
+    monkeypatch.setattr(exporting, "_write", ranks.write)
+
+    def run(rank: int) -> None:
+        ranks.local.rank = rank
+        export(model, settings, three)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, range(3)))
+    files = sorted(file.name for file in three.glob("*.safetensors"))
+    assert len(files) > 3 and sorted(sum(ranks.files.values(), [])) == files
+    assert [ranks.files[rank] for rank in range(3)] == [files[rank::3] for rank in range(3)]
+    assert {path.name for path in one.iterdir()} == {path.name for path in three.iterdir()}
+    for file in [*files, "model.safetensors.index.json", "config.json"]:
+        assert (one / file).read_bytes() == (three / file).read_bytes(), file

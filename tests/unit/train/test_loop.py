@@ -77,7 +77,8 @@ def test_the_weights_that_leave(export: str, best_step: int | None, step: int, l
     checkpoints: Any = kept
     model: Any = None
     config = TrainConfig(export=export)  # type: ignore[arg-type]
-    assert choose(checkpoints, model, at(20, best_step=best_step), config).step == step
+    progress, origin = choose(checkpoints, model, at(20, best_step=best_step), config)
+    assert (progress.step, origin) == (step, f"folder {step}")
     assert kept.loaded == loaded
 
 

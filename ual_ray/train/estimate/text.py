@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from ual_ray.formatting import amount, duration, gib
+from ual_ray.train.export_dtype import with_export_dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,15 +52,25 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         yield "host memory", f"{gib(plan.memory.host)} per worker on top of its process: {what} while a checkpoint is written"
     newest = f"the newest {train.keep_checkpoints}" if train.keep_checkpoints > 1 else "the newest"
     kept = f"{newest} and the best are kept"
-    # Adapters are merged into the weights.
-    exported = parameters.total - (parameters.trainable if train.lora.rank else 0)
-    yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; the model in the end {gib(4 * exported)}"
+    yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; {_exported(plan)}"
     rate = plan.steps * plan.tokens_per_step / plan.seconds
     yield (
         "time",
         f"about {duration(plan.seconds)} for all steps, {rate:,.0f} tokens/s: an estimate, from {plan.device.speed_from}; "
         "start, validation and checkpoints come on top",
     )
+
+
+def _exported(plan: DryRun) -> str:
+    train, parameters = with_export_dtype(plan.config).train, plan.parameters
+    adapters = parameters.trainable if train.lora.rank else 0
+    # Adapters are merged into the weights, and exported alone in float32.
+    whole = (2 if train.export_dtype == "bfloat16" else 4) * (parameters.total - adapters)
+    model = f"the model in the end {gib(whole)} in {train.export_dtype}"
+    if not adapters:
+        return model
+    alone = f"the adapters in the end {gib(4 * adapters)}"
+    return f"{alone}, {model}" if train.lora.merge else alone
 
 
 def _memory(plan: DryRun) -> str:
