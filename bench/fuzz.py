@@ -1,6 +1,7 @@
 """Fuzz what reads text that others wrote, for long: configurations, and replies of endpoints (tests/helpers/fuzzing.py).
 
     python bench/fuzz.py --minutes 10 [--seed 0] [--targets body text]
+    python bench/fuzz.py --inputs 100000                                  this many of each target, however long it takes
 
 Prints the number of inputs of each target, and every kind of failure with the smallest input that shows it; exits with 1 if
 there is any. An input that takes longer than 10 s is a failure.
@@ -57,20 +58,24 @@ def fuzz_round(name: str, number: int, counts: Counter[str]) -> str | None:
 
 
 def main() -> int:
-    """Fuzz for the given time; return the exit status."""
+    """Fuzz for the given time, or number of inputs; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=10)
+    length.add_argument("--inputs", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="+", choices=sorted(TARGETS), default=sorted(TARGETS))
     arguments = parser.parse_args()
     counts: Counter[str] = Counter()
     failures: dict[str, str] = {}
     until, number = time.monotonic() + 60 * arguments.minutes, arguments.seed
-    while time.monotonic() < until:
-        for name in arguments.targets:
+    waiting = arguments.targets
+    while waiting if arguments.inputs else time.monotonic() < until:
+        for name in waiting:
             if (found := fuzz_round(name, number, counts)) is not None:
                 failures.setdefault(f"{name}: {found.strip().splitlines()[-1][:80]}", found)
         number += 1
+        waiting = [name for name in waiting if arguments.inputs is None or counts[name] < arguments.inputs]
     for found in failures.values():
         print(found, end="\n\n")
     told = ", ".join(f"{counts[name]:,} {name}" for name in arguments.targets)
