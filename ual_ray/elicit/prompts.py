@@ -82,6 +82,13 @@ class Prompts:
         first, second = (self.yes_option, self.no_option) if yes_first else (self.no_option, self.yes_option)
         return (_fill(self.p_true, messages, spoken(messages[-1]), options=f"{FIRST}. {first}\n{SECOND}. {second}"),)
 
+    def template(self, estimator: str) -> Turns | None:
+        """Return what an estimator asks, with {{name}} for what differs between rows; None where the wording is not ours."""
+        pair = [Message(role="user", content="{{instruction}}"), Message(role="assistant", content="{{response}}")]
+        if estimator in RATINGS:
+            return self.rating(estimator, pair, "{{lowest}}", "{{highest}}")
+        return self.verdict(pair, yes_first=True) if estimator == "p_true" else None
+
     @property
     def hash(self) -> str:
         """Hash of version, wording and examples: 16 hexadecimal digits."""

@@ -88,6 +88,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     seen = peek(config.data)
     session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
+    _log_prompts(run, config)
     run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
     _explain_old_stores(session, store)
     asked = asked_of(measuring(config))
@@ -115,6 +116,15 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     prompts = ", ".join(metrics["prompt_hashes"])
     run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
     return metrics
+
+
+def _log_prompts(run: Run, config: Config) -> None:
+    from ual_ray.elicit.prompts import load_prompts
+
+    prompts = load_prompts(config.elicit.templates, config.elicit.examples)
+    for estimator in config.elicit.estimators:
+        if (template := prompts.template(estimator)) is not None:
+            run.prompt(f"elicit.{estimator}", template)
 
 
 def check_scored(session: Session, scored: Path) -> None:

@@ -29,6 +29,11 @@ class JudgePrompts:
         return (("user", self.comparison.format(conversation=as_text(conversation), first=first, second=second)),)
 
     @property
+    def template(self) -> Turns:
+        """What is asked, with {{name}} for what differs between pairs."""
+        return self.compare([Message(role="user", content="{{conversation}}")], "{{first}}", "{{second}}")
+
+    @property
     def hash(self) -> str:
         """Hash of version and wording: 16 hexadecimal digits."""
         return digest(asdict(self))

@@ -15,6 +15,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
 from ual_ray.judge.pairs import AnswerSet, name_of
+from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.parquet import content_digest, read_table
@@ -57,6 +58,7 @@ def judge_step(session: Session, candidate: AnswerSet, reference: AnswerSet, pla
 def _judge_and_log(config: Config, run: Run, judging: Judging) -> dict[str, Any]:
     names = {"candidate": name_of(judging.candidate), "reference": name_of(judging.reference)}
     run.params(redact_values({"judge": config.judge.model_dump() | names, "engine": config.engine.model_dump()}))
+    run.prompt("judge.comparison", load_judge_prompts(config.judge.templates).template)
     result = judge_pairs(config, judging)
     rows = judging.folder / VERDICTS_FILE
     run.dataset("verdicts", rows, content_digest(rows, [col.ID, col.PREFERENCE]), result["rows"], "judging")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -140,6 +140,11 @@ class Run:
             "registration": uuid4().hex,
         }
         return self._submit("model", content)
+
+    def prompt(self, name: str, template: Sequence[Sequence[str]]) -> None:
+        """Register a prompt and link it: chat turns (role, content) with variables as {{name}}; `name` is the package's own."""
+        turns = [{"role": turn[0], "content": turn[1]} for turn in template]
+        self._submit("prompt", {"name": name, "template": turns})
 
     def _write(self, kind: str, content: Mapping[str, Any], name: str) -> None:
         with self._tracker.tolerant(f"writing {name}"), tempfile.TemporaryDirectory() as scratch:

@@ -24,6 +24,7 @@ from ual_ray.tracking import HOLDER
 from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model
+from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run_file import resolve_run
 
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
@@ -109,6 +110,7 @@ class Store:
             "artifact": self._artifact,
             "table": self._table,
             "model": self._model,
+            "prompt": self._prompt,
             "end": self._end,
         }
         return act[operation.kind](operation, waited)
@@ -196,6 +198,10 @@ class Store:
     def _model(self, operation: Operation, _: bool) -> str:
         mlflow.set_tracking_uri(self.uri)  # MLflow's model functions take no client
         return log_model(self.client, self.real_id(operation.run), **operation.content)
+
+    def _prompt(self, operation: Operation, _: bool) -> str:
+        mlflow.set_tracking_uri(self.uri)  # where MLflow's registry looks for the run
+        return log_prompt(self.client, self.real_id(operation.run), **operation.content)
 
     def _end(self, operation: Operation, _: bool) -> None:
         content, run_id = operation.content, self.real_id(operation.run)

@@ -1,0 +1,125 @@
+"""Prompts in MLflow's registry: a version per text, linked from the run, in a real local store."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.exceptions import MlflowException
+from tracked import Network, tracker_of
+
+from ual_ray.config import ElicitConfig
+from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.prompts import load_prompts
+from ual_ray.judge.prompts import load_judge_prompts
+from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, with_experiment
+from ual_ray.tracking.prompts import PREFIX
+from ual_ray.tracking.run import Run
+from ual_ray.tracking.tracker import Tracker
+
+ASK = (("user", "Rate {{response}}."),)
+NAME = f"{PREFIX}.elicit.p_true"
+
+
+def linked_from(run: Run, tracker: Tracker) -> list[str]:
+    """The versions that the UI shows with a run."""
+    linked = json.loads(tracker.client.get_run(run.id).data.tags["mlflow.linkedPrompts"])
+    assert {prompt["name"] for prompt in linked} == {NAME}
+    return [prompt["version"] for prompt in linked]
+
+
+def test_a_text_has_one_version_and_every_run_is_linked_to_its_own(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    client, linked = tracker.client, {}
+    for number, template in enumerate([ASK, ASK, (("user", "Again: {{response}}"),), ASK]):
+        with tracker.run(f"elicit {number}", tmp_path / str(number), {}) as run:
+            run.prompt("elicit.p_true", template)
+        linked[number] = linked_from(run, tracker)
+    assert linked == {0: ["1"], 1: ["1"], 2: ["2"], 3: ["1"]}
+    assert len(client.search_prompt_versions(NAME)) == 2
+    assert client.get_prompt_version(NAME, 1).template == [{"role": "user", "content": "Rate {{response}}."}]
+    assert client.get_prompt_version(NAME, 1).variables == {"response"}
+    assert tracker.failures == 0
+
+
+def test_the_experiment_lists_its_prompts_and_no_other_one_does(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("judge", tmp_path, {}) as run:
+        run.prompt("judge.comparison", ASK)
+    time.sleep(0.5)  # MLflow's own link would come from a thread
+    found = tracker.client.search_prompts(f'experiment_id = "{tracker.experiment_id}"')
+    assert [prompt.name for prompt in found] == [f"{PREFIX}.judge.comparison"]
+    assert found[0].tags[PROMPT_EXPERIMENTS] == f",{tracker.experiment_id},"
+
+
+def test_experiments_of_a_prompt_are_listed_once() -> None:
+    assert with_experiment(None, "1") == ",1,"
+    assert with_experiment(",1,", "1") is None
+    assert with_experiment(",10,", "1") == ",10,1,"
+
+
+def test_a_prompt_waits_for_a_server_that_is_away_and_is_registered_once(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("elicit", tmp_path, {}) as run:
+        network.loses_answers = True
+        run.prompt("elicit.p_true", ASK)
+        network.away = network.loses_answers = False
+    assert tracker.close(30) == 0
+    assert network.applied.count("prompt") == 2
+    assert len(tracker.client.search_prompt_versions(NAME)) == 1
+    assert linked_from(run, tracker) == ["1"]
+
+
+def test_a_server_without_a_registry_costs_a_counted_warning(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: object, name: str) -> None:
+        raise MlflowException("The 'get_prompt' API is not supported with the current registry.")
+
+    monkeypatch.setattr("ual_ray.tracking.prompts.PromptClient.get_prompt", refuse)
+    tracker = tracker_of(tmp_path)
+    with tracker.run("elicit", tmp_path, {}) as run:
+        run.prompt("elicit.p_true", ASK)
+        run.metrics({"rows": 3})
+    assert (tracker.failures, tracker.waiting) == (1, 0)
+    assert "MLflow rejects 'prompt'" in caplog.text
+    assert tracker.client.get_run(run.id).data.metrics == {"rows": 3.0}
+
+
+def test_secrets_in_a_prompt_are_masked(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
+    tracker = tracker_of(tmp_path)
+    with tracker.run("elicit", tmp_path, {}) as run:
+        run.prompt("elicit.p_true", (("user", "planted-secret-value {{response}}"),))
+    assert tracker.client.get_prompt_version(NAME, 1).template == [{"role": "user", "content": "*** {{response}}"}]
+
+
+def test_templates_are_what_the_estimators_ask(tmp_path: Path) -> None:
+    examples = tmp_path / "examples.yaml"
+    examples.write_text(yaml.safe_dump([{"instruction": "Two?", "response": "2", "verbalized_error": 0}]))
+    prompts = load_prompts(None, str(examples))
+    config = ElicitConfig(estimators=("verbalized_error", "p_true"), examples=str(examples), uncertainty="p_true")
+    pair = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    values = {"instruction": "What?", "response": "That.", "lowest": "0", "highest": config.scale.split("-")[1]}
+    for name, estimator in make_estimators(config).items():
+        template = prompts.template(name)
+        assert template is not None
+        filled = [(role, _fill(text, values)) for role, text in template]
+        assert filled == [*estimator.requests(pair)[0].prompt]  # type: ignore[arg-type, union-attr]
+    assert prompts.template("self_consistency") is None
+
+
+def test_the_judge_s_template_is_what_it_asks() -> None:
+    prompts = load_judge_prompts()
+    ((role, text),) = prompts.template
+    filled = _fill(text, {"conversation": "Who?", "first": "I", "second": "You"})
+    assert ((role, filled),) == prompts.compare([{"role": "user", "content": "Who?"}], "I", "You")
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace("{{" + name + "}}", value)
+    return text
