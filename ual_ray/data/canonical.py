@@ -5,6 +5,7 @@ Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,6 +110,8 @@ def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -
 def given_id(record: Record) -> str | None:
     """Return the row's id in the user's data; None if it is missing or empty."""
     value = record.get(col.ID)
+    if isinstance(value, float):  # tables turn whole numbers into these, and null into NaN, where a row has null
+        value = int(value) if value.is_integer() else None if math.isnan(value) else value
     return None if value is None or value == "" else str(value)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ LEGAL_FILES = f"a file ending in {SUFFIXES} (all but .parquet also .gz), or a fo
 LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a cloud address (s3://...), or 'demo'"
 # Metadata files that `datasets` writes next to the data, also in folders cloned from the hub.
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+# Data that would be left out of a folder in silence.
+PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$$")
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")
@@ -129,6 +133,8 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         name = os.path.relpath(info.path, path)
         kind = _kind_of(name)
         hidden = any(part.startswith(".") for part in name.split("/"))
+        if info.type == pyarrow.fs.FileType.File and not hidden and PACKED_OTHERWISE.search(name):
+            raise UserError("data.path has a file of an unsupported compression", got=f"{where}: {name}", expected=LEGAL_FILES)
         if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:
             found.append(_data_file(root, info.path, info, kind, name))
     if not found:
@@ -174,5 +180,16 @@ def naming(where: str) -> Iterator[None]:
     except UserError:
         raise
     except UNREADABLE as error:
-        fix = "check the address, the network and the credentials" if ADDRESS.match(where) else "check the file's permissions"
-        raise UserError("data.path cannot be read", got=f"{where}: {error}", fix=fix) from error
+        raise UserError("data.path cannot be read", got=f"{where}: {error}", fix=_fix_of(error, where)) from error
+
+
+def _fix_of(error: Exception, where: str) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "save it in UTF-8, such as with `iconv -f UTF-16 -t UTF-8` or `iconv -f CP1252 -t UTF-8`"
+    if isinstance(error, zlib.error | EOFError | BadGzipFile | csv.Error | ValueError) and not isinstance(
+        error, pa.ArrowException
+    ):
+        return "check that the file is complete, and of the kind that its name states"
+    if ADDRESS.match(where):
+        return "check the address, the network and the credentials"
+    return "check the file's permissions"

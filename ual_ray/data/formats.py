@@ -23,11 +23,24 @@ __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_o
 
 # Columns that rows of any format may have: a system message and tools are used where they are, a context where it is mapped.
 COMMON = ("system", "tools", "functions", CONTEXT)
+OF_THE_REPLY = ("reasoning_content", "reasoning", "thinking", "thought")
 # Columns that a question or an answer makes no sense without.
 PART_OF_A_TEXT = (
     *(CONTEXT, "passage", "document", "documents", "article", "paragraph", "choices", "options", "history", "input"),
     *("image", "images", "audio", "audios", "video", "videos"),
+    # The options of a question, one column each.
+    *("A", "opa", "option_a", "option_A", "optionA", "option1", "choice1", "endings", "sol1"),
+    # A system message, tools and reasoning under other names.
+    *("system_prompt", "system_message", "system_instruction", "sys_prompt", "sys", "System"),
+    *("available_tools", "tool_definitions", "function_definitions", *OF_THE_REPLY),
 )
+# What a column may be mapped to; any other is a context.
+MAPPED_TO = {
+    **dict.fromkeys(("system_prompt", "system_message", "system_instruction", "sys_prompt", "sys", "System"), "system"),
+    **dict.fromkeys(("available_tools", "tool_definitions", "function_definitions"), "tools"),
+}
+# Columns that tell good responses from bad ones, as data for KTO and reward models have them, where they are true and false.
+VERDICTS = ("label", "kto_tag")
 
 
 @dataclass(frozen=True)
@@ -64,37 +77,73 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     """Return the first format that fits one of the first rows. Raises UserError if there is none, or for a bad mapping."""
     check_columns(records, where, columns)
     renamed = [rename(record, columns) for record in records if not isinstance(record, BadRow)]
-    for record in renamed:
-        fitting = [name for name, form in FORMATS.items() if form.fits(record)]
-        if fitting:
-            _check_ambiguous(record, fitting, where, columns)
-            return fitting[0]
-    first_fault = next((f": {record}" for record in records if isinstance(record, BadRow)), "")
-    raise UserError(
-        f"the format of {where} is unknown",
-        got=f"columns {columns_of(renamed)}" if renamed else f"no row that is a JSON object{first_fault}",
-        expected="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
-        fix="map the columns, such as 'data.columns={instruction: text, output: reply}'",
+    if not renamed:
+        raise UserError(f"no row of {where} can be read", got=f"no row that is a JSON object{_first_fault(records)}")
+    fitting = next(
+        (names for record in renamed if (names := [name for name, form in FORMATS.items() if form.fits(record)])), []
     )
+    if not fitting:
+        raise UserError(
+            f"the format of {where} is unknown",
+            got=f"columns {columns_of(renamed)}",
+            expected="; ".join(f"{name} ({form.describe()})" for name, form in FORMATS.items()),
+            fix=_mapping_for(renamed),
+        )
+    _check_ambiguous(renamed, fitting, where, columns)
+    return fitting[0]
 
 
-def _check_ambiguous(record: Record, fitting: Sequence[str], where: str, columns: Mapping[str, str]) -> None:
-    """Raise UserError for a row with columns of two formats, or with one that belongs to a text but is not read."""
+def _first_fault(records: Iterable[Record | BadRow]) -> str:
+    return next((f": {record}" for record in records if isinstance(record, BadRow)), "")
+
+
+def _mapping_for(records: Sequence[Record]) -> str:
+    """Write how columns of these names are mapped."""
+    found = columns_of(records)
+    if "chosen" not in found:
+        return "map the columns, such as 'data.columns={instruction: text, output: reply}'"
+    whole = any(isinstance(record.get("chosen"), list) for record in records)
+    mapped = "completion: chosen" if "prompt" in found else "messages: chosen" if whole else "output: chosen"
+    return f"preference data: 'data.columns={{{mapped}}}' trains on the chosen responses"
+
+
+def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: str, columns: Mapping[str, str]) -> None:
+    """Raise UserError for rows with columns of two formats, or with one that belongs to a text but is not read."""
     name = fitting[0]
-    others = [other for other in fitting[1:] if not FORMATS[other].reads & FORMATS[name].reads]
-    left_out = [column for column in PART_OF_A_TEXT if record.get(column) and column not in {*FORMATS[name].reads, *columns}]
-    if others:
+    reads = FORMATS[name].reads
+    if others := [other for other in fitting[1:] if not FORMATS[other].reads & reads]:
         raise UserError(
             f"{where} can be read in several formats",
             got=f"columns of {name} and of {', '.join(others)}",
             fix="set data.format",
         )
-    if left_out:
-        raise UserError(
-            f"{where} is of the format {name}, which does not read the column {left_out[0]}",
-            got=f"columns {columns_of([record])}",
-            fix=f"data.columns={{context: {left_out[0]}}} puts it before the question, data.format={name} leaves it out",
+    # The first rows may have no value where later ones do.
+    for record in records:
+        for column in PART_OF_A_TEXT:
+            if record.get(column) and column not in {*reads, *columns}:
+                raise UserError(
+                    f"{where} is of the format {name}, which does not read the column {column}",
+                    got=f"columns {columns_of(records)}",
+                    fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
+                )
+        verdict = next(
+            (column for column in VERDICTS if record.get(column) is False or record.get(column) in ("False", "false")), None
         )
+        if verdict and verdict not in columns:
+            raise UserError(
+                f"{where} has good and bad responses: the column {verdict} is false in some rows",
+                got=f"columns {columns_of(records)}",
+                fix=f"keep the good rows alone, or set data.format={name} to train on all of them",
+            )
+
+
+def _use_of(column: str, value: Any) -> str:
+    """Write how a column that is not read can be."""
+    if column in MAPPED_TO:
+        return f"data.columns={{{MAPPED_TO[column]}: {column}}} uses it, "
+    if not isinstance(value, str) or column in OF_THE_REPLY:
+        return ""
+    return f"data.columns={{{CONTEXT}: {column}}} puts it before the question, "
 
 
 def check_reads(format_name: str, columns: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from ual_ray.data.turns import ROLES, SHAREGPT_ROLES, checked, turns_of
 def messages_from_alpaca(record: Record) -> Messages:
     """Turn instruction (+ input) and output into a chat. Raises BadRow."""
     user, reply = pair(record, "instruction", "output")
-    if record.get("input") and (extra := text_of(record, "input")).strip():
+    if record.get("input") not in (None, [], {}) and (extra := text_of(record, "input")).strip():
         user = Message(role="user", content=f"{user['content']}\n\n{extra}")
     return [user, reply]
 

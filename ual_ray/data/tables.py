@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -75,10 +76,17 @@ def read_arrow(piece: Piece) -> Iterator[Record | BadRow]:
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
     """Yield the rows of a batch as plain Python values."""
-    rows = batch.to_pylist()
-    if b'"_type": "Json"' not in (batch.schema.metadata or {}).get(b"huggingface", b""):
-        return iter(rows)
-    # datasets stores values of mixed types as JSON text, and records that only in this metadata.
-    from datasets import Features
+    rows: Iterable[Record] = batch.to_pylist()
+    if b'"_type": "Json"' in (batch.schema.metadata or {}).get(b"huggingface", b""):
+        # datasets stores values of mixed types as JSON text, and records that only in this metadata.
+        from datasets import Features
 
-    return map(Features.from_arrow_schema(batch.schema).decode_example, rows)
+        rows = map(Features.from_arrow_schema(batch.schema).decode_example, rows)
+    return ({name: _without_nulls(value) for name, value in row.items()} for row in rows)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out the null fields of structs: a table has every field of any row in all of them, such as arguments of calls."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TextIO
 
 from ual_ray.data.files import filesystem_of
@@ -21,7 +22,20 @@ BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
 # So many lines within one quoted cell that all look like rows are rows behind a stray quote.
 SWALLOWED = 5
-DECODER = json.JSONDecoder()
+# What programs write between the cells of files named .csv, besides a comma.
+DELIMITERS = ";\t|"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object. Raises ValueError for a key that it has twice, of which all but one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def read_jsonl(piece: Piece) -> Iterator[Record | BadRow]:
@@ -78,7 +92,7 @@ def lines_of(stream: io.BufferedReader, first: int, last: int | None) -> Iterato
 def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
     """Parse JSON lines; a line that is not an object, or not UTF-8, is yielded as a BadRow."""
     place = f" after byte {first}" if first else ""
-    decode = json.JSONDecoder().decode
+    decode = DECODER.decode
     for number, line in enumerate(lines, start=1):
         try:
             text = line.removeprefix(BOM).decode() if number == 1 and not first else line.decode()
@@ -204,9 +218,10 @@ def _parse_tsv(text: TextIO, path: str) -> Iterator[Record | BadRow]:
 def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KB
     lines = _Lines(text)
+    delimiter = _delimiter_of(lines) if delimiter == "," else delimiter
     # Strict: otherwise a stray quote silently swallows the rows after it.
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = next(filter(None, rows), [])
+    header = [name.strip() for name in next(filter(None, rows), [])]
     if len(set(header)) < len(header):
         raise UserError("data.path has two columns of the same name", got=f"{path}: {header}")
     while True:
@@ -228,11 +243,31 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
             yield dict(zip(header, cells, strict=True))
 
 
+def _delimiter_of(lines: _Lines) -> str:
+    """Find what a .csv file has between its cells, in its header, or in the line that Excel writes before it."""
+    first = lines.peek()
+    if found := re.fullmatch(r"sep=(.)\s*", first):
+        next(iter(lines))
+        return found[1]
+    return "," if "," in first else next((mark for mark in DELIMITERS if mark in first), ",")
+
+
 class _Lines:
     """The lines of a text; `kept`: those that were read since it was cleared."""
 
     def __init__(self, text: TextIO) -> None:
-        self._text, self.kept = text, list[str]()
+        self._text: Iterator[str] = iter(text)
+        self.kept: list[str] = []
+
+    def peek(self) -> str:
+        """Return the first line that is not blank without taking it; "" without one."""
+        seen = []
+        for line in self._text:
+            seen.append(line)
+            if line.strip():
+                break
+        self._text = chain(seen, self._text)
+        return seen[-1] if seen else ""
 
     def __iter__(self) -> Iterator[str]:
         for line in self._text:

@@ -25,11 +25,27 @@ SHAREGPT_ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
+    "tool_response": "tool",
 }
-KEYS = {"role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight", *THOUGHT_KEYS}
+# Roles of turns whose content is a tool call, as JSON.
+CALLING = ("function_call", "tool_call")
+# Whether a reply is trained on: OpenAI's key first, then those of other trainers, with 0 and 1 or false and true.
+WEIGHT_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable")
+# Reasoning under names that no chat template reads, and media: a turn means another thing without them.
+UNREADABLE_KEYS = (
+    *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text"),
+    *("image", "images", "audio", "audios", "video", "videos"),
+)
+TEXT_PARTS = ("text", "input_text", "output_text")
+# The keys that hold the arguments of a call: OpenAI's, Llama's, LangChain's, Anthropic's.
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+KEYS = {"role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *WEIGHT_KEYS, *THOUGHT_KEYS}
 
 
 def unused_keys(turn: Mapping[str, Any]) -> list[str]:
@@ -39,10 +55,15 @@ def unused_keys(turn: Mapping[str, Any]) -> list[str]:
 
 def turns_of(record: Record, column: str, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Message]:
     """Convert a column of turns. Raises BadRow."""
-    turns = record.get(column)
+    turns = _from_text(record.get(column), "[", column)
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{column} is not a list of {{{role_key}, {content_key}}}")
-    return [turn_of(turn, role_key, content_key, roles) for turn in turns]
+    return [turn_of(_from_text(turn, "{", column), role_key, content_key, roles) for turn in turns]
+
+
+def _from_text(value: Any, start: str, column: str) -> Any:
+    """Parse what a cell of a table holds as JSON text, which starts so. Raises BadRow."""
+    return _parsed(value, column) if isinstance(value, str) and value.lstrip().startswith(start) else value
 
 
 def turn_of(turn: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Message:
@@ -52,8 +73,10 @@ def turn_of(turn: Any, role_key: str, content_key: str, roles: Mapping[str, str]
     if role is None:
         raise BadRow(f"a message's role is not one of {', '.join(roles)}: {turn!r:.80}")
     content, calls = _content(turn, content_key), _calls(turn)
-    if given == "function_call":
-        given_calls = _parsed(content, "function_call")
+    if lost := next((key for key in UNREADABLE_KEYS if turn.get(key)), None):
+        raise BadRow(f"a message has {lost}, which cannot be used: {turn[lost]!r:.80}")
+    if given in CALLING:
+        given_calls = _parsed(content, str(given))
         content, calls = "", [_call(call) for call in (given_calls if isinstance(given_calls, list) else [given_calls])]
     if not content.strip() and not calls and role not in ("system", "tool"):
         raise BadRow("no response: the assistant message is empty" if role == "assistant" else "empty message")
@@ -116,7 +139,7 @@ def _content(turn: Mapping[str, Any], key: str) -> str:
     if not isinstance(parts, list):
         return text_of(turn, key)
     for part in parts:
-        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+        if not isinstance(part, Mapping) or part.get("type", "text") not in TEXT_PARTS:
             kind = part.get("type") if isinstance(part, Mapping) else part
             raise BadRow(f"{key} has a part that is not text: {kind!r:.80}")
     return "".join(text_of(part, "text") for part in parts)
@@ -126,6 +149,7 @@ def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     calls = turn.get("tool_calls") or []
     if turn.get("function_call"):  # the form before tool_calls
         calls = [turn["function_call"]]
+    calls = _from_text(calls, "[", "tool_calls")
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise BadRow(f"tool_calls is not a list: {calls!r:.80}")
     return [_call(call) for call in calls]
@@ -136,11 +160,14 @@ def _call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRow(f"tool_calls: a call has no function name: {call!r:.80}")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():
-        _parsed(arguments, "tool_calls")
-    elif not isinstance(arguments, Mapping):
-        arguments = "{}"
+    arguments = next((function[key] for key in ARGUMENTS if function.get(key) is not None), "")
+    if isinstance(arguments, str):
+        arguments = arguments if arguments.strip() else "{}"
+        named = _parsed(arguments, "tool_calls")
+    else:
+        named = arguments
+    if not isinstance(named, Mapping):
+        raise BadRow(f"tool_calls: the arguments are not an object: {arguments!r:.80}")
     own = {"id": call["id"]} if call.get("id") else {}
     return {**own, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
@@ -168,10 +195,14 @@ def _parsed(text: str, column: str) -> Any:
 
 
 def _weight(turn: Mapping[str, Any]) -> int | None:
-    weight = turn.get("weight")
-    if weight not in (None, 0, 1):
-        raise BadRow(f"weight is not 0 or 1: {weight!r:.80}")
-    return 0 if weight == 0 else None
+    """Return 0 for a turn that is not trained on. Raises BadRow for another weight, and for two that differ."""
+    given = {key: turn[key] for key in WEIGHT_KEYS if turn.get(key) is not None}
+    for key, weight in given.items():
+        if weight not in (0, 1):
+            raise BadRow(f"{key} is not 0 or 1: {weight!r:.80}")
+    if len(set(given.values())) > 1:
+        raise BadRow(f"{' and '.join(given)} differ")
+    return 0 if 0 in given.values() else None
 
 
 def with_reference(messages: Messages, record: Record, column: str) -> Messages:

@@ -90,7 +90,18 @@ def test_a_source_column_beats_the_name_of_the_file(source: object, expected: st
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [("a-7", "a-7"), (7, "7"), (0, "0"), (None, None), ("", None), (1.5, "1.5"), ("être", "être")]
+    ("given", "expected"),
+    [
+        ("a-7", "a-7"),
+        (7, "7"),
+        (0, "0"),
+        (None, None),
+        ("", None),
+        (1.5, "1.5"),
+        (3.0, "3"),
+        (float("nan"), None),
+        ("être", "être"),
+    ],
 )
 def test_the_datas_own_id_is_kept_as_text(given: object, expected: str | None, tmp_path: Path) -> None:
     rows, _ = read(pieces_of(tmp_path, alpaca(1, id=given)), tmp_path)

@@ -85,3 +85,29 @@ def test_a_subset_of_what_is_no_hub_name_is_refused(path: str, tmp_path: Path, m
     for function in (find_pieces, fingerprint):
         with pytest.raises(UserError, match=r"(?s)data\.subset is for hub names.*main, with data\.path=.*leave"):
             function(DataConfig(path=given, subset="main"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "a.csv.bz2", "b.JSON.xz"])
+def test_a_file_of_another_compression_is_not_left_out_of_a_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl([{"a": 1}]))
+    (tmp_path / "README.md.zst").write_text("no data")
+    assert len(found(tmp_path)) == 1
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=f"unsupported compression\n.*{name}"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("rows.csv", "instruction,output\né,b\n".encode("utf-16"), "save it in UTF-8"),
+        ("rows.csv", "instruction,output\né,b\n".encode("cp1252"), "save it in UTF-8"),
+        ("rows.jsonl.gz", b"{}", "of the kind that its name states"),
+        ("rows.json", b'[{"a": 1}', "complete"),
+    ],
+)
+def test_what_is_to_be_done_about_a_file_that_cannot_be_read(name: str, content: bytes, fix: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / name)
+    assert f"got: {tmp_path / name}: " in str(error.value) and fix in str(error.value)

@@ -410,3 +410,64 @@ def test_a_weight_of_0_is_kept_and_tells_rows_apart() -> None:
     assert [extra_of(message) for message in messages] == [{}, {"weight": 0}, {}, {}]
     assert content_id(messages) != content_id(messages_of({"messages": [USER, ASSISTANT] * 2}, "messages"))
     assert content_id(PLAIN) == digest([["user", "q"], ["assistant", "a"]])
+
+
+# --- columns that change what rows mean ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["context", "passage", "history", "A", "opa", "system_prompt", "sys", "reasoning_content"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_column_that_belongs_to_a_text_is_asked_for_wherever_it_first_has_a_value(name: str, column: str) -> None:
+    rows = [ROWS[name] | {column: None}, ROWS[name] | {column: ""}, ROWS[name] | {column: "x"}]
+    assert recognise(rows[:2], "x", {}) == name
+    with pytest.raises(UserError, match=f"which does not read the column {column}"):
+        recognise(rows, "x", {})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "fix"),
+    [
+        ("system_prompt", "s", "data.columns={system: system_prompt} uses it, data.format=gsm8k leaves it out"),
+        ("available_tools", [{"name": "f"}], "data.columns={tools: available_tools} uses it, "),
+        ("passage", "p", "data.columns={context: passage} puts it before the question, "),
+        ("choices", ["a", "b"], "fix: data.format=gsm8k leaves it out"),
+        ("reasoning", "r", "fix: data.format=gsm8k leaves it out"),
+    ],
+)
+def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: str) -> None:
+    with pytest.raises(UserError) as error:
+        recognise([ROWS["gsm8k"] | {column: value}], "x", {})
+    assert fix in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str) -> None:
+    rows = [ROWS["prompt_completion"] | {column: verdict} for verdict in (True, False)]
+    with pytest.raises(UserError, match=f"has good and bad responses: the column {column} is false in some rows"):
+        recognise(rows, "x", {})
+    assert recognise(rows[:1], "x", {}) == "prompt_completion"
+    with pytest.raises(UserError, match="is false in some rows"):
+        recognise([ROWS["alpaca"] | {column: "False"}], "x.csv", {})
+    assert recognise([ROWS["alpaca"] | {column: 0}], "x", {}) == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"completion": "chosen"}),
+        ({"chosen": PLAIN, "rejected": PLAIN}, {"messages": "chosen"}),
+        ({"instruction": "q", "chosen": "a", "rejected": "b"}, {"output": "chosen"}),
+    ],
+)
+def test_preference_data_is_named_and_its_mapping_works(row: Row, mapping: dict[str, str]) -> None:
+    ((ours, theirs),) = mapping.items()
+    with pytest.raises(UserError, match=f"preference data: 'data.columns={{{ours}: {theirs}}}'"):
+        recognise([row], "x", {})
+    name = recognise([row], "x", mapping)
+    ((_, messages),) = convert([row], name, mapping)
+    assert messages == PLAIN
+
+
+def test_a_zero_is_no_empty_input() -> None:
+    with pytest.raises(BadRow, match="input is not text: 0"):
+        messages_from_alpaca({"instruction": "q", "input": 0, "output": "a"})

@@ -124,3 +124,16 @@ def test_a_datasets_directory_in_a_cloud(saved: Path) -> None:
     assert [row["n"] for row in read(address)] == [*range(50)]
     assert [row["n"] for row in read(address, max_rows=40)] == [*range(40)]
     assert [piece.rows for piece in found(address)] == [None, None]
+
+
+def test_fields_that_only_other_rows_have_are_left_out(tmp_path: Path) -> None:
+    """A table has one type for all calls, so that each has the arguments of all others, as null."""
+    calls = [{"name": "f", "arguments": {"city": "Rome"}}, {"name": "g", "arguments": {"zone": None, "days": [1, None]}}]
+    pyarrow.parquet.write_table(pa.table({"calls": [calls], "other": pa.array([None], pa.string())}), tmp_path / "rows.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "rows.parquet")["calls"].to_pylist()[0][0]["arguments"].keys() == {
+        "city",
+        "zone",
+        "days",
+    }
+    calls[1]["arguments"] = {"days": [1, None]}
+    assert read(tmp_path / "rows.parquet") == [{"calls": calls, "other": None}]

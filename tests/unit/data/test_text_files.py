@@ -183,3 +183,25 @@ def test_an_array_named_jsonl_is_told(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"a": [1]}', "[1, 2]\n", "", "x"])
 def test_other_lines_are_no_array(text: str) -> None:
     text_files.check_no_array(text, "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a,b\n1;|,2\n", "a;b\n1,|;2\n", "a\tb\n1;|,\t2\n", "sep=;\n a ;b\n1;2\n", "sep=|\na|b\n1,|2\n", "\na|b\n1|2\n"],
+)
+def test_the_delimiter_is_found_in_the_header(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    assert [(row["a"].rstrip(";|,"), row["b"]) for row in read(tmp_path / "rows.csv")] == [("1", "2")]
+
+
+def test_a_file_of_one_column_has_no_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text\n"x; y, z"\n')
+    assert read(tmp_path / "rows.csv") == [{"text": "x; y, z"}]
+
+
+def test_a_key_that_is_there_twice_is_a_bad_row() -> None:
+    first, second = map_lines([b'{"a": 1, "a": 2}\n', b'{"m": [{"role": "x", "role": "y"}]}\n'], 0)
+    assert str(first) == "not JSON: line 1: the key 'a' is there twice"
+    assert str(second) == "not JSON: line 2: the key 'role' is there twice"
+    with pytest.raises(ValueError, match="the key 'a' is there twice"):
+        [*array_items(io.StringIO('[{"a": 1, "a": 2}]'), "x.json")]

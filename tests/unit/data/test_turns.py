@@ -1,0 +1,93 @@
+"""Turns as people have them: calls, reasoning, weights and media are used, or the row is bad and its reason names them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ual_ray.columns import extra_of
+from ual_ray.data.formats import BadRow
+from ual_ray.data.known_formats import messages_from_chat, messages_from_sharegpt
+
+USER = {"role": "user", "content": "q"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+def calls_of(given: Any) -> Any:
+    """Convert a row whose reply calls tools so."""
+    return extra_of(messages_from_chat({"messages": [USER, {"role": "assistant", "tool_calls": given}]})[1])["tool_calls"]
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])
+def test_the_arguments_of_a_call_are_kept_whatever_their_key(key: str) -> None:
+    assert calls_of([{"function": {"name": "f", key: {"a": 1}}}]) == [CALL]
+    assert calls_of([{"name": "f", key: {"a": 1}}]) == [CALL]
+    assert calls_of(json.dumps([{"name": "f", key: {"a": 1}}])) == [CALL]
+
+
+@pytest.mark.parametrize("arguments", [None, "", " "])
+def test_a_call_without_arguments_has_none(arguments: str | None) -> None:
+    assert calls_of([{"name": "f", "arguments": arguments}])[0]["function"]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize("arguments", [[1], "[1]", "3", 3])
+def test_arguments_that_are_no_object_make_a_bad_row(arguments: Any) -> None:
+    with pytest.raises(BadRow, match="the arguments are not an object"):
+        calls_of([{"name": "f", "arguments": arguments}])
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss", "train", "training", "trainable"])
+@pytest.mark.parametrize(("value", "extra"), [(False, {"weight": 0}), (0, {"weight": 0}), (True, {}), (1, {}), (None, {})])
+def test_a_reply_that_is_not_to_be_trained_on_has_the_weight_0(key: str, value: Any, extra: dict[str, int]) -> None:
+    turns = messages_from_chat({"messages": [USER, ASSISTANT | {key: value}, USER, ASSISTANT]})
+    assert [extra_of(turn) for turn in turns] == [{}, extra, {}, {}]
+
+
+def test_weights_that_differ_make_a_bad_row() -> None:
+    with pytest.raises(BadRow, match="weight and train differ"):
+        messages_from_chat({"messages": [USER, ASSISTANT | {"weight": 1, "train": False}]})
+    with pytest.raises(BadRow, match="loss is not 0 or 1: 0.3"):
+        messages_from_chat({"messages": [USER, ASSISTANT | {"loss": 0.3}]})
+
+
+@pytest.mark.parametrize("key", ["thought", "thoughts", "thinking_content", "reasoning_details", "images", "audio", "video"])
+def test_what_cannot_be_used_is_named(key: str) -> None:
+    with pytest.raises(BadRow, match=f"a message has {key}, which cannot be used: 'x'"):
+        messages_from_chat({"messages": [USER, ASSISTANT | {key: "x"}]})
+    for empty in (None, "", []):
+        assert messages_from_chat({"messages": [USER, ASSISTANT | {key: empty}]}) == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
+def test_the_text_of_parts_is_joined(kind: str) -> None:
+    parts = [{"type": kind, "text": "q"}, {"type": kind, "text": "w"}]
+    assert messages_from_chat({"messages": [USER | {"content": parts}, ASSISTANT]})[0]["content"] == "qw"
+
+
+def test_turns_may_be_json_text_as_in_a_cell_of_a_table() -> None:
+    assert messages_from_chat({"messages": json.dumps([USER, ASSISTANT])}) == [USER, ASSISTANT]
+    assert messages_from_chat({"messages": [json.dumps(USER), json.dumps(ASSISTANT)]}) == [USER, ASSISTANT]
+    with pytest.raises(BadRow, match="messages is not JSON"):
+        messages_from_chat({"messages": "[{'role': 'user'}]"})
+
+
+@pytest.mark.parametrize("name", ["gpt", "chatgpt", "bing", "bard", "model", "assistant"])
+def test_sharegpt_names_of_the_assistant(name: str) -> None:
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": name, "value": "a"}]}
+    assert messages_from_sharegpt(row) == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize(("call", "result"), [("function_call", "observation"), ("tool_call", "tool_response")])
+def test_sharegpt_names_of_calls_and_their_results(call: str, result: str) -> None:
+    turns = [("human", "q"), (call, json.dumps({"name": "f", "arguments": {"a": 1}})), (result, "3"), ("gpt", "a")]
+    found = messages_from_sharegpt({"conversations": [{"from": role, "value": text} for role, text in turns]})
+    assert [(turn["role"], turn["content"]) for turn in found] == [
+        ("user", "q"),
+        ("assistant", ""),
+        ("tool", "3"),
+        ("assistant", "a"),
+    ]
+    assert extra_of(found[1])["tool_calls"] == [CALL]
