@@ -123,7 +123,7 @@ def measure(
         answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")
         results.calibrated[name] = calibrate_step(own, name, model, rows, answers, place).folder
     if config.judge.model is not None:
-        _judge(session, root, results)
+        _judge(session, root, results, {BASE: config.model, **models})
 
 
 def _home(root: Path, name: str) -> Path:
@@ -131,7 +131,7 @@ def _home(root: Path, name: str) -> Path:
     return root / BASE if name == BASE else root / "arms" / name
 
 
-def _judge(session: Session, root: Path, results: StageFolders) -> None:
+def _judge(session: Session, root: Path, results: StageFolders, models: Mapping[str, str]) -> None:
     """Have every model's open-ended answers compared with those of judge.against."""
     against = session.config.judge.against
     sides = {name: AnswerSet(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
@@ -139,7 +139,7 @@ def _judge(session: Session, root: Path, results: StageFolders) -> None:
     for name, answers in sides.items():
         if name != against:
             place = Place(root / "judge" / f"{name}-vs-{against}", store=root / "judge" / "store")
-            results.judged[name] = judge_step(session, answers, reference, place).folder
+            results.judged[name] = judge_step(session, answers, reference, place, model=models[name]).folder
 
 
 def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *, retry: bool = False) -> None:

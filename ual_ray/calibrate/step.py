@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ual_ray.calibrate.rows import ProbeJob
 
 PROGRESS_FILE = "tokens_seen"
+# The data set's name in MLflow.
+ROWS = "validation and test rows"
 TOKEN_METRICS = (NLL, ECE_WIDTH, ECE_MASS, BRIER_SCORE, "confidence", "accuracy")
 ANSWER_METRICS = (ECE_WIDTH, ECE_MASS, BRIER_SCORE, AUROC, AURC, "prr")
 CLUSTER_METRICS = ("nc1", "silhouette", "scatter_ratio")
@@ -52,8 +54,10 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
     def work(run: Run, folder: Path) -> dict[str, Any]:
         run.params({"evaluate": inputs["evaluate"], "model": model})
         count = pyarrow.dataset.dataset(str(rows), format="parquet").count_rows(filter=field(col.SPLIT) != col.TRAIN)
-        run.dataset("validation and test rows", rows, inputs["rows"], count, "calibration")
+        run.dataset(ROWS, rows, inputs["rows"], count, "calibration")
         metrics = _in_a_task(session, name, _job(config, model, rows, results, folder))
+        logged = session.logged_model(model, name, col.digest(inputs["model"]))
+        run.metrics(metrics_of(metrics), model=logged, dataset=(ROWS, inputs["rows"]))
         _log(run, name, folder, metrics)
         return metrics
 
@@ -141,7 +145,6 @@ def _log(run: Run, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
     from ual_ray.plots.clusters import clusters
     from ual_ray.plots.reliability import reliability_diagrams
 
-    run.metrics(metrics_of(metrics))
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
         run.artifact(folder / file)
     run.plot(reliability_diagrams({f"{name}, test tokens": metrics["token"]}), "plots/reliability_tokens.png")

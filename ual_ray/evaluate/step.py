@@ -7,7 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ual_ray import columns as col
+from ual_ray.columns import digest
 from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
@@ -30,7 +33,7 @@ from ual_ray.run.step import (
     run_step,
 )
 from ual_ray.stats.metrics import MetricValue
-from ual_ray.stats.results import metrics_of
+from ual_ray.stats.results import metrics_of, read_results
 
 
 def questions_step(session: Session, rows: Path | None, place: Place) -> Done:
@@ -76,12 +79,13 @@ def evaluate_step(session: Session, name: str, model: str, questions: Path, plac
     step = Step("evaluate", f"evaluate {name}", inputs, place, {ARM_TAG: name, MODEL_TAG: model}, store, retry)
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
-        total = read_table(questions, [col.ID]).num_rows
+        asked = read_table(questions, [col.ID, col.BENCHMARK])
+        total = asked.num_rows
         run.params(redact_values({"evaluate": config.evaluate.model_dump(), "model": model, "engine": inputs["engine"]}))
-        run.dataset("questions", questions, inputs["questions"], total, "evaluation")
+        sets = _log_questions(run, asked, questions)
         with meter(session.console, step.title, total, "rows") as shown:
             result = evaluation.evaluate(config, name, model, questions, store, folder, shown)
-        run.metrics(metrics_of(result["figures"]))
+        log_metrics(run, result["figures"], session.logged_model(model, name, str(inputs["model"])), sets)
         run.artifact(folder / col.FIGURES_FILE)
         if result["disagreements"]:
             run.artifact(folder / evaluation.DISAGREEMENTS_FILE)
@@ -89,6 +93,30 @@ def evaluate_step(session: Session, name: str, model: str, questions: Path, plac
         return result
 
     return run_logged_step(session, step, work, _answers_line)
+
+
+def _log_questions(run: Run, questions: pa.Table, path: Path) -> dict[str, str]:
+    """Log the questions of every benchmark as a data set; return their digests."""
+    ids: dict[str, list[str]] = {}
+    for benchmark, number in zip(questions[col.BENCHMARK].to_pylist(), questions[col.ID].to_pylist(), strict=True):
+        ids.setdefault(benchmark, []).append(number)
+    digests = {benchmark: digest(sorted(own)) for benchmark, own in ids.items()}
+    for benchmark, own in ids.items():
+        run.dataset(benchmark, path, digests[benchmark], len(own), "evaluation")
+    return digests
+
+
+def log_metrics(run: Run, values: Sequence[Mapping[str, Any]], model: Mapping[str, str], digests: Mapping[str, str]) -> None:
+    """Log a model's metrics, those of every benchmark with its data set, by which MLflow ranks models.
+
+    digests: of the benchmarks' data sets. Standard errors and counts are metrics of the run alone.
+    """
+    for benchmark in dict.fromkeys(entry["benchmark"] for entry in values):
+        named = metrics_of([entry for entry in values if entry["benchmark"] == benchmark])
+        beside = {key: value for key, value in named.items() if key.endswith((".n", ".standard_error"))}
+        dataset = (benchmark, digests[benchmark]) if benchmark in digests else None
+        run.metrics({key: value for key, value in named.items() if key not in beside}, model=model, dataset=dataset)
+        run.metrics(beside)
 
 
 def _answers_line(metrics: Mapping[str, Any]) -> str:
@@ -115,7 +143,8 @@ def harness_step(session: Session, name: str, tasks: Sequence[str], place: Place
     def work(folder: Path) -> dict[str, Any]:
         result = evaluate_with_harness(config, name, tasks, folder)
         with session.tracked(step.title, folder, tags) as run:
-            run.metrics(metrics_of(result["harness"]))
+            sets = _log_questions(run, read_results(folder, [col.ID, col.BENCHMARK]), folder / col.RESULTS_FOLDER)
+            log_metrics(run, result["harness"], session.logged_model(config.model, name, str(inputs["model"])), sets)
             run.artifact(folder / col.FIGURES_FILE)
             run.artifact(folder / col.HARNESS_FILE)
         return result

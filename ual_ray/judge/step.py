@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,31 @@ from ual_ray.judge.pairs import AnswerSet, name_of
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
+from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import ARM_TAG, LINEAGE_PROMPTS, Place, Run, Session, Step, run_logged_step
 
 JUDGE_TAG = "ual_ray.judge"
+# The metrics that models are ranked by: win rates of the deciding judge, without their intervals and counts.
+RANKED = re.compile(r"(length_controlled_)?win_rate\.(?!.*\.(ci_low|ci_high|n)$)")
 
 
-def judge_step(session: Session, candidate: AnswerSet, reference: AnswerSet, place: Place, *, retry: bool = False) -> Done:
+def judge_step(
+    session: Session,
+    candidate: AnswerSet,
+    reference: AnswerSet,
+    place: Place,
+    *,
+    model: str | None = None,
+    retry: bool = False,
+) -> Done:
     """Judge a candidate's answers against a reference's; `folder`/win_rates.json and `folder`/verdicts.parquet.
 
     Verdicts are kept in the place's store, by a key of judge, prompt and engine settings: one that is added is asked alone.
-    `retry` sends the pairs again that failed with an engine error.
+    model: the candidate's, whose metrics the win rates are in MLflow too. `retry` sends the pairs again that failed with an
+    engine error.
     """
     config = session.config
     judges = {model: measuring(config, model) for model in config.judge.models}
@@ -50,19 +64,25 @@ def judge_step(session: Session, candidate: AnswerSet, reference: AnswerSet, pla
     def work(run: Run, folder: Path) -> dict[str, Any]:
         make_meter = partial(meter, session.console, unit="rows")
         judging = Judging(candidate, reference, folder, stores, make_meter, partial(session.say, step.title))
-        return _judge_and_log(config, run, judging)
+        name = name_of(candidate)
+        logged = session.logged_model(model, name, col.digest(model_fingerprint(model))) if model else None
+        return _judge_and_log(config, run, judging, logged)
 
     return run_logged_step(session, step, work, win_rate_line)
 
 
-def _judge_and_log(config: Config, run: Run, judging: Judging) -> dict[str, Any]:
+def _judge_and_log(config: Config, run: Run, judging: Judging, model: Mapping[str, str] | None) -> dict[str, Any]:
     names = {"candidate": name_of(judging.candidate), "reference": name_of(judging.reference)}
     run.params(redact_values({"judge": config.judge.model_dump() | names, "engine": config.engine.model_dump()}))
     run.prompt("judge.comparison", load_judge_prompts(config.judge.templates).template)
     result = judge_pairs(config, judging)
     rows = judging.folder / VERDICTS_FILE
-    run.dataset("verdicts", rows, content_digest(rows, [col.ID, col.PREFERENCE]), result["rows"], "judging")
-    run.metrics(metrics(result))
+    verdicts = f"verdicts against {names['reference']}", content_digest(rows, [col.ID, col.PREFERENCE])
+    run.dataset(verdicts[0], rows, verdicts[1], result["rows"], "judging")
+    named = metrics(result)
+    rates = {key: value for key, value in named.items() if RANKED.match(key)}
+    run.metrics(rates, model=model, dataset=verdicts)
+    run.metrics({key: value for key, value in named.items() if key not in rates})
     run.tags({LINEAGE_PROMPTS: ", ".join(result["prompt_hashes"])})
     for file in (col.WIN_RATES_FILE, VERDICTS_FILE, ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE):
         run.artifact(judging.folder / file)

@@ -21,6 +21,7 @@ from ual_ray.formatting import count_list
 from ual_ray.run import STAGES, StageName
 from ual_ray.run.stage_cache import DONE_FILE, Done, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
+from ual_ray.tracking.run_file import logged_model
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
 
@@ -98,6 +99,11 @@ class Session:
         """Print what could not be logged to MLflow, if anything."""
         if self.tracker is not None and (complaint := self.tracker.complaint()):
             self.say("mlflow", complaint, style="red")
+
+    def logged_model(self, model: str, name: str, digest: str) -> dict[str, str]:
+        """Identify MLflow's logged model of a model, for `Run.metrics`; `digest` identifies one that was not trained here."""
+        assert self.tracker is not None, "a step that logs was given no tracker"
+        return logged_model(model, name, digest, redact_uri(self.tracker.uri))
 
     @contextmanager
     def tracked(self, name: str, folder: Path, tags: Mapping[str, str]) -> Iterator[Run]:

@@ -1,4 +1,4 @@
-"""Tags by which MLflow's UI shows runs and prompts, and a client's step, that MLflow does not document.
+"""Tags by which MLflow's UI shows runs, models and prompts, and a client's step, that MLflow does not document.
 
 When tests/unit/tracking/test_compat_mlflow.py fails with another MLflow: read `MlflowClient.log_table`
 (mlflow/tracking/client.py) and mlflow/utils/mlflow_tags.py of that version, adapt this file, run
@@ -12,10 +12,17 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.prompt.constants import PROMPT_EXPERIMENT_IDS_TAG_KEY
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_MODEL_IS_EXTERNAL,
+    MLFLOW_PARENT_RUN_ID,
+)
 
 PROMPT_EXPERIMENTS = PROMPT_EXPERIMENT_IDS_TAG_KEY
 DATASET_CONTEXT, LOGGED_ARTIFACTS, PARENT_RUN_ID = MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+# Of a logged model whose files are not in the store.
+WITHOUT_FILES = {MLFLOW_MODEL_IS_EXTERNAL: "true"}
 # Without this tag the UI guesses the kind of experiment, and may show it as a chat application.
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 

@@ -1,44 +1,78 @@
-"""Registered models: log a model directory without loading it, with its lineage and model card, and set its aliases."""
+"""Models: log a directory without loading it, with its lineage and model card, register it, find it for its metrics."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow.transformers
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.formatting import shorten
+from ual_ray.tracking.compat_mlflow import WITHOUT_FILES
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # A tag unique to one registration: finds a version again whose creation was not confirmed.
 REGISTRATION = "ual_ray.registration"
+# A tag that identifies a logged model, as `logged_model` in `run_file` does: metrics of other runs find it by this.
+MODEL_ID = "ual_ray.model_id"
 CARD = "README.md"
 # The maximum length of a description in MLflow's databases, in characters.
 LONGEST_DESCRIPTION = 5000
 EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
-def log_model(client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], registration: str) -> str:
+def log_model(
+    client: MlflowClient,
+    run_id: str,
+    folder: str,
+    name: str,
+    tags: Mapping[str, str],
+    registration: str,
+    model: Mapping[str, str],
+    params: Mapping[str, str],
+    parents: Sequence[str],
+) -> str:
     """Log a model directory, register it under `name` with the alias candidate, and return the version number.
 
-    registration: unique to this call; a version that already has it is only given the alias. Raises MLflow's own errors, and
-    FileNotFoundError when the directory no longer exists.
+    registration: unique to this call; what already has it is not made again. model: id and name of the logged model, an output
+    of the run and of the runs `parents`. Raises MLflow's own errors, and FileNotFoundError when the directory no longer exists.
     """
     version = _registered(client, name, registration)
     if version is None:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"the model directory {folder} does not exist")
-        model_id = _upload(client, run_id, folder)
-        version = _register(client, run_id, model_id, folder, name, {**tags, REGISTRATION: registration})
+        own = {**tags, REGISTRATION: registration}
+        experiment = client.get_run(run_id).info.experiment_id
+        model_id = _find_model(client, experiment, REGISTRATION, registration)
+        model_id = model_id or _upload(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
+        for parent in parents:
+            _add_output(client, parent, model_id)
+        version = _register(client, run_id, model_id, folder, name, own)
     client.set_registered_model_alias(name, CANDIDATE, version)
     return version
+
+
+def measured_model(client: MlflowClient, run_id: str, model: Mapping[str, str]) -> str:
+    """Find the logged model of this id, make one without files where there is none, and note it as an input of the run.
+
+    Return MLflow's id of it. model: id and name.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    model_id = _find_model(client, experiment, MODEL_ID, model["id"])
+    if model_id is None:
+        tags = {MODEL_ID: model["id"], **WITHOUT_FILES}
+        made: Any = client.create_logged_model(experiment, _legal(model["name"]), run_id, tags)
+        model_id = str(client.finalize_logged_model(made.model_id, "READY").model_id)
+    client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    return model_id
 
 
 def champion_of(uri: str, name: str, version: str | None, run_id: str | None, tags: Mapping[str, str]) -> str:
@@ -71,14 +105,35 @@ def _registered(client: MlflowClient, name: str, registration: str) -> str | Non
     return str(found[0].version) if found else None
 
 
-def _upload(client: MlflowClient, run_id: str, folder: str) -> str:
+def _find_model(client: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
+    """Find the newest logged model with a tag whose files, if it has any, are complete."""
+    found = client.search_logged_models([experiment], f"tags.`{tag}` = '{value}'")
+    ready = [model for model in found if model.status == LoggedModelStatus.READY]
+    return str(max(ready, key=lambda model: model.creation_timestamp).model_id) if ready else None
+
+
+def _add_output(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Note a logged model as an output of a run, which MLflow refuses to do twice."""
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _legal(name: str) -> str:
+    """Replace the characters that MLflow refuses in the name of a logged model."""
+    return re.sub(r"[/:.%\"']", "_", name)
+
+
+def _upload(
+    client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
+) -> str:
     experiment = client.get_run(run_id).info.experiment_id
     # Created explicitly: with no active run in this thread MLflow would use its default experiment.
-    model: Any = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    model: Any = client.create_logged_model(experiment, _legal(name), run_id, dict(tags), dict(params))
     Model.log(
         artifact_path=None,
         flavor=mlflow.transformers,
-        name="model",
+        name=_legal(name),
         run_id=run_id,
         model_id=model.model_id,
         transformers_model=folder,

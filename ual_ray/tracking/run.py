@@ -56,9 +56,12 @@ class RunStore(Protocol):
 class Run:
     """An open run. Its methods never raise store errors, and do not wait for a store known to be unreachable."""
 
-    def __init__(self, tracker: RunStore, local_id: str, name: str, folder: Path) -> None:
-        """Wrap an open run. local_id: its id before the store has created it; folder: the output folder it belongs to."""
-        self._tracker = tracker
+    def __init__(self, tracker: RunStore, local_id: str, name: str, folder: Path, parent: Run | None = None) -> None:
+        """Wrap an open run. local_id: its id before the store has created it; folder: the output folder it belongs to.
+
+        parent: the run that also shows its data sets and models.
+        """
+        self._tracker, self._parent = tracker, parent
         self._steps_file = folder / STEPS_FILE
         self.local_id, self.name = local_id, name
 
@@ -81,11 +84,22 @@ class Run:
         """Set tags."""
         self._submit("tags", {key: str(value) for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Log the values that are numbers; others are ignored."""
+    def metrics(
+        self,
+        values: Mapping[str, Any],
+        step: int = 0,
+        model: Mapping[str, str] | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
+        """Log the values that are numbers; others are ignored.
+
+        model: the logged model that was measured, as `logged_model` in `tracking.run_file` identifies it. dataset: name and
+        digest of the data set that it was measured on.
+        """
         numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
         named = {name: float(value) for name, value in zip(metric_names(numbers), numbers.values(), strict=True)}
-        self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000)})
+        measured = {"model": dict(model) if model else None, "dataset": dataset}
+        self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000), **measured})
         if step > 0:
             with self._tracker.tolerant(f"writing {self._steps_file}"):
                 self._record({key: step for key in named})
@@ -97,9 +111,11 @@ class Run:
         return max([*steps, *(entry.step for entry in history or [])])
 
     def dataset(self, name: str, path: Path, digest: str, rows: int, context: str) -> None:
-        """Log an input data set with its digest; `context` is its purpose, such as training."""
+        """Log an input data set with its digest, here and to the runs above; `context` is its purpose, such as training."""
         content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context}
         self._submit("dataset", content)
+        if self._parent is not None:
+            self._parent.dataset(name, path, digest, rows, context)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file."""
@@ -127,8 +143,18 @@ class Run:
             self.dict(found, ENVIRONMENT_FILE)
             self.tags(found["commits"])
 
-    def model(self, folder: Path, registered_name: str, tags: Mapping[str, str]) -> str | None:
+    def model(
+        self,
+        folder: Path,
+        registered_name: str,
+        tags: Mapping[str, str],
+        title: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> str | None:
         """Log a model directory without loading it, and register it with its model card and the alias candidate.
+
+        It is an output of this run and of the runs above. title: its name among the logged models, by default
+        `registered_name`; params: what sets it apart there.
 
         Returns the version number, or None when the operation is spooled; keep the directory until it is sent, as the spool
         does not copy weights.
@@ -138,6 +164,9 @@ class Run:
             "name": registered_name,
             "tags": {key: str(value) for key, value in tags.items()},
             "registration": uuid4().hex,
+            "model": {"id": self.local_id, "name": title or registered_name},
+            "params": {key: str(value) for key, value in (params or {}).items()},
+            "parents": self._ancestors(),
         }
         return self._submit("model", content)
 
@@ -145,6 +174,10 @@ class Run:
         """Register a prompt and link it: chat turns (role, content) with variables as {{name}}; `name` is the package's own."""
         turns = [{"role": turn[0], "content": turn[1]} for turn in template]
         self._submit("prompt", {"name": name, "template": turns})
+
+    def _ancestors(self) -> list[str]:
+        """Return the local ids of the runs above."""
+        return [] if self._parent is None else [self._parent.local_id, *self._parent._ancestors()]
 
     def _write(self, kind: str, content: Mapping[str, Any], name: str) -> None:
         with self._tracker.tolerant(f"writing {name}"), tempfile.TemporaryDirectory() as scratch:

@@ -16,6 +16,17 @@ def read_run(folder: Path, uri: str) -> dict[str, Any]:
     return found if found.get("uri") == uri else {}
 
 
+def logged_model(model: str, name: str, digest: str, uri: str) -> dict[str, str]:
+    """Identify MLflow's logged model of a model in the store `uri` (without secrets), for `Run.metrics`.
+
+    That of the training that wrote the model directory; for a model that was not trained here, one without files, called
+    `name` and identified by the digest.
+    """
+    folder = Path(model)
+    trained = read_run(folder.parent, uri) if folder.is_dir() else {}
+    return {"id": trained.get("local_id") or digest, "name": name}
+
+
 def write_run(folder: Path, uri: str, local_id: str, run_id: str | None) -> None:
     """Record a folder's run; run_id: null until the store has created it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from ual_ray.errors import UserError
 from ual_ray.tracking import HOLDER
 from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
 from ual_ray.tracking.journal import Operation
-from ual_ray.tracking.models import log_model
+from ual_ray.tracking.models import log_model, measured_model
 from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run_file import resolve_run
 
@@ -165,10 +165,12 @@ class Store:
             self.client.log_batch(run_id, tags=part)
 
     def _metrics(self, operation: Operation, _: bool) -> None:
-        content = operation.content
-        metrics = [Metric(key, value, content["time"], content["step"]) for key, value in content["values"].items()]
+        content, run_id = operation.content, self.real_id(operation.run)
+        model_id = measured_model(self.client, run_id, content["model"]) if content.get("model") else None
+        measured = (model_id, *(content.get("dataset") or (None, None)))
+        metrics = [Metric(key, value, content["time"], content["step"], *measured) for key, value in content["values"].items()]
         for part in _parts(metrics, MOST_METRICS):
-            self.client.log_batch(self.real_id(operation.run), metrics=part)
+            self.client.log_batch(run_id, metrics=part)
 
     def _dataset(self, operation: Operation, _: bool) -> None:
         content = operation.content
@@ -197,7 +199,8 @@ class Store:
 
     def _model(self, operation: Operation, _: bool) -> str:
         mlflow.set_tracking_uri(self.uri)  # MLflow's model functions take no client
-        return log_model(self.client, self.real_id(operation.run), **operation.content)
+        content = {**operation.content, "parents": [self.real_id(local) for local in operation.content.get("parents", [])]}
+        return log_model(self.client, self.real_id(operation.run), **content)
 
     def _prompt(self, operation: Operation, _: bool) -> str:
         mlflow.set_tracking_uri(self.uri)  # where MLflow's registry looks for the run

@@ -201,7 +201,7 @@ class Tracker:
     def _open(self, name: str, folder: Path, tags: Mapping[str, str], parent: Run | None) -> Run:
         uri = redact_uri(self.uri)
         known = read_run(folder, uri)
-        run = Run(self, known.get("local_id") or known.get("run_id") or uuid4().hex, name, folder)
+        run = Run(self, known.get("local_id") or known.get("run_id") or uuid4().hex, name, folder, parent)
         content = {
             "name": name,
             "tags": {**source_tags(), **redact_values(dict(tags))},

@@ -180,7 +180,10 @@ def _train_and_log(
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
     run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
     run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
-    exported = folder / col.MODEL_FOLDER
+    exported, registered = folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}"
+    title = f"{name}, {session.label}" if session.label else name
+    settings = {"arm": name, "seed": config.seed, "map": lineage[LINEAGE_MAP], "loss": config.train.loss}
+    settings |= {"learning_rate": config.train.learning_rate, "epochs": config.train.epochs}
     # There is only an adapter where train.lora.merge is off.
-    version = run.model(exported, f"{config.tracking.register_as}-{name}", lineage) if exported.is_dir() else None
+    version = run.model(exported, registered, lineage, title, settings) if exported.is_dir() else None
     return metrics | {"registered_version": version}

@@ -176,15 +176,30 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_a_finished_step_is_not_run_again(tmp_path: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     logged: dict[str, float] = {}
-    run = SimpleNamespace(metrics=logged.update, artifact=lambda path: None)
+    measured: dict[str, tuple[Any, Any]] = {}
+    sets: dict[str, tuple[str, int]] = {}
+
+    def metrics(values: dict[str, float], model: Any = None, dataset: Any = None) -> None:
+        logged.update(values)
+        measured.update(dict.fromkeys(values, (model, dataset)))
+
+    run = SimpleNamespace(
+        metrics=metrics,
+        artifact=lambda path: None,
+        dataset=lambda name, _, digest, rows, __: sets.update({name: (digest, rows)}),
+    )
     monkeypatch.setattr(Session, "tracked", lambda *_: nullcontext(run))
     shown = io.StringIO()
-    session = Session(Config(), Console(file=shown, width=200), None)
+    session = Session(Config(), Console(file=shown, width=200), SimpleNamespace(uri="sqlite:///store"))  # type: ignore[arg-type]
     first = step.harness_step(session, "ual", ASKED, Place(tmp_path))
     again = step.harness_step(session, "ual", ASKED, Place(tmp_path))
     assert again.reused and again.folder == first.folder and len(calls) == 1
     assert calls[0]["log_samples"] is True and calls[0]["tasks"] == ASKED
     assert logged["lm_eval.ifeval.inst_level_strict_acc.overall"] == 0.75, "MLflow has the figures that are not compared too"
+    assert sum(rows for _, rows in sets.values()) == 20
+    accuracy, model = "lm_eval.mmlu.accuracy.overall", {"id": "digest", "name": "ual"}
+    assert measured[accuracy] == (model, ("lm_eval.mmlu", sets["lm_eval.mmlu"][0])), "MLflow ranks models by it"
+    assert measured[f"{accuracy}.n"] == (None, None)
     assert "20 questions kept as result rows; without a score per question, so not compared: mmlu_law f1" in shown.getvalue()
     assert "lm_eval.mmlu accuracy: 0.7500 (n = 0)" in shown.getvalue()
     step.harness_step(session, "ual", ["gsm8k"], Place(tmp_path))
