@@ -24,6 +24,13 @@ class TrackingConfig(Section):
     uri: str | None = key(None, affects="", description="MLflow tracking URI; null = SQLite store in the output folder")
     experiment: str = key("ual_ray", affects="", description="MLflow experiment name")
     register_as: str = key("ual", affects="", description="prefix of registered model names: '<register_as>-<arm>'")
+    traces: int = key(
+        50,
+        ge=0,
+        le=1000,
+        affects="",
+        description="sampled calls of elicitor and judge to log as MLflow traces per run; 0 = none",
+    )
     retry_seconds: float = key(
         5,
         gt=0,

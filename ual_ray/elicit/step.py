@@ -81,6 +81,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
     from ual_ray.elicit.known import asked_of, note_asked
+    from ual_ray.elicit.traces import sampled_traces
     from ual_ray.elicit.trial import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
 
@@ -115,6 +116,8 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     scored = ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
     prompts = ", ".join(metrics["prompt_hashes"])
     run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
+    if config.tracking.traces:
+        run.traces(lambda: ray.get(ray.remote(sampled_traces).remote(config, folder / col.SCORED_FOLDER, store, asked)))
     return metrics
 
 

@@ -67,9 +67,7 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     UserError when too few of their verdicts can be parsed, when nothing can be paired, and when no pair gets a verdict;
     verdicts are kept.
     """
-    pairs = make_pairs(judging.candidate, judging.reference, config.seed, open_ended_benchmarks(config))
-    if config.judge.orders == "both":
-        pairs = [shown for pair in pairs for shown in (pair, in_other_order(pair))]
+    pairs = shown_pairs(config, judging)
     complete = [pair for pair in pairs if pair[col.ERROR] is None]
     rows: dict[str, list[Row]] = {}
     for model in config.judge.models or _no_judge():
@@ -81,6 +79,12 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     result = figures_of_judges(rows, config.evaluate, config.seed)
     write_json(judging.folder / col.WIN_RATES_FILE, result)
     return result
+
+
+def shown_pairs(config: Config, judging: Judging) -> list[Row]:
+    """Make the pairs in every order in which they are shown. Raises UserError when nothing can be paired."""
+    pairs = make_pairs(judging.candidate, judging.reference, config.seed, open_ended_benchmarks(config))
+    return [shown for pair in pairs for shown in (pair, in_other_order(pair))] if config.judge.orders == "both" else pairs
 
 
 def read_answers(path: Path, name: str | None, folder: Path) -> AnswerSet:

@@ -19,6 +19,7 @@ from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_
 from ual_ray.judge.pairs import AnswerSet, name_of
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
+from ual_ray.judge.traces import sampled_traces
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table
@@ -86,6 +87,8 @@ def _judge_and_log(config: Config, run: Run, judging: Judging, model: Mapping[st
     run.tags({LINEAGE_PROMPTS: ", ".join(result["prompt_hashes"])})
     for file in (col.WIN_RATES_FILE, VERDICTS_FILE, ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE):
         run.artifact(judging.folder / file)
+    if config.tracking.traces:
+        run.traces(lambda: sampled_traces(config, judging))
     run.table(_sample(rows), "tables/verdicts.json")
     return result
 

@@ -12,6 +12,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.prompt.constants import PROMPT_EXPERIMENT_IDS_TAG_KEY
+from mlflow.tracing.client import TracingClient
+from mlflow.tracing.constant import (
+    TRACE_SCHEMA_VERSION,
+    TRACE_SCHEMA_VERSION_KEY,
+    SpanAttributeKey,
+    TraceMetadataKey,
+    TraceTagKey,
+)
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_LOGGED_ARTIFACTS,
@@ -19,6 +27,8 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
 )
 
+__all__ = ["SpanAttributeKey", "TraceMetadataKey", "TraceTagKey", "TracingClient"]
+TRACE_SCHEMA = {TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION)}
 PROMPT_EXPERIMENTS = PROMPT_EXPERIMENT_IDS_TAG_KEY
 DATASET_CONTEXT, LOGGED_ARTIFACTS, PARENT_RUN_ID = MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 # Of a logged model whose files are not in the store.

@@ -175,6 +175,12 @@ class Run:
         turns = [{"role": turn[0], "content": turn[1]} for turn in template]
         self._submit("prompt", {"name": name, "template": turns})
 
+    def traces(self, make: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Log the traces that `make` returns, in the form of `engines/traces.py`; ids are unique in the run."""
+        with self._tracker.tolerant("sampling traces"):
+            if traces := make():
+                self._write("traces", {"traces": redact_values([*traces])}, "traces.json")
+
     def _ancestors(self) -> list[str]:
         """Return the local ids of the runs above."""
         return [] if self._parent is None else [self._parent.local_id, *self._parent._ancestors()]

@@ -26,6 +26,7 @@ from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model, measured_model
 from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run_file import resolve_run
+from ual_ray.tracking.traces import log_traces
 
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
 LOCAL_ID = "ual_ray.local_id"
@@ -111,6 +112,7 @@ class Store:
             "table": self._table,
             "model": self._model,
             "prompt": self._prompt,
+            "traces": self._traces,
             "end": self._end,
         }
         return act[operation.kind](operation, waited)
@@ -205,6 +207,11 @@ class Store:
     def _prompt(self, operation: Operation, _: bool) -> str:
         mlflow.set_tracking_uri(self.uri)  # where MLflow's registry looks for the run
         return log_prompt(self.client, self.real_id(operation.run), **operation.content)
+
+    def _traces(self, operation: Operation, _: bool) -> None:
+        assert operation.file is not None
+        traces = json.loads(Path(operation.file).read_text(encoding="utf-8"))["traces"]
+        log_traces(self.client, self.real_id(operation.run), traces)
 
     def _end(self, operation: Operation, _: bool) -> None:
         content, run_id = operation.content, self.real_id(operation.run)

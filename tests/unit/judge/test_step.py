@@ -16,17 +16,19 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
-from ual_ray.config import Config
+from ual_ray.config import Config, TrackingConfig
 from ual_ray.engines import make_engine
 from ual_ray.engines.pool import PoolJob
 from ual_ray.engines.requests import Choice, ChoiceResult, Failure, Request, Result
 from ual_ray.engines.row_store import RowStore
+from ual_ray.engines.traces import chat
 from ual_ray.errors import UserError
 from ual_ray.judge import stage as judging
 from ual_ray.judge import win_rate
 from ual_ray.judge.alpaca_eval import read_model_outputs
 from ual_ray.judge.pairs import PAIRS, AnswerSet, make_pairs, name_of, shown_first
 from ual_ray.judge.stage import Judging, judge_pairs, read_answers
+from ual_ray.judge.traces import sampled_traces
 from ual_ray.judge.verdicts import metrics, win_rate_line
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.progress import Meter
@@ -422,3 +424,31 @@ def test_the_pairs_file_is_whole(bench: Bench) -> None:
     work = bench.judging()
     judge_pairs(config(), work)
     assert pyarrow.parquet.read_schema(work.folder / "pairs.parquet").equals(PAIRS)
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_of_verdicts_stands_with_its_prompts(bench: Bench) -> None:
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Result:
+        asked.append(request)
+        return ChoiceResult((-0.5, -1.5), 1)
+
+    bench.answer = answer
+    rows = [result(number) for number in range(29)] + [result(29, prediction=None, error="overlong: 2000")]
+    write_results(bench.candidate, rows)
+    settings, judging = config(orders="both").model_copy(update={"tracking": TrackingConfig(traces=40)}), bench.judging()
+    judge_pairs(settings, judging)
+    traces = sampled_traces(settings, judging)
+    assert len({trace["id"] for trace in traces}) == 40
+    assert traces == sampled_traces(settings, judging)
+    prompts = {chat(request.prompt)["messages"][0]["content"] for request in asked if isinstance(request, Choice)}
+    for trace in traces:
+        (span,) = trace["spans"]
+        assert span["inputs"]["messages"][0]["content"] in prompts
+        assert (span["outputs"]["preference"] > 1.5) == span["attributes"]["candidate_first"]
+        assert (span["attributes"]["model"], span["outputs"]["error"]) == ("big", None)
+    every = settings.model_copy(update={"tracking": TrackingConfig(traces=1000)})
+    assert len(sampled_traces(every, judging)) == 58, "of what was not sent there is no call"
