@@ -342,8 +342,8 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) 
     rows = [(f"What is {n} + {n}? This is row-{n:03d}.", f"{2 * n}") for n in range(VLLM_ROWS)]
     data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
 
-    def make(environment: dict[str, str] | None = None) -> Elicitation:
-        own = {
+    def make(environment: dict[str, str] | None = None, **more: object) -> Elicitation:
+        own: dict[str, object] = {
             "elicit.estimators": "[verbalized_error]",
             "engine.rows_per_block": 4,
             "engine.batch_size": 4,
@@ -351,6 +351,7 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) 
             "engine.dtype": "float32",
             "engine.max_model_len": 256,
             "runtime.check_memory": "false",
+            **more,
         }
         return ended(Elicitation(ual, tmp_path_factory.mktemp("run"), data, settings("demo", **own), environment))
 

@@ -197,9 +197,9 @@ def undisturbed_vllm(vllm_elicit: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize("multiprocessing", ["0", "1"])
-def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multiprocessing: str) -> None:
-    run = vllm_elicit(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing})
+@pytest.mark.parametrize(("multiprocessing", "in_flight"), [("0", 2), ("1", 1)])
+def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multiprocessing: str, in_flight: int) -> None:
+    run = vllm_elicit({"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing}, **{"engine.batches_in_flight": in_flight})
     run.start()
     actor = run.process(ENGINE_ACTOR)
     engine = run.process("VLLM::EngineCore") if multiprocessing == "1" else actor

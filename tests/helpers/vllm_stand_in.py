@@ -10,6 +10,7 @@ from ual_ray.engines.vllm_engine import VLLMEngine
 from ual_ray.models.chat import ChatRenderer
 
 POISON = "poison"
+FINAL_ONLY = "final only"
 
 
 class EngineDeadError(Exception):
@@ -17,15 +18,20 @@ class EngineDeadError(Exception):
 
 
 class StandIn:
-    """Has `vllm.LLM`'s interface; the log-probability of token t is -(t + 1) / 1000."""
+    """Has the interface of `vllm.LLM` and of its engine; the log-probability of token t is -(t + 1) / 1000."""
 
     def __init__(self, tokenizer: Any, cheap: bool, **options: Any) -> None:
         self.options = options
         self.batches: list[list[Any]] = []
         self.loras: list[Any] = []
-        self.broken: Exception | None = None
-        self.unfinished = False
-        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(), has_unfinished_requests=lambda: self.unfinished)
+        self.refuses: Exception | None = None
+        self.breaks: Exception | None = None
+        # Steps that a request takes, whose output is what is left of it.
+        self.steps = 1
+        self.engine_core = SimpleNamespace()
+        self.llm_engine = self
+        self._new: list[Any] = []
+        self._running: list[list[Any]] = []
         self._tokenizer = tokenizer
         self._cheap = cheap
 
@@ -33,15 +39,35 @@ class StandIn:
         assert method == "ual_use_cheap_likelihood"
         return [True, self._cheap]
 
-    def generate(self, prompts: list[dict[str, Any]], sampling: list[Any], use_tqdm: bool, lora_request: Any) -> list[Any]:
-        self.batches.append(sampling)
-        self.loras.append(lora_request)
-        ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        if self.broken:
-            raise self.broken
-        if any(POISON in self._tokenizer.decode(one) for one in ids):
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._new or self._running)
+
+    def add_request(self, name: str, prompt: dict[str, Any], sampling: Any, lora_request: Any) -> None:
+        assert sampling.output_kind == FINAL_ONLY
+        if self.refuses:
+            raise self.refuses
+        ids = prompt["prompt_token_ids"]
+        if POISON in self._tokenizer.decode(ids):
             raise RuntimeError("the kernel fell over")
-        return [self._output(tokens, wanted) for tokens, wanted in zip(ids, sampling, strict=True)]
+        self._new.append((name, ids, sampling))
+        self.loras.append(lora_request)
+
+    def step(self) -> list[Any]:
+        """Count a step of all requests, and finish those that had theirs; those that came since are a batch."""
+        if self._new:
+            self.batches.append([sampling for _, _, sampling in self._new])
+        self._running.extend([self.steps, *request] for request in self._new)
+        self._new = []
+        if self.breaks:
+            raise self.breaks
+        for request in self._running:
+            request[0] -= 1
+        done = [request for request in self._running if not request[0]]
+        self._running = [request for request in self._running if request[0]]
+        outputs = [self._output(ids, sampling) for _, _, ids, sampling in done]
+        for output, (_, name, *_) in zip(outputs, done, strict=True):
+            output.request_id, output.finished = name, True
+        return outputs[::-1]
 
     def _output(self, tokens: list[int], wanted: Any) -> Any:
         values = {token: value(token) for token in getattr(wanted, "logprob_token_ids", [])}

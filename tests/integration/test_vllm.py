@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,25 @@ def test_a_mixed_batch_keeps_its_order_and_an_overlong_request_fails_alone(engin
     assert isinstance(stories, CompletionResult)
     assert len(set(stories.texts)) == 3
     assert isinstance(reply, CompletionResult) and reply.texts[0].strip()
+
+
+def test_threads_that_run_requests_at_the_same_time_get_their_own_results(engine: Engine) -> None:
+    """Numbers of a batch depend on its company by rounding alone."""
+    batches = [
+        [
+            Likelihood(frozen(PAIR)),
+            Choice((("user", f"Is {number} even?"),), ("yes", "no")),
+            Completion(frozen(PAIR[:1]), number),
+        ]
+        for number in (3, 40, 9)
+    ]
+    apart = [engine.run(batch) for batch in batches]
+    with ThreadPoolExecutor(len(batches)) as threads:
+        together = [done.result(300) for done in [threads.submit(engine.run, batch) for batch in batches]]
+    for alone, shared in zip(apart, together, strict=True):
+        assert shared[0].nll_sum == pytest.approx(alone[0].nll_sum, rel=1e-4)  # type: ignore[union-attr]
+        assert shared[1].log_probabilities == pytest.approx(alone[1].log_probabilities, rel=1e-3)  # type: ignore[union-attr]
+        assert shared[2] == alone[2], "greedy text of this length does not hang on rounding"
 
 
 @pytest.mark.parametrize("n", [1, 16])

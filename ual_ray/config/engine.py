@@ -88,6 +88,13 @@ class EngineConfig(Section):
         "engine.arguments.pipeline_parallel_size where that is set",
     )
     batch_size: int = key(64, ge=1, affects="", description="rows per batch sent to an actor")
+    batches_in_flight: int | None = key(
+        None,
+        ge=1,
+        affects="",
+        description="batches that a vLLM actor works on at a time, so that the last replies of one do not leave the GPU idle; "
+        "null = 2 on GPUs, else 1",
+    )
     rows_per_block: int | None = key(
         None,
         ge=1,
@@ -139,6 +146,11 @@ class EngineConfig(Section):
         return (prompt_tokens * prices[0] + generated_tokens * prices[1]) / 1e6
 
     @property
+    def in_flight(self) -> int:
+        """How many batches an actor works on at a time."""
+        return self.batches_in_flight or (2 if self.kind == "vllm" and self.gpus_per_actor else 1)
+
+    @property
     def pipeline_parallel(self) -> Any:
         """How many groups of layers have GPUs of their own; from engine.arguments."""
         return self.arguments.get("pipeline_parallel_size", 1)
@@ -153,6 +165,11 @@ class EngineConfig(Section):
         gpus, stages = self.gpus_per_actor, self.pipeline_parallel
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_actor ({gpus:g}) must be a whole number above 1")
+        if self.remote and self.in_flight > 1:
+            raise ValueError(
+                f"batches_in_flight ({self.in_flight}) must be 1 for engine.kind={self.kind}: how many requests are under way "
+                "follows from engine.endpoint.concurrency"
+            )
         if self.kind != "vllm":
             return self
         if "tensor_parallel_size" in self.arguments:

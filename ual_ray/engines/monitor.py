@@ -103,12 +103,19 @@ class Monitor:
         """Note that an actor starts: one that died during its work and loads its model again does not hang."""
         self._running = {work: running for work, running in self._running.items() if running[0] != actor}
 
-    def begin(self, work: str, actor: Any) -> int:
-        """Note that an actor begins a batch or row; return how often it was begun before and not finished."""
+    def attempts(self, work: str) -> int:
+        """Return how often a batch or row was begun and not finished."""
+        return self._attempts[work]
+
+    def begin(self, work: str, actor: Any, part_of: str | None = None) -> int:
+        """Note that an actor begins a batch or row; return how often it was begun before and not finished.
+
+        part_of: the batch that the row is of. Each row has the time of a batch.
+        """
         attempts = self._attempts[work]
         self._attempts[work] += 1
-        # An actor works on one thing at a time: the work before its death, or the batch of a row, is not timed any more.
-        self.started(actor)
+        if part_of:
+            self._running.pop(part_of, None)
         self._running[work] = (actor, time.monotonic())
         return attempts
 
@@ -132,10 +139,12 @@ class Monitor:
     def replace_hung(self, seconds: float) -> int:
         """Kill the actors that have worked on one batch or row for longer, and return their number; Ray restarts them."""
         now = time.monotonic()
-        hung = {work: (actor, since) for work, (actor, since) in self._running.items() if now - since > seconds}
-        for work, (actor, since) in hung.items():
-            logger.warning("an engine has not answered for %.0f s; its actor is replaced", now - since)
-            del self._running[work]
-            self._counts.replaced += 1
-            ray.kill(actor, no_restart=False)
-        return len(hung)
+        replaced = 0
+        for work, (actor, since) in [*self._running.items()]:
+            if now - since > seconds and work in self._running:  # its actor may have been replaced for another batch
+                logger.warning("an engine has not answered for %.0f s; its actor is replaced", now - since)
+                self.started(actor)
+                replaced += 1
+                ray.kill(actor, no_restart=False)
+        self._counts.replaced += replaced
+        return replaced

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -27,7 +28,9 @@ from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
 from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine
 from ual_ray.engines.compat_ray_data import checkpointing
+from ual_ray.engines.concurrency import OverlappingEngine, SharedLock
 from ual_ray.engines.late import LateEngine
+from ual_ray.engines.metrics import EngineMetrics
 from ual_ray.engines.monitor import Counts, Limits, Monitor
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
@@ -43,8 +46,8 @@ SMALLEST_BLOCK = 4
 # ... and not so many that writing and checkpointing them costs more than the rows.
 MAX_BLOCKS = 1000
 LARGEST_BLOCK = 4096
-# The block that an engine works on and the one before, which is being written: a crash loses no more blocks per actor.
-UNWRITTEN_BLOCKS_PER_ACTOR = 2
+# In addition to the blocks that an engine works on, one that is being written: a crash loses no more blocks per actor.
+BLOCKS_BEING_WRITTEN = 1
 # A batch on which the engine died or hung this often is sent row by row, and each row as often as this.
 MAX_DEATHS = 2
 
@@ -75,13 +78,19 @@ class EngineActor:
         ray.get(monitor.started.remote(ray.get_runtime_context().current_actor))
         self._job = job
         self._monitor = monitor
-        self._engine = LateEngine(job.spec, self._loading) if job.late else make_engine(job.spec)
+        self._metrics = EngineMetrics(type(job.task).__name__)
+        self._batches = SharedLock()
+        self._in_task = Lock()
+        engine = LateEngine(job.spec, self._loading) if job.late else make_engine(job.spec)
+        self._engine = OverlappingEngine(engine, self._in_task)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Apply the task and return the rows to checkpoint, in the store's schema."""
         if ray.get(self._monitor.stopped.remote()):
             return self._table([])  # nothing more is sent, and finished rows are still written
-        rows = self._run(batch.to_pylist())
+        with self._metrics.batch():
+            rows = self._run(batch.to_pylist())
+        self._metrics.count(rows)
         # Not waited for, so that the next batch starts while the monitor counts this one.
         reasons = [row.get(col.ERROR) or "unknown" for row in rows if row[col.STATUS] != col.STATUS_OK]
         self._monitor.scored.remote(len(rows), reasons)
@@ -90,17 +99,19 @@ class EngineActor:
         return self._table([row for row in rows if not _is_engine_error(row)])
 
     def _run(self, rows: list[Row]) -> list[Row]:
-        """Process a batch; one that engines died on before goes row by row, to isolate the row that causes it."""
+        """Process a batch; to find a row that engines die on, it runs alone, and then row by row."""
         work = digest([row[col.ID] for row in rows])
-        if self._begin(work) >= MAX_DEATHS:
-            results = [result for row in rows for result in self._run_one(row)]
-        else:
-            results = self._apply(rows)
+        suspected = ray.get(self._monitor.attempts.remote(work)) > 0
+        with self._batches.alone() if suspected else self._batches.together():
+            if self._begin(work) >= MAX_DEATHS:
+                results = [result for row in rows for result in self._run_one(row, work)]
+            else:
+                results = self._apply(rows)
         self._monitor.end.remote(work)
         return results
 
-    def _run_one(self, row: Row) -> list[Row]:
-        if self._begin(row[col.ID]) >= MAX_DEATHS:
+    def _run_one(self, row: Row, batch: str) -> list[Row]:
+        if self._begin(row[col.ID], batch) >= MAX_DEATHS:
             error = f"engine: it died or hung on this row {MAX_DEATHS} times"
             results = [row | {col.STATUS: col.STATUS_QUARANTINED, col.ERROR: error}]
         else:
@@ -116,18 +127,20 @@ class EngineActor:
         yield
         ray.get(self._monitor.resume.remote(paused, actor))
 
-    def _begin(self, work: str) -> int:
-        return ray.get(self._monitor.begin.remote(work, ray.get_runtime_context().current_actor))
+    def _begin(self, work: str, part_of: str | None = None) -> int:
+        return ray.get(self._monitor.begin.remote(work, ray.get_runtime_context().current_actor, part_of))
 
     def _apply(self, rows: list[Row]) -> list[Row]:
         try:
-            return self._job.task(rows, self._engine)
+            with self._in_task:
+                return self._job.task(rows, self._engine)
         except EngineDied as error:
-            logger.exception("the engine died; its actor exits, and Ray starts another")
-            ray.get(self._monitor.died.remote(str(error)))
-            logging.shutdown()
-            end_children()
-            os._exit(1)
+            with self._in_task:  # one death, also where two batches were in the engine
+                logger.exception("the engine died; its actor exits, and Ray starts another")
+                ray.get(self._monitor.died.remote(str(error)))
+                logging.shutdown()
+                end_children()
+                os._exit(1)
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         schema = self._job.store.schema
@@ -184,7 +197,7 @@ def map_rows(
     before = store.count()
     monitor = on_this_node(Monitor, limits, before, store.count(failed))
     try:
-        with checkpointing(store.checkpoint, UNWRITTEN_BLOCKS_PER_ACTOR * actors):
+        with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors):
             results = (
                 read(monitor)
                 .repartition(target_num_rows_per_block=block)
@@ -193,7 +206,13 @@ def map_rows(
                     fn_constructor_kwargs={"job": job, "monitor": monitor},
                     batch_format="pyarrow",
                     batch_size=min(config.batch_size, block),
-                    compute=ActorPoolStrategy(min_size=config.min_actors, max_size=actors, initial_size=actors),
+                    compute=ActorPoolStrategy(
+                        min_size=config.min_actors,
+                        max_size=actors,
+                        initial_size=actors,
+                        max_concurrent_calls_per_actor=config.in_flight,
+                        enable_true_multi_threading=config.in_flight > 1,
+                    ),
                     num_cpus=config.cpus_per_actor,
                     num_gpus=config.gpus_per_actor or None,
                 )

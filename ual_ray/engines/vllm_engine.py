@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ual_ray.engines.choice_tree import ChoiceTree, Tokens
@@ -29,6 +30,7 @@ from ual_ray.engines.requests import (
 from ual_ray.engines.spellings import Spellings, combined
 from ual_ray.engines.token_text import visible
 from ual_ray.engines.vllm_arguments import engine_arguments, set_environment
+from ual_ray.engines.vllm_stepper import Stepper
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered, load_renderer
 from ual_ray.models.resolve import resolve_model
@@ -58,7 +60,7 @@ class Prompt:
 
 
 class VLLMEngine:
-    """A vLLM engine inside this process."""
+    """A vLLM engine inside this process; threads may run requests at the same time, and share its continuous batch."""
 
     def __init__(self, spec: EngineSpec) -> None:
         """Load the model. Raises UserError for a model without a chat template, and for an invalid adapter."""
@@ -71,12 +73,14 @@ class VLLMEngine:
         self._spellings = Spellings(self._renderer)
         self.template_hash = self._renderer.template_hash
         self._limit = config.max_model_len
-        self._lora = _lora_request(spec.adapter)
         self._llm = LLM(model=path, **(engine_arguments(spec) | config.arguments))
         raise_on_death(self._llm.llm_engine.engine_core)
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
         if not self._cheap_likelihood:
             logger.warning("this vLLM's model runner is not V1: its own, slower prompt_logprobs are used for likelihoods")
+        self._stepper = Stepper(self._llm.llm_engine, _lora_request(spec.adapter))
+        # A fast tokenizer raises when two threads use it at once.
+        self._rendering = Lock()
 
     @staticmethod
     def read_template_hash(spec: EngineSpec) -> str:
@@ -86,9 +90,12 @@ class VLLMEngine:
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Answer all requests in one continuous batch; overlong ones never reach the engine."""
         thinking = list(dict.fromkeys(request for request in requests if isinstance(request, Choice) and request.thinking))
-        thoughts = dict(zip(thinking, self._answer([self._job(request) for request in thinking]), strict=True))
+        with self._rendering:
+            thought_jobs = [self._job(request) for request in thinking]
+        thoughts = dict(zip(thinking, self._answer(thought_jobs), strict=True))
         found = [thoughts.get(request) if isinstance(request, Choice) else None for request in requests]
-        jobs = [self._job(request, thought) for request, thought in zip(requests, found, strict=True)]
+        with self._rendering:
+            jobs = [self._job(request, thought) for request, thought in zip(requests, found, strict=True)]
         return self._answer(jobs)
 
     def _answer(self, jobs: Sequence[_Job | Result]) -> list[Result]:
@@ -123,28 +130,14 @@ class VLLMEngine:
             return Failure(f"template: {error}")
 
     def _generate(self, prompts: list[Prompt]) -> list[RequestOutput | Failure]:
-        if not prompts:
-            return []
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            inputs: Any = [{"prompt_token_ids": prompt.ids} for prompt in prompts]
-            sampling = [prompt.sampling for prompt in prompts]
-            return list(self._llm.generate(inputs, sampling, use_tqdm=False, lora_request=self._lora))
-        except EngineDeadError as error:
-            raise EngineDied(str(error)) from error
-        except Exception as error:
-            if self._llm.llm_engine.has_unfinished_requests():
-                # It failed while generating: requests that it still holds would block all later ones.
-                raise EngineDied(f"the engine failed while it was generating: {error}") from error
-            if len(prompts) == 1:
-                logger.exception("the engine failed on one request")
-                return [Failure(f"engine: {error}")]
+        outputs = self._stepper.generate([prompt.ids for prompt in prompts], [prompt.sampling for prompt in prompts])
+        refused = [output for output in outputs if isinstance(output, Exception)]
+        if len(refused) == len(outputs) > 1:
             # One bad request must not fail the others; a broken engine fails on all of them.
-            results = [self._generate([prompt])[0] for prompt in prompts]
-            if all(isinstance(result, Failure) for result in results):
-                raise EngineDied(f"every request of a batch failed, the first with: {error}") from error
-            return results
+            raise EngineDied(f"every request of a batch failed, the first with: {refused[0]}") from refused[0]
+        for error in refused:
+            logger.error("the engine refused a request", exc_info=error)
+        return [Failure(f"engine: {output}") if isinstance(output, Exception) else output for output in outputs]
 
 
 def _renderer_of(spec: EngineSpec, path: str) -> ChatRenderer:
@@ -308,8 +301,9 @@ def _tree(choices: Sequence[str], spellings: Spellings) -> tuple[ChoiceTree, lis
 
 def _sampling(temperature: float = 0.0, **options: Any) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(temperature=temperature, **options)
+    return SamplingParams(temperature=temperature, output_kind=RequestOutputKind.FINAL_ONLY, **options)
 
 
 def _prompt_length(output: RequestOutput) -> int:

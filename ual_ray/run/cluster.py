@@ -26,15 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
-    """Connect to the configured cluster, or start a local one; disconnect, and stop a local one, at the end."""
+def ray_cluster(config: RuntimeConfig) -> Iterator[str | None]:
+    """Connect to the configured cluster, or start a local one; disconnect, and stop a local one, at the end.
+
+    Yields the address of the cluster's dashboard, which has the metrics of the actors; None where there is none.
+    """
     if ray.is_initialized():
-        yield
+        yield None
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.address or os.environ.get("RAY_ADDRESS")
+    dashboard = None
     if address:
-        _connect(address)
+        dashboard = _connect(address)
     else:
         _start()
     end_on_sigterm()
@@ -46,7 +50,7 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[None]:
     # The second version of its reader starts actors to read the footers of files; for a few files they cost more than the rows.
     context.use_datasource_v2 = False
     try:
-        yield
+        yield dashboard
     finally:
         ray.shutdown()
 
@@ -68,13 +72,14 @@ def _start() -> None:
             logger.warning("Ray did not start, attempt %d of %d: %s", attempt, START_ATTEMPTS, error)
 
 
-def _connect(address: str) -> None:
+def _connect(address: str) -> str | None:
     try:
         where = urlsplit(address if "://" in address else f"//{address}")
         if where.hostname and where.port:
             # Ray waits for minutes, and then exits, when nothing listens there.
             socket.create_connection((where.hostname, where.port), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=True)
+        found = ray.init(address=address, log_to_driver=True).dashboard_url
+        return f"http://{found}" if found else None
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             "the Ray cluster at runtime.address or RAY_ADDRESS is unreachable",

@@ -85,7 +85,8 @@ class Session:
         if not self.cluster.connected:
             from ual_ray.run.cluster import check_cluster, ray_cluster
 
-            self.cluster.enter_context(ray_cluster(self.config.runtime))
+            if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
+                self.say("cluster", f"Ray dashboard: {dashboard}")
             for wait in check_cluster(self.config, self.stages):
                 self.say("cluster", f"waiting for it to grow: {wait}")
             self.cluster.connected = True

@@ -137,6 +137,7 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         ([*SERVER, "elicit.scale=0-100"], "elicit.mode=logprobs needs a scale of one-token numbers"),
         ([*SERVER, "engine.endpoint.logprobs=false"], "a server with log-probabilities"),
         ([*SERVER, "elicit.adapter=a"], "elicit.adapter is for engine.kind=vllm"),
+        ([*SERVER, "engine.batches_in_flight=2"], "batches_in_flight (2) must be 1 for engine.kind=openai"),
         (["engine.tensor_parallel_size=2"], "tensor_parallel_size (2) must not be above gpus_per_actor (0)"),
         (
             ["engine.gpus_per_actor=4", "engine.tensor_parallel_size=2"],
@@ -224,3 +225,18 @@ def test_a_file_with_a_text_that_ends_in_a_tab_is_a_users_mistake(tmp_path: Path
     (tmp_path / "c.yaml").write_bytes(b"\xe1\x80\x80\t")
     with pytest.raises(UserError, match="is not YAML"):
         load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], 1),
+        (["engine.gpus_per_actor=1"], 2),
+        (["engine.gpus_per_actor=0.5", "engine.batches_in_flight=1"], 1),
+        (["engine.batches_in_flight=3"], 3),
+        (["engine.kind=fake", "engine.gpus_per_actor=1"], 1),
+        ([*SERVER, "engine.gpus_per_actor=1"], 1),
+    ],
+)
+def test_batches_in_flight_fill_gpus(settings: list[str], expected: int) -> None:
+    assert load(None, settings).engine.in_flight == expected

@@ -14,7 +14,7 @@ import httpcore2
 import pytest
 from engine_requests import Tokenizers, spec_of
 from openai_server import KEY, KEY_NAME, MODEL, Build, Server, config_of
-from vllm_stand_in import BuildVLLM, EngineDeadError, StandIn
+from vllm_stand_in import FINAL_ONLY, BuildVLLM, EngineDeadError, StandIn
 
 from ual_ray.engines import EngineSpec, make_engine, vllm_arguments
 from ual_ray.engines import openai_engine as endpoint
@@ -80,6 +80,9 @@ def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> B
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         monkeypatch.setitem(sys.modules, "vllm.lora.request", SimpleNamespace(LoRARequest=lambda *given: given))
         monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", SimpleNamespace(EngineDeadError=EngineDeadError))
+        monkeypatch.setitem(sys.modules, "vllm.inputs", SimpleNamespace(tokens_input=lambda ids: {"prompt_token_ids": ids}))
+        kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=FINAL_ONLY))
+        monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
         monkeypatch.setattr(vllm_arguments.os, "environ", {})
         monkeypatch.setattr(in_process, "resolve_model", lambda name: f"/models/{name}")
         monkeypatch.setattr(in_process, "load_renderer", lambda *_: renderer)

@@ -169,7 +169,7 @@ def test_a_batch_that_is_done_row_by_row_has_the_time_of_a_batch_for_every_row(c
     monitor = Monitor()
     monitor.begin("batch", "a")
     for row in range(5):
-        monitor.begin(f"row {row}", "a")
+        monitor.begin(f"row {row}", "a", "batch")
         clock.now += 8
         assert monitor.replace_hung(10) == 0
         monitor.end(f"row {row}")
@@ -181,14 +181,39 @@ def test_what_an_actor_did_before_it_died_is_not_held_against_it(clock: SimpleNa
     """Ray starts an actor again under its old name: the work of its former life must not have it killed."""
     monitor = Monitor()
     monitor.begin("batch", "a")
+    monitor.begin("another batch", "a")
     clock.now += 6
-    monitor.begin("row", "a")
+    monitor.started("a")
+    monitor.begin("row", "a", "batch")
     clock.now += 11
     assert monitor.replace_hung(10) == 1
     monitor.begin("batch", "a")
     clock.now += 6
     assert monitor.replace_hung(10) == 0
     assert clock.killed == ["a"]
+
+
+def test_an_engine_that_hangs_on_two_batches_is_replaced_once(clock: SimpleNamespace) -> None:
+    monitor = Monitor()
+    monitor.begin("first", "a")
+    monitor.begin("second", "a")
+    clock.now += 11
+    assert monitor.replace_hung(10) == 1
+    assert (clock.killed, monitor.counts().replaced) == (["a"], 1)
+    assert (monitor.attempts("first"), monitor.attempts("second"), monitor.attempts("third")) == (1, 1, 0)
+
+
+def test_batches_of_one_actor_have_their_own_times(clock: SimpleNamespace) -> None:
+    monitor = Monitor()
+    monitor.begin("first", "a")
+    clock.now += 6
+    monitor.begin("second", "a")
+    clock.now += 3
+    monitor.end("first")
+    clock.now += 4
+    assert monitor.replace_hung(10) == 0  # the second is at 7
+    clock.now += 4
+    assert monitor.replace_hung(10) == 1
 
 
 def test_an_actor_that_loads_its_model_again_does_not_hang(clock: SimpleNamespace) -> None:

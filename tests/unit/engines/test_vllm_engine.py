@@ -166,14 +166,14 @@ def test_a_request_that_the_engine_chokes_on_costs_only_itself(build_vllm: Build
 
 def test_an_engine_that_fails_on_everything_is_dead(build_vllm: BuildVLLM) -> None:
     engine, llm, _ = build_vllm()
-    llm.broken = RuntimeError("out of memory")
+    llm.refuses = RuntimeError("out of memory")
     with pytest.raises(EngineDied, match="out of memory"):
         engine.run([Likelihood(TOLD), Completion(ASK, 5)])
 
 
 def test_an_engine_that_fails_in_the_middle_of_its_work_is_dead(build_vllm: BuildVLLM) -> None:
     engine, llm, _ = build_vllm()
-    llm.broken, llm.unfinished = RuntimeError("no offset"), True
+    llm.breaks = RuntimeError("no offset")
     with pytest.raises(EngineDied, match="while it was generating: no offset"):
         engine.run([Likelihood(TOLD), Completion(ASK, 5)])
     assert len(llm.batches) == 1
@@ -181,10 +181,13 @@ def test_an_engine_that_fails_in_the_middle_of_its_work_is_dead(build_vllm: Buil
 
 def test_an_engine_that_says_it_is_dead_is_not_asked_again(build_vllm: BuildVLLM) -> None:
     engine, llm, _ = build_vllm()
-    llm.broken = EngineDeadError("gone")
+    llm.refuses = EngineDeadError("gone")
     with pytest.raises(EngineDied, match="gone"):
         engine.run([Likelihood(TOLD), Completion(ASK, 5)])
-    assert len(llm.batches) == 1
+    llm.refuses = None
+    with pytest.raises(EngineDied, match="gone"):
+        engine.run([Completion(ASK, 5)])
+    assert llm.loras == llm.batches == []
 
 
 @pytest.mark.parametrize(

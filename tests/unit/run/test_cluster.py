@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,8 +50,9 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collect the addresses that Ray is asked to connect to."""
     addresses: list[str] = []
 
-    def init(address: str, **_: Any) -> None:
+    def init(address: str, **_: Any) -> SimpleNamespace:
         addresses.append(address)
+        return SimpleNamespace(dashboard_url="127.0.0.1:8265")
 
     monkeypatch.setattr(runtime.ray, "init", init)
     monkeypatch.setattr(runtime.ray, "shutdown", lambda: None)
