@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,11 @@ class EngineDeadError(Exception):
 class StandIn:
     """Has the interface of `vllm.LLM` and of its engine; the log-probability of token t is -(t + 1) / 1000."""
 
-    def __init__(self, tokenizer: Any, cheap: bool, **options: Any) -> None:
+    def __init__(self, tokenizer: Any, cheap: bool, by_token: Callable[[int], float] | None, **options: Any) -> None:
         self.options = options
+        # The log-probability of a token whose place is asked for; None = it cannot be asked for.
+        self._by_token = by_token
+        self.vllm_config = SimpleNamespace(use_v2_model_runner=by_token is not None)
         self.batches: list[list[Any]] = []
         self.loras: list[Any] = []
         self.refuses: Exception | None = None
@@ -77,8 +81,15 @@ class StandIn:
             SimpleNamespace(text=f"t{at}", token_ids=[1, 2], logprobs=[values], cumulative_logprob=sure, finish_reason="stop")
             for at in range(count)
         ]
-        given = [None, *({token: value(token)} for token in tokens[1:])]
-        return SimpleNamespace(prompt_token_ids=tokens, prompt_logprobs=given, outputs=samples)
+        answer = SimpleNamespace(prompt_token_ids=tokens, prompt_logprobs=None, prompt_token_id_logprobs=None, outputs=samples)
+        if hasattr(wanted, "prompt_logprobs"):
+            answer.prompt_logprobs = [None, *({token: value(token)} for token in tokens[1:])]
+        if hasattr(wanted, "prompt_logprob_token_ids"):
+            assert self._by_token is not None
+            assert wanted.prompt_logprob_token_ids == [[token] for token in tokens[wanted.prompt_logprob_start + 1 :]]
+            scores = [[self._by_token(token)] for (token,) in wanted.prompt_logprob_token_ids]
+            answer.prompt_token_id_logprobs = None if math.isnan(scores[0][0]) else scores
+        return answer
 
 
 def value(token: int) -> Any:

@@ -5,7 +5,7 @@ size, and ranks each token among the whole vocabulary. The NLL of a response nee
 rank: the log-probability of a token is its logit minus the logsumexp of its row. The extension below computes only that.
 
 It replaces a method of vLLM's Model Runner V1. Model Runner V2, which vLLM takes where Triton has a backend (GPUs), has no such
-method: there the engine logs a warning and vLLM's own prompt_logprobs are used.
+method: there the engine asks for given tokens (`prompt_logprob_token_ids`), if that agrees with prompt_logprobs when it starts.
 
 When tests/unit/engines/test_compat_vllm.py or tests/integration/test_vllm.py fail with another vLLM: read
 `GPUModelRunner._get_prompt_logprobs_dict` (vllm/v1/worker/gpu_model_runner.py) and `SyncMPClient`

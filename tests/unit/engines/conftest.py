@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -66,14 +66,18 @@ def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> B
     """Make a VLLMEngine on a real tokenizer, with a stand-in for the package vllm."""
 
     def make(
-        style: str = "chatml", cheap: bool = True, lora: str | None = None, **options: Any
+        style: str = "chatml",
+        cheap: bool = True,
+        lora: str | None = None,
+        by_token: Callable[[int], float] | None = None,
+        **options: Any,
     ) -> tuple[VLLMEngine, StandIn, ChatRenderer]:
         tokenizer = chat_tokenizer(style)
         renderer = ChatRenderer(tokenizer)
         made: list[StandIn] = []
 
         def language_model(**arguments: Any) -> StandIn:
-            made.append(StandIn(tokenizer, cheap, **arguments))
+            made.append(StandIn(tokenizer, cheap, by_token, **arguments))
             return made[0]
 
         vllm = SimpleNamespace(LLM=language_model, SamplingParams=SimpleNamespace)

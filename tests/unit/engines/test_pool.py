@@ -395,7 +395,7 @@ def test_a_batch_that_an_engine_died_on_meets_no_other(
 
 
 def test_a_death_is_held_against_the_rows_of_its_batch_alone(monitor: Monitor, tmp_path: Path) -> None:
-    """The engine dies on one row, while another batch is in the engine too; Ray sends both to another actor, again and again."""
+    """The engine dies on one row, with another batch in it; Ray sends both to another actor, again and again."""
     guilty, innocent = batch_of("a", "deadly", "b"), batch_of("c", "d")
     names = {pool.digest(batch["id"].to_pylist()) for batch in (guilty, innocent)}
     for name in names:  # the first death, with both in the engine

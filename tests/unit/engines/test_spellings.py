@@ -9,7 +9,7 @@ import pytest
 
 from ual_ray.engines.spellings import MOST_TOKENS, Spellings, combined
 from ual_ray.engines.token_text import visible, visible_entry
-from ual_ray.engines.vllm_engine import starts_answer
+from ual_ray.engines.vllm_jobs import starts_answer
 
 
 class Renderer:

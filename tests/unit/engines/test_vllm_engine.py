@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from engine_requests import ASK, MORE, NUMBERS, TOLD
@@ -47,6 +48,44 @@ def test_results_are_scalars_read_at_the_right_tokens(build_vllm: BuildVLLM) -> 
     assert (likelihood.generated_tokens, likelihood.calls) == (0, 1)
     assert completion == CompletionResult(("t0", "t1", "t2"), prompt_tokens, generated_tokens=6, finish_reasons=("stop",) * 3)
     assert [len(batch) for batch in llm.batches] == [3]
+
+
+def of_token(token: int) -> float:
+    return float(value(token).logprob)
+
+
+@pytest.mark.parametrize("last_reply_only", [False, True])
+def test_a_runner_that_scores_given_tokens_is_asked_for_the_replies_alone(
+    last_reply_only: bool, build_vllm: BuildVLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [Likelihood(MORE, last_reply_only), Likelihood(TOLD)]
+    expected = build_vllm()[0].run(asked)
+    engine, llm, renderer = build_vllm(cheap=False, by_token=of_token)
+    assert not caplog.messages
+    assert engine.run(asked) == expected
+    rendered = renderer.conversation(messages_of(MORE), last_reply_only=last_reply_only)
+    first = min(at for at, label in enumerate(rendered.labels) if label != IGNORE_INDEX)
+    sampling = llm.batches[-1][0]
+    assert (sampling.prompt_logprob_start, len(sampling.prompt_logprob_token_ids)) == (first - 1, len(rendered.labels) - first)
+
+
+@pytest.mark.parametrize("wrong", [lambda token: of_token(token + 300), lambda _: math.nan])
+def test_scores_of_given_tokens_that_are_wrong_are_not_used(
+    wrong: Callable[[int], float], build_vllm: BuildVLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = build_vllm()[0].run([Likelihood(TOLD)])
+    engine, llm, _ = build_vllm(cheap=False, by_token=wrong)
+    assert engine.run([Likelihood(TOLD)]) == expected
+    assert not hasattr(llm.batches[-1][0], "prompt_logprob_token_ids")
+    assert "its own, slower prompt_logprobs are used" in caplog.text
+
+
+def test_scores_that_vllm_dropped_are_no_score(build_vllm: BuildVLLM) -> None:
+    dropped: list[bool] = []
+    engine, _, _ = build_vllm(cheap=False, by_token=lambda token: math.nan if dropped else of_token(token))
+    dropped.append(True)
+    (result,) = engine.run([Likelihood(TOLD)])
+    assert result == Failure("engine: vLLM returned no scores for the prompt's tokens")
 
 
 def test_only_the_last_reply_is_scored_where_that_is_asked(build_vllm: BuildVLLM) -> None:
