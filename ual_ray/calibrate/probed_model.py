@@ -131,7 +131,9 @@ class ProbedModel:
         for hook in hooks:
             hook.remove()
         self._check_head(hidden, ids)
-        found = [name for name, output in outputs.items() if torch.equal(output.flatten(), hidden.flatten())]
+        # With several GPUs most norms are on others than the output, which the last one feeds.
+        here = {name: output for name, output in outputs.items() if output.device == hidden.device}
+        found = [name for name, output in here.items() if torch.equal(output.flatten(), hidden.flatten())]
         if not found:
             kind = type(self._model).__name__
             logger.warning("%s: found no norm in front of the output layer; states before the norm are not measured", kind)

@@ -14,6 +14,9 @@ When tests/unit/engines/test_compat_vllm.py or tests/integration/test_vllm.py fa
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import sys
 import threading
 import time
 from types import MethodType
@@ -27,6 +30,8 @@ EXTENSION = f"{__name__}.LikelihoodExtension"
 SCORED_FROM = "ual_ray_scored_from"
 # Rows of logits held at a time: 256 of 150,000 entries in float32 are 150 MB.
 ROWS_AT_A_TIME = 256
+# Of linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 # What `response_log_probabilities` uses of a model runner.
 RUNNER_PARTS = ("_get_prompt_logprobs_dict", "num_prompt_logprobs", "requests", "input_batch", "query_start_loc")
 
@@ -41,6 +46,24 @@ class LikelihoodExtension:
             return False
         runner._get_prompt_logprobs_dict = MethodType(response_log_probabilities, runner)
         return True
+
+    def ual_end_with_engine(self) -> None:
+        """Have the kernel kill this worker, if it is a process of its own, when its engine's process ends, however that ends.
+
+        vLLM's workers notice it by themselves, but not while they wait for each other on their GPUs, whose memory they hold.
+        """
+        if multiprocessing.parent_process() is not None:
+            end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends; on Linux alone, as prctl(2)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def response_log_probabilities(

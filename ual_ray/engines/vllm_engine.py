@@ -54,6 +54,7 @@ class VLLMEngine:
         self._limit = config.max_model_len
         self._llm = LLM(model=path, **(engine_arguments(spec) | config.arguments))
         raise_on_death(self._llm.llm_engine.engine_core)
+        self._llm.collective_rpc("ual_end_with_engine")
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
         self._stepper = Stepper(self._llm.llm_engine, _lora_request(spec.adapter))
         # A fast tokenizer raises when two threads use it at once.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import ray
 
-from ual_ray.config import Config, EngineConfig, RuntimeConfig
+from ual_ray.config import Config, EngineConfig, RuntimeConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.run import StageName
 from ual_ray.run.terminal import end_on_sigterm
@@ -111,6 +111,7 @@ def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
             key, workers = ("train.min_workers", train.min_workers)
         asked[f"train.cpus_per_worker x {key}", "CPU"] = train.cpus_per_worker * workers
         asked[f"train.gpus_per_worker x {key}", "GPU"] = train.gpus_per_worker * workers
+        check_replicas(train, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     have = ray.cluster_resources()
     waits = [
         f"{key} = {amount:g} {resource}s, the cluster has {have.get(resource, 0):g}"
@@ -120,3 +121,33 @@ def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
     if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
         raise UserError("not enough resources on this machine", got="; ".join(waits), fix="lower these settings")
     return waits
+
+
+def check_replicas(train: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise UserError where replicas of the model (HSDP) would not get equally many ranks on every node.
+
+    nodes: the resources of each. Workers fill one node after the other, the largest first, and a replica takes neighbouring
+    ones: were it split unevenly, its weights would travel between nodes with every layer. A cluster without room for all
+    workers yet is not judged.
+    """
+    if train.replicas == 1:
+        return
+    room = sorted((_workers_on(node, train) for node in nodes), reverse=True)
+    ranks, left = list[int](), train.num_workers
+    for fitting in room:
+        ranks.append(min(fitting, left))
+        left -= ranks[-1]
+    used, size = [count for count in ranks if count], train.num_workers // train.replicas
+    if left or (len(set(used)) == 1 and (used[0] % size == 0 or size % used[0] == 0)):
+        return
+    raise UserError(
+        "train.replicas: the nodes cannot be divided among the replicas",
+        got=f"{train.replicas} replicas of {size} workers, {', '.join(map(str, used))} workers on the nodes",
+        expected="equally many workers on every node, and a replica on whole nodes or several on one",
+        fix="set train.num_workers to a multiple of the workers per node, or train.replicas=1",
+    )
+
+
+def _workers_on(node: Mapping[str, float], train: TrainConfig) -> int:
+    wanted = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    return min(int(node.get(resource, 0.0) // amount) for resource, amount in wanted.items() if amount)

@@ -426,3 +426,22 @@ def test_states_do_not_depend_on_their_neighbours(model_of: Families) -> None:
         np.testing.assert_array_equal(states.labels.numpy(), np.concatenate([text.labels for text in texts])[states.places])
     alone = [next(iter(model.states([text], lambda tokens: None))).after.numpy() for text in texts]
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_norms_on_other_gpus_are_not_compared(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm whose output is elsewhere, as with several GPUs; here it is on the device without data."""
+    norms = ProbedModel._norms
+
+    class Elsewhere(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.to("meta")
+
+    elsewhere = Elsewhere()
+
+    def with_one_elsewhere(model: ProbedModel) -> Any:
+        found = norms(model)
+        found["norm"].register_forward_pre_hook(lambda module, inputs: (elsewhere(*inputs), None)[1])
+        return {"elsewhere": elsewhere, **found}
+
+    monkeypatch.setattr(ProbedModel, "_norms", with_one_elsewhere)
+    assert ProbedModel(str(model_of("llama")), "float32", "cpu").norm == "norm"

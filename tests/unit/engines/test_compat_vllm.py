@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from queue import Queue
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -299,3 +301,41 @@ def test_whoever_waits_for_an_engine_process_is_woken_when_it_dies(monkeypatch: 
     monkeypatch.setattr(compat_vllm.time, "sleep", wait)
     raise_on_death(SimpleNamespace(resources=resources, outputs_queue=answers))
     assert isinstance(answers.get(timeout=10), EngineDeadError)
+
+
+# --- workers of an engine ----------------------------------------------------------------------------------------------
+
+ENGINE_WITH_WORKER = """
+import multiprocessing, os, sys, time
+from ual_ray.engines.compat_vllm import LikelihoodExtension
+
+def work(connection):
+    LikelihoodExtension().ual_end_with_engine()
+    connection.send(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    multiprocessing.get_context("fork").Process(target=work, args=(there,)).start()
+    there.close()
+    print(here.recv(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's own")
+def test_a_worker_does_not_outlive_an_engine_that_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "engine.py"
+    file.write_text(ENGINE_WITH_WORKER)
+    with subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        worker = psutil.Process(int(engine.stdout.readline()))
+        engine.kill()
+        worker.wait(timeout=30)
+
+
+def test_an_engine_in_one_process_does_not_end_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(compat_vllm, "end_with_parent", lambda: asked.append(None))
+    LikelihoodExtension().ual_end_with_engine()
+    assert not asked

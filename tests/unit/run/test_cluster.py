@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ual_ray.config import RuntimeConfig
+from ual_ray.config import RuntimeConfig, TrainConfig
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.run import cluster as runtime
@@ -17,6 +17,7 @@ from ual_ray.run import cluster as runtime
 @pytest.fixture
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(runtime.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -105,3 +106,45 @@ def test_a_local_cluster_that_is_slow_to_start_is_started_again(
         with pytest.raises(Exception, match=message), runtime.ray_cluster(RuntimeConfig()):
             raise AssertionError("there is no cluster")
     assert len(started) == attempts
+
+
+EIGHT = {"CPU": 64.0, "GPU": 8.0}
+FOUR = {"CPU": 64.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "replicas", "nodes", "fits"),
+    [
+        (16, 2, [EIGHT, EIGHT], True),
+        (16, 2, [FOUR, EIGHT, EIGHT], True),
+        (16, 2, [FOUR, FOUR, EIGHT], False),
+        (12, 2, [EIGHT, EIGHT], False),
+        (16, 4, [EIGHT, EIGHT], True),
+        (16, 2, [FOUR] * 4, True),
+        (12, 2, [FOUR] * 3, False),
+        (8, 4, [EIGHT], True),
+        (16, 1, [FOUR, FOUR, EIGHT], True),
+        (16, 2, [EIGHT], True),
+    ],
+)
+def test_replicas_need_equally_many_workers_on_every_node(
+    workers: int, replicas: int, nodes: list[dict[str, float]], fits: bool
+) -> None:
+    train = TrainConfig(num_workers=workers, replicas=replicas, gpus_per_worker=1)
+    if fits:
+        runtime.check_replicas(train, nodes)
+    else:
+        with pytest.raises(UserError, match=f"{replicas} replicas of {workers // replicas} workers"):
+            runtime.check_replicas(train, nodes)
+
+
+def test_cores_limit_the_workers_on_a_node_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": True, "Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(runtime.ray, "cluster_resources", lambda: {"CPU": 12.0})
+    monkeypatch.setattr(runtime.ray, "nodes", lambda: nodes)
+    config = load(None, ["train.num_workers=6", "train.replicas=2", "train.cpus_per_worker=2", "runtime.address=auto"])
+    with pytest.raises(UserError, match="2 replicas of 3 workers, 4, 2 workers on the nodes"):
+        runtime.check_cluster(config, {"train"})
+    assert runtime.check_cluster(config, {"elicit"}) == []
+    nodes[1]["Alive"] = False
+    assert runtime.check_cluster(config, {"train"}) == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.train import sharding
+from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.weights import empty_model
 
 
@@ -40,3 +43,18 @@ def test_activations_are_checkpointed_where_the_model_can() -> None:
 
     with pytest.raises(UserError, match=r"train\.activation_checkpointing=false"):
         sharding.checkpoint_activations(Model())
+
+
+@pytest.mark.parametrize(("device", "offloads"), [("cuda", True), ("cpu", False)])
+def test_what_is_offloaded_stays_pinned_in_host_memory(
+    device: str, offloads: bool, family_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies: list[Any] = []
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, offload_policy, **_: policies.append(offload_policy))
+    monkeypatch.setattr(sharding, "register_fsdp_forward_method", lambda *_: None)
+    mesh: Any = SimpleNamespace(device_type=device)
+    model = SmoothedCausalLM(empty_model(str(family_folder("llama_untied"))))
+    sharding.shard(model, mesh, TrainConfig(cpu_offload=True, dtype="float32"))
+    assert len(policies) == 2 + 1 + 1, "two layers, the embedding, and the rest"
+    assert all(isinstance(policy, CPUOffloadPolicy) == offloads for policy in policies)
+    assert not offloads or all(policy.pin_memory for policy in policies)

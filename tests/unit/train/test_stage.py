@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from ual_ray.config import Config, TrainConfig
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import _in_thread, _last_and_exported, _run_name, _storage, with_dtype
+from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, with_dtype
 
 FINISHED = Outcome("finished", 10)
 
@@ -106,3 +107,16 @@ def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginni
     last, exported = _last_and_exported(lines, 1)
     assert last == {"step": 2, "validation_nll": 2.0, "nll": 0.5} and exported == lines[1]
     assert _last_and_exported(lines, 2) == (last, last)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "offload", "backend"),
+    [(0, False, "gloo"), (0, True, "gloo"), (1, False, "nccl"), (1, True, "cpu:gloo,cuda:nccl")],
+)
+def test_the_backend_reaches_where_the_weights_are(gpus: int, offload: bool, backend: str) -> None:
+    assert _backend(TrainConfig(gpus_per_worker=gpus, cpu_offload=offload)) == backend
+    # torch parses it, and knows a backend for both devices where both are needed.
+    devices = dist.distributed_c10d.BackendConfig(dist.Backend(backend)).get_device_backend_map()
+    assert "cpu" not in devices or devices["cpu"] == "gloo"
+    assert not gpus or devices["cuda"] == "nccl"
+    assert ("cpu" in devices) == (not gpus or offload)
