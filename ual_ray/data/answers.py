@@ -10,12 +10,25 @@ import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+# A minus is none behind a digit or a word: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
+_SIGN = r"(?:(?<![\w)])[-+])?(?:\\?[$€£¥₹][ ]?-?)?"
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?|\.\d+"
 # A fraction, but no part of a date.
-_NUMBER = r"-?\$?-?(?:(?<![\d/])\d+/\d+(?![\d/])|\d[\d,]*(?:\.\d+)?|\.\d+)"
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_STRICT = re.compile(rf"####\s*({_NUMBER})")
+_NUMBER = rf"{_SIGN}(?:(?<![\d/])\d+/\d+(?![\d/])|{_DIGITS})"
+# What makes a number a part of something else: a decimal comma, a time, a date, a sum, a power, thousands.
+_GOES_ON = r"(?!\d|[.,]\d|[kK]\b|[ \t]*[\^:*/+×·][ \t]*\{?\d|[-–]\d|[ \t]+[-–][ \t]+\d| \d{3}(?!\d))"
+_STRICT = re.compile(rf"####\s*({_NUMBER}){_GOES_ON}")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
-ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:?\s*(.+)")
+# How numbers are written, besides their digits.
+_RAISED = re.compile("(?<=[\\w)}])[\u207a\u207b]?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
+_VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
+_BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
+_MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
+_FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
+_SCALED = re.compile(r"(?i)(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+ANSWER_IS = re.compile(r"(?i)the (?:(?:final|correct|right) )?answer is:?\s*(.+)")
 BOXED = "\\boxed{"
 
 
@@ -74,19 +87,19 @@ def until_closed(text: str, start: int) -> str | None:
 
 def extract_strict(text: str) -> str | None:
     """Return the first number behind '####', normalised, or None."""
-    match = _STRICT.search(_plain(text))
+    match = _STRICT.search(plain_numbers(text))
     return normalise_number(match.group(1)) if match else None
 
 
 def extract_flexible(text: str) -> str | None:
     """Return the last number of the text, normalised, or None."""
-    matches = _FLEXIBLE.findall(_plain(text))
+    matches = _FLEXIBLE.findall(plain_numbers(text))
     return normalise_number(matches[-1]) if matches else None
 
 
 def normalise_number(number: str) -> str:
-    """Drop ',', '$', spaces and a trailing '.'; nothing else, so '5.0' and '5' stay different strings."""
-    return re.sub(r"[,$\s]", "", number).rstrip(".")
+    """Drop ',', signs of money, '+', spaces and a trailing '.'; nothing else, so '5.0' and '5' stay different strings."""
+    return re.sub(r"[,$€£¥₹+\\\s]", "", number).rstrip(".")
 
 
 def same_number(first: str | None, second: str | None) -> bool:
@@ -99,7 +112,33 @@ def same_number(first: str | None, second: str | None) -> bool:
         return first == second
 
 
-def _plain(text: str) -> str:
-    r"""Write digits of other scripts and widths, 12{,}000 and \frac{1}{2} in ASCII."""
+def plain_numbers(text: str) -> str:
+    r"""Write numbers with plain digits: 12\,000 as 12,000, ½ and \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
+    text = _FRACTION.sub(_as_fraction, in_ascii(text))
+    text = _MIXED.sub(_as_improper, text)
+    while (scaled := _SCALED.sub(_in_full, text)) != text:  # 2 hundred thousand
+        text = scaled
+    return text
+
+
+def in_ascii(text: str) -> str:
+    """Write digits of other widths, minus signs, powers and vulgar fractions as a keyboard has them; 18² is 18^2, not 182."""
+    text = _RAISED.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]).replace("\u2212", "-"), text)
+    text = _BETWEEN_THOUSANDS.sub(",", _VULGAR.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\N{FRACTION SLASH}", "/")
-    return _FRACTION.sub(r"\1/\2", text)
+    return _MINUS.sub("-", text)
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    before, *parts = found.groups()
+    top, bottom = (part for part in parts if part)
+    return f"{before} {top}/{bottom}" if before else f"{top}/{bottom}"
+
+
+def _as_improper(found: re.Match[str]) -> str:
+    whole, top, bottom = map(int, found.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else found[0]
+
+
+def _in_full(found: re.Match[str]) -> str:
+    return f"{Decimal(found[1].replace(',', '')).scaleb(_SCALES[found[2].lower()]):f}"

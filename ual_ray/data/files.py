@@ -30,7 +30,7 @@ LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a 
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 # Data that would be left out of a folder in silence.
-PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$$")
+PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$")
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")

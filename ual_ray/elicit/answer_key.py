@@ -6,26 +6,35 @@ Numbers are compared by value, other mathematics by math-verify, all else as tex
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 from ual_ray.benchmarks.math_check import Checker
-from ual_ray.data.answers import ANSWER_IS, BOXED, until_closed
+from ual_ray.data.answers import ANSWER_IS, BOXED, in_ascii, plain_numbers, until_closed
 
-_DIGITS = r"\d+(?:(?:,|\{,\})\d{3})*(?:\.\d+)?|\.\d+"
-_PART = r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)(\d))"
-_NUMBER = rf"(?P<sign>[-−+]?)\s*\\?[$€£]?\s*(?P<sign2>[-−]?)(?:{_PART}|(?P<top>{_DIGITS})(?:\s*/\s*(?P<bottom>\d+))?)"
+_DIGITS = r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+|(?=\.\d)"
+_NUMBER = (
+    r"(?P<sign>(?:(?<![\w)])[-+])?)\s*\\?[$€£¥₹]?\s*(?P<sign2>-?)"
+    rf"(?P<top>(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d{{1,2}}(?!\w))?)(?:\s*/\s*(?P<bottom>\d+))?"
+)
 # A number and its unit: a word, which a single letter is not (2x is not 2); "18 and 20" is two numbers.
 _WITH_UNIT = re.compile(
-    rf"(?:about|approximately|around|exactly|only)?\s*{_NUMBER}\s*(?:\\?%|°\w?|(?:\\text\{{)?\s*(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)[A-Za-z]{{2,}}\b[^\d=^\\]*.*)?",
+    rf"(?:about|approximately|around|exactly|only|≈|~|=)?\s*{_NUMBER}\s*"
+    r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)[A-Za-z]{2,}\b[^\d=^\\]*.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-_LAST = re.compile(rf"(?<![\w.^]){_NUMBER}(?![\w^])")
+# The last number of a text; a time, a date and 12 000 are more than their last number.
+_LAST = re.compile(rf"(?<![\w.^:])(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\d{{1,3}}(?: \d{{3}})+|{_NUMBER})(?![\w^])", re.IGNORECASE)
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+# An option and its text, and the first words of a sentence that goes on.
+_OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
+_CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _MARKUP = re.compile(r"[*_`]{1,3}|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
-_WORD = re.compile(r"(?i)[a-z]|yes|no|true|false|none")
+# A single word that is an answer without a colon before it: a letter or a verdict, and behind "the answer is" a name.
+_WORD = re.compile(r"[A-Za-z]|(?i:yes|no|true|false|none)")
+_NAME = re.compile(r"[A-Z][A-Za-z]+")
 # A word that is not a function's name: the text is a sentence.
 _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
@@ -47,14 +56,15 @@ def marked_answer(text: str) -> AnswerKey | None:
 
     "The answer is that it depends" marks none: behind the words an answer is a number, mathematics or a single word.
     """
-    text = unicodedata.normalize("NFKC", text)
+    text = in_ascii(text)
     if (found := _HASHES.search(text)) and len(found[1].split()) <= LONGEST_MARKED:  # a longer one is a heading
-        return _short(found[1], after_colon=False)
+        return _short(found[1], _WORD)
     start = text.rfind(BOXED)
     if start >= 0 and (boxed := until_closed(text, start + len(BOXED))):
         return _key(boxed)
     if answers := ANSWER_IS.findall(text):
-        return _short(answers[-1], after_colon=re.search(r"(?i)answer is:", text) is not None)
+        words = re.compile(r"\S+" if re.search(r"(?i)answer is:", text) else f"{_WORD.pattern}|{_NAME.pattern}")
+        return _short(answers[-1], words)
     return None
 
 
@@ -62,7 +72,7 @@ def answer_of(text: str) -> AnswerKey | None:
     """Read the marked final answer, or else the last number of a text; None without either."""
     if (marked := marked_answer(text)) is not None:
         return marked
-    numbers = [*_LAST.finditer(_cleaned(text))]
+    numbers = [*_LAST.finditer(plain_numbers(_cleaned(text)))]
     return _key(numbers[-1][0]) if numbers else None
 
 
@@ -78,31 +88,32 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
 
 
 def _key(answer: str) -> AnswerKey | None:
-    text = _cleaned(answer).rstrip(" .")
-    value = _value(text)
+    text = _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .")
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
-    return AnswerKey(plain, value) if plain else None
+    return AnswerKey(plain, _value(plain_numbers(text))) if plain else None
 
 
-def _short(answer: str, after_colon: bool) -> AnswerKey | None:
-    """Make the key of what follows 'the answer is' if that is an answer and not the start of a sentence."""
-    sentence = re.split(r"(?<=[^\d])\.\s|\n", _cleaned(answer) + " ")[0].strip(" .")
-    words = sentence.split()
-    if not words:
-        return None
-    if (
-        _value(sentence) is not None
-        or _COUNTED.match(sentence)
-        or (len(words) == 1 and (after_colon or _WORD.fullmatch(sentence.strip("()"))))
-    ):
-        return _key(sentence)
-    mathematical = _MATHS.search(sentence) and not _PROSE.search(sentence)
-    return _key(sentence) if mathematical else None
+def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
+    """Make the key of what follows 'the answer is' if that is an answer and not the start of a sentence.
+
+    words: single words that are answers.
+    """
+    sentence = re.split(r"(?<=[^\d])\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!")
+    if option := _OPTION.fullmatch(sentence):
+        return _key(option[1])
+    clause = _CLAUSE.split(sentence)[0]
+    return next((_key(part) for part in dict.fromkeys((sentence, clause)) if _is_answer(part, words)), None)
+
+
+def _is_answer(text: str, words: re.Pattern[str]) -> bool:
+    if _value(plain_numbers(text)) is not None or _COUNTED.match(text) or words.fullmatch(text.strip("()")):
+        return True
+    return _MATHS.search(text) is not None and not _PROSE.search(text)
 
 
 def _cleaned(text: str) -> str:
-    return _MARKUP.sub("", unicodedata.normalize("NFKC", text)).replace("{,}", ",").strip()
+    return _MARKUP.sub("", in_ascii(text)).strip()
 
 
 def _value(text: str) -> Fraction | None:
@@ -110,12 +121,11 @@ def _value(text: str) -> Fraction | None:
     found = _WITH_UNIT.fullmatch(re.sub(r"^[A-Za-z]\s*=\s*", "", text))
     if found is None:
         return None
-    tops = [part for part in (found[3], found[5], found["top"]) if part]
-    bottom = next((part for part in (found[4], found[6], found["bottom"]) if part), "1")
-    if not tops or len(tops[0] + bottom) > LARGEST_ANSWER or int(bottom) == 0:
+    top, bottom = found["top"], found["bottom"] or "1"
+    if len(top + bottom) > LARGEST_ANSWER or int(bottom) == 0:
         return None
-    value = Fraction(tops[0].replace(",", "")) / int(bottom)
-    return -value if "-" in (sign := (found["sign"] + found["sign2"]).replace("−", "-")) and len(sign) == 1 else value
+    value = Fraction(top.replace(",", "")) / int(bottom)
+    return -value if (found["sign"] + found["sign2"]).count("-") == 1 else value
 
 
 def _is_maths(key: AnswerKey) -> bool:

@@ -36,6 +36,31 @@ EQUAL = [
     ("#### 5", "It takes 5 hours."),
     ("#### 5 hours", "5"),
     ("#### 18", "Answer: $18.00"),
+    *[
+        ("#### 12000", text)
+        for text in ("12\\,000", "\\boxed{12\\,000}", "12\u00a0000", "12\u202f000", "12'000", "12 000", "12 thousand")
+    ],
+    *[("#### 1000", text) for text in ("1e3", "The answer is 1e3.", "The answer is 10^3.", "The answer is 10³.", "1.0E+3")],
+    *[("#### -5", text) for text in ("\u22125", "The answer is \u22125.", "x = \u20135", "-$5")],
+    *[("#### 3.5", text) for text in ("3 1/2", "3½", "The answer is 3 1/2.", "\\boxed{3\\frac{1}{2}}", "The answer is 7/2")],
+    *[("#### 0.5", text) for text in ("½", ".5", "\\frac12", "The answer is ½.")],
+    ("#### .5", "0.5"),
+    ("#### ٣", "3"),
+    ("#### 324", "The answer is 18²"),
+    ("#### 2500000", "The answer is 2.5 million people."),
+    ("#### 18", "The answer is 18!"),
+    ("#### 18", "The answer is ≈ 18"),
+    ("#### 18", "The answer is 18 (not 20)."),
+    ("#### 18", "The answer is 18, because 20-2 is that."),
+    ("#### ¥2", "2"),
+    ("#### 2 €", "The answer is ₹2."),
+    ("#### 100,000", "1,00,000"),
+    ("#### 7:30", "It ends at 7:30."),
+    ("#### 2020-05-01", "on 2020-05-01"),
+    ("\\boxed{\\text{Monday}}", "The answer is Monday."),
+    ("\\boxed{\\text{(A)}}", "The answer is A."),
+    ("#### A", "The correct answer is A) five apples"),
+    ("\\boxed{90^\\circ}", "90 degrees"),
 ]
 
 DIFFERENT = [
@@ -46,6 +71,17 @@ DIFFERENT = [
     ("#### 18", "no number"),
     ("\\boxed{(3,4)}", "\\boxed{34}"),
     ("#### 18", "The answer is 180"),
+    ("#### 18", "The answer is 18 million"),
+    ("#### 182", "18²"),
+    ("#### 1", "10^3"),
+    ("#### -20", "18-20"),
+    ("#### 30", "at 7:30"),
+    ("#### 2020", "01/05/2020"),
+    ("#### 7:30", "30"),
+    ("#### A", "The answer is B) five"),
+    ("#### 2", "The answer is 3 1/2."),
+    ("\\boxed{10,11}", "1011"),
+    ("\\boxed{\\text{Monday}}", "The answer is Tuesday."),
 ]
 
 NOT_MARKED = [
