@@ -10,7 +10,7 @@ import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-# A minus is none behind a digit or a word: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
+# A minus behind a digit or a word is a hyphen: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
 _SIGN = r"(?:(?<![\w)])[-+])?(?:\\?[$€£¥₹][ ]?-?)?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?|\.\d+"
 # A fraction, but no part of a date.

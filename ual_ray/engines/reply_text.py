@@ -35,8 +35,23 @@ THOUGHT_MARKS = (
     ("<|channel>thought", "<channel|>"),
     ("<unused94>thought", "<unused95>"),
 )
-_OPENS = re.compile("|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS), re.IGNORECASE)
-_CLOSES = re.compile("|".join(re.escape(closing) for _, closing in THOUGHT_MARKS), re.IGNORECASE)
+# Marks of further models: a tag or a special token that is named after thinking, with words before and behind.
+_THINKS = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection)"
+_TAG_NAME = rf"(?:\w+[:_-])?(?:ant)?{_THINKS}(?:[:_-]\w+)?"
+_OPENS = re.compile(
+    rf"<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)_(?:of_)?)?{_THINKS}(?:_(?:start|begin))?\|>|"
+    + "|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS),
+    re.IGNORECASE,
+)
+_CLOSES = re.compile(
+    rf"<\s*/\s*{_TAG_NAME}\s*>|<\|/{_THINKS}\|>|<\|end_(?:of_)?{_THINKS}\|>|<\|{_THINKS}_end\|>|"
+    + "|".join(re.escape(closing) for _, closing in THOUGHT_MARKS),
+    re.IGNORECASE,
+)
+# Tags that are thoughts where a reply starts with them; elsewhere they may be of a text.
+_FIRST_TAG = re.compile(
+    r"\s*<(analysis|scratchpad|(?:inner_)?monologue|cot|chain_of_thought|rationale|plan|planning)>", re.IGNORECASE
+)
 # gpt-oss: channels with a name each, of which the last, "final", is the reply; also with the special tokens left out.
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.DOTALL)
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z0-9\"'(*])")
@@ -44,6 +59,8 @@ _BARE_FINAL = "assistantfinal"
 # Special tokens that an engine leaves in a text.
 _SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
+# Words behind an answer: "Hope that helps."
+_FAREWELL = re.compile(r"[^\d{}\[\]`]{0,200}")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
 _TAG = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>\s*\Z")
 _BOX = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]*)\}+\s*\$*\s*\Z")
@@ -53,7 +70,7 @@ _MARKUP = re.compile(r"[*_`\"“”'‘’$]+|^\s*(?:>|#+|[-•])\s+", re.MULTIL
 _NAMES = (
     r"rating|score|uncertainty|answer|number|value|estimate|grade|verdict|choice|option|letter|likelihood|probability|final"
 )
-_OTHERS = r"\b(?:confidence|confident|certainty|certain|scale|step|not|between|other)\b"
+_OTHERS = r"\b(?:confidence|confident|certainty|certain|scale|step|not|between|other|number\s+of)\b"
 # Behind a verb "the answer is 7" may be about the response: only words for a rating count there.
 _RATING_NAMES = r"rating|score|uncertainty|estimate|verdict|choice|grade|likelihood|probability"
 _JSON_NAMES = re.compile(_NAMES)
@@ -92,6 +109,9 @@ def spoken(text: str) -> str | None:
     if _BARE_ANALYSIS.match(text):
         _, found, reply = text.rpartition(_BARE_FINAL)
         return _plain(reply) if found else None
+    if first := _FIRST_TAG.match(text):
+        closed = [*re.finditer(rf"</{first[1]}>", text, re.IGNORECASE)]
+        return _plain(text[closed[-1].end() :]) if closed else None
     # A prompt may hold the opening mark already, so the last closing one alone counts.
     for close in reversed([*_CLOSES.finditer(text)]):
         text = text[close.end() :]
@@ -161,6 +181,7 @@ class _Reader:
 @lru_cache(maxsize=16)
 def _reader(choices: tuple[str, ...]) -> _Reader:
     numbers = all(choice.isdecimal() for choice in choices)
+    letters = "|".join(sorted(map(re.escape, choices)))
     # (?i:...) below is for labels alone: the letter m is another verdict than M.
     if numbers:
         low, high = min(map(int, choices)), max(map(int, choices))
@@ -172,10 +193,11 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
         echo += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
         echo += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
     else:
-        letters = "|".join(sorted(map(re.escape, choices)))
         value = rf"(?:(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]?(?P<value>{letters})(?:[)\]]|\b)(?!['’])"
         echo = r"(?!)"
-    tail = r"(?:\s*\([^()\d]*\)|[.;,]\s+\D*)?" if numbers else r"(?:[.):,]\s.*)?"
+    # "A, B" and "A, or B" are two answers.
+    tail = r"(?:\s*\([^()\d]*\)|[.;,]\s+\D*)?"
+    tail = tail if numbers else rf"(?![,;]?\s*(?:(?:and|or)\s+)?[(\[]?(?:{letters})\b)(?:[.):,]\s.*)?"
     # "B. No": the letter and the text of its option.
     because = r"(?:\s*\([^()\d]*\)|,?\s+(?i:because|since|as)\b\D*)?"
     option = r"(?:[.):,]\s+(?i:yes|no|correct|incorrect|right|wrong|true|false)\b[^\n]*)?"
@@ -223,9 +245,9 @@ def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
 
 
 def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
-    """Yield what a fenced block, JSON, a tag or a box at the end of the reply gives."""
+    """Yield what a fenced block, JSON, a tag or a box at the end of the reply gives, before words without a digit."""
     fences = [*_FENCE.finditer(said)]
-    if fences and not said[fences[-1].end() :].strip():
+    if fences and _FAREWELL.fullmatch(said, fences[-1].end()):
         inner = fences[-1][1].strip()
         yield _from_json(_parsed(inner), reader) or reader.whole(inner)
     yield _from_json(_last_json(said), reader)
@@ -243,9 +265,9 @@ def _parsed(text: str) -> Any:
 
 
 def _last_json(said: str) -> Any:
-    """Parse the object or list that ends the reply; None without one."""
-    end = said.rstrip(" \n.")
-    if not end.endswith(("}", "]")):
+    """Parse the last object or list of the reply where only words follow it; None without one."""
+    end = said[: max(said.rfind("}"), said.rfind("]")) + 1]
+    if not end or not _FAREWELL.fullmatch(said, len(end)):
         return None
     opening = "{" if end.endswith("}") else "["
     starts = [at for at, character in enumerate(end) if character == opening][-20:]

@@ -93,6 +93,8 @@ SEVEN = [
     "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>7<|END_RESPONSE|>",
     "I'd give this a rating of 7.",
     "Score: 7 points",
+    'Sure! {"rating": 7}\nHope that helps.',
+    'Here is the JSON:\n```json\n{"score": "7"}\n```\nLet me know if you need more.',
     "- 7",
     "> 7",
     "# 7",
@@ -152,6 +154,8 @@ NO_NUMBER = [
     "The user wants a rating from 0 (surely right) to 9",
     "I am 7 years",
     "It has 7 words.",
+    "Number of errors: 7",
+    'An example is {"rating": 7}, but I see 2 errors.',
 ]
 
 
@@ -180,7 +184,8 @@ def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | Non
                                "<think>A</think>B",
                                "I choose B", "B is correct.", "\\boxed{B}")],
     *[(text, None) for text in ("A good response", "A or B", "Yes", "a", "", "A. The response is wrong because", "Both? B",
-                                "Answer: A or B", "A response that is good", "A, B", "A/B", "Neither A nor B", "A Response")],
+                                "Answer: A or B", "A response that is good", "A, B", "A/B",
+                                "Answer: A, B", "Answer: A, or (B)", "Neither A nor B", "A Response")],
 ])  # fmt: skip
 def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None) -> None:
     read = read_choice(text, ("A", "B"))
@@ -206,6 +211,31 @@ def test_every_thought_is_taken_out_and_one_without_an_end_is_no_answer(opening:
     assert read_choice(f"{opening}7", DIGITS) == NO_THOUGHT_END
     assert read_choice(f"{opening}7{closing}", DIGITS) == EMPTY
     assert opens_thought(f"<|user|>Rate it.<|assistant|>{opening}\n") and not opens_thought(f"{opening}a{closing}")
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        *[(f"<{name}>", f"</{name}>") for name in ("Think", "longcat_think", "mm:think", "antThinking", "reasoning_process")],
+        *[(f"<{name}>", f"</{name}>") for name in ("analysis", "scratchpad", "inner_monologue", "chain_of_thought", "cot")],
+        *[("< think >", "</ think >"), ("<think\n>", "</think>"), ("<|think_start|>", "<|think_end|>")],
+        *[
+            ("<|start_of_thought|>", "<|end_of_thought|>"),
+            ("<|thinking|>", "<|/thinking|>"),
+            ("<|reasoning|>", "<|/reasoning|>"),
+        ],
+    ],
+)
+def test_thoughts_in_marks_of_other_models(opening: str, closing: str) -> None:
+    assert spoken(f"{opening}\nOkay, 2 or 3.{closing}\n\n7") == "7"
+    assert read_choice(f"{opening}Rating: 5{closing}\nRating: 7", DIGITS) == "7"
+    assert spoken(f"{opening}\nOkay, 2 things to") is None
+    assert read_choice(f"{opening}Rating: 7", DIGITS) == NO_THOUGHT_END
+
+
+def test_other_tags_are_text() -> None:
+    text = "Use <analysis> here, <reasonable> there, <thinker> and <|im_end|>.\n<plan>"
+    assert spoken(text) == text.replace("<|im_end|>", "")
 
 
 @pytest.mark.parametrize("reason", ["length", "max_tokens"])
