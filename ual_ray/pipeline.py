@@ -19,7 +19,7 @@ from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
 from ual_ray.report.findings import REPORT_FOLDER, Findings
-from ual_ray.report.gather import StageFolders
+from ual_ray.report.gather import StageFolders, judged_key
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
@@ -132,14 +132,21 @@ def _home(root: Path, name: str) -> Path:
 
 
 def _judge(session: Session, root: Path, results: StageFolders, models: Mapping[str, str]) -> None:
-    """Have every model's open-ended answers compared with those of judge.against."""
-    against = session.config.judge.against
+    """Have every model's open-ended answers compared with those of every reference in judge.against."""
     sides = {name: AnswerSet(folder / col.RESULTS_FOLDER, name) for name, folder in results.evaluated.items()}
-    reference = AnswerSet(None, REFERENCE_ANSWERS) if against == REFERENCE_ANSWERS else sides[against]
-    for name, answers in sides.items():
-        if name != against:
-            place = Place(root / "judge" / f"{name}-vs-{against}", store=root / "judge" / "store")
-            results.judged[name] = judge_step(session, answers, reference, place, model=models[name]).folder
+    references = {
+        name: AnswerSet(None, name) if name == REFERENCE_ANSWERS else sides[name] for name in session.config.judge.references
+    }
+    judged: set[frozenset[str]] = set()
+    for against, reference in references.items():
+        for name, answers in sides.items():
+            # Of two references, each pair is judged once: the other way round has the same verdicts.
+            if name == against or frozenset((name, against)) in judged:
+                continue
+            judged.add(frozenset((name, against)))
+            key = judged_key(name, against)
+            place = Place(root / "judge" / key, store=root / "judge" / "store")
+            results.judged[key] = judge_step(session, answers, reference, place, model=models[name]).folder
 
 
 def evaluate_alone(session: Session, name: str, rows: Path | None, out: Path, *, retry: bool = False) -> None:

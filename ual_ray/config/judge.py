@@ -31,10 +31,10 @@ class JudgeConfig(Section):
         description="both = show every pair in both orders and average (twice the calls; shows the position bias); "
         "random = one order, drawn by question",
     )
-    against: str = key(
+    against: str | tuple[str, ...] = key(
         SFT,
         affects="",
-        description="reference answers of every comparison: an arm, base, or reference (those in the data file)",
+        description="reference answers of every comparison, one or a list: an arm, base, or reference (those in the data file)",
     )
     mode: ReadingName = key(
         "logprobs",
@@ -74,12 +74,19 @@ class JudgeConfig(Section):
             raise ValueError("judge.more_models needs judge.model, the judge that decides")
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"judge.more_models: every judge once, and not judge.model; got {', '.join(self.models)}")
+        if not self.references or len(set(self.references)) < len(self.references):
+            raise ValueError(f"judge.against: one reference or more, each once; got {', '.join(self.references) or 'none'}")
         return self
 
     @property
     def models(self) -> tuple[str, ...]:
         """All judges, the one that decides first; empty without one."""
         return () if self.model is None else (self.model, *self.more_models)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What every comparison is against, in the order of the configuration."""
+        return (self.against,) if isinstance(self.against, str) else self.against
 
     def without_judges(self) -> JudgeConfig:
         """Copy the section so that nothing is judged."""

@@ -144,6 +144,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _judge_has_a_side(self) -> Config:
         sides = [*self.arms, BASE, REFERENCE_ANSWERS]
-        if self.judge.model is not None and self.judge.against not in sides:
-            raise ValueError(f"judge.against '{self.judge.against}' must be one of {', '.join(sides)}")
+        for name in self.judge.references if self.judge.model is not None else ():
+            if name not in sides:
+                raise ValueError(f"judge.against '{name}' must be one of {', '.join(sides)}")
         return self

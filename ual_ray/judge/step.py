@@ -60,7 +60,9 @@ def judge_step(
         "measuring": list(judges.values()),
     }
     tags = {ARM_TAG: name_of(candidate), JUDGE_TAG: ", ".join(judges)}
-    step = Step("judge", f"judge {name_of(candidate)}", inputs, place, tags, tuple(stores.values()), retry)
+    step = Step(
+        "judge", f"judge {name_of(candidate)} - {name_of(reference)}", inputs, place, tags, tuple(stores.values()), retry
+    )
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         make_meter = partial(meter, session.console, unit="rows")

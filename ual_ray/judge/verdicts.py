@@ -100,6 +100,7 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
         "candidate": rows[0][col.CANDIDATE],
         "reference": rows[0][col.REFERENCE],
         "judge": next((row[col.JUDGE] for row in rows if row[col.JUDGE]), None),
+        "benchmarks": benchmarks,
         "rows": len(rows),
         "quarantined": sum(reasons.values()),
         "reasons": dict(reasons),

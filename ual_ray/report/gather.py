@@ -34,7 +34,7 @@ BySeed = Mapping[str, Mapping[int, Path]]
 
 @dataclass
 class StageFolders:
-    """The folders that hold a run's results, by model ('base' or an arm; `judged` by candidate).
+    """The folders that hold a run's results, by model ('base' or an arm; `judged` by `judged_key`).
 
     `trained`, `calibrated` and `judged` are of one training seed, all of them in `..._by_seed`, which are empty in a run.
     `harness`: results of lm-evaluation-harness by training seed, the newest last.
@@ -50,6 +50,11 @@ class StageFolders:
     judged: dict[str, Path] = field(default_factory=dict)
     judged_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     harness: dict[str, dict[int, list[Path]]] = field(default_factory=dict)
+
+
+def judged_key(candidate: str, reference: str) -> str:
+    """Name the judging of a candidate's answers against those of a reference."""
+    return f"{candidate}-vs-{reference}"
 
 
 def newest_last(files: Iterable[Path]) -> list[Path]:
@@ -100,8 +105,9 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
             model = _model_of(file)
             stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
-            model = str(json.loads(file.read_text()).get("candidate"))
-            stages.judged[model] = stages.judged_by_seed.setdefault(model, {})[seed] = file.parent
+            content = json.loads(file.read_text())
+            pair = judged_key(str(content.get("candidate")), str(content.get("reference")))
+            stages.judged[pair] = stages.judged_by_seed.setdefault(pair, {})[seed] = file.parent
     if not by_seed and not stages.harness:
         raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
     names = sorted(by_seed, key=lambda name: (name != BASE, name))

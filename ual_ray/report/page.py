@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ual_ray.plots.page import make_environment
 from ual_ray.report.draw import to_svgs
 from ual_ray.report.findings import without_primary
+from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.page_data import PageData
 from ual_ray.report.table import VERDICTS, difference_text, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
@@ -33,6 +34,7 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
         findings=findings,
         primary=[entry for entry in findings.comparisons.entries if entry.primary] if findings else [],
         no_primary=without_primary(findings) if findings else None,
+        judged=judged_verdicts(findings) if findings else [],
         tables=tables(findings) if findings else {},
     )
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, regime_of, without_primary
+from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.table import tables
@@ -31,6 +32,7 @@ NOTE = (
     "comparisons, the other ones between arms, and those with the untrained model. Scaled: after dividing logits by a "
     "temperature fitted on validation rows, the baseline that smoothing has to beat."
 )
+JUDGED_TITLE = "Open-ended answers, win rate at equal lengths (above 50% = better), tested in this order:"
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
 
 
@@ -46,6 +48,10 @@ def print_tables(findings: Findings, console: Console) -> None:
         console.print(_primary_title(findings.comparisons), highlight=False)
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False)
+    if judged := judged_verdicts(findings):
+        console.print(JUDGED_TITLE, highlight=False)
+        for found in judged:
+            console.print(f"  {found.sentence()}", highlight=False, markup=False)
     if regime := regime_of(findings):
         console.print(regime, highlight=False, markup=False)
 
@@ -61,6 +67,8 @@ def write_files(findings: Findings, folder: Path) -> None:
         if (missing := without_primary(findings))
         else []
     )
+    if judged := judged_verdicts(findings):
+        words += ["", JUDGED_TITLE, "", *(f"- {found.sentence()}" for found in judged)]
     words += ["", regime] if (regime := regime_of(findings)) else []
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
@@ -104,6 +112,8 @@ def log(run: Run, findings: Findings, folder: Path) -> None:
     run.metrics(values)
     primary = [entry for entry in findings.comparisons.entries if entry.primary]
     run.tags({f"verdict.{entry.arm}-vs-{entry.reference}": entry.verdict for entry in primary})
+    judged = {f"{found.rate.arm}-vs-{found.rate.reference}": found.verdict for found in judged_verdicts(findings)}
+    run.tags({f"verdict.win_rate.{pair}": verdict for pair, verdict in judged.items()})
 
 
 def verdict_lines(comparisons: Comparisons) -> list[str]:

@@ -61,6 +61,7 @@ class WinRate:
 
     `length` and `reference_length` are mean characters of the answers. `decides`: the judge is the one whose verdicts count,
     others are shown. `flipped`: share in [0, 1] of all its pairs in which both orders disagree, None if one order was shown.
+    `benchmarks`: all that the arm's answers were judged of.
     """
 
     arm: str
@@ -75,6 +76,7 @@ class WinRate:
     judge: str = ""
     decides: bool = True
     flipped: float | None = None
+    benchmarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ class Agreement:
 
 
 def agreements_of(contents: Mapping[str, Mapping[str, Any]]) -> list[Agreement]:
-    """Read from the content of win_rates.json of every arm how its judges agree, two by two."""
+    """Read from the content of win_rates.json of every arm and reference how the judges agree, two by two."""
     return [
-        Agreement(arm, str(content["reference"]), judges, int(found["n"] or 0), found["share"], found["kappa"])
+        Agreement(
+            _candidate(content, arm), str(content["reference"]), judges, int(found["n"] or 0), found["share"], found["kappa"]
+        )
         for arm, content in contents.items()
         for judges, found in (content.get("agreement") or {}).items()
         if found
@@ -100,13 +104,20 @@ def agreements_of(contents: Mapping[str, Mapping[str, Any]]) -> list[Agreement]:
 
 
 def win_rates_of(contents: Mapping[str, Mapping[str, Any]]) -> list[WinRate]:
-    """Read the content of win_rates.json of every arm: one entry per judge and benchmark, the deciding judge first."""
+    """Read the content of win_rates.json of every arm and reference: an entry per judge and benchmark, deciding judges first.
+
+    A content that does not name its candidate has the name of its key.
+    """
     return [
         entry
         for arm, content in contents.items()
         for decides, own in [(True, content), *((False, other) for other in (content.get("others") or {}).values() if other)]
-        for entry in _of_one_judge(arm, own, decides=decides)
+        for entry in _of_one_judge(_candidate(content, arm), own, decides=decides)
     ]
+
+
+def _candidate(content: Mapping[str, Any], key: str) -> str:
+    return str(content.get("candidate") or key)
 
 
 def _of_one_judge(arm: str, content: Mapping[str, Any], *, decides: bool) -> list[WinRate]:
@@ -124,6 +135,7 @@ def _of_one_judge(arm: str, content: Mapping[str, Any], *, decides: bool) -> lis
             str(content.get("judge") or ""),
             decides,
             (content.get("position_bias") or {}).get("flipped"),
+            tuple(content.get("benchmarks") or ()),
         )
         for benchmark, rate in (content.get("win_rates") or {}).items()
     ]

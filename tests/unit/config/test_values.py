@@ -162,6 +162,12 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
             "judge.more_models: every judge once, and not judge.model; got a, b, a",
         ),
         (["judge.model=demo", "judge.against=nobody"], "judge.against 'nobody' must be one of sft, ual, base, reference"),
+        (
+            ["judge.model=demo", "judge.against=[sft, nobody]"],
+            "judge.against 'nobody' must be one of sft, ual, base, reference",
+        ),
+        (["judge.against=[]"], "judge.against: one reference or more, each once; got none"),
+        (["judge.against=[sft, sft]"], "judge.against: one reference or more, each once; got sft, sft"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(overrides: list[str], says: str) -> None:

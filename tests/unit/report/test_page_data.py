@@ -235,6 +235,7 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "mean_matched",
         "117 of 120",
         "51.4 [47.4, 59.4]",
+        "ual is inconclusive against sft: 51.4% [47.4, 59.4], 117 of 120 pairs, 1 training seed; a verdict needs 3 seeds",
         "arms/ual/evaluate/v1",
         "19,871",
         "verbalized_error (used for smoothing)",

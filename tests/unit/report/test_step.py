@@ -186,6 +186,22 @@ def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None
     assert "sft overfitted in 1 of 2 training seeds" in " ".join(printed.getvalue().split())
 
 
+def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run")
+    for reference in ("sft", "base"):
+        folder = finished(root / "judge" / f"ual-vs-{reference}" / "k", {})
+        rate = {"win_rate": 60.0, "length_controlled_win_rate": 61.0, "n": 9, "n_valid": 9}
+        content = {"candidate": "ual", "reference": reference, "win_rates": {"overall": rate}}
+        (folder / "win_rates.json").write_text(json.dumps(content))
+    terminal, printed = console()
+    findings = report_on([root], tmp_path / "report", terminal)
+    assert {*findings.win_rates} == {"ual-vs-sft", "ual-vs-base"}
+    for text in (printed.getvalue(), (tmp_path / "report" / "report.md").read_text()):
+        assert "ual - sft" in text and "ual - base" in text
+        words = " ".join(text.split())
+        assert words.index("inconclusive against sft: no win rate") < words.index("inconclusive against base: no win rate")
+
+
 def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
     with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:

@@ -1,0 +1,75 @@
+"""Verdicts on win rates: several references in their order, seeds, and cut answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ual_ray.report.findings import Findings
+from ual_ray.report.judged import judged_verdicts
+from ual_ray.stats.comparison import Comparisons, Role
+from ual_ray.stats.metrics import CUT, MetricValue
+
+ROLES: dict[str, Role] = {"base": "base", "sft": "sft", "shuffled": "control", "ual": "ual"}
+
+
+def judged(candidate: str, reference: str, low: float | None, high: float | None) -> dict[str, Any]:
+    rate = {"length_controlled_win_rate": None if low is None or high is None else (low + high) / 2, "n": 120, "n_valid": 117}
+    rates = {"overall": rate | {"length_controlled_low": low, "length_controlled_high": high, "win_rate": 90.0}}
+    return {"candidate": candidate, "reference": reference, "win_rates": rates, "benchmarks": ["chat"], "judge": "big"}
+
+
+def findings(*contents: dict[str, Any], seeds: int = 3) -> Findings:
+    by_pair = {f"{content['candidate']}-vs-{content['reference']}": content for content in contents}
+    return Findings({}, Comparisons((), 0.95, 1, 0), ROLES, seeds=dict.fromkeys(ROLES, seeds), win_rates=by_pair)
+
+
+def verdicts(found: Findings) -> list[tuple[str, str]]:
+    return [(verdict.rate.reference, verdict.verdict) for verdict in judged_verdicts(found)]
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "sft", "expected"),
+    [
+        ((51, 59), (52, 60), ["better", "better"]),
+        ((51, 59), (40, 49), ["better", "worse"]),
+        ((49, 59), (52, 60), ["inconclusive", "inconclusive"]),
+        ((50, 59), (52, 60), ["inconclusive", "inconclusive"]),
+    ],
+)
+def test_controls_come_first_and_a_later_reference_needs_a_conclusive_earlier_one(
+    shuffled: tuple[float, float], sft: tuple[float, float], expected: list[str]
+) -> None:
+    found = findings(judged("ual", "sft", *sft), judged("ual", "shuffled", *shuffled))
+    assert verdicts(found) == [*zip(["shuffled", "sft"], expected, strict=True)]
+
+
+def test_the_reason_of_a_test_that_was_not_made_is_given() -> None:
+    first, second = judged_verdicts(findings(judged("ual", "sft", 52, 60), judged("ual", "shuffled", 49, 59)))
+    assert first.sentence() == "ual is inconclusive against shuffled: 54.0% [49.0, 59.0], 117 of 120 pairs, 3 training seeds"
+    assert second.sentence().endswith("3 training seeds; not tested, as shuffled comes first")
+
+
+def test_fewer_than_three_seeds_and_a_missing_rate_give_no_verdict() -> None:
+    (few,) = judged_verdicts(findings(judged("ual", "sft", 80, 90), seeds=2))
+    assert (few.verdict, few.reason) == ("inconclusive", "a verdict needs 3 seeds")
+    (missing,) = judged_verdicts(findings(judged("ual", "sft", None, None)))
+    assert missing.verdict == "inconclusive" and "no win rate at equal lengths" in missing.sentence()
+
+
+@pytest.mark.parametrize(("shares", "verdict"), [((0.1, 0.2), "inconclusive"), ((0.1, 0.14), "better")])
+def test_different_shares_of_cut_answers_give_no_verdict(shares: tuple[float, float], verdict: str) -> None:
+    metrics = {
+        model: [MetricValue("chat", CUT, "overall", share, None, 9)]
+        for model, share in zip(("ual", "sft"), shares, strict=True)
+    }
+    (found,) = judged_verdicts(replace(findings(judged("ual", "sft", 80, 90)), metrics=metrics))
+    assert found.verdict == verdict
+
+
+def test_only_arms_by_uncertainty_and_the_deciding_judge_are_tested() -> None:
+    others = {"others": {"small": judged("ual", "sft", 10, 20)}}
+    found = findings(judged("ual", "sft", 80, 90) | others, judged("shuffled", "sft", 80, 90), judged("base", "sft", 1, 2))
+    assert [(x.rate.arm, x.rate.judge, x.verdict) for x in judged_verdicts(found)] == [("ual", "big", "better")]

@@ -1,0 +1,45 @@
+"""The order of the stages: what is judged against what."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ual_ray import pipeline
+from ual_ray.config.load import load
+from ual_ray.report.gather import StageFolders
+from ual_ray.run.step import Session
+
+
+@pytest.mark.parametrize(
+    ("against", "expected"),
+    [
+        ("sft", ["base-vs-sft", "shuffled-vs-sft", "ual-vs-sft"]),
+        ("reference", ["base-vs-reference", "sft-vs-reference", "shuffled-vs-reference", "ual-vs-reference"]),
+        ("[shuffled, sft]", ["base-vs-shuffled", "sft-vs-shuffled", "ual-vs-shuffled", "base-vs-sft", "ual-vs-sft"]),
+    ],
+)
+def test_every_pair_of_models_is_judged_once_against_every_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, against: str, expected: list[str]
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def judge_step(_: Session, candidate: Any, reference: Any, place: Any, *, model: str) -> SimpleNamespace:
+        asked.append((candidate.name, reference.name, model))
+        return SimpleNamespace(folder=place.root)
+
+    monkeypatch.setattr(pipeline, "judge_step", judge_step)
+    config = load(
+        None, ["judge.model=demo", "arms={sft: {map: none}, shuffled: {map: shuffled}, ual: {}}", f"judge.against={against}"]
+    )
+    results = StageFolders(evaluated={name: tmp_path / name for name in ("base", "sft", "shuffled", "ual")})
+    models = {name: f"model of {name}" for name in results.evaluated}
+    pipeline._judge(Session(config, Console(file=io.StringIO()), None), tmp_path, results, models)
+    assert [*results.judged] == [folder.name for folder in results.judged.values()] == expected
+    assert [f"{candidate}-vs-{reference}" for candidate, reference, _ in asked] == expected
+    assert all(model == f"model of {candidate}" for candidate, _, model in asked)
