@@ -20,7 +20,7 @@ COMMANDS = {
     "Data, scores and configuration": (inspect.preview, inspect.inspect, inspect.config),
     "Before a run": (health.doctor, health.plan),
     "Experiments": (experiment.experiment, experiment.pilot),
-    "MLflow": (tracking.ui, tracking.sync, tracking.promote),
+    "MLflow and model hubs": (tracking.ui, tracking.sync, tracking.promote, tracking.push),
 }
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 

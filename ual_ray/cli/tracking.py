@@ -1,4 +1,4 @@
-"""MLflow: serve its UI, send what could not be logged, promote a model."""
+"""MLflow and model hubs: serve MLflow's UI, send what could not be logged, promote a model, push it to a hub."""
 
 from __future__ import annotations
 
@@ -58,3 +58,25 @@ def promote(
     from ual_ray.report.promote import promote as promote_arm
 
     promote_arm([absolute(run) for run in runs], make_console(), arm, uri)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of `ual run`, with its report.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the model; the data set goes to OWNER/NAME-scored.")
+    ],
+    arm: Annotated[str, typer.Option(metavar="ARM", help="Arm whose model to push.")] = "ual",
+    data: Annotated[bool, typer.Option(help="Push the scored data set too.")] = True,
+    public: Annotated[bool, typer.Option("--public", help="Make new repositories public instead of private.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", envvar="HF_ENDPOINT", help="Address of the hub; huggingface.co by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files with their sizes, and send nothing.")] = False,
+) -> None:
+    """Upload an arm's model, with its card and verdicts, and the scored data set to a model hub, with the token in HF_TOKEN."""
+    from ual_ray.report import push as hub
+
+    uploads, console = hub.gather(absolute(run), repository, arm, data=data), make_console()
+    hub.show(uploads, console, public=public)
+    if not dry_run:
+        hub.push(uploads, endpoint, console, public=public)
