@@ -109,12 +109,12 @@ def _send(api: HfApi, upload: Upload, public: bool) -> str:
 
     about: dict[str, Any] = {"repo_id": upload.repository, "repo_type": upload.kind}
     api.create_repo(**about, private=not public, exist_ok=True)
-    found = api.repo_info(**about)
+    found: Any = api.repo_info(**about)
     if not public and not found.private:
         raise UserError("the repository is public", got=upload.repository, fix="make it private, or push with --public")
     there = {file.rfilename for file in found.siblings or ()}
     stale = [name for name in sorted(there - upload.files.keys()) if name.endswith(SHARDS)]
-    operations = [
+    operations: list[Any] = [
         *(CommitOperationAdd(name, file) for name, file in upload.files.items()),
         *(CommitOperationDelete(name) for name in stale),
     ]

@@ -25,7 +25,7 @@ JOBS = Path(__file__).parents[3] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
 SCRIPTS = sorted(JOBS.glob("*.py"))
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-OVERRIDING = sorted(COMMANDS.keys() - {"report", "ui", "sync", "promote", "jobs"})
+OVERRIDING = sorted(COMMANDS.keys() - {"report", "ui", "sync", "promote", "push", "jobs"})
 
 
 @pytest.fixture
