@@ -110,7 +110,7 @@ def measure(
     results: StageFolders,
     store: Path | None = None,
 ) -> None:
-    """Ask every model the questions, measure its calibration, and have its answers judged; `results` gets the folders.
+    """Ask every model the questions, run the harness's tasks, measure calibration, have answers judged; fill `results`.
 
     store: folder of the models' answers, where several roots share it.
     """
@@ -118,6 +118,8 @@ def measure(
     for name, model in models.items():
         place = Place(_home(root, name) / "evaluate", store=store)
         results.evaluated[name] = evaluate_step(own, name, model, questions, place).folder
+    for name, model in models.items() if config.evaluate.lm_eval else ():
+        harness_step(own, name, config.evaluate.lm_eval, Place(_home(root, name) / "lm_eval"), model=model, on_cluster=True)
     # One after the other, without evaluations between: a task can reuse the process, with its imports, of the one before.
     for name, model in models.items() if config.evaluate.calibration.enabled else ():
         answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")

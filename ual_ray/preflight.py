@@ -52,6 +52,7 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
         check_validated(config.train, config.data.validation_share > 0)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
+        check_harness(config)
         if config.judge.model is not None:
             stages = stages | {"judge"}
     if "judge" in stages:
@@ -100,6 +101,14 @@ def check_benchmarks(config: Config, has_rows: bool) -> None:
             fix="give --rows (output of `ual elicit`), or set evaluate.benchmarks.NAME.path",
         )
     questions.check(config.evaluate.benchmarks, config.engine.max_model_len)
+
+
+def check_harness(config: Config) -> None:
+    """Raise UserError for tasks of lm-evaluation-harness that it does not know, and where it is missing."""
+    if config.evaluate.lm_eval:
+        from ual_ray.evaluate.lm_eval import check_tasks
+
+        check_tasks(config.evaluate.lm_eval)
 
 
 def check_judge(config: Config) -> None:

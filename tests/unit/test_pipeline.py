@@ -43,3 +43,22 @@ def test_every_pair_of_models_is_judged_once_against_every_reference(
     assert [*results.judged] == [folder.name for folder in results.judged.values()] == expected
     assert [f"{candidate}-vs-{reference}" for candidate, reference, _ in asked] == expected
     assert all(model == f"model of {candidate}" for candidate, _, model in asked)
+
+
+def test_the_harness_measures_every_model_of_a_run_where_its_report_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, Path]] = []
+
+    def harness_step(_: Session, name: str, tasks: Any, place: Any, *, model: str, on_cluster: bool) -> None:
+        assert (tuple(tasks), on_cluster) == (("mmlu",), True)
+        asked.append((name, model, place.root))
+
+    monkeypatch.setattr(pipeline, "harness_step", harness_step)
+    monkeypatch.setattr(pipeline, "evaluate_step", lambda *_, **__: SimpleNamespace(folder=tmp_path))
+    models = {"base": "demo", "ual": "trained"}
+    for tasks in ("[mmlu]", "[]"):
+        config = load(None, [f"evaluate.lm_eval={tasks}", "evaluate.calibration.enabled=false"])
+        session = Session(config, Console(file=io.StringIO()), None)
+        pipeline.measure(session, tmp_path, tmp_path, tmp_path, models, StageFolders())
+    assert asked == [("base", "demo", tmp_path / "base/lm_eval"), ("ual", "trained", tmp_path / "arms/ual/lm_eval")]

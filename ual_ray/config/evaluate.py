@@ -88,6 +88,12 @@ class EvaluateConfig(Section):
         affects="",
         description="benchmarks by name; benchmarks of a configuration file replace these",
     )
+    lm_eval: tuple[str, ...] = key(
+        (),
+        affects="",
+        description="tasks of lm-evaluation-harness, such as [mmlu, ifeval], for every model of `ual run` and `ual experiment` "
+        "(extra `harness`)",
+    )
     dtype: DtypeName = key(
         "float32",
         affects="answers calibration",

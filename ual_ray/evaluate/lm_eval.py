@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,26 @@ def engine_options(config: Config) -> dict[str, Any]:
     return {"model_args": {name: arguments[name] for name in names} | engine.arguments}
 
 
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise UserError for tasks that lm-evaluation-harness does not know, and where it is missing."""
+    _library()
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager().all_tasks
+    if unknown := [task for task in tasks if task not in known]:
+        raise UserError(
+            "evaluate.lm_eval: lm-evaluation-harness does not know the tasks",
+            got=", ".join(unknown),
+            expected="names that `lm_eval --tasks list` prints",
+            fix=", ".join(name for task in unknown for name in get_close_matches(task, known)) or "correct or drop them",
+        )
+
+
 def _library() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise UserError("--lm-eval needs lm-evaluation-harness, which is not installed", fix="pip install lm-eval") from error
+        raise UserError(
+            "--lm-eval and evaluate.lm_eval need lm-evaluation-harness, which is not installed", fix="pip install lm-eval"
+        ) from error
     return lm_eval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
+from ual_ray.config import Config
 from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
@@ -124,12 +126,15 @@ def _answers_line(metrics: Mapping[str, Any]) -> str:
     return f"{text}; strict and flexible extraction differ on {differ}" if differ else text
 
 
-def harness_step(session: Session, name: str, tasks: Sequence[str], place: Place) -> Done:
-    """Run tasks of lm-evaluation-harness on the configured model; `folder`/results and `folder`/figures.json, as of benchmarks.
+def harness_step(
+    session: Session, name: str, tasks: Sequence[str], place: Place, *, model: str | None = None, on_cluster: bool = False
+) -> Done:
+    """Run tasks of lm-evaluation-harness on a model; `folder`/results and `folder`/figures.json, as of benchmarks.
 
-    The harness runs in this process, not on the cluster.
+    model: None = the configured one. on_cluster: in a Ray task on the resources of one engine, whose memory is free
+    afterwards, in place of this process.
     """
-    config = session.config
+    config = session.config.model_copy(update={"model": model or session.config.model})
     inputs = {
         "model": evaluation.model_digest(config, config.model),
         "engine": engine_settings(evaluation.engine_of(config), "answers"),
@@ -141,7 +146,8 @@ def harness_step(session: Session, name: str, tasks: Sequence[str], place: Place
     step = Step("evaluate", f"lm-eval {name}", inputs, place, tags)
 
     def work(folder: Path) -> dict[str, Any]:
-        result = evaluate_with_harness(config, name, tasks, folder)
+        run_tasks = partial(_harness_in_a_task, session) if on_cluster else evaluate_with_harness
+        result = run_tasks(config, name, tasks, folder)
         with session.tracked(step.title, folder, tags) as run:
             sets = _log_questions(run, read_results(folder, [col.ID, col.BENCHMARK]), folder / col.RESULTS_FOLDER)
             log_metrics(run, result["harness"], session.logged_model(config.model, name, str(inputs["model"])), sets)
@@ -154,6 +160,20 @@ def harness_step(session: Session, name: str, tasks: Sequence[str], place: Place
         error = "" if value.standard_error is None else f" +- {value.standard_error:.4f}"
         session.say("lm-eval", f"{value.benchmark} {value.metric}: {value.value:.4f}{error} (n = {value.n})")
     return done
+
+
+def _harness_in_a_task(session: Session, config: Config, name: str, tasks: Sequence[str], folder: Path) -> dict[str, Any]:
+    session.connect()
+    import ray
+
+    from ual_ray.run.cluster import cores_for_one
+
+    engine = config.engine
+    cores = engine.cpus_per_actor if engine.gpus_per_actor else cores_for_one(engine)
+    # One call per process: vLLM gives its memory back at its process's end.
+    options: dict[str, Any] = {"num_cpus": cores, "num_gpus": engine.gpus_per_actor or None, "max_calls": 1}
+    work = ray.remote(**options)(evaluate_with_harness)
+    return ray.get(work.remote(config, name, list(tasks), folder.resolve()))
 
 
 def _harness_version() -> str | None:

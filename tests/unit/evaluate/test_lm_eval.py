@@ -14,7 +14,8 @@ from ual_ray.columns import HARNESS_FILE
 from ual_ray.config import Config, EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.evaluate import lm_eval as bridge
-from ual_ray.evaluate.lm_eval import engine_options, metric_values, run_lm_eval
+from ual_ray.evaluate.lm_eval import check_tasks, engine_options, metric_values, run_lm_eval
+from ual_ray.preflight import check_harness
 from ual_ray.stats.metrics import MetricValue
 
 RESULTS: dict[str, Any] = {
@@ -90,3 +91,20 @@ def test_the_engine_of_evaluation_is_spelled_for_the_harness(monkeypatch: pytest
         3,
     )
     assert "worker_extension_cls" not in arguments
+
+
+def test_unknown_tasks_are_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = SimpleNamespace(TaskManager=lambda: SimpleNamespace(all_tasks=["gsm8k", "mmlu", "arc_easy"]))
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(tasks=tasks))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    check_tasks(["mmlu", "arc_easy"])
+    with pytest.raises(UserError, match=r"(?s)does not know.*got: +mmul.*fix: +mmlu"):
+        check_tasks(["mmul", "gsm8k"])
+
+
+def test_preflight_asks_for_the_tasks_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(bridge, "check_tasks", asked.append)
+    check_harness(Config())
+    check_harness(Config.model_validate({"evaluate": {"lm_eval": ["mmlu"]}}))
+    assert asked == [("mmlu",)]

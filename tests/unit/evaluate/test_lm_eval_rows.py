@@ -206,6 +206,35 @@ def test_a_finished_step_is_not_run_again(tmp_path: Path, calls: list[dict[str, 
     assert len(calls) == 2
 
 
+def test_on_the_cluster_each_model_is_measured_in_a_task_of_its_own(
+    tmp_path: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    asked: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda work: SimpleNamespace(remote=work)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda result: result)
+    monkeypatch.setattr(Session, "connect", lambda _: None)
+    run = SimpleNamespace(metrics=lambda *_, **__: None, artifact=lambda _: None, dataset=lambda *_: None)
+    monkeypatch.setattr(Session, "tracked", lambda *_: nullcontext(run))
+    config = Config.model_validate({"engine": {"gpus_per_actor": 2, "cpus_per_actor": 3}})
+    session = Session(config, Console(file=io.StringIO()), SimpleNamespace(uri="sqlite:///store"))  # type: ignore[arg-type]
+    for model in ("base", "sft"):
+        for _ in range(2):
+            place = Place(tmp_path / model)
+            done = step.harness_step(session, model, ASKED, place, model=f"models/{model}", on_cluster=True)
+    assert [call["model_args"]["pretrained"] for call in calls] == ["models/base", "models/sft"], (
+        "a finished one is not repeated"
+    )
+    assert asked == 2 * [{"num_cpus": 3, "num_gpus": 2, "max_calls": 1}]
+    assert json.loads((done.folder / "figures.json").read_text())["name"] == "sft"
+
+
 def test_what_is_left_in_the_folder(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
     result = bridge.evaluate_with_harness(Config(), "ual", ASKED, tmp_path)
     rows = read_results(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.parquet import write_rows
 from ual_ray.report.gather import compare_runs
+from ual_ray.report.table import forgetting
 
 LAW, GSM8K = "lm_eval.law", "lm_eval.gsm8k"
 
@@ -76,3 +77,11 @@ def test_the_seed_is_that_of_the_closest_configuration(tmp_path: Path) -> None:
     findings = compare_runs([tmp_path])
     assert findings.seeds == {"arm": 2}
     assert findings.metrics["arm"][0].value == pytest.approx(0.75)
+
+
+def test_tasks_that_a_run_measured_before_and_after_training_are_in_the_table_of_forgetting(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run", 1)
+    results(root / "base" / "evaluate" / "k", "base", {"own": [1, 1]}, "base", harness=False)
+    results(root / "base" / "lm_eval" / "k", "base", {LAW: [1, 1, 1]}, "base")
+    (row,) = [row for row in forgetting(compare_runs([root])).rows if LAW in row.section and row.cells[0] == "ual"]
+    assert row.cells[1:4] == ("3", "100.0% ± 0.0", "66.7% ± 33.3")
