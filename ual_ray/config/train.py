@@ -123,7 +123,16 @@ class TrainConfig(Section):
         False, affects="", description="recompute activations in backward: less memory, about a third more time"
     )
     cpu_offload: bool = key(
-        False, affects="", description="keep sharded parameters, gradients and optimizer state in host memory"
+        False,
+        affects="",
+        description="keep sharded parameters, gradients and optimizer state in host memory; training waits for checkpoints",
+    )
+    host_gib_per_worker: float | None = key(
+        None,
+        gt=0,
+        affects="",
+        description="host memory of a node divided by its GPU workers, in GiB, which the dry run holds the training against; "
+        "null = that of this machine if it has the GPUs, else not checked",
     )
     replicas: int = key(
         1, ge=1, affects="", description="HSDP: number of replicas of the sharded model, each over num_workers / replicas ranks"

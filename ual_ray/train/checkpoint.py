@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from ual_ray.errors import UserError
 from ual_ray.train.arrow_storage import reader, writer
-from ual_ray.train.compat_torch import CopyingStager
+from ual_ray.train.compat_torch import HostStager
 from ual_ray.train.progress import Progress
 
 # In the output folder of a training.
@@ -63,9 +63,12 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one training run. Every rank makes one, and calls all methods in the same order."""
 
-    def __init__(self, filesystem: pyarrow.fs.FileSystem, root: str, keep: int) -> None:
-        """Take the storage; `keep` of the newest checkpoints stay, and the best. What is incomplete is removed."""
-        self._filesystem, self._root, self._keep = filesystem, root.rstrip("/"), keep
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, root: str, keep: int, *, copies: bool = True) -> None:
+        """Take the storage; `keep` of the newest checkpoints stay, and the best. What is incomplete is removed.
+
+        copies: without, a save takes no memory, as training waits until it is written: for a state that is offloaded.
+        """
+        self._filesystem, self._root, self._keep, self._copies = filesystem, root.rstrip("/"), keep, copies
         # A group of its own: the writing thread's messages must not mix with those of the training step.
         self.group = dist.new_group(backend="gloo", timeout=SLOWEST_SAVE)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -86,16 +89,18 @@ class Checkpoints:
         return listed[0] or []
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-        """Copy the state, and have it written while training goes on; waits for an earlier save. Raises what that raised."""
+        """Have the state written, a copy while training goes on, or itself. Waits for the save before; raises its error."""
         self.wait()
         folder = f"{self._root}/{FOLDER_PREFIX}{progress.step:08d}-{self._attempt}"
         written = dcp.async_save(
             _state(model, optimizer),
             storage_writer=writer(self._filesystem, folder),
             process_group=self.group,
-            async_stager=CopyingStager(),
+            async_stager=HostStager(copies=self._copies),
         )
         self._pending = self._thread.submit(self._commit, written, Saved(progress, folder))
+        if not self._copies:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until the last save is whole. Raises what it raised."""

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
 
 
-class CopyingStager(AsyncStager):
-    """Copies a state dict to host memory before `async_save` returns.
+class HostStager(AsyncStager):
+    """Gives the state dict that `async_save` writes, in host memory: copied before it returns, or shared where it is there.
 
     torch's own stagers read the null pointer of a DTensor's wrapper where its shard begins within its storage.
     """
@@ -25,20 +25,24 @@ class CopyingStager(AsyncStager):
     # The copy is complete when `stage` returns.
     _synchronize_after_execute = False
 
+    def __init__(self, *, copies: bool) -> None:
+        """copies: without, a tensor in host memory must not change until it is written."""
+        self._copies = copies
+
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Copy every tensor, sharded ones shard by shard."""
-        return _copied(state_dict)
+        """Take every tensor, sharded ones shard by shard."""
+        return _on_host(state_dict, self._copies)
 
 
-def _copied(value: Any) -> Any:
+def _on_host(value: Any, copies: bool) -> Any:
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: _on_host(item, copies) for key, item in value.items()}
     if isinstance(value, list):
-        return [_copied(item) for item in value]
+        return [_on_host(item, copies) for item in value]
     if isinstance(value, DTensor):
         # Not DTensor.from_local, which moves the shard back to the device of the mesh.
-        return DTensor(_copied(value.to_local()), value._spec, requires_grad=False)
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        return DTensor(_on_host(value.to_local(), copies), value._spec, requires_grad=False)
+    return value.detach().to("cpu", copy=copies) if isinstance(value, Tensor) else value
 
 
 def fake_tensors() -> AbstractContextManager[Any]:

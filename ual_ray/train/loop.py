@@ -129,7 +129,7 @@ def train_worker(
         lambda vocabulary: make_prior(config, data.store, vocabulary),
     )
     optimizer = make_optimizer(model, config)
-    checkpoints = Checkpoints(storage, root, config.keep_checkpoints)
+    checkpoints = Checkpoints(storage, root, config.keep_checkpoints, copies=not config.cpu_offload)
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
     log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)

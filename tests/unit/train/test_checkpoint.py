@@ -85,6 +85,21 @@ def test_what_is_saved_comes_back_to_the_last_bit(group: None, filesystem: Any, 
     assert equal(untouched.state_dict()["state"][0], before)
 
 
+def test_what_is_saved_without_a_copy_is_written_when_training_goes_on(group: None, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoints = Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path / "checkpoints"), keep=1, copies=False)
+    checkpoints.save(model, optimizer, progress(2))
+    assert list(tmp_path.glob("checkpoints/*/progress.json"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    (saved,) = checkpoints.saved()
+    other, _ = trained(seed=1)
+    checkpoints.load(saved, other)
+    assert equal(dict(other.state_dict()), before)
+
+
 def test_another_training_gives_weights_and_moments_and_no_settings(group: None, tmp_path: Path) -> None:
     model, optimizer = trained()
     Checkpoints(pyarrow.fs.LocalFileSystem(), str(tmp_path / "old" / "checkpoints"), keep=1).save(model, optimizer, progress(2))

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ual_ray.train import compat_torch
-from ual_ray.train.compat_torch import CopyingStager, fake_tensors, flop_counter, storage_key
+from ual_ray.train.compat_torch import HostStager, fake_tensors, flop_counter, storage_key
 
 FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
 
@@ -30,7 +30,7 @@ def test_a_staged_state_is_a_copy_shard_by_shard(group: None) -> None:
     mesh = init_device_mesh("cpu", (1,))
     sharded = distribute_tensor(torch.arange(12.0).view(4, 3), mesh, [Shard(0)])
     state = {"model": {"weight": sharded}, "steps": [torch.tensor(3.0), 4]}
-    staged = CopyingStager().stage(state)
+    staged = HostStager(copies=True).stage(state)
     copy = staged["model"]["weight"]
     assert isinstance(copy, DTensor), FIX
     assert (copy.device_mesh, copy.placements, copy.shape) == (mesh, (Shard(0),), (4, 3)), FIX
@@ -41,8 +41,16 @@ def test_a_staged_state_is_a_copy_shard_by_shard(group: None) -> None:
     assert (staged["steps"][0].item(), staged["steps"][1]) == (3.0, 4)
 
 
+def test_what_is_in_host_memory_need_not_be_copied(group: None) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    state = {"weight": distribute_tensor(torch.zeros(4, 3), mesh, [Shard(0)]), "step": torch.tensor(3.0)}
+    staged = HostStager(copies=False).stage(state)
+    assert staged["weight"].to_local().data_ptr() == state["weight"].to_local().data_ptr()  # type: ignore[attr-defined]
+    assert staged["step"].data_ptr() == state["step"].data_ptr()
+
+
 def test_a_save_does_not_wait_for_the_stager_a_second_time() -> None:
-    assert CopyingStager().should_synchronize_after_execute is False, FIX
+    assert HostStager(copies=True).should_synchronize_after_execute is False, FIX
 
 
 def test_a_view_has_the_storage_of_its_tensor_with_memory_or_without() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from ual_ray.config import Config
+from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
 from ual_ray.train.metrics import peak_flops
@@ -36,13 +36,14 @@ PRODUCT_SECONDS = 0.5
 class Device:
     """One worker's device: usable `memory` in bytes (None = unknown), and the `flops` per second that a step reaches.
 
-    `speed_from` describes the source of the speed.
+    `speed_from` describes the source of the speed. `host`: bytes of host memory for a GPU worker (None = unknown).
     """
 
     name: str
     memory: int | None
     flops: float
     speed_from: str
+    host: int | None = None
 
 
 def find_device(config: Config, gpu: str | None = None) -> Device:
@@ -82,4 +83,13 @@ def _find_gpu(config: Config, gpu: str | None) -> Device:
     slower = FLOAT32_SLOWDOWN if train.dtype == "float32" and train.peak_tflops is None else 1
     peak = bfloat16 / slower
     source = f"{GPU_UTILISATION:.0%} of its peak of {peak / 1e12:.0f} TFLOP/s"
-    return Device(name + assumed, int(memory * USABLE), peak * GPU_UTILISATION, source)
+    return Device(name + assumed, int(memory * USABLE), peak * GPU_UTILISATION, source, _host_memory(train, gpu))
+
+
+def _host_memory(train: TrainConfig, gpu: str | None) -> int | None:
+    """Bytes of host memory per GPU worker: as configured, or this machine's if it has the GPUs."""
+    if train.host_gib_per_worker is not None:
+        return int(train.host_gib_per_worker * GIB)
+    if gpu is None and torch.cuda.is_available():
+        return psutil.virtual_memory().total // min(train.num_workers, torch.cuda.device_count())
+    return None

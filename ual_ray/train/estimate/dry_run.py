@@ -236,25 +236,39 @@ def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, positions
 
 def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any) -> Iterator[str]:
     """Return advice if the training does not fit: the single changes that make it fit, or else a combination."""
-    if device.memory is None or memory.peak <= device.memory:
+    have = _shortage(device, memory)
+    if have is None:
         return
-    have = f"it needs {memory.peak / GIB:.1f} GiB per worker, {device.memory / GIB:.1f} GiB can be used on {device.name}"
     alone, together = [], dict[str, Any]()
-    found: tuple[str, int] | None = None
+    found: tuple[str, str] | None = None
     for change in _changes(train):
-        if (peak := judge(_with(train, **change)).peak) <= device.memory:
-            alone.append(f"{_keys(change)} ({peak / GIB:.1f} GiB)")
+        if _shortage(device, other := judge(_with(train, **change))) is None:
+            alone.append(f"{_keys(change)} ({_need(device, other)})")
     for change in [] if alone else _changes(train):
         together |= change
-        if (peak := judge(_with(train, **together)).peak) <= device.memory:
-            found = _keys(together), peak
+        if _shortage(device, other := judge(_with(train, **together))) is None:
+            found = _keys(together), _need(device, other)
             break
     if alone:
         yield f"DOES NOT FIT: {have}. Any one of these is enough: {', '.join(alone)}."
     elif found:
-        yield f"DOES NOT FIT: {have}. Together these are enough: {found[0]} ({found[1] / GIB:.1f} GiB)."
+        yield f"DOES NOT FIT: {have}. Together these are enough: {found[0]} ({found[1]})."
     else:
         yield f"DOES NOT FIT: {have}. No settings make it fit: use more workers with more memory, or a smaller model."
+
+
+def _shortage(device: Device, memory: Memory) -> str | None:
+    """Describe which memory a worker lacks, the device's or the host's; None if it lacks none."""
+    if device.memory is not None and memory.peak > device.memory:
+        return f"it needs {memory.peak / GIB:.1f} GiB per worker, {device.memory / GIB:.1f} GiB can be used on {device.name}"
+    if device.host is not None and memory.host > device.host:
+        return f"it needs {memory.host / GIB:.1f} GiB of host memory per worker, there are {device.host / GIB:.1f} GiB"
+    return None
+
+
+def _need(device: Device, memory: Memory) -> str:
+    host = f", {memory.host / GIB:.1f} GiB of host memory" if device.host is not None else ""
+    return f"{memory.peak / GIB:.1f} GiB{host}"
 
 
 def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
@@ -272,8 +286,7 @@ def _changes(train: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"replicas": 1}
     if on_gpu:
         yield from ({"num_workers": train.num_workers * times} for times in (2, 4))
-        if not train.cpu_offload:
-            yield {"cpu_offload": True}
+        yield {"cpu_offload": not train.cpu_offload}
     if not train.lora.rank:
         yield {"lora": {"rank": SUGGESTED_RANK}}
 

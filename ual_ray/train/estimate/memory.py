@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.estimate.forward_pass import ForwardPass
-from ual_ray.train.estimate.state import FLOAT32, PROCESS_BYTES, checkpoint_bytes, state_bytes
+from ual_ray.train.estimate.state import (
+    FLOAT32,
+    GPU_WORKER_HOST_BYTES,
+    PROCESS_BYTES,
+    checkpoint_bytes,
+    pinned_bytes,
+    state_bytes,
+)
 from ual_ray.train.export import SHARD_BYTES
 from ual_ray.train.loss import chunk_rows
 from ual_ray.train.sharding import DTYPES, find_layers
@@ -30,7 +37,7 @@ GATHERED_GROUPS = 3
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters, in total and of one rank (`shard`).
+    """Numbers of parameters, in total and of one rank (`shard`); bytes of its float32 weights or gradients in pinned memory.
 
     FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head. `root` is the rest,
     mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
@@ -40,6 +47,8 @@ class Parameters:
     trainable: int
     shard: int
     trainable_shard: int
+    pinned: int
+    trainable_pinned: int
     largest_group: int
     largest_trainable_group: int
     root: int
@@ -57,8 +66,8 @@ class Parameters:
 class Memory:
     """Bytes of one rank on its device: `peak`, the maximum, reached at `moment`, and `parts`, by purpose.
 
-    Not all parts exist at the same time, so they add up to more than the peak. `host`: host memory of a GPU worker in addition
-    to its process, for cpu_offload and while a checkpoint is written; 0 on CPUs, where `parts` includes it.
+    Not all parts exist at the same time, so they add up to more than the peak. `host`: host memory of a GPU worker, with
+    what cpu_offload keeps there and a checkpoint's copy; 0 on CPUs, where `parts` includes it.
     """
 
     parts: dict[str, int]
@@ -80,8 +89,10 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
     return Parameters(
         total=_count(every),
         trainable=_count(_trainable(every)),
-        shard=_sharded(every, shards),
-        trainable_shard=_sharded(_trainable(every), shards),
+        shard=sum(_shards(every, shards)),
+        trainable_shard=sum(_shards(_trainable(every), shards)),
+        pinned=pinned_bytes(FLOAT32 * size for size in _shards(every, shards)),
+        trainable_pinned=pinned_bytes(FLOAT32 * size for size in _shards(_trainable(every), shards)),
         largest_group=max(map(_count, groups)),
         largest_trainable_group=max(_count(_trainable(group)) for group in groups),
         root=_count(root),
@@ -96,9 +107,11 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     on_gpu = config.gpus_per_worker > 0
     width = DTYPES[config.dtype].itemsize
     state = state_bytes(parameters.shard, parameters.trainable_shard)
-    copy = checkpoint_bytes(parameters.trainable_shard)
-    offloaded = sum(state.values()) if on_gpu and config.cpu_offload else 0
-    if offloaded:
+    copy = 0 if config.cpu_offload else checkpoint_bytes(parameters.trainable_shard)
+    host = copy + GPU_WORKER_HOST_BYTES if on_gpu else 0
+    if on_gpu and config.cpu_offload:
+        # Weights and gradients are pinned, the optimizer's moments are not.
+        host += parameters.pinned + parameters.trainable_pinned + state["optimizer"]
         state = dict.fromkeys(state, 0)
     groups = parameters.total - parameters.root
     if config.reshard_after_forward:
@@ -122,7 +135,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
         "export": always + (0 if on_gpu else 2 * min(SHARD_BYTES, FLOAT32 * parameters.total)),
     }
     moment = max(held, key=lambda name: held[name])
-    return Memory(parts, held[moment], moment, offloaded + copy if on_gpu else 0)
+    return Memory(parts, held[moment], moment, host)
 
 
 def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
@@ -156,6 +169,6 @@ def _count(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _sharded(parameters: Iterable[Tensor], shards: int) -> int:
-    """Number of elements of the first rank's shards, which are the largest."""
-    return sum(-(-len(parameter) // shards) * parameter[0].numel() for parameter in parameters)
+def _shards(parameters: Iterable[Tensor], shards: int) -> list[int]:
+    """Numbers of elements of the first rank's shards, which are the largest."""
+    return [-(-len(parameter) // shards) * parameter[0].numel() for parameter in parameters]

@@ -5,12 +5,16 @@ Without torch, so that the check before a run takes milliseconds; `memory` adds 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ual_ray.config import TrainConfig
 
 FLOAT32 = 4
 ADAM_MOMENTS = 2
 # OURS: a CPU worker with Python, torch, Ray and transformers; a GPU's CUDA context, NCCL buffers and cuBLAS workspace.
 PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
+# OURS: host memory of a GPU worker: Python, torch and its CUDA libraries, Ray, NCCL's buffers.
+GPU_WORKER_HOST_BYTES = 4_000_000_000
 
 
 def state_bytes(parameters: int, trainable: int) -> dict[str, int]:
@@ -23,11 +27,17 @@ def checkpoint_bytes(trainable: int) -> int:
     return (1 + ADAM_MOMENTS) * FLOAT32 * trainable
 
 
+def pinned_bytes(sizes: Iterable[int]) -> int:
+    """Bytes of tensors in pinned memory, which torch allocates one by one in powers of two."""
+    return sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+
 def least_bytes(parameters: int, train: TrainConfig) -> int:
     """Bytes that all CPU workers together need at least, with the copy for a checkpoint and without activations.
 
     parameters: of the model. Adapters are not counted: they are small in comparison.
     """
     trainable = 0 if train.lora.rank else parameters
-    model = sum(state_bytes(parameters, trainable).values()) + checkpoint_bytes(trainable)
+    copy = 0 if train.cpu_offload else checkpoint_bytes(trainable)
+    model = sum(state_bytes(parameters, trainable).values()) + copy
     return train.replicas * model + train.num_workers * PROCESS_BYTES["cpu"]

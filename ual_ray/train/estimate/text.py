@@ -48,8 +48,9 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         if size:
             yield "", f"{name:<18} {gib(size):>10}"
     if plan.memory.host:
-        what = "weights, gradients, optimizer, and a copy of them" if train.cpu_offload else "a copy of what is trained"
-        yield "host memory", f"{gib(plan.memory.host)} per worker on top of its process: {what} while a checkpoint is written"
+        have = "" if plan.device.host is None else f" of {gib(plan.device.host)}"
+        what = "weights and gradients (pinned), optimizer" if train.cpu_offload else "a copy of the state for a checkpoint"
+        yield "host memory", f"{gib(plan.memory.host)}{have} per worker: its process, {what} (an estimate)"
     newest = f"the newest {train.keep_checkpoints}" if train.keep_checkpoints > 1 else "the newest"
     kept = f"{newest} and the best are kept"
     yield "checkpoint", f"{gib(plan.checkpoint)} each, {kept}; {_exported(plan)}"

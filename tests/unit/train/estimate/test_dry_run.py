@@ -20,7 +20,7 @@ from ual_ray.train.estimate import devices, dry_run
 from ual_ray.train.estimate.dry_run import micro_batch, sample_rows
 from ual_ray.train.estimate.forward_pass import forward_pass
 from ual_ray.train.estimate.memory import count_parameters, estimate
-from ual_ray.train.estimate.state import checkpoint_bytes, least_bytes
+from ual_ray.train.estimate.state import GPU_WORKER_HOST_BYTES, checkpoint_bytes, least_bytes, pinned_bytes
 from ual_ray.train.estimate.text import show
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.weights import empty_model
@@ -184,9 +184,29 @@ def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
     on_gpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", gpus_per_worker=1, cpu_offload=True), 128, 1)
-    assert on_gpu.parts["weights"] == 0 and on_gpu.host == (16 + 12) * parameters.shard
+    assert on_gpu.parts["weights"] == 0
+    # Without a copy for the checkpoint: training waits for it.
+    assert on_gpu.host == GPU_WORKER_HOST_BYTES + 8 * parameters.shard + 2 * parameters.pinned
     on_cpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", cpu_offload=True), 128, 1)
     assert on_cpu.parts["weights"] == 4 * parameters.shard and on_cpu.host == 0
+
+
+def test_pinned_memory_comes_in_powers_of_two(model: str) -> None:
+    assert pinned_bytes([1, 2, 3, 4, 5, 1000, 0]) == 1 + 2 + 4 + 4 + 8 + 1024
+    found = count_parameters(empty_model(model), shards=3)
+    # Float32 shards: 334 rows of 32 twice; in a layer 11 of 32 four times, 22 of 32 twice and 11 of 64, and 11 twice.
+    layer = 4 * 2048 + 3 * 4096 + 2 * 64
+    assert found.pinned == found.trainable_pinned == 2 * 65536 + LAYERS * layer + 64
+
+
+def test_host_memory_is_held_against_that_of_a_node(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    config = settings(model, "train.gpus_per_worker=1", "train.cpu_offload=true", "train.num_workers=1")
+    needed = dry_run.dry_run(config, smoothed, "H100").memory.host
+    for room, fits in ((needed + 1, True), (needed - 1, False)):
+        train = config.train.model_copy(update={"host_gib_per_worker": room / 2**30})
+        found = dry_run.dry_run(config.model_copy(update={"train": train}), smoothed, "H100")
+        assert any("of host memory" in text and "train.cpu_offload=false" in text for text in found.advice) != fits
 
 
 # --- rows and steps --------------------------------------------------------------------------------------------------
