@@ -80,8 +80,14 @@ class TrainConfig(Section):
     warmup_share: Share = key(
         0.1, ge=0, le=1, affects="weights card", description="share of optimizer steps for linear learning rate warm-up"
     )
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = key(
+        "cosine",
+        affects="weights card",
+        description="learning rate after the warm-up; wsd = at the peak, then a linear decay over the last decay_share",
+    )
+    decay_share: Share = key(0.2, ge=0, le=1, affects="weights", description="wsd: share of optimizer steps for the decay")
     min_learning_rate_share: Share = key(
-        0.1, ge=0, le=1, affects="weights", description="final learning rate of the cosine schedule, as a share of the peak"
+        0.1, ge=0, le=1, affects="weights", description="learning rate at the end of the schedule, as a share of the peak"
     )
     weight_decay: float = key(0.0, ge=0, affects="weights card", description="decoupled weight decay (AdamW)")
     adam_beta1: float = key(0.9, ge=0, lt=1, affects="weights", description="AdamW beta1")

@@ -212,7 +212,7 @@ class Training:
     def take(self, step: Step, progress: Progress) -> tuple[Metrics, list[float]]:
         """Run one optimizer step; return its global metrics and the ranks' votes. Raises NonFiniteError before the update."""
         config, steps = self.job.train, len(self.data.plan)
-        share = learning_rate_share(progress.step, steps, config.warmup_share, config.min_learning_rate_share)
+        share = learning_rate_share(progress.step, steps, config)
         seed_generators(self.job.seed, progress.step, dist.get_rank())
         return train_step(
             self.model,
