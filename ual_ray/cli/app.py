@@ -23,6 +23,8 @@ COMMANDS = {
     "MLflow and model hubs": (tracking.ui, tracking.sync, tracking.promote, tracking.push),
 }
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
+# Nothing is sent to the makers of libraries, unless the user sets these; vLLM's is turned off where its engine starts.
+NO_USAGE_STATISTICS = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 app = typer.Typer(name="ual", no_args_is_help=True, pretty_exceptions_enable=False)
 for panel, functions in COMMANDS.items():
@@ -55,6 +57,8 @@ def main(*command: str) -> None:
     A UserError is one message and exit code USER_ERROR_EXIT_CODE, without a traceback.
     """
     end_on_sigterm()
+    for name, value in NO_USAGE_STATISTICS.items():
+        os.environ.setdefault(name, value)
     if RAY_TOKEN.is_file():
         # Ray makes a token on first use and then asks every client for it, but only a client in this mode sends it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

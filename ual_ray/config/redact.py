@@ -49,4 +49,6 @@ def hide(text: str, values: list[str]) -> str:
 
 def environment_secrets() -> list[str]:
     """Return the values of environment variables whose names are those of secrets, such as HF_TOKEN and OPENAI_API_KEY."""
-    return [value for name, value in os.environ.items() if len(value) >= SHORTEST_SECRET and SECRET_KEY.search(name)]
+    # Threads of other libraries change the environment meanwhile: `os.environ.items()` raises KeyError then.
+    found = (os.environ.get(name, "") for name in os.environ if SECRET_KEY.search(name))
+    return [value for value in found if len(value) >= SHORTEST_SECRET]

@@ -52,6 +52,13 @@ def test_the_version_is_the_packages(ual: Any) -> None:
     assert ual("--version") == (0, f"ual {ual_ray.__version__}")
 
 
+def test_no_usage_statistics_are_sent_unless_the_user_says_so(ual: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"MLFLOW_DISABLE_TELEMETRY": "false"}
+    monkeypatch.setattr(cli.os, "environ", variables)
+    ual("--version")
+    assert variables.items() >= {"MLFLOW_DISABLE_TELEMETRY": "false", "RAY_USAGE_STATS_ENABLED": "0"}.items()
+
+
 @pytest.mark.parametrize("command", [*sorted(COMMANDS), *(f"jobs {name}" for name in sorted(COMMANDS["jobs"].commands))])
 def test_every_command_option_and_argument_has_a_help_text(command: str) -> None:
     group, _, name = command.partition(" ")

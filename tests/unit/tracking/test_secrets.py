@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from collections import UserDict
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from tracked import Network, tracker_of
 
 from ual_ray.cli import app as cli
 from ual_ray.config import Config
+from ual_ray.config import redact as redaction
 from ual_ray.config.load import load
 from ual_ray.config.redact import redact, redact_uri, redact_values
 from ual_ray.errors import UserError
@@ -159,3 +163,17 @@ def test_short_values_of_variables_are_words(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("A_TOKEN", "true")
     assert redact_uri("true") == "true"
     assert redact(load()) == load()
+
+
+def test_a_thread_that_changes_the_environment_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow's telemetry does: a variable is gone between its name and its value."""
+
+    class Vanishing(UserDict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            for name in [*self.data]:
+                self.data.pop("A_TOKEN_THAT_VANISHES", None)
+                yield name
+
+    variables = Vanishing(FIRST_TOKEN="planted0008", A_TOKEN_THAT_VANISHES="planted0009", LAST_TOKEN="planted0010")
+    monkeypatch.setattr(redaction, "os", SimpleNamespace(environ=variables))
+    assert redact_uri("planted0008 and planted0010") == "*** and ***"
