@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +24,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from local_cluster import Cluster
+from processes import PATIENCE, below, end, title, wait_until
 from pyarrow.lib import ArrowInvalid
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,41 +36,6 @@ ROWS_PER_BLOCK = 8
 ACTORS = 2
 # Enough that an engine is still at work when its first rows are seen to be finished, on a machine with much else to do too.
 VLLM_ROWS = 96
-# Cores are shared with others, and nothing here waits for longer than it has to.
-PATIENCE = 240.0
-
-
-def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE, interval: float = 0.05) -> Any:
-    """Poll until something is true, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{seconds:.0f} s have passed without: {what}"
-        time.sleep(interval)
-    return found
-
-
-def below(pid: int) -> list[psutil.Process]:
-    """List all processes below one, as far as they are alive."""
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def title(process: psutil.Process) -> str:
-    """Return what a process calls itself: Ray and vLLM write it there."""
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline()).strip()
-    return ""
-
-
-def end(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Kill what is left of some processes; return what was left. psutil tells a process from a later one of its pid."""
-    left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=20)
-    return left
 
 
 class Elicitation:
@@ -356,75 +320,6 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) 
         return ended(Elicitation(ual, tmp_path_factory.mktemp("run"), data, settings("demo", **own), environment))
 
     return make
-
-
-class Cluster:
-    """Two Ray nodes on this machine, as `cluster/local.sh` starts them, apart from any other cluster."""
-
-    def __init__(self) -> None:
-        """Start them."""
-        # Ray's sockets lie below it, and the path of a socket may have 107 characters.
-        self._state = Path(tempfile.mkdtemp(prefix="ual"))
-        self._port = _free_port()
-        self._environment = os.environ | {
-            "HOME": str(self._state),  # Ray keeps its token there
-            "RAY": str(Path(sys.executable).with_name("ray")),
-            "UAL_RAY_PORT": str(self._port),
-            "UAL_DASHBOARD_PORT": str(_free_port()),
-            "UAL_CLIENT_PORT": str(_free_port()),
-            "UAL_CLUSTER_STATE": str(self._state),
-            "UAL_CPUS_PER_NODE": "4",
-            "UAL_OBJECT_STORE_BYTES": "200000000",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            # A node that is gone is noticed a little sooner; much sooner, and a node with much to do counts as gone.
-            "RAY_health_check_period_ms": "2000",
-        }
-        try:
-            self._script("start", "1")
-            self._below = below(self._pid("head")) + below(self._pid("worker-1"))
-        except BaseException:
-            self.stop()
-            raise
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a driver needs to find it."""
-        return {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token", "HOME": str(self._state)}
-
-    def kill_worker_node(self) -> None:
-        """Kill -9 all of the node that is not the driver's, as when the machine is gone: the raylet first, then its workers."""
-        processes = below(self._pid("worker-1"))
-        processes.sort(key=lambda process: Path(title(process).split(" ")[0]).name != "raylet")
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    def on_worker_node(self) -> set[int]:
-        """List the processes of that node."""
-        return {process.pid for process in below(self._pid("worker-1"))}
-
-    def stop(self) -> None:
-        """Stop it, and whatever of it is left."""
-        for node in ("head", "worker-1"):
-            with suppress(FileNotFoundError):
-                self._below = [*getattr(self, "_below", []), *below(self._pid(node))]
-        self._script("stop")
-        end(getattr(self, "_below", []))
-        shutil.rmtree(self._state, ignore_errors=True)
-
-    def _pid(self, name: str) -> int:
-        return int((self._state / f"{name}.pid").read_text().split()[0])
-
-    def _script(self, *arguments: str) -> None:
-        command = ["bash", str(REPOSITORY / "cluster" / "local.sh"), *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from processes import below, title, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10
@@ -76,7 +77,7 @@ class Training:
 
     def wait(self, code: int = 0) -> None:
         assert self._driver is not None
-        wait_until(lambda: self._poll() is not None, "it ends")
+        wait_until(lambda: self._poll() is not None, "it ends", PATIENCE)
         assert self._driver.returncode == code, f"exit code {self._driver.returncode}\n{self.log()}"
 
     def run(self, code: int = 0) -> None:
@@ -92,7 +93,7 @@ class Training:
             last = self.last_step()
             return last if last >= step and self.checkpoints() else 0
 
-        return int(wait_until(now, f"step {step} is done"))
+        return int(wait_until(now, f"step {step} is done", PATIENCE))
 
     def kill(self, titled: str) -> list[int]:
         """Kill -9 one process of it, the first of that title."""
@@ -162,27 +163,10 @@ class Training:
 
     def _processes(self) -> list[psutil.Process]:
         assert self._driver is not None
-        found = []
-        with suppress(psutil.NoSuchProcess):
-            found = psutil.Process(self._driver.pid).children(recursive=True)
+        found = below(self._driver.pid)
         # Its watcher is to outlive it.
         self._seen.update(process for process in found if "ual_ray.tracking.watcher" not in title(process))
         return found
-
-
-def title(process: psutil.Process) -> str:
-    """Return what a process calls itself: Ray writes it there."""
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline()).strip()
-    return ""
-
-
-def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{seconds:.0f} s have passed without: {what}"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +258,7 @@ def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, u
     started = time.monotonic()
     run.signal(signal.SIGKILL)
     run.wait(-signal.SIGKILL)
-    wait_until(lambda: run.mlflow_run().info.status == "KILLED", "its MLflow run is closed")
+    wait_until(lambda: run.mlflow_run().info.status == "KILLED", "its MLflow run is closed", PATIENCE)
     seconds, killed = time.monotonic() - started, run.mlflow_run()
     run.end()
     at, saved = run.last_step(), run.checkpoints()

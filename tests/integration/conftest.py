@@ -51,12 +51,13 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(tiny_model: Path, rows_file: Path) -> list[str]:
-    """Overrides for a whole pipeline in seconds: the tiny model, the fake engine, two real FSDP workers, two steps."""
+    """Overrides for a pipeline in seconds: the tiny model, one actor of the fake engine, two real FSDP workers, two steps."""
     return [
         f"data.path={rows_file}",
         f"model={tiny_model}",
         f"elicit.model={tiny_model}",
         "engine.kind=fake",
+        "engine.max_actors=1",
         "train.max_steps=2",
         "train.global_batch_size=8",
         "train.dtype=float32",
