@@ -57,7 +57,7 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
             stages = stages | {"judge"}
     if "judge" in stages:
         check_judge(config)
-    if config.runtime.check_memory and not config.runtime.address:
+    if config.runtime.check_memory and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
         check_memory(config, psutil.virtual_memory().available / GIB, stages)
 
 

@@ -183,6 +183,7 @@ def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pyt
 
 
 def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     seen: list[str] = []
     for name in ("check_data", "check_model", "check_elicitor", "check_memory"):
         monkeypatch.setattr(preflight, name, lambda *given, name=name: seen.append(name))
@@ -196,7 +197,9 @@ def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch)
         assert seen == expected
     seen.clear()
     check(load(None, ["runtime.address=auto"]), frozenset({"train"}))  # the memory of this machine says nothing
-    assert seen == ["check_model"]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check(Config(), frozenset({"train"}))
+    assert seen == ["check_model"] * 2
 
 
 def test_a_benchmark_without_a_path_needs_rows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The pipeline and the single commands run the same steps; a finished step is reco
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -85,6 +86,8 @@ class Session:
         if not self.cluster.connected:
             from ual_ray.run.cluster import check_cluster, ray_cluster
 
+            if not self.config.runtime.address and (address := os.environ.get("RAY_ADDRESS")):
+                self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
             if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
                 self.say("cluster", f"Ray dashboard: {dashboard}")
             for wait in check_cluster(self.config, self.stages):

@@ -228,7 +228,12 @@ def metric_names(keys: Iterable[str]) -> list[str]:
     """Return names that MLflow takes for these keys, all different: no characters or empty folders that it refuses."""
     names: dict[str, None] = {}
     for key in keys:
-        parts = [part for part in re.sub(r"[^\w.\- /]", "_", key).split("/") if part.strip(".")]
-        name = "/".join(parts)[:LONGEST_METRIC_NAME] or "_" * bool(key)
-        names[name if name not in names else f"{name[: LONGEST_METRIC_NAME - ID_LENGTH - 1]}_{digest(key)}"] = None
+        name = _legal(key, LONGEST_METRIC_NAME) or "_" * bool(key)
+        names[name if name not in names else f"{_legal(name, LONGEST_METRIC_NAME - ID_LENGTH - 1)}_{digest(key)}"] = None
     return list(names)
+
+
+def _legal(key: str, longest: int) -> str:
+    parts = [part for part in re.sub(r"[^\w.\- /]", "_", key).split("/") if part.strip(".")]
+    cut = re.sub(r"^\.\.", "__", "/".join(parts))[:longest].split("/")
+    return "/".join(cut if cut[-1].strip(".") else cut[:-1])  # the cut may leave an empty folder at the end

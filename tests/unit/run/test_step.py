@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
+from ual_ray.config import Config
+from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
+from ual_ray.run import StageName
 from ual_ray.run.step import Session
 
 
@@ -26,3 +30,18 @@ def test_long_lists_are_cut() -> None:
     counts: dict[str, Any] = {f"https://example.org/{'x' * 200}/{n}": 1 for n in range(200)}
     assert len(count_list(counts)) < 2000 and count_list(counts).endswith("and 180 others")
     assert count_list({"a": 1, "b": 2}) == "1 a, 2 b"
+
+
+@pytest.mark.parametrize("stage", ["elicit", "train", "evaluate", "judge"])
+def test_a_dead_cluster_of_the_environment_is_named_and_refused_whatever_the_stage(
+    stage: StageName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    out = io.StringIO()
+    session = Session(Config(), Console(file=out, width=200), None, stages=frozenset({stage}))
+    with pytest.raises(UserError, match=f"(?s)unreachable.*got: {address}: "):
+        session.connect()
+    assert f"the environment variable RAY_ADDRESS is used: {address}" in out.getvalue()

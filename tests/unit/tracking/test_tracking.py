@@ -310,7 +310,8 @@ def test_flatten() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["https://example.org/wiki", "a//b", "/a", "a/", "../a", "a/./b", "reddit[/r/x]", "x" * 400, "être/ü", "/", "a b\n"],
+    ["https://example.org/wiki", "a//b", "/a", "a/", "../a", "a/./b", "reddit[/r/x]", "x" * 400, "être/ü", "/", "a b\n"]
+    + ["..a", "https://example.org/" + "x" * 230 + "/wiki", "a/" * 200, "x" * 248 + "/../y"],
 )
 def test_every_key_makes_a_metric_name_that_mlflow_takes(key: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
