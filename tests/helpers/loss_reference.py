@@ -25,6 +25,12 @@ OPTIONS = {
     "prior": {"prior": True},
     "prior, padding and bias": {"prior": True, "vocab_size": 17, "bias": True},
     "prior and softcap": {"prior": True, "softcap": 2.5},
+    "prior per token": {"prior_hidden": True},
+    "prior per token, padding and bias": {"prior_hidden": True, "vocab_size": 17, "bias": True},
+    "prior per token and everything": {
+        **{"prior_hidden": True, "vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True},
+        "token_loss": prior_leaning,
+    },
     "token loss": {"token_loss": prior_leaning},
     "token loss, weights, prior and softcap": {"token_loss": eaft, "token_weight": True, "prior": True, "softcap": 2.5},
     "everything": {"vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True, "prior": True},
@@ -41,6 +47,7 @@ def make_inputs(
     bias: bool = False,
     token_weight: bool = False,
     prior: bool = False,
+    prior_hidden: bool = False,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     **options: Any,
@@ -64,9 +71,10 @@ def make_inputs(
         towards[vocab_size or vocabulary :] = 0.0
         towards[1 : 2 if (vocab_size or vocabulary) > 1 else 1] = 0.0
         towards /= towards.sum()
+    before = torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype) if prior_hidden else None
     inputs = {"hidden": hidden, "weight": weight, "bias": offset}
     leaves = {name: None if t is None else t.to(dtype).requires_grad_() for name, t in inputs.items()}
-    constants = {"labels": labels, "alpha": alpha, "token_weight": given, "prior": towards}
+    constants = {"labels": labels, "alpha": alpha, "token_weight": given, "prior": towards, "prior_hidden": before}
     return {**leaves, **constants, "vocab_size": vocab_size, **options}
 
 
@@ -76,7 +84,7 @@ def as_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.detach().double().requires_grad_() if name in leaves and value is not None else value
         for name, value in inputs.items()
-    }
+    } | {name: None if inputs[name] is None else inputs[name].double() for name in ("prior_hidden",)}
 
 
 def brute_force(
@@ -88,6 +96,7 @@ def brute_force(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
+    prior_hidden: Tensor | None = None,
     vocab_size: int | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
@@ -95,12 +104,17 @@ def brute_force(
     **_: Any,
 ) -> Tensor:
     """Loss of every token by the definition: cross-entropy against (1 - alpha) one-hot + alpha q, q = 1 / K by default."""
-    logits = (hidden @ weight.T + (0 if bias is None else bias))[:, :vocab_size]
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+
+    def logits_of(states: Tensor) -> Tensor:
+        raw = (states @ weight.T + (0 if bias is None else bias))[:, :vocab_size]
+        return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+    logits = logits_of(hidden)
     size = logits.shape[1]
     one_hot = F.one_hot(labels.clamp(min=0), size).to(logits.dtype)
     towards = logits.new_full((size,), 1 / size) if prior is None else prior[:vocab_size].to(logits.dtype)
+    if prior_hidden is not None:
+        towards = logits_of(prior_hidden).softmax(1).detach()
     wanted = (1 - alpha)[:, None] * one_hot + alpha[:, None] * towards
     losses = -(wanted * logits.log_softmax(1)).sum(1) + z_loss * logits.logsumexp(1).square()
     if token_loss is not None:

@@ -22,7 +22,7 @@ AUTO = "auto"
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 ReadingName = Literal["logprobs", "sampled"]
 # What labels are smoothed towards.
-PriorName = Literal["uniform", "unigram", "file"]
+PriorName = Literal["uniform", "unigram", "file", "base"]
 
 if TYPE_CHECKING:
     EstimatorName: TypeAlias = str

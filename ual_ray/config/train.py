@@ -110,7 +110,8 @@ class TrainConfig(Section):
     prior: PriorName = key(
         "uniform",
         affects="weights card",
-        description="what labels are smoothed towards: uniform (UAL), unigram (frequencies of the training responses), or file",
+        description="what labels are smoothed towards: uniform (UAL), unigram (frequencies of the training responses), file, "
+        "or base (what the model predicted before training; needs train.lora)",
     )
     prior_file: str | None = key(
         None,
@@ -225,6 +226,11 @@ class TrainConfig(Section):
     def _check_prior(self) -> TrainConfig:
         if (self.prior == "file") != (self.prior_file is not None):
             raise ValueError("prior_file goes with prior=file: set both or neither")
+        if self.prior == "base" and not self.lora.rank:
+            raise ValueError(
+                "prior=base needs adapters (train.lora.rank above 0), without which the model is that before training; full "
+                "fine-tuning would need a second copy of the weights. Set train.lora.rank, or another prior"
+            )
         if self.loss_strength is not None and self.loss == "sft":
             raise ValueError("loss_strength does nothing with loss=sft; set another loss")
         if self.loss == "profit" and self.loss_strength is not None and self.loss_strength >= 1:

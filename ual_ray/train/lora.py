@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         # Not by class, as importing peft takes seconds, which a model without adapters need not wait for.
         if hasattr(module, "lora_A"):
             yield name, module
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Let a model compute what it computed before training, while the block runs."""
+    layers = [layer for _, layer in adapted_layers(model)]
+    scales = [layer.scaling[ADAPTER] for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling[ADAPTER] = 0.0
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scaling[ADAPTER] = scale
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ def smoothed_linear_cross_entropy(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
+    prior_hidden: Tensor | None = None,
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
@@ -68,17 +69,18 @@ def smoothed_linear_cross_entropy(
 
     hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. token_weight: [N], 0 or
     above, a constant; 1 by default. prior: [V], what is smoothed towards, a distribution over the vocabulary, a constant;
-    uniform by default. token_loss: a function of nll [n] and probabilities [n, K] that gives one more weight per token,
-    without gradients (ual_ray.train.token_losses). vocab_size: rows of weight and bias from this index on are padding, treated
-    as absent. softcap: z = softcap tanh(raw / softcap). z_loss: coefficient of lse^2. chunk_size: how many tokens' logits
-    exist at one time. Matrix products are in the dtype of the inputs, under autocast in its dtype; all else is in float32, for
-    float64 inputs in float64.
+    uniform by default. prior_hidden: [N, H], constants, in place of prior: hidden states whose distribution under the same
+    head is what each token is smoothed towards, such as those of the model before training. token_loss: a function of nll [n]
+    and probabilities [n, K] that gives one more weight per token, without gradients (ual_ray.train.token_losses). vocab_size:
+    rows of weight and bias from this index on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap).
+    z_loss: coefficient of lse^2. chunk_size: how many tokens' logits exist at one time. Matrix products are in the dtype of
+    the inputs, under autocast in its dtype; all else is in float32, for float64 inputs in float64.
     Returns the sum over target tokens, or with reduction="none" [N], 0 where the label is ignored ("none" computes the
     logits again in backward). Raises ValueError for an argument outside its range.
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction, token_loss=token_loss)
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)[0]
+    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)[0]
 
 
 def smoothed_linear_cross_entropy_with_metrics(
@@ -90,6 +92,7 @@ def smoothed_linear_cross_entropy_with_metrics(
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
+    prior_hidden: Tensor | None = None,
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
@@ -99,7 +102,7 @@ def smoothed_linear_cross_entropy_with_metrics(
 ) -> tuple[Tensor, LossMetrics]:
     """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum", token_loss=token_loss)
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior), options)
+    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
@@ -114,19 +117,21 @@ def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
 def _loss_and_metrics(inputs: Inputs, options: Options) -> tuple[Tensor, LossMetrics]:
     """Drop ignored tokens before any work is done on them, and insert zeros at their positions afterwards."""
     check(inputs, options)
-    hidden, weight, bias, labels, alpha, token_weight, prior = inputs
+    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden = inputs
     target = labels != options.ignore_index
     rows = target.nonzero().squeeze(1)
     if len(rows) < len(labels):
         hidden, labels, alpha = (tensor.index_select(0, rows) for tensor in (hidden, labels, alpha))
         token_weight = None if token_weight is None else token_weight.index_select(0, rows)
+        prior_hidden = None if prior_hidden is None else prior_hidden.index_select(0, rows)
 
     def put_back(values: Tensor) -> Tensor:
         return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
 
     # Read here, as inside a Function gradients are off, and its backward runs outside autocast.
     options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(hidden))
-    loss, nll, smoothing, top1 = _ChunkedLoss.apply(hidden, weight, bias, labels, alpha, token_weight, prior, options)
+    own = (hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden)
+    loss, nll, smoothing, top1 = _ChunkedLoss.apply(*own, options)
     loss = put_back(loss) if options.reduction == "none" else loss
     return loss, LossMetrics(put_back(nll), put_back(smoothing), put_back(top1), target)
 
@@ -159,18 +164,20 @@ class _ChunkedLoss(Function):
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ]
         # For "none", autograd casts every gradient to the dtype of its input.
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _run(
     inputs: Inputs, options: Options, wanted: tuple[bool, ...], upstream: Tensor | None = None
 ) -> tuple[list[Tensor], _Gradients]:
     """Return loss, nll, smoothing and top1 of each token, and the wanted gradients of sum(upstream * loss)."""
-    hidden, weight, bias, labels, alpha, token_weight, prior = inputs
+    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha, token_weight = alpha.to(exact), None if token_weight is None else token_weight.to(exact)
     # Slow low precision costs a float32 copy of the weights: halving the chunks makes room, and is as fast in float32.
-    row = len(weight) * (2 if slower_than_float32(options.matmul_dtype, weight.device) else 1)
+    # So do the probabilities of a prior per token.
+    copies = slower_than_float32(options.matmul_dtype, weight.device) + (prior_hidden is not None)
+    row = len(weight) * (1 + copies)
     chunk_size = options.chunk_size or chunk_rows(len(labels), row, weight.device.type)
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
     gradients = [
@@ -183,7 +190,8 @@ def _run(
         for start in range(0, len(labels), chunk_size):
             rows = slice(start, start + chunk_size)
             h, y, a = head.cast(hidden[rows]), labels[rows], alpha[rows]
-            (loss, *values), lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss)
+            towards = None if prior_hidden is None else head.probabilities(head.cast(prior_hidden[rows]))
+            (loss, *values), lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss, towards)
             weights = [] if token_weight is None else [token_weight[rows]]
             if options.token_loss is not None:
                 weights.append(options.token_loss(values[0], probabilities))
@@ -196,6 +204,9 @@ def _run(
                 if options.z_loss:
                     d_logits *= (1 + 2 * options.z_loss * lse)[:, None]
                 d_logits.scatter_add_(1, y[:, None], (a - 1)[:, None])
+                if towards is not None:
+                    uniform = torch.zeros_like(a)
+                    d_logits.addcmul_(towards, a[:, None], value=-1)
                 for factor in factors:
                     d_logits *= factor[:, None]
                     uniform *= factor
@@ -205,10 +216,16 @@ def _run(
 
 
 def _chunk_loss(
-    head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_loss: float
+    head: _Head, hidden: Tensor, labels: Tensor, alpha: Tensor, z_loss: float, towards: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Return (loss, nll, smoothing, top1), lse, and the probabilities, which overwrite the logits."""
+    """Return (loss, nll, smoothing, top1), lse, and the probabilities, which overwrite the logits.
+
+    towards: each token's own prior [chunk, K], where it has one.
+    """
     logits, mean = head.logits_and_mean(hidden)
+    if towards is not None:
+        # Not the product of both where the prior is 0: the logit may be -inf there.
+        mean = torch.where(towards > 0, towards * logits, 0.0).sum(1)
     at_label = logits.gather(1, labels[:, None]).squeeze(1)
     largest, argmax = logits.max(1)
     probabilities = torch.softmax(logits, 1, out=logits)
@@ -279,6 +296,10 @@ class _Head:
             # Not the product of both: an entry that is excluded by its bias of -inf may have a prior of 0.
             total += (self._bias if self._prior is None else torch.where(self._prior > 0, self._bias * self._prior, 0)).sum()
         return logits, total / self.share
+
+    def probabilities(self, hidden: Tensor) -> Tensor:
+        """Return the distributions [chunk, K] of hidden states; to be called before the chunk's own logits are computed."""
+        return torch.softmax(self.logits_and_mean(hidden)[0], 1)
 
     def backward(self, d_logits: Tensor, uniform: Tensor, hidden: Tensor, rows: slice) -> None:
         """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], times q to be subtracted from d_logits."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# hidden, weight, bias, labels, alpha, token_weight, prior
-Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
+# hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 # How far a prior's sum may be from 1.
 PRIOR_TOLERANCE = 1e-3
 
@@ -31,7 +31,7 @@ class Options(NamedTuple):
 
 def check(inputs: Inputs, options: Options) -> None:
     """Raise ValueError, with what was given and what is legal, for an argument outside its range."""
-    hidden, weight, bias, labels, alpha, token_weight, prior = inputs
+    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden = inputs
     _require(hidden.ndim == 2, "shape of hidden", list(hidden.shape), "[N, H]")
     tokens, width = hidden.shape
     _require(weight.ndim == 2 and weight.shape[1] == width, "shape of weight", list(weight.shape), f"[V, {width}]")
@@ -48,6 +48,10 @@ def check(inputs: Inputs, options: Options) -> None:
         if tensor is not None:
             _require(tensor.is_floating_point(), f"dtype of {name}", tensor.dtype, "a floating-point dtype")
             _require(not tensor.requires_grad, name, "a tensor that requires grad", "a constant")
+    if prior_hidden is not None:
+        _require(prior_hidden.shape == hidden.shape, "shape of prior_hidden", list(prior_hidden.shape), list(hidden.shape))
+        _require(not prior_hidden.requires_grad, "prior_hidden", "a tensor that requires grad", "a constant")
+        _require(prior is None, "prior_hidden", "a prior too", "one of both")
     softcap, z_loss, chunk_size, reduction = options.softcap, options.z_loss, options.chunk_size, options.reduction
     _require(softcap is None or 0 < softcap < math.inf, "softcap", softcap, "None, or above 0 and finite")
     _require(0 <= z_loss < math.inf, "z_loss", z_loss, "0 or above, and finite")
@@ -81,6 +85,6 @@ def _check_values(
         _require(False, "sum of prior over the vocabulary", float(prior[:size].double().sum()), "1")
 
 
-def _require(holds: bool, name: str, got: object, expected: str) -> None:
+def _require(holds: bool, name: str, got: object, expected: object) -> None:
     if not holds:
         raise ValueError(f"{name}: got {got}; expected {expected}")

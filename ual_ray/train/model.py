@@ -17,7 +17,7 @@ from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.output_head import TOLERANCE, OutputHead
 from ual_ray.train.attention import sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
-from ual_ray.train.lora import add_adapters
+from ual_ray.train.lora import add_adapters, without_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, reshard, shard
 from ual_ray.train.token_losses import TokenLoss, token_loss
@@ -48,11 +48,14 @@ class SmoothedCausalLM(nn.Module):
         token_loss: TokenLoss | None = None,
         prior: Tensor | None = None,
         varlen: bool = False,
+        *,
+        towards_base: bool = False,
     ) -> None:
         """Wrap a transformers causal LM.
 
         uncertainty_bins: number of bins by which sums are split, 0 or more. token_loss: see `token_losses`. prior: [vocabulary]
         of probabilities that labels are smoothed towards; uniform by default. varlen: the model was switched by `use_varlen`.
+        towards_base: smooth towards what the model without its adapters, which is that before training, predicts.
         """
         super().__init__()
         self.model = model
@@ -62,7 +65,7 @@ class SmoothedCausalLM(nn.Module):
         self._rows = uncertainty_bins + 1
         self._token_loss = token_loss
         self._prior = prior
-        self._varlen = varlen
+        self._varlen, self._towards_base = varlen, towards_base
         self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -77,6 +80,7 @@ class SmoothedCausalLM(nn.Module):
 
         A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
+        prior_hidden = self._before_training(batch)
         hidden = self.head.scaled(self._hidden(batch))
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
@@ -89,6 +93,7 @@ class SmoothedCausalLM(nn.Module):
             bias=self.head.bias,
             token_weight=_shifted(batch.weight, 1.0) if weighted and batch.weight is not None else None,
             prior=self._prior_for(self.head.weight),
+            prior_hidden=prior_hidden,
             token_loss=self._token_loss if self.training else None,
             vocab_size=self.head.size,
             softcap=self.head.softcap,
@@ -108,6 +113,19 @@ class SmoothedCausalLM(nn.Module):
         own = {"position_ids": batch.position_ids} if self.takes_positions else {}
         output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
         return output.last_hidden_state
+
+    @torch.no_grad()
+    def _before_training(self, batch: Batch) -> Tensor | None:
+        """Return the states of the model without its adapters, [tokens, hidden], where labels are smoothed towards it."""
+        if not self._towards_base:
+            return None
+        was_training = self.training
+        self.model.eval()  # no dropout: what is smoothed towards is the same in every epoch
+        try:
+            with without_adapters(self.model):
+                return self.head.scaled(self._hidden(batch)).flatten(0, 1)
+        finally:
+            self.model.train(was_training)
 
     def _prior_for(self, weight: Tensor) -> Tensor | None:
         """Move the prior to the head's device, with zeros for its padding rows, once."""
@@ -147,7 +165,8 @@ def build(
         checkpoint_activations(causal_lm)
     weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)
     own_prior = prior(OutputHead(causal_lm).size)
-    model = SmoothedCausalLM(causal_lm, config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)
+    own = (config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)
+    model = SmoothedCausalLM(causal_lm, *own, towards_base=config.prior == "base")
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     check_loss(model, device, packing=config.packing)

@@ -19,11 +19,13 @@ from ual_ray.train.token_store import TokenStore
 
 
 def make_prior(config: TrainConfig, store: TokenStore, vocabulary: int) -> Tensor | None:
-    """Return train.prior as float32 of [vocabulary]; None for the uniform one. `store`: the training rows.
+    """Return train.prior as float32 of [vocabulary]; None for the uniform one, and for one per token (base).
+
+    store: the training rows.
 
     Raises UserError for a file that does not hold one probability per entry of the vocabulary.
     """
-    if config.prior == "uniform":
+    if config.prior in ("uniform", "base"):
         return None
     if config.prior_file is not None:
         values = read_prior(Path(config.prior_file))

@@ -166,6 +166,8 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
             ["judge.model=demo", "judge.against=[sft, nobody]"],
             "judge.against 'nobody' must be one of sft, ual, base, reference",
         ),
+        (["train.prior=base"], "prior=base needs adapters (train.lora.rank above 0)"),
+        (["arms.ual.prior=base"], "arms.ual: prior=base needs adapters"),
         (["judge.against=[]"], "judge.against: one reference or more, each once; got none"),
         (["judge.against=[sft, sft]"], "judge.against: one reference or more, each once; got sft, sft"),
     ],

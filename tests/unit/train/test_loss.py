@@ -45,8 +45,8 @@ class TestDefinition:
         torch.testing.assert_close(tokens.sum(), total)
         assert_same(gradients(tokens.sum(), inputs), gradients(total, inputs))
 
-    # Finite differences also go through the weight of a token loss, which is a constant to the gradient.
-    @pytest.mark.parametrize("options", [options for options in OPTIONS.values() if "token_loss" not in options])
+    # Finite differences also go through the weight of a token loss and a token's prior, which are constants to the gradient.
+    @pytest.mark.parametrize("options", [x for x in OPTIONS.values() if not {"token_loss", "prior_hidden"} & set(x)])
     @pytest.mark.parametrize("reduction", ["sum", "none"])
     def test_gradcheck(self, options: dict[str, Any], reduction: str) -> None:
         inputs = make_inputs(tokens=5, width=3, vocabulary=6, **{**options, **({"vocab_size": 4} if options else {})})
@@ -67,7 +67,7 @@ class TestDefinition:
         chunk_size=st.integers(1, 9),
         bias=st.booleans(),
         token_weight=st.booleans(),
-        prior=st.booleans(),
+        towards=st.sampled_from([None, "prior", "prior_hidden"]),
         softcap=st.none() | st.floats(0.5, 30),
         z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
         token_loss=st.sampled_from([None, prior_leaning, eaft]),
@@ -75,9 +75,10 @@ class TestDefinition:
         seed=st.integers(0, 1000),
     )
     def test_any_shape_equals_brute_force(
-        self, vocab_size: int, padding: int, chunk_size: int, reduction: str, **arguments: Any
+        self, vocab_size: int, padding: int, chunk_size: int, reduction: str, towards: str | None, **arguments: Any
     ) -> None:
-        inputs = make_inputs(vocabulary=vocab_size + padding, vocab_size=vocab_size, **arguments)
+        prior = {towards: True} if towards else {}
+        inputs = make_inputs(vocabulary=vocab_size + padding, vocab_size=vocab_size, **prior, **arguments)
         expected = brute_force(**inputs)
         expected = expected.sum() if reduction == "sum" else expected
         actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size, reduction=reduction)
@@ -118,6 +119,16 @@ class TestAgainstTorch:
         uniform[:17] = 1 / 17
         expected = smoothed_linear_cross_entropy(**inputs)
         actual = smoothed_linear_cross_entropy(**inputs | {"prior": uniform})
+        torch.testing.assert_close(actual, expected)
+        assert_same(gradients(actual, inputs), gradients(expected, inputs))
+
+    def test_smoothing_towards_a_distribution_per_token_is_cross_entropy_with_these_as_targets(self) -> None:
+        inputs = make_inputs(tokens=40, prior_hidden=True)
+        inputs["alpha"] = torch.ones_like(inputs["alpha"])
+        towards = (inputs["prior_hidden"] @ inputs["weight"].T).softmax(1).detach()
+        known = inputs["labels"] >= 0
+        expected = F.cross_entropy((inputs["hidden"] @ inputs["weight"].T)[known], towards[known], reduction="sum")
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=7)
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(actual, inputs), gradients(expected, inputs))
 

@@ -15,7 +15,7 @@ from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.batches import Sample, collate
-from ual_ray.train.lora import add_adapters
+from ual_ray.train.lora import ADAPTER, adapted_layers, add_adapters
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
 from ual_ray.train.token_losses import dft
 from ual_ray.train.weights import empty_model, load_weights
@@ -62,6 +62,36 @@ def test_the_loss_and_its_gradients_are_those_of_the_models_own_logits(any_famil
     for (name, ours), theirs in ((pair, theirs) for pair, theirs in pairs if theirs.grad is not None):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-4, atol=1e-4, msg=name)
     check_loss(model, CPU)
+
+
+def test_smoothing_towards_the_model_before_training(family_folder: Any) -> None:
+    folder = str(family_folder("llama"))
+    before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    causal_lm = empty_model(folder)
+    add_adapters(causal_lm, LoraConfig(rank=2, dropout=0.5))
+    load_weights(causal_lm, folder, CPU)
+    for _, layer in adapted_layers(causal_lm):
+        torch.nn.init.normal_(layer.lora_B[ADAPTER].weight, std=0.2)
+    model = SmoothedCausalLM(causal_lm, uncertainty_bins=1, towards_base=True).eval()
+    samples = make_samples()
+    loss = model(collate([[sample] for sample in samples])).loss
+    expected, moved = torch.zeros(()), 0.0
+    for sample in samples:
+        ids, labels = (torch.as_tensor(part).long() for part in (sample.input_ids, sample.labels[1:]))
+        logits = model.logits(ids[None])[0, :-1].log_softmax(1)
+        towards = before(ids[None]).logits[0, :-1].softmax(1).detach()
+        moved = max(moved, (logits.exp() - towards).abs().max().item())
+        one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[1])
+        losses = -(((1 - sample.alpha) * one_hot + sample.alpha * towards) * logits).sum(1)
+        expected = expected + losses[labels != IGNORE_INDEX].sum()
+    assert moved > 0.01, "the adapters change the model, so that the test could fail"
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    names, values = zip(*((n, p) for n, p in causal_lm.named_parameters() if p.requires_grad), strict=True)
+    for name, own, theirs in zip(names, *(torch.autograd.grad(x, values) for x in (loss, expected)), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=2e-4, atol=1e-4, msg=name)
+    first, second = (model.train()._before_training(collate([samples[:1]])) for _ in range(2))
+    assert first is not None and second is not None and torch.equal(first, second), "without dropout"
+    assert model.model.training
 
 
 def test_a_pack_has_the_loss_and_the_gradients_of_its_samples_apart(packable: str, family_folder: Any) -> None:
