@@ -6,6 +6,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
+import kuberay_schema
+
 from ual_ray.config.load import load
 
 
@@ -14,13 +17,20 @@ def pod_specs(spec: Any) -> Iterator[Any]:
         yield group["template"]["spec"]
 
 
+def check_manifest(manifest: Any) -> None:
+    """A RayCluster or RayJob has the fields that KubeRay knows, of their types."""
+    jsonschema.validate(manifest, kuberay_schema.manifest(manifest["kind"]))
+
+
 def check_pods(spec: Any) -> None:
     """Every pod sees the shared volume and the optional secrets, and no task is placed on the head."""
     for pod in pod_specs(spec):
-        claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
         (container,) = pod["containers"]
-        mounts = {claims[mount["name"]]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert mounts == {"ual-shared": "/shared"}
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        assert mounts.keys() == {"/shared", "/dev/shm"}
+        assert mounts["/shared"]["persistentVolumeClaim"] == {"claimName": "ual-shared"}
+        assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory"}
         assert all(source["secretRef"]["optional"] for source in container["envFrom"])
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

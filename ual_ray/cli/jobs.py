@@ -22,7 +22,11 @@ def submit(
     address: Address = LOCAL,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", metavar="NAME", help="Give the job this environment variable of yours; may be repeated."),
+        typer.Option(
+            "--env",
+            metavar="NAME",
+            help="Give the job an environment variable of yours; may be repeated. Ray writes its value to a log on the nodes.",
+        ),
     ] = None,
     new: Annotated[bool, typer.Option("--new", help="Submit another job although one with this configuration ended.")] = False,
     follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,

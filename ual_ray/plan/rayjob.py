@@ -19,6 +19,8 @@ from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
 # In a wheel the template is here; in a checkout it is the file that it was copied from.
 PLACES = (Path(__file__).with_name("rayjob.yaml"), Path(__file__).parents[2] / "cluster" / "kuberay" / "rayjob.yaml")
 GPU = "nvidia.com/gpu"
+# The volume that all pods see.
+SHARED = "shared"
 HEADER = """# Written by `ual plan`: {name}, for {output}.
 # First the claim and the secret of cluster/kuberay/raycluster.yaml, and the configuration as {config} on the shared volume:
 #   ual config -c CONFIG KEY=VALUE... > config.yaml
@@ -31,7 +33,8 @@ def rayjob(config: Config) -> dict[str, Any]:
     """Return the manifest. Raises UserError for an output that is not on the volume of all pods, and for secrets."""
     manifest: dict[str, Any] = yaml.safe_load(next(place for place in PLACES if place.is_file()).read_text(encoding="utf-8"))
     spec = manifest["spec"]["rayClusterSpec"]
-    (shared,) = {mount["mountPath"] for pod in _pods(spec) for mount in pod["containers"][0]["volumeMounts"]}
+    mounts = (mount for pod in _pods(spec) for mount in pod["containers"][0]["volumeMounts"])
+    (shared,) = {mount["mountPath"] for mount in mounts if mount["name"] == SHARED}
     if not Path(config.output).is_relative_to(shared):
         raise UserError(
             "--rayjob: output is not on the volume that all pods have",
@@ -46,8 +49,7 @@ def rayjob(config: Config) -> dict[str, Any]:
     manifest["metadata"]["name"] = name
     words = ["ual", "run", "-c", file, "runtime.address=auto", f"output={config.output}"]
     manifest["spec"]["entrypoint"] = shlex.join(words)
-    for group in spec["workerGroupSpecs"]:
-        _size(group, config)
+    _size(spec["workerGroupSpecs"], config)
     return manifest
 
 
@@ -67,31 +69,52 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _size(group: dict[str, Any], config: Config) -> None:
-    """Set how many pods of a group the run may take. Stages follow one another, so that the larger one counts."""
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+def _size(groups: list[dict[str, Any]], config: Config) -> None:
+    """Set how many pods of each group the run may take. Stages follow one another, so that the larger one counts."""
     engine, train = config.engine, config.train
-    if GPU in limits:
-        _check_fits(int(limits[GPU]), config)
-        gpus = max(engine.gpus_per_actor * engine.max_actors, train.gpus_per_worker * train.num_workers)
-        pods = math.ceil(gpus / int(limits[GPU]))
-    else:
-        actors = 0.0 if engine.gpus_per_actor else engine.cpus_per_actor * engine.max_actors
-        workers = 0.0 if train.gpus_per_worker else train.cpus_per_worker * train.num_workers
-        pods = max(1, math.ceil((max(actors, workers) + SPARE_LOGICAL_CPUS) / float(limits["cpu"])))
-    group["maxReplicas"] = pods
-    group["minReplicas"] = min(group["minReplicas"], pods)
-    group["replicas"] = min(group["replicas"], pods)
+    pods = [0 for _ in groups]
+    for key, per_unit, units in (
+        ("engine.gpus_per_actor", engine.gpus_per_actor, engine.max_actors),
+        ("train.gpus_per_worker", train.gpus_per_worker, train.num_workers),
+    ):
+        if per_unit:
+            at = _group_for(groups, key, per_unit, per_unit * (units if key.startswith("train") else 1))
+            pods[at] = max(pods[at], math.ceil(units / math.floor(_gpus(groups[at]) / per_unit)))
+    actors = 0.0 if engine.gpus_per_actor else engine.cpus_per_actor * engine.max_actors
+    workers = 0.0 if train.gpus_per_worker else train.cpus_per_worker * train.num_workers
+    for at, group in enumerate(groups):
+        if not _gpus(group):
+            cpus = float(_limits(group)["cpu"])
+            pods[at] = max(1, math.ceil((max(actors, workers) + SPARE_LOGICAL_CPUS) / cpus))
+        group["maxReplicas"] = pods[at]
+        group["minReplicas"] = min(group["minReplicas"], pods[at])
+        group["replicas"] = min(group["replicas"], pods[at])
 
 
-def _check_fits(gpus: int, config: Config) -> None:
-    if config.engine.gpus_per_actor > gpus:
+def _group_for(groups: list[dict[str, Any]], key: str, per_unit: float, together: float) -> int:
+    """Choose the group with the largest pods that GPUs which belong together fill, or else the smallest that hold a unit.
+
+    Raises UserError when no pod holds one.
+    """
+    holding = {at: _gpus(group) for at, group in enumerate(groups) if _gpus(group) >= per_unit}
+    if not holding:
         raise UserError(
-            "--rayjob: an actor does not fit into a pod of the template",
-            got=f"engine.gpus_per_actor={config.engine.gpus_per_actor:g}",
-            expected=f"at most {gpus} per pod",
+            "--rayjob: an actor or worker does not fit into a pod of the template",
+            got=f"{key}={per_unit:g}",
+            expected=f"at most {max(map(_gpus, groups))} per pod",
             fix="lower it, or write a group of larger pods as in cluster/kuberay/rayjob.yaml",
         )
+    filled = {at: gpus for at, gpus in holding.items() if gpus <= together}
+    return max(filled, key=filled.__getitem__) if filled else min(holding, key=holding.__getitem__)
+
+
+def _gpus(group: dict[str, Any]) -> int:
+    return int(_limits(group).get(GPU, 0))
+
+
+def _limits(group: dict[str, Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits
 
 
 def _pods(spec: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_checks import check_job, check_pods
+from cluster_checks import check_job, check_manifest, check_pods
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
@@ -40,6 +40,7 @@ def test_it_passes_the_checks_of_the_cluster_files(overrides: list[str], tmp_pat
     write_rayjob(load(None, ["output=/shared/runs/first", *overrides]), tmp_path / "job.yaml")
     text = (tmp_path / "job.yaml").read_text()
     found, template = yaml.safe_load(text), yaml.safe_load(TEMPLATE.read_text())
+    check_manifest(found)
     check_job(found["spec"])
     check_pods(found["spec"]["rayClusterSpec"])
     assert found["kind"] == "RayJob" and found["spec"].keys() == template["spec"].keys()
@@ -56,11 +57,26 @@ def test_it_passes_the_checks_of_the_cluster_files(overrides: list[str], tmp_pat
 
 
 def test_pods_by_configuration() -> None:
-    # Pods of 8 CPUs or 1 GPU; two CPUs are kept for Ray Data.
-    assert groups("engine.max_actors=30", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 4), "gpu": (0, 0, 0)}
-    assert groups("engine.max_actors=31", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 5), "gpu": (0, 0, 0)}
-    gpus = ["engine.gpus_per_actor=1", "engine.max_actors=1000", "train.gpus_per_worker=1", "train.num_workers=16"]
-    assert groups(*gpus) == {"cpu": (1, 1, 1), "gpu": (0, 0, 1000)}
+    # Pods of 8 CPUs, 1 GPU or 8 GPUs; two CPUs are kept for Ray Data.
+    no_gpus = {"gpu": (0, 0, 0), "gpu8": (0, 0, 0)}
+    assert groups("engine.max_actors=30", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 4), **no_gpus}
+    assert groups("engine.max_actors=31", "engine.cpus_per_actor=1") == {"cpu": (1, 1, 5), **no_gpus}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu", "gpu8"),
+    [
+        (["engine.gpus_per_actor=1", "engine.max_actors=1000", "train.gpus_per_worker=1", "train.num_workers=16"], 1000, 2),
+        (["engine.gpus_per_actor=1", "engine.max_actors=3", "train.gpus_per_worker=1", "train.num_workers=4"], 4, 0),
+        (["engine.gpus_per_actor=4", "engine.max_actors=5"], 0, 3),
+        (["engine.gpus_per_actor=0.5", "engine.max_actors=5"], 3, 0),
+        (["train.gpus_per_worker=1", "train.num_workers=12"], 0, 2),
+        (["train.gpus_per_worker=1", "train.num_workers=2"], 2, 0),
+    ],
+)
+def test_scoring_and_training_have_pods_of_their_own_size(overrides: list[str], gpu: int, gpu8: int) -> None:
+    found = groups(*overrides)
+    assert (found["gpu"], found["gpu8"]) == ((0, 0, gpu), (0, 0, gpu8))
 
 
 def test_the_name_follows_the_configuration() -> None:
@@ -75,7 +91,7 @@ def test_the_name_follows_the_configuration() -> None:
         (["output=runs/x"], "not on the volume"),
         (["output=/tmp/x"], "not on the volume"),
         (["tracking.uri=http://me:pw@host"], "secret"),
-        (["engine.gpus_per_actor=8"], "does not fit into a pod"),
+        (["engine.gpus_per_actor=16"], "does not fit into a pod"),
     ],
 )
 def test_what_is_refused(overrides: list[str], words: str) -> None:
