@@ -23,6 +23,8 @@ import pyarrow.parquet
 import pytest
 from processes import below, title, wait_until
 
+from ual_ray.train.metrics import without_clock
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10
 SETTINGS = {
@@ -37,7 +39,6 @@ SETTINGS = {
     "runtime.check_memory": "false",
 }
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
-CLOCK = {"tokens_per_second", "peak_memory_gib"}
 PATIENCE = 600.0
 
 Train = Callable[..., "Training"]
@@ -125,7 +126,7 @@ class Training:
         """Read the metrics of every step, without what depends on the clock."""
         file = self.out / "metrics.jsonl"
         whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
-        return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in whole]
+        return [without_clock(json.loads(line)) for line in whole]
 
     def last_step(self) -> int:
         return int(self.lines()[-1]["step"]) if self.lines() else 0

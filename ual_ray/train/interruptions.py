@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 STOP_FILE = "stop"
+# Number of a rank's votes in a step.
+VOTES = 2
 # Seconds between checks for a node about to be preempted: each check is a round trip of every rank.
 PREEMPTION_INTERVAL = 5.0
 

@@ -23,7 +23,7 @@ from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter
-from ual_ray.train.interruptions import Interruptions
+from ual_ray.train.interruptions import VOTES, Interruptions
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
@@ -32,6 +32,7 @@ from ual_ray.train.prior import make_prior
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
 from ual_ray.train.sharding import make_mesh
+from ual_ray.train.timing import RankReport, Stopwatch
 from ual_ray.train.token_store import Sample, TokenStore
 
 NON_FINITE_FILE = "non_finite_ids.txt"
@@ -133,11 +134,13 @@ def train_worker(
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
     log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)
-    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device)
+    ranks = RankReport(dist.get_rank(), dist.get_world_size(), device)
+    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks)
     if progress.step == 0:
         if job.first is not None:
             checkpoints.load_other(job.first, model, optimizer)
         log.write(0, training.validate())
+    training.clock.lap()
     outcome, progress = training.run(progress)
     checkpoints.wait()
     if outcome.ending == "finished":
@@ -175,6 +178,8 @@ class Training:
     log: MetricsLog
     interruptions: Interruptions
     device: torch.device
+    ranks: RankReport
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, progress: Progress) -> tuple[Outcome, Progress]:
         """Run the remaining steps; return how and at which step training ended."""
@@ -197,37 +202,45 @@ class Training:
                 skipped_in_a_row += 1
                 self.optimizer.zero_grad(set_to_none=True)
                 metrics, votes = {"epoch": step.epoch, SKIPPED: 1.0}, error.votes
+            metrics |= self.ranks.metrics(votes[VOTES:])
             progress = progress.stepped(len(rows), tokens)
             if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
                 metrics |= measured
                 progress = progress.validated(measured[VALIDATION_LOSS])
-            self.log.write(progress.step, metrics | {"samples_seen": progress.samples, "tokens_seen": progress.tokens})
-            stop, save = self.interruptions.decide(votes)
+            metrics |= {"samples_seen": progress.samples, "tokens_seen": progress.tokens, **self.clock.lap()}
+            self.log.write(progress.step, metrics)
+            stop, save = self.interruptions.decide(votes[:VOTES])
             if stop or save or progress.checkpoint_due(config, len(plan)):
-                self.checkpoints.save(self.model, self.optimizer, progress)
+                with self.clock("checkpoint"):
+                    self.checkpoints.save(self.model, self.optimizer, progress)
             if stop:
                 return Outcome("stopped", progress.step), progress
         return Outcome("finished", progress.step), progress
 
     def take(self, step: Step, progress: Progress) -> tuple[Metrics, list[float]]:
-        """Run one optimizer step; return its global metrics and the ranks' votes. Raises NonFiniteError before the update."""
+        """Run one optimizer step; return its metrics, and the ranks' votes and reports. Raises what `train_step` raises."""
         config, steps = self.job.train, len(self.data.plan)
         share = learning_rate_share(progress.step, steps, config)
         seed_generators(self.job.seed, progress.step, dist.get_rank())
-        return train_step(
-            self.model,
-            self.optimizer,
-            [*self.data.batches(step)],
-            self.data.plan.target_tokens(step),
-            config.learning_rate * share,
-            config.max_grad_norm,
-            self.device,
-            self.interruptions.votes(),
-        )
+        with self.clock("data"):
+            batches = [*self.data.batches(step)]
+        votes = [*self.interruptions.votes(), *self.ranks.values(self.clock.work)]
+        with self.clock("step"):
+            return train_step(
+                self.model,
+                self.optimizer,
+                batches,
+                self.data.plan.target_tokens(step),
+                config.learning_rate * share,
+                config.max_grad_norm,
+                self.device,
+                votes,
+            )
 
     def validate(self) -> Metrics:
         """Measure all validation rows; empty without validation rows."""
-        steps = [validate(self.model, self.held_out.batches(step), self.device) for step in self.held_out.plan]
+        with self.clock("validation"):
+            steps = [validate(self.model, self.held_out.batches(step), self.device) for step in self.held_out.plan]
         return steps[0] if steps else {}
 
     def blame(self, rows: Sequence[int], progress: Progress, error: NonFiniteError) -> Outcome:

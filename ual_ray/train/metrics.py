@@ -21,6 +21,10 @@ AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "me
 # In the line of a step whose update was skipped, with the value 1; such a line has no losses.
 SKIPPED = "skipped_update"
 BY_BIN = ("nll", "smoothing", "top1")
+# Share of the time that goes to steps, seconds by purpose, and what differs between ranks: see `timing`.
+GOODPUT, SECONDS, STRAGGLER = "goodput", "seconds", "slowest_rank_over_median"
+HIGHEST_MEMORY, LOWEST_MEMORY = "peak_memory_gib", "lowest_rank_peak_memory_gib"
+TOKENS_PER_SECOND, MFU = "tokens_per_second", "mfu"
 # Dense bfloat16 matrix products, TFLOP/s, from the vendors' data sheets; the first name contained in the device's name counts.
 PEAK_TFLOPS = {
     **{"B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989},
@@ -71,9 +75,9 @@ class Hardware:
     def speed(self, tokens: int, samples: int, seconds: float) -> Metrics:
         """Tokens per second over all ranks, without padding; their share of the peak (MFU); this rank's highest memory, GiB."""
         rate = tokens / seconds
-        metrics = {"tokens": float(tokens), "tokens_per_second": rate, "peak_memory_gib": peak_memory(self.device)}
+        metrics = {"tokens": float(tokens), TOKENS_PER_SECOND: rate, HIGHEST_MEMORY: peak_memory(self.device)}
         if self.peak_flops is not None:
-            metrics["mfu"] = rate * self.flops_per_token(tokens / max(1, samples)) / self.peak_flops
+            metrics[MFU] = rate * self.flops_per_token(tokens / max(1, samples)) / self.peak_flops
         return metrics
 
 
@@ -149,6 +153,12 @@ class MetricsReader:
         lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] >= self._next_step]
         self._next_step = int(lines[-1]["step"]) + 1 if lines else self._next_step
         return lines
+
+
+def without_clock(metrics: Metrics) -> Metrics:
+    """Leave out what a repetition of the same training need not repeat: times and memory."""
+    clock = (TOKENS_PER_SECOND, MFU, GOODPUT, STRAGGLER, HIGHEST_MEMORY, LOWEST_MEMORY)
+    return {name: value for name, value in metrics.items() if name not in clock and not name.startswith(f"{SECONDS}/")}
 
 
 def read_metrics(path: Path) -> list[Metrics]:

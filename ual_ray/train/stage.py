@@ -28,6 +28,7 @@ from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
+from ual_ray.train.timing import summary
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
 
@@ -95,7 +96,7 @@ def train(
         )
     lines = read_metrics(folder / col.METRICS_FILE)
     last, exported = _last_and_exported(lines, outcome.exported)
-    counts["skipped_updates"] = count_skipped(lines)
+    counts |= {"skipped_updates": count_skipped(lines), **summary(lines)}
     alone = config.train.lora.rank and not config.train.lora.merge
     written = folder / (col.ADAPTER_FOLDER if alone else col.MODEL_FOLDER)
     return counts | {"last": last, "exported": exported, "model": str(written)}

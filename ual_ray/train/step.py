@@ -106,7 +106,8 @@ def _line(metrics: Mapping[str, Any]) -> str:
     if col.VALIDATION_NLL in last:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
         text += f" (best, step {exported['step']:.0f})" if exported["step"] != last["step"] else ""
-    return f"{text}; {metrics['median_tokens_per_second']:.0f} tokens/s"
+    text += f"; {metrics['median_tokens_per_second']:.0f} tokens/s"
+    return text + (f", {metrics['goodput']:.0%} of the time in steps" if "goodput" in metrics else "")
 
 
 def first_checkpoint(train: TrainConfig) -> Path | None:

@@ -1,0 +1,86 @@
+"""Where a training's time goes: in steps or elsewhere, and on which rank. Pure but for clocks; no collective of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Literal
+
+import torch
+
+from ual_ray.run.memory import peak_memory
+from ual_ray.train.metrics import GOODPUT, HIGHEST_MEMORY, LOWEST_MEMORY, SECONDS, STRAGGLER, Metrics
+
+Purpose = Literal["step", "data", "validation", "checkpoint"]
+PURPOSES: tuple[Purpose, ...] = ("step", "data", "validation", "checkpoint")
+
+
+class Stopwatch:
+    """Measures the seconds that go to each purpose; only one runs at a time."""
+
+    def __init__(self) -> None:
+        """Start the first lap."""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._began = time.monotonic()
+        # CPU time of this rank's thread in the last step: without what it waited for others, and for a GPU.
+        self.work = 0.0
+
+    @contextmanager
+    def __call__(self, purpose: Purpose) -> Iterator[None]:
+        """Count the block's time."""
+        started, worked = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._seconds[purpose] += time.monotonic() - started
+            if purpose == "step":
+                self.work = time.thread_time() - worked
+
+    def lap(self) -> Metrics:
+        """Return the seconds by purpose since the last lap, and the share of the time that went to steps."""
+        now = time.monotonic()
+        seconds, total = self._seconds, now - self._began
+        self._seconds, self._began = defaultdict(float), now
+        parts = {f"{SECONDS}/{purpose}": seconds[purpose] for purpose in PURPOSES}
+        return {GOODPUT: seconds["step"] / total if total else 0.0, f"{SECONDS}/total": total, **parts}
+
+
+class RankReport:
+    """What each rank tells all others with the sums of a step: its memory, and its work of the step before.
+
+    A sum over ranks of vectors that are 0 but for a rank's own entries holds every rank's values.
+    """
+
+    def __init__(self, rank: int, ranks: int, device: torch.device) -> None:
+        """Take this rank's number, and the device whose memory counts."""
+        self._rank, self._ranks, self._device = rank, ranks, device
+
+    def values(self, work: float) -> list[float]:
+        """Return this rank's vector. work: seconds of CPU time in its last step, which does not count where a GPU works."""
+        own = (peak_memory(self._device), work if self._device.type == "cpu" else 0.0)
+        entries = [0.0] * (len(own) * self._ranks)
+        entries[self._rank :: self._ranks] = own
+        return entries
+
+    def metrics(self, summed: Sequence[float]) -> Metrics:
+        """Highest and lowest memory of a rank in GiB, and the slowest rank's work over the median (1 = none is slower)."""
+        memory, work = summed[: self._ranks], summed[self._ranks :]
+        metrics = {HIGHEST_MEMORY: max(memory), LOWEST_MEMORY: min(memory)}
+        return metrics | ({STRAGGLER: max(work) / median(work)} if min(work) > 0 else {})
+
+
+def summary(lines: Sequence[Metrics]) -> Metrics:
+    """Summarize the lines of a training: shares of its time by purpose, extremes of memory, the median of its stragglers."""
+    timed = [line for line in lines if line.get(f"{SECONDS}/total")]
+    total = sum(line[f"{SECONDS}/total"] for line in timed)
+    if not total:
+        return {}
+    shares = {purpose: sum(line[f"{SECONDS}/{purpose}"] for line in timed) / total for purpose in PURPOSES}
+    found = {GOODPUT: shares["step"], **{f"time_share/{purpose}": share for purpose, share in shares.items()}}
+    for name, reduced in ((HIGHEST_MEMORY, max), (LOWEST_MEMORY, max), (STRAGGLER, median)):
+        if values := [line[name] for line in timed if name in line]:
+            found[name] = float(reduced(values))
+    return found
