@@ -35,7 +35,7 @@ def elicit(
 
     config = load(config_file, overrides, {"data.path": data})
     if dry_run:
-        _forecast(config)
+        _forecast(config, out, force=force, retry=retry_failed)
         return
     preflight.check(config, {"elicit"})
     with session(config, out, "elicit", force=force, verbose=verbose) as running:
@@ -45,14 +45,19 @@ def elicit(
         elicit_step(running, Place(absolute(out)), retry=retry_failed)
 
 
-def _forecast(config: Config) -> None:
-    """Print what the elicitation will cost."""
+def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
+    """Print what the elicitation will cost, without what is answered already in OUT or elicit.store."""
     from ual_ray.data.peek import peek
+    from ual_ray.elicit.answered import ask_sample
     from ual_ray.elicit.forecast import forecast
     from ual_ray.elicit.stage import expected_rows
+    from ual_ray.elicit.step import kept_replies
+    from ual_ray.run.step import Place
 
     seen, console = peek(config.data), make_console()
-    for name, text in forecast(config, seen, expected_rows(config, seen)).lines():
+    kept = None if force else kept_replies(config, Place(absolute(out)), retry)
+    asked = ask_sample(config, seen, kept) if kept else None
+    for name, text in forecast(config, seen, expected_rows(config, seen), asked).lines():
         console.print(f"  {name:<18}{text}", markup=False, highlight=False)
 
 

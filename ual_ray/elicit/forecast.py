@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ual_ray.config import Config
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek
+from ual_ray.elicit.answered import Asked
 from ual_ray.elicit.estimators import make_estimators, requests_of
 from ual_ray.engines.requests import Choice, Completion, Likelihood, Request
 from ual_ray.formatting import amount
@@ -19,34 +21,56 @@ NO_PRICES = "not known: set engine.price_per_million_prompt_tokens and engine.pr
 
 @dataclass(frozen=True)
 class Forecast:
-    """Totals over all rows that will be scored; tokens of prompts are estimated, generated ones are the most."""
+    """Totals over all rows that will be scored; tokens of prompts are estimated, generated ones are the most.
+
+    answered: calls that are not in `calls`, as their replies are kept; None where no store was looked at.
+    """
 
     rows: int
     calls: int
     prompt_tokens: int
     generated_tokens: int
     money: float
+    answered: int | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """Write the totals, a name and a text each."""
+        known = (
+            () if self.answered is None else (f"{self.answered:,} of {self.calls + self.answered:,} calls already answered",)
+        )
         return [
             ("rows", f"{self.rows:,}"),
             ("calls", f"about {self.calls:,}"),
+            *(("", text) for text in known),
             ("prompt tokens", f"about {amount(self.prompt_tokens)} ({CHARACTERS_PER_TOKEN} characters each)"),
             ("generated tokens", f"at most {amount(self.generated_tokens)}"),
             ("cost", f"at most {self.money:,.2f}" if self.money else NO_PRICES),
         ]
 
 
-def forecast(config: Config, seen: DataPeek, rows: int | None) -> Forecast:
-    """Estimate from the first rows of the data. `rows`: how many will be scored; None = unknown, then those that were seen."""
+def forecast(config: Config, seen: DataPeek, rows: int | None, asked: Asked | None = None) -> Forecast:
+    """Estimate from the first rows of the data. `rows`: how many will be scored; None = unknown, then those that were seen.
+
+    asked: the requests of a sample of the rows, and those of them that are not answered yet.
+    """
     good = [messages for _, messages in seen.records if not isinstance(messages, BadRow)][:SAMPLED_ROWS]
     estimators = make_estimators(config.elicit, config.seed)
-    costs = [_cost(request) for messages in good for request in requests_of(estimators, messages)]
+    costs = _total([request for messages in good for request in requests_of(estimators, messages)])
     total = len(seen.records) if rows is None else rows
-    factor = (total + config.elicit.self_check) * (1 + config.elicit.retest_share) / len(good)
-    calls, read, written = (round(factor * sum(cost[part] for cost in costs)) for part in range(3))
-    return Forecast(total, calls, read, written, config.engine.cost(read, written))
+    each = (1 + config.elicit.retest_share) / len(good)
+    left = [1.0] * len(costs)
+    if asked is not None:
+        left = [part / whole if whole else 0.0 for whole, part in zip(*map(_total, asked), strict=True)]
+    checked = config.elicit.self_check
+    whole = round((total + checked) * each * costs[0])
+    calls, read, written = (round((total * share + checked) * each * cost) for share, cost in zip(left, costs, strict=True))
+    answered = None if asked is None else whole - calls
+    return Forecast(total, calls, read, written, config.engine.cost(read, written), answered)
+
+
+def _total(requests: Sequence[Request]) -> list[float]:
+    """Add calls, prompt tokens and generated tokens."""
+    return [sum(part) for part in zip(*map(_cost, requests), strict=True)] or [0, 0, 0]
 
 
 def _cost(request: Request) -> tuple[int, float, int]:

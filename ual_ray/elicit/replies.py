@@ -132,6 +132,11 @@ def _runs(seeds: Sequence[int]) -> list[range]:
     return [range(seeds[start], seeds[end - 1] + 1) for start, end in zip(starts, ends, strict=False)]
 
 
+def missing_of(request: Request, entries: Sequence[Kept]) -> Sequence[Request]:
+    """Return what has to be sent for a request of which these replies are kept."""
+    return _Plan.of(request, entries).missing
+
+
 def answer(engine: Engine, keys: Mapping[Request, int], known: Known) -> dict[Request, Result]:
     """Return the results of requests, given with their keys: kept ones, and the engine's for what is missing of them."""
     found = known(set(keys.values()))

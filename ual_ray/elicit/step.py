@@ -39,6 +39,7 @@ from ual_ray.stats.score_quality import Quality, auroc_text
 from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
 
 if TYPE_CHECKING:
+    from ual_ray.elicit.answered import KeptReplies
     from ual_ray.elicit.replies import Known
 
 
@@ -72,6 +73,16 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
 def _store(config: Config, place: Place, key: Mapping[str, Any]) -> Path:
     shared = Path(config.elicit.store).expanduser() if config.elicit.store else place.store
     return replace(place, store=shared).store_folder(key)
+
+
+def kept_replies(config: Config, place: Place, retry: bool) -> KeptReplies | None:
+    """Find where the replies of earlier elicitations are, for a forecast; None where there was none."""
+    from ual_ray.elicit.answered import KeptReplies
+    from ual_ray.elicit.known import asked_of
+
+    key = measuring(config)
+    store = _store(config, place, key)
+    return KeptReplies(store, asked_of(key), retry) if store.parent.is_dir() else None
 
 
 def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.config.registry import ENGINES
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.replies import Kept, asked_with, request_key
 from ual_ray.elicit.scoring import RETEST_ATTEMPT
-from ual_ray.engines import EngineSpec
+from ual_ray.engines import EngineSpec, template_hash_of
 from ual_ray.engines.requests import Completion, Likelihood, Request, Turns, turns
 from ual_ray.engines.row_store import RowStore
 from ual_ray.engines.traces import FIRST_DIGIT, Span, Trace, call, chat, sample, sampled
@@ -51,9 +50,7 @@ class _Prompts:
     def __init__(self, config: Config, asked: str) -> None:
         elicit = config.elicit
         spec = EngineSpec(config.engine, elicit.model, elicit.adapter, config.trust_remote_code)
-        kind = ENGINES[spec.config.kind]
-        read = getattr(kind, "read_template_hash", lambda _: getattr(kind, "template_hash", ""))
-        self._whom = asked_with(asked, read(spec))
+        self._whom = asked_with(asked, template_hash_of(spec))
         self._estimators = make_estimators(elicit, config.seed)
         self._attempts = range(elicit.retries + 1)
 

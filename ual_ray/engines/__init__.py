@@ -9,10 +9,16 @@ from __future__ import annotations
 from ual_ray.config.registry import ENGINES
 from ual_ray.engines.contract import Engine, EngineDied, EngineSpec, run_once
 
-__all__ = ["ENGINES", "Engine", "EngineDied", "EngineSpec", "make_engine", "run_once"]
+__all__ = ["ENGINES", "Engine", "EngineDied", "EngineSpec", "make_engine", "run_once", "template_hash_of"]
 
 
 def make_engine(spec: EngineSpec) -> Engine:
     """Build the engine that engine.kind names. Raises UserError for a model without a chat template."""
     engine: Engine = ENGINES[spec.config.kind](spec)
     return engine
+
+
+def template_hash_of(spec: EngineSpec) -> str:
+    """Read the template hash of an engine without loading it; "" for a kind whose class does not state it."""
+    kind = ENGINES[spec.config.kind]
+    return str(kind.read_template_hash(spec) if hasattr(kind, "read_template_hash") else getattr(kind, "template_hash", ""))

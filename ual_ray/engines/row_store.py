@@ -85,9 +85,9 @@ class RowStore:
         empty = self.schema.empty_table().select(columns)
         return pyarrow.dataset.dataset(files, self.schema, format="parquet").to_table([*columns], where) if files else empty
 
-    def missing(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return those of the ids that have no row, neither a finished nor a failed one."""
-        return ids.filter(pa.compute.is_null(self._positions(ids, self.files())))
+    def missing(self, ids: pa.ChunkedArray, files: Sequence[Path] | None = None) -> pa.ChunkedArray:
+        """Return those of the ids that have no row in the files; by default neither a finished nor a failed one."""
+        return ids.filter(pa.compute.is_null(self._positions(ids, self.files() if files is None else files)))
 
     def select(self, ids: pa.ChunkedArray, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows with these ids, a table per file, each row once: the finished one where there is a failed one too.

@@ -26,10 +26,10 @@ def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]
     return {name: ESTIMATORS[name].build(config, seed) for name in config.estimators}
 
 
-def requests_of(estimators: Mapping[str, Estimator], messages: Messages) -> dict[Request, list[str]]:
-    """Return the different requests about a pair, with the names of the estimators that share each."""
+def requests_of(estimators: Mapping[str, Estimator], messages: Messages, attempt: int = 0) -> dict[Request, list[str]]:
+    """Return the different requests of an attempt about a pair, with the names of the estimators that share each."""
     shared: dict[Request, list[str]] = {}
     for name, estimator in estimators.items():
-        for request in estimator.requests(messages):
+        for request in estimator.requests(messages, attempt):
             shared.setdefault(request, []).append(name)
     return shared
