@@ -6,7 +6,7 @@
 `train` needs torch, transformers, scipy and what the package's configuration needs, but no Ray, vLLM, MLflow or network, so it
 runs on a machine with a GPU alone. The elicitor is the model itself before training: U = 1 - exp(-mean NLL of the response),
 the estimator `nll`; the maps, the token store, the training loop with its loss, and the export are those of `ual run`. Every
-case (arm, seed) is one file in FOLDER, and is not run again. `report` compares the arms over seeds.
+case (arm, seed) is one file in FOLDER, and is not run again. `report` compares the arms over seeds, and draws OUT.svg.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from real_text_report import KINDS, MEASURES, report
 
 from ual_ray import columns as col
 from ual_ray.calibrate.adjustment import Adjustment, fit_adjustment, remove_floor
@@ -41,9 +42,6 @@ ARMS = {
     "shuffled_within": ArmConfig(map="shuffled_within", base="rank", alpha_min=0.0, alpha_max=0.2),
     "ual": ArmConfig(map="rank", alpha_min=0.0, alpha_max=0.2),
 }
-KINDS = ("open_ended", "deterministic")
-# Per question: sums over its tokens, and their number.
-MEASURES = ("nll", "nll_scaled", "nll_adjusted", "brier", "errors")
 
 
 def main() -> None:
@@ -345,94 +343,6 @@ def write_case(
 def write_json(path: Path, content: Any) -> None:
     """Write JSON."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def report(options: argparse.Namespace) -> None:
-    """Compare the arms over seeds, per folder; print tables, and write all figures as JSON."""
-    results = [report_folder(folder) for folder in options.folders]
-    command = f"bench/real_text.py report OUT.json FOLDER ({len(results)} folders)"
-    write_json(options.out, {"name": options.out.stem, "command": command, "runs": results})
-
-
-def report_folder(folder: Path) -> dict[str, Any]:
-    """Read a folder's cases; print means, curves and comparisons."""
-    cases = {(facts["arm"], facts["seed"]): (facts, values) for facts, values in map(read_case, sorted(folder.glob("*.npz")))}
-    _, base = cases[("base", 0)]
-    strata: dict[str, NDArray[np.bool_]] = {"all": np.ones(len(base["tokens"]), dtype=bool)}
-    strata |= {kind: base["kind"] == kind for kind in KINDS}
-    nll = base["nll"] / base["tokens"]
-    for kind in KINDS:
-        middle = np.median(nll[strata[kind]])
-        strata[f"{kind}, certain half"] = strata[kind] & (nll <= middle)
-        strata[f"{kind}, uncertain half"] = strata[kind] & (nll > middle)
-    arms = [arm for arm in ARMS if any(name == arm for name, _ in cases)]
-    about = json.loads((folder / "elicited.json").read_text())
-    print(f"\n## {about['corrupted']:.0%} of the training responses corrupted\n\n{json.dumps(about)}\n")
-    means = {}
-    for stratum, chosen in strata.items():
-        print(f"\n{stratum} (mean over seeds, standard deviation between them), per token:\n")
-        print(f"| arm | {' | '.join(MEASURES)} |\n|---|{'---|' * len(MEASURES)}")
-        for arm in ("base", *arms):
-            own = [values for (name, _), (_, values) in cases.items() if name == arm]
-            parts = {name: [float(x[name][chosen].sum() / x["tokens"][chosen].sum()) for x in own] for name in MEASURES}
-            means[f"{stratum}: {arm}"] = parts
-            spread = {name: f" ({np.std(x, ddof=1):.4f})" if len(x) > 1 else "" for name, x in parts.items()}
-            print(f"| {arm} | {' | '.join(f'{np.mean(x):.4f}{spread[name]}' for name, x in parts.items())} |")
-    facts = [case[0] for case in cases.values()]
-    print("\n| arm, seed | validation NLL by step | temperature | temperature, floor |\n|---|---|---|---|")
-    for fact in facts:
-        curve = ", ".join(f"{step:.0f}: {value:.4f}" for step, value in fact.get("validation nll by step", []))
-        adjusted = ", ".join(f"{value:.3f}" for value in fact["adjusted"])
-        print(f"| {fact['arm']}, {fact['seed']} | {curve} | {fact['temperature']:.3f} | {adjusted} |")
-    compared = list(comparisons(cases, strata, arms))
-    print("\n| stratum | measure | arms | difference [95% interval] | p (Holm) | verdict |\n|---|---|---|---|---|---|")
-    for one in compared:
-        low, high = one["interval"]
-        text = f"{one['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-        print(
-            f"| {one['stratum']} | {one['measure']} | {one['arm']} - {one['reference']} | {text} | {one['p_holm']:.4f} "
-            f"| {one['verdict']} |"
-        )
-    return {"about": about, "means": means, "cases": facts, "comparisons": compared}
-
-
-def comparisons(
-    cases: Mapping[tuple[str, int], tuple[Any, Any]], strata: Mapping[str, Any], arms: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """Compare ual with the others, and smoothed arms with sft, by question and seed; Holm per measure and stratum."""
-    from ual_ray.stats.bootstrap import LEVEL, bootstrap, holm, resampled_sums, verdict
-
-    pairs = [("ual", arm) for arm in arms if arm != "ual"] + [(arm, "sft") for arm in arms if arm not in ("sft", "ual")]
-    for stratum, chosen in strata.items():
-        for measure in MEASURES:
-            found = []
-            for arm, reference in pairs:
-                seeds = sorted(
-                    {seed for name, seed in cases if name == arm} & {seed for name, seed in cases if name == reference}
-                )
-                sides = [cases[name, seed][1] for seed in seeds for name in (arm, reference)]
-                columns = np.column_stack([x[part][chosen] for x in sides for part in (measure, "tokens")])
-                found.append((len(seeds), bootstrap(columns, resampled_sums(columns), LEVEL)))
-            adjusted = holm([estimate.p_value for _, estimate in found]).tolist()
-            for (arm, reference), (count, estimate), p_holm in zip(pairs, found, adjusted, strict=True):
-                yield {
-                    "stratum": stratum,
-                    "measure": measure,
-                    "arm": arm,
-                    "reference": reference,
-                    "difference": estimate.difference,
-                    "interval": [estimate.ci_low, estimate.ci_high],
-                    "p_holm": p_holm,
-                    "seeds": count,
-                    "n": estimate.n,
-                    "verdict": verdict(estimate.difference, p_holm, "lower", count),
-                }
-
-
-def read_case(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what `write_case` wrote."""
-    with np.load(file, allow_pickle=False) as content:
-        return json.loads(str(content["facts"])), {name: content[name] for name in content.files if name != "facts"}
 
 
 if __name__ == "__main__":
