@@ -234,6 +234,15 @@ def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
 
 
 @torch.inference_mode()
+def nll_at(head: OutputHead, hidden: Tensor, labels: Tensor, temperature: float) -> float:
+    """Return the mean NLL (nats) of labels [n] given hidden states [n, H] after the final norm, at a temperature."""
+    total = 0.0
+    for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
+        total += float(nn.functional.cross_entropy(logits.double() / temperature, chunk_labels, reduction="sum"))
+    return total / len(labels)
+
+
+@torch.inference_mode()
 def adjustment_of(head: OutputHead, hidden: Tensor, labels: Tensor, temperature: float) -> Adjustment:
     """Fit temperature and floor to up to MAX_TOKENS of the states [n, H] and labels [n]; temperature: as fitted alone."""
     chosen = torch.from_numpy(thin(len(labels), MAX_TOKENS))

@@ -22,7 +22,15 @@ from ual_ray.calibrate.answers import probe_answers
 from ual_ray.calibrate.clustering import choose_classes
 from ual_ray.calibrate.clusters import Clusters
 from ual_ray.calibrate.metrics import token_summary
-from ual_ray.calibrate.probed_model import ProbedModel, Progress, TokenStatistics, adjustment_of, measure, temperature_of
+from ual_ray.calibrate.probed_model import (
+    ProbedModel,
+    Progress,
+    TokenStatistics,
+    adjustment_of,
+    measure,
+    nll_at,
+    temperature_of,
+)
 from ual_ray.calibrate.rows import ProbeJob, Taken, split_rows
 from ual_ray.config.files import write_json
 from ual_ray.errors import UserError
@@ -74,10 +82,43 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
     return metrics
 
 
+def probe_validation(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, Any]:
+    """Measure one model on validation rows alone: `scaled_nll` in nats per token at the `temperature` fitted to them.
+
+    Raises UserError when no validation row can be measured.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(job.model)
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(path, trust_remote_code=job.trust_remote_code))
+    validation = split_rows(job, renderer, col.VALIDATION)
+    if not validation.rows:
+        raise UserError(
+            f"{job.rows} holds no row of the split '{col.VALIDATION}' whose tokens can be measured",
+            got=validation.dropped or None,
+            fix="raise engine.max_model_len, or data.validation_share",
+        )
+    model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
+    hidden, labels = _validation_states(model, validation, progress)
+    temperature = temperature_of(model.head, hidden, labels)
+    return {
+        "scaled_nll": nll_at(model.head, hidden, labels, temperature),
+        "temperature": temperature,
+        "tokens": validation.tokens,
+    }
+
+
 def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> tuple[float, Adjustment] | None:
-    """Fit a temperature, alone and with a floor; keeps the states of all validation tokens in memory, [n, H]."""
+    """Fit a temperature, alone and with a floor."""
     if not validation.rows:
         return None
+    hidden, labels = _validation_states(model, validation, progress)
+    temperature = temperature_of(model.head, hidden, labels)
+    return temperature, adjustment_of(model.head, hidden, labels, temperature)
+
+
+def _validation_states(model: ProbedModel, validation: Taken, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states [n, H] and labels [n] of all validation tokens, which are kept in memory."""
     hidden = torch.empty(0)
     labels = torch.empty(validation.tokens, dtype=torch.int64)
     for states in model.states(validation.flat, progress):
@@ -85,8 +126,7 @@ def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> tuple[flo
             hidden = states.after.new_empty(validation.tokens, states.after.shape[1])
         hidden[torch.from_numpy(states.places)] = states.after
         labels[torch.from_numpy(states.places)] = states.labels.cpu()
-    temperature = temperature_of(model.head, hidden, labels)
-    return temperature, adjustment_of(model.head, hidden, labels, temperature)
+    return hidden, labels
 
 
 def _tokens(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.progress import meter, polled
 from ual_ray.run.stage_cache import Done
-from ual_ray.run.step import ARM_TAG, MODEL_TAG, Place, Run, Session, Step, run_logged_step
+from ual_ray.run.step import ARM_TAG, MODEL_TAG, Place, Run, Session, Step, run_logged_step, run_step
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
 
 if TYPE_CHECKING:
     from ual_ray.calibrate.rows import ProbeJob
+
+    Probe = Callable[[ProbeJob, Callable[[int], None]], dict[str, Any]]
 
 PROGRESS_FILE = "tokens_seen"
 # The data set's name in MLflow.
@@ -64,6 +66,33 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
     return run_logged_step(session, step, work, _line)
 
 
+def validation_step(session: Session, name: str, model: str, rows: Path, place: Place) -> Done:
+    """Measure one model's scaled NLL on validation rows in one Ray task; its metrics are those of `stage.probe_validation`.
+
+    rows: canonical rows of all splits.
+    """
+    from ual_ray.calibrate.stage import probe_validation
+
+    config = session.config
+    inputs: dict[str, Any] = {
+        "rows": content_digest(rows, [col.ID, col.SPLIT]),
+        "model": model_fingerprint(model),
+        "max_tokens": config.evaluate.calibration.max_tokens,
+        "dtype": config.evaluate.dtype,
+        "max_model_len": config.engine.max_model_len,
+    }
+    step = Step("calibrate", f"validate {name}", inputs, place, forced_by=frozenset({"evaluate"}))
+
+    def work(folder: Path) -> dict[str, Any]:
+        session.connect()
+        return _in_a_task(session, name, _job(config, model, rows, None, folder), probe_validation)
+
+    def line(metrics: dict[str, Any]) -> str:
+        return f"NLL {metrics['scaled_nll']:.4f} of {metrics['tokens']:,} tokens at temperature {metrics['temperature']:.2f}"
+
+    return run_step(session, step, work, line)
+
+
 def _job(config: Config, model: str, rows: Path, results: Path | None, folder: Path) -> ProbeJob:
     from ual_ray.calibrate.rows import ProbeJob
 
@@ -79,8 +108,8 @@ def _job(config: Config, model: str, rows: Path, results: Path | None, folder: P
     )
 
 
-def _in_a_task(session: Session, name: str, job: ProbeJob) -> dict[str, Any]:
-    """Probe the model in a Ray task: the driver never loads a model."""
+def _in_a_task(session: Session, name: str, job: ProbeJob, probe: Probe | None = None) -> dict[str, Any]:
+    """Probe the model in a Ray task: the driver never loads a model. probe: None = the whole calibration."""
     import ray
 
     from ual_ray.run.cluster import cores_for_one
@@ -94,12 +123,12 @@ def _in_a_task(session: Session, name: str, job: ProbeJob) -> dict[str, Any]:
         meter(session.console, f"calibrate {name}", None, "tokens") as shown,
         polled(lambda: shown.update(_tokens_seen(seen)), seconds=1.0),
     ):
-        metrics = ray.get(task.remote(job, cores))
+        metrics = ray.get(task.remote(job, cores, probe))
     seen.unlink(missing_ok=True)
     return metrics
 
 
-def _probe(job: ProbeJob, cores: float) -> dict[str, Any]:
+def _probe(job: ProbeJob, cores: float, given: Probe | None) -> dict[str, Any]:
     import torch
 
     from ual_ray.calibrate.stage import probe
@@ -112,7 +141,7 @@ def _probe(job: ProbeJob, cores: float) -> dict[str, Any]:
         total += tokens
         write_text(seen, str(total))
 
-    return probe(job, count)
+    return (given or probe)(job, count)
 
 
 def _tokens_seen(file: Path) -> int:

@@ -23,6 +23,12 @@ class ExperimentConfig(Section):
         description="training seeds, the unit of inference: each trains every arm once; a verdict needs 3 or more. `seed` "
         "stays that of elicitation, splits and evaluation",
     )
+    learning_rates: tuple[float, ...] = key(
+        (),
+        affects="",
+        description="learning rates to try with the first seed, the same ones for every arm; all seeds of an arm train with "
+        "its best by validation NLL after temperature scaling. Empty = train.learning_rate",
+    )
     scenarios: dict[str, tuple[str, ...]] = key(
         default_factory=lambda: {ALL_ROWS: ()},
         min_length=1,
@@ -35,6 +41,8 @@ class ExperimentConfig(Section):
     def _check(self) -> ExperimentConfig:
         if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} must be different, and 0 or more")
+        if any(rate <= 0 for rate in self.learning_rates) or len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates = {list(self.learning_rates)} must be different, and above 0")
         for name in self.scenarios:
             if not is_file_name(name):
                 raise ValueError(f"scenarios: '{name}' must be letters, digits, '-' or '_'")

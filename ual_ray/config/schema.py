@@ -142,6 +142,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _learning_rates_can_be_tried(self) -> Config:
+        if not self.experiment.learning_rates:
+            return self
+        if own := [name for name, arm in self.arms.items() if arm.learning_rate is not None]:
+            raise ValueError(
+                f"experiment.learning_rates are tried for every arm, but arms.{own[0]}.learning_rate is set: drop one of both"
+            )
+        if not self.data.validation_share:
+            raise ValueError("experiment.learning_rates are chosen by validation rows: set data.validation_share above 0")
+        return self
+
+    @model_validator(mode="after")
     def _judge_has_a_side(self) -> Config:
         sides = [*self.arms, BASE, REFERENCE_ANSWERS]
         for name in self.judge.references if self.judge.model is not None else ():

@@ -4,6 +4,7 @@ output/
   elicit/                       shared by all
   SCENARIO/base/, questions/    the model before training, and what every model is asked
   SCENARIO/tokens/              the rendered rows, which all arms and seeds share
+  SCENARIO/learning_rates.json  the trials of experiment.learning_rates, and which were chosen
   SCENARIO/seed-N/arms/ARM/     alphas, training, answers and calibration of one arm and seed
   SCENARIO/report/              the arms over seeds
 """
@@ -26,6 +27,7 @@ from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.power import print_power
 from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
+from ual_ray.experiment.tuning import tuned
 from ual_ray.pipeline import ask, measure, opened, train_arms
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
@@ -61,6 +63,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         unjudged = replace(own, config=no_judge)
         measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
         tokens = tokens_step(own, scored, rows, Place(root / "tokens"))
+        own = tuned(own, rows, scored, tokens, root)
         by_seed: dict[int, StageFolders] = {}
         for seed in own.config.experiment.seeds:
             home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))

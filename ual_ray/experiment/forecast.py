@@ -28,8 +28,8 @@ PILOT_SUFFIX = "-pilot"
 def pilot_of(config: Config, rows: int) -> Config:
     """Reduce an experiment to its first arm that uses uncertainty, and the control that shuffles that arm's alphas.
 
-    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Nothing is judged. Raises
-    UserError when no arm smooths by uncertainty.
+    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Nothing is judged, and no
+    learning rate is tried. Raises UserError when no arm smooths by uncertainty.
     """
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
@@ -45,7 +45,9 @@ def pilot_of(config: Config, rows: int) -> Config:
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
             "judge": config.judge.without_judges(),
-            "experiment": config.experiment.model_copy(update={"seeds": config.experiment.seeds[:MIN_SEEDS]}),
+            "experiment": config.experiment.model_copy(
+                update={"seeds": config.experiment.seeds[:MIN_SEEDS], "learning_rates": ()}
+            ),
             "output": f"{config.output}{PILOT_SUFFIX}",
         }
     )
@@ -56,10 +58,14 @@ def print_forecast(config: Config, output: Path, console: Console) -> None:
     seen = peek(config.data)
     given, arms = config.experiment, len(config.arms)
     pilot = output.with_name(f"{output.name}{PILOT_SUFFIX}")
-    trainings = arms * len(given.seeds) * len(given.scenarios)
+    # The best trial of an arm is the training of its first seed.
+    trials = max(0, len(given.learning_rates) - 1)
+    trainings = arms * (len(given.seeds) + trials) * len(given.scenarios)
     lines = [(f"elicitation, {name}", text) for name, text in forecast(config, seen, expected_rows(config, seen)).lines()]
-    by = f"{arms} arms x {len(given.seeds)} seeds x {len(given.scenarios)} scenarios"
-    lines += [("trainings", f"{trainings} ({by}); {trainings + len(given.scenarios)} models to evaluate")]
+    seeds = f"{len(given.seeds)} seeds" if not trials else f"({len(given.seeds)} seeds + {trials} learning rates)"
+    by = f"{arms} arms x {seeds} x {len(given.scenarios)} scenarios"
+    evaluated = (arms * len(given.seeds) + 1) * len(given.scenarios)
+    lines += [("trainings", f"{trainings} ({by}); {evaluated} models to evaluate")]
     lines += [*_finished(output, "here"), *_finished(pilot, "in the pilot")]
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)

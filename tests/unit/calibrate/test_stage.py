@@ -20,7 +20,7 @@ from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
 from ual_ray.calibrate.rows import ProbeJob
-from ual_ray.calibrate.stage import probe
+from ual_ray.calibrate.stage import probe, probe_validation
 from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
@@ -445,3 +445,24 @@ def test_norms_on_other_gpus_are_not_compared(model_of: Families, monkeypatch: p
 
     monkeypatch.setattr(ProbedModel, "_norms", with_one_elsewhere)
     assert ProbedModel(str(model_of("llama")), "float32", "cpu").norm == "norm"
+
+
+def test_the_scaled_nll_of_validation_rows_is_the_lowest_of_any_temperature(
+    model_of: Families, rows: Path, tmp_path: Path
+) -> None:
+    job = job_of(model_of("llama_untied", 3.0), rows, tmp_path)
+    found = probe_validation(job)
+    fitted = probe(job)
+    assert found["temperature"] == pytest.approx(fitted["temperature"])
+    assert found["tokens"] == fitted["rows"]["validation"]["tokens"]
+    other = probe_validation(job_of(model_of("llama_untied", 1.0), rows, tmp_path))
+    assert found["scaled_nll"] == pytest.approx(other["scaled_nll"], rel=1e-4), "the scale of the logits is taken out"
+    assert found["temperature"] == pytest.approx(3 * other["temperature"], rel=1e-2)
+
+
+def test_without_a_validation_row_there_is_nothing_to_choose_by(model_of: Families, rows: Path, tmp_path: Path) -> None:
+    test_rows = [row for row in read_table(rows, None).to_pylist() if row[col.SPLIT] == col.TEST]
+    (tmp_path / "rows").mkdir()
+    write_rows(test_rows, read_table(rows, None).schema, tmp_path / "rows" / "rows.parquet")
+    with pytest.raises(UserError, match="no row of the split 'validation'"):
+        probe_validation(job_of(model_of("llama"), tmp_path / "rows", tmp_path))

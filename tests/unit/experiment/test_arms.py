@@ -84,12 +84,21 @@ def test_seeds_that_repeat_and_names_that_are_no_folders_are_refused(bad: str) -
 
 def test_the_pilot_is_the_first_arm_by_uncertainty_and_its_shuffled_control() -> None:
     config = load(
-        None, ["arms.ual.map=rank", "arms.ual.alpha_max=0.3", "experiment.seeds=[5,6,7,8]", "output=runs/x", "judge.model=demo"]
+        None,
+        [
+            "experiment.learning_rates=[1e-4,2e-4]",
+            "arms.ual.map=rank",
+            "arms.ual.alpha_max=0.3",
+            "experiment.seeds=[5,6,7,8]",
+            "output=runs/x",
+            "judge.model=demo",
+        ],
     )
     pilot = pilot_of(config, 300)
     assert [*pilot.arms] == ["shuffled", "ual"]
     control = pilot.arms["shuffled"]
     assert (control.map, control.base, control.alpha_max) == ("shuffled_within", "rank", 0.3)
+    assert pilot.experiment.learning_rates == ()
     assert pilot.judge.model is None, "judge.against may name an arm that the pilot leaves out"
     assert (pilot.data.max_rows, pilot.experiment.seeds, pilot.output) == (300, (5, 6, 7), "runs/x-pilot")
     assert pilot_of(load(None, ["data.max_rows=100"]), 300).data.max_rows == 100
