@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--in-flight", type=int, default=1)
     parser.add_argument("--side", choices=("bare", "pool"))
     parser.add_argument("--input", type=Path)
     parser.add_argument("--out", type=Path)
@@ -75,7 +76,8 @@ def main() -> None:
         run_bare(options.input, options.few, options)
         return
     if options.side == "pool":
-        run_pool(options.input, options.rows, options.out, options.max_tokens, options.dtype, options.actors, options.threads)
+        own = (options.actors, options.threads, options.in_flight)
+        run_pool(options.input, options.rows, options.out, options.max_tokens, options.dtype, *own)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -95,16 +97,17 @@ def main() -> None:
         _, printed = spawn("bare", files[options.rows], folder, options, threads=2, few=options.few)
         bare = note("vllm.LLM, one process, 2 threads", float(printed.split("SECONDS ")[1].split()[0]))
 
-        def pool(actors: int, threads: int) -> float:
+        def pool(actors: int, threads: int, in_flight: int = 1) -> float:
             few, many = (
-                spawn("pool", files[size], folder, options, rows=size, actors=actors, threads=threads)[0]
+                spawn("pool", files[size], folder, options, rows=size, actors=actors, threads=threads, in_flight=in_flight)[0]
                 for size in (options.few, options.rows)
             )
-            return note(f"{actors} actor(s) of {threads} thread(s)", many - few)
+            return note(f"{actors} actor(s) of {threads} thread(s), {in_flight} batch(es) in flight", many - few)
 
-        one, single, double = pool(1, 2), pool(1, 1), pool(2, 1)
+        one, overlapping, single, double = pool(1, 2), pool(1, 2, in_flight=2), pool(1, 1), pool(2, 1)
     ratios = {
         "one actor over the bare engine, 2 threads each": (one / bare, ">= 0.92"),
+        "two batches in flight over one, one actor of 2 threads": (overlapping / one, ">= 1"),
         "two one-thread actors over one": (double / single, ">= 1.7"),
         "two one-thread actors over the bare engine": (double / bare, "-"),
     }

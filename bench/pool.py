@@ -41,10 +41,17 @@ class Answer:
         ]
 
 
-def run_pool(rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName, actors: int, threads: int = 1) -> None:
-    """Answer `size` rows with `actors` actors of `threads` threads, Ray's start and end included."""
+def run_pool(
+    rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName, actors: int, threads: int = 1, in_flight: int = 1
+) -> None:
+    """Answer `size` rows with `actors` actors of `threads` threads and `in_flight` batches, Ray's start and end included."""
     engine = EngineConfig(
-        dtype=dtype, max_model_len=MAX_MODEL_LEN, min_actors=actors, max_actors=actors, cpus_per_actor=threads
+        dtype=dtype,
+        max_model_len=MAX_MODEL_LEN,
+        min_actors=actors,
+        max_actors=actors,
+        cpus_per_actor=threads,
+        batches_in_flight=in_flight,
     )
     job = PoolJob(EngineSpec(engine, "demo"), Answer(max_tokens), RowStore(out, OUTPUT))
     with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
