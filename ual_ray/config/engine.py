@@ -112,7 +112,10 @@ class EngineConfig(Section):
     dtype: DtypeName = key("bfloat16", affects="scores answers", description="inference precision for elicitation")
     kv_cache_gb: int = key(1, ge=1, affects="", description="KV cache size per CPU actor, in GB")
     hang_seconds: float = key(
-        900, gt=0, affects="", description="batch timeout in seconds, after which the actor is killed and replaced"
+        900,
+        gt=0,
+        affects="",
+        description="batch timeout in seconds, times the batches in flight, after which the actor is killed and replaced",
     )
     price_per_million_prompt_tokens: float = key(
         0.0, ge=0, affects="", description="price per million prompt tokens, for the cost report"

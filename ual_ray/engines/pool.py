@@ -217,7 +217,7 @@ def map_rows(
                     num_gpus=config.gpus_per_actor or None,
                 )
             )
-            with polled(lambda: _watch(monitor, config.hang_seconds, meter, before), seconds=1.0):
+            with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, before), seconds=1.0):
                 results.write_parquet(str(store.finished))
         stop = ray.get(monitor.stopped.remote())
     finally:
