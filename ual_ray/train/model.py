@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -81,7 +82,7 @@ class SmoothedCausalLM(nn.Module):
         A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
         prior_hidden = self._before_training(batch)
-        hidden = self.head.scaled(self._hidden(batch))
+        hidden = self._states(batch)
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
         weighted = self.training and batch.weight is not None
@@ -104,6 +105,11 @@ class SmoothedCausalLM(nn.Module):
         by_bin = values.new_zeros(self._rows, len(SUMS))
         return ForwardSums(loss, by_bin.index_add_(0, _shifted(batch.uncertainty_bin, -1) + 1, values))
 
+    def _states(self, batch: Batch) -> Tensor:
+        """Run the decoder; return what the output layer multiplies, as `_hidden`, in the precision of its weights."""
+        # Mamba's decoder gives float32 in any precision.
+        return self.head.scaled(self._hidden(batch)).to(self.head.weight.dtype)
+
     def _hidden(self, batch: Batch) -> Tensor:
         """Run the decoder: states of [rows, length, hidden], or of [1, rows * length, hidden] sample by sample."""
         if self._varlen:
@@ -123,7 +129,7 @@ class SmoothedCausalLM(nn.Module):
         self.model.eval()  # no dropout: what is smoothed towards is the same in every epoch
         try:
             with without_adapters(self.model):
-                return self.head.scaled(self._hidden(batch)).flatten(0, 1)
+                return self._states(batch).flatten(0, 1)
         finally:
             self.model.train(was_training)
 
@@ -178,8 +184,21 @@ def check_loss(model: SmoothedCausalLM, device: torch.device, *, packing: bool =
     """Raise UserError when the loss differs from that of the model's own logits, or depends on a pack's other samples.
 
     Some architectures transform their logits in ways that `forward` does not support, or attend across a pack's samples;
-    training them would be silently wrong.
+    training them would be silently wrong. Others cannot be called as `forward` does.
     """
+    try:
+        _check_loss(model, device, packing)
+    except (UserError, torch.OutOfMemoryError, dist.DistError):
+        raise
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"models of the kind {type(model.model).__name__} cannot be trained yet: a first forward pass failed",
+            got=f"{type(error).__name__}: {error}",
+            fix="check its config.json with transformers alone; if it is sound, use a model of another kind",
+        ) from error
+
+
+def _check_loss(model: SmoothedCausalLM, device: torch.device, packing: bool) -> None:
     was_training, kind = model.training, type(model.model).__name__
     model.eval()
     samples = [_sample(range(1, 9)), _sample(range(9, 1, -1))]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
@@ -264,3 +265,39 @@ def test_weights_prior_and_loss_are_those_of_the_definition_packed_or_not(packab
     torch.testing.assert_close(
         model.eval()(collate([samples], packed=True)).loss, plain(collate([unweighted], packed=True)).loss
     )
+
+
+def random_model(kind: str, **settings: Any) -> SmoothedCausalLM:
+    """Make a tiny model of another kind than the families, in evaluation mode."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 620, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = AutoConfig.for_model(kind, **shape, **tokens, **settings)
+    return SmoothedCausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), uncertainty_bins=1)
+
+
+def test_a_model_that_cannot_be_called_is_refused_with_its_error() -> None:
+    # transformers finds no decoder in it.
+    model = random_model("llama4_text", head_dim=8, num_key_value_heads=2, num_local_experts=2, intermediate_size_mlp=64)
+    with pytest.raises(UserError, match=r"(?s)Llama4ForCausalLM cannot be trained yet.*AttributeError: .*last_hidden_state"):
+        check_loss(model, CPU)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), dist.DistBackendError("NCCL timed out")])
+def test_other_failures_are_not_the_models(error: Exception, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    model = load(family_folder("llama"))
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(type(error), match=str(error)):
+        check_loss(model, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_another_precision_than_the_output_layer_are_converted(dtype: torch.dtype) -> None:
+    model = computing_in(dtype, random_model("mamba", state_size=16))
+    check_loss(model, CPU)
+    loss = model.train()(collate([[sample] for sample in make_samples()])).loss
+    loss.backward()
+    assert loss.isfinite() and all(parameter.grad is not None for parameter in model.parameters())
