@@ -86,3 +86,14 @@ def test_the_line_says_rates_numbers_and_lengths() -> None:
         "wins 61.2% [50.0, 70.0] against sft, unknown at equal lengths; 19 of 20 verdicts; 100 and 80 characters; "
         "position bias +0.12"
     )
+
+
+def test_models_are_ranked_by_the_deciding_judges_win_rates_alone() -> None:
+    from ual_ray.judge.step import RANKED
+
+    rows = [verdict(number, 1 + number / 20) for number in range(20)]
+    named = metrics(
+        win_rates(rows, quick()) | {"others": {"small": win_rates(rows, quick())}, "agreement": {"big and small": {}}}
+    )
+    assert "judge_2.win_rate.overall" in named and "win_rate.overall.ci_low" in named
+    assert {key for key in named if RANKED.match(key)} == {"win_rate.overall", "length_controlled_win_rate.overall"}
