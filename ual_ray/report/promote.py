@@ -16,6 +16,7 @@ from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.gather import compare_runs
+from ual_ray.report.judged import judged_verdicts
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE
@@ -27,7 +28,7 @@ REFERENCES: tuple[Role, ...] = ("sft", "base")
 BENCHMARK, METRIC = PRIMARY
 LEGAL = (
     f"an arm that is better in {METRIC} on {BENCHMARK} than the arm without smoothing (without one, than '{BASE}'), and worse "
-    f"in nothing except {NLL}, which any smoothing costs, over at least {MIN_SEEDS} training seeds"
+    f"in nothing, win rates included, except {NLL}, which any smoothing costs, over at least {MIN_SEEDS} training seeds"
 )
 PROMOTED = "ual_ray.promoted_by"
 
@@ -81,6 +82,8 @@ def objection_to(arm: str, findings: Findings) -> str | None:
         return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
     if worse := [x for x in mine if x.verdict == WORSE and x.metric != NLL]:
         return "; ".join(map(describe, worse))
+    if lost := [x.sentence() for x in judged_verdicts(findings) if x.rate.arm == arm and x.verdict == WORSE]:
+        return f"the judge prefers other answers at equal lengths: {'; '.join(lost)}"
     first = primary(arm, findings)
     if not first and (missing := without_primary(findings)):
         return missing

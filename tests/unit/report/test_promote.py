@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ BETTER, WORSE, UNSURE = "better", "worse", "inconclusive"
 )
 def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | None) -> None:
     objection = objection_to("ual", findings_of(comparisons))
+    assert (objection is None) if words is None else (objection is not None and words in objection)
+
+
+@pytest.mark.parametrize(("rate", "words"), [((40, 49), "the judge prefers other answers at equal lengths"), ((40, 51), None)])
+def test_an_arm_whose_answers_lose_is_not_promoted(rate: tuple[float, float], words: str | None) -> None:
+    low, high = rate
+    overall = {"length_controlled_win_rate": 45.0, "length_controlled_low": low, "length_controlled_high": high}
+    judged = {"ual-vs-sft": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}}}
+    found = findings_of([compared("ual", BETTER)])
+    found = replace(found, roles={**found.roles, "ual": "ual"}, seeds={"ual": 3}, win_rates=judged)
+    objection = objection_to("ual", found)
     assert (objection is None) if words is None else (objection is not None and words in objection)
 
 
