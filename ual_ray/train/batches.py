@@ -9,7 +9,7 @@ cursor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 
@@ -174,9 +174,16 @@ class Batch:
     weight: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move every tensor to a device."""
+        """Move every tensor from host memory to a device, without waiting for it where the memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """Copy every tensor to pinned memory, which a GPU reads by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         tensors = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None, packed: bool = False) -> Batch:

@@ -28,6 +28,7 @@ from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
 from ual_ray.train.optimizer_step import VALIDATION_LOSS, NonFiniteError, make_optimizer, train_step, validate
+from ual_ray.train.prefetch import Prefetch
 from ual_ray.train.prior import make_prior
 from ual_ray.train.progress import Progress
 from ual_ray.train.schedule import learning_rate_share
@@ -135,7 +136,8 @@ def train_worker(
     log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)
     ranks = RankReport(dist.get_rank(), dist.get_world_size(), device)
-    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks)
+    batches = Prefetch(lambda step: [*data.batches(data.plan[step])], len(data.plan), pin=device.type == "cuda")
+    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks, batches)
     if progress.step == 0:
         if job.first is not None:
             checkpoints.load_other(job.first, model, optimizer)
@@ -179,6 +181,7 @@ class Training:
     interruptions: Interruptions
     device: torch.device
     ranks: RankReport
+    batches: Prefetch
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, progress: Progress) -> tuple[Outcome, Progress]:
@@ -223,7 +226,7 @@ class Training:
         share = learning_rate_share(progress.step, steps, config)
         seed_generators(self.job.seed, progress.step, dist.get_rank())
         with self.clock("data"):
-            batches = [*self.data.batches(step)]
+            batches = self.batches.take(progress.step)
         votes = [*self.interruptions.votes(), *self.ranks.values(self.clock.work)]
         with self.clock("step"):
             return train_step(
