@@ -23,11 +23,17 @@ class ArmConfig(SmoothConfig):
     )
     # Recorded with the alphas: it decides whether the arm is a control.
     loss: LossName | None = key(None, affects="alphas", description="train.loss of this arm; null = train.loss")
-    loss_strength: float | None = key(None, gt=0, affects="", description="train.loss_strength of this arm")
+    loss_strength: float | None = key(
+        None, gt=0, affects="", description="train.loss_strength of this arm; null = train.loss_strength"
+    )
     prior: PriorName | None = key(None, affects="", description="train.prior of this arm; null = train.prior")
-    prior_file: str | None = key(None, affects="", names="file", description="train.prior_file of this arm")
-    learning_rate: float | None = key(None, gt=0, affects="", description="train.learning_rate of this arm")
-    epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm")
+    prior_file: str | None = key(
+        None, affects="", names="file", description="train.prior_file of this arm; null = train.prior_file"
+    )
+    learning_rate: float | None = key(
+        None, gt=0, affects="", description="train.learning_rate of this arm; null = train.learning_rate"
+    )
+    epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm; null = train.epochs")
 
     def training(self, train: TrainConfig) -> TrainConfig:
         """Return the training settings of this arm. Raises pydantic's error where they do not go together."""

@@ -31,7 +31,8 @@ class DataConfig(Section):
     thinking: Literal["keep", "drop"] = key(
         "keep",
         affects="rows",
-        description="reasoning of replies (reasoning_content, or a leading <think>...</think>): train on it, or leave it out",
+        description="reasoning of replies (reasoning_content, or a leading <think>...</think>): keep = train on it; drop = "
+        "leave it out",
     )
     group_by: str | None = key(
         None,
@@ -52,13 +53,21 @@ class DataConfig(Section):
     revision: str | None = key(None, affects="rows", description="branch, tag or commit of a hub data set; null = latest")
     max_rows: int | None = key(None, ge=1, affects="rows", description="maximum number of rows to read; null = all")
     validation_share: Share = key(
-        0.1, ge=0, lt=1, affects="rows", description="share of rows held out for validation, selected by content hash"
+        0.1,
+        ge=0,
+        lt=1,
+        affects="rows",
+        description="share of rows held out for validation, in [0, 1), selected by content hash",
     )
     test_share: Share = key(
-        0.2, ge=0, lt=1, affects="rows", description="share of rows held out for evaluation, selected by content hash"
+        0.2,
+        ge=0,
+        lt=1,
+        affects="rows",
+        description="share of rows held out for evaluation, in [0, 1), selected by content hash",
     )
     max_bad_share: Share = key(
-        0.05, ge=0, le=1, affects="", description="abort if more than this share of rows is quarantined as invalid"
+        0.05, ge=0, le=1, affects="", description="abort if more than this share of rows, in [0, 1], is quarantined as invalid"
     )
 
     @model_validator(mode="after")

@@ -47,8 +47,8 @@ class ElicitConfig(Section):
         0,
         ge=0,
         affects="uncertainty",
-        description="rows, a fifth of them with another row's response, on which the AUROC of every estimator is measured "
-        "before scoring; 0 = off",
+        description="number of rows scored first, a fifth of them with another row's response, to measure how well every "
+        "estimator tells these apart (AUROC); 0 = off, else 20 or more",
     )
     length_residual: bool = key(
         False,
@@ -59,10 +59,11 @@ class ElicitConfig(Section):
         None,
         affects="",
         names="file",
-        description="CSV or JSONL file of (id, correct) labels; the uncertainty becomes the error rate fitted on other rows",
+        description="CSV or JSONL file of (id, correct) labels of 30 rows or more; the uncertainty becomes the error rate "
+        "fitted on them, cross-fitted; null = not calibrated",
     )
     templates: str | None = key(
-        None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/elicit/prompts.yaml"
+        None, affects="", names="file", description="YAML file of prompts; null = ual_ray/elicit/prompts.yaml"
     )
     examples: str | None = key(
         None,
@@ -72,12 +73,13 @@ class ElicitConfig(Section):
         "show to the elicitor before the pair; null = none",
     )
     scale: Literal["0-9", "1-5", "0-100"] = key(
-        "0-9", affects="scores", description="rating scale of the verbalized estimators"
+        "0-9", affects="scores", description="rating scale of the verbalized estimators: 0-9, 1-5 or 0-100"
     )
     mode: ReadingName = key(
         "logprobs",
         affects="scores",
-        description="verbalized estimators and p_true: expectation over token log-probabilities, or mean of sampled replies",
+        description="how verbalized estimators and p_true are read: logprobs = expectation over token log-probabilities; "
+        "sampled = mean of sampled replies",
     )
     samples: int = key(
         8,
@@ -86,10 +88,17 @@ class ElicitConfig(Section):
         affects="scores",
         description="replies per row, for mode=sampled, self_consistency and semantic_entropy",
     )
-    temperature: float = key(1.0, gt=0, le=2, affects="scores", description="sampling temperature of these replies")
-    max_new_tokens: int = key(256, ge=1, affects="scores", description="maximum length of a sampled answer, in tokens")
+    temperature: float = key(
+        1.0, gt=0, le=2, affects="scores", description="temperature of sampled replies, above 0 and at most 2"
+    )
+    max_new_tokens: int = key(
+        256,
+        ge=1,
+        affects="scores",
+        description="maximum length of a sampled answer (self_consistency, semantic_entropy), in tokens",
+    )
     reply_tokens: int = key(
-        32, ge=1, affects="scores", description="maximum length of a sampled rating or verdict, in tokens, without its thought"
+        32, ge=1, affects="scores", description="maximum length of a sampled rating or choice, in tokens, without its thought"
     )
     thinking_tokens: int = key(
         0,
@@ -102,7 +111,8 @@ class ElicitConfig(Section):
         ge=0,
         le=1,
         affects="scores",
-        description="a row gets no score if the probability of all numbers or letters together is less than this",
+        description="a row gets no score if the probability of all legal ratings or choices together, in [0, 1], is less "
+        "than this",
     )
     store: str | None = key(
         None,
@@ -110,19 +120,21 @@ class ElicitConfig(Section):
         names="storage",
         description="folder of the elicitor's answers, which several output folders can share; null = in the output folder",
     )
-    retries: int = key(2, ge=0, affects="scores", description="retries with a new seed for a reply that cannot be parsed")
+    retries: int = key(
+        2, ge=0, affects="scores", description="retries with a new seed for a sampled reply that cannot be parsed"
+    )
     grouping: Literal["auto", "answer", "lexical", "embedding", "nli"] = key(
         "auto",
         affects="scores",
-        description="when two answers count as equal: same final answer, similar words, similar embeddings, or nli = each "
-        "entails the other; auto = answer or lexical, chosen per row",
+        description="when two sampled answers count as equal: answer = same final answer; lexical = similar words; embedding = "
+        "similar embeddings; nli = each entails the other; auto = answer or lexical, chosen per row",
     )
     similarity: float = key(
         0.7,
         gt=0,
         le=1,
         affects="scores",
-        description="minimum similarity at which two answers count as equal (lexical, embedding)",
+        description="minimum similarity, above 0 and at most 1, at which two answers count as equal (lexical, embedding)",
     )
     embedding_model: str | None = key(
         None, affects="", names="model", description="encoder for grouping=embedding: hub name or local directory"
@@ -137,7 +149,10 @@ class ElicitConfig(Section):
         0.05, ge=0, le=1, affects="scores", description="share of rows scored twice, to measure test-retest reliability"
     )
     splits: tuple[Literal["train", "validation", "test"], ...] = key(
-        ("train",), min_length=1, affects="uncertainty", description="splits to score; smoothing needs only train"
+        ("train",),
+        min_length=1,
+        affects="uncertainty",
+        description="splits to score: train, validation, test; smoothing needs only train",
     )
     max_quarantine_share: Share = key(
         0.2, ge=0, le=1, affects="", description="abort if more than this share of rows gets no score"

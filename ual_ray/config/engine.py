@@ -20,7 +20,7 @@ class EndpointConfig(Section):
     api_key_env: str = key("OPENAI_API_KEY", affects="", description="name of the environment variable that holds the API key")
     concurrency: int = key(16, ge=1, affects="", description="maximum concurrent requests per actor")
     requests_per_minute: float | None = key(
-        None, gt=0, affects="", description="rate limit over all actors together; null = unlimited"
+        None, gt=0, affects="", description="limit of requests per minute over all actors together; null = unlimited"
     )
     tokens_per_minute: float | None = key(
         None,
@@ -39,7 +39,7 @@ class EndpointConfig(Section):
         20,
         ge=1,
         affects="scores verdicts",
-        description="alternatives asked for with log-probabilities; lowered to what the server allows",
+        description="alternatives per token that are requested with log-probabilities; lowered to what the server allows",
     )
     max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = key(
         "auto", affects="", description="name of the length limit in a request; auto = the one that the server accepts"
@@ -60,7 +60,8 @@ class EndpointConfig(Section):
     structured: Literal["none", "choice", "json_schema"] = key(
         "none",
         affects="scores verdicts",
-        description="hold sampled ratings and verdicts to their choices: choice (vLLM), json_schema (response_format), or none",
+        description="how the server is made to reply with a legal rating or verdict, where replies are sampled: choice "
+        "(vLLM), json_schema (response_format), or none",
     )
     extra_body: dict[str, Any] = key(
         default_factory=dict, affects="scores answers verdicts", description="fields added to every request, replacing others"
@@ -109,7 +110,11 @@ class EngineConfig(Section):
         affects="scores",
         description="rows over max_model_len: drop (quarantine) or truncate (shorten the longest turns and count them)",
     )
-    dtype: DtypeName = key("bfloat16", affects="scores answers", description="inference precision for elicitation")
+    dtype: DtypeName = key(
+        "bfloat16",
+        affects="scores answers",
+        description="inference precision for elicitation: bfloat16, float16, float32, or auto = chosen by vLLM",
+    )
     kv_cache_gb: int = key(1, ge=1, affects="", description="KV cache size per CPU actor, in GB")
     hang_seconds: float = key(
         900,
@@ -118,10 +123,13 @@ class EngineConfig(Section):
         description="batch timeout in seconds, times the batches in flight, after which the actor is killed and replaced",
     )
     price_per_million_prompt_tokens: float = key(
-        0.0, ge=0, affects="", description="price per million prompt tokens, for the cost report"
+        0.0,
+        ge=0,
+        affects="",
+        description="price per million prompt tokens, in any currency, for estimates of cost; 0 = not known",
     )
     price_per_million_generated_tokens: float = key(
-        0.0, ge=0, affects="", description="price per million generated tokens, for the cost report"
+        0.0, ge=0, affects="", description="price per million generated tokens, in the same currency; 0 = not known"
     )
     chat_template_kwargs: dict[str, Any] = key(
         default_factory=dict,

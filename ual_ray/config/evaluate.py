@@ -18,9 +18,12 @@ class BenchmarkConfig(Section):
         None,
         affects="",
         names="data",
-        description="questions: file, folder, cloud URI or hub data set; null = the test split of the run",
+        description="questions: file, folder, cloud URI or hub data set; null = rows of the run's test split that are such "
+        "questions",
     )
-    columns: dict[str, str] = key(default_factory=dict, affects="", description="map from expected to actual column names")
+    columns: dict[str, str] = key(
+        default_factory=dict, affects="", description="map from expected to actual column names, such as {question: prompt}"
+    )
     subset: str | None = key(None, affects="", description="hub data set configuration, where it has several")
     split: str | None = key(None, affects="", description="split of a hub data set or saved datasets directory; null = test")
     revision: str | None = key(None, affects="", description="branch, tag or commit of a hub data set; null = latest")
@@ -29,17 +32,17 @@ class BenchmarkConfig(Section):
         ge=1,
         affects="",
         description="maximum number of questions, the first ones; held_out: those with the lowest ids, a fixed random subset. "
-        "null = all; held_out 20000",
+        "null = all, but 20,000 for held_out",
     )
     shots: Literal[0, 5] = key(
-        0, affects="", description="gsm8k: number of few-shot examples; 0 = zero-shot with the chat template"
+        0, affects="", description="gsm8k: number of few-shot examples, 0 or 5; 0 = zero-shot with the chat template"
     )
     max_new_tokens: int | None = key(
         None,
         ge=1,
         affects="",
-        description="maximum length of an answer (greedy decoding), in tokens; null = 1024, math 4096, open_ended "
-        "2048; below engine.max_model_len",
+        description="maximum length of an answer (greedy decoding), in tokens; null = 1024 (math 4096, open_ended "
+        "2048); must be below engine.max_model_len",
     )
 
     def data(self) -> DataConfig | None:

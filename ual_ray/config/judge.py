@@ -23,13 +23,13 @@ class JudgeConfig(Section):
         (),
         affects="",
         names="model",
-        description="further judges, shown with their agreement; judge.model alone decides",
+        description="further judge models, each with its own win rates, to measure their agreement; judge.model alone decides",
     )
     orders: Literal["both", "random"] = key(
         "both",
         affects="win_rates",
         description="both = show every pair in both orders and average (twice the calls; shows the position bias); "
-        "random = one order, drawn by question",
+        "random = one order, chosen at random per question",
     )
     against: str | tuple[str, ...] = key(
         SFT,
@@ -39,7 +39,8 @@ class JudgeConfig(Section):
     mode: ReadingName = key(
         "logprobs",
         affects="verdicts",
-        description="preference from the log-probabilities of both verdicts, or one sampled verdict",
+        description="how a preference is read: logprobs = from the log-probabilities of both verdicts; sampled = from one "
+        "sampled verdict",
     )
     reply_tokens: int = key(
         32, ge=1, affects="verdicts", description="maximum length of a sampled verdict, in tokens, without its thought"
@@ -64,9 +65,13 @@ class JudgeConfig(Section):
         0.5, ge=0, le=1, affects="", description="abort if a smaller share of trial verdicts can be parsed"
     )
     templates: str | None = key(
-        None, affects="", names="file", description="YAML file of prompts that replaces ual_ray/judge/prompts.yaml"
+        None, affects="", names="file", description="YAML file of prompts; null = ual_ray/judge/prompts.yaml"
     )
-    dtype: DtypeName = key("bfloat16", affects="verdicts", description="inference precision of the judge")
+    dtype: DtypeName = key(
+        "bfloat16",
+        affects="verdicts",
+        description="inference precision of the judge: bfloat16, float16, float32, or auto = chosen by vLLM",
+    )
 
     @model_validator(mode="after")
     def _judges_differ(self) -> JudgeConfig:

@@ -18,7 +18,7 @@ class KnownTruthConfig(Section):
         64,
         ge=16,
         affects="weights",
-        description="number of answers, which is the vocabulary: the symbols of contexts are tokens of it too",
+        description="number of different answers, and size of the vocabulary, which the symbols of contexts share",
     )
     alpha_mean: float = key(0.1, ge=0, lt=1, affects="weights", description="mean alpha of every arm that smooths")
     hidden_size: int = key(

@@ -21,7 +21,9 @@ from ual_ray.config.train import TrainConfig
 class TrackingConfig(Section):
     """Where MLflow keeps runs, models, tables and plots."""
 
-    uri: str | None = key(None, affects="", description="MLflow tracking URI; null = SQLite store in the output folder")
+    uri: str | None = key(
+        None, affects="", description="MLflow tracking URI, such as http://HOST:5000; null = SQLite store in the output folder"
+    )
     experiment: str = key("ual_ray", affects="", description="MLflow experiment name")
     register_as: str = key("ual", affects="", description="prefix of registered model names: '<register_as>-<arm>'")
     traces: int = key(
@@ -99,7 +101,7 @@ class Config(Section):
         0,
         ge=0,
         affects="scores alphas weights verdicts",
-        description="random seed of data order, sampling, bootstrap, adapter initialization and the shuffled control",
+        description="random seed of data order, sampling, bootstrap, adapter initialization and random controls",
     )
 
     @model_validator(mode="after")

@@ -25,9 +25,9 @@ class SmoothConfig(Section):
         ge=0,
         lt=1,
         affects="alphas",
-        description="mean alpha per token (mean_matched), or the alpha of every row (constant)",
+        description="mean alpha per token (mean_matched), or the alpha of every row (constant); like every alpha in [0, 1)",
     )
-    alpha_cap: float = key(0.4, ge=0, lt=1, affects="alphas", description="maximum alpha (mean_matched)")
+    alpha_cap: float = key(0.4, ge=0, lt=1, affects="alphas", description="maximum alpha of a row (mean_matched)")
     alpha_min: float = key(
         0.0, ge=0, lt=1, affects="alphas", description="alpha of the least uncertain row (linear, minmax, rank)"
     )

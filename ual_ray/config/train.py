@@ -83,7 +83,8 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine", "wsd"] = key(
         "cosine",
         affects="weights card",
-        description="learning rate after the warm-up; wsd = at the peak, then a linear decay over the last decay_share",
+        description="learning rate after the warm-up: constant, linear, cosine, or wsd = at the peak, then a linear decay "
+        "over the last decay_share",
     )
     decay_share: Share = key(0.2, ge=0, le=1, affects="weights", description="wsd: share of optimizer steps for the decay")
     min_learning_rate_share: Share = key(
@@ -117,7 +118,7 @@ class TrainConfig(Section):
         None,
         affects="",
         names="file",
-        description="for prior=file: a .npy file of one probability per entry of the vocabulary",
+        description="for prior=file: a .npy file of one probability per entry of the vocabulary; null with any other prior",
     )
     lora: LoraConfig = key(default_factory=LoraConfig, affects="weights card", description="low-rank adapters (LoRA)")
     reshard_after_forward: bool = key(
@@ -132,14 +133,15 @@ class TrainConfig(Section):
     cpu_offload: bool = key(
         False,
         affects="",
-        description="keep sharded parameters, gradients and optimizer state in host memory; training waits for checkpoints",
+        description="keep sharded parameters, gradients and optimizer state in host memory; training pauses for every "
+        "checkpoint",
     )
     host_gib_per_worker: float | None = key(
         None,
         gt=0,
         affects="",
-        description="host memory of a node divided by its GPU workers, in GiB, which the dry run holds the training against; "
-        "null = that of this machine if it has the GPUs, else not checked",
+        description="host memory of a node divided by its GPU workers, in GiB: the limit that the dry run checks; null = that "
+        "of this machine if it has the GPUs, else not checked",
     )
     replicas: int = key(
         1, ge=1, affects="", description="HSDP: number of replicas of the sharded model, each over num_workers / replicas ranks"
@@ -204,7 +206,8 @@ class TrainConfig(Section):
         0,
         ge=0,
         affects="weights",
-        description="steps in a row with a non-finite loss or gradient whose update is skipped; one more ends the training",
+        description="maximum number of consecutive steps with a non-finite loss or gradient whose update is skipped; one "
+        "more ends the training; 0 = the first one ends it",
     )
     max_failures: int = key(
         1, ge=0, affects="", description="maximum worker failures to recover from by resuming from the last checkpoint"
