@@ -75,9 +75,10 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
     Raises UserError for a table without the columns of scored rows, with one twice, or that has an alpha or a weight already.
     """
     try:
-        names = pyarrow.dataset.dataset(str(scored), format="parquet").schema.names
+        schema = pyarrow.dataset.dataset(str(scored), format="parquet").schema
     except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
         raise UserError(f"{scored} cannot be read", got=error, expected="the output of `ual elicit`") from error
+    names = schema.names
     read = columns_read(spec)[col.SMOOTHING_READS.index(col.UNCERTAINTY)]
     needed = (col.ID, col.SPLIT, read)
     if missing := [name for name in needed if name not in names]:
@@ -85,6 +86,11 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
             f"add '{spec.uncertainty}' to elicit.estimators and elicit again" if missing[0] == read != col.UNCERTAINTY else None
         )
         raise UserError(f"{scored} has no column '{missing[0]}'", got=names, expected="the output of `ual elicit`", fix=fix)
+    kind = schema.field(col.ID).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(
+            f"{scored}: the column {col.ID} is not text", got=kind, expected="string", fix="cast it: training reads ids as text"
+        )
     if there := [name for name in (col.ALPHA, col.LOSS_WEIGHT) if name in names]:
         raise UserError(
             f"{scored} has a column '{there[0]}' already", got=names, fix="rename it: smoothing adds a column of this name"

@@ -214,3 +214,23 @@ def test_an_uncertainty_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> 
     source = scored(tmp_path, {"a": 0.2})
     with pytest.raises(UserError, match="no column 'uncertainty_p_true'(.|\n)*add 'p_true' to elicit.estimators"):
         smooth(source, ArmConfig(uncertainty="p_true"), 0, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "ids", [pa.array([1, 2]), pa.array([1.0, 2.0]), pa.array([b"a", b"b"]), pa.array(["a", "b"]).dictionary_encode()]
+)
+def test_ids_that_training_would_refuse_are_refused_here(ids: pa.Array, tmp_path: Path) -> None:
+    """Training writes ids as text."""
+    table = pa.table({"id": ids, "split": ["train"] * 2, "uncertainty": [0.1, 0.5]})
+    pyarrow.parquet.write_table(table, tmp_path / "scored.parquet")
+    with pytest.raises(UserError, match="the column id is not text"):
+        smooth(tmp_path / "scored.parquet", ArmConfig(map="mean_matched"), 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_strings_are_text(tmp_path: Path) -> None:
+    ids = pa.array(["a", "b"], pa.large_string())
+    table = pa.table({"id": ids, "split": ["train"] * 2, "uncertainty": [0.2, 0.6]})
+    pyarrow.parquet.write_table(table, tmp_path / "scored.parquet")
+    smooth(tmp_path / "scored.parquet", ArmConfig(map="mean_matched", alpha_mean=0.1), 0, tmp_path / "out")
+    assert alphas(tmp_path / "out") == pytest.approx({"a": 0.05, "b": 0.15})
