@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import ValidationError, model_validator
 
 from ual_ray.config.arm import ArmConfig
@@ -26,6 +28,12 @@ class TrackingConfig(Section):
     )
     experiment: str = key("ual_ray", affects="", description="MLflow experiment name")
     register_as: str = key("ual", affects="", description="prefix of registered model names: '<register_as>-<arm>'")
+    models: Literal["upload", "reference", "none"] = key(
+        "upload",
+        affects="",
+        description="trained models in MLflow: upload = registered with their files; reference = registered without files, "
+        "with a tag that names their directory; none = not registered",
+    )
     traces: int = key(
         50,
         ge=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow.transformers
@@ -12,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.models.utils import get_external_mlflow_model_spec
 
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
@@ -23,6 +26,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 REGISTRATION = "ual_ray.registration"
 # A tag that identifies a logged model, as `logged_model` in `run_file` does: metrics of other runs find it by this.
 MODEL_ID = "ual_ray.model_id"
+# A tag that names the directory of a model whose files are not in the store.
+MODEL_FOLDER = "ual_ray.model_folder"
 CARD = "README.md"
 # The maximum length of a description in MLflow's databases, in characters.
 LONGEST_DESCRIPTION = 5000
@@ -39,11 +44,13 @@ def log_model(
     model: Mapping[str, str],
     params: Mapping[str, str],
     parents: Sequence[str],
+    upload: bool = True,
 ) -> str:
     """Log a model directory, register it under `name` with the alias candidate, and return the version number.
 
     registration: unique to this call; what already has it is not made again. model: id and name of the logged model, an output
-    of the run and of the runs `parents`. Raises MLflow's own errors, and FileNotFoundError when the directory no longer exists.
+    of the run and of the runs `parents`. upload: with its files; otherwise a tag names the directory.
+    Raises MLflow's own errors, and FileNotFoundError when the directory no longer exists.
     """
     version = _registered(client, name, registration)
     if version is None:
@@ -52,7 +59,8 @@ def log_model(
         own = {**tags, REGISTRATION: registration}
         experiment = client.get_run(run_id).info.experiment_id
         model_id = _find_model(client, experiment, REGISTRATION, registration)
-        model_id = model_id or _upload(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
+        store = _upload if upload else _refer
+        model_id = model_id or store(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
         for parent in parents:
             _add_output(client, parent, model_id)
         version = _register(client, run_id, model_id, folder, name, own)
@@ -142,6 +150,22 @@ def _upload(
         pip_requirements=["transformers", "torch"],
         validate_serving_input=False,
     )
+    return str(model.model_id)
+
+
+def _refer(
+    client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
+) -> str:
+    """Log a model whose files stay where they are, as MLflow's `create_external_model` does, but through the client."""
+    experiment = client.get_run(run_id).info.experiment_id
+    own = {**tags, **WITHOUT_FILES, MODEL_FOLDER: folder}
+    model: Any = client.create_logged_model(experiment, _legal(name), run_id, own, dict(params))
+    with TemporaryDirectory() as described:
+        # Without a description MLflow does not register it.
+        get_external_mlflow_model_spec(model).save(Path(described, MLMODEL_FILE_NAME))
+        client.log_model_artifacts(model.model_id, described)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    _add_output(client, run_id, model.model_id)
     return str(model.model_id)
 
 

@@ -150,11 +150,13 @@ class Run:
         tags: Mapping[str, str],
         title: str | None = None,
         params: Mapping[str, Any] | None = None,
+        *,
+        upload: bool = True,
     ) -> str | None:
         """Log a model directory without loading it, and register it with its model card and the alias candidate.
 
         It is an output of this run and of the runs above. title: its name among the logged models, by default
-        `registered_name`; params: what sets it apart there.
+        `registered_name`; params: what sets it apart there. upload: its files too; otherwise a tag names the directory.
 
         Returns the version number, or None when the operation is spooled; keep the directory until it is sent, as the spool
         does not copy weights.
@@ -167,6 +169,7 @@ class Run:
             "model": {"id": self.local_id, "name": title or registered_name},
             "params": {key: str(value) for key, value in (params or {}).items()},
             "parents": self._ancestors(),
+            "upload": upload,
         }
         return self._submit("model", content)
 

@@ -185,6 +185,8 @@ def _train_and_log(
     title = f"{name}, {session.label}" if session.label else name
     settings = {"arm": name, "seed": config.seed, "map": lineage[LINEAGE_MAP], "loss": config.train.loss}
     settings |= {"learning_rate": config.train.learning_rate, "epochs": config.train.epochs}
+    kept, version = config.tracking.models, None
     # There is only an adapter where train.lora.merge is off.
-    version = run.model(exported, registered, lineage, title, settings) if exported.is_dir() else None
+    if kept != "none" and exported.is_dir():
+        version = run.model(exported, registered, lineage, title, settings, upload=kept == "upload")
     return metrics | {"registered_version": version}

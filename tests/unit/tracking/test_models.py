@@ -174,3 +174,22 @@ def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
     card = _card(tmp_path) or ""
     assert len(card) == 5000 and card.endswith("x…")
     assert _card(tmp_path / "nothing") is None
+
+
+def test_a_model_may_stay_where_it_is(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    folder = tmp_path / "arm" / "model"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("# A card\n")
+    (folder / "model.safetensors").write_bytes(b"0" * 1_000_000)
+    with tracker.run("train", tmp_path / "arm", {}) as run:
+        assert run.model(folder, "ual-sft", {"ual_ray.arm": "sft"}, params={"arm": "sft"}, upload=False) == "1"
+    client = tracker.client
+    version = client.get_model_version_by_alias("ual-sft", CANDIDATE)
+    assert (version.description, version.tags["ual_ray.arm"], version.run_id) == ("# A card", "sft", run.id)
+    (model,) = client.search_logged_models([tracker.experiment_id])
+    assert model.tags["ual_ray.model_folder"] == str(folder) and model.params == {"arm": "sft"}
+    assert [output.model_id for output in client.get_run(run.id).outputs.model_outputs] == [model.model_id]
+    assert version.source.endswith(model.model_id) or version.model_id == model.model_id
+    stored = [file for file in tmp_path.rglob("*.safetensors") if file.parent != folder]
+    assert stored == [] and (folder / "model.safetensors").exists()
