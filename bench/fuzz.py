@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ def main() -> int:
     failures: dict[str, str] = {}
     until, number = time.monotonic() + 60 * arguments.minutes, arguments.seed
     waiting = arguments.targets
-    while waiting if arguments.inputs else time.monotonic() < until:
-        for name in waiting:
-            if (found := fuzz_round(name, number, counts)) is not None:
-                failures.setdefault(f"{name}: {found.strip().splitlines()[-1][:80]}", found)
-        number += 1
-        waiting = [name for name in waiting if arguments.inputs is None or counts[name] < arguments.inputs]
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it with what was found
+        while waiting if arguments.inputs else time.monotonic() < until:
+            for name in waiting:
+                if (found := fuzz_round(name, number, counts)) is not None:
+                    failures.setdefault(f"{name}: {found.strip().splitlines()[-1][:80]}", found)
+            number += 1
+            waiting = [name for name in waiting if arguments.inputs is None or counts[name] < arguments.inputs]
     for found in failures.values():
         print(found, end="\n\n")
     told = ", ".join(f"{counts[name]:,} {name}" for name in arguments.targets)
