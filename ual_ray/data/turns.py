@@ -6,6 +6,7 @@ Nothing that changes what a turn means is left out in silence: it is used, or th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ WEIGHT_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable"
 UNREADABLE_KEYS = (
     *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text"),
     *("image", "images", "audio", "audios", "video", "videos"),
+)
+# A thought at the start of a reply, in the marks of any family of models.
+ANY_THOUGHT = re.compile(
+    r"\s*(?:<(think|thinking|thought|thoughts|reasoning|reflection)>.*?</\1>|\[THINK\].*?\[/THINK\]"
+    r"|<\|begin_of_thought\|>.*?<\|end_of_thought\|>)\s*",
+    re.DOTALL | re.IGNORECASE,
 )
 TEXT_PARTS = ("text", "input_text", "output_text")
 # The keys that hold the arguments of a call: OpenAI's, Llama's, LangChain's, Anthropic's.
@@ -125,7 +132,9 @@ def without_thoughts(messages: Messages) -> Messages:
     """Leave out the reasoning of replies. Raises BadRow for a reply that is nothing else."""
     kept = []
     for message in messages:
-        content = THOUGHT.sub("", message["content"], count=1) if message["role"] == "assistant" else message["content"]
+        content = message["content"]
+        if message["role"] == "assistant" and (thought := ANY_THOUGHT.match(content) or THOUGHT.search(content)):
+            content = content[: thought.start()] + content[thought.end() :]
         extra = {key: value for key, value in extra_of(message).items() if key != "reasoning_content"}
         if not content.strip() and message["content"].strip() and "tool_calls" not in extra:
             raise BadRow("no response: the assistant message is empty without its reasoning")

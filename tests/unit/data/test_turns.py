@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ual_ray.columns import extra_of
+from ual_ray.columns import Message, extra_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.known_formats import messages_from_chat, messages_from_sharegpt
+from ual_ray.data.turns import without_thoughts
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -91,3 +92,19 @@ def test_sharegpt_names_of_calls_and_their_results(call: str, result: str) -> No
         ("assistant", "a"),
     ]
     assert extra_of(found[1])["tool_calls"] == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        *[(f"<{name}>", f"</{name}>") for name in ("think", "thinking", "Thought", "reasoning")],
+        *[("[THINK]", "[/THINK]"), ("<|begin_of_thought|>", "<|end_of_thought|>")],
+    ],
+)
+def test_a_thought_is_dropped_whatever_its_marks(opening: str, closing: str) -> None:
+    turns = [Message(role="user", content="q"), Message(role="assistant", content=f"{opening}\nhm\n{closing}\n\na")]
+    assert without_thoughts(turns) == [USER, ASSISTANT]
+    quoted = [USER, {"role": "assistant", "content": f"Models write {opening}x"}]
+    assert without_thoughts([Message(**turn) for turn in quoted]) == quoted
+    with pytest.raises(BadRow, match="empty without its reasoning"):
+        without_thoughts([turns[0], Message(role="assistant", content=f"{opening}hm{closing}")])
