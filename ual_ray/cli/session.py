@@ -47,9 +47,16 @@ def find(path: Path, inside: str, made_by: str) -> Path:
     found = next((place / inside for place in places if (place / inside).exists()), path)
     expected = f"output of `{made_by}`"
     if not found.exists():
-        raise UserError("the input does not exist", got=path, expected=expected)
+        raise UserError(
+            "the input does not exist", got=path, expected=expected, fix=f"check the path, or run `{made_by}` first"
+        )
     if found.is_dir() and not any(found.glob("**/*.parquet")):
-        raise UserError(f"there is no '{inside}' in the folder", got=path, expected=expected)
+        raise UserError(
+            f"there is no '{inside}' in the folder",
+            got=path,
+            expected=expected,
+            fix=f"give another folder, or run `{made_by}` to its end",
+        )
     if not found.is_dir() and found.suffix != ".parquet":
         raise UserError("the input is not a Parquet file", got=path, expected=expected)
     return found

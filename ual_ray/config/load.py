@@ -118,7 +118,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         one_key = isinstance(content, dict) and [*content.values()] == [None]
         is_text = one_key and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str)
     except Exception as error:  # OmegaConf and PyYAML raise errors of many types
-        raise UserError("the configuration file is not YAML", got=f"{path}: {error}") from error
+        raise UserError(
+            "the configuration file is not YAML", got=f"{path}: {error}", fix="correct it; `ual config` prints a valid file"
+        ) from error
     if not isinstance(content, dict) or is_text:
         raise UserError("the configuration file is not a mapping", got=path, expected="sections such as 'data:' and 'train:'")
     return {str(key): value for key, value in content.items()}

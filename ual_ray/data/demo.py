@@ -98,7 +98,7 @@ def _reasoning_gym(task: str, **options: int) -> Iterator[dict]:
     except ImportError as error:
         raise UserError(
             "data.path is 'demo', whose arithmetic needs reasoning-gym",
-            fix="pip install 'ual_ray[demo]', or set data.path",
+            fix="pip install '.[demo]' in the clone of ual_ray, or set data.path",
         ) from error
     yield from reasoning_gym.create_dataset(task, size=100_000, seed=SEED, **options)
 

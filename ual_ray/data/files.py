@@ -71,7 +71,9 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
         if info.type == pyarrow.fs.FileType.Directory:
             return _files_in(config, root, path)
         if config.split is not None:
-            raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a file")
+            raise UserError(
+                "data.split is for hub names and datasets directories", got=f"{where} is a file", fix="leave data.split out"
+            )
         kind = _kind_of(path)
         if kind is None:
             raise UserError("data.path has an unsupported file type", got=where, expected=LEGAL_FILES)
@@ -127,7 +129,11 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         return arrow
     where = redact_uri(config.path)
     if config.split is not None:
-        raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a folder of files")
+        raise UserError(
+            "data.split is for hub names and datasets directories",
+            got=f"{where} is a folder of files",
+            fix="leave data.split out",
+        )
     found = []
     for info in filesystem_of(root).get_file_info(pyarrow.fs.FileSelector(path, recursive=True)):
         name = os.path.relpath(info.path, path)

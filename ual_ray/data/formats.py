@@ -78,7 +78,11 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     check_columns(records, where, columns)
     renamed = [rename(record, columns) for record in records if not isinstance(record, BadRow)]
     if not renamed:
-        raise UserError(f"no row of {where} can be read", got=f"no row that is a JSON object{_first_fault(records)}")
+        raise UserError(
+            f"no row of {where} can be read",
+            got=f"no row that is a JSON object{_first_fault(records)}",
+            fix="write one JSON object per row",
+        )
     fitting = next(
         (names for record in renamed if (names := [name for name, form in FORMATS.items() if form.fits(record)])), []
     )

@@ -95,7 +95,9 @@ def _jsonl_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError("a line of the labels file is not JSON", got=f"{where}: {error}") from error
+                raise UserError(
+                    "a line of the labels file is not JSON", got=f"{where}: {error}", expected='{"id": "17", "correct": 1}'
+                ) from error
             if not isinstance(row, dict):
                 raise UserError("a line of the labels file is not an object", got=where, expected='{"id": "17", "correct": 1}')
             _check_columns(list(row), where)

@@ -74,7 +74,9 @@ def _named_columns(config: DataConfig, seen: Seen, where: str) -> list[str]:
     named = {"data.group_by": config.group_by, "data.reference": config.reference}
     for key, name in named.items():
         if name is not None and name not in {*found, *config.columns.values()}:
-            raise UserError(f"{key}: {where} has no column '{name}'", got=f"columns {found}")
+            raise UserError(
+                f"{key}: {where} has no column '{name}'", got=f"columns {found}", fix=f"set {key} to one of them, or to null"
+            )
     return [name for name in named.values() if name is not None]
 
 

@@ -223,7 +223,9 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(filter(None, rows), [])]
     if len(set(header)) < len(header):
-        raise UserError("data.path has two columns of the same name", got=f"{path}: {header}")
+        raise UserError(
+            "data.path has two columns of the same name", got=f"{path}: {header}", fix="rename or delete one of them"
+        )
     while True:
         start = rows.line_num + 1
         lines.kept.clear()

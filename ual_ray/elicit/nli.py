@@ -61,7 +61,11 @@ def check_nli_model(name: str) -> None:
     try:
         config = AutoConfig.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
-        raise UserError("elicit.nli_model cannot be loaded", got=f"{name}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            "elicit.nli_model cannot be loaded",
+            got=f"{name}: {str(error).splitlines()[0]}",
+            fix="check the name, or download the model and give its directory",
+        ) from error
     entailment_label(config.id2label, name)
 
 
@@ -78,7 +82,11 @@ def _classifier(name: str) -> tuple[Any, Any, int]:
         path, use_safetensors=True, output_loading_info=True
     )
     if missing := sorted(loading["missing_keys"]):
-        raise UserError("elicit.nli_model lacks weights of a classifier", got=f"{name}: {missing[:3]}")
+        raise UserError(
+            "elicit.nli_model lacks weights of a classifier",
+            got=f"{name}: {missing[:3]}",
+            fix="name a sequence classifier trained for natural language inference",
+        )
     if classifier.config.pad_token_id is None:
         classifier.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, classifier.eval(), entailment_label(classifier.config.id2label, name)

@@ -32,7 +32,9 @@ def connect(endpoint: EndpointConfig, pace: Pace, tokens: Pace | None = None) ->
     key = os.environ.get(endpoint.api_key_env, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"the environment variable {endpoint.api_key_env} is not a valid key", expected="one line of printable ASCII"
+            f"the environment variable {endpoint.api_key_env} is not a valid key",
+            expected="one line of printable ASCII",
+            fix=f"export {endpoint.api_key_env}=... again",
         )
     # httpx logs the URL of every request, which may contain a password.
     for name in ("httpx", "httpx2"):

@@ -311,6 +311,7 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
             "the server at engine.endpoint.url does not serve the model",
             got=f"'{model}' at {redact_uri(endpoint.url)}",
             expected=(", ".join(served[:NAMED_MODELS]) or "none is served") + more,
+            fix="set the model to one of these names",
         )
 
 

@@ -29,7 +29,11 @@ def load_templates(own: Traversable, path: str | None, key: str, placeholders: M
         raise UserError(f"{key}: {path} has unknown keys", got=unknown, expected=", ".join(texts))
     for name, value in replaced.items():
         if not isinstance(value, type(texts[name])):
-            raise UserError(f"{key}: {name} of {path} is not text", got=repr(value), expected=type(texts[name]).__name__)
+            raise UserError(
+                f"{key}: {name} of {path} has another type",
+                got=repr(value),
+                expected=f"{type(texts[name]).__name__}, as in {own.name}",
+            )
     for name, needed in placeholders.items():
         if name in replaced:
             _check_placeholders(f"{key}: {name} of {path}", replaced[name], needed)

@@ -133,6 +133,7 @@ def _library() -> Any:
         import lm_eval
     except ImportError as error:
         raise UserError(
-            "--lm-eval and evaluate.lm_eval need lm-evaluation-harness, which is not installed", fix="pip install lm-eval"
+            "--lm-eval and evaluate.lm_eval need lm-evaluation-harness, which is not installed",
+            fix="pip install 'lm-eval>=0.4.13,<0.5'",
         ) from error
     return lm_eval

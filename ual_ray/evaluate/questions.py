@@ -175,7 +175,11 @@ def _checked(name: str, columns: Mapping[str, str], records: Iterator[Any]) -> I
     first = list(islice(records, ROWS_PER_BATCH))
     found = columns_of(record for record in first if not isinstance(record, BadRow))
     if missing := sorted(set(columns.values()) - set(found)) if found else []:
-        raise UserError(f"evaluate.benchmarks.{name}.columns: there is no column {', '.join(missing)}", got=f"columns {found}")
+        raise UserError(
+            f"evaluate.benchmarks.{name}.columns: there is no column {', '.join(missing)}",
+            got=f"columns {found}",
+            fix="name columns that the file has",
+        )
     return chain(first, records)
 
 

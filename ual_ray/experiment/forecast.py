@@ -34,7 +34,10 @@ def pilot_of(config: Config, rows: int) -> Config:
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
         raise UserError(
-            "no arm smooths by uncertainty", got=", ".join(config.arms), expected=f"a map of {', '.join(BASE_MAPS)}"
+            "no arm smooths by uncertainty",
+            got=", ".join(config.arms),
+            expected=f"a map of {', '.join(BASE_MAPS)}",
+            fix="add such an arm, such as arms.ual.map=mean_matched",
         )
     spec = config.arms[arm]
     control = SHUFFLED if arm != SHUFFLED else f"{SHUFFLED}-control"

@@ -35,7 +35,12 @@ def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) 
     known = sorted(there)
     for name, sources in scenarios.items():
         if unknown := sorted(set(sources) - set(known)):
-            raise UserError(f"experiment.scenarios.{name}: there are no such sources", got=unknown, expected=", ".join(known))
+            raise UserError(
+                f"experiment.scenarios.{name}: there are no such sources",
+                got=unknown,
+                expected=", ".join(known),
+                fix="name sources of the data (`ual preview` shows them)",
+            )
 
 
 def count_sources(rows: Path) -> dict[str, int]:

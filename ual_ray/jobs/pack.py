@@ -88,13 +88,21 @@ def _check_paths(config: Config) -> None:
     """Raise UserError for models, adapters and checkpoint storage given by a relative path."""
     for key, name in naming(config, "model").items():
         if name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
-            raise UserError(f"{key} is a path of this machine", got=name, expected=f"a hub name, or {SHARED_PATH}")
+            raise UserError(
+                f"{key} is a path of this machine, which the cluster does not have",
+                got=name,
+                expected=f"a hub name, or {SHARED_PATH}",
+            )
     for key, name in naming(config, "directory").items():
         if not Path(name).is_absolute():
-            raise UserError(f"{key} is a path of this machine", got=name, expected=SHARED_PATH)
+            raise UserError(f"{key} is a path of this machine, which the cluster does not have", got=name, expected=SHARED_PATH)
     for key, storage in naming(config, "storage").items():
         if not ADDRESS.match(storage) and not Path(storage).is_absolute():
-            raise UserError(f"{key} is a path of this machine", got=storage, expected=f"a URI (s3://...), or {SHARED_PATH}")
+            raise UserError(
+                f"{key} is a path of this machine, which the cluster does not have",
+                got=storage,
+                expected=f"a URI (s3://...), or {SHARED_PATH}",
+            )
 
 
 def _files(config: Config) -> dict[str, Path]:
@@ -105,7 +113,11 @@ def _files(config: Config) -> dict[str, Path]:
         if path.is_file():
             continue
         if not Path(given[key]).is_absolute():
-            raise UserError(f"{key} does not exist on this machine, so it cannot be uploaded", got=given[key])
+            raise UserError(
+                f"{key} does not exist on this machine, so it cannot be uploaded",
+                got=given[key],
+                expected=f"a file of this machine, or {SHARED_PATH}",
+            )
         del files[key]  # it may exist on the nodes
     data = {f"evaluate.benchmarks.{name}.path": benchmark.data() for name, benchmark in config.evaluate.benchmarks.items()}
     for key, section in {"data.path": config.data, **data}.items():
@@ -132,7 +144,11 @@ def _data_file(key: str, data: DataConfig) -> Path | None:
             fix="copy the folder to shared storage or to a bucket",
         )
     if find_files(data) is not None:
-        raise UserError(f"{key} does not exist on this machine, so it cannot be uploaded", got=name)
+        raise UserError(
+            f"{key} does not exist on this machine, so it cannot be uploaded",
+            got=name,
+            expected=f"a file of this machine, a hub name, a cloud URI, or {SHARED_PATH}",
+        )
     return None
 
 

@@ -164,4 +164,8 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, AuthenticationError) as error:
-        raise UserError(f"the Ray job server refused or dropped a request: {what}", got=error) from error
+        raise UserError(
+            f"the Ray job server refused or dropped a request: {what}",
+            got=error,
+            fix="check RAY_AUTH_TOKEN and that the cluster runs, then run the command again",
+        ) from error

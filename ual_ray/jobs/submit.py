@@ -98,7 +98,11 @@ def _send(client: JobSubmissionClient, job: str, packed: Packed, folder: Path, v
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         if (other := newest(submitted(client), packed.digest)) is not None and other.submission_id == job:
             return other
-        raise UserError("the Ray job server did not take the job", got=hide(str(error), [*values.values()])) from None
+        raise UserError(
+            "the Ray job server did not take the job",
+            got=hide(str(error), [*values.values()]),
+            fix="check RAY_AUTH_TOKEN and that the cluster runs, then run the command again",
+        ) from None
     return None
 
 

@@ -200,4 +200,8 @@ def _engine_settings(config: Config) -> dict[str, Any]:
 
 
 def _no_judge() -> NoReturn:
-    raise UserError("no judge is configured", expected="judge.model: a hub name, a directory, 'demo', or the server's name")
+    raise UserError(
+        "no judge is configured",
+        expected="judge.model: a hub name, a directory, 'demo', or the server's name",
+        fix="set judge.model=NAME",
+    )

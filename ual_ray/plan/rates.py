@@ -36,8 +36,13 @@ def parse_rates(given: Iterable[str]) -> dict[str, float]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or key not in RATES:
-            known = "; ".join(f"{name}: {what}" for name, what in RATES.items())
-            raise UserError("--rate is not KEY=VALUE with a known rate", got=text, expected=known)
+            known = "".join(f"\n    {name}: {what}" for name, what in RATES.items())
+            raise UserError(
+                "--rate is not KEY=VALUE with a known rate",
+                got=text,
+                expected=known,
+                fix="such as --rate elicit.rows_per_second=2",
+            )
         try:
             number = float(value)
         except ValueError:

@@ -109,7 +109,11 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
             pair = judged_key(str(content.get("candidate")), str(content.get("reference")))
             stages.judged[pair] = stages.judged_by_seed.setdefault(pair, {})[seed] = file.parent
     if not by_seed and not stages.harness:
-        raise UserError("there are no results to report", got=[str(folder) for folder in folders], fix="run `ual evaluate`")
+        raise UserError(
+            "there are no results to report",
+            got=[str(folder) for folder in folders],
+            fix="give output folders of `ual run` or `ual evaluate` that finished",
+        )
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
     return {name: by_seed[name] for name in names}, stages
 

@@ -91,7 +91,11 @@ def push(uploads: Sequence[Upload], endpoint: str | None, console: Console, *, p
         except UserError:
             raise
         except Exception as error:  # of huggingface_hub and of its HTTP client
-            raise UserError(f"the hub did not take {upload.repository}", got=redact_uri(f"{error}".strip())) from error
+            raise UserError(
+                f"the hub did not take {upload.repository}",
+                got=redact_uri(f"{error}".strip()),
+                fix=f"check that {TOKEN} may write to it, then run the command again",
+            ) from error
         console.print(f"{upload.kind} {upload.repository}: {redact_uri(url)}", highlight=False, markup=False)
 
 

@@ -61,7 +61,7 @@ class Workspace:
                     fix="give another output=..., or remove the directory",
                 )
         elif self.root.exists() and not self.root.is_dir():
-            raise UserError("output is not a directory", got=self.root)
+            raise UserError("output is not a directory", got=self.root, fix="give another output=...")
         elif self.root.is_dir() and any(file.name not in (LOG_FILE, LOCK_FILE) for file in self.root.iterdir()):
             raise UserError(
                 f"the output directory {self.root} is not empty and was not made by ual",

@@ -104,7 +104,11 @@ def champion_of(uri: str, name: str, version: str | None, run_id: str | None, ta
             client.set_model_version_tag(name, newest, key, value)
         client.set_registered_model_alias(name, CHAMPION, newest)
     except MlflowException as error:
-        raise UserError("the MLflow store cannot be used", got=f"{redact_uri(uri)}: {error}") from error
+        raise UserError(
+            "the MLflow store cannot be used",
+            got=f"{redact_uri(uri)}: {error}",
+            fix="check that its server runs, then run the command again",
+        ) from error
     return newest
 
 

@@ -81,7 +81,11 @@ def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig
         return TrainConfig.model_validate(config.model_dump() | updates)
     except ValidationError as error:
         problems = "\n".join(explain(TrainConfig, problem) for problem in error.errors())
-        raise UserError("train.accelerate_config conflicts with the other settings", got=f"{path}: {problems}") from error
+        raise UserError(
+            "train.accelerate_config conflicts with the other settings",
+            got=f"{path}: {problems}",
+            fix="change the file, or train.*",
+        ) from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -125,6 +125,7 @@ class Checkpoints:
                 "train.continue_from: the checkpoint does not fit the model",
                 got=f"{folder}: {str(error).strip().splitlines()[-1]}",
                 expected="a training of the same model with the same train.lora",
+                fix="set model and train.lora as in that training, or leave train.continue_from out",
             ) from error
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)

@@ -34,6 +34,7 @@ def make_prior(config: TrainConfig, store: TokenStore, vocabulary: int) -> Tenso
                 "train.prior_file does not fit the model",
                 got=f"{len(values)} probabilities in {config.prior_file}",
                 expected=f"{vocabulary}, the entries of the model's vocabulary",
+                fix="write the file for this model, or set train.prior=uniform",
             )
     else:
         values = store.label_counts(vocabulary).astype(np.float64)

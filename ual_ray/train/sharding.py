@@ -50,7 +50,10 @@ def find_layers(body: nn.Module) -> nn.ModuleList:
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     sizes = [sum(parameter.numel() for parameter in modules.parameters()) for modules in lists]
     if not lists:
-        raise UserError(f"{type(body).__name__} cannot be sharded: the model has no list of decoder layers")
+        raise UserError(
+            f"{type(body).__name__} cannot be sharded: the model has no list of decoder layers",
+            fix="set model to a decoder of transformers with a list of layers",
+        )
     return lists[sizes.index(max(sizes))]
 
 

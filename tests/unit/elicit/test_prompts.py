@@ -125,10 +125,10 @@ def test_the_projects_own_file_is_one_of_that_form(tmp_path: Path) -> None:
             r"(?s)has unknown keys.*\['verbalised'\].*version, verbalized_error, verbalized_diversity, reference, p_true",
         ),
         ("1: x\nverbalised: y\nfalse: z\n", r"has unknown keys\n.*'1', 'False', 'verbalised'"),
-        ("version: new\n", r"(?s)version of .* is not text.*'new'.*int"),
-        ("yes_option: 1\n", r"(?s)yes_option of .* is not text.*expected: str"),
-        ("yes_option: yes\n", r"(?s)yes_option of .* is not text.*got: True"),  # YAML's idea of yes
-        ("p_true: [a]\n", "p_true of .* is not text"),
+        ("version: new\n", r"(?s)version of .* has another type.*'new'.*int"),
+        ("yes_option: 1\n", r"(?s)yes_option of .* has another type.*expected: str"),
+        ("yes_option: yes\n", r"(?s)yes_option of .* has another type.*got: True"),  # YAML's idea of yes
+        ("p_true: [a]\n", "p_true of .* has another type"),
         (f"verbalized_error: '{RATING} {{'\n", "(?s)verbalized_error of .* is not a template.*{{ and }}"),
         (f"verbalized_error: '{RATING} }}'\n", "(?s)verbalized_error of .* is not a template.*{{ and }}"),
         ("verbalized_error: '{instruction} {response} {lowest}'\n", r"(?s)wrong placeholders.*\{highest\}, \{instruction\}"),

@@ -66,7 +66,7 @@ def test_the_package_gets_the_model_the_tasks_and_the_options(tmp_path: Path, mo
 
 def test_without_the_package_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match="pip install lm-eval"):
+    with pytest.raises(UserError, match="pip install .lm-eval>="):
         run_lm_eval("tiny", ["gsm8k"], tmp_path)
 
 

@@ -199,7 +199,11 @@ class Model:
         try:
             causal_lm = empty_model(self._path, self._trust)
         except (OSError, ValueError) as error:
-            raise UserError("model: its config.json cannot be read", got=f"{self._path}: {error}") from error
+            raise UserError(
+                "model: its config.json cannot be read",
+                got=f"{self._path}: {error}",
+                fix="set model to a causal language model that transformers can load",
+            ) from error
         if lora.rank:
             add_adapters(causal_lm, lora)
         return causal_lm
