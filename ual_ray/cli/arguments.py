@@ -43,7 +43,12 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to
 Force = Annotated[bool, typer.Option("--force", help="Re-run from scratch, ignoring cached results.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Retry rows that failed with an engine error.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the output of Ray, vLLM and transformers.")]
-Uri = Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI, where it contains a password.")]
+Uri = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI", help="MLflow tracking URI; needed where it contains a password, which is not kept in the folder."
+    ),
+]
 
 
 def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapping[str, str] | None = None) -> Config:

@@ -42,8 +42,9 @@ def experiment(
     scenario is in output/SCENARIO/report.
 
     known_truth: made-up contexts with exactly known answer distributions, an oracle's uncertainty of which a share is
-    permuted, and five arms (sft, constant, shuffled, inverted, ual) trained from random weights: does the method's check find
-    an effect where there is one, and only there? The keys are those of the section `known_truth`. Needs no GPU, Ray or MLflow.
+    permuted, and five arms (sft, constant, shuffled, inverted, ual) trained from random weights, to test whether the
+    statistics find an effect where there is one, and only there. The keys are those of the section `known_truth`. Needs no
+    GPU, Ray or MLflow.
     """
     from ual_ray.run.output import Workspace
 
@@ -76,7 +77,7 @@ def pilot(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare UAL with its shuffled control on a slice of the data, before the money for all of it is spent.
+    """Compare UAL with its shuffled control on a slice of the data, before all of it is paid for.
 
     Takes the first arm that uses uncertainty, adds the control that shuffles its alphas within sources and lengths, and
     trains both with the first three seeds of experiment.seeds. Writes to `output`-pilot, where `ual experiment CONFIG

@@ -67,7 +67,8 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="RATE=NUMBER",
-            help="A rate that you measured, in place of the trial's; may be repeated. A wrong one prints the list.",
+            help="A rate that you measured, such as elicit.rows_per_second=2, in place of the trial's; may be repeated. An "
+            "unknown one prints the list.",
             autocompletion=complete_rate,
         ),
     ] = None,

@@ -41,6 +41,7 @@ def evaluate(
 
     Questions answered before are not asked again.
     Writes OUT/evaluate/KEY, with the answers as rows and figures.json; `ual report OUT` reads the newest KEY.
+    KEY is a hash of the inputs and settings.
     """
     from ual_ray import columns as col
     from ual_ray import preflight
@@ -84,6 +85,7 @@ def judge(
     """Stage 4: compare the open-ended answers of two models pair by pair, judged by the model of judge.model.
 
     Writes OUT/judge/KEY: win_rates.json, verdicts.parquet, and annotations.json for AlpacaEval's own tools.
+    KEY is a hash of the inputs and settings.
     """
     from ual_ray import preflight
     from ual_ray.config import REFERENCE_ANSWERS

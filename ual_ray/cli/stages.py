@@ -30,6 +30,7 @@ def elicit(
 
     Streams data of any size. Rows scored before by the same model, with the same prompts and settings, are not sent again.
     Writes OUT/KEY/rows and OUT/KEY/scored; `ual smooth OUT` and `ual inspect OUT` read the newest KEY.
+    KEY is a hash of the inputs and settings.
     """
     from ual_ray import preflight
 

@@ -51,7 +51,7 @@ def promote(
     arm: Annotated[str | None, typer.Option(metavar="ARM", help="Arm to promote; the only eligible one by default.")] = None,
     uri: Uri = None,
 ) -> None:
-    """Give an arm's registered model the alias `champion`, if it is better over at least three seeds, and worse in nothing.
+    """Give an arm's registered model the alias `champion`, if it is better over at least three seeds and nowhere worse.
 
     Of the arm's models, one per training seed, the one with the lowest validation NLL becomes the champion.
     """
