@@ -256,7 +256,7 @@ def run_case(
         "arm": arm,
         "seed": seed,
         "mean alpha per row": float(alpha.mean()),
-        "mean alpha per token": lines[-1]["mean_alpha"],
+        "mean alpha per token, last step": lines[-1]["mean_alpha"],
         "validation nll by step": curve,
         "training nll": lines[-1]["nll"],
         "tokens per second": float(np.median([line["tokens_per_second"] for line in lines if "tokens_per_second" in line])),

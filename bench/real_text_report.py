@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KINDS = ("open_ended", "deterministic")
+PAGE = "docs/results.md"
 # Per question: sums over its tokens, and their number.
 MEASURES = ("nll", "nll_scaled", "nll_adjusted", "brier", "errors")
 ORDER = ("sft", "constant", "shuffled_within", "ual")
@@ -23,7 +24,9 @@ def report(options: argparse.Namespace) -> None:
     """Compare the arms over seeds, per folder; print tables, draw curves, and write all figures as JSON."""
     runs = [report_folder(folder) for folder in options.folders]
     command = f"bench/real_text.py report OUT.json FOLDER ({len(runs)} folders)"
-    options.out.write_text(json.dumps({"name": options.out.stem, "command": command, "runs": runs}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps({"name": options.out.stem, "command": command, "described in": PAGE, "runs": runs}, indent=1) + "\n"
+    )
     draw(runs, options.out.with_suffix(".svg"))
 
 

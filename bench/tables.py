@@ -56,8 +56,9 @@ SHOWN = (
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """Read every benchmark's file, by name."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    """Read every benchmark's file, by name, but for those with a page of their own."""
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    return {name: content for name, content in found.items() if "described in" not in content}
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
