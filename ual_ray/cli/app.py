@@ -26,7 +26,7 @@ RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 # Nothing is sent to the makers of libraries, unless the user sets these; vLLM's is turned off where its engine starts.
 NO_USAGE_STATISTICS = {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
-app = typer.Typer(name="ual", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(name="ual", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 for panel, functions in COMMANDS.items():
     for function in functions:
         app.command(rich_help_panel=panel)(function)
