@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 
 # A minus behind a digit or a word is a hyphen: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
@@ -30,49 +30,6 @@ _SCALED = re.compile(r"(?i)(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|bill
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(r"(?i)the (?:(?:final|correct|right) )?answer is:?\s*(.+)")
 BOXED = "\\boxed{"
-
-
-# Larger exponents are compared as written: in full, 1e999999 would be a megabyte.
-LARGEST_EXPONENT = 27
-
-
-def final_answer(text: str) -> str | None:
-    r"""Extract a marked final answer, normalised: '#### n', '\boxed{...}', 'The answer is: ...'; None where none is marked."""
-    marked = written_answer(text)
-    return None if marked is None else normalise_answer(marked) or None
-
-
-def written_answer(text: str) -> str | None:
-    """Extract a marked final answer as it is written; None where none is marked."""
-    if (number := extract_strict(text)) is not None:
-        return number
-    if (boxed := _last_boxed(text)) is not None:
-        return boxed
-    found = ANSWER_IS.findall(text)
-    return found[-1] if found else None
-
-
-def normalise_answer(answer: str) -> str:
-    """Write an answer so that equal ones are equal strings: no blanks, dollars, thousands commas, final stop; 72.0 is 72."""
-    text = re.sub(r"[\s$]", "", answer).replace(",", "").rstrip(".").lower()
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return text
-    if not number.is_finite() or abs(number.adjusted()) > LARGEST_EXPONENT:
-        return text
-    return f"{number.normalize():f}" if number else "0"
-
-
-def last_number(text: str) -> str | None:
-    """Return the last number of the text, normalised as an answer; None without."""
-    number = extract_flexible(text)
-    return None if number is None else normalise_answer(number)
-
-
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind(BOXED)
-    return until_closed(text, start + len(BOXED)) if start >= 0 else None
 
 
 def until_closed(text: str, start: int) -> str | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
-from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message
-from ual_ray.data.answers import final_answer, normalise_answer
 from ual_ray.elicit.estimators.samples import grouping_for
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group, word_overlap
 
@@ -23,98 +20,7 @@ def agree(grouping: Grouping, first: str, second: str) -> bool:
     return grouping.same(*grouping.keys([first, second]))
 
 
-# --- final answers ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("6 * 12 = 72\n#### 72", "72"),
-        ("#### $1,000.00", "1000"),
-        ("####72.", "72"),
-        ("#### 1\n#### 2", "1"),
-        (r"so $\boxed{72}$", "72"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\text{a {nested} one}}", r"\text{a{nested}one}"),
-        (r"first \boxed{1}, then \boxed{2}", "2"),
-        (r"\boxed{\boxed{5}}", "5"),
-        ("The answer is: 72", "72"),
-        ("the final answer is 72.", "72"),
-        ("The answer is: x", "x"),
-        ("The answer is: 1\nNo. The answer is: 2", "2"),
-        (r"The answer is: 3, so \boxed{4}", "4"),  # the more deliberate mark counts
-        (r"\boxed{4} #### 5", "5"),
-    ],
-)
-def test_a_marked_answer_is_found(text: str, expected: str) -> None:
-    assert final_answer(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "72",
-        "It is 72.",
-        "#### ",
-        "#### none",
-        r"\boxed{72",
-        r"\boxed{}",
-        "The answer is",
-        "The answer is: ",
-        "The answer is: $.",
-    ],
-)
-def test_no_marked_answer(text: str) -> None:
-    assert final_answer(text) is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("72", "72"),
-        ("72.0", "72"),
-        ("72.", "72"),
-        ("072", "72"),
-        ("+72", "72"),
-        ("1,000", "1000"),
-        ("$5", "5"),
-        ("$ 5.50", "5.5"),
-        ("-0", "0"),
-        ("-0.00", "0"),
-        ("0", "0"),
-        ("-3.10", "-3.1"),
-        ("1e3", "1000"),
-        ("1E-2", "0.01"),
-        (" Blue ", "blue"),
-        ("X = 1", "x=1"),
-        ("nan", "nan"),
-        ("Infinity", "infinity"),
-        ("sNaN", "snan"),
-        ("", ""),
-    ],
-)
-def test_equal_answers_are_written_alike(answer: str, expected: str) -> None:
-    assert normalise_answer(answer) == expected
-
-
-@pytest.mark.parametrize("answer", ["1e9999999", "1e-9999999", "1e99999999999999999999", "0e999999", "-1e999999", "9" * 5000])
-def test_a_monstrous_number_is_text(answer: str) -> None:
-    assert normalise_answer(answer) == answer
-
-
-@given(number=st.decimals(-(10**9), 10**9, places=4), zeros=st.integers(0, 3))
-def test_a_normalised_number_keeps_its_value(number: object, zeros: int) -> None:
-    written = f"{number:,.4f}" + "0" * zeros
-    assert Fraction(normalise_answer(written)) == Fraction(str(number))
-    assert normalise_answer(normalise_answer(written)) == normalise_answer(written) == normalise_answer(f"$ {written}")
-    assert not re.search(r"\.\d*0$|\.$|^-0$", normalise_answer(written))
-
-
-@given(text=st.text())
-def test_any_text_can_be_normalised(text: str) -> None:
-    assert normalise_answer(normalise_answer(text)) == normalise_answer(text) or "." in text
-    assert final_answer(text) != ""
+# --- answers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
