@@ -146,8 +146,6 @@ def check_train(train: TrainConfig) -> None:
 
 def check_arms(config: Config) -> None:
     """Raise UserError for an arm whose uncertainty is not elicited, or whose prior cannot be read."""
-    from ual_ray.train.prior import read_prior
-
     elicited = (*config.elicit.estimators, ENSEMBLE)
     for name, arm in config.arms.items():
         if arm.uncertainty is not None and arm.uncertainty not in elicited:
@@ -158,6 +156,8 @@ def check_arms(config: Config) -> None:
                 fix=f"add it to elicit.estimators: [{', '.join((*config.elicit.estimators, arm.uncertainty))}]",
             )
         if (prior := arm.training(config.train).prior_file) is not None:
+            from ual_ray.train.prior import read_prior  # with torch, which mistakes in other keys do not wait for
+
             read_prior(Path(prior).expanduser())
 
 
