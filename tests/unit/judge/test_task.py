@@ -246,7 +246,7 @@ def test_a_template_of_ones_own_replaces_the_prompt_and_changes_the_hash(tmp_pat
         ("comparison: 'Which? {first} {second}'", "placeholders"),
         ("comparison: '{conversation} {first} {second} {'", "not a template"),
         ("question: x", "unknown keys"),
-        ("comparison: 3", "not text"),
+        ("comparison: 3", "comparison of .* has another type"),
         ("- a", "not a mapping"),
         ("a: [", "cannot be read"),
     ],
