@@ -38,6 +38,8 @@ MARK = "UAL_RAY_SOAK"
 PARTS = ("command SIGKILL", "command SIGTERM", "command SIGINT", "a worker", "the cluster")
 CLUSTER = ("raylet", "gcs_server")
 MOST_STARTS = 8
+# The latest first kill, as a share of the time of an undisturbed run, before whose end it should come.
+LATEST = 0.8
 SECONDS_TO_LEAVE = 60.0
 RESULTS_COMPARED = (col.ID, col.BENCHMARK, col.PREDICTION, col.NLL_SUM, col.STATUS)
 SETTINGS = (
@@ -119,19 +121,20 @@ class Pipeline:
             return process.environ().get(MARK) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE
         return False
 
-    def end_a_part(self, part: str, draw: random.Random) -> None:
-        """Kill a part of it, if there is such a part now."""
+    def end_a_part(self, part: str, draw: random.Random) -> bool:
+        """Kill a part of it; return whether there is such a part now."""
         assert self.command is not None, "it was started"
         if part.startswith("command"):
             self.ended.append(part)
             self.command.send_signal(getattr(signal, part.split()[1]))
-            return
+            return True
         found = [process for process in self.processes() if _is(process, part)]
         if found:
             chosen = draw.choice(sorted(found, key=lambda process: process.pid))
             with suppress(psutil.Error):
                 self.ended.append(f"{part} ({_title(chosen).split(' ')[0][:40]})")
                 chosen.kill()
+        return bool(found)
 
     def left(self) -> list[str]:
         """Wait for its processes to leave; return the titles of those that did not."""
@@ -196,9 +199,8 @@ def disturbed(pipeline: Pipeline, seconds: float, draw: random.Random) -> list[s
         pipeline.start()
         code = None
         while kills and code is None:
-            code = pipeline.wait(draw.uniform(0, seconds))
-            if code is None:
-                pipeline.end_a_part(draw.choice(PARTS), draw)
+            code = pipeline.wait(draw.uniform(0, LATEST * seconds))
+            if code is None and pipeline.end_a_part(draw.choice(PARTS), draw):
                 kills -= 1
         if (code if code is not None else pipeline.wait(20 * seconds)) == 0:
             return []
