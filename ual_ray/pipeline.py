@@ -18,8 +18,8 @@ from ual_ray.evaluate.step import evaluate_step, harness_step, questions_step
 from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
-from ual_ray.report.findings import REPORT_FOLDER, Findings
-from ual_ray.report.gather import StageFolders, judged_key
+from ual_ray.report.findings import REPORT_FOLDER, Findings, judged_key
+from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace

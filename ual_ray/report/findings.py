@@ -59,6 +59,11 @@ class Findings:
         return Findings(metrics, Comparisons.from_dict(content["comparisons"]), **others)
 
 
+def judged_key(candidate: str, reference: str) -> str:
+    """Name the judging of a candidate's answers against those of a reference."""
+    return f"{candidate}-vs-{reference}"
+
+
 def without_primary(findings: Findings) -> str | None:
     """State why there is no primary comparison and what to set; None where there is one, or nothing was compared."""
     entries = findings.comparisons.entries

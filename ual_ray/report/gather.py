@@ -17,7 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
-from ual_ray.report.findings import Findings
+from ual_ray.report.findings import Findings, judged_key
 from ual_ray.report.over_seeds import average
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
@@ -50,11 +50,6 @@ class StageFolders:
     judged: dict[str, Path] = field(default_factory=dict)
     judged_by_seed: dict[str, dict[int, Path]] = field(default_factory=dict)
     harness: dict[str, dict[int, list[Path]]] = field(default_factory=dict)
-
-
-def judged_key(candidate: str, reference: str) -> str:
-    """Name the judging of a candidate's answers against those of a reference."""
-    return f"{candidate}-vs-{reference}"
 
 
 def newest_last(files: Iterable[Path]) -> list[Path]:
@@ -214,12 +209,11 @@ def make_findings(
             rows.setdefault(model, {})[number] = read_all_results(own, more)
             answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
     trained = _by_seed(stages.trained, stages.trained_by_seed, seed)
+    judged = _by_seed(stages.judged, stages.judged_by_seed, seed)
     found = {
         "evaluated": {model: [folder for those in by.values() for folder in those] for model, by in answers.items()},
-        **{
-            kind: {model: [folder] for model, folder in getattr(stages, kind).items()}
-            for kind in ("calibrated", "judged", "smoothed")
-        },
+        **{kind: {model: [folder] for model, folder in getattr(stages, kind).items()} for kind in ("calibrated", "smoothed")},
+        "judged": {pair: [*by.values()] for pair, by in judged.items()},
         "trained": {arm: [*folders.values()] for arm, folders in trained.items()},
         "elicited": {"rows": [stages.elicited]} if stages.elicited else {},
     }
@@ -242,7 +236,7 @@ def make_findings(
         seeds={model: len(tables) for model, tables in rows.items()},
         calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
-        win_rates=_over_seeds(_by_seed(stages.judged, stages.judged_by_seed, seed), col.WIN_RATES_FILE, options.confidence),
+        win_rates=_over_seeds(judged, col.WIN_RATES_FILE, options.confidence),
         validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}

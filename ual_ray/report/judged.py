@@ -1,14 +1,14 @@
 """Verdicts from the deciding judge: win rates at equal lengths of every UAL arm, against controls first, then SFT. Pure.
 
 The order is fixed before the results are known, so a later reference is only tested where all earlier ones were conclusive,
-and no correction for several tests is due.
+and no correction for several references is due. Several UAL arms are not corrected for one another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ual_ray.report.findings import Findings
+from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE, Role
 from ual_ray.stats.metrics import CUT
@@ -47,9 +47,38 @@ def rate_in_percent(rate: Rate) -> str:
 
 def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:
     """Test every UAL arm's length-controlled win rate against 50%, reference after reference."""
-    rates = [rate for rate in win_rates_of(findings.win_rates) if rate.decides and rate.benchmark == OVERALL]
+    rates = [
+        rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate)
+        for rate in win_rates_of(findings.win_rates)
+        if rate.decides and rate.benchmark == OVERALL
+    ]
     arms = [arm for arm in dict.fromkeys(rate.arm for rate in rates) if findings.roles.get(arm) == "ual"]
     return [verdict for arm in arms for verdict in _of_arm(findings, [rate for rate in rates if rate.arm == arm])]
+
+
+def mirrored(rate: WinRate) -> WinRate:
+    """Return the win rate of the reference against the arm: a pair is judged once, with either as the reference."""
+
+    def turned(one: Rate) -> Rate:
+        value, high, low = (None if number is None else 100 - number for number in (one.value, one.low, one.high))
+        return Rate(value, low, high)
+
+    return replace(
+        rate,
+        arm=rate.reference,
+        reference=rate.arm,
+        raw=turned(rate.raw),
+        controlled=turned(rate.controlled),
+        length=rate.reference_length,
+        reference_length=rate.length,
+    )
+
+
+def _seeds(findings: Findings, rate: WinRate) -> int:
+    """Count the training seeds whose answers were judged, which may be fewer than those that answered."""
+    judged = findings.folders.get("judged", {})
+    pairs = (judged_key(rate.arm, rate.reference), judged_key(rate.reference, rate.arm))
+    return max(len(judged.get(pair, ())) for pair in pairs)
 
 
 def _of_arm(findings: Findings, rates: list[WinRate]) -> list[JudgedVerdict]:
@@ -59,7 +88,7 @@ def _of_arm(findings: Findings, rates: list[WinRate]) -> list[JudgedVerdict]:
 
     found: list[JudgedVerdict] = []
     for rate in sorted(rates, key=place):
-        seeds = findings.seeds.get(rate.arm, 1)
+        seeds = _seeds(findings, rate)
         reason = _reason(findings, rate, seeds)
         if reason is None and any(earlier.verdict == INCONCLUSIVE for earlier in found):
             reason = f"not tested, as {found[-1].rate.reference} comes first"
@@ -78,6 +107,8 @@ def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:
         return "nothing to test"
     if seeds < MIN_SEEDS:
         return f"a verdict needs {MIN_SEEDS} seeds"
+    if not rate.benchmarks:
+        return "judged by an older version, which did not record the benchmarks; run `ual run --force judge`"
     for benchmark in rate.benchmarks:
         cut = [_cut(findings, model, benchmark) for model in (rate.arm, rate.reference)]
         known = [share for share in cut if share is not None]

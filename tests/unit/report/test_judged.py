@@ -23,7 +23,10 @@ def judged(candidate: str, reference: str, low: float | None, high: float | None
 
 def findings(*contents: dict[str, Any], seeds: int = 3) -> Findings:
     by_pair = {f"{content['candidate']}-vs-{content['reference']}": content for content in contents}
-    return Findings({}, Comparisons((), 0.95, 1, 0), ROLES, seeds=dict.fromkeys(ROLES, seeds), win_rates=by_pair)
+    # Three seeds answered, and so many of them were judged.
+    folders = {"judged": {pair: [f"seed-{seed}" for seed in range(seeds)] for pair in by_pair}}
+    answered = dict.fromkeys(ROLES, 3)
+    return Findings({}, Comparisons((), 0.95, 1, 0), ROLES, seeds=answered, win_rates=by_pair, folders=folders)
 
 
 def verdicts(found: Findings) -> list[tuple[str, str]]:
@@ -73,3 +76,14 @@ def test_only_arms_by_uncertainty_and_the_deciding_judge_are_tested() -> None:
     others = {"others": {"small": judged("ual", "sft", 10, 20)}}
     found = findings(judged("ual", "sft", 80, 90) | others, judged("shuffled", "sft", 80, 90), judged("base", "sft", 1, 2))
     assert [(x.rate.arm, x.rate.judge, x.verdict) for x in judged_verdicts(found)] == [("ual", "big", "better")]
+
+
+def test_a_pair_that_was_judged_with_the_ual_arm_as_the_reference_counts_the_other_way_round() -> None:
+    (found,) = judged_verdicts(findings(judged("sft", "ual", 68, 72)))
+    assert (found.rate.arm, found.rate.reference, found.verdict) == ("ual", "sft", "worse")
+    assert (found.rate.controlled.low, found.rate.controlled.value, found.rate.controlled.high) == (28, 30, 32)
+
+
+def test_a_judging_without_its_benchmarks_gives_no_verdict() -> None:
+    (found,) = judged_verdicts(findings(judged("ual", "sft", 80, 90) | {"benchmarks": []}))
+    assert found.verdict == "inconclusive" and "did not record the benchmarks" in (found.reason or "")

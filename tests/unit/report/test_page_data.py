@@ -166,7 +166,7 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
     elicitation(root / "elicit" / "e1", said)
     (root / "elicit" / "newest").write_text("e1")
     names = {"base": "base"} | {arm: f"arms/{arm}" for arm in arms}
-    tables, folders = {}, {"evaluated": {}, "calibrated": {}, "judged": {"ual": ["judge/ual-vs-sft/j1"]}}
+    tables, folders = {}, {"evaluated": {}, "calibrated": {}, "judged": {"ual-vs-sft": ["judge/ual-vs-sft/j1"]}}
     for model, place in names.items():
         if model != "base":
             smoothing(root / place / "smooth" / "s1", model)

@@ -63,9 +63,15 @@ def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | 
 def test_an_arm_whose_answers_lose_is_not_promoted(rate: tuple[float, float], words: str | None) -> None:
     low, high = rate
     overall = {"length_controlled_win_rate": 45.0, "length_controlled_low": low, "length_controlled_high": high}
-    judged = {"ual-vs-sft": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}}}
+    judged = {"ual-vs-sft": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}, "benchmarks": ["chat"]}}
     found = findings_of([compared("ual", BETTER)])
-    found = replace(found, roles={**found.roles, "ual": "ual"}, seeds={"ual": 3}, win_rates=judged)
+    found = replace(
+        found,
+        roles={**found.roles, "ual": "ual"},
+        seeds={"ual": 3},
+        win_rates=judged,
+        folders={"judged": {"ual-vs-sft": ["0", "1", "2"]}},
+    )
     objection = objection_to("ual", found)
     assert (objection is None) if words is None else (objection is not None and words in objection)
 
