@@ -24,7 +24,7 @@ _RAISED = re.compile("(?<=[\\w)}])[\u207a\u207b]?[\u00b9\u00b2\u00b3\u2070\u2074
 _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
 _BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
-_FRACTION = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_FRACTION = re.compile(r"(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
 _SCALED = re.compile(r"(?i)(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from ual_ray.elicit.answered import KeptReplies
     from ual_ray.elicit.replies import Known
 
+# Raised when replies are read otherwise than before: they are read again, and not asked for.
+READING_VERSION = 2
+
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     """Read and score the data; `folder`/rows holds the canonical rows of all splits, `folder`/scored the scored ones.
@@ -212,6 +215,7 @@ def measuring(config: Config) -> dict[str, Any]:
         "engine": affecting(engine, "scores"),
         "endpoint": None if local else affecting(engine.endpoint, "scores"),
         "seed": config.seed,
+        "reading": READING_VERSION,
     }
 
 

@@ -59,6 +59,7 @@ _BARE_FINAL = "assistantfinal"
 # Special tokens that an engine leaves in a text.
 _SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
+_SPELLED = frozenset("zero one two three four five six seven eight nine ten".split())  # noqa: SIM905
 # Words behind an answer: "Hope that helps."
 _FAREWELL = re.compile(r"[^\d{}\[\]`]{0,200}")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
@@ -247,14 +248,21 @@ def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
 def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
     """Yield what a fenced block, JSON, a tag or a box at the end of the reply gives, before words without a digit."""
     fences = [*_FENCE.finditer(said)]
-    if fences and _FAREWELL.fullmatch(said, fences[-1].end()):
+    if fences and _only_words(said[fences[-1].end() :], reader):
         inner = fences[-1][1].strip()
         yield _from_json(_parsed(inner), reader) or reader.whole(inner)
-    yield _from_json(_last_json(said), reader)
+    yield _from_json(_last_json(said, reader), reader)
     if (tag := _TAG.search(said)) and _JSON_NAMES.search(tag[1].lower()) and not re.search(_OTHERS, tag[1].lower()):
         yield reader.whole(tag[2])
     if box := _BOX.search(said):
         yield reader.whole(box[1])
+
+
+def _only_words(text: str, reader: _Reader) -> bool:
+    """Whether a text has no digit, no structure and no answer, which would be another one than that before it."""
+    words = set(re.findall(r"\w+", text))
+    spelled = {word.lower() for word in words} & _SPELLED
+    return _FAREWELL.fullmatch(text) is not None and not spelled and not words & reader.choices
 
 
 def _parsed(text: str) -> Any:
@@ -264,10 +272,11 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _last_json(said: str) -> Any:
-    """Parse the last object or list of the reply where only words follow it; None without one."""
+def _last_json(said: str, reader: _Reader) -> Any:
+    """Parse the last object or list of the reply where nothing follows it, or a farewell in a line of its own; or None."""
     end = said[: max(said.rfind("}"), said.rfind("]")) + 1]
-    if not end or not _FAREWELL.fullmatch(said, len(end)):
+    rest = said[len(end) :]
+    if not end or not (_only_words(rest, reader) and (not rest.strip(" .") or rest.lstrip(" .").startswith("\n"))):
         return None
     opening = "{" if end.endswith("}") else "["
     starts = [at for at, character in enumerate(end) if character == opening][-20:]

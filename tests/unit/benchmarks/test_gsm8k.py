@@ -53,6 +53,7 @@ from ual_ray.engines.requests import Completion, CompletionResult
         ("so 9/16 of it", None, "9/16"),
         (r"#### \frac{1}{2}", "1/2", "1/2"),
         ("#### ½", "1/2", "1/2"),
+        ("#### 3\n\\frac{1}{2}", "3", "1/2"),
         ("48/2 = 24", None, "24"),
         ("on 1/2/2024", None, "2024"),
         ("#### \u22125", "-5", "-5"),

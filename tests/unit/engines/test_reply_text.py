@@ -101,6 +101,9 @@ SEVEN = [
 ]
 
 NO_NUMBER = [
+    'Example: {"rating": 3} would be too low, so seven',
+    '{"rating": 3}\nOn reflection, seven.',
+    '{"rating": 3} is what I would have said',
     "<think>\nOkay, 2 things to",
     "<think>7",
     "On a scale from 0 to 9,",
@@ -196,7 +199,9 @@ def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None
     *[(text, "m") for text in ("m", "Reply m", "**m**", "Verdict: m", "(m)", "m\n\nBecause it is clear.")],
     *[(text, "M") for text in ("M", " M.", "Reply M is better.", "M is better", "The better reply is M.", "The answer is M.")],
     *[(text, None) for text in ("I'm not sure", "I\u2019m not sure", "m or M", "5 m long", "Reply m is better than reply M.",
-                                "Model M", "Mm", "", "A", "A monthly plan")],
+                                "Model M", "Mm", "", "A", "A monthly plan",
+                                '{"verdict": "m"}\nNo wait, the second is better: M',
+                                '{"verdict": "m"} or rather M')],
 ])  # fmt: skip
 def test_the_letters_of_verdicts_differ_by_their_case(text: str, expected: str | None) -> None:
     read = read_choice(text, ("m", "M"))
