@@ -234,6 +234,11 @@ class TrainConfig(Section):
                 "prior=base needs adapters (train.lora.rank above 0), without which the model is that before training; full "
                 "fine-tuning would need a second copy of the weights. Set train.lora.rank, or another prior"
             )
+        if self.prior == "base" and self.continue_from:
+            raise ValueError(
+                "prior=base smooths towards the model without adapters, which with continue_from is not the model before this "
+                "training; set another prior, or give the trained model as `model`"
+            )
         if self.loss_strength is not None and self.loss == "sft":
             raise ValueError("loss_strength does nothing with loss=sft; set another loss")
         if self.loss == "profit" and self.loss_strength is not None and self.loss_strength >= 1:

@@ -6,6 +6,7 @@ rows are not read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +49,8 @@ def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) 
 
 
 def best_rate(losses: Mapping[float, float]) -> float:
-    """Return the learning rate of the lowest loss, the first one where several have it."""
-    return min(losses, key=lambda rate: losses[rate])
+    """Return the learning rate of the lowest loss, the first one where several have it; a loss that is no number loses."""
+    return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
 
 
 def with_rates(config: Config, rates: Mapping[str, float]) -> Config:

@@ -29,7 +29,7 @@ TOKEN = "HF_TOKEN"  # noqa: S105 - its name
 DEFAULT_ENDPOINT = "https://huggingface.co"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 # What an earlier push with more shards has left, and what would be read with the new ones.
-SHARDS = (".safetensors", ".parquet")
+SHARDS = (".safetensors", ".safetensors.index.json", ".parquet")
 COLUMNS = (
     f"Chats in `{col.MESSAGES}` with `{col.UNCERTAINTY}`, in [0, 1]: higher = more uncertain, null = not measured. The columns "
     f"`{col.uncertainty_column('*')}` are those of single estimators."

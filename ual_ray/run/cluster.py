@@ -124,7 +124,7 @@ def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
 
 
 def check_replicas(train: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise UserError where replicas of the model (HSDP) would not get equally many ranks on every node.
+    """Raise UserError where a replica of the model (HSDP) would get unequal parts of several nodes.
 
     nodes: the resources of each. Workers fill one node after the other, the largest first, and a replica takes neighbouring
     ones: were it split unevenly, its weights would travel between nodes with every layer. A cluster without room for all
@@ -138,12 +138,14 @@ def check_replicas(train: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> 
         ranks.append(min(fitting, left))
         left -= ranks[-1]
     used, size = [count for count in ranks if count], train.num_workers // train.replicas
-    if left or (len(set(used)) == 1 and (used[0] % size == 0 or size % used[0] == 0)):
+    on_one_node = all(count % size == 0 for count in used)
+    on_whole_nodes = len(set(used)) == 1 and size % used[0] == 0
+    if left or on_one_node or on_whole_nodes:
         return
     raise UserError(
         "train.replicas: the nodes cannot be divided among the replicas",
         got=f"{train.replicas} replicas of {size} workers, {', '.join(map(str, used))} workers on the nodes",
-        expected="equally many workers on every node, and a replica on whole nodes or several on one",
+        expected="every replica on one node, or equally many workers on every node and a replica on whole nodes",
         fix="set train.num_workers to a multiple of the workers per node, or train.replicas=1",
     )
 

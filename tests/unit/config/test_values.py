@@ -166,6 +166,10 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
             ["judge.model=demo", "judge.against=[sft, nobody]"],
             "judge.against 'nobody' must be one of sft, ual, base, reference",
         ),
+        (
+            ["train.prior=base", "train.lora.rank=4", "train.continue_from=a"],
+            "prior=base smooths towards the model without adapters, which with continue_from is not",
+        ),
         (["train.prior=base"], "prior=base needs adapters (train.lora.rank above 0)"),
         (["arms.ual.prior=base"], "arms.ual: prior=base needs adapters"),
         (["judge.against=[]"], "judge.against: one reference or more, each once; got none"),

@@ -93,3 +93,7 @@ def test_a_dry_run_counts_the_trials(tmp_path: Path) -> None:
     print_forecast(load(None, [RATES, "experiment.seeds=[0,1,2,3]"]), tmp_path / "x", console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "12 (2 arms x (4 seeds + 2 learning rates) x 1 scenarios); 9 models to evaluate" in printed
+
+
+def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+    assert tuning.best_rate({1e-3: float("nan"), 1e-4: 1.0, 1e-5: float("inf"), 1e-6: 1.0}) == 1e-4

@@ -91,9 +91,9 @@ def test_pushed_again_only_what_changed_is_sent_and_old_shards_go(run: Path, hub
     assert [len(hub.repositories[name].commits) for name in (MODEL, DATA)] == [1, 1]
     (run / "elicit/e/scored/0.parquet").rename(run / "elicit/e/scored/1.parquet")
     (run / "arms/ual/train/k/model/config.json").write_text('{"a": 1}')
-    hub.repositories[MODEL].files["LICENSE"] = b"of the owner"
+    hub.repositories[MODEL].files |= {"LICENSE": b"of the owner", "model.safetensors.index.json": b"{}"}
     assert push(run) == 0
-    assert hub.repositories[MODEL].commits[1:] == [["config.json"]]
+    assert hub.repositories[MODEL].commits[1:] == [["config.json", "model.safetensors.index.json"]]
     assert sorted(hub.repositories[DATA].files) == ["README.md", "data/1.parquet"]
     assert "LICENSE" in hub.repositories[MODEL].files
 

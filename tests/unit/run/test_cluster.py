@@ -123,11 +123,12 @@ FOUR = {"CPU": 64.0, "GPU": 4.0}
         (16, 2, [FOUR] * 4, True),
         (12, 2, [FOUR] * 3, False),
         (8, 4, [EIGHT], True),
+        (12, 3, [EIGHT, EIGHT], True),
         (16, 1, [FOUR, FOUR, EIGHT], True),
         (16, 2, [EIGHT], True),
     ],
 )
-def test_replicas_need_equally_many_workers_on_every_node(
+def test_a_replica_lies_on_one_node_or_on_equal_parts_of_several(
     workers: int, replicas: int, nodes: list[dict[str, float]], fits: bool
 ) -> None:
     train = TrainConfig(num_workers=workers, replicas=replicas, gpus_per_worker=1)
