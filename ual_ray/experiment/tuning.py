@@ -49,7 +49,7 @@ def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) 
 
 
 def best_rate(losses: Mapping[float, float]) -> float:
-    """Return the learning rate of the lowest loss, the first one where several have it; a loss that is not a number is never the best."""
+    """Return the learning rate of the lowest finite loss, the first one where several have it."""
     return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
 
 

@@ -108,7 +108,7 @@ def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:
     if seeds < MIN_SEEDS:
         return f"a verdict needs {MIN_SEEDS} seeds"
     if not rate.benchmarks:
-        return "judged by an older version, which did not record the benchmarks; run `ual run --force judge`"
+        return "judged by an older version, which did not record the benchmarks; run `ual run --rerun judge`"
     for benchmark in rate.benchmarks:
         cut = [_cut(findings, model, benchmark) for model in (rate.arm, rate.reference)]
         known = [share for share in cut if share is not None]
