@@ -127,6 +127,8 @@ MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_NLL = "validation_nll"
+# Of results: what a judging depends on.
+JUDGED = (ID, BENCHMARK, PREDICTION, EXTRACTED, REFERENCE)
 QUESTIONS_FILE = "questions.parquet"
 RESULTS_FOLDER = "results"
 FIGURES_FILE = "figures.json"

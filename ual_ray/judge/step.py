@@ -50,10 +50,9 @@ def judge_step(
     config = session.config
     judges = {model: measuring(config, model) for model in config.judge.models}
     stores = {model: place.store_folder(what) for model, what in judges.items()}
-    columns = [col.ID, col.BENCHMARK, col.PREDICTION, col.EXTRACTED, col.REFERENCE]
     inputs: dict[str, Any] = {
-        "candidate": content_digest(candidate.results, columns) if candidate.results else None,
-        "reference": content_digest(reference.results, columns) if reference.results else None,
+        "candidate": content_digest(candidate.results, [*col.JUDGED]) if candidate.results else None,
+        "reference": content_digest(reference.results, [*col.JUDGED]) if reference.results else None,
         "names": [name_of(candidate), name_of(reference)],
         "benchmarks": open_ended_benchmarks(config),
         "figures": affecting(config.evaluate, "win_rates") | affecting(config.judge, "win_rates"),

@@ -17,6 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
+from ual_ray.parquet import content_digest
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.report.over_seeds import average
 from ual_ray.run.output import CONFIG_FILE
@@ -102,6 +103,9 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
             content = json.loads(file.read_text())
             pair = judged_key(str(content.get("candidate")), str(content.get("reference")))
+            if not is_current(file.parent, content, {name: tables.get(seed) for name, tables in by_seed.items()}):
+                logger.warning("%s is of answers that are not the newest any more; it does not count", file.parent)
+                continue
             stages.judged[pair] = stages.judged_by_seed.setdefault(pair, {})[seed] = file.parent
     if not by_seed and not stages.harness:
         raise UserError(
@@ -111,6 +115,19 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
         )
     names = sorted(by_seed, key=lambda name: (name != BASE, name))
     return {name: by_seed[name] for name in names}, stages
+
+
+def is_current(judging: Path, content: Mapping[str, Any], evaluated: Mapping[str, Path | None]) -> bool:
+    """Whether a judging is of the newest answers of its models, as far as these are known.
+
+    content: of its win_rates.json. evaluated: by model, the folder of the evaluation.
+    """
+    inputs = (read_json(judging / STARTED_FILE) or {}).get("inputs") or {}
+    for side in ("candidate", "reference"):
+        answers, judged = evaluated.get(str(content.get(side))), inputs.get(side)
+        if answers and judged and content_digest(answers / col.RESULTS_FOLDER, [*col.JUDGED]) != judged:
+            return False
+    return True
 
 
 def _check_same(arm: str, what: Literal["spec", "train"], first: Path, other: Path) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from ual_ray import columns as col
+from ual_ray.config.files import write_json
+from ual_ray.parquet import content_digest, write_rows
 from ual_ray.report.findings import Findings
+from ual_ray.report.gather import is_current
 from ual_ray.report.judged import judged_verdicts
+from ual_ray.run.stage_cache import STARTED_FILE
 from ual_ray.stats.comparison import Comparisons, Role
 from ual_ray.stats.metrics import CUT, MetricValue
 
@@ -87,3 +94,28 @@ def test_a_pair_that_was_judged_with_the_ual_arm_as_the_reference_counts_the_oth
 def test_a_judging_without_its_benchmarks_gives_no_verdict() -> None:
     (found,) = judged_verdicts(findings(judged("ual", "sft", 80, 90) | {"benchmarks": []}))
     assert found.verdict == "inconclusive" and "did not record the benchmarks" in (found.reason or "")
+
+
+def test_a_judging_of_answers_that_were_given_again_does_not_count(tmp_path: Path) -> None:
+    def answer(model: str, text: str) -> Path:
+        row = {col.ID: "q", col.BENCHMARK: "chat", col.PREDICTION: text, col.EXTRACTED: [], col.REFERENCE: None}
+        (folder := tmp_path / model / col.RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_rows([row], pa.schema([col.RESULTS.field(name) for name in row]), folder / "0.parquet")
+        return folder
+
+    judging = tmp_path / "judging"
+    judging.mkdir()
+    digests = {
+        side: content_digest(answer(model, "Blue."), [*col.JUDGED])
+        for side, model in (("candidate", "ual"), ("reference", "sft"))
+    }
+    write_json(judging / STARTED_FILE, {"inputs": digests})
+    content, evaluated = {"candidate": "ual", "reference": "sft"}, {"ual": tmp_path / "ual", "sft": tmp_path / "sft"}
+    assert is_current(judging, content, evaluated)
+    for model in ("ual", "sft"):
+        answer(model, "Green.")
+        assert not is_current(judging, content, evaluated)
+        assert is_current(judging, content, evaluated | {model: None}), "whose answers are elsewhere"
+        answer(model, "Blue.")
+    (judging / STARTED_FILE).unlink()
+    assert is_current(judging, content, evaluated), "nothing is known of it"
