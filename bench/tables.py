@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -19,11 +22,29 @@ INTRODUCTION = """# Benchmarks
 Each benchmark runs a peer next to this package in one run, prints a table, and writes it to `bench/results/NAME.json`.
 This page is written from these files by `bench/tables.py`. Ratios compare two measurements of one run on one machine; absolute
 figures differ between machines (a product in bfloat16 is several times faster than in float32 on one processor and half
-as fast on another). Run the commands from the repository's root with `.venv/bin/python`; data files are those of the data
-sets that they are named after (Dolly, GSM8K, AlpacaEval).
+as fast on another). The column "better" tells which way a ratio should go (equal: near 1); "aim met" compares the value with
+its aim where that is a number. Run the commands from the repository's root with `.venv/bin/python`; data files are those of
+the data sets that they are named after (Dolly, GSM8K, AlpacaEval).
 """
+TEXTS = yaml.safe_load((ROOT / "bench" / "tables.yaml").read_text(encoding="utf-8"))
+# By the start of a benchmark's name; the first that fits counts.
+COMPARED: dict[str, str] = TEXTS["compared"]
 # Parts of bench/gpu_check.py's file that are tables.
-PARTS = ("loss speed", "training speed")
+PARTS: dict[str, str] = TEXTS["parts"]
+# Which way a ratio should go where its aim is not a bound, by a word in its name; the first that fits counts.
+BETTER = {
+    "NLL": "lower",
+    "difference": "lower",
+    "distance": "lower",
+    "memory": "lower",
+    "time": "lower",
+    "before": "lower",
+    "after": "lower",
+    "equal": "equal",
+    "tokens that are scored": "neither: how much of the prompts is scored",
+    "tokens/s": "higher",
+    "actors over": "higher",
+}
 # What the README shows: the benchmark, the ratio's name in its file, and what it says.
 SHOWN = (
     (
@@ -89,20 +110,62 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def better(what: str, aim: str) -> str:
+    """Tell which way a ratio should go: as its aim says, else as its name does."""
+    if aim.startswith((">", "<", "below")):
+        return "higher" if aim.startswith(">") else "lower"
+    return next(way for word, way in BETTER.items() if word in what)
+
+
+def is_met(value: float, aim: str) -> bool | None:
+    """Tell whether a value meets its aim; None where the aim is neither a bound nor a number."""
+    found = re.match(r"(>=|<=|below) ([\d.e-]+)|([\d.]+)$", aim)
+    if found is None:
+        return None
+    if found[3]:
+        return value == float(found[3])
+    bound = float(found[2])
+    return value >= bound if found[1] == ">=" else value <= bound if found[1] == "<=" else value < bound
+
+
+def compared(name: str) -> str:
+    """Say what a benchmark compares and how to read its tables."""
+    return next(text for start, text in COMPARED.items() if name.startswith(start))
+
+
 def _section(name: str, content: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in content.get("machine", {}).items() if key != "when")
     lines = [f"\n## {name}\n", f"`{content.get('command', 'no command was recorded')}`  "]
     when = content.get("when") or content.get("machine", {}).get("when", "")
-    lines += [f"{when[:10]}; {machine}; [JSON](../bench/results/{name}.json)\n"]
+    lines += [f"{when[:10]}; {machine}; [JSON](../bench/results/{name}.json)\n", f"{compared(name)}\n"]
     if ratios := content.get("ratios"):
-        lines += ["| ratio | value | aim |", "|---|---|---|"]
-        lines += [f"| {what} | {number(ratio['value'])} | {ratio['aim']} |" for what, ratio in ratios.items()]
+        lines += [_summary(ratios), "", "| ratio | value | better | aim | aim met |", "|---|---|---|---|---|"]
+        lines += [_ratio(what, **ratio) for what, ratio in ratios.items()]
         lines.append("")
     lines += _table(content.get("measurements") or [])
-    for part in PARTS:
+    for part, text in PARTS.items():
         if cases := content.get(part):
-            lines += [f"{part}:\n", *_table([{"case": case, **found} for case, found in cases.items()])]
+            lines += [f"{part}: {text}\n", *_table([{"case": case, **found} for case, found in cases.items()])]
     return "\n".join(lines)
+
+
+def _summary(ratios: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say how many aims are met, and name those that are not."""
+    met = {what: is_met(ratio["value"], ratio["aim"]) for what, ratio in ratios.items()}
+    missed = [
+        f"{what} ({number(ratios[what]['value'])}, aim {ratios[what]['aim']})" for what, is_ in met.items() if is_ is False
+    ]
+    aims = len(met) - [*met.values()].count(None)
+    if not aims:
+        return "No aim is a number."
+    if not missed:
+        return f"Aims met: {aims} of {aims}."
+    return f"Aims met: {aims - len(missed)} of {aims}. **Not met: {'; '.join(missed)}.**"
+
+
+def _ratio(what: str, value: float, aim: str) -> str:
+    reached = {True: "yes", False: "**no**", None: "-"}[is_met(value, aim)]
+    return f"| {what} | {number(value)} | {better(what, aim)} | {aim} | {reached} |"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
