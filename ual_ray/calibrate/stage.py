@@ -46,20 +46,11 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
     `progress` gets the number of tokens of every batch. Without a usable validation row, the temperature and all scaled
     and adjusted metrics are None: it is never fitted on test rows. Raises UserError when no test row can be measured.
     """
-    from transformers import AutoTokenizer
-
     started, folder = time.monotonic(), Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = resolve_model(job.model)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=job.trust_remote_code)
+    path, tokenizer = _tokenizer(job)
     renderer = ChatRenderer(tokenizer)
-    validation, test = (split_rows(job, renderer, split) for split in (col.VALIDATION, col.TEST))
-    if not test.rows:
-        raise UserError(
-            f"{job.rows} holds no row of the split '{col.TEST}' whose tokens can be measured",
-            got=test.dropped or None,
-            fix="raise engine.max_model_len, or data.test_share",
-        )
+    validation, test = split_rows(job, renderer, col.VALIDATION), _measurable(job, renderer, col.TEST)
     model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
     temperature, adjustment = _fit(model, validation, progress) or (None, None)
     clusters = _clusters(job, model, test, tokenizer)
@@ -87,17 +78,8 @@ def probe_validation(job: ProbeJob, progress: Progress = lambda tokens: None) ->
 
     Raises UserError when no validation row can be measured.
     """
-    from transformers import AutoTokenizer
-
-    path = resolve_model(job.model)
-    renderer = ChatRenderer(AutoTokenizer.from_pretrained(path, trust_remote_code=job.trust_remote_code))
-    validation = split_rows(job, renderer, col.VALIDATION)
-    if not validation.rows:
-        raise UserError(
-            f"{job.rows} holds no row of the split '{col.VALIDATION}' whose tokens can be measured",
-            got=validation.dropped or None,
-            fix="raise engine.max_model_len, or data.validation_share",
-        )
+    path, tokenizer = _tokenizer(job)
+    validation = _measurable(job, ChatRenderer(tokenizer), col.VALIDATION)
     model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
     hidden, labels = _validation_states(model, validation, progress)
     temperature = temperature_of(model.head, hidden, labels)
@@ -106,6 +88,26 @@ def probe_validation(job: ProbeJob, progress: Progress = lambda tokens: None) ->
         "temperature": temperature,
         "tokens": validation.tokens,
     }
+
+
+def _tokenizer(job: ProbeJob) -> tuple[str, Any]:
+    """Find the job's model; return its path and its tokenizer."""
+    from transformers import AutoTokenizer
+
+    path = resolve_model(job.model)
+    return path, AutoTokenizer.from_pretrained(path, trust_remote_code=job.trust_remote_code)
+
+
+def _measurable(job: ProbeJob, renderer: ChatRenderer, split: str) -> Taken:
+    """Take the rows of a split; raise UserError where none can be measured."""
+    taken = split_rows(job, renderer, split)
+    if not taken.rows:
+        raise UserError(
+            f"{job.rows} holds no row of the split '{split}' whose tokens can be measured",
+            got=taken.dropped or None,
+            fix=f"raise engine.max_model_len, or data.{split}_share",
+        )
+    return taken
 
 
 def _fit(model: ProbedModel, validation: Taken, progress: Progress) -> tuple[float, Adjustment] | None:
