@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ual_ray.config import ENSEMBLE
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 ID_LENGTH = 16
 
 

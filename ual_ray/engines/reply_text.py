@@ -39,8 +39,9 @@ THOUGHT_MARKS = (
 _THINKS = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection)"
 _TAG_NAME = rf"(?:\w+[:_-])?(?:ant)?{_THINKS}(?:[:_-]\w+)?"
 _OPENS = re.compile(
-    rf"<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)_(?:of_)?)?{_THINKS}(?:_(?:start|begin))?\|>|"
-    + "|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS),
+    rf"(?<!`)(?:<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)_(?:of_)?)?{_THINKS}(?:_(?:start|begin))?\|>|"
+    + "|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS)
+    + ")",
     re.IGNORECASE,
 )
 _CLOSES = re.compile(
@@ -50,7 +51,10 @@ _CLOSES = re.compile(
 )
 # Tags that are thoughts where a reply starts with them; elsewhere they may be of a text.
 _FIRST_TAG = re.compile(
-    r"\s*<(analysis|scratchpad|(?:inner_)?monologue|cot|chain_of_thought|rationale|plan|planning)>", re.IGNORECASE
+    r"\s*(?:<\|?(analysis|scratchpad|(?:(?:inner|internal)_)?(?:monologue|thoughts?)|cot|chain_of_thought|rationale|plan|planning"
+    r"|reflect|ponder|brainstorm|deliberation|details(?= type=.?reasoning))(?:\s[^<>]{0,200})?\|?>"
+    rf"|\[(?:begin\s|start\s)?({_THINKS})\])",
+    re.IGNORECASE,
 )
 # gpt-oss: channels with a name each, of which the last, "final", is the reply; also with the special tokens left out.
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.DOTALL)
@@ -59,7 +63,7 @@ _BARE_FINAL = "assistantfinal"
 # Special tokens that an engine leaves in a text.
 _SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
-_SPELLED = frozenset("zero one two three four five six seven eight nine ten".split())  # noqa: SIM905
+_SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 # Words behind an answer: "Hope that helps."
 _FAREWELL = re.compile(r"[^\d{}\[\]`]{0,200}")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
@@ -67,14 +71,34 @@ _TAG = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>\s*\Z")
 _BOX = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]*)\}+\s*\$*\s*\Z")
 _MARKUP = re.compile(r"[*_`\"“”'‘’$]+|^\s*(?:>|#+|[-•])\s+", re.MULTILINE)
 
-# Words that name the answer in a label, and words that name something else although they stand next to one.
-_NAMES = (
-    r"rating|score|uncertainty|answer|number|value|estimate|grade|verdict|choice|option|letter|likelihood|probability|final"
+# Words that name what was asked for in a label, and weaker ones, which may as well name a quantity of the response.
+_RATING_NAMES = r"rating|score|uncertainty|verdict|choice|grade|likelihood|probability|estimate"
+_NAMES = rf"{_RATING_NAMES}|answer|number|value|option|letter|final"
+_STRONG = re.compile(_RATING_NAMES.removesuffix("|estimate"))
+_NAMED = re.compile(_NAMES)
+# The weaker ones count by themselves: "Final answer", not "Correct answer" or "Total number".
+_PLAIN = re.compile(
+    r"\W*(?:(?:so|here|is|the|my|your|a|one|single|final|overall)\s+)*(?:answer|number|value|estimate|option|letter|final)"
+    r"(?:\s+(?:answer|number|value|is))*\W*"
 )
-_OTHERS = r"\b(?:confidence|confident|certainty|certain|scale|step|not|between|other|number\s+of)\b"
-# Behind a verb "the answer is 7" may be about the response: only words for a rating count there.
-_RATING_NAMES = r"rating|score|uncertainty|estimate|verdict|choice|grade|likelihood|probability"
-_JSON_NAMES = re.compile(_NAMES)
+# Words with which a label names something else, and a rating the other way round: 7 for its correctness.
+_OTHERS = re.compile(
+    r"\b(?:confidence|confident|certainty|certain|scale|step|between|other|number\s+of|difference|no|never|cannot"
+    r"|not(?!\s+do\b)|(?:is|was|are|do|does|did|would|should|could|can|ca|wo)n['’]?t)\b"
+)
+_TURNED = re.compile(r"\b(?:correct|right|true|truthful|valid|accura|quality|helpful)")
+# "Likelihood of heads" is not about the response.
+_LIKELIHOOD_OF = re.compile(r"\b(?:likelihood|probability|estimate)\s+(?:of|for|that)\s+(?P<what>.*)")
+_RATED = re.compile(
+    r"\b(?:response|reply|answer|it|this|being|error|wrong|incorrect|mistake|fail|inaccura|hallucinat|uncertain|diver|differ)"
+)
+_CLAUSES = re.compile(r"[.,;!?]|\b(?:so|thus|hence|therefore|but)\b")
+# Words behind an answer that take it back.
+_TAKEN_BACK = re.compile(rf"(?i)\b(?:{'|'.join(_SPELLED)}|wait|actually|reflection|reconsider\w*)\b")
+# Keys of JSON that state the scale of another one's value.
+_BOUND = re.compile(r"\b(?:min|max|minimum|maximum|scale|range|unit|out of)\b")
+_RETRACTION = re.compile(r"(?i)\W*(?:wait|actually|hmm|on reflection|correction|no,)")
+_SENTENCES = re.compile(r"(?<=[.!?;])\s+|,\s+(?=(?:so|thus|therefore|hence)\b)")
 _LONGEST_LABEL = 80
 
 
@@ -111,7 +135,7 @@ def spoken(text: str) -> str | None:
         _, found, reply = text.rpartition(_BARE_FINAL)
         return _plain(reply) if found else None
     if first := _FIRST_TAG.match(text):
-        closed = [*re.finditer(rf"</{first[1]}>", text, re.IGNORECASE)]
+        closed = [*re.finditer(rf"[<\[]\|?(?:/|end\s){first[1] or first[2]}\|?[>\]]", text, re.IGNORECASE)]
         return _plain(text[closed[-1].end() :]) if closed else None
     # A prompt may hold the opening mark already, so the last closing one alone counts.
     for close in reversed([*_CLOSES.finditer(text)]):
@@ -154,20 +178,41 @@ def _shown(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Patterns of one set of choices; each has the group 'value'. `echo` matches the scale where the reply repeats it."""
+    """Patterns of one set of choices; each has the group 'value'. `echo` matches the scale where the reply repeats it.
+
+    highest: the end of the scale; None for letters.
+    """
 
     choices: frozenset[str]
+    highest: int | None
     alone: re.Pattern[str]
     labelled: re.Pattern[str]
     echo: re.Pattern[str]
 
     def value(self, found: re.Match[str] | None) -> str | None:
-        if found is None or re.search(_OTHERS, found[0], re.IGNORECASE):
+        if found is None:
+            return None
+        label = found.groupdict().get("label") or ""
+        if not self.names(_CLAUSES.split(label.rstrip(" :=.-–—"))[-1]):
             return None
         value = found["value"]
         number = re.fullmatch(r"0*(\d+)(?:\.0+)?", value)
         value = number[1] if number else value
-        return value if value in self.choices else None
+        doubts = {word.lower() for word in _TAKEN_BACK.findall(found.string[found.end("value") :])}
+        spelled = {word for at, word in enumerate(_SPELLED) if str(at) == value}
+        return value if value in self.choices and doubts <= spelled else None
+
+    def names(self, label: str) -> bool:
+        """Whether a label or a key may name what was asked for, and not something else next to it."""
+        label = label.lower()
+        if _OTHERS.search(label):
+            return False
+        if self.highest is None:
+            return True
+        of = _LIKELIHOOD_OF.search(label)
+        if _TURNED.search(label) or (of and not _RATED.search(of["what"])):
+            return False
+        return bool(_STRONG.search(label) or not _NAMED.search(label) or _PLAIN.fullmatch(label))
 
     def whole(self, text: str) -> str | None:
         """Read a text that is an answer alone, or a label and an answer."""
@@ -182,6 +227,7 @@ class _Reader:
 @lru_cache(maxsize=16)
 def _reader(choices: tuple[str, ...]) -> _Reader:
     numbers = all(choice.isdecimal() for choice in choices)
+    high = None
     letters = "|".join(sorted(map(re.escape, choices)))
     # (?i:...) below is for labels alone: the letter m is another verdict than M.
     if numbers:
@@ -194,7 +240,8 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
         echo += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
         echo += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
     else:
-        value = rf"(?:(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]?(?P<value>{letters})(?:[)\]]|\b)(?!['’])"
+        value = r"(?:(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]{0,2}"
+        value += rf"(?P<value>{letters})(?:[)\]]{{1,2}}|\b)(?!['’])"
         echo = r"(?!)"
     # "A, B" and "A, or B" are two answers.
     tail = r"(?:\s*\([^()\d]*\)|[.;,]\s+\D*)?"
@@ -217,8 +264,9 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
     alone = rf"[(\[]*(?:{value}){better}[)\]]*{end}" + (because if numbers else option)
     return _Reader(
         frozenset(choices),
+        high,
         re.compile(alone),
-        re.compile(rf"(?:{label}|{verb}|{says}{answer_is})(?:{value}){better}{end}{tail}", re.DOTALL),
+        re.compile(rf"(?:(?P<label>{label}|{verb})|{says}{answer_is})(?:{value}){better}{end}{tail}", re.DOTALL),
         re.compile(echo),
     )
 
@@ -226,6 +274,8 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
 def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
     """Yield what each form gives, the surest first."""
     yield from _structured(said, reader)
+    if _last_json(said, reader) is not None:  # its keys are not labels
+        return
     lines = [line.strip() for line in said.splitlines() if line.strip(" \t*_`#>-")]
     if not lines:
         return
@@ -237,12 +287,13 @@ def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
     last = lines[-1]
     yield reader.whole(last)
     # The last sentence of the last line; "1." of a list is not followed by a label.
-    yield reader.label(re.split(r"(?<=[.!?;])\s+", last)[-1])
+    yield reader.label(_SENTENCES.split(last)[-1])
     labels = {reader.label(line) for line in lines} - {None}
     yield labels.pop() if len(labels) == 1 else None
     # An answer alone in the first line, and its explanation below.
     first = _MARKUP.sub("", lines[0]).strip()
-    yield reader.whole(first) if not labels and not first.endswith((".", ")")) else None
+    plain = not labels and not first.endswith((".", ")"))
+    yield reader.whole(first) if plain and not any(map(_RETRACTION.match, lines[1:])) else None
 
 
 def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
@@ -252,7 +303,7 @@ def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
         inner = fences[-1][1].strip()
         yield _from_json(_parsed(inner), reader) or reader.whole(inner)
     yield _from_json(_last_json(said, reader), reader)
-    if (tag := _TAG.search(said)) and _JSON_NAMES.search(tag[1].lower()) and not re.search(_OTHERS, tag[1].lower()):
+    if (tag := _TAG.search(said)) and _names_answer(tag[1], reader):
         yield reader.whole(tag[2])
     if box := _BOX.search(said):
         yield reader.whole(box[1])
@@ -261,7 +312,7 @@ def _structured(said: str, reader: _Reader) -> Iterator[str | None]:
 def _only_words(text: str, reader: _Reader) -> bool:
     """Whether a text has no digit, no structure and no answer, which would be another one than that before it."""
     words = set(re.findall(r"\w+", text))
-    spelled = {word.lower() for word in words} & _SPELLED
+    spelled = {word.lower() for word in words} & {*_SPELLED}
     return _FAREWELL.fullmatch(text) is not None and not spelled and not words & reader.choices
 
 
@@ -273,13 +324,15 @@ def _parsed(text: str) -> Any:
 
 
 def _last_json(said: str, reader: _Reader) -> Any:
-    """Parse the last object or list of the reply where nothing follows it, or a farewell in a line of its own; or None."""
+    """Parse the last object of the reply where nothing follows it, or a farewell in a line of its own; or None.
+
+    A list has to be the whole reply: behind words it is a reference, as in "Rating: 7 [1]".
+    """
     end = said[: max(said.rfind("}"), said.rfind("]")) + 1]
     rest = said[len(end) :]
     if not end or not (_only_words(rest, reader) and (not rest.strip(" .") or rest.lstrip(" .").startswith("\n"))):
         return None
-    opening = "{" if end.endswith("}") else "["
-    starts = [at for at, character in enumerate(end) if character == opening][-20:]
+    starts = [at for at, character in enumerate(end) if character == "{"][-20:] if end.endswith("}") else [0]
     return next((value for at in starts if (value := _parsed(end[at:])) is not None), None)
 
 
@@ -291,13 +344,33 @@ def _from_json(value: Any, reader: _Reader) -> str | None:
         return reader.whole(str(value))
     if isinstance(value, list):
         return _from_json(value[0], reader) if len(value) == 1 else None
-    named = {key: part for key, part in value.items() if _names_answer(key)}
+    bounds = {key: part for key, part in value.items() if _BOUND.search(_words(key))}
+    if any(not _of_scale(key, part, reader) for key, part in bounds.items()):
+        return None
+    named = {key: part for key, part in value.items() if _names_answer(key, reader) and key not in bounds}
+    named = {key: part for key, part in named.items() if _STRONG.search(_words(key))} or named
     if not named and len(value) == 1:  # {"result": {"rating": 7}}
         named = {key: part for key, part in value.items() if isinstance(part, dict)}
-    found = {_from_json(part, reader) for part in named.values()} - {None}
+    found = {_from_json(part, reader) for part in named.values() if part is not None and not _is_prose(part)}
     return found.pop() if len(found) == 1 else None
 
 
-def _names_answer(key: str) -> bool:
-    words = re.sub(r"[_-]", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)).lower()
-    return bool(_JSON_NAMES.search(words)) and not re.search(_OTHERS, words)
+def _is_prose(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) > 1
+
+
+def _of_scale(key: str, value: Any, reader: _Reader) -> bool:
+    """Whether JSON that states a scale, such as {"max": 10}, states the one that was asked for."""
+    if reader.highest is None or "min" in _words(key):
+        return True
+    return str(reader.highest) in re.findall(r"\d+", str(value))[-1:]
+
+
+def _names_answer(key: str, reader: _Reader) -> bool:
+    words = _words(key)
+    return bool(_NAMED.search(words)) and reader.names(words)
+
+
+def _words(key: str) -> str:
+    """Write a key such as finalRating or final_rating as words."""
+    return re.sub(r"[_-]", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)).lower()

@@ -172,6 +172,33 @@ def test_a_number_that_is_not_the_answer_is_not(text: str) -> None:
     assert isinstance(read_choice(text, DIGITS), Unread)
 
 
+@pytest.mark.parametrize("text", [
+    "Likelihood of being right: 7", "Likelihood that it is correct: 7", "Probability of correctness: 7", "Accuracy score: 7",
+    "Quality rating: 7", "Helpfulness score: 7", "The correct answer: 7", "Expected answer: 7", "The answer should be: 7",
+    "Correct value = 7", "The estimate of apples is 7", "The probability of heads is 1", "Total number: 7", "Value of x: 7",
+    "Question number: 7", "Score difference: 7", "The rating cannot be 7", "The rating should never be 7",
+    "I don't think the rating is 7", "It deserves no rating of 7",
+    '{"correct_likelihood": 7}', '{"likelihood_of_being_correct": 7}', '{"quality_score": 7}', '{"correct_answer": 7}',
+    '{"score": 7, "max_score": 10}', '{"score": 7, "out_of": 10}', '{"rating": 7, "scale": "1-10"}',
+    '{"rating": 7, "score": 85}', '{"likelihood": 5, "unit": "percent"}', "See [3]", "Rating: 7 [1]",
+    "Rating: 7. Wait, that is too high.", "Rating: 7, or maybe eight", "7\n\nHmm, that is too high.",
+])  # fmt: skip
+def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
+
+
+@pytest.mark.parametrize("text", [
+    "Rating: 7. The response does not do what was asked.", "Rating: 7. The response is not right.", "7 (not certain)",
+    "I think the response is mostly correct, so the uncertainty is 7.", "The response is correct, so I would rate it a 7.",
+    "Likelihood that the response is wrong or does not do what the instruction asks: 7", "Likelihood of being incorrect: 7",
+    "Probability of hallucination: 7", "Rating for the translation: 7", "My final answer: 7", "My estimate is 7",
+    '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}', '{"value": 7}',
+    '{"rating": 7, "rating_explanation": "It is wrong"}', '{"rating": 7, "score": null}', "7 (seven)",
+])  # fmt: skip
+def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
+    assert read_choice(text, DIGITS) == "7"
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("100", "100"), ("100%", "100"), ("70/100", "70"), ("Rating (0-100): 85", "85"), ("I would say 10.", "10"), ("40", "40"),
     ("85 percent", "85"), ("101", None), ("7.5%", None), ("1000", None), ("70/10", None),
@@ -184,11 +211,12 @@ def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | Non
 @pytest.mark.parametrize(("text", "expected"), [
     *[(text, "A") for text in ("A", "Answer: A", "A) Yes", "A: Yes", "I'd say A.", "A\n\nThe response is right.")],
     *[(text, "B") for text in ("B.", "(B)", "The answer is B.", "Option B", "**B**", "B. No", '{"answer": "B"}',
-                               "<think>A</think>B",
+                               "<think>A</think>B", "[[B]]", "My final verdict is: [[B]]",
                                "I choose B", "B is correct.", "\\boxed{B}")],
     *[(text, None) for text in ("A good response", "A or B", "Yes", "a", "", "A. The response is wrong because", "Both? B",
                                 "Answer: A or B", "A response that is good", "A, B", "A/B",
-                                "Answer: A, B", "Answer: A, or (B)", "Neither A nor B", "A Response")],
+                                "Answer: A, B", "Answer: A, or (B)", "Neither A nor B", "A Response", "The answer isn't A",
+                                "A\n\nWait, B.")],
 ])  # fmt: skip
 def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None) -> None:
     read = read_choice(text, ("A", "B"))
@@ -223,6 +251,13 @@ def test_every_thought_is_taken_out_and_one_without_an_end_is_no_answer(opening:
     [
         *[(f"<{name}>", f"</{name}>") for name in ("Think", "longcat_think", "mm:think", "antThinking", "reasoning_process")],
         *[(f"<{name}>", f"</{name}>") for name in ("analysis", "scratchpad", "inner_monologue", "chain_of_thought", "cot")],
+        *[(f"[{name}]", f"[/{name}]") for name in ("THOUGHT", "reasoning")],
+        *[(f"<{name}>", f"</{name}>") for name in ("internal_monologue", "reflect", "brainstorm", "deliberation")],
+        *[
+            ("[BEGIN THINKING]", "[END THINKING]"),
+            ("<|cot|>", "<|/cot|>"),
+            ('<details type="reasoning" done="true">', "</details>"),
+        ],
         *[("< think >", "</ think >"), ("<think\n>", "</think>"), ("<|think_start|>", "<|think_end|>")],
         *[
             ("<|start_of_thought|>", "<|end_of_thought|>"),
@@ -239,7 +274,7 @@ def test_thoughts_in_marks_of_other_models(opening: str, closing: str) -> None:
 
 
 def test_other_tags_are_text() -> None:
-    text = "Use <analysis> here, <reasonable> there, <thinker> and <|im_end|>.\n<plan>"
+    text = "Use `<think>` and <analysis> here, <reasonable> there, <thinker> and <|im_end|>.\n<plan>"
     assert spoken(text) == text.replace("<|im_end|>", "")
 
 
