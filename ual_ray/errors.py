@@ -1,4 +1,4 @@
-"""The one error that user input can cause."""
+"""The one error that user input can cause, and the kind of it that other settings of a training can cure."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class UserError(ValueError):
         """Compose the message, one line per part; `what` names the key, file or option. None leaves a part out."""
         parts = (("got", got), ("expected", expected), ("fix", fix))
         super().__init__("\n".join([what, *(f"  {label}: {part}" for label, part in parts if part is not None)]))
+
+
+class DivergedError(UserError):
+    """A training whose loss or gradient is not finite: with another learning rate it may be."""

@@ -23,6 +23,7 @@ from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
+from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.tracking.tracker import Tracker
@@ -73,19 +74,24 @@ def train_arms(session: Session, rows: Path, scored: Path, tokens: Path, root: P
 
     tokens: the rendered rows, which arms share: an arm costs its alphas, not its texts.
     """
-    config, models = session.config, dict[str, str]()
-    for arm, spec in config.arms.items():
-        # With the loss that it trains with, which tells a control from the baseline.
-        spec = spec.model_copy(update={"loss": spec.loss or config.train.loss})
-        results.smoothed[arm] = smooth_step(
-            session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), texts=False
-        ).folder
-    for arm, folder in results.smoothed.items():
-        place, settings = Place(root / "arms" / arm / "train"), config.arms[arm].training(config.train)
-        done = train_step(session, arm, folder / col.SMOOTHED_FILE, rows, place, settings, tokens)
-        results.trained[arm] = done.folder
-        models[arm] = str(done.folder / col.MODEL_FOLDER)
-    return models
+    arms = session.config.arms
+    results.smoothed |= {arm: smooth_arm(session, arm, scored, root) for arm in arms}
+    results.trained |= {arm: train_arm(session, arm, results.smoothed[arm], rows, tokens, root).folder for arm in arms}
+    return {arm: str(results.trained[arm] / col.MODEL_FOLDER) for arm in arms}
+
+
+def smooth_arm(session: Session, arm: str, scored: Path, root: Path) -> Path:
+    """Give the rows the alphas of an arm in `root`/arms/ARM; return their folder."""
+    spec = session.config.arms[arm]
+    # With the loss that it trains with, which tells a control from the baseline.
+    spec = spec.model_copy(update={"loss": spec.loss or session.config.train.loss})
+    return smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), texts=False).folder
+
+
+def train_arm(session: Session, arm: str, smoothed: Path, rows: Path, tokens: Path, root: Path, *, trial: bool = False) -> Done:
+    """Train an arm in `root`/arms/ARM by its own settings; `smoothed`: what `smooth_arm` returned."""
+    place, settings = Place(root / "arms" / arm / "train"), session.config.arms[arm].training(session.config.train)
+    return train_step(session, arm, smoothed / col.SMOOTHED_FILE, rows, place, settings, tokens, trial=trial)
 
 
 def with_own_engine(session: Session) -> Session:

@@ -11,6 +11,8 @@ from ual_ray.config.section import Section, key
 ALL_ROWS = "all"
 # Folders of an experiment next to those of its scenarios.
 ELICIT_FOLDER, ANSWERS_FOLDER = "elicit", "answers"
+# In the folder of a scenario: the trials of learning_rates.
+TRIALS_FILE = "learning_rates.json"
 
 
 class ExperimentConfig(Section):

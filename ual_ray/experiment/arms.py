@@ -67,7 +67,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         by_seed: dict[int, StageFolders] = {}
         for seed in own.config.experiment.seeds:
             home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))
-            seeded = replace(own, label=", ".join([*filter(None, [own.label]), f"seed {seed}"]))
+            seeded = own.labelled(f"seed {seed}")
             training = replace(seeded, config=own.config.model_copy(update={"seed": seed}))
             _write_config(training, home, seed)
             models = train_arms(training, rows, scored, tokens, home, results)

@@ -1,78 +1,120 @@
 """The learning rate of every arm, chosen by its first training seed on validation rows, with as many trials for each arm.
 
 The measure is the NLL at the temperature fitted to the validation tokens: raw NLL would decide against smoothing, and test
-rows are not read.
+rows are not read. A trial that diverges has lost.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ual_ray import columns as col
 from ual_ray.calibrate.step import validation_step
 from ual_ray.config import Config
+from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import write_json
-from ual_ray.pipeline import train_arms, with_own_engine
-from ual_ray.report.gather import StageFolders
+from ual_ray.errors import DivergedError, UserError
+from ual_ray.pipeline import smooth_arm, train_arm, with_own_engine
 from ual_ray.run.step import Place, Session
 
-TRIALS_FILE = "learning_rates.json"
 
-# arm -> learning rate -> NLL per validation token at the fitted temperature, in nats
-Losses = Mapping[str, Mapping[float, float]]
+@dataclass(frozen=True)
+class Trial:
+    """A training at a learning rate; loss: NLL per validation token at the fitted temperature, in nats; None = diverged."""
+
+    arm: str
+    rate: float
+    loss: float | None
+    reason: str | None = None
 
 
 def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) -> Session:
     """Give every arm the best of experiment.learning_rates, where there are any; `root`/learning_rates.json has all trials.
 
-    session: of a scenario, whose folder is `root`. The trials of the chosen rate are the first seed's trainings.
+    session: of a scenario, whose folder is `root`. The trials of the chosen rate are the first seed's trainings; no trial is
+    registered in MLflow. Raises UserError when all trials of an arm diverged.
     """
     given = session.config.experiment
     if not given.learning_rates:
+        (root / TRIALS_FILE).unlink(missing_ok=True)
         return session
     home, seed = root / f"seed-{given.seeds[0]}", given.seeds[0]
-    losses: dict[str, dict[float, float]] = {}
-    for rate in given.learning_rates:
-        label = ", ".join([*filter(None, [session.label]), f"seed {seed}", f"rate {rate:g}"])
-        config = with_rates(session.config, dict.fromkeys(session.config.arms, rate)).model_copy(update={"seed": seed})
-        trial = replace(session, config=config, label=label)
-        for arm, model in train_arms(trial, rows, scored, tokens, home, StageFolders()).items():
-            place = Place(home / "arms" / arm / "trials")
-            measured = validation_step(with_own_engine(trial), arm, model, rows, place)
-            losses.setdefault(arm, {})[rate] = measured.metrics["scaled_nll"]
-    best = {arm: best_rate(found) for arm, found in losses.items()}
-    _record(session, losses, best, root)
+    first = replace(session.labelled(f"seed {seed}"), config=session.config.model_copy(update={"seed": seed}))
+    smoothed = {arm: smooth_arm(first, arm, scored, home) for arm in session.config.arms}
+    pairs = [(arm, rate) for arm in session.config.arms for rate in given.learning_rates]
+    trials = [_try(first, arm, rate, smoothed[arm], rows, tokens, home) for arm, rate in pairs]
+    best = {arm: best_rate([trial for trial in trials if trial.arm == arm]) for arm in session.config.arms}
+    _record(session, trials, best, root)
+    if lost := [arm for arm, rate in best.items() if rate is None]:
+        raise _all_diverged(lost[0], trials)
     return replace(session, config=with_rates(session.config, best))
 
 
-def best_rate(losses: Mapping[float, float]) -> float:
-    """Return the learning rate of the lowest finite loss, the first one where several have it."""
-    return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
+def _try(session: Session, arm: str, rate: float, smoothed: Path, rows: Path, tokens: Path, home: Path) -> Trial:
+    """Train an arm at a learning rate, and measure it."""
+    own = session.labelled(f"rate {rate:g}")
+    own = replace(own, config=with_rates(session.config, dict.fromkeys(session.config.arms, rate)))
+    try:
+        trained = train_arm(own, arm, smoothed, rows, tokens, home, trial=True).folder
+    except DivergedError as error:
+        reason = str(error).splitlines()[0]
+        own.say(f"train {arm}", f"diverged: this learning rate has lost ({reason})", style="yellow", note=f"({own.label})")
+        return Trial(arm, rate, None, reason)
+    place = Place(home / "arms" / arm / "trials")
+    measured = validation_step(with_own_engine(own), arm, str(trained / col.MODEL_FOLDER), rows, place)
+    loss = float(measured.metrics["scaled_nll"])
+    return Trial(arm, rate, loss) if math.isfinite(loss) else Trial(arm, rate, None, f"the validation NLL is {loss}")
 
 
-def with_rates(config: Config, rates: Mapping[str, float]) -> Config:
+def best_rate(trials: Sequence[Trial]) -> float | None:
+    """Return the learning rate of the lowest loss, the first one where several have it; None when all trials diverged."""
+    kept = [trial for trial in trials if trial.loss is not None]
+    return min(kept, key=lambda trial: trial.loss or 0.0).rate if kept else None
+
+
+def with_rates(config: Config, rates: Mapping[str, float | None]) -> Config:
     """Copy a configuration with the learning rates of its arms, and without those to try."""
     arms = {name: arm.model_copy(update={"learning_rate": rates[name]}) for name, arm in config.arms.items()}
     chosen = config.experiment.model_copy(update={"learning_rates": ()})
     return config.model_copy(update={"arms": arms, "experiment": chosen})
 
 
-def _record(session: Session, losses: Losses, best: Mapping[str, float], root: Path) -> None:
+def _all_diverged(arm: str, trials: Sequence[Trial]) -> UserError:
+    own = [trial for trial in trials if trial.arm == arm]
+    return UserError(
+        f"experiment.learning_rates: the arm '{arm}' diverged at each of them",
+        got="; ".join(f"{trial.rate:g}: {trial.reason}" for trial in own),
+        expected="a learning rate at which every arm trains with a finite loss",
+        fix="add lower learning rates, or drop the arm",
+    )
+
+
+def _record(session: Session, trials: Sequence[Trial], best: Mapping[str, float | None], root: Path) -> None:
     """Write all trials to the scenario's folder and to its run in MLflow, and print what was chosen."""
-    trials = [
-        {"arm": arm, "learning_rate": rate, "validation_nll_scaled": loss, "chosen": rate == best[arm]}
-        for arm, found in losses.items()
-        for rate, loss in found.items()
+    entries = [
+        {
+            "arm": trial.arm,
+            "learning_rate": trial.rate,
+            "validation_nll_scaled": trial.loss,
+            "chosen": trial.rate == best[trial.arm],
+            "diverged": trial.reason,
+        }
+        for trial in trials
     ]
-    write_json(root / TRIALS_FILE, {"trials": trials})
+    write_json(root / TRIALS_FILE, {"trials": entries})
     if session.parent is not None:
-        session.parent.table(_columns(trials), f"tables/{TRIALS_FILE}")
-    for arm, found in losses.items():
-        listed = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in found.items())
-        session.say("learning rate", f"{arm}: {best[arm]:g}, of {len(found)} by validation NLL after scaling ({listed})")
+        session.parent.table(_columns(entries), f"tables/{TRIALS_FILE}")
+    for arm, rate in best.items():
+        own = [trial for trial in trials if trial.arm == arm]
+        diverged = sum(trial.loss is None for trial in own)
+        listed = ", ".join(f"{x.rate:g}: {'diverged' if x.loss is None else f'{x.loss:.4f}'}" for x in own)
+        count = f"{len(own)}, {diverged} of them diverged," if diverged else str(len(own))
+        chosen = "none" if rate is None else f"{rate:g}"
+        session.say("learning rate", f"{arm}: {chosen}, of {count} by validation NLL after scaling ({listed})")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

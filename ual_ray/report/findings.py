@@ -22,7 +22,8 @@ class Findings:
 
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
     form in which the stages wrote them. `alphas` are means. `validation` holds a curve per training seed, of [step, unsmoothed
-    validation NLL]. `roles` has no entry for a model whose map was not recorded.
+    validation NLL]. `roles` has no entry for a model whose map was not recorded. `trials` are the
+    entries of learning_rates.json.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -35,6 +36,7 @@ class Findings:
     win_rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     folders: Folders = field(default_factory=dict)
     validation: dict[str, list[list[list[float]]]] = field(default_factory=dict)
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
-        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders", "validation")
+        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders", "validation", "trials")
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 
     def with_role(self, role: Role) -> list[str]:

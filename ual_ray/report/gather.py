@@ -15,6 +15,7 @@ import yaml
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest
@@ -254,6 +255,7 @@ def make_findings(
         calibration=_over_seeds(calibrated, col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
         win_rates=_over_seeds(judged, col.WIN_RATES_FILE, options.confidence),
+        trials=(read_json(root / TRIALS_FILE) or {}).get("trials", []),
         validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}

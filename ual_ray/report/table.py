@@ -95,13 +95,14 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def tables(findings: Findings) -> dict[str, Grid]:
-    """Make every table that has a row, by name: the models, the differences, forgetting, the win rates and their judges."""
+    """Make every table that has a row, by name: the models, differences, forgetting, win rates and judges, learning rates."""
     found = {
         "models": models(findings),
         "differences": differences(findings.comparisons),
         "forgetting": forgetting(findings),
         "win_rates": win_rates(findings),
         "agreement": agreement(findings),
+        "trials": trials(findings),
     }
     return {name: grid for name, grid in found.items() if grid.rows}
 
@@ -274,6 +275,25 @@ def agreement(findings: Findings) -> Grid:
         for entry in agreements_of(findings.win_rates)
     )
     return Grid("Agreement of the judges", ("arm - against", "n", "same verdict", "Cohen's kappa"), rows)
+
+
+def trials(findings: Findings) -> Grid:
+    """List the trials of every arm: validation NLL after scaling, which one was chosen, why one has no NLL."""
+    rows = tuple(
+        TableRow(
+            "",
+            (
+                trial["arm"],
+                f"{trial['learning_rate']:g}",
+                number(trial["validation_nll_scaled"], 4),
+                f"diverged: {trial['diverged']}" if trial.get("diverged") else "chosen" if trial["chosen"] else MISSING,
+            ),
+            brief=False,
+        )
+        for trial in findings.trials
+    )
+    heads = ("arm", "learning rate", "validation NLL, scaled", "outcome")
+    return Grid("Learning rates tried with the first training seed", heads, rows)
 
 
 def cell(entry: MetricValue | None) -> str:

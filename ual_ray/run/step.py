@@ -94,6 +94,14 @@ class Session:
                 self.say("cluster", f"waiting for it to grow: {wait}")
             self.cluster.connected = True
 
+    def labelled(self, label: str) -> Session:
+        """Copy the session with one more label."""
+        return replace(self, label=", ".join(filter(None, [self.label, label])))
+
+    def titled(self, name: str) -> str:
+        """Put the label behind the title of a step."""
+        return f"{name} ({self.label})" if self.label else name
+
     def say(self, step: str, text: str, style: str = "", note: str = "") -> None:
         """Print one step's line in a style, and a dimmed note behind it. Nothing in them is markup: they hold users' texts."""
         line = Text.assemble((f"{step:<14}", "bold"), " ", (redact_uri(text), style), (note and f" {note}", "dim"))
@@ -147,7 +155,7 @@ Line = Callable[[dict[str, Any]], str]
 
 def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
     """Run a step in its folder unless it is finished there, and print its line; `work` returns its metrics."""
-    step = _labelled(session, step)
+    step = replace(step, title=session.titled(step.title))
     folder = step.place.folder(stage_digest(step.inputs))
     force = bool(session.force & ({step.stage} | step.forced_by))
     if force:
@@ -168,15 +176,10 @@ def run_logged_step(session: Session, step: Step, work: LoggedWork, line: Line) 
 
     def logged(folder: Path) -> dict[str, Any]:
         session.connect()
-        title = _labelled(session, step).title
-        with session.tracked(title, folder, {STAGE_TAG: step.stage, **step.tags}) as run:
+        with session.tracked(session.titled(step.title), folder, {STAGE_TAG: step.stage, **step.tags}) as run:
             return work(run, folder)
 
     return run_step(session, step, logged, line)
-
-
-def _labelled(session: Session, step: Step) -> Step:
-    return replace(step, title=f"{step.title} ({session.label})") if session.label else step
 
 
 def quarantined(metrics: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
-from ual_ray.errors import UserError
+from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import read_table
 from ual_ray.run.progress import Meter, polled
 from ual_ray.train.batches import StepPlan
@@ -57,8 +57,8 @@ def train(
     `tokens` has the rendered rows that arms share; None = the smoothed rows have texts and are rendered here, with the
     validation rows of `rows` (None = no validation). `on_step` is called with every step's metrics; `lineage` goes into the
     model card; train.dtype is resolved (`with_dtype`); `first` is the checkpoint to start from. Interrupted and called again
-    with the same folder, it resumes from its last checkpoint. Raises UserError when too many rows cannot be trained on, or the
-    loss is not finite.
+    with the same folder, it resumes from its last checkpoint. Raises UserError when too many rows cannot be trained on, and
+    DivergedError when the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     bins = config.train.uncertainty_bins
@@ -88,7 +88,7 @@ def train(
     with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):
         outcome = fit(job)
     if outcome.ending == "non_finite":
-        raise UserError(
+        raise DivergedError(
             f"non-finite loss or gradient; stopped before the update: {outcome.message}",
             expected="a finite loss and gradient",
             fix="check these rows; with train.skip_non_finite=N the same command resumes from the last checkpoint and skips "
@@ -103,10 +103,10 @@ def train(
 
 
 def count_skipped(lines: Sequence[Metrics]) -> int:
-    """Count the steps without an update. Raises UserError when no step had one: the model is that before training."""
+    """Count the steps without an update. Raises DivergedError when no step had one: the model is that before training."""
     skipped = sum(SKIPPED in line for line in lines)
     if skipped and skipped == sum(line["step"] > 0 for line in lines):
-        raise UserError(
+        raise DivergedError(
             "no step had a finite loss and gradient: nothing was trained",
             got=f"{skipped} steps, all skipped as train.skip_non_finite allows",
             fix="lower train.learning_rate, or check the rows",

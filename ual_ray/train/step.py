@@ -9,13 +9,15 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
+from ual_ray.config.files import read_json, write_json
 from ual_ray.config.keys import affecting
+from ual_ray.errors import DivergedError
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
 from ual_ray.run.progress import Meter
-from ual_ray.run.stage_cache import Done
+from ual_ray.run.stage_cache import Done, stage_digest
 from ual_ray.run.step import (
     ARM_TAG,
     LINEAGE_CONTINUED,
@@ -23,7 +25,9 @@ from ual_ray.run.step import (
     LINEAGE_MODEL,
     LINEAGE_SCORED,
     LINEAGE_SMOOTHED,
+    STAGE_TAG,
     UNKNOWN,
+    LoggedWork,
     Place,
     Run,
     Session,
@@ -32,6 +36,11 @@ from ual_ray.run.step import (
     run_step,
 )
 from ual_ray.train.export_dtype import with_export_dtype
+
+# Why a trial did not end with a model: it is not trained again.
+DIVERGED_FILE = "diverged.json"
+# The version of a model that was registered after its training.
+REGISTERED_FILE, REGISTERED = "registered.json", "registered_version"
 
 
 def tokens_step(session: Session, scored: Path, rows: Path, place: Place) -> Path:
@@ -70,10 +79,14 @@ def train_step(
     place: Place,
     train: TrainConfig | None = None,
     tokens: Path | None = None,
+    *,
+    trial: bool = False,
 ) -> Done:
     """Fine-tune one arm, by its own training settings where it has some; `folder`/model.
 
     tokens: the rendered rows that arms share; None = the smoothed rows have texts, and are rendered for this arm alone.
+    trial: the model is not registered, unless the same training is asked for again without it; one that diverged before is
+    not trained again. Raises what `stage.train` raises.
     """
     config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
     prior, first = config.train.prior_file, first_checkpoint(config.train)
@@ -90,10 +103,34 @@ def train_step(
     if first is not None:
         lineage[LINEAGE_CONTINUED] = str(first)
 
-    def work(run: Run, folder: Path) -> dict[str, Any]:
-        return _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
+    def register(run: Run, folder: Path) -> Any:
+        return _register(session, config, run, name, folder, lineage)
 
-    return run_logged_step(session, Step("train", f"train {name}", inputs, place, lineage), work, _line)
+    def work(run: Run, folder: Path) -> dict[str, Any]:
+        metrics = _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
+        return metrics if trial else metrics | {REGISTERED: register(run, folder)}
+
+    step = Step("train", f"train {name}", inputs, place, lineage)
+    if trial:
+        return _remembering_divergence(session, step, config.train.skip_non_finite, work)
+    done = run_logged_step(session, step, work, _line)
+    if REGISTERED not in done.metrics and not (done.folder / REGISTERED_FILE).exists():
+        with session.tracked(session.titled(step.title), done.folder, {STAGE_TAG: step.stage, **lineage}) as run:
+            write_json(done.folder / REGISTERED_FILE, {"version": register(run, done.folder)})
+    return done
+
+
+def _remembering_divergence(session: Session, step: Step, skipped: int, work: LoggedWork) -> Done:
+    """Run a training; one that diverged with as many updates to skip raises DivergedError at once the next time."""
+    file = step.place.folder(stage_digest(step.inputs)) / DIVERGED_FILE
+    known = None if "train" in session.force else read_json(file)
+    if known is not None and known["skip_non_finite"] == skipped:
+        raise DivergedError(known["reason"])
+    try:
+        return run_logged_step(session, step, work, _line)
+    except DivergedError as error:
+        write_json(file, {"skip_non_finite": skipped, "reason": str(error)})
+        raise
 
 
 def _line(metrics: Mapping[str, Any]) -> str:
@@ -181,12 +218,17 @@ def _train_and_log(
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
     run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
     run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
+    return metrics
+
+
+def _register(session: Session, config: Config, run: Run, name: str, folder: Path, lineage: Mapping[str, str]) -> Any:
+    """Register the trained model; return its version, None where it is not registered, or MLflow gets it later."""
     exported, registered = folder / col.MODEL_FOLDER, f"{config.tracking.register_as}-{name}"
     title = f"{name}, {session.label}" if session.label else name
     settings = {"arm": name, "seed": config.seed, "map": lineage[LINEAGE_MAP], "loss": config.train.loss}
     settings |= {"learning_rate": config.train.learning_rate, "epochs": config.train.epochs}
-    kept, version = config.tracking.models, None
+    kept = config.tracking.models
     # There is only an adapter where train.lora.merge is off.
-    if kept != "none" and exported.is_dir():
-        version = run.model(exported, registered, lineage, title, settings, upload=kept == "upload")
-    return metrics | {"registered_version": version}
+    if kept == "none" or not exported.is_dir():
+        return None
+    return run.model(exported, registered, lineage, title, settings, upload=kept == "upload")

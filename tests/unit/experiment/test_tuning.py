@@ -12,10 +12,13 @@ import pytest
 from rich.console import Console
 
 from ual_ray.config.load import load
-from ual_ray.errors import UserError
+from ual_ray.errors import DivergedError, UserError
 from ual_ray.experiment import tuning
 from ual_ray.experiment.forecast import print_forecast
+from ual_ray.report.findings import Findings
+from ual_ray.report.table import tables
 from ual_ray.run.step import Session
+from ual_ray.stats.comparison import Comparisons
 
 LOSSES = {
     ("sft", 1e-4): 1.5,
@@ -30,19 +33,24 @@ RATES = "experiment.learning_rates=[1e-4, 2e-4, 5e-4]"
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, Path]]:
-    """Train nothing: a model's name tells its arm and its learning rate."""
+    """Train nothing: a model's folder tells its arm and its learning rate. A rate without a loss diverges."""
     made: list[tuple[str, float, int, Path]] = []
 
-    def train_arms(session: Session, _: Path, __: Path, ___: Path, home: Path, ____: Any) -> dict[str, str]:
-        rates = {arm: spec.training(session.config.train).learning_rate for arm, spec in session.config.arms.items()}
-        made.extend((arm, rate, session.config.seed, home) for arm, rate in rates.items())
-        return {arm: json.dumps([arm, rate]) for arm, rate in rates.items()}
+    def train_arm(session: Session, arm: str, smoothed: Path, _: Path, __: Path, home: Path, *, trial: bool) -> SimpleNamespace:
+        assert trial and smoothed == Path(arm), "not registered, and of the arm's own alphas"
+        rate = session.config.arms[arm].training(session.config.train).learning_rate
+        made.append((arm, rate, session.config.seed, home))
+        if (arm, rate) not in LOSSES:
+            raise DivergedError(f"the loss is nan at {rate:g}", fix="nothing")
+        return SimpleNamespace(folder=Path(f"{arm}={rate}"))
 
     def validation_step(_: Session, arm: str, model: str, *__: Any) -> SimpleNamespace:
-        assert json.loads(model)[0] == arm
-        return SimpleNamespace(metrics={"scaled_nll": LOSSES[tuple(json.loads(model))]})
+        trained, rate = Path(model).parent.name.split("=")
+        assert trained == arm
+        return SimpleNamespace(metrics={"scaled_nll": LOSSES[arm, float(rate)]})
 
-    monkeypatch.setattr(tuning, "train_arms", train_arms)
+    monkeypatch.setattr(tuning, "smooth_arm", lambda _, arm, *__: Path(arm))
+    monkeypatch.setattr(tuning, "train_arm", train_arm)
     monkeypatch.setattr(tuning, "validation_step", validation_step)
     return made
 
@@ -95,5 +103,46 @@ def test_a_dry_run_counts_the_trials(tmp_path: Path) -> None:
     assert "12 (2 arms x (4 seeds + 2 learning rates) x 1 scenarios); 9 models to evaluate" in printed
 
 
-def test_a_loss_that_is_no_number_is_never_the_best() -> None:
-    assert tuning.best_rate({1e-3: float("nan"), 1e-4: 1.0, 1e-5: float("inf"), 1e-6: 1.0}) == 1e-4
+def test_a_rate_that_diverges_has_lost_and_is_recorded_with_its_reason(tmp_path: Path, trials: list[Any]) -> None:
+    own = session("experiment.learning_rates=[1e-4, 2e-4, 9]")
+    found = tuning.tuned(own, tmp_path, tmp_path, tmp_path, tmp_path)
+    assert {arm: spec.learning_rate for arm, spec in found.config.arms.items()} == {"sft": 2e-4, "ual": 1e-4}
+    recorded = json.loads((tmp_path / tuning.TRIALS_FILE).read_text())["trials"]
+    lost = [x for x in recorded if x["validation_nll_scaled"] is None]
+    assert [(x["arm"], x["learning_rate"], x["diverged"], x["chosen"]) for x in lost] == [
+        ("sft", 9.0, "the loss is nan at 9", False),
+        ("ual", 9.0, "the loss is nan at 9", False),
+    ]
+    printed = own.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "sft: 0.0002, of 3, 1 of them diverged, by validation NLL after scaling (" in printed and "9: diverged)" in printed
+
+
+def test_an_arm_that_diverges_at_every_rate_is_an_error_that_names_the_key(tmp_path: Path, trials: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"(?s)experiment\.learning_rates: the arm 'sft' diverged.*8: the loss is nan.*lower"):
+        tuning.tuned(session("experiment.learning_rates=[8, 9]"), tmp_path, tmp_path, tmp_path, tmp_path)
+    assert len(json.loads((tmp_path / tuning.TRIALS_FILE).read_text())["trials"]) == len(trials) == 4
+
+
+@pytest.mark.parametrize("nll", [float("nan"), float("inf")])
+def test_a_model_whose_nll_is_not_finite_has_lost(
+    tmp_path: Path, trials: list[Any], monkeypatch: pytest.MonkeyPatch, nll: float
+) -> None:
+    monkeypatch.setitem(LOSSES, ("sft", 2e-4), nll)
+    found = tuning.tuned(session(RATES), tmp_path, tmp_path, tmp_path, tmp_path)
+    assert found.config.arms["sft"].learning_rate == 5e-4
+    recorded = json.loads((tmp_path / tuning.TRIALS_FILE).read_text())["trials"]
+    assert [x["diverged"] for x in recorded if x["diverged"]] == [f"the validation NLL is {nll}"]
+
+
+def test_trials_of_an_earlier_configuration_are_forgotten(tmp_path: Path, trials: list[Any]) -> None:
+    (tmp_path / tuning.TRIALS_FILE).write_text("{}")
+    tuning.tuned(session(), tmp_path, tmp_path, tmp_path, tmp_path)
+    assert not (tmp_path / tuning.TRIALS_FILE).exists()
+
+
+def test_the_report_shows_every_trial(tmp_path: Path, trials: list[Any]) -> None:
+    tuning.tuned(session("experiment.learning_rates=[1e-4, 9]"), tmp_path, tmp_path, tmp_path, tmp_path)
+    listed = json.loads((tmp_path / tuning.TRIALS_FILE).read_text())["trials"]
+    findings = Findings.from_dict(json.loads(json.dumps(Findings({}, Comparisons((), 0.95, 1, 0), trials=listed).as_dict())))
+    text = tables(findings)["trials"].markdown()
+    assert "| sft | 0.0001 | 1.5000 | chosen |" in text and "| ual | 9 | – | diverged: the loss is nan at 9 |" in text

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from rich.console import Console
 
-from ual_ray.errors import UserError
+from ual_ray import columns as col
+from ual_ray.config.load import load
+from ual_ray.errors import DivergedError, UserError
+from ual_ray.parquet import write_table
+from ual_ray.run.step import Place, Session
+from ual_ray.train import step
 from ual_ray.train import tokenize as tokens
-from ual_ray.train.step import _line
+from ual_ray.train.step import REGISTERED, _line, train_step
 
 METRICS = {
     **{"steps": 9, "train_rows": 128, "dropped_rows": 0, "truncated_rows": 0, "endless_rows": 0},
@@ -43,3 +53,85 @@ def test_a_token_without_an_embedding_in_any_block_ends_the_step_before_training
     outside = [{"id": "a", "reason": tokens.NO_EMBEDDING, "error": "token 700 is outside of the model's vocabulary"}]
     with pytest.raises(UserError, match="(?s)the tokenizer is larger than the model's embedding.*1 rows: token 700"):
         tokens._count(iter([summary(train_rows=1), summary(dropped=outside)]), tmp_path / "dropped.txt")
+
+
+class Runs:
+    """Counts trainings and registrations in place of Ray and MLflow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.trained = 0
+        self.registered: list[str] = []
+        self.error: Exception | None = None
+        self.smoothed, self.place = folder / "smoothed.parquet", Place(folder / "train")
+        write_table(pa.table({col.ID: ["a"], col.ALPHA: [0.1], col.LOSS_WEIGHT: [1.0]}), self.smoothed)
+        monkeypatch.setattr(step, "_train_and_log", self.train)
+        monkeypatch.setattr(step, "model_fingerprint", lambda _: "m")
+        monkeypatch.setattr(Session, "connect", lambda _: None)
+        monkeypatch.setattr(Session, "tracked", self.tracked)
+
+    def train(self, _: Any, __: Any, ___: Any, ____: str, _____: Any, ______: Any, folder: Path, *_______: Any) -> Any:
+        self.trained += 1
+        if self.error is not None:
+            raise self.error
+        (folder / col.MODEL_FOLDER).mkdir()
+        return dict(METRICS)
+
+    @contextmanager
+    def tracked(self, _: str, __: Path, ___: Any) -> Iterator[Runs]:
+        yield self
+
+    def model(self, _: Path, name: str, *__: Any, **___: Any) -> str:
+        self.registered.append(name)
+        return "7"
+
+    def step(self, *, trial: bool, force: bool = False, **train: Any) -> Any:
+        config = load(None, [f"train.{key}={value}" for key, value in train.items()])
+        session = Session(config, Console(file=io.StringIO()), None, frozenset({"train"}) if force else frozenset())
+        return train_step(session, "ual", self.smoothed, None, self.place, trial=trial)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    return Runs(monkeypatch, tmp_path)
+
+
+def test_a_trial_is_registered_only_when_it_is_chosen_and_then_once(runs: Runs) -> None:
+    runs.step(trial=True)
+    runs.step(trial=True)
+    assert (runs.trained, runs.registered) == (1, [])
+    for _ in range(2):
+        done = runs.step(trial=False)
+        assert done.reused and (runs.trained, runs.registered) == (1, ["ual-ual"])
+    assert (done.folder / step.REGISTERED_FILE).exists()
+
+
+def test_a_training_that_is_no_trial_is_registered_in_its_own_run(runs: Runs) -> None:
+    assert runs.step(trial=False).metrics[REGISTERED] == "7"
+    runs.step(trial=False)
+    runs.step(trial=True)
+    assert (runs.trained, runs.registered) == (1, ["ual-ual"])
+
+
+def test_a_trial_that_diverged_is_not_trained_again_until_something_changes(runs: Runs) -> None:
+    runs.error = DivergedError("the loss is nan", fix="another rate")
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="the loss is nan"):
+            runs.step(trial=True)
+    assert runs.trained == 1
+    for changed in ({"learning_rate": 1e-5}, {"skip_non_finite": 3}):
+        with pytest.raises(DivergedError):
+            runs.step(trial=True, **changed)
+    assert runs.trained == 3
+    runs.error = None
+    runs.step(trial=True, force=True)
+    assert runs.trained == 4
+    runs.step(trial=True)
+    assert runs.trained == 4, "finished now, and no longer known as diverged"
+
+
+def test_other_errors_of_a_trial_are_not_remembered(runs: Runs) -> None:
+    runs.error = UserError("the disk is full")
+    for _ in range(2):
+        with pytest.raises(UserError, match="full"):
+            runs.step(trial=True)
+    assert runs.trained == 2
