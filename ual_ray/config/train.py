@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ual_ray.config.names import LossName, PriorName
 from ual_ray.config.registry import LOSSES
@@ -56,6 +56,12 @@ class TrainConfig(Section):
         description="sequences (rows, or packs of rows) per optimizer step, over all workers and micro-batches",
     )
     micro_batch_size: int = key(8, ge=1, affects="", description="sequences per forward and backward pass of one worker")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = key(
+        default_factory=dict,
+        affects="weights batches card",
+        description="weight of every source, such as {math: 2, chat: 1}: its share of the samples that an epoch draws, which "
+        "are as many as there are; a row's source is its column `source`, or else its file's name; {} = every row once",
+    )
     max_length: int = key(
         1024,
         ge=16,

@@ -9,17 +9,22 @@ cursor.
 from __future__ import annotations
 
 import hashlib
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ual_ray.columns import digest
 from ual_ray.config import TrainConfig
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.train.mixture import Mixture
 from ual_ray.train.packing import pack
 from ual_ray.train.token_store import NO_BIN, Sample
 
@@ -45,40 +50,68 @@ class Step:
 class StepPlan:
     """The steps of a run, computed on access: `sequences[s]` are the row numbers of sequence s.
 
-    Every sequence comes once per epoch, in an order that depends only on seed and epoch. The set of sequences of a step
-    does not depend on world size or micro-batch size; only their assignment to ranks and micro-batches does.
+    Every sequence of an epoch comes once, in an order that depends only on seed and epoch. All epochs have the same sequences,
+    with every row once, unless `mixture` draws other rows in each. The set of sequences of a step does not depend on world size
+    or micro-batch size; only their assignment to ranks and micro-batches does.
     """
 
     def __init__(
-        self, store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, seed: int, world_size: int
+        self,
+        store_lengths: np.ndarray,
+        target_tokens: np.ndarray,
+        config: TrainConfig,
+        seed: int,
+        world_size: int,
+        sources: pa.Array | None = None,
     ) -> None:
-        """Take both token counts per row, [rows]; with packing, rows are at most `config.max_length` long."""
+        """Take both token counts per row, [rows]; with packing, rows are at most `config.max_length` long.
+
+        sources: of each row, needed with `config.mixture`. Raises UserError when they do not fit its weights.
+        """
         self._config, self._seed, self._world_size = config, seed, world_size
         self._rows = np.stack([store_lengths, target_tokens]).astype("<i8")
-        if config.packing:
-            self.sequences = pack(store_lengths, config.max_length)
-        else:
-            self.sequences = [(row,) for row in range(len(store_lengths))]
+        self.mixture = Mixture(config.mixture, sources, seed) if config.mixture else None
+        self.sequences: list[tuple[int, ...]] = []
+        # By epoch: the numbers of its sequences, and how many steps end with it.
+        self.epochs: list[range] = []
+        self._ends: list[int] = []
+        while len(self.epochs) < config.epochs and len(self) < (config.max_steps or math.inf):
+            self._add_epoch(store_lengths)
         self._tokens = _sum_by(self.sequences, store_lengths)
         self._target_tokens = _sum_by(self.sequences, target_tokens)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per full epoch; the last one may have fewer sequences."""
-        return -(-len(self.sequences) // self._config.global_batch_size)
+    def _add_epoch(self, lengths: np.ndarray) -> None:
+        if self.mixture is None and self.epochs:
+            numbers = self.epochs[0]
+        else:
+            rows = np.arange(len(lengths)) if self.mixture is None else self.mixture.epoch(len(self.epochs))
+            start = len(self.sequences)
+            if self._config.packing:
+                packs = pack(lengths[rows], self._config.max_length)
+                self.sequences += [tuple(rows[[*places]].tolist()) for places in packs] if self.mixture else packs
+            else:
+                self.sequences += [(row,) for row in rows.tolist()]
+            numbers = range(start, len(self.sequences))
+        self.epochs.append(numbers)
+        self._ends.append(sum(self._ends[-1:]) + -(-len(numbers) // self._config.global_batch_size))
+
+    def ends_epoch(self, steps: int) -> bool:
+        """Whether an epoch is complete after so many steps."""
+        return steps in self._ends
 
     def __len__(self) -> int:
         """Number of optimizer steps of the run: those of all epochs, or max_steps if lower."""
-        steps = self.steps_per_epoch * self._config.epochs
+        steps = self._ends[-1] if self._ends else 0
         return steps if self._config.max_steps is None else min(steps, self._config.max_steps)
 
     def __getitem__(self, number: int) -> Step:
         """Compute the step of this number, counted from 0. Raises IndexError beyond the last."""
         if not 0 <= number < len(self):
             raise IndexError(f"step {number} of {len(self)}")
-        epoch, position = divmod(number, self.steps_per_epoch)
+        epoch = bisect_right(self._ends, number)
+        position, numbers = number - (self._ends[epoch - 1] if epoch else 0), self.epochs[epoch]
         size = self._config.global_batch_size
-        chosen = _order(self._seed, epoch, len(self.sequences))[position * size : (position + 1) * size]
+        chosen = numbers.start + _order(self._seed, epoch, len(numbers))[position * size : (position + 1) * size]
         longest_first = chosen[np.lexsort((chosen, -self._tokens[chosen]))]
         parts = np.array_split(longest_first, self._micro_batch_count(len(chosen)))
         micro_batches = [tuple(part.tolist()) for part in parts]
@@ -103,19 +136,41 @@ class StepPlan:
     @cached_property
     def padding_share(self) -> float:
         """Share of padding in the first epoch's micro-batches, in [0, 1); each is padded to its longest sequence."""
-        order = _order(self._seed, 0, len(self.sequences))
+        order = _order(self._seed, 0, len(self.epochs[0]))
         size = self._config.global_batch_size
         whole = len(order) - len(order) % size
         padded = sum(
             self._padded_tokens(steps) for steps in (order[:whole].reshape(-1, size), order[None, whole:]) if steps.size
         )
-        return 1 - int(self._tokens.sum()) / padded if padded else 0.0
+        return 1 - int(self._tokens[: len(order)].sum()) / padded if padded else 0.0
+
+    @property
+    def tokens_per_step(self) -> tuple[float, float]:
+        """Mean numbers of tokens, without padding, and of target tokens of the first epoch's steps, over all ranks."""
+        first = slice(len(self.epochs[0]))
+        return int(self._tokens[first].sum()) / self._ends[0], int(self._target_tokens[first].sum()) / self._ends[0]
+
+    def by_source(self) -> dict[str, dict[str, float]]:
+        """Describe the first epoch by source: samples and tokens drawn, and how often each of the source's samples comes.
+
+        Empty without a mixture.
+        """
+        if self.mixture is None:
+            return {}
+        drawn = np.bincount(self.mixture.epoch(0), minlength=self._rows.shape[1])
+        return {
+            name: {"samples": quota, "tokens": int(drawn[own] @ self._rows[0, own]), "passes": quota / len(own)}
+            for name, own, quota in zip(self.mixture.names, self.mixture.own, self.mixture.quotas, strict=True)
+        }
 
     @cached_property
     def digest(self) -> str:
         """Hash of all that determines the rows of each step; the same at every world size. Part of the data cursor."""
         settings = affecting(self._config, "batches")
-        return digest([settings, self._seed, hashlib.sha256(self._rows.tobytes()).hexdigest()])
+        rows = hashlib.sha256(self._rows.tobytes())
+        for own in self.mixture.own if self.mixture else ():
+            rows.update(own.astype("<i8").tobytes())
+        return digest([settings, self._seed, rows.hexdigest()])
 
     def _micro_batch_count(self, sequences: int) -> int:
         """Number of micro-batches of a step over all ranks: the fewest possible, equally many for every rank."""
@@ -129,11 +184,11 @@ class StepPlan:
 
 
 def validation_steps(store_lengths: np.ndarray, target_tokens: np.ndarray, config: TrainConfig, world_size: int) -> StepPlan:
-    """Plan a validation pass: one step with every row once; no step without rows.
+    """Plan a validation pass: one step with every row once, whatever the mixture; no step without rows.
 
     Packed like training. Uses the fewest possible micro-batches, which are empty for a rank without sequences left.
     """
-    once = {"epochs": 1, "max_steps": None, "global_batch_size": max(1, len(store_lengths))}
+    once: dict[str, Any] = {"epochs": 1, "max_steps": None, "mixture": {}, "global_batch_size": max(1, len(store_lengths))}
     return StepPlan(store_lengths, target_tokens, config.model_copy(update=once), seed=0, world_size=world_size)
 
 

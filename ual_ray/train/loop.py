@@ -46,7 +46,7 @@ class TrainingJob:
     """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card.
 
     arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own. first: local path
-    of another training's checkpoint to start from.
+    of another training's checkpoint to start from. sources: Parquet of the rows' sources, with train.mixture.
     """
 
     train: TrainConfig
@@ -58,6 +58,7 @@ class TrainingJob:
     trust_remote_code: bool = False
     lineage: Mapping[str, str] = field(default_factory=dict)
     first: str | None = None
+    sources: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,11 @@ class Data:
         train = split == col.TRAIN
         arm = Path(job.arm) if job.arm and train else None
         most = None if train else config.validation_tokens
-        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm, most)
+        sources = Path(job.sources) if job.sources and train else None
+        self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm, most, sources=sources)
         lengths, targets = self.store.lengths, self.store.target_tokens
         if split == col.TRAIN:
-            self.plan = StepPlan(lengths, targets, config, job.seed, ranks)
+            self.plan = StepPlan(lengths, targets, config, job.seed, ranks, self.store.sources)
         else:
             self.plan = validation_steps(lengths, targets, config, ranks)
         self._packed, self._alpha = config.packing, alpha
@@ -207,7 +209,9 @@ class Training:
                 metrics, votes = {"epoch": step.epoch, SKIPPED: 1.0}, error.votes
             metrics |= self.ranks.metrics(votes[VOTES:])
             progress = progress.stepped(len(rows), tokens)
-            if progress.validation_due(config, len(plan), plan.steps_per_epoch) and (measured := self.validate()):
+            if progress.validation_due(config, len(plan), ends_epoch=plan.ends_epoch(progress.step)) and (
+                measured := self.validate()
+            ):
                 metrics |= measured
                 progress = progress.validated(measured[VALIDATION_LOSS])
             metrics |= {"samples_seen": progress.samples, "tokens_seen": progress.tokens, **self.clock.lap()}

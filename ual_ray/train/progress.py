@@ -42,10 +42,10 @@ class Progress:
         stale = config.early_stopping is not None and self.validations_since_best >= config.early_stopping
         return stale or self.step >= steps
 
-    def validation_due(self, config: TrainConfig, steps: int, steps_per_epoch: int) -> bool:
-        """Whether to validate after the last step."""
-        every = config.validate_every or steps_per_epoch
-        return self.step % every == 0 or self.step >= steps
+    def validation_due(self, config: TrainConfig, steps: int, *, ends_epoch: bool) -> bool:
+        """Whether to validate after the last step, which `ends_epoch` or not."""
+        due = self.step % config.validate_every == 0 if config.validate_every else ends_epoch
+        return due or self.step >= steps
 
     def checkpoint_due(self, config: TrainConfig, steps: int) -> bool:
         """Whether to save after the last step: periodically, at the end, and at a new best validation."""

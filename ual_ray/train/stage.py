@@ -61,16 +61,19 @@ def train(
     DivergedError when the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bins = config.train.uncertainty_bins
+    bins, mixture = config.train.uncertainty_bins, config.train.mixture
+    sources = smoothed.resolve() if mixture else None
     if tokens is None:
         tokens, arm = folder / TOKENS_FOLDER, None
         counts = render_all(config, smoothed, rows, folder)
-        store = TokenStore.open(tokens, col.TRAIN, bins)
+        store = TokenStore.open(tokens, col.TRAIN, bins, sources=sources)
     else:
         arm = str(smoothed.resolve())
-        store = TokenStore.open(tokens, col.TRAIN, bins, smoothed)
+        store = TokenStore.open(tokens, col.TRAIN, bins, smoothed, sources=sources)
         counts = count_shared(store, smoothed)
-    plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers)
+    plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers, store.sources)
+    if mixture:
+        counts["mixture"] = plan.by_source()
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
     counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
     job = TrainingJob(
@@ -83,6 +86,7 @@ def train(
         config.trust_remote_code,
         dict(lineage),
         first,
+        str(sources) if sources else None,
     )
     meter = make_meter(len(plan))
     with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):

@@ -22,6 +22,7 @@ from ual_ray.run.step import (
     ARM_TAG,
     LINEAGE_CONTINUED,
     LINEAGE_MAP,
+    LINEAGE_MIXTURE,
     LINEAGE_MODEL,
     LINEAGE_SCORED,
     LINEAGE_SMOOTHED,
@@ -89,9 +90,9 @@ def train_step(
     not trained again. Raises what `stage.train` raises.
     """
     config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
-    prior, first = config.train.prior_file, first_checkpoint(config.train)
+    prior, first, mixture = config.train.prior_file, first_checkpoint(config.train), config.train.mixture
     inputs = {
-        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT]),
+        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if mixture else [])]),
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
         "model": model_fingerprint(config.model),
@@ -102,6 +103,8 @@ def train_step(
     lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
     if first is not None:
         lineage[LINEAGE_CONTINUED] = str(first)
+    if mixture:
+        lineage[LINEAGE_MIXTURE] = ", ".join(f"{source}: {weight:g}" for source, weight in sorted(mixture.items()))
 
     def register(run: Run, folder: Path) -> Any:
         return _register(session, config, run, name, folder, lineage)

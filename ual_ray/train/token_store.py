@@ -44,7 +44,7 @@ class TokenStore(Sequence[Sample]):
     `lengths` is int32 of [rows], in tokens; `target_tokens` int32 of [rows] counts the tokens that are predicted and trained
     on, never the first of a row. `ids` is a sequence of the rows' ids. Row numbers are positions in this order.
     `bin_edges` are the bounds of the uncertainty bins, ascending: bin b has edges[b] < uncertainty <= edges[b + 1], and
-    bin 0 also its lower bound; empty without bins.
+    bin 0 also its lower bound; empty without bins. `sources` has the source of each row, if it was asked for and is there.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class TokenStore(Sequence[Sample]):
         uncertainty_bins: int = 0,
         arm: pa.Table | None = None,
         most_tokens: int | None = None,
+        sources: pa.Table | None = None,
     ) -> None:
         """Take a table with the columns of columns.TOKENS, which may be memory-mapped.
 
         arm: id, alpha and, where there are any, weight and uncertainty, in place of the table's own: rows that it lacks are
-        left out. most_tokens: see `random_subset`; None = all rows.
+        left out. most_tokens: see `random_subset`; None = all rows. sources: id and source.
         """
         self._table = table
         keys = pa.table({name: table[name] for name in (col.ID, col.ALPHA)})
@@ -76,6 +77,10 @@ class TokenStore(Sequence[Sample]):
         self.ids: Sequence[str] = _Ids(table[col.ID], rows)
         self.lengths = lengths[rows]
         self.target_tokens = table[col.TARGET_TOKENS].to_numpy().astype(np.int32)[rows]
+        self.sources: pa.Array | None = None
+        if sources is not None:
+            found = pa.compute.index_in(table[col.ID].take(rows), sources[col.ID].combine_chunks())
+            self.sources = sources[col.SOURCE].cast(pa.string()).combine_chunks().take(found.combine_chunks())
         self._alpha, weight, uncertainty = (
             _numbers(values, name, places) for name in (col.ALPHA, col.LOSS_WEIGHT, col.UNCERTAINTY)
         )
@@ -85,11 +90,19 @@ class TokenStore(Sequence[Sample]):
 
     @classmethod
     def open(
-        cls, folder: Path, split: str, uncertainty_bins: int = 0, arm: Path | None = None, most_tokens: int | None = None
+        cls,
+        folder: Path,
+        split: str,
+        uncertainty_bins: int = 0,
+        arm: Path | None = None,
+        most_tokens: int | None = None,
+        *,
+        sources: Path | None = None,
     ) -> TokenStore:
         """Map the *.arrow files that `tokenize.render` wrote into `folder`, and take the rows of one split.
 
-        arm: Parquet of an arm's alphas and weights, by id, where the rendered rows are shared by arms. The bins are quantiles
+        arm: Parquet of an arm's alphas and weights, by id, where the rendered rows are shared by arms. sources: Parquet
+        of the rows' sources, by id. The bins are quantiles
         of the split's own uncertainty: about equal numbers of rows, ties in one bin, at most `uncertainty_bins` bins, none
         empty; 0 = no bins. Raises FileNotFoundError when the folder does not exist.
         """
@@ -97,7 +110,7 @@ class TokenStore(Sequence[Sample]):
             raise FileNotFoundError(f"{folder} holds no rendered rows")
         files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
         table = pa.concat_tables(files) if files else col.TOKENS.empty_table()
-        return cls(table, split, uncertainty_bins, _values(arm) if arm else None, most_tokens)
+        return cls(table, split, uncertainty_bins, _values(arm) if arm else None, most_tokens, _sources(sources))
 
     def __len__(self) -> int:
         """Number of rows of the split."""
@@ -138,6 +151,12 @@ def _values(arm: Path) -> pa.Table:
     """Read an arm's numbers by id: no texts."""
     names = pa.dataset.dataset(str(arm), format="parquet").schema.names
     return read_table(arm, [col.ID, col.ALPHA, *(name for name in (col.LOSS_WEIGHT, col.UNCERTAINTY) if name in names)])
+
+
+def _sources(rows: Path | None) -> pa.Table | None:
+    if rows is None or col.SOURCE not in pa.dataset.dataset(str(rows), format="parquet").schema.names:
+        return None
+    return read_table(rows, [col.ID, col.SOURCE])
 
 
 def _numbers(table: pa.Table, name: str, places: np.ndarray) -> np.ndarray:

@@ -58,8 +58,8 @@ def test_it_is_over_after_the_last_step() -> None:
 
 def test_validation_comes_every_so_many_steps_or_every_epoch_and_at_the_end() -> None:
     every, by_epoch = TrainConfig(validate_every=3), TrainConfig()
-    assert [step for step in range(1, 11) if after(step).validation_due(every, 10, 4)] == [3, 6, 9, 10]
-    assert [step for step in range(1, 11) if after(step).validation_due(by_epoch, 10, 4)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if after(step).validation_due(every, 10, ends_epoch=step % 4 == 0)] == [3, 6, 9, 10]
+    assert [step for step in range(1, 11) if after(step).validation_due(by_epoch, 10, ends_epoch=step % 4 == 0)] == [4, 8, 10]
 
 
 def test_checkpoints_come_every_so_many_steps_at_the_end_and_at_the_best() -> None:

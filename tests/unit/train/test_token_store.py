@@ -95,6 +95,19 @@ def test_rows_that_an_arm_has_and_that_were_not_rendered_are_counted(write_store
         count_shared(TokenStore.open(folder, col.TRAIN, arm=arm), arm)
 
 
+def test_sources_are_found_by_id(write_store: WriteStore, tmp_path: Path) -> None:
+    folder, rows = (
+        write_store([token_row("b", 2), token_row("a", 3), token_row("c", 3), token_row("c", 4)]),
+        tmp_path / "rows.parquet",
+    )
+    write_table(pa.table({col.ID: ["c", "b", "d", "a"], col.SOURCE: ["chat", "math", "chat", None]}), rows)
+    store = TokenStore.open(folder, col.TRAIN, sources=rows)
+    assert store.sources is not None and store.sources.to_pylist() == [None, "math", "chat", "chat"]
+    assert TokenStore.open(folder, col.TRAIN).sources is None
+    write_table(pa.table({col.ID: ["a"]}), rows)
+    assert TokenStore.open(folder, col.TRAIN, sources=rows).sources is None, "the rows have no such column"
+
+
 def test_a_validation_takes_the_same_random_rows_whatever_the_files(write_store: WriteStore) -> None:
     rows = [token_row(f"row-{number}", 10) for number in range(40)]
     folder = write_store(rows[::2], rows[1::2])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
+from ual_ray.parquet import write_table
 from ual_ray.train import loop
 from ual_ray.train.metrics import read_metrics, without_clock
 from ual_ray.train.tokenize import Render
@@ -23,6 +24,8 @@ SETTINGS: dict[str, Any] = {
     **{"num_workers": 1, "dtype": "float32", "max_length": 64, "global_batch_size": 4, "micro_batch_size": 2, "epochs": 2},
     **{"validate_every": 3, "checkpoint_every": 2},
 }
+SOURCES_FILE = "sources.parquet"
+MIXTURE = {"chat": 1.0, "math": 3.0}
 WORDS = ("blue", "green", "colour", "sky")
 
 
@@ -49,12 +52,15 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, family_folder: Any) -> Path
     render = Render(str(family_folder("llama")), TrainConfig(**SETTINGS), False, folder)
     (summary,) = render(pa.Table.from_pylist(rows, pa.schema(schema))).to_pylist()
     assert summary["dropped"] == []
+    names = ["math" if number % 8 == 0 else "chat" for number in range(16)]
+    write_table(pa.table({col.ID: [str(number) for number in range(16)], col.SOURCE: names}), folder / SOURCES_FILE)
     return folder
 
 
 def train(tokens: Path, model: Path, out: Path, **changes: Any) -> loop.Outcome:
     out.mkdir(exist_ok=True)
-    job = loop.TrainingJob(TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), seed=3)
+    sources = str(tokens / SOURCES_FILE) if "mixture" in changes else None
+    job = loop.TrainingJob(TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), seed=3, sources=sources)
     return loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(out / "checkpoints"))
 
 
@@ -80,11 +86,12 @@ def test_it_trains_measures_and_exports(tokens: Path, family_folder: Any, tmp_pa
     assert not any(torch.equal(value, before[name]) for name, value in weights(tmp_path / "out").items())
 
 
+@pytest.mark.parametrize("changes", [{}, {"mixture": MIXTURE}, {"mixture": MIXTURE, "packing": True, "global_batch_size": 1}])
 def test_resumed_it_is_the_same_to_the_last_bit(
-    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(tokens, family_folder("llama"), whole)
+    train(tokens, family_folder("llama"), whole, **changes)
     take = loop.Training.take
 
     def take_and_stop(training: loop.Training, step: Any, progress: Any) -> Any:
@@ -93,10 +100,10 @@ def test_resumed_it_is_the_same_to_the_last_bit(
         return take(training, step, progress)
 
     monkeypatch.setattr(loop.Training, "take", take_and_stop)
-    assert train(tokens, family_folder("llama"), halves).ending == "stopped"
+    assert train(tokens, family_folder("llama"), halves, **changes).ending == "stopped"
     monkeypatch.setattr(loop.Training, "take", take)
     (halves / "stop").unlink()
-    assert train(tokens, family_folder("llama"), halves).ending == "finished"
+    assert train(tokens, family_folder("llama"), halves, **changes).ending == "finished"
     one, two = ([without_clock(line) for line in read_metrics(out / col.METRICS_FILE)] for out in (whole, halves))
     assert one == two
     assert all(torch.equal(value, weights(halves)[name]) for name, value in weights(whole).items())

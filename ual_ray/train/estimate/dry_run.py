@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 
 from ual_ray import columns as col
@@ -47,7 +48,8 @@ SUGGESTED_RANK = 16
 class Rows:
     """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
 
-    `dropped` (by reason), `truncated` and `endless` (without an end of turn) are counts among those seen.
+    `dropped` (by reason), `truncated` and `endless` (without an end of turn) are counts among those seen. `sources` of the rows
+    are only there with train.mixture.
     """
 
     lengths: np.ndarray
@@ -57,6 +59,7 @@ class Rows:
     dropped: Counter[str]
     truncated: int
     endless: int = 0
+    sources: pa.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class MicroBatch:
 class DryRun:
     """The resource estimate of a training: memory and checkpoints in bytes, time in seconds.
 
-    A step's tokens are means over all steps, without padding; `advice`: problems, with the key to change.
+    A step's tokens are means over the first epoch's steps, without padding; `advice`: problems, with the key to change.
+    `by_source`: as `StepPlan.by_source`, empty without train.mixture.
     """
 
     config: Config
@@ -90,6 +94,7 @@ class DryRun:
     checkpoint: int
     seconds: float
     advice: tuple[str, ...]
+    by_source: dict[str, dict[str, float]]
 
 
 def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
@@ -100,10 +105,10 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
     config = config.model_copy(update={"train": resolve_dtype(config.train)})
     train, model = config.train, Model(config)
     rows = sample_rows(config, smoothed)
-    plan = StepPlan(rows.lengths, rows.targets, train, config.seed, train.num_workers)
-    tokens, targets = (int(counts.sum()) / plan.steps_per_epoch for counts in (rows.lengths, rows.targets))
+    plan = StepPlan(rows.lengths, rows.targets, train, config.seed, train.num_workers, rows.sources)
+    tokens, targets = plan.tokens_per_step
     longest = max(int(rows.lengths[list(sequence)].sum()) for sequence in plan.sequences)
-    sequences = min(train.global_batch_size, len(plan.sequences))
+    sequences = min(train.global_batch_size, len(plan.epochs[0]))
     micro = micro_batch(train, sequences, longest)
     device = find_device(config, gpu)
     memory = model.memory(train, micro)
@@ -112,7 +117,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
         config=config,
         device=device,
         rows=rows,
-        sequences=len(plan.sequences),
+        sequences=len(plan.epochs[0]),
         steps=len(plan),
         tokens_per_step=tokens,
         target_tokens_per_step=targets,
@@ -128,6 +133,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
             *_about_plan(train, plan, micro, model.positions()),
             *_about_memory(train, device, memory, lambda other: model.memory(other, micro_batch(other, sequences, longest))),
         ),
+        by_source=plan.by_source(),
     )
 
 
@@ -136,13 +142,16 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     files = pyarrow.dataset.dataset(str(smoothed), format="parquet")
     check_columns(smoothed, files.schema.names, [col.ALPHA])
     training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
-    total = training.count_rows()
-    places = np.linspace(0, total, min(total, MAX_SAMPLE), endpoint=False).astype(np.int64)
+    sources = _sources(training, mixed=bool(config.train.mixture))
+    total, places = (
+        len(sources),
+        np.sort(np.concatenate([_evenly(own, len(sources)) for own in _groups(sources)] or [[]])).astype(np.int64),
+    )
     table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))
     with TemporaryDirectory() as folder:
         render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
         (summary,) = render(table).to_pylist()
-        store = TokenStore.open(Path(folder), col.TRAIN)
+        store = TokenStore.open(Path(folder), col.TRAIN, sources=smoothed if config.train.mixture else None)
         check_vocabulary(summary["dropped"])
         dropped = Counter(row["reason"] for row in summary["dropped"])
         error = most_frequent(row["error"] for row in summary["dropped"] if row["error"])
@@ -152,9 +161,42 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
             got=f"of {len(places)} rows: {count_list(dropped)}{f' ({error})' if error else ''}",
             fix="raise train.max_length, or check the rows",
         )
-    size = round(total * len(store) / len(places))
-    lengths, targets = (np.resize(counts, size) for counts in (store.lengths, store.target_tokens))
-    return Rows(lengths, targets, total, len(places), dropped, summary["truncated_rows"], summary["endless_rows"])
+    lengths, targets, scaled = _scaled(store, sources, places)
+    counts = (total, len(places), dropped, summary["truncated_rows"], summary["endless_rows"])
+    return Rows(lengths, targets, *counts, scaled if config.train.mixture else None)
+
+
+def _sources(rows: pa.dataset.Dataset, *, mixed: bool) -> pa.Array:
+    """Read the source of every row; without a mixture, or the column, all have the same one."""
+    if not mixed or col.SOURCE not in rows.schema.names:
+        return pa.repeat(pa.scalar(""), rows.count_rows())
+    return rows.to_table(columns=[col.SOURCE])[col.SOURCE].cast(pa.string()).fill_null("").combine_chunks()
+
+
+def _groups(sources: pa.Array) -> list[np.ndarray]:
+    """Row numbers of each source, the sources in the order of their first rows."""
+    codes = sources.dictionary_encode().indices.to_numpy()
+    return [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+
+
+def _evenly(rows: np.ndarray, total: int) -> np.ndarray:
+    """Choose evenly spaced ones of a source's rows: its share of the sample, and one at least."""
+    count = min(len(rows), max(1, round(MAX_SAMPLE * len(rows) / total)))
+    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
+
+
+def _scaled(store: TokenStore, sources: pa.Array, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+    """Repeat the sampled rows' lengths and target tokens up to the number of rows of each source; and its name as often."""
+    sampled = sources.take(pa.array(places))
+    own = pa.repeat(pa.scalar(""), len(store)) if store.sources is None else store.sources.fill_null("")
+    parts = []
+    for name in sources.unique().to_pylist():
+        mine = np.flatnonzero(pa.compute.equal(own, name).to_numpy(zero_copy_only=False))
+        of_it = [pa.compute.sum(pa.compute.equal(values, name)).as_py() for values in (sources, sampled)]
+        size = round(of_it[0] * len(mine) / of_it[1])
+        parts.append((np.resize(store.lengths[mine], size), np.resize(store.target_tokens[mine], size), [name] * size))
+    lengths, targets, names = zip(*parts, strict=True)
+    return np.concatenate(lengths), np.concatenate(targets), pa.array([name for some in names for name in some], pa.string())
 
 
 def micro_batch(train: TrainConfig, sequences: int, length: int) -> MicroBatch:
@@ -228,7 +270,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
 def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
     if plan.padding_share > MAX_PADDING and not train.packing:
         yield f"{plan.padding_share:.0%} of the tokens computed are padding. Set train.packing=true."
-    sequences = min(train.global_batch_size, len(plan.sequences))
+    sequences = min(train.global_batch_size, len(plan.epochs[0]))
     if idle := max(0, micro.passes * train.num_workers - sequences):
         yield (
             f"a step has {sequences} sequences, so {idle} of {micro.passes * train.num_workers} micro-batches are empty. "

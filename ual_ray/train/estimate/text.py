@@ -43,6 +43,12 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         f"{plan.padding_share:.1%} padding; at most {micro.rows} x {micro.length} tokens in a micro-batch, "
         f"{micro.passes} per worker and step",
     )
+    for number, (source, drawn) in enumerate(plan.by_source.items()):
+        yield (
+            "" if number else "mixture",
+            f"{source}: {drawn['samples']:,.0f} samples and {drawn['tokens']:,.0f} tokens per epoch, each of its samples "
+            f"{drawn['passes']:.2f} times",
+        )
     yield "memory", _memory(plan)
     for name, size in plan.memory.parts.items():
         if size:

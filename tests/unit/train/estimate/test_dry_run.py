@@ -231,6 +231,38 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(model: str, tmp_path
         sample_rows(settings(model, "train.max_length=16", "train.overlong=drop"), smoothed)
 
 
+def with_sources(smoothed: Path, names: list[str]) -> Path:
+    table = pyarrow.parquet.read_table(smoothed)
+    pyarrow.parquet.write_table(table.append_column(col.SOURCE, pa.array(names, pa.string())), smoothed)
+    return smoothed
+
+
+def test_a_mixture_is_told_by_source(model: str, tmp_path: Path) -> None:
+    smoothed = with_sources(write(tmp_path / "smoothed.parquet", [5] * 30 + [20] * 10), ["chat"] * 30 + ["math"] * 10)
+    plain = dry_run.dry_run(settings(model), smoothed)
+    found = dry_run.dry_run(settings(model, "train.mixture={chat: 1, math: 1}"), smoothed)
+    assert {name: (one["samples"], one["passes"]) for name, one in found.by_source.items()} == {
+        "chat": (20, pytest.approx(2 / 3)),
+        "math": (20, 2.0),
+    }
+    assert found.by_source["math"]["tokens"] > found.by_source["chat"]["tokens"]
+    assert found.tokens_per_step > plain.tokens_per_step and found.steps == plain.steps
+    console = Console(record=True, width=200)
+    show(found, console)
+    assert "math: 20 samples" in console.export_text() and plain.by_source == {}
+    with pytest.raises(UserError, match="no weight for 'math'"):
+        dry_run.dry_run(settings(model, "train.mixture={chat: 1}"), smoothed)
+
+
+def test_a_sample_of_a_mixture_has_rows_of_every_source(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "MAX_SAMPLE", 20)
+    smoothed = with_sources(write(tmp_path / "smoothed.parquet", [5] * 199 + [20]), ["chat"] * 199 + ["math"])
+    rows = sample_rows(settings(model, "train.mixture={chat: 1, math: 1}"), smoothed)
+    assert rows.seen == 21 and rows.total == len(rows.lengths) == 200
+    assert rows.sources is not None and rows.sources.to_pylist().count("math") == 1
+    assert int(rows.lengths.max()) == int(rows.lengths[rows.sources.to_pylist().index("math")]), "scaled up by source"
+
+
 @pytest.mark.parametrize("packing", ["true", "false"])
 @pytest.mark.parametrize("batch", [(16, 8, 2), (32, 4, 2), (6, 4, 4)])
 def test_the_largest_micro_batch_is_that_of_the_plan(model: str, tmp_path: Path, packing: str, batch: tuple[int, ...]) -> None:
