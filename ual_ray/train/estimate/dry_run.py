@@ -143,10 +143,8 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     check_columns(smoothed, files.schema.names, [col.ALPHA])
     training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
     sources = _sources(training, mixed=bool(config.train.mixture))
-    total, places = (
-        len(sources),
-        np.sort(np.concatenate([_evenly(own, len(sources)) for own in _groups(sources)] or [[]])).astype(np.int64),
-    )
+    chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
+    total, places = len(sources), np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
     table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))
     with TemporaryDirectory() as folder:
         render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
