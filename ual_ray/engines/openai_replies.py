@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.openai_dialect import Body, server_words
 from ual_ray.engines.reply_text import Unread, is_cut, read_reply
-from ual_ray.engines.token_text import visible_entry
+from ual_ray.engines.token_text import plain_entry, visible_entry
 
 # How a thought starts that the server returns apart from a reply.
 THOUGHT = "<think>"
+# The largest sum of probabilities of one token's alternatives, with room for rounding in 16 bits.
+MOST_MASS = 1.05
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Unre
         )
     if not text and not choice.get("logprobs"):
         return Unread(f"unparsable: the reply is empty (finish_reason {_finish(choice)!r})")
-    return _log_probabilities(_tokens(choice)[0], choices)
+    tokens = _tokens(choice)
+    return _log_probabilities(next((token for token in tokens if _shows(token)), tokens[0]), choices)
 
 
 def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Reply:
@@ -80,21 +84,35 @@ def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[flo
         return reply
     try:
         tokens = _tokens(choice)
-        texts = [visible_entry(entry) for entry in tokens]
+        texts = [plain_entry(entry) for entry in tokens]
     except (MalformedReply, KeyError):  # or a token without a text
         return reply
-    places = [at for at, seen in enumerate(texts) if seen == value and not (at and texts[at - 1].endswith("/"))]
-    return _log_probabilities(tokens[places[-1]], choices) if places else reply
+    place = answer_place(texts, value, choices)
+    if place is None or texts[place].strip() != value:  # or the server splits the answer
+        return reply
+    return _log_probabilities(tokens[place], choices)
 
 
 def _log_probabilities(token: Body, choices: Sequence[str]) -> tuple[float, ...]:
+    """Read each choice's log-probability off a token's alternatives, each once, and the token if it is not listed."""
     try:
-        alternatives = [(visible_entry(entry), float(entry["logprob"])) for entry in token["top_logprobs"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
+        listed = {(str(entry["token"]), float(entry["logprob"])): visible_entry(entry) for entry in token["top_logprobs"]}
+        if listed and _shows(token) and (own := visible_entry(token)) in {*choices} - {*listed.values()}:
+            listed[str(token["token"]), float(token["logprob"])] = own
+        alternatives = [(text, value) for (_, value), text in listed.items()]
+        total = math.fsum(math.exp(value) for _, value in alternatives)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise MalformedReply("no log-probabilities") from None
-    if not alternatives or any(math.isnan(value) or value == math.inf for _, value in alternatives):
+    if not alternatives or math.isnan(total):
         raise MalformedReply("no log-probabilities")
+    if total > MOST_MASS:
+        raise MalformedReply(f"no log-probabilities: the probabilities of a token's alternatives sum to {total:.3g}")
     return tuple(_log_sum([value for token, value in alternatives if token == choice]) for choice in choices)
+
+
+def _shows(token: Body) -> bool:
+    """Whether a token is more than white space."""
+    return "token" in token and bool(visible_entry(token))
 
 
 def _tokens(choice: Body) -> list[Body]:

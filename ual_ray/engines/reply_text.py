@@ -138,10 +138,13 @@ def spoken(text: str) -> str | None:
         closed = [*re.finditer(rf"[<\[]\|?(?:/|end\s){first[1] or first[2]}\|?[>\]]", text, re.IGNORECASE)]
         return _plain(text[closed[-1].end() :]) if closed else None
     # A prompt may hold the opening mark already, so the last closing one alone counts.
-    for close in reversed([*_CLOSES.finditer(text)]):
-        text = text[close.end() :]
-        break
+    text = text[end_of_thought(text) :]
     return None if _OPENS.search(text) else _plain(text)
+
+
+def end_of_thought(text: str) -> int:
+    """Return where the last closing mark of a thought ends in a text; 0 without one."""
+    return max((close.end() for close in _CLOSES.finditer(text)), default=0)
 
 
 def opens_thought(prompt: str) -> bool:

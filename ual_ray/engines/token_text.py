@@ -3,6 +3,7 @@ r"""The visible text of a token, however a tokenizer or a server writes it: ' 7'
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 # SentencePiece's blank, and the blank, line break, carriage return and tab of byte-level BPE.
@@ -10,15 +11,26 @@ _BLANKS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+def plain(token: str) -> str:
+    """Return the text of a token of a vocabulary without marks; digits of other widths are plain ones."""
+    text = _BYTE.sub(lambda found: chr(int(found[1], 16)), token).translate(_BLANKS)
+    return unicodedata.normalize("NFKC", text)
+
+
 def visible(token: str) -> str:
-    """Return the text of a token of a vocabulary without marks and surrounding white space."""
-    return _BYTE.sub(lambda found: chr(int(found[1], 16)), token).translate(_BLANKS).strip()
+    """Return the same without surrounding white space."""
+    return plain(token).strip()
 
 
-def visible_entry(entry: dict[str, Any]) -> str:
-    """Return the same for an entry of a server's log-probabilities; its bytes count before its text."""
+def plain_entry(entry: dict[str, Any]) -> str:
+    """Return the text of an entry of a server's log-probabilities; its bytes count before its token."""
     try:
         text = bytes(entry["bytes"]).decode()
     except (KeyError, TypeError, ValueError):
         text = str(entry["token"])
-    return visible(text) or visible(str(entry.get("token", "")))
+    return plain(text) if visible(text) else plain(str(entry.get("token", "")))
+
+
+def visible_entry(entry: dict[str, Any]) -> str:
+    """Return the same without surrounding white space."""
+    return plain_entry(entry).strip()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.choice_tree import ChoiceTree, Tokens
 from ual_ray.engines.compat_vllm import SCORED_FROM
 from ual_ray.engines.reply_text import THOUGHT_MARKS, opens_thought, read_reply
@@ -23,7 +24,7 @@ from ual_ray.engines.requests import (
     messages_of,
 )
 from ual_ray.engines.spellings import Spellings, combined
-from ual_ray.engines.token_text import visible
+from ual_ray.engines.token_text import plain
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 
@@ -211,27 +212,14 @@ class ThoughtJob(CompletionJob):
         ((text, finish),) = result.replies
         value = read_reply(text, finish, self.choices)
         tokens = list(outputs[0].outputs[0].token_ids)
-        # The last token that starts the answer; a number of several tokens starts with its first digit's token.
-        texts = [visible(self.vocabulary[token] or "") for token in tokens]
-        places = [at for at in range(len(texts)) if isinstance(value, str) and starts_answer(texts, at, value)]
-        if not places:
+        texts = [plain(self.vocabulary[token] or "") for token in tokens]
+        place = answer_place(texts, value, self.choices, self.opening) if isinstance(value, str) else None
+        if place is None:
             return result
-        ids = (*self.prompts[0].ids, *tokens[: places[-1]])
+        ids = (*self.prompts[0].ids, *tokens[:place])
         return Thought(
             result.texts, result.prompt_tokens, result.generated_tokens, finish_reasons=result.finish_reasons, ids=ids
         )
-
-
-def starts_answer(texts: Sequence[str], at: int, value: str) -> bool:
-    """Whether the visible tokens from one on spell a value, and the one before is not the bar of '7/9'."""
-    if not texts[at] or (at and texts[at - 1].endswith("/")) or (at and texts[at - 1].isdecimal() and value.isdecimal()):
-        return False
-    spelled = ""
-    for text in texts[at:]:
-        spelled += text
-        if not value.startswith(spelled) or spelled == value:
-            break
-    return spelled == value
 
 
 def _tree(choices: Sequence[str], spellings: Spellings) -> tuple[ChoiceTree, list[int]]:

@@ -304,6 +304,50 @@ def test_spellings_of_a_digit_are_added_up(alternatives: dict[str, float], serve
     assert probabilities(one(engine, RATE)) == pytest.approx({"7": total})
 
 
+def listed(*alternatives: tuple[str | None, Any], text: str = "7", own: float = -0.1) -> Body:
+    return {
+        "token": text,
+        "logprob": own,
+        "top_logprobs": [{"token": name, "logprob": value} for name, value in alternatives],
+    }
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [
+    ([listed(("7", -0.1), ("7", -0.1), ("8", -2.5))], SEVEN),  # one entry twice
+    ([listed(("8", -2.5), ("9", -3.0))], SEVEN | {"9": -3.0}),  # the token itself is not among its alternatives
+    ([listed(("\n", -0.1), ("1", -3.0), text="\n"), listed(("7", -0.1), ("8", -2.5))], SEVEN),  # white space comes first
+    ([listed(("", 0.0), text="", own=0.0), listed(("7", -0.1), ("8", -2.5))], SEVEN),
+    ([listed(("７", -0.1), ("8", -2.5), text="７")], SEVEN),
+    ([listed(("7", "-0.1"), ("8", -2.5), ("9", "-inf"))], SEVEN),
+    ([listed((None, -0.9), ("7", -1.0), ("8", -2.5))], {"7": -1.0, "8": -2.5}),
+])  # fmt: skip
+def test_lists_of_alternatives_as_servers_write_them(tokens: list[Body], expected: dict[str, float]) -> None:
+    body = {"choices": [{"message": {"content": "7"}, "logprobs": {"content": tokens}}]}
+    found = read_choices(body, DIGITS)
+    assert not isinstance(found, Unread)
+    read = {choice: value for choice, value in zip(DIGITS, found, strict=True) if value > -math.inf}
+    assert read == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("alternatives", [[("7", 0.9), ("8", 0.1)], [("7", -0.01), ("8", -0.01)], [("7", 12.5)], [("7", None)]])
+def test_numbers_that_cannot_be_log_probabilities_are_refused(alternatives: list[tuple[str, Any]]) -> None:
+    body = {"choices": [{"message": {"content": "7"}, "logprobs": {"content": [listed(*alternatives)]}}]}
+    with pytest.raises(MalformedReply, match="no log-probabilities"):
+        read_choices(body, DIGITS)
+
+
+def test_a_number_that_is_repeated_behind_the_rating_is_not_where_it_is_read(serve: Serve) -> None:
+    tokens = [
+        token("Rating"),
+        token(":"),
+        token(" 7", {" 7": -0.1, " 8": -2.5}),
+        token(".\n\nIt has"),
+        token(" 7", {" 7": 0.0}),
+    ]
+    engine, _ = serve(lambda _: answer("Rating: 7.\n\nIt has 7 flaws", *tokens, token(" flaws")))
+    assert probabilities(one(engine, RATE_THINKING)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+
+
 def test_bytes_count_before_a_token_that_is_only_an_id(serve: Serve) -> None:
     engine, _ = serve(lambda _: answer("7", token("token_id:22", raw=[32, 55])))
     assert probabilities(one(engine, RATE)) == pytest.approx({"7": math.exp(-0.01)})

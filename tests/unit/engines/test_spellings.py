@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.spellings import MOST_TOKENS, Spellings, combined
 from ual_ray.engines.token_text import visible, visible_entry
-from ual_ray.engines.vllm_jobs import starts_answer
 
 
 class Renderer:
@@ -25,7 +25,7 @@ def spellings(vocabulary: list[str | None], encode: dict[str, list[int]]) -> Spe
     return Spellings(renderer)
 
 
-@pytest.mark.parametrize("token", ["7", " 7", "\n7", "▁7", "▁▁7", "Ġ7", "Ċ7", "<0x37>", "7\n", "ĠĠ7"])
+@pytest.mark.parametrize("token", ["7", " 7", "\n7", "▁7", "▁▁7", "Ġ7", "Ċ7", "<0x37>", "7\n", "ĠĠ7", "７"])
 def test_a_digit_is_seen_however_it_is_written(token: str) -> None:
     assert visible(token) == "7" and visible_entry({"token": token}) == "7"
 
@@ -62,9 +62,14 @@ def test_spellings_are_added_up() -> None:
     assert combined(values, [0, 0, 1, 1, 2]) == pytest.approx((math.log(0.5), -math.inf, math.log(0.5)))
 
 
-@pytest.mark.parametrize(("texts", "value", "places"), [
-    (["Rating", ":", "7", "/", "9"], "7", [2]), (["9", "/", "9"], "9", [0]), (["8", "5"], "85", [0]), (["85"], "85", [0]),
-    (["8", "5", ".", "5"], "5", [3]), (["</think>", "", "A"], "A", [2]), (["A", "nswer", "A"], "A", [0, 2]),
+@pytest.mark.parametrize(("texts", "value", "place"), [
+    (["Rating", ":", "7", "/", "9"], "7", 2), (["9", "/", "9"], "9", 0), (["8", "5"], "85", 0), (["85"], "85", 0),
+    (["8", "5", ".", "5"], "5", None), (["</think>", "", "A"], "A", 2), (["A", "nswer", ": ", "A"], "A", 3),
+    (["1", "\n\n", "It has", " 1", " flaw"], "1", 0), (["I see", " 1", " flaw.", "\n", "Rating:", " 1"], "1", 5),
+    (["I'd say", " 7", "</think>", "Rating", ":", " 7", ". It has", " 7", " flaws"], "7", 5),
+    (["Answer:", " A", "\n\n", "A", " response"], "A", 1), (["analysisI say ", "7", "assistantfinal", "7"], "7", 3),
+    (['{"', "rating", '":', " ", "7", ', "of": ', "7", "}"], "7", 4), (["70"], "7", None), (["seven"], "7", None),
 ])  # fmt: skip
-def test_where_an_answer_starts(texts: list[str], value: str, places: list[int]) -> None:
-    assert [at for at in range(len(texts)) if starts_answer(texts, at, value)] == places
+def test_where_an_answer_stands(texts: list[str], value: str, place: int | None) -> None:
+    choices = ("A", "B") if value == "A" else tuple(map(str, range(101 if value == "85" else 10)))
+    assert answer_place(texts, value, choices) == place
