@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
-from ual_ray.data.answers import until_closed
+from ual_ray.data.answers import in_ascii, until_closed
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.engines.requests import Request, Result
 from ual_ray.stats.metrics import EXACT_MATCH_MATH
@@ -28,6 +28,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
+    version = 2
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -48,10 +49,11 @@ class Math(Benchmark):
         if "problem" not in record:
             return super().from_record(record, where)
         problem = record["problem"]
-        gold = record.get(ANSWER) or marked_answer(str(record.get("solution") or ""))
+        given = record.get(ANSWER)  # which may be the number 0
+        gold = marked_answer(str(record.get("solution") or "")) if given in (None, "") else in_ascii(str(given))
         if not isinstance(problem, str) or not problem.strip() or gold is None:
             raise BadRow("no question: problem is empty, or the solution marks no answer")
-        return Question([Message(role="user", content=problem.strip())], source_of(record, where), answer=str(gold))
+        return Question([Message(role="user", content=problem.strip())], source_of(record, where), answer=gold)
 
     def requests(self, question: Question) -> Sequence[Request]:
         """Request one greedy answer."""
@@ -67,8 +69,12 @@ class Math(Benchmark):
 
 def marked_answer(text: str) -> str | None:
     r"""Return the content of the last \boxed{...}, else the text after the last 'The answer is:', else None."""
+    text = in_ascii(text)
     boxes = list(BOXED.finditer(text))
     if boxes and (content := until_closed(text, boxes[-1].end())):
         return content.strip().strip("$")
     found = ANSWER_IS.findall(text)
-    return (found[-1].strip().rstrip(".").strip("$") or None) if found else None
+    if not found:
+        return None
+    formula = re.match(r"\$([^$]+)\$", found[-1].strip())  # with words behind it
+    return formula[1] if formula else found[-1].strip().rstrip(".").strip("$") or None

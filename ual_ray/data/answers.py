@@ -16,19 +16,23 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2
 # A fraction, but no part of a date.
 _NUMBER = rf"{_SIGN}(?:(?<![\d/])\d+/\d+(?![\d/])|{_DIGITS})"
 # What makes a number a part of something else: a decimal comma, a time, a date, a sum, a power, thousands.
-_GOES_ON = r"(?!\d|[.,]\d|[kK]\b|[ \t]*[\^:*/+×·][ \t]*\{?\d|[-–]\d|[ \t]+[-–][ \t]+\d| \d{3}(?!\d))"
+_GOES_ON = r"(?!\d|[.,]\d|[kK]\b|[ \t]*[\^:*/+×·][ \t]*\{?\d|[-–]\d|[ \t]+(?:[-–]|to|or)[ \t]+[$€£¥₹]?\d)"
 _STRICT = re.compile(rf"####\s*({_NUMBER}){_GOES_ON}")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
 # How numbers are written, besides their digits.
 _RAISED = re.compile("(?<=[\\w)}])[\u207a\u207b]?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
 _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
 _BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
+_SPACED = re.compile(r"(?<![\d.,/-])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d|[.,]\d{3})")
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
 _FRACTION = re.compile(r"(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
 _SCALED = re.compile(r"(?i)(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-ANSWER_IS = re.compile(r"(?i)the (?:(?:final|correct|right) )?answer is:?\s*(.+)")
+ANSWER_IS = re.compile(
+    r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be):?|^\W*(?:final |correct )?answer[*_]*\s*[:=]"
+    r"|答案\s*(?:是|为|:))\s*(.+)"
+)
 BOXED = "\\boxed{"
 
 
@@ -70,8 +74,9 @@ def same_number(first: str | None, second: str | None) -> bool:
 
 
 def plain_numbers(text: str) -> str:
-    r"""Write numbers with plain digits: 12\,000 as 12,000, ½ and \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
-    text = _FRACTION.sub(_as_fraction, in_ascii(text))
+    r"""Write numbers with plain digits: 12\,000 and 12 000 as 12,000, \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
+    text = _SPACED.sub(lambda found: found[0].replace(" ", ","), in_ascii(text))
+    text = _FRACTION.sub(_as_fraction, text)
     text = _MIXED.sub(_as_improper, text)
     while (scaled := _SCALED.sub(_in_full, text)) != text:  # 2 hundred thousand
         text = scaled

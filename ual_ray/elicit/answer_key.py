@@ -21,17 +21,22 @@ _NUMBER = (
 # A number and its unit: a word, which a single letter is not (2x is not 2); "18 and 20" is two numbers.
 _WITH_UNIT = re.compile(
     rf"(?:about|approximately|around|exactly|only|≈|~|=)?\s*{_NUMBER}\s*"
-    r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)[A-Za-z]{2,}\b[^\d=^\\]*.*)?",
+    r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)"
+    r"(?:[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3])(?:\^\{?[23]\}?)?(?![\w^])[^\d=^\\]*.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-# The last number of a text; a time, a date and 12 000 are more than their last number.
-_LAST = re.compile(rf"(?<![\w.^:])(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\d{{1,3}}(?: \d{{3}})+|{_NUMBER})(?![\w^])", re.IGNORECASE)
+# The last number of a text; a time, a date and a range are more than their last number.
+_LAST = re.compile(
+    r"(?<![a-z\d_.^:])(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\$?\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
+    rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
+    re.IGNORECASE,
+)
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 # An option and its text, and the first words of a sentence that goes on.
 _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_MARKUP = re.compile(r"[*_`]{1,3}|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
+_MARKUP = re.compile(r"[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
 # A single word that is an answer without a colon before it: a letter or a verdict, and behind "the answer is" a name.
 _WORD = re.compile(r"[A-Za-z]|(?i:yes|no|true|false|none)")
 _NAME = re.compile(r"[A-Z][A-Za-z]+")
@@ -63,7 +68,9 @@ def marked_answer(text: str) -> AnswerKey | None:
     if start >= 0 and (boxed := until_closed(text, start + len(BOXED))):
         return _key(boxed)
     if answers := ANSWER_IS.findall(text):
-        words = re.compile(r"\S+" if re.search(r"(?i)answer is:", text) else f"{_WORD.pattern}|{_NAME.pattern}")
+        words = re.compile(
+            r"\S+" if re.search(r"(?i)answer[*_]*\s*(?:is\s*)?[:=]", text) else f"{_WORD.pattern}|{_NAME.pattern}"
+        )
         return _short(answers[-1], words)
     return None
 
@@ -88,7 +95,7 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
 
 
 def _key(answer: str) -> AnswerKey | None:
-    text = _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .")
+    text = _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。")
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
     return AnswerKey(plain, _value(plain_numbers(text))) if plain else None
@@ -99,7 +106,7 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 
     words: single words that are answers.
     """
-    sentence = re.split(r"(?<=[^\d])\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!")
+    sentence = re.split(r"(?<=[^\d])\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!。")
     if option := _OPTION.fullmatch(sentence):
         return _key(option[1])
     clause = _CLAUSE.split(sentence)[0]

@@ -74,8 +74,13 @@ from ual_ray.engines.requests import Completion, CompletionResult
         ("5²", None, "2"),
         # Not numbers, and no number can be read out of them.
         *[(f"#### {text}", None, last) for text, last in (("2,5", "5"), ("7:30", "30"), ("18-20", "20"), ("18 - 20", "20"))],
-        *[(f"#### {text}", None, last) for text, last in (("5 + 3", "3"), ("10^3", "3"), ("12 000", "000"), ("18k", "18"))],
+        *[(f"#### {text}", None, last) for text, last in (("5 + 3", "3"), ("10^3", "3"), ("18k", "18"), ("18 to 20", "20"))],
         *[(f"#### {text}", None, last) for text, last in (("01/05/2020", "2020"), ("1.234.567", ".567"))],
+        *[
+            (f"#### {text}", number, number)
+            for text, number in (("12 000", "12000"), ("1 800 000", "1800000"), ("$1 800", "1800"))
+        ],
+        ("12 0000", None, "0000"),
         ("no number", None, None),
         ("", None, None),
         ("-", None, None),

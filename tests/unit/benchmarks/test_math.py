@@ -30,6 +30,10 @@ from ual_ray.errors import UserError
         ("The answer is: $\\frac{3}{4}$", r"\frac{3}{4}"),
         ("the final answer is: x + 1\n", "x + 1"),
         ("The answer is: 1\nThe answer is: 2", "2"),
+        ("The answer is: $5$, since 2+3=5.", "5"),
+        *[(f"\\boxed{{{text}}}", "12,000") for text in (r"12\,000", "12{,}000", "12\u202f000", "１２,０００")],
+        ("\\boxed{\u22123}", "-3"),
+        ("\\boxed{x²}", "x^2"),
         (r"The answer is: 1, or \boxed{2}", "2"),
         ("The answer is not known.", None),
         ("#### 7", None),
@@ -50,12 +54,14 @@ def test_maths_own_form_and_metamaths() -> None:
     records: list[Any] = [
         {"problem": "p", "solution": r"so \boxed{3}", "level": "Level 1"},
         {"problem": "p", "solution": r"so \boxed{3}", "answer": "4"},
+        {"problem": "p", "answer": 0},
+        {"problem": "p", "answer": "\u22123"},
         {"problem": "p", "solution": "none"},
         {"problem": "", "answer": "4"},
         {"query": "q", "response": "#### 5\nThe answer is: 5"},
     ]
     found = list(Math().questions(records, "file"))
-    assert [isinstance(one, Question) and one.answer for one in found] == ["3", "4", False, False, "5"]
+    assert [isinstance(one, Question) and one.answer for one in found] == ["3", "4", "0", "-3", False, False, "5"]
     assert all(str(one).startswith("no question") for one in found if isinstance(one, BadRow))
 
 

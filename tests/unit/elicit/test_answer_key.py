@@ -30,6 +30,19 @@ EQUAL = [
     ("#### 18", "She makes **$18** every day."),
     ("#### 18", "Therefore, the final answer is $\\boxed{18}$ dollars."),
     ("#### 3.50", "The answer is $3.5"),
+    *[
+        ("#### 18", f"Answer{marks} 18{rest}")
+        for marks in (":", " =", ":**")
+        for rest in ("\nConfidence: 90%", "\n\nNote 1: rounded", "")
+    ],
+    *[
+        ("#### 18", text)
+        for text in ("**Final Answer**: 18 dollars", "Answer:\n\n18", "答案是18。", "答案：18元", "The answer would be 18.")
+    ],
+    ("Answer: 18\nConfidence: 90%", "#### 18"),
+    ("Answer: Paris", "The answer is Paris."),
+    *[("#### 18", f"\\boxed{{18{unit}}}") for unit in ("\\,\\text{cm}^2", "\\text{ cm}^{3}", "\\;\\mathrm{m}", "\\%")],
+    *[("#### 1800", text) for text in ("The answer is 1 800.", "1 800", "$1 800")],
     ("#### 50", "The answer is 50%"),
     ("#### 18", "the answer is 18 miles per hour"),
     ("#### 18", "9 * 2 = 18"),
@@ -71,6 +84,8 @@ DIFFERENT = [
     ("#### 18", "no number"),
     ("\\boxed{(3,4)}", "\\boxed{34}"),
     ("#### 18", "The answer is 180"),
+    ("#### 90", "Answer: 18\nConfidence: 90%"),
+    *[("#### 20", text) for text in ("Between 18 and 20", "18 to 20", "$18 or $20")],
     ("#### 18", "The answer is 18 million"),
     ("#### 182", "18²"),
     ("#### 1", "10^3"),
@@ -102,6 +117,9 @@ NOT_MARKED = [
     "The answer is",
     "The answer is: ",
     "The answer is: $.",
+    "Answer: it depends on 2 things",
+    "Answer the 2 questions",
+    "Question: what is 2?",
 ]
 
 
