@@ -14,15 +14,25 @@ Body = dict[str, Any]
 
 REFUSALS = frozenset({400, 404, 422})
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
-_COUNT = re.compile(
-    r"(?:^|\W)'?n'?\W.{0,40}(?:at most 1|must be 1|equal to 1|less than or equal to 1|not supported|unsupported|only 1|> 1)"
-    r"|only one (?:completion )?choice|multiple (?:candidates|choices|completions)|number of choices|best_of"
-    r"|parameter:? '?n'?\b",
+# Words of a refusal, and the names under which it may have a parameter; those of n include what it counts.
+_REFUSED = re.compile(
+    r"\bnot\b|cannot|n['’]t\b|\bno\b|only|unsupported|unrecogni[sz]ed|unknown|unexpected|extra|deprecated|invalid|must|should"
+    r"|less than|at most|[<>]",
     re.IGNORECASE,
 )
-_REFUSED = re.compile(
-    r"unsupported|not support|not allowed|does not support|only the default|unrecognized|unknown|extra inputs|not permitted"
-    r"|deprecated|invalid|unexpected|must be",
+_NAMES = {
+    name: re.compile(rf"(?<![\w\\])(?:{names})(?!\w)", re.IGNORECASE)
+    for name, names in {
+        "temperature": "temperature",
+        "seed": "seed",
+        "n": "n|best_of|candidate_?count|num_return_sequences"
+        "|(?:multiple|number of|one completion) (?:candidates|choices?|completions)",
+    }.items()
+}
+TOO_LONG = re.compile(
+    r"context_length_exceeded|exceed_context_size|max_model_len|context[ _](?:length|size|window)|maximum model length"
+    r"|(?:prompt|input|message|string)s?\b.{0,40}(?:too long|exceed)|too many (?:\w+ )?tokens|reduce the length|input length"
+    r"|max_new_tokens.{0,9} must be <=",
     re.IGNORECASE,
 )
 
@@ -81,15 +91,18 @@ class Dialect:
     def adapted(self, words: str, param: str | None) -> Dialect | None:
         """Return the dialect to try after a refusal in these words, which may name a parameter; None = nothing to change."""
         text = f"{words} {param or ''}"
+        if TOO_LONG.search(text):
+            return None
+        named = {name for name, names in _NAMES.items() if param == name or (names.search(words) and _REFUSED.search(words))}
         if self.max_tokens_field == "max_tokens" and MAX_COMPLETION_TOKENS in text and self.endpoint.max_tokens_field == "auto":
             return replace(self, max_tokens_field=MAX_COMPLETION_TOKENS)
-        if self.temperature and "temperature" in text and _REFUSED.search(text):
+        if self.temperature and "temperature" in named:
             return replace(self, temperature=False)
-        if self.n and (param == "n" or _COUNT.search(words)):
+        if self.n and "n" in named:
             return replace(self, n=False)
         if "logprobs" in text and (most := _most_allowed(words, self.top_logprobs)):
             return replace(self, top_logprobs=most)
-        if self.seed and (param == "seed" or re.search(r"\bseed\b", words)) and _REFUSED.search(text):
+        if self.seed and "seed" in named:
             return replace(self, seed=False)
         return None
 

@@ -12,14 +12,12 @@ import openai
 
 from ual_ray.config import EndpointConfig
 from ual_ray.config.redact import redact_uri
+from ual_ray.engines.openai_dialect import TOO_LONG, server_words
 from ual_ray.engines.openai_replies import MalformedReply
 from ual_ray.engines.requests import Choice, Completion, Failure, overlong
 from ual_ray.errors import UserError
 
 _TOO_LONG_STATUS = frozenset({400, 413, 422})
-_TOO_LONG = re.compile(
-    r"context_length_exceeded|exceed_context_size|max_model_len|maximum (?:context|model) length|context size", re.IGNORECASE
-)
 _LENGTH_LIMIT = re.compile(
     r"(?:max_model_len|maximum (?:context|model) length|context size)(?: is| of|=)? ?\(?(\d+)", re.IGNORECASE
 )
@@ -34,9 +32,13 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 
 def read_overlong(error: openai.APIStatusError, request: Choice | Completion) -> Failure | None:
     """Return an overlong failure if that is what the server reports; its numbers may be unknown (None)."""
-    if error.status_code not in _TOO_LONG_STATUS or not _TOO_LONG.search(f"{error.message} {error.code} {error.type}"):
+    if error.status_code not in _TOO_LONG_STATUS or not TOO_LONG.search(f"{error.message} {error.code} {error.type}"):
         return None
     limit, total, prompt = (_number(pattern, error.message) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
+    words = server_words(error.body)
+    numbers = sorted(map(int, re.findall(r"\d+", words))) if "token" in words.lower() else []
+    if limit is None and len(numbers) == 2:  # "210000 tokens > 200000 maximum"
+        limit, prompt = numbers
     if total is None and prompt is not None:
         total = prompt + (request.max_tokens if isinstance(request, Completion) else 1) + request.thinking
     return overlong(total, limit)

@@ -174,4 +174,6 @@ Result: TypeAlias = ChoiceResult | LikelihoodResult | CompletionResult | Failure
 
 def overlong(tokens: int | None, limit: int | None) -> Overlong:
     """Make the failure of a prompt that does not fit with its answer."""
-    return Overlong(f"overlong: {tokens} tokens, engine.max_model_len is {limit}", tokens=tokens, limit=limit)
+    size = "the server takes fewer tokens" if tokens is None else f"{tokens} tokens"
+    most = "" if limit is None else f", engine.max_model_len is {limit}"
+    return Overlong(f"overlong: {size}{most}", tokens=tokens, limit=limit)

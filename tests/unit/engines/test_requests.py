@@ -53,7 +53,7 @@ def test_equal_requests_are_one() -> None:
     ("tokens", "limit", "reason"),
     [
         (1030, 1024, "overlong: 1030 tokens, engine.max_model_len is 1024"),
-        (None, None, "overlong: None tokens, engine.max_model_len is None"),
+        (None, None, "overlong: the server takes fewer tokens"),
     ],
 )
 def test_overlong_is_a_failure_that_cost_nothing(tokens: int | None, limit: int | None, reason: str) -> None:

@@ -17,7 +17,7 @@ from ual_ray.engines.openai_engine import OpenAIEngine
 from ual_ray.engines.openai_replies import MalformedReply, read_choices, read_choices_behind_thought, read_replies
 from ual_ray.engines.openai_replies import Reply as ReadReply
 from ual_ray.engines.reply_text import Unread
-from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns
+from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns, overlong
 
 Body = dict[str, Any]
 Reply = tuple[int, Body]
@@ -167,7 +167,9 @@ def test_a_fixed_temperature_and_choices_of_vllm(serve: Serve) -> None:
 
 @pytest.mark.parametrize("words", [
     "'n': number must be at most 1", "Only one completion choice is allowed", "n must be 1",
-    "Multiple candidates is not enabled",
+    "Multiple candidates is not enabled", "Only n=1 is supported", "n: Extra inputs are not permitted",
+    "candidateCount must be 1",
+    "Argument not supported on this model: n", "n should be 1", "num_return_sequences must be 1",
 ])  # fmt: skip
 def test_n_is_split_where_it_is_refused(words: str, serve: Serve) -> None:
     engine, server = serve(lambda body: refusal(words) if body.get("n", 1) > 1 else answer("7"))
@@ -231,6 +233,47 @@ def test_an_error_with_status_200_keeps_its_words(serve: Serve) -> None:
     engine, _ = serve(lambda _: (200, {"error": {"message": "upstream overloaded", "code": 502}}), max_retries=0)
     result = one(engine, RATE)
     assert isinstance(result, Failure) and result.reason == "engine: malformed reply, no choices: upstream overloaded"
+
+
+@pytest.mark.parametrize("words", [
+    "{} is not supported", "This model does not accept the {} parameter", "{} cannot be set for this model",
+    "{}: Input should be less than or equal to 1", "{}: Extra inputs are not permitted",
+    "Argument not supported on this model: {}",
+    "`{}` is deprecated for this model.", "Unrecognized request argument supplied: {}",
+    "Unknown name \"{}\": Cannot find field.",
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["temperature", "seed"])
+def test_a_parameter_is_left_out_in_whatever_words_it_is_refused(name: str, words: str, serve: Serve) -> None:
+    refused = words.format(name)
+    engine, server = serve(lambda body: refusal(refused[0].upper() + refused[1:]) if name in body else answer("7", n=body["n"]))
+    assert isinstance(one(engine, SAMPLE), CompletionResult)
+    assert len(server.asked) == 2 and name not in server.asked[1]
+
+
+@pytest.mark.parametrize("words", [
+    "The prompt about temperature is too long: it must be shorter",
+    "Your seed funding request was rejected by the content filter",
+    "The response was filtered", "You exceeded your current quota", "max_tokens is too large: 5000", "\\n is not allowed here",
+])  # fmt: skip
+def test_other_refusals_change_nothing(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda _: refusal(words))
+    assert isinstance(one(engine, SAMPLE), Failure)
+    assert len(server.asked) == 1 and engine.adaptations == []
+
+
+@pytest.mark.parametrize(("words", "tokens", "limit"), [
+    ("prompt is too long: 210000 tokens > 200000 maximum", 210001, 200000),
+    ("The input token count (40000) exceeds the maximum number of tokens allowed (32768).", 40001, 32768),
+    ("Prompt tokens (9000) exceed model limit of 8192", 9001, 8192), ("Too many tokens: 5000 > 4096", 5001, 4096),
+    ("Please reduce the length of the messages or completion.", None, None),
+    ("Input is too long for requested model.", None, None),
+    ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4990 `inputs` tokens and 10 `max_new_tokens`", None, None),
+    ("string too long. Expected a string with maximum length 1048576", None, None), ("Context window exceeded", None, None),
+])  # fmt: skip
+def test_a_prompt_is_too_long_in_every_servers_words(words: str, tokens: int | None, limit: int | None, serve: Serve) -> None:
+    engine, server = serve(lambda _: refusal(words))
+    assert one(engine, RATE) == overlong(tokens, limit)
+    assert len(server.asked) == 1
 
 
 # --- models that think ------------------------------------------------------------------------------------------------
