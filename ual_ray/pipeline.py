@@ -28,7 +28,7 @@ from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
-from ual_ray.train.step import tokens_step, train_step
+from ual_ray.train.step import register_model, tokens_step, train_step
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
@@ -88,10 +88,26 @@ def smooth_arm(session: Session, arm: str, scored: Path, root: Path) -> Path:
     return smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), texts=False).folder
 
 
-def train_arm(session: Session, arm: str, smoothed: Path, rows: Path, tokens: Path, root: Path, *, trial: bool = False) -> Done:
-    """Train an arm in `root`/arms/ARM by its own settings; `smoothed`: what `smooth_arm` returned."""
+def train_arm(
+    session: Session,
+    arm: str,
+    smoothed: Path,
+    rows: Path,
+    tokens: Path,
+    root: Path,
+    *,
+    register: bool = True,
+    trial: bool = False,
+) -> Done:
+    """Train an arm in `root`/arms/ARM by its own settings, as `train_step` does; smoothed: what `smooth_arm` returned."""
     place, settings = Place(root / "arms" / arm / "train"), session.config.arms[arm].training(session.config.train)
-    return train_step(session, arm, smoothed / col.SMOOTHED_FILE, rows, place, settings, tokens, trial=trial)
+    file = smoothed / col.SMOOTHED_FILE
+    return train_step(session, arm, file, rows, place, settings, tokens, register=register, trial=trial)
+
+
+def register_arm(session: Session, arm: str, smoothed: Path, trained: Done) -> None:
+    """Register the model of an arm that `train_arm` trained without registering it."""
+    register_model(session, arm, smoothed / col.SMOOTHED_FILE, trained, session.config.arms[arm].training(session.config.train))
 
 
 def with_own_engine(session: Session) -> Session:

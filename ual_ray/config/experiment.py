@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from ual_ray.config.names import is_file_name
 from ual_ray.config.section import Section, key
@@ -30,6 +32,12 @@ class ExperimentConfig(Section):
         affects="",
         description="learning rates to try with the first seed, the same ones for every arm; all seeds of an arm train with "
         "its best by validation NLL after temperature scaling. Empty = train.learning_rate",
+    )
+    parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = key(
+        "auto",
+        affects="",
+        description="number of trainings side by side, each of train.num_workers workers with a model of its own; auto = as "
+        "many as the free CPUs, GPUs and, for CPU workers, memory of the cluster hold when the command joins it",
     )
     scenarios: dict[str, tuple[str, ...]] = key(
         default_factory=lambda: {ALL_ROWS: ()},

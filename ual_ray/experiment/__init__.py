@@ -2,6 +2,8 @@
 
 arms.py         `ual experiment CONFIG`: arms x seeds x scenarios over one elicitation
 scenarios.py    the rows of a scenario
+tuning.py       the learning rate of every arm
+trainings.py    arms x seeds, as many trainings side by side as there is room for
 forecast.py     `--dry-run`, and the pilot that measures how much seeds differ
 power.py        what more seeds would show
 

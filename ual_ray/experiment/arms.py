@@ -27,8 +27,9 @@ from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.power import print_power
 from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
+from ual_ray.experiment.trainings import train_seeds
 from ual_ray.experiment.tuning import tuned
-from ual_ray.pipeline import ask, measure, opened, train_arms
+from ual_ray.pipeline import ask, measure, opened
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
@@ -64,20 +65,30 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
         tokens = tokens_step(own, scored, rows, Place(root / "tokens"))
         own = tuned(own, rows, scored, tokens, root)
-        by_seed: dict[int, StageFolders] = {}
-        for seed in own.config.experiment.seeds:
-            home, results = root / f"seed-{seed}", StageFolders(evaluated=dict(base.evaluated))
-            seeded = own.labelled(f"seed {seed}")
-            training = replace(seeded, config=own.config.model_copy(update={"seed": seed}))
-            _write_config(training, home, seed)
-            models = train_arms(training, rows, scored, tokens, home, results)
-            # What the models are asked, and how, does not depend on the seed that trained them.
-            measure(seeded, home, rows, questions, models, results)
-            by_seed[seed] = results
+        by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base)
         stages, evaluated = _together(base, by_seed, elicited, own.config.seed)
         findings = report(own, stages, root / REPORT_FOLDER, evaluated)
         print_power(findings, own.console)
         return findings
+
+
+def _train_and_measure(
+    session: Session, rows: Path, scored: Path, tokens: Path, questions: Path, root: Path, base: StageFolders
+) -> dict[int, StageFolders]:
+    """Train every arm with every seed, then measure the models; return the folders by seed."""
+    config = session.config
+    homes = {seed: root / f"seed-{seed}" for seed in config.experiment.seeds}
+    seeded = {seed: session.labelled(f"seed {seed}") for seed in homes}
+    training = {seed: replace(own, config=config.model_copy(update={"seed": seed})) for seed, own in seeded.items()}
+    for seed, home in homes.items():
+        _write_config(training[seed], home, seed)
+    found = train_seeds(training, homes, rows, scored, tokens)
+    for seed, results in found.items():
+        results.evaluated |= base.evaluated
+        models = {arm: str(folder / col.MODEL_FOLDER) for arm, folder in results.trained.items()}
+        # What the models are asked, and how, does not depend on the seed that trained them.
+        measure(seeded[seed], homes[seed], rows, questions, models, results)
+    return found
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ual_ray.config import Config
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import write_json
 from ual_ray.errors import DivergedError, UserError
+from ual_ray.experiment.trainings import in_parallel
 from ual_ray.pipeline import smooth_arm, train_arm, with_own_engine
 from ual_ray.run.step import Place, Session
 
@@ -45,8 +47,16 @@ def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) 
     home, seed = root / f"seed-{given.seeds[0]}", given.seeds[0]
     first = replace(session.labelled(f"seed {seed}"), config=session.config.model_copy(update={"seed": seed}))
     smoothed = {arm: smooth_arm(first, arm, scored, home) for arm in session.config.arms}
-    pairs = [(arm, rate) for arm in session.config.arms for rate in given.learning_rates]
-    trials = [_try(first, arm, rate, smoothed[arm], rows, tokens, home) for arm, rate in pairs]
+    at_rate = {rate: _with_rate(first, rate) for rate in given.learning_rates}
+    tasks = {
+        own.titled(f"train {arm}"): partial(_train, own, arm, smoothed[arm], rows, tokens, home)
+        for arm in session.config.arms
+        for own in at_rate.values()
+    }
+    trained = iter(in_parallel(first, tasks).values())
+    trials = [
+        _measured(own, arm, rate, next(trained), rows, home) for arm in session.config.arms for rate, own in at_rate.items()
+    ]
     best = {arm: best_rate([trial for trial in trials if trial.arm == arm]) for arm in session.config.arms}
     _record(session, trials, best, root)
     if lost := [arm for arm, rate in best.items() if rate is None]:
@@ -54,19 +64,28 @@ def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) 
     return replace(session, config=with_rates(session.config, best))
 
 
-def _try(session: Session, arm: str, rate: float, smoothed: Path, rows: Path, tokens: Path, home: Path) -> Trial:
-    """Train an arm at a learning rate, and measure it."""
-    own = session.labelled(f"rate {rate:g}")
-    own = replace(own, config=with_rates(session.config, dict.fromkeys(session.config.arms, rate)))
+def _with_rate(session: Session, rate: float) -> Session:
+    config = with_rates(session.config, dict.fromkeys(session.config.arms, rate))
+    return replace(session.labelled(f"rate {rate}"), config=config)
+
+
+def _train(session: Session, arm: str, smoothed: Path, rows: Path, tokens: Path, home: Path) -> Path | str:
+    """Train an arm at a learning rate; return the model, or why the training diverged."""
     try:
-        trained = train_arm(own, arm, smoothed, rows, tokens, home, trial=True).folder
+        done = train_arm(session, arm, smoothed, rows, tokens, home, register=False, trial=True)
     except DivergedError as error:
         reason = str(error).splitlines()[0]
-        own.say(f"train {arm}", f"diverged: this learning rate has lost ({reason})", style="yellow", note=f"({own.label})")
-        return Trial(arm, rate, None, reason)
+        session.say(session.titled(f"train {arm}"), f"diverged, so this learning rate has lost: {reason}", style="yellow")
+        return reason
+    return done.folder / col.MODEL_FOLDER
+
+
+def _measured(session: Session, arm: str, rate: float, trained: Path | str, rows: Path, home: Path) -> Trial:
+    """Measure a trained model on validation rows; `trained`: what `_train` returned."""
+    if isinstance(trained, str):
+        return Trial(arm, rate, None, trained)
     place = Place(home / "arms" / arm / "trials")
-    measured = validation_step(with_own_engine(own), arm, str(trained / col.MODEL_FOLDER), rows, place)
-    loss = float(measured.metrics["scaled_nll"])
+    loss = float(validation_step(with_own_engine(session), arm, str(trained), rows, place).metrics["scaled_nll"])
     return Trial(arm, rate, loss) if math.isfinite(loss) else Trial(arm, rate, None, f"the validation NLL is {loss}")
 
 

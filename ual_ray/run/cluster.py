@@ -95,6 +95,20 @@ def cores_for_one(engine: EngineConfig) -> float:
     return max(engine.cpus_per_actor, min(engine.cpus_per_actor * engine.max_actors, largest))
 
 
+def free_resources(config: Config) -> dict[str, float]:
+    """Return the resources that nobody uses now, without the CPUs that a local cluster has only by name."""
+    free = dict(ray.available_resources())
+    if not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+        free["CPU"] = free.get("CPU", 0.0) - SPARE_LOGICAL_CPUS
+    return free
+
+
+def groups_of_workers(train: TrainConfig, free: Mapping[str, float]) -> int:
+    """Count the groups of train.num_workers workers that the nodes hold by their size, and by what is free of all."""
+    on_nodes = sum(_workers_on(node["Resources"], train) for node in ray.nodes() if node["Alive"])
+    return max(0, min(on_nodes, _workers_on(free, train))) // train.num_workers
+
+
 def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
     """Return the resources that these stages request and the cluster does not have yet, one text each.
 

@@ -17,7 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 class Meter:
-    """Counts finished work and shows it; `update` may be called at any rate."""
+    """Counts finished work and shows it; `update` may be called at any rate.
+
+    A terminal has one bar at a time: of several meters, those opened while there is a bar print lines.
+    """
+
+    _bar_lock = threading.Lock()
 
     def __init__(self, console: Console, name: str, total: int | None, unit: str) -> None:
         """Count `total` units (None = unknown) of `unit`, such as 'rows' or 'tokens'."""
@@ -32,7 +37,7 @@ class Meter:
         self.done = 0.0
         self.rate_done = 0.0
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and self._bar_lock.acquire(blocking=False):
             columns = [
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -76,6 +81,8 @@ class Meter:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
+            self._bar_lock.release()
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ NEWEST_FILE = "newest"
 LOCK_FILE = ".lock"
 # What a single command holds open in its --out while it works there.
 KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER, SPOOL_FOLDER)
+
+
+_pointing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def _empty(folder: Path) -> None:
 
 
 def point_to(root: Path, folder: Path) -> None:
-    """Remember which of a folder's parts is the newest."""
-    write_text(root / NEWEST_FILE, folder.name)
+    """Remember which of a folder's parts is the newest, also where parts end side by side."""
+    with _pointing:
+        write_text(root / NEWEST_FILE, folder.name)
 
 
 def newest(root: Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -61,9 +62,17 @@ class Place:
 
 
 class Cluster(ExitStack):
-    """Leaves the Ray cluster at its end, if the command joined or started one."""
+    """Leaves the Ray cluster at its end, if the command joined or started one.
 
-    connected = False
+    free: the resources that nobody used when the command joined.
+    """
+
+    def __init__(self) -> None:
+        """Start unconnected."""
+        super().__init__()
+        self.connected = False
+        self.free: dict[str, float] = {}
+        self.lock = threading.Lock()
 
 
 @dataclass
@@ -83,17 +92,22 @@ class Session:
     label: str = ""
 
     def connect(self) -> None:
-        """Start or join the Ray cluster, once."""
-        if not self.cluster.connected:
-            from ual_ray.run.cluster import check_cluster, ray_cluster
+        """Start or join the Ray cluster, once, whichever thread is the first to need it."""
+        with self.cluster.lock:
+            if not self.cluster.connected:
+                self._connect()
+                self.cluster.connected = True
 
-            if not self.config.runtime.address and (address := os.environ.get("RAY_ADDRESS")):
-                self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
-            if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
-                self.say("cluster", f"Ray dashboard: {dashboard}")
-            for wait in check_cluster(self.config, self.stages):
-                self.say("cluster", f"waiting for it to grow: {wait}")
-            self.cluster.connected = True
+    def _connect(self) -> None:
+        from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster
+
+        if not self.config.runtime.address and (address := os.environ.get("RAY_ADDRESS")):
+            self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
+        if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
+            self.say("cluster", f"Ray dashboard: {dashboard}")
+        for wait in check_cluster(self.config, self.stages):
+            self.say("cluster", f"waiting for it to grow: {wait}")
+        self.cluster.free = free_resources(self.config)
 
     def labelled(self, label: str) -> Session:
         """Copy the session with one more label."""

@@ -22,6 +22,7 @@ from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import read_table
 from ual_ray.run.progress import Meter, polled
+from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.interruptions import STOP_FILE
@@ -39,6 +40,8 @@ OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
 
 logger = logging.getLogger(__name__)
+# Trainings side by side measure the dtype once.
+_measuring = threading.Lock()
 
 
 def train(
@@ -138,8 +141,9 @@ def with_dtype(config: Config, output: Path) -> Config:
     if config.train.dtype != "auto":
         return config
     file = output / DTYPE_FILE
-    if not file.exists():
-        write_text(file, resolve_dtype(config.train).dtype)
+    with _measuring:
+        if not file.exists():
+            write_text(file, resolve_dtype(config.train).dtype)
     train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": file.read_text()})
     return config.model_copy(update={"train": train})
 
@@ -188,6 +192,7 @@ def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], gra
     try:
         # In short waits: a signal delivered to another thread does not end a wait in this one.
         while not done.done():
+            raise_if_ending()
             wait([done], timeout=0.5)
     except (KeyboardInterrupt, SystemExit):
         if not done.done():

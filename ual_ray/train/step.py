@@ -81,18 +81,19 @@ def train_step(
     train: TrainConfig | None = None,
     tokens: Path | None = None,
     *,
+    register: bool = True,
     trial: bool = False,
 ) -> Done:
     """Fine-tune one arm, by its own training settings where it has some; `folder`/model.
 
     tokens: the rendered rows that arms share; None = the smoothed rows have texts, and are rendered for this arm alone.
-    trial: the model is not registered, unless the same training is asked for again without it; one that diverged before is
-    not trained again. Raises what `stage.train` raises.
+    register: register the model in MLflow; `register_model` can do it later. trial: a training that diverged before is not
+    repeated. Raises what `stage.train` raises.
     """
-    config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
-    prior, first, mixture = config.train.prior_file, first_checkpoint(config.train), config.train.mixture
+    config, lineage = _described(session, name, smoothed, train)
+    prior, first = config.train.prior_file, first_checkpoint(config.train)
     inputs = {
-        "smoothed": content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if mixture else [])]),
+        "smoothed": lineage[LINEAGE_SMOOTHED],
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
         "model": model_fingerprint(config.model),
@@ -100,27 +101,42 @@ def train_step(
         **({"first": first.name} if first else {}),
         "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
-    lineage = _lineage(name, config.model, smoothed, str(inputs["smoothed"]))
-    if first is not None:
-        lineage[LINEAGE_CONTINUED] = str(first)
-    if mixture:
-        lineage[LINEAGE_MIXTURE] = ", ".join(f"{source}: {weight:g}" for source, weight in sorted(mixture.items()))
-
-    def register(run: Run, folder: Path) -> Any:
-        return _register(session, config, run, name, folder, lineage)
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         metrics = _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
-        return metrics if trial else metrics | {REGISTERED: register(run, folder)}
+        return metrics | ({REGISTERED: _register(session, config, run, name, folder, lineage)} if register else {})
 
     step = Step("train", f"train {name}", inputs, place, lineage)
     if trial:
         return _remembering_divergence(session, step, config.train.skip_non_finite, work)
     done = run_logged_step(session, step, work, _line)
-    if REGISTERED not in done.metrics and not (done.folder / REGISTERED_FILE).exists():
-        with session.tracked(session.titled(step.title), done.folder, {STAGE_TAG: step.stage, **lineage}) as run:
-            write_json(done.folder / REGISTERED_FILE, {"version": register(run, done.folder)})
+    if register:
+        register_model(session, name, smoothed, done, train)
     return done
+
+
+def register_model(session: Session, name: str, smoothed: Path, trained: Done, train: TrainConfig | None = None) -> None:
+    """Register the model of a finished training in MLflow, unless it was before. The arguments are those of `train_step`."""
+    known = REGISTERED in trained.metrics or (trained.folder / REGISTERED_FILE).exists()
+    if known or session.config.tracking.models == "none":
+        return
+    config, lineage = _described(session, name, smoothed, train)
+    with session.tracked(session.titled(f"train {name}"), trained.folder, {STAGE_TAG: "train", **lineage}) as run:
+        version = _register(session, config, run, name, trained.folder, lineage)
+        write_json(trained.folder / REGISTERED_FILE, {"version": version})
+
+
+def _described(session: Session, name: str, smoothed: Path, train: TrainConfig | None) -> tuple[Config, dict[str, str]]:
+    """Return the configuration of a training, and the tags of its lineage."""
+    config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
+    first, mixture = first_checkpoint(config.train), config.train.mixture
+    read = [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if mixture else [])]
+    lineage = _lineage(name, config.model, smoothed, content_digest(smoothed, read))
+    if first is not None:
+        lineage[LINEAGE_CONTINUED] = str(first)
+    if mixture:
+        lineage[LINEAGE_MIXTURE] = ", ".join(f"{source}: {weight:g}" for source, weight in sorted(mixture.items()))
+    return config, lineage
 
 
 def _remembering_divergence(session: Session, step: Step, skipped: int, work: LoggedWork) -> Done:
@@ -206,7 +222,7 @@ def _train_and_log(
     logged = run.last_step("smoothed_loss")
 
     def make_meter(steps: int) -> Meter:
-        return Meter(session.console, f"train {name}", steps, "tokens")
+        return Meter(session.console, session.titled(f"train {name}"), steps, "tokens")
 
     def on_step(line: dict[str, float]) -> None:
         if line["step"] > logged:

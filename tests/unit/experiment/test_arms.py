@@ -163,7 +163,7 @@ def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatc
 
     for name, stub in {
         "measure": measure,
-        "train_arms": lambda *_: {"sft": "m", "ual": "n"},
+        "train_seeds": lambda seeds, *_: {seed: StageFolders(trained={"sft": tmp_path, "ual": tmp_path}) for seed in seeds},
         "ask": lambda *_: tmp_path,
         "tokens_step": lambda *_: tmp_path,
         "report": lambda *_: Findings({}, Comparisons((), 0.95, 1, 0)),

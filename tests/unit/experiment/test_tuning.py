@@ -36,8 +36,10 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, Path]
     """Train nothing: a model's folder tells its arm and its learning rate. A rate without a loss diverges."""
     made: list[tuple[str, float, int, Path]] = []
 
-    def train_arm(session: Session, arm: str, smoothed: Path, _: Path, __: Path, home: Path, *, trial: bool) -> SimpleNamespace:
-        assert trial and smoothed == Path(arm), "not registered, and of the arm's own alphas"
+    def train_arm(
+        session: Session, arm: str, smoothed: Path, _: Path, __: Path, home: Path, *, register: bool, trial: bool
+    ) -> SimpleNamespace:
+        assert trial and not register and smoothed == Path(arm), "of the arm's own alphas"
         rate = session.config.arms[arm].training(session.config.train).learning_rate
         made.append((arm, rate, session.config.seed, home))
         if (arm, rate) not in LOSSES:

@@ -150,3 +150,21 @@ def test_what_is_polled_is_called_once_more_at_the_end_and_its_faults_end_nothin
     with polled(call, seconds=3600):
         assert calls == []
     assert calls == [0]
+
+
+def test_of_meters_side_by_side_one_has_a_bar_and_the_others_print_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    with meter(console, "train ual (seed 0)", 9, "tokens") as bar:
+        with meter(console, "train ual (seed 1)", 9, "tokens") as lines:
+            assert bar._bar is not None and lines._bar is None
+            clock.now = 11.0
+            bar.update(3)
+            lines.update(2)
+        assert "  train ual (seed 1): 2/9" in console.file.getvalue()  # type: ignore[attr-defined]
+        bar.close()
+        with meter(console, "train ual (seed 2)", 9, "tokens") as after:
+            assert after._bar is not None, "the bar is free again"
+    with meter(console, "train ual (seed 3)", 9, "tokens") as last:
+        assert last._bar is not None

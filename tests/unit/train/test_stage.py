@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from ual_ray.config import Config, TrainConfig
+from ual_ray.run.side_by_side import side_by_side
 from ual_ray.train.loop import Outcome
 from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, with_dtype
 
@@ -62,6 +63,20 @@ def test_but_no_more_than_was_granted() -> None:
         forever.set()
 
 
+def test_training_in_a_thread_of_its_own_is_told_when_the_command_ends() -> None:
+    stop, saved = threading.Event(), threading.Event()
+
+    def work() -> Outcome:
+        assert stop.wait(20)
+        saved.set()
+        return Outcome("stopped", 5)
+
+    interrupt_after(0.3)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side({"one": lambda: _in_thread(work, stop.set, grace_seconds=20)}, lambda: 1, lambda *_: None, 20)
+    assert saved.is_set()
+
+
 def test_a_failure_while_saving_does_not_hide_the_interrupt() -> None:
     stop = threading.Event()
 
@@ -107,6 +122,21 @@ def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginni
     last, exported = _last_and_exported(lines, 1)
     assert last == {"step": 2, "validation_nll": 2.0, "nll": 0.5} and exported == lines[1]
     assert _last_and_exported(lines, 2) == (last, last)
+
+
+def test_trainings_side_by_side_measure_the_dtype_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[bool] = []
+
+    def slow(*_: Any) -> bool:
+        measured.append(True)
+        time.sleep(0.2)
+        return len(measured) > 1
+
+    monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", slow)
+    found = side_by_side(
+        {n: lambda: with_dtype(Config(), tmp_path).train.dtype for n in range(4)}, lambda: 4, lambda *_: None, 1
+    )
+    assert len(measured) == 1 and set(found.values()) == {"bfloat16"}
 
 
 @pytest.mark.parametrize(

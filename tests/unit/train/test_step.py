@@ -84,10 +84,10 @@ class Runs:
         self.registered.append(name)
         return "7"
 
-    def step(self, *, trial: bool, force: bool = False, **train: Any) -> Any:
+    def step(self, *, register: bool = False, trial: bool = True, force: bool = False, **train: Any) -> Any:
         config = load(None, [f"train.{key}={value}" for key, value in train.items()])
         session = Session(config, Console(file=io.StringIO()), None, frozenset({"train"}) if force else frozenset())
-        return train_step(session, "ual", self.smoothed, None, self.place, trial=trial)
+        return train_step(session, "ual", self.smoothed, None, self.place, register=register, trial=trial)
 
 
 @pytest.fixture
@@ -96,19 +96,19 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
 
 
 def test_a_trial_is_registered_only_when_it_is_chosen_and_then_once(runs: Runs) -> None:
-    runs.step(trial=True)
-    runs.step(trial=True)
+    runs.step()
+    runs.step()
     assert (runs.trained, runs.registered) == (1, [])
     for _ in range(2):
-        done = runs.step(trial=False)
+        done = runs.step(register=True, trial=False)
         assert done.reused and (runs.trained, runs.registered) == (1, ["ual-ual"])
     assert (done.folder / step.REGISTERED_FILE).exists()
 
 
 def test_a_training_that_is_no_trial_is_registered_in_its_own_run(runs: Runs) -> None:
-    assert runs.step(trial=False).metrics[REGISTERED] == "7"
-    runs.step(trial=False)
-    runs.step(trial=True)
+    assert runs.step(register=True, trial=False).metrics[REGISTERED] == "7"
+    runs.step(register=True, trial=False)
+    runs.step()
     assert (runs.trained, runs.registered) == (1, ["ual-ual"])
 
 
@@ -116,16 +116,16 @@ def test_a_trial_that_diverged_is_not_trained_again_until_something_changes(runs
     runs.error = DivergedError("the loss is nan", fix="another rate")
     for _ in range(2):
         with pytest.raises(DivergedError, match="the loss is nan"):
-            runs.step(trial=True)
+            runs.step()
     assert runs.trained == 1
     for changed in ({"learning_rate": 1e-5}, {"skip_non_finite": 3}):
         with pytest.raises(DivergedError):
-            runs.step(trial=True, **changed)
+            runs.step(**changed)
     assert runs.trained == 3
     runs.error = None
-    runs.step(trial=True, force=True)
+    runs.step(force=True)
     assert runs.trained == 4
-    runs.step(trial=True)
+    runs.step()
     assert runs.trained == 4, "finished now, and no longer known as diverged"
 
 
@@ -133,5 +133,20 @@ def test_other_errors_of_a_trial_are_not_remembered(runs: Runs) -> None:
     runs.error = UserError("the disk is full")
     for _ in range(2):
         with pytest.raises(UserError, match="full"):
-            runs.step(trial=True)
+            runs.step()
     assert runs.trained == 2
+
+
+def test_a_training_that_is_no_trial_is_repeated_after_it_diverged(runs: Runs) -> None:
+    runs.error = DivergedError("the loss is nan", fix="look at the rows")
+    for _ in range(2):
+        with pytest.raises(DivergedError):
+            runs.step(trial=False)
+    assert runs.trained == 2
+
+
+def test_models_that_are_not_kept_are_not_registered_later(runs: Runs) -> None:
+    done = runs.step()
+    session = Session(load(None, ["tracking.models=none"]), Console(file=io.StringIO()), None)
+    step.register_model(session, "ual", runs.smoothed, done)
+    assert runs.registered == [] and not (done.folder / step.REGISTERED_FILE).exists()
