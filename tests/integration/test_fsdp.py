@@ -55,9 +55,12 @@ LAYOUTS = [
     layout("adapters on 2", 2, 2, SINGLE, **LORA),
     layout("adapters on 2, checkpointed, packed", 2, 1, PACKS, packing=True, activation_checkpointing=True, **LORA),
     layout("adapters, replicas", 2, 2, SINGLE, replicas=2, **LORA),
+    layout("low base", 1, 8, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
+    layout("low base on 2", 2, 2, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
 ]
+LOW = ["low base", "low base on 2"]
 FULL = [item["name"] for item in LAYOUTS if "lora" not in item["train"] and item["name"] != "bf16"]
-ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"]]
+ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"] and item["name"] not in LOW]
 
 Runs = dict[str, dict[str, Any]]
 Plain = tuple[float, dict[str, torch.Tensor]]
@@ -173,6 +176,18 @@ def test_only_adapters_are_trained_and_they_start_the_same_on_any_ranks(name: st
     for parameter, value in runs["adapters"]["initial"].items():
         assert torch.equal(runs[name]["initial"][parameter], value), parameter
         assert bool(value.any()) != ("lora_B" in parameter), parameter
+
+
+def test_a_base_in_bfloat16_is_near_plain_peft_on_any_ranks(runs: Runs, plain_adapted: Plain) -> None:
+    one, two = (runs[name] for name in LOW)
+    same(two, (one["metrics"]["smoothed_loss"], one["gradients"]))
+    for run in (one, two):
+        dtypes = {(value.dtype, "lora_" in name) for name, value in run["initial"].items()}
+        assert dtypes == {(torch.bfloat16, False), (torch.float32, True)}
+        assert {value.dtype for value in run["gradients"].values()} == {torch.float32}
+        assert run["metrics"]["smoothed_loss"] == pytest.approx(plain_adapted[0], rel=4e-3)
+        distance = torch.stack([(run["gradients"][name] - value).norm() for name, value in plain_adapted[1].items()]).norm()
+        assert distance < 0.02 * torch.stack([value.norm() for value in plain_adapted[1].values()]).norm()
 
 
 def test_two_ranks_step_as_one_does(runs: Runs) -> None:

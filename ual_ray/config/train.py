@@ -23,6 +23,12 @@ class LoraConfig(Section):
         affects="weights",
         description="names of the linear layers to adapt; null = all except the output head",
     )
+    base_dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        affects="weights",
+        description="precision in which the frozen weights are held; adapters are float32; auto = bfloat16 where no bit "
+        "changes by that (train.dtype=bfloat16, and a model stored in bfloat16), else float32",
+    )
     merge: bool = key(
         True,
         affects="weights",
@@ -244,6 +250,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "prior=base smooths towards the model without adapters, which with continue_from is not the model before this "
                 "training; set another prior, or give the trained model as `model`"
+            )
+        if self.lora.base_dtype != "auto" and not self.lora.rank:
+            raise ValueError(
+                f"lora.base_dtype = {self.lora.base_dtype} is for frozen weights, and full fine-tuning has none: set "
+                "lora.rank, or lora.base_dtype=auto"
             )
         if self.loss_strength is not None and self.loss == "sft":
             raise ValueError("loss_strength does nothing with loss=sft; set another loss")

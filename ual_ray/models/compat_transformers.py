@@ -51,7 +51,7 @@ def keeps_rows(conversion: Any) -> bool:
 def load_state(
     model: nn.Module, path: str, slices: Mapping[str, Any], device: torch.device, adapted: Sequence[str] = ()
 ) -> Loaded:
-    """Load float32 weights from safetensors slices into a model on the meta device, sharded or not.
+    """Load weights from safetensors slices into a model on the meta device, sharded or not, in the dtypes of its parameters.
 
     path: shown in messages. device: where the weights go. adapted: names of the layers into which peft has put the original
     layer as `base_layer`. Weights without a slice stay on the meta device until `finish_loading`.

@@ -42,6 +42,18 @@ def add_adapters(causal_lm: nn.Module, config: LoraConfig) -> None:
         raise _no_such_layers(config, linear)
 
 
+def hold_base(causal_lm: nn.Module, config: LoraConfig, dtype: str, stored: torch.dtype | None) -> None:
+    """Let a model with adapters, on the meta device, hold its frozen weights in `config.base_dtype`; adapters stay float32.
+
+    dtype: train.dtype. stored: of the weights that are going to be loaded, None if unknown.
+    """
+    same_bits = dtype == "bfloat16" and stored == torch.bfloat16
+    if config.base_dtype == "bfloat16" or (config.base_dtype == "auto" and same_bits):
+        for parameter in causal_lm.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def linear_layers(causal_lm: nn.Module) -> list[str]:
     """Name a model's linear layers, without its head."""
     from transformers.pytorch_utils import Conv1D

@@ -18,11 +18,11 @@ from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.output_head import TOLERANCE, OutputHead
 from ual_ray.train.attention import sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
-from ual_ray.train.lora import add_adapters, without_adapters
+from ual_ray.train.lora import without_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, reshard, shard
 from ual_ray.train.token_losses import TokenLoss, token_loss
-from ual_ray.train.weights import empty_model, load_weights
+from ual_ray.train.weights import empty_trained_model, load_weights
 
 SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
@@ -164,9 +164,7 @@ def build(
     path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. Raises UserError
     for an unsupported architecture.
     """
-    causal_lm = empty_model(path, trust_remote_code)
-    if config.lora.rank:
-        add_adapters(causal_lm, config.lora)
+    causal_lm = empty_trained_model(path, config.lora, config.dtype, trust_remote_code)
     if config.activation_checkpointing:
         checkpoint_activations(causal_lm)
     weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)

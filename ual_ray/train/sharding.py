@@ -70,9 +70,10 @@ def checkpoint_activations(causal_lm: nn.Module) -> None:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
-    """Shard every decoder layer, then the rest, over the mesh. Weights stay float32; arithmetic is `config.dtype`.
+    """Shard every decoder layer, then the rest, over the mesh. Arithmetic is `config.dtype`.
 
-    model: a SmoothedCausalLM. Gradients of all ranks are added, never averaged.
+    model: a SmoothedCausalLM, whose weights keep their dtype, float32 if they are trained. Gradients of all ranks are added,
+    never averaged.
     """
     smoothed: Any = model
     precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)

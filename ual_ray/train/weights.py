@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import Loaded, finish_loading, load_state, optional_file, rearranged_weights
 from ual_ray.models.resolve import INDEX, WEIGHTS
-from ual_ray.train.lora import adapted_layers, initialize_adapters
+from ual_ray.train.lora import adapted_layers, add_adapters, hold_base, initialize_adapters
 
 
 def empty_model(path: str, trust_remote_code: bool = False) -> nn.Module:
@@ -22,6 +23,21 @@ def empty_model(path: str, trust_remote_code: bool = False) -> nn.Module:
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+
+
+def empty_trained_model(path: str, lora: LoraConfig, dtype: str, trust_remote_code: bool = False) -> nn.Module:
+    """Make a model without weights as it is trained, with adapters where there are any. dtype: train.dtype.
+
+    Raises UserError when adapters cannot go where they should.
+    """
+    from transformers import AutoConfig
+
+    causal_lm = empty_model(path, trust_remote_code)
+    if lora.rank:
+        add_adapters(causal_lm, lora)
+        stored = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        hold_base(causal_lm, lora, dtype, stored.dtype or stored.get_text_config().dtype)
+    return causal_lm
 
 
 def load_weights(causal_lm: nn.Module, path: str, device: torch.device, home: torch.device | None = None) -> None:

@@ -31,11 +31,10 @@ from ual_ray.train.estimate.devices import Device, find_device
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes
-from ual_ray.train.lora import add_adapters
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render, check_columns, check_vocabulary, most_frequent
-from ual_ray.train.weights import empty_model
+from ual_ray.train.weights import empty_trained_model
 
 # Size of the sample: larger data is estimated from this many evenly spaced rows.
 MAX_SAMPLE = 2000
@@ -214,12 +213,12 @@ class Model:
 
     def positions(self) -> int | None:
         """The model's maximum sequence length in tokens; None if its config does not state it."""
-        causal_lm: Any = self._make(LoraConfig())
+        causal_lm: Any = self._make(LoraConfig(), "float32")
         return getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
 
     def parameters(self, train: TrainConfig) -> Parameters:
         """Count the parameters in total and per rank."""
-        return count_parameters(self._make(train.lora), train.num_workers // train.replicas)
+        return count_parameters(self._make(train.lora, train.dtype), train.num_workers // train.replicas)
 
     def memory(self, train: TrainConfig, micro: MicroBatch) -> Memory:
         """Estimate one rank's memory."""
@@ -235,21 +234,18 @@ class Model:
         head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head)
         return body * forward / (micro.rows * micro.length) * tokens + head * targets
 
-    def _empty(self, lora: LoraConfig) -> Any:
+    def _empty(self, lora: LoraConfig, dtype: str) -> Any:
         try:
-            causal_lm = empty_model(self._path, self._trust)
+            return empty_trained_model(self._path, lora, dtype, self._trust)
         except (OSError, ValueError) as error:
             raise UserError(
                 "model: its config.json cannot be read",
                 got=f"{self._path}: {error}",
                 fix="set model to a causal language model that transformers can load",
             ) from error
-        if lora.rank:
-            add_adapters(causal_lm, lora)
-        return causal_lm
 
     def _forward_pass(self, lora: LoraConfig, dtype: str, rows: int, length: int, packed: bool) -> ForwardPass:
-        return forward_pass(self._make(lora), dtype, rows, length, packed=packed)
+        return forward_pass(self._make(lora, dtype), dtype, rows, length, packed=packed)
 
 
 def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Estimate the memory of a training rank from the model's config.json and the settings alone, without reading weights.
 
 Counted: parameters, sharded as FSDP2 does it, each along its first dimension and rounded up; activations (`forward_pass`).
-Known from the implementation: float32 weights, gradients and AdamW's two moments; the loss's chunk of logits and its
+Known from the implementation: weights, float32 gradients and AdamW's two moments; the loss's chunk of logits and its
 gradients (`loss`); FSDP2's gathered parameters; the copy for an asynchronous checkpoint; the file buffer of the export.
 Rules of thumb, marked OURS: the memory of a process before training, and of the backward pass of a layer. Not counted: the
 rendered rows, which are mapped from files, and freed memory that the C library does not return.
@@ -37,7 +37,7 @@ GATHERED_GROUPS = 3
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters, in total and of one rank (`shard`); bytes of its float32 weights or gradients in pinned memory.
+    """Numbers of parameters, in total and of one rank (`shard`); bytes of its weights, and pinned ones.
 
     FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head. `root` is the rest,
     mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
@@ -47,6 +47,7 @@ class Parameters:
     trainable: int
     shard: int
     trainable_shard: int
+    shard_bytes: int
     pinned: int
     trainable_pinned: int
     largest_group: int
@@ -55,6 +56,11 @@ class Parameters:
     trainable_root: int
     vocabulary: int
     width: int
+
+    @property
+    def has_low_precision(self) -> bool:
+        """Whether frozen weights are held in bfloat16."""
+        return self.shard_bytes < FLOAT32 * self.shard
 
     @property
     def trainable_head(self) -> bool:
@@ -86,12 +92,14 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
     grouped = {parameter for group in groups for parameter in group}
     every = list(model.parameters())
     root = [parameter for parameter in every if parameter not in grouped]
+    sizes = [size * parameter.itemsize for size, parameter in zip(_shards(every, shards), every, strict=True)]
     return Parameters(
         total=_count(every),
         trainable=_count(_trainable(every)),
         shard=sum(_shards(every, shards)),
         trainable_shard=sum(_shards(_trainable(every), shards)),
-        pinned=pinned_bytes(FLOAT32 * size for size in _shards(every, shards)),
+        shard_bytes=sum(sizes),
+        pinned=pinned_bytes(sizes),
         trainable_pinned=pinned_bytes(FLOAT32 * size for size in _shards(_trainable(every), shards)),
         largest_group=max(map(_count, groups)),
         largest_trainable_group=max(_count(_trainable(group)) for group in groups),
@@ -106,7 +114,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     """Estimate one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
     on_gpu = config.gpus_per_worker > 0
     width = DTYPES[config.dtype].itemsize
-    state = state_bytes(parameters.shard, parameters.trainable_shard)
+    state = state_bytes(parameters.shard_bytes, parameters.trainable_shard)
     copy = 0 if config.cpu_offload else checkpoint_bytes(parameters.trainable_shard)
     host = copy + GPU_WORKER_HOST_BYTES if on_gpu else 0
     if on_gpu and config.cpu_offload:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from ual_ray.config import TrainConfig
 
-FLOAT32 = 4
+FLOAT32, BFLOAT16 = 4, 2
 ADAM_MOMENTS = 2
 # OURS: a CPU worker with Python, torch, Ray and transformers; a GPU's CUDA context, NCCL buffers and cuBLAS workspace.
 PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
@@ -17,9 +17,9 @@ PROCESS_BYTES = {"cpu": 600_000_000, "cuda": 2_000_000_000}
 GPU_WORKER_HOST_BYTES = 4_000_000_000
 
 
-def state_bytes(parameters: int, trainable: int) -> dict[str, int]:
-    """Bytes by part, for this many float32 parameters of which `trainable` have a gradient and AdamW's two moments."""
-    return {"weights": FLOAT32 * parameters, "gradients": FLOAT32 * trainable, "optimizer": ADAM_MOMENTS * FLOAT32 * trainable}
+def state_bytes(weights: int, trainable: int) -> dict[str, int]:
+    """Bytes by part, for weights of so many bytes, of which `trainable` parameters have a gradient and AdamW's two moments."""
+    return {"weights": weights, "gradients": FLOAT32 * trainable, "optimizer": ADAM_MOMENTS * FLOAT32 * trainable}
 
 
 def checkpoint_bytes(trainable: int) -> int:
@@ -38,6 +38,9 @@ def least_bytes(parameters: int, train: TrainConfig) -> int:
     parameters: of the model. Adapters are not counted: they are small in comparison.
     """
     trainable = 0 if train.lora.rank else parameters
+    held = train.lora.base_dtype if train.lora.rank else "float32"
+    low = held == "bfloat16" or (held == "auto" and train.dtype != "float32")
+    weights = (BFLOAT16 if low else FLOAT32) * parameters
     copy = 0 if train.cpu_offload else checkpoint_bytes(trainable)
-    model = sum(state_bytes(parameters, trainable).values()) + copy
+    model = sum(state_bytes(weights, trainable).values()) + copy
     return train.replicas * model + train.num_workers * PROCESS_BYTES["cpu"]

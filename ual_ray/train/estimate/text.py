@@ -27,7 +27,9 @@ def show(plan: DryRun, console: Console) -> None:
 def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     """Yield each line's title and text."""
     train, parameters, rows, micro = plan.config.train, plan.parameters, plan.rows, plan.micro_batch
-    trained = f"{amount(parameters.trainable)} trained" + (f" (LoRA of rank {train.lora.rank})" if train.lora.rank else "")
+    base = ", the others held in bfloat16" if parameters.has_low_precision else ""
+    lora = f" (LoRA of rank {train.lora.rank}{base})" if train.lora.rank else ""
+    trained = f"{amount(parameters.trainable)} trained{lora}"
     yield "model", f"{plan.config.model}: {amount(parameters.total)} parameters, {trained}"
     sharded = f"{train.num_workers // train.replicas} shards" + (f" x {train.replicas} replicas" if train.replicas > 1 else "")
     yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"

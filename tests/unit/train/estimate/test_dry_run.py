@@ -180,6 +180,22 @@ def test_the_check_before_a_run_needs_what_the_estimate_has_without_activations(
     assert least_bytes(parameters.total, train) <= workers * state < workers * memory.peak
 
 
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+def test_a_frozen_base_takes_what_it_is_held_in(model: str, tmp_path: Path, base: str) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    found = dry_run.dry_run(settings(model, "train.lora.rank=2", f"train.lora.base_dtype={base}"), smoothed)
+    full, parameters = dry_run.dry_run(settings(model), smoothed), found.parameters
+    frozen, size = parameters.shard - parameters.trainable_shard, {"float32": 4, "bfloat16": 2}[base]
+    assert found.memory.parts["weights"] == size * frozen + 4 * parameters.trainable_shard
+    assert full.memory.parts["weights"] == 4 * full.parameters.shard
+    console = Console(record=True, width=200)
+    show(found, console)
+    assert ("held in bfloat16" in console.export_text()) == (base == "bfloat16")
+    at_least = least_bytes(parameters.total - parameters.trainable, found.config.train)
+    state = sum(found.memory.parts[part] for part in ("weights", "gradients", "optimizer", "checkpoint", "process"))
+    assert 0.9 < at_least / (found.config.train.num_workers * state) < 1
+
+
 def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
     causal_lm = empty_model(model)
     parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)

@@ -1,0 +1,154 @@
+"""A frozen base held in bfloat16: the loss and gradients of float32 on the rounded weights, half of the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from ual_ray.config import LoraConfig, TrainConfig
+from ual_ray.train.batches import collate
+from ual_ray.train.estimate.memory import count_parameters
+from ual_ray.train.export import Export, export
+from ual_ray.train.lora import adapted_layers
+from ual_ray.train.model import SmoothedCausalLM, build
+from ual_ray.train.optimizer_step import backward, make_optimizer, train_step
+from ual_ray.train.sharding import make_mesh, reshard
+from ual_ray.train.token_store import Sample
+from ual_ray.train.weights import empty_trained_model
+
+CPU = torch.device("cpu")
+SAMPLES = [
+    Sample("a", np.arange(30, 42), np.array([-100] * 4 + [*range(34, 42)]), 0.2, 0),
+    Sample("b", np.arange(60, 50, -1), np.arange(60, 50, -1), 0.4, 1),
+    Sample("c", np.arange(5, 9), np.arange(5, 9), 0.0),
+]
+TARGET_TOKENS = 8 + 9 + 3
+BATCHES = [collate([SAMPLES[:1], SAMPLES[1:2]]), collate([SAMPLES[2:]])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Be a process group of one."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=["llama", "llama_untied"])
+def stored(request: pytest.FixtureRequest, family_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Save a model in float32, rounded to bfloat16 and kept in float32, and in bfloat16."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, root = family_folder(request.param), tmp_path_factory.mktemp("stored")
+    folders = {"float32": source, "rounded": root / "rounded", "bfloat16": root / "bfloat16"}
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    for name, dtype in (("rounded", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(torch.bfloat16).to(dtype)
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+def make(folder: Path, base: str, dtype: str = "float32") -> tuple[SmoothedCausalLM, torch.optim.Optimizer]:
+    lora: dict[str, Any] = {"rank": 4, "base_dtype": base}
+    config = TrainConfig(dtype=dtype, uncertainty_bins=2, lora=lora)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = build(str(folder), config, make_mesh(config, CPU), CPU)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, layer in adapted_layers(model):
+            weight = layer.lora_B["default"].weight
+            local(weight).copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    return model, make_optimizer(model, config)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gradients(model: SmoothedCausalLM) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = float(backward(model.train(), BATCHES, TARGET_TOKENS, CPU).loss)
+    found = {name: local(value.grad) for name, value in model.named_parameters() if value.grad is not None}
+    return loss, found
+
+
+def dtypes(model: SmoothedCausalLM) -> set[tuple[torch.dtype, bool]]:
+    reshard(model)
+    return {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()}
+
+
+def test_it_computes_in_float32_what_the_rounded_weights_give(stored: dict[str, Path]) -> None:
+    low, exact = make(stored["float32"], "bfloat16")[0], make(stored["rounded"], "float32")[0]
+    assert dtypes(low) == {(torch.bfloat16, False), (torch.float32, True)}
+    assert dtypes(exact) == {(torch.float32, False), (torch.float32, True)}
+    (loss, found), (expected, wanted) = gradients(low), gradients(exact)
+    assert loss == expected and set(found) == set(wanted) and found
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_it_is_near_a_base_that_was_not_rounded(stored: dict[str, Path]) -> None:
+    (loss, found), (expected, wanted) = (gradients(make(stored["float32"], base)[0]) for base in ("bfloat16", "float32"))
+    # Eight bits of a weight's fraction are kept: an error of at most 0.4% in each.
+    assert loss == pytest.approx(expected, rel=4e-3) and loss != expected
+    distance = torch.stack([(found[name] - value).norm() for name, value in wanted.items()]).norm()
+    assert distance < 0.02 * torch.stack([value.norm() for value in wanted.values()]).norm()
+
+
+def test_in_bfloat16_arithmetic_no_bit_depends_on_how_the_base_is_held(stored: dict[str, Path]) -> None:
+    both = [make(stored["bfloat16"], base, "bfloat16") for base in ("auto", "float32")]
+    assert dtypes(both[0][0]) == {(torch.bfloat16, False), (torch.float32, True)}
+    assert dtypes(both[1][0]) == {(torch.float32, False), (torch.float32, True)}
+    (loss, found), (expected, wanted) = (gradients(model) for model, _ in both)
+    assert loss == expected and all(torch.equal(found[name], value) for name, value in wanted.items())
+    for model, optimizer in both:
+        model.zero_grad(set_to_none=True)
+        train_step(model, optimizer, BATCHES, TARGET_TOKENS, 1e-2, 1.0, CPU)
+    ours, theirs = (dict(model.named_parameters()) for model, _ in both)
+    assert all(torch.equal(local(ours[name]).float(), local(value)) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype", "folder", "held"),
+    [
+        ("auto", "bfloat16", "bfloat16", torch.bfloat16),
+        ("auto", "bfloat16", "float32", torch.float32),
+        ("auto", "float32", "bfloat16", torch.float32),
+        ("float32", "bfloat16", "bfloat16", torch.float32),
+        ("bfloat16", "float32", "float32", torch.bfloat16),
+    ],
+)
+def test_auto_rounds_nothing(stored: dict[str, Path], base: Any, dtype: str, folder: str, held: torch.dtype) -> None:
+    model = empty_trained_model(str(stored[folder]), LoraConfig(rank=4, base_dtype=base), dtype)
+    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == {held}
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    counted = count_parameters(model, 1)
+    assert counted.shard_bytes == sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+    assert counted.has_low_precision == (held == torch.bfloat16)
+
+
+def test_adapters_are_merged_into_what_was_held(stored: dict[str, Path], tmp_path: Path) -> None:
+    merged = []
+    for number, (folder, base) in enumerate([("float32", "bfloat16"), ("rounded", "float32")]):
+        model = make(stored[folder], base)[0]
+        export(model, Export(str(stored[folder]), "# a card"), tmp_path / str(number))
+        merged.append(load_file(tmp_path / str(number) / "model.safetensors"))
+    assert {value.dtype for value in merged[0].values()} == {torch.float32}
+    assert (
+        all(torch.equal(merged[0][name], value) for name, value in merged[1].items()) and merged[0].keys() == merged[1].keys()
+    )
+
+
+def test_full_fine_tuning_has_no_frozen_base() -> None:
+    with pytest.raises(ValidationError, match=r"set lora\.rank, or lora\.base_dtype=auto"):
+        TrainConfig(lora={"base_dtype": "bfloat16"})  # type: ignore[arg-type]
