@@ -104,6 +104,8 @@ def _first_fault(records: Iterable[Record | BadRow]) -> str:
 def _mapping_for(records: Sequence[Record]) -> str:
     """Write how columns of these names are mapped."""
     found = columns_of(records)
+    if {"instruction", "response"} <= {*found}:  # Dolly
+        return f"set 'data.columns={{output: response{', input: context' if CONTEXT in found else ''}}}'"
     if "chosen" not in found:
         return "map the columns, such as 'data.columns={instruction: text, output: reply}'"
     whole = any(isinstance(record.get("chosen"), list) for record in records)
@@ -130,12 +132,11 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
                     got=f"columns {columns_of(records)}",
                     fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
                 )
-        verdict = next(
-            (column for column in VERDICTS if record.get(column) is False or record.get(column) in ("False", "false")), None
-        )
-        if verdict and verdict not in columns:
+    for column in VERDICTS:
+        found = {str(record[column]).lower() for record in records if record.get(column) is not None}
+        if column not in columns and ("false" in found or found == {"0", "1"}):
             raise UserError(
-                f"{where} has good and bad responses: the column {verdict} is false in some rows",
+                f"{where} has good and bad responses: the column {column} is false or 0 in some rows",
                 got=f"columns {columns_of(records)}",
                 fix=f"keep the good rows alone, or set data.format={name} to train on all of them",
             )

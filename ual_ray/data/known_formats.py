@@ -6,7 +6,7 @@ from functools import partial
 
 from ual_ray.columns import Message, Messages
 from ual_ray.data.formats import BadRow, Format, Record, pair, text_of
-from ual_ray.data.turns import ROLES, SHAREGPT_ROLES, checked, turns_of
+from ual_ray.data.turns import checked, turns_of
 
 
 def messages_from_alpaca(record: Record) -> Messages:
@@ -19,12 +19,12 @@ def messages_from_alpaca(record: Record) -> Messages:
 
 def messages_from_sharegpt(record: Record) -> Messages:
     """Turn conversations, a list of {from, value}, into messages. Raises BadRow."""
-    return checked(turns_of(record, "conversations", "from", "value", SHAREGPT_ROLES))
+    return checked(turns_of(record, "conversations"))
 
 
 def messages_from_chat(record: Record) -> Messages:
     """Check a list of {role, content}: known roles, text in each, an assistant message at the end. Raises BadRow."""
-    return checked(turns_of(record, "messages", "role", "content", ROLES))
+    return checked(turns_of(record, "messages"))
 
 
 def messages_from_prompt_completion(record: Record) -> Messages:
@@ -38,8 +38,7 @@ def messages_from_prompt_completion(record: Record) -> Messages:
         raise BadRow("no response: completion is empty")
     if not isinstance(completion, list):
         raise BadRow("completion is not a list of {role, content}, which prompt is")
-    question = turns_of(record, "prompt", "role", "content", ROLES)
-    return checked(question + turns_of(record, "completion", "role", "content", ROLES))
+    return checked(turns_of(record, "prompt") + turns_of(record, "completion"))
 
 
 MESSAGES = Format(messages_from_chat, ("messages",))

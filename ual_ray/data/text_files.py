@@ -95,12 +95,12 @@ def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
     decode = DECODER.decode
     for number, line in enumerate(lines, start=1):
         try:
-            text = line.removeprefix(BOM).decode() if number == 1 and not first else line.decode()
+            text = line.removeprefix(BOM).decode()  # which also files have that were put one behind the other
         except UnicodeDecodeError as error:
             yield BadRow(f"not UTF-8: line {number}{place}: {error}", line.decode(errors="backslashreplace").rstrip("\r\n"))
             continue
         try:
-            value = decode(text)
+            value = decode(text.rstrip().removesuffix(","))  # as lines of an array end
         except (ValueError, RecursionError) as error:
             if text.strip():
                 yield BadRow(f"not JSON: line {number}{place}: {error}", text.rstrip("\r\n"))

@@ -20,20 +20,12 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
     "function": "tool",
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "ai", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"),
 }
-SHAREGPT_ROLES = {
-    **ROLES,
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "tool_response": "tool",
-}
+# The keys of a turn: OpenAI's and ShareGPT's, which are mixed in practice.
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 # Roles of turns whose content is a tool call, as JSON.
 CALLING = ("function_call", "tool_call")
 # Whether a reply is trained on: OpenAI's key first, then those of other trainers, with 0 and 1 or false and true.
@@ -52,7 +44,7 @@ ANY_THOUGHT = re.compile(
 TEXT_PARTS = ("text", "input_text", "output_text")
 # The keys that hold the arguments of a call: OpenAI's, Llama's, LangChain's, Anthropic's.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
-KEYS = {"role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", *WEIGHT_KEYS, *THOUGHT_KEYS}
+KEYS = {*ROLE_KEYS, *CONTENT_KEYS, "tool_calls", "function_call", "tool_call_id", "name", *WEIGHT_KEYS, *THOUGHT_KEYS}
 
 
 def unused_keys(turn: Mapping[str, Any]) -> list[str]:
@@ -60,12 +52,16 @@ def unused_keys(turn: Mapping[str, Any]) -> list[str]:
     return [str(key) for key, value in turn.items() if key not in KEYS and value is not None]
 
 
-def turns_of(record: Record, column: str, role_key: str, content_key: str, roles: Mapping[str, str]) -> list[Message]:
-    """Convert a column of turns. Raises BadRow."""
+def turns_of(record: Record, column: str) -> list[Message]:
+    """Convert a column of turns: {role, content}, {from, value} or a mixture. Raises BadRow."""
     turns = _from_text(record.get(column), "[", column)
+    if isinstance(turns, Mapping) and all(isinstance(part, list) for part in turns.values()):
+        # Older versions of `datasets` store a list of objects as an object of lists.
+        even = len(set(map(len, turns.values()))) == 1
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)] if even else None
     if not isinstance(turns, list) or not turns:
-        raise BadRow(f"{column} is not a list of {{{role_key}, {content_key}}}")
-    return [turn_of(_from_text(turn, "{", column), role_key, content_key, roles) for turn in turns]
+        raise BadRow(f"{column} is not a list of {{role, content}} or {{from, value}}")
+    return [turn_of(_from_text(turn, "{", column)) for turn in turns]
 
 
 def _from_text(value: Any, start: str, column: str) -> Any:
@@ -73,17 +69,17 @@ def _from_text(value: Any, start: str, column: str) -> Any:
     return _parsed(value, column) if isinstance(value, str) and value.lstrip().startswith(start) else value
 
 
-def turn_of(turn: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Message:
+def turn_of(turn: Any) -> Message:
     """Convert one turn. Raises BadRow."""
-    given = turn.get(role_key) if isinstance(turn, Mapping) else None
-    role = roles.get(given) if isinstance(given, str) else None
+    given = str(_one_of(turn, ROLE_KEYS) if isinstance(turn, Mapping) else None).lower()
+    role = ROLES.get(given)
     if role is None:
-        raise BadRow(f"a message's role is not one of {', '.join(roles)}: {turn!r:.80}")
-    content, calls = _content(turn, content_key), _calls(turn)
+        raise BadRow(f"a message's role is not one of {', '.join(ROLES)}: {turn!r:.80}")
+    content, calls = _content(turn), _calls(turn)
     if lost := next((key for key in UNREADABLE_KEYS if turn.get(key)), None):
         raise BadRow(f"a message has {lost}, which cannot be used: {turn[lost]!r:.80}")
     if given in CALLING:
-        given_calls = _parsed(content, str(given))
+        given_calls = _parsed(content, given)
         content, calls = "", [_call(call) for call in (given_calls if isinstance(given_calls, list) else [given_calls])]
     if not content.strip() and not calls and role not in ("system", "tool"):
         raise BadRow("no response: the assistant message is empty" if role == "assistant" else "empty message")
@@ -142,15 +138,23 @@ def without_thoughts(messages: Messages) -> Messages:
     return kept
 
 
-def _content(turn: Mapping[str, Any], key: str) -> str:
+def _one_of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return the value of the one key that a turn has. Raises BadRow for two that differ."""
+    values = [turn[key] for key in keys if turn.get(key) is not None]
+    if any(value != values[0] for value in values):
+        raise BadRow(f"a message has {' and '.join(keys)}, which differ: {turn!r:.80}")
+    return values[0] if values else None
+
+
+def _content(turn: Mapping[str, Any]) -> str:
     """Return the text of a turn, which may be a list of parts."""
-    parts = turn.get(key)
+    parts = _one_of(turn, CONTENT_KEYS)
     if not isinstance(parts, list):
-        return text_of(turn, key)
+        return text_of({"content": parts}, "content")
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type", "text") not in TEXT_PARTS:
             kind = part.get("type") if isinstance(part, Mapping) else part
-            raise BadRow(f"{key} has a part that is not text: {kind!r:.80}")
+            raise BadRow(f"content has a part that is not text: {kind!r:.80}")
     return "".join(text_of(part, "text") for part in parts)
 
 

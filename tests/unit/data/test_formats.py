@@ -210,10 +210,11 @@ def test_a_conversation_of_many_turns() -> None:
     ("turns", "reason"),
     [
         (None, "messages is not a list of {role, content}"),
+        ({"role": ["user", "assistant"], "content": ["q"]}, "not a list"),
+        ([USER | {"value": "other"}, ASSISTANT], "content and value, which differ"),
         ("hello", "not a list"),
         ([], "not a list"),
         (["hello"], "role is not one of .*user, assistant"),
-        ([{"role": "human", "content": "q"}, ASSISTANT], "role is not one of .*user, assistant.*human"),
         ([{"role": ["user"], "content": "q"}, ASSISTANT], "role is not one of .*user, assistant"),
         ([USER, {"role": "critic", "content": "4"}, ASSISTANT], "role is not one of .*user, assistant.*critic"),
         ([{"content": "q"}, ASSISTANT], "role is not one of"),
@@ -260,12 +261,11 @@ def test_sharegpt_may_keep_the_system_message_apart() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"conversations": []}, "conversations is not a list of {from, value}"),
+        ({"conversations": []}, "conversations is not a list of {role, content} or {from, value}"),
         ({"conversations": [HUMAN, {"from": "narrator", "value": "4"}, GPT]}, "role is not one of .*human.*narrator"),
-        ({"conversations": [USER, ASSISTANT]}, "role is not one of .*human"),
         ({"conversations": [HUMAN]}, "no response: the last message"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "no response: the assistant message is empty"),
-        ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "value is not text: 3"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "content is not text: 3"),
         ({"conversations": [GPT]}, "no instruction"),
         ({"system": "t", "conversations": [{"from": "system", "value": "s"}, HUMAN, GPT]}, "two system messages"),
     ],
@@ -443,12 +443,15 @@ def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: 
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str) -> None:
     rows = [ROWS["prompt_completion"] | {column: verdict} for verdict in (True, False)]
-    with pytest.raises(UserError, match=f"has good and bad responses: the column {column} is false in some rows"):
+    with pytest.raises(UserError, match=f"has good and bad responses: the column {column} is false or 0 in some rows"):
         recognise(rows, "x", {})
     assert recognise(rows[:1], "x", {}) == "prompt_completion"
-    with pytest.raises(UserError, match="is false in some rows"):
+    with pytest.raises(UserError, match="is false or 0 in some rows"):
         recognise([ROWS["alpaca"] | {column: "False"}], "x.csv", {})
     assert recognise([ROWS["alpaca"] | {column: 0}], "x", {}) == "alpaca"
+    with pytest.raises(UserError, match="is false or 0 in some rows"):
+        recognise([ROWS["alpaca"] | {column: verdict} for verdict in (1, 0)], "x", {})
+    assert recognise([ROWS["alpaca"] | {column: topic} for topic in (1, 0, 2)], "x", {}) == "alpaca"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ def test_turns_may_be_json_text_as_in_a_cell_of_a_table() -> None:
         messages_from_chat({"messages": "[{'role': 'user'}]"})
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value"), ("role", "value"), ("from", "content")])
+@pytest.mark.parametrize(("asks", "answers"), [("user", "assistant"), ("human", "gpt"), ("Human", "AI"), ("prompter", "bot")])
+def test_keys_and_roles_of_turns_may_be_mixed(column: str, role: str, content: str, asks: str, answers: str) -> None:
+    convert = messages_from_chat if column == "messages" else messages_from_sharegpt
+    turns = [{role: asks, content: "q"}, {role: answers, content: "a"}]
+    assert convert({column: turns}) == [USER, ASSISTANT]
+    assert convert({column: {role: [asks, answers], content: ["q", "a"]}}) == [USER, ASSISTANT]
+
+
 @pytest.mark.parametrize("name", ["gpt", "chatgpt", "bing", "bard", "model", "assistant"])
 def test_sharegpt_names_of_the_assistant(name: str) -> None:
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": name, "value": "a"}]}
