@@ -18,8 +18,8 @@ def detectable_difference(
 
     seed_deviation: standard deviation of the difference between training seeds; question_error: its standard error over the
     questions, which seeds do not reduce. error^2 = seed_deviation^2 / seeds + question_error^2, and the test is the two-sided t
-    test with seeds - 1 degrees of freedom of `bootstrap.estimate_over_seeds`: its power is that of the noncentral t
-    distribution. Raises ValueError for fewer than 2 seeds, negative deviations, and a power that is not above 1 - level.
+    test with seeds - 1 degrees of freedom of `bootstrap.estimate_over_seeds`, whose estimate of the first part follows a
+    chi-squared distribution; the second part, estimated from many questions, counts as known. Raises ValueError for fewer than 2 seeds, negative deviations, and a power that is not above 1 - level.
     """
     if seeds < 2 or min(seed_deviation, question_error) < 0 or not 1 - level < power < 1:
         raise ValueError(
@@ -30,14 +30,22 @@ def detectable_difference(
     if error == 0:
         return 0.0
     freedom = seeds - 1
-    # The estimated error over the true one, at equally likely values: scipy's noncentral t is NaN for large shifts.
-    estimated = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
-    threshold = float(stats.t.ppf((1 + level) / 2, freedom)) * estimated
+    # The estimated error at equally likely values: scipy's noncentral t is NaN for large shifts, and knows no second part.
+    shares = stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom
+    estimated = np.sqrt(seed_deviation**2 / seeds * shares + question_error**2)
+    threshold = float(stats.t.ppf((1 + level) / 2, freedom)) * estimated / error
 
     def lacking(shift: float) -> float:
         return float(np.mean(stats.norm.cdf(shift - threshold) + stats.norm.cdf(-shift - threshold))) - power
 
     return error * float(optimize.brentq(lacking, 0.0, float(threshold[-1]) + 10))
+
+
+def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a standard deviation that was estimated from this many seeds, for normal values; 2 or more."""
+    freedom = seeds - 1
+    low, high = stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], freedom)
+    return deviation * math.sqrt(freedom / high), deviation * math.sqrt(freedom / low)
 
 
 def question_error(error: float, seed_deviation: float, seeds: int) -> float:

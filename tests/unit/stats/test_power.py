@@ -8,23 +8,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.stats.bootstrap import estimate_over_seeds
-from ual_ray.stats.power import detectable_difference, question_error
+from ual_ray.stats.power import detectable_difference, deviation_interval, question_error
 
 SIMULATIONS = 4000
 
 
-@pytest.mark.parametrize(("seeds", "questions"), [(3, 0.0), (5, 0.0), (8, 0.2)])
-def test_the_difference_is_found_as_often_as_promised(seeds: int, questions: float) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "deviation", "questions"),
+    [(3, 1.0, 0.0), (5, 1.0, 0.0), (8, 1.0, 0.2), (3, 1.0, 1.0), (3, 0.2, 1.0), (5, 0.0, 1.0), (2, 0.3, 1.0)],
+)
+def test_the_difference_is_found_as_often_as_promised(seeds: int, deviation: float, questions: float) -> None:
     random = np.random.default_rng(0)
-    truth = detectable_difference(1.0, questions, seeds)
+    truth = detectable_difference(deviation, questions, seeds)
     shared = random.normal(0, questions, SIMULATIONS)
-    by_seed = truth + shared[:, None] + random.normal(0, 1.0, (SIMULATIONS, seeds))
+    by_seed = truth + shared[:, None] + random.normal(0, deviation, (SIMULATIONS, seeds))
     drawn = questions * np.array([-1.0, 1.0]) / np.sqrt(2)  # of variance questions^2
     found = np.mean([estimate_over_seeds(one, drawn, 1000, 1000).p_value <= 0.05 for one in by_seed])
-    # Where questions add variance, t with seeds - 1 degrees of freedom is cautious, so more is found, never less.
-    error = np.sqrt(0.8 * 0.2 / SIMULATIONS)
-    assert found >= 0.8 - 4 * error
-    assert questions or found <= 0.8 + 4 * error
+    assert found == pytest.approx(0.8, abs=4 * np.sqrt(0.8 * 0.2 / SIMULATIONS))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+def test_the_interval_of_a_deviation_holds_the_true_one_as_often_as_promised(seeds: int) -> None:
+    found = np.random.default_rng(0).normal(0, 3.0, (SIMULATIONS, seeds)).std(axis=1, ddof=1)
+    low, high = deviation_interval(1.0, seeds)
+    covered = np.mean((low * found <= 3.0) & (found * high >= 3.0))
+    assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / SIMULATIONS))
 
 
 def test_with_many_seeds_it_is_the_normal_rule() -> None:
