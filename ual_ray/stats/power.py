@@ -18,8 +18,9 @@ def detectable_difference(
 
     seed_deviation: standard deviation of the difference between training seeds; question_error: its standard error over the
     questions, which seeds do not reduce. error^2 = seed_deviation^2 / seeds + question_error^2, and the test is the two-sided t
-    test with seeds - 1 degrees of freedom of `bootstrap.estimate_over_seeds`, whose estimate of the first part follows a
-    chi-squared distribution; the second part, estimated from many questions, counts as known. Raises ValueError for fewer than 2 seeds, negative deviations, and a power that is not above 1 - level.
+    test with seeds - 1 degrees of freedom of `bootstrap.estimate_over_seeds`. Its estimate of the first part follows a
+    chi-squared distribution; the second part, estimated from many questions, counts as known. Raises ValueError for fewer than
+    2 seeds, negative deviations, and a power that is not above 1 - level.
     """
     if seeds < 2 or min(seed_deviation, question_error) < 0 or not 1 - level < power < 1:
         raise ValueError(
