@@ -80,7 +80,7 @@ def test_data_that_is_no_text(ual: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\xfe\x00broken")
     message = refuse(ual, "run", f"output={tmp_path / 'out'}", f"data.path={path}")
-    assert "no row that is a JSON object: not UTF-8: line 1" in message
+    assert "no row that can be read: not UTF-8: line 1" in message
 
 
 @pytest.mark.parametrize(

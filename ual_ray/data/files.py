@@ -192,9 +192,7 @@ def naming(where: str) -> Iterator[None]:
 def _fix_of(error: Exception, where: str) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "save it in UTF-8, such as with `iconv -f UTF-16 -t UTF-8` or `iconv -f CP1252 -t UTF-8`"
-    if isinstance(error, zlib.error | EOFError | BadGzipFile | csv.Error | ValueError) and not isinstance(
-        error, pa.ArrowException
-    ):
+    if isinstance(error, zlib.error | EOFError | BadGzipFile | csv.Error | ValueError):
         return "check that the file is complete, and of the kind that its name states"
     if ADDRESS.match(where):
         return "check the address, the network and the credentials"

@@ -80,8 +80,8 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     if not renamed:
         raise UserError(
             f"no row of {where} can be read",
-            got=f"no row that is a JSON object{_first_fault(records)}",
-            fix="write one JSON object per row",
+            got=f"no row that can be read{_first_fault(records)}",
+            fix="correct the file, or name it after its kind: .jsonl has one JSON object per line",
         )
     fitting = next(
         (names for record in renamed if (names := [name for name, form in FORMATS.items() if form.fits(record)])), []

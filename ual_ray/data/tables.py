@@ -13,6 +13,7 @@ import pyarrow.parquet
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.shard import Piece
+from ual_ray.errors import UserError
 
 ROWS_PER_PIECE = 50_000
 ROWS_PER_BATCH = 1000
@@ -75,7 +76,11 @@ def read_arrow(piece: Piece) -> Iterator[Record | BadRow]:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
-    """Yield the rows of a batch as plain Python values."""
+    """Yield the rows of a batch as plain Python values. Raises UserError for two columns of one name."""
+    if len(set(batch.schema.names)) < batch.num_columns:
+        raise UserError(
+            "data.path has two columns of the same name", got=", ".join(batch.schema.names), fix="rename or delete one of them"
+        )
     rows: Iterable[Record] = batch.to_pylist()
     if b'"_type": "Json"' in (batch.schema.metadata or {}).get(b"huggingface", b""):
         # datasets stores values of mixed types as JSON text, and records that only in this metadata.

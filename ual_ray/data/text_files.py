@@ -22,8 +22,8 @@ BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
 # So many lines within one quoted cell that all look like rows are rows behind a stray quote.
 SWALLOWED = 5
-# What programs write between the cells of files named .csv, besides a comma.
-DELIMITERS = ";\t|"
+# What programs write between the cells of files named .csv.
+DELIMITERS = ",;\t|"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _delimiter_of(lines: _Lines) -> str:
     if found := re.fullmatch(r"sep=(.)\s*", first):
         next(iter(lines))
         return found[1]
-    return "," if "," in first else next((mark for mark in DELIMITERS if mark in first), ",")
+    return max(DELIMITERS, key=first.count)
 
 
 class _Lines:

@@ -103,6 +103,7 @@ def test_a_file_of_another_compression_is_not_left_out_of_a_folder(name: str, tm
         ("rows.csv", "instruction,output\né,b\n".encode("utf-16"), "save it in UTF-8"),
         ("rows.csv", "instruction,output\né,b\n".encode("cp1252"), "save it in UTF-8"),
         ("rows.jsonl.gz", b"{}", "of the kind that its name states"),
+        ("rows.parquet", b"{}", "of the kind that its name states"),
         ("rows.json", b'[{"a": 1}', "complete"),
     ],
 )

@@ -98,7 +98,7 @@ def test_unknown_columns_are_shown_with_the_legal_ones() -> None:
 
 
 def test_rows_that_are_no_objects_have_no_format() -> None:
-    with pytest.raises(UserError, match="no row that is a JSON object"):
+    with pytest.raises(UserError, match="no row that can be read"):
         recognise([BadRow("line 1 is not JSON")], "a.jsonl", {})
 
 
@@ -438,6 +438,15 @@ def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: 
     with pytest.raises(UserError) as error:
         recognise([ROWS["gsm8k"] | {column: value}], "x", {})
     assert fix in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "mapping"), [((), "output: response"), (("context", "category"), "output: response, input: context")]
+)
+def test_the_mapping_of_dolly_is_told(columns: tuple[str, ...], mapping: str) -> None:
+    row = dict.fromkeys(("instruction", "response", *columns), "x")
+    with pytest.raises(UserError, match=f"data.columns={{{mapping}}}"):
+        recognise([row], "x", {})
 
 
 @pytest.mark.parametrize("column", ["label", "kto_tag"])

@@ -137,3 +137,10 @@ def test_fields_that_only_other_rows_have_are_left_out(tmp_path: Path) -> None:
     }
     calls[1]["arguments"] = {"days": [1, None]}
     assert read(tmp_path / "rows.parquet") == [{"calls": calls, "other": None}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["q"], ["other"], ["a"]], names=["prompt", "prompt", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="two columns of the same name"):
+        read(tmp_path / "rows.parquet")

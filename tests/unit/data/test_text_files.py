@@ -187,7 +187,15 @@ def test_other_lines_are_no_array(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a,b\n1;|,2\n", "a;b\n1,|;2\n", "a\tb\n1;|,\t2\n", "sep=;\n a ;b\n1;2\n", "sep=|\na|b\n1,|2\n", "\na|b\n1|2\n"],
+    [
+        "a,b\n1;|,2\n",
+        "a;b\n1,|;2\n",
+        "a\tb\n1;|,\t2\n",
+        "sep=;\n a ;b\n1;2\n",
+        "sep=|\na|b\n1,|2\n",
+        "\na|b\n1|2\n",
+        "a;b;c, d\n1,|;2;3\n",
+    ],
 )
 def test_the_delimiter_is_found_in_the_header(text: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(text)
@@ -197,6 +205,12 @@ def test_the_delimiter_is_found_in_the_header(text: str, tmp_path: Path) -> None
 def test_a_file_of_one_column_has_no_delimiter(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('text\n"x; y, z"\n')
     assert read(tmp_path / "rows.csv") == [{"text": "x; y, z"}]
+
+
+def test_marks_of_files_that_were_put_together_and_commas_of_an_array_are_no_text() -> None:
+    lines = [b'\xef\xbb\xbf{"a": 1},\n', b'\xef\xbb\xbf{"a": 2},\r\n', b'{"a": "\xef\xbb\xbf,"}\n', b",\n"]
+    *found, bad = map_lines(lines, 0)
+    assert found == [{"a": 1}, {"a": 2}, {"a": "\ufeff,"}] and isinstance(bad, BadRow)
 
 
 def test_a_key_that_is_there_twice_is_a_bad_row() -> None:
