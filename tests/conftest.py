@@ -32,6 +32,9 @@ os.environ.update(
     RAY_idle_worker_killing_time_threshold_ms="30000",
     RAY_worker_niceness="0",
 )
+# One thread a process, as two files are tested at a time: threads that wait for one another spin, which multiplies the CPU time
+# of small products on a busy machine. What needs more threads sets their number itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives the processes of a node seconds to start, which a machine with much to do may exceed.
 STARTS_OF_RAY = 4
 # Two files are tested at a time: the longest first, so that both ends come at about the same time.
