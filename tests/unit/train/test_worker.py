@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.parquet import write_table
-from ual_ray.train import loop
-from ual_ray.train.metrics import read_metrics, without_clock
+from ual_ray.train import loop, optimizer_step
+from ual_ray.train.metrics import SKIPPED, read_metrics, without_clock
 from ual_ray.train.tokenize import Render
 
 SETTINGS: dict[str, Any] = {
@@ -57,10 +57,12 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, family_folder: Any) -> Path
     return folder
 
 
-def train(tokens: Path, model: Path, out: Path, **changes: Any) -> loop.Outcome:
+def train(tokens: Path, model: Path, out: Path, arm: Path | None = None, **changes: Any) -> loop.Outcome:
     out.mkdir(exist_ok=True)
     sources = str(tokens / SOURCES_FILE) if "mixture" in changes else None
-    job = loop.TrainingJob(TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), seed=3, sources=sources)
+    job = loop.TrainingJob(
+        TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), 3, str(arm) if arm else None, sources=sources
+    )
     return loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(out / "checkpoints"))
 
 
@@ -86,24 +88,40 @@ def test_it_trains_measures_and_exports(tokens: Path, family_folder: Any, tmp_pa
     assert not any(torch.equal(value, before[name]) for name, value in weights(tmp_path / "out").items())
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixture": MIXTURE}, {"mixture": MIXTURE, "packing": True, "global_batch_size": 1}])
+# Within an epoch, at its edge, and when all is done but the export.
+@pytest.mark.parametrize("stop_after", [4, 3, 6])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mixture": MIXTURE, "lora": {"rank": 2, "dropout": 0.3}},
+        {"mixture": MIXTURE, "packing": True, "global_batch_size": 1, "max_steps": 6},
+    ],
+)
 def test_resumed_it_is_the_same_to_the_last_bit(
-    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tokens: Path,
+    family_folder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    stop_after: int,
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(tokens, family_folder("llama"), whole, **changes)
     take = loop.Training.take
 
     def take_and_stop(training: loop.Training, step: Any, progress: Any) -> Any:
-        if progress.step == 3:
+        if progress.step == stop_after - 1:
             (halves / "stop").touch()
         return take(training, step, progress)
 
     monkeypatch.setattr(loop.Training, "take", take_and_stop)
-    assert train(tokens, family_folder("llama"), halves, **changes).ending == "stopped"
+    stopped = train(tokens, family_folder("llama"), halves, **changes)
+    assert (stopped.ending, stopped.step) == ("stopped", stop_after)
     monkeypatch.setattr(loop.Training, "take", take)
     (halves / "stop").unlink()
-    assert train(tokens, family_folder("llama"), halves, **changes).ending == "finished"
+    finished = train(tokens, family_folder("llama"), halves, **changes)
+    assert (finished.ending, finished.step) == ("finished", 6)
     one, two = ([without_clock(line) for line in read_metrics(out / col.METRICS_FILE)] for out in (whole, halves))
     assert one == two
     assert all(torch.equal(value, weights(halves)[name]) for name, value in weights(whole).items())
@@ -115,3 +133,67 @@ def test_adapters_leave_alone_and_merged_if_they_may(tokens: Path, family_folder
     assert (tmp_path / "out" / col.ADAPTER_FOLDER / "adapter_config.json").is_file()
     assert (tmp_path / "out" / col.MODEL_FOLDER).exists() == merge
     assert not merge or {value.dtype for value in weights(tmp_path / "out").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"global_batch_size": 5}, {"packing": True, "global_batch_size": 2}, {"lora": {"rank": 2}}]
+)
+def test_uneven_micro_batches_change_nothing(tokens: Path, family_folder: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    # Of twelve rows, five to a step, an epoch's last step has two; five are split into micro-batches of 1, 2 or 3.
+    for micro in (5, 1, 2, 3):
+        train(tokens, family_folder("llama"), tmp_path / str(micro), micro_batch_size=micro, **changes)
+    whole, expected = weights(tmp_path / "5"), read_metrics(tmp_path / "5" / col.METRICS_FILE)
+    for micro in (1, 2, 3):
+        found = read_metrics(tmp_path / str(micro) / col.METRICS_FILE)
+        assert [line.get("tokens") for line in found] == [line.get("tokens") for line in expected]
+        losses = [[line["smoothed_loss"] for line in lines[1:]] for lines in (found, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        for name, value in weights(tmp_path / str(micro)).items():
+            torch.testing.assert_close(value, whole[name], rtol=2e-3, atol=2e-5, msg=f"{micro} {name}")
+
+
+def own_numbers(folder: Path, alpha: float, weight: float) -> Path:
+    """Write an arm that gives all rows the same alpha and weight."""
+    ids = [str(number) for number in range(16)]
+    write_table(pa.table({col.ID: ids, col.ALPHA: [alpha] * 16, col.LOSS_WEIGHT: [weight] * 16}), folder / "arm.parquet")
+    return folder / "arm.parquet"
+
+
+def test_weights_of_zero_train_nothing(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
+    arm = own_numbers(tmp_path, 0.1, 0.0)
+    assert train(tokens, family_folder("llama"), tmp_path / "out", arm).ending == "finished"
+    lines = read_metrics(tmp_path / "out" / col.METRICS_FILE)[1:]
+    assert {(line["smoothed_loss"], line["grad_norm"]) for line in lines} == {(0.0, 0.0)}
+    before = load_file(family_folder("llama") / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "out").items())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1 - 1e-9])
+def test_alpha_at_its_bounds(tokens: Path, family_folder: Any, tmp_path: Path, alpha: float) -> None:
+    arm = own_numbers(tmp_path, alpha, 1.0)
+    assert train(tokens, family_folder("llama"), tmp_path / "out", arm, learning_rate=1e-2).ending == "finished"
+    first, *_, last = read_metrics(tmp_path / "out" / col.METRICS_FILE)[1:]
+    assert last["smoothed_loss"] == pytest.approx(last["nll"] + last["smoothing"], rel=1e-6)
+    assert last["mean_alpha"] == pytest.approx(alpha) and bool(last["smoothing"]) == bool(alpha)
+    # Also near 1, where the target is nearly the uniform distribution.
+    assert last["smoothed_loss"] < first["smoothed_loss"]
+
+
+def test_a_skipped_update_leaves_no_trace(
+    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward, calls = optimizer_step.backward, []
+
+    def poisoned(model: Any, *arguments: Any) -> Any:
+        sums = backward(model, *arguments)
+        calls.append(model)
+        if len(calls) == 2:
+            next(parameter.grad for parameter in model.parameters()).fill_(float("nan"))
+        return sums
+
+    monkeypatch.setattr(optimizer_step, "backward", poisoned)
+    assert train(tokens, family_folder("llama"), tmp_path / "out", skip_non_finite=1).ending == "finished"
+    lines = read_metrics(tmp_path / "out" / col.METRICS_FILE)
+    assert [line["step"] for line in lines if SKIPPED in line] == [2]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "out").values())
+    assert lines[-1]["nll"] < lines[1]["nll"]
