@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.ipc
@@ -50,6 +51,7 @@ SMALLEST_BLOCK = 500
 FILES_AT_MOST = 256
 # Rows at a time: tokens as Python numbers take ten times their size in a file.
 ROWS_PER_BATCH = 500
+LARGEST = float(np.finfo(np.float32).max)
 
 # endless_rows: rows of which no end of turn is trained, because the chat template has none.
 COUNTED = ("train_rows", "validation_rows", "sequences", "truncated_rows", "endless_rows", "train_tokens")
@@ -248,13 +250,42 @@ def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> li
     return needed
 
 
+def check_values(path: Path) -> None:
+    """Raise UserError when an alpha or a weight of a training row is not in the range that the loss is defined for.
+
+    A row without a weight has one of 1; one without an alpha is an error.
+    """
+    files = pyarrow.dataset.dataset(str(path), format="parquet")
+    for name, expected, most in ((col.ALPHA, "a number in [0, 1]", 1.0), (col.LOSS_WEIGHT, "0 or above, and finite", LARGEST)):
+        if name not in files.schema.names or (name == col.LOSS_WEIGHT and pa.types.is_null(files.schema.field(name).type)):
+            continue
+        if not (pa.types.is_floating(kind := files.schema.field(name).type) or pa.types.is_integer(kind)):
+            raise UserError(
+                f"{path}: the column {name} has no numbers", got=kind, expected=f"{expected}, in every training row"
+            )
+        mine = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
+        # Not by the filter: a file's statistics, by which whole parts are skipped, know nothing of NaN.
+        values = files.to_table(columns=[name], filter=mine)[name].cast(pa.float64()).to_numpy()
+        illegal = ~((values >= 0) & (values <= most)) & (~np.isnan(values) | (name == col.ALPHA))
+        if illegal.any():
+            at = int(illegal.argmax())
+            row = files.to_table(columns=[col.ID], filter=mine)[col.ID][at]
+            raise UserError(
+                f"{path}: the column {name} cannot be trained with",
+                got=f"{values[at]:g} in the row {row}, and {illegal.sum() - 1} rows more",
+                expected=f"{expected}, in every training row",
+                fix="correct these rows or leave them out; `ual smooth` writes such columns",
+            )
+
+
 def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     """Read the rows of one split: their messages, and alpha, weight and uncertainty if present."""
     import ray.data
     from ray.data.expressions import col as ray_column
 
     names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
-    needed = check_columns(path, names, needed)
+    if col.ALPHA in (needed := check_columns(path, names, needed)):
+        check_values(path)
     columns = [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
     blocks = max(1, min(FILES_AT_MOST, math.ceil(_row_count(path) / SMALLEST_BLOCK)))
     return (

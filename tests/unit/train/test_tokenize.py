@@ -14,6 +14,7 @@ from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
+from ual_ray.parquet import write_table
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.token_store import TokenStore
 
@@ -23,6 +24,7 @@ BLOCK = pa.schema(
         *((col.UNCERTAINTY, pa.float64()), (col.ALPHA, pa.float64())),
     ]
 )
+FLOAT64 = pa.float64()
 MakeActor = Callable[..., tokens.Render]
 
 
@@ -139,3 +141,39 @@ def test_stored_targets_are_those_that_are_predicted(actor: MakeActor, tmp_path:
     store = TokenStore.open(tmp_path, col.TRAIN)
     assert store.target_tokens.tolist() == [sum(label != IGNORE_INDEX for label in store[0].labels[1:])]
     assert {col.INPUT_IDS, col.LABELS} <= set(col.TOKENS.names)
+
+
+def numbers(folder: Path, kind: pa.DataType = FLOAT64, **columns: list[Any]) -> Path:
+    """Write rows with these alphas or weights: two of training, then one of validation."""
+    columns = {col.ALPHA: [0.0, 1.0, None]} | columns
+    arrays = {name: pa.array(values, kind) for name, values in columns.items()}
+    table = pa.table({col.ID: ["a", "b", "v"], col.SPLIT: [col.TRAIN, col.TRAIN, col.VALIDATION], **arrays})
+    write_table(table, folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({col.ALPHA: [0.0, 1.5, None]}, r"alpha cannot be trained with.*\n.*1\.5 in the row b"),
+        ({col.ALPHA: [-1e-9, 0.0, None]}, "in the row a, and 0 rows more"),
+        ({col.ALPHA: [float("nan"), None, None]}, "nan in the row a, and 1 rows more"),
+        ({col.ALPHA: [0.5, float("nan"), None]}, "nan in the row b"),
+        ({col.LOSS_WEIGHT: [-1.0, 1.0, -1.0]}, "loss_weight cannot be trained with"),
+        ({col.LOSS_WEIGHT: [1.0, float("inf"), 1.0]}, "inf in the row b"),
+    ],
+)
+def test_alphas_and_weights_that_the_loss_is_not_defined_for_are_refused_with_their_row(
+    columns: dict[str, list[Any]], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        tokens.check_values(numbers(tmp_path, **columns))
+
+
+def test_alphas_and_weights_at_their_bounds_are_trained_with(tmp_path: Path) -> None:
+    tokens.check_values(numbers(tmp_path))
+    tokens.check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [0.0, None, None]}))
+    tokens.check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [2.0, float("nan"), -1.0]}))
+    tokens.check_values(numbers(tmp_path, pa.int64(), **{col.ALPHA: [0, 1, None]}))
+    with pytest.raises(UserError, match="alpha has no numbers"):
+        tokens.check_values(numbers(tmp_path, pa.string(), **{col.ALPHA: ["0.1", "0.2", None]}))

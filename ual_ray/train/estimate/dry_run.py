@@ -33,7 +33,7 @@ from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, 
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import Render, check_columns, check_vocabulary, most_frequent
+from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
 from ual_ray.train.weights import empty_trained_model
 
 # Size of the sample: larger data is estimated from this many evenly spaced rows.
@@ -140,6 +140,7 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
     files = pyarrow.dataset.dataset(str(smoothed), format="parquet")
     check_columns(smoothed, files.schema.names, [col.ALPHA])
+    check_values(smoothed)
     training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
     sources = _sources(training, mixed=bool(config.train.mixture))
     chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
