@@ -62,6 +62,7 @@ def experiment(
         return
     config = load(_file(what), overrides)
     workspace = _checked(config)
+    _caution(config)
     if dry_run:
         from ual_ray.experiment.forecast import print_forecast
 
@@ -80,7 +81,7 @@ def pilot(
     """Compare UAL with its shuffled control on a slice of the data, before all of it is paid for.
 
     Takes the first arm that uses uncertainty, adds the control that shuffles its alphas within sources and lengths, and
-    trains both with the first three seeds of experiment.seeds. Writes to `output`-pilot, where `ual experiment CONFIG
+    trains both with three seeds, those of experiment.seeds first. Writes to `output`-pilot, where `ual experiment CONFIG
     --dry-run` finds how much the seeds differ.
     """
     from ual_ray.experiment.forecast import pilot_of
@@ -91,14 +92,23 @@ def pilot(
 
 def _checked(config: Config) -> Workspace:
     from ual_ray import preflight
+    from ual_ray.experiment.checks import check_questions
     from ual_ray.experiment.scenarios import check_scenarios
     from ual_ray.run.output import Workspace
 
     preflight.check(config)
+    check_questions(config)
     check_scenarios(config)
     workspace = Workspace(absolute(Path(config.output)))
     workspace.check_owner(config)
     return workspace
+
+
+def _caution(config: Config) -> None:
+    from ual_ray.experiment.checks import cautions
+
+    for line in cautions(config):
+        make_console().print(f"caution: {line}", style="yellow", highlight=False, markup=False)
 
 
 def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) -> None:

@@ -146,6 +146,8 @@ def _rule(problem: Mapping[str, Any]) -> str:
     kind = str(problem["type"])
     if kind in RULES:
         return RULES[kind]
+    if kind == "too_short":
+        return f"at least {problem['ctx']['min_length']}, not {problem['ctx']['actual_length']}"
     return str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
 
 

@@ -1,6 +1,7 @@
 """Experiments: the arms of a configuration over seeds, and made-up data whose truth is known.
 
 arms.py         `ual experiment CONFIG`: arms x seeds x scenarios over one elicitation
+checks.py       what keeps it from an answer, before it starts
 scenarios.py    the rows of a scenario
 tuning.py       the learning rate of every arm
 trainings.py    arms x seeds, as many trainings side by side as there is room for

@@ -26,7 +26,7 @@ from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.power import print_power
-from ual_ray.experiment.scenarios import check_sources, count_sources, select_step
+from ual_ray.experiment.scenarios import check_sources, check_splits, count_sources, read_splits, select_step
 from ual_ray.experiment.trainings import train_seeds
 from ual_ray.experiment.tuning import tuned
 from ual_ray.pipeline import ask, measure, opened
@@ -47,7 +47,9 @@ def run(
     """Do everything that is not done yet, and report on every scenario; return what was found by scenario."""
     with opened(config, console, workspace, force) as session:
         elicited = elicit_step(session, Place(workspace.root / ELICIT_FOLDER)).folder
-        check_sources(count_sources(elicited / col.ROWS_FOLDER), config.experiment.scenarios)
+        rows = elicited / col.ROWS_FOLDER
+        check_sources(count_sources(rows), config.experiment.scenarios)
+        check_splits(read_splits(rows), config)
         return {name: _scenario(session, name, elicited, workspace.root) for name in config.experiment.scenarios}
 
 
@@ -68,7 +70,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base)
         stages, evaluated = _together(base, by_seed, elicited, own.config.seed)
         findings = report(own, stages, root / REPORT_FOLDER, evaluated)
-        print_power(findings, own.console)
+        print_power(findings, own.console, f"in '{name}'" if several else "", [len(own.config.experiment.seeds)])
         return findings
 
 

@@ -17,6 +17,7 @@ from ual_ray.data.peek import peek
 from ual_ray.elicit.forecast import forecast
 from ual_ray.elicit.stage import expected_rows
 from ual_ray.errors import UserError
+from ual_ray.experiment.checks import without_primary
 from ual_ray.experiment.power import print_power
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
 from ual_ray.run.stage_cache import DONE_FILE
@@ -28,8 +29,9 @@ PILOT_SUFFIX = "-pilot"
 def pilot_of(config: Config, rows: int) -> Config:
     """Reduce an experiment to its first arm that uses uncertainty, and the control that shuffles that arm's alphas.
 
-    The control keeps the arm's own settings but its map: `shuffled_within` sources and lengths. Nothing is judged, and no
-    learning rate is tried. Raises UserError when no arm smooths by uncertainty.
+    The control keeps the arm's own settings but its map, `shuffled_within` sources and lengths, and its weight, which reads
+    uncertainty too. Nothing is judged, and no learning rate is tried. The seeds are MIN_SEEDS, of which the experiment's come
+    first. Raises UserError when no arm smooths by uncertainty, and when there would be no primary comparison.
     """
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
@@ -39,28 +41,36 @@ def pilot_of(config: Config, rows: int) -> Config:
             expected=f"a map of {', '.join(BASE_MAPS)}",
             fix="add such an arm, such as arms.ual.map=mean_matched",
         )
+    if missing := without_primary(config):
+        raise UserError("a pilot measures the primary comparison", got=missing)
     spec = config.arms[arm]
     control = SHUFFLED if arm != SHUFFLED else f"{SHUFFLED}-control"
-    shuffled = ArmConfig.model_validate(spec.model_dump() | {"map": "shuffled_within", "base": spec.map})
+    own = {"map": "shuffled_within", "base": spec.map, "weight": "none"}
+    shuffled = ArmConfig.model_validate(spec.model_dump() | own)
     taken = min(rows, config.data.max_rows or rows)
+    given = config.experiment.seeds
+    seeds = [*given, *(seed for seed in range(len(given) + MIN_SEEDS) if seed not in given)]
     return config.model_copy(
         update={
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
             "judge": config.judge.without_judges(),
-            "experiment": config.experiment.model_copy(
-                update={"seeds": config.experiment.seeds[:MIN_SEEDS], "learning_rates": ()}
-            ),
-            "output": f"{config.output}{PILOT_SUFFIX}",
+            "experiment": config.experiment.model_copy(update={"seeds": tuple(seeds[:MIN_SEEDS]), "learning_rates": ()}),
+            "output": str(pilot_folder(Path(config.output))),
         }
     )
+
+
+def pilot_folder(output: Path) -> Path:
+    """Return the output folder of the pilot of the experiment in `output`."""
+    return output.with_name(f"{output.name}{PILOT_SUFFIX}")
 
 
 def print_forecast(config: Config, output: Path, console: Console) -> None:
     """Print calls, tokens and money of elicitation, the number of trainings, their time where some ran, and the power."""
     seen = peek(config.data)
     given, arms = config.experiment, len(config.arms)
-    pilot = output.with_name(f"{output.name}{PILOT_SUFFIX}")
+    pilot = pilot_folder(output)
     # The best trial of an arm is the training of its first seed.
     trials = max(0, len(given.learning_rates) - 1)
     trainings = arms * (len(given.seeds) + trials) * len(given.scenarios)
@@ -72,10 +82,13 @@ def print_forecast(config: Config, output: Path, console: Console) -> None:
     lines += [*_finished(output, "here"), *_finished(pilot, "in the pilot")]
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)
-    found = [*_findings(output), *_findings(pilot)]
-    for findings in found:
-        print_power(findings, console)
-    if not found:
+    found = [
+        print_power(findings, console, f"in '{scenario}', {where},", [len(given.seeds)])
+        for folder, where in ((output, "by what ran here"), (pilot, "by the pilot, which has fewer questions"))
+        for scenario, findings in _findings(folder)
+        if scenario in given.scenarios
+    ]
+    if not any(found):
         console.print(
             "smallest effect                  not known: run `ual pilot CONFIG`, which measures how much seeds differ",
             highlight=False,
@@ -84,12 +97,16 @@ def print_forecast(config: Config, output: Path, console: Console) -> None:
 
 
 def _finished(output: Path, where: str) -> Iterator[tuple[str, str]]:
-    seconds = [float(json.loads(file.read_text())["seconds"]) for file in output.glob(f"*/seed-*/arms/*/train/*/{DONE_FILE}")]
-    if seconds:
-        yield f"trainings finished {where}", f"{len(seconds)}, {np.mean(seconds):.0f} s each"
+    done = [json.loads(file.read_text()) for file in output.glob(f"*/seed-*/arms/*/train/*/{DONE_FILE}")]
+    if done:
+        rows = sorted(content["figures"]["train_rows"] for content in done)
+        counted = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+        seconds = np.mean([float(content["seconds"]) for content in done])
+        yield f"trainings finished {where}", f"{len(done)}, {seconds:.0f} s each over {counted} rows"
 
 
-def _findings(output: Path) -> Iterator[Findings]:
+def _findings(output: Path) -> Iterator[tuple[str, Findings]]:
+    """Read the findings of the scenarios in an output folder."""
     for file in sorted(output.glob(f"*/{REPORT_FOLDER}/{FINDINGS_FILE}")):
         if (content := read_json(file)) is not None:
-            yield Findings.from_dict(content)
+            yield file.parents[1].name, Findings.from_dict(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from ual_ray.run.step import Place, Session, Step, run_step
 
 
 def check_scenarios(config: Config) -> None:
-    """Raise UserError for a scenario that names a source which the data do not have, where few rows tell it before scoring."""
+    """Raise UserError for a scenario without rows of a source or of a split, where few rows tell it before scoring."""
     if not any(config.experiment.scenarios.values()):
         return
     seen = peek(config.data)
     if seen.complete:
-        rows = usable_rows(config.data, seen.pieces, seen.format_name)
-        check_sources({row.source for row in rows}, config.experiment.scenarios)
+        found = {(row.source, row.split) for row in usable_rows(config.data, seen.pieces, seen.format_name)}
+        check_sources({source for source, _ in found}, config.experiment.scenarios)
+        check_splits(found, config)
 
 
 def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) -> None:
@@ -41,6 +42,25 @@ def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) 
                 expected=", ".join(known),
                 fix="name sources of the data (`ual preview` shows them)",
             )
+
+
+def check_splits(there: Set[tuple[str, str]], config: Config) -> None:
+    """Raise UserError for a scenario without a row of a split that has a share; there: pairs of source and split."""
+    for name, sources in config.experiment.scenarios.items():
+        found = {split for source, split in there if not sources or source in sources}
+        if missing := [split for split, share in config.data.split_shares().items() if share > 0 and split not in found]:
+            raise UserError(
+                f"experiment.scenarios.{name}: no row of its sources is in the split '{missing[0]}'",
+                got=f"{', '.join(sources) or 'all sources'}: rows in {', '.join(sorted(found)) or 'no split'}",
+                fix="add rows or sources to the scenario, or raise the split's share in the section data",
+            )
+
+
+def read_splits(rows: Path) -> set[tuple[str, str]]:
+    """Read the pairs of source and split that canonical rows have."""
+    table = pyarrow.dataset.dataset(str(rows), format="parquet").to_table(columns=[col.SOURCE, col.SPLIT])
+    pairs = table.group_by([col.SOURCE, col.SPLIT]).aggregate([])
+    return set(zip(pairs[col.SOURCE].to_pylist(), pairs[col.SPLIT].to_pylist(), strict=True))
 
 
 def count_sources(rows: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from ual_ray.experiment import arms
 from ual_ray.experiment.arms import _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
 from ual_ray.experiment.power import power_line
-from ual_ray.experiment.scenarios import check_scenarios, check_sources, count_sources, select_step
+from ual_ray.experiment.scenarios import (
+    check_scenarios,
+    check_sources,
+    check_splits,
+    count_sources,
+    read_splits,
+    select_step,
+)
 from ual_ray.parquet import write_table
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders
 from ual_ray.run.step import Place, Session
-from ual_ray.stats.comparison import Comparison, Comparisons
+from ual_ray.stats.comparison import Comparison, Comparisons, role_of
 
 SOURCES = ["chat"] * 3 + ["maths"] * 2
 
@@ -119,6 +127,71 @@ def test_a_dry_run_counts_the_trainings_and_names_the_pilot(tmp_path: Path) -> N
     assert "run `ual pilot CONFIG`" in printed
 
 
+def found(deviation: float, n: int = 40) -> Findings:
+    """Make the findings of a pilot of three seeds."""
+    entry = Comparison("ual", "shuffled", "held_out", "x", 0.0, -1, 1, 1, 1, "inconclusive", n, 3, True, deviation, deviation)
+    return Findings({}, Comparisons((entry,), 0.95, 1, 0))
+
+
+@pytest.mark.parametrize("output", ["runs/x", "runs/x/", "./runs/x"])
+def test_a_dry_run_reads_the_pilot_of_each_scenario_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["experiment.seeds=[0,1,2,3]", "experiment.scenarios={chat: []}", f"output={output}"]
+    config = load(None, given)
+    pilot = Path(pilot_of(config, 300).output)
+    assert pilot.resolve() == tmp_path / "runs" / "x-pilot"
+    for scenario, deviation in (("all", 0.1), ("chat", 0.2), ("dropped", 0.3)):
+        folder = pilot / scenario / "report"
+        folder.mkdir(parents=True)
+        (folder / "findings.json").write_text(json.dumps(found(deviation).as_dict()))
+    done = pilot / "all" / "seed-0" / "arms" / "ual" / "train" / "key"
+    done.mkdir(parents=True)
+    (done / "done.json").write_text(json.dumps({"figures": {"train_rows": 280}, "seconds": 7.0}))
+    console = Console(file=io.StringIO(), width=300)
+    print_forecast(config, Path(config.output), console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trainings finished in the pilot  1, 7 s each over 280 rows" in printed
+    assert "in 'all', by the pilot, which has fewer questions, that" in printed
+    assert "in 'chat', by the pilot" in printed and "dropped" not in printed
+    assert "3 seeds " in printed and ", 4 seeds " in printed, "those of the experiment too"
+    assert "deviation between seeds 0.1000, from 3 seeds: 0.0521 to 0.6285; n = 40" in printed
+    assert "run `ual pilot" not in printed
+
+
+def test_a_pilot_without_seeds_to_compare_does_not_count_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "x-pilot" / "all" / "report"
+    folder.mkdir(parents=True)
+    (folder / "findings.json").write_text(json.dumps(Findings({}, Comparisons((), 0.95, 1, 0)).as_dict()))
+    console = Console(file=io.StringIO(), width=300)
+    print_forecast(load(None, []), tmp_path / "x", console)
+    assert "run `ual pilot" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [([0], (0, 1, 2)), ([1, 0], (1, 0, 2)), ([7], (7, 0, 1)), ([5, 6, 7, 8], (5, 6, 7))]
+)
+def test_a_pilot_has_the_seeds_that_its_deviation_needs(seeds: list[int], expected: tuple[int, ...]) -> None:
+    assert pilot_of(load(None, [f"experiment.seeds={seeds}"]), 300).experiment.seeds == expected
+
+
+def test_the_control_of_a_pilot_reads_no_uncertainty_by_its_weight() -> None:
+    pilot = pilot_of(load(None, ["arms.ual.weight=filter"]), 300)
+    assert pilot.arms["ual"].weight == "filter"
+    roles = {name: role_of(arm.map, arm.weight) for name, arm in pilot.arms.items()}
+    assert roles == {"shuffled": "control", "ual": "ual"}
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("evaluate.calibration.enabled=false", "evaluate.calibration.enabled"), ("data.validation_share=0", "validation_share")],
+)
+def test_a_pilot_that_would_measure_nothing_is_refused(override: str, key: str) -> None:
+    with pytest.raises(UserError, match=f"(?s)measures the primary comparison.*{key}"):
+        pilot_of(load(None, [override]), 300)
+
+
 def test_power_is_given_for_more_seeds_than_were_run() -> None:
     entry = Comparison("ual", "sft", "held_out", "nll", 0.0, -1, 1, 1, 1, "inconclusive", 10, 3, True, 0.3, 0.3)
     line = power_line(entry, 0.95)
@@ -146,12 +219,27 @@ def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
 
 
 def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: Path) -> None:
-    rows = [f'{{"instruction": "q{n}", "output": "a", "source": "{source}"}}' for n, source in enumerate(SOURCES)]
+    rows = [f'{{"instruction": "q{n}", "output": "a", "source": "{source}"}}' for n, source in enumerate(20 * SOURCES)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     given = [f"data.path={tmp_path / 'rows.jsonl'}", "experiment.scenarios.one=[maths]"]
     check_scenarios(load(None, given))
     with pytest.raises(UserError, match=r"(?s)scenarios\.two.*art.*expected: chat, maths"):
         check_scenarios(load(None, [*given, "experiment.scenarios.two=[art]"]))
+
+
+def test_a_scenario_without_rows_of_a_split_is_found_before_training(tmp_path: Path) -> None:
+    config = load(None, ["experiment.scenarios={one: [maths], two: [art]}"])
+    everywhere = {(source, split) for source in ("maths", "art", "chat") for split in col.SPLITS}
+    check_splits(everywhere, config)
+    with pytest.raises(
+        UserError, match=r"(?s)scenarios\.two: no row of its sources is in the split 'validation'.*art: rows in"
+    ):
+        check_splits(everywhere - {("art", "validation")}, config)
+    none = load(None, ["experiment.scenarios={two: [art]}", "data.validation_share=0"])
+    check_splits(everywhere - {("art", "validation")}, none)
+    columns = {col.SOURCE: ["art", "art", "chat"], col.SPLIT: ["train", "train", "test"]}
+    write_table(pa.table(columns), tmp_path / "rows.parquet")
+    assert read_splits(tmp_path) == {("art", "train"), ("chat", "test")}
 
 
 def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""What an experiment cannot answer is printed or refused before it costs anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ual_ray.config.load import load
+from ual_ray.errors import UserError
+from ual_ray.experiment.checks import cautions, check_questions
+
+ARMS = {
+    "sft": "{map: none}",
+    "dft": "{map: none, loss: dft}",
+    "constant": "{map: constant}",
+    "shuffled": "{map: shuffled}",
+    "ual": "{map: rank}",
+    "kept": "{map: none, weight: filter}",
+}
+
+
+def cautioned(tmp_path: Path, *arms: str, overrides: tuple[str, ...] = ()) -> str:
+    listed = ", ".join(f"{name}: {ARMS[name]}" for name in arms)
+    (tmp_path / "e.yaml").write_text(f"arms: {{{listed}}}")
+    return " | ".join(cautions(load(tmp_path / "e.yaml", [*overrides])))
+
+
+@pytest.mark.parametrize("arms", [("sft", "constant"), ("shuffled", "ual"), ("sft", "dft", "kept"), ("sft", "constant", "ual")])
+def test_an_experiment_that_can_answer_has_no_cautions(tmp_path: Path, arms: tuple[str, ...]) -> None:
+    assert cautioned(tmp_path, *arms) == ""
+
+
+@pytest.mark.parametrize("arms", [("ual",), ("sft",), ("constant", "shuffled"), ("ual", "kept")])
+def test_arms_that_are_not_compared_are_named(tmp_path: Path, arms: tuple[str, ...]) -> None:
+    assert cautioned(tmp_path, *arms).startswith("no arms are compared with each other")
+
+
+@pytest.mark.parametrize("arms", [("sft", "ual"), ("sft", "kept")])
+def test_a_missing_control_is_named(tmp_path: Path, arms: tuple[str, ...]) -> None:
+    assert cautioned(tmp_path, *arms).startswith("there is no control")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("experiment.seeds=[4]", "1 training seed gives no verdict, which needs 3"),
+        ("experiment.seeds=[4, 5]", "2 training seeds give no verdict, which needs 3"),
+        ("evaluate.calibration.enabled=false", "no primary comparison: set evaluate.calibration.enabled=true"),
+        ("data.validation_share=0", "no primary comparison, which is adjusted on validation rows"),
+    ],
+)
+def test_what_leaves_the_primary_comparison_open_is_named(tmp_path: Path, override: str, words: str) -> None:
+    assert words in cautioned(tmp_path, "sft", "shuffled", "ual", overrides=(override,))
+
+
+def test_models_that_nothing_would_measure_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)data\.test_share=0.*held_out.*evaluate\.calibration.*above 0"):
+        check_questions(load(None, ["data.test_share=0"]))
+    (tmp_path / "e.yaml").write_text("evaluate: {benchmarks: {maths: {kind: gsm8k, path: x.jsonl}}}\ndata: {test_share: 0}")
+    with pytest.raises(UserError, match=r"got: evaluate\.calibration read"):
+        check_questions(load(tmp_path / "e.yaml"))
+    check_questions(load(tmp_path / "e.yaml", ["evaluate.calibration.enabled=false"]))
+    check_questions(load(None, []))
+
+
+@pytest.mark.parametrize("text", ["arms: {}", "experiment: {seeds: []}", "experiment: {scenarios: {}}"])
+def test_empty_lists_are_refused_in_plain_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"(?s)bad value for '(arms|experiment\.\w+)'.*expected: at least 1, not 0"):
+        load(tmp_path / "e.yaml")
