@@ -93,9 +93,11 @@ def print_curves(facts: Sequence[Mapping[str, Any]]) -> None:
 
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the validation NLL by step, mean over seeds and their range; a panel per share of corrupted responses."""
-    from ual_ray.plots.style import grid_of, legend, line_style, readable, styled
+    from matplotlib import rc_context
 
-    with styled:
+    from ual_ray.plots.style import STYLE, grid_of, legend, line_style, readable
+
+    with rc_context(STYLE):
         figure, panels = grid_of(len(runs), 1, 2.6)
         handles = {}
         for axes, run in zip(panels, runs, strict=True):

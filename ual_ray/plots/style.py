@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from xml.etree import ElementTree
 
 from matplotlib import rc_context
@@ -47,8 +50,22 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-# A decorator of functions that draw.
-styled = rc_context(STYLE)
+# matplotlib's settings are those of the whole process, and trainings that end side by side draw at the same time.
+_drawing = threading.RLock()
+Parameters = ParamSpec("Parameters")
+Drawn = TypeVar("Drawn")
+
+
+def styled(draw: Callable[Parameters, Drawn]) -> Callable[Parameters, Drawn]:
+    """Decorate a function that draws: one at a time, in the style of every plot."""
+
+    @wraps(draw)
+    def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Drawn:
+        with _drawing, rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 REFERENCE = re.compile(r"#([\w.-]+)")
@@ -93,7 +110,7 @@ def to_svg(figure: Figure, label: str) -> str:
     ids of the plots of one page apart.
     """
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
+    with _drawing, rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
         # The reader's browser has other fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, dpi=RASTER_DPI, metadata={"Date": None})

@@ -50,5 +50,8 @@ def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tup
 
 
 def question_error(error: float, seed_deviation: float, seeds: int) -> float:
-    """Return what is left of the standard error of a mean over seeds when the seeds' own variance is taken away; 0 or more."""
+    """Return what is left of the standard error of a mean over seeds when the seeds' own variance is taken away; 0 or more.
+
+    It holds the seeds' noise per question too, which more seeds reduce: a forecast for more seeds errs on the large side.
+    """
     return math.sqrt(max(0.0, error**2 - seed_deviation**2 / seeds))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import pytest
+from matplotlib import rcParams
 
 from ual_ray.plots.intervals import Interval, Panel, draw
 from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
-from ual_ray.plots.style import TONES, readable, to_svg
+from ual_ray.plots.style import TONES, readable, styled, to_svg
 
 UNTRUSTED = '<script>1</script>&"$x^2$'
 
@@ -79,3 +81,36 @@ def test_more_sources_than_colours_are_counted_together() -> None:
     assert labels[0] == "s8 (9)" and labels[-1] == "3 other sources (6)"
     (axes,) = figure.axes
     assert sum(bar.get_height() for bar in axes.patches) == 45
+
+
+def test_plots_that_are_drawn_at_the_same_time_keep_their_style_and_leave_none_behind() -> None:
+    begun, overlapping, ended = threading.Event(), threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    @styled
+    def first() -> None:
+        begun.set()
+        overlapping.wait(0.3)
+        seen.append(rcParams["text.parse_math"])
+
+    @styled
+    def second() -> None:
+        overlapping.set()
+        ended.wait(5)
+        seen.append(rcParams["text.parse_math"])
+
+    def draw_first() -> None:
+        first()
+        ended.set()
+
+    def draw_second() -> None:
+        begun.wait(5)
+        second()
+
+    threads = [threading.Thread(target=draw_first), threading.Thread(target=draw_second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert seen == [False, False]
+    assert rcParams["text.parse_math"] is True, "as matplotlib has it"
