@@ -25,6 +25,7 @@ import pyarrow.fs
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -37,6 +38,7 @@ from torch.optim import Optimizer
 from ual_ray.errors import UserError
 from ual_ray.train.arrow_storage import reader, writer
 from ual_ray.train.compat_torch import HostStager
+from ual_ray.train.lora import scale_of
 from ual_ray.train.progress import Progress
 
 # In the output folder of a training.
@@ -117,16 +119,13 @@ class Checkpoints:
 
         Raises UserError when they are not of this model, or not of the same trained weights.
         """
+        if unlike := _unlike(Path(folder), model):
+            raise _does_not_fit(folder, unlike)
         settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         try:
             self._load(pyarrow.fs.LocalFileSystem(), folder, model, optimizer)
         except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
-            raise UserError(
-                "train.continue_from: the checkpoint does not fit the model",
-                got=f"{folder}: {str(error).strip().splitlines()[-1]}",
-                expected="a training of the same model with the same train.lora",
-                fix="set model and train.lora as in that training, or leave train.continue_from out",
-            ) from error
+            raise _does_not_fit(folder, str(error).strip().splitlines()[-1]) from error
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
 
@@ -176,6 +175,30 @@ class Checkpoints:
         # First what makes it count: half of a checkpoint must not look like one.
         self._filesystem.delete_file(f"{folder}/{PROGRESS_FILE}")
         self._filesystem.delete_dir(folder)
+
+
+def _unlike(folder: Path, model: nn.Module) -> str | None:
+    """Describe what of a checkpoint the model would not take or not use alike, though it has all that the model needs."""
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    prefix, own = "model.", _state(model, None)["model"]
+    left = sorted(
+        name.removeprefix(prefix) for name in stored if name.startswith(prefix) and name.removeprefix(prefix) not in own
+    )
+    if left:
+        return f"{len(left)} weights that the model does not have, or not trains, such as {left[0]}"
+    scale, own_scale = json.loads((folder / PROGRESS_FILE).read_text()).get("lora_scale"), scale_of(model)
+    if scale is not None and scale != own_scale:
+        return f"adapters of lora.alpha / lora.rank = {scale:g}, here it is {own_scale:g}"
+    return None
+
+
+def _does_not_fit(folder: str, why: str) -> UserError:
+    return UserError(
+        "train.continue_from: the checkpoint does not fit the model",
+        got=f"{folder}: {why}",
+        expected="a training of the same model with the same train.lora",
+        fix="set model and train.lora as in that training, or leave train.continue_from out",
+    )
 
 
 def newest_checkpoint(training: Path) -> Path:

@@ -24,6 +24,7 @@ from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_ste
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter
 from ual_ray.train.interruptions import VOTES, Interruptions
+from ual_ray.train.lora import scale_of
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
@@ -134,7 +135,7 @@ def train_worker(
     )
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(storage, root, config.keep_checkpoints, copies=not config.cpu_offload)
-    progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed))
+    progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed, lora_scale=scale_of(model)))
     log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)
     ranks = RankReport(dist.get_rank(), dist.get_world_size(), device)

@@ -81,6 +81,11 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def scale_of(model: nn.Module) -> float | None:
+    """Return what adapters' products are multiplied by, alpha / rank; None without LoRA."""
+    return next((layer.scaling[ADAPTER] for _, layer in adapted_layers(model)), None)
+
+
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """Let a model compute what it computed before training, while the block runs."""

@@ -15,7 +15,8 @@ class Progress:
     step: optimizer steps done. With the plan's digest it is the data cursor; it also determines the learning rate and the
     random numbers, as every step seeds its generators by (seed, step, rank). samples, tokens: seen so far, tokens without
     padding. best_loss: lowest smoothed validation loss so far, in nats per token, measured at best_step;
-    validations_since_best: number of validations since then.
+    validations_since_best: number of validations since then. lora_scale: what adapters' products are multiplied by; None
+    without adapters, and in checkpoints of earlier versions.
     """
 
     plan: str
@@ -26,6 +27,7 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     validations_since_best: int = 0
+    lora_scale: float | None = None
 
     def stepped(self, samples: int, tokens: int) -> Progress:
         """Count one more optimizer step and its samples and tokens."""

@@ -116,6 +116,9 @@ def test_another_training_gives_weights_and_moments_and_no_settings(group: None,
     larger = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
     with pytest.raises(UserError, match=r"train\.continue_from: the checkpoint does not fit the model"):
         checkpoints.load_other(str(first), larger, torch.optim.AdamW(larger.parameters()))
+    part = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False))
+    with pytest.raises(UserError, match=r"1 weights that the model does not have, or not trains, such as 1\.bias"):
+        checkpoints.load_other(str(first), part, torch.optim.AdamW(part.parameters()))
 
 
 def wait_for_checkpoint(training: Path) -> Path:

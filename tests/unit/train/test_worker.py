@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
+from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 from ual_ray.train import loop, optimizer_step
+from ual_ray.train.checkpoint import newest_checkpoint
 from ual_ray.train.metrics import SKIPPED, read_metrics, without_clock
 from ual_ray.train.tokenize import Render
 
@@ -57,12 +59,13 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, family_folder: Any) -> Path
     return folder
 
 
-def train(tokens: Path, model: Path, out: Path, arm: Path | None = None, **changes: Any) -> loop.Outcome:
+def train(
+    tokens: Path, model: Path, out: Path, arm: Path | None = None, first: Path | None = None, **changes: Any
+) -> loop.Outcome:
     out.mkdir(exist_ok=True)
-    sources = str(tokens / SOURCES_FILE) if "mixture" in changes else None
-    job = loop.TrainingJob(
-        TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), 3, str(arm) if arm else None, sources=sources
-    )
+    files = {"arm": arm, "first": first, "sources": tokens / SOURCES_FILE if "mixture" in changes else None}
+    own = {name: str(file) for name, file in files.items() if file}
+    job = loop.TrainingJob(TrainConfig(**SETTINGS | changes), str(model), str(tokens), str(out), seed=3, **own)
     return loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(out / "checkpoints"))
 
 
@@ -197,3 +200,21 @@ def test_a_skipped_update_leaves_no_trace(
     assert [line["step"] for line in lines if SKIPPED in line] == [2]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "out").values())
     assert lines[-1]["nll"] < lines[1]["nll"]
+
+
+def test_it_continues_only_from_adapters_of_the_same_kind(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
+    adapters, model, short = {"rank": 2, "alpha": 4}, family_folder("llama"), {"max_steps": 2}
+    train(tokens, model, tmp_path / "first", lora=adapters, **short)
+    first = newest_checkpoint(tmp_path / "first")
+    train(tokens, model, tmp_path / "same", lora=adapters | {"dropout": 0.1}, first=first, learning_rate=1e-3, **short)
+    before, after = (read_metrics(tmp_path / name / col.METRICS_FILE) for name in ("first", "same"))
+    assert after[0]["validation_nll"] == before[-1]["validation_nll"]
+    # Each would be a model that differs from the one that was trained.
+    for changes, words in (
+        ({"target_modules": ("q_proj",)}, "24 weights that the model does not have, or not trains"),
+        ({"alpha": 8}, r"adapters of lora\.alpha / lora\.rank = 2, here it is 4"),
+        ({"rank": 1, "alpha": 2}, "Size mismatch"),
+        ({"rank": None}, "weights that the model does not have, or not trains"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tokens, model, tmp_path / "other", lora=adapters | changes, first=first, **short)
