@@ -1,18 +1,21 @@
 """Verdicts from the deciding judge: win rates at equal lengths of every UAL arm, against controls first, then SFT. Pure.
 
-The order is fixed before the results are known, so a later reference is only tested where all earlier ones were conclusive,
-and no correction for several references is due. Several UAL arms are not corrected for one another.
+The order is fixed before the results are known, so SFT is only tested where the win rates against all controls were
+conclusive. Several controls, and several UAL arms, are corrected for one another (`stats.sequence`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from scipy import special
+
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE, Role
 from ual_ray.stats.metrics import CUT
 from ual_ray.stats.results import Rate, WinRate, win_rates_of
+from ual_ray.stats.sequence import holm_in_order
 
 OVERALL = "overall"
 EVEN = 50.0
@@ -22,12 +25,17 @@ ORDER: tuple[Role, ...] = ("control", "sft", "base")
 
 @dataclass(frozen=True)
 class JudgedVerdict:
-    """The verdict on an arm's win rate over all judged benchmarks; `reason`: why nothing was tested, None where it was."""
+    """The verdict on an arm's win rate over all judged benchmarks; `reason`: why nothing was tested, None where it was.
+
+    `p_value` is two-sided, 1 where nothing was tested; `p_holm` is after the correction over steps and arms.
+    """
 
     rate: WinRate
     seeds: int
-    verdict: Verdict
+    p_value: float
     reason: str | None
+    p_holm: float = 1.0
+    verdict: Verdict = INCONCLUSIVE
 
     def sentence(self) -> str:
         """Word the verdict, with its win rate in percent."""
@@ -47,13 +55,38 @@ def rate_in_percent(rate: Rate) -> str:
 
 def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:
     """Test every UAL arm's length-controlled win rate against 50%, reference after reference."""
+    chains = judged_chains(findings)
+    adjusted = holm_in_order([[[one.p_value for one in step] for step in chain] for chain in chains])
+    decided = []
+    for chain, p_values in zip(chains, adjusted, strict=True):
+        gate = None
+        for step, own in zip(chain, p_values, strict=True):
+            found = [_decide(one, float(p), findings, gate) for one, p in zip(step, own, strict=True)]
+            gate = gate or next((one for one in found if one.verdict == INCONCLUSIVE), None)
+            decided += found
+    return decided
+
+
+def judged_chains(findings: Findings) -> list[list[list[JudgedVerdict]]]:
+    """List per UAL arm what is tested, in steps: controls at once, then SFT, then others; without a verdict yet."""
     rates = [
         rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate)
         for rate in win_rates_of(findings.win_rates)
         if rate.decides and rate.benchmark == OVERALL
     ]
-    arms = [arm for arm in dict.fromkeys(rate.arm for rate in rates) if findings.roles.get(arm) == "ual"]
-    return [verdict for arm in arms for verdict in _of_arm(findings, [rate for rate in rates if rate.arm == arm])]
+    chains = []
+    for arm in dict.fromkeys(rate.arm for rate in rates if findings.roles.get(rate.arm) == "ual"):
+        steps: dict[int, list[JudgedVerdict]] = {}
+        for rate in rates:
+            if rate.arm == arm:
+                steps.setdefault(_place(findings, rate), []).append(_test(findings, rate))
+        chains.append([steps[place] for place in sorted(steps)])
+    return chains
+
+
+def _place(findings: Findings, rate: WinRate) -> int:
+    role = findings.roles.get(rate.reference)
+    return ORDER.index(role) if role in ORDER else len(ORDER)
 
 
 def mirrored(rate: WinRate) -> WinRate:
@@ -81,24 +114,36 @@ def _seeds(findings: Findings, rate: WinRate) -> int:
     return max(len(judged.get(pair, ())) for pair in pairs)
 
 
-def _of_arm(findings: Findings, rates: list[WinRate]) -> list[JudgedVerdict]:
-    def place(rate: WinRate) -> int:
-        role = findings.roles.get(rate.reference)
-        return ORDER.index(role) if role in ORDER else len(ORDER)
-
-    found: list[JudgedVerdict] = []
-    for rate in sorted(rates, key=place):
-        seeds = _seeds(findings, rate)
-        reason = _reason(findings, rate, seeds)
-        if reason is None and any(earlier.verdict == INCONCLUSIVE for earlier in found):
-            reason = f"not tested, as {found[-1].rate.reference} comes first"
-        found.append(JudgedVerdict(rate, seeds, _verdict(rate.controlled) if reason is None else INCONCLUSIVE, reason))
-    return found
+def _test(findings: Findings, rate: WinRate) -> JudgedVerdict:
+    seeds = _seeds(findings, rate)
+    reason = _reason(findings, rate, seeds)
+    p_value = 1.0 if reason else two_sided(rate, seeds, findings.comparisons.level)
+    return JudgedVerdict(rate, seeds, p_value, reason)
 
 
-def _verdict(rate: Rate) -> Verdict:
-    assert rate.low is not None and rate.high is not None, "a rate without an interval has a reason"
-    return BETTER if rate.low > EVEN else WORSE if rate.high < EVEN else INCONCLUSIVE
+def two_sided(rate: WinRate, seeds: int, level: float) -> float:
+    """Return the p-value of a win rate over training seeds against 50%, from its t interval with seeds - 1 degrees of freedom.
+
+    Never below 2^(1 - valid pairs), as that of a comparison. An end at 0 or 100 may be cut off, so the longer side counts.
+    """
+    value, low, high = rate.controlled.value, rate.controlled.low, rate.controlled.high
+    assert value is not None and low is not None and high is not None, "a rate without an interval has a reason"
+    margin, lead = max(high - value, value - low), abs(value - EVEN)
+    freedom = seeds - 1
+    in_errors = float(special.stdtrit(freedom, (1 + level) / 2)) * lead / margin if margin > 0 else float("inf")
+    p_value = 2 * float(special.stdtr(freedom, -in_errors)) if lead > 0 else 1.0
+    return min(1.0, max(p_value, 2.0 ** (1 - (rate.valid or 0))))
+
+
+def _decide(one: JudgedVerdict, p_holm: float, findings: Findings, gate: JudgedVerdict | None) -> JudgedVerdict:
+    if one.reason is None and gate is not None:
+        return replace(one, p_holm=p_holm, reason=f"not tested, as {gate.rate.reference} comes first")
+    rate = one.rate.controlled
+    if one.reason is not None or p_holm > 1 - findings.comparisons.level or rate.low is None or rate.high is None:
+        return replace(one, p_holm=p_holm)
+    # An interval that touches 50% never comes with a verdict, whatever the p-value is rounded to.
+    verdict: Verdict = BETTER if rate.low > EVEN else WORSE if rate.high < EVEN else INCONCLUSIVE
+    return replace(one, p_holm=p_holm, verdict=verdict)
 
 
 def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from ual_ray import columns as col
 from ual_ray.config.files import write_json
@@ -119,3 +120,43 @@ def test_a_judging_of_answers_that_were_given_again_does_not_count(tmp_path: Pat
         answer(model, "Blue.")
     (judging / STARTED_FILE).unlink()
     assert is_current(judging, content, evaluated), "nothing is known of it"
+
+
+TWO: dict[str, Role] = {**ROLES, "other": "ual", "constant": "control"}
+
+
+@pytest.mark.parametrize(("arms", "verdict"), [(["ual"], "better"), (["ual", "other"], "inconclusive")])
+def test_several_arms_are_corrected_for_one_another(arms: list[str], verdict: str) -> None:
+    """An interval that just excludes 50%: enough for one arm, not for one of two of which the other is even."""
+    contents = [judged(arm, "sft", *((50.5, 60) if arm == "ual" else (45, 55))) for arm in arms]
+    found = {one.rate.arm: one.verdict for one in judged_verdicts(replace(findings(*contents), roles=TWO))}
+    assert found["ual"] == verdict
+
+
+def test_an_arm_that_beats_all_its_references_leaves_its_share_to_the_others() -> None:
+    contents = [judged("ual", "sft", 50.5, 60), judged("other", "sft", 79, 81)]
+    found = {one.rate.arm: one.verdict for one in judged_verdicts(replace(findings(*contents), roles=TWO))}
+    assert found == {"ual": "better", "other": "better"}
+
+
+def test_several_controls_are_corrected_for_one_another() -> None:
+    contents = [judged("ual", "shuffled", 50.5, 60), judged("ual", "constant", 45, 55), judged("ual", "sft", 79, 81)]
+    found = judged_verdicts(replace(findings(*contents), roles=TWO))
+    assert [one.verdict for one in found] == ["inconclusive"] * 3
+    assert found[2].reason == "not tested, as shuffled comes first"
+
+
+def test_the_p_value_is_that_of_the_t_test_over_seeds() -> None:
+    rates = [58.0, 61.0, 66.0]
+    expected = stats.ttest_1samp(rates, 50)
+    low, high = expected.confidence_interval(0.95)
+    (found,) = judged_verdicts(findings(judged("ual", "sft", low, high)))
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+def test_a_few_pairs_cannot_be_certain() -> None:
+    content = judged("ual", "sft", 100, 100)
+    for valid, verdict in ((5, "inconclusive"), (6, "better")):
+        content["win_rates"]["overall"]["n_valid"] = valid
+        (found,) = judged_verdicts(findings(content))
+        assert (found.verdict, found.p_value) == (verdict, 2.0 ** (1 - valid))

@@ -62,7 +62,7 @@ def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | 
 @pytest.mark.parametrize(("rate", "words"), [((40, 49), "the judge prefers other answers at equal lengths"), ((40, 51), None)])
 def test_an_arm_whose_answers_lose_is_not_promoted(rate: tuple[float, float], words: str | None) -> None:
     low, high = rate
-    overall = {"length_controlled_win_rate": 45.0, "length_controlled_low": low, "length_controlled_high": high}
+    overall = {"length_controlled_win_rate": 45.0, "length_controlled_low": low, "length_controlled_high": high, "n_valid": 99}
     judged = {"ual-vs-sft": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}, "benchmarks": ["chat"]}}
     found = findings_of([compared("ual", BETTER)])
     found = replace(
