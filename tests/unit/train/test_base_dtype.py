@@ -44,19 +44,23 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=["llama", "llama_untied"])
-def stored(request: pytest.FixtureRequest, family_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Save a model in float32, rounded to bfloat16 and kept in float32, and in bfloat16."""
+def save(source: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """Save a model with its weights rounded to bfloat16."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llama", "llama_untied"])
+def stored(request: pytest.FixtureRequest, family_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Have a model in float32, rounded to bfloat16 and kept in float32, and in bfloat16."""
     source, root = family_folder(request.param), tmp_path_factory.mktemp("stored")
-    folders = {"float32": source, "rounded": root / "rounded", "bfloat16": root / "bfloat16"}
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    for name, dtype in (("rounded", torch.float32), ("bfloat16", torch.bfloat16)):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(torch.bfloat16).to(dtype)
-        model.save_pretrained(folders[name])
-        tokenizer.save_pretrained(folders[name])
-    return folders
+    rounded = {
+        name: save(source, root / name, dtype) for name, dtype in (("rounded", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+    return {"float32": source, **rounded}
 
 
 def make(folder: Path, base: str, dtype: str = "float32") -> tuple[SmoothedCausalLM, torch.optim.Optimizer]:
@@ -77,6 +81,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gradients(model: SmoothedCausalLM) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(2)  # some models have dropout
     loss = float(backward(model.train(), BATCHES, TARGET_TOKENS, CPU).loss)
     found = {name: local(value.grad) for name, value in model.named_parameters() if value.grad is not None}
     return loss, found
@@ -116,6 +121,17 @@ def test_in_bfloat16_arithmetic_no_bit_depends_on_how_the_base_is_held(stored: d
         train_step(model, optimizer, BATCHES, TARGET_TOKENS, 1e-2, 1.0, CPU)
     ours, theirs = (dict(model.named_parameters()) for model, _ in both)
     assert all(torch.equal(local(ours[name]).float(), local(value)) for name, value in theirs.items())
+
+
+def test_so_it_is_for_every_family(any_family: str, family_folder: Any, tmp_path: Path) -> None:
+    folder = save(family_folder(any_family), tmp_path / "model", torch.bfloat16)
+    low, exact = (make(folder, base, "bfloat16")[0] for base in ("auto", "float32"))
+    assert dtypes(low) != dtypes(exact)
+    (loss, found), (expected, wanted) = gradients(low), gradients(exact)
+    assert loss == expected and all(torch.equal(found[name], value) for name, value in wanted.items()) and wanted
+    low.zero_grad(set_to_none=True)
+    assert float(backward(low, [collate([])], 0, CPU).loss) == 0, "a rank with no sequence left takes part, too"
+    assert not any(local(value.grad).any() for value in low.parameters() if value.requires_grad)
 
 
 @pytest.mark.parametrize(
