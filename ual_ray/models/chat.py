@@ -149,14 +149,15 @@ class ChatRenderer:
         """Tokens of the conversation, with every assistant turn and its end-of-turn token as labels once.
 
         One sequence for all replies where the prompts of all are prefixes of it, else one per reply, with the turns before it
-        as they are when it is generated. Replies of weight 0 are read and not trained. `last_reply_only` restricts labels to
-        the last one, `content_only` to tokens that begin before the end of a reply's content. Raises ValueError when a prompt
-        is not a prefix of the text or of the tokens.
+        as they are when it is generated. Replies of weight 0, and one that comes first, are read and not trained.
+        `last_reply_only` restricts labels to the last one, `content_only` to tokens that begin before the end of a reply's
+        content. Raises ValueError when a prompt is not a prefix of the text or of the tokens.
         """
         places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         if last_reply_only:
             places = places[-1:]
-        trained = [at for at in places if extra_of(messages[at]).get("weight", 1) != 0]
+        # A greeting before everything has no prompt: it is read, as a reply of weight 0 is.
+        trained = [at for at in places if at and extra_of(messages[at]).get("weight", 1) != 0]
         replies = [self._reply(messages[: at + 1]) for at in trained]
         if content_only:
             replies = [
@@ -323,7 +324,7 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
         if tool["function"]["name"] not in text:
             return f"tools ({tool['function']['name']})"
     for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
-        if message["content"].rpartition("</think>")[2].strip() not in text:
+        if THOUGHT.sub("", message["content"], count=1).strip() not in text:
             return f"the content of turn {number} ({message['role']})"
         for call in extra.get("tool_calls", ()):
             name = call["function"]["name"]

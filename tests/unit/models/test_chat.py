@@ -233,6 +233,23 @@ def test_a_turn_of_weight_0_is_read_and_not_trained(chat_tokenizer: Tokenizers) 
     assert trained_runs(tokenizer, rendered) == ["Green is a colour too.<|im_end|>"]
 
 
+@pytest.mark.parametrize("content", ["The tag </think> closes <think>.", "No opening mark.</think>Green."])
+def test_text_before_a_closing_mark_is_not_dropped_unless_it_is_a_thought(content: str, chat_tokenizer: Tokenizers) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match=r"drops the content of turn 2 \(assistant\)"):
+        ChatRenderer(with_template(chat_tokenizer("chatml"), template)).sequences(chat("Name a colour.", content))
+
+
+def test_a_greeting_before_everything_is_read_and_not_trained(chat_tokenizer: Tokenizers) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    rendered = ChatRenderer(tokenizer).conversation([Message(role="assistant", content="Hello!"), *TWO_TURNS])
+    assert trained_runs(tokenizer, rendered) == ["Blue.<|im_end|>", "Green is a colour too.<|im_end|>"]
+    assert "Hello!" in tokenizer.decode(rendered.input_ids)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_generation_marks_decide_what_is_trained(last: bool, chat_tokenizer: Tokenizers) -> None:
     marked = (
