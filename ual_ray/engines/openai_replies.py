@@ -16,6 +16,9 @@ from ual_ray.engines.token_text import plain_entry, visible_entry
 THOUGHT = "<think>"
 # The largest sum of probabilities of one token's alternatives, with room for rounding in 16 bits.
 MOST_MASS = 1.05
+# Finish reasons of replies that have no text, however often they are asked for.
+WITHOUT_TEXT = ("content_filter", "tool_calls", "function_call")
+SHOWN_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ def parse_body(content: bytes) -> Body:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        raise MalformedReply("no JSON") from None
+        if content.lstrip().startswith(b"data:"):
+            raise MalformedReply("a stream of events (engine.endpoint.extra_body={stream: false} turns it off)") from None
+        raise MalformedReply("no JSON", content[:SHOWN_BYTES].decode(errors="replace")) from None
     if not isinstance(body, dict):
         raise MalformedReply("no JSON object")
     return body
@@ -128,7 +133,7 @@ def _tokens(choice: Body) -> list[Body]:
 def _texts(body: Body) -> list[tuple[str, Body]]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise MalformedReply("no choices", server_words(body.get("error")))
+        raise MalformedReply("no choices", server_words(body))
     found = [(_text(choice), choice) for choice in choices if isinstance(choice, dict)]
     texts = [(text, choice) for text, choice in found if text is not None]
     if not texts:
@@ -150,7 +155,7 @@ def _text(choice: Body) -> str | None:
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thought, str):
         return f"{THOUGHT}{thought}"
-    if isinstance(content, str) or is_cut(_finish(choice)) or message.get("refusal"):
+    if isinstance(content, str) or is_cut(_finish(choice)) or message.get("refusal") or _finish(choice) in WITHOUT_TEXT:
         return content if isinstance(content, str) else ""
     return None
 

@@ -111,19 +111,20 @@ class Unread:
 
 NO_THOUGHT_END = Unread("unparsable: the thought did not end")
 EMPTY = Unread("unparsable: the reply is empty")
-CUT_REASONS = ("length", "max_tokens", "model_length", "MAX_TOKENS")
+# length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, ...
+CUT_REASON = re.compile(r"(?i)length|max_\w*tokens|token_limit|context_window")
 CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
 
 
 def is_cut(finish_reason: str | None) -> bool:
     """Whether a reply was ended by its maximum length, and not by the model."""
-    return finish_reason in CUT_REASONS
+    return finish_reason is not None and CUT_REASON.search(finish_reason) is not None
 
 
 def count_cut(finish_reasons: pa.ChunkedArray) -> tuple[int, int]:
     """Count the replies that were cut, and all replies, in a column of lists of finish reasons."""
     reasons = pa.compute.list_flatten(finish_reasons)
-    return pa.compute.sum(pa.compute.is_in(reasons, pa.array(CUT_REASONS))).as_py() or 0, len(reasons)
+    return pa.compute.sum(pa.compute.match_substring_regex(reasons, CUT_REASON.pattern)).as_py() or 0, len(reasons)
 
 
 def spoken(text: str) -> str | None:

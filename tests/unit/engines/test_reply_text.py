@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from ual_ray.engines.reply_text import (
     NO_THOUGHT_END,
     THOUGHT_MARKS,
     Unread,
+    count_cut,
     opens_thought,
     read_choice,
     read_reply,
@@ -278,10 +280,14 @@ def test_other_tags_are_text() -> None:
     assert spoken(text) == text.replace("<|im_end|>", "")
 
 
-@pytest.mark.parametrize("reason", ["length", "max_tokens"])
+@pytest.mark.parametrize(
+    "reason", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "max_length", "token_limit"]
+)
 def test_a_reply_that_was_cut_gives_nothing(reason: str) -> None:
     assert read_reply("7", reason, DIGITS) == CUT
     assert [read_reply("7", other, DIGITS) for other in ("stop", None, "eos")] == ["7"] * 3
+    counted = count_cut(pa.chunked_array([[[reason, "stop"], [None]]]))
+    assert counted == (1, 3)
 
 
 @given(text=st.text(st.sampled_from("0123456789.-/ ab,:\n*()Rating")), highest=st.sampled_from([5, 9, 100]))

@@ -14,7 +14,7 @@ import pytest
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.openai_engine import OpenAIEngine
-from ual_ray.engines.openai_replies import MalformedReply, read_choices, read_choices_behind_thought, read_replies
+from ual_ray.engines.openai_replies import MalformedReply, parse_body, read_choices, read_choices_behind_thought, read_replies
 from ual_ray.engines.openai_replies import Reply as ReadReply
 from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Result, Turns, overlong
@@ -324,6 +324,32 @@ def test_a_reasoning_parser_that_leaves_no_content_is_not_asked_again(request_: 
     else:
         assert isinstance(result, CompletionResult)
         assert set(result.texts) == {"<think>Let me think"} and set(result.finish_reasons) == {"length"}
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "tool_calls", "function_call"])
+def test_a_reply_without_text_is_not_asked_for_again(finish: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: answer(None, n=body.get("n", 1), finish=finish))
+    result = one(engine, SAMPLE)
+    assert isinstance(result, CompletionResult) and result.replies == [("", finish)] * 3
+    choice = one(engine, RATE)
+    assert isinstance(choice, Failure) and choice.reason == f"unparsable: the reply is empty (finish_reason '{finish}')"
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b'data: {"choices": []}\n\ndata: [DONE]\n', r"a stream of events \(engine.endpoint.extra_body={stream: false}"),
+    (b"<!DOCTYPE html><html>Sign in</html>", "no JSON"), (b'{"choices": [{"mess', "no JSON"),
+])  # fmt: skip
+def test_a_body_that_is_no_json_is_shown(content: bytes, reason: str) -> None:
+    with pytest.raises(MalformedReply, match=reason) as error:
+        parse_body(content)
+    assert error.value.words in ("", content.decode())
+
+
+def test_an_error_without_an_error_object_keeps_its_words(serve: Serve) -> None:
+    engine, _ = serve(lambda _: (200, {"object": "error", "message": "out of memory", "code": 50001}), max_retries=0)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and result.reason == "engine: malformed reply, no choices: out of memory"
 
 
 @pytest.mark.parametrize(("text", "finish"), [("", "length"), (None, "length")])
