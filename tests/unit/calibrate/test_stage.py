@@ -3,95 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from probe_jobs import FAMILIES, Families, job_of
 from torch.nn.functional import one_hot
 
 from ual_ray import columns as col
 from ual_ray.calibrate import probed_model as probe_model
 from ual_ray.calibrate.adjustment import FLOOR_SHARE
-from ual_ray.calibrate.answers import RenderAnswer, _confidences
 from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
-from ual_ray.calibrate.rows import ProbeJob
 from ual_ray.calibrate.stage import probe, probe_validation
-from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.models.output_head import OutputHead
 from ual_ray.parquet import read_table, write_rows
-
-COMMON = {
-    **{"vocab_size": 620, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": True},
-    "llama_untied": {"model_type": "llama", "tie_word_embeddings": False},
-    "gemma2": {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 0.5},
-    "granite": {"logits_scaling": 4.0},
-    "cohere": {"logit_scale": 4.0},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "bloom": {"n_layer": 2, "n_head": 4},
-}
-Families = Callable[..., Path]
-MEASURED = ("nll", "confidence", "correct", "brier")
-
-
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Callable[[str], Any]) -> Families:
-    """Get the directory of a family's tiny model whose output layer is `scale` times as large."""
-    root = tmp_path_factory.mktemp("families")
-
-    def folder_of(family: str, scale: float = 1.0) -> Path:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        folder = root / f"{family}-{scale}"
-        if not folder.exists():
-            torch.manual_seed(0)
-            settings = {**COMMON, **FAMILIES[family]}
-            config = AutoConfig.for_model(settings.pop("model_type", family), **settings)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            for parameter in model.parameters():
-                parameter.data += 0.1 * torch.randn_like(parameter)
-            if scale != 1:
-                assert not config.tie_word_embeddings
-                model.get_output_embeddings().weight.data *= scale
-            model.save_pretrained(folder)
-            chat_tokenizer("chatml").save_pretrained(folder)
-        return folder
-
-    return folder_of
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a folder of canonical rows: a third of them for each split."""
-    folder = tmp_path_factory.mktemp("rows")
-    colours = ["Blue light.", "Green is a colour too.", "Sunlight is a mix of colours, and blue is one.", "Blue."]
-    found = []
-    for number in range(36):
-        messages = [
-            {"role": "user", "content": f"Name colour {number}."},
-            {"role": "assistant", "content": f"{number}: {colours[number % 4]}"},
-        ]
-        split = ("train", "validation", "test")[number % 3]
-        found.append({"id": col.content_id(messages), "source": f"s{number % 2}", "split": split, "messages": messages})
-    write_rows(found[:20], col.ROWS, folder / "a.parquet")
-    write_rows(found[20:], col.ROWS, folder / "b.parquet")
-    return folder
-
-
-def job_of(model: Path, rows: Path, folder: Path, results: Path | None = None, limit: int = 128, **evaluate: Any) -> ProbeJob:
-    settings = EvaluateConfig.model_validate({"clustering": {"tokens": 4, "positions": 20}, "resamples": 100, **evaluate})
-    return ProbeJob(str(model), str(rows), str(results) if results else None, str(folder), settings, limit)
 
 
 def brute_force(model: Path, rows: Path, split: str, tokenizer: Any) -> dict[str, Any]:
@@ -296,116 +227,7 @@ def test_progress_counts_every_token(model_of: Families, rows: Path, tmp_path: P
     assert sum(seen) == sum(len(renderer.conversation(row["messages"]).input_ids) for row in wanted)
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-BENCHMARKS = {
-    "held_out": {"kind": "held_out"},
-    "gsm8k": {"kind": "gsm8k"},
-    "shots": {"kind": "gsm8k", "shots": 5},
-    "arc": {"kind": "multiple_choice"},
-}
-
-
-def results_of(model: Path, folder: Path, tokenizer: Any) -> list[dict[str, Any]]:
-    """Result rows whose confidences are measured here, one at a time."""
-    question = [{"role": "user", "content": "What is 1 + 1?"}]
-    common = {"source": "s", "status": "ok", "messages": question, "model": "m", "answer": "2", "benchmark_version": 1}
-    flexible = "exact_match_flexible"
-    found = [
-        common | {"id": "a", "benchmark": "gsm8k", "prediction": "Blue 2", "scores": [(flexible, 1.0)], "generated_tokens": 99},
-        common | {"id": "b", "benchmark": "gsm8k", "prediction": "Green 3", "scores": [(flexible, 0.0)], "generated_tokens": 3},
-        common | {"id": "c", "benchmark": "gsm8k", "prediction": "Blue", "scores": [(flexible, None)]},
-        common | {"id": "d", "benchmark": "gsm8k", "prediction": "Blue", "scores": [(flexible, 1.0)], "status": "quarantined"},
-        common | {"id": "e", "benchmark": "shots", "prediction": "Blue 2", "scores": [(flexible, 1.0)], "generated_tokens": 99},
-        common | {"id": "f", "benchmark": "held_out", "nll_sum": 3.0, "target_tokens": 4, "scores": []},
-        common
-        | {
-            **{"id": "g", "benchmark": "arc", "choices": ["Blue", "Green is a colour", "A"], "prediction": "Green is a colour"},
-            **{"answer": "1", "scores": [("accuracy", 1.0)]},
-        },
-    ]
-    folder.mkdir()
-    write_rows(found, col.RESULTS, folder / "results.parquet")
-    return found
-
-
-def log_probabilities(
-    model: Path, tokenizer: Any, messages: Any, temperature: float, most: int | None = None, *, content_only: bool = False
-) -> np.ndarray:
-    from transformers import AutoModelForCausalLM
-
-    causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    rendered = ChatRenderer(tokenizer).conversation(messages, last_reply_only=True, content_only=content_only)
-    with torch.no_grad():
-        logits = causal_lm(torch.tensor([rendered.input_ids])).logits[0].double()
-    targets = [place for place, label in enumerate(rendered.labels) if label != IGNORE_INDEX][:most]
-    return np.array([torch.log_softmax(logits[at - 1] / temperature, -1)[rendered.labels[at]].item() for at in targets])
-
-
-def test_answers_are_scored_as_they_were_asked(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
-    model, tokenizer = model_of("llama"), chat_tokenizer("chatml")
-    found = {row["id"]: row for row in results_of(model, tmp_path / "results", tokenizer)}
-    job = job_of(model, rows, tmp_path / "out", tmp_path / "results", benchmarks=BENCHMARKS)
-    figures = probe(job)
-    temperature = figures["temperature"]
-    answers = {row["id"]: row for row in read_table(tmp_path / "out" / "answers.parquet").to_pylist()}
-    # With its worked examples the question of e is longer than this model takes.
-    assert sorted(answers) == ["a", "b", "g"]
-    assert [answers[name]["correct"] for name in "abg"] == [True, False, True]
-
-    def reply(name: str, text: str) -> list[dict[str, str]]:
-        return [*found[name]["messages"], {"role": "assistant", "content": text}]
-
-    for column, scale in (("confidence", 1.0), ("probed_confidence", 1.0), ("scaled_confidence", temperature)):
-        whole = log_probabilities(model, tokenizer, reply("a", "Blue 2"), scale)
-        assert answers["a"][column] == pytest.approx(np.exp(whole.mean()), rel=1e-4)
-        cut_off = log_probabilities(model, tokenizer, reply("b", "Green 3"), scale, most=3)
-        assert answers["b"][column] == pytest.approx(np.exp(cut_off.mean()), rel=1e-4)
-        choices = found["g"]["choices"]
-        replies = [reply("g", choice) for choice in choices]
-        sums = np.array([log_probabilities(model, tokenizer, one, scale, content_only=True).sum() for one in replies])
-        assert answers["g"][column] == pytest.approx(np.exp(sums - np.logaddexp.reduce(sums))[1], rel=1e-4)
-    assert figures["answer"]["gsm8k"]["n"] == 2
-    assert figures["answer"]["gsm8k"]["raw"]["accuracy"] == 0.5
-    assert figures["answer"]["gsm8k"]["probe_difference"] == 0
-    assert set(figures["answer"]) == {"gsm8k", "arc"}
-
-
-def test_worked_examples_are_before_the_question(chat_tokenizer: Any) -> None:
-    from ual_ray.benchmarks import make_benchmarks
-
-    settings = EvaluateConfig.model_validate({"benchmarks": BENCHMARKS})
-    tokenizer = chat_tokenizer("chatml")
-    renderer = ChatRenderer(tokenizer)
-    row = {
-        **{"messages": [{"role": "user", "content": "What is 1 + 1?"}], "source": "s", "answer": "2", "choices": None},
-        **{"reference": None, "prediction": "Blue 2", "generated_tokens": None},
-    }
-    (few,) = RenderAnswer(make_benchmarks(settings.benchmarks)["shots"], renderer)(row)
-    (none,) = RenderAnswer(make_benchmarks(settings.benchmarks)["gsm8k"], renderer)(row)
-    assert len(few.input_ids) > 3 * len(none.input_ids)
-    spoken = [[label for label in each.labels if label != IGNORE_INDEX] for each in (few, none)]
-    assert spoken[0] == spoken[1] == [*renderer.encode("Blue 2"), tokenizer.convert_tokens_to_ids("<|im_end|>")]
-
-
-def test_an_engines_confidence_is_the_raw_one(model_of: Families, rows: Path, tmp_path: Path, chat_tokenizer: Any) -> None:
-    model = model_of("llama")
-    results = results_of(model, tmp_path / "results", chat_tokenizer("chatml"))
-    for row in results:
-        row["confidence"] = 0.25
-    write_rows(results, col.RESULTS, tmp_path / "results" / "results.parquet")
-    figures = probe(job_of(model, rows, tmp_path / "out", tmp_path / "results", benchmarks=BENCHMARKS))
-    raw = figures["answer"]["gsm8k"]["raw"]
-    assert raw["confidence"] == 0.25
-    assert raw["brier"] == pytest.approx((0.75**2 + 0.25**2) / 2)
-    assert figures["answer"]["gsm8k"]["probe_difference"] > 0
-
-
-def test_a_choice_keeps_its_name_at_another_temperature() -> None:
-    row = {"choices": ["a", "b"], "prediction": "b"}
-    cold, hot = _confidences(row, [np.array([-9.0, -1.0]), np.array([-2.0, -3.0])], 1)
-    assert cold == pytest.approx(1 / (1 + np.exp(-8)))
-    assert hot == pytest.approx(1 / (1 + np.exp(1)))
+# --- parts of the model ---------------------------------------------------------------------------------------------
 
 
 def test_batches_hold_every_text_once() -> None:

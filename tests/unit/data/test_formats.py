@@ -7,10 +7,10 @@ import pickle
 from typing import Any
 
 import pytest
+from format_rows import ASSISTANT, GPT, HUMAN, PLAIN, ROWS, SYSTEM, USER, Row, messages_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.columns import content_id, digest, extra_of
 from ual_ray.data.formats import (
     FORMATS,
     BadRow,
@@ -26,34 +26,6 @@ from ual_ray.data.known_formats import (
     messages_from_sharegpt,
 )
 from ual_ray.errors import UserError
-
-Row = dict[str, Any]
-
-USER = {"role": "user", "content": "q"}
-ASSISTANT = {"role": "assistant", "content": "a"}
-SYSTEM = {"role": "system", "content": "s"}
-HUMAN = {"from": "human", "value": "q"}
-GPT = {"from": "gpt", "value": "a"}
-
-PLAIN = [USER, ASSISTANT]
-ROWS: dict[str, Row] = {
-    "messages": {"messages": [USER, ASSISTANT]},
-    "sharegpt": {"conversations": [HUMAN, GPT]},
-    "alpaca_eval": {"instruction": "q", "output": "a", "generator": "gpt4"},
-    "alpaca": {"instruction": "q", "input": "", "output": "a"},
-    "gsm8k": {"question": "q", "answer": "a"},
-    "metamath": {"query": "q", "response": "a"},
-    "prompt_completion": {"prompt": "q", "completion": "a"},
-}
-
-
-def messages_of(row: Row, name: str, **settings: str) -> Any:
-    """Convert one row, its common columns included; raise what makes it a bad one."""
-    ((_, messages),) = convert([row], name, {}, **settings)
-    if isinstance(messages, BadRow):
-        raise messages
-    return messages
-
 
 # --- what tells a format -----------------------------------------------------------------------------------------------
 
@@ -347,139 +319,3 @@ def test_no_row_breaks_a_converter(name: str, data: Any) -> None:
     record = data.draw(st.dictionaries(columns, JSON))
     for _, messages in convert([record], name, {}):
         assert isinstance(messages, BadRow) or messages[-1]["role"] == "assistant"
-
-
-# --- what a turn has besides its text ---
-
-CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}
-TOOL = {"type": "function", "function": {"name": "weather"}}
-
-
-@pytest.mark.parametrize(
-    "turn",
-    [
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "assistant", "content": "", "tool_calls": [CALL["function"]]},
-        {"role": "assistant", "function_call": CALL["function"]},
-        {"role": "assistant", "content": "", "tool_calls": [CALL | {"index": 0}]},
-    ],
-)
-def test_every_form_of_a_tool_call_is_kept(turn: Row) -> None:
-    for row in ({"messages": [USER, turn]}, {"prompt": [USER], "completion": [turn]}):
-        messages = messages_of(row, recognise([row], "x", {}))
-        assert messages[-1]["content"] == "" and extra_of(messages[-1]) == {"tool_calls": [CALL]}
-
-
-def test_sharegpt_calls_and_their_results_are_turns() -> None:
-    call = {"from": "function_call", "value": json.dumps({"name": "weather", "arguments": {"city": "Rome"}})}
-    row = {"conversations": [HUMAN, call, {"from": "observation", "value": '{"t":21}'}, GPT], "tools": '[{"name":"weather"}]'}
-    messages = messages_of(row, "sharegpt")
-    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
-    assert extra_of(messages[0]) == {"tools": [TOOL]}
-    assert extra_of(messages[1])["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
-
-
-@pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])])
-@pytest.mark.parametrize("name", ROWS)
-def test_tools_are_kept_whatever_the_format(name: str, tools: Any) -> None:
-    assert extra_of(messages_of(ROWS[name] | {"tools": tools}, name)[0]) == {"tools": [TOOL]}
-    assert messages_of(ROWS[name] | {"tools": ""}, name) == messages_of(ROWS[name] | {"tools": []}, name) == PLAIN
-    for bad in ("not JSON", [{"x": 1}], {"name": "f"}):
-        with pytest.raises(BadRow, match="tools"):
-            messages_of(ROWS[name] | {"tools": bad}, name)
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_is_kept_or_dropped(key: str) -> None:
-    row = {"messages": [USER, ASSISTANT | {key: "Because."}]}
-    assert extra_of(messages_of(row, "messages")[-1]) == {"reasoning_content": "Because."}
-    assert messages_of(row, "messages", thinking="drop") == PLAIN
-    inline = {"messages": [USER, {"role": "assistant", "content": "<think>Because.</think>\n\na"}]}
-    assert messages_of(inline, "messages")[-1]["content"] == inline["messages"][1]["content"]
-    assert messages_of(inline, "messages", thinking="drop") == PLAIN
-
-
-def test_parts_of_text_are_joined() -> None:
-    parts = [{"type": "text", "text": "q1 "}, {"type": "text", "text": "q2"}]
-    assert messages_of({"messages": [{"role": "user", "content": parts}, ASSISTANT]}, "messages")[0]["content"] == "q1 q2"
-
-
-def test_a_weight_of_0_is_kept_and_tells_rows_apart() -> None:
-    turns = [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]
-    messages = messages_of({"messages": turns}, "messages")
-    assert [extra_of(message) for message in messages] == [{}, {"weight": 0}, {}, {}]
-    assert content_id(messages) != content_id(messages_of({"messages": [USER, ASSISTANT] * 2}, "messages"))
-    assert content_id(PLAIN) == digest([["user", "q"], ["assistant", "a"]])
-
-
-# --- columns that change what rows mean ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("column", ["context", "passage", "history", "A", "opa", "system_prompt", "sys", "reasoning_content"])
-@pytest.mark.parametrize("name", ROWS)
-def test_a_column_that_belongs_to_a_text_is_asked_for_wherever_it_first_has_a_value(name: str, column: str) -> None:
-    rows = [ROWS[name] | {column: None}, ROWS[name] | {column: ""}, ROWS[name] | {column: "x"}]
-    assert recognise(rows[:2], "x", {}) == name
-    with pytest.raises(UserError, match=f"which does not read the column {column}"):
-        recognise(rows, "x", {})
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "fix"),
-    [
-        ("system_prompt", "s", "data.columns={system: system_prompt} uses it, data.format=gsm8k leaves it out"),
-        ("available_tools", [{"name": "f"}], "data.columns={tools: available_tools} uses it, "),
-        ("passage", "p", "data.columns={context: passage} puts it before the question, "),
-        ("choices", ["a", "b"], "fix: data.format=gsm8k leaves it out"),
-        ("reasoning", "r", "fix: data.format=gsm8k leaves it out"),
-    ],
-)
-def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: str) -> None:
-    with pytest.raises(UserError) as error:
-        recognise([ROWS["gsm8k"] | {column: value}], "x", {})
-    assert fix in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("columns", "mapping"), [((), "output: response"), (("context", "category"), "output: response, input: context")]
-)
-def test_the_mapping_of_dolly_is_told(columns: tuple[str, ...], mapping: str) -> None:
-    row = dict.fromkeys(("instruction", "response", *columns), "x")
-    with pytest.raises(UserError, match=f"data.columns={{{mapping}}}"):
-        recognise([row], "x", {})
-
-
-@pytest.mark.parametrize("column", ["label", "kto_tag"])
-def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str) -> None:
-    rows = [ROWS["prompt_completion"] | {column: verdict} for verdict in (True, False)]
-    with pytest.raises(UserError, match=f"has good and bad responses: the column {column} is false or 0 in some rows"):
-        recognise(rows, "x", {})
-    assert recognise(rows[:1], "x", {}) == "prompt_completion"
-    with pytest.raises(UserError, match="is false or 0 in some rows"):
-        recognise([ROWS["alpaca"] | {column: "False"}], "x.csv", {})
-    assert recognise([ROWS["alpaca"] | {column: 0}], "x", {}) == "alpaca"
-    with pytest.raises(UserError, match="is false or 0 in some rows"):
-        recognise([ROWS["alpaca"] | {column: verdict} for verdict in (1, 0)], "x", {})
-    assert recognise([ROWS["alpaca"] | {column: topic} for topic in (1, 0, 2)], "x", {}) == "alpaca"
-
-
-@pytest.mark.parametrize(
-    ("row", "mapping"),
-    [
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"completion": "chosen"}),
-        ({"chosen": PLAIN, "rejected": PLAIN}, {"messages": "chosen"}),
-        ({"instruction": "q", "chosen": "a", "rejected": "b"}, {"output": "chosen"}),
-    ],
-)
-def test_preference_data_is_named_and_its_mapping_works(row: Row, mapping: dict[str, str]) -> None:
-    ((ours, theirs),) = mapping.items()
-    with pytest.raises(UserError, match=f"preference data: 'data.columns={{{ours}: {theirs}}}'"):
-        recognise([row], "x", {})
-    name = recognise([row], "x", mapping)
-    ((_, messages),) = convert([row], name, mapping)
-    assert messages == PLAIN
-
-
-def test_a_zero_is_no_empty_input() -> None:
-    with pytest.raises(BadRow, match="input is not text: 0"):
-        messages_from_alpaca({"instruction": "q", "input": 0, "output": "a"})

@@ -12,13 +12,17 @@ from unittest import mock
 
 import httpcore2
 import pytest
+from any_server import AnyServer, Body, Reply, Serve
 from engine_requests import Tokenizers, spec_of
 from openai_server import KEY, KEY_NAME, MODEL, Build, Server, config_of
+from pool_actors import ME
 from vllm_stand_in import FINAL_ONLY, BuildVLLM, EngineDeadError, StandIn
 
-from ual_ray.engines import EngineSpec, make_engine, vllm_arguments
+from ual_ray.config import EndpointConfig, EngineConfig
+from ual_ray.engines import EngineSpec, make_engine, pool, vllm_arguments
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines import vllm_engine as in_process
+from ual_ray.engines.monitor import Limits, Monitor
 from ual_ray.engines.openai_engine import OpenAIEngine
 from ual_ray.engines.vllm_engine import VLLMEngine
 from ual_ray.models.chat import ChatRenderer
@@ -95,3 +99,36 @@ def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> B
         return engine, made[0], renderer
 
     return make
+
+
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    """Make a monitor, and do without Ray and without ending the process."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(pool.ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(pool.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=ME))
+    monkeypatch.setattr(pool.os, "_exit", leave)
+    monkeypatch.setattr(pool.logging, "shutdown", lambda: None)
+    return Monitor(Limits(failed=0.5))
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    made: list[tuple[OpenAIEngine, AnyServer]] = []
+
+    def start(act: Callable[[Body], Reply], **options: Any) -> tuple[OpenAIEngine, AnyServer]:
+        server = AnyServer(act)
+        threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        endpoint = EndpointConfig(url=url, **({"max_retries": 1, "concurrency": 2} | options))
+        made.append((OpenAIEngine(EngineSpec(EngineConfig(kind="openai", endpoint=endpoint), "m")), server))
+        return made[-1]
+
+    yield start
+    for engine, server in made:
+        engine.close()
+        server.shutdown()
+        server.server_close()
