@@ -70,5 +70,5 @@ def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
                 [*(f"no row to train on is of {name!r}" for name in unknown), *(f"no weight for {name!r}" for name in missing)]
             ),
             expected=f"a weight for each of: {', '.join(names) or 'none, as the rows have no column `source`'}",
-            fix="a row's source is its column `source`, or else the name of its file",
+            fix="`ual preview` shows the rows' sources: the column `source`, or else the name of the file",
         )

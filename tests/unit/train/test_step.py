@@ -16,7 +16,7 @@ from ual_ray import columns as col
 from ual_ray.config.load import load
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import write_table
-from ual_ray.run.step import Place, Session
+from ual_ray.run.step import LINEAGE_MIXTURE, Place, Session
 from ual_ray.train import step
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.step import REGISTERED, _line, train_step
@@ -77,7 +77,8 @@ class Runs:
         return dict(METRICS)
 
     @contextmanager
-    def tracked(self, _: str, __: Path, ___: Any) -> Iterator[Runs]:
+    def tracked(self, _: str, __: Path, tags: Any) -> Iterator[Runs]:
+        self.tags = dict(tags)
         yield self
 
     def model(self, _: Path, name: str, *__: Any, **___: Any) -> str:
@@ -150,3 +151,21 @@ def test_models_that_are_not_kept_are_not_registered_later(runs: Runs) -> None:
     session = Session(load(None, ["tracking.models=none"]), Console(file=io.StringIO()), None)
     step.register_model(session, "ual", runs.smoothed, done)
     assert runs.registered == [] and not (done.folder / step.REGISTERED_FILE).exists()
+
+
+def test_a_mixture_is_in_the_lineage_and_makes_sources_count(runs: Runs) -> None:
+    def with_source(name: str) -> None:
+        numbers = {col.ALPHA: [0.1], col.LOSS_WEIGHT: [1.0]}
+        write_table(pa.table({col.ID: ["a"], **numbers, col.SOURCE: [name]}), runs.smoothed)
+
+    with_source("math")
+    runs.step()
+    assert LINEAGE_MIXTURE not in runs.tags
+    with_source("maths")
+    runs.step()
+    assert runs.trained == 1, "without a mixture, names of sources do not count"
+    runs.step(mixture="{maths: 2, chat: 0.5}")
+    assert runs.trained == 2 and runs.tags[LINEAGE_MIXTURE] == "chat: 0.5, maths: 2"
+    with_source("chat")
+    runs.step(mixture="{maths: 2, chat: 0.5}")
+    assert runs.trained == 3
