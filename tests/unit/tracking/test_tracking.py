@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tracked import Network, runs_of, tracker_of
 from ual_ray.config import TrackingConfig
 from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.errors import UserError
+from ual_ray.run.side_by_side import side_by_side
 from ual_ray.tracking.catch_up import catch_up
 from ual_ray.tracking.run import flatten, metric_names
 from ual_ray.tracking.run_file import RUN_FILE
@@ -330,3 +332,34 @@ def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path, empty_stor
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(UserError, match="(?s)was deleted.*gone.*restore"):
         Tracker(TrackingConfig(uri=uri, experiment="gone"), tmp_path)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_runs_of_trainings_side_by_side_have_each_their_own_and_the_parent_has_all(
+    tmp_path: Path, network: Network, away: bool
+) -> None:
+    tracker = tracker_of(tmp_path)
+    network.away = away
+    with tracker.run("parent", tmp_path, {}) as parent:
+
+        def train(seed: int) -> None:
+            with tracker.run(f"seed {seed}", tmp_path / f"{seed}", {"seed": f"{seed}"}, parent) as run:
+                run.params({"seed": seed})
+                for step in range(1, 4):
+                    run.metrics({"nll": seed + step / 100}, step)
+                    assert run.last_step("nll") == step
+                run.table({"seed": [seed]}, "table.json")
+                run.dataset("rows", tmp_path, f"digest {seed}", 3, "training")
+
+        side_by_side({seed: partial(train, seed) for seed in range(3)}, lambda: 3, lambda *_: None, 10)
+    network.away = False
+    assert (tracker.close(60), tracker.failures) == (0, 0)
+    runs = runs_of(tracker)
+    for seed in range(3):
+        run = runs[f"seed {seed}"]
+        assert run.info.status == "FINISHED" and run.data.params == {"seed": f"{seed}"}
+        assert run.data.tags["mlflow.parentRunId"] == runs["parent"].info.run_id
+        history = tracker.client.get_metric_history(run.info.run_id, "nll")
+        assert [entry.value for entry in history] == [seed + step / 100 for step in range(1, 4)]
+    digests = {entry.dataset.digest for entry in runs["parent"].inputs.dataset_inputs}
+    assert digests == {f"digest {seed}" for seed in range(3)}
