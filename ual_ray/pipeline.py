@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,12 +24,16 @@ from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
+from ual_ray.run.side_by_side import side_by_side
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
 from ual_ray.smooth.step import smooth_step
 from ual_ray.tracking.tracker import Tracker
 from ual_ray.tracking.watcher import watched
 from ual_ray.train.step import register_model, tokens_step, train_step
+
+# Of calibrations that are told to end.
+ENDING_SECONDS = 10.0
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
@@ -142,12 +147,25 @@ def measure(
         results.evaluated[name] = evaluate_step(own, name, model, questions, place).folder
     for name, model in models.items() if config.evaluate.lm_eval else ():
         harness_step(own, name, config.evaluate.lm_eval, Place(_home(root, name) / "lm_eval"), model=model, on_cluster=True)
-    # One after the other, without evaluations between: a task can reuse the process, with its imports, of the one before.
-    for name, model in models.items() if config.evaluate.calibration.enabled else ():
-        answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")
-        results.calibrated[name] = calibrate_step(own, name, model, rows, answers, place).folder
+    if config.evaluate.calibration.enabled:
+        results.calibrated |= _calibrate(own, root, rows, models, results)
     if config.judge.model is not None:
         _judge(session, root, results, {BASE: config.model, **models})
+
+
+def _calibrate(session: Session, root: Path, rows: Path, models: Mapping[str, str], results: StageFolders) -> dict[str, Path]:
+    """Measure the calibration of every model in a task each, which Ray runs side by side where there is room."""
+
+    def calibrate(name: str) -> Path:
+        answers, place = results.evaluated[name] / col.RESULTS_FOLDER, Place(_home(root, name) / "calibrate")
+        return calibrate_step(session, name, models[name], rows, answers, place).folder
+
+    def room() -> int:
+        # On CPUs a task takes all cores, and can reuse the process, with its imports, of the one before.
+        return len(models) if session.cluster.connected and session.config.engine.gpus_per_actor else 1
+
+    tasks = {name: partial(calibrate, name) for name in models}
+    return side_by_side(tasks, room, lambda name, error: session.say_failed(f"calibrate {name}", error), ENDING_SECONDS)
 
 
 def _home(root: Path, name: str) -> Path:

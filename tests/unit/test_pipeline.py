@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,3 +64,33 @@ def test_the_harness_measures_every_model_of_a_run_where_its_report_finds_it(
         session = Session(config, Console(file=io.StringIO()), None)
         pipeline.measure(session, tmp_path, tmp_path, tmp_path, models, StageFolders())
     assert asked == [("base", "demo", tmp_path / "base/lm_eval"), ("ual", "trained", tmp_path / "arms/ual/lm_eval")]
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(0, 1), (1, 3)])
+def test_models_are_calibrated_side_by_side_on_gpus_and_the_results_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, most: int
+) -> None:
+    lock, running, seen = threading.Lock(), 0, [0]
+
+    def calibrate_step(_: Session, name: str, model: str, __: Path, answers: Path, place: Any) -> SimpleNamespace:
+        nonlocal running
+        assert (model, answers.parent.name) == (f"model of {name}", name)
+        with lock:
+            running += 1
+            seen.append(running)
+        # The first ends last.
+        time.sleep({"base": 0.6, "sft": 0.4, "ual": 0.2}[name])
+        with lock:
+            running -= 1
+        return SimpleNamespace(folder=place.root)
+
+    monkeypatch.setattr(pipeline, "calibrate_step", calibrate_step)
+    session = Session(load(None, [f"engine.gpus_per_actor={gpus}"]), Console(file=io.StringIO()), None)
+    session.cluster.connected = True
+    names = ("base", "sft", "ual")
+    results = StageFolders(evaluated={name: tmp_path / name for name in names})
+    models = {name: f"model of {name}" for name in names}
+    found = pipeline._calibrate(session, tmp_path, tmp_path, models, results)
+    homes = [tmp_path / "base", tmp_path / "arms" / "sft", tmp_path / "arms" / "ual"]
+    assert [*found.items()] == [(name, home / "calibrate") for name, home in zip(names, homes, strict=True)]
+    assert max(seen) == most

@@ -17,6 +17,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.progress import meter, polled
+from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import ARM_TAG, MODEL_TAG, Place, Run, Session, Step, run_logged_step, run_step
 from ual_ray.stats.metrics import AURC, AUROC, BRIER_SCORE, ECE_MASS, ECE_WIDTH, NLL
@@ -120,10 +121,13 @@ def _in_a_task(session: Session, name: str, job: ProbeJob, probe: Probe | None =
     seen = Path(job.folder) / PROGRESS_FILE
     seen.unlink(missing_ok=True)
     with (
-        meter(session.console, f"calibrate {name}", None, "tokens") as shown,
+        meter(session.console, session.titled(f"calibrate {name}"), None, "tokens") as shown,
         polled(lambda: shown.update(_tokens_seen(seen)), seconds=1.0),
     ):
-        metrics = ray.get(task.remote(job, cores, probe))
+        measured = task.remote(job, cores, probe)
+        while not ray.wait([measured], timeout=0.5)[0]:
+            raise_if_ending()
+        metrics = ray.get(measured)
     seen.unlink(missing_ok=True)
     return metrics
 

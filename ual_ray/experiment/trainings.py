@@ -62,14 +62,10 @@ def in_parallel(session: Session, tasks: Mapping[str, Callable[[], Result]]) -> 
             session.say("trainings", f"up to {found} side by side (experiment.parallel={session.config.experiment.parallel})")
         return found
 
-    def failed(title: str, error: BaseException) -> None:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        session.say(title, f"failed, no other training is started: {reason}", style="red")
-
     def room() -> int:
         return at_once() if session.cluster.connected else 1
 
-    return side_by_side(tasks, room, failed, session.config.train.grace_seconds + ENDING_SECONDS)
+    return side_by_side(tasks, room, session.say_failed, session.config.train.grace_seconds + ENDING_SECONDS)
 
 
 def trainings_at_once(session: Session) -> int:

@@ -122,6 +122,11 @@ class Session:
         line = Text.assemble((f"{step:<14}", "bold"), " ", (redact_uri(text), style), (note and f" {note}", "dim"))
         self.console.print(line, highlight=False)
 
+    def say_failed(self, title: str, error: BaseException) -> None:
+        """Print why one of several tasks failed; the log has its traceback."""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        self.say(title, f"failed, no other one is started: {reason}", style="red")
+
     def say_failures(self) -> None:
         """Print what could not be logged to MLflow, if anything."""
         if self.tracker is not None and (complaint := self.tracker.complaint()):

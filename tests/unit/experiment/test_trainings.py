@@ -102,7 +102,7 @@ def test_a_failure_ends_it_after_those_that_run_and_all_failures_are_printed(lab
     with pytest.raises(UserError, match="no row is left"):
         lab.run("experiment.parallel=3")
     printed = lab.console.file.getvalue()  # type: ignore[attr-defined]
-    assert "train ual (seed 3) failed, no other training is started: no row is left" in printed
+    assert "train ual (seed 3) failed, no other one is started: no row is left" in printed
     assert set(lab.trained) < set(ORDER) and lab.registered == []
 
 
