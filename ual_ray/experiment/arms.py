@@ -66,8 +66,9 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         unjudged = replace(own, config=no_judge)
         measure(unjudged, root, rows, questions, {BASE: own.config.model}, base, store=output / ANSWERS_FOLDER)
         tokens = tokens_step(own, scored, rows, Place(root / "tokens"))
+        tried = bool(own.config.experiment.learning_rates)
         own = tuned(own, rows, scored, tokens, root)
-        by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base)
+        by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base, tried=tried)
         stages, evaluated = _together(base, by_seed, elicited, own.config.seed)
         findings = report(own, stages, root / REPORT_FOLDER, evaluated)
         print_power(findings, own.console, f"in '{name}'" if several else "", [len(own.config.experiment.seeds)])
@@ -75,13 +76,27 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
 
 
 def _train_and_measure(
-    session: Session, rows: Path, scored: Path, tokens: Path, questions: Path, root: Path, base: StageFolders
+    session: Session,
+    rows: Path,
+    scored: Path,
+    tokens: Path,
+    questions: Path,
+    root: Path,
+    base: StageFolders,
+    *,
+    tried: bool,
 ) -> dict[int, StageFolders]:
-    """Train every arm with every seed, then measure the models; return the folders by seed."""
+    """Train every arm with every seed, then measure the models; return the folders by seed.
+
+    tried: learning rates were tried, so the first seed is trained, and --force has been obeyed.
+    """
     config = session.config
     homes = {seed: root / f"seed-{seed}" for seed in config.experiment.seeds}
     seeded = {seed: session.labelled(f"seed {seed}") for seed in homes}
     training = {seed: replace(own, config=config.model_copy(update={"seed": seed})) for seed, own in seeded.items()}
+    if tried:
+        first = config.experiment.seeds[0]
+        training[first] = replace(training[first], force=session.force - {"train"})
     for seed, home in homes.items():
         _write_config(training[seed], home, seed)
     found = train_seeds(training, homes, rows, scored, tokens)

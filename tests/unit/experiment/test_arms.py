@@ -261,3 +261,27 @@ def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatc
     config = load(None, ["judge.model=demo", "experiment.seeds=[0,1]"])
     arms._scenario(Session(config, Console(file=io.StringIO()), None), "all", tmp_path, tmp_path)
     assert judged == [(["base"], None)] + 2 * [(["sft", "ual", "base"], "demo")]
+
+
+@pytest.mark.parametrize("rates", ["[]", "[1e-4, 2e-4]"])
+def test_a_forced_experiment_trains_the_chosen_trials_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: str) -> None:
+    forced: dict[int, Any] = {}
+
+    def train_seeds(sessions: dict[int, Session], *_: Any) -> dict[int, StageFolders]:
+        forced.update({seed: one.force for seed, one in sessions.items()})
+        return {seed: StageFolders() for seed in sessions}
+
+    for name, stub in {
+        "measure": lambda *_, **__: None,
+        "tuned": lambda session, *_: session,
+        "train_seeds": train_seeds,
+        "ask": lambda *_: tmp_path,
+        "tokens_step": lambda *_: tmp_path,
+        "report": lambda *_: Findings({}, Comparisons((), 0.95, 1, 0)),
+        "_write_config": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(arms, name, stub)
+    config = load(None, ["experiment.seeds=[4,5]", f"experiment.learning_rates={rates}"])
+    every: Any = frozenset({"train", "evaluate"})
+    arms._scenario(Session(config, Console(file=io.StringIO()), None, every), "all", tmp_path, tmp_path)
+    assert forced == {4: every if rates == "[]" else {"evaluate"}, 5: every}
