@@ -91,13 +91,16 @@ def pilot(
 
 
 def _checked(config: Config) -> Workspace:
+    import psutil
+
     from ual_ray import preflight
-    from ual_ray.experiment.checks import check_questions
+    from ual_ray.experiment.checks import check_parallel, check_questions
     from ual_ray.experiment.scenarios import check_scenarios
     from ual_ray.run.output import Workspace
 
     preflight.check(config)
     check_questions(config)
+    check_parallel(config, psutil.virtual_memory().available)
     check_scenarios(config)
     workspace = Workspace(absolute(Path(config.output)))
     workspace.check_owner(config)

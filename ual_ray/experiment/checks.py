@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from ual_ray.config import BASE, Config
 from ual_ray.errors import UserError
+from ual_ray.formatting import GIB
+from ual_ray.models.resolve import parameter_count
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import pairs_of, role_of
+from ual_ray.train.estimate.state import least_bytes
 
 
 def check_questions(config: Config) -> None:
@@ -21,6 +25,24 @@ def check_questions(config: Config) -> None:
             "data.test_share=0 leaves no rows to measure the models on",
             got=f"{', '.join(reads)} read the test rows",
             fix="set data.test_share above 0, or give the benchmarks a path and set evaluate.calibration.enabled=false",
+        )
+
+
+def check_parallel(config: Config, available: int) -> None:
+    """Raise UserError when experiment.parallel trainings need more than the available bytes of this machine together.
+
+    Not checked: `auto`, which counts memory itself, GPU workers, clusters, and models on the hub, whose size is not known.
+    """
+    given, train = config.experiment.parallel, config.train
+    elsewhere = config.runtime.address or os.environ.get("RAY_ADDRESS") or not config.runtime.check_memory
+    if given == "auto" or train.gpus_per_worker or elsewhere:
+        return
+    needed = given * least_bytes(parameter_count(config.model) or 0, train)
+    if needed > available:
+        raise UserError(
+            f"experiment.parallel={given}: the trainings do not fit into memory together",
+            got=f"{needed / GIB:.1f} GiB needed at least, {available / GIB:.1f} GiB free",
+            fix="lower it, or set experiment.parallel=auto; runtime.check_memory=false skips this check",
         )
 
 

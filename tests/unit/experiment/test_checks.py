@@ -8,7 +8,8 @@ import pytest
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.experiment.checks import cautions, check_questions
+from ual_ray.experiment import checks
+from ual_ray.experiment.checks import cautions, check_parallel, check_questions
 
 ARMS = {
     "sft": "{map: none}",
@@ -69,3 +70,15 @@ def test_empty_lists_are_refused_in_plain_words(tmp_path: Path, text: str) -> No
     (tmp_path / "e.yaml").write_text(text)
     with pytest.raises(UserError, match=r"(?s)bad value for '(arms|experiment\.\w+)'.*expected: at least 1, not 0"):
         load(tmp_path / "e.yaml")
+
+
+def test_trainings_that_do_not_fit_into_memory_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # 28 bytes a parameter and 0.6 GB a worker: 14.6 GB each.
+    monkeypatch.setattr(checks, "parameter_count", lambda _: 500_000_000)
+    one = "train.num_workers=1"
+    check_parallel(load(None, [one, "experiment.parallel=2"]), 30 * 10**9)
+    with pytest.raises(UserError, match=r"(?s)experiment\.parallel=3.*40\.8 GiB needed.*27\.9 GiB free"):
+        check_parallel(load(None, [one, "experiment.parallel=3"]), 30 * 10**9)
+    for other in ("experiment.parallel=auto", "train.gpus_per_worker=1", "runtime.address=auto", "runtime.check_memory=false"):
+        check_parallel(load(None, [one, "experiment.parallel=3", other]), 30 * 10**9)
