@@ -7,12 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ual_ray.config.names import is_file_name
+from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER
 from ual_ray.config.section import Section, key
 
 # All rows, where no scenarios are named.
 ALL_ROWS = "all"
 # Folders of an experiment next to those of its scenarios.
 ELICIT_FOLDER, ANSWERS_FOLDER = "elicit", "answers"
+# torch takes no larger one.
+LARGEST_SEED = 2**64 - 1
 # In the folder of a scenario: the trials of learning_rates.
 TRIALS_FILE = "learning_rates.json"
 
@@ -49,13 +52,13 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
-        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {list(self.seeds)} must be different, and 0 or more")
+        if min(self.seeds) < 0 or max(self.seeds) > LARGEST_SEED or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} must be different, and from 0 to 2^64 - 1")
         if any(rate <= 0 for rate in self.learning_rates) or len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"learning_rates = {list(self.learning_rates)} must be different, and above 0")
         for name in self.scenarios:
             if not is_file_name(name):
                 raise ValueError(f"scenarios: '{name}' must be letters, digits, '-' or '_'")
-            if name in (ELICIT_FOLDER, ANSWERS_FOLDER):
+            if name in (ELICIT_FOLDER, ANSWERS_FOLDER, ARTIFACTS_FOLDER, SPOOL_FOLDER):
                 raise ValueError(f"scenarios: '{name}' is the name of another folder of an experiment; take another name")
         return self

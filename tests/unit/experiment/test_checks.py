@@ -82,3 +82,16 @@ def test_trainings_that_do_not_fit_into_memory_together_are_refused(monkeypatch:
         check_parallel(load(None, [one, "experiment.parallel=3"]), 30 * 10**9)
     for other in ("experiment.parallel=auto", "train.gpus_per_worker=1", "runtime.address=auto", "runtime.check_memory=false"):
         check_parallel(load(None, [one, "experiment.parallel=3", other]), 30 * 10**9)
+
+
+@pytest.mark.parametrize("folder", ["elicit", "answers", "mlflow-artifacts", "mlflow-spool"])
+def test_a_scenario_takes_no_name_of_another_folder(folder: str) -> None:
+    with pytest.raises(UserError, match=f"scenarios: '{folder}' is the name of another folder"):
+        load(None, [f"experiment.scenarios={{{folder}: []}}"])
+
+
+@pytest.mark.parametrize("seeds", ["[-1]", "[1, 1]", f"[{2**64}]"])
+def test_seeds_that_training_would_not_take_are_refused(seeds: str) -> None:
+    with pytest.raises(UserError, match=r"seeds = .* must be different, and from 0 to 2\^64 - 1"):
+        load(None, [f"experiment.seeds={seeds}"])
+    assert load(None, [f"experiment.seeds=[{2**64 - 1}]"]).experiment.seeds == (2**64 - 1,)
