@@ -1,4 +1,4 @@
-"""How the pages are read, and random tiny models of well-known families, saved as directories with a real tokenizer."""
+"""How pages are read, an empty store of MLflow, and random tiny models of well-known families with a real tokenizer."""
 
 from __future__ import annotations
 
@@ -44,6 +44,19 @@ class Reader(HTMLParser):
 def read_page() -> type[Reader]:
     """Reads a page, when it is called with one."""
     return Reader
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the tables of a store of MLflow, which takes seconds, once."""
+    from mlflow import MlflowClient
+
+    from ual_ray.config.paths import STORE_FILE
+    from ual_ray.tracking.tracker import default_uri
+
+    folder = tmp_path_factory.mktemp("store")
+    MlflowClient(default_uri(folder)).search_experiments()
+    return folder / STORE_FILE
 
 
 # --- tiny models ---

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from ual_ray import columns as col
 from ual_ray.config import Config
+from ual_ray.config.paths import STORE_FILE
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage
@@ -92,6 +94,15 @@ def console() -> tuple[Console, io.StringIO]:
     return Console(file=sink, width=110), sink
 
 
+@pytest.fixture
+def report_folder(tmp_path: Path, empty_store: Path) -> Path:
+    """Make a folder of a report with a store in which it is logged."""
+    folder = tmp_path / "report"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / STORE_FILE)
+    return folder
+
+
 def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_path: Path) -> None:
     terminal, printed = console()
     page = tmp_path / "pages" / "out.html"
@@ -105,13 +116,13 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
 
-def test_without_calibration_the_report_says_what_to_set(tmp_path: Path) -> None:
+def test_without_calibration_the_report_says_what_to_set(tmp_path: Path, report_folder: Path) -> None:
     root = run_of(tmp_path / "run")
     for file in root.rglob("calibration.json"):
         file.unlink()
     terminal, printed = console()
-    report_on([root], tmp_path / "report", terminal)
-    for text in (printed.getvalue(), (tmp_path / "report" / "report.md").read_text()):
+    report_on([root], report_folder, terminal)
+    for text in (printed.getvalue(), (report_folder / "report.md").read_text()):
         assert "There is no primary comparison" in text
         assert "evaluate.calibration.enabled=true" in text
         assert "Primary comparison" not in text
@@ -186,7 +197,7 @@ def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None
     assert "sft overfitted in 1 of 2 training seeds" in " ".join(printed.getvalue().split())
 
 
-def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path) -> None:
+def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path, report_folder: Path) -> None:
     root = run_of(tmp_path / "run")
     for reference in ("sft", "base"):
         folder = finished(root / "judge" / f"ual-vs-{reference}" / "k", {})
@@ -194,9 +205,9 @@ def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path) -> None:
         content = {"candidate": "ual", "reference": reference, "win_rates": {"overall": rate}}
         (folder / "win_rates.json").write_text(json.dumps(content))
     terminal, printed = console()
-    findings = report_on([root], tmp_path / "report", terminal)
+    findings = report_on([root], report_folder, terminal)
     assert {*findings.win_rates} == {"ual-vs-sft", "ual-vs-base"}
-    for text in (printed.getvalue(), (tmp_path / "report" / "report.md").read_text()):
+    for text in (printed.getvalue(), (report_folder / "report.md").read_text()):
         assert "ual - sft" in text and "ual - base" in text
         words = " ".join(text.split())
         assert words.index("inconclusive against sft: no win rate") < words.index("inconclusive against base: no win rate")

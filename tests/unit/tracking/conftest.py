@@ -1,4 +1,4 @@
-"""A store of MLflow without a run, and the network in front of it."""
+"""The network in front of a store of MLflow."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ from typing import Any
 
 import pytest
 import requests
-from mlflow import MlflowClient
 from tracked import Network
 
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.store import Store
-from ual_ray.tracking.tracker import default_uri
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the tables of a store, which takes seconds, once."""
-    folder = tmp_path_factory.mktemp("store")
-    MlflowClient(default_uri(folder)).search_experiments()
-    return folder / STORE_FILE
 
 
 @pytest.fixture
