@@ -40,8 +40,8 @@ BAD_ROWS_SHOWN = 3
 LONGEST_BAD_ROW = 200
 MOST_CHOICES_LISTED = 12
 INVISIBLE = {" ": "·", "\n": "↵\n", "\t": "→"}
-# Control and invisible characters, except line breaks and tabs.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, except line breaks and tabs, and marks that turn the direction of the text around them.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -333,4 +333,6 @@ def _shown(text: str) -> Text:
 
 
 def _picture(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"\\x{code:02x}"
+    if code < 0x20 or code == 0x7F:
+        return "␡" if code == 0x7F else chr(0x2400 + code)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

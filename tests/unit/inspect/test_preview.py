@@ -184,8 +184,8 @@ def test_colours_take_the_place_of_marks(show: Callable[..., str]) -> None:
 
 
 def test_data_is_neither_markup_nor_commands(show: Callable[..., str]) -> None:
-    shown = show([{"instruction": "\x1b[31mred \x07 [link=x]\r\nline \x9b", "output": "[/] fine"}], colour=True)
-    assert "␛[31mred ␇ [link=x]␍\nline \\x9b" in shown
+    shown = show([{"instruction": "\x1b[31mred \x07 [link=x]\r\nline \x9b\u202e", "output": "[/] fine"}], colour=True)
+    assert "␛[31mred ␇ [link=x]␍\nline \\x9b\\u202e" in shown
     assert "[/] fine" in shown
 
 
