@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from processes import below, title, wait_until
-
-from ual_ray.train.metrics import without_clock
+from training_metrics import without_clock
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10

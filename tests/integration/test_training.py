@@ -20,9 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
+from training_metrics import without_clock
 
 from ual_ray.train.checkpoint import newest_checkpoint
-from ual_ray.train.metrics import read_metrics, without_clock
+from ual_ray.train.metrics import read_metrics
 
 WORKER = Path(__file__).with_name("training_worker.py")
 TRAIN = {

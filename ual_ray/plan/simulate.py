@@ -43,11 +43,6 @@ class Outcome:
     lost_seconds: float
 
 
-def undisturbed_seconds(pool: Pool) -> float:
-    """Seconds without failures: one start, then as many rounds as the units need."""
-    return pool.start_seconds + math.ceil(pool.units / pool.actors) * pool.unit_seconds
-
-
 def expected_unit_seconds(pool: Pool) -> float:
     """Expected seconds until an actor has finished a unit, with the tries that failed and the starts after them.
 

@@ -155,12 +155,6 @@ class MetricsReader:
         return lines
 
 
-def without_clock(metrics: Metrics) -> Metrics:
-    """Leave out what a repetition of the same training need not repeat: times and memory."""
-    clock = (TOKENS_PER_SECOND, MFU, GOODPUT, STRAGGLER, HIGHEST_MEMORY, LOWEST_MEMORY)
-    return {name: value for name, value in metrics.items() if name not in clock and not name.startswith(f"{SECONDS}/")}
-
-
 def read_metrics(path: Path) -> list[Metrics]:
     """Read all complete lines; a partly written line is left for the next call."""
     return MetricsReader(path).read()

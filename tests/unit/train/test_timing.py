@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from training_metrics import without_clock
 
 from ual_ray.train import timing
-from ual_ray.train.metrics import without_clock
 from ual_ray.train.timing import RankReport, Stopwatch, summary
 
 CPU = torch.device("cpu")

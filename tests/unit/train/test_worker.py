@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from training_metrics import without_clock
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
@@ -19,7 +20,7 @@ from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 from ual_ray.train import loop, optimizer_step
 from ual_ray.train.checkpoint import newest_checkpoint
-from ual_ray.train.metrics import SKIPPED, read_metrics, without_clock
+from ual_ray.train.metrics import SKIPPED, read_metrics
 from ual_ray.train.tokenize import Render
 
 SETTINGS: dict[str, Any] = {
