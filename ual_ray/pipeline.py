@@ -21,6 +21,7 @@ from ual_ray.judge.stage import read_answers
 from ual_ray.judge.step import judge_step
 from ual_ray.report.findings import REPORT_FOLDER, Findings, judged_key
 from ual_ray.report.gather import StageFolders
+from ual_ray.report.primary import record
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
@@ -34,12 +35,21 @@ from ual_ray.train.step import register_model, tokens_step, train_step
 
 # Of calibrations that are told to end.
 ENDING_SECONDS = 10.0
+PRIMARY_TAG = "ual_ray.primary"
 
 
 def run(config: Config, console: Console, workspace: Workspace, force: frozenset[StageName] = frozenset()) -> Findings:
     """Do everything that is not done yet, and report. What is wrong with the input is `preflight.check`'s to find before."""
     with opened(config, console, workspace, force) as session:
+        record_primary(session, workspace.root)
         return report(session, do_stages(session, workspace.root), workspace.root / REPORT_FOLDER)
+
+
+def record_primary(session: Session, root: Path) -> None:
+    """Record which measures decide, before there are results: in a file, and as a tag in MLflow."""
+    recorded = record(session.config, root)
+    if session.parent is not None:
+        session.parent.tags({PRIMARY_TAG: ", ".join(recorded["measures"]), f"{PRIMARY_TAG}.digest": recorded["digest"]})
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ual_ray.config.engine import EndpointConfig, EngineConfig
 from ual_ray.config.evaluate import BenchmarkConfig, CalibrationConfig, ClusteringConfig, EvaluateConfig
 from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.names import AUTO, BASE, DEMO, ENSEMBLE, REFERENCE_ANSWERS, DtypeName, ReadingName
+from ual_ray.config.report import ReportConfig
 from ual_ray.config.schema import Config, RuntimeConfig, TrackingConfig
 from ual_ray.config.section import Section
 from ual_ray.config.smooth import SmoothConfig
@@ -35,6 +36,7 @@ __all__ = [
     "LoraConfig",
     "REFERENCE_ANSWERS",
     "ReadingName",
+    "ReportConfig",
     "RuntimeConfig",
     "Section",
     "SmoothConfig",

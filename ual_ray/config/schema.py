@@ -16,6 +16,7 @@ from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, is_file_name
 from ual_ray.config.registry import ESTIMATORS
+from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
 from ual_ray.config.train import TrainConfig
 
@@ -96,6 +97,7 @@ class Config(Section):
         affects="",
         description="stage 4: pairwise comparison of open-ended answers by a judge model",
     )
+    report: ReportConfig = key(default_factory=ReportConfig, affects="", description="stage 5: the measures that decide")
     experiment: ExperimentConfig = key(
         default_factory=ExperimentConfig, affects="", description="what `ual experiment` repeats over one elicitation"
     )
@@ -170,3 +172,34 @@ class Config(Section):
             if name not in sides:
                 raise ValueError(f"judge.against '{name}' must be one of {', '.join(sides)}")
         return self
+
+    @model_validator(mode="after")
+    def _primary_measures_are_measured(self) -> Config:
+        lacking = self._lacking()
+        for name in self.report.primary or ():
+            if name in lacking:
+                raise ValueError(f"report.primary: '{name}' needs {lacking[name]}")
+            if name not in self.measures():
+                raise ValueError(f"report.primary: '{name}' is not measured; expected {', '.join(self.measures())}")
+        return self
+
+    def measures(self) -> list[str]:
+        """List what may decide, in the default order: every score of a benchmark, win rates, the adjusted NLL."""
+        scores = [measure for found in scores_of(self.evaluate.benchmarks).values() for measure in found]
+        return [*scores, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self._lacking())]
+
+    def primary_measures(self) -> tuple[str, ...]:
+        """Return the measures that decide, in their order: the given ones, or the main ones of what the run measures."""
+        if self.report.primary is not None:
+            return self.report.primary
+        main = [found[0] for found in scores_of(self.evaluate.benchmarks).values()]
+        return (*main, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self._lacking()))
+
+    def _lacking(self) -> dict[str, str]:
+        """State what to set for the measures that this configuration does not yield, by measure."""
+        found = {}
+        if self.judge.model is None or OPEN_ENDED not in {one.kind for one in self.evaluate.benchmarks.values()}:
+            found[WIN_RATE] = "judge.model, and a benchmark of kind open_ended in evaluate.benchmarks"
+        if not self.evaluate.calibration.enabled or not self.data.validation_share:
+            found[ADJUSTED_NLL] = "evaluate.calibration.enabled=true and data.validation_share above 0"
+        return found

@@ -29,7 +29,7 @@ from ual_ray.experiment.power import print_power
 from ual_ray.experiment.scenarios import check_sources, check_splits, count_sources, read_splits, select_step
 from ual_ray.experiment.trainings import train_seeds
 from ual_ray.experiment.tuning import tuned
-from ual_ray.pipeline import ask, measure, opened
+from ual_ray.pipeline import ask, measure, opened, record_primary
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
 from ual_ray.report.step import report
@@ -60,6 +60,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         rows, scored = elicited / col.ROWS_FOLDER, elicited / col.SCORED_FOLDER
         rows, scored = select_step(own, sources, rows, scored, Place(root / "rows"))
         _write_config(own, root, session.config.seed)
+        record_primary(own, root)
         questions, base = ask(own, rows, root), StageFolders()
         # Judging waits for the arms: judge.against may name one of them.
         no_judge = own.config.model_copy(update={"judge": own.config.judge.without_judges()})

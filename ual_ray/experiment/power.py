@@ -9,18 +9,23 @@ from rich.console import Console
 from ual_ray.report.findings import Findings
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import Comparison
+from ual_ray.stats.metrics import metric_of
 from ual_ray.stats.power import POWER, detectable_difference, deviation_interval, question_error
 
 SEEDS = (MIN_SEEDS, 5, 8, 12)
 
 
 def print_power(findings: Findings, console: Console, where: str = "", seeds: Sequence[int] = ()) -> bool:
-    """Print the smallest difference that each number of seeds would show, for every primary comparison over seeds.
+    """Print the smallest difference that each number of seeds would show, for every primary comparison of likelihoods.
 
     where: behind the first words, such as the scenario; seeds: numbers of seeds in addition to SEEDS. Return whether there
     was such a comparison.
     """
-    entries = [entry for entry in findings.comparisons.entries if entry.primary and entry.seed_deviation is not None]
+    entries = [
+        entry
+        for entry in findings.comparisons.entries
+        if entry.primary and metric_of(entry.metric).unit != "share" and entry.seed_deviation is not None
+    ]
     if not entries:
         return False
     console.print(

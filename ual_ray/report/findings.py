@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ual_ray.stats.comparison import PRIMARY, Comparisons, Role
+from ual_ray.config.report import WIN_RATE
+from ual_ray.stats.comparison import PRIMARY, UNRECORDED, Comparisons, Role
 from ual_ray.stats.metrics import MetricValue, metric_of
 
 REPORT_FOLDER = "report"
@@ -68,13 +69,12 @@ def judged_key(candidate: str, reference: str) -> str:
 
 def without_primary(findings: Findings) -> str | None:
     """State why there is no primary comparison and what to set; None where there is one, or nothing was compared."""
-    entries = findings.comparisons.entries
-    if not entries or any(entry.primary for entry in entries):
+    entries, measures = findings.comparisons.entries, findings.comparisons.primary
+    if not entries or any(entry.primary for entry in entries) or (WIN_RATE in measures and findings.win_rates):
         return None
-    return (
-        f"there is no primary comparison: {metric_of(PRIMARY[1]).label}, needs the calibration of an arm and of its reference; "
-        "set evaluate.calibration.enabled=true and data.validation_share above 0"
-    )
+    needed = f"{metric_of(PRIMARY[1]).label}, needs the calibration of an arm and of its reference; set "
+    needed += "evaluate.calibration.enabled=true and data.validation_share above 0"
+    return f"there is no primary comparison: {needed}" if measures == UNRECORDED else f"nothing has {' or '.join(measures)}"
 
 
 def regime_of(findings: Findings) -> str | None:

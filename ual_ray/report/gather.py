@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,9 @@ from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest
 from ual_ray.report.findings import Findings, judged_key
+from ual_ray.report.judged import settled
 from ual_ray.report.over_seeds import average
+from ual_ray.report.primary import decisive
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
@@ -206,17 +208,23 @@ def compare_runs(folders: Sequence[Path]) -> Findings:
     Raises UserError as `find_results` does.
     """
     by_seed, stages = find_results(folders)
-    return make_findings(stages, *read_settings(folders[0]), folders[0], by_seed)
+    return make_findings(stages, *read_settings(folders[0]), folders[0], by_seed, folders)
 
 
 def make_findings(
-    stages: StageFolders, options: EvaluateConfig, seed: int, root: Path, by_seed: BySeed | None = None
+    stages: StageFolders,
+    options: EvaluateConfig,
+    seed: int,
+    root: Path,
+    by_seed: BySeed | None = None,
+    runs: Sequence[Path] = (),
 ) -> Findings:
     """Read the results of all stages and compare the arms with their references; no text of a row is read.
 
     root: the folder that paths in the findings are relative to. by_seed: the evaluations of every training seed, where there
-    are several.
+    are several. runs: folders that recorded their primary measures, by default the root.
     """
+    primary, chosen_after = decisive(runs or [root])
     evaluated = by_seed or {model: {seed: folder} for model, folder in stages.evaluated.items()}
     harness = stages.harness or find_harness(root, seed)
     answers: dict[str, dict[int, list[Path]]] = {}
@@ -246,9 +254,10 @@ def make_findings(
         model: {number: read_tokens(folder) for number, folder in folders.items() if (folder / col.TOKENS_FILE).is_file()}
         for model, folders in calibrated.items()
     }
-    return Findings(
+    compared = compare_models(rows, roles, tokens, options.confidence, options.resamples, seed, primary)
+    findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
-        comparisons=compare_models(rows, roles, tokens, options.confidence, options.resamples, seed),
+        comparisons=replace(compared, chosen_after=chosen_after),
         roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
         seeds={model: len(tables) for model, tables in rows.items()},
@@ -262,6 +271,7 @@ def make_findings(
             for kind, by_model in found.items()
         },
     )
+    return replace(findings, comparisons=settled(findings))
 
 
 def _by_seed(of_one: Mapping[str, Path], by_seed: BySeed, seed: int) -> BySeed:

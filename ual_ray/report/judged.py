@@ -6,16 +6,18 @@ conclusive. Several controls, and several UAL arms, are corrected for one anothe
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy import special
 
+from ual_ray.config.report import WIN_RATE
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
-from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE, Role
+from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE, Comparisons, Role
 from ual_ray.stats.metrics import CUT
+from ual_ray.stats.primary import settle
 from ual_ray.stats.results import Rate, WinRate, win_rates_of
-from ual_ray.stats.sequence import holm_in_order
 
 OVERALL = "overall"
 EVEN = 50.0
@@ -56,31 +58,44 @@ def rate_in_percent(rate: Rate) -> str:
 def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:
     """Test every UAL arm's length-controlled win rate against 50%, reference after reference."""
     chains = judged_chains(findings)
-    adjusted = holm_in_order([[[one.p_value for one in step] for step in chain] for chain in chains])
+    comparisons = findings.comparisons
+    if WIN_RATE not in comparisons.primary:  # a family of its own
+        comparisons = replace(comparisons, entries=(), primary=(WIN_RATE,), chosen_after=False)
+    _, tested = settle(comparisons, findings.roles, _p_values(chains))
     decided = []
-    for chain, p_values in zip(chains, adjusted, strict=True):
-        gate = None
-        for step, own in zip(chain, p_values, strict=True):
-            found = [_decide(one, float(p), findings, gate) for one, p in zip(step, own, strict=True)]
+    for arm, chain in chains.items():
+        gate: JudgedVerdict | None = None
+        for step, own in zip(chain, tested[arm], strict=True):
+            closed = f"not tested, as {gate.rate.reference} comes first" if gate else own.closed
+            found = [_decide(one, p, findings, closed) for one, p in zip(step, own.p_values, strict=True)]
             gate = gate or next((one for one in found if one.verdict == INCONCLUSIVE), None)
             decided += found
     return decided
 
 
-def judged_chains(findings: Findings) -> list[list[list[JudgedVerdict]]]:
+def settled(findings: Findings) -> Comparisons:
+    """Give the primary comparisons their verdicts, in their order with the win rates."""
+    return settle(findings.comparisons, findings.roles, _p_values(judged_chains(findings)))[0]
+
+
+def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[str, list[list[float]]]:
+    return {arm: [[one.p_value for one in step] for step in chain] for arm, chain in chains.items()}
+
+
+def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
     """List per UAL arm what is tested, in steps: controls at once, then SFT, then others; without a verdict yet."""
     rates = [
         rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate)
         for rate in win_rates_of(findings.win_rates)
         if rate.decides and rate.benchmark == OVERALL
     ]
-    chains = []
+    chains = {}
     for arm in dict.fromkeys(rate.arm for rate in rates if findings.roles.get(rate.arm) == "ual"):
         steps: dict[int, list[JudgedVerdict]] = {}
         for rate in rates:
             if rate.arm == arm:
                 steps.setdefault(_place(findings, rate), []).append(_test(findings, rate))
-        chains.append([steps[place] for place in sorted(steps)])
+        chains[arm] = [steps[place] for place in sorted(steps)]
     return chains
 
 
@@ -135,9 +150,9 @@ def two_sided(rate: WinRate, seeds: int, level: float) -> float:
     return min(1.0, max(p_value, 2.0 ** (1 - (rate.valid or 0))))
 
 
-def _decide(one: JudgedVerdict, p_holm: float, findings: Findings, gate: JudgedVerdict | None) -> JudgedVerdict:
-    if one.reason is None and gate is not None:
-        return replace(one, p_holm=p_holm, reason=f"not tested, as {gate.rate.reference} comes first")
+def _decide(one: JudgedVerdict, p_holm: float, findings: Findings, closed: str | None) -> JudgedVerdict:
+    if one.reason is None and closed is not None:
+        return replace(one, p_holm=p_holm, reason=closed)
     rate = one.rate.controlled
     if one.reason is not None or p_holm > 1 - findings.comparisons.level or rate.low is None or rate.high is None:
         return replace(one, p_holm=p_holm)

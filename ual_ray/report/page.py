@@ -17,8 +17,9 @@ from ual_ray.report.draw import to_svgs
 from ual_ray.report.findings import without_primary
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.page_data import PageData
-from ual_ray.report.table import VERDICTS, difference_text, tables
+from ual_ray.report.table import VERDICTS, difference_text, primary_of, sentence, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
+from ual_ray.stats.comparison import described
 from ual_ray.stats.score_quality import Quality, auroc_text
 
 TEMPLATE = "page.html.j2"
@@ -32,7 +33,8 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
         plots=to_svgs(drawn),
         elicited=data.elicit.metrics if data.elicit else {},
         findings=findings,
-        primary=[entry for entry in findings.comparisons.entries if entry.primary] if findings else [],
+        primary=primary_of(findings.comparisons) if findings else [],
+        primary_digest=described(findings.comparisons.primary)["digest"] if findings else "",
         no_primary=without_primary(findings) if findings else None,
         judged=judged_verdicts(findings) if findings else [],
         tables=tables(findings) if findings else {},
@@ -42,6 +44,6 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
 @cache
 def _template() -> Template:
     environment = make_environment(Path(__file__).parent)
-    environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS, min_seeds=MIN_SEEDS)
+    environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS, sentence=sentence, min_seeds=MIN_SEEDS)
     environment.filters["auroc"] = lambda found: auroc_text(Quality(**found))
     return environment.get_template(TEMPLATE)

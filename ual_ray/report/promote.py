@@ -13,21 +13,22 @@ from ual_ray.config import BASE
 from ual_ray.config.files import read_json
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
+from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.gather import compare_runs
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
-from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE
-from ual_ray.stats.comparison import PRIMARY, Comparison, Role
-from ual_ray.stats.metrics import NLL
+from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE, verdict
+from ual_ray.stats.comparison import Comparison, Role
+from ual_ray.stats.metrics import NLL, metric_of
+from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 
 # The role that an arm has to be better than in the primary comparison: the first of these that there is.
 REFERENCES: tuple[Role, ...] = ("sft", "base")
-BENCHMARK, METRIC = PRIMARY
 LEGAL = (
-    f"an arm that is better in {METRIC} on {BENCHMARK} than the arm without smoothing (without one, than '{BASE}'), and worse "
+    f"an arm that is better in a primary measure than the arm without smoothing (without one, than '{BASE}'), and worse "
     f"in nothing, win rates included, except {NLL}, which any smoothing costs, over at least {MIN_SEEDS} training seeds"
 )
 PROMOTED = "ual_ray.promoted_by"
@@ -48,7 +49,7 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
             expected=LEGAL,
             fix=f"see report/report.md of the run; give runs with {MIN_SEEDS} or more seeds: `ual promote RUN RUN RUN`",
         )
-    reason = describe(next(x for x in primary(chosen, findings) if x.verdict == BETTER))
+    reason = reason_for(chosen, findings) or "nothing stands against it"
     folder = trained_folder(runs[0], chosen, findings)
     run_folder = next((run for run in runs if folder.is_relative_to(run)), runs[0])
     name, version = _promote_version(run_folder, chosen, folder, uri, reason)
@@ -80,16 +81,44 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     mine = [x for x in findings.comparisons.entries if x.arm == arm]
     if not mine:
         return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
-    if worse := [x for x in mine if x.verdict == WORSE and x.metric != NLL]:
+    if worse := [x for x in mine if harms(x)]:
         return "; ".join(map(describe, worse))
     if lost := [x.sentence() for x in judged_verdicts(findings) if x.rate.arm == arm and x.verdict == WORSE]:
         return f"the judge prefers other answers at equal lengths: {'; '.join(lost)}"
+    if findings.comparisons.chosen_after:
+        return f"the primary measures ({', '.join(findings.comparisons.primary)}) were {CHOSEN_AFTER}"
+    if reason_for(arm, findings):
+        return None
     first = primary(arm, findings)
     if not first and (missing := without_primary(findings)):
         return missing
     if not first:
-        return f"its {METRIC} on {BENCHMARK} was not compared with an arm without smoothing, or with '{BASE}'"
-    return None if any(x.verdict == BETTER for x in first) else "; ".join(map(describe, first))
+        measures = ", ".join(findings.comparisons.primary)
+        return f"in {measures}, it was not compared with an arm without smoothing, or with '{BASE}'"
+    return "; ".join(map(describe, first))
+
+
+def reason_for(arm: str, findings: Findings) -> str | None:
+    """Word the first primary measure in which an arm is better than every arm without smoothing; None without one."""
+    first = primary(arm, findings)
+    for measure in findings.comparisons.primary:
+        against = [x for x in first if measure_of(x) == measure]
+        if against and all(x.verdict == BETTER for x in against):
+            return "; ".join(map(describe, against))
+        won = [x for x in judged_verdicts(findings) if x.rate.arm == arm and findings.roles.get(x.rate.reference) == "sft"]
+        if measure == WIN_RATE and won and all(x.verdict == BETTER for x in won):
+            return "; ".join(x.sentence() for x in won)
+    return None
+
+
+def harms(entry: Comparison) -> bool:
+    """Whether an arm is worse in anything but raw NLL; an exploratory measure, which has no verdict, counts by its p-value."""
+    if entry.metric == NLL:
+        return False
+    direction = metric_of(entry.metric).direction
+    if not entry.exploratory or direction is None:
+        return entry.verdict == WORSE
+    return verdict(entry.difference, entry.p_value, direction, entry.seeds) == WORSE
 
 
 def describe(comparison: Comparison) -> str:
@@ -98,6 +127,7 @@ def describe(comparison: Comparison) -> str:
         f"{comparison.metric} on {comparison.benchmark} against {comparison.reference}: {comparison.verdict}, "
         f"difference {comparison.difference:+.4g} ({comparison.ci_low:+.4g} to {comparison.ci_high:+.4g}), "
         f"p {comparison.p_holm:.3g}, n {comparison.n}, {comparison.seeds} of at least {MIN_SEEDS} training seeds"
+        f"{f'; {comparison.reason}' if comparison.reason else ''}"
     )
 
 

@@ -13,12 +13,14 @@ from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT
 from ual_ray.formatting import MISSING, count, number
 from ual_ray.report.findings import Findings, get_nested
-from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, WORSE
+from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import NLL, OVERALL, MetricValue, difference_unit, metric_of
+from ual_ray.stats.primary import measure_of
 from ual_ray.stats.results import Rate, WinRate, agreements_of, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
 VERDICTS = (BETTER, WORSE, INCONCLUSIVE)
 # Sources beyond the largest are in the result of the evaluation, not in a table.
 MAX_SOURCES = 8
@@ -316,6 +318,24 @@ def difference_text(entry: Comparison) -> str:
     digits = 2 if scale == 100 else 4
     value, low, high = (f"{scale * part + 0.0:+.{digits}f}" for part in (entry.difference, entry.ci_low, entry.ci_high))
     return f"{value} [{low}, {high}]"
+
+
+def primary_of(comparisons: Comparisons) -> list[Comparison]:
+    """List the primary comparisons, measure by measure in the order of the tests."""
+    found = [entry for entry in comparisons.entries if entry.primary and measure_of(entry) in comparisons.primary]
+    return sorted(found, key=lambda entry: comparisons.primary.index(measure_of(entry)))
+
+
+def sentence(entry: Comparison) -> str:
+    """Word a comparison with its interval, its unit, its n and what limits it."""
+    unit = difference_unit(entry.metric)[0]
+    seeds = f"{entry.seeds} training seed{'s' if entry.seeds > 1 else ''}"
+    few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
+    why = f"; {entry.reason}" if entry.reason else ""
+    return (
+        f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {difference_text(entry)}, n = {entry.n:,}, {seeds}{few}; "
+        f"{measure_of(entry)} ({unit}; {metric_of(entry.metric).direction} is better){why}"
+    )
 
 
 def p_text(p_value: float) -> str:

@@ -13,10 +13,10 @@ from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, re
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
-from ual_ray.report.table import tables
-from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
-from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
-from ual_ray.stats.metrics import metric_of
+from ual_ray.report.table import primary_of, sentence, tables
+from ual_ray.stats.bootstrap import MIN_SEEDS
+from ual_ray.stats.comparison import Comparison, Comparisons
+from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 from ual_ray.stats.results import metrics_of
 from ual_ray.tracking.run import Run
 
@@ -28,12 +28,13 @@ NOTE = (
     "and decides nothing. Adjusted: after removing a temperature and a smoothing floor, both fitted on validation rows of "
     "each model. The adjusted NLL tells what a model knows about the labels, not whether its stated probabilities are right "
     "as they are, which calibration tells. All models answer the same questions, and differences are paired by question. A "
-    f"verdict of better or worse needs {MIN_SEEDS} training seeds. Verdicts are after Holm's correction over the primary "
-    "comparisons, the other ones between arms, and those with the untrained model. Scaled: after dividing logits by a "
-    "temperature fitted on validation rows, the baseline that smoothing has to beat."
+    f"verdict of better or worse needs {MIN_SEEDS} training seeds. Primary measures are tested in their order, each only "
+    "where those before it were conclusive for the arm, and are exploratory elsewhere; several arms and references are "
+    "corrected for one another. Other verdicts are after Holm's correction over those between arms, and over those with the "
+    "untrained model. Scaled: after dividing logits by a temperature fitted on validation rows, the baseline that smoothing "
+    "has to beat."
 )
 JUDGED_TITLE = "Open-ended answers, win rate at equal lengths (above 50% = better), tested in this order:"
-PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
 
 
 def print_tables(findings: Findings, console: Console) -> None:
@@ -111,23 +112,23 @@ def log(run: Run, findings: Findings, folder: Path) -> None:
         values[f"{entry.arm}-vs-{entry.reference}.{entry.benchmark}.{entry.metric}"] = entry.difference
     run.metrics(values)
     primary = [entry for entry in findings.comparisons.entries if entry.primary]
-    run.tags({f"verdict.{entry.arm}-vs-{entry.reference}": entry.verdict for entry in primary})
+    run.tags({_tag(entry, findings.comparisons.primary): entry.verdict for entry in primary})
     judged = {f"{found.rate.arm}-vs-{found.rate.reference}": found.verdict for found in judged_verdicts(findings)}
     run.tags({f"verdict.win_rate.{pair}": verdict for pair, verdict in judged.items()})
 
 
+def _tag(entry: Comparison, primary: tuple[str, ...]) -> str:
+    """Name the tag of a verdict; it names the measure where there are several."""
+    measure = f".{measure_of(entry)}" if len(primary) > 1 else ""
+    return f"verdict{measure}.{entry.arm}-vs-{entry.reference}"
+
+
 def verdict_lines(comparisons: Comparisons) -> list[str]:
-    """Word the primary comparisons."""
-    return [_sentence(entry) for entry in comparisons.entries if entry.primary]
-
-
-def _sentence(entry: Comparison) -> str:
-    numbers = f"{entry.difference:+.4f} [{entry.ci_low:+.4f}, {entry.ci_high:+.4f}] nats per token, n = {entry.n:,}"
-    seeds = f"{entry.seeds} training seed{'s' if entry.seeds > 1 else ''}"
-    few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
-    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {numbers}, {seeds}{few}"
+    """Word the primary comparisons, measure by measure in the order of the tests."""
+    return [sentence(entry) for entry in primary_of(comparisons)]
 
 
 def _primary_title(comparisons: Comparisons) -> str:
-    measure = f"{metric_of(PRIMARY[1]).label}, of {PRIMARY[0]}"
-    return f"Primary comparison, {measure} ({comparisons.level:.0%} intervals; below 0 = better):"
+    order = ", then ".join(comparisons.primary)
+    when = CHOSEN_AFTER if comparisons.chosen_after else "recorded before the results"
+    return f"Primary measures, tested in this order: {order} ({when}; {comparisons.level:.0%} intervals):"

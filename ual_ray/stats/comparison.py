@@ -15,6 +15,7 @@ from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT, NO_SMOOTHING
 from ual_ray.config.registry import BASE_MAPS, MAPS
+from ual_ray.config.report import ADJUSTED_NLL
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
@@ -48,9 +49,10 @@ PLAINER: dict[Role, tuple[Role, ...]] = {
     "ual": ("sft", "control", "base"),
     "unknown": ("sft", "control", "base", "unknown"),
 }
-# Named before any run. Not the NLL itself: a model that learnt labels smoothed by alpha gives up about alpha of every
-# probability, which costs it NLL whatever it knows.
+# What decides where no measures were recorded before the run. Not the NLL itself: a model that learnt labels smoothed by alpha
+# gives up about alpha of every probability, which costs it NLL whatever it knows.
 PRIMARY = (HELD_OUT, NLL_ADJUSTED)
+UNRECORDED = (ADJUSTED_NLL,)
 # Of the shares of cut answers: beyond it, a score measures how long answers are before how good they are.
 MOST_CUT_DIFFERENCE = 0.05
 # As reports of version 0.1.0 name them.
@@ -67,7 +69,8 @@ class Comparison:
     """One arm against one reference: `difference` = arm - reference over the `n` questions that both answered.
 
     The interval is at the level of the comparisons; `p_holm` is `p_value` after the step-down over the family. Over several
-    seeds there are `seed_deviation`, between them, and the standard error `error`.
+    seeds there are `seed_deviation`, between them, and the standard error `error`. `exploratory`: a primary measure that was
+    not reached in the order of tests. `reason`: why there is no verdict whatever the numbers are, None where there is one.
     """
 
     arm: str
@@ -85,28 +88,35 @@ class Comparison:
     primary: bool
     seed_deviation: float | None = None
     error: float | None = None
+    exploratory: bool = False
+    reason: str | None = None
 
 
-def primary_measure() -> dict[str, str]:
-    """Describe the primary measure, with a digest by which reports of different measures are told apart."""
-    named = {"benchmark": PRIMARY[0], "metric": PRIMARY[1], "label": metric_of(PRIMARY[1]).label}
-    return {**named, "digest": col.digest(named)}
+def described(measures: Sequence[str]) -> dict[str, Any]:
+    """Describe primary measures, in their order, with a digest that changes with them."""
+    return {"measures": [*measures], "digest": col.digest([*measures])}
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """A family of comparisons, and how it was computed."""
+    """Comparisons, and how they were computed.
+
+    primary: the measures that decide, in their order; chosen_after: they are not those that were recorded before the results.
+    """
 
     entries: tuple[Comparison, ...]
     level: float
     resamples: int
     seed: int
+    primary: tuple[str, ...] = UNRECORDED
+    chosen_after: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         entries = [asdict(entry) for entry in self.entries]
         how = {"level": self.level, "resamples": self.resamples, "seed": self.seed, "family": len(entries)}
-        return {"comparisons": entries, **how, "primary": primary_measure()}
+        primary = described(self.primary) | {"chosen_after": self.chosen_after}
+        return {"comparisons": entries, **how, "primary": primary}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Comparisons:
@@ -114,8 +124,14 @@ class Comparisons:
         entries = [dict(entry) for entry in content["comparisons"]]
         for entry in entries:
             entry["verdict"] = OLD_VERDICTS.get(entry["verdict"], entry["verdict"])
+        primary = content.get("primary", {})
         return Comparisons(
-            tuple(Comparison(**entry) for entry in entries), content["level"], content["resamples"], content["seed"]
+            tuple(Comparison(**entry) for entry in entries),
+            content["level"],
+            content["resamples"],
+            content["seed"],
+            primary=tuple(primary.get("measures", UNRECORDED)),
+            chosen_after=primary.get("chosen_after", False),
         )
 
 
@@ -149,32 +165,35 @@ def compare_models(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    primary: Sequence[str] = UNRECORDED,
 ) -> Comparisons:
     """Compare every arm with every reference of a plainer role, on every benchmark and score; rows pair by id.
 
     results: model -> training seed -> result rows (the columns COLUMNS). roles: by model; 'base' is the untrained model, others
     are unknown by default. tokens: model -> training seed -> rows of `columns.TOKEN_STATISTICS`, which the primary measure is
-    computed from; they count as results of HELD_OUT. Holm's families are the primary comparisons between arms, the other ones
-    between arms, and those with the untrained model. More resamples are drawn than asked for where a family is so large that
-    the smallest p-value would not survive it.
+    computed from; they count as results of HELD_OUT. primary: the measures that decide, BENCHMARK.METRIC, in their order;
+    `primary.settle` gives these comparisons their verdicts. Holm's families of the others are those between arms and those
+    with the untrained model. More resamples are drawn than asked for where a family is so large that the smallest p-value
+    would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
-    pairs = list(_pairs(results, tokens or {}, roles))
+    pairs = list(_pairs(results, tokens or {}, roles, primary))
     if not pairs:
-        return Comparisons((), level, resamples, seed)
+        return Comparisons((), level, resamples, seed, tuple(primary))
     resamples = resamples_needed(len(pairs), level, resamples)
     found: dict[int, Comparison] = {}
     for places in _by_questions(pairs):
         found |= zip(places, _compare([pairs[place] for place in places], level, resamples, seed), strict=True)
-    families: dict[tuple[bool, bool], list[int]] = {}
+    cut = cut_shares(results)
+    families: dict[bool, list[int]] = {}
     for place, pair in enumerate(pairs):
-        families.setdefault((pair.primary, roles[pair.reference] == "base"), []).append(place)
+        found[place] = replace(found[place], reason=_cut_reason(found[place], cut))
+        if not pair.primary:
+            families.setdefault(roles[pair.reference] == "base", []).append(place)
     for places in families.values():
         for place, p_holm in zip(places, holm([found[place].p_value for place in places]), strict=True):
             found[place] = _judge(found[place], float(p_holm), level)
-    cut = cut_shares(results)
-    kept = (_undecided_if_cut(found[place], cut) for place in range(len(pairs)))
-    return Comparisons(tuple(kept), level, resamples, seed)
+    return Comparisons(tuple(found[place] for place in range(len(pairs))), level, resamples, seed, tuple(primary))
 
 
 def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
@@ -188,12 +207,13 @@ def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
     return {key: float(np.mean(shares)) for key, shares in found.items()}
 
 
-def _undecided_if_cut(entry: Comparison, cut: Mapping[tuple[str, str], float]) -> Comparison:
-    """Take back a verdict on answers of which one model's were cut more often: it would be one on their length."""
+def _cut_reason(entry: Comparison, cut: Mapping[tuple[str, str], float]) -> str | None:
+    """Forbid a verdict on answers of which one model's were cut more often: it would be one on their length."""
     shares = [cut.get((entry.benchmark, model)) for model in (entry.arm, entry.reference)]
     known = [share for share in shares if share is not None]
-    differs = len(known) == 2 and abs(known[0] - known[1]) > MOST_CUT_DIFFERENCE
-    return replace(entry, verdict=INCONCLUSIVE) if differs else entry
+    if len(known) == 2 and abs(known[0] - known[1]) > MOST_CUT_DIFFERENCE:
+        return f"{known[0]:.0%} and {known[1]:.0%} of the answers were cut; raise max_new_tokens"
+    return None
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
@@ -232,17 +252,22 @@ def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: roles[pair[1]] == "base")
 
 
-def _pairs(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], roles: Mapping[str, Role]) -> Iterator[_Pair]:
+def _pairs(
+    results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], roles: Mapping[str, Role], primary: Sequence[str]
+) -> Iterator[_Pair]:
     """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
     aligned = _align(results, tokens)
     for benchmark in sorted(aligned, key=lambda name: (name != HELD_OUT, name)):
         models = aligned[benchmark]
         for arm, reference in pairs_of({name: role for name, role in roles.items() if name in models}):
             same = roles[reference] == "base"
-            yield from _pairs_of((arm, reference, benchmark), models[arm], models[reference], same_under_all_seeds=same)
+            sides = models[arm], models[reference]
+            yield from _pairs_of((arm, reference, benchmark), *sides, primary, same_under_all_seeds=same)
 
 
-def _pairs_of(named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, *, same_under_all_seeds: bool) -> Iterator[_Pair]:
+def _pairs_of(
+    named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, primary: Sequence[str], *, same_under_all_seeds: bool
+) -> Iterator[_Pair]:
     if same_under_all_seeds:
         theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in mine}
     seeds = sorted(set(mine) & set(theirs))
@@ -254,7 +279,7 @@ def _pairs_of(named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, *, 
         own, others = (tuple(side[seed][metric] for seed in measured) for side in (mine, theirs))
         both = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in (*own, *others)])
         if both.any():
-            yield _Pair(*named, metric, own, others, both, (named[2], metric) == PRIMARY)
+            yield _Pair(*named, metric, own, others, both, f"{named[2]}.{metric}" in primary)
 
 
 def _align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
@@ -320,4 +345,5 @@ def _compare(pairs: Sequence[_Pair], level: float, resamples: int, seed: int) ->
 def _judge(entry: Comparison, p_holm: float, level: float) -> Comparison:
     direction = metric_of(entry.metric).direction
     assert direction is not None, "a score without a direction is not compared"
-    return replace(entry, p_holm=p_holm, verdict=verdict(entry.difference, p_holm, direction, entry.seeds, level))
+    decided = verdict(entry.difference, p_holm, direction, entry.seeds, level) if entry.reason is None else INCONCLUSIVE
+    return replace(entry, p_holm=p_holm, verdict=decided)

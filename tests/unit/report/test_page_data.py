@@ -20,6 +20,7 @@ from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.stats.comparison import COLUMNS, Comparisons, Role, compare_models
 from ual_ray.stats.metrics import measure
+from ual_ray.stats.primary import settle
 
 UNTRUSTED = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>{{ 7*7 }}"
 ARMS = ("sft", "constant", "shuffled", "ual")
@@ -188,12 +189,15 @@ def made_up_run(root: Path, said: str = "What is 2 + 2?", arms: tuple[str, ...] 
     }
     findings = Findings(
         {model: measure(table) for model, table in tables.items()},
-        compare_models(
-            {model: dict.fromkeys(range(8), table.select(COLUMNS)) for model, table in tables.items()},
+        settle(
+            compare_models(
+                {model: dict.fromkeys(range(8), table.select(COLUMNS)) for model, table in tables.items()},
+                roles,
+                {model: dict.fromkeys(range(8), tokens_of(table)) for model, table in tables.items()},
+                resamples=400,
+            ),
             roles,
-            {model: dict.fromkeys(range(8), tokens_of(table)) for model, table in tables.items()},
-            resamples=400,
-        ),
+        )[0],
         roles,
         alphas={arm: 0.1 * (arm != "sft") for arm in arms},
         seeds=dict.fromkeys(names, 1),
@@ -227,8 +231,8 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         *("Rows with the largest differences", "Calibration", "Clusters", "Caveats", "Provenance"),
     ]
     text = re.sub(r"\s+", " ", read_page(whole).text)
-    assert "better ual against shuffled : -0.0" in text
-    assert "inconclusive constant against sft" in text, "a null is told in the same place as a win"
+    assert "better ual is better than shuffled: -0.0" in text
+    assert "inconclusive constant is inconclusive against sft" in text, "a null is told in the same place as a win"
     for said in (
         "1,000 rows were read",
         "700",

@@ -76,6 +76,26 @@ def test_an_arm_whose_answers_lose_is_not_promoted(rate: tuple[float, float], wo
     assert (objection is None) if words is None else (objection is not None and words in objection)
 
 
+def test_measures_that_were_chosen_after_the_results_promote_nothing() -> None:
+    found = findings_of([compared("ual", BETTER)])
+    found = replace(found, comparisons=replace(found.comparisons, chosen_after=True))
+    assert "chosen after the results" in (objection_to("ual", found) or "")
+
+
+def test_a_measure_that_was_not_reached_still_stands_against_an_arm_that_is_worse_in_it() -> None:
+    worse = replace(compared("ual", UNSURE, "shuffled"), difference=0.1, exploratory=True)
+    assert "exploratory" in (
+        objection_to("ual", findings_of([compared("ual", BETTER), replace(worse, reason="exploratory")])) or ""
+    )
+    assert objection_to("ual", findings_of([compared("ual", BETTER), replace(worse, p_value=0.2)])) is None
+
+
+def test_an_arm_has_to_be_better_than_every_arm_without_smoothing() -> None:
+    found = findings_of([compared("ual", BETTER), compared("ual", UNSURE, "plain")])
+    found = replace(found, roles={**found.roles, "plain": "sft"})
+    assert "against plain: inconclusive" in (objection_to("ual", found) or "")
+
+
 VERDICTS = st.sampled_from([BETTER, WORSE, UNSURE])
 ENTRIES = st.lists(
     st.builds(

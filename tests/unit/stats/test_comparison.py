@@ -22,6 +22,7 @@ from ual_ray.stats.comparison import (
     role_of,
 )
 from ual_ray.stats.metrics import measure
+from ual_ray.stats.primary import settle
 from ual_ray.stats.token_sums import token_sums
 
 N = 120
@@ -112,7 +113,7 @@ def test_the_primary_measure_comes_from_the_tokens_and_raw_nll_is_never_primary(
     assert not any(entry.primary for entry in compare_models(models, ROLES, resamples=200).entries)
     mine = {seed: tokens(-0.1, seed, skip=(4, 5)) for seed in SEEDS}
     theirs = {seed: tokens(0.0, seed + 10) for seed in SEEDS}
-    found = compare_models(models, ROLES, {"sft": theirs, "ual": mine})
+    found, _ = settle(compare_models(models, ROLES, {"sft": theirs, "ual": mine}), ROLES)
     assert [(entry.benchmark, entry.metric) for entry in found.entries if entry.primary] == [PRIMARY]
     first = found.entries[0]
     assert (first.metric, first.verdict, first.n, first.seeds) == ("nll_adjusted", "better", N - 2, 3)
@@ -134,10 +135,10 @@ def test_the_primary_measure_comes_from_the_tokens_and_raw_nll_is_never_primary(
     assert entries["ual", "sft", "token_brier"].difference == entries["ual", "sft", "token_accuracy"].difference == 0
 
 
-def test_the_report_records_the_measure_with_its_digest() -> None:
-    named = Comparisons((), 0.95, 100, 0).as_dict()["primary"]
-    assert (named["benchmark"], named["metric"]) == PRIMARY
-    assert named["digest"] == col.digest({name: value for name, value in named.items() if name != "digest"})
+def test_the_report_records_the_measures_with_their_digest() -> None:
+    named = Comparisons((), 0.95, 100, 0, ("gsm8k.exact_match_strict", ".".join(PRIMARY))).as_dict()["primary"]
+    assert named["measures"] == ["gsm8k.exact_match_strict", "held_out.nll_adjusted"]
+    assert named["digest"] == col.digest(named["measures"]) != col.digest(named["measures"][::-1])
 
 
 def test_tokens_without_an_adjustment_give_no_primary_measure() -> None:

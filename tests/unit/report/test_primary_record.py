@@ -1,0 +1,99 @@
+"""The primary measures: which there are, that they are recorded before the results, and what happens when they change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ual_ray.config.load import dump, load
+from ual_ray.config.report import ADJUSTED_NLL
+from ual_ray.errors import UserError
+from ual_ray.report.primary import PRIMARY_FILE, decisive, record
+from ual_ray.stats.comparison import PRIMARY, UNRECORDED
+
+JUDGE = ["judge.model=big", "evaluate.benchmarks.chat.kind=open_ended"]
+NO_CALIBRATION = "evaluate.calibration.enabled=false"
+MATCH = "gsm8k.exact_match_strict"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "measures"),
+    [
+        ([], (MATCH, ADJUSTED_NLL)),
+        (JUDGE, (MATCH, "win_rate", ADJUSTED_NLL)),
+        ([NO_CALIBRATION], (MATCH,)),
+        (["evaluate.benchmarks.sums.kind=math"], (MATCH, "sums.exact_match_math", ADJUSTED_NLL)),
+        ([f"report.primary=[{ADJUSTED_NLL},gsm8k.exact_match_flexible]"], (ADJUSTED_NLL, "gsm8k.exact_match_flexible")),
+    ],
+)
+def test_what_decides_by_default_is_what_the_run_measures(overrides: list[str], measures: tuple[str, ...]) -> None:
+    assert load(overrides=overrides).primary_measures() == measures
+    assert ".".join(PRIMARY) == ADJUSTED_NLL
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["report.primary=[win_rate]"], "'win_rate' needs judge.model, and a benchmark of kind open_ended"),
+        (["report.primary=[win_rate]", "judge.model=big"], "'win_rate' needs"),
+        ([f"report.primary=[{ADJUSTED_NLL}]", NO_CALIBRATION], "needs evaluate.calibration.enabled=true"),
+        ([f"report.primary=[{ADJUSTED_NLL}]", "data.validation_share=0"], "data.validation_share above 0"),
+        (["report.primary=[held_out.nll]"], f"'held_out.nll' is not measured; expected {MATCH}, gsm8k.exact_match_flexible, "),
+        (["report.primary=[]"], "one measure or more"),
+        ([f"report.primary=[{MATCH},{MATCH}]"], "each once"),
+    ],
+)
+def test_what_is_not_measured_cannot_decide(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=overrides)
+    assert words in str(error.value)
+
+
+def run_with(root: Path, *overrides: str) -> Path:
+    """Start a run: its configuration, and its record."""
+    root.mkdir(parents=True, exist_ok=True)
+    config = load(overrides=overrides)
+    (root / "config.yaml").write_text(dump(config))
+    record(config, root)
+    return root
+
+
+def answered(root: Path, below: str = "arms/ual/evaluate/k") -> None:
+    (root / below).mkdir(parents=True)
+    (root / below / "figures.json").write_text("{}")
+
+
+OTHER = f"report.primary=[{ADJUSTED_NLL}]"
+
+
+@pytest.mark.parametrize("below", ["arms/ual/evaluate/k", "seed-1/arms/ual/evaluate/k"])
+def test_measures_that_change_after_the_first_results_are_told(tmp_path: Path, below: str) -> None:
+    run_with(tmp_path)
+    assert decisive([run_with(tmp_path, OTHER)]) == ((ADJUSTED_NLL,), False), "nothing was seen yet"
+    answered(tmp_path, below)
+    assert decisive([run_with(tmp_path, OTHER)]) == ((ADJUSTED_NLL,), False)
+    assert decisive([run_with(tmp_path, f"report.primary=[{MATCH}]")]) == ((MATCH,), True)
+
+
+def test_a_benchmark_that_is_added_later_does_not_decide(tmp_path: Path) -> None:
+    answered(run_with(tmp_path))
+    run_with(tmp_path, "evaluate.benchmarks.sums.kind=math")
+    assert decisive([tmp_path]) == ((MATCH, ADJUSTED_NLL), False)
+
+
+def test_a_record_that_was_edited_or_differs_between_runs_is_told(tmp_path: Path) -> None:
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", OTHER)
+    assert decisive([one, two]) == ((MATCH, ADJUSTED_NLL), True)
+    content = json.loads((one / PRIMARY_FILE).read_text())
+    (one / PRIMARY_FILE).write_text(json.dumps(content | {"measures": [ADJUSTED_NLL]}))
+    assert decisive([one]) == ((ADJUSTED_NLL,), True)
+
+
+def test_results_without_a_record_have_the_measure_of_older_versions(tmp_path: Path) -> None:
+    answered(tmp_path)
+    run_with(tmp_path)
+    assert not (tmp_path / PRIMARY_FILE).exists()
+    assert decisive([tmp_path]) == (UNRECORDED, False)
+    assert decisive([tmp_path / "elsewhere"]) == (UNRECORDED, False)

@@ -1,0 +1,85 @@
+"""The primary measures in their order: what decides, what is exploratory, which arms are corrected for one another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ual_ray.stats.comparison import Comparison, Comparisons, Role
+from ual_ray.stats.primary import CHOSEN_AFTER, settle
+
+MATCH, RATE, NLL = "gsm8k.exact_match_strict", "win_rate", "held_out.nll_adjusted"
+ROLES: dict[str, Role] = {"base": "base", "plain": "sft", "mixed": "control", "mine": "ual", "other": "ual"}
+
+
+def entry(measure: str, p: float, arm: str = "mine", reference: str = "plain", **others: Any) -> Comparison:
+    benchmark, metric = measure.split(".")
+    better = -0.1 if metric.startswith("nll") else 0.1
+    numbers: dict[str, Any] = {"difference": better, "ci_low": better, "ci_high": better, "p_value": p, "p_holm": p, "n": 200}
+    known = {"verdict": "inconclusive", "seeds": 3, "primary": True, **numbers}
+    return Comparison(arm, reference, benchmark, metric, **known | others)
+
+
+def found(*entries: Comparison, primary: tuple[str, ...] = (MATCH, RATE, NLL)) -> Comparisons:
+    return Comparisons(entries, 0.95, 2000, 0, primary)
+
+
+def verdicts(comparisons: Comparisons, judged: dict[str, list[list[float]]] | None = None) -> list[tuple[str, bool]]:
+    return [(one.verdict, one.exploratory) for one in settle(comparisons, ROLES, judged)[0].entries]
+
+
+BETTER, UNSURE, EXPLORATORY = ("better", False), ("inconclusive", False), ("inconclusive", True)
+
+
+@pytest.mark.parametrize(
+    ("match", "rate", "expected"),
+    [(0.04, 0.04, [BETTER, BETTER]), (0.06, 0.001, [UNSURE, EXPLORATORY]), (0.001, 0.06, [BETTER, EXPLORATORY])],
+)
+def test_a_later_measure_decides_only_where_all_before_it_were_significant(
+    match: float, rate: float, expected: list[tuple[str, bool]]
+) -> None:
+    comparisons, judged = found(entry(MATCH, match), entry(NLL, 0.001)), {"mine": [[rate]]}
+    assert verdicts(comparisons, judged) == expected
+    closed = settle(comparisons, ROLES, judged)[1]["mine"][0].closed
+    assert (closed is None) == (match < 0.05)
+
+
+def test_the_order_is_that_of_the_measures_not_of_the_entries() -> None:
+    assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.2), primary=(MATCH, NLL))) == [EXPLORATORY, UNSURE]
+    assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.2), primary=(NLL, MATCH))) == [BETTER, UNSURE]
+
+
+def test_all_references_of_a_measure_are_corrected_together_and_all_open_the_next() -> None:
+    both = [entry(MATCH, 0.02, reference="plain"), entry(MATCH, 0.03, reference="mixed"), entry(NLL, 0.001)]
+    assert verdicts(found(*both)) == [BETTER, BETTER, BETTER]
+    one = [entry(MATCH, 0.02, reference="plain"), entry(MATCH, 0.3, reference="mixed"), entry(NLL, 0.001)]
+    assert verdicts(found(*one)) == [BETTER, UNSURE, EXPLORATORY]
+
+
+def test_several_arms_are_one_family_and_controls_and_base_are_others() -> None:
+    alone = [entry(MATCH, 0.03), entry(MATCH, 0.03, "mixed"), entry(MATCH, 0.03, "plain", "base")]
+    assert verdicts(found(*alone)) == [BETTER] * 3
+    assert verdicts(found(*alone, entry(MATCH, 0.5, "other"))) == [UNSURE, BETTER, BETTER, UNSURE]
+
+
+def test_an_arm_that_lacks_a_measure_that_others_have_passes_no_gate_and_one_that_nobody_has_is_left_out() -> None:
+    assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.001, "other"))) == [EXPLORATORY, BETTER]
+    assert verdicts(found(entry(NLL, 0.001))) == [BETTER]
+
+
+@pytest.mark.parametrize("others", [{"seeds": 2}, {"reason": "answers were cut"}])
+def test_what_allows_no_verdict_passes_no_gate(others: dict[str, Any]) -> None:
+    assert verdicts(found(entry(MATCH, 0.001, **others), entry(NLL, 0.001))) == [UNSURE, EXPLORATORY]
+
+
+def test_measures_that_were_chosen_after_the_results_decide_nothing() -> None:
+    comparisons, tested = settle(replace(found(entry(NLL, 0.001)), chosen_after=True), ROLES, {"mine": [[0.001]]})
+    assert [(one.verdict, one.exploratory, one.reason) for one in comparisons.entries] == [("inconclusive", True, CHOSEN_AFTER)]
+    assert tested["mine"][0].closed == CHOSEN_AFTER
+
+
+def test_it_survives_being_written_and_read() -> None:
+    comparisons, _ = settle(replace(found(entry(NLL, 0.001)), chosen_after=True), ROLES)
+    assert Comparisons.from_dict(comparisons.as_dict()) == comparisons

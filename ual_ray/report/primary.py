@@ -1,0 +1,43 @@
+"""The primary measures of a run: recorded before its first results, and compared with what the configuration names later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.config.files import read_json, write_json
+from ual_ray.run.output import CONFIG_FILE
+from ual_ray.stats.comparison import UNRECORDED, described
+
+PRIMARY_FILE = "primary.json"
+# Results of trained models, below the folder of a run or of an experiment's scenario.
+RESULTS = (f"arms/*/evaluate/*/{col.FIGURES_FILE}", f"seed-*/arms/*/evaluate/*/{col.FIGURES_FILE}")
+
+
+def record(config: Config, root: Path) -> dict[str, Any]:
+    """Write the primary measures with their digest to `root`/primary.json, unless there are results; return what it has."""
+    file = root / PRIMARY_FILE
+    if any(next(root.glob(pattern), None) for pattern in RESULTS):
+        return read_json(file) or described(UNRECORDED)
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(file, described(config.primary_measures()))
+    return described(config.primary_measures())
+
+
+def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
+    """Return the measures that decide a report on these folders, and whether they were chosen after the results.
+
+    They are those that the first folder's configuration names, else those that were recorded. Where another folder recorded
+    others, or a record was changed, they were chosen after the results. Folders without a record are of versions that knew one
+    primary measure.
+    """
+    records = [read_json(root / PRIMARY_FILE) or described(UNRECORDED) for root in roots]
+    file = roots[0] / CONFIG_FILE
+    content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    measures = tuple((content.get("report") or {}).get("primary") or records[0].get("measures") or UNRECORDED)
+    return measures, any(found != described(measures) for found in records)

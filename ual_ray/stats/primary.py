@@ -1,0 +1,109 @@
+"""The primary measures, tested in the order that was fixed before the results: which comparisons decide, and how. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ual_ray.config.report import WIN_RATE
+from ual_ray.stats.bootstrap import INCONCLUSIVE, MIN_SEEDS, verdict
+from ual_ray.stats.comparison import Comparison, Comparisons, Role
+from ual_ray.stats.metrics import metric_of
+from ual_ray.stats.sequence import Step, holm_in_order
+
+CHOSEN_AFTER = "chosen after the results"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A step of win rates after the correction over the chains; `closed`: why it is exploratory, None = it decides."""
+
+    p_values: tuple[float, ...]
+    closed: str | None
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One step of an arm's chain: a measure, its p-values, and the positions of their comparisons (none for win rates)."""
+
+    arm: str
+    measure: str
+    p_values: tuple[float, ...]
+    places: tuple[int, ...] = ()
+
+
+def measure_of(entry: Comparison) -> str:
+    """Name what a comparison is about as `report.primary` does."""
+    return f"{entry.benchmark}.{entry.metric}"
+
+
+def settle(
+    found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str, Sequence[Step]] | None = None
+) -> tuple[Comparisons, dict[str, list[Tested]]]:
+    """Give the primary comparisons, and the win rates by arm, their corrected p-values and verdicts.
+
+    judged: by arm, p-values of win rates in steps. An arm is tested along the measures in their order, all its references of
+    one measure at once; what comes after a measure that was not significant is exploratory, and has no verdict. A measure that
+    nobody has is left out; one that an arm lacks while others have it, or that allows no verdict, is not significant. Arms
+    under test, controls, and comparisons with the untrained model are families of their own, each by `holm_in_order`.
+    """
+    entries, tested = list(found.entries), dict[str, list[Tested]]()
+    for links in _families(found, roles, judged or {}):
+        adjusted = holm_in_order([[link.p_values for link in chain] for chain in links])
+        for chain, p_values in zip(links, adjusted, strict=True):
+            closed = CHOSEN_AFTER if found.chosen_after else None
+            for link, own in zip(chain, p_values, strict=True):
+                for place, p_holm in zip(link.places, own, strict=False):
+                    entries[place] = _decided(entries[place], float(p_holm), closed, found.level)
+                if link.measure == WIN_RATE:
+                    tested.setdefault(link.arm, []).append(Tested(tuple(own.tolist()), closed))
+                if closed is None and own.max() > 1 - found.level:
+                    closed = f"exploratory, as {link.measure} comes first and is inconclusive"
+    return replace(found, entries=tuple(entries)), tested
+
+
+def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str, Sequence[Step]]) -> list[list[list[_Link]]]:
+    families: dict[str, dict[str, dict[str, list[int]]]] = {}
+    for place, entry in enumerate(found.entries):
+        if entry.primary:
+            family = families.setdefault(_family(entry, roles), {})
+            family.setdefault(entry.arm, {}).setdefault(measure_of(entry), []).append(place)
+    if judged and WIN_RATE in found.primary:
+        for arm in judged:
+            families.setdefault("tested", {}).setdefault(arm, {})
+    links = []
+    for name, arms in families.items():
+        rates = judged if name == "tested" and WIN_RATE in found.primary else {}
+        measured = {measure for own in arms.values() for measure in own} | ({WIN_RATE} if rates else set())
+        order = [measure for measure in found.primary if measure in measured]
+        links.append([[link for measure in order for link in _links(found, arm, measure, arms[arm], rates)] for arm in arms])
+    return links
+
+
+def _links(
+    found: Comparisons, arm: str, measure: str, places: Mapping[str, list[int]], judged: Mapping[str, Sequence[Step]]
+) -> list[_Link]:
+    if measure == WIN_RATE and judged.get(arm):
+        return [_Link(arm, measure, tuple(step)) for step in judged[arm]]
+    own = places.get(measure, [])
+    p_values = [found.entries[place].p_value if _allows_a_verdict(found.entries[place]) else 1.0 for place in own]
+    return [_Link(arm, measure, tuple(p_values or [1.0]), tuple(own))]
+
+
+def _family(entry: Comparison, roles: Mapping[str, Role]) -> str:
+    if roles.get(entry.reference) == "base":
+        return "base"
+    return "control" if roles.get(entry.arm) == "control" else "tested"
+
+
+def _allows_a_verdict(entry: Comparison) -> bool:
+    return entry.seeds >= MIN_SEEDS and entry.reason is None
+
+
+def _decided(entry: Comparison, p_holm: float, closed: str | None, level: float) -> Comparison:
+    if closed is not None:
+        return replace(entry, p_holm=p_holm, verdict=INCONCLUSIVE, exploratory=True, reason=entry.reason or closed)
+    direction = metric_of(entry.metric).direction
+    assert direction is not None, "a score without a direction is not compared"
+    decided = verdict(entry.difference, p_holm, direction, entry.seeds, level) if entry.reason is None else INCONCLUSIVE
+    return replace(entry, p_holm=p_holm, verdict=decided)
