@@ -14,7 +14,7 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
@@ -25,6 +25,7 @@ from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.checkpoint import CHECKPOINTS
+from ual_ray.train.compat_ray_train import NodeTorchConfig
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
@@ -218,7 +219,7 @@ def _trainer(job: TrainingJob, folder: Path) -> TorchTrainer:
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(backend=_backend(settings)),
+        torch_config=NodeTorchConfig(backend=_backend(settings)),
         run_config=RunConfig(
             name=_run_name(folder) if settings.storage else CHECKPOINTS,
             storage_path=_storage(settings, folder),
