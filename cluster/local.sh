@@ -34,32 +34,11 @@ export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 # `stop` means now: no 30 s in which a raylet would let its actors move elsewhere.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-0}
 
-START_SECONDS=120
 STOP_SECONDS=20
 
-say() { printf '%s\n' "$*" >&2; }
-
-refuse() {
-  say "$@"
-  exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
 
 usage() { refuse "usage: bash cluster/local.sh start [WORKERS] | status | stop"; }
-
-# A pid alone may be somebody else's after a reboot; a pid with its start time is not.
-started_at() { # PID: the 22nd field of its stat file, counted behind the name, which may hold blanks
-  local stat
-  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
-  read -r -a stat <<<"${stat##*) }"
-  echo "${stat[19]}"
-}
-
-is_alive() { # NAME
-  local pid at
-  [[ -e $STATE/$1.pid ]] || return 1
-  read -r pid at <"$STATE/$1.pid" || return 1
-  [[ -n $at && $(started_at "$pid") == "$at" ]]
-}
 
 names() { # the raylets in the state folder, head first
   local file
@@ -78,7 +57,7 @@ descendants() { # PID: it and everything below it
 is_busy() { (exec 3<>"/dev/tcp/$HOST/$1") 2>/dev/null; }
 
 launch() { # NAME RAY_START_ARGUMENT...
-  local name=$1 pid
+  local name=$1
   shift
   # setsid: a session of its own, which Ctrl-C here does not reach and which `stop` can name exactly.
   # --dashboard-agent-listen-port=0: its fixed default can be had only once per machine.
@@ -86,25 +65,7 @@ launch() { # NAME RAY_START_ARGUMENT...
   RAY_ADDRESS=$HEAD_IP:$PORT setsid "$RAY" start --block --object-store-memory="$OBJECT_STORE_BYTES" --temp-dir="$STATE/ray" \
     --dashboard-agent-listen-port=0 --disable-usage-stats --log-color=false "$@" \
     </dev/null >"$STATE/$name.log" 2>&1 &
-  pid=$!
-  echo "$pid $(started_at "$pid")" >"$STATE/$name.pid"
-}
-
-give_up() { # NAME WHY
-  say "$1 $2; the end of its log:"
-  tail -n 15 "$STATE/$1.log" >&2 || true
-  stop
-  exit 1
-}
-
-wait_for() { # NAME WHAT COMMAND...
-  local name=$1 what=$2 deadline=$((SECONDS + START_SECONDS))
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    is_alive "$name" || give_up "$name" "ended before $what"
-    ((SECONDS < deadline)) || give_up "$name" "has been waited for $START_SECONDS s until $what"
-    sleep 0.5
-  done
+  remember "$name" $!
 }
 
 start() { # WORKERS
@@ -144,7 +105,7 @@ status() {
   local name running=0
   for name in $(names); do
     if is_alive "$name"; then
-      say "$name: running, pid $(cut -d ' ' -f 1 "$STATE/$name.pid"), log $STATE/$name.log"
+      say "$name: running, pid $(pid_of "$name"), log $STATE/$name.log"
       running=$((running + 1))
     else
       say "$name: ended; see $STATE/$name.log"

@@ -298,19 +298,24 @@ def test_gpus_of_a_group_are_stated_where_ray_does_not_ask_for_them() -> None:
 # --- the local cluster, and all files --------------------------------------------------------------------------------
 
 
-def run_local(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [BASH, str(CLUSTER / "local.sh"), *arguments]
+SCRIPTS = ["local.sh", "namespaces.sh"]
+
+
+def run_local(*arguments: str, script: str = "local.sh", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [BASH, str(CLUSTER / script), *arguments]
     environment["PATH"] = "/usr/bin:/bin"
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_local_script_parses() -> None:
-    done = subprocess.run([BASH, "-n", str(CLUSTER / "local.sh")], capture_output=True, text=True)
+@pytest.mark.parametrize("script", [*SCRIPTS, "processes.sh"])
+def test_local_script_parses(script: str) -> None:
+    done = subprocess.run([BASH, "-n", str(CLUSTER / script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_local_script_is_strict_and_never_stops_other_peoples_ray() -> None:
-    lines = (CLUSTER / "local.sh").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_local_script_is_strict_and_never_stops_other_peoples_ray(script: str) -> None:
+    lines = (CLUSTER / script).read_text(encoding="utf-8").splitlines()
     code = [line for line in lines if not line.lstrip().startswith("#")]
     assert "set -euo pipefail" in code
     assert not any(word in line for line in code for word in ("ray stop", '"$RAY" stop', "pkill", "killall"))
@@ -321,6 +326,27 @@ def test_local_script_explains_itself(arguments: tuple[str, ...], tmp_path: Path
     done = run_local(*arguments, UAL_CLUSTER_STATE=str(tmp_path / "state"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("begin",), ("start", "0"), ("start", "many"), ("run",), ("stop", "now")])
+def test_namespaces_script_explains_itself(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_local(*arguments, script="namespaces.sh", UAL_NODES_STATE=str(tmp_path / "state"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["", "relative", "/no/such/folder"])
+@pytest.mark.parametrize("option", ["--shared", "--read-only"])
+def test_namespaces_script_takes_only_folders_that_exist(option: str, folder: str, tmp_path: Path) -> None:
+    done = run_local("start", option, folder, script="namespaces.sh", UAL_NODES_STATE=str(tmp_path / "state"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option} takes the absolute path of a folder" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_namespaces_script_stops_nothing_where_nothing_runs(tmp_path: Path) -> None:
+    done = run_local("stop", script="namespaces.sh", UAL_NODES_STATE=str(tmp_path / "state"))
+    assert (done.returncode, done.stderr) == (0, "nothing to stop\n")
 
 
 def test_local_script_needs_ray(tmp_path: Path) -> None:
