@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from alone import peak_bytes
 from common import report
 
 from ual_ray import columns as col
@@ -82,17 +82,21 @@ def one(root: Path) -> None:
 
     from ual_ray.report.step import report_on
 
-    before = peak()
+    before = peak_bytes() / 2**20
     started = time.monotonic()
     with (root / "printed.txt").open("w") as sink:
         findings = report_on([root], None, Console(file=sink, width=110), root / "page.html")
     seconds = time.monotonic() - started
-    print(json.dumps({"seconds": seconds, "before": before, "peak": peak(), "comparisons": len(findings.comparisons.entries)}))
-
-
-def peak() -> float:
-    """The largest resident set of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "before": before,
+                "peak": peak_bytes() / 2**20,
+                "comparisons": len(findings.comparisons.entries),
+            }
+        )
+    )
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet
+from alone import peak_bytes
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
@@ -81,7 +81,7 @@ def drive(folder: Path, max_length: int) -> dict[str, float]:
     return {
         "render (s)": seconds,
         "rows/s": rows / seconds,
-        "driver (MB)": peak(),
+        "driver (MB)": peak_bytes() / 2**20,
         "actor (MB)": actors.peak / 2**20,
     }
 
@@ -117,7 +117,7 @@ def be_a_rank(tokens: Path, max_length: int) -> dict[str, float]:
     from ual_ray.train.token_store import TokenStore
 
     collate([])
-    imports = peak()
+    imports = peak_bytes() / 2**20
     started = time.monotonic()
     store = TokenStore.open(tokens, col.TRAIN, 4)
     opened = time.monotonic() - started
@@ -133,17 +133,12 @@ def be_a_rank(tokens: Path, max_length: int) -> dict[str, float]:
     for batch in batches:
         collate([[store[row] for row in plan.sequences[sequence]] for sequence in batch], packed=True)
     figures["batches/s"] = len(batches) / (time.monotonic() - started)
-    return figures | {"rank (MB)": peak() - imports, "tokens (MB)": folder_size(tokens)}
+    return figures | {"rank (MB)": peak_bytes() / 2**20 - imports, "tokens (MB)": folder_size(tokens)}
 
 
 def folder_size(folder: Path) -> float:
     """Megabytes of a folder's files."""
     return sum(file.stat().st_size for file in folder.iterdir()) / 2**20
-
-
-def peak() -> float:
-    """This process's largest resident set, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def measure(role: str, *arguments: object) -> dict[str, float]:
