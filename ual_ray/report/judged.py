@@ -85,16 +85,19 @@ def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[s
 def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
     """List per UAL arm what is tested, in steps: controls at once, then SFT, then others; without a verdict yet."""
     rates = [
-        rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate)
-        for rate in win_rates_of(findings.win_rates)
+        (
+            rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate),
+            seeds,
+        )
+        for rate, seeds in ((rate, _seeds(findings, rate)) for rate in win_rates_of(findings.win_rates))
         if rate.decides and rate.benchmark == OVERALL
     ]
     chains = {}
-    for arm in dict.fromkeys(rate.arm for rate in rates if findings.roles.get(rate.arm) == "ual"):
+    for arm in dict.fromkeys(rate.arm for rate, _ in rates if findings.roles.get(rate.arm) == "ual"):
         steps: dict[int, list[JudgedVerdict]] = {}
-        for rate in rates:
+        for rate, seeds in rates:
             if rate.arm == arm:
-                steps.setdefault(_place(findings, rate), []).append(_test(findings, rate))
+                steps.setdefault(_place(findings, rate), []).append(_test(findings, rate, seeds))
         chains[arm] = [steps[place] for place in sorted(steps)]
     return chains
 
@@ -102,6 +105,10 @@ def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
 def _place(findings: Findings, rate: WinRate) -> int:
     role = findings.roles.get(rate.reference)
     return ORDER.index(role) if role in ORDER else len(ORDER)
+
+
+def _with_ual_first(rate: WinRate, roles: Mapping[str, Role]) -> WinRate:
+    return mirrored(rate) if roles.get(rate.reference) == "ual" != roles.get(rate.arm) else rate
 
 
 def mirrored(rate: WinRate) -> WinRate:
@@ -123,14 +130,14 @@ def mirrored(rate: WinRate) -> WinRate:
 
 
 def _seeds(findings: Findings, rate: WinRate) -> int:
-    """Count the training seeds whose answers were judged, which may be fewer than those that answered."""
-    judged = findings.folders.get("judged", {})
-    pairs = (judged_key(rate.arm, rate.reference), judged_key(rate.reference, rate.arm))
-    return max(len(judged.get(pair, ())) for pair in pairs)
+    """Count the training seeds whose answers were judged as this rate has them, which may be fewer than those that answered.
+
+    Those of a judging the other way round are another rate's.
+    """
+    return len(findings.folders.get("judged", {}).get(judged_key(rate.arm, rate.reference), ()))
 
 
-def _test(findings: Findings, rate: WinRate) -> JudgedVerdict:
-    seeds = _seeds(findings, rate)
+def _test(findings: Findings, rate: WinRate, seeds: int) -> JudgedVerdict:
     reason = _reason(findings, rate, seeds)
     p_value = 1.0 if reason else two_sided(rate, seeds, findings.comparisons.level)
     return JudgedVerdict(rate, seeds, p_value, reason)

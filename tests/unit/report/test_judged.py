@@ -160,3 +160,11 @@ def test_a_few_pairs_cannot_be_certain() -> None:
         content["win_rates"]["overall"]["n_valid"] = valid
         (found,) = judged_verdicts(findings(content))
         assert (found.verdict, found.p_value) == (verdict, 2.0 ** (1 - valid))
+
+
+def test_a_judging_the_other_way_round_does_not_lend_its_seeds() -> None:
+    """Three seeds were judged against sft, and one with sft as the candidate: its interval is that of one training."""
+    found = findings(judged("ual", "sft", 45, 55), judged("sft", "ual", 10, 20))
+    found.folders["judged"]["sft-vs-ual"] = ["seed-0"]
+    both = {(one.seeds, one.verdict) for one in judged_verdicts(found)}
+    assert both == {(3, "inconclusive"), (1, "inconclusive")}
