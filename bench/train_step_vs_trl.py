@@ -28,11 +28,35 @@ OURS, OURS_CHECKPOINTING = "ours, UAL", "ours, UAL, activation checkpointing"
 PEERS = (TRL, TRL_CHECKPOINTING, TRANSFORMERS, TRL_SMOOTHED)
 
 
+def sft_arguments(name: str, work: Work, folder: str) -> Any:
+    """Make the arguments of TRL's trainer that fit the work."""
+    from trl import SFTConfig
+
+    config = work.config
+    return SFTConfig(
+        folder,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.global_batch_size // config.micro_batch_size,
+        max_steps=WARM_UP + work.steps,
+        max_length=config.max_length,
+        packing=config.packing,
+        bf16=config.dtype == "bfloat16",
+        gradient_checkpointing=name == TRL_CHECKPOINTING,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
 def peer(name: str, work: Work) -> dict[str, Any]:
     """Train with another trainer; return its pace and its memory."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     from ual_ray.integrations.trl import SmoothedSFTTrainer
 
@@ -54,23 +78,7 @@ def peer(name: str, work: Work) -> dict[str, Any]:
     accumulation = config.global_batch_size // config.micro_batch_size
     clock, counts = Clock(), []
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            folder,
-            per_device_train_batch_size=config.micro_batch_size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=WARM_UP + work.steps,
-            max_length=config.max_length,
-            packing=config.packing,
-            bf16=config.dtype == "bfloat16",
-            gradient_checkpointing=name == TRL_CHECKPOINTING,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            use_cpu=True,
-            save_strategy="no",
-            logging_steps=1,
-            report_to=[],
-            disable_tqdm=True,
-        )
+        arguments = sft_arguments(name, work, folder)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         kind = SmoothedSFTTrainer if name == TRL_SMOOTHED else SFTTrainer
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -65,15 +65,12 @@ def train(
     DivergedError when the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bins, mixture = config.train.uncertainty_bins, config.train.mixture
+    mixture, arm = config.train.mixture, str(smoothed.resolve()) if tokens else None
     sources = smoothed.resolve() if mixture else None
-    if tokens is None:
-        tokens, arm = folder / TOKENS_FOLDER, None
-        counts = render_all(config, smoothed, rows, folder)
-        store = TokenStore.open(tokens, col.TRAIN, bins, sources=sources)
-    else:
-        arm = str(smoothed.resolve())
-        store = TokenStore.open(tokens, col.TRAIN, bins, smoothed, sources=sources)
+    counts = {} if tokens else render_all(config, smoothed, rows, folder)
+    tokens = tokens or folder / TOKENS_FOLDER
+    store = TokenStore.open(tokens, col.TRAIN, config.train.uncertainty_bins, smoothed if arm else None, sources=sources)
+    if arm:
         counts = count_shared(store, smoothed)
     plan = StepPlan(store.lengths, store.target_tokens, config.train, config.seed, config.train.num_workers, store.sources)
     if mixture:
