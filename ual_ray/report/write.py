@@ -130,5 +130,5 @@ def verdict_lines(comparisons: Comparisons) -> list[str]:
 
 def _primary_title(comparisons: Comparisons) -> str:
     order = ", then ".join(comparisons.primary)
-    when = CHOSEN_AFTER if comparisons.chosen_after else "recorded before the results"
+    when = CHOSEN_AFTER if comparisons.chosen_after else "fixed before the results"
     return f"Primary measures, tested in this order: {order} ({when}; {comparisons.level:.0%} intervals):"
