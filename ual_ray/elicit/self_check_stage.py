@@ -75,7 +75,9 @@ def candidates_in_scores(config: Config, scored: Path) -> list[Row]:
     rows = pyarrow.dataset.dataset(str(scored), format="parquet")
     ids = rows.to_table(columns=[col.ID])[col.ID].to_pylist()
     chosen = heapq.nsmallest(CANDIDATES_PER_ROW * config.elicit.self_check, ids, partial(place, seed=config.seed))
-    return rows.to_table(columns=col.ROWS.names, filter=pa.compute.field(col.ID).isin(chosen)).to_pylist()
+    return rows.to_table(
+        columns=col.ROWS.names, filter=pa.compute.field(col.ID).isin(pa.array(chosen, pa.string()))
+    ).to_pylist()
 
 
 def _canonical(row: UsableRow) -> Row:

@@ -26,7 +26,7 @@ MAX_CHOICES = 10
 
 def replies_of(scored: Path, ids: Sequence[str]) -> dict[str, list[Reply]]:
     """Read the replies about rows by id; without those of which none are kept."""
-    wanted = pa.compute.field(col.ID).isin(ids)
+    wanted = pa.compute.field(col.ID).isin(pa.array(ids, pa.string()))
     found: dict[str, list[Reply]] = {}
     for file in _files(scored.resolve().parent):
         try:

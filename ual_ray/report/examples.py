@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset
 
 from ual_ray import columns as col
@@ -39,11 +40,16 @@ class Example:
 
 
 def examples_of(findings: Findings, root: Path) -> list[Example]:
-    """Find the rows on which the arm of the first primary comparison gains and loses most, best first."""
-    primary = [entry for entry in findings.comparisons.entries if entry.primary and entry.reference != BASE]
-    if not primary:
-        return []
-    chosen = primary[0]
+    """Find the rows on which an arm gains and loses most likelihood, best first, of the first comparison that has such rows.
+
+    Primary comparisons come first; a benchmark of answers alone has no likelihoods.
+    """
+    compared = [entry for entry in findings.comparisons.entries if entry.reference != BASE]
+    candidates = (_examples(entry, findings, root) for entry in sorted(compared, key=lambda entry: not entry.primary))
+    return next(filter(None, candidates), [])
+
+
+def _examples(chosen: Comparison, findings: Findings, root: Path) -> list[Example]:
     evaluated = findings.folders.get("evaluated", {})
     places = [root / evaluated[name][0] / col.RESULTS_FOLDER for name in (chosen.arm, chosen.reference) if evaluated.get(name)]
     if len(places) < 2 or not all(place.is_dir() for place in places):
@@ -79,7 +85,7 @@ def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, 
     # Read texts in small batches without read-ahead: Arrow would hold many files in memory.
     scan = files.scanner(
         columns=[col.ID, col.SOURCE, col.MESSAGES],
-        filter=pyarrow.dataset.field(col.ID).isin(ids),
+        filter=pyarrow.dataset.field(col.ID).isin(pa.array(ids, pa.string())),
         batch_size=ROWS_PER_BATCH,
         batch_readahead=1,
         fragment_readahead=1,

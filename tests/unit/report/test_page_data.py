@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,18 @@ def test_examples_run_from_the_best_to_the_worst(tmp_path: Path) -> None:
     assert [row.difference for row in examples] == sorted(row.difference for row in examples)
     assert (examples[0].arm, examples[0].reference) == ("ual", "sft")
     assert examples[0].messages[0]["content"].startswith("What is 2 + 2?")
+
+
+def test_a_primary_measure_without_likelihoods_leaves_examples_to_another(tmp_path: Path) -> None:
+    """Answers to GSM8K have no likelihood; alone, they give no examples."""
+    root = made_up_run(tmp_path / "run", n=50)
+    findings = Findings.from_dict(json.loads((root / "report" / "findings.json").read_text()))
+    entries = findings.comparisons.entries
+    answers = replace(entries[0], arm="ual", reference="sft", benchmark="gsm8k", metric="exact_match_strict", primary=True)
+    both = replace(findings, comparisons=replace(findings.comparisons, entries=[answers, *entries]))
+    assert collect(root, both).examples == collect(root).examples != []
+    alone = replace(findings, comparisons=replace(findings.comparisons, entries=[answers]))
+    assert collect(root, alone).examples == []
 
 
 def test_metrics_by_bin_have_the_names_that_their_writer_gives_them() -> None:
