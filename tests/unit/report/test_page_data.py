@@ -334,9 +334,9 @@ def test_a_primary_measure_without_likelihoods_leaves_examples_to_another(tmp_pa
     findings = Findings.from_dict(json.loads((root / "report" / "findings.json").read_text()))
     entries = findings.comparisons.entries
     answers = replace(entries[0], arm="ual", reference="sft", benchmark="gsm8k", metric="exact_match_strict", primary=True)
-    both = replace(findings, comparisons=replace(findings.comparisons, entries=[answers, *entries]))
+    both = replace(findings, comparisons=replace(findings.comparisons, entries=(answers, *entries)))
     assert collect(root, both).examples == collect(root).examples != []
-    alone = replace(findings, comparisons=replace(findings.comparisons, entries=[answers]))
+    alone = replace(findings, comparisons=replace(findings.comparisons, entries=(answers,)))
     assert collect(root, alone).examples == []
 
 
