@@ -93,8 +93,11 @@ _RATED = re.compile(
     r"\b(?:response|reply|answer|it|this|being|error|wrong|incorrect|mistake|fail|inaccura|hallucinat|uncertain|diver|differ)"
 )
 _CLAUSES = re.compile(r"[.,;!?]|\b(?:so|thus|hence|therefore|but)\b")
-# Words behind an answer that take it back.
-_TAKEN_BACK = re.compile(rf"(?i)\b(?:{'|'.join(_SPELLED)}|wait|actually|reflection|reconsider\w*)\b")
+# Words behind an answer that take it back: another number in words, which counts nothing, or a sentence that turns away.
+_TAKEN_BACK = re.compile(
+    rf"(?i)\b(?:{'|'.join(_SPELLED)})\b(?!\s+(?!instead|rather|out|of|or|and)[a-z])"
+    r"|(?:^|[.!?;,(]|\s[-–—])\s*(?:(?:no|oh|but|hmm)\W+)?(?:wait|actually|(?:on|upon)\s+reflection)\b|\breconsider\w*"
+)
 # Keys of JSON that state the scale of another one's value.
 _BOUND = re.compile(r"\b(?:min|max|minimum|maximum|scale|range|unit|out of)\b")
 _RETRACTION = re.compile(r"(?i)\W*(?:wait|actually|hmm|on reflection|correction|no,)")
@@ -202,7 +205,7 @@ class _Reader:
         value = found["value"]
         number = re.fullmatch(r"0*(\d+)(?:\.0+)?", value)
         value = number[1] if number else value
-        doubts = {word.lower() for word in _TAKEN_BACK.findall(found.string[found.end("value") :])}
+        doubts = {doubt[0].lower() for doubt in _TAKEN_BACK.finditer(found.string[found.end("value") :])}
         spelled = {word for at, word in enumerate(_SPELLED) if str(at) == value}
         return value if value in self.choices and doubts <= spelled else None
 

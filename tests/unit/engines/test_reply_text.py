@@ -184,6 +184,8 @@ def test_a_number_that_is_not_the_answer_is_not(text: str) -> None:
     '{"score": 7, "max_score": 10}', '{"score": 7, "out_of": 10}', '{"rating": 7, "scale": "1-10"}',
     '{"rating": 7, "score": 85}', '{"likelihood": 5, "unit": "percent"}', "See [3]", "Rating: 7 [1]",
     "Rating: 7. Wait, that is too high.", "Rating: 7, or maybe eight", "7\n\nHmm, that is too high.",
+    "Rating: 7. Actually, make it five.", "Rating: 7. No, five instead.", "Rating: 7. On reflection, that is too high.",
+    "Rating: 7 - no wait, that is too high.", "Rating: 7. I reconsidered this.", "Rating: 7, rather five or six.",
 ])  # fmt: skip
 def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str) -> None:
     assert isinstance(read_choice(text, DIGITS), Unread)
@@ -196,6 +198,8 @@ def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str
     "Probability of hallucination: 7", "Rating for the translation: 7", "My final answer: 7", "My estimate is 7",
     '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}', '{"value": 7}',
     '{"rating": 7, "rating_explanation": "It is wrong"}', '{"rating": 7, "score": null}', "7 (seven)",
+    "Rating: 7. The answer actually matches the reference.", "Rating: 7/9. One small flaw.", "Rating: 7. It has two errors.",
+    "Rating: 7. Readers have to wait for the point.",
 ])  # fmt: skip
 def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
     assert read_choice(text, DIGITS) == "7"
