@@ -175,7 +175,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _primary_measures_are_measured(self) -> Config:
-        lacking = self._lacking()
+        lacking = self.lacking()
         for name in self.report.primary or ():
             if name in lacking:
                 raise ValueError(f"report.primary: '{name}' needs {lacking[name]}")
@@ -186,16 +186,16 @@ class Config(Section):
     def measures(self) -> list[str]:
         """List what may decide, in the default order: every score of a benchmark, win rates, the adjusted NLL."""
         scores = [measure for found in scores_of(self.evaluate.benchmarks).values() for measure in found]
-        return [*scores, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self._lacking())]
+        return [*scores, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self.lacking())]
 
     def primary_measures(self) -> tuple[str, ...]:
         """Return the measures that decide, in their order: the given ones, or the main ones of what the run measures."""
         if self.report.primary is not None:
             return self.report.primary
         main = [found[0] for found in scores_of(self.evaluate.benchmarks).values()]
-        return (*main, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self._lacking()))
+        return (*main, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self.lacking()))
 
-    def _lacking(self) -> dict[str, str]:
+    def lacking(self) -> dict[str, str]:
         """State what to set for the measures that this configuration does not yield, by measure."""
         found = {}
         if self.judge.model is None or OPEN_ENDED not in {one.kind for one in self.evaluate.benchmarks.values()}:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from ual_ray.config import BASE, Config
+from ual_ray.config.report import ADJUSTED_NLL
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
 from ual_ray.models.resolve import parameter_count
@@ -46,13 +47,10 @@ def check_parallel(config: Config, available: int) -> None:
         )
 
 
-def without_primary(config: Config) -> str | None:
-    """State why the configuration gives no primary comparison, with the key to set; None where it gives one."""
-    if not config.evaluate.calibration.enabled:
-        return "there will be no primary comparison: set evaluate.calibration.enabled=true"
-    if not config.data.validation_share:
-        return "there will be no primary comparison, which is adjusted on validation rows: set data.validation_share above 0"
-    return None
+def without_likelihoods(config: Config) -> str | None:
+    """State why the likelihoods of the arms will not be compared, with the keys to set; None where they will be."""
+    needed = config.lacking().get(ADJUSTED_NLL)
+    return f"{ADJUSTED_NLL} will not be compared, which needs {needed}" if needed else None
 
 
 def cautions(config: Config) -> Iterator[str]:
@@ -61,7 +59,7 @@ def cautions(config: Config) -> Iterator[str]:
     if seeds < MIN_SEEDS:
         have = "1 training seed gives" if seeds == 1 else f"{seeds} training seeds give"
         yield f"{have} no verdict, which needs {MIN_SEEDS}: add some to experiment.seeds"
-    if missing := without_primary(config):
+    if missing := without_likelihoods(config):
         yield missing
     roles = {
         name: role_of(arm.map, arm.weight, arm.training(config.train).loss) for name, arm in config.arms.items() if name != BASE

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ual_ray.config import ArmConfig, Config
+from ual_ray.config import ArmConfig, Config, ReportConfig
 from ual_ray.config.files import read_json
 from ual_ray.config.names import SHUFFLED
 from ual_ray.config.registry import BASE_MAPS
+from ual_ray.config.report import ADJUSTED_NLL
 from ual_ray.data.peek import peek
 from ual_ray.elicit.forecast import forecast
 from ual_ray.elicit.stage import expected_rows
 from ual_ray.errors import UserError
-from ual_ray.experiment.checks import without_primary
+from ual_ray.experiment.checks import without_likelihoods
 from ual_ray.experiment.power import print_power
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
 from ual_ray.run.stage_cache import DONE_FILE
@@ -31,7 +32,7 @@ def pilot_of(config: Config, rows: int) -> Config:
 
     The control keeps the arm's own settings but its map, `shuffled_within` sources and lengths, and its weight, which reads
     uncertainty too. Nothing is judged, and no learning rate is tried. The seeds are MIN_SEEDS, of which the experiment's come
-    first. Raises UserError when no arm smooths by uncertainty, and when there would be no primary comparison.
+    first, and what decides is the adjusted NLL. Raises UserError when no arm smooths by uncertainty, and without adjusted NLL.
     """
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
@@ -41,8 +42,8 @@ def pilot_of(config: Config, rows: int) -> Config:
             expected=f"a map of {', '.join(BASE_MAPS)}",
             fix="add such an arm, such as arms.ual.map=mean_matched",
         )
-    if missing := without_primary(config):
-        raise UserError("a pilot measures the primary comparison", got=missing)
+    if missing := without_likelihoods(config):
+        raise UserError("a pilot compares likelihoods", got=missing)
     spec = config.arms[arm]
     control = SHUFFLED if arm != SHUFFLED else f"{SHUFFLED}-control"
     own = {"map": "shuffled_within", "base": spec.map, "weight": "none"}
@@ -55,6 +56,7 @@ def pilot_of(config: Config, rows: int) -> Config:
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
             "judge": config.judge.without_judges(),
+            "report": ReportConfig(primary=(ADJUSTED_NLL,)),
             "experiment": config.experiment.model_copy(update={"seeds": tuple(seeds[:MIN_SEEDS]), "learning_rates": ()}),
             "output": str(pilot_folder(Path(config.output))),
         }

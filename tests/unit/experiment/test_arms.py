@@ -188,8 +188,13 @@ def test_the_control_of_a_pilot_reads_no_uncertainty_by_its_weight() -> None:
     [("evaluate.calibration.enabled=false", "evaluate.calibration.enabled"), ("data.validation_share=0", "validation_share")],
 )
 def test_a_pilot_that_would_measure_nothing_is_refused(override: str, key: str) -> None:
-    with pytest.raises(UserError, match=f"(?s)measures the primary comparison.*{key}"):
+    with pytest.raises(UserError, match=f"(?s)a pilot compares likelihoods.*{key}"):
         pilot_of(load(None, [override]), 300)
+
+
+def test_a_pilot_decides_by_likelihoods_whatever_the_experiment_does() -> None:
+    found = pilot_of(load(None, ["report.primary=[gsm8k.exact_match_strict]"]), 300)
+    assert found.primary_measures() == ("held_out.nll_adjusted",)
 
 
 def test_power_is_given_for_more_seeds_than_were_run() -> None:

@@ -47,11 +47,14 @@ def test_a_missing_control_is_named(tmp_path: Path, arms: tuple[str, ...]) -> No
     [
         ("experiment.seeds=[4]", "1 training seed gives no verdict, which needs 3"),
         ("experiment.seeds=[4, 5]", "2 training seeds give no verdict, which needs 3"),
-        ("evaluate.calibration.enabled=false", "no primary comparison: set evaluate.calibration.enabled=true"),
-        ("data.validation_share=0", "no primary comparison, which is adjusted on validation rows"),
+        (
+            "evaluate.calibration.enabled=false",
+            "held_out.nll_adjusted will not be compared, which needs evaluate.calibration.enabled=true",
+        ),
+        ("data.validation_share=0", "which needs evaluate.calibration.enabled=true and data.validation_share above 0"),
     ],
 )
-def test_what_leaves_the_primary_comparison_open_is_named(tmp_path: Path, override: str, words: str) -> None:
+def test_what_leaves_a_comparison_open_is_named(tmp_path: Path, override: str, words: str) -> None:
     assert words in cautioned(tmp_path, "sft", "shuffled", "ual", overrides=(override,))
 
 
