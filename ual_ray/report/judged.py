@@ -85,11 +85,8 @@ def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[s
 def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
     """List per UAL arm what is tested, in steps: controls at once, then SFT, then others; without a verdict yet."""
     rates = [
-        (
-            rate if findings.roles.get(rate.arm) == "ual" or findings.roles.get(rate.reference) != "ual" else mirrored(rate),
-            seeds,
-        )
-        for rate, seeds in ((rate, _seeds(findings, rate)) for rate in win_rates_of(findings.win_rates))
+        (_with_ual_first(rate, findings.roles), _seeds(findings, rate))
+        for rate in win_rates_of(findings.win_rates)
         if rate.decides and rate.benchmark == OVERALL
     ]
     chains = {}
@@ -108,7 +105,7 @@ def _place(findings: Findings, rate: WinRate) -> int:
 
 
 def _with_ual_first(rate: WinRate, roles: Mapping[str, Role]) -> WinRate:
-    return mirrored(rate) if roles.get(rate.reference) == "ual" != roles.get(rate.arm) else rate
+    return mirrored(rate) if roles.get(rate.reference) == "ual" and roles.get(rate.arm) != "ual" else rate
 
 
 def mirrored(rate: WinRate) -> WinRate:
