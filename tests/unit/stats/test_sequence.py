@@ -1,4 +1,4 @@
-"""Arms tested side by side, each in its order: against Holm, by hand, and by simulation of the family-wise error rate."""
+"""p-values of several arms, each with an order of tests: by hand, against Holm, and by simulation of false verdicts."""
 
 from __future__ import annotations
 

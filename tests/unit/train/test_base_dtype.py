@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -35,13 +33,7 @@ TARGET_TOKENS = 8 + 9 + 3
 BATCHES = [collate([SAMPLES[:1], SAMPLES[1:2]]), collate([SAMPLES[2:]])]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Be a process group of one."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group")
 
 
 def save(source: Path, folder: Path, dtype: torch.dtype) -> Path:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ual_ray.config import TrainConfig
@@ -21,15 +19,6 @@ from ual_ray.preflight import check_train
 from ual_ray.train import checkpoint
 from ual_ray.train.checkpoint import Checkpoints, Saved, best, newest_checkpoint, outdated
 from ual_ray.train.progress import Progress
-
-
-@pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Be a process group of one."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(params=["local", "other"])

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -16,14 +11,6 @@ from ual_ray.train import compat_torch
 from ual_ray.train.compat_torch import HostStager, fake_tensors, flop_counter, storage_key
 
 FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    """Be a process group of one."""
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_a_staged_state_is_a_copy_shard_by_shard(group: None) -> None:

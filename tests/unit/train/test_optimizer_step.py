@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ual_ray.config import TrainConfig
@@ -29,13 +27,7 @@ BATCHES = [collate([[SAMPLES[0]], [SAMPLES[1]]]), collate([[SAMPLES[2]]])]
 CONFIG = TrainConfig(learning_rate=1e-2, adam_beta2=0.99)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Be a process group of one."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from training_metrics import without_clock
 
@@ -32,13 +30,7 @@ MIXTURE = {"chat": 1.0, "math": 3.0}
 WORDS = ("blue", "green", "colour", "sky")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Be a process group of one."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("group")
 
 
 @pytest.fixture(scope="module")
