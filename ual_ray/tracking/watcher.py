@@ -7,6 +7,7 @@ While the store is unreachable, closing the run is spooled in the output folder,
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ual_ray.tracking.run import Run
 
 CLOSED = "closed"
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[N
     }
     # In its own session, so that a signal to the process group does not end the watcher.
     watcher = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, text=True, start_new_session=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, bufsize=0, start_new_session=True, stdout=subprocess.DEVNULL
     )
     assert watcher.stdin is not None
     _write(watcher, json.dumps(task))
@@ -53,12 +56,13 @@ def watched(config: TrackingConfig, uri: str, runs: Sequence[Run]) -> Iterator[N
         watcher.wait()
 
 
-def _write(watcher: subprocess.Popen[str], line: str) -> None:
+def _write(watcher: subprocess.Popen[bytes], line: str) -> None:
     assert watcher.stdin is not None
-    # A watcher that has ended is not an error: it is only a fallback.
-    if watcher.poll() is None:
-        watcher.stdin.write(line + "\n")
-        watcher.stdin.flush()
+    try:
+        watcher.stdin.write(f"{line}\n".encode())
+    except BrokenPipeError:
+        # It may end at any moment, and is only a fallback.
+        logger.warning("the process that would close the MLflow runs after a kill has ended")
 
 
 def main() -> None:

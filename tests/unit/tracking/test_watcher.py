@@ -84,20 +84,27 @@ def test_a_run_that_another_process_reopened_is_left_alone(tmp_path: Path, monke
         assert status(tmp_path, run.info.run_id) == expected
 
 
-def test_a_watcher_that_is_gone_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[str]] = []
+@pytest.mark.parametrize("gone_before", ["the first line", "the last line"])
+def test_a_watcher_that_is_gone_does_no_harm(
+    gone_before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = {"the first line": ["/bin/true"], "the last line": ["/bin/sh", "-c", "read line"]}[gone_before]
+    started: list[subprocess.Popen[bytes]] = []
 
-    def start(_: list[str], **options: Any) -> subprocess.Popen[str]:
-        started.append(popen(["/bin/true"], **options))
+    def start(_: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(program, **options))
+        if gone_before == "the first line":
+            # Not reaped: the caller cannot know that it has ended.
+            os.waitid(os.P_PID, started[-1].pid, os.WEXITED | os.WNOWAIT)
         return started[-1]
 
     popen = subprocess.Popen
     monkeypatch.setattr(watcher.subprocess, "Popen", start)
     tracker = Tracker(TrackingConfig(), tmp_path)
     with tracker.run("train", tmp_path, {}) as run, watched(TrackingConfig(), tracker.uri, [run]):
-        (gone,) = started
-        gone.wait()
+        os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
     assert status(tmp_path, run.id) == "FINISHED"
+    assert "has ended" in caplog.text
 
 
 def test_a_watcher_that_waits_has_not_imported_mlflow() -> None:
