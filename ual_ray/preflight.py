@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from itertools import chain, islice
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,8 @@ from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import grouped, split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
-from ual_ray.data.peek import peek
+from ual_ray.data.peek import DataPeek, peek
+from ual_ray.data.usable import usable_rows
 from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.nli import check_nli_model
@@ -26,16 +28,18 @@ from ual_ray.formatting import GIB
 from ual_ray.models.resolve import check_model, parameter_count
 from ual_ray.run import StageName
 from ual_ray.train.estimate.state import least_bytes
+from ual_ray.train.mixture import check_names
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 # What an engine's process needs in addition to its weights: interpreter, libraries, activations of a small batch.
 ENGINE_OVERHEAD_GB = 1.0
+# Of data that is not read completely: how many files, and rows of each, are looked at for the sources of train.mixture.
+MIXTURE_FILES, MIXTURE_ROWS = 20, 100
 
 
 def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train", "evaluate"})) -> None:
     """Raise UserError for data or models that cannot be loaded, and for stages that do not fit into this machine's memory."""
-    if "elicit" in stages:
-        check_data(config.data)
+    seen = check_data(config.data) if "elicit" in stages else None
     if stages & {"train", "evaluate"}:
         check_model(config.model, "model")
     if "elicit" in stages:
@@ -50,6 +54,8 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
     if {"elicit", "train"} <= stages:
         check_arms(config)
         check_validated(config.train, config.data.validation_share > 0)
+        if seen is not None and config.train.mixture:
+            check_mixture(config.train.mixture, config.data, seen)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
         check_harness(config)
@@ -175,14 +181,29 @@ def check_validated(train: TrainConfig, validated: bool) -> None:
         )
 
 
-def check_data(data: DataConfig) -> None:
+def check_mixture(weights: Mapping[str, float], data: DataConfig, seen: DataPeek) -> None:
+    """Raise UserError for weights that are not of the sources of the training rows, as far as the first rows show these.
+
+    Of data that is too large to be read completely, the first rows of the first files show only sources without a weight.
+    """
+    if seen.complete:
+        rows = usable_rows(data, seen.pieces, seen.format_name)
+    else:
+        firsts = {piece.path: [piece] for piece in reversed(seen.pieces)}.values()
+        parts = (usable_rows(data, pieces, seen.format_name) for pieces in islice(firsts, MIXTURE_FILES))
+        rows = chain.from_iterable(islice(part, MIXTURE_ROWS) for part in parts)
+    names = sorted({row.source for row in rows if row.split == col.TRAIN})
+    check_names(weights, names, complete=seen.complete)
+
+
+def check_data(data: DataConfig) -> DataPeek:
     """Raise UserError for data that is missing, unreadable, empty or of an unknown format, judged by its first rows.
 
     Data small enough to be read completely is also checked for too many invalid rows and for empty splits.
     """
     seen = peek(data)
     if not seen.complete:
-        return
+        return seen
     bad = [str(messages) for _, messages in seen.records if isinstance(messages, BadRow)]
     if len(bad) / len(seen.records) > data.max_bad_share:
         kinds = Counter(reason.split(":")[0] for reason in bad)
@@ -201,6 +222,7 @@ def check_data(data: DataConfig) -> None:
                 got=f"{len(seen.records)} rows in all",
                 fix=f"add rows, or raise data.{split}_share" if split != "train" else "add rows, or lower the other shares",
             )
+    return seen
 
 
 def check_memory(config: Config, available_gb: float, stages: Set[StageName]) -> None:

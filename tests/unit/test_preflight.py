@@ -279,3 +279,49 @@ def test_adapters_alone_are_not_evaluated(large: Config) -> None:
     with pytest.raises(UserError, match="train.lora.merge=true"):
         check(config, {"train", "evaluate"})
     check(config.model_copy(update={"train": TrainConfig()}), {"train", "evaluate"})
+
+
+def sources_of(folder: Path, **sizes: int) -> list[str]:
+    """Write a file of each name, of so many rows, one of which names another source; return the settings to read them."""
+    for name, size in sizes.items():
+        rows = [{"instruction": f"{name} {number}", "output": "a"} for number in range(size)]
+        rows[0]["source"] = "special"
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"data.path={folder}", "data.validation_share=0", "data.test_share=0"]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "says"),
+    [
+        ("{math: 2, chat: 1, special: 1}", None),
+        ("{maths: 2, chat: 1, special: 1}", "no row to train on is of 'maths'; no weight for 'math'.*chat, math, special"),
+        ("{math: 2, chat: 1}", "no weight for 'special'"),
+        ("{math: 2, chat: 1, special: 1, code: 1}", "no row to train on is of 'code'"),
+        ("{}", None),
+    ],
+)
+def test_a_mixture_of_other_sources_is_refused_before_anything_is_scored(
+    mixture: str, says: str | None, tmp_path: Path
+) -> None:
+    config = load(None, [*sources_of(tmp_path, math=20, chat=20), f"train.mixture={mixture}"])
+    if says is None:
+        check(config, {"elicit", "train"})
+        return
+    with pytest.raises(UserError, match=rf"(?s)train\.mixture does not have .*{says}"):
+        check(config, {"elicit", "train"})
+    check(config, {"elicit"})
+
+
+def test_of_large_data_only_sources_without_a_weight_are_known(tmp_path: Path) -> None:
+    settings = sources_of(tmp_path, chat=1100, math=50)
+    # Rows further behind may be of "code": the file has not been read so far.
+    check(load(None, [*settings, "train.mixture={math: 2, chat: 1, special: 1, code: 1}"]), {"elicit", "train"})
+    with pytest.raises(UserError, match=r"(?s)no weight for 'math'.*others that later rows may have"):
+        check(load(None, [*settings, "train.mixture={maths: 2, chat: 1, special: 1}"]), {"elicit", "train"})
+
+
+def test_a_source_without_training_rows_needs_no_weight(tmp_path: Path) -> None:
+    settings = sources_of(tmp_path, math=1, chat=20)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "x", "output": ""}\n')
+    check(load(None, [*settings, "data.max_bad_share=1", "train.mixture={chat: 1, special: 1}"]), {"elicit", "train"})

@@ -18,10 +18,11 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.parquet import content_digest, write_tables
 from ual_ray.run.step import Place, Session, Step, run_step
+from ual_ray.train.mixture import check_names
 
 
 def check_scenarios(config: Config) -> None:
-    """Raise UserError for a scenario without rows of a source or of a split, where few rows tell it before scoring."""
+    """Raise UserError for a scenario without rows of a source, of a split or of train.mixture, where few rows tell it."""
     if not any(config.experiment.scenarios.values()):
         return
     seen = peek(config.data)
@@ -29,6 +30,9 @@ def check_scenarios(config: Config) -> None:
         found = {(row.source, row.split) for row in usable_rows(config.data, seen.pieces, seen.format_name)}
         check_sources({source for source, _ in found}, config.experiment.scenarios)
         check_splits(found, config)
+        for name, sources in config.experiment.scenarios.items() if config.train.mixture else ():
+            own = {source for source, split in found if split == col.TRAIN and (not sources or source in sources)}
+            check_names(config.train.mixture, sorted(own), rows=f"the training rows of experiment.scenarios.{name}")
 
 
 def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) -> None:

@@ -28,7 +28,7 @@ class Mixture:
         encoded = pa.array([], pa.string()) if sources is None else sources.fill_null("")
         encoded = encoded.dictionary_encode()
         found = encoded.dictionary.to_pylist()
-        _check_names(weights, sorted(found))
+        check_names(weights, sorted(found))
         self.names = sorted(found)
         codes = encoded.indices.to_numpy()
         self._seed, self.own = seed, [np.flatnonzero(codes == found.index(name)) for name in self.names]
@@ -61,14 +61,18 @@ def quotas(weights: Sequence[float], count: int) -> list[int]:
     return [int(number) for number in whole]
 
 
-def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
-    unknown, missing = sorted(set(weights) - {*names}), sorted({*names} - set(weights))
+def check_names(
+    weights: Mapping[str, float], names: Sequence[str], *, complete: bool = True, rows: str = "the training rows"
+) -> None:
+    """Raise UserError unless the weights are of these sources of training `rows`. complete: there are no others."""
+    unknown, missing = sorted(set(weights) - {*names}) if complete else [], sorted({*names} - set(weights))
     if unknown or missing:
         raise UserError(
-            f"{KEY} does not have the sources of the training rows",
+            f"{KEY} does not have the sources of {rows}",
             got="; ".join(
                 [*(f"no row to train on is of {name!r}" for name in unknown), *(f"no weight for {name!r}" for name in missing)]
             ),
-            expected=f"a weight for each of: {', '.join(names) or 'none, as the rows have no column `source`'}",
+            expected=f"a weight for each of: {', '.join(names) or 'none, as the rows have no column `source`'}"
+            f"{'' if complete else ', and of others that later rows may have'}",
             fix="`ual preview` shows the rows' sources: the column `source`, or else the name of the file",
         )

@@ -230,6 +230,11 @@ def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: 
     check_scenarios(load(None, given))
     with pytest.raises(UserError, match=r"(?s)scenarios\.two.*art.*expected: chat, maths"):
         check_scenarios(load(None, [*given, "experiment.scenarios.two=[art]"]))
+    # A mixture is of the sources that a scenario trains on.
+    both = [given[0], "experiment.scenarios.both=[maths, chat]", "train.mixture={maths: 2, chat: 1}"]
+    check_scenarios(load(None, both))
+    with pytest.raises(UserError, match=r"(?s)train\.mixture does not have .*scenarios\.one.*no row to train on is of 'chat'"):
+        check_scenarios(load(None, [*both, "experiment.scenarios.one=[maths]"]))
 
 
 def test_a_scenario_without_rows_of_a_split_is_found_before_training(tmp_path: Path) -> None:
