@@ -38,6 +38,8 @@ Messages = Sequence[Message]
 # Reasoning at the start of a reply, and the keys under which data has it and chat templates look for it.
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+# 0 in the extra of a reply that is not trained on.
+REPLY_WEIGHT = "weight"
 
 # Columns of every row, set by the reader.
 ID = "id"
@@ -218,8 +220,8 @@ def finish_column(estimator: str) -> str:
 def measured_schema(estimators: Collection[str]) -> pa.Schema:
     """Columns that an engine actor adds to a row: every estimator's values, their cost, their provenance, and the replies.
 
-    `response_length` is in characters; `truncated`: the elicitor did not see the whole pair; `calls`: number of generations
-    requested.
+    `response_length` is in characters, of all replies that are trained on; `truncated`: the elicitor did not see the whole
+    pair; `calls`: number of generations requested.
     """
     values = [column(name) for name in estimators for column in (uncertainty_column, raw_column)]
     values += map(retest_column, estimators)
@@ -305,6 +307,12 @@ def reference_of(messages: Messages) -> str | None:
 def content_id(messages: Messages) -> str:
     """Return the id of a row's messages: the same messages have the same id on every machine."""
     return digest([[message["role"], message["content"], *filter(None, [message.get("extra")])] for message in messages])
+
+
+def trained_replies(messages: Messages) -> list[int]:
+    """Return the positions of the replies that are trained on: not of weight 0, and not the first turn, which has no prompt."""
+    replies = (at for at, message in enumerate(messages) if message["role"] == "assistant")
+    return [at for at in replies if at and extra_of(messages[at]).get(REPLY_WEIGHT, 1) != 0]
 
 
 def spoken(message: Message) -> str:

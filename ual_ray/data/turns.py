@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, with_extra
+from ual_ray.columns import REPLY_WEIGHT, THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
 from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
 
 ROLES = {
@@ -88,7 +88,7 @@ def turn_of(turn: Any) -> Message:
         "reasoning_content": next(filter(None, (text_of(turn, key) for key in THOUGHT_KEYS)), ""),
         "name": text_of(turn, "name"),
         "tool_call_id": text_of(turn, "tool_call_id"),
-        "weight": _weight(turn) if role == "assistant" else None,
+        REPLY_WEIGHT: _weight(turn) if role == "assistant" else None,
     }
     message = with_extra(Message(role=role, content=content), **extra)
     check_unicode("a message", message.get("extra") or "")
@@ -101,7 +101,7 @@ def checked(messages: list[Message]) -> Messages:
         raise BadRow("no response: the last message is not the assistant's")
     if not any(message["role"] == "user" for message in messages):
         raise BadRow("no instruction: there is no user message")
-    if all(extra_of(message).get("weight") == 0 for message in messages if message["role"] == "assistant"):
+    if not trained_replies(messages):
         raise BadRow("no response: the weight of every reply is 0")
     return messages
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages
+from ual_ray.columns import Messages, spoken, trained_replies
 from ual_ray.config import AUTO, ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
@@ -133,7 +133,7 @@ class ScoreRows:
         for index, names in wanted.items():
             measurement = measured[index]
             for name in names:
-                requests = self._estimators[name].requests(measurement.messages, attempt)
+                requests = self._estimators[name].asked(measurement.messages, attempt)
                 measurement.ask(name, requests, partial(request_key, whom, retest=retest))
         new = {index: _unanswered(measured[index], names) for index, names in wanted.items()}
         keys = {request: measured[index].keys[request] for index, requests in new.items() for request in requests}
@@ -143,7 +143,7 @@ class ScoreRows:
             measurement.results |= {request: results[request] for request in new[index]}
             for name in names:
                 own = [measurement.results[request] for request in measurement.asked[name]]
-                measurement.estimates[name] = self._estimators[name].reduce(own, measurement.messages)
+                measurement.estimates[name] = self._estimators[name].estimate(own, measurement.messages)
 
     def _cut(self, measurement: Measurement) -> bool:
         """Shorten the conversation if it is too long; tell whether it was."""
@@ -162,7 +162,7 @@ class ScoreRows:
             if measurement.estimates[name].uncertainty is None
             and not (measurement.estimates[name].reason or "").startswith(CUT.reason)  # the next one would be cut as well
             and not measurement.failures(name)
-            and list(estimator.requests(measurement.messages, attempt)) != list(measurement.asked[name])
+            and list(estimator.asked(measurement.messages, attempt)) != list(measurement.asked[name])
         ]
 
     def _columns(self, row: Row, measurement: Measurement, second: Measurement | None, prompts: str) -> Row:
@@ -179,7 +179,7 @@ class ScoreRows:
         unread = {measurement.reason(name) for name in missing} if not failures else set()
         paid = [*measurement.results.values(), *(second.results.values() if second is not None else ())]
         return columns | {
-            col.RESPONSE_LENGTH: len(row[col.MESSAGES][-1]["content"]),
+            col.RESPONSE_LENGTH: response_length(row[col.MESSAGES]),
             col.TRUNCATED: measurement.truncated,
             col.STATUS: col.STATUS_QUARANTINED if missing else col.STATUS_OK,
             col.ERROR: "; ".join(sorted(failures | unread)) or None,
@@ -202,6 +202,11 @@ def needed(config: ElicitConfig) -> tuple[str, ...]:
 def unparsable(names: Iterable[str]) -> str:
     """Write the error of a row on which these estimators have no parsable reply."""
     return f"unparsable: no usable reply for {', '.join(names)}"
+
+
+def response_length(messages: Messages) -> int:
+    """Count the characters of all replies that are trained on."""
+    return sum(len(spoken(messages[at])) for at in trained_replies(messages))
 
 
 def position(identity: str) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages, content_id, digest
+from ual_ray.columns import REPLY_WEIGHT, Messages, content_id, digest, trained_replies, with_extra
 from ual_ray.config import AUTO, ElicitConfig
 from ual_ray.config.elicit import LEAST_CHECKED
 from ual_ray.errors import UserError
@@ -59,7 +59,7 @@ def make_self_check(candidates: Sequence[Row], count: int, seed: int) -> SelfChe
     The other response comes from a row of the same source where there is one; else a score could go by the kind of text.
     Whatever the order of the candidates, the result is the same. Raises UserError for too few rows, or equal responses.
     """
-    unique = {row[col.ID]: row for row in candidates}
+    unique = {row[col.ID]: row | {col.MESSAGES: _by_last_reply(row[col.MESSAGES])} for row in candidates}
     ordered = sorted(unique.values(), key=lambda row: place(row[col.ID], seed))
     chosen = ordered[:count]
     if len(chosen) < LEAST_CHECKED:
@@ -110,6 +110,15 @@ def best_of(qualities: Mapping[str, Quality], max_left_out: float) -> str:
             fix="see the column 'error' of the rows; name an estimator in elicit.uncertainty to score without it",
         )
     return max(measured, key=lambda name: measured[name])
+
+
+def _by_last_reply(messages: Messages) -> Messages:
+    """Leave only the last of the replies that are trained to be scored: a mean over all would hide that it was swapped."""
+    trained = trained_replies(messages)
+    return [
+        with_extra(message, **{REPLY_WEIGHT: 0}) if at in trained[:-1] else message
+        for at, message in enumerate(messages[: trained[-1] + 1])
+    ]
 
 
 def _with_another_response(row: Row, others: Sequence[Row], known: set[str]) -> Messages | None:

@@ -61,7 +61,7 @@ class _Prompts:
             for estimator in self._estimators.values()
             for first in (0, RETEST_ATTEMPT)
             for attempt in self._attempts
-            for request in estimator.requests(row[col.MESSAGES], first + attempt)
+            for request in estimator.asked(row[col.MESSAGES], first + attempt)
         }
 
 

@@ -44,9 +44,7 @@ def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: s
     estimators = {
         name: made for name, made in make_estimators(config.elicit, config.seed).items() if name in needed(config.elicit)
     }
-    wanted = [
-        (estimator, messages, list(estimator.requests(messages))) for messages in rows for estimator in estimators.values()
-    ]
+    wanted = [(estimator, messages, list(estimator.asked(messages))) for messages in rows for estimator in estimators.values()]
     whom = asked_with(asked, engine.template_hash)
     results = answer(engine, {request: request_key(whom, request) for *_, own in wanted for request in own}, known)
     refused = [
@@ -58,7 +56,7 @@ def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: s
         raise UserError(
             f"{config.elicit.model} answers none of {len(results)} requests about {len(rows)} rows", got=words, fix=advice
         )
-    estimates = [estimator.reduce([results[request] for request in own], messages) for estimator, messages, own in wanted]
+    estimates = [estimator.estimate([results[request] for request in own], messages) for estimator, messages, own in wanted]
     failed = [result.reason for result in results.values() if isinstance(result, Failure)]
     reasons = Counter(
         [*failed, *(estimate.reason for estimate in estimates if estimate.reason and estimate.reason not in failed)]

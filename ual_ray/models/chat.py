@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of
+from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies
 from ual_ray.errors import UserError
 
 IGNORE_INDEX = -100
@@ -153,11 +153,10 @@ class ChatRenderer:
         `last_reply_only` restricts labels to the last one, `content_only` to tokens that begin before the end of a reply's
         content. Raises ValueError when a prompt is not a prefix of the text or of the tokens.
         """
-        places = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = trained_replies(messages)
         if last_reply_only:
-            places = places[-1:]
-        # A greeting before everything has no prompt: it is read, as a reply of weight 0 is.
-        trained = [at for at in places if at and extra_of(messages[at]).get("weight", 1) != 0]
+            last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+            trained = [at for at in trained if at == last]
         replies = [self._reply(messages[: at + 1]) for at in trained]
         if content_only:
             replies = [

@@ -27,9 +27,9 @@ def make_estimators(config: ElicitConfig, seed: int = 0) -> dict[str, Estimator]
 
 
 def requests_of(estimators: Mapping[str, Estimator], messages: Messages, attempt: int = 0) -> dict[Request, list[str]]:
-    """Return the different requests of an attempt about a pair, with the names of the estimators that share each."""
+    """Return the different requests of an attempt about a row, with the names of the estimators that share each."""
     shared: dict[Request, list[str]] = {}
     for name, estimator in estimators.items():
-        for request in estimator.requests(messages, attempt):
+        for request in estimator.asked(messages, attempt):
             shared.setdefault(request, []).append(name)
     return shared

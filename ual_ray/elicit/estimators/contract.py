@@ -1,13 +1,18 @@
-"""What an estimator declares, and what it returns."""
+"""What an estimator declares, and what it returns.
+
+A row is scored as it is trained: each reply that gets the row's alpha is measured, as a pair of the conversation before it and
+the reply, and the row's estimate is the mean over the replies, by their lengths, as alpha counts by token.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from ual_ray.columns import Messages
+from ual_ray.columns import REFERENCE, REPLY_WEIGHT, Message, Messages, extra_of, spoken, trained_replies, with_extra
 from ual_ray.config import ElicitConfig
 from ual_ray.engines.requests import Request, Result
 
@@ -50,6 +55,25 @@ class Estimator(ABC):
     def build(cls, config: ElicitConfig, seed: int) -> Self:
         """Build the estimator from the configuration. Raises UserError for settings that it cannot use."""
 
+    def asked(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Return the requests about a row, which are those about its pairs."""
+        return [request for pair in pairs_of(messages) for request in self.requests(pair, attempt)]
+
+    def estimate(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Turn the results, in the order of `asked`, into an estimate of the row; none where a reply has none."""
+        pairs = pairs_of(messages)
+        each = len(results) // len(pairs)
+        found = [self.reduce(results[at * each : (at + 1) * each], pair) for at, pair in enumerate(pairs)]
+        if len(found) == 1:
+            return found[0]
+        if without := [estimate for estimate in found if estimate.uncertainty is None]:
+            return without[0]
+        lengths = [max(1, len(spoken(pair[-1]))) for pair in pairs]
+        uncertainty = _mean([estimate.uncertainty for estimate in found], lengths)
+        return Estimate(
+            None if uncertainty is None else clip(uncertainty), _mean([estimate.raw for estimate in found], lengths)
+        )
+
     @abstractmethod
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Return the requests about a pair; another attempt differs in its seeds alone."""
@@ -57,6 +81,33 @@ class Estimator(ABC):
     @abstractmethod
     def reduce(self, results: Sequence[Result], messages: Messages) -> Estimate:
         """Turn the results, in the order of the requests, into an estimate; MISSING where a result is a Failure."""
+
+
+def pairs_of(messages: Messages) -> list[Messages]:
+    """Return each reply of a row that is trained on, behind what comes before it.
+
+    The reference answer is the last reply's. Weights are left out: a pair is about its reply, whichever others are trained.
+    """
+    last = len(messages) - 1
+    return [
+        [_without(message, REPLY_WEIGHT, *([REFERENCE] if at < last else [])) for message in messages[: at + 1]]
+        for at in trained_replies(messages)
+    ]
+
+
+def _without(message: Message, *names: str) -> Message:
+    extra = extra_of(message)
+    if not extra.keys() & {*names}:
+        return message
+    plain = Message(role=message["role"], content=message["content"])
+    return with_extra(plain, **{name: value for name, value in extra.items() if name not in names})
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return math.fsum(value * weight for value, weight in zip(known, weights, strict=True)) / sum(weights)
 
 
 def clip(value: float) -> float:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from ual_ray.columns import Messages
+from ual_ray.columns import Messages, trained_replies
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip
+from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, pairs_of
 from ual_ray.engines.requests import Likelihood, LikelihoodResult, Request, Result, turns
 
 
@@ -22,6 +22,17 @@ class _OfResponse(Estimator):
     def build(cls, config: ElicitConfig, seed: int) -> Self:
         """Build the estimator; it has no settings."""
         return cls()
+
+    def asked(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
+        """Ask for the NLL of all replies at once, which is exact and reads the conversation once."""
+        pairs = pairs_of(messages)
+        if len(pairs) == 1:
+            return self.requests(pairs[0], attempt)
+        return [Likelihood(turns(messages[: trained_replies(messages)[-1] + 1]))]
+
+    def estimate(self, results: Sequence[Result], messages: Messages) -> Estimate:
+        """Reduce the one result."""
+        return self.reduce(results, messages)
 
     def requests(self, messages: Messages, attempt: int = 0) -> Sequence[Request]:
         """Ask for the NLL of the last reply, which is the pair's response."""

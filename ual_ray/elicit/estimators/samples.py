@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
+from ual_ray.columns import spoken as spoken_reply
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.answer_key import marked_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
@@ -73,7 +74,7 @@ class SelfConsistency(_OfAnswers):
         if isinstance(votes, Estimate):
             return votes
         grouping = self.grouping_of(messages)
-        given, *sampled = grouping.keys([messages[-1]["content"], *votes])
+        given, *sampled = grouping.keys([spoken_reply(messages[-1]), *votes])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
