@@ -16,6 +16,7 @@ from ual_ray.plots.page import make_environment
 from ual_ray.report.draw import to_svgs
 from ual_ray.report.findings import without_primary
 from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.page_data import PageData
 from ual_ray.report.table import VERDICTS, difference_text, primary_of, sentence, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
@@ -37,7 +38,9 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
         primary_digest=described(findings.comparisons.primary)["digest"] if findings else "",
         no_primary=without_primary(findings) if findings else None,
         judged=judged_verdicts(findings) if findings else [],
+        guards=guard_lines(findings.comparisons) if findings else [],
         tables=tables(findings) if findings else {},
+        measures=notes(findings) if findings else [],
     )
 
 

@@ -11,6 +11,7 @@ from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.table import primary_of, sentence, tables
@@ -53,8 +54,8 @@ def print_tables(findings: Findings, console: Console) -> None:
         console.print(JUDGED_TITLE, highlight=False)
         for found in judged:
             console.print(f"  {found.sentence()}", highlight=False, markup=False)
-    if regime := regime_of(findings):
-        console.print(regime, highlight=False, markup=False)
+    for line in (*guard_lines(findings.comparisons), *filter(None, [regime_of(findings)])):
+        console.print(line, highlight=False, markup=False)
 
 
 def write_files(findings: Findings, folder: Path) -> None:
@@ -70,14 +71,18 @@ def write_files(findings: Findings, folder: Path) -> None:
     )
     if judged := judged_verdicts(findings):
         words += ["", JUDGED_TITLE, "", *(f"- {found.sentence()}" for found in judged)]
-    words += ["", regime] if (regime := regime_of(findings)) else []
+    for line in (*guard_lines(findings.comparisons), *filter(None, [regime_of(findings)])):
+        words += ["", line]
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
         f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"
         for kind, found in findings.folders.items()
         for model, folders in found.items()
     ]
-    text = "\n".join(["# Comparison on held-out questions\n", *words, "", *parts, NOTE, "", "## Folders of the rows\n", *paths])
+    told = [f"- {label}: {tells}." for label, tells in notes(findings)]
+    about = ["## What each measure tells, and what it does not\n", *told, ""] if told else []
+    folders = ["## Folders of the rows\n", *paths]
+    text = "\n".join(["# Comparison on held-out questions\n", *words, "", *parts, NOTE, "", *about, *folders])
     write_text(folder / REPORT_FILE, text + "\n")
     write_json(folder / COMPARISON_FILE, findings.comparisons.as_dict())
     write_json(folder / FINDINGS_FILE, findings.as_dict())

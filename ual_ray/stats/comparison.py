@@ -91,6 +91,11 @@ class Comparison:
     exploratory: bool = False
     reason: str | None = None
 
+    @property
+    def guard(self) -> bool:
+        """Whether an arm that is worse here is not promoted, whatever else it is better in."""
+        return metric_of(self.metric).guard
+
 
 def described(measures: Sequence[str]) -> dict[str, Any]:
     """Describe primary measures, in their order, with a digest that changes with them."""
@@ -173,8 +178,8 @@ def compare_models(
     are unknown by default. tokens: model -> training seed -> rows of `columns.TOKEN_STATISTICS`, which the primary measure is
     computed from; they count as results of HELD_OUT. primary: the measures that decide, BENCHMARK.METRIC, in their order;
     `primary.settle` gives these comparisons their verdicts. Holm's families of the others are those between arms and those
-    with the untrained model. More resamples are drawn than asked for where a family is so large that the smallest p-value
-    would not survive it.
+    with the untrained model, guards apart from the rest, which would weaken them. More resamples are drawn than asked for where
+    a family is so large that the smallest p-value would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
     pairs = list(_pairs(results, tokens or {}, roles, primary))
@@ -185,11 +190,12 @@ def compare_models(
     for places in _by_questions(pairs):
         found |= zip(places, _compare([pairs[place] for place in places], level, resamples, seed), strict=True)
     cut = cut_shares(results)
-    families: dict[bool, list[int]] = {}
+    families: dict[tuple[bool, bool], list[int]] = {}
     for place, pair in enumerate(pairs):
         found[place] = replace(found[place], reason=_cut_reason(found[place], cut))
         if not pair.primary:
-            families.setdefault(roles[pair.reference] == "base", []).append(place)
+            family = roles[pair.reference] == "base", metric_of(pair.metric).guard
+            families.setdefault(family, []).append(place)
     for places in families.values():
         for place, p_holm in zip(places, holm([found[place].p_value for place in places]), strict=True):
             found[place] = _judge(found[place], float(p_holm), level)

@@ -19,6 +19,7 @@ NLL = "nll"
 NLL_ADJUSTED = "nll_adjusted"
 BRIER_OF_TOKENS = "token_brier"
 ACCURACY_OF_TOKENS = "token_accuracy"
+AURC_OF_TOKENS = "token_aurc"
 EXACT_MATCH = "exact_match"
 EXACT_MATCH_STRICT = "exact_match_strict"
 EXACT_MATCH_FLEXIBLE = "exact_match_flexible"
@@ -49,38 +50,117 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, which way is better (None = it is not known), and its unit."""
+    """What a metric is called, which way is better (None = it is not known), its unit, and what it tells and does not.
+
+    guard: no arm is promoted that is worse in it with certainty, whatever else it is better in.
+    """
 
     label: str
     direction: Direction | None
     unit: Unit
+    tells: str = ""
+    guard: bool = False
 
 
+_STATED = "not whether the model knows more, nor anything about answers that it writes itself"
+_RANKED = "not whether the confidences are right as they are"
+_TIGHT = "not whether the model is better, as any smoothing tightens clusters"
 METRICS: dict[str, Metric] = {
-    NLL: Metric("NLL per token, nats", "lower", "nats"),
-    NLL_ADJUSTED: Metric("NLL per token after removing temperature and smoothing floor, nats", "lower", "nats"),
-    BRIER_OF_TOKENS: Metric("Brier score of tokens", "lower", "number"),
-    ACCURACY_OF_TOKENS: Metric("top-1 accuracy of tokens", "higher", "share"),
-    EXACT_MATCH: Metric("exact match", "higher", "share"),
-    EXACT_MATCH_STRICT: Metric("exact match, strict", "higher", "share"),
-    EXACT_MATCH_FLEXIBLE: Metric("exact match, flexible", "higher", "share"),
-    EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share"),
-    PROMPTS_STRICT: Metric("prompts followed, strict", "higher", "share"),
-    PROMPTS_LOOSE: Metric("prompts followed, loose", "higher", "share"),
-    ACCURACY: Metric("accuracy", "higher", "share"),
-    ACCURACY_NORMALISED: Metric("accuracy, by length", "higher", "share"),
-    CUT: Metric("answers cut", None, "share"),
-    WIN_RATE: Metric("win rate", "higher", "percent"),
-    LENGTH_CONTROLLED_WIN_RATE: Metric("win rate, length-controlled", "higher", "percent"),
-    ECE_WIDTH: Metric("ECE, equal width", "lower", "share"),
-    ECE_MASS: Metric("ECE, equal mass", "lower", "share"),
-    BRIER_SCORE: Metric("Brier score", "lower", "number"),
-    AUROC: Metric("AUROC", "higher", "number"),
-    AURC: Metric("AURC", "lower", "number"),
-    PRR: Metric("PRR", "higher", "number"),
-    NC1: Metric("NC1", "lower", "number"),
-    SILHOUETTE: Metric("silhouette", "higher", "number"),
-    SCATTER_RATIO: Metric("scatter ratio", "lower", "number"),
+    NLL: Metric(
+        "NLL per token, nats",
+        "lower",
+        "nats",
+        "how much probability the given labels have; not whether smoothing helps, as it costs NLL by construction",
+    ),
+    NLL_ADJUSTED: Metric(
+        "NLL per token after removing temperature and smoothing floor, nats",
+        "lower",
+        "nats",
+        "what a model knows about the labels; not whether its stated probabilities are right as they are, nor how good the "
+        "answers are that it writes itself",
+    ),
+    BRIER_OF_TOKENS: Metric(
+        "Brier score of tokens",
+        "lower",
+        "number",
+        "how near the stated probabilities are to the labels, knowledge and calibration in one; not which of both changed",
+    ),
+    ACCURACY_OF_TOKENS: Metric(
+        "top-1 accuracy of tokens",
+        "higher",
+        "share",
+        "how often the likeliest token is the label; not how sure the model is, nor whether another token is as good",
+    ),
+    AURC_OF_TOKENS: Metric(
+        "AURC of tokens",
+        "lower",
+        "number",
+        f"whether errors have the lowest confidences, so that they can be held back; {_RANKED}",
+        guard=True,
+    ),
+    **{
+        name: Metric(
+            label,
+            "higher",
+            "share",
+            "whether final answers are right; not how sure the model is, nor anything below a few percent",
+        )
+        for name, label in {
+            EXACT_MATCH: "exact match",
+            EXACT_MATCH_STRICT: "exact match, strict",
+            EXACT_MATCH_FLEXIBLE: "exact match, flexible",
+            EXACT_MATCH_MATH: "exact match, maths",
+        }.items()
+    },
+    **{
+        name: Metric(label, "higher", "share", "whether instructions that a program can check are followed; not how well")
+        for name, label in {
+            PROMPTS_STRICT: "prompts followed, strict",
+            PROMPTS_LOOSE: "prompts followed, loose",
+        }.items()
+    },
+    **{
+        name: Metric(label, "higher", "share", "whether the right choice is the likeliest; not what a model would write itself")
+        for name, label in {ACCURACY: "accuracy", ACCURACY_NORMALISED: "accuracy, by length"}.items()
+    },
+    CUT: Metric(
+        "answers cut", None, "share", "how many answers did not come to their end; not whether their end would have been right"
+    ),
+    WIN_RATE: Metric(
+        "win rate", "higher", "percent", "which answer a judge prefers, longer ones more often; not whether either is true"
+    ),
+    LENGTH_CONTROLLED_WIN_RATE: Metric(
+        "win rate, length-controlled",
+        "higher",
+        "percent",
+        "which answer a judge prefers at equal lengths; not whether either is true",
+    ),
+    ECE_WIDTH: Metric(
+        "ECE, equal width",
+        "lower",
+        "share",
+        f"whether stated confidences are right on average, bin by bin; {_STATED}",
+    ),
+    ECE_MASS: Metric("ECE, equal mass", "lower", "share", f"the same with as many tokens or answers in each bin; {_STATED}"),
+    BRIER_SCORE: Metric(
+        "Brier score",
+        "lower",
+        "number",
+        "how near stated probabilities are to what is right, knowledge and calibration in one; not which of both changed",
+    ),
+    AUROC: Metric("AUROC", "higher", "number", f"whether right ones have higher confidences than wrong ones; {_RANKED}"),
+    AURC: Metric(
+        "AURC",
+        "lower",
+        "number",
+        f"whether errors have the lowest confidences, so that they can be held back; {_RANKED}",
+    ),
+    PRR: Metric(
+        "PRR", "higher", "number", f"what holding back by confidence gains, of what it could, whatever the accuracy; {_RANKED}"
+    ),
+    NC1: Metric("NC1", "lower", "number", f"how tightly hidden states of a token lie; {_TIGHT}"),
+    SILHOUETTE: Metric("silhouette", "higher", "number", f"how well hidden states of tokens are apart; {_TIGHT}"),
+    SCATTER_RATIO: Metric("scatter ratio", "lower", "number", f"how tight clusters are in one plane; {_TIGHT}"),
 }
 # The end of a name that tells the direction of a metric which is not in the table.
 DIRECTED: dict[Direction, str] = {"lower": "_lower_is_better", "higher": "_higher_is_better"}

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.stats.metrics import MetricValue
-from ual_ray.stats.token_sums import SUMMED
+from ual_ray.stats.token_sums import READ
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -28,7 +28,7 @@ def read_tokens(folder: Path) -> pa.Table:
     """Read the columns of the token statistics that `calibrate` wrote which comparisons use."""
     file = folder / col.TOKENS_FILE
     known = pyarrow.parquet.read_schema(file).names
-    return pyarrow.parquet.read_table(file, columns=[name for name in (col.ID, *SUMMED.values()) if name in known])
+    return pyarrow.parquet.read_table(file, columns=[name for name in READ if name in known])
 
 
 def read_metrics(folder: Path) -> tuple[str, list[MetricValue]]:

@@ -1,0 +1,32 @@
+"""The words on the measures of a report: what each of them tells, and the guards that stand against a promotion. Pure."""
+
+from __future__ import annotations
+
+from ual_ray.config import BASE
+from ual_ray.report.findings import Findings, get_nested
+from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
+from ual_ray.stats.bootstrap import WORSE
+from ual_ray.stats.comparison import Comparisons
+from ual_ray.stats.metrics import LENGTH_CONTROLLED_WIN_RATE, METRICS, WIN_RATE
+
+
+def notes(findings: Findings) -> list[tuple[str, str]]:
+    """List the label of every measure of a report, with what it tells and does not; measures of other programs have none."""
+    there = {entry.metric for found in findings.metrics.values() for entry in found}
+    there |= {entry.metric for entry in findings.comparisons.entries}
+    there |= {WIN_RATE, LENGTH_CONTROLLED_WIN_RATE} if findings.win_rates else set()
+    calibrated = [get_nested(found, "token", "raw") or {} for found in findings.calibration.values()]
+    clustered = [get_nested(found, norm) or {} for found in findings.clusters.values() for norm in NORMS]
+    for names, parts in ((CALIBRATED, calibrated), (CLUSTERED, clustered)):
+        there |= {name for name in names for part in parts if part.get(name) is not None}
+    return [(metric.label, metric.tells) for name, metric in METRICS.items() if name in there]
+
+
+def guard_lines(comparisons: Comparisons) -> list[str]:
+    """Word the guards: every arm that is worse in one with certainty, or that there is none; empty where none was measured."""
+    found = [entry for entry in comparisons.entries if entry.guard and entry.reference != BASE]
+    worse = [f"Guard, not to be promoted: {sentence(entry)}" for entry in found if entry.verdict == WORSE]
+    if worse or not found:
+        return worse
+    labels = ", ".join(sorted({METRICS[entry.metric].label for entry in found}))
+    return [f"Guard, {labels}: no arm is worse with certainty than another one that it was compared with."]
