@@ -52,6 +52,7 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
     renderer = ChatRenderer(tokenizer)
     validation, test = split_rows(job, renderer, col.VALIDATION), _measurable(job, renderer, col.TEST)
     model = ProbedModel(path, job.evaluate.dtype, job.device, job.trust_remote_code)
+    start_seconds = time.monotonic() - started
     temperature, adjustment = _fit(model, validation, progress) or (None, None)
     clusters = _clusters(job, model, test, tokenizer)
     fitted = {"scaled": Adjustment(temperature), "adjusted": adjustment} if temperature and adjustment else {}
@@ -67,6 +68,7 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
         "dtype": model.dtype,
         "device": job.device,
         "peak_memory_gib": peak_memory(model.device),
+        "start_seconds": start_seconds,
         "seconds": time.monotonic() - started,
     }
     write_json(folder / col.CALIBRATION_FILE, metrics, allow_nan=False)

@@ -85,19 +85,17 @@ def plan(
     from ual_ray.elicit.stage import expected_rows
     from ual_ray.errors import UserError
     from ual_ray.plan.outline import outline
-    from ual_ray.plan.rates import parse_rates, read_trial
+    from ual_ray.plan.rates import Trial, parse_rates, read_trial
     from ual_ray.plan.show import show
 
-    rates: dict[str, float] = {}
-    notes: list[str] = []
+    measured = Trial()
     for folder in trial or []:
-        measured, told = read_trial(absolute(folder), config.train.num_workers)
-        rates, notes = rates | measured, notes + told
-    rates |= parse_rates(rate or [])
+        measured.update(read_trial(absolute(folder), config.train.num_workers))
+    measured.rates |= parse_rates(rate or [])
     seen = peek(config.data)
     if (number := rows or expected_rows(config, seen)) is None:
         raise UserError("--rows is missing: the size of the data is not known", got=config.data.path, fix="give --rows N")
-    show(outline(config, seen, number, rates, seed), notes, make_console())
+    show(outline(config, seen, number, measured, seed), measured.notes, make_console())
     if rayjob is not None:
         from ual_ray.plan.rayjob import write_rayjob
 

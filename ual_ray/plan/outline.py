@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ual_ray import preflight
+from ual_ray.benchmarks import make_benchmarks
 from ual_ray.config import Config
 from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.forecast import forecast
 from ual_ray.engines.pool import block_size
 from ual_ray.formatting import GIB, amount, duration, gib
 from ual_ray.models.resolve import parameter_count
+from ual_ray.plan.rates import Trial
 from ual_ray.plan.simulate import Outcome, Pool, expected_failures, expected_seconds, simulate
 from ual_ray.plan.sweep import Point, sweep
 from ual_ray.train.estimate.state import least_bytes
@@ -29,24 +31,29 @@ TRIAL = (
 
 @dataclass
 class Outline:
-    """Lines of the plan, a name and a text each; the sweep over actors and the simulations, if scoring was timed."""
+    """Lines of the plan, a name and a text each; the sweep over actors and the simulations, if scoring was timed.
+
+    seconds: of the stages that were timed, by name.
+    """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     device_hours: float = 0.0
 
 
-def outline(config: Config, seen: DataPeek, rows: int, rates: Mapping[str, float], seed: int = 0) -> Outline:
-    """Plan a run of `rows` scored rows. rates: as `rates.RATES` names them; those that are missing are unknown."""
-    plan = Outline()
+def outline(config: Config, seen: DataPeek, rows: int, trial: Trial, seed: int = 0) -> Outline:
+    """Plan a run of `rows` scored rows, from what was measured; what was not is unknown."""
+    plan, rates = Outline(), trial.rates
     plan.lines += _scoring(config, seen, rows, rates)
     if "elicit.rows_per_second" in rates:
         _time_scoring(plan, config, rows, rates, seed)
     else:
         plan.lines.append(("scoring, time", f"{UNKNOWN}; {TRIAL}, or --rate elicit.rows_per_second=..."))
     _time_training(plan, config, rows, rates)
-    _time_evaluation(plan, config, rates)
+    _time_evaluation(plan, config, rows, trial)
+    _time_calibration(plan, config, rows, trial)
     plan.lines += _totals(plan, rates)
     plan.lines += _memory(config)
     return plan
@@ -127,14 +134,45 @@ def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str,
     _add_hours(plan, "training, time", seconds, devices * train.num_workers, unit, what)
 
 
-def _time_evaluation(plan: Outline, config: Config, rates: Mapping[str, float]) -> None:
-    if (each := rates.get("evaluate.seconds_per_model")) is None:
-        plan.lines.append(("evaluation, time", f"{UNKNOWN}; give the output of a short `ual run` as --trial"))
+def _time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+    rates, questions = trial.rates, _questions(config, rows, trial)
+    if "evaluate.seconds_per_question" not in rates or questions is None:
+        fix = "give the output of a short `ual run` with these benchmarks as --trial"
+        plan.lines.append(("evaluation, time", f"{UNKNOWN}; {fix}"))
         return
     models = len(config.arms) + 1
+    each = rates.get("evaluate.start_seconds", 0.0) + questions * rates["evaluate.seconds_per_question"]
     devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
-    what = f"{models} models at {duration(each)} as in the trial, whose benchmarks must be the same"
+    what = f"{models} models, {questions:,} questions each"
     _add_hours(plan, "evaluation, time", models * each, devices * config.engine.max_actors, unit, what)
+
+
+def _time_calibration(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+    rates, settings = trial.rates, config.evaluate.calibration
+    if not settings.enabled:
+        return
+    if "calibrate.seconds_per_token" not in rates or not trial.rows:
+        plan.lines.append(("calibration, time", f"{UNKNOWN}; give the output of a short `ual run` as --trial"))
+        return
+    models = len(config.arms) + 1
+    tokens = sum(min(settings.max_tokens, round(count * rows / trial.rows)) for count in trial.tokens.values())
+    each = rates.get("calibrate.start_seconds", 0.0) + tokens * rates["calibrate.seconds_per_token"]
+    devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
+    _add_hours(plan, "calibration, time", models * each, devices, unit, f"{models} models, {amount(tokens)} tokens each")
+
+
+def _questions(config: Config, rows: int, trial: Trial) -> int | None:
+    """Count the questions of all benchmarks; those made of the test split grow with the rows. None: a trial lacks some."""
+    benchmarks = make_benchmarks(config.evaluate.benchmarks)
+    if not trial.rows or not benchmarks.keys() <= trial.questions.keys():
+        return None
+    counts = 0
+    for name, benchmark in benchmarks.items():
+        count = trial.questions[name]
+        if benchmark.config.path is None:
+            count = round(count * rows / trial.rows)
+        counts += min(count, benchmark.max_rows or count)
+    return counts
 
 
 def _devices(gpus: float, cpus: float) -> tuple[float, str]:
@@ -143,6 +181,7 @@ def _devices(gpus: float, cpus: float) -> tuple[float, str]:
 
 def _add_hours(plan: Outline, name: str, seconds: float, devices: float, unit: str, what: str) -> None:
     hours = devices * seconds / 3600
+    plan.seconds[name.removesuffix(", time")] = seconds
     plan.device_hours += hours
     plan.lines.append((name, f"{duration(seconds)}, {hours:,.2f} {unit} ({what})"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,12 +23,38 @@ RATES = {
     "train.tokens_per_second": "tokens per second of all training workers together",
     "train.tokens_per_row": "tokens per training row",
     "train.start_seconds": "seconds of a training around its steps: start, validation, checkpoints, export",
-    "evaluate.seconds_per_model": "seconds of the evaluation and the calibration of one model",
+    "evaluate.start_seconds": "seconds of the evaluation of one model around its questions",
+    "evaluate.seconds_per_question": "seconds per question of the evaluation of one model, on all actors together",
+    "calibrate.start_seconds": "seconds of the calibration of one model around its tokens",
+    "calibrate.seconds_per_token": "seconds per token of the calibration of one model",
     "failures_per_actor_hour": "failures per hour of one actor, such as preemptions of spot machines",
     "price_per_device_hour": "price of an hour of one device: a GPU, or a CPU core where no GPUs are asked for",
 }
 # These may be 0.
-MAY_BE_ZERO = {"elicit.start_seconds", "train.start_seconds", "elicit.generated_tokens_per_row", "failures_per_actor_hour"}
+MAY_BE_ZERO = {key for key in RATES if key.endswith("start_seconds")} | {
+    "elicit.generated_tokens_per_row",
+    "failures_per_actor_hour",
+}
+
+
+@dataclass
+class Trial:
+    """What trials measured: rates by the keys of `RATES`; scored rows; questions by benchmark; calibrated tokens by split.
+
+    notes: what they do not tell.
+    """
+
+    rates: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    questions: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def update(self, other: Trial) -> None:
+        """Take what the other one measured in place of one's own."""
+        self.rates |= other.rates
+        self.questions, self.tokens = other.questions or self.questions, other.tokens or self.tokens
+        self.rows, self.notes = other.rows or self.rows, self.notes + other.notes
 
 
 def parse_rates(given: Iterable[str]) -> dict[str, float]:
@@ -54,33 +81,33 @@ def parse_rates(given: Iterable[str]) -> dict[str, float]:
     return rates
 
 
-def read_trial(folder: Path, num_workers: int) -> tuple[dict[str, float], list[str]]:
-    """Read what a finished `ual run`, `ual elicit` or `ual train` has measured; and notes on what it does not tell.
+def read_trial(folder: Path, num_workers: int) -> Trial:
+    """Read what a finished `ual run`, `ual elicit` or `ual train` has measured.
 
     num_workers: of the configuration that is planned. Raises UserError for a folder without a finished stage.
     """
     stages = [*_finished(folder)]
-    rates: dict[str, float] = {}
-    notes: list[str] = []
+    trial = Trial()
     for metrics, _ in stages:
         if "scoring_seconds" in metrics and metrics["rows"]:
-            rates |= _elicit(metrics, notes)
-    trainings = [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]
-    if trainings:
-        rates |= _train(trainings, num_workers, notes)
-    models = len({*folder.glob("arms/*/evaluate/*/done.json"), *folder.glob("base/evaluate/*/done.json")})
-    evaluated = [*folder.glob(f"*/evaluate/*/{DONE_FILE}"), *folder.glob(f"arms/*/evaluate/*/{DONE_FILE}")]
-    evaluated += [*folder.glob(f"*/calibrate/*/{DONE_FILE}"), *folder.glob(f"arms/*/calibrate/*/{DONE_FILE}")]
-    if models:
-        rates["evaluate.seconds_per_model"] = sum(float(_done(file)["seconds"]) for file in {*evaluated}) / models
-    if not rates:
+            trial.rates |= _elicit(metrics, trial.notes)
+            trial.rows = metrics["rows"]
+    if trainings := [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]:
+        trial.rates |= _train(trainings, num_workers, trial.notes)
+    if evaluations := [*_of_models(folder, "evaluate")]:
+        trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0))
+        trial.questions = {name: counts["rows"] for name, counts in evaluations[-1][0]["benchmarks"].items()}
+    if calibrations := [done for done in _of_models(folder, "calibrate") if "rows" in done[0]]:
+        trial.tokens = {split: taken["tokens"] for split, taken in calibrations[-1][0]["rows"].items()}
+        trial.rates |= _calibrate(calibrations, sum(trial.tokens.values()))
+    if not trial.rates:
         raise UserError(
             "--trial has no finished stage to measure",
             got=folder,
             expected="the output folder of a finished `ual run`, `ual elicit` or `ual train`",
             fix="run a short trial: `ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`",
         )
-    return rates, notes
+    return trial
 
 
 def _elicit(metrics: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
@@ -113,6 +140,33 @@ def _train(trainings: Sequence[tuple[Mapping[str, Any], float]], workers: int, n
         for metrics, seconds in trainings
     ]
     return rates | {"train.tokens_per_second": fmean(speeds), "train.start_seconds": fmean(around)}
+
+
+def _evaluate(evaluations: Sequence[tuple[Mapping[str, Any], float]], engine_start: float) -> dict[str, float]:
+    """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch."""
+    starts = [min(seconds, engine_start) for _, seconds in evaluations]
+    working = sum(seconds for _, seconds in evaluations) - sum(starts)
+    return {
+        "evaluate.start_seconds": fmean(starts),
+        "evaluate.seconds_per_question": working / sum(metrics["rows"] for metrics, _ in evaluations),
+    }
+
+
+def _calibrate(calibrations: Sequence[tuple[Mapping[str, Any], float]], tokens: int) -> dict[str, float]:
+    starts = [min(seconds, metrics.get("start_seconds", 0.0)) for metrics, seconds in calibrations]
+    working = sum(seconds for _, seconds in calibrations) - sum(starts)
+    return {
+        "calibrate.start_seconds": fmean(starts),
+        "calibrate.seconds_per_token": working / (len(calibrations) * tokens),
+    }
+
+
+def _of_models(folder: Path, stage: str) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Yield metrics and seconds of a stage that every model of a `ual run` has."""
+    for model in ("base", "arms/*"):
+        for file in sorted(folder.glob(f"{model}/{stage}/*/{DONE_FILE}")):
+            done = _done(file)
+            yield done["figures"], float(done["seconds"])
 
 
 def _finished(folder: Path) -> Iterator[tuple[Mapping[str, Any], float]]:

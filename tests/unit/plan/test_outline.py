@@ -12,6 +12,7 @@ from ual_ray.cli import app as cli
 from ual_ray.config.load import load
 from ual_ray.data.peek import peek
 from ual_ray.plan.outline import Outline, outline
+from ual_ray.plan.rates import Trial
 from ual_ray.plan.show import sweep_lines
 
 RATES = {
@@ -23,20 +24,25 @@ RATES = {
     "train.tokens_per_second": 1000.0,
     "train.tokens_per_row": 50.0,
     "train.start_seconds": 30.0,
-    "evaluate.seconds_per_model": 60.0,
+    "evaluate.start_seconds": 10.0,
+    "evaluate.seconds_per_question": 0.5,
+    "calibrate.start_seconds": 4.0,
+    "calibrate.seconds_per_token": 0.01,
 }
+QUESTIONS = {"held_out": 20, "gsm8k": 10}
 SMALL = ["engine.max_actors=4", "engine.rows_per_block=25", "train.epochs=2", "engine.cpus_per_actor=2", "train.num_workers=2"]
 
 
 def plan(rows: int, rates: dict[str, float], *overrides: str) -> Outline:
     config = load(None, [*SMALL, *overrides])
-    return outline(config, peek(config.data), rows, rates)
+    trial = Trial(rates, rows=100, questions=QUESTIONS, tokens={"validation": 50, "test": 200}) if rates else Trial()
+    return outline(config, peek(config.data), rows, trial)
 
 
 def test_nothing_measured_gives_no_time() -> None:
     found = plan(1000, {})
     text = str(found.lines)
-    assert text.count("not known: nothing was measured") == 3 and "--trial" in text
+    assert text.count("not known: nothing was measured") == 4 and "--trial" in text
     assert not found.points and not found.outcomes and not found.device_hours
     assert not re.search(r"\d (?:s|min|h)\b|hours", text)
 
@@ -52,10 +58,39 @@ def test_numbers_follow_from_the_rates() -> None:
     assert lines["  simulated"].startswith("40 blocks of at most 25 rows: 2 min 25 s; no failures")
     # Two arms of 1,000 x 50 x 2 tokens.
     assert lines["training, time"].startswith("4 min 20 s, 0.14 core hours (2 arms of 100K tokens")
-    assert lines["evaluation, time"].startswith("3 min 0 s, 0.40 core hours (3 models")
-    assert found.device_hours == pytest.approx((145 * 8 + 260 * 2 + 180 * 8) / 3600)
+    # Ten times the trial's rows: three models at 10 s and 300 questions, and at 4 s and 2,500 tokens.
+    assert lines["evaluation, time"] == "8 min 0 s, 1.07 core hours (3 models, 300 questions each)"
+    assert lines["calibration, time"] == "1 min 27 s, 0.05 core hours (3 models, 2.5K tokens each)"
+    assert found.seconds == {"scoring": 145, "training": 260, "evaluation": 480, "calibration": pytest.approx(87)}
+    assert found.device_hours == pytest.approx((145 * 8 + 260 * 2 + 480 * 8 + 87 * 2) / 3600)
     assert "cost not known" in lines["devices, in all"]
-    assert dict(plan(1000, RATES | {"price_per_device_hour": 2.0}).lines)["devices, in all"].endswith("cost 1.73")
+    assert dict(plan(1000, RATES | {"price_per_device_hour": 2.0}).lines)["devices, in all"].endswith("cost 3.16")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "questions"),
+    [
+        ((), 20_000 + 100_000),  # held_out asks 20,000 at most
+        (("evaluate.benchmarks.gsm8k.max_rows=500",), 20_500),
+        (("evaluate.benchmarks.gsm8k.path=demo",), 20_010),  # a file does not grow with the rows
+        (("evaluate.benchmarks.held_out.max_rows=5", "evaluate.benchmarks.gsm8k.path=demo"), 15),
+    ],
+)
+def test_questions_grow_with_the_rows_up_to_their_limits(overrides: tuple[str, ...], questions: int) -> None:
+    lines = dict(plan(1_000_000, RATES, *overrides).lines)
+    assert f"3 models, {questions:,} questions each" in lines["evaluation, time"]
+    assert "40K tokens each" in lines["calibration, time"], "evaluate.calibration.max_tokens of both splits"
+
+
+def test_a_benchmark_that_the_trial_lacks_is_not_timed() -> None:
+    lines = dict(plan(1000, RATES, "evaluate.benchmarks={math: {kind: math}}").lines)
+    assert lines["evaluation, time"].startswith("not known: nothing was measured")
+
+
+def test_calibration_is_timed_where_it_is_done() -> None:
+    lines = dict(plan(1000, {key: rate for key, rate in RATES.items() if "calibrate" not in key}).lines)
+    assert lines["calibration, time"].startswith("not known: nothing was measured")
+    assert "calibration, time" not in dict(plan(1000, RATES, "evaluate.calibration.enabled=false").lines)
 
 
 def test_failures_are_simulated_and_told_beside_their_expectation() -> None:

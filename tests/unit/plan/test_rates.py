@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ual_ray.errors import UserError
-from ual_ray.plan.rates import parse_rates, read_trial
+from ual_ray.plan.rates import Trial, parse_rates, read_trial
 
 ELICIT = {"rows": 50, "scoring_seconds": 45.0, "calls": 100, "prompt_tokens": 5000, "generated_tokens": 250}
 STEADY = {"rows_per_second": 2.0, "actors": 2}
@@ -22,6 +22,10 @@ TRAIN = {
 }
 
 
+EVALUATE = {"rows": 30, "benchmarks": {"gsm8k": {"rows": 10}, "held_out": {"rows": 20}}}
+CALIBRATE = {"rows": {"validation": {"tokens": 400}, "test": {"tokens": 600}}, "start_seconds": 4.0}
+
+
 def finish(folder: Path, figures: dict[str, Any], seconds: float) -> None:
     folder.mkdir(parents=True)
     (folder / "done.json").write_text(json.dumps({"figures": figures, "seconds": seconds}))
@@ -31,11 +35,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
     finish(tmp_path / "elicit" / "k", ELICIT | STEADY, 50.0)
     finish(tmp_path / "arms" / "sft" / "train" / "k", TRAIN, 100.0)
     finish(tmp_path / "arms" / "ual" / "train" / "k", TRAIN | {"median_tokens_per_second": 300.0}, 80.0)
-    finish(tmp_path / "base" / "evaluate" / "k", {}, 10.0)
-    finish(tmp_path / "arms" / "sft" / "evaluate" / "k", {}, 14.0)
-    finish(tmp_path / "base" / "calibrate" / "k", {}, 6.0)
-    assert read_trial(tmp_path, 2) == (
-        {
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE, 32.0)
+    finish(tmp_path / "arms" / "sft" / "evaluate" / "k", EVALUATE, 26.0)
+    finish(tmp_path / "base" / "calibrate" / "k", CALIBRATE, 6.0)
+    assert read_trial(tmp_path, 2) == Trial(
+        rows=50,
+        questions={"gsm8k": 10, "held_out": 20},
+        tokens={"validation": 400, "test": 600},
+        rates={
             "elicit.calls_per_row": 2.0,
             "elicit.prompt_tokens_per_row": 100.0,
             "elicit.generated_tokens_per_row": 5.0,
@@ -44,31 +51,43 @@ def test_a_whole_run(tmp_path: Path) -> None:
             "train.tokens_per_row": 120.0,
             "train.tokens_per_second": 250.0,
             "train.start_seconds": 40.0,  # 100 s less 12,000 tokens at 200/s; 80 s less 12,000 at 300/s
-            "evaluate.seconds_per_model": 15.0,
+            "evaluate.start_seconds": 20.0,  # that of the elicitor's engine
+            "evaluate.seconds_per_question": 0.3,  # 12 s and 6 s for 30 questions each
+            "calibrate.start_seconds": 4.0,
+            "calibrate.seconds_per_token": 0.002,
         },
-        [],
     )
+
+
+def test_a_later_trial_replaces_what_it_measured_and_no_more(tmp_path: Path) -> None:
+    finish(tmp_path / "whole" / "elicit" / "k", ELICIT | STEADY, 50.0)
+    finish(tmp_path / "whole" / "base" / "evaluate" / "k", EVALUATE, 32.0)
+    finish(tmp_path / "training", TRAIN, 100.0)
+    trial = read_trial(tmp_path / "whole", 2)
+    trial.update(read_trial(tmp_path / "training", 2))
+    assert (trial.rows, trial.questions) == (50, {"gsm8k": 10, "held_out": 20})
+    assert {"elicit.rows_per_second", "train.tokens_per_second", "evaluate.seconds_per_question"} <= trial.rates.keys()
 
 
 @pytest.mark.parametrize("place", ["", "0123"])
 def test_the_output_of_a_single_command(tmp_path: Path, place: str) -> None:
     finish(tmp_path / "out" / place, ELICIT | STEADY, 50.0)
-    assert read_trial(tmp_path / "out", 2)[0]["elicit.rows_per_second"] == 1.0
+    assert read_trial(tmp_path / "out", 2).rates["elicit.rows_per_second"] == 1.0
 
 
 @pytest.mark.parametrize("missing", [{}, {"actors": 2}, {"actors": 2, "rows_per_second": 0.0}])
 def test_a_trial_of_one_batch_times_nothing(tmp_path: Path, missing: dict[str, Any]) -> None:
     finish(tmp_path / "out", ELICIT | missing, 50.0)
-    rates, notes = read_trial(tmp_path / "out", 2)
-    assert "elicit.rows_per_second" not in rates and rates["elicit.calls_per_row"] == 2.0
-    assert len(notes) == 1 and "smaller engine.batch_size" in notes[0]
+    trial = read_trial(tmp_path / "out", 2)
+    assert "elicit.rows_per_second" not in trial.rates and trial.rates["elicit.calls_per_row"] == 2.0
+    assert len(trial.notes) == 1 and "smaller engine.batch_size" in trial.notes[0]
 
 
 def test_training_with_other_workers_times_nothing(tmp_path: Path) -> None:
     finish(tmp_path / "out", TRAIN, 100.0)
-    rates, notes = read_trial(tmp_path / "out", 8)
-    assert rates == {"train.tokens_per_row": 120.0}
-    assert "train.num_workers=2, not 8" in notes[0]
+    trial = read_trial(tmp_path / "out", 8)
+    assert trial.rates == {"train.tokens_per_row": 120.0}
+    assert "train.num_workers=2, not 8" in trial.notes[0]
 
 
 def test_a_folder_without_results_is_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
