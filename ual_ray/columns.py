@@ -152,13 +152,20 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 
-# One entry per request. `request`: its key, without seed and number of replies; `asked_by`: the estimators it was for; `n`
+# One entry per request. `request` and `check`: the two halves of its key, without seed and number of replies; `check` is null
+# where the reply is of a version before it was kept; `asked_by`: the estimators it was for; `n`
 # replies with seeds from `seed` on (null where nothing is sampled), their texts and finish reasons; or choices and their
 # log-probabilities, or the summed NLL (both in nats) of so many tokens.
 REPLIES_TYPE = pa.list_(
     pa.struct(
         [
-            *[("request", pa.uint64()), ("asked_by", pa.list_(pa.string())), ("seed", pa.int64()), ("n", pa.int32())],
+            *[
+                ("request", pa.uint64()),
+                ("check", pa.uint64()),
+                ("asked_by", pa.list_(pa.string())),
+                ("seed", pa.int64()),
+                ("n", pa.int32()),
+            ],
             *[("texts", pa.list_(pa.string())), ("finish_reasons", pa.list_(pa.string()))],
             *[("choices", pa.list_(pa.string())), ("log_probabilities", pa.list_(pa.float64()))],
             *[("nll_sum", pa.float64()), ("target_tokens", pa.int64())],

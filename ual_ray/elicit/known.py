@@ -22,7 +22,7 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config.files import read_json, write_json
-from ual_ray.elicit.replies import Kept
+from ual_ray.elicit.replies import Kept, index_key, is_reply_to
 from ual_ray.engines.row_store import RowStore
 
 # Next to a store's rows: whom they asked.
@@ -63,7 +63,7 @@ def stores_without_replies(store: Path) -> list[Path]:
 class KnownReplies:
     """Where replies are: `keys` of requests, sorted, and for each a place: a number of `files`, and a row in it.
 
-    16 bytes a request are in memory; the replies are read when they are asked for.
+    The first halves of keys: 16 bytes a request are in memory. The replies are read when they are asked for.
     """
 
     files: tuple[str, ...]
@@ -72,7 +72,8 @@ class KnownReplies:
 
     def __call__(self, keys: Collection[int]) -> dict[int, list[Kept]]:
         """Read the replies to requests by key, the newest first."""
-        wanted = np.array(sorted(keys), np.uint64)
+        asked = {index_key(key): key for key in keys}
+        wanted = np.array(sorted(asked), np.uint64)
         first, last = (np.searchsorted(self.keys, wanted, side) for side in ("left", "right"))
         rows: dict[int, set[int]] = defaultdict(set)
         for start, end in zip(first, last, strict=True):
@@ -83,8 +84,8 @@ class KnownReplies:
             replies = _replies_in(self.files[file])
             for entries in replies.take(sorted(places)).to_pylist() if replies is not None else ():
                 for entry in entries:
-                    if entry["request"] in keys:
-                        found[entry["request"]].append(entry)
+                    if (key := asked.get(entry["request"])) is not None and is_reply_to(entry, key):
+                        found[key].append(entry)
         return found
 
 

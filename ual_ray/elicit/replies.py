@@ -31,6 +31,7 @@ Kept = Mapping[str, Any]
 Known = Callable[[Collection[int]], Mapping[int, Sequence[Kept]]]
 Seeded = dict[int, tuple[str, str | None]]
 _OF_SEEDS = ("n", "seed")
+HALF = 64
 
 
 def asked_with(asked: str, template_hash: str) -> str:
@@ -39,7 +40,9 @@ def asked_with(asked: str, template_hash: str) -> str:
 
 
 def request_key(whom: str, request: Request, *, retest: bool = False) -> int:
-    """Hash a request, but for its seeds, with whom it asks: 64 bits.
+    """Hash a request, but for its seeds, with whom it asks: 128 bits.
+
+    With 64 bits, one store of 1e9 requests in 37 would give a row the reply to another one.
 
     retest: the reply is for the second measurement, which must not repeat the first one's.
     """
@@ -47,12 +50,23 @@ def request_key(whom: str, request: Request, *, retest: bool = False) -> int:
     own = ((field, getattr(request, field.name)) for field in fields(request) if field.name not in _OF_SEEDS)
     changed = {field.name: value for field, value in own if value != field.default}
     text = canonical_json([whom, retest, type(request).__name__, changed])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+
+
+def index_key(key: int) -> int:
+    """Return the half of a request's key that replies are looked up by: 64 bits."""
+    return key >> HALF
+
+
+def is_reply_to(entry: Kept, key: int) -> bool:
+    """Whether an entry is of the request with this key; of one without a second half the first has to do."""
+    check = entry.get("check")
+    return entry["request"] == index_key(key) and check in (None, key & (1 << HALF) - 1)
 
 
 def keep(key: int, request: Request, result: Result, asked_by: Sequence[str]) -> Kept | None:
     """Make the entry of a result; None for what is not kept: failures, NaN, and replies whose confidence was asked for."""
-    entry: dict[str, Any] = {"request": key, "asked_by": [*asked_by]}
+    entry: dict[str, Any] = {"request": index_key(key), "check": key & (1 << HALF) - 1, "asked_by": [*asked_by]}
     if isinstance(result, ChoiceResult):
         assert isinstance(request, Choice), "nothing else has choices"
         distribution = {"choices": [*request.choices], "log_probabilities": [*result.log_probabilities]}

@@ -14,7 +14,7 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.elicit.estimators import make_estimators
-from ual_ray.elicit.replies import Kept, asked_with, request_key
+from ual_ray.elicit.replies import Kept, asked_with, index_key, request_key
 from ual_ray.elicit.scoring import RETEST_ATTEMPT
 from ual_ray.engines import EngineSpec, template_hash_of
 from ual_ray.engines.requests import Completion, Likelihood, Request, Turns, turns
@@ -57,7 +57,7 @@ class _Prompts:
     def of(self, row: Row) -> dict[int, Request]:
         """Return the requests about a row; of a truncated one those that do not hold its text."""
         return {
-            request_key(self._whom, request, retest=first > 0): request
+            index_key(request_key(self._whom, request, retest=first > 0)): request
             for estimator in self._estimators.values()
             for first in (0, RETEST_ATTEMPT)
             for attempt in self._attempts

@@ -212,6 +212,32 @@ def test_a_store_of_an_earlier_version_is_named_and_not_read(tmp_path: Path) -> 
     assert table[col.REPLIES].null_count == ROWS
 
 
+@pytest.mark.parametrize(("check", "asked"), [(lambda check: check ^ 1, 2 * ROWS), (lambda check: None, 0)])
+def test_replies_are_found_by_the_whole_key_where_it_is_known(check: Any, asked: int, tmp_path: Path) -> None:
+    config = config_of()
+    scored, _ = score(config, tmp_path, "first")
+    changed = [
+        row | {"replies": [entry | {"check": check(entry["check"])} for entry in row["replies"]]} for row in _full(scored)
+    ]
+    schema = col.measured_schema(config.elicit.estimators)
+    write_table(pa.Table.from_pylist(changed, schema), tmp_path / "first/finished/a.parquet")
+    assert score(config_of("elicit.retries=5"), tmp_path, "second")[1].total() == asked
+
+
+def test_a_store_whose_keys_have_one_half_is_read(tmp_path: Path) -> None:
+    config = config_of()
+    scored, _ = score(config, tmp_path, "first")
+    schema = col.measured_schema(config.elicit.estimators)
+    entry = schema.field(col.REPLIES).type.value_type
+    half = pa.list_(pa.struct([field for field in entry if field.name != "check"]))
+    schema = schema.set(schema.get_field_index(col.REPLIES), pa.field(col.REPLIES, half))
+    write_table(pa.Table.from_pylist(_full(scored), schema), tmp_path / "first/finished/a.parquet")
+    assert score(config_of("elicit.retries=5"), tmp_path, "second")[1].total() == 0
+    store = RowStore(tmp_path / "first", col.measured_schema(config.elicit.estimators))
+    (table,) = store.select(_ids())
+    assert table[col.REPLIES][0][0]["check"].as_py() is None
+
+
 def test_no_store_gives_nothing(tmp_path: Path) -> None:
     known = find_known(tmp_path / "own", asked_of(measuring(config_of())))
     assert known({1, 2}) == {}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray import columns as col
-from ual_ray.elicit.replies import Kept, answer, keep, no_replies, recalled, request_key
+from ual_ray.elicit.replies import Kept, answer, index_key, is_reply_to, keep, no_replies, recalled, request_key
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
@@ -77,9 +77,19 @@ def test_a_key_is_of_everything_but_the_seeds() -> None:
     assert len(others | {key}) == 12
 
 
+@pytest.mark.parametrize("request_", [CHOICE, LIKELIHOOD, COMPLETION])
+def test_a_reply_to_another_request_with_the_same_first_half_of_its_key_is_not_taken(request_: Request) -> None:
+    key, result = request_key("w", request_), LikelihoodResult(1.0, 2, 3)
+    entry = keep(key, request_, result, ["nll"])
+    assert entry is not None and is_reply_to(entry, key) and key.bit_length() > 100
+    assert not is_reply_to(entry, key ^ 1) and not is_reply_to(entry, key ^ 1 << 127)
+    without = {name: value for name, value in entry.items() if name != "check"}
+    assert is_reply_to(without, key) and is_reply_to(entry | {"check": None}, key), "of a version before: half a key is known"
+
+
 def test_keys_stay_what_they_are() -> None:
     # A changed key would ask every stored row again.
-    keys = [request_key("w", request) for request in (CHOICE, LIKELIHOOD, COMPLETION)]
+    keys = [index_key(request_key("w", request)) for request in (CHOICE, LIKELIHOOD, COMPLETION)]
     assert keys == [8946980764504798256, 8150917267266148498, 10896049354956162535]
 
 
