@@ -1,4 +1,7 @@
-"""Run by torchrun in test_fsdp.py: for each layout, one accumulated backward pass, two steps and an export; saved by rank 0."""
+"""Run by torchrun in test_fsdp.py: for each layout, one accumulated backward pass, two steps and an export; saved by rank 0.
+
+The layout "mixture" is a whole training, and one that is stopped and resumed; "memory" only loads a model.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pyarrow.fs
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import TrainConfig
+from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.train import loop
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.export import Export, export
+from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import backward, make_optimizer, reduce, train_step
 from ual_ray.train.sharding import make_mesh
@@ -29,7 +36,7 @@ def main(folder: Path, world: str) -> None:
     torch.manual_seed(0)
     for layout in json.loads((folder / "layouts.json").read_text()):
         if layout["world"] == int(world):
-            results = run(folder, layout) if "sequences" in layout else load_only(layout)
+            results = RUNS.get(layout["name"], run)(folder, layout)
             if dist.get_rank() == 0:
                 torch.save(results, folder / f"{layout['name']}.pt")
             dist.barrier()
@@ -83,7 +90,47 @@ def move_adapters(model: SmoothedCausalLM) -> None:
                 parameter.copy_(distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None))
 
 
-def load_only(layout: dict[str, Any]) -> dict[str, Any]:
+def mixture(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
+    """Train on a mixture without a break, and with one; return how each ended, and target tokens by rank, step and alpha."""
+    take, step = loop.Training.take, loop.train_step
+    seen: list[dict[float, int]] = []
+
+    def stop(training: loop.Training, step: Any, progress: Any) -> Any:
+        if progress.step == layout["stop_after"] - 1 and dist.get_rank() == 0:
+            (Path(training.job.folder) / STOP_FILE).touch()
+        return take(training, step, progress)
+
+    def counted(model: Any, optimizer: Any, batches: list[Batch], *others: Any) -> Any:
+        alphas = torch.cat([batch.alpha[batch.labels != IGNORE_INDEX] for batch in batches])
+        seen.append({round(alpha.item(), 6): int((alphas == alpha).sum()) for alpha in alphas.unique()})
+        return step(model, optimizer, batches, *others)
+
+    def train(name: str) -> Any:
+        out = folder / name
+        files = {"tokens": layout["tokens"], "sources": f"{layout['tokens']}/sources.parquet"}
+        job = loop.TrainingJob(TrainConfig(**layout["train"]), layout["model"], folder=str(out), seed=3, **files)
+        out.mkdir(exist_ok=True)
+        return loop.train_worker(job, CPU, pyarrow.fs.LocalFileSystem(), str(out / "checkpoints")).ending
+
+    def gathered() -> list[list[dict[float, int]]]:
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, [*seen])
+        seen.clear()
+        return every
+
+    results: dict[str, Any] = {}
+    with mock.patch.object(loop, "train_step", counted):
+        results["whole"] = {"endings": [train("whole")], "seen": gathered()}
+        with mock.patch.object(loop.Training, "take", stop):
+            endings = [train("halves")]
+        dist.barrier()
+        (folder / "halves" / STOP_FILE).unlink(missing_ok=True)
+        dist.barrier()
+        results["halves"] = {"endings": [*endings, train("halves")], "seen": gathered()}
+    return results
+
+
+def load_only(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     """Measure by how many bytes this rank's own memory grows at most while the model is built."""
     config = TrainConfig(**layout["train"])
     mesh = make_mesh(config, CPU)
@@ -117,6 +164,8 @@ def sharded(tensor: torch.Tensor) -> bool:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
+
+RUNS = {"mixture": mixture, "memory": load_only}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ual_ray import columns as col
+from ual_ray.config import TrainConfig
 from ual_ray.models.chat import load_renderer
+from ual_ray.parquet import write_table
 from ual_ray.train.batches import Sample
+from ual_ray.train.tokenize import Render
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")
 ALPHAS = [0.0, 0.05, 0.1, 0.2, 0.3, 0.0, 0.15, 0.4]
@@ -55,12 +61,27 @@ LAYOUTS = [
     layout("adapters on 2", 2, 2, SINGLE, **LORA),
     layout("adapters on 2, checkpointed, packed", 2, 1, PACKS, packing=True, activation_checkpointing=True, **LORA),
     layout("adapters, replicas", 2, 2, SINGLE, replicas=2, **LORA),
+    layout("towards base", 1, 8, SINGLE, prior="base", **LORA),
+    layout("towards base on 2", 2, 2, SINGLE, prior="base", **LORA),
+    layout(
+        "towards base on 2, checkpointed, packed",
+        2,
+        1,
+        PACKS,
+        prior="base",
+        packing=True,
+        activation_checkpointing=True,
+        **LORA,
+    ),
     layout("low base", 1, 8, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
     layout("low base on 2", 2, 2, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
 ]
 LOW = ["low base", "low base on 2"]
 FULL = [item["name"] for item in LAYOUTS if "lora" not in item["train"] and item["name"] != "bf16"]
-ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"] and item["name"] not in LOW]
+TOWARDS_BASE = [item["name"] for item in LAYOUTS if "prior" in item["train"]]
+ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"] and item["name"] not in [*LOW, *TOWARDS_BASE]]
+MIXTURE = {"chat": 1.0, "math": 3.0}
+ALPHA_OF = {"chat": 0.125, "math": 0.25}
 
 Runs = dict[str, dict[str, Any]]
 Plain = tuple[float, dict[str, torch.Tensor]]
@@ -93,12 +114,32 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, large_model: Path, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def mixed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Render nine rows of one source and three of another, each with its source's alpha, and replies of one length."""
+    folder = tmp_path_factory.mktemp("mixed")
+    rows = []
+    for number in range(12):
+        chat = [{"role": "user", "content": f"Name colour {number}."}, {"role": "assistant", "content": "Blue, and green."}]
+        source = "math" if number % 4 == 0 else "chat"
+        row = {col.ID: str(number), col.SPLIT: col.TRAIN, col.MESSAGES: chat, col.ALPHA: ALPHA_OF[source]}
+        rows.append(row | {col.SOURCE: source})
+    schema = [(col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE), (col.ALPHA, pa.float64())]
+    Render(str(tiny_model), TrainConfig(), False, folder)(pa.Table.from_pylist(rows, pa.schema(schema)))
+    write_table(pa.table({name: [row[name] for row in rows] for name in (col.ID, col.SOURCE)}), folder / "sources.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tiny_model: Path, large_model: Path, samples: list[Sample], mixed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
     """Run every layout once: all of one world size in one start of the workers."""
     folder = tmp_path_factory.mktemp("fsdp")
     torch.save([vars(sample) for sample in samples], folder / "samples.pt")
     memory = {"name": "memory", "world": 2, "model": str(large_model), "train": {"dtype": "float32"}}
-    layouts = [*({**item, "model": str(tiny_model)} for item in LAYOUTS), memory]
+    train = {"mixture": MIXTURE, "epochs": 2, "global_batch_size": 4, "micro_batch_size": 1, "dtype": "float32"}
+    mixture = {"name": "mixture", "world": 2, "model": str(tiny_model), "tokens": str(mixed), "stop_after": 2, "train": train}
+    layouts = [*({**item, "model": str(tiny_model)} for item in LAYOUTS), mixture, memory]
     (folder / "layouts.json").write_text(json.dumps(layouts))
     # So that what is freed leaves the process, and its memory is what it holds.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -110,16 +151,25 @@ def runs(tiny_model: Path, large_model: Path, samples: list[Sample], tmp_path_fa
     return {
         item["name"]: torch.load(folder / f"{item['name']}.pt") | {"model": folder / f"{item['name']}.model"}
         for item in LAYOUTS
-    } | {"memory": torch.load(folder / "memory.pt")}
+    } | {name: torch.load(folder / f"{name}.pt") | {"folder": folder} for name in ("memory", "mixture")}
 
 
-def plain_loss(model: Any, samples: list[Sample]) -> torch.Tensor:
-    """Compute the loss the obvious way: full logits, torch's own label smoothing, one row at a time."""
+def plain_loss(model: Any, samples: list[Sample], base: Any = None) -> torch.Tensor:
+    """Compute the loss the obvious way: full logits, torch's own label smoothing, one row at a time.
+
+    base: in place of the uniform distribution, its prediction is what labels are smoothed towards.
+    """
     total = torch.zeros(())
     for sample in samples:
-        logits = model(torch.as_tensor(sample.input_ids).long()[None]).logits[0, :-1]
-        labels = torch.as_tensor(sample.labels[1:]).long()
-        total = total + torch.nn.functional.cross_entropy(logits, labels, label_smoothing=sample.alpha, reduction="sum")
+        ids, labels = torch.as_tensor(sample.input_ids).long()[None], torch.as_tensor(sample.labels[1:]).long()
+        logits, own = model(ids).logits[0, :-1], {"label_smoothing": sample.alpha} if base is None else {}
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none", **own)
+        if base is not None:
+            with torch.no_grad():
+                towards = base(ids).logits[0, :-1].softmax(-1)
+            other = torch.nn.functional.cross_entropy(logits, towards, reduction="none")
+            loss = torch.where(labels >= 0, (1 - sample.alpha) * loss + sample.alpha * other, 0.0)
+        total = total + loss.sum()
     return total / sum(int((sample.labels[1:] != -100).sum()) for sample in samples)
 
 
@@ -133,12 +183,12 @@ def plain(tiny_model: Path, samples: list[Sample]) -> Plain:
     return loss.item(), {f"model.{name}": parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.fixture(scope="module")
-def plain_adapted(tiny_model: Path, samples: list[Sample], runs: Runs) -> Plain:
-    """The same with plain peft, its adapters set to the values they have in our runs."""
+def with_adapters(tiny_model: Path, samples: list[Sample], runs: Runs, *, towards_base: bool = False) -> Plain:
+    """Compute loss and gradients with plain peft, its adapters set to the values they have in our runs."""
     import peft
     from transformers import AutoModelForCausalLM
 
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) if towards_base else None
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
     adapted = peft.get_peft_model(model, settings)
@@ -146,10 +196,15 @@ def plain_adapted(tiny_model: Path, samples: list[Sample], runs: Runs) -> Plain:
     missing, unexpected = adapted.get_base_model().load_state_dict(values, strict=False)
     assert not unexpected
     assert all("lm_head" in name for name in missing)
-    loss = plain_loss(adapted, samples)
+    loss = plain_loss(adapted, samples, base)
     loss.backward()
     trained = {n: p.grad for n, p in adapted.get_base_model().named_parameters() if p.requires_grad}
     return loss.item(), {f"model.{name}": gradient for name, gradient in trained.items()}
+
+
+@pytest.fixture(scope="module")
+def plain_adapted(tiny_model: Path, samples: list[Sample], runs: Runs) -> Plain:
+    return with_adapters(tiny_model, samples, runs)
 
 
 def same(found: dict[str, Any], expected: Plain) -> None:
@@ -168,6 +223,18 @@ def test_every_layout_gives_the_loss_and_the_gradients_of_plain_torch(name: str,
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapters_have_the_loss_and_the_gradients_of_plain_peft(name: str, runs: Runs, plain_adapted: Plain) -> None:
     same(runs[name], plain_adapted)
+
+
+def test_smoothing_towards_the_base_is_that_of_two_models_on_any_ranks(
+    runs: Runs, samples: list[Sample], tiny_model: Path, plain_adapted: Plain
+) -> None:
+    expected = with_adapters(tiny_model, samples, runs, towards_base=True)
+    assert abs(expected[0] - plain_adapted[0]) > 5e-5 * plain_adapted[0], "or uniform smoothing would pass `same`"
+    for name in TOWARDS_BASE:
+        same(runs[name], expected)
+    for name in TOWARDS_BASE[1:]:
+        for one, other in zip(runs[TOWARDS_BASE[0]]["steps"], runs[name]["steps"], strict=True):
+            assert other["smoothed_loss"] == pytest.approx(one["smoothed_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -252,3 +319,16 @@ def test_replicas_meet_once_per_step_however_many_micro_batches_it_has(runs: Run
     many, one = runs["replicas"]["all-reduces"], runs["replicas, one micro-batch"]["all-reduces"]
     assert many == one > 0
     assert runs["2x4"]["all-reduces"] == 0
+
+
+def test_sources_get_their_shares_of_the_targets_over_all_ranks_also_when_resumed(runs: Runs) -> None:
+    whole, halves = runs["mixture"]["whole"], runs["mixture"]["halves"]
+    assert (whole["endings"], halves["endings"]) == (["finished"], ["stopped", "finished"])
+    assert halves["seen"] == whole["seen"]
+    assert len(whole["seen"]) == 2 and whole["seen"][0] != whole["seen"][1], "each rank has rows of its own"
+    for epoch in (slice(0, 3), slice(3, 6)):
+        steps = [step for rank in whole["seen"] for step in rank[epoch]]
+        tokens = {source: sum(step.get(alpha, 0) for step in steps) for source, alpha in ALPHA_OF.items()}
+        assert tokens["math"] == 3 * tokens["chat"] > 0, tokens
+    weights = [load_file(runs["mixture"]["folder"] / name / "model" / "model.safetensors") for name in ("whole", "halves")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
