@@ -230,9 +230,11 @@ class Model:
         """Operations of a step over all ranks: for `tokens` (with padding) in the decoder, for `targets` in the head."""
         parameters = self.parameters(train)
         forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing).flops
-        # Forward, backward to the inputs, backward to the trained weights; and forward again with checkpointing.
-        body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing
-        head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head)
+        # Forward, backward to the inputs, backward to the trained weights; and forward again with checkpointing, and of the
+        # model before training where labels are smoothed towards it.
+        again = train.prior == "base"
+        body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing + again
+        head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head + again)
         return body * forward / (micro.rows * micro.length) * tokens + head * targets
 
     def _empty(self, lora: LoraConfig, dtype: str) -> Any:

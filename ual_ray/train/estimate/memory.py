@@ -130,7 +130,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
         "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
         "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
         + BACKWARD_TENSORS * forward.largest,
-        "loss": loss_bytes(parameters, tokens, width, on_gpu),
+        "loss": loss_bytes(parameters, tokens, width, on_gpu, towards_base=config.prior == "base"),
         "checkpoint": 0 if on_gpu else copy,
         "process": PROCESS_BYTES["cuda" if on_gpu else "cpu"],
     }
@@ -155,18 +155,21 @@ def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
     return groups + (FLOAT32 * parameters.trainable if held else 0)
 
 
-def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool) -> int:
+def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool, *, towards_base: bool) -> int:
     """Peak bytes of the loss of `tokens` target tokens; width: bytes of a number in train.dtype.
 
     A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; for a trained
     head the float32 gradient, and that gradient scaled by the step's number of tokens, in train.dtype, which a CPU converts
-    from a float32 one.
+    from a float32 one. towards_base: with the states of the model before training, and half a chunk each of its probabilities
+    and of their product with the logits, twice: chunks have half as many tokens then.
     """
     chunk = FLOAT32 * parameters.vocabulary * chunk_rows(tokens, parameters.vocabulary, "cuda" if on_gpu else "cpu")
     copies = width if width < FLOAT32 else 0
     scaled = width if on_gpu else FLOAT32 + copies
     head = parameters.vocabulary * parameters.width * (FLOAT32 + scaled) if parameters.trainable_head else 0
-    return chunk + chunk * copies // FLOAT32 + 2 * tokens * parameters.width * width + head
+    states = tokens * parameters.width * width
+    base = states + chunk if towards_base else 0
+    return chunk + chunk * copies // FLOAT32 + 2 * states + base + head
 
 
 def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -306,6 +306,17 @@ def test_time_follows_the_peak(model: str, tmp_path: Path) -> None:
     assert slow.seconds == pytest.approx(2 * fast.seconds) and slow.seconds > 0
 
 
+def test_smoothing_towards_the_base_costs_another_forward_pass(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    plain, base = (
+        dry_run.dry_run(settings(model, "train.lora.rank=2", *more), smoothed) for more in ([], ["train.prior=base"])
+    )
+    # Forward and backward to the inputs, and a little for the adapters.
+    assert base.seconds == pytest.approx(1.5 * plain.seconds, rel=0.05)
+    states = base.micro_batch.rows * base.micro_batch.length * WIDTH * 4
+    assert base.memory.parts["loss"] - plain.memory.parts["loss"] > states
+
+
 def test_this_machines_cpu_is_measured() -> None:
     found = devices.find_device(load(None, ["train.dtype=float32"]))
     assert found.memory and found.flops > 0 and "measured here" in found.speed_from
