@@ -1,10 +1,10 @@
-"""Have gloo use the network by which Ray's nodes reach one another.
+"""Have gloo use the network by which Ray's nodes reach one another, and NCCL tell what its ranks waited for.
 
 Unless GLOO_SOCKET_IFNAME names an interface, gloo gives the other ranks the address of the node's own host name. Debian and
 Ubuntu resolve that to 127.0.1.1, where no other node can reach it: "Gloo connectFullMesh failed: Connection refused".
 
 `_TorchBackend` is private to Ray. When tests/unit/train/test_compat_ray_train.py fails with another Ray: read
-ray/train/torch/config.py and set the variable in every worker before `init_process_group`.
+ray/train/torch/config.py and set the variables in every worker before `init_process_group`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+# Of torch's flight recorder: the number of collectives that a rank remembers; write them when one has timed out; and where to.
+RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+RECORDER_FILES = "TORCH_FR_DUMP_TEMP_FILE"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class NodeTorchConfig(TorchConfig):
-    """TorchConfig whose gloo uses, on several nodes, the interface with the address that Ray knows the node by."""
+    """TorchConfig whose gloo uses, on several nodes, the interface with the address that Ray knows the node by.
+
+    traces: folder that all nodes see, where NCCL's ranks write their last collectives when one has timed out; "" = none.
+    """
+
+    traces: str = ""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -37,12 +45,14 @@ class NodeTorchConfig(TorchConfig):
 
 
 class NodeBackend(_TorchBackend):
-    """Sets GLOO_SOCKET_IFNAME in every worker before the process group is set up."""
+    """Sets the variables in every worker before the process group is set up."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Set up the process group."""
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
             worker_group.execute(use_interface_of_node)
+        if isinstance(backend_config, NodeTorchConfig) and backend_config.traces:
+            worker_group.execute(record_collectives, backend_config.traces)
         super().on_start(worker_group, backend_config)
 
 
@@ -54,6 +64,12 @@ def use_interface_of_node() -> None:
         logger.warning("no network interface has the address of this node, %s; %s is not set", address, INTERFACE)
     else:
         os.environ.setdefault(INTERFACE, name)
+
+
+def record_collectives(folder: str) -> None:
+    """Set the variables of torch's flight recorder unless they are set; folder: of the files, one per rank."""
+    for name, value in (RECORDER | {RECORDER_FILES: f"{folder}/rank_"}).items():
+        os.environ.setdefault(name, value)
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]]) -> str | None:

@@ -35,6 +35,8 @@ from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
 
 RUN_NAME_FILE = "run_name"
+# Files of the last collectives of each rank of a training on GPUs that hung.
+TRACES_FOLDER = "nccl"
 DTYPE_FILE = "train_dtype"
 
 OnStep = Callable[[Metrics], None]
@@ -216,7 +218,7 @@ def _trainer(job: TrainingJob, folder: Path) -> TorchTrainer:
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        torch_config=NodeTorchConfig(backend=_backend(settings)),
+        torch_config=NodeTorchConfig(backend=_backend(settings), traces=_traces(settings, folder)),
         run_config=RunConfig(
             name=_run_name(folder) if settings.storage else CHECKPOINTS,
             storage_path=_storage(settings, folder),
@@ -230,6 +232,14 @@ def _backend(settings: TrainConfig) -> str:
         return "gloo"
     # The norm of gradients kept in host memory is computed there too.
     return "cpu:gloo,cuda:nccl" if settings.cpu_offload else "nccl"
+
+
+def _traces(settings: TrainConfig, folder: Path) -> str:
+    if not settings.gpus_per_worker:
+        return ""
+    traces = folder.resolve() / TRACES_FOLDER
+    traces.mkdir(exist_ok=True)
+    return str(traces)
 
 
 def _storage(settings: TrainConfig, folder: Path) -> str:

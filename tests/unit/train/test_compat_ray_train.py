@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import ray
+import torch
 from ray.train.torch.config import _TorchBackend
 
-from ual_ray.train.compat_ray_train import INTERFACE, NodeBackend, NodeTorchConfig, interface_of, use_interface_of_node
+from ual_ray.train.compat_ray_train import (
+    INTERFACE,
+    RECORDER,
+    RECORDER_FILES,
+    NodeBackend,
+    NodeTorchConfig,
+    interface_of,
+    use_interface_of_node,
+)
 
 INTERFACES = {
     "lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")],
@@ -64,9 +74,24 @@ def test_it_is_set_on_several_nodes_and_before_the_process_group(node: pytest.Mo
     asked = ray.util.get_node_ip_address
 
     class Workers:
-        def execute(self, call: Callable[[], Any]) -> list[Any]:
-            return nodes if call is asked else [call() for _ in nodes]
+        def execute(self, call: Callable[..., Any], *given: Any) -> list[Any]:
+            return nodes if call is asked else [call(*given) for _ in nodes]
 
     assert NodeTorchConfig(backend="gloo").backend_cls is NodeBackend
+    for name in (*RECORDER, RECORDER_FILES):
+        node.delenv(name, raising=False)
     NodeBackend().on_start(Workers(), NodeTorchConfig(backend="gloo"))
     assert seen == ["eth0" if len(set(nodes)) > 1 else None]
+    assert not {*RECORDER, RECORDER_FILES} & set(os.environ)
+    # Of GPUs, each rank also leaves what it waited for; what the user has set stays.
+    node.setenv("TORCH_FR_BUFFER_SIZE", "5")
+    node.setattr(_TorchBackend, "on_start", lambda *_: seen.append(os.environ.get(RECORDER_FILES)))
+    NodeBackend().on_start(Workers(), NodeTorchConfig(backend="nccl", traces="/shared/nccl"))
+    assert seen[1] == "/shared/nccl/rank_"
+    assert (os.environ["TORCH_FR_BUFFER_SIZE"], os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"]) == ("5", "1")
+
+
+def test_the_recorder_of_this_torch_has_these_names() -> None:
+    sources = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "distributed" / "c10d"
+    text = "".join((sources / name).read_text() for name in ("FlightRecorder.hpp", "ProcessGroupNCCL.hpp"))
+    assert not [name for name in RECORDER if f'"{name}"' not in text]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ual_ray.config import Config, TrainConfig
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, with_dtype
+from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces, with_dtype
 
 FINISHED = Outcome("finished", 10)
 
@@ -150,3 +150,10 @@ def test_the_backend_reaches_where_the_weights_are(gpus: int, offload: bool, bac
     assert "cpu" not in devices or devices["cpu"] == "gloo"
     assert not gpus or devices["cuda"] == "nccl"
     assert ("cpu" in devices) == (not gpus or offload)
+
+
+def test_collectives_of_a_hang_on_gpus_are_written_to_the_output_folder(tmp_path: Path) -> None:
+    assert _traces(TrainConfig(), tmp_path) == "" and not any(tmp_path.iterdir())
+    for _ in range(2):
+        assert _traces(TrainConfig(gpus_per_worker=1), tmp_path) == str(tmp_path / "nccl")
+    assert (tmp_path / "nccl").is_dir()
