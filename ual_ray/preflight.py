@@ -169,14 +169,9 @@ def check_arms(config: Config) -> None:
 
 def check_validated(train: TrainConfig, validated: bool) -> None:
     """Raise UserError for settings that need a validation NLL when there are no validation rows."""
-    needs_validation = {
-        "train.validate_every": train.validate_every is not None,
-        "train.early_stopping": train.early_stopping is not None,
-        "train.export=best": train.export == "best",
-    }
-    if not validated and (named := [key for key, needs in needs_validation.items() if needs]):
+    if not validated and train.needs_validation:
         raise UserError(
-            f"{', '.join(named)}: there are no validation rows",
+            f"{', '.join(train.needs_validation)}: there are no validation rows",
             fix="give validation rows (`ual train --validation`, data.validation_share in `ual run`), or drop these settings",
         )
 

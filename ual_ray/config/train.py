@@ -237,6 +237,16 @@ class TrainConfig(Section):
         description="peak TFLOP/s of one worker in train.dtype, for MFU; null = look up the GPU; unknown hardware gets no MFU",
     )
 
+    @property
+    def needs_validation(self) -> list[str]:
+        """Name the settings that need validation rows."""
+        needs = {
+            "validate_every": self.validate_every,
+            "early_stopping": self.early_stopping,
+            "export=best": self.export == "best",
+        }
+        return [f"train.{key}" for key, needed in needs.items() if needed]
+
     @model_validator(mode="after")
     def _check_prior(self) -> TrainConfig:
         if (self.prior == "file") != (self.prior_file is not None):

@@ -181,7 +181,10 @@ def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shar
 
 
 def render_all(config: Config, texts: Path, rows: Path | None, folder: Path, *, shared: bool = False) -> dict[str, Any]:
-    """Render as `render` does. Raises UserError also when more rows are dropped than train.max_dropped_share allows."""
+    """Render as `render` does.
+
+    Raises UserError also when more rows are dropped than train.max_dropped_share allows, or all of validation that is needed.
+    """
     counts, settings = render(config, texts, rows, folder, shared=shared), config.train
     if counts["dropped_share"] > settings.max_dropped_share:
         raise UserError(
@@ -189,6 +192,13 @@ def render_all(config: Config, texts: Path, rows: Path | None, folder: Path, *, 
             got=f"their ids are in {folder / DROPPED_FILE}",
             expected=f"a share of at most train.max_dropped_share = {settings.max_dropped_share}",
             fix="raise train.max_length, or train.max_dropped_share to train without them",
+        )
+    if rows is not None and not counts["validation_rows"] and settings.needs_validation:
+        raise UserError(
+            f"{', '.join(settings.needs_validation)}: no validation row can be measured",
+            got=f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}",
+            expected=f"validation rows with a response within train.max_length = {settings.max_length} tokens",
+            fix="raise train.max_length or data.validation_share, or drop these settings",
         )
     return counts
 
@@ -253,7 +263,7 @@ def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> li
 def check_values(path: Path) -> None:
     """Raise UserError when an alpha or a weight of a training row is not in the range that the loss is defined for.
 
-    A row without a weight has one of 1; one without an alpha is an error.
+    A row without a weight has one of 1; one without an alpha is an error. Weights that are all 0 are an error too.
     """
     files = pyarrow.dataset.dataset(str(path), format="parquet")
     for name, expected, most in ((col.ALPHA, "a number in [0, 1]", 1.0), (col.LOSS_WEIGHT, "0 or above, and finite", LARGEST)):
@@ -275,6 +285,13 @@ def check_values(path: Path) -> None:
                 got=f"{values[at]:g} in the row {row}, and {illegal.sum() - 1} rows more",
                 expected=f"{expected}, in every training row",
                 fix="correct these rows or leave them out; `ual smooth` writes such columns",
+            )
+        if name == col.LOSS_WEIGHT and len(values) and not values.any():
+            raise UserError(
+                f"{path}: the column {name} leaves nothing to train on",
+                got="0 in every training row",
+                expected="a weight above 0, or none, in some of them",
+                fix="correct the weights, or leave the column out to weigh all rows alike",
             )
 
 

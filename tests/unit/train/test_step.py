@@ -55,6 +55,19 @@ def test_a_token_without_an_embedding_in_any_block_ends_the_step_before_training
         tokens._count(iter([summary(train_rows=1), summary(dropped=outside)]), tmp_path / "dropped.txt")
 
 
+def test_settings_that_need_validation_rows_are_refused_where_all_of_these_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = [{"id": "v", "reason": tokens.OVERLONG, "error": ""}]
+    monkeypatch.setattr(tokens, "_made_from", lambda *_: "these rows")
+    monkeypatch.setattr(tokens, "_summaries", lambda *_: iter([summary(train_rows=50, dropped=dropped)]))
+    rows = tmp_path / "rows.parquet"
+    tokens.render_all(load(None, []), rows, rows, tmp_path)
+    best = load(None, ["train.export=best", "train.early_stopping=2"])
+    with pytest.raises(UserError, match=r"(?s)early_stopping, train\.export=best: no validation row.*1 overlong.*max_length"):
+        tokens.render_all(best, rows, rows, tmp_path)
+
+
 class Runs:
     """Counts trainings and registrations in place of Ray and MLflow."""
 

@@ -161,6 +161,7 @@ def numbers(folder: Path, kind: pa.DataType = FLOAT64, **columns: list[Any]) -> 
         ({col.ALPHA: [0.5, float("nan"), None]}, "nan in the row b"),
         ({col.LOSS_WEIGHT: [-1.0, 1.0, -1.0]}, "loss_weight cannot be trained with"),
         ({col.LOSS_WEIGHT: [1.0, float("inf"), 1.0]}, "inf in the row b"),
+        ({col.LOSS_WEIGHT: [0.0, 0.0, 1.0]}, "loss_weight leaves nothing to train on.*0 in every training row"),
     ],
 )
 def test_alphas_and_weights_that_the_loss_is_not_defined_for_are_refused_with_their_row(
