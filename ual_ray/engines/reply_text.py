@@ -117,6 +117,10 @@ EMPTY = Unread("unparsable: the reply is empty")
 # length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, ...
 CUT_REASON = re.compile(r"(?i)length|max_\w*tokens|token_limit|context_window")
 CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
+# content_filter, SAFETY, PROHIBITED_CONTENT, refusal, abort, guardrail_intervened: what is there is not the model's.
+STOPPED_REASON = re.compile(
+    r"(?i)filter|safety|recitation|block|prohibit|spii|refus|abort|cancel|error|malformed|guardrail|moderat|sensitive|insufficient"
+)
 
 
 def is_cut(finish_reason: str | None) -> bool:
@@ -157,18 +161,26 @@ def opens_thought(prompt: str) -> bool:
     return bool(found) and not prompt[found[-1].end() :].strip()
 
 
-def read_reply(text: str, finish_reason: str | None, choices: Sequence[str]) -> str | Unread:
-    """Read which of the choices a reply gives as its answer; a reply that was cut gives none."""
-    return CUT if is_cut(finish_reason) else read_choice(text, choices)
+def answered(text: str, finish_reason: str | None) -> str | Unread:
+    """Return a reply without its thought, where the model ended it itself and gave something."""
+    if is_cut(finish_reason):
+        return CUT
+    if finish_reason is not None and STOPPED_REASON.search(finish_reason):
+        return Unread(f"unparsable: the server ended the reply (finish_reason {finish_reason!r})")
+    said = spoken(text)
+    return NO_THOUGHT_END if said is None else said or EMPTY
 
 
 def read_choice(text: str, choices: Sequence[str]) -> str | Unread:
+    """Read which of the choices a reply gives that the model ended."""
+    return read_reply(text, None, choices)
+
+
+def read_reply(text: str, finish_reason: str | None, choices: Sequence[str]) -> str | Unread:
     """Read which of the choices, whole numbers or letters, a reply gives as its answer."""
-    said = spoken(text)
-    if said is None:
-        return NO_THOUGHT_END
-    if not said:
-        return EMPTY
+    said = answered(text, finish_reason)
+    if isinstance(said, Unread):
+        return said
     reader = _reader(tuple(choices))
     found = next((value for value in _candidates(said, reader) if value is not None), None)
     return found if found is not None else Unread(f"unparsable: the reply does not end in an answer: {_shown(said)}")

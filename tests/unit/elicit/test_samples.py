@@ -85,6 +85,24 @@ def test_answers_that_were_cut_do_not_vote() -> None:
         assert estimate.reason.startswith("cut: ") and estimate.reason.endswith("1 of 5 answers ended")
 
 
+@pytest.mark.parametrize("text", ["", "  ", "The response was filtered.", "#### 5"])
+@pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "abort", "refusal"])
+def test_what_a_server_ended_does_not_vote(text: str, finish: str) -> None:
+    texts = ("#### 4", text, "#### 4")
+    result = CompletionResult(texts, 7, 9, finish_reasons=("stop", finish, "stop"))
+    assert reduce(self_consistency(), result, messages=SUM) == (0, 2)
+    assert reduce(semantic_entropy(), result, messages=SUM) == (0, 0)
+    for estimator in (self_consistency(), semantic_entropy()):
+        estimate = estimator.reduce([replace(result, finish_reasons=(finish, finish, "stop"))], SUM)
+        assert estimate.uncertainty is None and estimate.reason is not None
+        assert finish in estimate.reason and estimate.reason.endswith("1 of 3 answers ended")
+
+
+def test_an_empty_answer_does_not_vote() -> None:
+    assert reduce(self_consistency(), said("#### 4", "", "<think>5</think>"), messages=SUM) == (None, None)
+    assert reduce(self_consistency(), said("#### 4", "", "#### 5", "#### 4"), messages=SUM) == (pytest.approx(1 / 3), 2)
+
+
 @pytest.mark.parametrize(
     "text", ["The answer is 18 dollars.", "The answer is **18**.", "The answer is $18 per day.", "So she makes $18."]
 )
@@ -104,7 +122,7 @@ def test_one_answer_has_no_entropy() -> None:
     assert reduce(semantic_entropy(), said("#### 4"), messages=SUM) == (None, None)
 
 
-@given(answers=st.lists(st.sampled_from(["#### 4", "#### 5", "#### 6", "none", ""]), min_size=2, max_size=9))
+@given(answers=st.lists(st.sampled_from(["#### 4", "#### 5", "#### 6", "none"]), min_size=2, max_size=9))
 def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
     for estimator in (self_consistency(), semantic_entropy()):
         for messages in (PAIR, SUM):

@@ -294,6 +294,22 @@ def test_a_reply_that_was_cut_gives_nothing(reason: str) -> None:
     assert counted == (1, 3)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("content_filter", "CONTENT_FILTERED", "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "refusal"),
+        *("abort", "cancelled", "error", "ERROR_TOXIC", "network_error", "MALFORMED_FUNCTION_CALL", "guardrail_intervened"),
+        *("content_moderation", "sensitive", "insufficient_system_resource"),
+    ],
+)
+def test_a_reply_that_the_server_ended_gives_nothing(reason: str) -> None:
+    for text in ("7", "Rating: 7", "I cannot help with that."):
+        found = read_reply(text, reason, DIGITS)
+        assert isinstance(found, Unread) and found.reason.startswith("unparsable:") and reason in found.reason
+    ends = ("stop", "STOP", "eos", "end_turn", "stop_sequence", "COMPLETE", "tool_calls", "eos_token", "", None)
+    assert {read_reply("7", other, DIGITS) for other in ends} == {"7"}
+
+
 @given(text=st.text(st.sampled_from("0123456789.-/ ab,:\n*()Rating")), highest=st.sampled_from([5, 9, 100]))
 def test_what_is_read_is_one_of_the_choices_and_in_the_text(text: str, highest: int) -> None:
     read = read_choice(text, tuple(map(str, range(1, highest + 1))))

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from ual_ray.columns import Messages
-from ual_ray.columns import spoken as spoken_reply
+from ual_ray.columns import Messages, spoken
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.answer_key import marked_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
@@ -18,7 +17,7 @@ from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, g
 from ual_ray.elicit.nli import NliGrouping
 from ual_ray.elicit.prompts import instruction_of
 from ual_ray.engines.reading import MIN_READ_SHARE
-from ual_ray.engines.reply_text import CUT, NO_THOUGHT_END, is_cut, spoken
+from ual_ray.engines.reply_text import Unread, answered
 from ual_ray.engines.requests import CompletionResult, Request, Result, turns
 
 
@@ -46,15 +45,15 @@ class _OfAnswers(Estimator):
         return self.grouping or grouping_for(messages, self.similarity)
 
     def votes(self, results: Sequence[Result]) -> list[str] | Estimate:
-        """Return the answers that ended, without their thoughts; an estimate without a value where they are too few."""
+        """Return the answers that the model ended, without their thoughts; an estimate without a value for too few."""
         (result,) = results
         if not isinstance(result, CompletionResult):
             return MISSING
-        said = [None if is_cut(finish) else spoken(text) for text, finish in result.replies]
-        votes = [text for text in said if text is not None]
+        said = [answered(text, finish) for text, finish in result.replies]
+        votes = [text for text in said if isinstance(text, str)]
         if len(votes) < max(self.min_samples, MIN_READ_SHARE * len(said)):
-            cut = sum(is_cut(finish) for _, finish in result.replies)
-            reason = CUT.reason if 2 * cut >= len(said) - len(votes) else NO_THOUGHT_END.reason
+            reasons = Counter(reply.reason for reply in said if isinstance(reply, Unread))
+            reason = reasons.most_common(1)[0][0] if reasons else "unparsable: there is no reply"
             return missing(f"{reason}; {len(votes)} of {len(said)} answers ended")
         return votes
 
@@ -74,7 +73,7 @@ class SelfConsistency(_OfAnswers):
         if isinstance(votes, Estimate):
             return votes
         grouping = self.grouping_of(messages)
-        given, *sampled = grouping.keys([spoken_reply(messages[-1]), *votes])
+        given, *sampled = grouping.keys([spoken(messages[-1]), *votes])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
