@@ -44,16 +44,31 @@ _NAME = re.compile(r"[A-Z][A-Za-z]+")
 _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
+# Units that make equal numbers different answers; what is counted, such as clips, does not. Each with its other spellings.
+_UNITS = {
+    spelling: unit
+    for unit, *others in (
+        *(("am",), ("pm",), ("second", "sec"), ("minute", "min"), ("hour", "hr"), ("day",), ("week",), ("month",)),
+        *(("year", "yr"), ("mm", "millimeter", "millimetre"), ("cm", "centimeter", "centimetre"), ("meter", "metre")),
+        *(("km", "kilometer", "kilometre"), ("inch", "inche"), ("foot", "feet", "ft"), ("yard", "yd"), ("mile", "mi")),
+        *(("mg", "milligram"), ("gram",), ("kg", "kilogram", "kilo"), ("ounce", "oz"), ("pound", "lb"), ("ton",)),
+        *(("ml", "milliliter", "millilitre"), ("liter", "litre"), ("cup",), ("pint",), ("quart",), ("gallon",)),
+        *(("dollar",), ("cent",), ("penny",), ("euro",), ("celsius",), ("fahrenheit",), ("kelvin",), ("degree",), ("percent",)),
+    )
+    for spelling in (unit, *others)
+}
+_UNIT = re.compile(r"\d\s*([a-z]{2,})")
 LONGEST_MARKED = 4  # words
 LARGEST_ANSWER = 200  # characters of what is worth comparing as mathematics
 
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """An answer as text without blanks, and its value if it is a number."""
+    """An answer as text without blanks, and its value if it is a number, with its unit if that is one of measure."""
 
     text: str
     value: Fraction | None
+    unit: str | None = None
 
 
 def marked_answer(text: str) -> AnswerKey | None:
@@ -88,17 +103,17 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
     if first is None or second is None:
         return False
     if first.value is not None and second.value is not None:
-        return first.value == second.value
+        return first.value == second.value and (None in (first.unit, second.unit) or first.unit == second.unit)
     if first.text == second.text:
         return True
     return _is_maths(first) and _is_maths(second) and _equal_maths(first.text, second.text)
 
 
 def _key(answer: str) -> AnswerKey | None:
-    text = _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。")
+    text = re.sub(r"(?i)\b([ap])\.m\b\.?", r"\1m", _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。"))
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
-    return AnswerKey(plain, _value(plain_numbers(text))) if plain else None
+    return AnswerKey(plain, _value(plain_numbers(text)), _unit(text.lower())) if plain else None
 
 
 def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
@@ -133,6 +148,12 @@ def _value(text: str) -> Fraction | None:
         return None
     value = Fraction(top.replace(",", "")) / int(bottom)
     return -value if (found["sign"] + found["sign2"]).count("-") == 1 else value
+
+
+def _unit(text: str) -> str | None:
+    """Name the unit of measure behind the only number of a text; None for another word, and without one."""
+    found = _UNIT.findall(text)
+    return _UNITS.get(found[0], _UNITS.get(found[0].removesuffix("s"))) if len(found) == 1 else None
 
 
 def _is_maths(key: AnswerKey) -> bool:

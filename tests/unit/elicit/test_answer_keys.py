@@ -85,3 +85,18 @@ def test_units_change_no_value(number: object, unit: str) -> None:
 )
 def test_an_opinion_is_not_a_final_answer(response: str, kind: type) -> None:
     assert isinstance(grouping_for([Message(role="assistant", content=response)], 0.7), kind)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        *(("10 AM", "10 PM", False), ("10 AM", "10 a.m.", True), ("10 PM", "10 p.m", True), ("10 AM", "10", True)),
+        *(("5 cm", "5 km", False), ("5 km", "5 kilometres", True), ("5 kilometers", "6 km", False)),
+        *(("30 minutes", "30 mins", True), ("30 minutes", "30 seconds", False), ("6 inches", "6 inch", True)),
+        *(("18 dollars", "18 cents", False), ("18", "18 cents", True), ("18 clips", "18 boxes", True)),
+        *(("10 pounds", "10 lbs", True), ("6 feet", "6 ft", True), ("6 feet", "6 inches", False)),
+    ],
+)
+def test_equal_numbers_of_other_units_are_other_answers(first: str, second: str, same: bool) -> None:
+    given, sampled = AnswerGrouping().keys([f"#### {first}", f"The answer is {second}."])
+    assert AnswerGrouping().same(given, sampled) == AnswerGrouping().same(sampled, given) == same
