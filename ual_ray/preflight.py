@@ -65,6 +65,10 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
         check_judge(config)
     if config.runtime.check_memory and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
         check_memory(config, psutil.virtual_memory().available / GIB, stages)
+    if config.runtime.check_memory and "train" in stages and config.train.gpus_per_worker:
+        from ual_ray.train.estimate.dry_run import check_gpus  # with torch, which trainings on CPUs do not wait for
+
+        check_gpus(config)
 
 
 def check_elicitor(config: Config) -> None:

@@ -271,6 +271,18 @@ def test_what_needs_validation_rows_is_refused_without_them(override: str) -> No
         check(load(None, [override, "data.validation_share=0"]))
 
 
+def test_trainings_on_gpus_are_judged_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    monkeypatch.setattr("ual_ray.train.estimate.dry_run.check_gpus", lambda config: judged.append(config.train.num_workers))
+    gpu = ["train.gpus_per_worker=1", "runtime.address=auto"]
+    check(load(None, ["runtime.address=auto"]))
+    check(load(None, [*gpu, "runtime.check_memory=false"]))
+    check(load(None, gpu), {"elicit"})
+    assert not judged
+    check(load(None, [*gpu, "train.num_workers=3"]))
+    assert judged == [3]
+
+
 def test_adapters_alone_are_not_evaluated(large: Config) -> None:
     alone = TrainConfig.model_validate({"lora": {"rank": 8, "merge": False}})
     config = large.model_copy(update={"train": alone, "runtime": large.runtime.model_copy(update={"check_memory": False})})

@@ -18,7 +18,7 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.config.load import load
-from ual_ray.train.estimate.dry_run import DryRun, Model, dry_run
+from ual_ray.train.estimate.dry_run import DryRun, Model, check_gpus, dry_run
 from ual_ray.train.estimate.memory import Memory
 from ual_ray.train.estimate.state import GPU_WORKER_HOST_BYTES
 
@@ -114,6 +114,8 @@ def test_a_recipe_fits_what_it_was_written_for(recipe: str, plan: Callable[..., 
     assert found.micro_batch.rows == found.config.train.micro_batch_size
     assert found.micro_batch.length > 0.95 * found.config.train.max_length
     assert found.steps > 0 and found.seconds > 0 and 0 <= found.padding_share < 1
+    if found.config.train.gpus_per_worker:
+        check_gpus(found.config)
 
 
 def test_what_the_70b_recipe_says_of_itself(plan: Callable[..., DryRun]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
+import torch
 
 from ual_ray import columns as col
 from ual_ray.config import Config, LoraConfig, TrainConfig
@@ -27,11 +28,12 @@ from ual_ray.formatting import GIB, count_list
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import StepPlan
-from ual_ray.train.estimate.devices import Device, find_device
+from ual_ray.train.estimate.devices import GPU_GIB, Device, find_device
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.product_speed import resolve_dtype
+from ual_ray.train.sharding import DTYPES
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
 from ual_ray.train.weights import empty_trained_model
@@ -41,6 +43,10 @@ MAX_SAMPLE = 2000
 # Thresholds of the advice: share of padding, share of truncated rows.
 MAX_PADDING, MAX_TRUNCATED = 0.3, 0.1
 SUGGESTED_RANK = 16
+# Tokens of a row that no estimate is above, where rows are not known yet.
+SHORTEST = 16
+NO_ROOM = "DOES NOT FIT: "
+SKIP_CHECK = "`ual train SMOOTHED --dry-run` gives details; runtime.check_memory=false skips this check"
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,31 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
         ),
         by_source=plan.by_source(),
     )
+
+
+def check_gpus(config: Config) -> None:
+    """Raise UserError where training on GPUs, or evaluating its model there, does not fit into memory, whatever the rows.
+
+    Judged by full packs, or else by rows of SHORTEST tokens; by this machine's GPU, or else by the largest that is known.
+    """
+    train, model = resolve_dtype(config.train), Model(config)
+    # The speed does not matter here, so it need not be known.
+    judged = config.model_copy(update={"train": train.model_copy(update={"peak_tflops": 1.0})})
+    device = find_device(judged, None if torch.cuda.is_available() else max(GPU_GIB, key=lambda name: GPU_GIB[name]))
+
+    def memory(other: TrainConfig) -> Memory:
+        length = other.max_length if other.packing else SHORTEST
+        return model.memory(other, micro_batch(other, other.global_batch_size, length))
+
+    for problem in _about_memory(train, device, memory(train), memory):
+        raise UserError("train does not fit into memory", got=problem.removeprefix(NO_ROOM), fix=SKIP_CHECK)
+    gpus, dtype = config.engine.gpus_per_actor, DTYPES.get(config.evaluate.dtype)
+    if gpus and dtype and device.memory and (weights := model.parameters(train).total * dtype.itemsize / gpus) > device.memory:
+        raise UserError(
+            "evaluate does not fit into memory",
+            got=f"{weights / GIB:.1f} GiB of weights per GPU, {device.memory / GIB:.1f} GiB can be used on {device.name}",
+            fix=f"set evaluate.dtype=bfloat16, or raise engine.gpus_per_actor; {SKIP_CHECK}",
+        )
 
 
 def sample_rows(config: Config, smoothed: Path) -> Rows:
@@ -293,11 +324,11 @@ def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any
             found = _keys(together), _need(device, other)
             break
     if alone:
-        yield f"DOES NOT FIT: {have}. Any one of these is enough: {', '.join(alone)}."
+        yield f"{NO_ROOM}{have}. Any one of these is enough: {', '.join(alone)}."
     elif found:
-        yield f"DOES NOT FIT: {have}. Together these are enough: {found[0]} ({found[1]})."
+        yield f"{NO_ROOM}{have}. Together these are enough: {found[0]} ({found[1]})."
     else:
-        yield f"DOES NOT FIT: {have}. No settings make it fit: use more workers with more memory, or a smaller model."
+        yield f"{NO_ROOM}{have}. No settings make it fit: use more workers with more memory, or a smaller model."
 
 
 def _shortage(device: Device, memory: Memory) -> str | None:

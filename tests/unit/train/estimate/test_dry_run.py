@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from rich.console import Console
+from small_llama import INNER, LAYERS, VOCABULARY, WIDTH, settings, write
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
@@ -24,42 +24,6 @@ from ual_ray.train.estimate.state import GPU_WORKER_HOST_BYTES, checkpoint_bytes
 from ual_ray.train.estimate.text import show
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.weights import empty_model
-
-LAYERS, WIDTH, INNER, VOCABULARY = 4, 32, 64, 1000
-SMOOTHED = pa.schema(
-    [(col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE), (col.ALPHA, pa.float64())]
-)
-
-
-@pytest.fixture
-def model(tmp_path: Path, chat_tokenizer: Any) -> str:
-    """Write the directory of a small Llama: its config.json, a tokenizer, and an empty file for the weights."""
-    config = {
-        **{"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": INNER},
-        **{"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False},
-        "max_position_embeddings": 256,
-    }
-    folder = tmp_path / "model"
-    chat_tokenizer("chatml").save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").touch()
-    return str(folder)
-
-
-def write(path: Path, words: list[int]) -> Path:
-    chats = [
-        [{"role": "user", "content": f"Question {n}"}, {"role": "assistant", "content": "blue " * count}]
-        for n, count in enumerate(words)
-    ]
-    rows = [{col.ID: col.content_id(chat), col.SPLIT: col.TRAIN, col.MESSAGES: chat, col.ALPHA: 0.1} for chat in chats]
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, SMOOTHED), path)
-    return path
-
-
-def settings(model: str, *overrides: str) -> Config:
-    # A known speed: nothing is measured.
-    return load(None, [f"model={model}", "train.peak_tflops=1", "train.dtype=float32", *overrides])
-
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
