@@ -48,6 +48,10 @@ else:
     LossName = Literal[tuple(LOSSES)]
 
 
+# In the name of a pair of models: no arm has it between dashes, or two pairs could have one name.
+VERSUS = "vs"
+
+
 def is_file_name(name: str) -> bool:
     """Tell whether a name of the configuration can name a folder: letters, digits, '-' and '_'."""
     return name.replace("-", "").replace("_", "").isalnum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import ValidationError, model_validator
@@ -14,7 +15,7 @@ from ual_ray.config.evaluate import EvaluateConfig
 from ual_ray.config.experiment import ExperimentConfig
 from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.known_truth import KnownTruthConfig
-from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, is_file_name
+from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
@@ -139,6 +140,10 @@ class Config(Section):
                     f"arm '{arm}' must be letters, digits, '-' or '_', and neither '{BASE}' (the untrained model) nor "
                     f"'{REFERENCE_ANSWERS}'"
                 )
+            if VERSUS in arm.split("-"):
+                raise ValueError(f"arm '{arm}' has '{VERSUS}' between dashes, which names pairs of arms; take another name")
+        if alike := [name for name, times in Counter(map(str.casefold, self.arms)).items() if times > 1]:
+            raise ValueError(f"arms that differ in capitals alone would share a folder on some disks: {', '.join(alike)}")
         for name in self.evaluate.benchmarks:
             if not is_file_name(name):
                 raise ValueError(f"evaluate.benchmarks: '{name}' must be letters, digits, '-' or '_'")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
-from ual_ray.report.findings import Findings, get_nested, regime_of
+from ual_ray.report.findings import Findings, copied, get_nested, regime_of
 from ual_ray.stats.bootstrap import MIN_SEEDS
-from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE
+from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE
 from ual_ray.stats.metrics import CUT, MetricValue, metric_of
 
 FEW_QUESTIONS = 100
@@ -29,6 +29,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     if findings is None:
         return [general]
     return [
+        *copied(findings),
         *_of_controls(findings),
         *_of_size(findings),
         *filter(None, [regime_of(findings)]),
@@ -87,6 +88,8 @@ def _of_cut_answers(findings: Findings) -> Iterator[str]:
         text = f"{benchmark}: answers that reached max_new_tokens: {listed}. They count as wrong where their end is scored. "
         if max(shares.values()) - min(shares.values()) > MOST_CUT_DIFFERENCE:
             text += f"Where two models differ by more than {MOST_CUT_DIFFERENCE:.0%}, their scores give no verdict. "
+        if max(shares.values()) > MOST_CUT:
+            text += f"Where more than {MOST_CUT:.0%} were cut, they give none either. "
         yield text + f"Raise evaluate.benchmarks.{benchmark}.max_new_tokens, and engine.max_model_len above it."
 
 

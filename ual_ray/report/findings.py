@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ual_ray.config.names import VERSUS
 from ual_ray.config.report import WIN_RATE
 from ual_ray.stats.comparison import PRIMARY, UNRECORDED, Comparisons, Role
 from ual_ray.stats.metrics import MetricValue, metric_of
@@ -24,7 +25,7 @@ class Findings:
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
     form in which the stages wrote them. `alphas` are means. `validation` holds a curve per training seed, of [step, unsmoothed
     validation NLL]. `roles` has no entry for a model whose map was not recorded. `trials` are the
-    entries of learning_rates.json.
+    entries of learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -38,6 +39,7 @@ class Findings:
     folders: Folders = field(default_factory=dict)
     validation: dict[str, list[list[list[float]]]] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
+    copies: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -47,7 +49,18 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
-        others = ("roles", "alphas", "seeds", "calibration", "clusters", "win_rates", "folders", "validation", "trials")
+        others = (
+            "roles",
+            "alphas",
+            "seeds",
+            "calibration",
+            "clusters",
+            "win_rates",
+            "folders",
+            "validation",
+            "trials",
+            "copies",
+        )
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 
     def with_role(self, role: Role) -> list[str]:
@@ -64,7 +77,7 @@ class Findings:
 
 def judged_key(candidate: str, reference: str) -> str:
     """Name the judging of a candidate's answers against those of a reference."""
-    return f"{candidate}-vs-{reference}"
+    return f"{candidate}-{VERSUS}-{reference}"
 
 
 def without_primary(findings: Findings) -> str | None:
@@ -116,6 +129,16 @@ def _steps(points: Sequence[Sequence[float]]) -> str:
 
 def _mean_nll(points: Sequence[Sequence[float]]) -> float:
     return sum(point[1] for point in points) / len(points)
+
+
+def copied(findings: Findings) -> list[str]:
+    """State which training seeds do not count, as all of their results are those of another one."""
+    return [
+        f"{model}: the training seed {copy} has the results of the seed {seed} in every question. It is a copy of one training "
+        "and does not count."
+        for model, seeds in findings.copies.items()
+        for copy, seed in seeds.items()
+    ]
 
 
 def get_nested(content: Mapping[str, Any] | None, *keys: str) -> Any:

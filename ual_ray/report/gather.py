@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute
@@ -17,6 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
+from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest
 from ual_ray.report.findings import Findings, judged_key
@@ -25,13 +26,15 @@ from ual_ray.report.over_seeds import average
 from ual_ray.report.primary import decisive
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
-from ual_ray.stats.comparison import COLUMNS, Role, compare_models, role_of
+from ual_ray.stats.alignment import COLUMNS, copied_seeds
+from ual_ray.stats.comparison import Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_metrics, read_results, read_tokens
 
 logger = logging.getLogger(__name__)
 
 READ_KEYS = ("resamples", "confidence", "benchmarks")
+Found = TypeVar("Found")
 # model -> training seed -> the folder of its evaluation
 BySeed = Mapping[str, Mapping[int, Path]]
 
@@ -77,7 +80,7 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
     Raises UserError when there are none, and when two folders hold the same arm with the same seed.
     """
     by_seed: dict[str, dict[int, Path]] = {}
-    stages = StageFolders()
+    stages, pairs = StageFolders(), dict[str, tuple[str, str]]()
     for root in folders:
         _, seed = read_settings(root)
         for name, folder in _evaluations(root).items():
@@ -105,7 +108,7 @@ def find_results(folders: Sequence[Path]) -> tuple[dict[str, dict[int, Path]], S
             stages.calibrated[model] = stages.calibrated_by_seed.setdefault(model, {})[seed] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
             content = json.loads(file.read_text())
-            pair = judged_key(str(content.get("candidate")), str(content.get("reference")))
+            pair = _pair_of(content, pairs)
             if not is_current(file.parent, content, {name: tables.get(seed) for name, tables in by_seed.items()}):
                 logger.warning("%s is of answers that are not the newest any more; it does not count", file.parent)
                 continue
@@ -131,6 +134,19 @@ def is_current(judging: Path, content: Mapping[str, Any], evaluated: Mapping[str
         if answers and judged and content_digest(answers / col.RESULTS_FOLDER, [*col.JUDGED]) != judged:
             return False
     return True
+
+
+def _pair_of(content: Mapping[str, Any], known: dict[str, tuple[str, str]]) -> str:
+    """Name the pair of models of a judging. Raises UserError where another pair has that name; known: pairs by name."""
+    sides = str(content.get("candidate")), str(content.get("reference"))
+    pair = judged_key(*sides)
+    if known.setdefault(pair, sides) != sides:
+        raise UserError(
+            f"two pairs of models are both called {pair}",
+            got=f"{' and '.join(known[pair])}; {' and '.join(sides)}",
+            fix=f"evaluate one of them under another name, without -{VERSUS}- (`ual evaluate --name`)",
+        )
+    return pair
 
 
 def _check_same(arm: str, what: Literal["spec", "train"], first: Path, other: Path) -> None:
@@ -226,16 +242,18 @@ def make_findings(
     """
     primary, chosen_after = decisive(runs or [root])
     evaluated = by_seed or {model: {seed: folder} for model, folder in stages.evaluated.items()}
-    harness = stages.harness or find_harness(root, seed)
-    answers: dict[str, dict[int, list[Path]]] = {}
-    rows: dict[str, dict[int, pa.Table]] = {}
-    for model in [*evaluated, *(name for name in harness if name not in evaluated)]:
-        for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
-            own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
-            rows.setdefault(model, {})[number] = read_all_results(own, more)
-            answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
+    answers, rows = _answers(evaluated, stages.harness or find_harness(root, seed))
+    calibrated = _by_seed(stages.calibrated, stages.calibrated_by_seed, seed)
+    tokens = {
+        model: {number: read_tokens(folder) for number, folder in folders.items() if (folder / col.TOKENS_FILE).is_file()}
+        for model, folders in calibrated.items()
+    }
     trained = _by_seed(stages.trained, stages.trained_by_seed, seed)
     judged = _by_seed(stages.judged, stages.judged_by_seed, seed)
+    copies = copied_seeds(rows, tokens)
+    rows, answers, tokens = _without(copies, rows), _without(copies, answers), _without(copies, tokens)
+    calibrated, trained = _without(copies, calibrated), _without(copies, trained)
+    judged = {pair: _without_copies_of_sides(copies, folders) for pair, folders in judged.items()}
     found = {
         "evaluated": {model: [folder for those in by.values() for folder in those] for model, by in answers.items()},
         **{kind: {model: [folder] for model, folder in getattr(stages, kind).items()} for kind in ("calibrated", "smoothed")},
@@ -249,11 +267,6 @@ def make_findings(
         arm: role_of(own.get("map"), own.get("weight", "none"), own.get("loss")) for arm, own in recorded.items()
     }
     roles[BASE] = "base"
-    calibrated = _by_seed(stages.calibrated, stages.calibrated_by_seed, seed)
-    tokens = {
-        model: {number: read_tokens(folder) for number, folder in folders.items() if (folder / col.TOKENS_FILE).is_file()}
-        for model, folders in calibrated.items()
-    }
     compared = compare_models(rows, roles, tokens, options.confidence, options.resamples, seed, primary)
     findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
@@ -265,6 +278,7 @@ def make_findings(
         clusters=_over_seeds(calibrated, col.CLUSTERS_FILE, options.confidence),
         win_rates=_over_seeds(judged, col.WIN_RATES_FILE, options.confidence),
         trials=(read_json(root / TRIALS_FILE) or {}).get("trials", []),
+        copies={model: {str(copy): seed for copy, seed in seeds.items()} for model, seeds in copies.items()},
         validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
@@ -272,6 +286,38 @@ def make_findings(
         },
     )
     return replace(findings, comparisons=settled(findings))
+
+
+def _answers(
+    evaluated: BySeed, harness: Mapping[str, Mapping[int, list[Path]]]
+) -> tuple[dict[str, dict[int, list[Path]]], dict[str, dict[int, pa.Table]]]:
+    """Return the folders and the rows of every model's answers by training seed, the harness's tasks with the benchmarks."""
+    answers: dict[str, dict[int, list[Path]]] = {}
+    rows: dict[str, dict[int, pa.Table]] = {}
+    for model in [*evaluated, *(name for name in harness if name not in evaluated)]:
+        for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
+            own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
+            rows.setdefault(model, {})[number] = read_all_results(own, more)
+            answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
+    return answers, rows
+
+
+def _without(copies: Mapping[str, Mapping[int, int]], found: Mapping[str, Mapping[int, Found]]) -> dict[str, dict[int, Found]]:
+    """Leave out the training seeds that are copies of others."""
+    return {
+        model: {number: one for number, one in by_seed.items() if number not in copies.get(model, {})}
+        for model, by_seed in found.items()
+    }
+
+
+def _without_copies_of_sides(copies: Mapping[str, Mapping[int, int]], judged: Mapping[int, Path]) -> dict[int, Path]:
+    """Leave out the judgings of a training seed that is a copy for either side."""
+    kept = {}
+    for number, folder in judged.items():
+        content = read_json(folder / col.WIN_RATES_FILE) or {}
+        if not any(number in copies.get(str(content.get(side)), {}) for side in ("candidate", "reference")):
+            kept[number] = folder
+    return kept
 
 
 def _by_seed(of_one: Mapping[str, Path], by_seed: BySeed, seed: int) -> BySeed:

@@ -14,7 +14,7 @@ from scipy import special
 from ual_ray.config.report import WIN_RATE
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
-from ual_ray.stats.comparison import MOST_CUT_DIFFERENCE, Comparisons, Role
+from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason
 from ual_ray.stats.metrics import CUT
 from ual_ray.stats.primary import settle
 from ual_ray.stats.results import Rate, WinRate, win_rates_of
@@ -173,11 +173,11 @@ def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:
         return f"a verdict needs {MIN_SEEDS} seeds"
     if not rate.benchmarks:
         return "judged by an older version, which did not record the benchmarks; run `ual run --rerun judge`"
+    if rate.n and (missing := rate.n - (rate.valid or 0)) > MOST_MISSING * rate.n:
+        return f"{missing:,} of {rate.n:,} pairs have no verdict of the judge, which may depend on their answers"
     for benchmark in rate.benchmarks:
-        cut = [_cut(findings, model, benchmark) for model in (rate.arm, rate.reference)]
-        known = [share for share in cut if share is not None]
-        if len(known) == 2 and abs(known[0] - known[1]) > MOST_CUT_DIFFERENCE:
-            return f"{benchmark}: {known[0]:.0%} and {known[1]:.0%} of the answers were cut; raise max_new_tokens"
+        if reason := cut_reason(*(_cut(findings, model, benchmark) for model in (rate.arm, rate.reference))):
+            return f"{benchmark}: {reason}"
     return None
 
 

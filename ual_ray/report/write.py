@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ual_ray.config.files import write_json, write_text
 from ual_ray.report.draw import draw
-from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, regime_of, without_primary
+from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.page import to_html
@@ -54,7 +54,7 @@ def print_tables(findings: Findings, console: Console) -> None:
         console.print(JUDGED_TITLE, highlight=False)
         for found in judged:
             console.print(f"  {found.sentence()}", highlight=False, markup=False)
-    for line in (*guard_lines(findings.comparisons), *filter(None, [regime_of(findings)])):
+    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
         console.print(line, highlight=False, markup=False)
 
 
@@ -71,7 +71,7 @@ def write_files(findings: Findings, folder: Path) -> None:
     )
     if judged := judged_verdicts(findings):
         words += ["", JUDGED_TITLE, "", *(f"- {found.sentence()}" for found in judged)]
-    for line in (*guard_lines(findings.comparisons), *filter(None, [regime_of(findings)])):
+    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
         words += ["", line]
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [

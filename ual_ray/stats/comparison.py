@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
@@ -16,6 +14,7 @@ from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT, NO_SMOOTHING
 from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.config.report import ADJUSTED_NLL
+from ual_ray.stats.alignment import COLUMNS, Aligned, BySeed, align
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
@@ -33,11 +32,9 @@ from ual_ray.stats.metrics import (
     NLL_ADJUSTED,
     Numbers,
     by_benchmark,
-    likelihoods,
     metric_of,
     scores,
 )
-from ual_ray.stats.token_sums import token_sums
 
 Role = Literal["base", "sft", "control", "ual", "unknown"]
 # A model is compared with those of a plainer role. Plain SFT is what UAL has to beat, a control tells uncertainty from mere
@@ -55,13 +52,12 @@ PRIMARY = (HELD_OUT, NLL_ADJUSTED)
 UNRECORDED = (ADJUSTED_NLL,)
 # Of the shares of cut answers: beyond it, a score measures how long answers are before how good they are.
 MOST_CUT_DIFFERENCE = 0.05
+MOST_CUT = 0.5
+# Of the questions on which one of two models has a value: the share on which one training may have none. Which ones these are
+# may depend on the model, such as those whose answers failed.
+MOST_MISSING = 0.05
 # As reports of version 0.1.0 name them.
 OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
-# The columns of the result rows that a comparison reads, without texts.
-COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
-
-# One arm's results by training seed; a model that was not trained has the same under every seed.
-BySeed = Mapping[int, pa.Table]
 
 
 @dataclass(frozen=True)
@@ -140,10 +136,6 @@ class Comparisons:
         )
 
 
-# Of one model on one benchmark: training seed -> metric -> [questions, 2] of value and weight, NaN where it is missing.
-_Aligned = dict[int, dict[str, Numbers]]
-
-
 @dataclass(frozen=True)
 class _Pair:
     """What one comparison is computed from: the [questions, 2] of both models per seed, and the questions that all have."""
@@ -192,7 +184,8 @@ def compare_models(
     cut = cut_shares(results)
     families: dict[tuple[bool, bool], list[int]] = {}
     for place, pair in enumerate(pairs):
-        found[place] = replace(found[place], reason=_cut_reason(found[place], cut))
+        reason = cut_reason(*(cut.get((pair.benchmark, model)) for model in (pair.arm, pair.reference)))
+        found[place] = replace(found[place], reason=reason or _missing_reason(pair))
         if not pair.primary:
             family = roles[pair.reference] == "base", metric_of(pair.metric).guard
             families.setdefault(family, []).append(place)
@@ -213,13 +206,25 @@ def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
     return {key: float(np.mean(shares)) for key, shares in found.items()}
 
 
-def _cut_reason(entry: Comparison, cut: Mapping[tuple[str, str], float]) -> str | None:
-    """Forbid a verdict on answers of which one model's were cut more often: it would be one on their length."""
-    shares = [cut.get((entry.benchmark, model)) for model in (entry.arm, entry.reference)]
-    known = [share for share in shares if share is not None]
-    if len(known) == 2 and abs(known[0] - known[1]) > MOST_CUT_DIFFERENCE:
-        return f"{known[0]:.0%} and {known[1]:.0%} of the answers were cut; raise max_new_tokens"
+def cut_reason(first: float | None, second: float | None) -> str | None:
+    """Forbid a verdict on answers by their shares that were cut, None = not known: it would be one on their length."""
+    if first is None or second is None:
+        return None
+    if abs(first - second) > MOST_CUT_DIFFERENCE or max(first, second) > MOST_CUT:
+        return f"{first:.0%} and {second:.0%} of the answers were cut; raise max_new_tokens"
     return None
+
+
+def _missing_reason(pair: _Pair) -> str | None:
+    """Forbid a verdict on the questions that are left where a training has no value on many."""
+    tables = [*((pair.arm, part) for part in pair.mine), *((pair.reference, part) for part in pair.theirs)]
+    known = {place: np.isfinite(part).all(axis=1) for place, (_, part) in enumerate(tables)}
+    questions = int(np.logical_or.reduce([*known.values()]).sum())
+    least = min(known, key=lambda place: int(known[place].sum()))
+    missing = questions - int(known[least].sum())
+    if missing <= MOST_MISSING * questions:
+        return None
+    return f"{tables[least][0]} has no value on {missing:,} of {questions:,} questions; evaluate both on the same ones"
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
@@ -262,7 +267,7 @@ def _pairs(
     results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], roles: Mapping[str, Role], primary: Sequence[str]
 ) -> Iterator[_Pair]:
     """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
-    aligned = _align(results, tokens)
+    aligned = align(results, tokens)
     for benchmark in sorted(aligned, key=lambda name: (name != HELD_OUT, name)):
         models = aligned[benchmark]
         for arm, reference in pairs_of({name: role for name, role in roles.items() if name in models}):
@@ -272,7 +277,7 @@ def _pairs(
 
 
 def _pairs_of(
-    named: tuple[str, str, str], mine: _Aligned, theirs: _Aligned, primary: Sequence[str], *, same_under_all_seeds: bool
+    named: tuple[str, str, str], mine: Aligned, theirs: Aligned, primary: Sequence[str], *, same_under_all_seeds: bool
 ) -> Iterator[_Pair]:
     if same_under_all_seeds:
         theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in mine}
@@ -286,45 +291,6 @@ def _pairs_of(
         both = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in (*own, *others)])
         if both.any():
             yield _Pair(*named, metric, own, others, both, f"{named[2]}.{metric}" in primary)
-
-
-def _align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, _Aligned]]:
-    """Bring every model's numbers into one order of questions per benchmark: benchmark -> model -> numbers."""
-    parts: dict[str, list[tuple[str, int, pa.Array, dict[str, Numbers]]]] = {}
-    for model, by_seed in results.items():
-        for training_seed, table in by_seed.items():
-            for benchmark, rows in by_benchmark(table.select(COLUMNS)):
-                own = (model, training_seed, rows[col.ID].combine_chunks(), _numbers(rows))
-                parts.setdefault(benchmark, []).append(own)
-    for model, by_seed in tokens.items():
-        for training_seed, table in by_seed.items():
-            parts.setdefault(HELD_OUT, []).append((model, training_seed, *token_sums(table)))
-    found: dict[str, dict[str, _Aligned]] = {}
-    for benchmark, ours in parts.items():
-        questions = pa.compute.unique(pa.chunked_array([ids for _, _, ids, _ in ours]))
-        questions = questions.take(pa.compute.sort_indices(questions))
-        for model, training_seed, ids, numbers in ours:
-            aligned = found.setdefault(benchmark, {}).setdefault(model, {}).setdefault(training_seed, {})
-            aligned |= _ordered(numbers, ids, questions)
-    return found
-
-
-def _numbers(rows: pa.Table) -> dict[str, Numbers]:
-    return {
-        NLL: np.column_stack(likelihoods(rows)),
-        **{name: np.column_stack([values, np.ones(len(values))]) for name, values in scores(rows).items()},
-    }
-
-
-def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array) -> dict[str, Numbers]:
-    """Bring a model's numbers into the order of the questions; one that it did not answer is NaN."""
-    found = pa.compute.index_in(questions, value_set=ids)
-    place = found.fill_null(0).to_numpy(zero_copy_only=False)
-    missing = found.is_null().to_numpy(zero_copy_only=False)
-    ordered = {name: values[place] for name, values in numbers.items()}
-    for values in ordered.values():
-        values[missing] = np.nan
-    return ordered
 
 
 def _by_questions(pairs: Sequence[_Pair]) -> list[list[int]]:

@@ -276,3 +276,18 @@ def test_secrets_are_masked_in_what_is_written_down(monkeypatch: pytest.MonkeyPa
     written = dump(redact(given))
     assert "abc123" not in written and "me:pw" not in written
     assert load(None).engine == redact(load(None)).engine
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ("arms.a-vs-b.map=rank", "arm 'a-vs-b' has 'vs' between dashes"),
+        ("arms.vs.map=rank", "arm 'vs' has"),
+        ("arms.UAL.map=rank", "arms that differ in capitals alone"),
+    ],
+)
+def test_arms_that_could_be_taken_for_others_are_refused(arms: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=[arms])
+    assert words in str(error.value)
+    assert "canvas" in load(overrides=["arms.canvas.map=rank"]).arms

@@ -70,7 +70,9 @@ def test_fewer_than_three_seeds_and_a_missing_rate_give_no_verdict() -> None:
     assert missing.verdict == "inconclusive" and "no win rate at equal lengths" in missing.sentence()
 
 
-@pytest.mark.parametrize(("shares", "verdict"), [((0.1, 0.2), "inconclusive"), ((0.1, 0.14), "better")])
+@pytest.mark.parametrize(
+    ("shares", "verdict"), [((0.9, 0.9), "inconclusive"), ((0.1, 0.2), "inconclusive"), ((0.1, 0.14), "better")]
+)
 def test_different_shares_of_cut_answers_give_no_verdict(shares: tuple[float, float], verdict: str) -> None:
     metrics = {
         model: [MetricValue("chat", CUT, "overall", share, None, 9)]
@@ -157,7 +159,7 @@ def test_the_p_value_is_that_of_the_t_test_over_seeds() -> None:
 def test_a_few_pairs_cannot_be_certain() -> None:
     content = judged("ual", "sft", 100, 100)
     for valid, verdict in ((5, "inconclusive"), (6, "better")):
-        content["win_rates"]["overall"]["n_valid"] = valid
+        content["win_rates"]["overall"] |= {"n": valid, "n_valid": valid}
         (found,) = judged_verdicts(findings(content))
         assert (found.verdict, found.p_value) == (verdict, 2.0 ** (1 - valid))
 
@@ -168,3 +170,12 @@ def test_a_judging_the_other_way_round_does_not_lend_its_seeds() -> None:
     found.folders["judged"]["sft-vs-ual"] = ["seed-0"]
     both = {(one.seeds, one.verdict) for one in judged_verdicts(found)}
     assert both == {(3, "inconclusive"), (1, "inconclusive")}
+
+
+@pytest.mark.parametrize(("valid", "verdict"), [(190, "better"), (189, "inconclusive")])
+def test_pairs_without_a_verdict_are_not_left_out_in_silence(valid: int, verdict: str) -> None:
+    content = judged("ual", "sft", 60, 70)
+    content["win_rates"]["overall"] |= {"n": 200, "n_valid": valid}
+    (found,) = judged_verdicts(findings(content))
+    assert found.verdict == verdict
+    assert ("11 of 200 pairs have no verdict" in (found.reason or "")) == (verdict == "inconclusive")

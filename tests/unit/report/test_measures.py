@@ -16,7 +16,8 @@ from ual_ray.report.findings import Findings
 from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.promote import objection_to
 from ual_ray.report.write import print_tables, write_files
-from ual_ray.stats.comparison import COLUMNS, Role, compare_models
+from ual_ray.stats.alignment import COLUMNS
+from ual_ray.stats.comparison import Role, compare_models
 from ual_ray.stats.metrics import METRICS, MetricValue
 from ual_ray.stats.primary import settle
 

@@ -19,7 +19,8 @@ from ual_ray.report.draw import draw
 from ual_ray.report.findings import Findings
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
-from ual_ray.stats.comparison import COLUMNS, Comparisons, Role, compare_models
+from ual_ray.stats.alignment import COLUMNS
+from ual_ray.stats.comparison import Comparisons, Role, compare_models
 from ual_ray.stats.metrics import measure
 from ual_ray.stats.primary import settle
 

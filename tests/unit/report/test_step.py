@@ -213,6 +213,15 @@ def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path, report_fo
         assert words.index("inconclusive against sft: no win rate") < words.index("inconclusive against base: no win rate")
 
 
+def test_two_pairs_of_one_name_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run")
+    for number, (candidate, reference) in enumerate((("a-vs-b", "c"), ("a", "b-vs-c"))):
+        folder = finished(root / "judge" / str(number) / "k", {})
+        (folder / "win_rates.json").write_text(json.dumps({"candidate": candidate, "reference": reference}))
+    with pytest.raises(UserError, match="two pairs of models are both called a-vs-b-vs-c"):
+        report_on([root], None, console()[0])
+
+
 def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     roots = [run_of(tmp_path / name, seed=3) for name in ("first", "second")]
     with pytest.raises(UserError, match="results of 'sft' with the training seed 3") as error:
@@ -290,3 +299,30 @@ def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) 
     (roots[1] / "arms" / "ual" / "smooth" / "k" / "started.json").write_text(json.dumps(started))
     with pytest.raises(UserError, match="two folders hold an arm 'ual' with different maps"):
         report_on(roots, None, console()[0])
+
+
+def test_copies_of_one_training_do_not_count_as_seeds_and_the_report_names_them(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / str(seed), seed) for seed in (0, 1, 2)]
+    assert {entry.verdict for entry in report_on(runs, None, console()[0]).comparisons.entries if entry.primary} == {"better"}
+    for seed in (1, 2):
+        for part in ("evaluate", "calibrate"):
+            copy = tmp_path / str(seed) / "arms" / "ual" / part
+            shutil.rmtree(copy)
+            shutil.copytree(tmp_path / "0" / "arms" / "ual" / part, copy)
+    terminal, printed = console()
+    page = tmp_path / "page.html"
+    found = report_on(runs, None, terminal, page)
+    mine = [entry for entry in found.comparisons.entries if entry.arm == "ual"]
+    assert {(entry.verdict, entry.seeds) for entry in mine} == {("inconclusive", 1)}
+    assert found.seeds == {"base": 3, "sft": 3, "ual": 1}
+    for text in (printed.getvalue(), page.read_text()):
+        words = " ".join(text.split())
+        assert "ual: the training seed 2 has the results of the seed 0 in every question" in words
+
+
+def test_a_copied_file_of_results_is_an_error(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    file = next((run / "arms" / "ual" / "evaluate").rglob("results.parquet"))
+    shutil.copy(file, file.with_name("results (1).parquet"))
+    with pytest.raises(UserError, match="the results of 'ual' on held_out have questions twice"):
+        report_on([run], None, console()[0])

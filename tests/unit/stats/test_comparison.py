@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.stats.alignment import COLUMNS
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
 from ual_ray.stats.comparison import (
-    COLUMNS,
     PRIMARY,
     Comparisons,
     Role,
@@ -288,3 +288,82 @@ def test_the_share_of_cut_answers_is_over_seeds() -> None:
     shares = cut_shares({"ual": {0: cut(results(), 1), 1: cut(results(), N * 4)}, "sft": {0: results()}})
     assert shares.keys() == {("gsm8k", "ual")}
     assert shares["gsm8k", "ual"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_most_answers_cut_give_no_verdict_though_both_models_are_alike_in_it() -> None:
+    models = {"sft": seeds(0.0, 0.2), "ual": seeds(0.0, 0.9, start=3)}
+    marked = {model: {number: cut(table, 1) for number, table in by_seed.items()} for model, by_seed in models.items()}
+    entry = by_name(compare_models(marked, ROLES, resamples=500))["ual", "sft", "exact_match_strict"]
+    assert (entry.verdict, entry.reason) == (
+        "inconclusive",
+        "100% and 100% of the answers were cut; raise max_new_tokens",
+    )
+
+
+def without_values(table: pa.Table, questions: int) -> pa.Table:
+    """Let the answers to the first questions fail: there are rows, and no scores."""
+    rows = table.to_pylist()
+    for row in rows:
+        if row["benchmark"] == "gsm8k" and int(row["id"][1:]) < questions:
+            row["scores"] = []
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+@pytest.mark.parametrize(("failed", "verdict"), [(6, "better"), (7, "inconclusive"), (60, "inconclusive")])
+def test_an_arm_without_values_on_many_questions_is_not_judged_by_the_others(failed: int, verdict: str) -> None:
+    models = {"sft": seeds(0.0, 0.2), "ual": seeds(0.0, 0.9, start=3)}
+    models["ual"][1] = without_values(models["ual"][1], failed)
+    entry = by_name(compare_models(models, ROLES, resamples=500))["ual", "sft", "exact_match_strict"]
+    assert entry.verdict == verdict
+    if verdict != "better":
+        assert entry.reason == f"ual has no value on {failed} of {N} questions; evaluate both on the same ones"
+
+
+def test_infinite_and_missing_losses_are_missing_and_not_left_out_in_silence() -> None:
+    """An arm that is better wherever its loss is finite."""
+    models = {"sft": seeds(0.0), "ual": seeds(-0.3, start=3)}
+    rows = models["ual"][0].to_pylist()
+    for place, row in enumerate(rows):
+        if row["benchmark"] == "held_out" and place % 3 == 0:
+            row["nll_sum"] = [float("inf"), float("nan")][place % 2]
+    models["ual"][0] = pa.Table.from_pylist(rows, schema=models["ual"][0].schema)
+    entry = by_name(compare_models(models, ROLES, resamples=500))["ual", "sft", "nll"]
+    assert entry.verdict == "inconclusive"
+    assert "ual has no value on" in (entry.reason or "")
+
+
+def test_a_minus_before_zero_changes_nothing() -> None:
+    table = results(right=0.0)
+    rows = table.to_pylist()
+    for row in rows:
+        row["scores"] = [(name, -value) for name, value in row["scores"]]
+    entry = by_name(compare_models({"sft": {0: table}, "ual": {0: pa.Table.from_pylist(rows, schema=table.schema)}}, ROLES))
+    found = entry["ual", "sft", "exact_match_strict"]
+    assert (found.difference, found.p_value, str(found.ci_low)) == (0, 1, "0.0")
+
+
+def test_one_constant_difference_in_a_few_questions_is_not_certain() -> None:
+    """No variance at all, neither between seeds nor over questions."""
+    for n, verdict in ((5, "inconclusive"), (60, "better")):
+        models = {name: {number: results(right=right, n=n) for number in SEEDS} for name, right in (("sft", 0.0), ("ual", 1.0))}
+        entry = by_name(compare_models(models, ROLES))["ual", "sft", "exact_match_strict"]
+        assert (entry.error, entry.verdict) == (0.0, verdict)
+        assert entry.p_value == 2.0 ** (1 - n)
+
+
+@pytest.mark.parametrize("others", [1.0, -1.0])
+def test_a_question_with_almost_all_tokens_decides_nothing_alone(others: float) -> None:
+    """Half of the small questions are for each side."""
+    tables = {}
+    for name, shift in (("sft", 0.0), ("ual", -0.5)):
+        rows = [
+            {
+                **{"id": f"h{place}", "benchmark": "held_out", "target_tokens": 10**6 if place == 0 else 10},
+                "nll_sum": 10**6 * (2 + shift) if place == 0 else 10 * (2 + shift * (-1) ** place * others),
+            }
+            for place in range(N)
+        ]
+        tables[name] = dict.fromkeys(SEEDS, pa.Table.from_pylist(rows, schema=col.RESULTS).select(COLUMNS))
+    entry = by_name(compare_models(tables, ROLES))["ual", "sft", "nll"]
+    assert entry.difference == pytest.approx(-0.5, abs=0.01)
+    assert entry.verdict == "inconclusive"

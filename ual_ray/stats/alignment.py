@@ -1,0 +1,126 @@
+"""The results of all models in one order of questions, and which of them are the same results twice. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from ual_ray import columns as col
+from ual_ray.config import BASE
+from ual_ray.config.names import HELD_OUT
+from ual_ray.errors import UserError
+from ual_ray.stats.metrics import BRIER_OF_TOKENS, NLL, NLL_ADJUSTED, Numbers, by_benchmark, likelihoods, scores
+from ual_ray.stats.token_sums import token_sums
+
+# The columns of the result rows that a comparison reads, without texts.
+COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
+# Measures of which two trainings never have the same numbers.
+LIKELIHOODS = (NLL, NLL_ADJUSTED, BRIER_OF_TOKENS)
+# On fewer questions, two trainings may well have the same scores.
+MIN_QUESTIONS = 20
+
+# One arm's results by training seed; a model that was not trained has the same under every seed.
+BySeed = Mapping[int, pa.Table]
+# Of one model on one benchmark: training seed -> metric -> [questions, 2] of value and weight, NaN where it is missing.
+Aligned = dict[int, dict[str, Numbers]]
+
+
+def align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, Aligned]]:
+    """Bring every model's numbers into one order of questions per benchmark: benchmark -> model -> numbers.
+
+    Token statistics count as results of HELD_OUT. Raises UserError for results that have a question twice.
+    """
+    parts: dict[str, list[tuple[str, int, pa.Array, dict[str, Numbers]]]] = {}
+    for model in dict.fromkeys([*results, *tokens]):
+        for training_seed in dict.fromkeys([*results.get(model, {}), *tokens.get(model, {})]):
+            measured = _measured(model, training_seed, results.get(model, {}), tokens.get(model, {}))
+            for benchmark, ids, numbers in measured:
+                parts.setdefault(benchmark, []).append((model, training_seed, ids, numbers))
+    found: dict[str, dict[str, Aligned]] = {}
+    for benchmark, ours in parts.items():
+        questions = pa.compute.unique(pa.chunked_array([ids for _, _, ids, _ in ours]))
+        questions = questions.take(pa.compute.sort_indices(questions))
+        for model, training_seed, ids, numbers in ours:
+            aligned = found.setdefault(benchmark, {}).setdefault(model, {}).setdefault(training_seed, {})
+            aligned |= _ordered(numbers, ids, questions)
+    return found
+
+
+def _measured(
+    model: str, training_seed: int, results: BySeed, tokens: BySeed
+) -> Iterator[tuple[str, pa.Array, dict[str, Numbers]]]:
+    """Yield the benchmark, the questions and the numbers of one training's results, then of its token statistics."""
+    if training_seed in results:
+        for benchmark, rows in by_benchmark(results[training_seed].select(COLUMNS)):
+            ids = rows[col.ID].combine_chunks()
+            if repeated := len(ids) - len(ids.unique()):
+                raise UserError(
+                    f"the results of '{model}' on {benchmark} have questions twice, with the training seed {training_seed}",
+                    got=f"{repeated} repeated ids among {len(ids)} rows",
+                    expected="one row for each question, or it would count twice",
+                    fix="remove copied files from the folder of the results, or `ual run --rerun evaluate`",
+                )
+            yield benchmark, ids, _numbers(rows)
+    if training_seed in tokens:
+        yield HELD_OUT, *token_sums(tokens[training_seed])
+
+
+def _numbers(rows: pa.Table) -> dict[str, Numbers]:
+    return {
+        NLL: np.column_stack(likelihoods(rows)),
+        **{name: np.column_stack([values, np.ones(len(values))]) for name, values in scores(rows).items()},
+    }
+
+
+def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array) -> dict[str, Numbers]:
+    """Bring a model's numbers into the order of the questions; one that it did not answer is NaN."""
+    found = pa.compute.index_in(questions, value_set=ids)
+    place = found.fill_null(0).to_numpy(zero_copy_only=False)
+    missing = found.is_null().to_numpy(zero_copy_only=False)
+    ordered = {name: values[place] for name, values in numbers.items()}
+    for values in ordered.values():
+        values[missing] = np.nan
+    return ordered
+
+
+def copied_seeds(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[int, int]]:
+    """Find the training seeds of a model that have the results of an earlier one: model -> seed -> the earlier seed.
+
+    Two trainings never have the same likelihoods in all questions; where none was measured, all scores have to be the same. A
+    measure without any difference between questions, such as no right answer at all, tells nothing. The model before training
+    is the same under every seed.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for model in dict.fromkeys([*results, *tokens]):
+        own, counted = results.get(model, {}), tokens.get(model, {})
+        known: dict[str, int] = {}
+        for training_seed in dict.fromkeys([*own, *counted]) if model != BASE else ():
+            marks = _marks(_measured(model, training_seed, own, counted))
+            if earlier := [known[mark] for mark in marks if mark in known]:
+                found.setdefault(model, {})[training_seed] = min(earlier)
+            else:
+                known |= dict.fromkeys(marks, training_seed)
+    return found
+
+
+def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> list[str]:
+    """Hash what no two trainings share, whatever the order of the rows: every likelihood, or without one all scores."""
+    likelihood, score, scores_vary = [], hashlib.sha256(), False
+    for benchmark, ids, numbers in measured:
+        order = pa.compute.sort_indices(ids).to_numpy()
+        names = "\0".join([benchmark, *ids.take(order).to_pylist()]).encode()
+        for metric, values in sorted(numbers.items()):
+            # -0.0 is 0.0, and all missing values are one.
+            content = names + metric.encode() + np.where(np.isnan(values), np.nan, values + 0.0)[order].tobytes()
+            known = values[np.isfinite(values).all(axis=1)]
+            varies = len(known) > 1 and bool(np.ptp(known[:, 0] / known[:, 1]) > 0)
+            if metric not in LIKELIHOODS:
+                score.update(content)
+                scores_vary |= varies and len(known) >= MIN_QUESTIONS
+            elif varies:
+                likelihood.append(hashlib.sha256(content).hexdigest())
+    return likelihood or ([score.hexdigest()] if scores_vary else [])
