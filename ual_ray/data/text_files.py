@@ -22,6 +22,8 @@ BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
 # So many lines within one quoted cell that all look like rows are rows behind a stray quote.
 SWALLOWED = 5
+# Of fewer lines, so many delimiters that are all where those of rows would be: in the first and the last line as well.
+TELLING_DELIMITERS = 4
 # What programs write between the cells of files named .csv.
 DELIMITERS = ",;\t|"
 
@@ -239,7 +241,7 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
         if cells and len(cells) != len(header):
             reason = f"wrong number of cells: line {start}: {len(cells)}, not {len(header)}"
             yield from _bad_lines(reason, start, lines.kept)
-        elif _swallowed(lines.kept[1:-1], len(header), delimiter):
+        elif _swallowed(lines.kept, len(header), delimiter):
             yield from _bad_lines(f"not CSV: line {start}: its quotes hold lines that look like rows", start, lines.kept)
         elif cells:
             yield dict(zip(header, cells, strict=True))
@@ -285,9 +287,14 @@ def _bad_lines(reason: str, start: int, lines: Sequence[str]) -> Iterator[BadRow
         yield BadRow(reason, line.rstrip("\r\n"))
 
 
-def _swallowed(inner: Sequence[str], cells: int, delimiter: str) -> bool:
-    """Whether all lines between the first and the last of a row have the header's number of cells, as those of no text do."""
-    return len(inner) >= SWALLOWED and cells > 1 and all(line.count(delimiter) == cells - 1 for line in inner)
+def _swallowed(lines: Sequence[str], cells: int, delimiter: str) -> bool:
+    """Whether the lines of one row have the header's number of cells each, as those of no text do.
+
+    Of few lines all have to, of many those between the first and the last.
+    """
+    alike = [line.count(delimiter) == cells - 1 for line in lines]
+    telling = (len(lines) - 1) * (cells - 1)
+    return cells > 1 and (len(lines) - 2 >= SWALLOWED and all(alike[1:-1]) or telling >= TELLING_DELIMITERS and all(alike))
 
 
 TEXT_PARSERS: dict[str, Callable[[TextIO, str], Iterator[Record | BadRow]]] = {

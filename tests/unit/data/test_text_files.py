@@ -138,6 +138,27 @@ def test_every_line_that_a_stray_quote_takes_in_is_counted_and_kept(ending: str,
     assert all("line 4: " in str(row) and f"lines 4 to {last + 2}" in str(row) or len(bad) == 1 for row in bad)
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(2, 5), (2, 6), (3, 3), (3, 4), (5, 2), (9, 2)])
+def test_a_stray_quote_over_few_lines_is_told_by_their_cells(columns: int, rows: int, tmp_path: Path) -> None:
+    header = [f"c{at}" for at in range(columns)]
+    lines = [",".join(f"{name} of {row}" for name in header) for row in range(20)]
+    last = 3 + rows - 1
+    lines[3] = lines[3].replace(f"c{columns - 1}", f'"c{columns - 1}')
+    lines[last] += '"'
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join([",".join(header), *lines, ""]))
+    found = read(path)
+    assert [row.raw for row in found if isinstance(row, BadRow)] == lines[3 : last + 1]
+    assert len(found) == 20
+
+
+@pytest.mark.parametrize("text", ["def f(a, b):\n    return a, b, c\n", "Dear Ann,\nthanks, all of it\nBob, Eve", "x, y\nz"])
+def test_a_text_of_few_lines_is_a_cell(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'q,a,note\nx,"{text}",n\n')
+    assert read(path) == [{"q": "x", "a": text, "note": "n"}]
+
+
 @pytest.mark.parametrize("text", ["a, b\nc, d\ne", "one\n\ntwo, three\n\nfour\nfive\nsix, or seven\neight\nnine"])
 def test_a_text_of_many_lines_is_a_cell(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
