@@ -50,12 +50,21 @@ class ExperimentConfig(Section):
         "empty list = all sources",
     )
 
+    primary: dict[str, tuple[str, ...]] = key(
+        default_factory=dict,
+        affects="",
+        description="measures that decide, as report.primary, by scenario, such as {open_ended: [win_rate, "
+        "held_out.nll_adjusted]}; those of report.primary for a scenario without an entry",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
         if min(self.seeds) < 0 or max(self.seeds) > LARGEST_SEED or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} must be different, and from 0 to 2^64 - 1")
         if any(rate <= 0 for rate in self.learning_rates) or len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"learning_rates = {list(self.learning_rates)} must be different, and above 0")
+        if unknown := sorted(set(self.primary) - set(self.scenarios)):
+            raise ValueError(f"primary: there is no scenario {', '.join(unknown)}; expected {', '.join(self.scenarios)}")
         for name in self.scenarios:
             if not is_file_name(name):
                 raise ValueError(f"scenarios: '{name}' must be letters, digits, '-' or '_'")

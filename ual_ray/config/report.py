@@ -14,6 +14,8 @@ from ual_ray.config.section import Section, key
 # Primary measures that no benchmark alone yields: of the judge, and of the calibration.
 WIN_RATE = "win_rate"
 ADJUSTED_NLL = f"{HELD_OUT}.nll_adjusted"
+# Without a floor removed, which the default removes: it may decide where it is named, else it is shown.
+SCALED_NLL = f"{HELD_OUT}.nll_scaled"
 OPEN_ENDED = "open_ended"
 
 

@@ -17,7 +17,7 @@ from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
 from ual_ray.config.registry import ESTIMATORS
-from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, WIN_RATE, ReportConfig, scores_of
+from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, SCALED_NLL, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
 from ual_ray.config.train import TrainConfig
 
@@ -180,18 +180,21 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _primary_measures_are_measured(self) -> Config:
-        lacking = self.lacking()
-        for name in self.report.primary or ():
-            if name in lacking:
-                raise ValueError(f"report.primary: '{name}' needs {lacking[name]}")
-            if name not in self.measures():
-                raise ValueError(f"report.primary: '{name}' is not measured; expected {', '.join(self.measures())}")
+        named = {f"experiment.primary.{scenario}": found for scenario, found in self.experiment.primary.items()}
+        for where, measures in {"report.primary": self.report.primary or (), **named}.items():
+            for name in measures:
+                if name in self.lacking():
+                    raise ValueError(f"{where}: '{name}' needs {self.lacking()[name]}")
+                if name not in self.measures():
+                    raise ValueError(f"{where}: '{name}' is not measured; expected {', '.join(self.measures())}")
+            if where != "report.primary" and (not measures or len(set(measures)) < len(measures)):
+                raise ValueError(f"{where}: one measure or more, each once; got {', '.join(measures) or 'none'}")
         return self
 
     def measures(self) -> list[str]:
-        """List what may decide, in the default order: every score of a benchmark, win rates, the adjusted NLL."""
+        """List what may decide: every score of a benchmark, win rates, the likelihoods."""
         scores = [measure for found in scores_of(self.evaluate.benchmarks).values() for measure in found]
-        return [*scores, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self.lacking())]
+        return [*scores, *(name for name in (WIN_RATE, ADJUSTED_NLL, SCALED_NLL) if name not in self.lacking())]
 
     def primary_measures(self) -> tuple[str, ...]:
         """Return the measures that decide, in their order: the given ones, or the main ones of what the run measures."""
@@ -200,11 +203,16 @@ class Config(Section):
         main = [found[0] for found in scores_of(self.evaluate.benchmarks).values()]
         return (*main, *(name for name in (WIN_RATE, ADJUSTED_NLL) if name not in self.lacking()))
 
+    def in_scenario(self, name: str) -> Config:
+        """Return the configuration of a scenario of the experiment: with the measures that decide there."""
+        measures = self.experiment.primary.get(name)
+        return self if measures is None else self.model_copy(update={"report": ReportConfig(primary=measures)})
+
     def lacking(self) -> dict[str, str]:
         """State what to set for the measures that this configuration does not yield, by measure."""
         found = {}
         if self.judge.model is None or OPEN_ENDED not in {one.kind for one in self.evaluate.benchmarks.values()}:
             found[WIN_RATE] = "judge.model, and a benchmark of kind open_ended in evaluate.benchmarks"
         if not self.evaluate.calibration.enabled or not self.data.validation_share:
-            found[ADJUSTED_NLL] = "evaluate.calibration.enabled=true and data.validation_share above 0"
+            found[ADJUSTED_NLL] = found[SCALED_NLL] = "evaluate.calibration.enabled=true and data.validation_share above 0"
         return found

@@ -56,6 +56,7 @@ def run(
 def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Findings:
     root, several = output / name, len(session.config.experiment.scenarios) > 1
     sources = session.config.experiment.scenarios[name]
+    session = replace(session, config=session.config.in_scenario(name))
     with _tracked(session, name, root, several=several) as own:
         rows, scored = elicited / col.ROWS_FOLDER, elicited / col.SCORED_FOLDER
         rows, scored = select_step(own, sources, rows, scored, Place(root / "rows"))

@@ -57,7 +57,9 @@ def pilot_of(config: Config, rows: int) -> Config:
             "data": config.data.model_copy(update={"max_rows": taken}),
             "judge": config.judge.without_judges(),
             "report": ReportConfig(primary=(ADJUSTED_NLL,)),
-            "experiment": config.experiment.model_copy(update={"seeds": tuple(seeds[:MIN_SEEDS]), "learning_rates": ()}),
+            "experiment": config.experiment.model_copy(
+                update={"seeds": tuple(seeds[:MIN_SEEDS]), "learning_rates": (), "primary": {}}
+            ),
             "output": str(pilot_folder(Path(config.output))),
         }
     )

@@ -22,14 +22,15 @@ from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE, verdict
 from ual_ray.stats.comparison import Comparison, Role
-from ual_ray.stats.metrics import NLL, metric_of
+from ual_ray.stats.metrics import NLL, NLL_SCALED, metric_of
 from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 
 # The role that an arm has to be better than in the primary comparison: the first of these that there is.
 REFERENCES: tuple[Role, ...] = ("sft", "base")
 LEGAL = (
-    f"an arm that is better in a primary measure than the arm without smoothing (without one, than '{BASE}'), and worse "
-    f"in nothing, win rates included, except {NLL}, which any smoothing costs, over at least {MIN_SEEDS} training seeds"
+    f"an arm that is better in a primary measure than the arm without smoothing (without one, than '{BASE}'), and worse in "
+    f"nothing, win rates included, except {NLL} and {NLL_SCALED}, which any smoothing costs, over at least {MIN_SEEDS} "
+    "training seeds"
 )
 PROMOTED = "ual_ray.promoted_by"
 
@@ -112,8 +113,11 @@ def reason_for(arm: str, findings: Findings) -> str | None:
 
 
 def harms(entry: Comparison) -> bool:
-    """Whether an arm is worse in anything but raw NLL; an exploratory measure, which has no verdict, counts by its p-value."""
-    if entry.metric == NLL:
+    """Whether an arm is worse in a measure that smoothing does not cost by construction.
+
+    An exploratory measure, which has no verdict, counts by its p-value.
+    """
+    if metric_of(entry.metric).shown and not entry.primary:
         return False
     direction = metric_of(entry.metric).direction
     if not entry.exploratory or direction is None:

@@ -13,13 +13,13 @@ from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT
 from ual_ray.errors import UserError
-from ual_ray.stats.metrics import BRIER_OF_TOKENS, NLL, NLL_ADJUSTED, Numbers, by_benchmark, likelihoods, scores
+from ual_ray.stats.metrics import BRIER_OF_TOKENS, NLL, NLL_ADJUSTED, NLL_SCALED, Numbers, by_benchmark, likelihoods, scores
 from ual_ray.stats.token_sums import token_sums
 
 # The columns of the result rows that a comparison reads, without texts.
 COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
 # Measures of which two trainings never have the same numbers.
-LIKELIHOODS = (NLL, NLL_ADJUSTED, BRIER_OF_TOKENS)
+LIKELIHOODS = (NLL, NLL_ADJUSTED, NLL_SCALED, BRIER_OF_TOKENS)
 # On fewer questions, two trainings may well have the same scores.
 MIN_QUESTIONS = 20
 

@@ -17,6 +17,7 @@ from ual_ray import columns as col
 OVERALL = "overall"
 NLL = "nll"
 NLL_ADJUSTED = "nll_adjusted"
+NLL_SCALED = "nll_scaled"
 BRIER_OF_TOKENS = "token_brier"
 ACCURACY_OF_TOKENS = "token_accuracy"
 AURC_OF_TOKENS = "token_aurc"
@@ -52,7 +53,8 @@ Numbers = NDArray[np.float64]
 class Metric:
     """What a metric is called, which way is better (None = it is not known), its unit, and what it tells and does not.
 
-    guard: no arm is promoted that is worse in it with certainty, whatever else it is better in.
+    guard: no arm is promoted that is worse in it with certainty, whatever else it is better in. shown: smoothing
+    costs it by construction, so it stands against no promotion unless it is a primary measure.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Metric:
     unit: Unit
     tells: str = ""
     guard: bool = False
+    shown: bool = False
 
 
 _STATED = "not whether the model knows more, nor anything about answers that it writes itself"
@@ -71,6 +74,7 @@ METRICS: dict[str, Metric] = {
         "lower",
         "nats",
         "how much probability the given labels have; not whether smoothing helps, as it costs NLL by construction",
+        shown=True,
     ),
     NLL_ADJUSTED: Metric(
         "NLL per token after removing temperature and smoothing floor, nats",
@@ -78,6 +82,14 @@ METRICS: dict[str, Metric] = {
         "nats",
         "what a model knows about the labels; not whether its stated probabilities are right as they are, nor how good the "
         "answers are that it writes itself",
+    ),
+    NLL_SCALED: Metric(
+        "NLL per token after temperature scaling, nats",
+        "lower",
+        "nats",
+        "what a model knows about the labels, less the floor under all probabilities that smoothing leaves; not whether "
+        "smoothing helps, as it costs about half of that floor by construction",
+        shown=True,
     ),
     BRIER_OF_TOKENS: Metric(
         "Brier score of tokens",

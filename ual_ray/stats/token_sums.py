@@ -8,11 +8,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
-from ual_ray.stats.metrics import ACCURACY_OF_TOKENS, AURC_OF_TOKENS, BRIER_OF_TOKENS, NLL_ADJUSTED, Numbers, numbers
+from ual_ray.stats.metrics import (
+    ACCURACY_OF_TOKENS,
+    AURC_OF_TOKENS,
+    BRIER_OF_TOKENS,
+    NLL_ADJUSTED,
+    NLL_SCALED,
+    Numbers,
+    numbers,
+)
 from ual_ray.stats.selective import aurc_by_question
 
 # The columns of `columns.TOKEN_STATISTICS` that are summed, by the name of their metric.
-SUMMED = {NLL_ADJUSTED: col.ADJUSTED_NLL, BRIER_OF_TOKENS: col.BRIER, ACCURACY_OF_TOKENS: col.CORRECT}
+SUMMED = {
+    NLL_ADJUSTED: col.ADJUSTED_NLL,
+    NLL_SCALED: col.SCALED_NLL,
+    BRIER_OF_TOKENS: col.BRIER,
+    ACCURACY_OF_TOKENS: col.CORRECT,
+}
 # All that is read of them.
 READ = (col.ID, *SUMMED.values(), col.CONFIDENCE)
 

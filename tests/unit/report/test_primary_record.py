@@ -51,6 +51,31 @@ def test_what_is_not_measured_cannot_decide(overrides: list[str], words: str) ->
     assert words in str(error.value)
 
 
+CHAT = "experiment.primary.chat=[win_rate,held_out.nll_scaled]"
+SCENARIOS = ["experiment.scenarios={chat: [dolly], sums: [gsm8k]}"]
+
+
+def test_a_scenario_has_measures_of_its_own() -> None:
+    config = load(overrides=[*JUDGE, *SCENARIOS, CHAT])
+    assert config.in_scenario("chat").primary_measures() == ("win_rate", "held_out.nll_scaled")
+    assert config.in_scenario("sums").primary_measures() == config.primary_measures() == (MATCH, "win_rate", ADJUSTED_NLL)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (SCENARIOS, "experiment.primary.chat: 'win_rate' needs judge.model"),
+        ([*SCENARIOS, *JUDGE, "experiment.primary.chat=[chat.exact]"], "experiment.primary.chat: 'chat.exact' is not measured"),
+        ([*SCENARIOS, *JUDGE, "experiment.primary.sums=[]"], "experiment.primary.sums: one measure or more, each once"),
+        (JUDGE, "there is no scenario chat; expected all"),
+    ],
+)
+def test_what_a_scenario_does_not_measure_cannot_decide_there(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(overrides=[CHAT, *overrides])
+    assert words in str(error.value)
+
+
 def run_with(root: Path, *overrides: str) -> Path:
     """Start a run: its configuration, and its record."""
     root.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,12 @@ BETTER, WORSE, UNSURE = "better", "worse", "inconclusive"
         ([compared("ual", UNSURE), compared("ual", BETTER, "base")], "against sft: inconclusive"),
         ([compared("ual", BETTER, "base")], None),
         ([compared("ual", BETTER), compared("ual", WORSE, metric="nll")], None),
+        ([compared("ual", BETTER), compared("ual", WORSE, metric="nll_scaled")], None),
+        (
+            [compared("ual", BETTER), replace(compared("ual", WORSE, metric="nll_scaled"), primary=True)],
+            "nll_scaled on held_out",
+        ),
+        ([compared("ual", BETTER), compared("ual", WORSE, metric="token_aurc")], "token_aurc on held_out"),
         ([compared("ual", BETTER, metric="nll")], "set evaluate.calibration.enabled=true"),
         ([compared("ual", BETTER, "shuffled")], "was not compared with an arm without smoothing"),
         ([compared("ual", BETTER, metric="exact_strict", benchmark="gsm8k")], "there is no primary comparison"),

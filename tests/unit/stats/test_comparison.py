@@ -148,6 +148,18 @@ def test_tokens_without_an_adjustment_give_no_primary_measure() -> None:
     assert sums["token_accuracy"][ids.index("h0").as_py()].tolist() == [2, 3]
 
 
+def test_the_scaled_nll_is_paired_by_question_and_decides_where_it_is_named() -> None:
+    counted = {
+        name: {seed: tokens(shift, seed + start).rename_columns(renamed) for seed in SEEDS}
+        for name, shift, start in (("sft", 0.0, 0), ("ual", -0.1, 9))
+        for renamed in [{"adjusted_nll": "scaled_nll", "scaled_nll": "adjusted_nll"}]
+    }
+    models = {"sft": seeds(0.0), "ual": seeds(0.1)}
+    found, _ = settle(compare_models(models, ROLES, counted, primary=("held_out.nll_scaled",)), ROLES)
+    (first,) = [entry for entry in found.entries if entry.primary]
+    assert (first.metric, first.verdict, first.n, first.seeds) == ("nll_scaled", "better", N, 3)
+
+
 def test_verdicts_in_words_and_a_null_is_there_like_a_win() -> None:
     models = {"base": {0: results(0.5, 0.2, 1)}, "sft": seeds(0.0, 0.5), "ual": seeds(-0.1, 0.5), "bad": seeds(0.1, 0.1)}
     found = by_name(compare_models(models, ROLES))
