@@ -25,19 +25,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
-    """Make the device mesh of all ranks: 1-D, or for HSDP 2-D with `config.replicas` rows that each shard the whole model.
-
-    Raises UserError when the number of replicas does not divide the number of ranks.
-    """
+    """Make the device mesh of all ranks: 1-D, or for HSDP 2-D with `config.replicas` rows that each shard the whole model."""
     ranks = dist.get_world_size()
     if config.replicas == 1:
         return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
-    if ranks % config.replicas:
-        raise UserError(
-            "train.replicas does not divide the number of workers",
-            got=f"{config.replicas} replicas, {ranks} workers",
-            expected=f"a divisor of {ranks}",
-        )
     shape = (config.replicas, ranks // config.replicas)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -29,12 +28,6 @@ def test_the_decoder_layers_of_every_family_are_found(any_family: str, family_fo
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(UserError, match="decoder layers"):
         sharding.find_layers(nn.Linear(2, 2))
-
-
-def test_replicas_have_to_divide_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 3)
-    with pytest.raises(UserError, match=r"train\.replicas"):
-        sharding.make_mesh(TrainConfig(num_workers=4, replicas=2), torch.device("cpu"))
 
 
 def test_activations_are_checkpointed_where_the_model_can() -> None:
