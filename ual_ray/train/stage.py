@@ -20,7 +20,6 @@ from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
-from ual_ray.parquet import read_table
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
@@ -32,7 +31,7 @@ from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.timing import summary
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
+from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
 
 RUN_NAME_FILE = "run_name"
 # Files of the last collectives of each rank of a training on GPUs that hung.
@@ -110,20 +109,21 @@ def train(
 
 
 def count_skipped(lines: Sequence[Metrics]) -> int:
-    """Count the steps without an update. Raises DivergedError when no step had one: the model is that before training."""
-    skipped = sum(SKIPPED in line for line in lines)
-    if skipped and skipped == sum(line["step"] > 0 for line in lines):
+    """Count the steps without an update. Raises DivergedError when no step changed the model, which is that before training."""
+    steps = [line for line in lines if line["step"] > 0]
+    skipped = sum(SKIPPED in line for line in steps)
+    if steps and not any(line.get("grad_norm") for line in steps):
         raise DivergedError(
-            "no step had a finite loss and gradient: nothing was trained",
-            got=f"{skipped} steps, all skipped as train.skip_non_finite allows",
-            fix="lower train.learning_rate, or check the rows",
+            "no step had a gradient that is finite and above 0: nothing was trained",
+            got=f"{len(steps)} steps, {skipped} of them skipped as train.skip_non_finite allows",
+            fix="lower train.learning_rate or train.loss_strength, or check the rows and their weights",
         )
     return skipped
 
 
 def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:
     """Count an arm's rows that were rendered, and those that were not. Raises UserError when none were."""
-    kept, rows = len(set(store.ids[:])), len(read_table(smoothed, [col.ID]))
+    kept, rows = store.count_ids(), row_count(smoothed)
     if not kept:
         raise UserError(
             "no training row is left",

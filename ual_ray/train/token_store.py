@@ -19,6 +19,7 @@ from ual_ray.parquet import read_table
 
 FILE_SUFFIX = ".arrow"
 NO_BIN = -1
+IDS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,15 @@ class TokenStore(Sequence[Sample]):
         """Mean alpha per target token; 0 without any."""
         tokens = self.target_tokens
         return float(self._alpha @ tokens / tokens.sum()) if tokens.sum() else 0.0
+
+    def count_ids(self) -> int:
+        """Count the different ids: a row of the data may have several sequences. Holds a part of them at a time."""
+        column, count, last = self._table[col.ID], 0, None
+        for start in range(0, len(self), IDS_AT_ONCE):
+            ids = column.take(pa.array(self._rows[start : start + IDS_AT_ONCE])).combine_chunks()
+            count += (pa.compute.sum(pa.compute.not_equal(ids[1:], ids[:-1])).as_py() or 0) + (ids[0].as_py() != last)
+            last = ids[-1].as_py()
+        return count
 
     def label_counts(self, vocabulary: int) -> np.ndarray:
         """Count each entry of the vocabulary among the target tokens: int64 of [vocabulary]. Reads all labels once."""

@@ -227,10 +227,10 @@ def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, nee
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
 
     dataset = _read(texts, col.TRAIN, needed)
-    total = _row_count(texts)
+    total = row_count(texts)
     if rows is not None:
         dataset = dataset.union(_read(rows, col.VALIDATION, []))
-        total += _row_count(rows)
+        total += row_count(rows)
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
     block = max(SMALLEST_BLOCK, math.ceil(total / FILES_AT_MOST))
     summaries = dataset.repartition(target_num_rows_per_block=block).map_batches(
@@ -304,7 +304,7 @@ def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     if col.ALPHA in (needed := check_columns(path, names, needed)):
         check_values(path)
     columns = [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
-    blocks = max(1, min(FILES_AT_MOST, math.ceil(_row_count(path) / SMALLEST_BLOCK)))
+    blocks = max(1, min(FILES_AT_MOST, math.ceil(row_count(path) / SMALLEST_BLOCK)))
     return (
         ray.data.read_parquet(str(path), override_num_blocks=blocks)
         .select_columns(columns)
@@ -312,7 +312,8 @@ def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
     )
 
 
-def _row_count(path: Path) -> int:
+def row_count(path: Path) -> int:
+    """Count the rows of a Parquet file or folder, from metadata."""
     return pyarrow.dataset.dataset(str(path), format="parquet").count_rows()
 
 

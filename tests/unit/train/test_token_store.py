@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
+from ual_ray.train import token_store
 from ual_ray.train.metrics import SKIPPED
 from ual_ray.train.stage import count_shared, count_skipped
 from ual_ray.train.token_store import NO_BIN, TokenStore, assign_bins, quantile_edges
@@ -93,6 +94,14 @@ def test_rows_that_an_arm_has_and_that_were_not_rendered_are_counted(write_store
     write_table(pa.table({col.ID: ["b"], col.ALPHA: [0.2]}), arm)
     with pytest.raises(UserError, match="no training row is left"):
         count_shared(TokenStore.open(folder, col.TRAIN, arm=arm), arm)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_rows_of_several_sequences_count_once(write_store: WriteStore, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(token_store, "IDS_AT_ONCE", at_once)
+    store = TokenStore.open(write_store([token_row(name, 2) for name in "cabbbacd"]), col.TRAIN)
+    assert (len(store), store.count_ids()) == (8, 4)
+    assert TokenStore.open(write_store([]), col.TRAIN).count_ids() == 0
 
 
 def test_sources_are_found_by_id(write_store: WriteStore, tmp_path: Path) -> None:
@@ -182,8 +191,11 @@ def test_bins_hold_equal_numbers_of_rows_where_there_are_no_ties() -> None:
 
 
 def test_skipped_updates_are_counted_and_a_training_of_nothing_else_is_an_error() -> None:
-    before, good, skipped = {"step": 0, "validation_nll": 2.0}, {"step": 1, "nll": 1.0}, {"step": 2, SKIPPED: 1.0}
+    before, good, skipped = {"step": 0, "validation_nll": 2.0}, {"step": 1, "grad_norm": 1.0}, {"step": 2, SKIPPED: 1.0}
     assert count_skipped([before, good]) == 0
     assert count_skipped([before, good, skipped]) == 1
     with pytest.raises(UserError, match="nothing was trained"):
         count_skipped([before, skipped])
+    # Such as with a threshold of train.loss=profit that no token reaches.
+    with pytest.raises(UserError, match="2 steps, 1 of them skipped"):
+        count_skipped([before, skipped, {**good, "grad_norm": 0.0}])
