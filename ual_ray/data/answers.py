@@ -24,6 +24,7 @@ _RAISED = re.compile("(?<=[\\w)}])[\u207a\u207b]?[\u00b9\u00b2\u00b3\u2070\u2074
 _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
 _BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
 _SPACED = re.compile(r"(?<![\d.,/-])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d|[.,]\d{3})")
+_WORD_FOLLOWS = re.compile(r"[ \t-]?[^\W\d_]")
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
 _FRACTION = re.compile(r"(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
@@ -75,7 +76,7 @@ def same_number(first: str | None, second: str | None) -> bool:
 
 def plain_numbers(text: str) -> str:
     r"""Write numbers with plain digits: 12\,000 and 12 000 as 12,000, \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
-    text = _SPACED.sub(lambda found: found[0].replace(" ", ","), in_ascii(text))
+    text = _SPACED.sub(_joined, in_ascii(text))
     text = _FRACTION.sub(_as_fraction, text)
     text = _MIXED.sub(_as_improper, text)
     while (scaled := _SCALED.sub(_in_full, text)) != text:  # 2 hundred thousand
@@ -89,6 +90,13 @@ def in_ascii(text: str) -> str:
     text = _BETWEEN_THOUSANDS.sub(",", _VULGAR.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\N{FRACTION SLASH}", "/")
     return _MINUS.sub("-", text)
+
+
+def _joined(found: re.Match[str]) -> str:
+    """Join thousands behind blanks: not 3 100 dollar bills, where a word follows and both may be numbers of their own."""
+    groups = found[0].split(" ")
+    one = len(groups) > 2 or groups[1].startswith("0") or not _WORD_FOLLOWS.match(found.string, found.end())
+    return ",".join(groups) if one else found[0]
 
 
 def _as_fraction(found: re.Match[str]) -> str:

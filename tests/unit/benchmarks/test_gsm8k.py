@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -81,6 +82,16 @@ from ual_ray.engines.requests import Completion, CompletionResult
             for text, number in (("12 000", "12000"), ("1 800 000", "1800000"), ("$1 800", "1800"))
         ],
         ("12 0000", None, "0000"),
+        # A blank between two numbers, or between thousands: with a word behind, both are numbers, as in lm-evaluation-harness.
+        *[
+            (f"{text}s", None, last)
+            for text, last in (("3 100 dollar bill", "100"), ("5 200-gram bar", "200"), ("2 500ml jar", "500"))
+        ],
+        *[
+            (text, None, last)
+            for text, last in (("12 000 people", "12000"), ("12 050 men", "12050"), ("1 800 500 men", "1800500"))
+        ],
+        *[(text, None, "3100") for text in ("It is 3 100.", "It is 3 100", "3 100 (all)", "3 100\nis right")],
         ("no number", None, None),
         ("", None, None),
         ("-", None, None),
@@ -90,6 +101,41 @@ from ual_ray.engines.requests import Completion, CompletionResult
 def test_extraction(text: str, strict: str | None, flexible: str | None) -> None:
     assert extract_strict(text) == strict
     assert extract_flexible(text) == flexible
+
+
+def as_the_harness_reads(text: str, pattern: str, place: int) -> str | None:
+    """Extract as task gsm8k of lm-evaluation-harness does (version 3.0: regexes, take_first, regexes_to_ignore)."""
+    groups = [found if isinstance(found, str) else next(filter(None, found)) for found in re.findall(pattern, text)]
+    if not groups:
+        return None
+    found = groups[place].strip()
+    for ignored in (",", r"\$", r"(?s).*#### ", r"\.$"):
+        found = re.sub(ignored, "", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "strict", "flexible"),
+    [
+        *[(text, "18", True, True) for text in ("#### 18", "#### 18.", "#### 18\nYes, 18.", "2 and #### 18 dollars")],
+        *[(text, "18", True, True) for text in ("It is 18", "It is $18.", "**18**", "18 of 20", "#### -18", "#### eighteen")],
+        *[("#### 1,800", "1800", True, True), ("They are 3 100 dollar bills", "100", True, True)],
+        # What the documents list.
+        *[("#### 18.00", "18", False, False), ("#### 18...", "18", False, False), ("It is 18...", "18", True, False)],
+        *[("####18", "18", False, True), ("#### $18", "18", False, True)],
+        *[("#### 12 000", "12000", False, False), ("#### 1/2", "2", True, False), ("#### 1/2", "1", False, True)],
+    ],
+)
+def test_the_differences_from_the_harness_are_those_that_the_documents_list(
+    text: str, gold: str, strict: bool, flexible: bool
+) -> None:
+    """strict, flexible: whether both count the answer alike."""
+    harness = (
+        as_the_harness_reads(text, r"#### (\-?[0-9\.\,]+)", 0) == gold,
+        as_the_harness_reads(text, r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1) == gold,
+    )
+    ours = same_number(extract_strict(text), gold), same_number(extract_flexible(text), gold)
+    assert tuple(one == other for one, other in zip(ours, harness, strict=True)) == (strict, flexible)
 
 
 @pytest.mark.parametrize(
