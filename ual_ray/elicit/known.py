@@ -31,6 +31,21 @@ ASKED_FILE = "asked.json"
 OLD_FILE = "estimators.json"
 # A request that fits has the same result in a longer context, and however requests that do not fit are treated.
 OF_LONG_ROWS = ("max_model_len", "overlong")
+# vLLM's arguments that change its memory and speed, and its numbers no more than the number of GPUs does.
+OF_SPEED = frozenset(
+    (
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "swap_space", "cpu_offload_gb"),
+        *(
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_partial_prefills",
+            "enable_chunked_prefill",
+            "enable_prefix_caching",
+        ),
+        *("enforce_eager", "async_scheduling", "scheduling_policy", "pipeline_parallel_size", "distributed_executor_backend"),
+        *("disable_custom_all_reduce", "max_parallel_loading_workers", "disable_log_stats", "download_dir"),
+    )
+)
 # Rows that follow each other were stored in few files.
 FILES_IN_MEMORY = 4
 ROW_BITS = 32
@@ -44,6 +59,7 @@ def asked_of(measuring: Mapping[str, Any]) -> str:
     measuring: what the scores of the run depend on, as in its store's key.
     """
     engine = {name: value for name, value in measuring["engine"].items() if name not in OF_LONG_ROWS}
+    engine["arguments"] = {name: value for name, value in engine["arguments"].items() if name not in OF_SPEED}
     return digest([measuring["model"], measuring["adapter"], measuring["endpoint"], engine])
 
 

@@ -81,6 +81,8 @@ def same_but_for_cost(taken: list[dict[str, Any]], anew: list[dict[str, Any]]) -
         ("elicit.estimators=[verbalized_error,nll,nll_sum]", {}),
         ("elicit.estimators=[verbalized_error,nll,self_consistency]", {"Completion": ROWS, "samples": 8 * ROWS}),
         ("engine.max_model_len=2048", {}),
+        ('engine.arguments={"gpu_memory_utilization":0.5}', {}),
+        ('engine.arguments={"enforce_eager":true,"max_num_seqs":8}', {}),
         ("seed=7", {}),
         ("elicit.samples=16", {}),
         ("elicit.retries=5", {}),
@@ -128,7 +130,10 @@ def test_a_third_run_asks_what_none_before_it_asked(tmp_path: Path) -> None:
     assert score(config_of(*SAMPLED, "elicit.samples=24"), tmp_path, "d")[1] == Counter(Completion=2 * ROWS, samples=4 * ROWS)
 
 
-@pytest.mark.parametrize("change", ["elicit.model=gpt", "engine.dtype=float32", "engine.chat_template_kwargs={a: 1}"])
+@pytest.mark.parametrize(
+    "change",
+    ["elicit.model=gpt", "engine.dtype=float32", "engine.chat_template_kwargs={a: 1}", "engine.arguments={quantization: fp8}"],
+)
 def test_what_concerns_all_replies_takes_none_over(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ual_ray.elicit.step.model_fingerprint", lambda name: name)
     assert asked_of(measuring(config_of())) != asked_of(measuring(config_of(change)))
