@@ -9,35 +9,42 @@ from typing import Any
 import yaml
 
 from ual_ray import columns as col
-from ual_ray.config import Config
+from ual_ray.config import Config, EvaluateConfig
 from ual_ray.config.files import read_json, write_json
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.stats.comparison import UNRECORDED, described
 
 PRIMARY_FILE = "primary.json"
+CONFIDENCE = "confidence"
 # Results of trained models, below the folder of a run or of an experiment's scenario.
 RESULTS = (f"arms/*/evaluate/*/{col.FIGURES_FILE}", f"seed-*/arms/*/evaluate/*/{col.FIGURES_FILE}")
 
 
 def record(config: Config, root: Path) -> dict[str, Any]:
-    """Write the primary measures with their digest to `root`/primary.json, unless there are results; return what it has."""
+    """Write the primary measures with their digest, and the level, to `root`/primary.json; return what it has.
+
+    Where there are results, it stays as it is.
+    """
     file = root / PRIMARY_FILE
     if any(next(root.glob(pattern), None) for pattern in RESULTS):
         return read_json(file) or described(UNRECORDED)
     root.mkdir(parents=True, exist_ok=True)
-    write_json(file, described(config.primary_measures()))
-    return described(config.primary_measures())
+    recorded = described(config.primary_measures()) | {CONFIDENCE: config.evaluate.confidence}
+    write_json(file, recorded)
+    return recorded
 
 
 def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
     """Return the measures that decide a report on these folders, and whether they were chosen after the results.
 
     They are those that the first folder's configuration names, else those that were recorded. Where another folder recorded
-    others, or a record was changed, they were chosen after the results. Folders without a record are of versions that knew one
-    primary measure.
+    others, or a record was changed, they were chosen after the results, and so where evaluate.confidence is not the recorded
+    one. Folders without a record are of versions that knew one primary measure, those without a level did not record it.
     """
     records = [read_json(root / PRIMARY_FILE) or described(UNRECORDED) for root in roots]
     file = roots[0] / CONFIG_FILE
     content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    level = (content.get("evaluate") or {}).get(CONFIDENCE, EvaluateConfig().confidence)
     measures = tuple((content.get("report") or {}).get("primary") or records[0].get("measures") or UNRECORDED)
-    return measures, any(found != described(measures) for found in records)
+    wanted = described(measures) | {CONFIDENCE: level}
+    return measures, any({CONFIDENCE: level} | found != wanted for found in records)

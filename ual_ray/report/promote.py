@@ -87,7 +87,10 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     if lost := [x.sentence() for x in judged_verdicts(findings) if x.rate.arm == arm and x.verdict == WORSE]:
         return f"the judge prefers other answers at equal lengths: {'; '.join(lost)}"
     if findings.comparisons.chosen_after:
-        return f"the primary measures ({', '.join(findings.comparisons.primary)}) were {CHOSEN_AFTER}"
+        measures = ", ".join(findings.comparisons.primary)
+        return (
+            f"the primary measures ({measures}), or evaluate.confidence = {findings.comparisons.level:g}, were {CHOSEN_AFTER}"
+        )
     if reason_for(arm, findings):
         return None
     first = primary(arm, findings)

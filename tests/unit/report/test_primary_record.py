@@ -122,3 +122,24 @@ def test_results_without_a_record_have_the_measure_of_older_versions(tmp_path: P
     assert not (tmp_path / PRIMARY_FILE).exists()
     assert decisive([tmp_path]) == (UNRECORDED, False)
     assert decisive([tmp_path / "elsewhere"]) == (UNRECORDED, False)
+
+
+@pytest.mark.parametrize("level", ["0.6", "0.99"])
+def test_a_level_that_changes_after_the_first_results_is_told(tmp_path: Path, level: str) -> None:
+    root = run_with(tmp_path)
+    answered(root)
+    assert decisive([root]) == ((MATCH, ADJUSTED_NLL), False)
+    assert decisive([run_with(root, f"evaluate.confidence={level}")]) == ((MATCH, ADJUSTED_NLL), True)
+
+
+def test_a_level_is_the_configurations_until_there_are_results(tmp_path: Path) -> None:
+    run_with(tmp_path)
+    assert not decisive([run_with(tmp_path, "evaluate.confidence=0.9")])[1]
+
+
+def test_a_record_without_a_level_is_of_an_older_version(tmp_path: Path) -> None:
+    root = run_with(tmp_path, "evaluate.confidence=0.9")
+    content = json.loads((root / PRIMARY_FILE).read_text())
+    (root / PRIMARY_FILE).write_text(json.dumps({key: content[key] for key in ("measures", "digest")}))
+    answered(root)
+    assert not decisive([root])[1]
