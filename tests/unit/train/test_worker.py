@@ -84,6 +84,14 @@ def test_it_trains_measures_and_exports(tokens: Path, family_folder: Any, tmp_pa
     assert not any(torch.equal(value, before[name]) for name, value in weights(tmp_path / "out").items())
 
 
+def test_a_validation_takes_as_many_tokens_as_allowed_and_training_takes_all(tokens: Path, group: None) -> None:
+    def sizes(most: int | None) -> list[int]:
+        job = loop.TrainingJob(TrainConfig(**SETTINGS, validation_tokens=most), "", str(tokens), "", seed=0)
+        return [len(loop.Data(job, split).store) for split in (col.TRAIN, col.VALIDATION)]
+
+    assert [sizes(most) for most in (None, 10_000, 1)] == [[12, 4], [12, 4], [12, 1]]
+
+
 # Within an epoch, at its edge, and when all is done but the export.
 @pytest.mark.parametrize("stop_after", [4, 3, 6])
 @pytest.mark.parametrize(
