@@ -138,7 +138,7 @@ def train(
         from ual_ray.train.estimate.text import show
 
         preflight.check_train(config.train)
-        show(estimate(config, source, gpu), make_console())
+        show(estimate(config, source, gpu, rows), make_console())
         return
     preflight.check_validated(config.train, rows is not None)
     preflight.check(config, {"train"})

@@ -81,7 +81,8 @@ class DryRun:
     """The resource estimate of a training: memory and checkpoints in bytes, time in seconds.
 
     A step's tokens are means over the first epoch's steps, without padding; `advice`: problems, with the key to change.
-    `by_source`: as `StepPlan.by_source`, empty without train.mixture.
+    `by_source`: as `StepPlan.by_source`, empty without train.mixture. `validations`: how many there are, each of
+    `validation_tokens`, with `validation_seconds` for all of them; 0 where no validation rows were given.
     """
 
     config: Config
@@ -100,10 +101,13 @@ class DryRun:
     seconds: float
     advice: tuple[str, ...]
     by_source: dict[str, dict[str, float]]
+    validations: int
+    validation_tokens: int
+    validation_seconds: float
 
 
-def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
-    """Plan the training of `config.model` on smoothed rows. gpu: as `find_device` takes it.
+def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: Path | None = None) -> DryRun:
+    """Plan the training of `config.model` on smoothed rows, validated on the rows of `validation`. gpu: as for `find_device`.
 
     Raises UserError for rows or a model that training would reject, and for an unknown GPU.
     """
@@ -118,6 +122,9 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
     device = find_device(config, gpu)
     memory = model.memory(train, micro)
     flops = model.flops(train, micro, tokens / (1 - plan.padding_share), targets)
+    validated = _validation_tokens(train, rows, validation)
+    validations = 1 + (ceil(len(plan) / train.validate_every) if train.validate_every else len(plan.epochs)) if validated else 0
+    looked_at = model.forward_flops(train, micro, validated, validated * targets / tokens)
     return DryRun(
         config=config,
         device=device,
@@ -139,7 +146,19 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None) -> DryRun:
             *_about_memory(train, device, memory, lambda other: model.memory(other, micro_batch(other, sequences, longest))),
         ),
         by_source=plan.by_source(),
+        validations=validations,
+        validation_tokens=validated,
+        validation_seconds=validations * looked_at / (device.flops * train.num_workers),
     )
+
+
+def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) -> int:
+    """Estimate the tokens of one validation, whose rows are taken to be as long as those of training."""
+    if validation is None:
+        return 0
+    files = pyarrow.dataset.dataset(str(validation), format="parquet")
+    count = files.count_rows(filter=pyarrow.dataset.field(col.SPLIT) == col.VALIDATION)
+    return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)
 
 
 def check_gpus(config: Config) -> None:
@@ -260,13 +279,18 @@ class Model:
     def flops(self, train: TrainConfig, micro: MicroBatch, tokens: float, targets: float) -> float:
         """Operations of a step over all ranks: for `tokens` (with padding) in the decoder, for `targets` in the head."""
         parameters = self.parameters(train)
-        forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing).flops
         # Forward, backward to the inputs, backward to the trained weights; and forward again with checkpointing, and of the
         # model before training where labels are smoothed towards it.
         again = train.prior == "base"
         body = 2 + parameters.trainable / parameters.total + train.activation_checkpointing + again
-        head = 2 * parameters.vocabulary * parameters.width * (2 + parameters.trainable_head + again)
-        return body * forward / (micro.rows * micro.length) * tokens + head * targets
+        head = 2 + parameters.trainable_head + again
+        return self.forward_flops(train, micro, body * tokens, head * targets)
+
+    def forward_flops(self, train: TrainConfig, micro: MicroBatch, tokens: float, targets: float) -> float:
+        """Operations of a forward pass alone; the arguments are those of `flops`."""
+        forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing).flops
+        parameters = self.parameters(train)
+        return forward / (micro.rows * micro.length) * tokens + 2 * parameters.vocabulary * parameters.width * targets
 
     def _empty(self, lora: LoraConfig, dtype: str) -> Any:
         try:

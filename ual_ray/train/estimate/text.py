@@ -68,6 +68,13 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         f"about {duration(plan.seconds)} for all steps, {rate:,.0f} tokens/s: an estimate, from {plan.device.speed_from}; "
         "start, validation and checkpoints come on top",
     )
+    if plan.validations:
+        yield (
+            "validation",
+            f"{plan.validations:,} times {amount(plan.validation_tokens)} tokens: about {duration(plan.validation_seconds)} in "
+            f"all, {plan.validation_seconds / plan.seconds:.1%} of the steps' time (train.validation_tokens, "
+            "train.validate_every)",
+        )
 
 
 def _exported(plan: DryRun) -> str:

@@ -281,6 +281,30 @@ def test_smoothing_towards_the_base_costs_another_forward_pass(model: str, tmp_p
     assert base.memory.parts["loss"] - plain.memory.parts["loss"] > states
 
 
+def test_validation_has_its_share_of_the_time(model: str, tmp_path: Path) -> None:
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    table = pyarrow.parquet.read_table(smoothed)
+    place = table.column_names.index(col.SPLIT)
+    held_out = pa.array([col.VALIDATION] * 20 + [col.TRAIN] * 20)
+    pyarrow.parquet.write_table(table.set_column(place, col.SPLIT, held_out), tmp_path / "rows.parquet")
+
+    def plan(*more: str) -> dry_run.DryRun:
+        settings_ = settings(model, "train.global_batch_size=4", "train.validate_every=2", *more)
+        return dry_run.dry_run(settings_, smoothed, None, tmp_path / "rows.parquet")
+
+    found = plan()
+    # Before the first of ten steps, and after every second one; half as many rows as an epoch, forward only: a third.
+    assert (found.steps, found.validations) == (10, 6)
+    assert found.validation_tokens == pytest.approx(found.rows.lengths.sum() / 2, rel=0.01)
+    assert found.validation_seconds == pytest.approx(6 * found.seconds / 2 / 3, rel=0.05)
+    few = plan("train.validation_tokens=100")
+    assert few.validation_tokens == 100 and few.validation_seconds < found.validation_seconds / 2
+    console = Console(record=True, width=200)
+    show(few, console)
+    assert "6 times 100 tokens" in console.export_text()
+    assert dry_run.dry_run(settings(model), smoothed).validations == 0
+
+
 def test_this_machines_cpu_is_measured() -> None:
     found = devices.find_device(load(None, ["train.dtype=float32"]))
     assert found.memory and found.flops > 0 and "measured here" in found.speed_from
