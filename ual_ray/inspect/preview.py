@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ RequestsOf = Callable[[Messages], Mapping[Request, Sequence[str]]]
 COUNTED, REST, WARNING, HEAD, NOTE = "bold green", "dim", "bold red", "bold", "cyan"
 OPEN, CLOSE = "«", "»"
 BAD_ROWS_SHOWN = 3
+# So many rows are rendered to count those that a chat template drops.
+MOST_RENDERED = 200
 LONGEST_BAD_ROW = 200
 MOST_CHOICES_LISTED = 12
 INVISIBLE = {" ": "·", "\n": "↵\n", "\t": "→"}
@@ -110,6 +113,7 @@ def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf
     for number, row in enumerate(islice(usable_rows(config.data, seen.pieces, seen.format_name), rows), start=1):
         printer.row(number, row)
     printer.bad_rows(seen)
+    printer.untrained_rows(seen)
 
 
 def _scored(chat: Chat, request: Likelihood) -> list[Rendered]:
@@ -189,6 +193,20 @@ class Printer:
             shown = json.dumps(dict(record), ensure_ascii=False, default=str)
             rest = "..." if len(shown) > LONGEST_BAD_ROW else ""
             self._say(f"- {reason}\n  {shown[:LONGEST_BAD_ROW]}{rest}")
+
+    def untrained_rows(self, seen: DataPeek) -> None:
+        """Print how many of the first valid rows the chat template leaves out of training, and why."""
+        good = [messages for _, messages in seen.records if not isinstance(messages, BadRow)][:MOST_RENDERED]
+        reasons: Counter[str] = Counter()
+        for messages in good:
+            try:
+                self.model.renderer.sequences(messages)
+            except ValueError as error:
+                reasons[str(error)] += 1
+        if reasons:
+            self._say(f"{reasons.total()} of the first {len(good):,} valid rows are left out of training", WARNING)
+            for reason, count in reasons.most_common(BAD_ROWS_SHOWN):
+                self._say(f"- {reason} ({count:,})")
 
     def _requests(self, messages: Messages) -> None:
         engine, cuts = self.config.engine, 0

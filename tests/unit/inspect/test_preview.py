@@ -234,6 +234,15 @@ def test_a_template_that_refuses_the_conversation_is_quoted(show: Callable[..., 
     )
 
 
+def test_rows_that_a_template_leaves_out_are_counted_beyond_those_shown(show: Callable[..., str]) -> None:
+    refused = [{"instruction": f"Hi {number}", "output": "Hello", "system": "Be brief."} for number in range(7)]
+    kept = [{"instruction": f"Hi {number}", "output": "Hello"} for number in range(3)]
+    shown = show([*kept, *refused], "model=gemma", n=1)
+    assert "7 of the first 10 valid rows are left out of training" in shown
+    assert "- the chat template rejects the conversation: System role not supported (7)" in shown
+    assert "left out of training" not in show(kept, "model=gemma")
+
+
 def test_a_server_is_sent_messages(show: Callable[..., str]) -> None:
     shown = show([ROW], "engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized_error,self_consistency]")
     assert "the server renders the messages" in shown
