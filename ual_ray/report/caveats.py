@@ -31,6 +31,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     return [
         *copied(findings),
         *_of_controls(findings),
+        *_of_trainings(findings),
         *_of_size(findings),
         *filter(None, [regime_of(findings)]),
         *_of_cut_answers(findings),
@@ -55,6 +56,21 @@ def _of_controls(findings: Findings) -> Iterator[str]:
         )
     if findings.roles and not findings.with_role("sft"):
         yield f"No arm has `map: {NO_SMOOTHING}`, the baseline of every other arm."
+
+
+def _of_trainings(findings: Findings) -> Iterator[str]:
+    """Name what arms differ in besides their smoothing; rates that were chosen by trials are each arm's best."""
+    names = dict.fromkeys(name for own in findings.trainings.values() for name in own)
+    differing = []
+    for name in names:
+        values = {arm: own[name] for arm, own in sorted(findings.trainings.items()) if name in own}
+        if len({str(value) for value in values.values()}) > 1 and not (name == "learning_rate" and findings.trials):
+            differing.append(f"{name.replace('_', ' ')} ({', '.join(f'{arm} {value}' for arm, value in values.items())})")
+    if differing:
+        yield (
+            f"The trainings of the arms differ in {'; '.join(differing)}. A difference between such arms is not one of their "
+            "smoothing alone: a control needs the same."
+        )
 
 
 def _of_size(findings: Findings) -> Iterator[str]:

@@ -14,6 +14,8 @@ from ual_ray.stats.metrics import MetricValue, metric_of
 REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
+# Of a training: the number of rows that it trained on.
+TRAIN_ROWS = "train_rows"
 # kind of result ("evaluated", "calibrated", "judged") -> model -> the folders that hold its rows, one per training seed.
 Folders = dict[str, dict[str, list[str]]]
 
@@ -26,6 +28,7 @@ class Findings:
     form in which the stages wrote them. `alphas` are means. `validation` holds a curve per training seed, of [step, unsmoothed
     validation NLL]. `roles` has no entry for a model whose map was not recorded. `trials` are the
     entries of learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
+    `trainings`: settings of each arm's training, and the number of its rows, as far as recorded.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -40,6 +43,7 @@ class Findings:
     validation: dict[str, list[list[list[float]]]] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
     copies: dict[str, dict[str, int]] = field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -60,6 +64,7 @@ class Findings:
             "validation",
             "trials",
             "copies",
+            "trainings",
         )
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 

@@ -20,7 +20,7 @@ from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest
-from ual_ray.report.findings import Findings, judged_key
+from ual_ray.report.findings import TRAIN_ROWS, Findings, get_nested, judged_key
 from ual_ray.report.judged import settled
 from ual_ray.report.over_seeds import average
 from ual_ray.report.primary import decisive
@@ -279,6 +279,7 @@ def make_findings(
         win_rates=_over_seeds(judged, col.WIN_RATES_FILE, options.confidence),
         trials=(read_json(root / TRIALS_FILE) or {}).get("trials", []),
         copies={model: {str(copy): seed for copy, seed in seeds.items()} for model, seeds in copies.items()},
+        trainings={arm: _settings_of(next(iter(folders.values()))) for arm, folders in trained.items() if folders},
         validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={
             kind: {model: [relative_to(folder, root) for folder in folders] for model, folders in by_model.items()}
@@ -328,6 +329,13 @@ def _over_seeds(folders: BySeed, name: str, level: float) -> dict[str, dict[str,
     found = {model: [read_json(folder / name) for folder in by_seed.values()] for model, by_seed in folders.items()}
     known = {model: [content for content in contents if content is not None] for model, contents in found.items()}
     return {model: average(contents, level) for model, contents in known.items() if contents}
+
+
+def _settings_of(trained: Path) -> dict[str, Any]:
+    """Read what a training was set to, and how many rows it had."""
+    settings = get_nested(read_json(trained / STARTED_FILE), "inputs", "train")
+    rows = get_nested(read_json(trained / DONE_FILE), "figures", TRAIN_ROWS)
+    return (settings if isinstance(settings, dict) else {}) | ({} if rows is None else {TRAIN_ROWS: rows})
 
 
 def _validation(trained: Path) -> list[list[float]]:

@@ -326,3 +326,14 @@ def test_a_copied_file_of_results_is_an_error(tmp_path: Path) -> None:
     shutil.copy(file, file.with_name("results (1).parquet"))
     with pytest.raises(UserError, match="the results of 'ual' on held_out have questions twice"):
         report_on([run], None, console()[0])
+
+
+def test_the_settings_of_the_trainings_are_read(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    for arm, epochs in (("sft", 3), ("ual", 4)):
+        folder = finished(run / "arms" / arm / "train" / "k", {"train_rows": 7})
+        (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {"train": {"epochs": epochs}}}))
+    page = tmp_path / "page.html"
+    found = report_on([run], None, console()[0], page)
+    assert found.trainings == {arm: {"epochs": epochs, "train_rows": 7} for arm, epochs in (("sft", 3), ("ual", 4))}
+    assert "The trainings of the arms differ in epochs (sft 3, ual 4)." in page.read_text()

@@ -1,0 +1,20 @@
+"""Caveats: what limits the conclusions of a report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ual_ray.report.caveats import caveats_of
+from ual_ray.report.findings import Findings
+from ual_ray.stats.comparison import Comparisons
+
+
+def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
+    same = {"epochs": 3, "learning_rate": 1e-4, "train_rows": 90}
+    found = Findings({}, Comparisons((), 0.95, 100, 0), trainings={"sft": same, "ual": same})
+    assert not any("differ in" in text for text in caveats_of(found, 0))
+    other = same | {"learning_rate": 2e-4, "train_rows": 80}
+    (text,) = [text for text in caveats_of(replace(found, trainings={"sft": same, "ual": other}), 0) if "differ in" in text]
+    assert "learning rate (sft 0.0001, ual 0.0002); train rows (sft 90, ual 80). A difference" in text
+    tried = replace(found, trainings={"sft": same, "ual": other | {"train_rows": 90}}, trials=[{"arm": "sft"}])
+    assert not any("differ in" in text for text in caveats_of(tried, 0)), "each arm has the best of its rates"
