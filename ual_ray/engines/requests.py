@@ -38,15 +38,33 @@ def messages_of(frozen: Turns) -> list[Message]:
 
 
 def chat_body(frozen: Turns) -> dict[str, Any]:
-    """Write a conversation as a server of the OpenAI API takes it: `messages`, and `tools` where it has them."""
+    """Write a conversation as a server of the OpenAI API takes it: `messages`, and `tools` where it has them.
+
+    A call needs an id and its arguments as text, and the reply of a tool the id of its call, which data may lack.
+    """
     messages: list[dict[str, Any]] = []
     tools: dict[str, Any] = {}
+    open_calls: list[str] = []
+    made = 0
     for message in messages_of(frozen):
         extra = extra_of(message)
-        own: dict[str, Any] = {key: extra[key] for key in ("name", "tool_calls", "tool_call_id") if key in extra}
+        own: dict[str, Any] = {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
+        if "tool_calls" in extra:
+            own["tool_calls"] = [_sent_call(call, f"call_{at}") for at, call in enumerate(extra["tool_calls"], made)]
+            made += len(own["tool_calls"])
+            open_calls += [call["id"] for call in own["tool_calls"]]
+        if message["role"] == "tool" and open_calls:
+            answered = own.setdefault("tool_call_id", open_calls[0])
+            open_calls = [identity for identity in open_calls if identity != answered]
         messages.append({"role": message["role"], "content": message["content"], **own})
         tools |= {key: extra[key] for key in ("tools",) if key in extra}
     return {"messages": messages, **tools}
+
+
+def _sent_call(call: dict[str, Any], identity: str) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    return {"id": identity, **call, "function": {**call["function"], "arguments": text}}
 
 
 @dataclass(frozen=True)

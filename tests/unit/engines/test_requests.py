@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.columns import Message
+from ual_ray.columns import Message, with_extra
 from ual_ray.engines.requests import (
     Choice,
     Completion,
@@ -17,6 +17,7 @@ from ual_ray.engines.requests import (
     Failure,
     Likelihood,
     Overlong,
+    chat_body,
     messages_of,
     overlong,
     turns,
@@ -76,3 +77,31 @@ def test_the_confidence_is_the_mean_token_probability(
 def test_requests_and_results_travel() -> None:
     for value in (Choice(turns(MESSAGES), ("A",)), Likelihood(()), Completion((), 1), overlong(2, 1), Failure("x")):
         assert pickle.loads(pickle.dumps(value)) == value  # noqa: S301
+
+
+def test_calls_are_sent_as_servers_take_them() -> None:
+    def call(name: str, arguments: object, **own: str) -> dict[str, object]:
+        return {**own, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def said(role: str, content: str, **extra: object) -> Message:
+        return with_extra(Message(role=role, content=content), **extra)
+
+    conversation = [
+        said("user", "Weather?", tools=[{"type": "function", "function": {"name": "weather"}}]),
+        said("assistant", "", tool_calls=[call("weather", {"city": "Rome"}), call("time", "{}", id="mine")]),
+        said("tool", "noon", tool_call_id="mine"),
+        said("tool", "21"),
+        said("assistant", "", tool_calls=[call("weather", {"city": "Oslo"})]),
+        said("tool", "7"),
+        said("tool", "of no call"),
+    ]
+    body = chat_body(turns(conversation))
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["weather"]
+    _, first, noon, rome, second, oslo, stray = body["messages"]
+    assert [(one["id"], one["type"], one["function"]["arguments"]) for one in first["tool_calls"]] == [
+        ("call_0", "function", '{"city":"Rome"}'),
+        ("mine", "function", "{}"),
+    ]
+    assert (noon["tool_call_id"], rome["tool_call_id"]) == ("mine", "call_0")
+    assert second["tool_calls"][0]["id"] == oslo["tool_call_id"] == "call_2"
+    assert "tool_call_id" not in stray
