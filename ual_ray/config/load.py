@@ -38,6 +38,9 @@ RULES = {
     "missing": "a value",
 }
 
+# OmegaConf's `${key}`, which may name any key, and its mark of a value that is left to the default.
+NEEDS_DEFAULTS = ("${", "???")
+
 
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge defaults, a YAML file and KEY=VALUE overrides, and check the result.
@@ -64,8 +67,11 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
                 fix="a file is given by --config FILE",
             )
     try:
-        merged = OmegaConf.merge(base, file, OmegaConf.from_dotlist([*overrides]))
-        values = OmegaConf.to_container(merged, resolve=True)
+        given = OmegaConf.merge(file, OmegaConf.from_dotlist([*overrides]))
+        if any(mark in f"{file} {overrides}" for mark in NEEDS_DEFAULTS):
+            values = OmegaConf.to_container(OmegaConf.merge(base, given), resolve=True)
+        else:  # most of the time of a load would be spent on wrapping the defaults
+            values = _merged(base, OmegaConf.to_container(given))
     except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError) as error:
         source = ", ".join([*([str(path)] if path is not None else []), *overrides])
         raise UserError(
@@ -74,6 +80,13 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
             fix="quote values that contain special characters of YAML: 'key=\"*.jsonl\"'",
         ) from error
     return validate(values)
+
+
+def _merged(base: Any, given: Any) -> Any:
+    """Merge what is given into the defaults, section by section."""
+    if isinstance(base, dict) and isinstance(given, dict):
+        return base | {key: _merged(base.get(key), value) for key, value in given.items()}
+    return given
 
 
 def validate(values: Any) -> Config:

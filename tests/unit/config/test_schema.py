@@ -124,6 +124,7 @@ def test_configurations_are_frozen() -> None:
         ("runtime.address=ray://head:10001", "ray://head:10001"),
         ("tracking.uri=http://localhost:5000", "http://localhost:5000"),
         ("output=runs/seed-${seed}", "runs/seed-0"),
+        ("train.epochs=???", TrainConfig().epochs),
     ],
 )
 def test_an_override_changes_one_value(override: str, expected: object) -> None:

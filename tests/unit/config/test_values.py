@@ -60,6 +60,8 @@ from ual_ray.errors import UserError
         ("data=rows.jsonl", "a section of keys"),
         ("train.packing=maybe", "true or false"),
         ("train.learning_rate=fast", "a number"),
+        ("elicit.splits={}", "a list, such as [a, b]"),
+        ("train.lora=[]", "a section of keys"),
     ],
 )
 def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: str) -> None:
