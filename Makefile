@@ -41,10 +41,10 @@ test: $(READY)
 	@# Most of a test's time is the start of a process: two files at a time, the longest first, keep two cores busy. The units have
 	@# processes of their own, without the Ray that the others share.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/integration
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,7 @@ settings.register_profile("unit", max_examples=50, deadline=None, derandomize=Tr
 settings.load_profile("unit")
 
 REPOSITORY = Path(__file__).parents[1]
+UNITS = REPOSITORY / "tests" / "unit"
 # Most of a test's time is the start of processes: Ray starts none in advance, and keeps those that wait for work.
 os.environ.update(
     RAY_enable_worker_prestart="0",
@@ -37,8 +38,18 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives the processes of a node seconds to start, which a machine with much to do may exceed.
 STARTS_OF_RAY = 4
-# Two files are tested at a time: the longest first, so that both ends come at about the same time.
+# Two files are tested at a time: the longest first, so that both ends come at about the same time. Units by folder and name.
 LONGEST_FIRST = ("test_kills", "test_wheel", "test_training_kills", "test_pipeline", "test_training", "test_elicit")
+LONGEST_UNITS = (
+    *(
+        "train/test_worker",
+        "test_recipes",
+        "experiment/test_known_truth",
+        "report/test_page_data",
+        "train/estimate/test_dry_run",
+    ),
+    *("inspect/test_page", "train/test_base_dtype", "stats/test_sequence", "stats/test_bootstrap", "test_fuzz"),
+)
 
 SENTENCES = [
     "Why is the sky blue? Sunlight is a mix of colours, and blue light is scattered most.",
@@ -99,27 +110,36 @@ def interruptible() -> None:
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
     """Undo what a test does to the environment: a command run in process sets Ray's token mode for good where a token is."""
-    with mock.patch.dict(os.environ):
-        yield
+    kept = dict(os.environ)
+    yield
+    if os.environ != kept:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the longest files first, those of units last."""
 
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem
-        if "unit" in item.path.parts:
-            return len(LONGEST_FIRST) + 1
-        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        unit = item.path.is_relative_to(UNITS)
+        longest = LONGEST_UNITS if unit else LONGEST_FIRST
+        name = str(item.path.relative_to(UNITS).with_suffix("")) if unit else item.path.stem
+        return unit, longest.index(name) if name in longest else len(longest)
 
     items.sort(key=place)
 
 
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector the objects of the imports, which stay until the process ends."""
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector the objects of the imports, which stay until the process ends; and have it run less often."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)
+        gc.set_threshold(50_000)
+        gc.enable()
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
