@@ -65,7 +65,7 @@ def test_everything_is_written_and_nothing_is_trained_twice(
 
 
 def test_training_follows_the_labels(tmp_path: Path, no_process_group: None) -> None:
-    settings = KnownTruthConfig(contexts=64, epochs=60, batch_size=16, learning_rate=1e-2)
+    settings = KnownTruthConfig(contexts=64, epochs=25, batch_size=32, learning_rate=3e-2)
     world = draw_world(64, settings.symbols, settings.answers, seed=0)
     with only_rank():
         logits = train(settings, world, np.zeros(world.train), 0, tmp_path)

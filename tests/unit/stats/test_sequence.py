@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,8 +72,10 @@ def test_the_adjusted_p_values_are_those_of_the_procedure(chains: list[list[list
     assert [[(step <= level).tolist() for step in chain] for chain in adjusted] == brute(chains, level)
 
 
-@pytest.mark.parametrize("arms", [1, 2, 5])
-@pytest.mark.parametrize("effects", ["none", "first step", "one arm"])
+# One arm of true effects alone has no false verdict to find.
+@pytest.mark.parametrize(
+    ("arms", "effects"), [pair for pair in product([1, 2, 5], ["none", "first step", "one arm"]) if pair != (1, "one arm")]
+)
 @pytest.mark.parametrize("shared", [0.0, 0.8])
 def test_any_false_verdict_in_the_family_is_as_rare_as_the_level_says(arms: int, effects: str, shared: float) -> None:
     """Three steps per arm, the last of two references. shared: correlation of all tests, such as by a common reference."""
@@ -86,7 +90,8 @@ def test_any_false_verdict_in_the_family_is_as_rare_as_the_level_says(arms: int,
         true[0] = True
     p_values = 2 * stats.norm.sf(np.abs(scores + 6.0 * true))
     false = 0
-    for one in p_values:
+    # An adjusted p-value is no smaller (tested above): the other runs have no false verdict.
+    for one in p_values[(p_values[:, ~true] <= 0.05).any(axis=1)]:
         adjusted = holm_in_order([[arm[:1], arm[1:2], arm[2:]] for arm in one])
         rejected = np.array([np.concatenate(chain) <= 0.05 for chain in adjusted])
         false += bool((rejected & ~true).any())

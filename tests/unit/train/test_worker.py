@@ -92,26 +92,34 @@ def test_a_validation_takes_as_many_tokens_as_allowed_and_training_takes_all(tok
     assert [sizes(most) for most in (None, 10_000, 1)] == [[12, 4], [12, 4], [12, 1]]
 
 
-# Within an epoch, at its edge, and when all is done but the export.
-@pytest.mark.parametrize("stop_after", [4, 3, 6])
-@pytest.mark.parametrize(
-    "changes",
-    [
+@pytest.fixture(
+    scope="module",
+    params=[
         {},
         {"mixture": MIXTURE, "lora": {"rank": 2, "dropout": 0.3}},
         {"mixture": MIXTURE, "packing": True, "global_batch_size": 1, "max_steps": 6},
     ],
 )
+def whole(
+    request: pytest.FixtureRequest, tokens: Path, family_folder: Any, tmp_path_factory: pytest.TempPathFactory, group: None
+) -> tuple[dict[str, Any], Path]:
+    """Train without a stop: changed settings, and what the training left."""
+    out = tmp_path_factory.mktemp("whole")
+    train(tokens, family_folder("llama"), out, **request.param)
+    return request.param, out
+
+
+# Within an epoch, at its edge, and when all is done but the export.
+@pytest.mark.parametrize("stop_after", [4, 3, 6])
 def test_resumed_it_is_the_same_to_the_last_bit(
     tokens: Path,
     family_folder: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
+    whole: tuple[dict[str, Any], Path],
     stop_after: int,
 ) -> None:
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train(tokens, family_folder("llama"), whole, **changes)
+    (changes, expected), halves = whole, tmp_path / "halves"
     take = loop.Training.take
 
     def take_and_stop(training: loop.Training, step: Any, progress: Any) -> Any:
@@ -126,9 +134,9 @@ def test_resumed_it_is_the_same_to_the_last_bit(
     (halves / "stop").unlink()
     finished = train(tokens, family_folder("llama"), halves, **changes)
     assert (finished.ending, finished.step) == ("finished", 6)
-    one, two = ([without_clock(line) for line in read_metrics(out / col.METRICS_FILE)] for out in (whole, halves))
+    one, two = ([without_clock(line) for line in read_metrics(out / col.METRICS_FILE)] for out in (expected, halves))
     assert one == two
-    assert all(torch.equal(value, weights(halves)[name]) for name, value in weights(whole).items())
+    assert all(torch.equal(value, weights(halves)[name]) for name, value in weights(expected).items())
 
 
 @pytest.mark.parametrize("merge", [True, False])
