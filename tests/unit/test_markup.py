@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def unescaped(value: ast.FormattedValue, escaped: set[str]) -> bool:
     return not (number or text.startswith("escape(") or text in escaped or text.endswith("__name__"))
 
 
+@cache
 def escaped_in(tree: ast.AST) -> set[str]:
     """Name the variables of a file that are escaped where they are set."""
     sets = (node for node in ast.walk(tree) if isinstance(node, ast.Assign))
