@@ -82,6 +82,11 @@ def _of_size(findings: Findings) -> Iterator[str]:
             f"inconclusive below {MIN_SEEDS} training seeds. `ual experiment CONFIG` trains every arm with several; "
             "docs/results.md has what was measured so far."
         )
+    if added := findings.added_seeds:
+        yield (
+            f"The training seeds {', '.join(map(str, added))} were added after the first results. Who looks at a verdict and "
+            "adds seeds until there is one finds it by chance more often than the level states."
+        )
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)
     if least < FEW_QUESTIONS:
         yield (

@@ -28,7 +28,8 @@ class Findings:
     form in which the stages wrote them. `alphas` are means. `validation` holds a curve per training seed, of [step, unsmoothed
     validation NLL]. `roles` has no entry for a model whose map was not recorded. `trials` are the
     entries of learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
-    `trainings`: settings of each arm's training, and the number of its rows, as far as recorded.
+    `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
+    seeds of an experiment that were not planned before its first results.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -44,6 +45,7 @@ class Findings:
     trials: list[dict[str, Any]] = field(default_factory=list)
     copies: dict[str, dict[str, int]] = field(default_factory=dict)
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    added_seeds: list[int] = field(default_factory=list)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -65,6 +67,7 @@ class Findings:
             "trials",
             "copies",
             "trainings",
+            "added_seeds",
         )
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 

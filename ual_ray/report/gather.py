@@ -23,7 +23,7 @@ from ual_ray.parquet import content_digest
 from ual_ray.report.findings import TRAIN_ROWS, Findings, get_nested, judged_key
 from ual_ray.report.judged import settled
 from ual_ray.report.over_seeds import average
-from ual_ray.report.primary import decisive
+from ual_ray.report.primary import added_seeds, decisive
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.alignment import COLUMNS, copied_seeds
@@ -279,6 +279,7 @@ def make_findings(
         win_rates=_over_seeds(judged, col.WIN_RATES_FILE, options.confidence),
         trials=(read_json(root / TRIALS_FILE) or {}).get("trials", []),
         copies={model: {str(copy): seed for copy, seed in seeds.items()} for model, seeds in copies.items()},
+        added_seeds=added_seeds(root),
         trainings={arm: _settings_of(next(iter(folders.values()))) for arm, folders in trained.items() if folders},
         validation={arm: [*map(_validation, folders.values())] for arm, folders in trained.items()},
         folders={

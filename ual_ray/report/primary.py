@@ -15,13 +15,14 @@ from ual_ray.run.output import CONFIG_FILE
 from ual_ray.stats.comparison import UNRECORDED, described
 
 PRIMARY_FILE = "primary.json"
-CONFIDENCE = "confidence"
+CONFIDENCE, SEEDS = "confidence", "seeds"
+SEED_FOLDER = "seed-"
 # Results of trained models, below the folder of a run or of an experiment's scenario.
-RESULTS = (f"arms/*/evaluate/*/{col.FIGURES_FILE}", f"seed-*/arms/*/evaluate/*/{col.FIGURES_FILE}")
+RESULTS = (f"arms/*/evaluate/*/{col.FIGURES_FILE}", f"{SEED_FOLDER}*/arms/*/evaluate/*/{col.FIGURES_FILE}")
 
 
 def record(config: Config, root: Path) -> dict[str, Any]:
-    """Write the primary measures with their digest, and the level, to `root`/primary.json; return what it has.
+    """Write the primary measures with their digest, the level and the seeds to `root`/primary.json; return what it has.
 
     Where there are results, it stays as it is.
     """
@@ -30,6 +31,7 @@ def record(config: Config, root: Path) -> dict[str, Any]:
         return read_json(file) or described(UNRECORDED)
     root.mkdir(parents=True, exist_ok=True)
     recorded = described(config.primary_measures()) | {CONFIDENCE: config.evaluate.confidence}
+    recorded[SEEDS] = [*config.experiment.seeds]
     write_json(file, recorded)
     return recorded
 
@@ -47,4 +49,13 @@ def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
     level = (content.get("evaluate") or {}).get(CONFIDENCE, EvaluateConfig().confidence)
     measures = tuple((content.get("report") or {}).get("primary") or records[0].get("measures") or UNRECORDED)
     wanted = described(measures) | {CONFIDENCE: level}
-    return measures, any({CONFIDENCE: level} | found != wanted for found in records)
+    known = [{CONFIDENCE: level} | {key: value for key, value in found.items() if key != SEEDS} for found in records]
+    return measures, any(found != wanted for found in known)
+
+
+def added_seeds(root: Path) -> list[int]:
+    """List the training seeds of an experiment's scenario that were not planned before its first results."""
+    planned = (read_json(root / PRIMARY_FILE) or {}).get(SEEDS)
+    names = (folder.name.removeprefix(SEED_FOLDER) for folder in root.glob(f"{SEED_FOLDER}*") if folder.is_dir())
+    trained = {int(name) for name in names if name.isdecimal()}
+    return [] if planned is None else sorted(trained - {*planned})

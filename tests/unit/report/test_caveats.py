@@ -18,3 +18,9 @@ def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
     assert "learning rate (sft 0.0001, ual 0.0002); train rows (sft 90, ual 80). A difference" in text
     tried = replace(found, trainings={"sft": same, "ual": other | {"train_rows": 90}}, trials=[{"arm": "sft"}])
     assert not any("differ in" in text for text in caveats_of(tried, 0)), "each arm has the best of its rates"
+
+
+def test_seeds_that_were_added_after_a_look_are_a_caveat() -> None:
+    found = Findings({}, Comparisons((), 0.95, 100, 0), added_seeds=[7, 12])
+    assert any("training seeds 7, 12 were added after the first results" in text for text in caveats_of(found, 0))
+    assert not any("were added" in text for text in caveats_of(replace(found, added_seeds=[]), 0))
