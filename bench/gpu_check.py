@@ -8,7 +8,7 @@ written after every case, with an "error" in place of the results of a case that
 by default it is bench/results/gpu_check_CARD.json.
 
 Not covered on one card: NCCL between ranks, and the traffic of HSDP. Not covered yet: the model of calibration on CUDA, the 7B
-recipe's memory per rank in a fake process group, other kinds of attention than sdpa.
+recipe's memory per rank in a fake process group.
 """
 
 from __future__ import annotations

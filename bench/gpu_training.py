@@ -94,6 +94,7 @@ def check_training(report: Report, small: bool) -> None:
     with TemporaryDirectory() as folder:
         tiny = make_files(TINY, Path(folder) / "tiny")
         check_accuracy(report, tiny, small)
+        check_options(report, tiny)
         for lora in (False, True):
             report.case("training resumed and exported", "LoRA" if lora else "full", resumed_and_exported, tiny, lora)
         setup = TINY if small else LARGE
@@ -116,7 +117,13 @@ def start_rank() -> None:
 def name(config: TrainConfig) -> str:
     """Name a case by what sets it apart."""
     parts = ["LoRA" if config.lora.rank else "full", "packed" if config.packing else "padded", config.dtype]
-    return ", ".join([*parts, *["checkpointed"] * config.activation_checkpointing, *["offloaded"] * config.cpu_offload])
+    more = {
+        "checkpointed": config.activation_checkpointing,
+        "offloaded": config.cpu_offload,
+        "sample by sample": config.attention == "varlen",
+        "towards the base": config.prior == "base",
+    }
+    return ", ".join([*parts, *(word for word, holds in more.items() if holds)])
 
 
 def make_files(setup: Setup, folder: Path) -> Path:
@@ -194,6 +201,15 @@ def check_accuracy(report: Report, files: Path, small: bool) -> None:
         for dtype, checkpointing, offload in itertools.product(dtypes, (False, True), (False,) if small else (False, True)):
             config = TINY.config(packing, checkpointing, lora, dtype=dtype, cpu_offload=offload)
             report.case(part, name(config), compared, files, config, expected)
+
+
+def check_options(report: Report, files: Path) -> None:
+    """Compare attention sample by sample, and smoothing towards the base, with the same on a CPU in float32."""
+    for lora, own in ((False, {"attention": "varlen"}), (True, {"prior": "base"})):
+        exact = TINY.config(packing=True, checkpointing=False, lora=lora, dtype="float32", gpus_per_worker=0, **own)
+        expected = report.case("training accuracy", f"on a CPU, {name(exact)}", nll_of_steps, files, exact, CPU)
+        config = TINY.config(packing=True, checkpointing=True, lora=lora, **own)
+        report.case("training accuracy", name(config), compared, files, config, expected)
 
 
 def compared(files: Path, config: TrainConfig, expected: list[float]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Packed or padded, full or LoRA, checkpointed or not.
 GRID = 8
+# Compared with a CPU beside the grid.
+OPTIONS = ("sample by sample", "towards the base")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,8 @@ def test_the_loss_is_measured_and_right(found: dict[str, Any]) -> None:
 
 def test_training_is_right_killed_resumed_and_exported(found: dict[str, Any]) -> None:
     compared = [case for case in found["training accuracy"].values() if isinstance(case, dict)]
-    assert len(compared) == GRID
+    assert len(compared) == GRID + len(OPTIONS)
+    assert all(any(name.endswith(option) for name in found["training accuracy"]) for option in OPTIONS)
     assert all(case["ok"] and case["nll"][-1] < case["nll"][0] for case in compared)
     assert set(found["training resumed and exported"]) == {"full", "LoRA"}
     for case in found["training resumed and exported"].values():
