@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from loss_reference import IGNORE, all_options, as_float64, brute_force, gradients, make_inputs
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ual_ray.train.loss import smoothed_linear_cross_entropy
 
@@ -106,3 +109,35 @@ class TestPrecision:
         with torch.autocast("cpu", torch.bfloat16):
             loss = smoothed_linear_cross_entropy(**inputs)
         assert torch.equal(loss, smoothed_linear_cross_entropy(**inputs))
+
+
+class Held(TorchDispatchMode):
+    """Counts the float32 tensors of at least so many elements that exist at one time."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self._elements, self._seen, self.most = elements, list[weakref.ref[torch.Tensor]](), 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = call(*args, **(kwargs or {}))
+        large = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.numel() >= self._elements]
+        self._seen += [weakref.ref(leaf) for leaf in large if leaf.dtype == torch.float32]
+        alive = {tensor.data_ptr() for reference in self._seen if (tensor := reference()) is not None}
+        self.most = max(self.most, len(alive))
+        return result
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_a_head_in_low_precision_costs_one_float32_tensor_of_its_size(prior: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where products in bfloat16 are slow, its float32 copy is another one.
+    monkeypatch.setattr("ual_ray.train.loss.slower_than_float32", lambda *_: False)
+    monkeypatch.setattr("ual_ray.train.loss.SUM_BLOCK", 256)
+    tokens, vocabulary, width = 24, 2048, 64
+    hidden = torch.randn(tokens, width, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=torch.bfloat16, requires_grad=True)
+    labels, alpha = torch.arange(tokens), torch.full((tokens,), 0.2)
+    towards = torch.full((vocabulary,), 1 / vocabulary) if prior else None
+    with Held(vocabulary * width) as held:
+        smoothed_linear_cross_entropy(hidden, weight, labels, alpha, prior=towards, chunk_size=8).backward()
+    assert held.most == 1
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16

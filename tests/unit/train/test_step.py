@@ -16,7 +16,7 @@ from ual_ray import columns as col
 from ual_ray.config.load import load
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.parquet import write_table
-from ual_ray.run.step import LINEAGE_MIXTURE, Place, Session
+from ual_ray.run.step import LINEAGE_CONTINUED, LINEAGE_MIXTURE, Place, Session
 from ual_ray.train import step
 from ual_ray.train import tokenize as tokens
 from ual_ray.train.step import REGISTERED, _line, train_step
@@ -74,6 +74,7 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.trained = 0
         self.registered: list[str] = []
+        self.uploaded: list[bool] = []
         self.error: Exception | None = None
         self.smoothed, self.place = folder / "smoothed.parquet", Place(folder / "train")
         write_table(pa.table({col.ID: ["a"], col.ALPHA: [0.1], col.LOSS_WEIGHT: [1.0]}), self.smoothed)
@@ -94,8 +95,9 @@ class Runs:
         self.tags = dict(tags)
         yield self
 
-    def model(self, _: Path, name: str, *__: Any, **___: Any) -> str:
+    def model(self, _: Path, name: str, *__: Any, upload: bool) -> str:
         self.registered.append(name)
+        self.uploaded.append(upload)
         return "7"
 
     def step(self, *, register: bool = False, trial: bool = True, force: bool = False, **train: Any) -> Any:
@@ -159,11 +161,32 @@ def test_a_training_that_is_no_trial_is_repeated_after_it_diverged(runs: Runs) -
     assert runs.trained == 2
 
 
+@pytest.mark.parametrize(("kept", "uploaded"), [("upload", [True]), ("reference", [False])])
+def test_models_are_uploaded_or_referenced(runs: Runs, kept: str, uploaded: list[bool]) -> None:
+    done = runs.step()
+    session = Session(load(None, [f"tracking.models={kept}"]), Console(file=io.StringIO()), None)
+    step.register_model(session, "ual", runs.smoothed, done)
+    assert runs.uploaded == uploaded
+
+
 def test_models_that_are_not_kept_are_not_registered_later(runs: Runs) -> None:
     done = runs.step()
     session = Session(load(None, ["tracking.models=none"]), Console(file=io.StringIO()), None)
     step.register_model(session, "ual", runs.smoothed, done)
     assert runs.registered == [] and not (done.folder / step.REGISTERED_FILE).exists()
+
+
+def test_where_a_training_starts_is_in_the_lineage_and_counts(runs: Runs, tmp_path: Path) -> None:
+    runs.step()
+    assert LINEAGE_CONTINUED not in runs.tags
+    for number in (2, 4):
+        newest = tmp_path / "first" / "checkpoints" / f"step-0000000{number}-abc"
+        newest.mkdir(parents=True)
+        (newest / "progress.json").write_text("{}")
+        for _ in range(2):
+            runs.step(continue_from=str(tmp_path / "first"))
+        assert runs.tags[LINEAGE_CONTINUED] == str(newest)
+    assert runs.trained == 3
 
 
 def test_a_mixture_is_in_the_lineage_and_makes_sources_count(runs: Runs) -> None:
