@@ -23,7 +23,7 @@ FLOORS = (
     ("data", "models", "plots", "tracking"),
     ("run",),
     ("engines",),
-    ("benchmarks",),
+    ("benchmarks", "mirror"),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
     ("integrations", "pipeline", "preflight", "jobs"),
     ("experiment", "doctor", "plan"),

@@ -39,7 +39,9 @@ Overrides = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Rows: file, folder, cloud URI, hub data set, or 'demo'.")]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write to.")]
+Out = Annotated[
+    str, typer.Option("--out", "-o", metavar="OUT", help="Folder to write to; a path, or a URI such as s3://BUCKET/RUN.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Re-run from scratch, ignoring cached results.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Retry rows that failed with an engine error.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the output of Ray, vLLM and transformers.")]

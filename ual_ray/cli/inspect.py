@@ -10,7 +10,8 @@ import typer
 
 from ual_ray.cli.arguments import ConfigFile, Data, Overrides, load
 from ual_ray.cli.session import find
-from ual_ray.run.terminal import absolute, make_console, terminal
+from ual_ray.errors import UserError
+from ual_ray.run.terminal import absolute, is_uri, make_console, terminal
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -35,7 +36,10 @@ def preview(
 
 def inspect(
     scored: Annotated[
-        Path, typer.Argument(metavar="SCORED", help="Output folder of `ual elicit` or `ual run`, or a Parquet file or folder.")
+        str,
+        typer.Argument(
+            metavar="SCORED", help="Output folder of `ual elicit` or `ual run`, or a Parquet file or folder; a path or a URI."
+        ),
     ],
     overrides: Overrides = None,
     config_file: ConfigFile = None,
@@ -60,7 +64,14 @@ def inspect(
 ) -> None:
     """Report the quality of uncertainty scores: an HTML page, a summary on the terminal, and both in MLflow."""
     from ual_ray import columns as col
+    from ual_ray.config.redact import redact_uri
 
+    if is_uri(scored) and (html is None or self_check):
+        raise UserError(
+            "what is at a URI is only read" if self_check else "--html is missing: what is at a URI is only read",
+            got=redact_uri(scored),
+            fix="copy it to a local folder" if self_check else "give a local file, such as --html inspection.html",
+        )
     checked = [] if self_check is None else [f"elicit.self_check={self_check}"]
     config = load(config_file, [*(overrides or []), *checked])
     source = find(scored, col.SCORED_FOLDER, "ual elicit")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ual_ray.cli.arguments import ConfigFile, Force, Out, Overrides, RetryFailed, Verbose, load
-from ual_ray.cli.session import find, session
+from ual_ray.cli.session import find, local, session
 from ual_ray.run.terminal import absolute, make_console, terminal
 
 
@@ -17,7 +17,7 @@ def evaluate(
     overrides: Overrides = None,
     config_file: ConfigFile = None,
     rows: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="ROWS",
             help="Output folder of `ual elicit`, or canonical rows: questions for benchmarks without a path, and calibration.",
@@ -32,7 +32,7 @@ def evaluate(
             "--lm-eval", metavar="TASKS", help="Run these tasks of lm-evaluation-harness instead, such as gsm8k,arc_easy."
         ),
     ] = None,
-    out: Out = Path("evaluated"),
+    out: Out = "evaluated",
     force: Force = False,
     retry_failed: RetryFailed = False,
     verbose: Verbose = False,
@@ -50,16 +50,19 @@ def evaluate(
     source = find(rows, col.ROWS_FOLDER, "ual elicit") if rows else None
     folder = Path(model)
     title = name or (folder.parent.name if folder.name == "model" else folder.name)
+    from ual_ray.mirror.output import open_output
+
+    output = open_output(out, "--out")
     if lm_eval is None:
         preflight.check_benchmarks(config, source is not None)
     preflight.check(config, {"evaluate"})
-    with session(config, out, "evaluate", force=force, verbose=verbose) as running:
+    with session(config, output, "evaluate", force=force, verbose=verbose) as running:
         from ual_ray import pipeline
 
         if lm_eval is not None:
-            pipeline.run_harness(running, title, lm_eval.split(","), absolute(out))
+            pipeline.run_harness(running, title, lm_eval.split(","), output.root)
         else:
-            pipeline.evaluate_alone(running, title, source, absolute(out), retry=retry_failed)
+            pipeline.evaluate_alone(running, title, source, output.root, retry=retry_failed)
 
 
 def judge(
@@ -77,7 +80,7 @@ def judge(
     ],
     overrides: Overrides = None,
     config_file: ConfigFile = None,
-    out: Out = Path("judged"),
+    out: Out = "judged",
     force: Force = False,
     retry_failed: RetryFailed = False,
     verbose: Verbose = False,
@@ -91,37 +94,45 @@ def judge(
     from ual_ray.config import REFERENCE_ANSWERS
 
     config = load(config_file, overrides, {"judge.against": REFERENCE_ANSWERS})
-    answers = [None if name == REFERENCE_ANSWERS else _find_answers(Path(name)) for name in (candidate, reference)]
+    answers = [None if name == REFERENCE_ANSWERS else _find_answers(name) for name in (candidate, reference)]
+    from ual_ray.mirror.output import open_output
+
+    output = open_output(out, "--out")
     preflight.check(config, {"judge"})
-    with session(config, out, "judge", force=force, verbose=verbose) as running:
+    with session(config, output, "judge", force=force, verbose=verbose) as running:
         from ual_ray import pipeline
 
-        pipeline.judge_alone(running, answers[0], answers[1], absolute(out), retry=retry_failed)
+        pipeline.judge_alone(running, answers[0], answers[1], output.root, retry=retry_failed)
 
 
-def _find_answers(path: Path) -> Path:
+def _find_answers(place: str) -> Path:
     from ual_ray import columns as col
 
-    outputs = path.suffix == ".json" and path.is_file()
-    return absolute(path) if outputs else find(path, col.RESULTS_FOLDER, "ual evaluate")
+    outputs = place.endswith(".json") and Path(place).is_file()
+    return absolute(Path(place)) if outputs else find(place, col.RESULTS_FOLDER, "ual evaluate")
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Output folders of `ual run` or `ual evaluate`.")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER", help="Output folders of `ual run` or `ual evaluate`; paths or URIs.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write report.md to, and to log it to MLflow.")
+        str | None, typer.Option("--out", "-o", metavar="OUT", help="Folder to write report.md to, and to log it to MLflow.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML file to write: a page about the whole run in the first folder.")
     ] = None,
 ) -> None:
     """Stage 5: compare the newest results of all models in the folders, with significance verdicts."""
+    from ual_ray.mirror.output import open_output
     from ual_ray.report.step import report_on
     from ual_ray.run.stage_cache import LOG_FILE
 
     page = absolute(html) if html else None
     if out is None:
-        report_on(folders, None, make_console(), page)
+        report_on([*map(local, folders)], None, make_console(), page)
         return
-    with terminal(out / LOG_FILE, verbose=False) as console:
-        report_on(folders, out, console, page)
+    output = open_output(out, "--out")
+    places = [*map(local, folders)]
+    with output.held() as folder, terminal(folder / LOG_FILE, verbose=False) as console:
+        report_on(places, folder, console, page)

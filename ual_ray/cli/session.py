@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ual_ray.errors import UserError
-from ual_ray.run.terminal import absolute, terminal
+from ual_ray.run.terminal import absolute, is_uri, terminal
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
+    from ual_ray.mirror.output import Output
     from ual_ray.run import StageName
     from ual_ray.run.step import Session
 
 
 @contextmanager
-def session(config: Config, out: Path, stage: StageName, *, force: bool, verbose: bool) -> Iterator[Session]:
-    """Lock the folder `out`, open its log file and its MLflow store, and yield the session of a single stage."""
+def session(config: Config, output: Output, stage: StageName, *, force: bool, verbose: bool) -> Iterator[Session]:
+    """Lock the output folder, open its log file and its MLflow store, and yield the session of a single stage."""
     from ual_ray.run.output import Workspace
     from ual_ray.run.stage_cache import LOG_FILE
 
-    out = absolute(out)
-    with Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
+    with output.held() as out, Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
         from ual_ray.run.step import Session
         from ual_ray.tracking.tracker import Tracker
 
@@ -35,14 +35,14 @@ def session(config: Config, out: Path, stage: StageName, *, force: bool, verbose
         session.say_failures()
 
 
-def find(path: Path, inside: str, made_by: str) -> Path:
-    """Return `path`/`inside`, or that of the newest result in the folder `path`, or else `path` itself.
+def find(place: str, inside: str, made_by: str) -> Path:
+    """Return `place`/`inside`, or that of the newest result in the folder `place`, or else `place` itself; of a URI, a copy.
 
     Raises UserError when it does not exist, or holds no Parquet file; `made_by` is the command that writes it.
     """
     from ual_ray.run.stage_cache import newest
 
-    path = absolute(path)
+    path = local(place)
     places = (path, newest(path), *map(newest, (path / "elicit", path / "evaluate")))
     found = next((place / inside for place in places if (place / inside).exists()), path)
     expected = f"output of `{made_by}`"
@@ -60,3 +60,12 @@ def find(path: Path, inside: str, made_by: str) -> Path:
     if not found.is_dir() and found.suffix != ".parquet":
         raise UserError("the input is not a Parquet file", got=path, expected=expected)
     return found
+
+
+def local(place: Path | str, *, with_store: bool = False) -> Path:
+    """Return a path as it is; of a URI, a copy that lasts until the command ends."""
+    if not is_uri(place):
+        return absolute(Path(place))
+    from ual_ray.mirror.output import local_input
+
+    return local_input(place, "the input", with_store=with_store)

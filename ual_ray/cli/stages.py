@@ -10,7 +10,7 @@ import typer
 from ual_ray.cli.arguments import ConfigFile, Data, Force, Out, Overrides, RetryFailed, Verbose, load
 from ual_ray.cli.session import find, session
 from ual_ray.errors import UserError
-from ual_ray.run.terminal import absolute, make_console
+from ual_ray.run.terminal import make_console
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -20,7 +20,7 @@ def elicit(
     data: Data,
     overrides: Overrides = None,
     config_file: ConfigFile = None,
-    out: Out = Path("scored"),
+    out: Out = "scored",
     force: Force = False,
     retry_failed: RetryFailed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate calls, tokens and cost only. Calls no model.")] = False,
@@ -35,15 +35,19 @@ def elicit(
     from ual_ray import preflight
 
     config = load(config_file, overrides, {"data.path": data})
+    from ual_ray.mirror.output import open_output
+
+    output = open_output(out, "--out")
     if dry_run:
-        _forecast(config, out, force=force, retry=retry_failed)
+        with output.held() as folder:
+            _forecast(config, folder, force=force, retry=retry_failed)
         return
     preflight.check(config, {"elicit"})
-    with session(config, out, "elicit", force=force, verbose=verbose) as running:
+    with session(config, output, "elicit", force=force, verbose=verbose) as running:
         from ual_ray.elicit.step import elicit_step
         from ual_ray.run.step import Place
 
-        elicit_step(running, Place(absolute(out)), retry=retry_failed)
+        elicit_step(running, Place(output.root), retry=retry_failed)
 
 
 def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
@@ -56,7 +60,7 @@ def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
     from ual_ray.run.step import Place
 
     seen, console = peek(config.data), make_console()
-    kept = None if force else kept_replies(config, Place(absolute(out)), retry)
+    kept = None if force else kept_replies(config, Place(out), retry)
     asked = ask_sample(config, seen, kept) if kept else None
     for name, text in forecast(config, seen, expected_rows(config, seen), asked).lines():
         console.print(f"  {name:<18}{text}", markup=False, highlight=False)
@@ -64,15 +68,17 @@ def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
 
 def smooth(
     scored: Annotated[
-        Path,
-        typer.Argument(metavar="SCORED", help="Output folder of `ual elicit`, or a Parquet file or folder of scored rows."),
+        str,
+        typer.Argument(
+            metavar="SCORED", help="Output folder of `ual elicit`, or a Parquet file or folder of scored rows; a path or a URI."
+        ),
     ],
     overrides: Overrides = None,
     config_file: ConfigFile = None,
     arm: Annotated[
         str | None, typer.Option(metavar="ARM", help="Arm of the configuration; its only arm that smooths by default.")
     ] = None,
-    out: Out = Path("smoothed"),
+    out: Out = "smoothed",
     force: Force = False,
 ) -> None:
     """Stage 2: map uncertainty to the smoothing value alpha of every row, and print its distribution.
@@ -84,13 +90,14 @@ def smooth(
     config = load(config_file, overrides)
     name = _find_arm(config, arm)
     source = find(scored, col.SCORED_FOLDER, "ual elicit")
+    from ual_ray.mirror.output import open_output
     from ual_ray.run.output import Workspace
     from ual_ray.run.step import Place, Session
     from ual_ray.smooth.step import smooth_step
 
-    with Workspace(absolute(out)).held():
+    with open_output(out, "--out").held() as folder, Workspace(folder).held():
         running = Session(config, make_console(), None, frozenset({"smooth"} if force else ()))
-        smooth_step(running, name, config.arms[name], source, Place(absolute(out), keyed=False))
+        smooth_step(running, name, config.arms[name], source, Place(folder, keyed=False))
 
 
 def _find_arm(config: Config, arm: str | None) -> str:
@@ -105,13 +112,16 @@ def _find_arm(config: Config, arm: str | None) -> str:
 
 def train(
     smoothed: Annotated[
-        Path, typer.Argument(metavar="SMOOTHED", help="Output folder of `ual smooth`, or a Parquet file of rows with alpha.")
+        str,
+        typer.Argument(
+            metavar="SMOOTHED", help="Output folder of `ual smooth`, or a Parquet file of rows with alpha; a path or a URI."
+        ),
     ],
     overrides: Overrides = None,
     config_file: ConfigFile = None,
-    out: Out = Path("trained"),
+    out: Out = "trained",
     validation: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="ROWS", help="Output folder of `ual elicit`, or canonical rows, for the validation NLL."),
     ] = None,
     dry_run: Annotated[
@@ -140,10 +150,13 @@ def train(
         preflight.check_train(config.train)
         show(estimate(config, source, gpu, rows), make_console())
         return
+    from ual_ray.mirror.output import open_output
+
+    output = open_output(out, "--out")
     preflight.check_validated(config.train, rows is not None)
     preflight.check(config, {"train"})
-    with session(config, out, "train", force=force, verbose=verbose) as running:
+    with session(config, output, "train", force=force, verbose=verbose) as running:
         from ual_ray.run.step import Place
         from ual_ray.train.step import train_step
 
-        train_step(running, out.name, source, rows, Place(absolute(out), keyed=False))
+        train_step(running, output.root.name, source, rows, Place(output.root, keyed=False))

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from ual_ray.cli.arguments import Uri
-from ual_ray.run.terminal import absolute, make_console
+from ual_ray.cli.session import local
+from ual_ray.run.terminal import absolute, is_uri, make_console
 
 
 def ui(
-    output: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder whose MLflow store to show.")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[
+        str, typer.Argument(metavar="RUN", help="Output folder whose MLflow store to show; of a URI, a copy is shown.")
+    ] = "runs/demo",
     uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow tracking URI to show instead.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[
@@ -26,7 +27,8 @@ def ui(
     from ual_ray.tracking.ui import serve
 
     check_port(host, port)
-    raise typer.Exit(serve(uri, output, host, port, make_console()))
+    folder = local(output, with_store=True) if is_uri(output) else Path(output)
+    raise typer.Exit(serve(uri, folder, host, port, make_console()))
 
 
 def sync(

@@ -107,7 +107,12 @@ class Config(Section):
     )
     tracking: TrackingConfig = key(default_factory=TrackingConfig, affects="", description="MLflow tracking")
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")
-    output: str = key("runs/demo", affects="", names="output", description="output folder of the run")
+    output: str = key(
+        "runs/demo",
+        affects="",
+        names="output",
+        description="output folder of the run: a path, or a URI such as s3://BUCKET/RUN",
+    )
     seed: int = key(
         0,
         ge=0,

@@ -11,10 +11,12 @@ import psutil
 
 from ual_ray import preflight
 from ual_ray.config import Config
+from ual_ray.config.paths import WORKING_FOLDERS
 from ual_ray.doctor.findings import Finding, Status
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, gib
-from ual_ray.models.resolve import parameter_count
+from ual_ray.models.resolve import cache_folder, parameter_count
+from ual_ray.run.terminal import is_uri
 from ual_ray.train.estimate.state import FLOAT32, checkpoint_bytes
 
 CGROUP_LIMIT, CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -77,11 +79,11 @@ def judge_shared_memory(config: Config, size: int | None, memory: int) -> Iterat
 
 def check_disk(config: Config) -> list[Finding]:
     """Check that the output can be written, and that models and checkpoints fit there."""
-    if "://" in config.output:
-        return [
-            Finding("disk", "warning", f"{config.output} is not a folder of this machine", "check that every node can write it")
-        ]
-    output = Path(config.output).expanduser().absolute()
+    if is_uri(config.output):
+        # Commands work in a folder of the cache, which is copied to the URI.
+        output = (cache_folder() / WORKING_FOLDERS).absolute()
+    else:
+        output = Path(config.output).expanduser().absolute()
     folder = next(path for path in (output, *output.parents) if path.exists())
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     return [*judge_disk(config, folder, shutil.disk_usage(folder).free, writable, parameter_count(config.model))]

@@ -26,6 +26,7 @@ from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 
+FINISHED_FOLDER, CHECKPOINT_FOLDER = "finished", "checkpoint"
 NAMES_BEFORE = ("measured", "answered", "judged")
 
 
@@ -46,12 +47,12 @@ class RowStore:
     @property
     def finished(self) -> Path:
         """Where Ray Data writes rows."""
-        return self.folder / "finished"
+        return self.folder / FINISHED_FOLDER
 
     @property
     def checkpoint(self) -> Path:
         """Where Ray Data writes the ids of finished rows."""
-        return self.folder / "checkpoint"
+        return self.folder / CHECKPOINT_FOLDER
 
     @property
     def failed(self) -> Path:

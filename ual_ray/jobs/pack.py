@@ -50,11 +50,11 @@ def pack(config: Config, folder: Path) -> Packed:
 
     Raises UserError for a relative output, a secret, and local paths that the cluster cannot access.
     """
-    if not Path(config.output).is_absolute():
+    if not ADDRESS.match(config.output) and not Path(config.output).is_absolute():
         raise UserError(
             "output is not an absolute path: it would be lost with the job's working directory",
             got=config.output,
-            expected=SHARED_PATH,
+            expected=f"{SHARED_PATH}, or a URI (s3://...) for a cluster of one machine",
             fix="output=/shared/runs/...",
         )
     _check_paths(config)

@@ -97,6 +97,14 @@ class Session:
             if not self.cluster.connected:
                 self._connect()
                 self.cluster.connected = True
+            # A cluster may have grown since.
+            self._check_one_machine()
+
+    def _check_one_machine(self) -> None:
+        from ual_ray.run.cluster import check_one_machine
+
+        if self.tracker is not None:
+            check_one_machine(self.tracker.output)
 
     def _connect(self) -> None:
         from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 20_000
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
+# A path object has dropped the second slash.
+MANGLED_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 
 _sigterm = threading.Event()
 
@@ -152,8 +155,23 @@ def _end(*_: object) -> None:
     sys.exit(SIGTERM_EXIT_CODE)
 
 
+def is_uri(place: Path | str) -> bool:
+    """Whether a place is given by a URI, such as s3://bucket/run, and not by a path."""
+    return "://" in str(place)
+
+
 def absolute(path: Path) -> Path:
-    """Return a path that is valid in Ray's workers too, which may have another working directory."""
+    """Return a path that is valid in Ray's workers too, which may have another working directory.
+
+    Raises UserError for a URI: what takes one opens it before.
+    """
+    if found := MANGLED_URI.match(str(path)):
+        raise UserError(
+            "a URI is not possible here",
+            got=f"{found[0].rstrip('/')}//...",
+            expected="a local path",
+            fix="copy it to a local folder",
+        )
     return path.expanduser().absolute()
 
 

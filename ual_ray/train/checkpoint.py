@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from ual_ray.config.paths import PROGRESS_FILE
 from ual_ray.errors import UserError
 from ual_ray.train.arrow_storage import reader, writer
 from ual_ray.train.compat_torch import HostStager
@@ -43,7 +44,6 @@ from ual_ray.train.progress import Progress
 
 # In the output folder of a training.
 CHECKPOINTS = "checkpoints"
-PROGRESS_FILE = "progress.json"
 FOLDER_PREFIX = "step-"
 # Frozen weights are those of the model that training started from.
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)

@@ -197,3 +197,9 @@ def test_checkpoints_go_where_all_nodes_see_them(there: Path) -> None:
         assert pack(load(None, [f"train.storage={storage}", "output=/shared/out"]), there).config.train.storage == storage
     with pytest.raises(UserError, match="train.storage is a path of this machine"):
         pack(load(None, ["train.storage=checkpoints", "output=/shared/out"]), there)
+
+
+def test_an_output_at_a_uri_is_as_absolute_as_a_path(here: Path, there: Path) -> None:
+    assert pack(load(None, ["data.path=demo", "output=s3://bucket/run"]), there).config.output == "s3://bucket/run"
+    with pytest.raises(UserError, match=r"(?s)not an absolute path.*s3://"):
+        pack(load(None, ["data.path=demo", "output=relative"]), there)

@@ -1,0 +1,166 @@
+"""A working folder and its copy, on a file system of this machine in place of a bucket."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import wait_until
+from pyarrow.fs import LocalFileSystem
+
+from ual_ray.errors import UserError
+from ual_ray.mirror import transfer
+from ual_ray.mirror.remote import Remote
+from ual_ray.mirror.transfer import MARKER, Mirror
+from ual_ray.models.resolve import model_fingerprint
+
+Machine = Callable[[str], Mirror]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Make the mirror of one URI on a machine of this name."""
+    for name, seconds in {"COPY_SECONDS": 0.05, "BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "SETTLE_SECONDS": 0.0}.items():
+        monkeypatch.setattr(transfer, name, seconds)
+    return lambda name: Mirror(Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there")), tmp_path / name / "run")
+
+
+def there(tmp_path: Path) -> dict[str, str]:
+    root = tmp_path / "there"
+    return {str(file.relative_to(root)): file.read_text() for file in root.rglob("*") if file.is_file() and file.name != MARKER}
+
+
+def write(mirror: Mirror, **contents: str) -> None:
+    for name, content in contents.items():
+        (mirror.root / name).write_text(content)
+
+
+def test_files_are_copied_while_it_works_and_the_rest_at_the_end(machine: Machine, tmp_path: Path) -> None:
+    here = machine("a")
+    with here.held(print):
+        write(here, **{"owner.json": "{}", "x": "1", "y": "1"})
+        wait_until(lambda: there(tmp_path) == {"owner.json": "{}", "x": "1", "y": "1"}, "it is copied", 20)
+        (here.root / "y").unlink()
+        wait_until(lambda: "y" not in there(tmp_path), "it is removed", 20)
+        write(here, x="22")
+    assert there(tmp_path) == {"owner.json": "{}", "x": "22"}
+
+
+def test_another_machine_fetches_and_the_first_one_sees_what_it_wrote(machine: Machine, tmp_path: Path) -> None:
+    first, second = machine("a"), machine("b")
+    with first.held(print):
+        write(first, **{"owner.json": "{}", "x": "1", "y": "1"})
+    with second.held(print):
+        assert (second.root / "x").read_text() == "1"
+        write(second, x="of b")
+        (second.root / "y").unlink()
+    again = machine("a")
+    with again.held(print):
+        assert {file.name: file.read_text() for file in again.root.iterdir()} == {"owner.json": "{}", "x": "of b"}
+
+
+def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, tmp_path: Path, monkeypatch: Any) -> None:
+    killed = machine("a")
+    with killed.held(print):
+        write(killed, **{"owner.json": "{}", "gone": "1"})
+    killed = machine("a")
+    killed._fetch(killed._take(print), print)
+    write(killed, late="not copied")
+    (killed.root / "gone").unlink()
+    monkeypatch.setattr(transfer.psutil, "pid_exists", lambda pid: pid != os.getpid())
+    again = machine("a")
+    with again.held(print):
+        assert (again.root / "late").read_text() == "not copied"
+    assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
+
+
+def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_is_dead(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("a"), machine("b")
+    with first.held(print):
+        with pytest.raises(UserError, match="another run is working in hdfs://bucket/run"), second.held(print):
+            pass
+        write(first, **{"owner.json": "{}"})
+    dead = machine("a")
+    dead._take(print)  # and no sign of life any more
+    started, said = time.monotonic(), list[str]()
+    with machine("b").held(said.append):
+        assert 1.5 <= time.monotonic() - started < 15
+    assert "waiting up to" in said[0]
+    # It lives after all: what it has is not copied over that of the other.
+    with pytest.raises(UserError, match="another run"):
+        dead._check_ours()
+
+
+def test_a_run_that_lost_its_folder_copies_nothing_more_and_ends_with_an_error(machine: Machine, tmp_path: Path) -> None:
+    first, second = machine("a"), machine("b")
+    with pytest.raises(UserError, match="not everything was copied"), first.held(print):
+        write(first, **{"owner.json": "{}"})
+        second._mark(working=True)
+        wait_until(first._lost.is_set, "it sees that", 20)
+        write(first, x="late")
+    assert "x" not in there(tmp_path)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"(?s)was not made by ual.*notes.txt"), machine("a").held(print):
+        pass
+    assert [file.name for file in (tmp_path / "there").iterdir()] == ["notes.txt"]
+
+
+def test_a_file_system_that_fails_is_tried_again_and_then_an_error(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, failing = machine("a"), ["x", "x"]
+    put = Remote.put
+
+    def sometimes(self: Remote, local: Path, name: str) -> None:
+        if name in failing:
+            failing.remove(name)
+            raise OSError("the network is away")
+        put(self, local, name)
+
+    monkeypatch.setattr(Remote, "put", sometimes)
+    with here.held(print):
+        write(here, **{"owner.json": "{}", "x": "1", "done.json": "{}"})
+    assert there(tmp_path).keys() == {"owner.json", "x", "done.json"}
+    failing += ["y"] * 100
+    again = machine("a")
+    match = r"(?s)not everything was copied.*the network is away.*run the same command again"
+    with pytest.raises(UserError, match=match), again.held(print):
+        write(again, **{"y": "1", "done.json": "{  }"})
+    assert "y" not in there(tmp_path) and there(tmp_path).get("done.json") != "{  }", "not done without its files"
+
+
+def test_the_mlflow_store_names_the_folder_of_the_machine_that_fetched_it(machine: Machine) -> None:
+    first, second = machine("a"), machine("b")
+    with first.held(print):
+        write(first, **{"owner.json": "{}", "mlflow_run.json": f'{{"uri": "sqlite:///{first.root}/mlflow.db"}}'})
+        with closing(sqlite3.connect(first.root / "mlflow.db")) as store, store:
+            store.execute("CREATE TABLE runs (id INTEGER, artifact_uri VARCHAR(200))")
+            store.execute("INSERT INTO runs VALUES (1, ?)", (f"file://{first.root}/mlflow-artifacts/1",))
+    with second.held(print), closing(sqlite3.connect(second.root / "mlflow.db")) as store:
+        assert store.execute("SELECT * FROM runs").fetchall() == [(1, f"file://{second.root}/mlflow-artifacts/1")]
+        assert str(second.root) in (second.root / "mlflow_run.json").read_text()
+
+
+def test_a_model_keeps_the_times_of_its_files_by_which_it_is_recognised(machine: Machine) -> None:
+    first, second = machine("a"), machine("b")
+    with first.held(print):
+        write(first, **{"owner.json": "{}"})
+        (first.root / "arms" / "model").mkdir(parents=True)
+        (first.root / "arms" / "model" / "config.json").write_text("{}")
+        (first.root / "arms" / "model" / "model.safetensors").write_bytes(b"1")
+        os.utime(first.root / "arms" / "model" / "model.safetensors", ns=(1, 123_456_789))
+        before = model_fingerprint(str(first.root / "arms" / "model"))
+    with second.held(print):
+        assert model_fingerprint(str(second.root / "arms" / "model")) == before

@@ -1,0 +1,181 @@
+"""A folder on one of pyarrow's file systems: open it within seconds or report why not, list it, copy files there and back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from ual_ray.config.redact import USER_PART, redact_uri
+from ual_ray.errors import UserError
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
+LEGAL = "a path, or s3://BUCKET/PREFIX, gs://..., abfs://..., hdfs://..., file:///..."
+USABLE = "a bucket that exists, with credentials that may list, read, write and delete in it"
+# Object stores have no folders to make.
+BUCKETS = ("s3", "gcs", "abfs")
+# A wrong address or lacking credentials are retried by pyarrow for minutes.
+ANSWER_SECONDS = 20.0
+CHUNK = 8 * 2**20
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A folder `root` on a file system; `uri` names it to users. key: the setting that names it."""
+
+    uri: str
+    filesystem: FileSystem
+    root: str
+    key: str = "output"
+
+    def files(self) -> dict[str, int]:
+        """Return the sizes of all files in bytes, by their names below the folder."""
+        found = self.filesystem.get_file_info(FileSelector(self.root, recursive=True, allow_not_found=True))
+        # The file system gives the names: none may lead out of the folder that it is copied to.
+        return {
+            name: info.size or 0
+            for info in found
+            if info.type == FileType.File
+            and not info.path.endswith(".part")
+            and ".." not in Path(name := info.path[len(self.root) :].strip("/")).parts
+        }
+
+    def put(self, local: Path, name: str) -> None:
+        """Copy a file there; a reader sees the old content or the new."""
+        with self._replacing(name) as path:
+            self._copy(str(local), path, LocalFileSystem(), self.filesystem)
+
+    def get(self, name: str, local: Path) -> None:
+        """Copy a file from there."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        self._copy(self._path(name), str(local), self.filesystem, LocalFileSystem())
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.filesystem.get_file_info(self._path(name)).type == FileType.File:
+            self.filesystem.delete_file(self._path(name))
+
+    def read(self, name: str) -> Any:
+        """Read a small JSON file; None if it is not there. Raises UserError where the file system does not answer."""
+
+        def read() -> Any:
+            if self.filesystem.get_file_info(self._path(name)).type != FileType.File:
+                return None
+            with self.filesystem.open_input_stream(self._path(name), compression=None) as stream:
+                return json.loads(stream.read())
+
+        return self._asked("read", read)
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a small JSON file. Raises UserError where that is not allowed, or not answered."""
+
+        def write() -> None:
+            with self._replacing(name) as path, self.filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(json.dumps(content, indent=2).encode())
+
+        self._asked("written", write)
+
+    def check(self) -> None:
+        """Raise UserError where the folder cannot be listed, or is in a bucket that is not there."""
+        bucket = self.root.split("/")[0]
+
+        def look() -> bool:
+            found = self.filesystem.get_file_info(FileSelector(self.root, allow_not_found=True))
+            in_bucket = self.filesystem.type_name in BUCKETS
+            return bool(found) or not in_bucket or self.filesystem.get_file_info(bucket).type != FileType.NotFound
+
+        if not self._asked("listed", look):
+            raise UserError(
+                f"{self.key}: there is no bucket '{bucket}'",
+                got=redact_uri(self.uri),
+                expected=USABLE,
+                fix="create the bucket, or correct its name, its region and the endpoint",
+            )
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[str]:
+        """Give the path to write a file to: its own in a bucket, where it appears when it is whole, else one to rename."""
+        path = self._path(name)
+        if self.filesystem.type_name in BUCKETS:
+            yield path
+            return
+        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        yield f"{path}.part"
+        self.filesystem.move(f"{path}.part", path)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _copy(self, source: str, target: str, here: FileSystem, there: FileSystem) -> None:
+        pyarrow.fs.copy_files(source, target, here, there, chunk_size=CHUNK, use_threads=False)
+
+    def _asked(self, done: str, call: Callable[[], Answer]) -> Answer:
+        return asked(f"{self.key} cannot be {done}", self.uri, call)
+
+
+def open_remote(uri: str, key: str = "output") -> Remote:
+    """Open the folder at a URI. Raises UserError within ANSWER_SECONDS for one that is malformed or cannot be reached."""
+    if uri.partition("://")[0].lower() not in SCHEMES:
+        raise UserError(f"{key}: unsupported URI scheme", got=redact_uri(uri), expected=LEGAL)
+    if USER_PART.search(uri):
+        raise UserError(
+            f"{key}: a URI with a user name and a password is refused, as it is kept in files",
+            got=redact_uri(uri),
+            expected=LEGAL,
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile or a role of the machine",
+        )
+    try:
+        filesystem, path = asked(f"{key} cannot be opened", uri, lambda: FileSystem.from_uri(uri))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{key}: not a usable URI", got=f"{redact_uri(uri)}: {error}", expected=LEGAL) from error
+    if not path.strip("/"):
+        raise UserError(f"{key}: the URI names no folder", got=redact_uri(uri), expected=LEGAL)
+    return Remote(uri, filesystem, path.rstrip("/"), key)
+
+
+def asked(failed: str, uri: str, call: Callable[[], Answer]) -> Answer:
+    """Wait ANSWER_SECONDS for a call. Raises UserError where it fails on the network, or does not answer."""
+    answer: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # it is raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="remote", daemon=True).start()
+    try:
+        return answer.result(ANSWER_SECONDS)
+    except (OSError, NoAnswer) as error:
+        reason = f"no answer within {ANSWER_SECONDS:.0f} s" if not answer.done() else str(error)
+        raise _unusable(failed, uri, reason) from error
+
+
+def asked_all(remote: Remote, done: str, call: Callable[[], Answer]) -> Answer:
+    """Make a call that may take long. Raises UserError where it fails on the network."""
+    try:
+        return call()
+    except OSError as error:
+        raise _unusable(f"{remote.key} cannot be {done}", remote.uri, str(error)) from error
+
+
+def _unusable(failed: str, uri: str, reason: str) -> UserError:
+    return UserError(
+        failed,
+        got=f"{redact_uri(uri)}: {redact_uri(reason)}",
+        expected=USABLE,
+        fix="check the name, the network, and the credentials (for s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "AWS_PROFILE or a role; AWS_REGION; AWS_ENDPOINT_URL for a store other than AWS)",
+    )

@@ -1,0 +1,266 @@
+"""Copy a working folder to its URI while a command works in it, and mark the folder there as in use.
+
+    PREFIX/.ual-output.json     who writes: the name of its session, whether it still works, and a count that grows
+    PREFIX/.ual-times.json      when the files of models changed, by which stages recognise them
+
+The working folder keeps the name of its last session. Where the URI names the same one, nobody has written there since, and
+what is in the working folder is kept; else it is emptied, and all files are fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import psutil
+
+from ual_ray.columns import ADAPTER_FOLDER, MODEL_FOLDER
+from ual_ray.config.files import read_json, write_json
+from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.redact import redact_uri
+from ual_ray.errors import UserError
+from ual_ray.mirror.changes import Version, changes, scan
+from ual_ray.mirror.remote import Remote, asked_all
+from ual_ray.mirror.store import move_store
+from ual_ray.run.output import OWNER_FILE
+from ual_ray.run.stage_cache import STARTED_FILE
+
+MARKER, TIMES = ".ual-output.json", ".ual-times.json"
+STATE_FILE = "state.json"
+# Between two looks at the working folder; a file that changed within SETTLE_SECONDS waits for the next look.
+COPY_SECONDS, SETTLE_SECONDS = 2.0, 1.0
+# A session counts on every BEAT_SECONDS. One that has not for DEAD_SECONDS is dead.
+BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0
+THREADS = 8
+ATTEMPTS = 3
+
+logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+class Mirror:
+    """A working folder `root` and its copy. Its state is kept next to it."""
+
+    def __init__(self, remote: Remote, root: Path) -> None:
+        """Take the folder, without connecting."""
+        self.remote, self.root = remote, root
+        self._session = uuid.uuid4().hex
+        self._beat = 0
+        self._known: dict[str, Version] = {}
+        self._stop, self._lost = threading.Event(), threading.Event()
+
+    @contextmanager
+    def held(self, say: Say) -> Iterator[None]:
+        """Mark the folder at the URI as in use, fetch what is there, and copy changes there until the block has ended.
+
+        Raises UserError where another run uses it, where it cannot be written, and where not all was copied at the end.
+        """
+        before = self._take(say)
+        try:
+            asked_all(self.remote, "fetched", lambda: self._fetch(before, say))
+        except BaseException:
+            self._mark(working=False)
+            raise
+        # Two threads, as a large file takes longer than a sign of life may.
+        repeated = ((BEAT_SECONDS, self._live), (COPY_SECONDS, self._copy_settled))
+        threads = [threading.Thread(target=self._repeat, args=one, name="mirror", daemon=True) for one in repeated]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            self._finish()
+
+    def copy(self, settled: float = float("inf")) -> None:
+        """Copy what changed before `settled` (in nanoseconds), and remove there what was removed here."""
+        first = scan(self.root)
+        wanted = changes(self._known, first, now := scan(self.root), settled)
+        try:
+            for name in wanted.erased:
+                self.remote.delete(name)
+                del self._known[name]
+            self._copy_all(wanted.copied, now)
+            if any(map(_of_model, wanted.copied)):
+                self.remote.write(TIMES, {name: version.changed for name, version in self._known.items() if _of_model(name)})
+            self._copy_all(wanted.last, now)
+        finally:
+            if any(wanted):
+                self._save()
+
+    def _copy_all(self, names: Iterable[str], now: Mapping[str, Version]) -> None:
+        for name in self._each(self._put, names):
+            self._known[name] = now[name]
+
+    # --- the session --------------------------------------------------------------------------------------------------
+
+    def _take(self, say: Say) -> dict[str, Any] | None:
+        """Mark the folder as ours, once nobody else works there; return the marker before."""
+        found = self.remote.read(MARKER)
+        if found is None:
+            self._check_made_by_us()
+        if found is not None and found["working"] and not self._is_gone(found):
+            say(f"{self._name} was in use on {found['host']}: waiting up to {DEAD_SECONDS:.0f} s for a sign of life")
+            until = time.monotonic() + DEAD_SECONDS
+            while time.monotonic() < until:
+                time.sleep(1.0)
+                seen = self.remote.read(MARKER)
+                if seen is None or not seen["working"]:
+                    found = seen
+                    break
+                if seen != found:
+                    raise self._used(seen)
+        self._mark(working=True)
+        time.sleep(1.0)
+        self._check_ours()
+        return found
+
+    def _is_gone(self, found: dict[str, Any]) -> bool:
+        return found["host"] == socket.gethostname() and not psutil.pid_exists(found["pid"])
+
+    def _mark(self, *, working: bool) -> None:
+        self._beat += 1
+        content = {"session": self._session, "working": working, "beat": self._beat, "folder": str(self.root)}
+        self.remote.write(MARKER, content | {"host": socket.gethostname(), "pid": os.getpid()})
+
+    def _live(self) -> None:
+        self._check_ours()
+        self._mark(working=True)
+
+    def _check_made_by_us(self) -> None:
+        names = asked_all(self.remote, "listed", self.remote.files)
+        if names and not any(PurePosixPath(name).name in (OWNER_FILE, STARTED_FILE) for name in names):
+            raise UserError(
+                f"the output at {self._name} is not empty and was not made by ual",
+                got=sorted(names)[:5],
+                fix=f"give another {self.remote.key}",
+            )
+
+    def _check_ours(self) -> None:
+        seen = self.remote.read(MARKER)
+        if seen is None or seen["session"] != self._session:
+            self._lost.set()  # what is there now is another run's
+            raise self._used(seen or {"host": "a machine", "pid": "unknown"})
+
+    def _used(self, seen: dict[str, Any]) -> UserError:
+        return UserError(
+            f"another run is working in {self._name}",
+            got=f"process {seen['pid']} on {seen['host']}",
+            fix=f"wait for it, or give another {self.remote.key}",
+        )
+
+    # --- there and back -----------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return redact_uri(self.remote.uri)
+
+    @property
+    def _state(self) -> Path:
+        return self.root.parent / STATE_FILE
+
+    def _save(self) -> None:
+        write_json(self._state, {"session": self._session, "files": self._known})
+
+    def _fetch(self, marker: dict[str, Any] | None, say: Say) -> None:
+        kept = read_json(self._state) or {}
+        if marker is not None and kept.get("session") == marker["session"]:
+            self._known = {name: Version(*version) for name, version in kept["files"].items()}
+        else:
+            self._state.unlink(missing_ok=True)
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.root.mkdir(parents=True)
+            if size := fetch(self.remote, self.root, lambda _: True):
+                say(f"{size / 2**20:,.1f} MB fetched from {self._name}")
+            for name, changed in (self.remote.read(TIMES) or {}).items():
+                if (self.root / name).is_file():
+                    os.utime(self.root / name, ns=(changed, changed))
+            self._known = scan(self.root)
+            if marker is not None and marker["folder"] != str(self.root):
+                move_store(self.root, marker["folder"], str(self.root))
+        self._save()
+
+    def _copy_settled(self) -> None:
+        self.copy(time.time_ns() - SETTLE_SECONDS * 1e9)
+
+    def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
+        while not self._stop.wait(seconds) and not self._lost.is_set():
+            try:
+                call()
+            except Exception as error:  # the next time tries again, and `_finish` raises
+                logger.warning("not copied to %s: %s", self._name, redact_uri(str(error)))
+
+    def _finish(self) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._check_ours()
+                self.copy()
+                self._mark(working=False)
+                return
+            except Exception as error:
+                if attempt == ATTEMPTS or self._lost.is_set():
+                    raise UserError(
+                        f"{self.remote.key}: not everything was copied to its URI",
+                        got=f"{self._name}: {redact_uri(str(error))}",
+                        fix=f"what was made is kept in {self.root}: run the same command again on this machine",
+                    ) from error
+                time.sleep(COPY_SECONDS)
+
+    def _put(self, name: str) -> None:
+        file = self.root / name
+        if file.name != STORE_FILE:
+            self.remote.put(file, name)
+            return
+        # A copy of SQLite's own: one of the file may be from the middle of a transaction.
+        whole = self.root.parent / STORE_FILE
+        whole.unlink(missing_ok=True)
+        with closing(sqlite3.connect(file)) as store, closing(sqlite3.connect(whole)) as copy:
+            store.backup(copy)
+        self.remote.put(whole, name)
+        whole.unlink()
+
+    def _each(self, act: Callable[[str], None], names: Iterable[str]) -> Iterator[str]:
+        """Do something to many files at a time; yield those that are done. Raises the first error when all have ended."""
+
+        def tried(name: str) -> tuple[str, Exception | None]:
+            try:
+                act(name)
+            except Exception as error:  # raised below, unless the file was removed meanwhile
+                return name, error if (self.root / name).exists() else FileNotFoundError(name)
+            return name, None
+
+        errors = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            for name, error in pool.map(tried, names):
+                if error is None:
+                    yield name
+                else:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _of_model(name: str) -> bool:
+    return PurePosixPath(name).parent.name in (MODEL_FOLDER, ADAPTER_FOLDER)
+
+
+def fetch(remote: Remote, root: Path, wanted: Callable[[str], bool]) -> int:
+    """Copy the wanted files of a URI into a folder; return their bytes."""
+    sizes = {name: size for name, size in remote.files().items() if name not in (MARKER, TIMES) and wanted(name)}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda name: remote.get(name, root / name), sizes):
+            pass
+    return sum(sizes.values())
