@@ -38,7 +38,7 @@ class FakeEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         """Take the same arguments as a real engine."""
-        self._model = Path(spec.model).name
+        self._model = _identify(spec.model)
         self._limit = spec.config.max_model_len
         self._arguments = spec.config.arguments
         self._renderer = load_renderer(resolve_model(spec.model)) if spec.config.arguments.get("render") else None
@@ -108,6 +108,13 @@ class FakeEngine:
 
     def _unit(self, *parts: object) -> float:
         return int.from_bytes(hashlib.sha256(repr((self._model, parts)).encode()).digest()[:8], "big") / 2**64
+
+
+def _identify(model: str) -> str:
+    """Name a model by its folder and its weights, where there are any: trainings of different seeds answer differently."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""
+    return Path(model).name + weights
 
 
 def _turns(request: Request) -> Turns:

@@ -65,6 +65,16 @@ def test_the_fakes_answers_depend_on_the_request_the_model_and_the_seed() -> Non
     assert first != second
 
 
+def test_trainings_of_one_name_answer_by_their_weights(tmp_path: Path) -> None:
+    answers = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed) / "model"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes([seed]))
+        answers.append(fake(str(folder)).run([Likelihood(TOLD)]))
+    assert answers[0] != answers[1]
+
+
 def test_the_fake_says_how_sure_it_is_where_that_is_asked() -> None:
     plain, asked = fake().run([Completion(ASK, 9), Completion(ASK, 9, confidence=True)])
     assert isinstance(plain, CompletionResult) and isinstance(asked, CompletionResult)
