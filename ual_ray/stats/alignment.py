@@ -19,9 +19,7 @@ from ual_ray.stats.token_sums import token_sums
 # The columns of the result rows that a comparison reads, without texts.
 COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
 # Measures of which two trainings never have the same numbers.
-LIKELIHOODS = (NLL, NLL_ADJUSTED, NLL_SCALED, BRIER_OF_TOKENS)
-# On fewer questions, two trainings may well have the same scores.
-MIN_QUESTIONS = 20
+LIKELIHOODS = frozenset((NLL, NLL_ADJUSTED, NLL_SCALED, BRIER_OF_TOKENS))
 
 # One arm's results by training seed; a model that was not trained has the same under every seed.
 BySeed = Mapping[int, pa.Table]
@@ -90,9 +88,8 @@ def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array)
 def copied_seeds(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[int, int]]:
     """Find the training seeds of a model that have the results of an earlier one: model -> seed -> the earlier seed.
 
-    Two trainings never have the same likelihoods in all questions; where none was measured, all scores have to be the same. A
-    measure without any difference between questions, such as no right answer at all, tells nothing. The model before training
-    is the same under every seed.
+    Two trainings never have the same likelihoods in all questions, while their few right answers may be the same. A measure
+    without any difference between questions tells nothing. The model before training is the same under every seed.
     """
     found: dict[str, dict[int, int]] = {}
     for model in dict.fromkeys([*results, *tokens]):
@@ -108,19 +105,16 @@ def copied_seeds(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) ->
 
 
 def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> list[str]:
-    """Hash what no two trainings share, whatever the order of the rows: every likelihood, or without one all scores."""
-    likelihood, score, scores_vary = [], hashlib.sha256(), False
+    """Hash every measure that no two trainings have the same values of, whatever the order of the rows."""
+    marks = []
     for benchmark, ids, numbers in measured:
         order = pa.compute.sort_indices(ids).to_numpy()
         names = "\0".join([benchmark, *ids.take(order).to_pylist()]).encode()
-        for metric, values in sorted(numbers.items()):
-            # -0.0 is 0.0, and all missing values are one.
-            content = names + metric.encode() + np.where(np.isnan(values), np.nan, values + 0.0)[order].tobytes()
+        for metric in LIKELIHOODS & numbers.keys():
+            values = numbers[metric]
             known = values[np.isfinite(values).all(axis=1)]
-            varies = len(known) > 1 and bool(np.ptp(known[:, 0] / known[:, 1]) > 0)
-            if metric not in LIKELIHOODS:
-                score.update(content)
-                scores_vary |= varies and len(known) >= MIN_QUESTIONS
-            elif varies:
-                likelihood.append(hashlib.sha256(content).hexdigest())
-    return likelihood or ([score.hexdigest()] if scores_vary else [])
+            if len(known) > 1 and np.ptp(known[:, 0] / known[:, 1]) > 0:
+                # All missing values are one.
+                content = np.where(np.isnan(values), np.nan, values)[order].tobytes()
+                marks.append(hashlib.sha256(names + metric.encode() + content).hexdigest())
+    return marks

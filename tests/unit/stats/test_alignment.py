@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,16 +65,10 @@ def test_one_part_that_is_copied_is_enough(part: str) -> None:
     assert copied_seeds(rows, counted) == {"ual": {1: 0}}
 
 
-def test_scores_alone_are_enough_where_they_vary() -> None:
-    same = {number: results(4, likelihoods=False) for number in range(3)}
-    assert copied_seeds({"ual": same}, {}) == {"ual": {1: 0, 2: 0}}
-    nothing_right = {number: results(number, right=0.0, likelihoods=False) for number in range(3)}
-    assert copied_seeds({"ual": nothing_right}, {}) == {}
-
-
-def test_a_few_equal_scores_may_be_chance() -> None:
-    few = results(4, likelihoods=False).slice(0, 19)
-    assert copied_seeds({"ual": {0: few, 1: few}}, {}) == {}
+def test_equal_scores_alone_may_be_chance() -> None:
+    """Of 40 questions with two right answers, two trainings easily have the same two right."""
+    same = {number: results(4, right=0.05, likelihoods=False) for number in range(3)}
+    assert copied_seeds({"ual": same}, {}) == {}
 
 
 def test_equal_scores_beside_other_likelihoods_are_no_copies() -> None:
@@ -86,9 +81,9 @@ def test_the_model_before_training_is_the_same_under_every_seed() -> None:
     assert copied_seeds({"base": {0: results(0), 1: results(0)}}, {}) == {}
 
 
-def test_minus_zero_and_kinds_of_missing_values_do_not_hide_a_copy() -> None:
-    rows = results(0, likelihoods=False).to_pylist()
-    for row in rows:
-        row["scores"] = [(name, value or -0.0) for name, value in row["scores"]]
-    other = pa.Table.from_pylist(rows, schema=results(0).schema)
-    assert copied_seeds({"ual": {0: results(0, likelihoods=False), 1: other}}, {}) == {"ual": {1: 0}}
+def test_kinds_of_missing_values_do_not_hide_a_copy() -> None:
+    rows = results(0).to_pylist()
+    next(row for row in rows if row["nll_sum"] is not None)["nll_sum"] = None
+    other = [row | {"nll_sum": math.nan if row["nll_sum"] is None and row["target_tokens"] else row["nll_sum"]} for row in rows]
+    first, second = (pa.Table.from_pylist(found, schema=results(0).schema) for found in (rows, other))
+    assert copied_seeds({"ual": {0: first, 1: second}}, {}) == {"ual": {1: 0}}
