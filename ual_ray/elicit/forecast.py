@@ -55,12 +55,13 @@ def forecast(config: Config, seen: DataPeek, rows: int | None, asked: Asked | No
     """
     good = [messages for _, messages in seen.records if not isinstance(messages, BadRow)][:SAMPLED_ROWS]
     estimators = make_estimators(config.elicit, config.seed)
-    costs = _total([request for messages in good for request in requests_of(estimators, messages)])
+    remote = config.engine.remote
+    costs = _total([request for messages in good for request in requests_of(estimators, messages)], remote)
     total = len(seen.records) if rows is None else rows
     each = (1 + config.elicit.retest_share) / len(good)
     left = [1.0] * len(costs)
     if asked is not None:
-        left = [part / whole if whole else 0.0 for whole, part in zip(*map(_total, asked), strict=True)]
+        left = [part / whole if whole else 0.0 for whole, part in zip(*(_total(part, remote) for part in asked), strict=True)]
     checked = config.elicit.self_check
     whole = round((total + checked) * each * costs[0])
     calls, read, written = (round((total * share + checked) * each * cost) for share, cost in zip(left, costs, strict=True))
@@ -68,17 +69,23 @@ def forecast(config: Config, seen: DataPeek, rows: int | None, asked: Asked | No
     return Forecast(total, calls, read, written, config.engine.cost(read, written), answered)
 
 
-def _total(requests: Sequence[Request]) -> list[float]:
-    """Add calls, prompt tokens and generated tokens."""
-    return [sum(part) for part in zip(*map(_cost, requests), strict=True)] or [0, 0, 0]
+def _total(requests: Sequence[Request], remote: bool) -> list[float]:
+    """Add calls, prompt tokens and generated tokens. remote: a server is asked."""
+    return [sum(part) for part in zip(*(_cost(request, remote) for request in requests), strict=True)] or [0, 0, 0]
 
 
-def _cost(request: Request) -> tuple[int, float, int]:
+def _cost(request: Request, remote: bool) -> tuple[int, float, int]:
     """Estimate calls, prompt tokens and generated tokens of a request."""
     turns = request.conversation if isinstance(request, Likelihood) else request.prompt
     prompt = sum(len(turn[1]) for turn in turns) / CHARACTERS_PER_TOKEN
     if isinstance(request, Choice):
-        return 1, prompt, request.thinking + REPLY_BEHIND_THOUGHT if request.thinking else 1
+        thought = request.thinking + REPLY_BEHIND_THOUGHT if request.thinking else 0
+        if remote:
+            return 1, prompt, thought or 1
+        # In process, numbers are read digit by digit: one token behind each beginning, after the thought.
+        beginnings = len({choice[:end] for choice in request.choices for end in range(len(choice))})
+        calls = beginnings + bool(thought)
+        return calls, calls * prompt + beginnings * thought, beginnings + thought
     if isinstance(request, Completion):
         return 1, prompt, request.n * (request.max_tokens + request.thinking)
     return 1, prompt, 0

@@ -31,7 +31,8 @@ def test_calls_tokens_and_money_are_estimated_from_the_rows() -> None:
 
 
 @pytest.mark.parametrize(("overrides", "calls", "generated"), [
-    (["elicit.mode=sampled"], 100, 100 * 8 * 32), (["elicit.thinking_tokens=500"], 100, 100 * 532),
+    (["elicit.mode=sampled"], 100, 100 * 8 * 32), (["elicit.thinking_tokens=500"], 200, 100 * 533),
+    (["elicit.scale=0-100"], 1100, 1100), (["elicit.scale=1-5"], 100, 100),
     (["elicit.retest_share=0.5"], 150, 150), (["elicit.self_check=20"], 120, 120),
     (["elicit.estimators=[verbalized_error,self_consistency,semantic_entropy]", "elicit.max_new_tokens=10"], 200, 100 * 81),
     (["elicit.estimators=[nll]", "elicit.uncertainty=nll"], 100, 0),
@@ -41,6 +42,12 @@ def test_every_request_counts_once(overrides: list[str], calls: int, generated: 
     told = forecast(given, peek(given.data), 100)
     assert (told.calls, told.generated_tokens) == (calls, generated)
     assert "not known" in dict(told.lines())["cost"]
+
+
+def test_a_server_thinks_and_rates_in_one_call() -> None:
+    given = config("data.path=demo", "engine.kind=openai", "elicit.model=m", "elicit.thinking_tokens=500")
+    told = forecast(given, peek(given.data), 100)
+    assert (told.calls, told.generated_tokens) == (100, 100 * 532)
 
 
 class Engine:
