@@ -37,8 +37,13 @@ ENGINE_OVERHEAD_GB = 1.0
 MIXTURE_FILES, MIXTURE_ROWS = 20, 100
 
 
-def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train", "evaluate"})) -> None:
-    """Raise UserError for data or models that cannot be loaded, and for stages that do not fit into this machine's memory."""
+def check(
+    config: Config, stages: Set[StageName] = frozenset({"elicit", "train", "evaluate"}), *, all_sources: bool = True
+) -> None:
+    """Raise UserError for data or models that cannot be loaded, and for stages that do not fit into this machine's memory.
+
+    all_sources: training takes the rows of every source; `check_scenarios` checks train.mixture where scenarios choose some.
+    """
     seen = check_data(config.data) if "elicit" in stages else None
     if stages & {"train", "evaluate"}:
         check_model(config.model, "model")
@@ -54,7 +59,7 @@ def check(config: Config, stages: Set[StageName] = frozenset({"elicit", "train",
     if {"elicit", "train"} <= stages:
         check_arms(config)
         check_validated(config.train, config.data.validation_share > 0)
-        if seen is not None and config.train.mixture:
+        if seen is not None and config.train.mixture and all_sources:
             check_mixture(config.train.mixture, config.data, seen)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)

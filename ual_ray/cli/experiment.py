@@ -98,7 +98,7 @@ def _checked(config: Config) -> Workspace:
     from ual_ray.experiment.scenarios import check_scenarios
     from ual_ray.run.output import Workspace
 
-    preflight.check(config)
+    preflight.check(config, all_sources=not any(config.experiment.scenarios.values()))
     check_questions(config)
     check_parallel(config, psutil.virtual_memory().available)
     check_scenarios(config)

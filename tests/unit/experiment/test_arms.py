@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from ual_ray import columns as col
+from ual_ray.cli.experiment import _checked
 from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
@@ -235,6 +236,27 @@ def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: 
     check_scenarios(load(None, both))
     with pytest.raises(UserError, match=r"(?s)train\.mixture does not have .*scenarios\.one.*no row to train on is of 'chat'"):
         check_scenarios(load(None, [*both, "experiment.scenarios.one=[maths]"]))
+
+
+def test_a_mixture_needs_no_weight_for_sources_that_no_scenario_trains_on(tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "output": "a", "source": source} for n, source in enumerate(40 * ["maths", "chat", "art"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    experiment = {"scenarios": {"main": ["maths", "chat"]}}
+    train = {"mixture": {"maths": 2, "chat": 1}}
+    content = {
+        "data": {"path": str(tmp_path / "rows.jsonl")},
+        "experiment": experiment,
+        "train": train,
+        "output": str(tmp_path / "out"),
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(content))
+    _checked(load(tmp_path / "config.yaml"))
+    for change, says in (
+        ("train.mixture.art=1", r"scenarios\.main.*no row to train on is of 'art'"),
+        ("experiment.scenarios.every=[]", r"scenarios\.every.*no weight for 'art'"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){says}"):
+            _checked(load(tmp_path / "config.yaml", [change]))
 
 
 def test_a_scenario_without_rows_of_a_split_is_found_before_training(tmp_path: Path) -> None:
