@@ -73,7 +73,7 @@ def check(
     if config.runtime.check_memory and "train" in stages and config.train.gpus_per_worker:
         from ual_ray.train.estimate.dry_run import check_gpus  # with torch, which trainings on CPUs do not wait for
 
-        check_gpus(config)
+        check_gpus(config, evaluated="evaluate" in stages)
 
 
 def check_elicitor(config: Config) -> None:

@@ -272,15 +272,20 @@ def test_what_needs_validation_rows_is_refused_without_them(override: str) -> No
 
 
 def test_trainings_on_gpus_are_judged_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[int] = []
-    monkeypatch.setattr("ual_ray.train.estimate.dry_run.check_gpus", lambda config: judged.append(config.train.num_workers))
+    judged: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        "ual_ray.train.estimate.dry_run.check_gpus",
+        lambda config, *, evaluated: judged.append((config.train.num_workers, evaluated)),
+    )
     gpu = ["train.gpus_per_worker=1", "runtime.address=auto"]
     check(load(None, ["runtime.address=auto"]))
     check(load(None, [*gpu, "runtime.check_memory=false"]))
     check(load(None, gpu), {"elicit"})
     assert not judged
     check(load(None, [*gpu, "train.num_workers=3"]))
-    assert judged == [3]
+    # `ual train` does not evaluate.
+    check(load(None, gpu), {"train"})
+    assert judged == [(3, True), (2, False)]
 
 
 def test_adapters_alone_are_not_evaluated(large: Config) -> None:

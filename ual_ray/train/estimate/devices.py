@@ -54,9 +54,14 @@ def find_device(config: Config, gpu: str | None = None) -> Device:
     return _find_gpu(config, gpu) if config.train.gpus_per_worker else _this_cpu(config)
 
 
+def is_here(config: Config) -> bool:
+    """Whether this machine is the cluster, so that its devices are those of the workers."""
+    return not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+
+
 def _this_cpu(config: Config) -> Device:
-    train, is_here = config.train, not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
-    memory = psutil.virtual_memory().available // train.num_workers if is_here else None
+    train, here = config.train, is_here(config)
+    memory = psutil.virtual_memory().available // train.num_workers if here else None
     if train.peak_tflops:
         rate, source = train.peak_tflops * 1e12, "train.peak_tflops"
     else:
@@ -64,7 +69,7 @@ def _this_cpu(config: Config) -> Device:
         (rate,) = product_rates((DTYPES[train.dtype],), threads, PRODUCT_SIZE, PRODUCT_SECONDS)
         rate *= train.cpus_per_worker / threads
         source = f"{rate / 1e9:.0f} GFLOP/s of a matrix product measured here"
-    name = f"CPU, {train.cpus_per_worker:g} cores" if is_here else f"CPU, {train.cpus_per_worker:g} cores as fast as these here"
+    name = f"CPU, {train.cpus_per_worker:g} cores" if here else f"CPU, {train.cpus_per_worker:g} cores as fast as these here"
     return Device(name, memory, rate * CPU_UTILISATION, f"{CPU_UTILISATION:.0%} of {source}")
 
 

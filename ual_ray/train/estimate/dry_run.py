@@ -28,7 +28,7 @@ from ual_ray.formatting import GIB, count_list
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import StepPlan
-from ual_ray.train.estimate.devices import GPU_GIB, Device, find_device
+from ual_ray.train.estimate.devices import GPU_GIB, Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes
@@ -161,15 +161,17 @@ def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) 
     return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)
 
 
-def check_gpus(config: Config) -> None:
+def check_gpus(config: Config, *, evaluated: bool = True) -> None:
     """Raise UserError where training on GPUs, or evaluating its model there, does not fit into memory, whatever the rows.
 
-    Judged by full packs, or else by rows of SHORTEST tokens; by this machine's GPU, or else by the largest that is known.
+    Judged by full packs, or else by rows of SHORTEST tokens; by the GPU of this machine where it is the cluster, or else by the
+    largest that is known. evaluated: the model will be evaluated.
     """
     train, model = resolve_dtype(config.train), Model(config)
     # The speed does not matter here, so it need not be known.
     judged = config.model_copy(update={"train": train.model_copy(update={"peak_tflops": 1.0})})
-    device = find_device(judged, None if torch.cuda.is_available() else max(GPU_GIB, key=lambda name: GPU_GIB[name]))
+    own = torch.cuda.is_available() and is_here(config)
+    device = find_device(judged, None if own else max(GPU_GIB, key=lambda name: GPU_GIB[name]))
 
     def memory(other: TrainConfig) -> Memory:
         length = other.max_length if other.packing else SHORTEST
@@ -177,7 +179,7 @@ def check_gpus(config: Config) -> None:
 
     for problem in _about_memory(train, device, memory(train), memory):
         raise UserError("train does not fit into memory", got=problem.removeprefix(NO_ROOM), fix=SKIP_CHECK)
-    gpus, dtype = config.engine.gpus_per_actor, DTYPES.get(config.evaluate.dtype)
+    gpus, dtype = config.engine.gpus_per_actor if evaluated else 0.0, DTYPES.get(config.evaluate.dtype)
     if gpus and dtype and device.memory and (weights := model.parameters(train).total * dtype.itemsize / gpus) > device.memory:
         raise UserError(
             "evaluate does not fit into memory",

@@ -50,6 +50,11 @@ def test_a_gpu_of_unknown_speed_is_judged_by_its_memory(model: str, monkeypatch:
             continue
         with pytest.raises(UserError, match="can be used on Voodoo 2"):
             dry_run.check_gpus(config)
+        # The workers of another cluster have other GPUs.
+        dry_run.check_gpus(load(None, [f"model={model}", "train.gpus_per_worker=1", "runtime.address=ray://other:10001"]))
+        with monkeypatch.context() as other:
+            other.setenv("RAY_ADDRESS", "other:6379")
+            dry_run.check_gpus(config)
 
 
 def test_a_model_that_evaluating_gpus_cannot_hold_is_refused_before_training(
@@ -62,6 +67,7 @@ def test_a_model_that_evaluating_gpus_cannot_hold_is_refused_before_training(
     monkeypatch.setattr(dry_run, "GPU_GIB", {"H100": 1})
     with pytest.raises(UserError, match=r"(?s)evaluate does not fit.*set evaluate\.dtype=bfloat16"):
         dry_run.check_gpus(config)
+    dry_run.check_gpus(config, evaluated=False)
     for change in ("engine.gpus_per_actor=2", "evaluate.dtype=bfloat16", "engine.gpus_per_actor=0"):
         dry_run.check_gpus(
             settings(model, "train.gpus_per_worker=1", "engine.gpus_per_actor=1", "evaluate.dtype=float32", change)
