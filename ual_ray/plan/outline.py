@@ -137,7 +137,7 @@ def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str,
 def _time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
     rates, questions = trial.rates, _questions(config, rows, trial)
     if "evaluate.seconds_per_question" not in rates or questions is None:
-        fix = "give the output of a short `ual run` with these benchmarks as --trial"
+        fix = "give the output of a short `ual run` with these benchmarks as --trial, and set max_rows where it reached its own"
         plan.lines.append(("evaluation, time", f"{UNKNOWN}; {fix}"))
         return
     models = len(config.arms) + 1
@@ -162,16 +162,23 @@ def _time_calibration(plan: Outline, config: Config, rows: int, trial: Trial) ->
 
 
 def _questions(config: Config, rows: int, trial: Trial) -> int | None:
-    """Count the questions of all benchmarks; those made of the test split grow with the rows. None: a trial lacks some."""
+    """Count the questions of all benchmarks; those made of the test split grow with the rows.
+
+    Of a benchmark that the trial took a part of, as many are counted as the plan allows. None: the trial does not tell.
+    """
     benchmarks = make_benchmarks(config.evaluate.benchmarks)
     if not trial.rows or not benchmarks.keys() <= trial.questions.keys():
         return None
     counts = 0
     for name, benchmark in benchmarks.items():
-        count = trial.questions[name]
-        if benchmark.config.path is None:
+        count, most = trial.questions[name], benchmark.max_rows
+        if name in trial.capped:
+            if most is None:
+                return None
+            count = max(count, most)
+        elif benchmark.config.path is None:
             count = round(count * rows / trial.rows)
-        counts += min(count, benchmark.max_rows or count)
+        counts += min(count, most or count)
     return counts
 
 

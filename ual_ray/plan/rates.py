@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
+from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 
 # What a rate is, by its key.
@@ -41,19 +44,22 @@ MAY_BE_ZERO = {key for key in RATES if key.endswith("start_seconds")} | {
 class Trial:
     """What trials measured: rates by the keys of `RATES`; scored rows; questions by benchmark; calibrated tokens by split.
 
-    notes: what they do not tell.
+    capped: benchmarks that may have more questions, as max_rows was reached. notes: what the trials do not tell.
     """
 
     rates: dict[str, float] = field(default_factory=dict)
     rows: int = 0
     questions: dict[str, int] = field(default_factory=dict)
+    capped: set[str] = field(default_factory=set)
     tokens: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def update(self, other: Trial) -> None:
         """Take what the other one measured in place of one's own."""
         self.rates |= other.rates
-        self.questions, self.tokens = other.questions or self.questions, other.tokens or self.tokens
+        if other.questions:
+            self.questions, self.capped = other.questions, other.capped
+        self.tokens = other.tokens or self.tokens
         self.rows, self.notes = other.rows or self.rows, self.notes + other.notes
 
 
@@ -97,6 +103,8 @@ def read_trial(folder: Path, num_workers: int) -> Trial:
     if evaluations := [*_of_models(folder, "evaluate")]:
         trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0))
         trial.questions = {name: counts["rows"] for name, counts in evaluations[-1][0]["benchmarks"].items()}
+        most = _most_questions(folder)
+        trial.capped = {name for name, count in trial.questions.items() if count >= (most.get(name) or math.inf)}
     if calibrations := [done for done in _of_models(folder, "calibrate") if "rows" in done[0]]:
         trial.tokens = {split: taken["tokens"] for split, taken in calibrations[-1][0]["rows"].items()}
         trial.rates |= _calibrate(calibrations, sum(trial.tokens.values()))
@@ -159,6 +167,14 @@ def _calibrate(calibrations: Sequence[tuple[Mapping[str, Any], float]], tokens: 
         "calibrate.start_seconds": fmean(starts),
         "calibrate.seconds_per_token": working / (len(calibrations) * tokens),
     }
+
+
+def _most_questions(folder: Path) -> dict[str, int | None]:
+    """Read max_rows of every benchmark from the configuration of a run."""
+    file = folder / CONFIG_FILE
+    content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    benchmarks = (content.get("evaluate") or {}).get("benchmarks") or {}
+    return {name: (settings or {}).get("max_rows") for name, settings in benchmarks.items()}
 
 
 def _of_models(folder: Path, stage: str) -> Iterator[tuple[Mapping[str, Any], float]]:

@@ -100,6 +100,19 @@ def test_failures_are_simulated_and_told_beside_their_expectation() -> None:
     assert "<- knee" in "\n".join(sweep_lines(found))
 
 
+@pytest.mark.parametrize(
+    ("most", "questions"),
+    [("null", None), ("1000", "1,000 questions each"), ("50", "50 questions each"), ("30", "30 questions")],
+)
+def test_a_benchmark_that_the_trial_took_a_part_of_is_not_taken_to_be_that_short(most: str, questions: str | None) -> None:
+    config = load(None, ["evaluate.benchmarks.gsm8k.path=gsm8k.jsonl", f"evaluate.benchmarks.gsm8k.max_rows={most}"])
+    only = {"gsm8k": config.evaluate.benchmarks["gsm8k"]}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": only})})
+    trial = Trial(RATES, rows=100, questions={"gsm8k": 50}, capped={"gsm8k"})
+    line = dict(outline(config, peek(config.data), 1000, trial).lines)["evaluation, time"]
+    assert (questions in line) if questions else ("not known" in line and "max_rows" in line)
+
+
 def test_a_servers_limit_sets_the_pace() -> None:
     server = ["engine.kind=openai", "elicit.model=m", "elicit.estimators=[verbalized_error]"]
     found = dict(plan(1000, RATES, *server, "engine.endpoint.requests_per_minute=60").lines)

@@ -69,6 +69,17 @@ def test_a_later_trial_replaces_what_it_measured_and_no_more(tmp_path: Path) -> 
     assert {"elicit.rows_per_second", "train.tokens_per_second", "evaluate.seconds_per_question"} <= trial.rates.keys()
 
 
+def test_the_benchmarks_that_a_trial_took_a_part_of_are_known(tmp_path: Path) -> None:
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE, 32.0)
+    assert read_trial(tmp_path, 2).capped == set()
+    (tmp_path / "config.yaml").write_text("evaluate: {benchmarks: {gsm8k: {max_rows: 10}, held_out: {max_rows: null}}}")
+    trial = Trial()
+    trial.update(read_trial(tmp_path, 2))
+    assert trial.capped == {"gsm8k"}
+    (tmp_path / "config.yaml").write_text("evaluate: {benchmarks: {gsm8k: {max_rows: 11}, held_out: null}}")
+    assert read_trial(tmp_path, 2).capped == set()
+
+
 @pytest.mark.parametrize("place", ["", "0123"])
 def test_the_output_of_a_single_command(tmp_path: Path, place: str) -> None:
     finish(tmp_path / "out" / place, ELICIT | STEADY, 50.0)
