@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ual_ray.config import BASE
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
 from ual_ray.stats.bootstrap import WORSE
@@ -24,9 +23,9 @@ def notes(findings: Findings) -> list[tuple[str, str]]:
 
 def guard_lines(comparisons: Comparisons) -> list[str]:
     """Word the guards: every arm that is worse in one with certainty, or that there is none; empty where none was measured."""
-    found = [entry for entry in comparisons.entries if entry.guard and entry.reference != BASE]
+    found = [entry for entry in comparisons.entries if entry.guard]
     worse = [f"Guard, not to be promoted: {sentence(entry)}" for entry in found if entry.verdict == WORSE]
     if worse or not found:
         return worse
     labels = ", ".join(sorted({METRICS[entry.metric].label for entry in found}))
-    return [f"Guard, {labels}: no arm is worse with certainty than another one that it was compared with."]
+    return [f"Guard, {labels}: no arm is worse with certainty than a model that it was compared with."]

@@ -68,7 +68,7 @@ def test_as_good_or_better_a_ranking_is_no_objection(ranked: float) -> None:
     found = findings_of(ranked)
     assert objection_to("ual", found) is None
     assert guard_lines(found.comparisons) == [
-        "Guard, AURC of tokens: no arm is worse with certainty than another one that it was compared with."
+        "Guard, AURC of tokens: no arm is worse with certainty than a model that it was compared with."
     ]
 
 
@@ -79,6 +79,14 @@ def test_the_report_names_the_arm_that_the_guard_stands_against(tmp_path: Path) 
     for text in ((tmp_path / "report.md").read_text(), sink.getvalue()):
         assert "Guard, not to be promoted: ual is worse than sft" in text
         assert "held_out.token_aurc (AURC of tokens; lower is better)" in text
+
+
+def test_the_guard_names_an_arm_that_ranks_its_errors_worse_than_the_model_before_training() -> None:
+    entries = findings_of(1.0).comparisons.entries
+    against = tuple(replace(entry, reference="base") for entry in entries)
+    found = replace(findings_of(3.0), comparisons=replace(findings_of(3.0).comparisons, entries=against))
+    assert "token_aurc on held_out against base: worse" in str(objection_to("ual", found))
+    assert [line.partition(":")[2][:23] for line in guard_lines(found.comparisons)] == [" ual is worse than base"]
 
 
 def test_without_token_statistics_nothing_is_said_of_the_guard() -> None:
