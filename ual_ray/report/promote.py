@@ -21,11 +21,11 @@ from ual_ray.report.judged import judged_verdicts
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE, verdict
-from ual_ray.stats.comparison import Comparison, Role
+from ual_ray.stats.comparison import PLAINER, Comparison, Role
 from ual_ray.stats.metrics import NLL, NLL_SCALED, metric_of
 from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 
-# The role that an arm has to be better than in the primary comparison: the first of these that there is.
+# The role of the models that an arm has to be better than in the primary comparison: the first of these that there is.
 REFERENCES: tuple[Role, ...] = ("sft", "base")
 LEGAL = (
     f"an arm that is better in a primary measure than the arm without smoothing (without one, than '{BASE}'), and worse in "
@@ -68,13 +68,20 @@ def read_findings(run_folder: Path) -> Findings:
     return Findings.from_dict(content)
 
 
-def primary(arm: str, findings: Findings) -> list[Comparison]:
-    """Return the arm's primary comparisons, with the first reference that there is."""
-    found = [x for x in findings.comparisons.entries if x.arm == arm and x.primary]
+def baselines(arm: str, findings: Findings) -> set[str]:
+    """Name the models that an arm has to be better than, whether or not it was compared with them in a primary measure."""
+    there = {name for entry in findings.comparisons.entries for name in (entry.arm, entry.reference)}
+    plainer = PLAINER[findings.roles.get(arm, "unknown")]
     for role in REFERENCES:
-        if against := [x for x in found if findings.roles.get(x.reference) == role]:
-            return against
-    return []
+        if found := {name for name in there - {arm} if role in plainer and findings.roles.get(name) == role}:
+            return found
+    return set()
+
+
+def primary(arm: str, findings: Findings) -> list[Comparison]:
+    """Return the arm's primary comparisons with its baselines."""
+    references = baselines(arm, findings)
+    return [x for x in findings.comparisons.entries if x.arm == arm and x.primary and x.reference in references]
 
 
 def objection_to(arm: str, findings: Findings) -> str | None:
@@ -94,11 +101,12 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     if reason_for(arm, findings):
         return None
     first = primary(arm, findings)
-    if not first and (missing := without_primary(findings)):
-        return missing
-    if not first:
-        measures = ", ".join(findings.comparisons.primary)
-        return f"in {measures}, it was not compared with an arm without smoothing, or with '{BASE}'"
+    if not first and (none := without_primary(findings)):
+        return none
+    missing = sorted(baselines(arm, findings) - {x.reference for x in first})
+    if missing or not first:
+        others = ", ".join(missing) or f"an arm without smoothing, or with '{BASE}'"
+        return f"in {', '.join(findings.comparisons.primary)}, it was not compared with {others}"
     return "; ".join(map(describe, first))
 
 
@@ -107,7 +115,8 @@ def reason_for(arm: str, findings: Findings) -> str | None:
     first = primary(arm, findings)
     for measure in findings.comparisons.primary:
         against = [x for x in first if measure_of(x) == measure]
-        if against and all(x.verdict == BETTER for x in against):
+        complete = {x.reference for x in against} == baselines(arm, findings)
+        if against and complete and all(x.verdict == BETTER for x in against):
             return "; ".join(map(describe, against))
         won = [x for x in judged_verdicts(findings) if x.rate.arm == arm and findings.roles.get(x.rate.reference) == "sft"]
         if measure == WIN_RATE and won and all(x.verdict == BETTER for x in won):

@@ -102,6 +102,23 @@ def test_an_arm_has_to_be_better_than_every_arm_without_smoothing() -> None:
     assert "against plain: inconclusive" in (objection_to("ual", found) or "")
 
 
+def test_better_than_the_untrained_model_is_not_enough_where_an_arm_without_smoothing_lacks_the_measure() -> None:
+    """Its calibration is missing, or it was trained with other seeds."""
+    against_base = compared("ual", BETTER, "base")
+    assert objection_to("ual", findings_of([against_base])) is None
+    there = [against_base, compared("sft", UNSURE, "base", "nll"), compared("plain", UNSURE, "base")]
+    objection = objection_to("ual", findings_of(there))
+    assert objection is not None and objection.endswith("it was not compared with sft")
+    found = findings_of([*there, compared("ual", BETTER)])
+    assert objection_to("ual", found) is None
+    # Of two arms without smoothing, both count; and neither is compared with the other.
+    found = replace(found, roles={**found.roles, "plain": "sft"})
+    objection = objection_to("ual", found)
+    assert objection is not None and objection.endswith("it was not compared with plain")
+    better = replace(found, comparisons=replace(found.comparisons, entries=(compared("plain", BETTER, "base"), *there[1:2])))
+    assert objection_to("plain", better) is None
+
+
 VERDICTS = st.sampled_from([BETTER, WORSE, UNSURE])
 ENTRIES = st.lists(
     st.builds(
