@@ -89,7 +89,7 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     mine = [x for x in findings.comparisons.entries if x.arm == arm]
     if not mine:
         return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
-    if worse := [x for x in mine if harms(x)]:
+    if worse := [x for x in mine if harms(x, findings.comparisons.level)]:
         return "; ".join(map(describe, worse))
     if lost := [x.sentence() for x in judged_verdicts(findings) if x.rate.arm == arm and x.verdict == WORSE]:
         return f"the judge prefers other answers at equal lengths: {'; '.join(lost)}"
@@ -124,17 +124,17 @@ def reason_for(arm: str, findings: Findings) -> str | None:
     return None
 
 
-def harms(entry: Comparison) -> bool:
+def harms(entry: Comparison, level: float) -> bool:
     """Whether an arm is worse in a measure that smoothing does not cost by construction.
 
-    An exploratory measure, which has no verdict, counts by its p-value.
+    An exploratory measure, which has no verdict, counts by its p-value at the level of the verdicts.
     """
     if metric_of(entry.metric).shown and not entry.primary:
         return False
     direction = metric_of(entry.metric).direction
     if not entry.exploratory or direction is None:
         return entry.verdict == WORSE
-    return verdict(entry.difference, entry.p_value, direction, entry.seeds) == WORSE
+    return verdict(entry.difference, entry.p_value, direction, entry.seeds, level) == WORSE
 
 
 def describe(comparison: Comparison) -> str:

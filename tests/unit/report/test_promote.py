@@ -93,7 +93,10 @@ def test_a_measure_that_was_not_reached_still_stands_against_an_arm_that_is_wors
     assert "exploratory" in (
         objection_to("ual", findings_of([compared("ual", BETTER), replace(worse, reason="exploratory")])) or ""
     )
-    assert objection_to("ual", findings_of([compared("ual", BETTER), replace(worse, p_value=0.2)])) is None
+    found = findings_of([compared("ual", BETTER), replace(worse, p_value=0.2)])
+    assert objection_to("ual", found) is None
+    lower = replace(found, comparisons=replace(found.comparisons, level=0.75))
+    assert "against shuffled" in (objection_to("ual", lower) or ""), "the level of the verdicts counts"
 
 
 def test_an_arm_has_to_be_better_than_every_arm_without_smoothing() -> None:
