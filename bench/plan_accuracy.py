@@ -56,7 +56,8 @@ def planned_seconds(overrides: list[str], trial: Path) -> dict[str, float]:
     seen = peek(config.data)
     rows = expected_rows(config, seen)
     assert rows is not None
-    return outline(config, seen, rows, read_trial(trial, config.train.num_workers)).seconds
+    measured = read_trial(trial, config.train.num_workers, config.engine.max_actors)
+    return outline(config, seen, rows, measured).seconds
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def plan(
 
     measured = Trial()
     for folder in trial or []:
-        measured.update(read_trial(absolute(folder), config.train.num_workers))
+        measured.update(read_trial(absolute(folder), config.train.num_workers, config.engine.max_actors))
     measured.rates |= parse_rates(rate or [])
     seen = peek(config.data)
     if (number := rows or expected_rows(config, seen)) is None:

@@ -87,10 +87,11 @@ def parse_rates(given: Iterable[str]) -> dict[str, float]:
     return rates
 
 
-def read_trial(folder: Path, num_workers: int) -> Trial:
+def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) -> Trial:
     """Read what a finished `ual run`, `ual elicit` or `ual train` has measured.
 
-    num_workers: of the configuration that is planned. Raises UserError for a folder without a finished stage.
+    num_workers, max_actors: of the configuration that is planned; None = as many actors as the trial had. Raises
+    UserError for a folder without a finished stage.
     """
     stages = [*_finished(folder)]
     trial = Trial()
@@ -101,14 +102,23 @@ def read_trial(folder: Path, num_workers: int) -> Trial:
     if trainings := [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]:
         trial.rates |= _train(trainings, num_workers, trial.notes)
     if evaluations := [*_of_models(folder, "evaluate")]:
-        trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0))
+        had = _section(folder, "engine").get("max_actors")
+        planned = max_actors or had
+        if had in (1, None, planned):
+            times = (planned or 1) if had == 1 else 1
+            trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0), times)
+        else:
+            trial.notes.append(
+                f"the trial evaluated with engine.max_actors={had}, not {planned}: evaluation is not timed. Repeat it with "
+                f"{planned}, or with 1"
+            )
         trial.questions = {name: counts["rows"] for name, counts in evaluations[-1][0]["benchmarks"].items()}
         most = _most_questions(folder)
         trial.capped = {name for name, count in trial.questions.items() if count >= (most.get(name) or math.inf)}
     if calibrations := [done for done in _of_models(folder, "calibrate") if "rows" in done[0]]:
         trial.tokens = {split: taken["tokens"] for split, taken in calibrations[-1][0]["rows"].items()}
         trial.rates |= _calibrate(calibrations, sum(trial.tokens.values()))
-    if not trial.rates:
+    if not trial.rates and not trial.notes:
         raise UserError(
             "--trial has no finished stage to measure",
             got=folder,
@@ -150,13 +160,16 @@ def _train(trainings: Sequence[tuple[Mapping[str, Any], float]], workers: int, n
     return rates | {"train.tokens_per_second": fmean(speeds), "train.start_seconds": fmean(around)}
 
 
-def _evaluate(evaluations: Sequence[tuple[Mapping[str, Any], float]], engine_start: float) -> dict[str, float]:
-    """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch."""
+def _evaluate(evaluations: Sequence[tuple[Mapping[str, Any], float]], engine_start: float, times: int) -> dict[str, float]:
+    """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch.
+
+    times: how many times as many actors will answer.
+    """
     starts = [min(seconds, engine_start) for _, seconds in evaluations]
     working = sum(seconds for _, seconds in evaluations) - sum(starts)
     return {
         "evaluate.start_seconds": fmean(starts),
-        "evaluate.seconds_per_question": working / sum(metrics["rows"] for metrics, _ in evaluations),
+        "evaluate.seconds_per_question": working / sum(metrics["rows"] for metrics, _ in evaluations) / times,
     }
 
 
@@ -171,10 +184,15 @@ def _calibrate(calibrations: Sequence[tuple[Mapping[str, Any], float]], tokens: 
 
 def _most_questions(folder: Path) -> dict[str, int | None]:
     """Read max_rows of every benchmark from the configuration of a run."""
-    file = folder / CONFIG_FILE
-    content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
-    benchmarks = (content.get("evaluate") or {}).get("benchmarks") or {}
+    benchmarks = _section(folder, "evaluate").get("benchmarks") or {}
     return {name: (settings or {}).get("max_rows") for name, settings in benchmarks.items()}
+
+
+def _section(folder: Path, name: str) -> dict[str, Any]:
+    """Read a section from the configuration of a run; empty without one."""
+    file = folder / CONFIG_FILE
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return (content or {}).get(name) or {}
 
 
 def _of_models(folder: Path, stage: str) -> Iterator[tuple[Mapping[str, Any], float]]:

@@ -80,6 +80,22 @@ def test_the_benchmarks_that_a_trial_took_a_part_of_are_known(tmp_path: Path) ->
     assert read_trial(tmp_path, 2).capped == set()
 
 
+@pytest.mark.parametrize(
+    ("had", "planned", "seconds"),
+    [(1, None, 0.2), (1, 1, 0.2), (1, 8, 0.025), (4, 4, 0.2), (4, 8, None), (None, 8, 0.2)],
+)
+def test_evaluation_is_timed_for_as_many_actors_as_are_planned(
+    had: int | None, planned: int | None, seconds: float | None, tmp_path: Path
+) -> None:
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY, 50.0)
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE, 26.0)
+    if had:
+        (tmp_path / "config.yaml").write_text(f"engine: {{max_actors: {had}}}")
+    trial = read_trial(tmp_path, 2, planned)
+    assert trial.rates.get("evaluate.seconds_per_question") == (None if seconds is None else pytest.approx(seconds))
+    assert bool(trial.notes) == (seconds is None) and trial.questions
+
+
 @pytest.mark.parametrize("place", ["", "0123"])
 def test_the_output_of_a_single_command(tmp_path: Path, place: str) -> None:
     finish(tmp_path / "out" / place, ELICIT | STEADY, 50.0)
