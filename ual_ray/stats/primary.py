@@ -101,9 +101,11 @@ def _allows_a_verdict(entry: Comparison) -> bool:
 
 
 def _decided(entry: Comparison, p_holm: float, closed: str | None, level: float) -> Comparison:
+    if entry.reason is not None:
+        # Its numbers tell nothing, such as those of cut answers, so it is not exploratory either.
+        return replace(entry, p_holm=p_holm, verdict=INCONCLUSIVE)
     if closed is not None:
-        return replace(entry, p_holm=p_holm, verdict=INCONCLUSIVE, exploratory=True, reason=entry.reason or closed)
+        return replace(entry, p_holm=p_holm, verdict=INCONCLUSIVE, exploratory=True, reason=closed)
     direction = metric_of(entry.metric).direction
     assert direction is not None, "a score without a direction is not compared"
-    decided = verdict(entry.difference, p_holm, direction, entry.seeds, level) if entry.reason is None else INCONCLUSIVE
-    return replace(entry, p_holm=p_holm, verdict=decided)
+    return replace(entry, p_holm=p_holm, verdict=verdict(entry.difference, p_holm, direction, entry.seeds, level))

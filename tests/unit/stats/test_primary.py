@@ -46,6 +46,12 @@ def test_a_later_measure_decides_only_where_all_before_it_were_significant(
     assert (closed is None) == (match < 0.05)
 
 
+def test_what_allows_no_verdict_keeps_its_reason_and_is_not_exploratory() -> None:
+    cut = entry(NLL, 0.001, reason="answers were cut")
+    _, found_cut = settle(found(entry(MATCH, 0.2), cut), ROLES)[0].entries
+    assert (found_cut.verdict, found_cut.exploratory, found_cut.reason) == ("inconclusive", False, "answers were cut")
+
+
 def test_the_order_is_that_of_the_measures_not_of_the_entries() -> None:
     assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.2), primary=(MATCH, NLL))) == [EXPLORATORY, UNSURE]
     assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.2), primary=(NLL, MATCH))) == [BETTER, UNSURE]
