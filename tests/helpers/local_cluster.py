@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from processes import PATIENCE, below, end, title
+from processes import PATIENCE, below, end, free_port, title
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,13 +23,13 @@ class Cluster:
         """Start them."""
         # Ray's sockets lie below it, and the path of a socket may have 107 characters.
         self._state = Path(tempfile.mkdtemp(prefix="ual"))
-        self._port = _free_port()
+        self._port = free_port()
         self._environment = os.environ | {
             "HOME": str(self._state),  # Ray keeps its token there
             "RAY": str(Path(sys.executable).with_name("ray")),
             "UAL_RAY_PORT": str(self._port),
-            "UAL_DASHBOARD_PORT": str(_free_port()),
-            "UAL_CLIENT_PORT": str(_free_port()),
+            "UAL_DASHBOARD_PORT": str(free_port()),
+            "UAL_CLIENT_PORT": str(free_port()),
             "UAL_CLUSTER_STATE": str(self._state),
             "UAL_CPUS_PER_NODE": "4",
             "UAL_OBJECT_STORE_BYTES": "200000000",
@@ -78,9 +77,3 @@ class Cluster:
         command = ["bash", str(REPOSITORY / "cluster" / "local.sh"), *arguments]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,13 @@ import psutil
 
 # Cores are shared with others, and nothing here waits for longer than it has to.
 PATIENCE = 240.0
+
+
+def free_port() -> int:
+    """Find a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE, interval: float = 0.05) -> Any:

@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from processes import free_port
 
 from ual_ray.config import TrackingConfig
 from ual_ray.tracking.catch_up import catch_up
@@ -29,12 +29,6 @@ RETRY = 0.5
 STEPS = 30
 # Seconds that a call may take once the store is known to be away.
 PATIENCE = 5.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(ready: Callable[[], Any], what: str, seconds: float = 120) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pyarrow.parquet
 import pytest
-from processes import below, end, wait_until
+from processes import below, end, free_port, wait_until
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ual_ray import columns as col
@@ -31,23 +33,32 @@ REQUESTS_PER_ROW = 4
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve an empty bucket, named by its URI; the environment leads there."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
+    port = free_port()
+    # A process of its own: vLLM looks at everything in its process, and Flask's proxies raise when they are looked at.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     variables = {
-        "AWS_ENDPOINT_URL": address,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
         "UAL_CACHE": str(tmp_path_factory.mktemp("machine")),
     }
-    with mock.patch.dict(os.environ, variables):
-        FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")[0].create_dir("bucket")
-        yield "s3://bucket"
-    server.stop()
+    try:
+        wait_until(lambda: answers(port), "moto answers")
+        with mock.patch.dict(os.environ, variables):
+            FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")[0].create_dir("bucket")
+            yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def files_at(uri: str) -> dict[str, int]:

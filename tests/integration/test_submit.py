@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import free_port
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
