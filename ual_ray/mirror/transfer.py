@@ -87,6 +87,8 @@ class Mirror:
 
     def copy(self, settled: float = float("inf")) -> None:
         """Copy what changed before `settled` (in nanoseconds), and remove there what was removed here."""
+        if not self.root.is_dir():  # a cache may be cleared; the copy is not
+            raise FileNotFoundError(f"the working folder {self.root} was removed while the command ran")
         first = scan(self.root)
         wanted = changes(self._known, first, now := scan(self.root), settled)
         try:
@@ -177,8 +179,11 @@ class Mirror:
 
     def _fetch(self, marker: dict[str, Any] | None, say: Say) -> None:
         kept = read_json(self._state) or {}
-        if marker is not None and kept.get("session") == marker["session"]:
-            self._known = {name: Version(*version) for name, version in kept["files"].items()}
+        known = {name: Version(*version) for name, version in kept.get("files", {}).items()}
+        # Where all of them are gone, the working folder was cleared to make room, and not by a command.
+        present = self.root.is_dir() and (not known or any((self.root / name).exists() for name in known))
+        if marker is not None and kept.get("session") == marker["session"] and present:
+            self._known = known
         else:
             self._state.unlink(missing_ok=True)
             shutil.rmtree(self.root, ignore_errors=True)

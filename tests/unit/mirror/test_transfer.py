@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -78,6 +79,32 @@ def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, t
     with again.held(print):
         assert (again.root / "late").read_text() == "not copied"
     assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_working_folder_that_was_cleared_is_fetched_again_and_its_copy_is_kept(
+    machine: Machine, tmp_path: Path, emptied: bool
+) -> None:
+    here = machine("a")
+    with here.held(print):
+        write(here, **{"owner.json": "{}", "x": "1"})
+    shutil.rmtree(here.root)
+    if emptied:
+        here.root.mkdir()
+    with machine("a").held(print):
+        assert (here.root / "x").read_text() == "1"
+    assert there(tmp_path) == {"owner.json": "{}", "x": "1"}
+
+
+def test_a_working_folder_that_is_removed_while_a_command_runs_ends_in_an_error_and_removes_nothing_there(
+    machine: Machine, tmp_path: Path
+) -> None:
+    here = machine("a")
+    with here.held(print):
+        write(here, **{"owner.json": "{}", "x": "1"})
+    with pytest.raises(UserError, match=r"(?s)not everything was copied.*was removed while"), machine("a").held(print):
+        shutil.rmtree(here.root)
+    assert there(tmp_path) == {"owner.json": "{}", "x": "1"}
 
 
 def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_is_dead(
