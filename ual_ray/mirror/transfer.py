@@ -3,8 +3,9 @@
     PREFIX/.ual-output.json     who writes: the name of its session, whether it still works, and a count that grows
     PREFIX/.ual-times.json      when the files of models changed, by which stages recognise them
 
-The working folder keeps the name of its last session. Where the URI names the same one, nobody has written there since, and
-what is in the working folder is kept; else it is emptied, and all files are fetched.
+The working folder keeps the name of its last session, and of the one before, as a session may end before it has named itself at
+the URI. Where the URI names one of them, nobody else has written there since, and what is in the working folder is kept; else
+it is emptied, and all files are fetched.
 """
 
 from __future__ import annotations
@@ -125,10 +126,17 @@ class Mirror:
                     break
                 if seen != found:
                     raise self._used(seen)
+        self._adopt(found)
         self._mark(working=True)
         time.sleep(1.0)
         self._check_ours()
         return found
+
+    def _adopt(self, found: dict[str, Any] | None) -> None:
+        """Keep the working folder if it is of the last session at the URI, also where this one ends before it has begun."""
+        kept = read_json(self._state) or {}
+        if found is not None and found["session"] in (kept.get("session"), kept.get("before")):
+            write_json(self._state, kept | {"session": self._session, "before": found["session"]})
 
     def _is_gone(self, found: dict[str, Any]) -> bool:
         return found["host"] == socket.gethostname() and not psutil.pid_exists(found["pid"])
@@ -182,7 +190,7 @@ class Mirror:
         known = {name: Version(*version) for name, version in kept.get("files", {}).items()}
         # Where all of them are gone, the working folder was cleared to make room, and not by a command.
         present = self.root.is_dir() and (not known or any((self.root / name).exists() for name in known))
-        if marker is not None and kept.get("session") == marker["session"] and present:
+        if marker is not None and kept.get("session") == self._session and present:
             self._known = known
         else:
             self._state.unlink(missing_ok=True)
@@ -217,10 +225,15 @@ class Mirror:
                 return
             except Exception as error:
                 if attempt == ATTEMPTS or self._lost.is_set():
+                    again = "run the same command again on this machine"
+                    if self._lost.is_set():
+                        again = (
+                            "copy it from there before any other command, which would replace it by what the other run wrote"
+                        )
                     raise UserError(
                         f"{self.remote.key}: not everything was copied to its URI",
                         got=f"{self._name}: {redact_uri(str(error))}",
-                        fix=f"what was made is kept in {self.root}: run the same command again on this machine",
+                        fix=f"what was made is kept in {self.root}: {again}",
                     ) from error
                 time.sleep(COPY_SECONDS)
 

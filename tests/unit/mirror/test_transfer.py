@@ -107,6 +107,28 @@ def test_a_working_folder_that_is_removed_while_a_command_runs_ends_in_an_error_
     assert there(tmp_path) == {"owner.json": "{}", "x": "1"}
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_start_that_fails_keeps_what_was_not_copied_before(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bool
+) -> None:
+    here = machine("a")
+    with here.held(print):
+        write(here, **{"owner.json": "{}"})
+    write(here, late="not copied")  # as after a kill, or where the network was away at the end
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise UserError("the network is away")
+
+    for _ in range(2):
+        with monkeypatch.context() as away, pytest.raises(UserError, match="the network is away"):
+            away.setattr(Mirror, "_check_ours" if marked else "_mark", fail)
+            machine("a")._take(print)
+        monkeypatch.setattr(transfer.psutil, "pid_exists", lambda pid: pid != os.getpid())
+    with machine("a").held(print):
+        assert (here.root / "late").read_text() == "not copied"
+    assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
+
+
 def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_is_dead(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +150,7 @@ def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_i
 
 def test_a_run_that_lost_its_folder_copies_nothing_more_and_ends_with_an_error(machine: Machine, tmp_path: Path) -> None:
     first, second = machine("a"), machine("b")
-    with pytest.raises(UserError, match="not everything was copied"), first.held(print):
+    with pytest.raises(UserError, match=r"(?s)not everything was copied.*copy it from there before"), first.held(print):
         write(first, **{"owner.json": "{}"})
         second._mark(working=True)
         wait_until(first._lost.is_set, "it sees that", 20)
