@@ -91,6 +91,7 @@ def test_an_opinion_is_not_a_final_answer(response: str, kind: type) -> None:
     ("first", "second", "same"),
     [
         *(("10 AM", "10 PM", False), ("10 AM", "10 a.m.", True), ("10 PM", "10 p.m", True), ("10 AM", "10", True)),
+        *(("10:30 AM", "10:30 PM", False), ("5 m", "5 km", False), ("5 g", "5 kg", False), ("5 m", "5 m", True)),
         *(("5 cm", "5 km", False), ("5 km", "5 kilometres", True), ("5 kilometers", "6 km", False)),
         *(("30 minutes", "30 mins", True), ("30 minutes", "30 seconds", False), ("6 inches", "6 inch", True)),
         *(("18 dollars", "18 cents", False), ("18", "18 cents", True), ("18 clips", "18 boxes", True)),
