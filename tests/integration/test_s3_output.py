@@ -176,7 +176,7 @@ def test_what_cannot_be_used_is_refused_within_seconds(ual_process: Any, bucket:
     refused = {
         "s3://no-such-bucket/run": "there is no bucket 'no-such-bucket'",
         "s4://bucket/run": "unsupported URI scheme",
-        f"s3://user:{SECRET}@bucket/run": "a URI with a user name and a password is refused",
+        f"s3://user:{SECRET}@bucket/run": "a URI with a password or a key is refused",
     }
     for uri, reason in refused.items():
         started = time.monotonic()

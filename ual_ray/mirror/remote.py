@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from ual_ray.config.redact import USER_PART, redact_uri
+from ual_ray.config.redact import SECRET_KEY, USER_PART, redact_uri
 from ual_ray.errors import UserError
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
@@ -27,6 +28,8 @@ BUCKETS = ("s3", "gcs", "abfs")
 # A wrong address or lacking credentials are retried by pyarrow for minutes.
 ANSWER_SECONDS = 20.0
 CHUNK = 8 * 2**20
+# The signature of a shared access to Azure.
+SIGNATURE = "sig"
 
 Answer = TypeVar("Answer")
 
@@ -129,10 +132,10 @@ def open_remote(uri: str, key: str = "output") -> Remote:
     """Open the folder at a URI. Raises UserError within ANSWER_SECONDS for one that is malformed or cannot be reached."""
     if uri.partition("://")[0].lower() not in SCHEMES:
         raise UserError(f"{key}: unsupported URI scheme", got=redact_uri(uri), expected=LEGAL)
-    if USER_PART.search(uri):
+    if _has_secret(uri):
         raise UserError(
-            f"{key}: a URI with a user name and a password is refused, as it is kept in files",
-            got=redact_uri(uri),
+            f"{key}: a URI with a password or a key is refused, as it is kept in files",
+            got=redact_uri(uri.partition("?")[0]),
             expected=LEGAL,
             fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile or a role of the machine",
         )
@@ -143,6 +146,14 @@ def open_remote(uri: str, key: str = "output") -> Remote:
     if not path.strip("/"):
         raise UserError(f"{key}: the URI names no folder", got=redact_uri(uri), expected=LEGAL)
     return Remote(uri, filesystem, path.rstrip("/"), key)
+
+
+def _has_secret(uri: str) -> bool:
+    """Whether a URI holds more than a user or a container, as in abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX."""
+    place, _, query = uri.partition("?")
+    user = USER_PART.search(place)
+    named = user is not None and (":" in user[0] or place.lower().startswith("s3:"))
+    return named or any(name.lower() == SIGNATURE or SECRET_KEY.search(name) for name, _ in parse_qsl(query))
 
 
 def asked(failed: str, uri: str, call: Callable[[], Answer]) -> Answer:

@@ -43,14 +43,23 @@ def test_every_uri_has_a_folder_of_its_own_named_as_it_is(monkeypatch: pytest.Mo
         ("s4://bucket/run", "unsupported URI scheme"),
         ("http://host/run", "unsupported URI scheme"),
         ("s3://bucket:not a port", "not a usable URI"),
-        ("s3://key:a-secret@bucket/run", "a user name and a password is refused"),
+        ("s3://key:a-secret@bucket/run", "a password or a key is refused"),
+        ("abfs://container:a-secret@account.dfs.core.windows.net/run", "a password or a key is refused"),
+        ("abfs://account.blob.core.windows.net/c/run?client_secret=a-secret", "a password or a key is refused"),
+        ("abfs://account.blob.core.windows.net/c/run?sv=1&sig=a-secret", "a password or a key is refused"),
         ("file:///", "names no folder"),
     ],
 )
 def test_a_uri_that_cannot_be_an_output_is_refused_without_its_secret(uri: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as refused:
         open_remote(uri)
-    assert "a-secret" not in str(refused.value) and "s3://" in str(refused.value)
+    assert "a-secret" not in str(refused.value) and uri.partition("://")[0] in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["abfs://container@account.dfs.core.windows.net/run", "gs://anonymous@bucket/run"])
+def test_a_uri_with_a_container_or_a_user_and_no_password_is_opened(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remotes, "FileSystem", SimpleNamespace(from_uri=lambda uri: (None, "container/run")))
+    assert open_remote(uri).root == "container/run"
 
 
 def test_a_file_system_that_does_not_answer_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
