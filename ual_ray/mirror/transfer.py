@@ -152,7 +152,10 @@ class Mirror:
 
     def _check_made_by_us(self) -> None:
         names = asked_all(self.remote, "listed", self.remote.files)
-        if names and not any(PurePosixPath(name).name in (OWNER_FILE, STARTED_FILE) for name in names):
+        # A stage is in the folder or one below; what is deeper is of other outputs, in folders of their own.
+        stages = (name.rpartition("/") for name in names)
+        made = OWNER_FILE in names or any(name == STARTED_FILE and "/" not in folder for folder, _, name in stages)
+        if names and not made:
             raise UserError(
                 f"the output at {self._name} is not empty and was not made by ual",
                 got=sorted(names)[:5],

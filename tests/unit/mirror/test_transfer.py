@@ -166,6 +166,16 @@ def test_a_folder_of_somebody_else_is_left_alone(machine: Machine, tmp_path: Pat
     assert [file.name for file in (tmp_path / "there").iterdir()] == ["notes.txt"]
 
 
+def test_a_folder_of_runs_is_no_output_and_a_stage_of_its_own_is(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "there" / "first").mkdir(parents=True)
+    (tmp_path / "there" / "first" / "owner.json").write_text("{}")
+    with pytest.raises(UserError, match=r"(?s)was not made by ual.*first/owner.json"), machine("a").held(print):
+        pass
+    (tmp_path / "there" / "first" / "owner.json").rename(tmp_path / "there" / "first" / "started.json")
+    with machine("a").held(print):
+        assert (tmp_path / "a" / "run" / "first" / "started.json").is_file()
+
+
 def test_a_file_system_that_fails_is_tried_again_and_then_an_error(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
