@@ -79,7 +79,11 @@ class Remote:
             with self.filesystem.open_input_stream(self._path(name), compression=None) as stream:
                 return json.loads(stream.read())
 
-        return self._asked("read", read)
+        try:
+            return self._asked("read", read)
+        except ValueError as error:
+            got = f"{redact_uri(self.uri)}: {name}: {error}"
+            raise UserError(f"{self.key}: a file there is not JSON", got=got, fix=f"remove {name} there") from error
 
     def write(self, name: str, content: Any) -> None:
         """Write a small JSON file. Raises UserError where that is not allowed, or not answered."""

@@ -134,7 +134,7 @@ class Mirror:
 
     def _adopt(self, found: dict[str, Any] | None) -> None:
         """Keep the working folder if it is of the last session at the URI, also where this one ends before it has begun."""
-        kept = read_json(self._state) or {}
+        kept = self._kept()
         if found is not None and found["session"] in (kept.get("session"), kept.get("before")):
             write_json(self._state, kept | {"session": self._session, "before": found["session"]})
 
@@ -185,11 +185,21 @@ class Mirror:
     def _state(self) -> Path:
         return self.root.parent / STATE_FILE
 
+    def _kept(self) -> dict[str, Any]:
+        try:
+            return read_json(self._state) or {}
+        except ValueError as error:  # the machine stopped before all of it was on the disk
+            raise UserError(
+                "the state of a working folder cannot be read",
+                got=f"{self._state}: {error}",
+                fix=f"remove it; {self.root} is then replaced by what is at the URI: copy from there what is not copied yet",
+            ) from error
+
     def _save(self) -> None:
         write_json(self._state, {"session": self._session, "files": self._known})
 
     def _fetch(self, marker: dict[str, Any] | None, say: Say) -> None:
-        kept = read_json(self._state) or {}
+        kept = self._kept()
         known = {name: Version(*version) for name, version in kept.get("files", {}).items()}
         # Where all of them are gone, the working folder was cleared to make room, and not by a command.
         present = self.root.is_dir() and (not known or any((self.root / name).exists() for name in known))

@@ -166,6 +166,18 @@ def test_a_folder_of_somebody_else_is_left_alone(machine: Machine, tmp_path: Pat
     assert [file.name for file in (tmp_path / "there").iterdir()] == ["notes.txt"]
 
 
+def test_a_marker_or_a_state_that_is_not_json_is_an_error_with_its_name(machine: Machine, tmp_path: Path) -> None:
+    here = machine("a")
+    with here.held(print):
+        write(here, **{"owner.json": "{}"})
+    here._state.write_text("")
+    with pytest.raises(UserError, match=r"(?s)state of a working folder cannot be read.*state\.json"), machine("a").held(print):
+        pass
+    (tmp_path / "there" / MARKER).write_text("{")
+    with pytest.raises(UserError, match=r"(?s)not JSON.*remove \.ual-output\.json"), machine("b").held(print):
+        pass
+
+
 def test_a_folder_of_runs_is_no_output_and_a_stage_of_its_own_is(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "there" / "first").mkdir(parents=True)
     (tmp_path / "there" / "first" / "owner.json").write_text("{}")
