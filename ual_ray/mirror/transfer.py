@@ -58,6 +58,7 @@ class Mirror:
         self.remote, self.root = remote, root
         self._session = uuid.uuid4().hex
         self._beat = 0
+        self._folder = str(root)  # the one that the store at the URI names
         self._known: dict[str, Version] = {}
         self._stop, self._lost = threading.Event(), threading.Event()
 
@@ -126,6 +127,7 @@ class Mirror:
                     break
                 if seen != found:
                     raise self._used(seen)
+        self._folder = found["folder"] if found is not None else self._folder
         self._adopt(found)
         self._mark(working=True)
         time.sleep(1.0)
@@ -143,7 +145,7 @@ class Mirror:
 
     def _mark(self, *, working: bool) -> None:
         self._beat += 1
-        content = {"session": self._session, "working": working, "beat": self._beat, "folder": str(self.root)}
+        content = {"session": self._session, "working": working, "beat": self._beat, "folder": self._folder}
         self.remote.write(MARKER, content | {"host": socket.gethostname(), "pid": os.getpid()})
 
     def _live(self) -> None:
@@ -215,9 +217,13 @@ class Mirror:
                 if (self.root / name).is_file():
                     os.utime(self.root / name, ns=(changed, changed))
             self._known = scan(self.root)
-            if marker is not None and marker["folder"] != str(self.root):
-                move_store(self.root, marker["folder"], str(self.root))
+            if self._folder != str(self.root):
+                move_store(self.root, self._folder, str(self.root))
         self._save()
+        if self._folder != str(self.root):
+            self.copy()
+            self._folder = str(self.root)
+            self._mark(working=True)
 
     def _copy_settled(self) -> None:
         self.copy(time.time_ns() - SETTLE_SECONDS * 1e9)

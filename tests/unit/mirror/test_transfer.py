@@ -219,6 +219,7 @@ def test_the_mlflow_store_names_the_folder_of_the_machine_that_fetched_it(machin
         with closing(sqlite3.connect(first.root / "mlflow.db")) as store, store:
             store.execute("CREATE TABLE runs (id INTEGER, artifact_uri VARCHAR(200))")
             store.execute("INSERT INTO runs VALUES (1, ?)", (f"file://{first.root}/mlflow-artifacts/1",))
+    machine("c")._take(print)  # and killed before it has fetched anything
     with second.held(print), closing(sqlite3.connect(second.root / "mlflow.db")) as store:
         assert store.execute("SELECT * FROM runs").fetchall() == [(1, f"file://{second.root}/mlflow-artifacts/1")]
         assert str(second.root) in (second.root / "mlflow_run.json").read_text()
