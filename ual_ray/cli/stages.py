@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ual_ray.cli.arguments import ConfigFile, Data, Force, Out, Overrides, RetryFailed, Verbose, load
-from ual_ray.cli.session import find, session
+from ual_ray.cli.session import find, local, session
 from ual_ray.errors import UserError
 from ual_ray.run.terminal import make_console
 
@@ -35,13 +35,12 @@ def elicit(
     from ual_ray import preflight
 
     config = load(config_file, overrides, {"data.path": data})
+    if dry_run:
+        _forecast(config, local(out), force=force, retry=retry_failed)  # of a URI a copy: nothing is marked as in use
+        return
     from ual_ray.mirror.output import open_output
 
     output = open_output(out, "--out")
-    if dry_run:
-        with output.held() as folder:
-            _forecast(config, folder, force=force, retry=retry_failed)
-        return
     preflight.check(config, {"elicit"})
     with session(config, output, "elicit", force=force, verbose=verbose) as running:
         from ual_ray.elicit.step import elicit_step

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from ual_ray.cli.session import find
+from ual_ray.cli.stages import elicit
 from ual_ray.errors import UserError
+from ual_ray.mirror import output as outputs
+from ual_ray.mirror.remote import Remote
 
 
 def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
@@ -35,3 +39,12 @@ def test_an_input_that_does_not_exist_or_is_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a")
     with pytest.raises(UserError, match="is not a Parquet file"):
         find(tmp_path / "rows.csv", "scored", "ual elicit")
+
+
+def test_a_dry_run_only_reads_what_is_at_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there"), "--out")
+    monkeypatch.setattr(outputs, "open_remote", lambda uri, key: there)
+    monkeypatch.setattr(outputs, "LocalFileSystem", type("Other", (), {}))
+    monkeypatch.setenv("UAL_CACHE", str(tmp_path / "cache"))
+    elicit(data="demo", out="hdfs://bucket/run", dry_run=True)
+    assert not (tmp_path / "there").exists() and not (tmp_path / "cache" / "outputs").exists()
