@@ -146,7 +146,9 @@ def open_remote(uri: str, key: str = "output") -> Remote:
     try:
         filesystem, path = asked(f"{key} cannot be opened", uri, lambda: FileSystem.from_uri(uri))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{key}: not a usable URI", got=f"{redact_uri(uri)}: {error}", expected=LEGAL) from error
+        raise UserError(
+            f"{key}: not a usable URI", got=f"{redact_uri(uri)}: {redact_uri(str(error))}", expected=LEGAL
+        ) from error
     if not path.strip("/"):
         raise UserError(f"{key}: the URI names no folder", got=redact_uri(uri), expected=LEGAL)
     return Remote(uri, filesystem, path.rstrip("/"), key)

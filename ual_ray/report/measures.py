@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
-from ual_ray.stats.bootstrap import WORSE
+from ual_ray.stats.bootstrap import MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparisons
 from ual_ray.stats.metrics import LENGTH_CONTROLLED_WIN_RATE, METRICS, WIN_RATE
 
@@ -22,10 +22,12 @@ def notes(findings: Findings) -> list[tuple[str, str]]:
 
 
 def guard_lines(comparisons: Comparisons) -> list[str]:
-    """Word the guards: every arm that is worse in one with certainty, or that there is none; empty where none was measured."""
+    """Word the guards: every arm that is worse with certainty, or that none is or was tested; empty without a measure."""
     found = [entry for entry in comparisons.entries if entry.guard]
     worse = [f"Guard, not to be promoted: {sentence(entry)}" for entry in found if entry.verdict == WORSE]
     if worse or not found:
         return worse
     labels = ", ".join(sorted({METRICS[entry.metric].label for entry in found}))
+    if all(entry.seeds < MIN_SEEDS for entry in found):
+        return [f"Guard, {labels}: not tested, as that needs {MIN_SEEDS} training seeds."]
     return [f"Guard, {labels}: no arm is worse with certainty than a model that it was compared with."]

@@ -1,4 +1,4 @@
-"""p-values of several arms, each with an order of tests: by hand, against Holm, and by simulation of false verdicts."""
+"""p-values of several arms, each with an order of tests: hand-computed, against Holm, and by simulation of false verdicts."""
 
 from __future__ import annotations
 
