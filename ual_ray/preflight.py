@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def check(
             check_mixture(config.train.mixture, config.data, seen)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
-        check_harness(config)
+        check_harness(config.evaluate.lm_eval)
         if config.judge.model is not None:
             stages = stages | {"judge"}
     if "judge" in stages:
@@ -118,12 +118,12 @@ def check_benchmarks(config: Config, has_rows: bool) -> None:
     questions.check(config.evaluate.benchmarks, config.engine.max_model_len)
 
 
-def check_harness(config: Config) -> None:
+def check_harness(tasks: Sequence[str]) -> None:
     """Raise UserError for tasks of lm-evaluation-harness that it does not know, and where it is missing."""
-    if config.evaluate.lm_eval:
+    if tasks:
         from ual_ray.evaluate.lm_eval import check_tasks
 
-        check_tasks(config.evaluate.lm_eval)
+        check_tasks(tasks)
 
 
 def check_judge(config: Config) -> None:

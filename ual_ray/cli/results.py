@@ -29,7 +29,7 @@ def evaluate(
     lm_eval: Annotated[
         str | None,
         typer.Option(
-            "--lm-eval", metavar="TASKS", help="Run these tasks of lm-evaluation-harness instead, such as gsm8k,arc_easy."
+            "--lm-eval", metavar="TASKS", help="Run these tasks of lm-evaluation-harness instead: gsm8k,arc_easy,own.yaml."
         ),
     ] = None,
     out: Out = "evaluated",
@@ -55,6 +55,8 @@ def evaluate(
     output = open_output(out, "--out")
     if lm_eval is None:
         preflight.check_benchmarks(config, source is not None)
+    else:
+        preflight.check_harness(lm_eval.split(","))
     preflight.check(config, {"evaluate"})
     with session(config, output, "evaluate", force=force, verbose=verbose) as running:
         from ual_ray import pipeline

@@ -94,8 +94,8 @@ class EvaluateConfig(Section):
     lm_eval: tuple[str, ...] = key(
         (),
         affects="",
-        description="tasks of lm-evaluation-harness, such as [mmlu, ifeval], for every model of `ual run` and `ual experiment` "
-        "(extra `harness`)",
+        description="tasks of lm-evaluation-harness, such as [mmlu, ifeval], or task files (.yaml, which may run "
+        "Python code next to them), for every model of `ual run` and `ual experiment` (extra `harness`)",
     )
     dtype: DtypeName = key(
         "float32",

@@ -113,19 +113,34 @@ def engine_options(config: Config) -> dict[str, Any]:
     return {"model_args": {name: arguments[name] for name in names} | engine.arguments}
 
 
+def is_task_file(task: str) -> bool:
+    """Tell the path of a task's own YAML file from the name of a task of the harness."""
+    return task.endswith((".yaml", ".yml"))
+
+
+def task_digests(tasks: Sequence[str]) -> list[str]:
+    """Name what tasks depend on: their names, and the content of task files and of the code and templates next to them."""
+    return [digest(_parts_of(Path(task))) if is_task_file(task) else task for task in tasks]
+
+
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raise UserError for tasks that lm-evaluation-harness does not know, and where it is missing."""
+    """Raise UserError for tasks and task files that lm-evaluation-harness does not find, and where it is missing."""
     _library()
     from lm_eval.tasks import TaskManager
 
     known = TaskManager().all_tasks
-    if unknown := [task for task in tasks if task not in known]:
+    if unknown := [task for task in tasks if not (Path(task).is_file() if is_task_file(task) else task in known)]:
         raise UserError(
             "evaluate.lm_eval: lm-evaluation-harness does not know the tasks",
             got=", ".join(unknown),
-            expected="names that `lm_eval --tasks list` prints",
+            expected="names that `lm_eval --tasks list` prints, or paths of task files (.yaml)",
             fix=", ".join(name for task in unknown for name in get_close_matches(task, known)) or "correct or drop them",
         )
+
+
+def _parts_of(path: Path) -> list[tuple[str, str]]:
+    beside = [part for part in path.parent.iterdir() if part.suffix in (".yaml", ".yml", ".py") or part == path]
+    return [(path.name, ""), *sorted((part.name, part.read_text(encoding="utf-8")) for part in beside if part.is_file())]
 
 
 def _library() -> Any:

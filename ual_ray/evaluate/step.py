@@ -17,7 +17,7 @@ from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
-from ual_ray.evaluate.lm_eval import evaluate_with_harness
+from ual_ray.evaluate.lm_eval import evaluate_with_harness, is_task_file, task_digests
 from ual_ray.formatting import count_list
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
@@ -135,10 +135,11 @@ def harness_step(
     afterwards, in place of this process.
     """
     config = session.config.model_copy(update={"model": model or session.config.model})
+    tasks = [str(Path(task).resolve()) if is_task_file(task) else task for task in tasks]
     inputs = {
         "model": evaluation.model_digest(config, config.model),
         "engine": engine_settings(evaluation.engine_of(config), "answers"),
-        "tasks": list(tasks),
+        "tasks": task_digests(tasks),
         "lm_eval": _harness_version(),
         "name": name,
     }
@@ -173,7 +174,7 @@ def _harness_in_a_task(session: Session, config: Config, name: str, tasks: Seque
     # One call per process: vLLM gives its memory back at its process's end.
     options: dict[str, Any] = {"num_cpus": cores, "num_gpus": engine.gpus_per_actor or None, "max_calls": 1}
     work = ray.remote(**options)(evaluate_with_harness)
-    return ray.get(work.remote(config, name, list(tasks), folder.resolve()))
+    return ray.get(work.remote(config, name, tasks, folder.resolve()))
 
 
 def _harness_version() -> str | None:

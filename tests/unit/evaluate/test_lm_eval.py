@@ -14,7 +14,7 @@ from ual_ray.columns import HARNESS_FILE
 from ual_ray.config import Config, EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.evaluate import lm_eval as bridge
-from ual_ray.evaluate.lm_eval import check_tasks, engine_options, metric_values, run_lm_eval
+from ual_ray.evaluate.lm_eval import check_tasks, engine_options, metric_values, run_lm_eval, task_digests
 from ual_ray.preflight import check_harness
 from ual_ray.stats.metrics import MetricValue
 
@@ -105,6 +105,26 @@ def test_unknown_tasks_are_refused_before_anything_is_trained(monkeypatch: pytes
 def test_preflight_asks_for_the_tasks_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(bridge, "check_tasks", asked.append)
-    check_harness(Config())
-    check_harness(Config.model_validate({"evaluate": {"lm_eval": ["mmlu"]}}))
+    check_harness(())
+    check_harness(("mmlu",))
     assert asked == [("mmlu",)]
+
+
+def test_a_task_may_be_a_file_and_what_is_beside_it_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = SimpleNamespace(TaskManager=lambda: SimpleNamespace(all_tasks=["mmlu"]))
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(tasks=tasks))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    own = tmp_path / "a" / "own.yaml"
+    with pytest.raises(UserError, match=r"(?s)got: +.*own.yaml.*paths of task files"):
+        check_tasks(["mmlu", str(own)])
+    own.parent.mkdir()
+    own.write_text("task: own")
+    check_tasks(["mmlu", str(own)])
+    before = task_digests(["mmlu", str(own)])
+    assert before[0] == "mmlu"
+    moved = own.parent.rename(tmp_path / "b") / "own.yaml"
+    assert task_digests(["mmlu", str(moved)]) == before
+    (moved.parent / "rows.jsonl").write_text("{}")
+    assert task_digests(["mmlu", str(moved)]) == before
+    (moved.parent / "reading.py").write_text("def read(): ...")
+    assert task_digests(["mmlu", str(moved)]) != before
