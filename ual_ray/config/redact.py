@@ -12,8 +12,9 @@ from ual_ray.config import Config
 SECRET_KEY = re.compile(
     r"(?i)(token|password|passwd|secret|credentials?|cookie|authorization|(?:api|access|private|secret)[-_]?key)$"
 )
-# Up to the last @, as a password may hold one that is not escaped; a path object has dropped the second slash.
-USER_PART = re.compile(r"(?<=://)[^/?#\s]+@|(?<=:/)[^/?#\s:]+:[^/?#\s]*@")
+# Up to the last @, as a password may hold one that is not escaped; a path object has dropped the second slash. Not
+# a container of Azure's, as in abfs://CONTAINER@ACCOUNT.
+USER_PART = re.compile(r"(?<=://)(?!(?:(?<=abfs://)|(?<=abfss://))[^/?#\s:@]+@)[^/?#\s]+@|(?<=:/)[^/?#\s:]+:[^/?#\s]*@")
 # Shorter values of variables are words that also occur elsewhere.
 SHORTEST_SECRET = 8
 MASK = "***"

@@ -62,6 +62,12 @@ def test_a_uri_with_a_container_or_a_user_and_no_password_is_opened(uri: str, mo
     assert open_remote(uri).root == "container/run"
 
 
+@pytest.mark.parametrize("uri", ["abfs://container@account.dfs.core.windows.net/run", "abfss://c@a.net/run", "s3://bucket/run"])
+def test_an_output_is_named_with_its_container(uri: str) -> None:
+    output = outputs.Output(Path("/cache/run"), Remote(uri, LocalFileSystem(), "x"))
+    assert output.name("report", "index.html") == f"{uri}/report/index.html"
+
+
 def test_a_file_system_that_does_not_answer_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remotes, "ANSWER_SECONDS", 0.2)
     silent = threading.Event()
