@@ -5,7 +5,8 @@
 
 The working folder keeps the name of its last session, and of the one before, as a session may end before it has named itself at
 the URI. Where the URI names one of them, nobody else has written there since, and what is in the working folder is kept; else
-it is emptied, and all files are fetched.
+it is emptied, and all files are fetched. A file that went missing between two sessions was cleared to make room: it is fetched
+again. After a kill it may also have been removed by the command: in a stage in work, and among what waits for MLflow.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
 from ual_ray.columns import ADAPTER_FOLDER, MODEL_FOLDER
 from ual_ray.config.files import read_json, write_json
-from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.mirror.changes import Version, changes, scan
 from ual_ray.mirror.remote import Remote, asked_all
 from ual_ray.mirror.store import move_store
 from ual_ray.run.output import OWNER_FILE
-from ual_ray.run.stage_cache import STARTED_FILE
+from ual_ray.run.stage_cache import DONE_FILE, LOCK_FILE, STARTED_FILE
+from ual_ray.run.terminal import end_command
 
 MARKER, TIMES = ".ual-output.json", ".ual-times.json"
 STATE_FILE = "state.json"
@@ -43,6 +45,8 @@ STATE_FILE = "state.json"
 COPY_SECONDS, SETTLE_SECONDS = 2.0, 1.0
 # A session counts on every BEAT_SECONDS. One that has not for DEAD_SECONDS is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0
+# Of two that mark the folder at once, the later one has it: both look again after this time.
+CLAIM_SECONDS = 1.0
 THREADS = 8
 ATTEMPTS = 3
 
@@ -66,8 +70,13 @@ class Mirror:
     def held(self, say: Say) -> Iterator[None]:
         """Mark the folder at the URI as in use, fetch what is there, and copy changes there until the block has ended.
 
-        Raises UserError where another run uses it, where it cannot be written, and where not all was copied at the end.
+        Raises UserError where another run uses it, where it cannot be written, and where not all was copied at the end. When
+        another run takes the folder over, the command is ended.
         """
+        with self._alone():
+            yield from self._held(say)
+
+    def _held(self, say: Say) -> Iterator[None]:
         before = self._take(say)
         try:
             asked_all(self.remote, "fetched", lambda: self._fetch(before, say))
@@ -75,8 +84,7 @@ class Mirror:
             self._mark(working=False)
             raise
         # Two threads, as a large file takes longer than a sign of life may.
-        repeated = ((BEAT_SECONDS, self._live), (COPY_SECONDS, self._copy_settled))
-        threads = [threading.Thread(target=self._repeat, args=one, name="mirror", daemon=True) for one in repeated]
+        threads = [threading.Thread(target=one, name="mirror", daemon=True) for one in (self._watch, self._copy_on)]
         for thread in threads:
             thread.start()
         try:
@@ -94,6 +102,8 @@ class Mirror:
         first = scan(self.root)
         wanted = changes(self._known, first, now := scan(self.root), settled)
         try:
+            if any(wanted):
+                self._check_ours()
             for name in wanted.erased:
                 self.remote.delete(name)
                 del self._known[name]
@@ -111,16 +121,30 @@ class Mirror:
 
     # --- the session --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lock the working folder: a session of this folder that still counts as working, and holds no lock, is dead."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root.parent / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise self._used({"pid": "unknown", "host": "this machine"}) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _take(self, say: Say) -> dict[str, Any] | None:
         """Mark the folder as ours, once nobody else works there; return the marker before."""
         found = self.remote.read(MARKER)
         if found is None:
             self._check_made_by_us()
-        if found is not None and found["working"] and not self._is_gone(found):
+        if found is not None and found["working"] and not self._is_of_here(found):
             say(f"{self._name} was in use on {found['host']}: waiting up to {DEAD_SECONDS:.0f} s for a sign of life")
             until = time.monotonic() + DEAD_SECONDS
             while time.monotonic() < until:
-                time.sleep(1.0)
+                time.sleep(CLAIM_SECONDS)
                 seen = self.remote.read(MARKER)
                 if seen is None or not seen["working"]:
                     found = seen
@@ -130,27 +154,35 @@ class Mirror:
         self._folder = found["folder"] if found is not None else self._folder
         self._adopt(found)
         self._mark(working=True)
-        time.sleep(1.0)
+        time.sleep(CLAIM_SECONDS)
         self._check_ours()
         return found
 
     def _adopt(self, found: dict[str, Any] | None) -> None:
         """Keep the working folder if it is of the last session at the URI, also where this one ends before it has begun."""
-        kept = self._kept()
-        if found is not None and found["session"] in (kept.get("session"), kept.get("before")):
-            write_json(self._state, kept | {"session": self._session, "before": found["session"]})
+        if found is not None and self._is_of_here(found):
+            write_json(self._state, self._kept() | {"session": self._session, "before": found["session"]})
 
-    def _is_gone(self, found: dict[str, Any]) -> bool:
-        return found["host"] == socket.gethostname() and not psutil.pid_exists(found["pid"])
+    def _is_of_here(self, marker: Mapping[str, Any]) -> bool:
+        """Whether a marker is of the last session of this working folder."""
+        kept = self._kept()
+        return marker["session"] in (kept.get("session"), kept.get("before"))
 
     def _mark(self, *, working: bool) -> None:
         self._beat += 1
         content = {"session": self._session, "working": working, "beat": self._beat, "folder": self._folder}
         self.remote.write(MARKER, content | {"host": socket.gethostname(), "pid": os.getpid()})
 
-    def _live(self) -> None:
-        self._check_ours()
-        self._mark(working=True)
+    def _watch(self) -> None:
+        """Give signs of life; end the command when another run has taken the folder: what it makes is not copied any more."""
+
+        def live() -> None:
+            self._check_ours()
+            self._mark(working=True)
+
+        self._repeat(BEAT_SECONDS, live)
+        if self._lost.is_set():
+            end_command()
 
     def _check_made_by_us(self) -> None:
         names = asked_all(self.remote, "listed", self.remote.files)
@@ -207,15 +239,14 @@ class Mirror:
         present = self.root.is_dir() and (not known or any((self.root / name).exists() for name in known))
         if marker is not None and kept.get("session") == self._session and present:
             self._known = known
+            self._fetch_cleared(killed=marker["working"])
         else:
             self._state.unlink(missing_ok=True)
             shutil.rmtree(self.root, ignore_errors=True)
             self.root.mkdir(parents=True)
             if size := fetch(self.remote, self.root, lambda _: True):
                 say(f"{size / 2**20:,.1f} MB fetched from {self._name}")
-            for name, changed in (self.remote.read(TIMES) or {}).items():
-                if (self.root / name).is_file():
-                    os.utime(self.root / name, ns=(changed, changed))
+            self._set_times()
             self._known = scan(self.root)
             if self._folder != str(self.root):
                 move_store(self.root, self._folder, str(self.root))
@@ -225,8 +256,29 @@ class Mirror:
             self._folder = str(self.root)
             self._mark(working=True)
 
-    def _copy_settled(self) -> None:
-        self.copy(time.time_ns() - SETTLE_SECONDS * 1e9)
+    def _fetch_cleared(self, *, killed: bool) -> None:
+        """Fetch what is missing here though no command removed it."""
+        cleared = {name for name in self._known if not (self.root / name).exists() and not (killed and self._in_work(name))}
+        if cleared:
+            fetch(self.remote, self.root, cleared.__contains__)
+            self._set_times(cleared)
+            now = scan(self.root)
+            self._known |= {name: now[name] for name in cleared & now.keys()}
+
+    def _in_work(self, name: str) -> bool:
+        """Whether a command may have removed a file before it was killed."""
+        path = PurePosixPath(name)
+        folders = [self.root / parent for parent in path.parents]
+        in_stage = any((one / STARTED_FILE).exists() and not (one / DONE_FILE).exists() for one in folders)
+        return in_stage or SPOOL_FOLDER in path.parts
+
+    def _set_times(self, names: Container[str] | None = None) -> None:
+        for name, changed in (self.remote.read(TIMES) or {}).items():
+            if (names is None or name in names) and (self.root / name).is_file():
+                os.utime(self.root / name, ns=(changed, changed))
+
+    def _copy_on(self) -> None:
+        self._repeat(COPY_SECONDS, lambda: self.copy(time.time_ns() - SETTLE_SECONDS * 1e9))
 
     def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
         while not self._stop.wait(seconds) and not self._lost.is_set():

@@ -150,6 +150,12 @@ def ended_by_sigterm() -> bool:
     return _sigterm.is_set()
 
 
+def end_command() -> None:
+    """End the command of this process as SIGTERM does, from any thread. Does nothing where `end_on_sigterm` was not called."""
+    if signal.getsignal(signal.SIGTERM) is _end:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _end(*_: object) -> None:
     _sigterm.set()
     sys.exit(SIGTERM_EXIT_CODE)

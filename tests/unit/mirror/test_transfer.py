@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from ual_ray.mirror import transfer
 from ual_ray.mirror.remote import Remote
 from ual_ray.mirror.transfer import MARKER, Mirror
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.run import terminal
+from ual_ray.run.terminal import end_on_sigterm
 
 Machine = Callable[[str], Mirror]
 
@@ -27,7 +30,8 @@ Machine = Callable[[str], Mirror]
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Make the mirror of one URI on a machine of this name."""
-    for name, seconds in {"COPY_SECONDS": 0.05, "BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "SETTLE_SECONDS": 0.0}.items():
+    times = {"COPY_SECONDS": 0.05, "BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "SETTLE_SECONDS": 0.0, "CLAIM_SECONDS": 0.1}
+    for name, seconds in times.items():
         monkeypatch.setattr(transfer, name, seconds)
     return lambda name: Mirror(Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there")), tmp_path / name / "run")
 
@@ -39,6 +43,7 @@ def there(tmp_path: Path) -> dict[str, str]:
 
 def write(mirror: Mirror, **contents: str) -> None:
     for name, content in contents.items():
+        (mirror.root / name).parent.mkdir(parents=True, exist_ok=True)
         (mirror.root / name).write_text(content)
 
 
@@ -66,34 +71,45 @@ def test_another_machine_fetches_and_the_first_one_sees_what_it_wrote(machine: M
         assert {file.name: file.read_text() for file in again.root.iterdir()} == {"owner.json": "{}", "x": "of b"}
 
 
-def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, tmp_path: Path, monkeypatch: Any) -> None:
+def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, tmp_path: Path) -> None:
+    removed = ("train/gone", "train/checkpoints/gone", "mlflow-spool/gone")
     killed = machine("a")
     with killed.held(print):
-        write(killed, **{"owner.json": "{}", "gone": "1"})
+        write(killed, **{"owner.json": "{}", "train/started.json": "{}"}, **dict.fromkeys(removed, "1"))
     killed = machine("a")
     killed._fetch(killed._take(print), print)
     write(killed, late="not copied")
-    (killed.root / "gone").unlink()
-    monkeypatch.setattr(transfer.psutil, "pid_exists", lambda pid: pid != os.getpid())
+    for name in removed:
+        (killed.root / name).unlink()
     again = machine("a")
+    started = time.monotonic()
     with again.held(print):
         assert (again.root / "late").read_text() == "not copied"
-    assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
+    assert time.monotonic() - started < transfer.DEAD_SECONDS + 1, "it does not wait for signs of life of its own dead session"
+    assert there(tmp_path) == {"owner.json": "{}", "late": "not copied", "train/started.json": "{}"}
 
 
-@pytest.mark.parametrize("emptied", [False, True])
+@pytest.mark.parametrize("cleared", ["", "*", "elicit/store", "train/key", "train/key/model", "x"])
+@pytest.mark.parametrize("killed", [False, True])
 def test_a_working_folder_that_was_cleared_is_fetched_again_and_its_copy_is_kept(
-    machine: Machine, tmp_path: Path, emptied: bool
+    machine: Machine, tmp_path: Path, cleared: str, killed: bool
 ) -> None:
     here = machine("a")
+    marks = {"train/key/started.json": "{}", "train/key/done.json": "{}"}
+    files = {"owner.json": "{}", "x": "1", "elicit/store/rows": "1", "train/key/model/weights": "1", **marks}
     with here.held(print):
-        write(here, **{"owner.json": "{}", "x": "1"})
-    shutil.rmtree(here.root)
-    if emptied:
-        here.root.mkdir()
+        write(here, **files)
+    if killed:
+        here = machine("a")
+        here._fetch(here._take(print), print)
+    os.utime(here.root / "train/key/model/weights", ns=(1, 123_456_789))
+    here.copy()
+    for place in here.root.glob(cleared) if cleared else [here.root]:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
     with machine("a").held(print):
-        assert (here.root / "x").read_text() == "1"
-    assert there(tmp_path) == {"owner.json": "{}", "x": "1"}
+        assert {name: (here.root / name).read_text() for name in files} == files
+        assert (here.root / "train/key/model/weights").stat().st_mtime_ns == 123_456_789
+    assert {name: text for name, text in there(tmp_path).items() if name != transfer.TIMES} == files
 
 
 def test_a_working_folder_that_is_removed_while_a_command_runs_ends_in_an_error_and_removes_nothing_there(
@@ -123,7 +139,6 @@ def test_a_start_that_fails_keeps_what_was_not_copied_before(
         with monkeypatch.context() as away, pytest.raises(UserError, match="the network is away"):
             away.setattr(Mirror, "_check_ours" if marked else "_mark", fail)
             machine("a")._take(print)
-        monkeypatch.setattr(transfer.psutil, "pid_exists", lambda pid: pid != os.getpid())
     with machine("a").held(print):
         assert (here.root / "late").read_text() == "not copied"
     assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
@@ -156,6 +171,47 @@ def test_a_run_that_lost_its_folder_copies_nothing_more_and_ends_with_an_error(m
         wait_until(first._lost.is_set, "it sees that", 20)
         write(first, x="late")
     assert "x" not in there(tmp_path)
+
+
+def test_a_command_that_lost_its_folder_is_ended_soon(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, before = machine("a"), machine("b"), signal.getsignal(signal.SIGTERM)
+    end_on_sigterm()
+    started = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"(?s)not everything was copied.*another run is working"), first.held(print):
+            write(first, **{"owner.json": "{}"})
+            second._mark(working=True)
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        terminal._sigterm.clear()
+    assert time.monotonic() - started < 10
+
+
+def test_nothing_is_copied_over_what_another_run_wrote_before_that_was_noticed(machine: Machine, tmp_path: Path) -> None:
+    first = machine("a")
+    with first.held(print):
+        write(first, **{"owner.json": "{}", "x": "1"})
+    first._take(print)
+    machine("b")._mark(working=True)
+    (tmp_path / "there" / "x").write_text("of b")
+    write(first, x="late", y="late")
+    with pytest.raises(UserError, match="another run is working"):
+        first.copy()
+    assert there(tmp_path) == {"owner.json": "{}", "x": "of b"}
+
+
+def test_a_second_run_in_one_working_folder_is_refused_at_once(machine: Machine) -> None:
+    with machine("a").held(print), pytest.raises(UserError, match="another run is working"), machine("a").held(print):
+        pass
+
+
+def test_a_process_that_is_not_on_this_machine_is_not_taken_for_dead(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
+    machine("a")._take(print)  # on a machine with the same name
+    said = list[str]()
+    machine("b")._take(said.append)
+    assert "waiting up to" in said[0]
 
 
 def test_a_folder_of_somebody_else_is_left_alone(machine: Machine, tmp_path: Path) -> None:
