@@ -14,7 +14,7 @@ import yaml
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.run.output import CONFIG_FILE
-from ual_ray.run.stage_cache import DONE_FILE
+from ual_ray.run.stage_cache import DONE_FILE, newest
 
 # What a rate is, by its key.
 RATES = {
@@ -38,6 +38,9 @@ MAY_BE_ZERO = {key for key in RATES if key.endswith("start_seconds")} | {
     "elicit.generated_tokens_per_row",
     "failures_per_actor_hour",
 }
+
+# Metrics and seconds of a stage.
+Finished = tuple[Mapping[str, Any], float]
 
 
 @dataclass
@@ -94,9 +97,10 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) ->
     UserError for a folder without a finished stage.
     """
     stages = [*_finished(folder)]
-    trial = Trial()
+    trial, splits = Trial(), dict[str, int]()
     for metrics, _ in stages:
         if "scoring_seconds" in metrics and metrics["rows"]:
+            splits = metrics.get("splits", {})
             trial.rates |= _elicit(metrics, trial.notes)
             trial.rows = metrics["rows"]
     if trainings := [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]:
@@ -116,8 +120,9 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) ->
         most = _most_questions(folder)
         trial.capped = {name for name, count in trial.questions.items() if count >= (most.get(name) or math.inf)}
     if calibrations := [done for done in _of_models(folder, "calibrate") if "rows" in done[0]]:
-        trial.tokens = {split: taken["tokens"] for split, taken in calibrations[-1][0]["rows"].items()}
-        trial.rates |= _calibrate(calibrations, sum(trial.tokens.values()))
+        taken = calibrations[-1][0]["rows"]
+        trial.tokens = {split: _all_tokens(counts, splits.get(split)) for split, counts in taken.items()}
+        trial.rates |= _calibrate(calibrations, sum(counts["tokens"] for counts in taken.values()))
     if not trial.rates and not trial.notes:
         raise UserError(
             "--trial has no finished stage to measure",
@@ -146,7 +151,7 @@ def _elicit(metrics: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
     return per_row | {"elicit.rows_per_second": steady / actors, "elicit.start_seconds": start}
 
 
-def _train(trainings: Sequence[tuple[Mapping[str, Any], float]], workers: int, notes: list[str]) -> dict[str, float]:
+def _train(trainings: Sequence[Finished], workers: int, notes: list[str]) -> dict[str, float]:
     first = trainings[0][0]
     rates = {"train.tokens_per_row": first["train_tokens"] / first["train_rows"]}
     if (measured := first.get("num_workers")) not in (None, workers):
@@ -160,7 +165,7 @@ def _train(trainings: Sequence[tuple[Mapping[str, Any], float]], workers: int, n
     return rates | {"train.tokens_per_second": fmean(speeds), "train.start_seconds": fmean(around)}
 
 
-def _evaluate(evaluations: Sequence[tuple[Mapping[str, Any], float]], engine_start: float, times: int) -> dict[str, float]:
+def _evaluate(evaluations: Sequence[Finished], engine_start: float, times: int) -> dict[str, float]:
     """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch.
 
     times: how many times as many actors will answer.
@@ -173,13 +178,19 @@ def _evaluate(evaluations: Sequence[tuple[Mapping[str, Any], float]], engine_sta
     }
 
 
-def _calibrate(calibrations: Sequence[tuple[Mapping[str, Any], float]], tokens: int) -> dict[str, float]:
+def _calibrate(calibrations: Sequence[Finished], tokens: int) -> dict[str, float]:
     starts = [min(seconds, metrics.get("start_seconds", 0.0)) for metrics, seconds in calibrations]
     working = sum(seconds for _, seconds in calibrations) - sum(starts)
     return {
         "calibrate.start_seconds": fmean(starts),
         "calibrate.seconds_per_token": working / (len(calibrations) * tokens),
     }
+
+
+def _all_tokens(taken: Mapping[str, Any], rows: int | None) -> int:
+    """Tokens of all `rows` of a split, of which calibration took the first ones, up to its max_tokens."""
+    looked_at = taken.get("rows", 0) + sum(taken.get("dropped", {}).values())
+    return round(taken["tokens"] * max(1.0, rows / looked_at)) if rows and looked_at else taken["tokens"]
 
 
 def _most_questions(folder: Path) -> dict[str, int | None]:
@@ -195,18 +206,29 @@ def _section(folder: Path, name: str) -> dict[str, Any]:
     return (content or {}).get(name) or {}
 
 
-def _of_models(folder: Path, stage: str) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Yield metrics and seconds of a stage that every model of a `ual run` has."""
-    for model in ("base", "arms/*"):
-        for file in sorted(folder.glob(f"{model}/{stage}/*/{DONE_FILE}")):
-            done = _done(file)
-            yield done["figures"], float(done["seconds"])
+def _of_models(folder: Path, stage: str) -> Iterator[Finished]:
+    """Yield a stage that every model of a `ual run` has."""
+    for model in (folder / "base", *_arms(folder)):
+        yield from _in(model / stage)
 
 
-def _finished(folder: Path) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Yield metrics and seconds of the stages in an output folder, those of `ual run` and of single commands."""
-    for pattern in (DONE_FILE, f"*/{DONE_FILE}", f"elicit/*/{DONE_FILE}", f"arms/*/train/*/{DONE_FILE}"):
-        for file in sorted(folder.glob(pattern)):
+def _finished(folder: Path) -> Iterator[Finished]:
+    """Yield scorings and trainings in an output folder, those of `ual run` and of single commands."""
+    for place in (folder, folder / "elicit", *(arm / "train" for arm in _arms(folder))):
+        yield from _in(place)
+
+
+def _arms(folder: Path) -> list[Path]:
+    """Return the folders of a run's arms, without those of earlier configurations of this output."""
+    own = _section(folder, "arms")
+    return [arm for arm in sorted(folder.glob("arms/*")) if not own or arm.name in own]
+
+
+def _in(place: Path) -> Iterator[Finished]:
+    """Yield metrics and seconds of the newest stage in a folder, or of all where none is known to be the newest."""
+    last = newest(place)
+    for file in [last / DONE_FILE] if last != place else [place / DONE_FILE, *sorted(place.glob(f"*/{DONE_FILE}"))]:
+        if file.is_file():
             done = _done(file)
             yield done["figures"], float(done["seconds"])
 

@@ -59,6 +59,39 @@ def test_a_whole_run(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("taken", "tokens"),
+    [
+        ({"rows": 20, "tokens": 400, "dropped": {}}, 2000),  # calibration.max_tokens ended it after 20 of 100 rows
+        ({"rows": 15, "tokens": 300, "dropped": {"overlong": 5}}, 1500),
+        ({"rows": 100, "tokens": 2000, "dropped": {}}, 2000),
+        ({"rows": 0, "tokens": 0, "dropped": {}}, 0),
+    ],
+)
+def test_tokens_are_those_of_all_rows_where_calibration_took_a_part(taken: dict[str, Any], tokens: int, tmp_path: Path) -> None:
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY | {"splits": {"train": 50, "test": 100}}, 50.0)
+    rest = {"rows": 10, "tokens": 1000, "dropped": {}}
+    finish(tmp_path / "base" / "calibrate" / "k", {"rows": {"validation": rest, "test": taken}, "start_seconds": 4.0}, 24.0)
+    trial = read_trial(tmp_path, 2)
+    assert trial.tokens == {"validation": 1000, "test": tokens}
+    assert trial.rates["calibrate.seconds_per_token"] == pytest.approx(20 / (1000 + taken["tokens"]))
+
+
+def test_stages_of_earlier_configurations_of_the_output_do_not_count(tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("elicit", "arms/ual/train", "base/evaluate", "arms/ual/evaluate")}
+    old = dict(zip(places, (ELICIT | STEADY, TRAIN, EVALUATE, EVALUATE), strict=True))
+    new = old | {"elicit": old["elicit"] | {"calls": 150}, "arms/ual/train": TRAIN | {"median_tokens_per_second": 300.0}}
+    for name, place in places.items():
+        finish(place / "key", new[name], 50.0)
+        finish(place / "old", old[name], 5000.0)
+        (place / "newest").write_text("key\n")
+    finish(tmp_path / "arms" / "dropped" / "train" / "key", TRAIN, 5000.0)
+    (tmp_path / "config.yaml").write_text("arms: {ual: {map: none}}")
+    rates = read_trial(tmp_path, 2).rates
+    assert (rates["elicit.calls_per_row"], rates["train.tokens_per_second"], rates["train.start_seconds"]) == (3.0, 300.0, 10.0)
+    assert rates["evaluate.seconds_per_question"] == 1.0
+
+
 def test_a_later_trial_replaces_what_it_measured_and_no_more(tmp_path: Path) -> None:
     finish(tmp_path / "whole" / "elicit" / "k", ELICIT | STEADY, 50.0)
     finish(tmp_path / "whole" / "base" / "evaluate" / "k", EVALUATE, 32.0)
