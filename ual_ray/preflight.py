@@ -68,7 +68,7 @@ def check(
             stages = stages | {"judge"}
     if "judge" in stages:
         check_judge(config)
-    if config.runtime.check_memory and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+    if config.runtime.check_memory and config.runtime.joined is None:
         check_memory(config, psutil.virtual_memory().available / GIB, stages)
     if config.runtime.check_memory and "train" in stages and config.train.gpus_per_worker:
         from ual_ray.train.estimate.dry_run import check_gpus  # with torch, which trainings on CPUs do not wait for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Literal
 
@@ -20,6 +21,9 @@ from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, SCALED_NLL, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
 from ual_ray.config.train import TrainConfig
+
+# Ray's own word for a cluster that is started here.
+LOCAL_CLUSTER = "local"
 
 
 class TrackingConfig(Section):
@@ -66,6 +70,12 @@ class RuntimeConfig(Section):
     check_memory: bool = key(
         True, affects="", description="abort before a stage that cannot fit into this machine's free memory"
     )
+
+    @property
+    def joined(self) -> str | None:
+        """Address of the cluster that a run joins: `address`, or else RAY_ADDRESS. None = it starts one on this machine."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        return None if address in ("", LOCAL_CLUSTER) else address
 
 
 def _default_arms() -> dict[str, ArmConfig]:

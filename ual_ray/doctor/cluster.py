@@ -27,7 +27,7 @@ START = "start the cluster, correct runtime.address or RAY_ADDRESS, or set runti
 
 def check_ray(config: Config) -> list[Finding]:
     """Check that the cluster of the configuration answers, and has what the stages ask for."""
-    address = config.runtime.address or os.environ.get("RAY_ADDRESS")
+    address = config.runtime.joined
     return [*judge_ray(version_of("ray"), address, ask("ray", config) if address else {}, os.cpu_count())]
 
 
@@ -54,7 +54,7 @@ def check_gpus(config: Config) -> list[Finding]:
 def judge_gpus(config: Config, answer: Mapping[str, Any], driver: bool) -> Iterator[Finding]:
     """Yield findings about GPUs. answer: of `read_gpus`; driver: whether NVIDIA's tools are installed."""
     wanted = max(config.engine.gpus_per_actor, config.train.gpus_per_worker) > 0
-    here = not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    here = config.runtime.joined is None
     keys = "engine.gpus_per_actor or train.gpus_per_worker"
     if "error" in answer:
         yield Finding("gpus", "error", str(answer["error"]), "check the driver with `nvidia-smi`")

@@ -46,7 +46,7 @@ def judge_memory(config: Config, available: int, container: int | None) -> Itera
     free = available if container is None else min(available, container)
     limited = " (the limit of the container)" if free < available else ""
     try:
-        if not config.runtime.address:
+        if config.runtime.joined is None:
             preflight.check_memory(config, free / GIB, {"elicit", "train", "evaluate"})
         yield Finding("memory", "ok", f"{gib(free)} free{limited}")
     except UserError as error:

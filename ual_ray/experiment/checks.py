@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from ual_ray.config import BASE, Config
@@ -35,7 +34,7 @@ def check_parallel(config: Config, available: int) -> None:
     Not checked: `auto`, which counts memory itself, GPU workers, clusters, and models on the hub, whose size is not known.
     """
     given, train = config.experiment.parallel, config.train
-    elsewhere = config.runtime.address or os.environ.get("RAY_ADDRESS") or not config.runtime.check_memory
+    elsewhere = config.runtime.joined or not config.runtime.check_memory
     if given == "auto" or train.gpus_per_worker or elsewhere:
         return
     needed = given * least_bytes(parameter_count(config.model) or 0, train)

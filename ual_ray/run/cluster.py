@@ -38,10 +38,9 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[str | None]:
         yield None
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS")
     dashboard = None
-    if address:
-        dashboard = _connect(address)
+    if config.joined:
+        dashboard = _connect(config.joined)
     else:
         _start()
     end_on_sigterm()
@@ -115,7 +114,7 @@ def cores_for_one(engine: EngineConfig) -> float:
 def free_resources(config: Config) -> dict[str, float]:
     """Return the resources that nobody uses now, without the CPUs that a local cluster has only by name."""
     free = dict(ray.available_resources())
-    if not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+    if config.runtime.joined is None:
         free["CPU"] = free.get("CPU", 0.0) - SPARE_LOGICAL_CPUS
     return free
 
@@ -149,7 +148,7 @@ def check_cluster(config: Config, stages: Set[StageName]) -> list[str]:
         for (key, resource), amount in asked.items()
         if amount > have.get(resource, 0)
     ]
-    if waits and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
+    if waits and config.runtime.joined is None:
         raise UserError("not enough resources on this machine", got="; ".join(waits), fix="lower these settings")
     return waits
 

@@ -5,7 +5,6 @@ The pipeline and the single commands run the same steps; a finished step is reco
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +108,7 @@ class Session:
     def _connect(self) -> None:
         from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster
 
-        if not self.config.runtime.address and (address := os.environ.get("RAY_ADDRESS")):
+        if not self.config.runtime.address and (address := self.config.runtime.joined):
             self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
         if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
             self.say("cluster", f"Ray dashboard: {dashboard}")

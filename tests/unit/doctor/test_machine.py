@@ -43,6 +43,14 @@ def test_the_limit_of_a_container(tmp_path: Path, limit: str | None, expected: i
     assert machine.container_memory(tmp_path / "limit", tmp_path / "used") == expected
 
 
+def test_the_memory_of_this_machine_says_nothing_of_a_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert only(machine.judge_memory(load(), 0, None)).status == "error"
+    assert only(machine.judge_memory(load(None, ["runtime.address=auto"]), 0, None)).status == "ok"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert only(machine.judge_memory(load(), 0, None)).status == "ok"
+
+
 @pytest.mark.parametrize(
     ("size", "overrides", "status"),
     [

@@ -76,6 +76,24 @@ def test_a_dead_address_is_refused_before_ray_waits_for_it(
     assert joined == []
 
 
+@pytest.mark.parametrize(
+    ("given", "variable", "cluster"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "local", None),
+        ("local", "10.0.0.1:6379", None),
+        ("auto", "10.0.0.1:6379", "auto"),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+    ],
+)
+def test_the_configured_cluster_is_joined_or_that_of_the_environment(
+    given: str | None, variable: str | None, cluster: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable) if variable is not None else monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert RuntimeConfig(address=given).joined == cluster
+
+
 def test_addresses_that_answer_or_that_ray_resolves_are_left_to_ray(joined: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         alive = f"127.0.0.1:{server.getsockname()[1]}"

@@ -56,7 +56,7 @@ def find_device(config: Config, gpu: str | None = None) -> Device:
 
 def is_here(config: Config) -> bool:
     """Whether this machine is the cluster, so that its devices are those of the workers."""
-    return not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    return config.runtime.joined is None
 
 
 def _this_cpu(config: Config) -> Device:
