@@ -73,7 +73,7 @@ def check(
     if config.runtime.check_memory and "train" in stages and config.train.gpus_per_worker:
         from ual_ray.train.estimate.dry_run import check_gpus  # with torch, which trainings on CPUs do not wait for
 
-        check_gpus(config, evaluated="evaluate" in stages)
+        check_gpus(config, arms="elicit" in stages, evaluated="evaluate" in stages)
 
 
 def check_elicitor(config: Config) -> None:
@@ -240,7 +240,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[StageName]) ->
         "evaluate": 0.0 if served and "train" not in stages else _engines(config, config.model, config.evaluate.dtype),
         "judge": 0.0 if served else max((_engines(config, model, judge.dtype) for model in judge.models), default=0.0),
     }
-    fixes = {"train": "use a smaller model or train.lora.rank=16 (`ual train --dry-run` gives details)"}
+    fixes = {"train": "use a smaller model or train.lora.rank=16"}
     for stage, needed in needs.items():
         if stage in stages and needed > available_gb:
             fix = fixes.get(stage, "lower engine.max_actors or engine.kv_cache_gb")

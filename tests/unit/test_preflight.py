@@ -272,10 +272,10 @@ def test_what_needs_validation_rows_is_refused_without_them(override: str) -> No
 
 
 def test_trainings_on_gpus_are_judged_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[tuple[int, bool]] = []
+    judged: list[tuple[int, bool, bool]] = []
     monkeypatch.setattr(
         "ual_ray.train.estimate.dry_run.check_gpus",
-        lambda config, *, evaluated: judged.append((config.train.num_workers, evaluated)),
+        lambda config, *, arms, evaluated: judged.append((config.train.num_workers, arms, evaluated)),
     )
     gpu = ["train.gpus_per_worker=1", "runtime.address=auto"]
     check(load(None, ["runtime.address=auto"]))
@@ -283,9 +283,9 @@ def test_trainings_on_gpus_are_judged_before_scoring(monkeypatch: pytest.MonkeyP
     check(load(None, gpu), {"elicit"})
     assert not judged
     check(load(None, [*gpu, "train.num_workers=3"]))
-    # `ual train` does not evaluate.
+    # `ual train` trains one arm, by `train`, and does not evaluate.
     check(load(None, gpu), {"train"})
-    assert judged == [(3, True), (2, False)]
+    assert judged == [(3, True, True), (2, False, False)]
 
 
 def test_adapters_alone_are_not_evaluated(large: Config) -> None:

@@ -221,5 +221,5 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
         least = least_bytes(trained, train) / train.num_workers / GIB
         yield (
             "memory per rank",
-            f"at least {least:.2f} GiB without activations; `ual train SMOOTHED --dry-run` estimates all of it",
+            f"at least {least:.2f} GiB without activations; `ual train --dry-run` estimates all, of smoothed rows",
         )

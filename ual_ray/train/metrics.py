@@ -15,6 +15,7 @@ from torch import nn
 from ual_ray.config import TrainConfig
 from ual_ray.config.files import write_lines
 from ual_ray.run.memory import peak_memory
+from ual_ray.train.gpus import peak_flops
 
 # Names of the columns of a forward pass's sums (`model.SUMS`), each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}
@@ -25,12 +26,6 @@ BY_BIN = ("nll", "smoothing", "top1")
 GOODPUT, SECONDS, STRAGGLER = "goodput", "seconds", "slowest_rank_over_median"
 HIGHEST_MEMORY, LOWEST_MEMORY = "peak_memory_gib", "lowest_rank_peak_memory_gib"
 TOKENS_PER_SECOND, MFU = "tokens_per_second", "mfu"
-# Dense bfloat16 matrix products, TFLOP/s, from the vendors' data sheets; the first name contained in the device's name counts.
-PEAK_TFLOPS = {
-    **{"B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989},
-    **{"A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121},
-    **{"RTX 6000 Ada": 182, "RTX A6000": 155, "RTX 4090": 165, "RTX 3090": 71, "MI325X": 1307, "MI300X": 1307, "MI250": 181},
-}
 
 Metrics = dict[str, float]
 
@@ -96,15 +91,6 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
         peak_flops=None if peak is None else peak * ranks,
         device=device,
     )
-
-
-def peak_flops(device_name: str, dtype: str, known: float | None = None) -> float | None:
-    """A worker's peak in operations per second: `known` (TFLOP/s) if given, else that of a known GPU, else None."""
-    if known is not None:
-        return known * 1e12
-    if dtype != "bfloat16":
-        return None
-    return next((peak * 1e12 for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
 class MetricsLog:

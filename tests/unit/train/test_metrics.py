@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.run.memory import peak_memory
-from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, peak_flops, read_metrics
+from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, read_metrics
 
 COLUMNS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
@@ -62,24 +62,6 @@ def test_operations_and_their_share_of_the_peak() -> None:
     frozen = Hardware(1000, 10, layers=0, hidden_size=8, peak_flops=None, device=torch.device("cpu"))
     assert frozen.flops_per_token(10) == 4 * 1000 + 2 * 10
     assert "mfu" not in frozen.speed(100, 10, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "known", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bfloat16", None, 989e12),
-        ("NVIDIA H100 PCIe", "bfloat16", None, 756e12),
-        ("NVIDIA A100-SXM4-80GB", "bfloat16", None, 312e12),
-        ("NVIDIA A10G", "bfloat16", None, 70e12),
-        ("NVIDIA L40S", "bfloat16", None, 362e12),
-        ("NVIDIA L4", "bfloat16", None, 121e12),
-        ("NVIDIA H100 80GB HBM3", "float32", None, None),
-        ("", "bfloat16", None, None),
-        ("a new one", "float32", 2.5, 2.5e12),
-    ],
-)
-def test_the_peak_of_a_device(name: str, dtype: str, known: float | None, peak: float | None) -> None:
-    assert peak_flops(name, dtype, known) == peak
 
 
 def test_memory_is_that_of_this_process() -> None:

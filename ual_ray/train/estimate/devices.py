@@ -11,15 +11,10 @@ import torch
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
-from ual_ray.train.metrics import peak_flops
+from ual_ray.train.gpus import GPUS, peak_flops
 from ual_ray.train.product_speed import product_rates
 from ual_ray.train.sharding import DTYPES
 
-# Memory in GiB as drivers report it, by the names of `metrics.PEAK_TFLOPS`, plus the two sizes of the A100.
-GPU_GIB = {
-    **{"B200": 178, "H200": 139, "H100": 79, "A100-80GB": 79, "A100-40GB": 39, "L40S": 44, "L4": 22, "A10G": 22},
-    **{"RTX 6000 Ada": 47, "RTX 4090": 23, "RTX 3090": 23, "MI300X": 191},
-}
 ASSUMED_GPU = "H100"
 # OURS: the share of a GPU's memory that is usable despite fragmentation.
 USABLE = 0.95
@@ -47,7 +42,7 @@ class Device:
 
 
 def find_device(config: Config, gpu: str | None = None) -> Device:
-    """Find the workers' device. gpu: a name of GPU_GIB; None = the GPU of this machine, or else ASSUMED_GPU.
+    """Find the workers' device. gpu: a name of GPUS; None = the GPU of this machine, or else ASSUMED_GPU.
 
     Raises UserError for a GPU of unknown memory or speed.
     """
@@ -77,11 +72,11 @@ def _find_gpu(config: Config, gpu: str | None) -> Device:
     train, assumed = config.train, ""
     if gpu is None and torch.cuda.is_available():
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    elif gpu in (None, *GPU_GIB):
+    elif gpu in (None, *GPUS):
         name = gpu or ASSUMED_GPU
-        memory, assumed = GPU_GIB[name] * GIB, "" if gpu else " (assumed; set it with --gpu)"
+        memory, assumed = GPUS[name].gib * GIB, "" if gpu else " (assumed; set it with --gpu)"
     else:
-        raise UserError("--gpu: the GPU is not known", got=gpu, expected=", ".join(GPU_GIB))
+        raise UserError("--gpu: the GPU is not known", got=gpu, expected=", ".join(GPUS))
     bfloat16 = peak_flops(name, "bfloat16", train.peak_tflops)
     if bfloat16 is None:
         raise UserError("the peak of the GPU is not known", got=name, fix="set train.peak_tflops, or name another --gpu")

@@ -28,10 +28,11 @@ from ual_ray.formatting import GIB, count_list
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import StepPlan
-from ual_ray.train.estimate.devices import GPU_GIB, Device, find_device, is_here
+from ual_ray.train.estimate.devices import Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.state import checkpoint_bytes
+from ual_ray.train.gpus import GPUS
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.sharding import DTYPES
 from ual_ray.train.token_store import TokenStore
@@ -46,7 +47,7 @@ SUGGESTED_RANK = 16
 # Tokens of a row that no estimate is above, where rows are not known yet.
 SHORTEST = 16
 NO_ROOM = "DOES NOT FIT: "
-SKIP_CHECK = "`ual train SMOOTHED --dry-run` gives details; runtime.check_memory=false skips this check"
+SKIP_CHECK = "runtime.check_memory=false skips this check"
 
 
 @dataclass(frozen=True)
@@ -161,24 +162,28 @@ def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) 
     return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)
 
 
-def check_gpus(config: Config, *, evaluated: bool = True) -> None:
+def check_gpus(config: Config, *, arms: bool = True, evaluated: bool = True) -> None:
     """Raise UserError where training on GPUs, or evaluating its model there, does not fit into memory, whatever the rows.
 
     Judged by full packs, or else by rows of SHORTEST tokens; by the GPU of this machine where it is the cluster, or else by the
-    largest that is known. evaluated: the model will be evaluated.
+    largest that is known. arms: all arms will be trained, each by its own settings. evaluated: the model will be evaluated.
     """
     train, model = resolve_dtype(config.train), Model(config)
     # The speed does not matter here, so it need not be known.
     judged = config.model_copy(update={"train": train.model_copy(update={"peak_tflops": 1.0})})
     own = torch.cuda.is_available() and is_here(config)
-    device = find_device(judged, None if own else max(GPU_GIB, key=lambda name: GPU_GIB[name]))
+    device = find_device(judged, None if own else max(GPUS, key=lambda name: GPUS[name].gib))
 
     def memory(other: TrainConfig) -> Memory:
         length = other.max_length if other.packing else SHORTEST
         return model.memory(other, micro_batch(other, other.global_batch_size, length))
 
-    for problem in _about_memory(train, device, memory(train), memory):
-        raise UserError("train does not fit into memory", got=problem.removeprefix(NO_ROOM), fix=SKIP_CHECK)
+    trainings = {f" of the arm {name}": arm.training(train) for name, arm in config.arms.items()} if arms else {"": train}
+    details = "" if arms else "`ual train SMOOTHED --dry-run` gives details; "
+    for of_arm, settings in trainings.items():
+        for problem in _about_memory(settings, device, memory(settings), memory):
+            what = f"train does not fit into memory{of_arm if settings != train else ''}"
+            raise UserError(what, got=problem.removeprefix(NO_ROOM), fix=details + SKIP_CHECK)
     gpus, dtype = config.engine.gpus_per_actor if evaluated else 0.0, DTYPES.get(config.evaluate.dtype)
     if gpus and dtype and device.memory and (weights := model.parameters(train).total * dtype.itemsize / gpus) > device.memory:
         raise UserError(

@@ -10,8 +10,16 @@ from small_llama import settings
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
+from ual_ray.train import gpus
 from ual_ray.train.estimate import devices, dry_run
 from ual_ray.train.estimate.dry_run import micro_batch
+
+
+def known(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    """Let there be one kind of GPU, of so much memory."""
+    monkeypatch.setattr(gpus, "GPUS", table := {"H100": gpus.Gpu(989, gib)})  # type: ignore[arg-type]
+    for module in (devices, dry_run):
+        monkeypatch.setattr(module, "GPUS", table)
 
 
 @pytest.mark.parametrize(
@@ -29,13 +37,30 @@ def test_gpus_without_room_are_refused_before_there_are_rows(
     config = settings(model, *full, "train.global_batch_size=4", *changes)
     # Room for short rows, not for those of train.max_length, which there may be none of without packing.
     peaks = [dry_run.Model(config).memory(config.train, micro_batch(config.train, 4, size)).peak for size in (16, 250)]
-    for module in (devices, dry_run):
-        monkeypatch.setattr(module, "GPU_GIB", {"H100": sum(peaks) / 2 / 2**30 / devices.USABLE})
+    known(monkeypatch, sum(peaks) / 2 / 2**30 / devices.USABLE)
     if says is None:
         dry_run.check_gpus(config)
         return
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=says) as before:
         dry_run.check_gpus(config)
+    # Only `ual train` has rows to estimate more by, and only arms that differ are named.
+    with pytest.raises(UserError, match=says) as alone:
+        dry_run.check_gpus(config, arms=False)
+    assert ["ual train SMOOTHED --dry-run" in str(error.value) for error in (before, alone)] == [False, True]
+    assert "of the arm" not in str(before.value)
+
+
+def test_an_arm_is_judged_by_its_own_settings(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = ["train.gpus_per_worker=1", "train.num_workers=1", "train.max_length=250", "train.packing=true"]
+    config = settings(model, *settled, "train.lora.rank=2", "arms.towards.map=constant", "arms.towards.prior=base")
+    batch = micro_batch(config.train, config.train.global_batch_size, 250)
+    trains = config.train, config.arms["towards"].training(config.train)
+    plain, towards = (dry_run.Model(config).memory(train, batch).peak for train in trains)
+    assert towards > plain
+    known(monkeypatch, (plain + towards) / 2 / 2**30 / devices.USABLE)
+    with pytest.raises(UserError, match="does not fit into memory of the arm towards"):
+        dry_run.check_gpus(config)
+    dry_run.check_gpus(config, arms=False)
 
 
 def test_a_gpu_of_unknown_speed_is_judged_by_its_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +88,7 @@ def test_a_model_that_evaluating_gpus_cannot_hold_is_refused_before_training(
     config = settings(model, "train.gpus_per_worker=1", "engine.gpus_per_actor=1", "evaluate.dtype=float32")
     weights = dry_run.Model(config).parameters(config.train).total * 4
     monkeypatch.setattr(dry_run, "_about_memory", lambda *_: iter(()))
-    monkeypatch.setattr(devices, "GPU_GIB", {**devices.GPU_GIB, "H100": 0.9 * weights / 2**30})
-    monkeypatch.setattr(dry_run, "GPU_GIB", {"H100": 1})
+    known(monkeypatch, 0.9 * weights / 2**30)
     with pytest.raises(UserError, match=r"(?s)evaluate does not fit.*set evaluate\.dtype=bfloat16"):
         dry_run.check_gpus(config)
     dry_run.check_gpus(config, evaluated=False)

@@ -316,8 +316,6 @@ def test_gpus_are_known_or_refused() -> None:
     assert small.memory and large.memory and small.memory < large.memory and small.flops == large.flops
     with pytest.raises(UserError, match="(?s)GPU is not known.*H100"):
         devices.find_device(config, "Voodoo 2")
-    for name in devices.GPU_GIB:
-        assert devices.find_device(config, name).flops > 1e13
     assert devices.find_device(load(None, ["train.gpus_per_worker=1", "train.dtype=float32"]), "H100").flops < small.flops
 
 
