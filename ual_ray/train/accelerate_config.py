@@ -127,11 +127,9 @@ def _read_parallelism(path: str | Path, section: Mapping[str, Any], config: Trai
     replicas = sizes.pop(f"{PREFIX}dp_replicate_size", None) or config.replicas
     shards = sizes.pop(f"{PREFIX}dp_shard_size", None)
     if shards not in (None, 1) and shards * replicas != config.num_workers:
-        expected = f"train.num_workers / replicas = {config.num_workers / replicas:g}"
+        expected = f"train.num_workers = {config.num_workers} over {replicas} replicas"
         raise _refused(path, f"{PREFIX}dp_shard_size", shards, expected)
     _read_fields(path, sizes, PARALLELISM_FIELDS, set())
-    if config.num_workers % replicas:
-        raise _refused(path, f"{PREFIX}dp_replicate_size", replicas, f"a divisor of train.num_workers = {config.num_workers}")
     return {"replicas": replicas}
 
 

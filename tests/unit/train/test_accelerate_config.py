@@ -122,7 +122,6 @@ def test_replicas_come_from_the_parallelism_section(read: Any) -> None:
         (None, {"deepspeed_config": {"zero_stage": 3}}, "deepspeed_config"),
         (None, {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}, "dynamo_config"),
         (None, {"parallelism_config": {"parallelism_config_tp_size": 2}}, "parallelism_config_tp_size"),
-        (None, {"parallelism_config": {"parallelism_config_dp_replicate_size": 3}}, "parallelism_config_dp_replicate_size"),
         (
             None,
             {"parallelism_config": {"parallelism_config_dp_replicate_size": 2, "parallelism_config_dp_shard_size": 8}},
@@ -137,6 +136,11 @@ def test_what_cannot_be_followed_is_an_error_that_names_it(
     with pytest.raises(UserError, match=named) as error:
         read(fsdp, **changes)
     assert "expected" in str(error.value)
+
+
+def test_what_the_settings_do_not_allow_together_is_said_as_they_say_it(read: Any) -> None:
+    with pytest.raises(UserError, match=r"(?s)accelerate_config conflicts.*accelerate\.yaml.*replicas = 3 does not divide"):
+        read(parallelism_config={"parallelism_config_dp_replicate_size": 3})
 
 
 @pytest.mark.parametrize("text", [None, "a: [", "just words", "fsdp_config: {}"])
