@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ual_ray.config import TrainConfig
@@ -27,14 +27,6 @@ class NonFiniteError(RuntimeError):
         """Take the values, and the ranks' summed votes."""
         super().__init__(message)
         self.votes = votes
-
-
-class Sums(NamedTuple):
-    """Sums over a rank's micro-batches, float64, detached. loss: scalar. by_bin: as in ForwardSums. positions: with padding."""
-
-    loss: Tensor
-    by_bin: Tensor
-    positions: int
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -65,14 +57,14 @@ def train_step(
     1 x 8 = 8 x 1 = 2 ranks x 4. Raises NonFiniteError, on every rank and before the update.
     """
     model.train()
-    sums = backward(model, batches, target_tokens, device)
+    passes = backward(model, batches, target_tokens, device)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     total: Any = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     # FSDP may have left it sharded.
     norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
-    metrics, counted = reduce(sums, votes)
-    metrics |= {"learning_rate": learning_rate, "grad_norm": norm}
+    metrics, (positions, *counted) = reduce(passes, [sum(batch.input_ids.numel() for batch in batches), *votes])
+    metrics |= {"learning_rate": learning_rate, "grad_norm": norm, "positions": positions}
     if not (math.isfinite(metrics["smoothed_loss"]) and math.isfinite(norm)):
         raise NonFiniteError(f"loss {metrics['smoothed_loss']}, gradient norm {norm}", counted)
     optimizer.step()
@@ -80,8 +72,8 @@ def train_step(
     return metrics, counted
 
 
-def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> Sums:
-    """Run forward and backward over this rank's micro-batches.
+def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: int, device: torch.device) -> list[ForwardSums]:
+    """Run forward and backward over this rank's micro-batches; return their sums, detached.
 
     Gradients are reduced over the ranks that share a replica after each, or only after the last if the model may keep them
     unsharded until then; between replicas always after the last.
@@ -96,7 +88,7 @@ def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: i
         # Avoids 0/0: a step without targets has gradients of 0.
         (forward.loss / max(1, target_tokens)).backward()
         passes.append(ForwardSums(forward.loss.detach(), forward.by_bin))
-    return _added(passes, batches)
+    return passes
 
 
 @torch.no_grad()
@@ -107,29 +99,18 @@ def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.de
     The NLL would decide against smoothing: a smoothed model that fits perfectly has a higher one.
     """
     model.eval()
-    passes, sizes = [], []
-    for batch in batches:
-        passes.append(model(batch.to(device)))
-        sizes.append(batch)
+    passes = [model(batch.to(device)) for batch in batches]
     reshard(model)
-    metrics, _ = reduce(_added(passes, sizes))
+    metrics, _ = reduce(passes)
     names = [name for name in metrics if name.split("/")[0] in ("nll", "top1", "smoothed_loss")]
     return {f"validation_{name}": metrics[name] for name in names}
 
 
-def reduce(sums: Sums, votes: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
-    """Sum all ranks' sums and votes in one all-reduce, and divide by the global number of target tokens."""
-    scalars = [*votes, float(sums.positions)]
-    vector = torch.cat([sums.loss.double().view(1), sums.by_bin.double().flatten(), sums.loss.new_tensor(scalars).double()])
+def reduce(passes: Sequence[ForwardSums], counts: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
+    """Sum the micro-batches and counts of all ranks in one all-reduce; return averages per target token, and the counts."""
+    loss, by_bin = (torch.stack([one.double() for one in of_passes]).sum(0) for of_passes in zip(*passes, strict=True))
+    vector = torch.cat([loss.view(1), by_bin.flatten(), loss.new_tensor(counts)])
     dist.all_reduce(vector)
-    values = vector.tolist()
-    cells = sums.by_bin.numel()
-    by_bin = [values[1 + at : 1 + at + len(SUMS)] for at in range(0, cells, len(SUMS))]
-    metrics = averages(values[0], by_bin, SUMS)
-    return metrics | {"positions": values[-1]}, values[1 + cells : -1]
-
-
-def _added(passes: Sequence[ForwardSums], batches: Sequence[Batch]) -> Sums:
-    loss = torch.stack([forward.loss.double() for forward in passes]).sum()
-    by_bin = torch.stack([forward.by_bin for forward in passes]).sum(dim=0)
-    return Sums(loss, by_bin, sum(batch.input_ids.numel() for batch in batches))
+    values, end = vector.tolist(), 1 + by_bin.numel()
+    rows = [values[at : at + len(SUMS)] for at in range(1, end, len(SUMS))]
+    return averages(values[0], rows, SUMS), values[end:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,21 @@ def test_by_bin(model: SmoothedCausalLM) -> None:
     assert metrics["nll"] == pytest.approx(together, rel=1e-5)
     assert "validation_nll/uncertainty_bin_1" in alone["a"]
     assert alone["a"]["validation_smoothed_loss"] > alone["a"]["validation_nll"], "at the alpha that validation rows are given"
+
+
+def test_validation_holds_one_micro_batch_at_a_time(model: SmoothedCausalLM) -> None:
+    made: list[weakref.ref[Batch]] = []
+
+    def batches() -> Iterator[Batch]:
+        for sample in SAMPLES:
+            batch = collate([[sample]])
+            made.append(weakref.ref(batch))
+            yield batch
+            del batch
+            assert sum(one() is not None for one in made) == 1
+
+    validate(model, batches(), CPU)
+    assert len(made) == len(SAMPLES)
 
 
 def test_accumulation_changes_nothing(model: SmoothedCausalLM) -> None:
