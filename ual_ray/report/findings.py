@@ -16,6 +16,7 @@ FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
 # Of a training: the number of rows that it trained on.
 TRAIN_ROWS = "train_rows"
+WITHOUT_TRAINING = "There is no training of it here, so both are one model, which counts once"
 # kind of result ("evaluated", "calibrated", "judged") -> model -> the folders that hold its rows, one per training seed.
 Folders = dict[str, dict[str, list[str]]]
 
@@ -140,10 +141,10 @@ def _mean_nll(points: Sequence[Sequence[float]]) -> float:
 
 
 def copied(findings: Findings) -> list[str]:
-    """State which training seeds do not count, as all of their results are those of another one."""
+    """State which training seeds do not count, as all of their likelihoods are those of another one."""
     return [
-        f"{model}: the training seed {copy} has the results of the seed {seed} in every question. It is a copy of one training "
-        "and does not count."
+        f"{model}: the training seed {copy} has the likelihoods of the seed {seed}, in every question of all benchmarks that "
+        f"both have. {'It is a copy of one training and does not count' if model in findings.trainings else WITHOUT_TRAINING}."
         for model, seeds in findings.copies.items()
         for copy, seed in seeds.items()
     ]

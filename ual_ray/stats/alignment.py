@@ -88,33 +88,37 @@ def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array)
 def copied_seeds(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[int, int]]:
     """Find the training seeds of a model that have the results of an earlier one: model -> seed -> the earlier seed.
 
-    Two trainings never have the same likelihoods in all questions, while their few right answers may be the same. A measure
-    without any difference between questions tells nothing. The model before training is the same under every seed.
+    Two trainings never have the same likelihoods, while their few right answers may be the same. So a copy is a seed all of
+    whose likelihoods, of the benchmarks that both seeds have, are the earlier seed's in every question; one that tells nothing,
+    as it is alike in all questions, does not count. The model before training is the same under every seed.
     """
     found: dict[str, dict[int, int]] = {}
     for model in dict.fromkeys([*results, *tokens]):
         own, counted = results.get(model, {}), tokens.get(model, {})
-        known: dict[str, int] = {}
+        known: dict[int, dict[tuple[str, str], str]] = {}
         for training_seed in dict.fromkeys([*own, *counted]) if model != BASE else ():
             marks = _marks(_measured(model, training_seed, own, counted))
-            if earlier := [known[mark] for mark in marks if mark in known]:
-                found.setdefault(model, {})[training_seed] = min(earlier)
+            for earlier, theirs in known.items():
+                shared = marks.keys() & theirs.keys()
+                if shared and all(marks[name] == theirs[name] for name in shared):
+                    found.setdefault(model, {})[training_seed] = earlier
+                    break
             else:
-                known |= dict.fromkeys(marks, training_seed)
+                known[training_seed] = marks
     return found
 
 
-def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> list[str]:
-    """Hash every measure that no two trainings have the same values of, whatever the order of the rows."""
-    marks = []
+def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> dict[tuple[str, str], str]:
+    """Hash each likelihood by benchmark and metric, whatever the order of the rows."""
+    marks = {}
     for benchmark, ids, numbers in measured:
         order = pa.compute.sort_indices(ids).to_numpy()
-        names = "\0".join([benchmark, *ids.take(order).to_pylist()]).encode()
+        names = "\0".join(ids.take(order).to_pylist()).encode()
         for metric in LIKELIHOODS & numbers.keys():
             values = numbers[metric]
             known = values[np.isfinite(values).all(axis=1)]
             if len(known) > 1 and np.ptp(known[:, 0] / known[:, 1]) > 0:
                 # All missing values are one.
                 content = np.where(np.isnan(values), np.nan, values)[order].tobytes()
-                marks.append(hashlib.sha256(names + metric.encode() + content).hexdigest())
+                marks[benchmark, metric] = hashlib.sha256(names + content).hexdigest()
     return marks

@@ -317,7 +317,7 @@ def test_copies_of_one_training_do_not_count_as_seeds_and_the_report_names_them(
     assert found.seeds == {"base": 3, "sft": 3, "ual": 1}
     for text in (printed.getvalue(), page.read_text()):
         words = " ".join(text.split())
-        assert "ual: the training seed 2 has the results of the seed 0 in every question" in words
+        assert "ual: the training seed 2 has the likelihoods of the seed 0, in every question" in words
 
 
 def test_a_copied_file_of_results_is_an_error(tmp_path: Path) -> None:

@@ -58,11 +58,15 @@ def test_seeds_with_the_results_of_another_are_copies_whatever_the_order_of_thei
 
 
 @pytest.mark.parametrize("part", ["answers", "tokens"])
-def test_one_part_that_is_copied_is_enough(part: str) -> None:
-    """Such as an evaluation that was run again on a copied model, whose answers may differ by a little."""
+def test_one_likelihood_that_is_equal_makes_no_copy_while_another_differs(part: str) -> None:
     rows = {"ual": {0: results(0), 1: results(0 if part == "answers" else 1)}}
     counted = {"ual": {0: tokens(0), 1: tokens(0 if part == "tokens" else 1)}}
-    assert copied_seeds(rows, counted) == {"ual": {1: 0}}
+    assert copied_seeds(rows, counted) == {}
+
+
+def test_what_one_of_two_seeds_lacks_hides_no_copy() -> None:
+    rows = {"ual": {0: results(0), 1: results(0), 2: results(2)}}
+    assert copied_seeds(rows, {"ual": {0: tokens(0), 2: tokens(0)}}) == {"ual": {1: 0}}
 
 
 def test_equal_scores_alone_may_be_chance() -> None:
