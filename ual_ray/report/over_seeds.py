@@ -18,7 +18,8 @@ def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any
 
     What one seed lacks is None: a mean over the others would be one of other trainings.
 
-    Numbers become their means, counts (integers) the smallest. X_standard_error becomes that of the mean:
+    Numbers become their means, counts (integers) the smallest, but the pairs of which `n_valid` have a verdict the most of any
+    seed, so that what one seed lacks is missing. X_standard_error becomes that of the mean:
     error^2 = mean over seeds of error^2 + variance between seeds / seeds, as in `stats.metrics.over_seeds`; X_low and X_high,
     percentages of an interval at `level`, become the t interval of the mean from the same error, within [0, 100].
     """
@@ -29,6 +30,8 @@ def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any
         if f"{key}{ERROR}" in found and _numbers(values := [content.get(key) for content in by_seed]):
             errors = [content.get(f"{key}{ERROR}") for content in by_seed]
             found[f"{key}{ERROR}"] = _error(values, errors) if _numbers(errors) else None
+    if "n_valid" in found:
+        found["n"] = max(content["n"] for content in by_seed)
     for low in (key for key in by_seed[0] if key.endswith(LOW)):
         found |= _interval(by_seed, low.removesuffix(LOW), level)
     return found

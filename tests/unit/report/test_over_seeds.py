@@ -25,6 +25,13 @@ def test_numbers_are_averaged_counts_are_the_smallest_and_the_rest_is_the_first_
     assert (found["dtype"], found["temperature"]) == ("float32", 1.5)
 
 
+def test_pairs_without_a_verdict_are_those_of_the_worst_seed() -> None:
+    """Of 100 pairs 90 have a verdict, of another seed's 90 all: nothing would be missing if each were the smallest."""
+    seeds = [{"win_rate": 50.0, "n": 100, "n_valid": 90}, {"win_rate": 50.0, "n": 90, "n_valid": 90}]
+    found = average(seeds, 0.95)
+    assert (found["n"], found["n_valid"]) == (100, 90)
+
+
 @pytest.mark.parametrize("other", [{"temperature": None, "scaled": None}, {}])
 def test_a_figure_that_one_seed_lacks_is_missing(other: dict[str, None]) -> None:
     nothing = {"temperature": None, "scaled": None}
