@@ -39,6 +39,13 @@ class JudgedVerdict:
     p_holm: float = 1.0
     verdict: Verdict = INCONCLUSIVE
 
+    def is_lost(self, level: float) -> bool:
+        """Whether the arm is worse; one that was not reached in the order of tests counts by its own p-value at the level."""
+        if self.reason is None:
+            return self.verdict == WORSE
+        high = self.rate.controlled.high
+        return high is not None and high < EVEN and self.p_value <= 1 - level
+
     def sentence(self) -> str:
         """Word the verdict, with its win rate in percent."""
         words = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}[self.verdict]

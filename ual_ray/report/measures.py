@@ -22,12 +22,16 @@ def notes(findings: Findings) -> list[tuple[str, str]]:
 
 
 def guard_lines(comparisons: Comparisons) -> list[str]:
-    """Word the guards: every arm that is worse with certainty, or that none is or was tested; empty without a measure."""
+    """Word the guards: every arm that is worse with certainty, or that none is, and those not tested; empty without one."""
     found = [entry for entry in comparisons.entries if entry.guard]
-    worse = [f"Guard, not to be promoted: {sentence(entry)}" for entry in found if entry.verdict == WORSE]
-    if worse or not found:
-        return worse
+    if not found:
+        return []
     labels = ", ".join(sorted({METRICS[entry.metric].label for entry in found}))
-    if all(entry.seeds < MIN_SEEDS for entry in found):
-        return [f"Guard, {labels}: not tested, as that needs {MIN_SEEDS} training seeds."]
-    return [f"Guard, {labels}: no arm is worse with certainty than a model that it was compared with."]
+    lines = [f"Guard, not to be promoted: {sentence(entry)}" for entry in found if entry.verdict == WORSE]
+    tested = {entry.arm for entry in found if entry.allows_a_verdict}
+    if tested and not lines:
+        lines.append(f"Guard, {labels}: no arm is worse with certainty than a model that it was compared with.")
+    if missing := ", ".join(sorted({entry.arm for entry in comparisons.entries} - tested)):
+        needed = f"{MIN_SEEDS} training seeds, and the calibration of an arm and of its reference"
+        lines.append(f"Guard, {labels}: not tested for {missing}, as that needs {needed}.")
+    return lines

@@ -22,7 +22,7 @@ from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE, verdict
 from ual_ray.stats.comparison import PLAINER, Comparison, Role
-from ual_ray.stats.metrics import NLL, NLL_SCALED, metric_of
+from ual_ray.stats.metrics import AURC_OF_TOKENS, METRICS, NLL, NLL_SCALED, metric_of
 from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 
 # The role of the models that an arm has to be better than in the primary comparison: the first of these that there is.
@@ -50,7 +50,9 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
             expected=LEGAL,
             fix=f"see report/report.md of the run; give runs with {MIN_SEEDS} or more seeds: `ual promote RUN RUN RUN`",
         )
-    reason = reason_for(chosen, findings) or "nothing stands against it"
+    reason = reason_for(chosen, findings) or ""
+    if not any(x.guard for x in findings.comparisons.entries):
+        reason += f"; the guard, {METRICS[AURC_OF_TOKENS].label}, was not tested, which needs evaluate.calibration"
     folder = trained_folder(runs[0], chosen, findings)
     run_folder = next((run for run in runs if folder.is_relative_to(run)), runs[0])
     name, version = _promote_version(run_folder, chosen, folder, uri, reason)
@@ -70,7 +72,7 @@ def read_findings(run_folder: Path) -> Findings:
 
 def baselines(arm: str, findings: Findings) -> set[str]:
     """Name the models that an arm has to be better than, whether or not it was compared with them in a primary measure."""
-    there = {name for entry in findings.comparisons.entries for name in (entry.arm, entry.reference)}
+    there = {*findings.models, *(name for entry in findings.comparisons.entries for name in (entry.arm, entry.reference))}
     plainer = PLAINER[findings.roles.get(arm, "unknown")]
     for role in REFERENCES:
         if found := {name for name in there - {arm} if role in plainer and findings.roles.get(name) == role}:
@@ -87,11 +89,12 @@ def primary(arm: str, findings: Findings) -> list[Comparison]:
 def objection_to(arm: str, findings: Findings) -> str | None:
     """Return the reason why an arm cannot be promoted; None if it can."""
     mine = [x for x in findings.comparisons.entries if x.arm == arm]
-    if not mine:
+    if arm not in _arms(findings):
         return f"it was not compared; the arms are {', '.join(_arms(findings)) or 'none'}"
     if worse := [x for x in mine if harms(x, findings.comparisons.level)]:
         return "; ".join(map(describe, worse))
-    if lost := [x.sentence() for x in judged_verdicts(findings) if x.rate.arm == arm and x.verdict == WORSE]:
+    judged = [x for x in judged_verdicts(findings) if x.rate.arm == arm]
+    if lost := [x.sentence() for x in judged if x.is_lost(findings.comparisons.level)]:
         return f"the judge prefers other answers at equal lengths: {'; '.join(lost)}"
     if findings.comparisons.chosen_after:
         measures = ", ".join(findings.comparisons.primary)
@@ -99,7 +102,7 @@ def objection_to(arm: str, findings: Findings) -> str | None:
             f"the primary measures ({measures}), or evaluate.confidence = {findings.comparisons.level:g}, were {CHOSEN_AFTER}"
         )
     if reason_for(arm, findings):
-        return None
+        return without_guard(arm, findings)
     first = primary(arm, findings)
     if not first and (none := without_primary(findings)):
         return none
@@ -111,17 +114,26 @@ def objection_to(arm: str, findings: Findings) -> str | None:
 
 
 def reason_for(arm: str, findings: Findings) -> str | None:
-    """Word the first primary measure in which an arm is better than every arm without smoothing; None without one."""
-    first = primary(arm, findings)
+    """Word the first primary measure, win rates included, in which an arm is better than all its baselines; None without."""
+    references, first = baselines(arm, findings), primary(arm, findings)
+    judged = [x for x in judged_verdicts(findings) if x.rate.arm == arm and x.rate.reference in references]
     for measure in findings.comparisons.primary:
-        against = [x for x in first if measure_of(x) == measure]
-        complete = {x.reference for x in against} == baselines(arm, findings)
-        if against and complete and all(x.verdict == BETTER for x in against):
-            return "; ".join(map(describe, against))
-        won = [x for x in judged_verdicts(findings) if x.rate.arm == arm and findings.roles.get(x.rate.reference) == "sft"]
-        if measure == WIN_RATE and won and all(x.verdict == BETTER for x in won):
-            return "; ".join(x.sentence() for x in won)
+        found = [(x.reference, x.verdict, describe(x)) for x in first if measure_of(x) == measure]
+        found += [(x.rate.reference, x.verdict, x.sentence()) for x in judged if measure == WIN_RATE]
+        better = {reference for reference, decided, _ in found if decided == BETTER}
+        if references and better == references and len(found) == len(references):
+            return "; ".join(words for *_, words in found)
     return None
+
+
+def without_guard(arm: str, findings: Findings) -> str | None:
+    """State against which baselines an arm lacks the guards that other comparisons have; None where there is no such one."""
+    guards = [x for x in findings.comparisons.entries if x.guard]
+    missing = baselines(arm, findings) - {x.reference for x in guards if x.arm == arm and x.allows_a_verdict}
+    if not guards or not missing:
+        return None
+    labels = ", ".join(sorted({metric_of(x.metric).label for x in guards}))
+    return f"the guard, {labels}, was not tested against {', '.join(sorted(missing))}, which needs the calibration of both"
 
 
 def harms(entry: Comparison, level: float) -> bool:
@@ -185,7 +197,8 @@ def _only_promotable(findings: Findings) -> str:
 
 
 def _arms(findings: Findings) -> list[str]:
-    return sorted({x.arm for x in findings.comparisons.entries})
+    judged = {x.rate.arm for x in judged_verdicts(findings)}
+    return sorted({x.arm for x in findings.comparisons.entries} | judged)
 
 
 def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, reason: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from ual_ray.stats.alignment import COLUMNS, Aligned, BySeed, align
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
+    MIN_SEEDS,
     RESAMPLES,
     Verdict,
     bootstrap,
@@ -91,6 +92,11 @@ class Comparison:
     def guard(self) -> bool:
         """Whether an arm that is worse here is not promoted, whatever else it is better in."""
         return metric_of(self.metric).guard
+
+    @property
+    def allows_a_verdict(self) -> bool:
+        """Whether it has the seeds that a verdict needs, and nothing forbids one."""
+        return self.seeds >= MIN_SEEDS and self.reason is None
 
 
 def described(measures: Sequence[str]) -> dict[str, Any]:

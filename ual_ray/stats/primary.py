@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ual_ray.config.report import WIN_RATE
-from ual_ray.stats.bootstrap import INCONCLUSIVE, MIN_SEEDS, verdict
+from ual_ray.stats.bootstrap import INCONCLUSIVE, verdict
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.metrics import metric_of
 from ual_ray.stats.sequence import Step, holm_in_order
@@ -86,7 +86,7 @@ def _links(
     if measure == WIN_RATE and judged.get(arm):
         return [_Link(arm, measure, tuple(step)) for step in judged[arm]]
     own = places.get(measure, [])
-    p_values = [found.entries[place].p_value if _allows_a_verdict(found.entries[place]) else 1.0 for place in own]
+    p_values = [found.entries[place].p_value if found.entries[place].allows_a_verdict else 1.0 for place in own]
     return [_Link(arm, measure, tuple(p_values or [1.0]), tuple(own))]
 
 
@@ -94,10 +94,6 @@ def _family(entry: Comparison, roles: Mapping[str, Role]) -> str:
     if roles.get(entry.reference) == "base":
         return "base"
     return "control" if roles.get(entry.arm) == "control" else "tested"
-
-
-def _allows_a_verdict(entry: Comparison) -> bool:
-    return entry.seeds >= MIN_SEEDS and entry.reason is None
 
 
 def _decided(entry: Comparison, p_holm: float, closed: str | None, level: float) -> Comparison:

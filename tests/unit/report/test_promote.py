@@ -16,6 +16,7 @@ from rich.console import Console
 from ual_ray.errors import UserError
 from ual_ray.report import promote
 from ual_ray.report.findings import Findings
+from ual_ray.report.measures import guard_lines
 from ual_ray.report.promote import objection_to
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons, Role
 
@@ -65,21 +66,58 @@ def test_what_stands_against_an_arm(comparisons: list[Comparison], words: str | 
     assert (objection is None) if words is None else (objection is not None and words in objection)
 
 
-@pytest.mark.parametrize(("rate", "words"), [((40, 49), "the judge prefers other answers at equal lengths"), ((40, 51), None)])
-def test_an_arm_whose_answers_lose_is_not_promoted(rate: tuple[float, float], words: str | None) -> None:
-    low, high = rate
-    overall = {"length_controlled_win_rate": 45.0, "length_controlled_low": low, "length_controlled_high": high, "n_valid": 99}
-    judged = {"ual-vs-sft": {"candidate": "ual", "reference": "sft", "win_rates": {"overall": overall}, "benchmarks": ["chat"]}}
-    found = findings_of([compared("ual", BETTER)])
-    found = replace(
-        found,
-        roles={**found.roles, "ual": "ual"},
-        seeds={"ual": 3},
-        win_rates=judged,
-        folders={"judged": {"ual-vs-sft": ["0", "1", "2"]}},
-    )
-    objection = objection_to("ual", found)
+def judged_of(rates: dict[str, tuple[float, float]], first: list[Comparison], **roles: Role) -> Findings:
+    """Find an arm that was judged, by reference, over three seeds."""
+    found = findings_of(first)
+    contents = {}
+    for name, (low, high) in rates.items():
+        overall = {"length_controlled_win_rate": (low + high) / 2, "length_controlled_low": low, "length_controlled_high": high}
+        rate = {"overall": overall | {"n": 99, "n_valid": 99}}
+        contents[f"ual-vs-{name}"] = {"candidate": "ual", "reference": name, "win_rates": rate, "benchmarks": ["chat"]}
+    folders = {"judged": {pair: ["0", "1", "2"] for pair in contents}}
+    comparisons = replace(found.comparisons, primary=("win_rate", ".".join(PRIMARY)))
+    roles = {**found.roles, "ual": "ual", **roles}
+    return replace(found, roles=roles, comparisons=comparisons, win_rates=contents, folders=folders)
+
+
+WON, EVEN, LOST = (60.0, 62.0), (45.0, 55.0), (38.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "against", "roles", "words"),
+    [
+        ({"sft": WON}, "sft", {}, None),
+        ({"sft": WON}, "sft", {"plain": "sft"}, "inconclusive"),
+        ({"sft": WON, "plain": WON}, "sft", {"plain": "sft"}, None),
+        ({"sft": WON, "plain": EVEN}, "sft", {"plain": "sft"}, "inconclusive"),
+        ({"base": WON}, "base", {}, None),
+        ({"base": WON}, "sft", {}, "inconclusive"),
+        ({"shuffled": EVEN, "sft": LOST}, "sft", {}, "the judge prefers other answers"),
+        ({"shuffled": EVEN, "sft": EVEN}, "sft", {}, "inconclusive"),
+    ],
+)
+def test_win_rates_promote_an_arm_that_beats_every_baseline_as_other_measures_do(
+    rates: dict[str, tuple[float, float]], against: str, roles: dict[str, Role], words: str | None
+) -> None:
+    """A baseline whose answers were not judged is not beaten; a loss counts even where it was not reached in the order."""
+    there = [compared("ual", UNSURE, against), *(compared("ual", UNSURE, name) for name in roles)]
+    objection = objection_to("ual", judged_of(rates, there, **roles))
     assert (objection is None) if words is None else (objection is not None and words in objection)
+
+
+def test_an_arm_of_which_answers_alone_were_judged_is_promoted_by_them() -> None:
+    found = replace(judged_of({"sft": WON}, []), metrics={"sft": [], "ual": []})
+    assert objection_to("ual", found) is None
+
+
+def test_a_guard_that_was_not_tested_for_an_arm_stands_against_it() -> None:
+    guard = compared("rank", UNSURE, metric="token_aurc")
+    first = compared("ual", BETTER)
+    for others in ([guard], [replace(guard, arm="ual", seeds=2)], [replace(guard, arm="ual", reason="no value")]):
+        assert "AURC of tokens, was not tested against sft" in (objection_to("ual", findings_of([first, *others])) or "")
+    assert objection_to("ual", findings_of([first, guard, replace(guard, arm="ual")])) is None
+    lines = guard_lines(findings_of([first, guard]).comparisons)
+    assert "not tested for ual" in lines[1] and "no arm is worse" in lines[0]
 
 
 def test_measures_that_were_chosen_after_the_results_promote_nothing() -> None:
