@@ -57,12 +57,17 @@ Drawn = TypeVar("Drawn")
 
 
 def styled(draw: Callable[Parameters, Drawn]) -> Callable[Parameters, Drawn]:
-    """Decorate a function that draws: one at a time, in the style of every plot."""
+    """Decorate a function that draws: one at a time, in the style of every plot, whose panels have their places then."""
 
     @wraps(draw)
     def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Drawn:
         with _drawing, rc_context(STYLE):
-            return draw(*args, **kwargs)
+            found = draw(*args, **kwargs)
+            if isinstance(found, Figure) and (layout := found.get_layout_engine()):
+                # A figure with a layout engine is drawn twice each time it is saved.
+                layout.execute(found)
+                found.set_layout_engine(None)
+            return found
 
     return drawn
 

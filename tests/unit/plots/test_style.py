@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib import rcParams
+from matplotlib.figure import Figure
 
 from ual_ray.plots.intervals import Interval, Panel, draw
 from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
@@ -60,6 +62,17 @@ def test_the_same_figure_gives_the_same_text_and_plots_share_no_ids() -> None:
     assert ids(first) and not ids(first) & ids(other)
     used = set(re.findall(r'href="#([^"]*)"', first)) | set(re.findall(r"url\(#([^)]*)\)", first))
     assert ids(first) == used
+
+
+def test_a_plot_is_drawn_once_each_time_it_is_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Figure] = []
+    draw_figure = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, *rest: (drawn.append(figure), draw_figure(figure, *rest))[1])
+    figure = uncertainty_by_source({"a": [1, 2], "b": [1, 2]})
+    to_svg(figure, "a plot")
+    assert drawn == [figure]
+    figure.savefig(tmp_path / "plot.png")
+    assert drawn == [figure, figure]
 
 
 @pytest.mark.parametrize(
