@@ -79,7 +79,7 @@ def test_the_adjusted_p_values_are_those_of_the_procedure(chains: list[list[list
 @pytest.mark.parametrize("shared", [0.0, 0.8])
 def test_any_false_verdict_in_the_family_is_as_rare_as_the_level_says(arms: int, effects: str, shared: float) -> None:
     """Three steps per arm, the last of two references. shared: correlation of all tests, such as by a common reference."""
-    random, runs = np.random.default_rng([arms, len(effects), int(10 * shared)]), 4000
+    random, runs = np.random.default_rng([arms, len(effects), int(10 * shared)]), 1000
     sizes = (1, 1, 2)
     common, own = random.normal(size=(runs, 1, 1)), random.normal(size=(runs, arms, sum(sizes)))
     scores = np.sqrt(shared) * common + np.sqrt(1 - shared) * own
