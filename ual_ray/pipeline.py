@@ -42,7 +42,8 @@ def run(config: Config, console: Console, workspace: Workspace, force: frozenset
     """Do everything that is not done yet, and report. What is wrong with the input is `preflight.check`'s to find before."""
     with opened(config, console, workspace, force) as session:
         record_primary(session, workspace.root)
-        return report(session, do_stages(session, workspace.root), workspace.root / REPORT_FOLDER)
+        stages = do_stages(session, workspace.root)
+        return report(session, {config.seed: stages}, workspace.root / REPORT_FOLDER)
 
 
 def record_primary(session: Session, root: Path) -> None:

@@ -11,7 +11,7 @@ output/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from ual_ray.experiment.tuning import tuned
 from ual_ray.pipeline import ask, measure, opened, record_primary
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
+from ual_ray.report.primary import planned_seeds
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
@@ -62,6 +63,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         rows, scored = select_step(own, sources, rows, scored, Place(root / "rows"))
         _write_config(own, root, session.config.seed)
         record_primary(own, root)
+        _say_unplanned(own, root)
         questions, base = ask(own, rows, root), StageFolders()
         # Judging waits for the arms: judge.against may name one of them.
         no_judge = own.config.model_copy(update={"judge": own.config.judge.without_judges()})
@@ -71,8 +73,8 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         tried = bool(own.config.experiment.learning_rates)
         own = tuned(own, rows, scored, tokens, root)
         by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base, tried=tried)
-        stages, evaluated = _together(base, by_seed, elicited, own.config.seed)
-        findings = report(own, stages, root / REPORT_FOLDER, evaluated)
+        base.elicited = elicited
+        findings = report(own, _together(base, by_seed, own.config.seed), root / REPORT_FOLDER)
         print_power(findings, own.console, f"in '{name}'" if several else "", [len(own.config.experiment.seeds)])
         return findings
 
@@ -129,19 +131,19 @@ def _write_config(session: Session, folder: Path, seed: int) -> None:
     write_text(folder / CONFIG_FILE, dump(redact(config)))
 
 
-def _together(
-    base: StageFolders, by_seed: dict[int, StageFolders], elicited: Path, base_seed: int
-) -> tuple[StageFolders, dict[str, dict[int, Path]]]:
-    """Put the folders of all seeds together: those of the first seed, and by seed what is averaged."""
-    first = next(iter(by_seed.values()))
-    found = StageFolders(elicited, first.smoothed, first.trained, evaluated=first.evaluated)
-    found.calibrated, found.judged = base.calibrated | first.calibrated, base.judged | first.judged
+def _say_unplanned(session: Session, root: Path) -> None:
+    """Print which seeds will not count, before they are trained."""
+    if added := sorted({*session.config.experiment.seeds} - (planned_seeds([root]) or {*session.config.experiment.seeds})):
+        text = f"{', '.join(map(str, added))} were added after the first results and will not count; plan them in a new output"
+        session.say("seeds", text, style="yellow")
 
-    def seeds_of(kind: str) -> dict[str, dict[int, Path]]:
-        arms = {name: {seed: getattr(one, kind)[name] for seed, one in by_seed.items()} for name in getattr(first, kind)}
-        own = {name: {base_seed: folder} for name, folder in getattr(base, kind).items()}
-        return own | {name: folders for name, folders in arms.items() if name not in own}
 
-    found.trained_by_seed = seeds_of("trained")
-    found.calibrated_by_seed, found.judged_by_seed = seeds_of("calibrated"), seeds_of("judged")
-    return found, seeds_of("evaluated")
+def _together(base: StageFolders, by_seed: Mapping[int, StageFolders], base_seed: int) -> dict[int, StageFolders]:
+    """Put the results of the model before training, which every seed refers to, under one seed."""
+    found = {
+        seed: replace(one, evaluated={name: folder for name, folder in one.evaluated.items() if name not in base.evaluated})
+        for seed, one in by_seed.items()
+    }
+    with_base = found.get(base_seed, StageFolders())
+    kinds = {kind: getattr(base, kind) | getattr(with_base, kind) for kind in ("evaluated", "calibrated", "judged")}
+    return found | {base_seed: replace(with_base, elicited=base.elicited, **kinds)}

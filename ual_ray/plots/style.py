@@ -57,7 +57,7 @@ Drawn = TypeVar("Drawn")
 
 
 def styled(draw: Callable[Parameters, Drawn]) -> Callable[Parameters, Drawn]:
-    """Decorate a function that draws: one at a time, in the style of every plot, whose panels have their places then."""
+    """Decorate a function that draws: one at a time, in the style of every plot, with its panels laid out."""
 
     @wraps(draw)
     def drawn(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Drawn:

@@ -84,8 +84,9 @@ def _of_size(findings: Findings) -> Iterator[str]:
         )
     if added := findings.added_seeds:
         yield (
-            f"The training seeds {', '.join(map(str, added))} were added after the first results. Who looks at a verdict and "
-            "adds seeds until there is one finds it by chance more often than the level states."
+            f"The training seeds {', '.join(map(str, added))} were added after the first results and do not count. Who looks "
+            "at a verdict and adds seeds until there is one finds it by chance more often than the level states. Plan them in "
+            "a new output folder."
         )
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)
     if least < FEW_QUESTIONS:

@@ -30,7 +30,8 @@ class Findings:
     validation NLL]. `roles` has no entry for a model whose map was not recorded. `trials` are the
     entries of learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
     `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
-    seeds of an experiment that were not planned before its first results.
+    seeds of an experiment that do not count, as they were not planned before its first results. `planned_seeds`: how many were,
+    0 where that was not recorded.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -47,6 +48,7 @@ class Findings:
     copies: dict[str, dict[str, int]] = field(default_factory=dict)
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     added_seeds: list[int] = field(default_factory=list)
+    planned_seeds: int = 0
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -69,6 +71,7 @@ class Findings:
             "copies",
             "trainings",
             "added_seeds",
+            "planned_seeds",
         )
         return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
 

@@ -176,8 +176,8 @@ def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:
     """State what forbids a verdict whatever the win rate is."""
     if rate.controlled.low is None or rate.controlled.high is None:
         return "nothing to test"
-    if seeds < MIN_SEEDS:
-        return f"a verdict needs {MIN_SEEDS} seeds"
+    if seeds < (needed := max(MIN_SEEDS, findings.planned_seeds)):
+        return f"a verdict needs {needed} seeds"
     if not rate.benchmarks:
         return "judged by an older version, which did not record the benchmarks; run `ual run --rerun judge`"
     if rate.n and (missing := rate.n - (rate.valid or 0)) > MOST_MISSING * rate.n:

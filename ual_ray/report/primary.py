@@ -12,6 +12,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config, EvaluateConfig
 from ual_ray.config.files import read_json, write_json
 from ual_ray.run.output import CONFIG_FILE
+from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import UNRECORDED, described
 
 PRIMARY_FILE = "primary.json"
@@ -24,14 +25,16 @@ RESULTS = (f"arms/*/evaluate/*/{col.FIGURES_FILE}", f"{SEED_FOLDER}*/arms/*/eval
 def record(config: Config, root: Path) -> dict[str, Any]:
     """Write the primary measures with their digest, the level and the seeds to `root`/primary.json; return what it has.
 
-    Where there are results, it stays as it is.
+    Where there are results, it stays as it is, but for seeds that were too few for a verdict: nobody can have stopped at one.
     """
-    file = root / PRIMARY_FILE
+    file, seeds = root / PRIMARY_FILE, {SEEDS: [*config.experiment.seeds]}
+    recorded = described(config.primary_measures()) | {CONFIDENCE: config.evaluate.confidence} | seeds
     if any(next(root.glob(pattern), None) for pattern in RESULTS):
-        return read_json(file) or described(UNRECORDED)
+        known = read_json(file)
+        if known is None or len(known.get(SEEDS, seeds[SEEDS])) >= MIN_SEEDS:
+            return known or described(UNRECORDED)
+        recorded = known | seeds
     root.mkdir(parents=True, exist_ok=True)
-    recorded = described(config.primary_measures()) | {CONFIDENCE: config.evaluate.confidence}
-    recorded[SEEDS] = [*config.experiment.seeds]
     write_json(file, recorded)
     return recorded
 
@@ -43,7 +46,7 @@ def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
     others, or a record was changed, they were chosen after the results, and so where evaluate.confidence is not the recorded
     one. Folders without a record are of versions that knew one primary measure, those without a level did not record it.
     """
-    records = [read_json(root / PRIMARY_FILE) or described(UNRECORDED) for root in roots]
+    records = [_record(root) for root in roots]
     file = roots[0] / CONFIG_FILE
     content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
     level = (content.get("evaluate") or {}).get(CONFIDENCE, EvaluateConfig().confidence)
@@ -53,9 +56,16 @@ def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
     return measures, any(found != wanted for found in known)
 
 
-def added_seeds(root: Path) -> list[int]:
-    """List the training seeds of an experiment's scenario that were not planned before its first results."""
-    planned = (read_json(root / PRIMARY_FILE) or {}).get(SEEDS)
-    names = (folder.name.removeprefix(SEED_FOLDER) for folder in root.glob(f"{SEED_FOLDER}*") if folder.is_dir())
-    trained = {int(name) for name in names if name.isdecimal()}
-    return [] if planned is None else sorted(trained - {*planned})
+def planned_seeds(roots: Sequence[Path]) -> set[int]:
+    """Return the training seeds of an experiment's scenario that were planned before its first results; empty for runs.
+
+    roots: the scenario's folder, or those of its seeds.
+    """
+    records = [_record(root) for root in roots if root.name.startswith(SEED_FOLDER) or any(root.glob(f"{SEED_FOLDER}*"))]
+    return {seed for record in records for seed in record.get(SEEDS, ())}
+
+
+def _record(root: Path) -> dict[str, Any]:
+    """Read the record of a folder; that of a seed of an experiment is its scenario's."""
+    home = root.parent if root.name.startswith(SEED_FOLDER) and (root.parent / PRIMARY_FILE).is_file() else root
+    return read_json(home / PRIMARY_FILE) or described(UNRECORDED)

@@ -15,8 +15,8 @@ from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
+from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
-from ual_ray.report.gather import compare_runs
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ual_ray.config import TrackingConfig
+from ual_ray.report.compare import compare_runs, make_findings
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import BySeed, StageFolders, compare_runs, make_findings
+from ual_ray.report.gather import StageFolders
 from ual_ray.report.write import PAGE_FILE, log, print_tables, write_files, write_page
 from ual_ray.run.step import STAGE_TAG, Session
 from ual_ray.tracking.tracker import Tracker
 
 
-def report(session: Session, stages: StageFolders, folder: Path, by_seed: BySeed | None = None) -> Findings:
-    """Compare all models of a run; print the tables, and write them, the plots and the page to `folder` and to MLflow.
-
-    by_seed: the evaluations of every training seed, where there are several.
-    """
+def report(session: Session, by_seed: Mapping[int, StageFolders], folder: Path) -> Findings:
+    """Compare all models of all training seeds; print the tables, and write them, plots and page to `folder` and to MLflow."""
     config = session.config
-    findings = make_findings(stages, config.evaluate, config.seed, folder.parent, by_seed)
+    findings = make_findings(by_seed, config.evaluate, config.seed, folder.parent)
     session.console.print()
     print_tables(findings, session.console)
     write_files(findings, folder)

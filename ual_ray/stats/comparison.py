@@ -169,15 +169,17 @@ def compare_models(
     resamples: int = RESAMPLES,
     seed: int = 0,
     primary: Sequence[str] = UNRECORDED,
+    planned: int = 0,
 ) -> Comparisons:
     """Compare every arm with every reference of a plainer role, on every benchmark and score; rows pair by id.
 
     results: model -> training seed -> result rows (the columns COLUMNS). roles: by model; 'base' is the untrained model, others
     are unknown by default. tokens: model -> training seed -> rows of `columns.TOKEN_STATISTICS`, which the primary measure is
     computed from; they count as results of HELD_OUT. primary: the measures that decide, BENCHMARK.METRIC, in their order;
-    `primary.settle` gives these comparisons their verdicts. Holm's families of the others are those between arms and those
-    with the untrained model, guards apart from the rest, which would weaken them. More resamples are drawn than asked for where
-    a family is so large that the smallest p-value would not survive it.
+    `primary.settle` gives these comparisons their verdicts. planned: how many training seeds were planned before the results;
+    fewer give no verdict, or who looks after every seed would find one by chance. Holm's families of the others are those
+    between arms and those with the untrained model, guards apart from the rest, which would weaken them. More resamples are
+    drawn than asked for where a family is so large that the smallest p-value would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
     pairs = list(_pairs(results, tokens or {}, roles, primary))
@@ -191,7 +193,7 @@ def compare_models(
     families: dict[tuple[bool, bool], list[int]] = {}
     for place, pair in enumerate(pairs):
         reason = cut_reason(*(cut.get((pair.benchmark, model)) for model in (pair.arm, pair.reference)))
-        found[place] = replace(found[place], reason=reason or _missing_reason(pair))
+        found[place] = replace(found[place], reason=reason or _missing_reason(pair) or _unfinished_reason(pair, planned))
         if not pair.primary:
             family = roles[pair.reference] == "base", metric_of(pair.metric).guard
             families.setdefault(family, []).append(place)
@@ -231,6 +233,11 @@ def _missing_reason(pair: _Pair) -> str | None:
     if missing <= MOST_MISSING * questions:
         return None
     return f"{tables[least][0]} has no value on {missing:,} of {questions:,} questions; evaluate both on the same ones"
+
+
+def _unfinished_reason(pair: _Pair, planned: int) -> str | None:
+    seeds = len(pair.mine)
+    return f"{seeds} of the {planned} training seeds that were planned" if MIN_SEEDS <= seeds < planned else None
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:

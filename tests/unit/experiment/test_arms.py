@@ -18,7 +18,7 @@ from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.experiment import arms
-from ual_ray.experiment.arms import _together
+from ual_ray.experiment.arms import _say_unplanned, _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
 from ual_ray.experiment.power import power_line
 from ual_ray.experiment.scenarios import (
@@ -32,6 +32,7 @@ from ual_ray.experiment.scenarios import (
 from ual_ray.parquet import write_table
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders
+from ual_ray.report.primary import record
 from ual_ray.run.step import Place, Session
 from ual_ray.stats.comparison import Comparison, Comparisons, role_of
 
@@ -214,14 +215,25 @@ def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
         evaluated: dict[str, Any] = {"base": Path("b"), "ual": home / "e"}
         return StageFolders(trained={"ual": home / "t"}, evaluated=evaluated, calibrated={"ual": home / "c"})
 
-    stages, evaluated = _together(base, {4: of_seed(4), 7: of_seed(7)}, tmp_path, 0)
-    assert evaluated == {"base": {0: Path("b")}, "ual": {4: Path("4/e"), 7: Path("7/e")}}
-    assert stages.trained == {"ual": Path("4/t")}
-    assert stages.evaluated == {"base": Path("b"), "ual": Path("4/e")}
-    assert stages.calibrated == {"base": Path("bc"), "ual": Path("4/c")}
-    assert stages.trained_by_seed == {"ual": {4: Path("4/t"), 7: Path("7/t")}}
-    assert stages.calibrated_by_seed == {"base": {0: Path("bc")}, "ual": {4: Path("4/c"), 7: Path("7/c")}}
-    assert stages.judged_by_seed == {}
+    found = _together(base, {4: of_seed(4), 7: of_seed(7)}, 0)
+    evaluated = {seed: one.evaluated for seed, one in found.items()}
+    assert evaluated == {0: {"base": Path("b")}, 4: {"ual": Path("4/e")}, 7: {"ual": Path("7/e")}}
+    assert (found[0].calibrated, found[7].calibrated) == ({"base": Path("bc")}, {"ual": Path("7/c")})
+    # The seed of the configuration may be one that arms are trained with.
+    assert _together(base, {4: of_seed(4)}, 4)[4].evaluated == {"base": Path("b"), "ual": Path("4/e")}
+
+
+def test_seeds_that_will_not_count_are_said_before_they_are_trained(tmp_path: Path) -> None:
+    sink = io.StringIO()
+    for seeds in ("[0,1,2]", "[0,1,2,5]"):
+        config = load(None, [f"experiment.seeds={seeds}"])
+        record(config, tmp_path)
+        _say_unplanned(Session(config, Console(file=sink, width=200), None), tmp_path)
+        place = tmp_path / "seed-0" / "arms" / "ual" / "evaluate" / "k"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "figures.json").write_text("{}")
+    (line,) = sink.getvalue().splitlines()
+    assert line.split(maxsplit=1)[1].startswith("5 were added after the first results and will not count")
 
 
 def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.parquet import write_rows
-from ual_ray.report.gather import compare_runs
+from ual_ray.report.compare import compare_runs
 from ual_ray.report.table import forgetting
 
 LAW, GSM8K = "lm_eval.law", "lm_eval.gsm8k"

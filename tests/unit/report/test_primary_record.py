@@ -10,7 +10,7 @@ import pytest
 from ual_ray.config.load import dump, load
 from ual_ray.config.report import ADJUSTED_NLL
 from ual_ray.errors import UserError
-from ual_ray.report.primary import PRIMARY_FILE, added_seeds, decisive, record
+from ual_ray.report.primary import PRIMARY_FILE, decisive, planned_seeds, record
 from ual_ray.stats.comparison import PRIMARY, UNRECORDED
 
 JUDGE = ["judge.model=big", "evaluate.benchmarks.chat.kind=open_ended"]
@@ -145,14 +145,14 @@ def test_a_record_without_a_level_is_of_an_older_version(tmp_path: Path) -> None
     assert not decisive([root])[1]
 
 
-def test_seeds_that_are_added_after_the_first_results_are_told_and_change_nothing_else(tmp_path: Path) -> None:
-    root = run_with(tmp_path, "experiment.seeds=[4,5,6]")
-    for seed in (4, 5, 6):
-        answered(root, f"seed-{seed}/arms/ual/evaluate/k")
-    assert added_seeds(root) == []
-    run_with(root, "experiment.seeds=[4,5,6,7,12]")
-    for seed in (7, 12):
-        answered(root, f"seed-{seed}/arms/ual/evaluate/k")
-    assert added_seeds(root) == [7, 12]
+@pytest.mark.parametrize(("first", "kept"), [("[4]", False), ("[4,5]", False), ("[4,5,6]", True)])
+def test_seeds_are_planned_until_there_could_be_a_verdict(tmp_path: Path, first: str, kept: bool) -> None:
+    root = run_with(tmp_path, f"experiment.seeds={first}")
+    answered(root, "seed-4/arms/ual/evaluate/k")
+    run_with(root, "experiment.seeds=[4,5,6,7]")
+    assert planned_seeds([root]) == planned_seeds([root / "seed-4"]) == ({4, 5, 6} if kept else {4, 5, 6, 7})
     assert not decisive([root])[1]
-    assert added_seeds(tmp_path / "elsewhere") == []
+
+
+def test_a_run_and_a_folder_without_a_record_have_no_planned_seeds(tmp_path: Path) -> None:
+    assert planned_seeds([run_with(tmp_path)]) == planned_seeds([tmp_path / "elsewhere"]) == set()

@@ -26,12 +26,13 @@ from ual_ray.report.gather import StageFolders, newest_stage
 from ual_ray.report.step import report, report_on
 from ual_ray.report.write import write_page
 from ual_ray.run.stage_cache import point_to
+from ual_ray.stats.comparison import described
 from ual_ray.stats.metrics import measure
 
 N = 60
 
 
-def evaluated(folder: Path, name: str, shift: float, luck: int) -> Path:
+def evaluated(folder: Path, name: str, shift: float, luck: int, model: str | None = None) -> Path:
     """Write what an evaluation leaves."""
     shared, own = np.random.default_rng(0), np.random.default_rng(luck)
     tokens, hard = shared.integers(5, 30, N), shared.gamma(4, 0.5, N)
@@ -43,6 +44,7 @@ def evaluated(folder: Path, name: str, shift: float, luck: int) -> Path:
             "source": "s",
             "nll_sum": nll[place],
             "target_tokens": int(tokens[place]),
+            "model_digest": model,
         }
         for place in range(N)
     ]
@@ -258,7 +260,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     )
     terminal, _ = console()
     session = SimpleNamespace(config=Config(), console=terminal, parent=parent)
-    findings = report(cast(Any, session), stages, root / "report")
+    findings = report(cast(Any, session), {0: stages}, root / "report")
     left = {path.name for path in (root / "report").iterdir()}
     names = ("uncertainty_by_source", "alpha_by_arm", "loss_curves", "loss_by_uncertainty", "differences")
     drawn = {f"{name}.png" for name in names}
@@ -282,15 +284,33 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_arms_of_one_name_and_different_trainings_are_not_one_method(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [({"train": {"learning_rate": 1e-4}}, "training settings"), ({"train": {}, "model": "other"}, "models to train")],
+)
+def test_arms_of_one_name_and_different_trainings_are_not_one_method(
+    tmp_path: Path, inputs: dict[str, Any], words: str
+) -> None:
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
-    for root, rate in zip(roots, (1e-4, 2e-4), strict=True):
-        folder = root / "arms" / "ual" / "train" / "k"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": {"train": {"learning_rate": rate}}}))
-        (folder / "done.json").write_text(json.dumps({"figures": {}}))
-    with pytest.raises(UserError, match="two folders hold an arm 'ual' with different training settings"):
+    for root, own in zip(roots, ({"train": {}, "model": "one"} | inputs, {"train": {}, "model": "one"}), strict=True):
+        folder = finished(root / "arms" / "ual" / "train" / "k", {})
+        (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": own}))
+    with pytest.raises(UserError, match=f"two folders hold an arm 'ual' with different {words}"):
         report_on(roots, None, console()[0])
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 1)])
+def test_two_models_before_training_are_not_one(tmp_path: Path, seeds: tuple[int, int]) -> None:
+    roots = [tmp_path / name for name in ("one", "two")]
+    for root, seed, model in zip(roots, seeds, ("135M", "360M"), strict=True):
+        evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1, model)
+        evaluated(root / "arms" / root.name / "evaluate" / "k", root.name, 0.5, 1, root.name)
+        (root / "config.yaml").write_text(f"seed: {seed}\n")
+    with pytest.raises(UserError, match=r"(?s)different models before training.*one/base.*135M.*two/base.*360M"):
+        report_on(roots, None, console()[0])
+    shutil.rmtree(roots[1] / "base")
+    evaluated(roots[1] / "base" / "evaluate" / "k", "base", 0.5, 1, "135M")
+    assert {*report_on(roots, None, console()[0]).models} == {"base", "one", "two"}
 
 
 def test_arms_of_one_name_and_different_maps_are_not_one_method(tmp_path: Path) -> None:
@@ -318,6 +338,71 @@ def test_copies_of_one_training_do_not_count_as_seeds_and_the_report_names_them(
     for text in (printed.getvalue(), page.read_text()):
         words = " ".join(text.split())
         assert "ual: the training seed 2 has the likelihoods of the seed 0, in every question" in words
+
+
+def test_what_is_named_as_compared_is_of_a_seed_that_counts(tmp_path: Path) -> None:
+    """Whatever the order of the folders: of two copies, the one of the larger seed is left out."""
+    runs = {seed: run_of(tmp_path / str(seed), seed) for seed in (0, 1)}
+    for part in ("evaluate", "calibrate"):
+        shutil.rmtree(copy := runs[1] / "arms" / "ual" / part)
+        shutil.copytree(runs[0] / "arms" / "ual" / part, copy)
+    found = report_on([runs[1], runs[0]], None, console()[0])
+    assert found.copies == {"ual": {"1": 0}}
+    for kind in ("evaluated", "calibrated", "smoothed"):
+        (named,) = found.folders[kind]["ual"]
+        assert named.startswith(f"{runs[0]}/arms/ual/"), kind
+
+
+def test_a_model_that_was_not_trained_here_is_no_copy_of_a_training(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / str(seed), seed) for seed in (0, 1)]
+    for run in runs:
+        evaluated(run / "other" / "evaluate" / "k", "foreign", 0.2, 99)
+    terminal, printed = console()
+    found = report_on(runs, None, terminal)
+    assert found.seeds["foreign"] == 1 and found.copies == {"foreign": {"1": 0}}
+    assert "both are one model, which counts once" in " ".join(printed.getvalue().split())
+
+
+def scenario_of(root: Path, planned: list[int], trained: list[int]) -> Path:
+    """Write what an experiment leaves of a scenario."""
+    evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1)
+    calibrated(root / "base" / "calibrate" / "k", 0.5, 1)
+    for seed in trained:
+        shutil.rmtree(run_of(root / f"seed-{seed}", seed) / "base")
+    (root / "config.yaml").write_text("evaluate: {resamples: 300, confidence: 0.9}\n")
+    record = {"measures": ["held_out.nll_adjusted"], "confidence": 0.9, "seeds": planned}
+    (root / "primary.json").write_text(json.dumps(described(record["measures"]) | record))
+    return root
+
+
+@pytest.mark.parametrize("as_one", [True, False])
+@pytest.mark.parametrize(
+    ("planned", "trained", "counted", "verdict"),
+    [
+        ([0, 1, 2], [0, 1, 2], 3, "better"),
+        ([0, 1, 2], [0, 1, 2, 3, 4], 3, "better"),
+        ([0, 1, 2, 3], [0, 1, 2], 3, "inconclusive"),
+        ([0, 1, 2, 3], [0, 1, 2, 4], 3, "inconclusive"),
+    ],
+)
+def test_the_verdict_is_that_of_the_planned_seeds(
+    tmp_path: Path, planned: list[int], trained: list[int], counted: int, verdict: str, as_one: bool
+) -> None:
+    """Reported on as a scenario, or seed by seed, which has no model before training."""
+    root = scenario_of(tmp_path / "all", planned, trained)
+    found = report_on([root] if as_one else [root / f"seed-{seed}" for seed in trained], None, console()[0])
+    (entry,) = [x for x in found.comparisons.entries if (x.arm, x.reference) == ("ual", "sft") and x.primary]
+    assert (entry.seeds, entry.verdict, found.seeds["ual"]) == (counted, verdict, counted)
+    assert found.added_seeds == sorted({*trained} - {*planned})
+    assert (entry.reason is None) == (verdict == "better")
+    assert len(found.folders["calibrated"]["ual"]) == counted
+
+
+def test_scenarios_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        scenario_of(tmp_path / name, [0], [0])
+    with pytest.raises(UserError, match=r"(?s)an experiment of several scenarios.*one, two"):
+        report_on([tmp_path], None, console()[0])
 
 
 def test_a_copied_file_of_results_is_an_error(tmp_path: Path) -> None:

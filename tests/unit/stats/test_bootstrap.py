@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ual_ray.stats.bootstrap import (
@@ -25,6 +25,7 @@ from ual_ray.stats.bootstrap import (
     verdict,
 )
 
+Array = NDArray[np.float64]
 FLOATS = st.floats(-5, 5, allow_nan=False)
 
 
@@ -68,26 +69,26 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_columns_and_blocks(monk
 def test_the_interval_is_that_of_all_resamples_there_are() -> None:
     values = np.array([0.3, -0.1, 0.8, 0.2])
     every = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
-    drawn = resampled_sums(values[:, None], 100_000, seed=0)[:, 0] / 4
+    drawn = resampled_sums(values[:, None], 20_000, seed=0)[:, 0] / 4
     for level in (0.5, 0.9, 0.95):
         found = estimate(values.mean(), drawn, 4, 4, level)
         expected = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
-        np.testing.assert_allclose([found.ci_low, found.ci_high], expected, atol=0.02)
-    assert (drawn <= 0).mean() == pytest.approx(np.mean(np.array(every) <= 0), abs=0.003)
+        np.testing.assert_allclose([found.ci_low, found.ci_high], expected, atol=0.03)
+    assert (drawn <= 0).mean() == pytest.approx(np.mean(np.array(every) <= 0), abs=0.006)
 
 
 def test_the_mean_of_differences_agrees_with_theory_and_with_scipy() -> None:
     random = np.random.default_rng(1)
     reference = random.normal(size=400)
     mine = reference + random.normal(0.1, 1, size=400)
-    found = compare_means(mine, reference, resamples=20_000)
+    found = compare_means(mine, reference, resamples=5000)
     difference = mine - reference
     error = difference.std(ddof=1) / 20
     assert found.difference == pytest.approx(difference.mean())
     assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * error, rel=0.03)
     assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(difference.mean()) / error), abs=0.02)
-    other = stats.bootstrap((difference,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
-    np.testing.assert_allclose([found.ci_low, found.ci_high], other, atol=0.01)
+    other = stats.bootstrap((difference,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
+    np.testing.assert_allclose([found.ci_low, found.ci_high], other, atol=0.015)
     assert found.n == 400
 
 
@@ -139,8 +140,8 @@ def test_equal_models_cannot_be_told_apart() -> None:
 
 def test_the_p_value_is_seldom_small_by_chance() -> None:
     random = np.random.default_rng(4)
-    p_values = [compare_means(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(600)]
-    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.09
+    p_values = [compare_means(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(200)]
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
 @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=30), st.integers(0, 5))
@@ -195,24 +196,39 @@ def test_seeds_by_hand() -> None:
     assert (found.ci_low, found.ci_high) == pytest.approx((interval.low, interval.high))
 
 
+def null_p_values(seeds: int, spread: float, looks: Sequence[int], runs: int) -> Array:
+    """Draw p-values [runs, looks] of differences without an effect, after so many seeds each.
+
+    spread: standard deviation between training seeds in standard errors over questions.
+    """
+    random, n = np.random.default_rng([seeds, int(spread)]), 200
+    noise = np.sqrt(0.5 / n)
+    questions = random.normal(0, 1 / np.sqrt(n), (runs, 1))
+    by_seed = questions + random.normal(0, np.hypot(noise, spread * np.sqrt((1 + 0.5 / seeds) / n)), (runs, seeds))
+
+    def p_value(one: Array, look: int) -> float:
+        # Two values of the variance that resampled questions have.
+        drawn = np.sqrt((1 + 0.5 / look) / n / 2) * np.array([-1, 1])
+        return estimate_over_seeds(one[:look], drawn, informative=n, n=n).p_value
+
+    return np.array([[p_value(one, look) for look in looks] for one in by_seed])
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0])
 @pytest.mark.parametrize("seeds", [2, 3, 5, 8])
 def test_false_verdicts_are_rare_where_there_is_no_effect(seeds: int, spread: float) -> None:
-    """spread: standard deviation between training seeds in standard errors over questions."""
-    random, runs, n = np.random.default_rng([seeds, int(spread)]), 4000, 200
-    error = np.sqrt((1 + 0.5 / seeds) / n)
-    questions = random.normal(0, 1 / np.sqrt(n), (runs, 1))
-    by_seed = questions + random.normal(0, np.sqrt(0.5 / n), (runs, seeds)) + random.normal(0, spread * error, (runs, seeds))
-    drawn = random.normal(0, error, (runs, 400))
-    p_values = [
-        estimate_over_seeds(one, resampled, informative=n, n=n).p_value for one, resampled in zip(by_seed, drawn, strict=True)
-    ]
-    assert np.mean(np.array(p_values) < 0.05) <= 0.06
+    assert np.mean(null_p_values(seeds, spread, [seeds], 1000) < 0.05) <= 0.06
+
+
+def test_seeds_that_are_added_until_there_is_a_verdict_find_one_by_chance() -> None:
+    """So those of the plan count alone: 0.025 there, 0.10 for who looks after three seeds, and after each one up to eight."""
+    significant = null_p_values(8, 10.0, range(3, 9), 1000) < 0.05
+    assert significant[:, 0].mean() <= 0.06 < 0.08 < significant.any(axis=1).mean()
 
 
 def test_an_effect_is_found_with_enough_seeds() -> None:
     random = np.random.default_rng(3)
-    found = [compare_seeds(list(random.normal(0.5, 1, (5, 100)) + random.normal(0, 0.1, (5, 1)))).p_value for _ in range(40)]
+    found = [compare_seeds(list(random.normal(0.5, 1, (5, 100)) + random.normal(0, 0.1, (5, 1)))).p_value for _ in range(15)]
     assert np.mean(np.array(found) < 0.05) > 0.9
 
 

@@ -1,0 +1,215 @@
+"""What the results of a folder amount to: every model's metrics, and the arms against their references."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute
+
+from ual_ray import columns as col
+from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.config.experiment import TRIALS_FILE
+from ual_ray.config.files import read_json
+from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
+from ual_ray.report.gather import StageFolders, find_harness, find_results, read_settings, read_steps, relative_to
+from ual_ray.report.judged import settled
+from ual_ray.report.over_seeds import average
+from ual_ray.report.primary import decisive, planned_seeds
+from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
+from ual_ray.stats.alignment import COLUMNS, copied_seeds
+from ual_ray.stats.comparison import Role, compare_models, role_of
+from ual_ray.stats.metrics import measure, over_seeds
+from ual_ray.stats.results import read_results, read_tokens
+
+logger = logging.getLogger(__name__)
+
+# What stages leave a folder of for every model and training seed, apart from answers.
+KINDS = ("calibrated", "smoothed", "judged", "trained")
+BASE_ROLE: Role = "base"
+Found = TypeVar("Found")
+
+
+def compare_runs(folders: Sequence[Path]) -> Findings:
+    """Compare the newest results of every model below the folders, an arm that was trained with several seeds as one arm.
+
+    Raises UserError as `find_results` does.
+    """
+    return make_findings(find_results(folders), *read_settings(folders[0]), folders[0], folders)
+
+
+def make_findings(
+    by_seed: Mapping[int, StageFolders], options: EvaluateConfig, seed: int, root: Path, runs: Sequence[Path] = ()
+) -> Findings:
+    """Read the results of all stages and compare the arms with their references; no text of a row is read.
+
+    by_seed: the folders of every training seed; those of the model before training may stand under any of them. seed: of the
+    bootstrap. root: the folder that paths in the findings are relative to. runs: folders that recorded their primary measures
+    and seeds, by default the root.
+    """
+    primary, chosen_after = decisive(runs or [root])
+    planned = planned_seeds(runs or [root])
+    by_seed, added = _planned_only(_with_harness(by_seed, root), planned)
+    answers, rows = _answers(by_seed)
+    folders: dict[str, dict[str, dict[int, Path]]] = {kind: by_model(by_seed, kind) for kind in KINDS}
+    tokens = {
+        model: {number: read_tokens(folder) for number, folder in own.items() if (folder / col.TOKENS_FILE).is_file()}
+        for model, own in folders["calibrated"].items()
+    }
+    copies = copied_seeds(rows, tokens)
+    rows, answers, tokens = _without(copies, rows), _without(copies, answers), _without(copies, tokens)
+    judged = {pair: _without_copies_of_sides(copies, own) for pair, own in folders["judged"].items()}
+    folders = {kind: _without(copies, own) for kind, own in folders.items()} | {"judged": judged}
+    done = _read_all(folders["smoothed"], DONE_FILE)
+    roles = {arm: _role(content["figures"]) for arm, content in done.items()} | {BASE: BASE_ROLE}
+    settings = options.confidence, options.resamples, seed
+    compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
+    findings = Findings(
+        metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
+        comparisons=replace(compared, chosen_after=chosen_after),
+        roles={model: role for model, role in roles.items() if model in rows},
+        alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
+        seeds={model: len(tables) for model, tables in rows.items()},
+        calibration=_over_seeds(folders["calibrated"], col.CALIBRATION_FILE, options.confidence),
+        clusters=_over_seeds(folders["calibrated"], col.CLUSTERS_FILE, options.confidence),
+        win_rates=_over_seeds(folders["judged"], col.WIN_RATES_FILE, options.confidence),
+        trials=(read_json(root / TRIALS_FILE) or {}).get("trials", []),
+        copies={model: {str(copy): seed for copy, seed in seeds.items()} for model, seeds in copies.items()},
+        added_seeds=added,
+        planned_seeds=len(planned),
+        trainings={arm: _settings_of(next(iter(own.values()))) for arm, own in folders["trained"].items() if own},
+        validation={arm: [*map(_validation, own.values())] for arm, own in folders["trained"].items()},
+        folders=_named(answers, folders, [stages.elicited for stages in by_seed.values() if stages.elicited][:1], root),
+    )
+    return replace(findings, comparisons=settled(findings))
+
+
+def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, StageFolders]:
+    """Add the results of lm-evaluation-harness below the root, where there are none yet."""
+    found = dict(by_seed)
+    if not any(stages.harness for stages in by_seed.values()):
+        for seed, own in find_harness(root).items():
+            found[seed] = replace(found.get(seed, StageFolders()), harness=own)
+    return found
+
+
+def _planned_only(by_seed: Mapping[int, StageFolders], planned: Set[int]) -> tuple[dict[int, StageFolders], list[int]]:
+    """Leave out what was trained with seeds that were not planned, where some were; return these seeds too."""
+    trained = {seed for seed, stages in by_seed.items() if {*stages.evaluated, *stages.harness} - {BASE}}
+    added = sorted(trained - planned) if planned else []
+    return {seed: _untrained(stages) if seed in added else stages for seed, stages in by_seed.items()}, added
+
+
+def _untrained(stages: StageFolders) -> StageFolders:
+    """Keep what there is of the model before training."""
+    kinds = ("evaluated", "calibrated", "harness")
+    kept = {kind: {model: left for model, left in getattr(stages, kind).items() if model == BASE} for kind in kinds}
+    return StageFolders(stages.elicited, **kept)
+
+
+def by_model(by_seed: Mapping[int, StageFolders], kind: str) -> dict[str, dict[int, Any]]:
+    """List what the stages of a kind left by model and training seed, the model before training first."""
+    found: dict[str, dict[int, Any]] = {}
+    for seed, stages in by_seed.items():
+        for model, left in getattr(stages, kind).items():
+            found.setdefault(model, {})[seed] = left
+    return dict(sorted(found.items(), key=lambda item: item[0] != BASE))
+
+
+def _answers(by_seed: Mapping[int, StageFolders]) -> tuple[dict[str, dict[int, list[Path]]], dict[str, dict[int, pa.Table]]]:
+    """Return the folders and the rows of every model's answers by training seed, the harness's tasks with the benchmarks."""
+    answers: dict[str, dict[int, list[Path]]] = {}
+    rows: dict[str, dict[int, pa.Table]] = {}
+    evaluated, harness = by_model(by_seed, "evaluated"), by_model(by_seed, "harness")
+    for model in dict.fromkeys([*evaluated, *harness]):
+        for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
+            own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
+            rows.setdefault(model, {})[number] = read_all_results(own, more)
+            answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
+    return answers, rows
+
+
+def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> pa.Table:
+    """Read a model's results (COLUMNS): those of its evaluation, and of every task of the harness the newest.
+
+    Results of the harness on another model of the same name, such as one that was trained before, are left out.
+    """
+    parts = [] if evaluated is None else [evaluated]
+    model, tables, seen = None, [], set[str]()
+    for folder in [*parts, *reversed(harness)]:
+        table = read_results(folder, [*COLUMNS, col.MODEL_DIGEST])
+        digests = table[col.MODEL_DIGEST].drop_null().unique().to_pylist()
+        model = model or next(iter(digests), None)
+        if digests and digests != [model]:
+            logger.warning("left out %s: it is about another model of the same name (%s, not %s)", folder, digests, model)
+            continue
+        new = pa.compute.invert(pa.compute.is_in(table[col.BENCHMARK], pa.array(sorted(seen), pa.string())))
+        tables.append(table.filter(new).select(COLUMNS))
+        seen |= {*table[col.BENCHMARK].unique().to_pylist()}
+    return pa.concat_tables(tables)
+
+
+def _without(copies: Mapping[str, Mapping[int, int]], found: Mapping[str, Mapping[int, Found]]) -> dict[str, dict[int, Found]]:
+    """Leave out the training seeds that are copies of others."""
+    return {
+        model: {number: one for number, one in by_seed.items() if number not in copies.get(model, {})}
+        for model, by_seed in found.items()
+    }
+
+
+def _without_copies_of_sides(copies: Mapping[str, Mapping[int, int]], judged: Mapping[int, Path]) -> dict[int, Path]:
+    """Leave out the judgings of a training seed that is a copy for either side."""
+    kept = {}
+    for number, folder in judged.items():
+        content = read_json(folder / col.WIN_RATES_FILE) or {}
+        if not any(number in copies.get(str(content.get(side)), {}) for side in ("candidate", "reference")):
+            kept[number] = folder
+    return kept
+
+
+def _over_seeds(folders: Mapping[str, Mapping[int, Path]], name: str, level: float) -> dict[str, dict[str, Any]]:
+    found = {model: [read_json(folder / name) for folder in by_seed.values()] for model, by_seed in folders.items()}
+    known = {model: [content for content in contents if content is not None] for model, contents in found.items()}
+    return {model: average(contents, level) for model, contents in known.items() if contents}
+
+
+def _settings_of(trained: Path) -> dict[str, Any]:
+    """Read what a training was set to, and how many rows it had."""
+    settings = get_nested(read_json(trained / STARTED_FILE), "inputs", "train")
+    rows = get_nested(read_json(trained / DONE_FILE), "figures", TRAIN_ROWS)
+    return (settings if isinstance(settings, dict) else {}) | ({} if rows is None else {TRAIN_ROWS: rows})
+
+
+def _validation(trained: Path) -> list[list[float]]:
+    lines = read_steps(trained / col.METRICS_FILE)
+    return [[line["step"], line[col.VALIDATION_NLL]] for line in lines if line.get(col.VALIDATION_NLL) is not None]
+
+
+def _read_all(folders: Mapping[str, Mapping[int, Path]], name: str) -> dict[str, dict[str, Any]]:
+    """Read a file of the first training seed of every model."""
+    found = {model: read_json(next(iter(own.values())) / name) for model, own in folders.items() if own}
+    return {model: content for model, content in found.items() if content is not None}
+
+
+def _role(recorded: Mapping[str, Any]) -> Role:
+    return role_of(recorded.get("map"), recorded.get("weight", "none"), recorded.get("loss"))
+
+
+def _named(
+    answers: Mapping[str, Mapping[int, Sequence[Path]]],
+    folders: Mapping[str, Mapping[str, Mapping[int, Path]]],
+    elicited: Sequence[Path],
+    root: Path,
+) -> Folders:
+    """Name the folders that count, by kind and model."""
+    found = {"evaluated": {model: [folder for those in own.values() for folder in those] for model, own in answers.items()}}
+    found |= {kind: {model: [*own.values()] for model, own in by_model.items()} for kind, by_model in folders.items()}
+    found |= {"elicited": {"rows": [*elicited]}} if elicited else {}
+    return {
+        kind: {model: [relative_to(folder, root) for folder in own] for model, own in by_model.items()}
+        for kind, by_model in found.items()
+    }
