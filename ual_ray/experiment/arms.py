@@ -26,7 +26,7 @@ from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.power import print_power
-from ual_ray.experiment.scenarios import check_sources, check_splits, count_sources, read_splits, select_step
+from ual_ray.experiment.scenarios import check_primary, check_sources, check_splits, count_sources, read_splits, select_step
 from ual_ray.experiment.trainings import train_seeds
 from ual_ray.experiment.tuning import tuned
 from ual_ray.pipeline import ask, measure, opened, record_primary
@@ -51,6 +51,7 @@ def run(
         rows = elicited / col.ROWS_FOLDER
         check_sources(count_sources(rows), config.experiment.scenarios)
         check_splits(read_splits(rows), config)
+        check_primary(rows, config)
         return {name: _scenario(session, name, elicited, workspace.root) for name in config.experiment.scenarios}
 
 

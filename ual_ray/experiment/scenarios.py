@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from ual_ray import columns as col
+from ual_ray.benchmarks import make_benchmarks
+from ual_ray.columns import Messages
 from ual_ray.config import Config
+from ual_ray.config.report import OPEN_ENDED, WIN_RATE
 from ual_ray.data.peek import peek
 from ual_ray.data.usable import usable_rows
 from ual_ray.errors import UserError
@@ -20,19 +24,76 @@ from ual_ray.parquet import content_digest, write_tables
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.train.mixture import check_names
 
+# Rows that are read before anything starts.
+PEEKED = 20_000
+
 
 def check_scenarios(config: Config) -> None:
-    """Raise UserError for a scenario without rows of a source, of a split or of train.mixture, where few rows tell it."""
-    if not any(config.experiment.scenarios.values()):
+    """Raise UserError for a scenario without rows of a source, of a split or of train.mixture, where few rows tell it.
+
+    And where the first PEEKED rows are all and hold no question that its primary measures need.
+    """
+    scenarios = config.experiment.scenarios
+    if not any(scenarios.values()) and not config.experiment.primary:
         return
     seen = peek(config.data)
-    if seen.complete:
+    rows = usable_rows(config.data, seen.pieces, seen.format_name)
+    test = ((row.source, row.messages) for row in islice(rows, PEEKED) if row.split == col.TEST)
+    if (missing := without_questions(config, test)) and next(rows, None) is None:
+        raise _no_question(config, missing)
+    if seen.complete and any(scenarios.values()):
         found = {(row.source, row.split) for row in usable_rows(config.data, seen.pieces, seen.format_name)}
         check_sources({source for source, _ in found}, config.experiment.scenarios)
         check_splits(found, config)
         for name, sources in config.experiment.scenarios.items() if config.train.mixture else ():
             own = {source for source, split in found if split == col.TRAIN and (not sources or source in sources)}
             check_names(config.train.mixture, sorted(own), rows=f"the training rows of experiment.scenarios.{name}")
+
+
+def check_primary(rows: Path, config: Config) -> None:
+    """Raise UserError for a scenario without test rows that ask what its primary measures need; rows: canonical ones."""
+    if not config.experiment.primary:
+        return
+    files = pyarrow.dataset.dataset(str(rows), format="parquet")
+    test = pyarrow.dataset.field(col.SPLIT) == col.TEST
+    batches = files.to_batches(columns=[col.SOURCE, col.MESSAGES], filter=test, batch_size=1000)
+    asked = ((row[col.SOURCE], row[col.MESSAGES]) for batch in batches for row in batch.to_pylist())
+    if missing := without_questions(config, asked):
+        raise _no_question(config, missing)
+
+
+def without_questions(config: Config, rows: Iterable[tuple[str, Messages]]) -> dict[tuple[str, str], set[str]]:
+    """Find the primary measures of scenarios for which no test row is a question: by both, the benchmarks that lack one.
+
+    rows: source and messages of test rows; no more are read than needed. Benchmarks with a path have questions of their own.
+    """
+    benchmarks = make_benchmarks(config.evaluate.benchmarks)
+    open_ended = [name for name, one in benchmarks.items() if one.kind == OPEN_ENDED]
+    missing: dict[tuple[str, str], set[str]] = {}
+    for scenario, measures in config.experiment.primary.items():
+        for measure in measures:
+            needed = open_ended if measure == WIN_RATE else [measure.rpartition(".")[0]]
+            if all(name in benchmarks and benchmarks[name].config.path is None for name in needed):
+                missing[scenario, measure] = {*needed}
+    for source, messages in rows if missing else ():
+        asked = {name for name in set().union(*missing.values()) if benchmarks[name].question(messages, source) is not None}
+        for scenario, measure in [*missing]:
+            sources = config.experiment.scenarios[scenario]
+            if asked & missing[scenario, measure] and (not sources or source in sources):
+                del missing[scenario, measure]
+        if not missing:
+            break
+    return missing
+
+
+def _no_question(config: Config, missing: Mapping[tuple[str, str], set[str]]) -> UserError:
+    (scenario, measure), names = next(iter(missing.items()))
+    sources = config.experiment.scenarios[scenario]
+    return UserError(
+        f"experiment.primary.{scenario}: '{measure}' cannot decide, as no test row of the scenario asks for it",
+        got=f"{', '.join(sources) or 'all sources'}: no question of evaluate.benchmarks.{' or '.join(sorted(names))}",
+        fix="name another measure, add sources to the scenario, or give the benchmark a path",
+    )
 
 
 def check_sources(there: Iterable[str], scenarios: Mapping[str, Sequence[str]]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from ual_ray.cli.experiment import _checked
 from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.experiment import arms
+from ual_ray.experiment import arms, scenarios
 from ual_ray.experiment.arms import _say_unplanned, _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
 from ual_ray.experiment.power import power_line
 from ual_ray.experiment.scenarios import (
+    check_primary,
     check_scenarios,
     check_sources,
     check_splits,
@@ -284,6 +287,44 @@ def test_a_scenario_without_rows_of_a_split_is_found_before_training(tmp_path: P
     columns = {col.SOURCE: ["art", "art", "chat"], col.SPLIT: ["train", "train", "test"]}
     write_table(pa.table(columns), tmp_path / "rows.parquet")
     assert read_splits(tmp_path) == {("art", "train"), ("chat", "test")}
+
+
+@pytest.mark.parametrize(
+    ("primary", "sources", "more", "found"),
+    [
+        ("gsm8k.exact_match_strict", "[chat]", (), "no question of evaluate.benchmarks.gsm8k"),
+        ("gsm8k.exact_match_strict", "[maths]", (), None),
+        ("gsm8k.exact_match_strict", "[]", (), None),
+        ("gsm8k.exact_match_strict", "[chat]", ("evaluate.benchmarks.gsm8k.path=questions.jsonl",), None),
+        ("win_rate", "[maths]", (), "no question of evaluate.benchmarks.open"),
+        ("win_rate", "[chat]", (), None),
+        ("held_out.nll_adjusted", "[chat]", (), None),
+    ],
+)
+def test_a_primary_measure_of_which_a_scenario_has_no_question_is_found_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, primary: str, sources: str, more: tuple[str, ...], found: str | None
+) -> None:
+    replies = {"maths": "It is 3.\n#### 3", "chat": "Blue."}
+    rows = [{"instruction": f"q{n}", "output": replies[name], "source": name} for n in range(60) for name in replies]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = ["judge.model=demo", "evaluate.benchmarks.open.kind=open_ended", f"data.path={tmp_path / 'rows.jsonl'}"]
+    named = [f"experiment.scenarios={{one: {sources}, two: []}}", f"experiment.primary.one=[{primary}]"]
+    config = load(None, [*judge, *named, *more])
+    asked = {"role": "user", "content": "q"}
+    table = [
+        {"source": row["source"], "split": "test", "messages": [asked, {"role": "assistant", "content": row["output"]}]}
+        for row in rows
+    ]
+    write_table(pa.Table.from_pylist(table), tmp_path / "rows.parquet")
+    for check in (partial(check_primary, tmp_path / "rows.parquet"), check_scenarios):
+        with (
+            nullcontext()
+            if found is None
+            else pytest.raises(UserError, match=f"(?s)experiment.primary.one: '{primary}'.*{found}")
+        ):
+            check(config)
+    monkeypatch.setattr(scenarios, "PEEKED", 20)
+    check_scenarios(config)
 
 
 def test_judging_waits_for_the_arm_that_it_is_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
