@@ -20,12 +20,9 @@ from ual_ray.errors import UserError
 BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
-# So many lines within one quoted cell that all look like rows are rows behind a stray quote.
-SWALLOWED = 5
-# Of fewer lines, so many delimiters that are all where those of rows would be: in the first and the last line as well.
-TELLING_DELIMITERS = 4
 # What programs write between the cells of files named .csv.
 DELIMITERS = ",;\t|"
+THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -224,6 +221,7 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
     # Strict: otherwise a stray quote silently swallows the rows after it.
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(filter(None, rows), [])]
+    look_like_rows = _row_test("".join(lines.kept[-1:]), len(header), delimiter)
     if len(set(header)) < len(header):
         raise UserError(
             "data.path has two columns of the same name", got=f"{path}: {header}", fix="rename or delete one of them"
@@ -241,8 +239,9 @@ def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | B
         if cells and len(cells) != len(header):
             reason = f"wrong number of cells: line {start}: {len(cells)}, not {len(header)}"
             yield from _bad_lines(reason, start, lines.kept)
-        elif _swallowed(lines.kept, len(header), delimiter):
-            yield from _bad_lines(f"not CSV: line {start}: its quotes hold lines that look like rows", start, lines.kept)
+        elif len(lines.kept) > 1 and look_like_rows(lines.kept):
+            reason = f"not CSV: line {start}: its quotes hold lines that look like rows (a text of such lines needs JSONL)"
+            yield from _bad_lines(reason, start, lines.kept)
         elif cells:
             yield dict(zip(header, cells, strict=True))
 
@@ -287,14 +286,20 @@ def _bad_lines(reason: str, start: int, lines: Sequence[str]) -> Iterator[BadRow
         yield BadRow(reason, line.rstrip("\r\n"))
 
 
-def _swallowed(lines: Sequence[str], cells: int, delimiter: str) -> bool:
-    """Whether the lines of one row have the header's number of cells each, as those of no text do.
+def _row_test(header: str, cells: int, delimiter: str) -> Callable[[Sequence[str]], bool]:
+    """Return the test whether each line of one row could be a row: then a stray quote took them in.
 
-    Of few lines all have to, of many those between the first and the last.
+    Commas of prose have a blank behind them, as delimiters have where the header's do; numbers three digits, and code
+    is indented. Where the header is quoted, so are all rows, and csv itself finds a quote that is not closed.
     """
-    alike = [line.count(delimiter) == cells - 1 for line in lines]
-    telling = (len(lines) - 1) * (cells - 1)
-    return cells > 1 and (len(lines) - 2 >= SWALLOWED and all(alike[1:-1]) or telling >= TELLING_DELIMITERS and all(alike))
+    between = re.compile(re.escape(delimiter) + ("" if f"{delimiter} " in header else "(?! )"))
+    told = cells > 1 and not header.startswith('"')
+
+    def look_like_rows(lines: Sequence[str]) -> bool:
+        cut = told and all(len(between.findall(line)) == cells - 1 and line[0] != " " for line in lines)
+        return cut and not all(THOUSANDS.search(line) for line in lines[1:])
+
+    return look_like_rows
 
 
 TEXT_PARSERS: dict[str, Callable[[TextIO, str], Iterator[Record | BadRow]]] = {

@@ -138,7 +138,7 @@ def test_every_line_that_a_stray_quote_takes_in_is_counted_and_kept(ending: str,
     assert all("line 4: " in str(row) and f"lines 4 to {last + 2}" in str(row) or len(bad) == 1 for row in bad)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(2, 5), (2, 6), (3, 3), (3, 4), (5, 2), (9, 2)])
+@pytest.mark.parametrize(("columns", "rows"), [(2, 2), (2, 3), (2, 4), (2, 6), (3, 2), (5, 2), (9, 2)])
 def test_a_stray_quote_over_few_lines_is_told_by_their_cells(columns: int, rows: int, tmp_path: Path) -> None:
     header = [f"c{at}" for at in range(columns)]
     lines = [",".join(f"{name} of {row}" for name in header) for row in range(20)]
@@ -152,18 +152,53 @@ def test_a_stray_quote_over_few_lines_is_told_by_their_cells(columns: int, rows:
     assert len(found) == 20
 
 
-@pytest.mark.parametrize("text", ["def f(a, b):\n    return a, b, c\n", "Dear Ann,\nthanks, all of it\nBob, Eve", "x, y\nz"])
-def test_a_text_of_few_lines_is_a_cell(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("header", "before", "text", "behind"),
+    [
+        *[
+            ("q,a,note", "x,", text, ",n")
+            for text in ("def f(a, b):\n    return a, b, c\n", "Dear Ann,\nthanks, all of it", "x, y\nz")
+        ],
+        *[
+            ("q,a", "x,", text, "")
+            for text in ("a, b\nc, d\ne", "one\n\ntwo, three\n\nfour\nsix, or seven\neight", "Hi\nThanks, all")
+        ],
+        *[
+            ("q,a", "x,", text, "")
+            for text in (
+                "She pays 1,200.\nSo it is\n#### 1,200",
+                "In all:\n1,000,000 of them, or so",
+                "for a in b:\n    f(a,b)",
+            )
+        ],
+        ("q,a", "", "one\ntwo", ",x"),
+        # Of a row of five cells, one line that goes on has as many commas as the header.
+        *[
+            ("a,b,c,d,e", "1,2,3,4,", f"{first}\nred, green, blue, black, white{last}", "")
+            for first in ("All", "a, b")
+            for last in ("", "\nx")
+        ],
+        ("a,b,c,d,e", "1,", "All:\nr,g,b,k,w", ",3,4,5"),
+        ('"q","a"', '"x",', "Hello\none,two", ""),
+    ],
+)
+def test_a_text_of_several_lines_is_a_cell(header: str, before: str, text: str, behind: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(f'q,a,note\nx,"{text}",n\n')
-    assert read(path) == [{"q": "x", "a": text, "note": "n"}]
+    path.write_text(f'{header}\n{before}"{text}"{behind}\n')
+    (row,) = read(path)
+    assert text in row.values()
 
 
-@pytest.mark.parametrize("text", ["a, b\nc, d\ne", "one\n\ntwo, three\n\nfour\nfive\nsix, or seven\neight\nnine"])
-def test_a_text_of_many_lines_is_a_cell(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "lines",
+    ['q2,"it is 2, or more|q3,it is 3|q4,it is 4"', '"q2,two|q3,three"', 'q2,"|q3,a3"', 'q2,"4 is|q3,"', 'q2,"4|q3,12|3,400"'],
+)
+def test_lines_that_look_like_rows_are_counted_and_kept(lines: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(f'q,a\nx,"{text}"\n')
-    assert read(path) == [{"q": "x", "a": text}]
+    path.write_text("\n".join(["q,a", "q1,a1", *lines.split("|"), "q9,a9", ""]))
+    first, *bad, last = read(path)
+    assert (first, last) == ({"q": "q1", "a": "a1"}, {"q": "q9", "a": "a9"})
+    assert [row.raw for row in bad] == lines.split("|")
 
 
 NUMBERS = [
