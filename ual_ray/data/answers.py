@@ -10,6 +10,8 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
+from ual_ray.data.units import is_plural
+
 # A minus behind a digit or a word is a hyphen: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
 _SIGN = r"(?:(?<![\w)])[-+])?(?:\\?[$€£¥₹][ ]?-?)?"
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?|\.\d+"
@@ -25,6 +27,10 @@ _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
 _BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
 _SPACED = re.compile(r"(?<![\d.,/-])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d|[.,]\d{3})")
 _WORD_FOLLOWS = re.compile(r"[ \t-]?[^\W\d_]")
+# The last noun of a phrase: none but such words go on behind it.
+_NOUN_ENDS = re.compile(
+    r"[ \t]([^\W\d_]+)\b(?![ \t-]+(?!(?:an?|and|at|by|each|every|for|from|in|is|less|more|of|on|or|per|to|was|were|with)\b)\w)"
+)
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
 _FRACTION = re.compile(r"(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
@@ -93,9 +99,14 @@ def in_ascii(text: str) -> str:
 
 
 def _joined(found: re.Match[str]) -> str:
-    """Join thousands behind blanks: not 3 100 dollar bills, where a word follows and both may be numbers of their own."""
+    """Join thousands behind blanks: not 3 100 dollar bills, where a word follows and both may be numbers of their own.
+
+    12 500 euros are one number: what is counted, or has this size, would be named behind a unit of its own.
+    """
     groups = found[0].split(" ")
-    one = len(groups) > 2 or groups[1].startswith("0") or not _WORD_FOLLOWS.match(found.string, found.end())
+    noun = _NOUN_ENDS.match(found.string, found.end())
+    unit = noun is not None and is_plural(noun[1].lower())
+    one = len(groups) > 2 or groups[1].startswith("0") or unit or not _WORD_FOLLOWS.match(found.string, found.end())
     return ",".join(groups) if one else found[0]
 
 

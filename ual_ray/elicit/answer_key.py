@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from ual_ray.benchmarks.math_check import Checker
 from ual_ray.data.answers import ANSWER_IS, BOXED, in_ascii, plain_numbers, until_closed
+from ual_ray.data.units import FORMULA, unit_of
 
 _DIGITS = r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (
@@ -21,13 +22,13 @@ _NUMBER = (
 # A number and its unit: a word, which a single letter is not (2x is not 2); "18 and 20" is two numbers.
 _WITH_UNIT = re.compile(
     rf"(?:about|approximately|around|exactly|only|≈|~|=)?\s*{_NUMBER}\s*"
-    r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)"
-    r"(?:[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3])(?:\^\{?[23]\}?)?(?![\w^])[^\d=^\\]*.*)?",
+    r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹¢]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)"
+    r"(?:[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3])(?:\^?\{?[23]\}?)?(?![\w^])[^\d=^\\]*.*)?",
     re.IGNORECASE | re.DOTALL,
 )
 # The last number of a text; a time, a date and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\$?\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
+    r"(?<![a-z\d_.^:])(?<!\^\{)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\$?\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
     re.IGNORECASE,
 )
@@ -44,20 +45,6 @@ _NAME = re.compile(r"[A-Z][A-Za-z]+")
 _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
-# Units that make equal numbers different answers; what is counted, such as clips, does not. Each with its other spellings.
-_UNITS = {
-    spelling: unit
-    for unit, *others in (
-        *(("am",), ("pm",), ("second", "sec", "s"), ("minute", "min"), ("hour", "hr", "h"), ("day",), ("week",), ("month",)),
-        *(("year", "yr"), ("mm", "millimeter", "millimetre"), ("cm", "centimeter", "centimetre"), ("meter", "metre", "m")),
-        *(("km", "kilometer", "kilometre"), ("inch", "inche"), ("foot", "feet", "ft"), ("yard", "yd"), ("mile", "mi")),
-        *(("mg", "milligram"), ("gram", "g"), ("kg", "kilogram", "kilo"), ("ounce", "oz"), ("pound", "lb"), ("ton",)),
-        *(("ml", "milliliter", "millilitre"), ("liter", "litre", "l"), ("cup",), ("pint",), ("quart",), ("gallon",)),
-        *(("dollar",), ("cent",), ("penny",), ("euro",), ("celsius",), ("fahrenheit",), ("kelvin",), ("degree",), ("percent",)),
-    )
-    for spelling in (unit, *others)
-}
-_UNIT = re.compile(r"\d\s*([a-z]+)")
 LONGEST_MARKED = 4  # words
 LARGEST_ANSWER = 200  # characters of what is worth comparing as mathematics
 
@@ -94,8 +81,9 @@ def answer_of(text: str) -> AnswerKey | None:
     """Read the marked final answer, or else the last number of a text; None without either."""
     if (marked := marked_answer(text)) is not None:
         return marked
-    numbers = [*_LAST.finditer(plain_numbers(_cleaned(text)))]
-    return _key(numbers[-1][0]) if numbers else None
+    plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
+    numbers = [*_LAST.finditer(plain)]
+    return _key(numbers[-1][0], plain[numbers[-1].start() :]) if numbers else None
 
 
 def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
@@ -111,11 +99,14 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
     return _is_maths(first) and _is_maths(second) and _equal_maths(first.text, second.text)
 
 
-def _key(answer: str) -> AnswerKey | None:
-    text = re.sub(r"(?i)\b([ap])\.m\b\.?", r"\1m", _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。"))
+def _key(answer: str, behind: str = "") -> AnswerKey | None:
+    """Make the key of an answer. behind: the text that it is the start of, which may go on with its unit."""
+    text = FORMULA.sub(r"\1", _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。"))
+    text = re.sub(r"(?i)\b([ap])\.m\b\.?", r"\1m", text)
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
-    return AnswerKey(plain, _value(plain_numbers(text)), _unit(text.lower())) if plain else None
+    numbers = plain_numbers(text)
+    return AnswerKey(plain, _value(numbers), unit_of(behind or numbers)) if plain else None
 
 
 def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
@@ -123,7 +114,9 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 
     words: single words that are answers.
     """
-    sentence = re.split(r"(?<=[^\d])\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!。")
+    sentence = (
+        re.split(r"(?<=[^\d])(?<!\bsq)(?<!\bcu)\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!。")
+    )
     if option := _OPTION.fullmatch(sentence):
         return _key(option[1])
     clause = _CLAUSE.split(sentence)[0]
@@ -150,12 +143,6 @@ def _value(text: str) -> Fraction | None:
         return None
     value = Fraction(top.replace(",", "")) / int(bottom)
     return -value if (found["sign"] + found["sign2"]).count("-") == 1 else value
-
-
-def _unit(text: str) -> str | None:
-    """Name the unit of measure behind the only number of a text; None for another word, and without one."""
-    found = _UNIT.findall(text)
-    return _UNITS.get(found[0], _UNITS.get(found[0].removesuffix("s"))) if len(found) == 1 else None
 
 
 def _is_maths(key: AnswerKey) -> bool:

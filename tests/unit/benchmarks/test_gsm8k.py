@@ -91,6 +91,10 @@ from ual_ray.engines.requests import Completion, CompletionResult
             (text, None, last)
             for text, last in (("12 000 people", "12000"), ("12 050 men", "12050"), ("1 800 500 men", "1800500"))
         ],
+        *[
+            (f"#### 12 500 {unit}", "12500", "12500")
+            for unit in ("euros", "dollars each", "feet.", "grams of flour", "kilometres per hour", "days (about)")
+        ],
         *[(text, None, "3100") for text in ("It is 3 100.", "It is 3 100", "3 100 (all)", "3 100\nis right")],
         ("no number", None, None),
         ("", None, None),

@@ -66,7 +66,12 @@ EQUAL = [
     ("#### 18", "The answer is 18 (not 20)."),
     ("#### 18", "The answer is 18, because 20-2 is that."),
     ("#### ¥2", "2"),
-    ("#### 2 €", "The answer is ₹2."),
+    *[("#### $5", text) for text in ("5 dollars", "So we pay \\$5.", "5 USD", "He has 5 of them.", "$5 per day")],
+    *[("#### 5¢", text) for text in ("5 cents", "5 pennies")],
+    *[("#### £5", "5 pounds"), ("#### 50%", "50 percent"), ("#### $1.5 million", "1.5 million dollars")],
+    *[("#### 5 ft²", text) for text in ("5 square feet", "5 sq. ft. in all", "5 feet squared", "5 ft2", "5 ft^{2}", "5")],
+    *[("#### 18 cm", text) for text in ("So it is $18$ cm.", "So $x = 18$ cm.", "$18\\text{ cm}$", "\\(18\\) cm")],
+    *[("#### 12500", text) for text in ("12 500 euros", "12 500 euros each", "The answer is 12 500 metres.")],
     ("#### 100,000", "1,00,000"),
     ("#### 7:30", "It ends at 7:30."),
     ("#### 2020-05-01", "on 2020-05-01"),
@@ -97,6 +102,11 @@ DIFFERENT = [
     ("#### 2", "The answer is 3 1/2."),
     ("\\boxed{10,11}", "1011"),
     ("\\boxed{\\text{Monday}}", "The answer is Tuesday."),
+    *[("#### $5", text) for text in ("5 cents", "It costs 5 cents.", "€5", "5 €", "5 EUR", "5%", "£5 per day", "5¢")],
+    *[("#### $1.5 million", "1.5 million euros"), ("#### $1,000.50", "So 1000.50 euros"), ("#### 2 €", "The answer is ₹2.")],
+    *[("#### 5 feet", text) for text in ("5 square feet", "5 sq. ft. in all", "5 feet squared", "5 ft³", "5 inches")],
+    *[("\\boxed{5\\text{ cm}^2}", text) for text in ("It is 5 cm.", "5 cubic centimetres", "$5$ cm")],
+    *[("#### 3 1/2 feet", "3.5 square feet"), ("#### 3100", "3 100 dollar bills"), ("#### 3100", "3 100 grams bags")],
 ]
 
 NOT_MARKED = [
