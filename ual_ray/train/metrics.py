@@ -50,7 +50,10 @@ def averages(loss: float, by_bin: Sequence[Sequence[float]], columns: Sequence[s
 
 @dataclass(frozen=True)
 class Hardware:
-    """The basis of speed metrics: a model's size, and the ranks' peak in operations per second (None = unknown)."""
+    """The basis of speed metrics: a model's size, and the ranks' peak in operations per second (None = unknown).
+
+    parameters, trained: those that a token meets, which of a mixture of experts are a part.
+    """
 
     parameters: int
     trained: int
@@ -80,7 +83,12 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
     """Measure a SmoothedCausalLM, sharded or not, and look up the device's peak."""
     causal_lm: Any = model.model
     text = causal_lm.config.get_text_config()
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    experts, used = (getattr(text, name, None) for name in ("num_local_experts", "num_experts_per_tok"))
+    share = used / experts if experts and used else 1.0
+    sizes = [
+        (round(parameter.numel() * (share if ".experts." in name else 1)), parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, settings.dtype, settings.peak_tflops)
     return Hardware(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
+from ual_ray.config import TrainConfig
 from ual_ray.run.memory import peak_memory
-from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, read_metrics
+from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, hardware, read_metrics
+from ual_ray.train.model import SmoothedCausalLM
 
 COLUMNS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
@@ -62,6 +66,16 @@ def test_operations_and_their_share_of_the_peak() -> None:
     frozen = Hardware(1000, 10, layers=0, hidden_size=8, peak_flops=None, device=torch.device("cpu"))
     assert frozen.flops_per_token(10) == 4 * 1000 + 2 * 10
     assert "mfu" not in frozen.speed(100, 10, 2.0)
+
+
+@pytest.mark.parametrize(("family", "used"), [("llama", 1.0), ("mixtral", 2 / 4), ("qwen3_moe", 2 / 4)])
+def test_only_the_experts_that_a_token_meets_count(family_folder: Any, family: str, used: float) -> None:
+    model = AutoModelForCausalLM.from_pretrained(family_folder(family))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    experts = sum(size for name, size in sizes.items() if "experts" in name)
+    assert bool(experts) == (used < 1)
+    found = hardware(SmoothedCausalLM(model), TrainConfig(), 1, torch.device("cpu"))
+    assert found.parameters == found.trained == sum(sizes.values()) - experts * (1 - used)
 
 
 def test_memory_is_that_of_this_process() -> None:
