@@ -217,7 +217,7 @@ class Batch:
     `attention_mask=None`, these `position_ids`, `use_cache=False` and no `past_key_values` attends only within each sample
     (transformers.masking_utils.find_packed_sequence_indices), row by row, with the attention implementations eager, sdpa and
     flex. Flash attention uses positions only if the batch has one row: flatten both tensors to [1, rows * length] for it.
-    Padding at the end of a pack restarts at position 0, so it is a separate sample.
+    Padding at the end of a pack restarts at position 0, so it is separate samples.
     """
 
     input_ids: torch.Tensor
@@ -255,6 +255,7 @@ def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None,
     length = longest if length is None else length
     if longest > length:
         raise ValueError(f"a sequence of {longest} tokens does not fit into {length}")
+    longest_sample = max((len(sample.input_ids) for sequence in sequences for sample in sequence), default=1)
     shape = (max(1, len(sequences)), length)
     input_ids, attention_mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     position_ids = np.tile(np.arange(length), (shape[0], 1))
@@ -274,8 +275,9 @@ def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None,
             alpha[row, start:end] = sample.alpha
             uncertainty_bin[row, start:end] = sample.uncertainty_bin
             weight[row, start:end] = sample.weight
-        if packed and end < length:
-            position_ids[row, end:] -= position_ids[row, end]
+        if packed:
+            # Padding has no position that no sample has: a model with a table of positions may have no entry for it.
+            position_ids[row, end:] = np.arange(length - end) % longest_sample
     arrays = (input_ids, position_ids, attention_mask, labels, alpha, uncertainty_bin)
     tensors = [torch.from_numpy(array) for array in arrays]
     weights = torch.from_numpy(weight) if (weight != 1).any() else None

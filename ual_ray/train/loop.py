@@ -132,6 +132,7 @@ def train_worker(
         device,
         job.trust_remote_code,
         lambda vocabulary: make_prior(config, data.store, vocabulary),
+        int(max(data.store.lengths.max(), held_out.store.lengths.max(initial=0))),
     )
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(storage, root, config.keep_checkpoints, copies=not config.cpu_offload)

@@ -158,13 +158,15 @@ def build(
     device: torch.device,
     trust_remote_code: bool = False,
     prior: Callable[[int], Tensor | None] = lambda vocabulary: None,
+    longest: int = 0,
 ) -> SmoothedCausalLM:
     """Load a model, sharded from the start: every rank of the mesh calls it, and none ever holds all weights.
 
-    path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. Raises UserError
-    for an unsupported architecture.
+    path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. longest: tokens of
+    the longest row. Raises UserError for an unsupported architecture, and for rows that the model has no positions for.
     """
     causal_lm = empty_trained_model(path, config.lora, config.dtype, trust_remote_code)
+    check_positions(causal_lm, longest)
     if config.activation_checkpointing:
         checkpoint_activations(causal_lm)
     weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)
@@ -175,6 +177,23 @@ def build(
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     check_loss(model, device, packing=config.packing)
     return model
+
+
+def check_positions(causal_lm: Any, longest: int) -> None:
+    """Raise UserError when a model looks positions up in a table (GPT-2, OPT) that has fewer than `longest`."""
+    positions = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or longest <= positions:
+        return
+    tokens = causal_lm.get_input_embeddings()
+    tables = [one for one in causal_lm.modules() if isinstance(one, nn.Embedding) and one is not tokens]
+    # OPT's has two entries more.
+    if any(positions <= table.num_embeddings <= positions + 2 for table in tables):
+        raise UserError(
+            "rows are longer than the model's table of positions",
+            got=f"{longest} tokens",
+            expected=f"at most {positions}",
+            fix=f"set train.max_length={positions}",
+        )
 
 
 @torch.no_grad()

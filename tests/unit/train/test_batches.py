@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.train.attention import sample_lengths
 from ual_ray.train.batches import Batch, StepPlan, collate, validation_steps
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.token_store import NO_BIN, Sample
@@ -162,7 +163,7 @@ def test_collate_lays_packed_samples_side_by_side() -> None:
     batch = collate([[first, second], [second]], length=7, packed=True)
     assert batch.attention_mask is None
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 0, 0], [7, 8, 9, 0, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0]]
     assert batch.labels.tolist() == [[-100, 6, -100, 8, 9, -100, -100], [-100, 8, 9, -100, -100, -100, -100]]
     assert batch.uncertainty_bin.tolist() == [[0, 0, -1, -1, -1, -1, -1], [-1] * 7]
     torch.testing.assert_close(batch.alpha[0], torch.tensor([0.3, 0.3, 0.1, 0.1, 0.1, 0.0, 0.0]))
@@ -233,3 +234,12 @@ def test_packed_and_unpacked_losses_and_gradients_are_equal(kind: str, attention
     assert alone[1][:, -1].sum() == sum(length - 1 for length in lengths)
     seen = measure(Batch(**{**vars(collate([samples[:3], samples[3:]], packed=True)), "attention_mask": torch.ones(2, 22)}))
     assert not torch.isclose(seen[0], alone[0], rtol=1e-4)  # the test can tell: samples that see each other differ
+
+
+def test_no_position_is_beyond_those_of_the_samples() -> None:
+    # A model with a table of positions has no entry for others.
+    long, short = (Sample("a", np.arange(size), np.arange(size), 0.0) for size in (5, 2))
+    batch = collate([[long, long, long], [short], []], packed=True)
+    assert int(batch.position_ids.max()) == 4
+    assert batch.position_ids[1].tolist() == [0, 1, *range(5), *range(5), 0, 1, 2]
+    assert sum(sample_lengths(batch.position_ids)) == 45

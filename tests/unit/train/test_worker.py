@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,20 @@ def test_a_validation_takes_as_many_tokens_as_allowed_and_training_takes_all(tok
         return [len(loop.Data(job, split).store) for split in (col.TRAIN, col.VALIDATION)]
 
     assert [sizes(most) for most in (None, 10_000, 1)] == [[12, 4], [12, 4], [12, 1]]
+
+
+@pytest.mark.parametrize(("family", "refused"), [("gpt2", True), ("opt", True), ("llama", False)])
+def test_rows_beyond_a_models_table_of_positions_are_refused(
+    tokens: Path, family_folder: Any, tmp_path: Path, family: str, refused: bool
+) -> None:
+    model = shutil.copytree(family_folder(family), tmp_path / family)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"n_positions": 12, "max_position_embeddings": 12}))
+    if not refused:  # positions that are computed have no end
+        assert train(tokens, model, tmp_path / "out", max_steps=1).ending == "finished"
+        return
+    with pytest.raises(UserError, match=r"(?s)table of positions.*at most 12.*train\.max_length=12"):
+        train(tokens, model, tmp_path / "out", max_steps=1)
 
 
 @pytest.fixture(

@@ -143,7 +143,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
         seconds=len(plan) * flops / (device.flops * train.num_workers),
         advice=(
             *_about_rows(train, rows),
-            *_about_plan(train, plan, micro, model.positions()),
+            *_about_plan(train, plan, micro, int(rows.lengths.max()), model.positions()),
             *_about_memory(train, device, memory, lambda other: model.memory(other, micro_batch(other, sequences, longest))),
         ),
         by_source=plan.by_source(),
@@ -326,7 +326,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
         yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
 
 
-def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, positions: int | None) -> Iterator[str]:
+def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, longest: int, positions: int | None) -> Iterator[str]:
     if plan.padding_share > MAX_PADDING and not train.packing:
         yield f"{plan.padding_share:.0%} of the tokens computed are padding. Set train.packing=true."
     sequences = min(train.global_batch_size, len(plan.epochs[0]))
@@ -335,8 +335,9 @@ def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, positions
             f"a step has {sequences} sequences, so {idle} of {micro.passes * train.num_workers} micro-batches are empty. "
             "Raise train.global_batch_size, or use fewer workers."
         )
-    if positions is not None and micro.length > positions:
-        yield f"sequences of {micro.length} tokens are longer than the model's {positions} positions. Lower train.max_length."
+    # In a pack positions begin anew with every row.
+    if positions is not None and longest > positions:
+        yield f"rows of {longest} tokens are longer than the model's {positions} positions. Lower train.max_length."
 
 
 def _about_memory(train: TrainConfig, device: Device, memory: Memory, judge: Any) -> Iterator[str]:

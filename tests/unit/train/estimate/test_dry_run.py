@@ -338,8 +338,10 @@ def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_pat
     assert any("train.packing=true" in text for text in dry_run.dry_run(settings(model, *one_batch), smoothed).advice)
     idle = dry_run.dry_run(settings(model, "train.num_workers=8", "train.global_batch_size=4"), smoothed)
     assert any("4 of 8 micro-batches are empty" in text for text in idle.advice)
-    long = dry_run.dry_run(settings(model, "train.packing=true", "train.max_length=600"), smoothed)
-    assert any("256 positions" in text for text in long.advice)
+    for tokens, warned in ((100, False), (300, True)):  # in a pack positions begin anew
+        rows = write(tmp_path / f"{tokens}.parquet", [tokens] * 20)
+        long = dry_run.dry_run(settings(model, "train.packing=true", "train.max_length=600"), rows)
+        assert any("256 positions" in text for text in long.advice) == warned
 
 
 def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
