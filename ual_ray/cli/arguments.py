@@ -6,6 +6,7 @@ One grammar: positional arguments name inputs, `--config FILE` the configuration
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +66,7 @@ def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapp
         raise UserError(f"{twice[0]} is given twice", got="an argument and an override", fix=f"leave {twice[0]}=... out")
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (values or {}).items()]
     config = load_config(config_file, [*(overrides or []), *given])
+    _check_names(config)
     # Ray's workers have working directories of their own.
     config = map_names(config, _absolute_name, "model", "directory", "file", "data")
     config = map_names(config, lambda name: name if "://" in name else str(absolute(Path(name))), "storage")
@@ -75,6 +77,19 @@ def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapp
     # Cache keys depend on the file's settings, not on its path.
     train = read_accelerate_config(Path(config.train.accelerate_config), config.train)
     return config.model_copy(update={"train": train.model_copy(update={"accelerate_config": None})})
+
+
+def _check_names(config: Config) -> None:
+    """Raise UserError for a path that no file of this machine can have, such as one with `~` of an unknown user."""
+    from ual_ray.config.keys import naming
+
+    for key, name in naming(config, "model", "directory", "file", "data", "storage", "output").items():
+        try:
+            "://" in name or os.stat(Path(name).expanduser())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{key} cannot be a path here", got=f"{name!r}: {error}", fix=f"give another {key}") from error
 
 
 def _absolute_name(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ual_ray.config.names import is_file_name
+from ual_ray.config.names import FILE_NAME, is_file_name
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER
 from ual_ray.config.section import Section, key
 
@@ -67,7 +67,7 @@ class ExperimentConfig(Section):
             raise ValueError(f"primary: there is no scenario {', '.join(unknown)}; expected {', '.join(self.scenarios)}")
         for name in self.scenarios:
             if not is_file_name(name):
-                raise ValueError(f"scenarios: '{name}' must be letters, digits, '-' or '_'")
+                raise ValueError(f"scenarios: '{name}' must be {FILE_NAME}")
             if name in (ELICIT_FOLDER, ANSWERS_FOLDER, ARTIFACTS_FOLDER, SPOOL_FOLDER):
                 raise ValueError(f"scenarios: '{name}' is the name of another folder of an experiment; take another name")
         return self

@@ -32,6 +32,7 @@ RULES = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "string_type": "text",
+    "string_too_short": "text that is not empty",
     "tuple_type": "a list, such as [a, b]",
     "model_type": "a section of keys",
     "dict_type": "a section of keys",
@@ -72,7 +73,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Confi
             values = OmegaConf.to_container(OmegaConf.merge(base, given), resolve=True)
         else:  # most of the time of a load would be spent on wrapping the defaults
             values = _merged(base, OmegaConf.to_container(given))
-    except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
         source = ", ".join([*([str(path)] if path is not None else []), *overrides])
         raise UserError(
             "the configuration cannot be merged",

@@ -48,10 +48,13 @@ else:
     LossName = Literal[tuple(LOSSES)]
 
 
+# File systems take 255 bytes; names of pairs and of registered models hold more than the name.
+LONGEST_NAME = 100
+FILE_NAME = f"at most {LONGEST_NAME} bytes of letters, digits, '-' or '_'"
 # In the name of a pair of models: no arm has it between dashes, or two pairs could have one name.
 VERSUS = "vs"
 
 
 def is_file_name(name: str) -> bool:
-    """Tell whether a name of the configuration can name a folder: letters, digits, '-' and '_'."""
-    return name.replace("-", "").replace("_", "").isalnum()
+    """Tell whether a name of the configuration can name a folder; FILE_NAME is the rule in words."""
+    return len(name.encode(errors="replace")) <= LONGEST_NAME and name.replace("-", "").replace("_", "").isalnum()

@@ -13,10 +13,10 @@ from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
 from ual_ray.config.evaluate import EvaluateConfig
-from ual_ray.config.experiment import ExperimentConfig
+from ual_ray.config.experiment import LARGEST_SEED, ExperimentConfig
 from ual_ray.config.judge import JudgeConfig
 from ual_ray.config.known_truth import KnownTruthConfig
-from ual_ray.config.names import BASE, DEMO, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
+from ual_ray.config.names import BASE, DEMO, FILE_NAME, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, SCALED_NLL, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
@@ -119,6 +119,7 @@ class Config(Section):
     runtime: RuntimeConfig = key(default_factory=RuntimeConfig, affects="", description="Ray cluster")
     output: str = key(
         "runs/demo",
+        min_length=1,
         affects="",
         names="output",
         description="output folder of the run: a path, or a URI such as s3://BUCKET/RUN",
@@ -126,6 +127,7 @@ class Config(Section):
     seed: int = key(
         0,
         ge=0,
+        le=LARGEST_SEED,
         affects="scores alphas weights verdicts",
         description="random seed of data order, sampling, bootstrap, adapter initialization and random controls",
     )
@@ -152,8 +154,7 @@ class Config(Section):
         for arm in self.arms:
             if not is_file_name(arm) or arm in (BASE, REFERENCE_ANSWERS):
                 raise ValueError(
-                    f"arm '{arm}' must be letters, digits, '-' or '_', and neither '{BASE}' (the untrained model) nor "
-                    f"'{REFERENCE_ANSWERS}'"
+                    f"arm '{arm}' must be {FILE_NAME}, and neither '{BASE}' (the untrained model) nor '{REFERENCE_ANSWERS}'"
                 )
             if VERSUS in arm.split("-"):
                 raise ValueError(f"arm '{arm}' has '{VERSUS}' between dashes, which names pairs of arms; take another name")
@@ -161,7 +162,7 @@ class Config(Section):
             raise ValueError(f"arms that differ in capitals alone would share a folder on some disks: {', '.join(alike)}")
         for name in self.evaluate.benchmarks:
             if not is_file_name(name):
-                raise ValueError(f"evaluate.benchmarks: '{name}' must be letters, digits, '-' or '_'")
+                raise ValueError(f"evaluate.benchmarks: '{name}' must be {FILE_NAME}")
         return self
 
     @model_validator(mode="after")

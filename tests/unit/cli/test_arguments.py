@@ -40,6 +40,13 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytes
     assert load(None, ["train.storage=s3://bucket/runs"]).train.storage == "s3://bucket/runs"
 
 
+@pytest.mark.parametrize("key", ["output", "data.path", "model", "train.storage", "evaluate.benchmarks.gsm8k.path"])
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a" * 5000, "a" * 300, '"a\\0b"'])
+def test_a_path_that_cannot_be_is_an_error_with_its_key(key: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s){key} cannot be a path here.*got: "):
+        load(None, [f"{key}={name}"])
+
+
 def test_settings_of_an_accelerate_file_replace_its_name(tmp_path: Path) -> None:
     file = tmp_path / "fsdp.yaml"
     file.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_activation_checkpointing: true}\n")

@@ -57,6 +57,8 @@ from ual_ray.errors import UserError
         ("arms.ual.map=sigmoid", "'mean_matched'"),
         ("arms.ual.base=none", "'rank'"),
         ("seed=-1", "greater than or equal to 0"),
+        ("seed=99999999999999999999", "less than or equal to"),
+        ("output=''", "not empty"),
         ("data=rows.jsonl", "a section of keys"),
         ("train.packing=maybe", "true or false"),
         ("train.learning_rate=fast", "a number"),
@@ -70,9 +72,23 @@ def test_a_bad_value_names_the_key_the_rule_and_the_value(override: str, says: s
         load(overrides=[override])
     first, got, expected, *fix = str(error.value).splitlines()
     assert first.startswith(f"bad value for '{key}")
-    assert got.startswith("  got: ") and value.strip("[].") in got
+    assert got.startswith("  got: ") and value.strip("[].'") in got
     assert expected.startswith("  expected: ") and says in expected
     assert all(line.startswith("  fix: did you mean") for line in fix)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (f"arms.{'a' * 101}.map=none", "at most 100 bytes"),
+        (f"evaluate.benchmarks.{'é' * 51}.kind=gsm8k", "at most 100 bytes"),
+        (f"experiment.scenarios.{'a' * 101}=[data.label_noise=0.1]", "at most 100 bytes"),
+        (f"{'a.' * 3000}b=1", "recursion depth"),
+    ],
+)
+def test_a_name_that_is_too_long_is_an_error(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load(overrides=[override])
 
 
 def test_a_value_that_is_nearly_right_is_told_so() -> None:
