@@ -335,7 +335,7 @@ def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, longest: 
             f"a step has {sequences} sequences, so {idle} of {micro.passes * train.num_workers} micro-batches are empty. "
             "Raise train.global_batch_size, or use fewer workers."
         )
-    # In a pack positions begin anew with every row.
+    # In a pack positions start again with every row.
     if positions is not None and longest > positions:
         yield f"rows of {longest} tokens are longer than the model's {positions} positions. Lower train.max_length."
 
