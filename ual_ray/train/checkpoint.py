@@ -231,7 +231,11 @@ def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     if optimizer is None:
         weights, rest = get_model_state_dict(model, options=TRAINED), {}
     else:
+        new = not optimizer.state
         weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         rest = {"optimizer": moments}
+        # torch makes the moments of a new optimizer by a step, which must not count as one.
+        for own in optimizer.state.values() if new else ():
+            own["step"].zero_()
     once = {name for name, _ in model.named_parameters()}
     return {"model": {name: value for name, value in weights.items() if name in once}, **rest}

@@ -207,24 +207,29 @@ def test_alpha_at_its_bounds(tokens: Path, family_folder: Any, tmp_path: Path, a
     assert last["smoothed_loss"] < first["smoothed_loss"]
 
 
+@pytest.mark.parametrize("poisoned", [1, 2])
 def test_a_skipped_update_leaves_no_trace(
-    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
 ) -> None:
-    backward, calls = optimizer_step.backward, []
+    backward, calls = optimizer_step.backward, list[int]()
 
-    def poisoned(model: Any, *arguments: Any) -> Any:
+    def poison(model: Any, *arguments: Any) -> Any:
         sums = backward(model, *arguments)
-        calls.append(model)
-        if len(calls) == 2:
+        calls.append(1)
+        if len(calls) == poisoned:
             next(parameter.grad for parameter in model.parameters()).fill_(float("nan"))
         return sums
 
-    monkeypatch.setattr(optimizer_step, "backward", poisoned)
-    assert train(tokens, family_folder("llama"), tmp_path / "out", skip_non_finite=1).ending == "finished"
-    lines = read_metrics(tmp_path / "out" / col.METRICS_FILE)
-    assert [line["step"] for line in lines if SKIPPED in line] == [2]
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "out").values())
-    assert lines[-1]["nll"] < lines[1]["nll"]
+    monkeypatch.setattr(optimizer_step, "backward", poison)
+    # Also not by a checkpoint of an optimizer that has not updated anything yet.
+    for name, every in (("seldom", None), ("often", 1)):
+        calls.clear()
+        done = train(tokens, family_folder("llama"), tmp_path / name, skip_non_finite=1, checkpoint_every=every, max_steps=3)
+        assert done.ending == "finished"
+        lines = read_metrics(tmp_path / name / col.METRICS_FILE)
+        assert [line["step"] for line in lines if SKIPPED in line] == [poisoned]
+    often = weights(tmp_path / "often")
+    assert all(torch.equal(value, often[key]) and value.isfinite().all() for key, value in weights(tmp_path / "seldom").items())
 
 
 def test_it_continues_only_from_adapters_of_the_same_kind(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
