@@ -87,7 +87,7 @@ def test_every_token_attends_within_its_sample_and_window(lengths: list[int], wi
 def test_lengths_are_read_from_positions() -> None:
     assert sample_lengths(torch.tensor([[0, 1, 2, 0, 0, 1]])) == [3, 1, 2]
     batch = collate([make_samples((3, 4)), make_samples((2,))], packed=True)
-    assert sample_lengths(batch.position_ids) == [3, 4, 2, 5]
+    assert sample_lengths(batch.position_ids) == [3, 4, 2, 4, 1], "padding is cut at the longest sample"
 
 
 @pytest.mark.parametrize("given_argument", ["softcap", "s_aux", "position_bias"])
