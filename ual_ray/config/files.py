@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ual_ray.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -34,5 +36,8 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Read a JSON file; None if it does not exist. Raises UserError for one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:  # the machine stopped before all of it was on the disk, or somebody changed it
+        raise UserError("a file is not JSON", got=f"{path}: {error}", fix="restore it from a copy, or remove it") from error

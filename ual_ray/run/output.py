@@ -13,7 +13,6 @@ A stage whose digest has a done.json is not run again. An interrupted stage find
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config
-from ual_ray.config.files import write_json, write_text
+from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.fingerprint import fingerprint
@@ -49,8 +48,7 @@ class Workspace:
         """Raise UserError when the folder belongs to other data or another model, or contains unrelated files."""
         owner = _owner(config)
         path = self.root / OWNER_FILE
-        if path.is_file():
-            found = json.loads(path.read_text())
+        if (found := read_json(path)) is not None:
             if found != owner:
                 changed = {
                     key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]

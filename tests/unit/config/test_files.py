@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ual_ray.config.files import read_json, replacing, write_json, write_lines, write_text
+from ual_ray.errors import UserError
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
@@ -39,6 +40,13 @@ def test_json_is_read_back_and_a_missing_file_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "x.json") is None
     write_json(tmp_path / "x.json", {"path": Path("a/b"), "text": "é", "values": [1, 0.5, None]})
     assert read_json(tmp_path / "x.json") == {"path": "a/b", "text": "é", "values": [1, 0.5, None]}
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"a": 1', b"\xff\xfe"])
+def test_a_damaged_file_is_an_error_with_its_name(damaged: bytes, tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"(?s)not JSON.*done\.json"):
+        read_json(tmp_path / "done.json")
 
 
 def test_nan_is_refused_where_it_is_not_allowed(tmp_path: Path) -> None:
