@@ -84,7 +84,9 @@ def _empty(folder: Path) -> None:
     if folder.is_dir() and any(file.name not in KEPT_FILES for file in folder.iterdir()):
         if not (folder / STARTED_FILE).is_file():
             raise UserError(f"{folder} was not made by this stage", fix="give another --out, or leave --force out")
-        for file in folder.iterdir():
+        # After a kill it is neither done without its files, nor a folder that no stage made.
+        order = {DONE_FILE: 0, STARTED_FILE: 2}
+        for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
             if file.name not in KEPT_FILES:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
 

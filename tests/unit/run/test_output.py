@@ -103,6 +103,30 @@ def test_force_empties_what_the_stage_wrote_and_nothing_else(tmp_path: Path) -> 
     assert sorted(left) == sorted([*KEPT_FILES, "started.json"])
 
 
+@pytest.mark.parametrize("after", range(4))
+def test_a_stage_that_is_emptied_when_it_is_killed_is_not_done_and_can_be_emptied_again(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, unlink, removed = tmp_path / "a", Path.unlink, list[str]()
+    run_stage(folder, {"x": 1}, work([]))
+    for name in ("answers", "zeros"):
+        (folder / name).write_text("of the old one")
+
+    def killed(path: Path, **options: Any) -> None:
+        if len(removed) == after:
+            raise KeyboardInterrupt
+        removed.append(path.name)
+        unlink(path, **options)
+
+    with monkeypatch.context() as kill, pytest.raises(KeyboardInterrupt):
+        kill.setattr(Path, "unlink", killed)
+        run_stage(folder, {"x": 1}, work([]), force=True)
+    left = {file.name for file in folder.iterdir()}
+    assert "done.json" not in left or {"answers", "zeros"} <= left, "done without its files"
+    done = run_stage(folder, {"x": 2}, work([]), force=True)
+    assert not done.reused and {file.name for file in folder.iterdir()} == {"started.json", "done.json"}
+
+
 def test_force_does_not_empty_a_folder_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="was not made by this stage"):
