@@ -133,7 +133,12 @@ class Spool:
 
     def _read(self, name: str) -> Operation:
         operation = Operation(**json.loads(self._path(name).read_text(encoding="utf-8")))
-        return operation if operation.file is None else replace(operation, file=str(self.folder / operation.file))
+        if operation.file is None:
+            return operation
+        file = self.folder / operation.file
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"the file {operation.file} is not in this folder")
+        return replace(operation, file=str(file))
 
     def _copy(self, file: Path) -> str:
         """Copy a file into the spool; returns the path relative to the folder, which may be moved."""

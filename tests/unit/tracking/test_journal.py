@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +91,17 @@ def test_what_cannot_be_read_is_put_aside_and_does_not_block(tmp_path: Path) -> 
     later = Spool(tmp_path, STORE_AT)
     assert [operation.run for operation in drain(later)] == ["c"]
     assert {path.name for path in (spool.folder / REFUSED).iterdir()} == {broken.name, odd.name}
+
+
+@pytest.mark.parametrize("file", ["/etc/hostname", "../../../secret", "files/../../../../secret"])
+def test_a_file_outside_the_spool_is_not_sent(file: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    spool = Spool(tmp_path / "run", STORE_AT)
+    spool.append(Operation("artifact", "1"))
+    (waiting,) = spool.folder.glob("[0-9]*.json")
+    waiting.write_text(json.dumps({"kind": "artifact", "run": "1", "content": {"folder": None}, "file": file}))
+    assert Spool(tmp_path / "run", STORE_AT).first() is None
+    assert (spool.folder / REFUSED / waiting.name).is_file()
 
 
 def test_what_is_refused_is_kept_with_its_reason(tmp_path: Path) -> None:
