@@ -129,9 +129,11 @@ class Tracker:
 
         FINISHED; FAILED after an exception; KILLED after an interrupt (SIGTERM counts as one).
         """
-        run = self._open(name, folder, tags, parent)
+        known = read_run(folder, redact_uri(self.uri))
+        run = Run(self, known.get("local_id") or known.get("run_id") or uuid4().hex, name, folder, parent)
         status = "FAILED"
         try:
+            self._open(run, folder, tags, parent, known.get("run_id"), new=not known)
             yield run
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -198,24 +200,22 @@ class Tracker:
                 fix="start the server (`ual ui`), or correct tracking.uri",
             ) from error
 
-    def _open(self, name: str, folder: Path, tags: Mapping[str, str], parent: Run | None) -> Run:
-        uri = redact_uri(self.uri)
-        known = read_run(folder, uri)
-        run = Run(self, known.get("local_id") or known.get("run_id") or uuid4().hex, name, folder, parent)
+    def _open(
+        self, run: Run, folder: Path, tags: Mapping[str, str], parent: Run | None, run_id: str | None, *, new: bool
+    ) -> None:
         content = {
-            "name": name,
+            "name": run.name,
             "tags": {**source_tags(), **redact_values(dict(tags))},
             "parent": parent.local_id if parent else None,
             "time": milliseconds(),
             "folder": str(folder.absolute()),
-            "run_id": known.get("run_id"),
-            "new": not known,
+            "run_id": run_id,
+            "new": new,
         }
         # Before the run is created, so that after a kill the same run is found again.
         with self.tolerant(f"writing {RUN_FILE}"):
-            write_run(folder, uri, run.local_id, known.get("run_id"))
+            write_run(folder, redact_uri(self.uri), run.local_id, run_id)
         self.submit(Operation("open", run.local_id, content))
-        return run
 
     def _end(self, run_id: str, status: str, holder: str | None = None) -> None:
         self.submit(Operation("end", run_id, {"status": status, "time": milliseconds(), "holder": holder}))

@@ -21,10 +21,11 @@ from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.tracking.catch_up import catch_up
+from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.run import flatten, metric_names
 from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.tracking.sender import MOST_ATTEMPTS
-from ual_ray.tracking.store import is_away
+from ual_ray.tracking.store import Store, is_away
 from ual_ray.tracking.tracker import Tracker
 
 
@@ -217,6 +218,24 @@ def test_a_typo_in_the_address_is_found_at_the_start(tmp_path: Path, monkeypatch
     assert time.monotonic() - started < 60
     with pytest.raises(UserError, match="contains a password"):
         catch_up(tmp_path)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_interrupt_while_a_run_is_opened_leaves_none_running(
+    applied: bool, tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, open_run = tracker_of(tmp_path), Store._open
+
+    def interrupted(self: Store, operation: Operation, waited: bool) -> str:
+        if applied:
+            open_run(self, operation, waited)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(Store, "_open", interrupted)
+        with tracker.run("x", tmp_path / "x", {}):
+            raise AssertionError("it was not opened")
+    assert {name: run.info.status for name, run in runs_of(tracker).items()} == ({"x": "KILLED"} if applied else {})
 
 
 def test_ways_to_end(tmp_path: Path, network: Network) -> None:
