@@ -83,7 +83,7 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
             raise user_error
         Console(stderr=True).print(
             f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(redact_uri(str(failure))[:500])}\n\n"
-            f"[dim]{escape(_tail(log_file))}[/dim]\n\nfull log: {escape(str(log_file))}",
+            f"[dim]{escape(redact_uri(_tail(log_file)))}[/dim]\n\nfull log: {escape(str(log_file))}",
             highlight=False,
         )
         raise SystemExit(1) from failure
