@@ -19,6 +19,7 @@ from common import read_rows, report
 
 from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
+from ual_ray.config.registry import ESTIMATORS
 
 DAMAGED = 0.2
 
@@ -51,7 +52,7 @@ def main() -> None:
         data, labels, out = folder / f"{name}.jsonl", folder / "labels.csv", folder / "out"
         data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages, _ in rows))
         labels.write_text("id,correct\n" + "".join(f"{col.content_id(messages)},{int(right)}\n" for messages, right in rows))
-        estimators = "elicit.estimators=[verbalized_error,p_true,nll,nll_sum,self_consistency,semantic_entropy]"
+        estimators = f"elicit.estimators=[{','.join(ESTIMATORS)}]"
         settings = ["data.test_share=0", "data.validation_share=0", estimators, "engine.max_model_len=2048", *options.settings]
         subprocess.run([sys.executable, "-m", "ual_ray", "elicit", str(data), *settings, "-o", str(out)], check=True)
         page = (options.page or folder / "inspection.html").absolute()
