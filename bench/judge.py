@@ -29,7 +29,7 @@ from ual_ray.columns import Message
 from ual_ray.config.load import load
 from ual_ray.judge.pairs import AnswerSet
 from ual_ray.judge.stage import Judging, judge_pairs
-from ual_ray.judge.win_rate import Judged, joint_length_controlled, length_controlled_win_rate
+from ual_ray.judge.win_rate import length_controlled_win_rate
 from ual_ray.parquet import write_rows
 from ual_ray.run.cluster import ray_cluster
 from ual_ray.run.progress import Meter, meter
@@ -87,15 +87,14 @@ def measure_speed(data: Path, count: int, settings: list[str]) -> None:
     report("judge", [measured], {}, judge="demo", engine=config.engine.model_dump(mode="json"))
 
 
-def read_preferences(path: Path) -> dict[str, Judged]:
-    """Read preferences by model."""
+def read_preferences(path: Path) -> dict[str, tuple[list[float], list[float], list[float]]]:
+    """Read preferences, and lengths of the reference's and of the model's answers, by model."""
     rows: dict[str, list[dict[str, str]]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             rows[row["model"]].append(row)
     return {
-        model: Judged(
-            [row["index"] for row in own],
+        model: (
             [float(row["preference"] or "nan") for row in own],
             [float(row["len_reference"]) for row in own],
             [float(row["len_candidate"]) for row in own],
@@ -109,11 +108,9 @@ def measure_parity(preferences: Path, winrates: Path) -> None:
     models = read_preferences(preferences)
     with winrates.open(encoding="utf-8", newline="") as file:
         known = {row["model"]: {key: float(row[key]) for key in row if key != "model"} for row in csv.DictReader(file)}
-    joint = joint_length_controlled(models, resamples=0)
-    shared = joint_length_controlled(models, resamples=0, leave_out=False)
     measurements = []
     for model, judged in models.items():
-        rate = length_controlled_win_rate(judged.preference, judged.len_reference, judged.len_candidate)
+        rate = length_controlled_win_rate(*judged)
         theirs = known[model]
         assert rate.length_controlled_win_rate is not None
         measurements.append(
@@ -125,8 +122,6 @@ def measure_parity(preferences: Path, winrates: Path) -> None:
                 "interval": f"{rate.length_controlled_low:.1f} to {rate.length_controlled_high:.1f}",
                 "theirs": theirs["lc_win_rate_minimal"],
                 "off": abs(rate.length_controlled_win_rate - theirs["lc_win_rate_minimal"]),
-                "difficulty": joint[model].length_controlled_win_rate,
-                "of all": shared[model].length_controlled_win_rate,
                 "leaderboard": theirs["leaderboard_lc_win_rate"],
             }
         )
@@ -134,15 +129,11 @@ def measure_parity(preferences: Path, winrates: Path) -> None:
 
 
 def _distances(measurements: list[dict[str, Any]]) -> Mapping[str, tuple[float, str]]:
-    def from_leaderboard(column: str) -> float:
-        return sum(abs(row[column] - row["leaderboard"]) for row in measurements) / len(measurements)
-
+    from_leaderboard = sum(abs(row["controlled"] - row["leaderboard"]) for row in measurements) / len(measurements)
     return {
         "raw, furthest off (points)": (max(row["raw off"] for row in measurements), f"<= {RAW_AIM}"),
         "controlled, furthest off (points)": (max(row["off"] for row in measurements), f"<= {CONTROLLED_AIM}"),
-        "mean distance from the leaderboard, length alone": (from_leaderboard("controlled"), "-"),
-        "mean distance from the leaderboard, difficulty by the other models": (from_leaderboard("difficulty"), "-"),
-        "mean distance from the leaderboard, difficulty by all models": (from_leaderboard("of all"), "-"),
+        "mean distance from the leaderboard, length alone": (from_leaderboard, "-"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Win rates from a judge's preferences: raw, controlled for the length of the answers, and with an instruction difficulty.
+"""Win rates from a judge's preferences: raw, and controlled for the length of the answers.
 
 Pure functions of arrays. A preference is in [1, 2], HIGHER = THE CANDIDATE'S ANSWER IS BETTER; NaN or None = no verdict,
 which is left out and counted, never treated as a loss.
@@ -12,13 +12,12 @@ differ by up to 0.2 points for models of its leaderboard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
@@ -41,8 +40,6 @@ MOST_ITERATIONS = 10_000
 # As AlpacaEval fits: scikit-learn's defaults, and its seed.
 ALPACA_TOLERANCE, ALPACA_ITERATIONS, ALPACA_SEED = 1e-4, 100, 123
 LEAST_WEIGHT = 1e-9
-# A difficulty has the prior N(0, 1), in logits; the other terms of the joint fit have a nearly flat prior.
-WIDE = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +74,6 @@ class WinRate:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One candidate's preferences and lengths in characters, row by row; `question` is the id of each row's question."""
-
-    question: Sequence[str]
-    preference: ArrayLike
-    len_reference: ArrayLike
-    len_candidate: ArrayLike
-
-
-@dataclass(frozen=True)
 class PositionBias:
     """Mean preference for the candidate, in [1, 2], over the pairs that show it first and over those that show it second.
 
@@ -107,23 +94,17 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs with a verdict: win probabilities in [0, 1], length differences (> 0: the candidate is longer), difficulty."""
+    """The pairs with a verdict: win probabilities in [0, 1], length differences (> 0: the candidate is longer)."""
 
     wins: Numbers
     difference: Numbers
-    difficulty: Numbers | None
 
     def take(self, places: NDArray[np.int64]) -> _Pairs:
-        difficulty = None if self.difficulty is None else self.difficulty[places]
-        return _Pairs(self.wins[places], self.difference[places], difficulty)
-
-    def others(self) -> Numbers:
-        """The terms other than length [rows, terms]: difficulty, if given, and the constant."""
-        constant = np.ones(len(self.wins))
-        return np.column_stack([constant] if self.difficulty is None else [self.difficulty, constant])
+        return _Pairs(self.wins[places], self.difference[places])
 
     def terms(self) -> Numbers:
-        return np.column_stack([length_term(self.difference), self.others()])
+        """The squashed length difference and the constant [rows, 2]."""
+        return np.column_stack([length_term(self.difference), np.ones(len(self.wins))])
 
 
 def win_rate(preference: ArrayLike) -> float:
@@ -137,7 +118,6 @@ def length_controlled_win_rate(
     len_reference: ArrayLike,
     len_candidate: ArrayLike,
     *,
-    difficulty: ArrayLike | None = None,
     strength: float | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -145,16 +125,15 @@ def length_controlled_win_rate(
 ) -> WinRate:
     """Measure the raw and the length-controlled win rate of a candidate, both with a bootstrap interval over the rows.
 
-    Lengths are in characters; `difficulty`, in logits, adds a term per row. `strength` is the inverse L1 penalty; None
-    chooses it by five-fold cross-validation, fold k = every fifth row from k, and fits as AlpacaEval does; the order of the
-    rows matters there alone. It is kept for the `resamples`; 0 gives no interval. Raises UserError for preferences outside
-    [1, 2], a missing length, columns of different lengths, and when there is no verdict.
+    Lengths are in characters. `strength` is the inverse L1 penalty; None chooses it by five-fold cross-validation, fold k =
+    every fifth row from k, and fits as AlpacaEval does; the order of the rows matters there alone. It is kept for the
+    `resamples`; 0 gives no interval. Raises UserError for preferences outside [1, 2], a missing length, columns of different
+    lengths, and when there is no verdict.
     """
     values = _preferences(preference)
-    reference, candidate = (_column(lengths, values, name) for lengths, name in _named(len_reference, len_candidate))
+    reference, candidate = _column(len_reference, values, "len_reference"), _column(len_candidate, values, "len_candidate")
     valid = np.isfinite(values)
-    hard = None if difficulty is None else _column(difficulty, values, "difficulty")[valid]
-    pairs = _Pairs(values[valid] - LOSS, (candidate - reference)[valid], hard)
+    pairs = _Pairs(values[valid] - LOSS, (candidate - reference)[valid])
     fit = _fit if strength else _fit_as_alpaca_eval
     strength = (strength or _choose_strength(pairs)) if _can_be_controlled(pairs) else None
     slopes = None if strength is None else fit(pairs.terms(), pairs.wins, strength)
@@ -164,7 +143,7 @@ def length_controlled_win_rate(
         win_rate=100 * float(pairs.wins.mean()),
         win_rate_low=low,
         win_rate_high=high,
-        length_controlled_win_rate=None if slopes is None else _at_equal_lengths(pairs, slopes),
+        length_controlled_win_rate=None if slopes is None else _at_equal_lengths(slopes),
         length_controlled_low=controlled_low,
         length_controlled_high=controlled_high,
         n=len(values),
@@ -176,64 +155,6 @@ def length_controlled_win_rate(
         level=level,
         resamples=resamples,
     )
-
-
-def joint_length_controlled(
-    models: Mapping[str, Judged], *, leave_out: bool = True, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, WinRate]:
-    """Control every candidate's win rate for length and for the difficulty of the instructions, shared by all candidates.
-
-    The leaderboard of AlpacaEval controls for both, with difficulties estimated from all its models. `leave_out` estimates
-    each candidate's difficulties from the other candidates' verdicts, so that they do not fit the noise of its own. The
-    interval treats the difficulties as known. Raises UserError for fewer than two candidates.
-    """
-    if len(models) < 2:
-        raise UserError(
-            "the instructions' difficulty needs several candidates", got=len(models), expected="two or more candidates"
-        )
-    shared = None if leave_out else instruction_difficulty(models)
-    rates = {}
-    for name, judged in models.items():
-        others = {other: rows for other, rows in models.items() if other != name}
-        difficulty = instruction_difficulty(others) if shared is None else shared
-        rates[name] = length_controlled_win_rate(
-            judged.preference,
-            judged.len_reference,
-            judged.len_candidate,
-            # A question on which no other candidate was judged gets the average difficulty.
-            difficulty=[difficulty.get(question, 0.0) for question in judged.question],
-            level=level,
-            resamples=resamples,
-            seed=seed,
-        )
-    return rates
-
-
-def instruction_difficulty(models: Mapping[str, Judged]) -> dict[str, float]:
-    """Estimate each question's advantage for candidates over the reference, in logits (higher = easier to win, mean 0).
-
-    One logistic regression over all candidates: a length slope and a constant per candidate, and a term per question with
-    the prior N(0, 1).
-    """
-    questions = sorted({question for judged in models.values() for question in judged.question})
-    place = {question: number for number, question in enumerate(questions)}
-    blocks, wins = [], []
-    for number, judged in enumerate(models.values()):
-        values = _preferences(judged.preference)
-        lengths = _named(judged.len_reference, judged.len_candidate)
-        reference, candidate = (_column(column, values, name) for column, name in lengths)
-        valid = np.flatnonzero(np.isfinite(values))
-        own = np.zeros((len(valid), 2 * len(models)))
-        own[:, 2 * number] = WIDE * length_term((candidate - reference)[valid])
-        own[:, 2 * number + 1] = WIDE
-        asked = [place[judged.question[row]] for row in valid]
-        shape = (len(valid), len(questions))
-        blocks.append(sparse.hstack([own, sparse.csr_array((np.ones(len(valid)), (range(len(valid)), asked)), shape=shape)]))
-        wins.append(values[valid] - LOSS)
-    model = LogisticRegression(C=1.0, fit_intercept=False, tol=TOLERANCE, max_iter=MOST_ITERATIONS)
-    _fit_soft(model, sparse.vstack(blocks).tocsr(), np.concatenate(wins))
-    found = model.coef_[0][2 * len(models) :]
-    return dict(zip(questions, (found - found.mean()).tolist(), strict=True))
 
 
 def position_bias(preference: ArrayLike, candidate_first: ArrayLike, question: Sequence[str] | None = None) -> PositionBias:
@@ -317,22 +238,17 @@ def _fit_as_alpaca_eval(terms: Numbers, wins: Numbers, strength: float, random: 
 
 
 def _penalised(terms: Numbers, wins: Numbers, strength: float, **solver: Any) -> Numbers:
+    """Fit to win probabilities: every row counts as a win with this weight, and as a loss with the rest."""
     model = LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, **solver)
-    _fit_soft(model, terms, wins)
+    # The solver drops rows of weight 0, and with them a label that no other row has.
+    shares = np.clip(wins, LEAST_WEIGHT, 1 - LEAST_WEIGHT)
+    labels = np.repeat([1, 0], len(wins))
+    model.fit(np.concatenate([terms, terms]), labels, sample_weight=np.concatenate([shares, 1 - shares]))
     return model.coef_[0]
 
 
-def _fit_soft(model: LogisticRegression, terms: Any, wins: Numbers) -> None:
-    """Fit to win probabilities: every row counts as a win with this weight, and as a loss with the rest."""
-    stacked = sparse.vstack([terms, terms]).tocsr() if sparse.issparse(terms) else np.concatenate([terms, terms])
-    labels = np.repeat([1, 0], len(wins))
-    # The solver drops rows of weight 0, and with them a label that no other row has.
-    shares = np.clip(wins, LEAST_WEIGHT, 1 - LEAST_WEIGHT)
-    model.fit(stacked, labels, sample_weight=np.concatenate([shares, 1 - shares]))
-
-
-def _at_equal_lengths(pairs: _Pairs, slopes: Numbers) -> float:
-    return 100 * float(expit(pairs.others() @ slopes[1:]).mean())
+def _at_equal_lengths(slopes: Numbers) -> float:
+    return 100 * float(expit(slopes[1]))
 
 
 def _bootstrap(
@@ -345,7 +261,7 @@ def _bootstrap(
         drawn = pairs.take(random.integers(len(pairs.wins), size=len(pairs.wins)))
         raw[number] = 100 * drawn.wins.mean()
         if strength is not None:
-            controlled[number] = _at_equal_lengths(drawn, fit(drawn.terms(), drawn.wins, strength))
+            controlled[number] = _at_equal_lengths(fit(drawn.terms(), drawn.wins, strength))
     return raw, controlled
 
 
@@ -368,10 +284,6 @@ def _preferences(preference: ArrayLike) -> Numbers:
     if not given.size:
         raise UserError("no pair has a verdict", got=f"{len(values)} pairs, all without a preference")
     return values
-
-
-def _named(len_reference: ArrayLike, len_candidate: ArrayLike) -> tuple[tuple[ArrayLike, str], tuple[ArrayLike, str]]:
-    return (len_reference, "len_reference"), (len_candidate, "len_candidate")
 
 
 def _column(given: ArrayLike, preference: Numbers, name: str) -> Numbers:

@@ -16,10 +16,7 @@ from scipy.special import expit
 
 from ual_ray.errors import UserError
 from ual_ray.judge.win_rate import (
-    Judged,
     WinRate,
-    instruction_difficulty,
-    joint_length_controlled,
     length_controlled_win_rate,
     length_term,
     position_bias,
@@ -104,13 +101,13 @@ def test_rates_of_as_many_questions_as_alpaca_eval_has(
 
 
 @pytest.mark.parametrize("strength", [0.05, 1.0, 100.0])
-def test_a_given_strength_and_a_difficulty_against_the_brute_force(strength: float) -> None:
+def test_a_given_strength_against_the_brute_force(strength: float) -> None:
     random = np.random.default_rng(3)
-    difference, hard, wins = random.normal(200, 400, 40).round(), random.normal(size=40), random.uniform(size=40)
-    got = rate(1 + wins, np.full(40, 500.0), 500 + difference, difficulty=hard, strength=strength)
-    terms = np.column_stack([np.tanh(difference / difference.std(ddof=1)), hard, np.ones(40)])
-    slopes = brute_force(terms, wins, strength)
-    assert got.length_controlled_win_rate == pytest.approx(100 * expit(terms[:, 1:] @ slopes[1:]).mean(), abs=1e-3)
+    difference, wins = random.normal(200, 400, 40).round(), random.uniform(size=40)
+    got = rate(1 + wins, np.full(40, 500.0), 500 + difference, strength=strength)
+    terms = np.column_stack([np.tanh(difference / difference.std(ddof=1)), np.ones(40)])
+    _, constant = brute_force(terms, wins, strength)
+    assert got.length_controlled_win_rate == pytest.approx(100 * expit(constant), abs=1e-3)
 
 
 def test_what_length_alone_wins_is_taken_out() -> None:
@@ -256,60 +253,6 @@ def test_position_bias_of_one_order_is_not_known() -> None:
     bias = position_bias([1.8, 1.6], [True, True])
     assert bias.candidate_first == pytest.approx(1.7)
     assert (bias.candidate_second, bias.difference, bias.standard_error) == (None, None, None)
-
-
-# --- instruction difficulty ------------------------------------------------------------------------------------------
-
-
-def several(models: int = 4, questions: int = 60) -> tuple[dict[str, Judged], np.ndarray]:
-    random = np.random.default_rng(11)
-    hard = random.normal(size=questions)
-    judged = {}
-    for number in range(models):
-        lengths = random.integers(100, 2000, questions)
-        wins = expit(number - 1.5 + hard)
-        judged[f"model {number}"] = Judged([f"q{at}" for at in range(questions)], 1 + wins, np.full(questions, 900), lengths)
-    return judged, hard
-
-
-def test_a_shared_difficulty_is_found() -> None:
-    judged, hard = several()
-    found = instruction_difficulty(judged)
-    values = np.array([found[f"q{at}"] for at in range(len(hard))])
-    assert values.mean() == pytest.approx(0, abs=1e-9)
-    assert np.corrcoef(values, hard)[0, 1] > 0.99
-
-
-@pytest.mark.parametrize("leave_out", [True, False])
-def test_the_joint_rates_are_the_raw_ones_where_length_does_nothing(leave_out: bool) -> None:
-    judged, _ = several()
-    rates = joint_length_controlled(judged, leave_out=leave_out, resamples=0)
-    for got in rates.values():
-        assert got.length_controlled_win_rate == pytest.approx(got.win_rate, abs=1)
-
-
-def test_other_orders_and_missing_rows_of_the_questions() -> None:
-    judged, _ = several()
-    first = judged["model 0"]
-    order = np.random.default_rng(2).permutation(60)
-    preference = np.asarray(first.preference)[order].tolist()
-    missing = [*preference[:-1], None]
-    moved = Judged(
-        [first.question[at] for at in order],
-        missing,
-        np.asarray(first.len_reference)[order],
-        np.asarray(first.len_candidate)[order],
-    )
-    rates = joint_length_controlled(judged | {"model 0": moved}, resamples=0)
-    before = joint_length_controlled(judged, resamples=0)["model 0"].length_controlled_win_rate
-    assert rates["model 0"].n_valid == 59
-    assert rates["model 0"].length_controlled_win_rate == pytest.approx(before, abs=2)
-
-
-def test_a_difficulty_needs_others() -> None:
-    judged, _ = several(1)
-    with pytest.raises(UserError, match="several candidates"):
-        joint_length_controlled(judged)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
