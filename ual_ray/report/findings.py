@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ual_ray.config.names import VERSUS
@@ -58,22 +58,8 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
-        others = (
-            "roles",
-            "alphas",
-            "seeds",
-            "calibration",
-            "clusters",
-            "win_rates",
-            "folders",
-            "validation",
-            "trials",
-            "copies",
-            "trainings",
-            "added_seeds",
-            "planned_seeds",
-        )
-        return {"figures": plain, "comparisons": self.comparisons.as_dict(), **{name: getattr(self, name) for name in others}}
+        others = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("metrics", "comparisons")}
+        return {"figures": plain, "comparisons": self.comparisons.as_dict(), **others}
 
     def with_role(self, role: Role) -> list[str]:
         """Name the models of a role."""

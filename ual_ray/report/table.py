@@ -204,7 +204,7 @@ def differences(comparisons: Comparisons) -> Grid:
         )
         for entry in comparisons.entries
     )
-    return Grid(f"Differences by question, paired; {len(rows)} comparisons in one family", heads, rows)
+    return Grid("Differences by question, paired", heads, rows)
 
 
 def forgetting(findings: Findings) -> Grid:

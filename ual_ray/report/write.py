@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,30 @@ def print_tables(findings: Findings, console: Console) -> None:
         if grid.rows:
             console.print(grid.rich())
             console.print()
-    if missing := without_primary(findings):
-        console.print(f"{missing[0].upper()}{missing[1:]}.", highlight=False, markup=False)
-    if lines := verdict_lines(findings.comparisons):
-        console.print(_primary_title(findings.comparisons), highlight=False)
-        for line in lines:
-            console.print(f"  {line}", highlight=False, markup=False)
-    if judged := judged_verdicts(findings):
-        console.print(JUDGED_TITLE, highlight=False)
-        for found in judged:
-            console.print(f"  {found.sentence()}", highlight=False, markup=False)
-    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
+    for line, listed in in_words(findings):
         console.print(line, highlight=False, markup=False)
+        for text in listed:
+            console.print(f"  {text}", highlight=False, markup=False)
+
+
+def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
+    """Word what was found: paragraphs, each with what is listed below it."""
+    if missing := without_primary(findings):
+        yield f"{missing[0].upper()}{missing[1:]}.", []
+    if found := primary_of(findings.comparisons):
+        yield _primary_title(findings.comparisons), [sentence(entry) for entry in found]
+    if judged := judged_verdicts(findings):
+        yield JUDGED_TITLE, [found.sentence() for found in judged]
+    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
+        yield line, []
 
 
 def write_files(findings: Findings, folder: Path) -> None:
     """Write report.md, comparison.json and findings.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = [f"- {line}" for line in verdict_lines(findings.comparisons)]
-    words = (
-        [_primary_title(findings.comparisons), "", *words]
-        if words
-        else [f"{missing[0].upper()}{missing[1:]}."]
-        if (missing := without_primary(findings))
-        else []
-    )
-    if judged := judged_verdicts(findings):
-        words += ["", JUDGED_TITLE, "", *(f"- {found.sentence()}" for found in judged)]
-    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
-        words += ["", line]
+    words: list[str] = []
+    for line, listed in in_words(findings):
+        words += [line, "", *(f"- {text}" for text in listed), *([""] if listed else [])]
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
         f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"
@@ -82,7 +78,7 @@ def write_files(findings: Findings, folder: Path) -> None:
     told = [f"- {label}: {tells}." for label, tells in notes(findings)]
     about = ["## What each measure tells, and what it does not\n", *told, ""] if told else []
     folders = ["## Folders of the rows\n", *paths]
-    text = "\n".join(["# Comparison on held-out questions\n", *words, "", *parts, NOTE, "", *about, *folders])
+    text = "\n".join(["# Comparison on held-out questions\n", *words, *parts, NOTE, "", *about, *folders])
     write_text(folder / REPORT_FILE, text + "\n")
     write_json(folder / COMPARISON_FILE, findings.comparisons.as_dict())
     write_json(folder / FINDINGS_FILE, findings.as_dict())
@@ -126,11 +122,6 @@ def _tag(entry: Comparison, primary: tuple[str, ...]) -> str:
     """Name the tag of a verdict; it names the measure where there are several."""
     measure = f".{measure_of(entry)}" if len(primary) > 1 else ""
     return f"verdict{measure}.{entry.arm}-vs-{entry.reference}"
-
-
-def verdict_lines(comparisons: Comparisons) -> list[str]:
-    """Word the primary comparisons, measure by measure in the order of the tests."""
-    return [sentence(entry) for entry in primary_of(comparisons)]
 
 
 def _primary_title(comparisons: Comparisons) -> str:

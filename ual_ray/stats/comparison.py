@@ -121,7 +121,7 @@ class Comparisons:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         entries = [asdict(entry) for entry in self.entries]
-        how = {"level": self.level, "resamples": self.resamples, "seed": self.seed, "family": len(entries)}
+        how = {"level": self.level, "resamples": self.resamples, "seed": self.seed}
         primary = described(self.primary) | {"chosen_after": self.chosen_after}
         return {"comparisons": entries, **how, "primary": primary}
 

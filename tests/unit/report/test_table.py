@@ -89,7 +89,7 @@ def test_the_models_by_hand() -> None:
 
 def test_differences_with_intervals_and_words_and_win_rates() -> None:
     _, differences, judged = tables(findings()).values()
-    assert differences.title == "Differences by question, paired; 2 comparisons in one family"
+    assert differences.title == "Differences by question, paired"
     assert differences.markdown().splitlines()[2:] == [
         "| **held_out: NLL per token, nats (primary)** |  |  |  |  |",
         "| ual - sft | 20 | -0.0123 [-0.0200, -0.0041] | 0.012 | better |",
