@@ -57,7 +57,8 @@ def blocks_of(piece: Piece, number: int, plan: ReadOptions, claim: Claim) -> Ite
     when the shard cannot be read.
     """
     data = plan.data
-    converted = convert(read_piece(piece), plan.format_name, data.columns, data.thinking, data.reference)
+    strict = data.format == "auto"
+    converted = convert(read_piece(piece), plan.format_name, data.columns, data.thinking, data.reference, strict)
     start = number * ROWS_PER_PIECE_AT_MOST
     entries = ((start + row, record, messages) for row, (record, messages) in enumerate(converted))
     for count, chunk in enumerate(_chunks(entries)):

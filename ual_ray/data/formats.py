@@ -6,7 +6,7 @@ known_formats.py has the formats, config/registry.py lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, is_blank, text_of
 from ual_ray.data.turns import add_common, unused_keys, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
@@ -39,8 +39,10 @@ MAPPED_TO = {
     **dict.fromkeys(("system_prompt", "system_message", "system_instruction", "sys_prompt", "sys", "System"), "system"),
     **dict.fromkeys(("available_tools", "tool_definitions", "function_definitions"), "tools"),
 }
-# Columns that tell good responses from bad ones, as data for KTO and reward models have them, where they are true and false.
-VERDICTS = ("label", "kto_tag")
+# Columns that tell good responses from bad ones, as data for KTO and reward models have them, and what a bad one has there.
+VERDICTS = ("label", "kto_tag", "is_correct", "correct", "desirable", "is_desirable")
+BAD = {"false", "undesirable", "rejected", "incorrect", "wrong"}
+WEIGHTS = ("weight", "loss_weight", "sample_weight")
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,18 @@ def _mapping_for(records: Sequence[Record]) -> str:
     if {"instruction", "response"} <= {*found}:  # Dolly
         return f"set 'data.columns={{output: response{', input: context' if CONTEXT in found else ''}}}'"
     if "chosen" not in found:
+        if turns := next((name for record in records for name, value in record.items() if _is_chat(value)), None):
+            return f"set 'data.columns={{messages: {turns}}}'"
         return "map the columns, such as 'data.columns={instruction: text, output: reply}'"
-    whole = any(isinstance(record.get("chosen"), list) for record in records)
-    mapped = "completion: chosen" if "prompt" in found else "messages: chosen" if whole else "output: chosen"
+    whole = any(isinstance(record.get("chosen"), list) and not isinstance(record.get("prompt"), list) for record in records)
+    mapped = "messages: chosen" if whole else "completion: chosen" if "prompt" in found else "output: chosen"
     return f"preference data: 'data.columns={{{mapped}}}' trains on the chosen responses"
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and bool({"role", "from"} & value[0].keys())
+    )
 
 
 def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: str, columns: Mapping[str, str]) -> None:
@@ -125,21 +135,40 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
         )
     # The first rows may have no value where later ones do.
     for record in records:
-        for column in PART_OF_A_TEXT:
-            if record.get(column) and column not in {*reads, *columns}:
-                raise UserError(
-                    f"{where} is of the format {name}, which does not read the column {column}",
-                    got=f"columns {columns_of(records)}",
-                    fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
-                )
-    for column in VERDICTS:
-        found = {str(record[column]).lower() for record in records if record.get(column) is not None}
-        if column not in columns and ("false" in found or found == {"0", "1"}):
+        if column := _unread(record, {*reads, *columns}):
             raise UserError(
-                f"{where} has good and bad responses: the column {column} is false or 0 in some rows",
+                f"{where} is of the format {name}, which does not read the column {column}",
                 got=f"columns {columns_of(records)}",
-                fix=f"keep the good rows alone, or set data.format={name} to train on all of them",
+                fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
             )
+    for column in sorted({*VERDICTS, *WEIGHTS} - {*columns}):
+        found = {_plain(record[column]) for record in records if record.get(column) is not None}
+        if column in VERDICTS and (BAD & found or found == {"0", "1"}):
+            what = f"good and bad responses: the column {column} is false or 0 in some rows"
+        elif column in WEIGHTS and (len(found) > 1 or "0" in found):
+            what = f"rows of different weights: the column {column}, which is not read"
+        else:
+            continue
+        raise UserError(
+            f"{where} has {what}",
+            got=f"columns {columns_of(records)}",
+            fix=f"keep the good rows alone, or set data.format={name} to train on all of them alike",
+        )
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower().removesuffix(".0")
+
+
+def _unread(record: Record, known: Collection[str]) -> str | None:
+    """Name a column of a record that its text makes no sense without, where nothing reads it."""
+    return next((name for name, value in record.items() if value and name in PART_OF_A_TEXT and name not in known), None)
+
+
+def _marked_bad(record: Record, known: Collection[str]) -> str | None:
+    """Name a column of a record that marks its response as a bad one, or gives it the weight 0, where nothing reads it."""
+    marks = [(name, _plain(record[name])) for name in (*VERDICTS, *WEIGHTS) if name in record and name not in known]
+    return next((name for name, value in marks if value in BAD or name in WEIGHTS and value == "0"), None)
 
 
 def _use_of(column: str, value: Any) -> str:
@@ -166,7 +195,9 @@ def unused_columns(rows: Iterable[tuple[Record, Any]], format_name: str, used: I
     known = {*form.reads, *COMMON, col.SOURCE, col.ID, "raw"} - {CONTEXT} | {*used}
     found: set[str] = set()
     for record, _ in rows:
-        found.update(str(name) for name, value in record.items() if name not in known and value is not None)
+        found.update(
+            str(name) or "(without a name)" for name, value in record.items() if name not in known and value is not None
+        )
         for name in form.reads & record.keys():
             turns = record[name] if isinstance(record[name], list) else []
             found.update(f"{name}.{key}" for turn in turns if isinstance(turn, Mapping) for key in unused_keys(turn))
@@ -220,13 +251,16 @@ def convert(
     columns: Mapping[str, str],
     thinking: str = "keep",
     reference: str | None = None,
+    strict: bool = False,
 ) -> Iterator[tuple[Record, Messages | BadRow]]:
     """Yield each record, its columns renamed, with its messages or the reason it has none.
 
-    thinking, reference: as `data.thinking` and `data.reference`.
+    thinking, reference: as `data.thinking` and `data.reference`. strict: whether a row is bad that has a column
+    which changes its meaning and is not read, as where the format was found out by the first rows.
     """
     form = _form(format_name)
     reference = next((ours for ours, theirs in columns.items() if theirs == reference), reference)
+    known = form.reads | {*columns} | ({reference} if reference else set())
     for record in records:
         if isinstance(record, BadRow):
             yield {"raw": record.raw}, record
@@ -234,6 +268,8 @@ def convert(
         renamed = rename(record, columns)
         try:
             _check_names(renamed)
+            if strict and (column := _unread(renamed, known) or _marked_bad(renamed, known)):
+                raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
             messages = add_common(renamed, form.convert(renamed), {*COMMON} - form.reads - ({CONTEXT} - columns.keys()))
             messages = without_thoughts(messages) if thinking == "drop" else messages
             yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
@@ -253,9 +289,9 @@ def _form(format_name: str) -> Format:
 def pair(record: Record, question_column: str, response_column: str) -> Messages:
     """Turn two columns of text into one user and one assistant message. Raises BadRow."""
     question, response = text_of(record, question_column), text_of(record, response_column)
-    if not question.strip():
+    if is_blank(question):
         raise BadRow(f"no instruction: {question_column} is empty")
-    if not response.strip():
+    if is_blank(response):
         raise BadRow(f"no response: {response_column} is empty")
     return [Message(role="user", content=question), Message(role="assistant", content=response)]
 

@@ -61,7 +61,7 @@ def peek(config: DataConfig, rows: int = 1000) -> DataPeek:
         raise UserError("the data set is empty", got=where, expected="at least one row")
     format_name = _format_of(config, records, where)
     check_reads(format_name, config.columns)
-    seen = list(convert(records, format_name, config.columns, config.thinking, config.reference))
+    seen = list(convert(records, format_name, config.columns, config.thinking, config.reference, config.format == "auto"))
     named = _named_columns(config, seen, where)
     _check_usable(seen, where, format_name)
     unused = tuple(unused_columns(seen, format_name, [*config.columns, *named]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ Record = Mapping[str, Any]
 
 # Put before the question, where `data.columns` maps it.
 CONTEXT = "context"
+# White space, and characters that are not seen.
+_BLANK = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]*")
 
 
 class BadRow(ValueError):
@@ -29,6 +32,11 @@ def text_of(record: Record, column: str) -> str:
         raise BadRow(f"{column} is not text: {value!r:.80}")
     check_unicode(column, value)
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is seen."""
+    return _BLANK.fullmatch(text) is not None
 
 
 def check_unicode(column: str, value: str) -> None:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ual_ray.columns import REPLY_WEIGHT, THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, text_of
+from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, is_blank, text_of
 
 ROLES = {
     "system": "system",
@@ -29,19 +29,25 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 # Roles of turns whose content is a tool call, as JSON.
 CALLING = ("function_call", "tool_call")
 # Whether a reply is trained on: OpenAI's key first, then those of other trainers, with 0 and 1 or false and true.
-WEIGHT_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable")
-# Reasoning under names that no chat template reads, and media: a turn means another thing without them.
+WEIGHT_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "train_on_turn")
+# Reasoning under names that no chat template reads, what is trained of a turn, and media: without them it means another thing.
 UNREADABLE_KEYS = (
+    *("channel", "mask", "masked", "train_detail", "training_detail"),
     *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text"),
     *("image", "images", "audio", "audios", "video", "videos"),
 )
-# A thought at the start of a reply, in the marks of any family of models.
-ANY_THOUGHT = re.compile(
-    r"\s*(?:<(think|thinking|thought|thoughts|reasoning|reflection)>.*?</\1>|\[THINK\].*?\[/THINK\]"
-    r"|<\|begin_of_thought\|>.*?<\|end_of_thought\|>)\s*",
+# Thoughts at the start of a reply, in the marks of any family of models, also without the first mark; a later one; an open one.
+THOUGHTS_FIRST = re.compile(
+    r"(?:(?:(?!<think>).)*</think>\s*)?(?:(?:\s*(?:<(think|thinking|thought|thoughts|reasoning|reflection)>.*?</\1>"
+    r"|\[THINK\].*?\[/THINK\]|<\|begin_of_thought\|>.*?<\|end_of_thought\|>))+\s*)?",
     re.DOTALL | re.IGNORECASE,
 )
+THOUGHT_LATER = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+THOUGHT_OPEN = re.compile(
+    r"<(?:think|thinking|thoughts?|reasoning|reflection)>|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE
+)
 TEXT_PARTS = ("text", "input_text", "output_text")
+HARMLESS: tuple[Any, ...] = (None, False, 0, "", [], {}, "final")
 # The keys that hold the arguments of a call: OpenAI's, Llama's, LangChain's, Anthropic's.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 KEYS = {*ROLE_KEYS, *CONTENT_KEYS, "tool_calls", "function_call", "tool_call_id", "name", *WEIGHT_KEYS, *THOUGHT_KEYS}
@@ -76,12 +82,12 @@ def turn_of(turn: Any) -> Message:
     if role is None:
         raise BadRow(f"a message's role is not one of {', '.join(ROLES)}: {turn!r:.80}")
     content, calls = _content(turn), _calls(turn)
-    if lost := next((key for key in UNREADABLE_KEYS if turn.get(key)), None):
+    if lost := next((key for key in UNREADABLE_KEYS if turn.get(key) not in HARMLESS), None):
         raise BadRow(f"a message has {lost}, which cannot be used: {turn[lost]!r:.80}")
     if given in CALLING:
         given_calls = _parsed(content, given)
         content, calls = "", [_call(call) for call in (given_calls if isinstance(given_calls, list) else [given_calls])]
-    if not content.strip() and not calls and role not in ("system", "tool"):
+    if is_blank(content) and not calls and role not in ("system", "tool"):
         raise BadRow("no response: the assistant message is empty" if role == "assistant" else "empty message")
     extra = {
         "tool_calls": calls,
@@ -129,10 +135,13 @@ def without_thoughts(messages: Messages) -> Messages:
     kept = []
     for message in messages:
         content = message["content"]
-        if message["role"] == "assistant" and (thought := ANY_THOUGHT.match(content) or THOUGHT.search(content)):
-            content = content[: thought.start()] + content[thought.end() :]
+        if message["role"] == "assistant":
+            first = THOUGHTS_FIRST.match(content)
+            content = THOUGHT_LATER.sub("", content[first.end() :] if first else content)
+            if THOUGHT_OPEN.match(content):
+                raise BadRow("no response: the reasoning of the assistant message does not end")
         extra = {key: value for key, value in extra_of(message).items() if key != "reasoning_content"}
-        if not content.strip() and message["content"].strip() and "tool_calls" not in extra:
+        if is_blank(content) and not is_blank(message["content"]) and "tool_calls" not in extra:
             raise BadRow("no response: the assistant message is empty without its reasoning")
         kept.append(with_extra(Message(role=message["role"], content=content), **extra))
     return kept

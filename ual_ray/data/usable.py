@@ -28,7 +28,10 @@ def usable_rows(data: DataConfig, pieces: Sequence[Piece], format_name: str) -> 
     """Yield the rows of these shards that a run would score or train on, each once, in data order."""
     known = set()
     for piece in pieces:
-        for record, messages in convert(read_piece(piece), format_name, data.columns, data.thinking, data.reference):
+        records = read_piece(piece)
+        for record, messages in convert(
+            records, format_name, data.columns, data.thinking, data.reference, data.format == "auto"
+        ):
             if isinstance(messages, BadRow) or (identity := content_id(messages)) in known:
                 continue
             known.add(identity)

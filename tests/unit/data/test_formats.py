@@ -124,6 +124,7 @@ def test_a_mapping_to_no_column_of_the_data_is_refused() -> None:
     [
         ({"instruction": "q", "output": ""}, "no response: output is empty"),
         ({"instruction": "q", "output": "  \n"}, "no response"),
+        ({"instruction": "q", "output": "\u200b \ufeff"}, "no response"),
         ({"instruction": "q", "output": None}, "no response"),
         ({"instruction": "q"}, "no response"),
         ({"instruction": "", "output": "a"}, "no instruction"),

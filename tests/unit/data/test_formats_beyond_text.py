@@ -67,6 +67,34 @@ def test_reasoning_is_kept_or_dropped(key: str) -> None:
     assert messages_of(inline, "messages", thinking="drop") == PLAIN
 
 
+@pytest.mark.parametrize("weights", [(0, 1), (0.3, 1.0), ("0", None)])
+def test_rows_of_different_weights_are_asked_for(weights: tuple[Any, ...]) -> None:
+    rows = [ROWS["alpaca"] | {"weight": weight} for weight in weights]
+    with pytest.raises(UserError, match="has rows of different weights: the column weight"):
+        recognise(rows, "x", {})
+    assert recognise(rows[-1:], "x", {}) == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("context", "c"), ("choices", ["a"]), ("label", False), ("kto_tag", "FALSE"), ("weight", 0.0)]
+)
+def test_a_later_row_with_a_column_that_changes_its_meaning_is_bad(column: str, value: Any) -> None:
+    rows = [ROWS["gsm8k"], ROWS["gsm8k"] | {column: None}, ROWS["gsm8k"] | {column: value}]
+    *good, (_, reason) = convert(rows, "gsm8k", {}, strict=True)
+    assert [messages for _, messages in good] == [PLAIN, PLAIN]
+    assert str(reason) == f"a column that is not read: {column} (data.format=gsm8k leaves it out)"
+    assert [messages for _, messages in convert(rows, "gsm8k", {})] == [PLAIN] * 3
+    assert [messages for _, messages in convert(rows[:2], "gsm8k", {"source": column}, strict=True)] == [PLAIN] * 2
+
+
+@pytest.mark.parametrize("key", ["mask", "train_detail", "channel"])
+def test_what_is_trained_of_a_turn_is_not_left_out(key: str) -> None:
+    with pytest.raises(BadRow, match=f"a message has {key}, which cannot be used"):
+        messages_of({"messages": [USER, ASSISTANT | {key: "analysis"}]}, "messages")
+    for harmless in (None, False, 0, [], "", "final"):
+        assert messages_of({"messages": [USER, ASSISTANT | {key: harmless}]}, "messages") == PLAIN
+
+
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "q1 "}, {"type": "text", "text": "q2"}]
     assert messages_of({"messages": [{"role": "user", "content": parts}, ASSISTANT]}, "messages")[0]["content"] == "q1 q2"
@@ -117,7 +145,7 @@ def test_the_mapping_of_dolly_is_told(columns: tuple[str, ...], mapping: str) ->
         recognise([row], "x", {})
 
 
-@pytest.mark.parametrize("column", ["label", "kto_tag"])
+@pytest.mark.parametrize("column", ["label", "kto_tag", "is_correct", "desirable"])
 def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str) -> None:
     rows = [ROWS["prompt_completion"] | {column: verdict} for verdict in (True, False)]
     with pytest.raises(UserError, match=f"has good and bad responses: the column {column} is false or 0 in some rows"):
@@ -126,8 +154,9 @@ def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str
     with pytest.raises(UserError, match="is false or 0 in some rows"):
         recognise([ROWS["alpaca"] | {column: "False"}], "x.csv", {})
     assert recognise([ROWS["alpaca"] | {column: 0}], "x", {}) == "alpaca"
-    with pytest.raises(UserError, match="is false or 0 in some rows"):
-        recognise([ROWS["alpaca"] | {column: verdict} for verdict in (1, 0)], "x", {})
+    for verdicts in ((1, 0), ("1.0", "0.0"), (1.0, 0.0, None), ("desirable", "undesirable")):
+        with pytest.raises(UserError, match="is false or 0 in some rows"):
+            recognise([ROWS["alpaca"] | {column: verdict} for verdict in verdicts], "x", {})
     assert recognise([ROWS["alpaca"] | {column: topic} for topic in (1, 0, 2)], "x", {}) == "alpaca"
 
 
@@ -136,6 +165,8 @@ def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str
     [
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"completion": "chosen"}),
         ({"chosen": PLAIN, "rejected": PLAIN}, {"messages": "chosen"}),
+        ({"prompt": "q", "chosen": PLAIN, "rejected": PLAIN}, {"messages": "chosen"}),
+        ({"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]}, {"completion": "chosen"}),
         ({"instruction": "q", "chosen": "a", "rejected": "b"}, {"output": "chosen"}),
     ],
 )

@@ -114,7 +114,26 @@ def test_sharegpt_names_of_calls_and_their_results(call: str, result: str) -> No
 def test_a_thought_is_dropped_whatever_its_marks(opening: str, closing: str) -> None:
     turns = [Message(role="user", content="q"), Message(role="assistant", content=f"{opening}\nhm\n{closing}\n\na")]
     assert without_thoughts(turns) == [USER, ASSISTANT]
+    several = f"{opening}a{closing}\n{opening}b{closing}\n\na"
+    assert without_thoughts([turns[0], Message(role="assistant", content=several)]) == [USER, ASSISTANT]
+    with pytest.raises(BadRow, match="does not end"):
+        without_thoughts([turns[0], Message(role="assistant", content=f"{opening}hm")])
     quoted = [USER, {"role": "assistant", "content": f"Models write {opening}x"}]
     assert without_thoughts([Message(**turn) for turn in quoted]) == quoted
     with pytest.raises(BadRow, match="empty without its reasoning"):
         without_thoughts([turns[0], Message(role="assistant", content=f"{opening}hm{closing}")])
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        ("hm\n</think>\n\na", "a"),
+        ("A <think>hm</think> b", "A b"),
+        ("A.\n\n<think>hm</think>\n\nB.", "A.\n\nB."),
+        ("`</thinking>` ends", "`</thinking>` ends"),
+        ("  <b>x</b>\n", "  <b>x</b>\n"),
+    ],
+)
+def test_a_thought_is_dropped_wherever_it_is_and_no_more(content: str, left: str) -> None:
+    (_, reply) = without_thoughts([Message(role="user", content="q"), Message(role="assistant", content=content)])
+    assert reply["content"] == left
