@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ual_ray import columns as col
 from ual_ray.columns import Messages, digest
 from ual_ray.config import BenchmarkConfig
-from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, rename
+from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, convert, rename
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
 
 Row = Mapping[str, Any]
@@ -113,10 +113,13 @@ class Benchmark(ABC):
 
     def from_record(self, record: Record, where: str) -> Question:
         """Make a question of one record of a file, its columns renamed. Raises BadRow if that is impossible."""
-        form = next((form for form in FORMATS.values() if form.fits(record)), None)
-        if form is None:
+        format_name = next((name for name, form in FORMATS.items() if form.fits(record)), None)
+        if format_name is None:
             raise BadRow(f"unknown format: columns {', '.join(columns_of([record]))}")
-        question = self.question(form.convert(record), source_of(record, where))
+        ((_, messages),) = convert([record], format_name, {name: name for name in self.config.columns})
+        if isinstance(messages, BadRow):
+            raise messages
+        question = self.question(messages, source_of(record, where))
         if question is None:
             raise BadRow(f"no question: the row has no answer that {self.kind} can read")
         return question

@@ -48,7 +48,9 @@ class DataConfig(Section):
         None, affects="rows", description="hub data set configuration, where it has several, such as main of openai/gsm8k"
     )
     split: str | None = key(
-        None, affects="rows", description="split of a hub data set or saved datasets directory; null = train"
+        None,
+        affects="rows",
+        description="split of a hub data set, saved datasets directory or folder of files named so; null = train",
     )
     revision: str | None = key(None, affects="rows", description="branch, tag or commit of a hub data set; null = latest")
     max_rows: int | None = key(None, ge=1, affects="rows", description="maximum number of rows to read; null = all")

@@ -21,6 +21,7 @@ import pyarrow.fs
 from ual_ray.config import DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
+from ual_ray.formatting import shorten_list
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 SUFFIXES = ", ".join(KINDS)
@@ -31,6 +32,11 @@ NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 
 # Data that would be left out of a folder in silence.
 PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$")
+
+# What names of files and folders call the splits of a data set.
+SPLIT_WORD = re.compile(
+    r"(?i)(?<![a-z])(?:(?P<train>train(?:ing)?)|(?P<validation>validation|valid|val|dev)|(?P<test>test(?:ing)?|eval(?:uation)?))(?![a-z])"
+)
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")
@@ -128,12 +134,6 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
     if arrow is not None:
         return arrow
     where = redact_uri(config.path)
-    if config.split is not None:
-        raise UserError(
-            "data.split is for hub names and datasets directories",
-            got=f"{where} is a folder of files",
-            fix="leave data.split out",
-        )
     found = []
     for info in filesystem_of(root).get_file_info(pyarrow.fs.FileSelector(path, recursive=True)):
         name = os.path.relpath(info.path, path)
@@ -145,7 +145,26 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
             found.append(_data_file(root, info.path, info, kind, name))
     if not found:
         raise UserError("data.path is a folder without data files", got=where, expected=f"files ending in {SUFFIXES}")
-    return sorted(found, key=lambda file: file.name)
+    return sorted(_of_split(found, config.split, where), key=lambda file: file.name)
+
+
+def _of_split(files: list[DataFile], split: str | None, where: str) -> list[DataFile]:
+    """Keep the files of one split, where their names tell splits apart, as in a copy of a hub data set. Raises UserError."""
+    words = {file.name: SPLIT_WORD.search(file.name) for file in files}
+    of = {name: str(word.lastgroup) if word else "" for name, word in words.items()}
+    known = sorted({*of.values()} - {""})
+    if split is None and len(known) < 2 or split == "all":
+        return files
+    if not known:
+        fix = "leave data.split out"
+        raise UserError("data.split is for hub names and datasets directories", got=f"{where} is a folder of files", fix=fix)
+    if split not in known:
+        raise UserError(
+            "data.path is a folder with files of several splits" if split is None else f"data.split: no file of '{split}'",
+            got=f"{where}: {shorten_list(sorted(of))}",
+            expected=f"data.split={' or '.join([*known, 'all'])}",
+        )
+    return [file for file in files if of[file.name] == split]
 
 
 def _data_file(root: str, path: str, info: pyarrow.fs.FileInfo, kind: str, name: str = "") -> DataFile:

@@ -76,6 +76,39 @@ def test_a_split_of_plain_files_is_refused(tmp_path: Path) -> None:
             found(path, split="test")
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
+        ("main/train/0.jsonl", "main/eval/0.jsonl"),
+        ("gsm8k_train.jsonl", "gsm8k_test_1000.jsonl"),
+        ("Training.jsonl", "dev.jsonl"),
+    ],
+)
+def test_files_that_are_named_after_splits_are_not_read_as_one(train: str, test: str, tmp_path: Path) -> None:
+    for name, row in zip((train, test), ROWS, strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(as_jsonl([row]))
+    with pytest.raises(UserError, match="files of several splits") as error:
+        found(tmp_path)
+    assert test in str(error.value) and "train or all" in str(error.value).replace("validation or ", "").replace("test or ", "")
+    assert read(tmp_path, split="train") == ROWS[:1]
+    assert read(tmp_path, split="validation" if test == "dev.jsonl" else "test") == ROWS[1:]
+    assert len(read(tmp_path, split="all")) == 2
+    with pytest.raises(UserError, match="no file of 'other'"):
+        found(tmp_path, split="other")
+
+
+@pytest.mark.parametrize(
+    "name", ["trained_by_hand.jsonl", "contest.jsonl", "evals.jsonl", "a.jsonl", "train2.jsonl", "train-1.jsonl"]
+)
+def test_other_names_of_files_are_of_no_other_split(name: str, tmp_path: Path) -> None:
+    for each in (name, "train.jsonl"):
+        (tmp_path / each).write_bytes(as_jsonl(ROWS))
+    assert len(read(tmp_path)) == 4
+
+
 @pytest.mark.parametrize("path", ["demo", ".", "rows.jsonl", "rows.txt", "URI"])
 def test_a_subset_of_what_is_no_hub_name_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
