@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
     part = folder.with_name(folder.name + ".part")
     weights = _Weights(model.model, getattr(torch, settings.dtype))
     files = _files(weights, settings.shard_bytes)
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    written = _begin(part, {"files": files, **_identity(settings)}, settings.origin, group)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    plan = {"files": files, "source": settings.source, "dtype": settings.dtype, "origin": settings.origin}
+    written = _begin(part, plan, group)
     missing = [file for file in files if file not in written]
     for start in range(0, len(missing), ranks):
         held: dict[str, Tensor] = {}
@@ -73,7 +74,7 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
                     held |= as_in_checkpoint(model.model, name, tensor.cpu())
         if held:
             _write(held, part / missing[start + rank])
-        _barrier(group)
+        dist.barrier(group)
     if rank == 0:
         if len(files) > 1:
             _write_index(part, files, sum(size for _, size in weights.sizes()))
@@ -82,7 +83,7 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
         (part / PLAN_FILE).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
-    _barrier(group)
+    dist.barrier(group)
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def export_adapter(model: SmoothedCausalLM, source: str, folder: Path) -> None:
     source: as in Export; the directory names it as the model that the adapters belong to.
     """
     reshard(model)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    writes = dist.get_rank() == 0
     tensors: dict[str, Tensor] = {}
     for name, layer in adapted_layers(model.model):
         for part in ("lora_A", "lora_B"):
@@ -168,23 +169,18 @@ def _files(weights: _Weights, shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)}
 
 
-def _identity(settings: Export) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name in ("source", "dtype", "origin")}
-
-
-def _begin(part: Path, plan: dict[str, Any], origin: str | None, group: dist.ProcessGroup | None) -> set[str]:
+def _begin(part: Path, plan: dict[str, Any], group: dist.ProcessGroup | None) -> set[str]:
     """Prepare the folder; return the files that an interrupted export of the same weights has finished, on every rank."""
     found = [set[str]()]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if dist.get_rank() == 0:
         file = part / PLAN_FILE
-        if origin is not None and file.exists() and json.loads(file.read_text()) == plan:
+        if plan["origin"] is not None and file.exists() and json.loads(file.read_text()) == plan:
             found = [{path.name for path in part.iterdir()} & set(plan["files"])]
         else:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             write_json(file, plan)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0, group=group)
+    dist.broadcast_object_list(found, src=0, group=group)
     return found[0]
 
 
@@ -204,11 +200,6 @@ def _write_index(folder: Path, files: Iterable[str], total_size: int) -> None:
         with safe_open(folder / file, framework="pt") as opened:
             homes |= dict.fromkeys(opened.keys(), file)
     write_json(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(homes.items()))})
-
-
-def _barrier(group: dist.ProcessGroup | None) -> None:
-    if dist.is_initialized():
-        dist.barrier(group)
 
 
 def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> None:

@@ -27,6 +27,8 @@ from ual_ray.train.weights import empty_model, load_weights
 CPU = torch.device("cpu")
 WRITE = exporting._write
 
+pytestmark = pytest.mark.usefixtures("group")
+
 
 def load(folder: Path, rank: int | None = None) -> SmoothedCausalLM:
     model = empty_model(str(folder))
@@ -263,9 +265,6 @@ class Ranks:
         self.count, self.local, self.shared = count, threading.local(), list[Any]()
         self.meeting = threading.Barrier(count, timeout=60)
         self.files: dict[int, list[str]] = {rank: [] for rank in range(count)}
-
-    def is_initialized(self) -> bool:
-        return True
 
     def get_rank(self) -> int:
         return int(self.local.rank)
