@@ -80,7 +80,7 @@ def smoothed_linear_cross_entropy(
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction, token_loss=token_loss)
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)[0]
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)[0]
 
 
 def smoothed_linear_cross_entropy_with_metrics(
@@ -102,7 +102,7 @@ def smoothed_linear_cross_entropy_with_metrics(
 ) -> tuple[Tensor, LossMetrics]:
     """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum", token_loss=token_loss)
-    return _loss_and_metrics((hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
@@ -117,21 +117,18 @@ def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
 def _loss_and_metrics(inputs: Inputs, options: Options) -> tuple[Tensor, LossMetrics]:
     """Drop ignored tokens before any work is done on them, and insert zeros at their positions afterwards."""
     check(inputs, options)
-    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden = inputs
-    target = labels != options.ignore_index
+    target = inputs.labels != options.ignore_index
     rows = target.nonzero().squeeze(1)
-    if len(rows) < len(labels):
-        hidden, labels, alpha = (tensor.index_select(0, rows) for tensor in (hidden, labels, alpha))
-        token_weight = None if token_weight is None else token_weight.index_select(0, rows)
-        prior_hidden = None if prior_hidden is None else prior_hidden.index_select(0, rows)
+    if len(rows) < len(target):
+        own = {name: getattr(inputs, name) for name in ("hidden", "labels", "alpha", "token_weight", "prior_hidden")}
+        inputs = inputs._replace(**{name: own[name].index_select(0, rows) for name in own if own[name] is not None})
 
     def put_back(values: Tensor) -> Tensor:
         return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
 
     # Read here, as inside a Function gradients are off, and its backward runs outside autocast.
-    options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(hidden))
-    own = (hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden)
-    loss, nll, smoothing, top1 = _ChunkedLoss.apply(*own, options)
+    options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(inputs.hidden))
+    loss, nll, smoothing, top1 = _ChunkedLoss.apply(*inputs, options)
     loss = put_back(loss) if options.reduction == "none" else loss
     return loss, LossMetrics(put_back(nll), put_back(smoothing), put_back(top1), target)
 
@@ -143,7 +140,7 @@ class _ChunkedLoss(Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         *inputs, options = arguments
         wanted = ctx.needs_input_grad[:3] if options.reduction == "sum" and options.grad_enabled else (False,) * 3
-        (loss, *metrics), gradients = _run(tuple(inputs), options, wanted)
+        (loss, *metrics), gradients = _run(Inputs(*inputs), options, wanted)
         ctx.options, ctx.dtypes = options, [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
         ctx.mark_non_differentiable(*metrics)
         if options.reduction == "none":
@@ -156,7 +153,7 @@ class _ChunkedLoss(Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.options.reduction == "none":
-            gradients = _run(ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3], upstream)[1]
+            gradients = _run(Inputs(*ctx.saved_tensors), ctx.options, ctx.needs_input_grad[:3], upstream)[1]
         else:
             # Multiplied and rounded in one pass; not in place, as with retain_graph it may run again.
             gradients = [
