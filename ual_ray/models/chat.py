@@ -318,12 +318,17 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
     Thoughts of earlier turns may be left out, as `ChatRenderer._reply` checks that of the turn that is trained.
     """
     called: Counter[str] = Counter()
+    contents: Counter[str] = Counter()
     for tool in extras[0].get("tools", ()) if extras else ():
         called[tool["function"]["name"]] += 1
         if tool["function"]["name"] not in text:
             return f"tools ({tool['function']['name']})"
     for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
-        if THOUGHT.sub("", message["content"], count=1).strip() not in text:
+        content = message["content"].strip()
+        if message["role"] == "assistant" and content not in text:
+            content = THOUGHT.sub("", content, count=1).strip()
+        contents[content] += 1
+        if text.count(content) < contents[content]:
             return f"the content of turn {number} ({message['role']})"
         for call in extra.get("tool_calls", ()):
             name = call["function"]["name"]

@@ -243,6 +243,22 @@ def test_text_before_a_closing_mark_is_not_dropped_unless_it_is_a_thought(conten
         ChatRenderer(with_template(chat_tokenizer("chatml"), template)).sequences(chat("Name a colour.", content))
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_thought_that_a_user_quotes_is_no_drop(style: str, chat_tokenizer: Tokenizers) -> None:
+    """As the prompts of elicitors quote the responses that they are asked about."""
+    asked = "Rate this: <think>It scatters.</think>\n\nBlue light."
+    assert asked in ChatRenderer(chat_tokenizer(style)).text(chat(asked, "7")[:1], generation_prompt=True)
+
+
+def test_a_turn_that_is_dropped_is_told_from_another_of_its_words(chat_tokenizer: Tokenizers) -> None:
+    template = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    renderer = ChatRenderer(with_template(chat_tokenizer("chatml"), template))
+    turns = [Message(role="system", content="Be brief."), *chat("Be brief.", "Yes.")]
+    with pytest.raises(ValueError, match=r"drops the content of turn 2 \(user\)"):
+        renderer.text(turns, generation_prompt=False)
+    assert renderer.text(turns[1:], generation_prompt=False).count("Be brief.") == 1
+
+
 def test_a_greeting_before_everything_is_read_and_not_trained(chat_tokenizer: Tokenizers) -> None:
     tokenizer = chat_tokenizer("chatml")
     rendered = ChatRenderer(tokenizer).conversation([Message(role="assistant", content="Hello!"), *TWO_TURNS])
