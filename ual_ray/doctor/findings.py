@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
+from ual_ray.run.side_by_side import in_thread
 
 Status = Literal["ok", "warning", "error"]
 
@@ -32,29 +34,16 @@ Check = Callable[[Config], Sequence[Finding]]
 
 def examine(config: Config, checks: Mapping[str, Check], seconds: float) -> list[Finding]:
     """Run all checks at once and return their findings in order. One that raises, or takes over `seconds`, is an error."""
-    running = [(name, _Running(name, check, config)) for name, check in checks.items()]
-    return [finding for name, check in running for finding in check.result(name, seconds)]
+    running = {name: in_thread(partial(check, config), name) for name, check in checks.items()}
+    return [finding for name, found in running.items() for finding in _findings(name, found, seconds)]
 
 
-class _Running:
-    """A check on a thread that does not keep the process alive."""
-
-    def __init__(self, name: str, check: Check, config: Config) -> None:
-        self._findings: list[Finding] | None = None
-        self._thread = threading.Thread(target=self._work, args=(name, check, config), daemon=True)
-        self._thread.start()
-
-    def _work(self, name: str, check: Check, config: Config) -> None:
-        try:
-            self._findings = [*check(config)]
-        except Exception as error:  # a broken check is a finding, and does not hide the others
-            text = f"the check itself failed: {type(error).__name__}: {error}"
-            self._findings = [Finding(name, "error", text, "report it, with the output of `ual doctor --json`")]
-
-    def result(self, name: str, seconds: float) -> list[Finding]:
-        self._thread.join(seconds)
-        if self._findings is None:
-            return [
-                Finding(name, "error", f"no answer in {seconds:g} s", "check that what it asks is reachable, and try again")
-            ]
-        return self._findings
+def _findings(name: str, found: Future[Sequence[Finding]], seconds: float) -> Sequence[Finding]:
+    try:
+        return found.result(seconds)
+    except Exception as error:  # a broken check is a finding, and does not hide the others
+        text = f"the check itself failed: {type(error).__name__}: {error}"
+        fix = "report it, with the output of `ual doctor --json`"
+        if not found.done():
+            text, fix = f"no answer in {seconds:g} s", "check that what it asks is reachable, and try again"
+        return [Finding(name, "error", text, fix)]

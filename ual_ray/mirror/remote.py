@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ual_ray.config.redact import SECRET_KEY, USER_PART, redact_uri
 from ual_ray.errors import UserError
+from ual_ray.run.side_by_side import in_thread
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 LEGAL = "a path, or s3://BUCKET/PREFIX, gs://..., abfs://..., hdfs://..., file:///..."
@@ -164,15 +163,7 @@ def _has_secret(uri: str) -> bool:
 
 def asked(failed: str, uri: str, call: Callable[[], Answer]) -> Answer:
     """Wait ANSWER_SECONDS for a call. Raises UserError where it fails on the network, or does not answer."""
-    answer: Future[Answer] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:  # it is raised where it is waited for
-            answer.set_exception(error)
-
-    threading.Thread(target=work, name="remote", daemon=True).start()
+    answer = in_thread(call, "remote")
     try:
         return answer.result(ANSWER_SECONDS)
     except (OSError, NoAnswer) as error:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 # Seconds between two looks at the room for tasks.
 INTERVAL = 0.2
@@ -44,7 +45,7 @@ def side_by_side(
         while running or (waiting and not _failures(ended)):
             while waiting and not _failures(ended) and len(running) < max(1, room()):
                 name = waiting.pop(0)
-                running[name] = _start(tasks[name], ending, str(name))
+                running[name] = in_thread(partial(_told, tasks[name], ending), str(name))
             wait(running.values(), INTERVAL, FIRST_COMPLETED)
             for name in [name for name, future in running.items() if future.done()]:
                 ended[name] = running.pop(name)
@@ -62,12 +63,16 @@ def _failures(ended: Mapping[Name, Future[Result]]) -> bool:
     return any(future.exception() is not None for future in ended.values())
 
 
-def _start(task: Callable[[], Result], ending: threading.Event, name: str) -> Future[Result]:
+def _told(task: Callable[[], Result], ending: threading.Event) -> Result:
+    _ending.set(ending)
+    return task()
+
+
+def in_thread(task: Callable[[], Result], name: str) -> Future[Result]:
     """Run a task in a daemon thread: one that hangs does not keep the process from its end."""
-    future: Future[Any] = Future()
+    future: Future[Result] = Future()
 
     def run() -> None:
-        _ending.set(ending)
         try:
             future.set_result(task())
         except BaseException as error:  # it is raised where the result is asked for
