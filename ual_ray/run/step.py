@@ -92,18 +92,14 @@ class Session:
 
     def connect(self) -> None:
         """Start or join the Ray cluster, once, whichever thread is the first to need it."""
+        from ual_ray.run.cluster import check_one_machine
+
         with self.cluster.lock:
             if not self.cluster.connected:
                 self._connect()
                 self.cluster.connected = True
-            # A cluster may have grown since.
-            self._check_one_machine()
-
-    def _check_one_machine(self) -> None:
-        from ual_ray.run.cluster import check_one_machine
-
-        if self.tracker is not None:
-            check_one_machine(self.tracker.output)
+            if self.tracker is not None:  # at every step, as a cluster may have grown since
+                check_one_machine(self.tracker.output)
 
     def _connect(self) -> None:
         from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster
