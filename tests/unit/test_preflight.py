@@ -45,35 +45,49 @@ def large(tmp_path: Path) -> Config:
     )
 
 
-def test_training_needs_room_for_its_checkpoint_and_its_processes(large: Config) -> None:
-    # 2**28 parameters: 4 GB of weights, gradients and moments, 3 GB of the checkpoint's copy, and two workers.
-    check_memory(large, 7.01 + 2 * WORKER_GB, {"train"})
-    with pytest.raises(UserError, match=r"train does not fit(?s:.*)8.1 GB needed .*8.1 GB free"):
-        check_memory(large, 6.99 + 2 * WORKER_GB, {"train"})
+def with_keys(config: Config, **sections: dict[str, Any]) -> Config:
+    return Config.model_validate(
+        config.model_dump() | {name: getattr(config, name).model_dump() | values for name, values in sections.items()}
+    )
 
 
-def test_scoring_needs_weights_cache_and_a_gigabyte_per_actor(large: Config) -> None:
-    check_memory(large, 6.01, {"elicit"})
-    with pytest.raises(UserError, match=r"elicit does not fit(?s:.*)engine.max_actors"):
-        check_memory(large, 5.9, {"elicit"})
+WORKERS_GB = 2 * WORKER_GB
 
 
-def test_a_server_elicits_but_the_arms_are_asked_here(large: Config) -> None:
-    served = large.model_copy(update={"engine": large.engine.model_copy(update={"kind": "openai"})})
+@pytest.mark.parametrize(
+    ("sections", "stage", "needed", "says"),
+    [
+        # 2**28 parameters: 4 GB of weights, gradients and moments, 3 GB of the checkpoint's copy, and two workers.
+        ({}, "train", 7 + WORKERS_GB, "8.1 GB needed .*8.1 GB free"),
+        # Weights, cache and a gigabyte per actor.
+        ({}, "elicit", 6, "engine.max_actors"),
+        ({"judge": {"model": "MODEL", "dtype": "bfloat16"}}, "judge", 5, "5.0 GB needed .*5.0 GB free"),
+        # Frozen weights are held in float32 or bfloat16; where the model decides it, half is what is needed at least.
+        ({"train": {"lora": {"rank": 8, "base_dtype": "float32"}}}, "train", 1 + WORKERS_GB, ""),
+        ({"train": {"lora": {"rank": 8, "base_dtype": "bfloat16"}}}, "train", 0.5 + WORKERS_GB, ""),
+        ({"train": {"lora": {"rank": 8, "base_dtype": "auto"}}}, "train", 0.5 + WORKERS_GB, ""),
+        ({"train": {"replicas": 2}}, "train", 14 + WORKERS_GB, ""),
+        # A server elicits and judges, but the arms are asked here.
+        ({"engine": {"kind": "openai"}, "elicit": {"estimators": ["p_true"], "uncertainty": "p_true"}}, "evaluate", 6, ""),
+    ],
+)
+def test_a_stage_needs_room_for_what_it_holds(
+    sections: dict[str, dict[str, Any]], stage: Any, needed: float, says: str, large: Config
+) -> None:
+    config = with_keys(large, **json.loads(json.dumps(sections).replace("MODEL", large.model)))
+    stages = {"train", "evaluate"} if stage == "evaluate" else {stage}
+    if stage == "evaluate":
+        config = with_keys(config, train={"gpus_per_worker": 1})
+    check_memory(config, needed + 0.01, stages)
+    with pytest.raises(UserError, match=f"{stage} does not fit(?s:.*){says}"):
+        check_memory(config, needed - 0.01, stages)
+
+
+def test_what_a_server_does_needs_no_room_here(large: Config) -> None:
+    served = with_keys(large, engine={"kind": "openai"}, elicit={"estimators": ["p_true"], "uncertainty": "p_true"})
     check_memory(served, 0.0, {"elicit", "judge"})
     check_memory(served, 0.0, {"evaluate"})
-    alone = served.model_copy(update={"train": served.train.model_copy(update={"gpus_per_worker": 1})})
-    with pytest.raises(UserError, match="evaluate does not fit"):
-        check_memory(alone, 5.9, {"train", "evaluate"})
-
-
-def test_the_judge_needs_room_too(large: Config) -> None:
     check_memory(large, 0.0, {"judge"})
-    judge = large.judge.model_copy(update={"model": large.model, "dtype": "bfloat16"})
-    judged = large.model_copy(update={"judge": judge})
-    check_memory(judged, 5.01, {"judge"})
-    with pytest.raises(UserError, match=r"judge does not fit(?s:.*)5.0 GB needed .*4.9 GB free"):
-        check_memory(judged, 4.9, {"judge"})
 
 
 def test_gpus_and_stages_that_are_not_run_are_not_judged(large: Config) -> None:
@@ -225,20 +239,6 @@ def test_a_busy_port_is_refused() -> None:
 
 
 # --- training --------------------------------------------------------------------------------------------------------
-
-
-def test_adapters_take_the_weights_alone_and_replicas_a_multiple(large: Config) -> None:
-    # Frozen weights are held in float32 or bfloat16; where the model decides it, half is what is needed at least.
-    for base, size in (("float32", 1.0), ("bfloat16", 0.5), ("auto", 0.5)):
-        settings = {"num_workers": 2, "lora": {"rank": 8, "base_dtype": base}}
-        lora = large.model_copy(update={"train": TrainConfig.model_validate(settings)})
-        check_memory(lora, size + 0.01 + 2 * WORKER_GB, {"train"})
-        with pytest.raises(UserError, match="train does not fit"):
-            check_memory(lora, size - 0.01 + 2 * WORKER_GB, {"train"})
-    replicas = large.model_copy(update={"train": TrainConfig(num_workers=2, replicas=2)})
-    check_memory(replicas, 14.01 + 2 * WORKER_GB, {"train"})
-    with pytest.raises(UserError, match="train does not fit"):
-        check_memory(replicas, 13.99 + 2 * WORKER_GB, {"train"})
 
 
 @pytest.mark.parametrize(
