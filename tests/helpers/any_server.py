@@ -30,7 +30,7 @@ def token(text: str, alternatives: dict[str, float] | None = None, raw: list[int
     return {"token": text, "logprob": -0.01, "bytes": raw, "top_logprobs": listed}
 
 
-def answer(text: str | None, *tokens: Body, finish: str = "stop", n: int = 1, **message: Any) -> Reply:
+def answer(text: str | None, *tokens: Body, finish: Any = "stop", n: int = 1, **message: Any) -> Reply:
     choice = {
         "message": {"role": "assistant", "content": text, **message},
         "finish_reason": finish,

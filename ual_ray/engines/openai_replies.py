@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ual_ray.engines.answer_place import answer_place
+from ual_ray.engines.finish_reason import is_cut
 from ual_ray.engines.openai_dialect import Body, server_words
-from ual_ray.engines.reply_text import Unread, is_cut, read_reply
+from ual_ray.engines.reply_text import Unread, read_reply
 from ual_ray.engines.token_text import plain_entry, visible_entry
 
 # How a thought starts that the server returns apart from a reply.
@@ -162,7 +163,9 @@ def _text(choice: Body) -> str | None:
 
 def _finish(choice: Body) -> str | None:
     reason = choice.get("finish_reason")
-    return reason if isinstance(reason, str) else None
+    if isinstance(reason, dict):  # SGLang's own form: {"type": "length", "length": 8}
+        reason = reason.get("type")
+    return None if reason is None else str(reason)
 
 
 def _log_probability(choice: Body) -> tuple[float | None, int | None]:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
+from ual_ray.engines.finish_reason import is_cut, is_end
 
 # The mark before a thought and the one behind it.
 THOUGHT_MARKS = (
@@ -114,24 +113,7 @@ class Unread:
 
 NO_THOUGHT_END = Unread("unparsable: the thought did not end")
 EMPTY = Unread("unparsable: the reply is empty")
-# length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, ...
-CUT_REASON = re.compile(r"(?i)length|max_\w*tokens|token_limit|context_window")
 CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
-# content_filter, SAFETY, PROHIBITED_CONTENT, refusal, abort, guardrail_intervened: what is there is not the model's.
-STOPPED_REASON = re.compile(
-    r"(?i)filter|safety|recitation|block|prohibit|spii|refus|abort|cancel|error|malformed|guardrail|moderat|sensitive|insufficient"
-)
-
-
-def is_cut(finish_reason: str | None) -> bool:
-    """Whether a reply was ended by its maximum length, and not by the model."""
-    return finish_reason is not None and CUT_REASON.search(finish_reason) is not None
-
-
-def count_cut(finish_reasons: pa.ChunkedArray) -> tuple[int, int]:
-    """Count the replies that were cut, and all replies, in a column of lists of finish reasons."""
-    reasons = pa.compute.list_flatten(finish_reasons)
-    return pa.compute.sum(pa.compute.match_substring_regex(reasons, CUT_REASON.pattern)).as_py() or 0, len(reasons)
 
 
 def spoken(text: str) -> str | None:
@@ -165,8 +147,8 @@ def answered(text: str, finish_reason: str | None) -> str | Unread:
     """Return a reply without its thought, where the model ended it itself and gave something."""
     if is_cut(finish_reason):
         return CUT
-    if finish_reason is not None and STOPPED_REASON.search(finish_reason):
-        return Unread(f"unparsable: the server ended the reply (finish_reason {finish_reason!r})")
+    if not is_end(finish_reason):
+        return Unread(f"unparsable: the model did not end the reply (finish_reason {finish_reason!r})")
     said = spoken(text)
     return NO_THOUGHT_END if said is None else said or EMPTY
 

@@ -13,7 +13,7 @@ from ual_ray import columns as col
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading
 from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.reply_text import is_cut
+from ual_ray.engines.finish_reason import is_cut
 from ual_ray.engines.requests import CompletionResult, Failure, Request, Result
 from ual_ray.stats.metrics import CUT
 

@@ -23,7 +23,7 @@ from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, EngineConfig
 from ual_ray.config.files import read_json
 from ual_ray.data.labels import match_labels, read_labels
-from ual_ray.engines.reply_text import count_cut
+from ual_ray.engines.finish_reason import count_cut
 from ual_ray.formatting import shorten, shorten_message
 from ual_ray.inspect.columns import Columns
 from ual_ray.inspect.replies import replies_of

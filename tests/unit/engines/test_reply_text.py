@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.engines.finish_reason import count_cut
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import (
     CUT,
@@ -16,7 +17,6 @@ from ual_ray.engines.reply_text import (
     NO_THOUGHT_END,
     THOUGHT_MARKS,
     Unread,
-    count_cut,
     opens_thought,
     read_choice,
     read_reply,
@@ -285,7 +285,11 @@ def test_other_tags_are_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "max_length", "token_limit"]
+    "reason",
+    [
+        *("length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "max_length", "token_limit"),
+        *("maxPredictedTokensReached", "contextLengthReached", "REASON_MAX_LEN", "REASON_MAX_CONTEXT", "limit", "incomplete"),
+    ],
 )
 def test_a_reply_that_was_cut_gives_nothing(reason: str) -> None:
     assert read_reply("7", reason, DIGITS) == CUT
@@ -299,15 +303,35 @@ def test_a_reply_that_was_cut_gives_nothing(reason: str) -> None:
     [
         *("content_filter", "CONTENT_FILTERED", "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "refusal"),
         *("abort", "cancelled", "error", "ERROR_TOXIC", "network_error", "MALFORMED_FUNCTION_CALL", "guardrail_intervened"),
-        *("content_moderation", "sensitive", "insufficient_system_resource"),
+        *("content_moderation", "sensitive", "insufficient_system_resource", "OTHER", "timeout", "userStopped", "pause_turn"),
+        *("IMAGE_SAFETY", "UNEXPECTED_TOOL_CALL", "not_finished", "repetition", "preempt", "policy_violation", "2"),
     ],
 )
-def test_a_reply_that_the_server_ended_gives_nothing(reason: str) -> None:
+def test_a_reply_that_the_model_did_not_end_gives_nothing(reason: str) -> None:
     for text in ("7", "Rating: 7", "I cannot help with that."):
         found = read_reply(text, reason, DIGITS)
         assert isinstance(found, Unread) and found.reason.startswith("unparsable:") and reason in found.reason
-    ends = ("stop", "STOP", "eos", "end_turn", "stop_sequence", "COMPLETE", "tool_calls", "eos_token", "", None)
-    assert {read_reply("7", other, DIGITS) for other in ends} == {"7"}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("stop", "STOP", "eos", "end_turn", "stop_sequence", "COMPLETE", "tool_calls", "eos_token", "", None, "tool_use"),
+        *(
+            "eosFound",
+            "stopStringFound",
+            "<|im_end|>",
+            "</s>",
+            "FINISH_REASON_STOP",
+            "normal",
+            "null",
+            "stop_words",
+            "toolCalls",
+        ),
+    ],
+)
+def test_a_reply_that_the_model_ended_is_read(reason: str | None) -> None:
+    assert read_reply("7", reason, DIGITS) == "7"
 
 
 @given(text=st.text(st.sampled_from("0123456789.-/ ab,:\n*()Rating")), highest=st.sampled_from([5, 9, 100]))

@@ -271,6 +271,13 @@ def test_an_error_without_an_error_object_keeps_its_words(serve: Serve) -> None:
     assert isinstance(result, Failure) and result.reason == "engine: malformed reply, no choices: out of memory"
 
 
+@pytest.mark.parametrize(("given", "read"), [({"type": "length", "length": 8}, "length"), ({"type": "stop"}, "stop"), (2, "2")])
+def test_a_finish_reason_of_another_form_is_read(given: object, read: str, serve: Serve) -> None:
+    engine, _ = serve(lambda body: answer("7", n=body.get("n", 1), finish=given))
+    result = one(engine, SAMPLE)
+    assert isinstance(result, CompletionResult) and result.finish_reasons == (read,) * 3
+
+
 @pytest.mark.parametrize(("text", "finish"), [("", "length"), (None, "length")])
 def test_a_budget_spent_on_a_hidden_thought_is_a_cut_reply(text: str | None, finish: str, serve: Serve) -> None:
     engine, server = serve(lambda body: answer(text, n=body.get("n", 1), finish=finish))
