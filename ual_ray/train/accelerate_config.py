@@ -5,7 +5,7 @@ Only the file is read: `accelerate` itself would also read the environment, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ def read_accelerate_config(path: str | Path, config: TrainConfig) -> TrainConfig
     Raises UserError for a file that cannot be read, and for an unsupported field or value.
     """
     file = _read(path)
-    updates = _read_fields(path, file, FIELDS) | _read_fields(path, file["fsdp_config"], FSDP_FIELDS, FSDP_FIELDS_OF_NO_EFFECT)
+    # Fields of no section that are not in FIELDS are the launcher's.
+    updates = _read_fields(path, {name: file.get(name) for name in FIELDS}, FIELDS)
+    updates |= _read_fields(path, file["fsdp_config"], FSDP_FIELDS, FSDP_FIELDS_OF_NO_EFFECT)
     for name in EMPTY_FIELDS:
         if file.get(name):
             raise _refused(path, name, file[name], "an empty section")
@@ -102,16 +104,14 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _read_fields(
-    path: str | Path, section: Mapping[str, Any], known: Mapping[str, _Meanings], of_no_effect: set[str] | None = None
+    path: str | Path, section: Mapping[str, Any], known: Mapping[str, _Meanings], of_no_effect: Container[str] = ()
 ) -> dict[str, Any]:
-    """Look up every field's value; `of_no_effect` = None: unknown fields are skipped, as they are checked elsewhere."""
+    """Look up every field's value. Raises UserError for one that is not known."""
     updates: dict[str, Any] = {}
     for name, value in section.items():
-        if value is None or name in (of_no_effect or ()):
+        if value is None or name in of_no_effect:
             continue
         if name not in known:
-            if of_no_effect is None:
-                continue
             raise _refused(path, name, value, f"one of {', '.join(sorted(known))}, or left out")
         found = _plain(value)
         if found not in known[name]:
@@ -129,7 +129,7 @@ def _read_parallelism(path: str | Path, section: Mapping[str, Any], config: Trai
     if shards not in (None, 1) and shards * replicas != config.num_workers:
         expected = f"train.num_workers = {config.num_workers} over {replicas} replicas"
         raise _refused(path, f"{PREFIX}dp_shard_size", shards, expected)
-    _read_fields(path, sizes, PARALLELISM_FIELDS, set())
+    _read_fields(path, sizes, PARALLELISM_FIELDS)
     return {"replicas": replicas}
 
 
