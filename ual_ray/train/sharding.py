@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch.distributed.fsdp import (
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -29,8 +33,17 @@ def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
     ranks = dist.get_world_size()
     if config.replicas == 1:
         return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
-    shape = (config.replicas, ranks // config.replicas)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    shards = ranks // config.replicas
+    # Set by Ray, whose ranks are in the order of the nodes.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if shards % here and here % shards:
+        logger.warning(
+            "a replica of %d ranks is split between nodes, as this one has %d: its weights are gathered over the network "
+            "(train.replicas, train.num_workers)",
+            shards,
+            here,
+        )
+    return init_device_mesh(device.type, (config.replicas, shards), mesh_dim_names=("replicate", "shard"))
 
 
 def find_layers(body: nn.Module) -> nn.ModuleList:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -36,6 +37,21 @@ def test_activations_are_checkpointed_where_the_model_can() -> None:
 
     with pytest.raises(UserError, match=r"train\.activation_checkpointing=false"):
         sharding.checkpoint_activations(Model())
+
+
+@pytest.mark.parametrize(
+    ("replicas", "here", "warned"), [(2, 8, False), (4, 8, False), (2, 4, False), (2, 6, True), (2, 10, True), (1, 6, False)]
+)
+def test_a_replica_that_nodes_share_unevenly_is_told(
+    replicas: int, here: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shapes: list[Any] = []
+    monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 16)
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda device, shape, mesh_dim_names: shapes.append(shape))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    sharding.make_mesh(TrainConfig(num_workers=16, replicas=replicas), torch.device("cpu"))
+    assert shapes == [(16,) if replicas == 1 else (replicas, 16 // replicas)]
+    assert ("split between nodes" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(("device", "offloads"), [("cuda", True), ("cpu", False)])
