@@ -125,7 +125,8 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
     flops = model.flops(train, micro, tokens / (1 - plan.padding_share), targets)
     validated = _validation_tokens(train, rows, validation)
     validations = 1 + (ceil(len(plan) / train.validate_every) if train.validate_every else len(plan.epochs)) if validated else 0
-    looked_at = model.forward_flops(train, micro, validated, validated * targets / tokens)
+    passes = 1 + (train.prior == "base")
+    looked_at = passes * model.forward_flops(train, micro, validated, validated * targets / tokens)
     return DryRun(
         config=config,
         device=device,

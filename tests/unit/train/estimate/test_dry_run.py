@@ -270,27 +270,35 @@ def test_time_follows_the_peak(model: str, tmp_path: Path) -> None:
     assert slow.seconds == pytest.approx(2 * fast.seconds) and slow.seconds > 0
 
 
+def half_held_out(smoothed: Path) -> Path:
+    """Write forty rows again, half of them for validation."""
+    table = pyarrow.parquet.read_table(smoothed)
+    held_out = pa.array([col.VALIDATION] * 20 + [col.TRAIN] * 20)
+    path = smoothed.with_name("rows.parquet")
+    pyarrow.parquet.write_table(table.set_column(table.column_names.index(col.SPLIT), col.SPLIT, held_out), path)
+    return path
+
+
 def test_smoothing_towards_the_base_costs_another_forward_pass(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     plain, base = (
-        dry_run.dry_run(settings(model, "train.lora.rank=2", *more), smoothed) for more in ([], ["train.prior=base"])
+        dry_run.dry_run(settings(model, "train.lora.rank=2", *more), smoothed, validation=half_held_out(smoothed))
+        for more in ([], ["train.prior=base"])
     )
-    # Forward and backward to the inputs, and a little for the adapters.
+    # Forward and backward to the inputs, and a little for the adapters; of a validation, forward alone.
     assert base.seconds == pytest.approx(1.5 * plain.seconds, rel=0.05)
+    assert base.validation_seconds == pytest.approx(2 * plain.validation_seconds, rel=0.05)
     states = base.micro_batch.rows * base.micro_batch.length * WIDTH * 4
     assert base.memory.parts["loss"] - plain.memory.parts["loss"] > states
 
 
 def test_validation_has_its_share_of_the_time(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
-    table = pyarrow.parquet.read_table(smoothed)
-    place = table.column_names.index(col.SPLIT)
-    held_out = pa.array([col.VALIDATION] * 20 + [col.TRAIN] * 20)
-    pyarrow.parquet.write_table(table.set_column(place, col.SPLIT, held_out), tmp_path / "rows.parquet")
+    rows = half_held_out(smoothed)
 
     def plan(*more: str) -> dry_run.DryRun:
         settings_ = settings(model, "train.global_batch_size=4", "train.validate_every=2", *more)
-        return dry_run.dry_run(settings_, smoothed, None, tmp_path / "rows.parquet")
+        return dry_run.dry_run(settings_, smoothed, None, rows)
 
     found = plan()
     # Before the first of ten steps, and after every second one; half as many rows as an epoch, forward only: a third.
