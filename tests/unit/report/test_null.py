@@ -21,8 +21,10 @@ from ual_ray.stats.comparison import Comparison, Comparisons, Role
 ROLES: dict[str, Role] = {"sft": "sft", "shuffled": "control", "one": "ual", "two": "ual"}
 PAIRS = [(arm, reference) for arm in ("one", "two") for reference in ("sft", "shuffled")]
 MEASURES = ("gsm8k.exact_match_strict", "held_out.nll_adjusted")
-N, RUNS, DRAWN = 200, 1000, 300
+N, RUNS = 200, 400
 ERROR = 1 / np.sqrt(N)
+# Differences under resampled questions: two values with their variance.
+DRAWN = ERROR / np.sqrt(2) * np.array([-1, 1])
 
 
 def by_seed(random: np.random.Generator, seeds: int, spread: float) -> dict[str, np.ndarray]:
@@ -35,8 +37,8 @@ def by_seed(random: np.random.Generator, seeds: int, spread: float) -> dict[str,
     }
 
 
-def entry(arm: str, reference: str, measure: str, values: np.ndarray, drawn: np.ndarray) -> Comparison:
-    found = estimate_over_seeds(values, values.mean() + drawn, informative=N, n=N)
+def entry(arm: str, reference: str, measure: str, values: np.ndarray) -> Comparison:
+    found = estimate_over_seeds(values, values.mean() + DRAWN, informative=N, n=N)
     named = (arm, reference, *measure.split("."))
     return Comparison(*named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=len(values), primary=True)
 
@@ -48,16 +50,15 @@ def test_any_false_verdict_is_as_rare_as_the_level(seeds: int, spread: float, ef
     """effect: of both arms in the first measure, which opens the second one, in its standard errors; 0 = none anywhere."""
     random = np.random.default_rng([seeds, int(spread), int(effect)])
     models = by_seed(random, seeds, spread)
-    drawn = random.normal(0, ERROR, (RUNS, len(PAIRS), len(MEASURES), DRAWN))
     shift = effect * ERROR * max(1.0, spread)
     false = found = 0
     for run in range(RUNS):
         entries = [
-            entry(arm, reference, measure, (models[arm] - models[reference])[run, place] + shift * (place == 0), own)
-            for (arm, reference), draws in zip(PAIRS, drawn[run], strict=True)
-            for place, (measure, own) in enumerate(zip(MEASURES, draws, strict=True))
+            entry(arm, reference, measure, (models[arm] - models[reference])[run, place] + shift * (place == 0))
+            for arm, reference in PAIRS
+            for place, measure in enumerate(MEASURES)
         ]
-        decided = settled(Findings({}, Comparisons(tuple(entries), 0.95, DRAWN, 0, MEASURES), ROLES)).entries
+        decided = settled(Findings({}, Comparisons(tuple(entries), 0.95, 2, 0, MEASURES), ROLES)).entries
         told = [one for one in decided if one.verdict != INCONCLUSIVE]
         real = [one for one in told if effect and one.metric == "exact_match_strict"]
         found += len(real) == len(PAIRS)
@@ -76,7 +77,7 @@ def test_any_false_verdict_of_win_rates_is_as_rare_as_the_level(seeds: int, spre
     random, error, false = np.random.default_rng([seeds, int(spread)]), 0.5, 0
     noise = {model: random.normal(0, spread * error / np.sqrt(2), (RUNS, seeds)) for model in ROLES}
     luck = {pair: random.normal(0, error, RUNS) for pair in PAIRS}
-    empty = Findings({}, Comparisons((), 0.95, DRAWN, 0, ("win_rate",)), ROLES)
+    empty = Findings({}, Comparisons((), 0.95, 2, 0, ("win_rate",)), ROLES)
     for run in range(RUNS):
         judged = {}
         for arm, reference in PAIRS:

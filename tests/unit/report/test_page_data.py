@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,13 @@ def page_of(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return page_of(made_up_run(tmp_path_factory.mktemp("runs") / "whole"))
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up_run(tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run: Path) -> str:
+    return page_of(whole_run)
 
 
 def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
@@ -282,6 +288,11 @@ def test_the_ids_of_a_page_are_unique(whole: str) -> None:
     assert len(ids) == len(set(ids)) > 20
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up_run(tmp_path_factory.mktemp("runs") / "small", arms=TWO_ARMS, n=40)
+
+
 def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     found = read_page(page_of(made_up_run(tmp_path / "run", UNTRUSTED, TWO_ARMS, n=20)))
     assert not [tag for tag, _ in found.tags if tag in ("script", "img")]
@@ -297,10 +308,9 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) ->
 
 
 @pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])
-def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, read_page: Any) -> None:
-    root = made_up_run(tmp_path / "run", arms=TWO_ARMS, n=20)
-    place = root / part
-    place.rename(tmp_path / "elsewhere")
+def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, small: Path, read_page: Any) -> None:
+    root = shutil.copytree(small, tmp_path / "run")
+    (root / part).rename(tmp_path / "elsewhere")
     missing = collect(root).missing
     assert missing if part != "config.yaml" else not missing
     text = read_page(page_of(root)).text
@@ -308,8 +318,8 @@ def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
 
 
-def test_an_unfinished_training_is_named(tmp_path: Path) -> None:
-    root = made_up_run(tmp_path / "run", n=20)
+def test_an_unfinished_training_is_named(tmp_path: Path, small: Path) -> None:
+    root = shutil.copytree(small, tmp_path / "run")
     (root / "arms" / "ual" / "train" / "t1" / "done.json").unlink()
     assert collect(root).missing == ["training of ual (not finished)"]
 
@@ -321,24 +331,23 @@ def test_a_torn_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     assert len(arm.validation) == 5 and arm.validation[0] == 2.9
 
 
-def test_examples_run_from_the_best_to_the_worst(tmp_path: Path) -> None:
-    examples = collect(made_up_run(tmp_path / "run", n=50)).examples
+def test_examples_run_from_the_best_to_the_worst(small: Path) -> None:
+    examples = collect(small).examples
     assert len(examples) == 6
     assert [row.difference for row in examples] == sorted(row.difference for row in examples)
     assert (examples[0].arm, examples[0].reference) == ("ual", "sft")
     assert examples[0].messages[0]["content"].startswith("What is 2 + 2?")
 
 
-def test_a_primary_measure_without_likelihoods_leaves_examples_to_another(tmp_path: Path) -> None:
+def test_a_primary_measure_without_likelihoods_leaves_examples_to_another(small: Path) -> None:
     """Answers to GSM8K have no likelihood; alone, they give no examples."""
-    root = made_up_run(tmp_path / "run", n=50)
-    findings = Findings.from_dict(json.loads((root / "report" / "findings.json").read_text()))
+    findings = Findings.from_dict(json.loads((small / "report" / "findings.json").read_text()))
     entries = findings.comparisons.entries
     answers = replace(entries[0], arm="ual", reference="sft", benchmark="gsm8k", metric="exact_match_strict", primary=True)
     both = replace(findings, comparisons=replace(findings.comparisons, entries=(answers, *entries)))
-    assert collect(root, both).examples == collect(root).examples != []
+    assert collect(small, both).examples == collect(small).examples != []
     alone = replace(findings, comparisons=replace(findings.comparisons, entries=(answers,)))
-    assert collect(root, alone).examples == []
+    assert collect(small, alone).examples == []
 
 
 def test_metrics_by_bin_have_the_names_that_their_writer_gives_them() -> None:
@@ -353,18 +362,14 @@ def test_metrics_by_bin_have_the_names_that_their_writer_gives_them() -> None:
 # --- caveats ---------------------------------------------------------------------------------------------------------
 
 
-def caveats(tmp_path: Path, **options: Any) -> str:
-    return " ".join(collect(made_up_run(tmp_path / "run", **options)).caveats)
-
-
-def test_caveats_fit_the_run(tmp_path: Path) -> None:
-    text = caveats(tmp_path)
+def test_caveats_fit_the_run(whole_run: Path) -> None:
+    text = " ".join(collect(whole_run).caveats)
     assert "trained once" in text and "at the floor" in text and "3 rows have no score" in text and "not comparable" in text
     assert "control" not in text and "questions. Bootstrap" not in text
 
 
-def test_few_rows_and_no_controls_are_said(tmp_path: Path) -> None:
-    text = caveats(tmp_path, arms=("sft", "ual"), n=40)
+def test_few_rows_and_no_controls_are_said(small: Path) -> None:
+    text = " ".join(collect(small).caveats)
     assert "has 40 questions" in text and "No arm is a control" in text
 
 
