@@ -7,6 +7,7 @@ of the summed probabilities. Both come from the engine; temperature scaling reco
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def probe_answers(
     rows: list[Row] = []
     for name, benchmark in make_benchmarks(job.evaluate.benchmarks).items() if job.results else ():
         answered = _answered(str(job.results), name, job.evaluate.calibration.max_tokens)
-        taken = take(answered, RenderAnswer(benchmark, renderer), job)
+        taken = take(answered, partial(render_answer, benchmark, renderer), job)
         if taken.rows:
             answers = _rescored(model, taken, temperature, progress)
             rows += answers
@@ -78,32 +79,23 @@ def _verdict(scores: Mapping[str, float | None]) -> bool | None:
     return next((bool(value) for name in VERDICTS if (value := scores.get(name)) is not None), None)
 
 
-class RenderAnswer:
-    """Renders a benchmark's prompt with the model's answer, or with every choice."""
-
-    def __init__(self, benchmark: Benchmark, renderer: ChatRenderer) -> None:
-        """Take the renderer and the benchmarks."""
-        self._benchmark, self._renderer = benchmark, renderer
-
-    def __call__(self, row: Row) -> list[Rendered]:
-        """Render one result row: one text, or one per choice; only the answer's tokens are labels."""
-        # From the request, as only that contains the few-shot examples.
-        requests = self._benchmark.requests(Question.of_row(row))
-        if row[col.CHOICES]:
-            asked = [request for request in requests if isinstance(request, Likelihood)]
-            assert len(asked) == len(row[col.CHOICES]), "one likelihood per choice"
-            return [
-                self._renderer.conversation(
-                    messages_of(request.conversation), last_reply_only=True, content_only=request.content_only
-                )
-                for request in asked
-            ]
-        last = requests[-1]
-        assert isinstance(last, Completion), "what is judged was completed"
-        reply = Message(role="assistant", content=row[col.PREDICTION])
-        rendered = self._renderer.conversation([*messages_of(last.prompt), reply], last_reply_only=True)
-        # A truncated answer has no end-of-turn token to measure.
-        return [_first_targets(rendered, row[col.GENERATED_TOKENS]) if row[col.GENERATED_TOKENS] else rendered]
+def render_answer(benchmark: Benchmark, renderer: ChatRenderer, row: Row) -> list[Rendered]:
+    """Render the prompt of one result row with the model's answer, or with each choice; only the answer's tokens are labels."""
+    # From the request, as only that contains the few-shot examples.
+    requests = benchmark.requests(Question.of_row(row))
+    if row[col.CHOICES]:
+        asked = [request for request in requests if isinstance(request, Likelihood)]
+        assert len(asked) == len(row[col.CHOICES]), "one likelihood per choice"
+        return [
+            renderer.conversation(messages_of(one.conversation), last_reply_only=True, content_only=one.content_only)
+            for one in asked
+        ]
+    last = requests[-1]
+    assert isinstance(last, Completion), "what is judged was completed"
+    reply = Message(role="assistant", content=row[col.PREDICTION])
+    rendered = renderer.conversation([*messages_of(last.prompt), reply], last_reply_only=True)
+    # A truncated answer has no end-of-turn token to measure.
+    return [_first_targets(rendered, row[col.GENERATED_TOKENS]) if row[col.GENERATED_TOKENS] else rendered]
 
 
 def _first_targets(rendered: Rendered, count: int) -> Rendered:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,6 @@ class Finding:
     seeds: int
     verdict: Verdict
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
 
 def compare(cases: Sequence[Case], corruption: float, arm: str) -> list[Finding]:
     """Compare an arm with every other one at a corruption, paired by seed and context.
@@ -81,20 +77,17 @@ def compare(cases: Sequence[Case], corruption: float, arm: str) -> list[Finding]
         estimates = []
         for reference in references:
             pairs = zip(own, values_of(cases, reference, corruption, metric), strict=True)
-            columns = np.stack([part for mine, theirs in pairs for part in (mine, one(mine), theirs, one(mine))], axis=1)
+            # Every context has the weight 1.
+            columns = np.stack(
+                [part for mine, theirs in pairs for part in (mine, np.ones_like(mine), theirs, np.ones_like(mine))], axis=1
+            )
             estimates.append(bootstrap(columns, resampled_sums(columns), LEVEL))
         adjusted = holm([estimate.p_value for estimate in estimates])
         for reference, estimate, p_holm in zip(references, estimates, adjusted.tolist(), strict=True):
-            difference, low, high = estimate.difference, estimate.ci_low, estimate.ci_high
-            decided = verdict(difference, p_holm, "lower", len(own))
-            place = (corruption, metric, arm, reference)
-            found.append(Finding(*place, difference, low, high, estimate.p_value, p_holm, len(own), decided))
+            decided = verdict(estimate.difference, p_holm, "lower", len(own))
+            numbers = (estimate.difference, estimate.ci_low, estimate.ci_high, estimate.p_value, p_holm)
+            found.append(Finding(corruption, metric, arm, reference, *numbers, len(own), decided))
     return found
-
-
-def one(values: Numbers) -> Numbers:
-    """Weigh every context alike."""
-    return np.ones_like(values)
 
 
 def values_of(cases: Iterable[Case], arm: str, corruption: float, metric: str) -> list[Numbers]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +46,7 @@ def run(settings: KnownTruthConfig, out: Path, show: Show) -> list[Finding]:
     show(f"\n{text}")
     write_text(out / TABLES_FILE, f"{text}\n")
     content = {"settings": settings.model_dump(), "version": __version__, "cases": [case.summary() for case in cases]}
-    write_json(out / RESULTS_FILE, content | {"comparisons": [finding.as_dict() for finding in findings]})
+    write_json(out / RESULTS_FILE, content | {"comparisons": [asdict(finding) for finding in findings]})
     if len(settings.corruptions) > 1:
         write_plot(cases, out / PLOT_FILE)
     return findings

@@ -107,12 +107,6 @@ class _Pairs:
         return np.column_stack([length_term(self.difference), np.ones(len(self.wins))])
 
 
-def win_rate(preference: ArrayLike) -> float:
-    """Mean preference - 1 over the verdicts, in percent. Raises UserError when there is no verdict."""
-    values = _preferences(preference)
-    return 100 * float(values[np.isfinite(values)].mean() - LOSS)
-
-
 def length_controlled_win_rate(
     preference: ArrayLike,
     len_reference: ArrayLike,
@@ -158,45 +152,30 @@ def length_controlled_win_rate(
 
 
 def position_bias(preference: ArrayLike, candidate_first: ArrayLike, question: Sequence[str] | None = None) -> PositionBias:
-    """Compare the preferences for a candidate shown first with those for one shown second. Raises UserError as `win_rate`.
+    """Compare the preferences for a candidate shown first with those for one shown second.
 
-    question: of each row, where pairs are shown in both orders; their difference is paired.
+    question: of each row, where pairs are shown in both orders; their difference is paired. Raises UserError for preferences
+    outside [1, 2], and when there is none.
     """
     values, shown_first = _preferences(preference), np.asarray(candidate_first, dtype=np.bool_)
-    if question is not None and len(set(question)) < len(question):
-        return _paired_bias(values, shown_first, question)
-    groups = [values[np.isfinite(values) & (shown_first == first)] for first in (True, False)]
-    first, second = (float(group.mean()) if len(group) else None for group in groups)
-    errors = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
+    orders = [np.flatnonzero(np.isfinite(values) & (shown_first == first)) for first in (True, False)]
+    paired = question is not None and len(set(question)) < len(question)
+    if question is not None and paired:
+        rows = [{question[row]: row for row in order} for order in orders]
+        orders = [np.array([own[key] for key in rows[0] if key in rows[1]], dtype=np.int64) for own in rows]
+    first, second = (values[order] for order in orders)
+    known = len(first) > 0 and len(second) > 0
+    spreads = [first - second] if paired else [first, second]
+    errors = [spread.var(ddof=1) / len(spread) for spread in spreads if len(spread) > 1]
     return PositionBias(
-        candidate_first=first,
-        n_first=len(groups[0]),
-        candidate_second=second,
-        n_second=len(groups[1]),
-        difference=None if first is None or second is None else first - second,
-        standard_error=float(np.sqrt(sum(errors))) if len(errors) == 2 else None,
-    )
-
-
-def _paired_bias(values: Numbers, shown_first: NDArray[np.bool_], question: Sequence[str]) -> PositionBias:
-    by_order: tuple[dict[str, float], ...] = ({}, {})
-    for own, value, first in zip(question, values.tolist(), shown_first.tolist(), strict=True):
-        if np.isfinite(value):
-            by_order[0 if first else 1][own] = value
-    both = [own for own in by_order[0] if own in by_order[1]]
-    if not both:
-        return PositionBias(None, 0, None, 0, None, None)
-    first, second = (np.array([order[own] for own in both]) for order in by_order)
-    difference = first - second
-    return PositionBias(
-        candidate_first=float(first.mean()),
-        n_first=len(both),
-        candidate_second=float(second.mean()),
-        n_second=len(both),
-        difference=float(difference.mean()),
-        standard_error=float(difference.std(ddof=1) / np.sqrt(len(both))) if len(both) > 1 else None,
-        flipped=float(np.mean((first - TIE) * (second - TIE) < 0)),
-        n_both=len(both),
+        candidate_first=float(first.mean()) if len(first) else None,
+        n_first=len(first),
+        candidate_second=float(second.mean()) if len(second) else None,
+        n_second=len(second),
+        difference=float(first.mean() - second.mean()) if known else None,
+        standard_error=float(np.sqrt(sum(errors))) if len(errors) == len(spreads) else None,
+        flipped=float(np.mean((first - TIE) * (second - TIE) < 0)) if paired and known else None,
+        n_both=len(first) if paired else 0,
     )
 
 

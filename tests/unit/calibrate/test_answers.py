@@ -11,7 +11,7 @@ import torch
 from probe_jobs import Families, job_of
 
 from ual_ray import columns as col
-from ual_ray.calibrate.answers import RenderAnswer, _confidences
+from ual_ray.calibrate.answers import _confidences, render_answer
 from ual_ray.calibrate.stage import probe
 from ual_ray.config import EvaluateConfig
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
@@ -100,8 +100,8 @@ def test_worked_examples_are_before_the_question(chat_tokenizer: Any) -> None:
         **{"messages": [{"role": "user", "content": "What is 1 + 1?"}], "source": "s", "answer": "2", "choices": None},
         **{"reference": None, "prediction": "Blue 2", "generated_tokens": None},
     }
-    (few,) = RenderAnswer(make_benchmarks(settings.benchmarks)["shots"], renderer)(row)
-    (none,) = RenderAnswer(make_benchmarks(settings.benchmarks)["gsm8k"], renderer)(row)
+    (few,) = render_answer(make_benchmarks(settings.benchmarks)["shots"], renderer, row)
+    (none,) = render_answer(make_benchmarks(settings.benchmarks)["gsm8k"], renderer, row)
     assert len(few.input_ids) > 3 * len(none.input_ids)
     spoken = [[label for label in each.labels if label != IGNORE_INDEX] for each in (few, none)]
     assert spoken[0] == spoken[1] == [*renderer.encode("Blue 2"), tokenizer.convert_tokens_to_ids("<|im_end|>")]

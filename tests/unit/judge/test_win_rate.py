@@ -20,7 +20,6 @@ from ual_ray.judge.win_rate import (
     length_controlled_win_rate,
     length_term,
     position_bias,
-    win_rate,
 )
 
 # Made once by scipy.optimize alone: L-BFGS-B on the penalised likelihood, every slope split into its positive and its
@@ -53,8 +52,8 @@ def brute_force(terms: np.ndarray, wins: np.ndarray, strength: float) -> np.ndar
 
 
 def test_the_raw_rate_by_hand() -> None:
-    assert win_rate([1, 2, 2, 1.5]) == 62.5
-    assert win_rate([1.25, float("nan"), 1.75, None]) == 50
+    assert rate([1, 2, 2, 1.5], [1] * 4, [1] * 4).win_rate == 62.5
+    assert rate([1.25, float("nan"), 1.75, None], [1] * 4, [1] * 4).win_rate == 50
 
 
 def test_a_missing_verdict_is_neither_a_win_nor_a_loss() -> None:
