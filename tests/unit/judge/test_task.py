@@ -105,18 +105,28 @@ def test_the_two_orders_mirror_each_other(first: float, second: float) -> None:
     assert preference_of_candidate(share[0], candidate_first=True) == pytest.approx(1 + m / (m + big_m))
 
 
-def test_without_either_letter_the_verdict_is_missing() -> None:
-    engine = Judge(lambda request: ChoiceResult((-math.inf, -math.inf), prompt_tokens=7))
-    (judged,) = JudgeRows("big")([row()], engine)
-    assert (judged["preference"], judged["status"]) == (None, "quarantined")
-    assert judged["error"].startswith("mass:")
-    assert (judged["prompt_tokens"], judged["generated_tokens"]) == (7, 1)
+CUT_REPLY = CompletionResult(("m",), 5, 2, finish_reasons=("length",))
 
 
-def test_what_cannot_be_asked_is_missing_and_says_why() -> None:
-    (judged,) = JudgeRows("big")([row()], Judge(lambda request: overlong(2000, 1024)))
-    assert (judged["preference"], judged["status"]) == (None, "quarantined")
-    assert judged["error"].startswith("overlong: 2000 tokens")
+@pytest.mark.parametrize(
+    ("mode", "answer", "error", "asked"),
+    [
+        ("logprobs", ChoiceResult((-math.inf, -math.inf), prompt_tokens=7), "mass:", 1),
+        ("logprobs", ChoiceResult((-30.0, -33.0), prompt_tokens=1), "mass: ", 1),
+        ("logprobs", overlong(2000, 1024), "overlong: 2000 tokens", 1),
+        ("sampled", CompletionResult(("no idea",), 5, 2), "unparsable:", 1 + RETRIES),
+        ("sampled", CUT_REPLY, "cut: ", 1),
+        ("sampled", Failure("engine: away"), "engine: away", 1),
+    ],
+)
+def test_a_verdict_that_is_not_known_is_missing_and_says_why(mode: Any, answer: Result, error: str, asked: int) -> None:
+    engine = Judge(lambda request: answer)
+    (judged,) = JudgeRows("big", mode)([row()], engine)
+    assert (judged["preference"], judged["status"], len(engine.seen)) == (None, "quarantined", asked)
+    assert judged["error"].startswith(error)
+    assert judged["prompt_tokens"] == asked * answer.prompt_tokens
+    assert judged["mass"] == (answer.mass if isinstance(answer, ChoiceResult) else None)
+    assert judged["finish"] == ("length" if answer is CUT_REPLY else None)
 
 
 # --- sampled ---------------------------------------------------------------------------------------------------------
@@ -142,32 +152,6 @@ def test_an_unreadable_verdict_is_asked_for_again_with_another_seed() -> None:
     assert (judged["preference"], judged["status"], judged["prompt_tokens"]) == (1.0, "ok", 15)
     asked = [request for request in engine.seen if isinstance(request, Completion)]
     assert len({(request.temperature, request.seed) for request in asked}) == 3
-
-
-def test_a_verdict_that_stays_unreadable_is_missing() -> None:
-    engine = saying(*["no idea"] * (1 + RETRIES))
-    (judged,) = JudgeRows("big", "sampled")([row()], engine)
-    assert (judged["preference"], judged["status"]) == (None, "quarantined")
-    assert judged["error"].startswith("unparsable:")
-
-
-def test_a_failed_engine_is_not_asked_again_here() -> None:
-    engine = Judge(lambda request: Failure("engine: away"))
-    (judged,) = JudgeRows("big", "sampled")([row()], engine)
-    assert (len(engine.seen), judged["error"]) == (1, "engine: away")
-
-
-def test_a_verdict_that_was_cut_is_missing_and_not_asked_again() -> None:
-    engine = Judge(lambda request: CompletionResult(("m",), 5, 2, finish_reasons=("length",)))
-    (judged,) = JudgeRows("big", "sampled")([row()], engine)
-    assert (judged["preference"], judged["finish"], len(engine.seen)) == (None, "length", 1)
-    assert judged["error"].startswith("cut: ")
-
-
-def test_letters_that_are_improbable_together_are_no_verdict() -> None:
-    (judged,) = JudgeRows("big")([row()], Judge(lambda request: ChoiceResult((-30.0, -33.0), prompt_tokens=1)))
-    assert (judged["preference"], judged["status"]) == (None, "quarantined")
-    assert judged["error"].startswith("mass: ") and judged["mass"] == pytest.approx(math.exp(-30) + math.exp(-33))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
