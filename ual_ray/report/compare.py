@@ -98,17 +98,18 @@ def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, 
 
 
 def _planned_only(by_seed: Mapping[int, StageFolders], planned: Set[int]) -> tuple[dict[int, StageFolders], list[int]]:
-    """Leave out what was trained with seeds that were not planned, where some were; return these seeds too."""
-    trained = {seed for seed, stages in by_seed.items() if {*stages.evaluated, *stages.harness} - {BASE}}
-    added = sorted(trained - planned) if planned else []
-    return {seed: _untrained(stages) if seed in added else stages for seed, stages in by_seed.items()}, added
+    """Leave out the arms that were trained with seeds that were not planned, where some were; return these seeds too."""
+    added = sorted(seed for seed, stages in by_seed.items() if planned and stages.smoothed and seed not in planned)
+    return {seed: _without_arms(stages) if seed in added else stages for seed, stages in by_seed.items()}, added
 
 
-def _untrained(stages: StageFolders) -> StageFolders:
-    """Keep what there is of the model before training."""
+def _without_arms(stages: StageFolders) -> StageFolders:
+    """Keep what there is of models that were not trained, such as the one before training."""
     kinds = ("evaluated", "calibrated", "harness")
-    kept = {kind: {model: left for model, left in getattr(stages, kind).items() if model == BASE} for kind in kinds}
-    return StageFolders(stages.elicited, **kept)
+    left = {
+        kind: {model: one for model, one in getattr(stages, kind).items() if model not in stages.smoothed} for kind in kinds
+    }
+    return StageFolders(stages.elicited, **left)
 
 
 def by_model(by_seed: Mapping[int, StageFolders], kind: str) -> dict[str, dict[int, Any]]:

@@ -21,7 +21,7 @@ from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest
 from ual_ray.report.findings import get_nested, judged_key
-from ual_ray.report.primary import PRIMARY_FILE, SEED_FOLDER
+from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.results import read_metrics
@@ -134,7 +134,7 @@ def _seeds_below(root: Path) -> Callable[[Path], int]:
 
 def _check_one_scenario(root: Path) -> None:
     """Raise UserError for the output folder of an experiment of several scenarios: they would be taken for one."""
-    if len(scenarios := sorted(file.parent.name for file in root.glob(f"*/{PRIMARY_FILE}"))) > 1:
+    if len(scenarios := sorted({home.parent.name for home in root.glob(f"*/{SEED_FOLDER}*")})) > 1:
         raise UserError(
             f"{root} holds an experiment of several scenarios",
             got=", ".join(scenarios),

@@ -398,6 +398,14 @@ def test_the_verdict_is_that_of_the_planned_seeds(
     assert len(found.folders["calibrated"]["ual"]) == counted
 
 
+def test_models_from_elsewhere_need_no_planned_seed(tmp_path: Path) -> None:
+    """An evaluation alone has no training seed, which counts as 0."""
+    root = scenario_of(tmp_path / "all", [4, 5, 6], [4, 5, 6])
+    evaluated(tmp_path / "other" / "evaluate" / "k", "foreign", 0.2, 99)
+    found = report_on([root, tmp_path / "other"], None, console()[0])
+    assert found.added_seeds == [] and found.seeds == {"base": 1, "foreign": 1, "sft": 3, "ual": 3}
+
+
 def test_scenarios_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     for name in ("one", "two"):
         scenario_of(tmp_path / name, [0], [0])
