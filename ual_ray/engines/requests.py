@@ -6,8 +6,9 @@ Requests are hashable: two estimators that ask the same thing share one call.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import Any, TypeAlias
 
 from ual_ray.columns import REFERENCE, Message, Messages, canonical_json, extra_of
@@ -45,13 +46,14 @@ def chat_body(frozen: Turns) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
     tools: dict[str, Any] = {}
     open_calls: list[str] = []
-    made = 0
-    for message in messages_of(frozen):
-        extra = extra_of(message)
+    given = [(message, extra_of(message)) for message in messages_of(frozen)]
+    taken = {call.get("id") for _, extra in given for call in extra.get("tool_calls", ())}
+    taken |= {extra.get("tool_call_id") for _, extra in given}
+    new = (identity for number in count() if (identity := f"call_{number}") not in taken)
+    for message, extra in given:
         own: dict[str, Any] = {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
         if "tool_calls" in extra:
-            own["tool_calls"] = [_sent_call(call, f"call_{at}") for at, call in enumerate(extra["tool_calls"], made)]
-            made += len(own["tool_calls"])
+            own["tool_calls"] = [_sent_call(call, new) for call in extra["tool_calls"]]
             open_calls += [call["id"] for call in own["tool_calls"]]
         if message["role"] == "tool" and open_calls:
             answered = own.setdefault("tool_call_id", open_calls[0])
@@ -61,10 +63,10 @@ def chat_body(frozen: Turns) -> dict[str, Any]:
     return {"messages": messages, **tools}
 
 
-def _sent_call(call: dict[str, Any], identity: str) -> dict[str, Any]:
+def _sent_call(call: dict[str, Any], new: Iterator[str]) -> dict[str, Any]:
     arguments = call["function"]["arguments"]
     text = arguments if isinstance(arguments, str) else canonical_json(arguments)
-    return {"id": identity, **call, "function": {**call["function"], "arguments": text}}
+    return {**call, "id": call.get("id") or next(new), "function": {**call["function"], "arguments": text}}
 
 
 @dataclass(frozen=True)

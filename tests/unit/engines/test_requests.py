@@ -103,5 +103,19 @@ def test_calls_are_sent_as_servers_take_them() -> None:
         ("mine", "function", "{}"),
     ]
     assert (noon["tool_call_id"], rome["tool_call_id"]) == ("mine", "call_0")
-    assert second["tool_calls"][0]["id"] == oslo["tool_call_id"] == "call_2"
+    assert second["tool_calls"][0]["id"] == oslo["tool_call_id"] == "call_1"
     assert "tool_call_id" not in stray
+
+
+@pytest.mark.parametrize("answered_by", [{}, {"tool_call_id": "call_0"}])
+def test_made_ids_of_calls_differ_from_those_of_the_data(answered_by: dict[str, str]) -> None:
+    def called(*ids: str | None) -> Message:
+        calls = [
+            {"type": "function", "function": {"name": "f", "arguments": {}}, **({"id": own} if own else {})} for own in ids
+        ]
+        return with_extra(Message(role="assistant", content=""), tool_calls=calls)
+
+    replied = with_extra(Message(role="tool", content="7"), **answered_by)
+    body = chat_body(turns([MESSAGES[0], called(None, "call_1", None), replied, called("call_2", None), called("call_0")]))
+    ids = [call["id"] for message in body["messages"] for call in message.get("tool_calls", ())]
+    assert len({*ids}) == len(ids) == 6 and ids[1:4:2] + ids[5:] == ["call_1", "call_2", "call_0"]
