@@ -117,7 +117,7 @@ def test_labels_that_cannot_be_read(ual: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("id,correct\n1,maybe\n")
     message = refuse(ual, "elicit", "demo", f"elicit.calibrate_with={path}", "--out", tmp_path / "out")
-    assert "label is not a boolean" in message and "'maybe'" in message and "line 2" in message
+    assert "label is not a boolean" in message and "'maybe'" in message and "label 1" in message
     assert "the input does not exist" in refuse(ual, "inspect", tmp_path / "nowhere", "--labels", path)
 
 

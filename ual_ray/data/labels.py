@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +12,12 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
+from ual_ray.data.records import BadRow, Record
+from ual_ray.data.shard import Piece
+from ual_ray.data.text_files import read_jsonl, read_text
 from ual_ray.errors import UserError
 
 CORRECT = "correct"
-COLUMNS = (col.ID, CORRECT)
 TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 LEGAL_TRUTH = "1, 0, true or false (1 = the response is good)"
 LEGAL_FILE = "a .csv file with a header line, or a .jsonl file with one object per line; columns id and correct"
@@ -26,18 +26,18 @@ LEGAL_FILE = "a .csv file with a header line, or a .jsonl file with one object p
 def read_labels(path: Path) -> dict[str, bool]:
     """Read a labels file: id (content id or the data's own) -> whether the response is good.
 
-    Raises UserError for an invalid file, column or value, with its line.
+    Raises UserError for an invalid file, column or value, with its row.
     """
     if not path.is_file():
         raise UserError("the labels file does not exist", got=path, expected=LEGAL_FILE)
-    readers = {".csv": _csv_lines, ".jsonl": _jsonl_lines}
-    reader = readers.get(path.suffix.lower())
+    kind = path.suffix.lower().removeprefix(".")
+    reader = {"csv": read_text, "jsonl": read_jsonl}.get(kind)
     if reader is None:
         raise UserError("the labels file has an unknown file extension", got=path, expected=LEGAL_FILE)
     labels: dict[str, bool] = {}
     try:
-        for number, row in reader(path):
-            _add(labels, row, f"{path}, line {number}")
+        for number, row in enumerate(reader(Piece("", str(path.resolve()), kind)), start=1):
+            _add(labels, row, f"{path}, label {number}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError("the labels file cannot be read", got=f"{path}: {error}", expected=f"{LEGAL_FILE}, in UTF-8") from error
     if not labels:
@@ -75,41 +75,11 @@ def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa
     return correct
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    # Spreadsheets write a byte-order mark, which would become part of the first column's name.
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        if reader.fieldnames:
-            _check_columns(reader.fieldnames, f"{path}, line 1")
-        for row in reader:
-            yield reader.line_num, row
-
-
-def _jsonl_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    "a line of the labels file is not JSON", got=f"{where}: {error}", expected='{"id": "17", "correct": 1}'
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError("a line of the labels file is not an object", got=where, expected='{"id": "17", "correct": 1}')
-            _check_columns(list(row), where)
-            yield number, row
-
-
-def _check_columns(found: list[str], where: str) -> None:
-    if missing := [name for name in COLUMNS if name not in found]:
-        raise UserError(f"the labels lack the column {missing}", got=f"{where}: {found[:20]}", expected=LEGAL_FILE)
-
-
-def _add(labels: dict[str, bool], row: Mapping[str, Any], where: str) -> None:
+def _add(labels: dict[str, bool], row: Record | BadRow, where: str) -> None:
+    if isinstance(row, BadRow):
+        raise UserError("a row of the labels file cannot be read", got=f"{where}: {row}", expected=LEGAL_FILE)
+    if missing := [name for name in (col.ID, CORRECT) if name not in row]:
+        raise UserError(f"the labels lack the column {missing}", got=f"{where}: {list(row)[:20]}", expected=LEGAL_FILE)
     name = "" if row[col.ID] is None else str(row[col.ID]).strip()
     if not name:
         raise UserError("a label has no id", got=where, expected="the row's content id, or the data's own id")

@@ -21,6 +21,7 @@ def written(folder: Path, name: str, text: str) -> Path:
 def test_csv(tmp_path: Path) -> None:
     path = written(tmp_path, "labels.csv", "\ufeffid, correct,note\r\na,1,x\r\nb, FALSE ,\r\n17,true,y\r\na,1,again\r\n")
     assert read_labels(path) == {"a": True, "b": False, "17": True}
+    assert read_labels(written(tmp_path, "excel.csv", "id;correct\na;1\n")) == {"a": True}
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -37,19 +38,20 @@ def test_jsonl(tmp_path: Path) -> None:
         ("a.csv", "", "no label"),
         ("a.csv", "id,correct\n", "no label"),
         ("a.jsonl", "\n\n", "no label"),
-        ("a.csv", "id;correct\na;1\n", r"lack the column \['id', 'correct'\]"),
         ("a.csv", "name,correct\na,1\n", r"lack the column \['id'\]"),
-        ("a.jsonl", '{"id": "a", "correct": 1}\n{"id": "b"}\n', "line 2"),
-        ("a.csv", "id,correct\na,1\nb,maybe\n", "'maybe'.*line 3"),
+        ("a.jsonl", '{"id": "a", "correct": 1}\n{"id": "b"}\n', "label 2"),
+        ("a.csv", "id,correct\na,1\nb,maybe\n", "'maybe'.*label 2"),
         ("a.csv", "id,correct\na\n", "line 2"),
-        ("a.csv", "id,correct\na,2\n", "'2'.*line 2"),
-        ("a.jsonl", '{"id": "a", "correct": null}\n', "line 1"),
-        ("a.jsonl", '{"id": "a", "correct": NaN}\n', "line 1"),
+        ("a.csv", "id,correct\na,2\n", "'2'.*label 1"),
+        ("a.jsonl", '{"id": "a", "correct": null}\n', "label 1"),
+        ("a.jsonl", '{"id": "a", "correct": NaN}\n', "label 1"),
         ("a.csv", "id,correct\n,1\n", "no id"),
         ("a.jsonl", '{"id": null, "correct": 1}\n', "no id"),
-        ("a.csv", "id,correct\na,1\nb,1\na,0\n", "both good and wrong.*\n.*line 4"),
-        ("a.jsonl", "{'id': 1}\n", "not JSON.*\n.*line 1"),
-        ("a.jsonl", "[1, 2]\n", "not an object"),
+        ("a.csv", "id,correct\na,1\nb,1\na,0\n", "both good and wrong.*\n.*label 3"),
+        ("a.jsonl", "{'id': 1}\n", "not JSON: line 1"),
+        ("a.jsonl", "[1, 2]\n", "not a JSON object"),
+        ("a.csv", 'id,correct,note\na,1,"x\nb,0,y\nc,1,z"\n', "its quotes hold lines that look like rows"),
+        ("a.csv", "id,correct\na,1,b,0\n", "wrong number of cells: line 2"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
