@@ -16,10 +16,11 @@ from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.train.estimate import devices, dry_run
-from ual_ray.train.estimate.dry_run import micro_batch, sample_rows
+from ual_ray.train.estimate import devices, dry_run, sample
+from ual_ray.train.estimate.dry_run import micro_batch
 from ual_ray.train.estimate.forward_pass import forward_pass
 from ual_ray.train.estimate.memory import count_parameters, estimate
+from ual_ray.train.estimate.sample import sample_rows
 from ual_ray.train.estimate.state import GPU_WORKER_HOST_BYTES, checkpoint_bytes, least_bytes, pinned_bytes
 from ual_ray.train.estimate.text import show
 from ual_ray.train.lora import add_adapters
@@ -195,7 +196,7 @@ def test_host_memory_is_held_against_that_of_a_node(model: str, tmp_path: Path) 
 def test_a_sample_stands_for_all_rows(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [1, 30] * 100)
     every = sample_rows(settings(model), smoothed)
-    monkeypatch.setattr(dry_run, "MAX_SAMPLE", 41)
+    monkeypatch.setattr(sample, "MAX_SAMPLE", 41)
     some = sample_rows(settings(model), smoothed)
     assert (every.seen, some.seen, some.total, len(some.lengths)) == (200, 41, 200, 200)
     assert some.lengths.sum() == pytest.approx(every.lengths.sum(), rel=0.1)
@@ -235,7 +236,7 @@ def test_a_mixture_is_told_by_source(model: str, tmp_path: Path) -> None:
 
 
 def test_a_sample_of_a_mixture_has_rows_of_every_source(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "MAX_SAMPLE", 20)
+    monkeypatch.setattr(sample, "MAX_SAMPLE", 20)
     smoothed = with_sources(write(tmp_path / "smoothed.parquet", [5] * 199 + [20]), ["chat"] * 199 + ["math"])
     rows = sample_rows(settings(model, "train.mixture={chat: 1, math: 1}"), smoothed)
     assert rows.seen == 21 and rows.total == len(rows.lengths) == 200

@@ -1,0 +1,102 @@
+"""The training rows' lengths in tokens, of a sample of the rows where they are many, an even one of each source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset
+
+from ual_ray import columns as col
+from ual_ray.config import Config
+from ual_ray.errors import UserError
+from ual_ray.formatting import count_list
+from ual_ray.train.token_store import TokenStore
+from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
+
+# Size of the sample: larger data is estimated from this many evenly spaced rows.
+MAX_SAMPLE = 2000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
+
+    `dropped` (by reason), `truncated` and `endless` (without an end of turn) are counts among those seen. `sources` of the rows
+    are only there with train.mixture.
+    """
+
+    lengths: np.ndarray
+    targets: np.ndarray
+    total: int
+    seen: int
+    dropped: Counter[str]
+    truncated: int
+    endless: int = 0
+    sources: pa.Array | None = None
+
+
+def sample_rows(config: Config, smoothed: Path) -> Rows:
+    """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
+    files = pyarrow.dataset.dataset(str(smoothed), format="parquet")
+    check_columns(smoothed, files.schema.names, [col.ALPHA])
+    check_values(smoothed)
+    training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
+    sources = _sources(training, mixed=bool(config.train.mixture))
+    chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
+    total, places = len(sources), np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
+    table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))
+    with TemporaryDirectory() as folder:
+        render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
+        (summary,) = render(table).to_pylist()
+        store = TokenStore.open(Path(folder), col.TRAIN, sources=smoothed if config.train.mixture else None)
+        check_vocabulary(summary["dropped"])
+        dropped = Counter(row["reason"] for row in summary["dropped"])
+        error = most_frequent(row["error"] for row in summary["dropped"] if row["error"])
+    if not len(store):
+        raise UserError(
+            "no training row is left",
+            got=f"of {len(places)} rows: {count_list(dropped)}{f' ({error})' if error else ''}",
+            fix="raise train.max_length, or check the rows",
+        )
+    lengths, targets, scaled = _scaled(store, sources, places)
+    counts = (total, len(places), dropped, summary["truncated_rows"], summary["endless_rows"])
+    return Rows(lengths, targets, *counts, scaled if config.train.mixture else None)
+
+
+def _sources(rows: pa.dataset.Dataset, *, mixed: bool) -> pa.Array:
+    """Read the source of every row; without a mixture, or the column, all have the same one."""
+    if not mixed or col.SOURCE not in rows.schema.names:
+        return pa.repeat(pa.scalar(""), rows.count_rows())
+    return rows.to_table(columns=[col.SOURCE])[col.SOURCE].cast(pa.string()).fill_null("").combine_chunks()
+
+
+def _groups(sources: pa.Array) -> list[np.ndarray]:
+    """Row numbers of each source, the sources in the order of their first rows."""
+    codes = sources.dictionary_encode().indices.to_numpy()
+    return [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+
+
+def _evenly(rows: np.ndarray, total: int) -> np.ndarray:
+    """Choose evenly spaced ones of a source's rows: its share of the sample, and one at least."""
+    count = min(len(rows), max(1, round(MAX_SAMPLE * len(rows) / total)))
+    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
+
+
+def _scaled(store: TokenStore, sources: pa.Array, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+    """Repeat the sampled rows' lengths and target tokens up to the number of rows of each source; and its name as often."""
+    sampled = sources.take(pa.array(places))
+    own = pa.repeat(pa.scalar(""), len(store)) if store.sources is None else store.sources.fill_null("")
+    parts = []
+    for name in sources.unique().to_pylist():
+        mine = np.flatnonzero(pa.compute.equal(own, name).to_numpy(zero_copy_only=False))
+        of_it = [pa.compute.sum(pa.compute.equal(values, name)).as_py() for values in (sources, sampled)]
+        size = round(of_it[0] * len(mine) / of_it[1])
+        parts.append((np.resize(store.lengths[mine], size), np.resize(store.target_tokens[mine], size), [name] * size))
+    lengths, targets, names = zip(*parts, strict=True)
+    return np.concatenate(lengths), np.concatenate(targets), pa.array([name for some in names for name in some], pa.string())
