@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -71,17 +72,13 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
     Raises UserError when there are none, when two folders hold the same arm with the same seed, when arms of one name differ in
     more than the seed, when there are several models before training, and for an experiment of several scenarios.
     """
-    found: dict[int, StageFolders] = {}
+    found: defaultdict[int, StageFolders] = defaultdict(StageFolders)
     pairs, first = dict[str, tuple[str, str]](), dict[tuple[str, str], Path]()
     for root in folders:
         _check_one_scenario(root)
         seed_of = _seeds_below(root)
-
-        def stages_of(folder: Path, seed_of: Callable[[Path], int] = seed_of) -> StageFolders:
-            return found.setdefault(seed_of(folder), StageFolders())
-
         for (seed, name), folder in _evaluations(root, seed_of).items():
-            known = found.setdefault(seed, StageFolders()).evaluated.setdefault(name, folder)
+            known = found[seed].evaluated.setdefault(name, folder)
             # The untrained model is the same everywhere; of two trained ones, one would be dropped silently.
             if name != BASE and known.resolve() != folder.resolve():
                 raise UserError(
@@ -97,15 +94,15 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
                 if newest_one := newest_stage(home):
                     arm = home.parent.name
                     _check_same(arm, stage, first.setdefault((arm, stage), newest_one), newest_one)
-                    of_stage = {"smooth": stages_of(home).smoothed, "train": stages_of(home).trained}[stage]
-                    of_stage.setdefault(arm, newest_one)
+                    of_seed = found[seed_of(home)]
+                    (of_seed.smoothed if stage == "smooth" else of_seed.trained).setdefault(arm, newest_one)
         for seed, own in find_harness(root).items():
             for model, those in own.items():
-                found.setdefault(seed, StageFolders()).harness.setdefault(model, []).extend(those)
+                found[seed].harness.setdefault(model, []).extend(those)
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
-            stages_of(file.parent).calibrated[_model_of(file)] = file.parent
+            found[seed_of(file.parent)].calibrated[_model_of(file)] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
-            content, stages = json.loads(file.read_text()), stages_of(file.parent)
+            content, stages = json.loads(file.read_text()), found[seed_of(file.parent)]
             pair = _pair_of(content, pairs)
             if not is_current(file.parent, content, stages.evaluated):
                 logger.warning("%s is of answers that are not the newest any more; it does not count", file.parent)
