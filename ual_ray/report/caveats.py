@@ -82,12 +82,15 @@ def _of_size(findings: Findings) -> Iterator[str]:
             f"inconclusive below {MIN_SEEDS} training seeds. `ual experiment CONFIG` trains every arm with several; "
             "docs/results.md has what was measured so far."
         )
+    by_chance = "Who looks at a verdict and adds seeds until there is one finds it by chance more often than the level states."
     if added := findings.added_seeds:
+        listed = ", ".join(map(str, added))
         yield (
-            f"The training seeds {', '.join(map(str, added))} were added after the first results and do not count. Who looks "
-            "at a verdict and adds seeds until there is one finds it by chance more often than the level states. Plan them in "
-            "a new output folder."
+            f"The training seeds {listed} were added after the first results and do not count. {by_chance} Plan them in a new "
+            "output folder."
         )
+    if max(seeds, default=0) >= MIN_SEEDS and not findings.planned_seeds:
+        yield f"The number of training seeds was not recorded before the results, as `ual experiment` does. {by_chance}"
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)
     if least < FEW_QUESTIONS:
         yield (

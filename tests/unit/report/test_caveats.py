@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import Comparisons
@@ -24,3 +26,9 @@ def test_seeds_that_were_added_after_a_look_are_a_caveat() -> None:
     found = Findings({}, Comparisons((), 0.95, 100, 0), added_seeds=[7, 12])
     assert any("training seeds 7, 12 were added after the first results" in text for text in caveats_of(found, 0))
     assert not any("were added" in text for text in caveats_of(replace(found, added_seeds=[]), 0))
+
+
+@pytest.mark.parametrize(("seeds", "planned", "told"), [(3, 0, True), (3, 3, False), (2, 0, False)])
+def test_runs_that_nobody_planned_have_a_caveat(seeds: int, planned: int, told: bool) -> None:
+    found = Findings({"ual": []}, Comparisons((), 0.95, 100, 0), seeds={"ual": seeds}, planned_seeds=planned)
+    assert any("was not recorded before the results" in text for text in caveats_of(found, 0)) == told
