@@ -90,7 +90,7 @@ class Data:
         sources = Path(job.sources) if job.sources and train else None
         self.store = TokenStore.open(Path(job.tokens), split, config.uncertainty_bins, arm, most, sources=sources)
         lengths, targets = self.store.lengths, self.store.target_tokens
-        if split == col.TRAIN:
+        if train:
             self.plan = StepPlan(lengths, targets, config, job.seed, ranks, self.store.sources)
         else:
             self.plan = validation_steps(lengths, targets, config, ranks)

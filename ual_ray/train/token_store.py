@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ class Sample:
     weight: float = 1.0
 
 
-class TokenStore(Sequence[Sample]):
+class TokenStore:
     """One split of the rendered rows, ordered by id, independent of the files and blocks they were written in.
 
     `lengths` is int32 of [rows], in tokens; `target_tokens` int32 of [rows] counts the tokens that are predicted and trained
@@ -117,14 +117,12 @@ class TokenStore(Sequence[Sample]):
         """Number of rows of the split."""
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, row: int) -> Sample: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Sample]: ...
-    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
-        """Read one row or a slice of rows. The arrays are views of the mapped file: do not write to them."""
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
+    def __iter__(self) -> Iterator[Sample]:
+        """Read row by row."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, row: int) -> Sample:
+        """Read one row. The arrays are views of the mapped file: do not write to them."""
         at = int(self._rows[row])
         input_ids, labels = (self._table[name][at].values.to_numpy() for name in (col.INPUT_IDS, col.LABELS))
         alpha, weight = float(self._alpha[row]), float(self._weight[row])

@@ -63,7 +63,7 @@ def test_rows_come_by_id_whatever_file_they_lie_in(write_store: WriteStore) -> N
     assert (sample.id, sample.alpha, sample.uncertainty_bin) == ("b", 0.4, NO_BIN)
     assert sample.input_ids.tolist() == [0, 1, 2] and sample.input_ids.dtype == np.int32
     assert sample.labels.tolist() == [-100, 1, 2] and sample.labels.dtype == np.int32
-    assert [sample.id for sample in store[1:3]] == store.ids[1:3] == ["b", "c"]
+    assert [sample.id for sample in store][1:3] == store.ids[1:3] == ["b", "c"]
     assert len(store) == 4 and store[-1].id == "d"
 
 
