@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ual_ray.columns import Message, spoken, with_extra
 from ual_ray.engines.answer_place import answer_place
-from ual_ray.engines.finish_reason import is_cut
+from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.openai_dialect import Body, server_words
-from ual_ray.engines.reply_text import Unread, read_reply
+from ual_ray.engines.reply_text import Unread, not_ended, read_reply
 from ual_ray.engines.token_text import plain_entry, visible_entry
 
 # How a thought starts that the server returns apart from a reply.
@@ -76,8 +77,12 @@ def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Unre
         return Unread(
             "unparsable: the reply is a thought; turn thinking off, or set elicit.thinking_tokens (judge.thinking_tokens)"
         )
-    if not text and not choice.get("logprobs"):
-        return Unread(f"unparsable: the reply is empty (finish_reason {_finish(choice)!r})")
+    calls = _calls(choice["message"])
+    if not choice.get("logprobs") and (calls or not text):
+        kind = "a call of a tool" if calls else "empty"
+        return Unread(f"unparsable: the reply is {kind} (finish_reason {_finish(choice)!r})")
+    if not is_end(_finish(choice)) and not is_cut(_finish(choice)):  # cut after its one token
+        return not_ended(_finish(choice))
     tokens = _tokens(choice)
     return _log_probabilities(next((token for token in tokens if _shows(token)), tokens[0]), choices)
 
@@ -143,7 +148,10 @@ def _texts(body: Body) -> list[tuple[str, Body]]:
 
 
 def _text(choice: Body) -> str | None:
-    """Return a choice's text; for one that a reasoning parser took for a thought, that thought without an end; None without."""
+    """Return a choice's text, with its calls of tools as `spoken` writes those of the data; None without.
+
+    For one that a reasoning parser took for a thought: that thought without an end.
+    """
     message = choice.get("message")
     if not isinstance(message, dict):
         return None
@@ -151,6 +159,9 @@ def _text(choice: Body) -> str | None:
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
         content = "".join(part for part in parts if isinstance(part, str)) if parts else None
+    if calls := _calls(message):
+        text = content if isinstance(content, str) else ""
+        return spoken(with_extra(Message(role="assistant", content=text), tool_calls=calls))
     if isinstance(content, str) and content.strip():
         return content
     thought = message.get("reasoning_content") or message.get("reasoning")
@@ -161,7 +172,17 @@ def _text(choice: Body) -> str | None:
     return None
 
 
+def _calls(message: Body) -> list[Body]:
+    """Return a message's calls of tools, also one in the older form."""
+    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
+    found = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [call for call in found if isinstance(call.get("function"), dict) and call["function"].get("name")]
+
+
 def _finish(choice: Body) -> str | None:
+    """Return why a choice ended; 'refusal' where the server marks it as one, whatever it gives as the reason."""
+    if choice["message"].get("refusal"):
+        return "refusal"
     reason = choice.get("finish_reason")
     if isinstance(reason, dict):  # SGLang's own form: {"type": "length", "length": 8}
         reason = reason.get("type")

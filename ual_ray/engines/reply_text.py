@@ -116,6 +116,11 @@ EMPTY = Unread("unparsable: the reply is empty")
 CUT = Unread("cut: the reply reached its maximum length (finish_reason 'length')")
 
 
+def not_ended(finish_reason: str | None) -> Unread:
+    """State that a filter, an error or something unknown ended a reply."""
+    return Unread(f"unparsable: the model did not end the reply (finish_reason {finish_reason!r})")
+
+
 def spoken(text: str) -> str | None:
     """Return what follows the thought, all of it where there is none; None for a thought that does not end."""
     if channels := [*_CHANNEL.finditer(text)]:
@@ -148,7 +153,7 @@ def answered(text: str, finish_reason: str | None) -> str | Unread:
     if is_cut(finish_reason):
         return CUT
     if not is_end(finish_reason):
-        return Unread(f"unparsable: the model did not end the reply (finish_reason {finish_reason!r})")
+        return not_ended(finish_reason)
     said = spoken(text)
     return NO_THOUGHT_END if said is None else said or EMPTY
 

@@ -22,7 +22,10 @@ from any_server import (
     token,
 )
 
+from ual_ray.columns import Message, spoken, with_extra
 from ual_ray.engines.openai_replies import MalformedReply, parse_body
+from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reply_text import Unread, answered
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, overlong
 
 # --- what servers refuse ----------------------------------------------------------------------------------------------
@@ -253,6 +256,40 @@ def test_a_reply_without_text_is_not_asked_for_again(finish: str, serve: Serve) 
     choice = one(engine, RATE)
     assert isinstance(choice, Failure) and choice.reason == f"unparsable: the reply is empty (finish_reason '{finish}')"
     assert len(server.asked) == 2
+
+
+WEATHER = {"name": "weather", "arguments": '{"city": "Rome", "rating": 7}'}
+
+
+@pytest.mark.parametrize("message", [
+    {"tool_calls": [{"id": "x", "type": "function", "function": WEATHER}]}, {"function_call": WEATHER},
+    {"tool_calls": [{"id": "x", "type": "function", "function": WEATHER}], "reasoning_content": "I need to look"},
+])  # fmt: skip
+@pytest.mark.parametrize(("content", "finish"), [(None, "tool_calls"), ("", "stop"), ("3", "tool_calls")])
+def test_a_call_of_a_tool_is_read_as_the_datas_are_and_is_no_rating(
+    content: str | None, finish: str, message: Body, serve: Serve
+) -> None:
+    engine, server = serve(lambda body: answer(content, n=body.get("n", 1), finish=finish, **message))
+    result = one(engine, SAMPLE)
+    given = with_extra(Message(role="assistant", content=content or ""), tool_calls=[{"function": WEATHER}])
+    assert isinstance(result, CompletionResult) and result.replies == [(spoken(given), finish)] * 3
+    assert answered(*result.replies[0]) == spoken(given)
+    assert isinstance(choice_probabilities(result, DIGITS, 0.01), Unread)
+    choice = one(engine, RATE)
+    assert isinstance(choice, Failure)
+    assert choice.reason == f"unparsable: the reply is a call of a tool (finish_reason '{finish}')"
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("request_", [RATE, RATE_THINKING, SAMPLE])
+@pytest.mark.parametrize(("finish", "refusal"), [("content_filter", None), ("error", None), ("stop", "I cannot help.")])
+def test_a_reply_that_something_else_ended_gives_no_score(
+    finish: str, refusal: str | None, request_: Choice | Completion, serve: Serve
+) -> None:
+    engine, _ = serve(lambda body: answer("7", token("7", SEVEN), n=body.get("n", 1), finish=finish, refusal=refusal))
+    read = choice_probabilities(one(engine, request_), DIGITS, 0.01)
+    named = "refusal" if refusal else finish
+    assert read == Unread(f"unparsable: the model did not end the reply (finish_reason '{named}')")
 
 
 @pytest.mark.parametrize(("content", "reason"), [

@@ -114,7 +114,7 @@ def test_a_token_without_a_text_leaves_the_reply() -> None:
 @pytest.mark.parametrize("content", [True, 1, {"a": 1}])
 def test_a_refusal_with_a_content_that_is_not_text_is_an_empty_reply(content: object) -> None:
     body = {"choices": [{"message": {"content": content, "refusal": "no"}}]}
-    assert read_replies(body) == [ReadReply("", None)]
+    assert read_replies(body) == [ReadReply("", "refusal")]
     assert isinstance(read_choices(body, ("0", "1")), Unread)
 
 
