@@ -22,7 +22,7 @@ class Network:
 
 
 def tracker_of(out: Path, **settings: Any) -> Tracker:
-    return Tracker(TrackingConfig(), out, retry_seconds=RETRY, **settings)
+    return Tracker(TrackingConfig(retry_seconds=RETRY), out, **settings)
 
 
 def runs_of(tracker: Tracker) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Timed:
 
 
 def tracker_of(server: Server, out: Path, experiment: str) -> Tracker:
-    return Tracker(TrackingConfig(uri=server.uri, experiment=experiment), out, retry_seconds=RETRY)
+    return Tracker(TrackingConfig(uri=server.uri, experiment=experiment, retry_seconds=RETRY), out)
 
 
 def runs_of(tracker: Tracker) -> dict[str, Any]:
@@ -242,7 +242,7 @@ from pathlib import Path
 from ual_ray.config import TrackingConfig
 from ual_ray.tracking.tracker import Tracker
 uri, out = sys.argv[1], Path(sys.argv[2])
-tracker = Tracker(TrackingConfig(uri=uri, experiment="killed"), out, retry_seconds=0.5)
+tracker = Tracker(TrackingConfig(uri=uri, experiment="killed", retry_seconds=0.5), out)
 with tracker.run("pipeline", out, {}) as run:
     run.metrics({"nll": 9.0}, 1)
     print("open", flush=True)

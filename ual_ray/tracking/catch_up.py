@@ -34,8 +34,8 @@ def catch_up(output: Path, uri: str | None = None, seconds: float | None = None)
     sent = refused = waiting = 0
     for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
         meant = json.loads(file.read_text(encoding="utf-8"))
-        config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"])
-        tracker = Tracker(config, output, retry_seconds=1.0)
+        config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"], retry_seconds=1.0)
+        tracker = Tracker(config, output)
         waiting += tracker.close(seconds)
         sent, refused = sent + tracker.caught_up, refused + tracker.failures
     return CaughtUp(sent, refused, waiting)

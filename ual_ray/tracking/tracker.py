@@ -43,15 +43,7 @@ class Tracker:
     Use it as a context manager, or call `close`; operations still waiting stay on disk for the next command.
     """
 
-    def __init__(
-        self,
-        config: TrackingConfig,
-        output: Path,
-        *,
-        retry_seconds: float | None = None,
-        catch_up_seconds: float | None = None,
-        must_answer: bool = True,
-    ) -> None:
+    def __init__(self, config: TrackingConfig, output: Path, *, must_answer: bool = True) -> None:
         """Connect, create the experiment if it does not exist, and start sending operations left by earlier commands.
 
         Raises UserError when the store is unreachable, as its address may be wrong; not when operations have been spooled for
@@ -59,14 +51,13 @@ class Tracker:
         """
         self.uri, self.output = config.uri or default_uri(output), output
         self.failures = 0
-        self._catch_up_seconds = config.catch_up_seconds if catch_up_seconds is None else catch_up_seconds
-        retry_seconds = config.retry_seconds if retry_seconds is None else retry_seconds
+        self._catch_up_seconds = config.catch_up_seconds
         self._lock = threading.Lock()
         location = None if config.uri else (output / ARTIFACTS_FOLDER).resolve().as_uri()
         self._store = Store(self.uri, config.experiment, location)
         identity = {"uri": redact_uri(self.uri), "experiment": config.experiment, "location": location}
         self.spool = Spool(output, identity)
-        self._courier = Courier(self.spool, self._store, retry_seconds, self._refuse)
+        self._courier = Courier(self.spool, self._store, config.retry_seconds, self._refuse)
         self._connect(must_answer)
         if self.spool.waiting:
             self._courier.start(at_once=True)

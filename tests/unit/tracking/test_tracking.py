@@ -205,15 +205,15 @@ def test_a_question_while_the_store_is_away_is_no_failure(
 
 
 def test_a_typo_in_the_address_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrackingConfig(uri="http://me:sesame@127.0.0.1:9")
+    config = TrackingConfig(uri="http://me:sesame@127.0.0.1:9", catch_up_seconds=0)
     with pytest.raises(UserError, match="tracking.uri cannot be used") as error:
         Tracker(config, tmp_path)
     assert "sesame" not in str(error.value)
     started = time.monotonic()
-    with Tracker(config, tmp_path, must_answer=False, catch_up_seconds=0) as tracker, tracker.run("train", tmp_path, {}):
+    with Tracker(config, tmp_path, must_answer=False) as tracker, tracker.run("train", tmp_path, {}):
         pass
     assert tracker.waiting == 2
-    with Tracker(config, tmp_path, catch_up_seconds=0) as again:
+    with Tracker(config, tmp_path) as again:
         assert again.waiting == 2, "its address was right before"
     assert time.monotonic() - started < 60
     with pytest.raises(UserError, match="contains a password"):
