@@ -77,7 +77,8 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, nested ones with dotted names."""
-        flat = redact_values({key: str(value) for key, value in flatten(values).items()})
+        # First while a list still has sections with keys, and again before a long text is cut.
+        flat = redact_values({key: str(value) for key, value in flatten(redact_values({**values})).items()})
         self._submit("params", {key: value[:LONGEST_PARAM] for key, value in flat.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:

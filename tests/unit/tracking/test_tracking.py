@@ -270,6 +270,16 @@ def test_parameters_beyond_what_one_request_takes_and_changed_ones(tmp_path: Pat
     assert tracker.failures == 0
 
 
+def test_a_secret_within_a_list_is_masked(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.params(
+            {"engine": {"extra_body": {"tools": [{"api_key": "planted", "name": "x"}]}}, "path": Path("http://me:planted@h")}
+        )
+    params = runs_of(tracker)["train"].data.params
+    assert params == {"engine.extra_body.tools": "[{'api_key': '***', 'name': 'x'}]", "path": "http:/***@h"}
+
+
 def test_several_tables_are_listed_and_a_second_of_one_name_replaces_it(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("report", tmp_path, {}) as run:
