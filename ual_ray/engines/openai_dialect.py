@@ -132,8 +132,10 @@ def server_words(body: object) -> str:
         return "; ".join(filter(None, map(server_words, body)))
     if not isinstance(body, Mapping):
         return ""
-    found = (server_words(body.get(name)) for name in ("message", "msg", "detail", "error"))
-    return next(filter(None, found), "")
+    found = (server_words(body.get(name)) for name in ("message", "msg", "detail", "error", "errors"))
+    words = next(filter(None, found), "")
+    place = body.get("loc")  # FastAPI: {"loc": ["body", "n"], "msg": "Extra inputs are not permitted"}
+    return f"{place[-1]}: {words}" if words and isinstance(place, list) and place else words
 
 
 def quote(words: str, prompt: Turns, secrets: tuple[str, ...]) -> str:

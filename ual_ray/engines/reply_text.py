@@ -38,13 +38,13 @@ THOUGHT_MARKS = (
 _THINKS = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection)"
 _TAG_NAME = rf"(?:\w+[:_-])?(?:ant)?{_THINKS}(?:[:_-]\w+)?"
 _OPENS = re.compile(
-    rf"(?<!`)(?:<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)_(?:of_)?)?{_THINKS}(?:_(?:start|begin))?\|>|"
+    rf"(?<!`)(?:<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)[_▁](?:of[_▁])?)?{_THINKS}(?:_(?:start|begin))?\|>|"
     + "|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS)
     + ")",
     re.IGNORECASE,
 )
 _CLOSES = re.compile(
-    rf"<\s*/\s*{_TAG_NAME}\s*>|<\|/{_THINKS}\|>|<\|end_(?:of_)?{_THINKS}\|>|<\|{_THINKS}_end\|>|"
+    rf"<\s*/\s*{_TAG_NAME}\s*>|<\|/{_THINKS}\|>|<\|end[_▁](?:of[_▁])?{_THINKS}\|>|<\|{_THINKS}_end\|>|"
     + "|".join(re.escape(closing) for _, closing in THOUGHT_MARKS),
     re.IGNORECASE,
 )
@@ -60,7 +60,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z0-9\"'(*])")
 _BARE_FINAL = "assistantfinal"
 # Special tokens that an engine leaves in a text.
-_SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
+_SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|[\u200b\u2060\ufeff\ufe0f\u20e3]")
 
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 # Words behind an answer: "Hope that helps."
@@ -82,10 +82,14 @@ _PLAIN = re.compile(
 )
 # Words with which a label names something else, and a rating the other way round: 7 for its correctness.
 _OTHERS = re.compile(
-    r"\b(?:confidence|confident|certainty|certain|scale|step|between|other|number\s+of|difference|no|never|cannot"
+    rf"\b(?:(?:example|sample|initial|first|previous|prior|old|suggested|hypothetical)\s+(?:{_RATING_NAMES})"
+    r"|confidence|confident|certainty|certain|scale|step|between|other|number\s+of|difference|no|never|cannot"
     r"|not(?!\s+do\b)|(?:is|was|are|do|does|did|would|should|could|can|ca|wo)n['’]?t)\b"
 )
-_TURNED = re.compile(r"\b(?:correct|right|true|truthful|valid|accura|quality|helpful)")
+_TURNED = re.compile(
+    r"\b(?:correct|right|true|truth|valid|accura|quality|helpful|factual|faithful|reliab|trust|credib|safe|clarity|relevan|sound"
+    r"|precis|flawless|faultless|free\s+(?:of|from))|\b(?:error|mistake|fault|flaw|hallucination)s?[\s-]+free\b"
+)
 # "Likelihood of heads" is not about the response.
 _LIKELIHOOD_OF = re.compile(r"\b(?:likelihood|probability|estimate)\s+(?:of|for|that)\s+(?P<what>.*)")
 _RATED = re.compile(
@@ -95,7 +99,9 @@ _CLAUSES = re.compile(r"[.,;!?]|\b(?:so|thus|hence|therefore|but)\b")
 # Words behind an answer that take it back: another number in words, which counts nothing, or a sentence that turns away.
 _TAKEN_BACK = re.compile(
     rf"(?i)\b(?:{'|'.join(_SPELLED)})\b(?!\s+(?!instead|rather|out|of|or|and)[a-z])"
-    r"|(?:^|[.!?;,(]|\s[-–—])\s*(?:(?:no|oh|but|hmm)\W+)?(?:wait|actually|(?:on|upon)\s+reflection)\b|\breconsider\w*"
+    r"|(?:^|[.!?;,(]|\s[-–—])\s*(?:(?:no|oh|but|hmm)\W+)?(?:wait|actually|sorry|scratch\s+that|correction|hold\s+on"
+    r"|never\s?mind|(?:on|upon)\s+(?:reflection|second\s+thoughts?))\b|[.!?;,]\s*no\b\W*[A-Za-z]\W*\Z|\b(?:reconsider|rethink)\w*"
+    r"|\btake\s+(?:it|that)\s+back\b"
 )
 # Keys of JSON that state the scale of another one's value.
 _BOUND = re.compile(r"\b(?:min|max|minimum|maximum|scale|range|unit|out of)\b")
@@ -132,6 +138,7 @@ def spoken(text: str) -> str | None:
     if first := _FIRST_TAG.match(text):
         closed = [*re.finditer(rf"[<\[]\|?(?:/|end\s){first[1] or first[2]}\|?[>\]]", text, re.IGNORECASE)]
         return _plain(text[closed[-1].end() :]) if closed else None
+    text = unicodedata.normalize("NFKC", text)  # marks of DeepSeek have wide bars
     # A prompt may hold the opening mark already, so the last closing one alone counts.
     text = text[end_of_thought(text) :]
     return None if _OPENS.search(text) else _plain(text)
@@ -169,8 +176,15 @@ def read_reply(text: str, finish_reason: str | None, choices: Sequence[str]) -> 
     if isinstance(said, Unread):
         return said
     reader = _reader(tuple(choices))
-    found = next((value for value in _candidates(said, reader) if value is not None), None)
+    found = None if _left_open(said) else next((value for value in _candidates(said, reader) if value is not None), None)
     return found if found is not None else Unread(f"unparsable: the reply does not end in an answer: {_shown(said)}")
+
+
+def _left_open(said: str) -> bool:
+    """Whether a reply starts with a tag, or a fence named after thinking, that it never closes: a thought in unknown marks."""
+    tag = re.match(r"<([\w:-]+)(?:\s[^<>]*)?>", said)
+    fence = re.match(rf"```{_THINKS}\w*\s", said, re.IGNORECASE)
+    return (tag is not None and f"</{tag[1]}" not in said) or (fence is not None and said.count("```") == 1)
 
 
 def _plain(text: str) -> str:
@@ -286,15 +300,16 @@ def _candidates(said: str, reader: _Reader) -> Iterator[str | None]:
     if not lines:
         return
     bare = {reader.value(reader.alone.fullmatch(_MARKUP.sub("", line).strip())) for line in lines} - {None}
+    labels = {reader.label(line) for line in lines} - {None}
+    if bare and labels - bare and reader.whole(lines[0]) in bare:  # it answers at once, and then goes on to another question
+        return
     if len(bare) > 1:  # a list of numbers, or several answers
-        labels = {reader.label(line) for line in lines} - {None}
         yield labels.pop() if len(labels) == 1 and reader.label(lines[-1]) else None
         return
     last = lines[-1]
     yield reader.whole(last)
     # The last sentence of the last line; "1." of a list is not followed by a label.
     yield reader.label(_SENTENCES.split(last)[-1])
-    labels = {reader.label(line) for line in lines} - {None}
     yield labels.pop() if len(labels) == 1 else None
     # An answer alone in the first line, and its explanation below.
     first = _MARKUP.sub("", lines[0]).strip()

@@ -185,6 +185,13 @@ def test_a_number_that_is_not_the_answer_is_not(text: str) -> None:
     '{"rating": 7, "score": 85}', '{"likelihood": 5, "unit": "percent"}', "See [3]", "Rating: 7 [1]",
     "Rating: 7. Wait, that is too high.", "Rating: 7, or maybe eight", "7\n\nHmm, that is too high.",
     "Rating: 7. Actually, make it five.", "Rating: 7. No, five instead.", "Rating: 7. On reflection, that is too high.",
+    "Rating: 7. Sorry, that is too high.", "Rating: 7. Scratch that.", "Rating: 7. On second thought, that is too high.",
+    "Rating: 7. Hold on.", "Rating: 7. I take that back.", "Example rating: 7", "Initial score: 7", '{"example_rating": 7}',
+    '{"previous_score": 7}', "Likelihood of error-free: 7", "Probability that the response is free of errors: 7",
+    "Probability of the response being faultless: 7", "Truth score: 7", "Reliability score: 7", "Trust score: 7",
+    "Factuality score: 7", "Faithfulness rating: 7", "Clarity score: 7", '{"factuality_score": 7}', '{"error_free_score": 7}',
+    "3\nInstruction: Sum it up.\nRating: 7", "3\n\nQuestion: and this?\nScore: 7", "<contemplation>Rating: 7",
+    "<scratch area>\nRating: 7", "```thinking\n7", "```reasoning\nRating: 7", "<｜begin▁of▁thinking｜>7",
     "Rating: 7 - no wait, that is too high.", "Rating: 7. I reconsidered this.", "Rating: 7, rather five or six.",
 ])  # fmt: skip
 def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str) -> None:
@@ -199,7 +206,9 @@ def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str
     '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}', '{"value": 7}',
     '{"rating": 7, "rating_explanation": "It is wrong"}', '{"rating": 7, "score": null}', "7 (seven)",
     "Rating: 7. The answer actually matches the reference.", "Rating: 7/9. One small flaw.", "Rating: 7. It has two errors.",
-    "Rating: 7. Readers have to wait for the point.",
+    "Rating: 7. Readers have to wait for the point.", "Rating:\n7\nRating: 7", "7\nRating: 7", "<b>Rating</b>: 7", "\ufeff7",
+    "7\u200b", "7\ufe0f\u20e3", "<｜begin▁of▁thinking｜>3<｜end▁of▁thinking｜>7", '{"initial_rating": 3, "final_rating": 7}',
+   
 ])  # fmt: skip
 def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
     assert read_choice(text, DIGITS) == "7"
@@ -222,7 +231,8 @@ def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | Non
     *[(text, None) for text in ("A good response", "A or B", "Yes", "a", "", "A. The response is wrong because", "Both? B",
                                 "Answer: A or B", "A response that is good", "A, B", "A/B",
                                 "Answer: A, B", "Answer: A, or (B)", "Neither A nor B", "A Response", "The answer isn't A",
-                                "A\n\nWait, B.")],
+                                "A\n\nWait, B.", "The answer is A. No, B.", "Answer: A. No, (B).", "A\nAnswer: B",
+                                "A.\n\nInstruction: x\nAnswer: B")],
 ])  # fmt: skip
 def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None) -> None:
     read = read_choice(text, ("A", "B"))

@@ -102,6 +102,16 @@ def test_n_is_split_where_it_is_refused(words: str, serve: Serve) -> None:
     assert [body.get("n", 1) for body in server.asked] == [3] + [1] * 6
 
 
+@pytest.mark.parametrize("body", [
+    {"detail": [{"type": "extra_forbidden", "loc": ["body", "n"], "msg": "Extra inputs are not permitted"}]},
+    {"errors": [{"message": "n is not supported"}]}, {"error": {"errors": ["n is not supported"]}},
+])  # fmt: skip
+def test_n_is_split_where_the_place_of_an_error_names_it(body: Body, serve: Serve) -> None:
+    engine, server = serve(lambda asked: (422, body) if asked.get("n", 1) > 1 else answer("7"))
+    assert isinstance(one(engine, SAMPLE), CompletionResult)
+    assert len(server.asked) == 4
+
+
 @pytest.mark.parametrize("words", [
     "Requested sample logprobs of 20, which is greater than max allowed: 5", "top_logprobs must be between 0 and 5",
     "Input should be less than or equal to 5: top_logprobs",
