@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, zip_longest
+from itertools import chain, count, zip_longest
 from typing import Any, TypeAlias
 
 from ual_ray.columns import REFERENCE, Message, Messages, canonical_json, extra_of
@@ -48,8 +48,9 @@ def chat_body(frozen: Turns) -> dict[str, Any]:
     open_calls: list[str] = []
     given = [(message, extra_of(message)) for message in messages_of(frozen)]
     taken = {call.get("id") for _, extra in given for call in extra.get("tool_calls", ())}
-    taken |= {extra.get("tool_call_id") for _, extra in given}
-    new = (identity for number in count() if (identity := f"call_{number}") not in taken)
+    replied = [extra["tool_call_id"] for _, extra in given if extra.get("tool_call_id")]
+    made = (identity for number in count() if (identity := f"call_{number}") not in {*taken, *replied})
+    new = chain([identity for identity in dict.fromkeys(replied) if identity not in taken], made)
     for message, extra in given:
         own: dict[str, Any] = {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
         if "tool_calls" in extra:

@@ -119,3 +119,12 @@ def test_made_ids_of_calls_differ_from_those_of_the_data(answered_by: dict[str, 
     body = chat_body(turns([MESSAGES[0], called(None, "call_1", None), replied, called("call_2", None), called("call_0")]))
     ids = [call["id"] for message in body["messages"] for call in message.get("tool_calls", ())]
     assert len({*ids}) == len(ids) == 6 and ids[1:4:2] + ids[5:] == ["call_1", "call_2", "call_0"]
+
+
+def test_a_call_without_an_id_gets_that_of_its_reply() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    called = with_extra(Message(role="assistant", content=""), tool_calls=[call])
+    replies = [with_extra(Message(role="tool", content="7"), tool_call_id=identity) for identity in ("call_0", "x")]
+    body = chat_body(turns([MESSAGES[0], called, replies[0], called, replies[1], called]))
+    ids = [call["id"] for message in body["messages"] for call in message.get("tool_calls", ())]
+    assert ids == ["call_0", "x", "call_1"]
