@@ -43,6 +43,7 @@ BETTER = {
     "equal": "equal",
     "tokens that are scored": "neither: how much of the prompts is scored",
     "tokens/s": "higher",
+    "passed": "higher",
     "actors over": "higher",
 }
 # What the README shows: the benchmark, the ratio's name in its file, and what it says.
