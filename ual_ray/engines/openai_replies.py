@@ -11,6 +11,7 @@ from ual_ray.columns import Message, spoken, with_extra
 from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.openai_dialect import Body, server_words
+from ual_ray.engines.reading import log_sum
 from ual_ray.engines.reply_text import Unread, not_ended, read_reply
 from ual_ray.engines.token_text import plain_entry, visible_entry
 
@@ -118,7 +119,8 @@ def _log_probabilities(token: Body, choices: Sequence[str]) -> tuple[float, ...]
         raise MalformedReply("no log-probabilities")
     if total > MOST_MASS:
         raise MalformedReply(f"no log-probabilities: the probabilities of a token's alternatives sum to {total:.3g}")
-    return tuple(_log_sum([value for token, value in alternatives if token == choice]) for choice in choices)
+    # Rounding may give a little more than probability 1.
+    return tuple(min(0.0, log_sum([value for token, value in alternatives if token == choice])) for choice in choices)
 
 
 def _shows(token: Body) -> bool:
@@ -196,11 +198,3 @@ def _log_probability(choice: Body) -> tuple[float | None, int | None]:
     except (KeyError, TypeError, ValueError, OverflowError):
         return None, None  # many servers give none, and the reply is valid without
     return (total, len(values)) if values and math.isfinite(total) else (None, None)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    """Add probabilities given as logarithms; capped at probability 1 against rounding."""
-    highest = max(values, default=-math.inf)
-    if highest == -math.inf:
-        return highest
-    return min(0.0, highest + math.log(math.fsum(math.exp(value - highest) for value in values)))

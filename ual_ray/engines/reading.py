@@ -53,3 +53,11 @@ def softmax(log_probabilities: Sequence[float]) -> list[float] | None:
     weights = [math.exp(value - highest) for value in log_probabilities]
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def log_sum(values: Sequence[float]) -> float:
+    """Add probabilities given as logarithms; -inf for none."""
+    highest = max(values, default=-math.inf)
+    if not math.isfinite(highest):
+        return highest
+    return highest + math.log(math.fsum(math.exp(value - highest) for value in values))

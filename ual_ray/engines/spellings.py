@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ual_ray.engines.choice_tree import ChoiceTree, Tokens, make_tree
+from ual_ray.engines.reading import log_sum
 from ual_ray.engines.token_text import visible
 from ual_ray.models.chat import ChatRenderer
 
@@ -52,11 +52,4 @@ def combined(log_probabilities: Sequence[float], owners: Sequence[int]) -> tuple
     by_choice: Mapping[int, list[float]] = defaultdict(list)
     for value, owner in zip(log_probabilities, owners, strict=True):
         by_choice[owner].append(value)
-    return tuple(_log_sum(by_choice[owner]) for owner in sorted(by_choice))
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    highest = max(values)
-    if len(values) == 1 or not math.isfinite(highest):
-        return highest
-    return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
+    return tuple(log_sum(by_choice[owner]) for owner in sorted(by_choice))
