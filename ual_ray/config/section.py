@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 Share = float
 
@@ -46,3 +47,19 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is meant: pydantic takes them as 1 and 0."""
+        kinds = {*_kinds(cls.model_fields[str(info.field_name)].annotation)}
+        values = value if isinstance(value, list | tuple) else [value]
+        number = int if int in kinds else float
+        if number in kinds and bool not in kinds and any(isinstance(one, bool) for one in values):
+            raise PydanticCustomError(f"{number.__name__}_type", "a number")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    parts = get_args(annotation)
+    yield from (kind for part in parts for kind in _kinds(part)) if parts else (annotation,)
