@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, TextIO
 
@@ -121,10 +122,6 @@ def _no_object(value: Any) -> BadRow:
     return BadRow(f"not a JSON object: {value!r:.80}", json.dumps(value))
 
 
-def _parse_lines(text: TextIO, path: str) -> Iterator[Record | BadRow]:
-    return map_lines((line.encode() for line in text), 0)
-
-
 # --- JSON arrays ------------------------------------------------------------------------------------------------------
 
 
@@ -206,18 +203,10 @@ class _Json:
 # --- CSV and TSV ------------------------------------------------------------------------------------------------------
 
 
-def _parse_csv(text: TextIO, path: str) -> Iterator[Record | BadRow]:
-    return _parse_cells(text, path, ",")
-
-
-def _parse_tsv(text: TextIO, path: str) -> Iterator[Record | BadRow]:
-    return _parse_cells(text, path, "\t")
-
-
-def _parse_cells(text: TextIO, path: str, delimiter: str) -> Iterator[Record | BadRow]:
+def _parse_cells(text: TextIO, path: str, delimiter: str | None = None) -> Iterator[Record | BadRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KB
     lines = _Lines(text)
-    delimiter = _delimiter_of(lines) if delimiter == "," else delimiter
+    delimiter = delimiter or _delimiter_of(lines)
     # Strict: otherwise a stray quote silently swallows the rows after it.
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(filter(None, rows), [])]
@@ -303,8 +292,8 @@ def _row_test(header: str, cells: int, delimiter: str) -> Callable[[Sequence[str
 
 
 TEXT_PARSERS: dict[str, Callable[[TextIO, str], Iterator[Record | BadRow]]] = {
-    "jsonl": _parse_lines,
+    "jsonl": lambda text, path: map_lines((line.encode() for line in text), 0),
     "json": _parse_array,
-    "csv": _parse_csv,
-    "tsv": _parse_tsv,
+    "csv": _parse_cells,
+    "tsv": partial(_parse_cells, delimiter="\t"),
 }

@@ -62,26 +62,22 @@ class Chat:
     tokenizer: Any
     renderer: ChatRenderer
 
-    def pieces(self, tokens: Rendered, length: int | None = None) -> list[Piece]:
-        """Decode the first `length` tokens into spans of counted and other tokens.
+    def pieces(self, tokens: Rendered) -> list[Piece]:
+        """Decode tokens into spans of counted and other tokens.
 
         Concatenated, the spans are the text of the tokens: each is what decoding up to its end adds to decoding up to its
         start, so that a tokenizer that treats the first token of a text differently does so only once.
         """
-        labels = tokens.labels[:length]
         pieces, done, end = [], "", 0
-        for counted, run in groupby(label != IGNORE_INDEX for label in labels):
+        for counted, run in groupby(label != IGNORE_INDEX for label in tokens.labels):
             end += len(list(run))
-            text = self._decode(tokens.input_ids[:end])
+            text = self.decode(tokens.input_ids[:end])
             pieces.append(Piece(text[len(done) :], counted))
             done = text
         return pieces
 
-    def token(self, token: int) -> str:
-        """Decode one token."""
-        return self._decode([token])
-
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn tokens into text."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -291,7 +287,7 @@ class Printer:
         self._show(chat.pieces(tokens), COUNTED)
         last = next((label for label in reversed(tokens.labels) if label != IGNORE_INDEX), None)
         if last is not None:
-            self._say(f"the last token {how}: {chat.token(last)!r}", NOTE)
+            self._say(f"the last token {how}: {chat.decode([last])!r}", NOTE)
 
     def _show(self, pieces: Sequence[Piece], style: str) -> None:
         text = Text()

@@ -12,7 +12,7 @@ rows are more uncertain, arms of equal mean per row differ in how much they smoo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,7 @@ class Rows:
 
     def where(self, kept: NDArray[np.bool_]) -> Rows:
         """Keep some of the rows."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: value if name == "seed" else value[kept] for name, value in own.items()})
+        return Rows(self.uncertainty[kept], self.length[kept], self.source[kept], self.seed)
 
     def mean(self, alpha: Array) -> float:
         """Average over responses weighted by their length, as the loss does."""
@@ -96,7 +95,7 @@ def assign_alpha(
     if len(values) and missing.all():
         raise UserError("no row has an uncertainty", got=f"{len(values)} rows", fix="elicit again, or use map: constant")
     if spec.missing == "impute" and missing.any():
-        rows = Rows(np.where(missing, values[~missing].mean(), values), rows.length, rows.source, seed)
+        rows = replace(rows, uncertainty=np.where(missing, values[~missing].mean(), values))
         missing = np.zeros_like(missing)
     alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
     if not missing.all():
