@@ -22,6 +22,7 @@ from ual_ray.data.shard import Piece
 from ual_ray.parquet import read_table
 
 Rows = list[dict[str, Any]]
+QUESTION_1 = digest([["user", "Question 1?"], ["assistant", "Answer 1."]])
 
 
 def alpaca(count: int, start: int = 0, **columns: Any) -> Rows:
@@ -108,12 +109,6 @@ def test_the_datas_own_id_is_kept_as_text(given: object, expected: str | None, t
     assert [row["given_id"] for row in rows] == [expected]
 
 
-def test_rows_without_an_id_of_their_own_are_no_duplicates(tmp_path: Path) -> None:
-    for given in ("", None):
-        rows, quarantined = read(pieces_of(tmp_path, alpaca(3, id=given)), tmp_path)
-        assert (len(rows), quarantined) == (3, [])
-
-
 def test_columns_of_other_names(tmp_path: Path) -> None:
     pieces = pieces_of(tmp_path, [{"q": "Why?", "a": "So.", "key": "k1", "origin": "web"}])
     columns = {"instruction": "q", "output": "a", "id": "key", "source": "origin"}
@@ -131,13 +126,12 @@ def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
     assert quarantined == []
 
 
-def test_rows_that_share_an_id_of_their_own_are_all_kept(tmp_path: Path) -> None:
-    rows = alpaca(4)
-    for row, own_id in zip(rows, ["a", "b", "a", 7], strict=True):
-        row["id"] = own_id
+@pytest.mark.parametrize("ids", [["", "", ""], [None, None, None], ["a", "b", "a"], ["7", 7, "7"], [QUESTION_1, "", ""]])
+def test_rows_of_different_content_are_kept_whatever_their_own_ids(ids: list[Any], tmp_path: Path) -> None:
+    rows = [row | {"id": own} for row, own in zip(alpaca(3), ids, strict=True)]
     good, quarantined = read(pieces_of(tmp_path, rows), tmp_path)
-    assert [row["given_id"] for row in good] == ["a", "b", "a", "7"]
-    assert len({row["id"] for row in good}) == 4 and quarantined == []
+    assert [row["given_id"] for row in good] == [str(own) if own else None for own in ids]
+    assert len({row["id"] for row in good}) == 3 and quarantined == []
 
 
 def test_duplicates_are_found_in_other_pieces(tmp_path: Path) -> None:
@@ -146,12 +140,6 @@ def test_duplicates_are_found_in_other_pieces(tmp_path: Path) -> None:
     assert len(pieces) == 3
     assert questions(good) == [f"Question {number}?" for number in (0, 1, 2, 3, 9, 10)]
     assert quarantined == []
-
-
-def test_an_id_of_its_own_is_no_content_id(tmp_path: Path) -> None:
-    identity = digest([["user", "Question 0?"], ["assistant", "Answer 0."]])
-    good, quarantined = read(pieces_of(tmp_path, [*alpaca(1, start=1, id=identity), *alpaca(1)]), tmp_path)
-    assert (len(good), quarantined) == (2, [])
 
 
 def test_a_row_that_cannot_be_used_claims_nothing(tmp_path: Path) -> None:
@@ -171,7 +159,8 @@ def test_a_piece_that_is_read_again_wins_its_own_rows_and_writes_the_same_files(
     def blocks(piece: Piece, number: int) -> list[Block]:
         return list(blocks_of(piece, number, plan, claims.claim))
 
-    began = next(blocks_of(first, 0, plan, claims.claim))  # its worker died
+    began = next(blocks_of(first, 0, plan, claims.claim))  # its worker died, behind what it wrote
+    assert len(read_table(tmp_path / "out" / col.ROWS_FOLDER)) == len(began.rows) == 3
     other = blocks(second, 1)
     again = blocks(first, 0)
     assert again[0].rows.equals(began.rows) and again[0].quarantined == began.quarantined
@@ -269,12 +258,6 @@ def test_rows_come_in_blocks_and_every_block_has_files_of_its_own(tmp_path: Path
     assert [file.name for file in files] == sorted(names)
     assert [len(read_table(tmp_path / "out" / col.ROWS_FOLDER / name)) for name in names] == [4, 4, 1, 2]
     assert [file.name for file in (tmp_path / "out" / QUARANTINE_FOLDER).iterdir()] == [f"{first.name}-00002.jsonl"]
-
-
-def test_a_block_is_written_before_it_is_handed_on(tmp_path: Path) -> None:
-    (piece,) = pieces_of(tmp_path, alpaca(3))
-    block = next(blocks_of(piece, 0, ReadOptions(DataConfig(), "alpaca", tmp_path / "out"), Deduplicator().claim))
-    assert len(read_table(tmp_path / "out" / col.ROWS_FOLDER)) == len(block.rows) == 3
 
 
 def test_positions_of_pieces_never_meet(tmp_path: Path) -> None:

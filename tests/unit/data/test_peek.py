@@ -114,13 +114,6 @@ def test_a_format_that_is_set_is_not_guessed(tmp_path: Path) -> None:
     assert look_at(jsonl(tmp_path, rows), format="gsm8k").format_name == "gsm8k"
 
 
-def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
-    """Editors on Windows put one in front."""
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"instruction": "q", "output": "a"}\n')
-    assert [type(messages) for _, messages in look_at(path).records] == [list]
-
-
 # --- the demo ------------------------------------------------------------------------------------------------------------
 
 
@@ -140,11 +133,6 @@ def test_a_short_demo_keeps_both_sources() -> None:
 # --- what no run could use ---------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)data\.path does not exist.*no\.jsonl.*'demo'"):
-        look_at(tmp_path / "no.jsonl")
-
-
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "a,b\n")])
 def test_an_empty_data_set_is_refused(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
@@ -159,25 +147,12 @@ def test_a_parquet_file_without_rows_is_empty(tmp_path: Path) -> None:
         look_at(path)
 
 
-def test_unknown_columns_are_shown_with_the_legal_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        look_at(jsonl(tmp_path, [{"prompt": "q"}, {"answer": "a"}]))
-    message = str(error.value)
-    assert f"the format of {tmp_path / 'rows.jsonl'} is unknown" in message
-    assert "got: columns ['answer', 'prompt']" in message
-
-
 def test_the_most_frequent_reason_is_shown_if_no_row_can_be_used(tmp_path: Path) -> None:
     rows = [{"instruction": "", "output": "a"}, {"instruction": "q", "output": ""}, {"instruction": "r", "output": ""}]
     with pytest.raises(UserError) as error:
         look_at(jsonl(tmp_path, rows))
     assert "no row of" in str(error.value)
     assert "2 of the first 3 rows: no response: output is empty" in str(error.value)
-
-
-def test_prompts_alone_are_of_no_use(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no response: completion is empty"):
-        look_at(jsonl(tmp_path, [{"prompt": "q"}]), format="prompt_completion")
 
 
 # --- what is not used, and what is asked for ---
