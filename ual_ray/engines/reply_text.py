@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from ual_ray.engines.finish_reason import is_cut, is_end
+from ual_ray.engines.reply_labels import NAMED, NAMES, PERCENT, RATING_NAMES, STRONG, names_answer
 
 # The mark before a thought and the one behind it.
 THOUGHT_MARKS = (
@@ -70,31 +71,6 @@ _TAG = re.compile(r"<(\w+)>\s*([^<>]*?)\s*</\1>\s*\Z")
 _BOX = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]*)\}+\s*\$*\s*\Z")
 _MARKUP = re.compile(r"[*_`\"“”'‘’$]+|^\s*(?:>|#+|[-•])\s+", re.MULTILINE)
 
-# Words that name what was asked for in a label, and weaker ones, which may as well name a quantity of the response.
-_RATING_NAMES = r"rating|score|uncertainty|verdict|choice|grade|likelihood|probability|estimate"
-_NAMES = rf"{_RATING_NAMES}|answer|number|value|option|letter|final"
-_STRONG = re.compile(_RATING_NAMES.removesuffix("|estimate"))
-_NAMED = re.compile(_NAMES)
-# The weaker ones count by themselves: "Final answer", not "Correct answer" or "Total number".
-_PLAIN = re.compile(
-    r"\W*(?:(?:so|here|is|the|my|your|a|one|single|final|overall)\s+)*(?:answer|number|value|estimate|option|letter|final)"
-    r"(?:\s+(?:answer|number|value|is))*\W*"
-)
-# Words with which a label names something else, and a rating the other way round: 7 for its correctness.
-_OTHERS = re.compile(
-    rf"\b(?:(?:example|sample|initial|first|previous|prior|old|suggested|hypothetical)\s+(?:{_RATING_NAMES})"
-    r"|confidence|confident|certainty|certain|scale|step|between|other|number\s+of|difference|no|never|cannot"
-    r"|not(?!\s+do\b)|(?:is|was|are|do|does|did|would|should|could|can|ca|wo)n['’]?t)\b"
-)
-_TURNED = re.compile(
-    r"\b(?:correct|right|true|truth|valid|accura|quality|helpful|factual|faithful|reliab|trust|credib|safe|clarity|relevan|sound"
-    r"|precis|flawless|faultless|free\s+(?:of|from))|\b(?:error|mistake|fault|flaw|hallucination)s?[\s-]+free\b"
-)
-# "Likelihood of heads" is not about the response.
-_LIKELIHOOD_OF = re.compile(r"\b(?:likelihood|probability|estimate)\s+(?:of|for|that)\s+(?P<what>.*)")
-_RATED = re.compile(
-    r"\b(?:response|reply|answer|it|this|being|error|wrong|incorrect|mistake|fail|inaccura|hallucinat|uncertain|diver|differ)"
-)
 _CLAUSES = re.compile(r"[.,;!?]|\b(?:so|thus|hence|therefore|but)\b")
 # Words behind an answer that take it back: another number in words, which counts nothing, or a sentence that turns away.
 _TAKEN_BACK = re.compile(
@@ -104,7 +80,7 @@ _TAKEN_BACK = re.compile(
     r"|\btake\s+(?:it|that)\s+back\b"
 )
 # Keys of JSON that state the scale of another one's value.
-_BOUND = re.compile(r"\b(?:min|max|minimum|maximum|scale|range|unit|out of)\b")
+_BOUND = re.compile(r"\b(?:min|max|minimum|maximum|scale|range|unit|out of)\b|^(?:of|total|best|highest|denominator|base)$")
 _RETRACTION = re.compile(r"(?i)\W*(?:wait|actually|hmm|on reflection|correction|no,)")
 _SENTENCES = re.compile(r"(?<=[.!?;])\s+|,\s+(?=(?:so|thus|therefore|hence)\b)")
 _LONGEST_LABEL = 80
@@ -213,26 +189,19 @@ class _Reader:
         if found is None:
             return None
         label = found.groupdict().get("label") or ""
-        if not self.names(_CLAUSES.split(label.rstrip(" :=.-–—"))[-1]):
+        if not names_answer(_CLAUSES.split(label.rstrip(" :=.-–—"))[-1], self.highest):
             return None
         value = found["value"]
-        number = re.fullmatch(r"0*(\d+)(?:\.0+)?", value)
+        number = re.fullmatch(r"0*(\d+)(\.0+)?", value)
         value = number[1] if number else value
-        doubts = {doubt[0].lower() for doubt in _TAKEN_BACK.finditer(found.string[found.end("value") :])}
+        if number and number[2] and int(value) <= 1:  # 1.0 is 100% to a model that gives probabilities
+            return None
+        rest = found.string[found.end("value") :]
+        if self.highest not in (None, 100) and PERCENT.match(rest):
+            return None
+        doubts = {doubt[0].lower() for doubt in _TAKEN_BACK.finditer(rest)}
         spelled = {word for at, word in enumerate(_SPELLED) if str(at) == value}
         return value if value in self.choices and doubts <= spelled else None
-
-    def names(self, label: str) -> bool:
-        """Whether a label or a key may name what was asked for, and not something else next to it."""
-        label = label.lower()
-        if _OTHERS.search(label):
-            return False
-        if self.highest is None:
-            return True
-        of = _LIKELIHOOD_OF.search(label)
-        if _TURNED.search(label) or (of and not _RATED.search(of["what"])):
-            return False
-        return bool(_STRONG.search(label) or not _NAMED.search(label) or _PLAIN.fullmatch(label))
 
     def whole(self, text: str) -> str | None:
         """Read a text that is an answer alone, or a label and an answer."""
@@ -271,9 +240,9 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
     option = r"(?:[.):,]\s+(?i:yes|no|correct|incorrect|right|wrong|true|false)\b[^\n]*)?"
     better = "" if numbers else r"(?:\s+(?i:is|was)\s+(?:clearly\s+)?(?i:the\s+)?(?i:better|best|correct|right)(?:\s+\w+)?)?"
     label = (
-        rf"(?i:(?=[^:=\d]{{1,{_LONGEST_LABEL}}}(?:[:=]|\s[-–—]\s))[^:=\d]*\b(?:{_NAMES})s?\b[^:=\d]*(?:[:=]|\s[-–—]\s)|[:=])\s*"
+        rf"(?i:(?=[^:=\d]{{1,{_LONGEST_LABEL}}}(?:[:=]|\s[-–—]\s))[^:=\d]*\b(?:{NAMES})s?\b[^:=\d]*(?:[:=]|\s[-–—]\s)|[:=])\s*"
     )
-    verb = rf"(?i:[^:=\d]{{0,{_LONGEST_LABEL}}}\b(?:{_RATING_NAMES})\b[^:=\d.!?]{{0,40}}?\b(?:is|of|as|be|at|to)\s+(?:a\s+)?)"
+    verb = rf"(?i:[^:=\d]{{0,{_LONGEST_LABEL}}}\b(?:{RATING_NAMES})\b[^:=\d.!?]{{0,40}}?\b(?:is|of|as|be|at|to)\s+(?:a\s+)?)"
     says = r"(?i:(?:(?:so|thus|therefore|overall)\W+)?I(?:\s+would|\s+will|d|ll)?\s+"
     says += r"(?:rate|say|give|assign|choose|pick|go\s+with)"
     says += r"(?:\s+(?:it|(?:this|that|the|its)(?:\s+(?:response|uncertainty|answer|one|pair))?))?"
@@ -369,7 +338,7 @@ def _from_json(value: Any, reader: _Reader) -> str | None:
     if any(not _of_scale(key, part, reader) for key, part in bounds.items()):
         return None
     named = {key: part for key, part in value.items() if _names_answer(key, reader) and key not in bounds}
-    named = {key: part for key, part in named.items() if _STRONG.search(_words(key))} or named
+    named = {key: part for key, part in named.items() if STRONG.search(_words(key))} or named
     if not named and len(value) == 1:  # {"result": {"rating": 7}}
         named = {key: part for key, part in value.items() if isinstance(part, dict)}
     found = {_from_json(part, reader) for part in named.values() if part is not None and not _is_prose(part)}
@@ -389,7 +358,7 @@ def _of_scale(key: str, value: Any, reader: _Reader) -> bool:
 
 def _names_answer(key: str, reader: _Reader) -> bool:
     words = _words(key)
-    return bool(_NAMED.search(words)) and reader.names(words)
+    return bool(NAMED.search(words)) and names_answer(words, reader.highest)
 
 
 def _words(key: str) -> str:

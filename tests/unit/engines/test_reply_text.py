@@ -104,6 +104,9 @@ def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str
     '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}', '{"value": 7}',
     '{"rating": 7, "rating_explanation": "It is wrong"}', '{"rating": 7, "score": null}', "7 (seven)",
     "Rating: 7. The answer actually matches the reference.", "Rating: 7/9. One small flaw.", "Rating: 7. It has two errors.",
+    "Likelihood that the response could be wrong: 7", "I gave it a rating of 7",
+    "Likelihood that the user would find an error: 7", "Required rating: 7",  '{"rating": 7, "of": 9}',
+    '{"rating (0-9)": 7}', '{"initial_rating": 3, "final_rating": 7}', "Rating: 7 (a large percentage of it is wrong)",
     "Rating: 7. Readers have to wait for the point.", "Rating:\n7\nRating: 7", "7\nRating: 7", "<b>Rating</b>: 7", "\ufeff7",
     "7\u200b", "7\ufe0f\u20e3", "<｜begin▁of▁thinking｜>3<｜end▁of▁thinking｜>7", '{"initial_rating": 3, "final_rating": 7}',
    
@@ -112,8 +115,37 @@ def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
     assert read_choice(text, DIGITS) == "7"
 
 
+@pytest.mark.parametrize("text", [
+    "Rating (percent): 7", "Likelihood (%): 7", "Percent score: 7", "7 (percent)", "Rating: 7 (percent)", "Rating: 7, percent.",
+    "Rating, out of ten: 7", "Rating (one to ten): 7", "1.0", "0.0", "Likelihood: 1.0", '{"rating": 1.0}', '{"rating": 0.0}',
+    '{"score_percent": 7}', '{"rating_1_to_10": 7}', '{"rating (1-10)": 7}', '{"rating_out_of_ten": 7}',
+    '{"rating": 7, "of": 10}', '{"rating": 7, "total": 10}', '{"rating": 7, "highest": 10}',
+])  # fmt: skip
+def test_a_number_of_another_scale_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
+
+
+@pytest.mark.parametrize("text", [
+    "A typical rating is 3", "Another rater gave a score of 3", "The user gave it a rating of 3", "The rating could be 3",
+    "The highest rating is 9", "The maximum score is 9", "The rating ranges up to 9", "I refuse to give a rating of 3",
+    "Rating withheld: 3", "Please provide a rating: 3", "Reference rating: 3", '{"previous_rating": 3}', '{"max_score": 9}',
+    '{"rating_count": 7}', '{"num_ratings": 7}',
+])  # fmt: skip
+def test_a_number_that_is_not_the_models_own_rating_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
+
+
+@pytest.mark.parametrize("text", [
+    "Incorrect option: A", "Rejected answer: A", "Second choice: A", "The losing verdict: A", "The bad choice: A",
+    '{"worse_answer": "A"}', '{"rejected_choice": "A"}', '{"wrong_answer": "A"}',
+])  # fmt: skip
+def test_the_letter_of_the_other_one_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, ("A", "B")), Unread)
+
+
 @pytest.mark.parametrize(("text", "expected"), [
-    ("100", "100"), ("100%", "100"), ("70/100", "70"), ("Rating (0-100): 85", "85"), ("I would say 10.", "10"), ("40", "40"),
+    ("1 percent", "1"), ("Likelihood (%): 85", "85"), ("1", "1"), ("1.0", None), ("85.0", "85"), ("100", "100"),
+    ("100%", "100"), ("70/100", "70"), ("Rating (0-100): 85", "85"), ("I would say 10.", "10"), ("40", "40"),
     ("85 percent", "85"), ("101", None), ("7.5%", None), ("1000", None), ("70/10", None),
 ])  # fmt: skip
 def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | None) -> None:
