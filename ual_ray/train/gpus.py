@@ -12,8 +12,8 @@ class Gpu(NamedTuple):
     gib: int
 
 
-# The first name contained in a device's name counts. B300 and AMD's are from vendors' pages, not seen on a machine: B300's 288 GB
-# are taken as 10^9 bytes each, the least that they can be.
+# The first name contained in a device's name counts. B300 and AMD's are from vendors' pages, not seen on a machine: B300's 288
+# GB are taken as 10^9 bytes each, the least that they can be.
 GPUS = {
     **{"B300": Gpu(2250, 268), "B200": Gpu(2250, 178), "GH200": Gpu(989, 95), "H200": Gpu(989, 139)},
     **{"H100 PCIe": Gpu(756, 79), "H100 NVL": Gpu(835, 93), "H100": Gpu(989, 79), "H800": Gpu(989, 79)},
