@@ -50,7 +50,7 @@ def find(place: str, inside: str, made_by: str) -> Path:
         raise UserError(
             "the input does not exist", got=path, expected=expected, fix=f"check the path, or run `{made_by}` first"
         )
-    if found.is_dir() and not any(found.glob("**/*.parquet")):
+    if found.is_dir() and not _holds_rows(found):
         raise UserError(
             f"there is no '{inside}' in the folder",
             got=path,
@@ -60,6 +60,12 @@ def find(place: str, inside: str, made_by: str) -> Path:
     if not found.is_dir() and found.suffix != ".parquet":
         raise UserError("the input is not a Parquet file", got=path, expected=expected)
     return found
+
+
+def _holds_rows(folder: Path) -> bool:
+    """Whether a folder holds Parquet files and no others, as a reader of all its files needs; hidden ones are not read."""
+    parts = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return {part.suffix for part in parts if not any(name.startswith((".", "_")) for name in part.parts)} == {".parquet"}
 
 
 def local(place: Path | str, *, with_store: bool = False) -> Path:

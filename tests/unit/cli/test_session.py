@@ -18,6 +18,7 @@ def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ual.log").touch()
     with pytest.raises(UserError, match=r"there is no 'smoothed.parquet' in the folder(?s:.*)ual smooth"):
         find(tmp_path, "smoothed.parquet", "ual smooth")
+    (tmp_path / "ual.log").rename(tmp_path / ".hidden")
     (tmp_path / "part.parquet").touch()
     assert find(tmp_path, "smoothed.parquet", "ual smooth") == tmp_path
     (tmp_path / "smoothed.parquet").touch()
@@ -39,6 +40,18 @@ def test_an_input_that_does_not_exist_or_is_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a")
     with pytest.raises(UserError, match="is not a Parquet file"):
         find(tmp_path / "rows.csv", "scored", "ual elicit")
+
+
+def test_a_folder_of_another_stage_is_not_taken_for_rows(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("part.parquet", "_SUCCESS", ".part.crc"):
+        (rows / name).touch()
+    assert find(rows, "smoothed.parquet", "ual smooth") == rows
+    (rows / "done.json").touch()
+    for place in (rows, tmp_path):
+        with pytest.raises(UserError, match=r"(?s)no 'smoothed.parquet' in the folder.*ual smooth"):
+            find(place, "smoothed.parquet", "ual smooth")
 
 
 def test_a_dry_run_only_reads_what_is_at_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
