@@ -95,7 +95,11 @@ def validate(values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(explain(Config, problem) for problem in error.errors())) from error
+        # An element that is refused is not counted, so its list is also reported as too short.
+        problems = error.errors()
+        inner = {problem["loc"][:-1] for problem in problems}
+        told = (problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inner)
+        raise UserError("\n".join(explain(Config, problem) for problem in told)) from error
 
 
 def section_at(path: Sequence[str | int]) -> type[Section] | None:

@@ -224,6 +224,14 @@ def test_values_that_go_together_are_taken_and_survive_dump_and_load(overrides: 
     assert reload(config, tmp_path) == config
 
 
+def test_a_list_whose_only_element_is_refused_is_not_called_too_short_as_well() -> None:
+    with pytest.raises(UserError, match="bad value for 'elicit.estimators.0'") as refused:
+        load(None, ["elicit.estimators=[nl]"])
+    assert str(refused.value).count("bad value") == 1
+    with pytest.raises(UserError, match="(?s)bad value for 'elicit.estimators'.*at least 1, not 0"):
+        load(None, ["elicit.estimators=[]"])
+
+
 def test_the_shares_of_the_splits_add_up() -> None:
     shares = load(overrides=["data.validation_share=0.25", "data.test_share=0.5"]).data.split_shares()
     assert shares == {"train": 0.25, "validation": 0.25, "test": 0.5}
