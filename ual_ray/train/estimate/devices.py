@@ -44,8 +44,10 @@ class Device:
 def find_device(config: Config, gpu: str | None = None) -> Device:
     """Find the workers' device. gpu: a name of GPUS; None = the GPU of this machine, or else ASSUMED_GPU.
 
-    Raises UserError for a GPU of unknown memory or speed.
+    Raises UserError for a GPU of unknown memory or speed, and for one that no worker uses.
     """
+    if gpu is not None and not config.train.gpus_per_worker:
+        raise UserError("--gpu: training uses no GPU", got="train.gpus_per_worker=0", fix="set train.gpus_per_worker=1")
     return _find_gpu(config, gpu) if config.train.gpus_per_worker else _this_cpu(config)
 
 

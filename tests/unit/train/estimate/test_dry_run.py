@@ -326,6 +326,8 @@ def test_gpus_are_known_or_refused() -> None:
     with pytest.raises(UserError, match="(?s)GPU is not known.*H100"):
         devices.find_device(config, "Voodoo 2")
     assert devices.find_device(load(None, ["train.gpus_per_worker=1", "train.dtype=float32"]), "H100").flops < small.flops
+    with pytest.raises(UserError, match="(?s)--gpu: training uses no GPU.*gpus_per_worker"):
+        devices.find_device(load(None, []), "H100")
 
 
 def test_what_does_not_fit_says_which_key_to_change(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
