@@ -14,7 +14,7 @@ import psutil
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, Config, DataConfig, TrainConfig
 from ual_ray.config.registry import REMOTE_ENGINES
-from ual_ray.data.canonical import grouped, split_of
+from ual_ray.data.canonical import check_splits, grouped, split_of
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import DataPeek, peek
@@ -219,13 +219,7 @@ def check_data(data: DataConfig) -> DataPeek:
         )
     usable = ((record, messages) for record, messages in seen.records if not isinstance(messages, BadRow))
     found = {split_of(grouped(record, col.content_id(messages), data), data) for record, messages in usable}
-    for split, share in data.split_shares().items():
-        if share > 0 and split not in found:
-            raise UserError(
-                f"the {split} split is empty",
-                got=f"{len(seen.records)} rows in all",
-                fix=f"add rows, or raise data.{split}_share" if split != "train" else "add rows, or lower the other shares",
-            )
+    check_splits(found, len(seen.records), data)
     return seen
 
 

@@ -141,8 +141,11 @@ def test_a_split_that_is_needed_must_have_rows(shares: tuple[float, float], empt
     if empty is None:
         check_data(data)
         return
-    with pytest.raises(UserError, match=rf"(?s)the {empty} split is empty.*3 rows in all"):
+    with pytest.raises(UserError, match=rf"(?s)the {empty} split is empty.*3 rows in all.*fix: add rows, or "):
         check_data(data)
+    limited = data.model_copy(update={"max_rows": 3})
+    with pytest.raises(UserError, match="fix: add rows or raise data.max_rows=3, or "):
+        check_data(limited)
 
 
 def test_large_data_is_judged_by_its_first_rows_only_as_far_as_they_go(tmp_path: Path) -> None:

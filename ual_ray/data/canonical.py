@@ -6,7 +6,7 @@ Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -21,6 +21,7 @@ from ual_ray.config import DataConfig
 from ual_ray.config.files import write_lines
 from ual_ray.data.formats import BadRow, Record, convert
 from ual_ray.data.reading import Piece, read_piece
+from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 
 QUARANTINE_FOLDER = "quarantine"
@@ -74,6 +75,15 @@ def split_of(identity: str, data: DataConfig) -> str:
     if position < data.test_share:
         return col.TEST
     return col.VALIDATION if position < data.test_share + data.validation_share else col.TRAIN
+
+
+def check_splits(found: Collection[str], rows: int, data: DataConfig) -> None:
+    """Raise UserError for a split of the configuration that none of the `rows` fell into."""
+    for split, share in data.split_shares().items():
+        if share > 0 and split not in found:
+            more = f"add rows or raise data.max_rows={data.max_rows}" if data.max_rows else "add rows"
+            fix = f"{more}, or raise data.{split}_share" if split != col.TRAIN else f"{more}, or lower the other shares"
+            raise UserError(f"the {split} split is empty", got=f"{rows} rows in all", fix=fix)
 
 
 def grouped(record: Record, identity: str, data: DataConfig) -> str:

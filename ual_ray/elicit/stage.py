@@ -15,7 +15,7 @@ import ray
 
 from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions
+from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions, check_splits
 from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.peek import DataPeek
 from ual_ray.data.ray_source import read_rows
@@ -88,14 +88,7 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
             expected=f"a share of at most data.max_bad_share = {data.max_bad_share}",
             fix="fix the rows, or raise data.max_bad_share to leave them out",
         )
-    shares = data.split_shares()
-    for split in col.SPLITS:
-        if shares[split] > 0 and not figures["splits"].get(split):
-            raise UserError(
-                f"the {split} split is empty",
-                got=f"{figures['total_rows']} rows in all",
-                fix="give more rows, or a larger share",
-            )
+    check_splits({split for split, rows in figures["splits"].items() if rows}, figures["total_rows"], data)
     if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",

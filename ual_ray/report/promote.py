@@ -66,7 +66,7 @@ def read_findings(run_folder: Path) -> Findings:
     file = run_folder / REPORT_FOLDER / FINDINGS_FILE
     content = read_json(file)
     if content is None:
-        raise UserError("there is no comparison to promote by", got=file, fix="`ual run` the pipeline to its report first")
+        raise UserError("there is no report of a run", got=file, fix="give the output folder of a finished `ual run`")
     return Findings.from_dict(content)
 
 

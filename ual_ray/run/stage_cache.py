@@ -13,7 +13,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
+from ual_ray.config.redact import redact_values
 from ual_ray.errors import UserError
+from ual_ray.formatting import shorten
 
 LOG_FILE = "ual.log"
+LONGEST_DIFFERENCE = 200
 
 STARTED_FILE = "started.json"
 
@@ -62,10 +65,10 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
         _empty(folder)
     started_as = read_json(folder / STARTED_FILE)
     if started_as is not None and started_as["digest"] != key:
-        changed = [name for name in inputs if started_as["inputs"].get(name) != _plain(inputs[name])]
+        changed = list(_differences(redact_values(started_as["inputs"]), redact_values(_plain(inputs))))
         raise UserError(
             f"the output directory {folder} belongs to another configuration",
-            got=f"different: {', '.join(changed) or 'the layout of its rows'}",
+            got="; ".join(changed) or "a different layout of its rows",
             fix="give another --out, or --force to do it again from the start",
         )
     if (done := read_json(folder / DONE_FILE)) is not None:
@@ -106,6 +109,15 @@ def newest(root: Path) -> Path:
 def stage_digest(inputs: Mapping[str, Any]) -> str:
     """Hash the inputs and settings of a stage, and the version of the rows."""
     return digest({"schema": col.SCHEMA_VERSION, **_plain(inputs)})
+
+
+def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Describe what differs by dotted names, with both values."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in {**there, **now}:
+            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif there != now:
+        yield shorten(f"{name}: {there!r} there, {now!r} now", LONGEST_DIFFERENCE)
 
 
 def _plain(value: Any) -> Any:

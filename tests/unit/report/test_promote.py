@@ -244,7 +244,7 @@ def test_refusals(
 
 
 def test_without_a_report_nothing_is_promoted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no comparison"):
+    with pytest.raises(UserError, match="there is no report of a run"):
         promote.promote([tmp_path], Console(quiet=True))
 
 

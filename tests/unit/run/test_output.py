@@ -44,9 +44,9 @@ def test_an_interrupted_stage_finds_what_it_left(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_configuration_is_refused_and_names_the_difference(tmp_path: Path) -> None:
-    run_stage(tmp_path / "a", {"x": 1, "same": 2}, work([]))
-    with pytest.raises(UserError, match="(?s)another configuration.*different: x\n"):
-        run_stage(tmp_path / "a", {"x": 3, "same": 2}, work([]))
+    run_stage(tmp_path / "a", {"x": {"map": "rank", "y": 0}, "same": 2, "api_key": "before"}, work([]))
+    with pytest.raises(UserError, match="(?s)another configuration.*got: x.map: 'rank' there, 'none' now\n"):
+        run_stage(tmp_path / "a", {"x": {"map": "none", "y": 0}, "same": 2, "api_key": "after"}, work([]))
 
 
 def test_the_digest_depends_on_values_alone() -> None:
