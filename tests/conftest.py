@@ -39,7 +39,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives the processes of a node seconds to start, which a machine with much to do may exceed.
 STARTS_OF_RAY = 4
 # Two files are tested at a time: the longest first, so that both ends come at about the same time. Units by folder and name.
-LONGEST_FIRST = ("test_kills", "test_wheel", "test_training_kills", "test_pipeline", "test_training", "test_elicit")
+LONGEST_FIRST = (
+    *("test_kills", "test_training_kills", "test_wheel", "test_pipeline", "test_training", "test_elicit", "test_multi_node"),
+    *("test_s3_output", "test_vllm", "test_fsdp", "test_submit", "test_endpoint", "test_experiment", "test_mlflow_server"),
+)
 LONGEST_UNITS = (
     *(
         "train/test_worker",
