@@ -171,7 +171,7 @@ def test_too_many_rows_without_a_result_end_it_and_what_was_done_is_kept(elicit:
 
 
 def test_kill_9_of_a_node(elicit: Any, undisturbed: Any, cluster: Any) -> None:
-    run = elicit(seconds_per_run=1.0, environment=cluster.environment, **{"runtime.address": "auto"})
+    run = elicit(seconds_per_run=0.6, environment=cluster.environment, **{"runtime.address": "auto"})
     run.start()
     run.until_finished(8)
     there = run.until(
