@@ -8,27 +8,20 @@ The fake engine writes every request it is sent to a file, so that a row that is
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from killed_command import KilledCommand
 from local_cluster import Cluster
-from processes import PATIENCE, below, end, title, wait_until
 from pyarrow.lib import ArrowInvalid
 
-REPOSITORY = Path(__file__).parents[2]
 MARK = re.compile(r"row-\d{3}")
 
 ROWS = 240
@@ -38,115 +31,19 @@ ACTORS = 2
 VLLM_ROWS = 96
 
 
-class Elicitation:
+class Elicitation(KilledCommand):
     """One command `ual elicit ROWS --out FOLDER ...`, started once or more."""
 
     def __init__(
         self, ual: Any, folder: Path, data: Path, settings: Sequence[str], environment: dict[str, str] | None = None
     ) -> None:
-        """Hold what every start of it has in common; `ual` runs a command in this process."""
-        self._ual = ual
-        self.out = folder / "out"
+        """Hold what every start of it has in common."""
+        super().__init__(ual, folder, ["elicit", str(data), *settings], environment)
         self.log_file = folder / "sent.jsonl"
-        self._printed = folder / "printed.txt"
-        self._command = ["elicit", str(data), "--out", str(self.out), *settings]
-        kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self._environment = kept | (environment or {})
-        self._driver: subprocess.Popen[bytes] | None = None
-        self._seen: set[psutil.Process] = set()
-        self._looked = 0.0
-        self.seconds = 0.0
-
-    def start(self, *more: str) -> None:
-        """Start it, in a session of its own."""
-        self._started = time.monotonic()
-        with self._printed.open("wb") as printed:
-            self._driver = subprocess.Popen(
-                [sys.executable, "-m", "ual_ray", *self._command, *more],
-                cwd=REPOSITORY,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, code: int = 0, seconds: float = PATIENCE) -> str:
-        """Wait for its end, which must have the exit code; return what it printed."""
-        assert self._driver is not None
-        wait_until(lambda: self._poll() is not None, "it ends", seconds)
-        self.seconds = time.monotonic() - self._started
-        assert self._driver.returncode == code, f"exit code {self._driver.returncode}\n{self.log()}"
-        return self.printed
-
-    def run(self, *more: str, code: int = 0) -> str:
-        """Run it in this process; return what it printed."""
-        started = time.monotonic()
-        done = self._ual(*self._command, *more)
-        self.seconds = time.monotonic() - started
-        self._printed.write_text(done.output)
-        assert done.code == code, f"exit code {done.code}\n{self.log()}"
-        return self.printed
-
-    def until(self, holds: Callable[[], Any], what: str) -> Any:
-        """Poll while it runs until something is true."""
-
-        def now() -> Any:
-            assert self._poll() is None, f"it ended before: {what}\n{self.log()}"
-            return holds()
-
-        return wait_until(now, what)
 
     def until_finished(self, rows: int) -> frozenset[str]:
         """Wait until so many rows are remembered as finished; return them."""
         return self.until(lambda: len(found := self.finished()) >= rows and found, f"{rows} rows are finished")
-
-    def _poll(self) -> int | None:
-        """Tell whether it has ended; remember its processes every now and then."""
-        assert self._driver is not None
-        if time.monotonic() - self._looked > 1:
-            self._looked = time.monotonic()
-            self.processes()
-        return self._driver.poll()
-
-    def processes(self) -> list[psutil.Process]:
-        """List the processes below it."""
-        assert self._driver is not None
-        found = below(self._driver.pid)
-        self._seen.update(found)
-        return found
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the command alone, not to the processes that it started."""
-        assert self._driver is not None
-        self.processes()
-        self._driver.send_signal(number)
-
-    def kill(self) -> list[str]:
-        """Kill -9 the command alone; end what is left of its processes after a while, and return their titles."""
-        self.signal(signal.SIGKILL)
-        self.wait(-signal.SIGKILL)
-        psutil.wait_procs(list(self._seen), timeout=20)
-        left = [name for process in self._seen if (name := title(process))]
-        self.end()
-        return left
-
-    def end(self) -> list[psutil.Process]:
-        """End whatever of it is still there."""
-        if self._driver is None:
-            return []
-        self.processes()
-        if self._driver.poll() is None:
-            self._driver.kill()
-            self._driver.wait()
-        return end(list(self._seen))
-
-    def process(self, titled: str) -> psutil.Process:
-        """Find a process of it by the start of its title."""
-        found = self.until(
-            lambda: [process for process in self.processes() if title(process).startswith(titled)], f"there is a {titled}"
-        )
-        return found[0]
 
     @property
     def store(self) -> Path:
@@ -186,27 +83,6 @@ class Elicitation:
         """Count the requests per row, by id, from the `since`th call on, to the one before the `until`th."""
         names = self.names()
         return Counter(names[MARK.findall(call["text"])[0]] for call in self.calls()[since:until])
-
-    def mlflow_run(self) -> Any:
-        """Get the one MLflow run of it."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(f"sqlite:///{self.out}/mlflow.db")
-        experiment = client.get_experiment_by_name("ual_ray")
-        assert experiment is not None
-        (run,) = client.search_runs([experiment.experiment_id])
-        return run
-
-    @property
-    def printed(self) -> str:
-        """What it printed since its last start."""
-        return self._printed.read_text(errors="replace")
-
-    def log(self) -> str:
-        """Return what it printed and the end of its log, for the message of a failed test."""
-        log = self.out / "ual.log"
-        lines = log.read_text(errors="replace").splitlines()[-40:] if log.is_file() else []
-        return "\n".join([self.printed, *lines])
 
 
 def _column(file: Path, name: str) -> list[str]:

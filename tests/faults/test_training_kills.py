@@ -6,25 +6,20 @@ Every test ends with the metrics and the weights of an undisturbed run, to the l
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from processes import below, title, wait_until
+from killed_command import KilledCommand
+from processes import wait_until
 from training_metrics import without_clock
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10
 SETTINGS = {
     "train.max_steps": STEPS,
@@ -38,88 +33,20 @@ SETTINGS = {
     "runtime.check_memory": "false",
 }
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
-PATIENCE = 600.0
 
 Train = Callable[..., "Training"]
 
 
-class Training:
-    """One command `ual train SMOOTHED --validation ROWS --out FOLDER ...`, started once or more.
+class Training(KilledCommand):
+    """One command `ual train SMOOTHED --validation ROWS --out FOLDER ...`, started once or more."""
 
-    `start` has it run in a process of its own, to be killed; `run` in this one, on the Ray of all tests.
-    """
-
-    def __init__(
-        self, ual: Any, folder: Path, data: Path, model: Path, environment: dict[str, str] | None, settings: dict[str, Any]
-    ) -> None:
-        self._ual = ual
-        self.out = folder / "out"
-        self._printed = folder / "printed.txt"
-        command = ["train", str(data / "smoothed.parquet")]
-        command += ["--validation", str(data / "rows"), "--out", str(self.out), f"model={model}"]
-        self._command = [*command, *(f"{key}={value}" for key, value in (SETTINGS | settings).items())]
-        kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self._environment = kept | (environment or {})
-        self._driver: subprocess.Popen[bytes] | None = None
-        self._seen: set[psutil.Process] = set()
-
-    def start(self, **more: object) -> None:
-        with self._printed.open("ab") as printed:
-            self._driver = subprocess.Popen(
-                [sys.executable, "-m", "ual_ray", *self._command, *(f"{key}={value}" for key, value in more.items())],
-                cwd=REPOSITORY,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self, code: int = 0) -> None:
-        assert self._driver is not None
-        wait_until(lambda: self._poll() is not None, "it ends", PATIENCE)
-        assert self._driver.returncode == code, f"exit code {self._driver.returncode}\n{self.log()}"
-
-    def run(self, code: int = 0) -> None:
-        done = self._ual(*self._command)
-        self._printed.write_text(done.output)
-        assert done.code == code, f"exit code {done.code}\n{self.log()}"
+    patience = 600.0
 
     def until_step(self, step: int) -> int:
         """Wait until so many steps are done, and a checkpoint is; return the last step."""
-
-        def now() -> int:
-            assert self._poll() is None, f"it ended before step {step}\n{self.log()}"
-            last = self.last_step()
-            return last if last >= step and self.checkpoints() else 0
-
-        return int(wait_until(now, f"step {step} is done", PATIENCE))
-
-    def kill(self, titled: str) -> list[int]:
-        """Kill -9 one process of it, the first of that title."""
-        found = [process for process in self._processes() if title(process).startswith(titled)]
-        assert found, f"no process {titled}"
-        found[0].kill()
-        return [found[0].pid]
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the command alone, not to the processes that it started."""
-        assert self._driver is not None
-        self._processes()
-        self._driver.send_signal(number)
-
-    def end(self) -> None:
-        """End whatever of it is still there."""
-        if self._driver is None:
-            return
-        self._processes()
-        if self._driver.poll() is None:
-            self._driver.kill()
-            self._driver.wait()
-        for process in self._seen:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs([*self._seen], timeout=20)
+        return int(
+            self.until(lambda: self.checkpoints() and self.last_step() >= step and self.last_step(), f"step {step} is done")
+        )
 
     def lines(self) -> list[dict[str, float]]:
         """Read the metrics of every step, without what depends on the clock."""
@@ -137,36 +64,9 @@ class Training:
     def weights(self) -> bytes:
         return (self.out / "model" / "model.safetensors").read_bytes()
 
-    def mlflow_run(self) -> Any:
-        """Get the one MLflow run of it."""
-        (run,) = self._client.search_runs([self._client.get_experiment_by_name("ual_ray").experiment_id])
-        return run
-
     def logged_steps(self) -> list[int]:
         """List the steps that MLflow holds a training loss of."""
-        return [entry.step for entry in self._client.get_metric_history(self.mlflow_run().info.run_id, "nll")]
-
-    @property
-    def _client(self) -> Any:
-        from mlflow import MlflowClient
-
-        return MlflowClient(f"sqlite:///{self.out}/mlflow.db")
-
-    def log(self) -> str:
-        file = self.out / "ual.log"
-        return self._printed.read_text(errors="replace") + (file.read_text(errors="replace")[-6000:] if file.exists() else "")
-
-    def _poll(self) -> int | None:
-        assert self._driver is not None
-        self._processes()
-        return self._driver.poll()
-
-    def _processes(self) -> list[psutil.Process]:
-        assert self._driver is not None
-        found = below(self._driver.pid)
-        # Its watcher is to outlive it.
-        self._seen.update(process for process in found if "ual_ray.tracking.watcher" not in title(process))
-        return found
+        return [entry.step for entry in self.mlflow.get_metric_history(self.mlflow_run().info.run_id, "nll")]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +116,9 @@ def train(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, ual
     made: list[Training] = []
 
     def make(environment: dict[str, str] | None = None, **settings: object) -> Training:
-        made.append(Training(ual, tmp_path_factory.mktemp("run"), data, model, environment, settings))
+        command = ["train", str(data / "smoothed.parquet"), "--validation", str(data / "rows"), f"model={model}"]
+        command += [f"{key}={value}" for key, value in (SETTINGS | settings).items()]
+        made.append(Training(ual, tmp_path_factory.mktemp("run"), command, environment))
         return made[-1]
 
     try:
@@ -252,13 +154,13 @@ def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, u
     run.start()
     for titled, step in ((WORKER, 15), (CONTROLLER, 40)):
         at, saved = run.until_step(step), run.checkpoints()
-        run.kill(titled)
+        run.process(titled).kill()
         transcript(f"{titled} killed", at_step=at, checkpoints=saved, steps=STEPS)
     run.until_step(65)
     started = time.monotonic()
     run.signal(signal.SIGKILL)
     run.wait(-signal.SIGKILL)
-    wait_until(lambda: run.mlflow_run().info.status == "KILLED", "its MLflow run is closed", PATIENCE)
+    wait_until(lambda: run.mlflow_run().info.status == "KILLED", "its MLflow run is closed", run.patience)
     seconds, killed = time.monotonic() - started, run.mlflow_run()
     run.end()
     at, saved = run.last_step(), run.checkpoints()
@@ -266,7 +168,7 @@ def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, u
     assert at < STEPS
 
     # From here on without checkpoints at steps: SIGTERM leaves time for one.
-    run.start(**{"train.checkpoint_every": 1000})
+    run.start("train.checkpoint_every=1000")
     run.until_step(at + 8)
     started = time.monotonic()
     run.signal(signal.SIGTERM)
@@ -285,7 +187,7 @@ def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, u
 def test_a_loss_that_is_no_number_is_told_and_not_tried_again(train: Train) -> None:
     run = train(**{"train.learning_rate": 1e30, "train.warmup_share": 0})
     run.run(code=2)
-    printed = run.log()
+    printed = run.printed + (run.out / "ual.log").read_text()
     assert "non-finite loss or gradient; stopped before the update" in printed
     assert (run.out / "non_finite_ids.txt").read_text().count("\n") == SETTINGS["train.global_batch_size"]
     assert run.mlflow_run().info.status == "FAILED"
