@@ -230,10 +230,11 @@ def test_more_seeded_prompts_than_one_step_reads_are_all_answered(engine: Engine
         Completion((("user", f"{number}: " + "word " * 180),), max_tokens=3, temperature=1.0, n=2, seed=number)
         for number in range(30)
     ]
-    for result in engine.run(asked):
+    results = engine.run(asked)
+    for result in results:
         assert isinstance(result, CompletionResult) and len(result.texts) == 2
     (alone,) = engine.run(asked[-1:])
-    assert alone == engine.run(asked)[-1]
+    assert alone == results[-1]
 
 
 # --- a LoRA adapter: last, as a second engine in a process ends the process groups of the first when it goes
