@@ -61,11 +61,17 @@ def planned_seeds(roots: Sequence[Path]) -> set[int]:
 
     roots: the scenario's folder, or those of its seeds.
     """
-    records = [_record(root) for root in roots if root.name.startswith(SEED_FOLDER) or any(root.glob(f"{SEED_FOLDER}*"))]
+    records = [
+        _record(root) for root in roots if _is_of_scenario(root) or any(map(_is_of_scenario, root.glob(f"{SEED_FOLDER}*")))
+    ]
     return {seed for record in records for seed in record.get(SEEDS, ())}
 
 
 def _record(root: Path) -> dict[str, Any]:
     """Read the record of a folder; that of a seed of an experiment is its scenario's."""
-    home = root.parent if root.name.startswith(SEED_FOLDER) and (root.parent / PRIMARY_FILE).is_file() else root
-    return read_json(home / PRIMARY_FILE) or described(UNRECORDED)
+    return read_json((root.parent if _is_of_scenario(root) else root) / PRIMARY_FILE) or described(UNRECORDED)
+
+
+def _is_of_scenario(root: Path) -> bool:
+    """Tell the folder of a seed of an experiment from a run that is called so: it has no record of its own, its parent has."""
+    return root.name.startswith(SEED_FOLDER) and not (root / PRIMARY_FILE).is_file() and (root.parent / PRIMARY_FILE).is_file()

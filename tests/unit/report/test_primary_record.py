@@ -154,5 +154,8 @@ def test_seeds_are_planned_until_there_could_be_a_verdict(tmp_path: Path, first:
     assert not decisive([root])[1]
 
 
-def test_a_run_and_a_folder_without_a_record_have_no_planned_seeds(tmp_path: Path) -> None:
-    assert planned_seeds([run_with(tmp_path)]) == planned_seeds([tmp_path / "elsewhere"]) == set()
+@pytest.mark.parametrize("name", ["run", "seed-7", "run/seed-7"])
+def test_a_run_and_a_folder_without_a_record_have_no_planned_seeds(tmp_path: Path, name: str) -> None:
+    """Also where a run is called as the folder of an experiment's seed, or is in another run's folder."""
+    around, run = run_with(tmp_path / "run"), run_with(tmp_path / name, "seed=7")
+    assert planned_seeds([run]) == planned_seeds([around]) == planned_seeds([tmp_path / "elsewhere"]) == set()

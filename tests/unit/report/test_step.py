@@ -398,6 +398,16 @@ def test_the_verdict_is_that_of_the_planned_seeds(
     assert len(found.folders["calibrated"]["ual"]) == counted
 
 
+def test_runs_in_folders_that_are_called_as_those_of_an_experiments_seeds_all_count(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / f"seed-{seed}", seed) for seed in (5, 6, 7)]
+    record = described(["held_out.nll_adjusted"]) | {"confidence": 0.9, "seeds": [0, 1, 2]}
+    for run in runs:
+        (run / "primary.json").write_text(json.dumps(record))
+    found = report_on(runs, None, console()[0])
+    (entry,) = [x for x in found.comparisons.entries if (x.arm, x.reference) == ("ual", "sft") and x.primary]
+    assert (entry.seeds, entry.verdict, found.added_seeds) == (3, "better", [])
+
+
 def test_models_from_elsewhere_need_no_planned_seed(tmp_path: Path) -> None:
     """An evaluation alone has no training seed, which counts as 0."""
     root = scenario_of(tmp_path / "all", [4, 5, 6], [4, 5, 6])
