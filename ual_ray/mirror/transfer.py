@@ -268,9 +268,15 @@ class Mirror:
     def _in_work(self, name: str) -> bool:
         """Whether a command may have removed a file before it was killed."""
         path = PurePosixPath(name)
-        folders = [self.root / parent for parent in path.parents]
-        in_stage = any((one / STARTED_FILE).exists() and not (one / DONE_FILE).exists() for one in folders)
-        return in_stage or SPOOL_FOLDER in path.parts
+        return SPOOL_FOLDER in path.parts or any(map(self._is_stage_in_work, path.parents))
+
+    def _is_stage_in_work(self, folder: PurePosixPath) -> bool:
+        """Whether a folder is of a stage that was not done when it was last copied, or is not done now."""
+        done = self.root / folder / DONE_FILE
+        known = self._known.get(str(folder / DONE_FILE))
+        found = done.stat() if done.exists() else None
+        copied = found is not None and known == Version(found.st_size, found.st_mtime_ns)
+        return (self.root / folder / STARTED_FILE).exists() and not copied
 
     def _set_times(self, names: Container[str] | None = None) -> None:
         for name, changed in (self.remote.read(TIMES) or {}).items():

@@ -89,6 +89,24 @@ def test_after_a_kill_this_machine_keeps_what_was_not_copied(machine: Machine, t
     assert there(tmp_path) == {"owner.json": "{}", "late": "not copied", "train/started.json": "{}"}
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_stage_that_was_done_after_the_last_copy_before_a_kill_gets_no_file_back(
+    machine: Machine, tmp_path: Path, forced: bool
+) -> None:
+    """What it removed, such as the rows of a result before --force, would be read with its own."""
+    killed = machine("a")
+    files = {"owner.json": "{}", "train/started.json": "{}", "train/rows-of-before": "1"}
+    with killed.held(print):
+        write(killed, **files, **({"train/done.json": "{}"} if forced else {}))
+    killed = machine("a")
+    killed._fetch(killed._take(print), print)
+    (killed.root / "train/rows-of-before").unlink()
+    write(killed, **{"train/rows": "2", "train/done.json": '{"again": 1}'})
+    with machine("a").held(print):
+        assert {file.name for file in (killed.root / "train").iterdir()} == {"started.json", "rows", "done.json"}
+    assert "train/rows-of-before" not in there(tmp_path)
+
+
 @pytest.mark.parametrize("cleared", ["", "*", "elicit/store", "train/key", "train/key/model", "x"])
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_working_folder_that_was_cleared_is_fetched_again_and_its_copy_is_kept(
