@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Stands for python, pip and uv: writes its arguments down, prints CONFIG for `pip config list`, and fails at what FAILS matches.
+# Stands for python, pip and uv: writes its arguments down, prints CONFIG for `pip config list`, fails at what FAILS matches.
 PROGRAM = """#!/bin/sh
 call="$(basename "$0") $*"
 echo "$call" >> "$CALLS"
