@@ -90,7 +90,10 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
             if name == BASE:
                 _check_base(first.setdefault((BASE, "evaluate"), folder), folder)
         for stage in ("smooth", "train"):
-            for home in (*root.glob(f"arms/*/{stage}"), *root.glob(f"{SEED_FOLDER}*/arms/*/{stage}")):
+            # Of a run, of a scenario of an experiment, of an experiment of one scenario.
+            for home in (
+                home for place in ("", f"{SEED_FOLDER}*/", f"*/{SEED_FOLDER}*/") for home in root.glob(f"{place}arms/*/{stage}")
+            ):
                 if newest_one := newest_stage(home):
                     arm = home.parent.name
                     _check_same(arm, stage, first.setdefault((arm, stage), newest_one), newest_one)

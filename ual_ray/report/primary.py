@@ -59,17 +59,22 @@ def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
 def planned_seeds(roots: Sequence[Path]) -> set[int]:
     """Return the training seeds of an experiment's scenario that were planned before its first results; empty for runs.
 
-    roots: the scenario's folder, or those of its seeds.
+    roots: the scenario's folder, those of its seeds, or that of an experiment of one scenario.
     """
-    records = [
-        _record(root) for root in roots if _is_of_scenario(root) or any(map(_is_of_scenario, root.glob(f"{SEED_FOLDER}*")))
-    ]
+    records = [_record(root) for root in roots if any(map(_is_of_scenario, [root, *_home(root).glob(f"{SEED_FOLDER}*")]))]
     return {seed for record in records for seed in record.get(SEEDS, ())}
 
 
 def _record(root: Path) -> dict[str, Any]:
-    """Read the record of a folder; that of a seed of an experiment is its scenario's."""
-    return read_json((root.parent if _is_of_scenario(root) else root) / PRIMARY_FILE) or described(UNRECORDED)
+    return read_json(_home(root) / PRIMARY_FILE) or described(UNRECORDED)
+
+
+def _home(root: Path) -> Path:
+    """Return the folder with the record: of a seed of an experiment, or of an experiment of one scenario, the scenario's."""
+    if _is_of_scenario(root):
+        return root.parent
+    scenarios = {home.parent for home in root.glob(f"*/{SEED_FOLDER}*") if _is_of_scenario(home)}
+    return scenarios.pop() if len(scenarios) == 1 else root
 
 
 def _is_of_scenario(root: Path) -> bool:

@@ -375,7 +375,7 @@ def scenario_of(root: Path, planned: list[int], trained: list[int]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("as_one", [True, False])
+@pytest.mark.parametrize("given", ["all", "", "seeds"])
 @pytest.mark.parametrize(
     ("planned", "trained", "counted", "verdict"),
     [
@@ -386,16 +386,18 @@ def scenario_of(root: Path, planned: list[int], trained: list[int]) -> Path:
     ],
 )
 def test_the_verdict_is_that_of_the_planned_seeds(
-    tmp_path: Path, planned: list[int], trained: list[int], counted: int, verdict: str, as_one: bool
+    tmp_path: Path, planned: list[int], trained: list[int], counted: int, verdict: str, given: str
 ) -> None:
-    """Reported on as a scenario, or seed by seed, which has no model before training."""
+    """Reported on as a scenario, as an experiment of one, or seed by seed, which has no model before training."""
     root = scenario_of(tmp_path / "all", planned, trained)
-    found = report_on([root] if as_one else [root / f"seed-{seed}" for seed in trained], None, console()[0])
+    shutil.copy(root / "config.yaml", tmp_path)
+    runs = [root / f"seed-{seed}" for seed in trained] if given == "seeds" else [tmp_path / given]
+    found = report_on(runs, None, console()[0])
     (entry,) = [x for x in found.comparisons.entries if (x.arm, x.reference) == ("ual", "sft") and x.primary]
     assert (entry.seeds, entry.verdict, found.seeds["ual"]) == (counted, verdict, counted)
     assert found.added_seeds == sorted({*trained} - {*planned})
     assert (entry.reason is None) == (verdict == "better")
-    assert len(found.folders["calibrated"]["ual"]) == counted
+    assert len(found.folders["calibrated"]["ual"]) == counted and found.roles["ual"] == "ual"
 
 
 def test_runs_in_folders_that_are_called_as_those_of_an_experiments_seeds_all_count(tmp_path: Path) -> None:
