@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(body)
         self.server.sent_headers.append(self.headers)
         status, reply = self.server.act(body)
-        content = json.dumps(reply).encode()
+        content = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

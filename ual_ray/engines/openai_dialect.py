@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ TOO_LONG = re.compile(
     r"|max_new_tokens.{0,9} must be <=",
     re.IGNORECASE,
 )
+_PAGE = re.compile(r"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _most_allowed(words: str, asked: int) -> int | None:
 def server_words(body: object) -> str:
     """Find the message in the body of an error, whatever its form; '' without one."""
     if isinstance(body, str):
-        return body
+        return _page_words(body) if _PAGE.match(body) else body
     if isinstance(body, list):
         return "; ".join(filter(None, map(server_words, body)))
     if not isinstance(body, Mapping):
@@ -136,6 +138,12 @@ def server_words(body: object) -> str:
     words = next(filter(None, found), "")
     place = body.get("loc")  # FastAPI: {"loc": ["body", "n"], "msg": "Extra inputs are not permitted"}
     return f"{place[-1]}: {words}" if words and isinstance(place, list) and place else words
+
+
+def _page_words(page: str) -> str:
+    """Return the words of a page that a proxy answers with: its title and text, at most 300 characters."""
+    text = re.sub(r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)|<!--.*?-->|<[^>]*(?:>|\Z)", " ", page)
+    return " ".join(html.unescape(text).split())[:300]
 
 
 def quote(words: str, prompt: Turns, secrets: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ THOUGHT = "<think>"
 MOST_MASS = 1.05
 # Finish reasons of replies that have no text, however often they are asked for.
 WITHOUT_TEXT = ("content_filter", "tool_calls", "function_call")
-SHOWN_BYTES = 100
+SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def parse_body(content: bytes) -> Body:
     except (ValueError, RecursionError):
         if content.lstrip().startswith(b"data:"):
             raise MalformedReply("a stream of events (engine.endpoint.extra_body={stream: false} turns it off)") from None
-        raise MalformedReply("no JSON", content[:SHOWN_BYTES].decode(errors="replace")) from None
+        words = server_words(content.decode(errors="replace"))
+        raise MalformedReply("no JSON", words[:SHOWN_CHARACTERS]) from None
     if not isinstance(body, dict):
         raise MalformedReply("no JSON object")
     return body

@@ -27,6 +27,7 @@ from ual_ray.engines.openai_replies import MalformedReply, parse_body
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import Unread, answered
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, overlong
+from ual_ray.errors import UserError
 
 # --- what servers refuse ----------------------------------------------------------------------------------------------
 
@@ -304,7 +305,7 @@ def test_a_reply_that_something_else_ended_gives_no_score(
 
 @pytest.mark.parametrize(("content", "reason"), [
     (b'data: {"choices": []}\n\ndata: [DONE]\n', r"a stream of events \(engine.endpoint.extra_body={stream: false}"),
-    (b"<!DOCTYPE html><html>Sign in</html>", "no JSON"), (b'{"choices": [{"mess', "no JSON"),
+    (b'{"choices": [{"mess', "no JSON"),
 ])  # fmt: skip
 def test_a_body_that_is_no_json_is_shown(content: bytes, reason: str) -> None:
     with pytest.raises(MalformedReply, match=reason) as error:
@@ -331,3 +332,23 @@ def test_a_budget_spent_on_a_hidden_thought_is_a_cut_reply(text: str | None, fin
     result = one(engine, SAMPLE)
     assert isinstance(result, CompletionResult) and result.replies == [("", "length")] * 3
     assert len(server.asked) == 1
+
+
+PAGE = (
+    "<!DOCTYPE html>\n<html><head><title>No &amp; more</title><style>n{temperature: unknown}%s</style></head>"
+    "<body><h1>Sign in</h1>%s"
+)
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 413, 502])
+def test_of_a_page_of_a_proxy_its_words_are_told(status: int, serve: Serve) -> None:
+    engine, server = serve(lambda _: (status, PAGE % ("b{color:red}" * 2000, "<p>again</p>" * 2000)), max_retries=0)
+    try:
+        result = engine.run([SAMPLE])[0]
+        assert isinstance(result, Failure) and status != 404
+        told = result.reason
+    except UserError as error:
+        assert status == 404
+        told = str(error)
+    assert "No & more Sign in again" in told and "color" not in told and "<" not in told and len(told) < 700
+    assert len(server.asked) == 1 and engine.adaptations == []
