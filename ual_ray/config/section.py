@@ -53,7 +53,7 @@ class Section(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number is meant: pydantic takes them as 1 and 0."""
         kinds = {*_kinds(cls.model_fields[str(info.field_name)].annotation)}
-        values = value if isinstance(value, list | tuple) else [value]
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         number = int if int in kinds else float
         if number in kinds and bool not in kinds and any(isinstance(one, bool) for one in values):
             raise PydanticCustomError(f"{number.__name__}_type", "a number")

@@ -26,6 +26,7 @@ from ual_ray.errors import UserError
         ("train.max_steps=False", "an integer"),
         ("train.learning_rate=True", "a number"),
         ("experiment.seeds=[True, 2]", "an integer"),
+        ("train.mixture={'a': True}", "a number"),
         ("train.learning_rate=0", "greater than 0"),
         ("train.learning_rate=.nan", "finite"),
         ("train.learning_rate=.inf", "finite"),
