@@ -56,7 +56,9 @@ def on_cluster(tiny_model: Path, rows_file: Path, shared: Path) -> Iterator[Run]
         command = ["bash", str(SCRIPT), *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
-    inputs = ["--read-only", tiny_model, "--read-only", rows_file.parent]
+    # The nodes have a /tmp of their own, in which a clone of the repository or its environment may lie.
+    code = (path for path in {SCRIPT.parents[1], Path(sys.prefix)} if path.is_relative_to("/tmp"))  # noqa: S108
+    inputs = [part for path in (tiny_model, rows_file.parent, *code) for part in ("--read-only", path)]
     try:
         started = call("start", 2, "--shared", shared, *inputs, timeout=240)
         assert started.returncode == 0, started.stdout + started.stderr
