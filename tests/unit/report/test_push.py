@@ -124,7 +124,7 @@ def test_nothing_is_pushed_into_a_public_repository_unasked(run: Path, hub: Hub,
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("report/findings.json", "there is no comparison"),
+        ("report/findings.json", "there is no report of a run"),
         ("arms/ual/train/k/model/README.md", "the model has no card"),
         ("arms/ual/train/k/done.json", "no finished training"),
         ("elicit/e/scored/0.parquet", "no scored rows"),
