@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ual_ray.elicit.replies import Known
 
 # Raised when replies are read otherwise than before: they are read again, and not asked for.
-READING_VERSION = 15
+READING_VERSION = 16
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:

@@ -19,7 +19,7 @@ _OTHERS = re.compile(
     rf"\b(?:(?:example|sample|initial|first|previous|prior|old|suggested|hypothetical|typical|average|mean|reference)\s+(?:{RATING_NAMES})"
     # what the scale has, what someone else gave or may give, and what is still asked for
     r"|(?:high|low|larg|small)est|max|min|maximum|minimum|ranges?|(?<!i\s)gave|(?:could|might|may)\s+be\s*$|refuse|unable"
-    r"|please|provide|(?:withheld|needed|requested|required|pending)\s*$|count|numbers?\s+of|how\s+many|num"
+    r"|please(?!\s+(?:find|see))|(?<!i\s)(?<!\bill\s)(?<!will\s)(?<!would\s)(?<!can\s)provide|(?:withheld|needed|requested|required|pending)\s*$|count|numbers?\s+of|how\s+many|num"
     r"|confidence|confident|certainty|certain|scale|step|between|other|number\s+of|difference|no|never|cannot"
     r"|not(?!\s+do\b)|(?:is|was|are|do|does|did|would|should|could|can|ca|wo)n['’]?t)\b"
 )
@@ -35,11 +35,24 @@ _RATED = re.compile(
 # A scale other than that of the answer: percent, and ten in words where the highest number is another.
 PERCENT = re.compile(r"\W*(?:%|percent\b)", re.IGNORECASE)
 _TEN = re.compile(r"\b(?:ten|tenths)\b")
-# Which of two a letter is not.
+# Which of two a letter is not. "The second answer is better: M" is about M, "second choice: m" about the other one.
 _LOSES = re.compile(
-    r"\b(?:incorrect|wrong|false|worse|worst|weaker|inferior|poorer|bad|rejected|losing|second)\s+"
-    r"(?:answer|choice|option|reply|response|verdict|letter|one)"
+    r"\b(?:incorrect|wrong|false|worse|worst|weaker|inferior|poorer|bad|rejected|losing)\s+"
+    r"(?:answer|choice|option|reply|response|verdict|letter|one)|\bsecond\s+(?:choice|verdict)"
 )
+# What the response did, whatever letter follows: "It gives the wrong answer: B".
+_DID = re.compile(r"\b(?:gives?|gave|contains?|has|had)\s+(?:an?|the)\s+(?:incorrect|wrong|false|bad)\s+\w+")
+# A rating that is given, not one that the scale has: "I give it the highest rating: 9".
+_GIVEN = re.compile(
+    r"\b(?:give|assign|deserves?|warrants?|merits?)\s+(?:(?:it|this|that|the|a|response|answer)\s+)*"
+    r"(?:(?P<high>highest|max|maximum)|lowest|min|minimum)\b"
+)
+
+
+def given_end(label: str) -> str | None:
+    """Which end of the scale a label states to be given: "high", "low", or None."""
+    found = _GIVEN.search(label.lower())
+    return None if found is None else "high" if found["high"] else "low"
 
 
 def names_answer(label: str, highest: int | None) -> bool:
@@ -47,7 +60,9 @@ def names_answer(label: str, highest: int | None) -> bool:
 
     highest: the end of the scale; None for letters.
     """
-    label = label.lower()
+    label = _GIVEN.sub("give", label.lower())
+    if highest is None:
+        label = _DID.sub("did", label)
     if _OTHERS.search(label):
         return False
     if highest is None:

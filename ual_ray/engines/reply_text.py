@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from ual_ray.engines.finish_reason import is_cut, is_end
-from ual_ray.engines.reply_labels import NAMED, NAMES, PERCENT, RATING_NAMES, STRONG, names_answer
+from ual_ray.engines.reply_labels import NAMED, NAMES, PERCENT, RATING_NAMES, STRONG, given_end, names_answer
 
 # The mark before a thought and the one behind it.
 THOUGHT_MARKS = (
@@ -194,7 +194,10 @@ class _Reader:
         value = found["value"]
         number = re.fullmatch(r"0*(\d+)(\.0+)?", value)
         value = number[1] if number else value
-        if number and number[2] and int(value) <= 1:  # 1.0 is 100% to a model that gives probabilities
+        if number and number[2] and value == "1":  # 1.0 is 100% to a model that gives probabilities
+            return None
+        end = given_end(label)
+        if end and self.highest is not None and value != str((min, max)[end == "high"](map(int, self.choices))):
             return None
         rest = found.string[found.end("value") :]
         if self.highest not in (None, 100) and PERCENT.match(rest):
@@ -225,7 +228,7 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
         of = rf"(?:\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}{percent})?"
         value = rf"(?P<value>\d+(?:\.0+)?){of}(?:\s+points?)?"
         span = rf"{low}\s*(?:-|–|—|\.\.+|to|through|and)\s*{high}"
-        echo = rf"(?i)[(\[]\s*(?:from\s+|between\s+|scale\s*:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
+        echo = rf"(?i)[(\[]\s*(?:from\s+|between\s+|(?:scale|range)\s*:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
         echo += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
         echo += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
     else:

@@ -117,7 +117,8 @@ def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
 
 @pytest.mark.parametrize("text", [
     "Rating (percent): 7", "Likelihood (%): 7", "Percent score: 7", "7 (percent)", "Rating: 7 (percent)", "Rating: 7, percent.",
-    "Rating, out of ten: 7", "Rating (one to ten): 7", "1.0", "0.0", "Likelihood: 1.0", '{"rating": 1.0}', '{"rating": 0.0}',
+    "Rating, out of ten: 7", "Rating (one to ten): 7", "1.0", "Likelihood: 1.0", '{"rating": 1.0}',
+    "I give the highest rating: 5", "It deserves the lowest rating: 1",
     '{"score_percent": 7}', '{"rating_1_to_10": 7}', '{"rating (1-10)": 7}', '{"rating_out_of_ten": 7}',
     '{"rating": 7, "of": 10}', '{"rating": 7, "total": 10}', '{"rating": 7, "highest": 10}',
 ])  # fmt: skip
@@ -141,6 +142,34 @@ def test_a_number_that_is_not_the_models_own_rating_is_not_read(text: str) -> No
 ])  # fmt: skip
 def test_the_letter_of_the_other_one_is_not_read(text: str) -> None:
     assert isinstance(read_choice(text, ("A", "B")), Unread)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    *[("I give the highest rating: 9", "9"), ("I would give it the highest rating of 9.", "9")],
+    *[("I assign the lowest rating: 0", "0")],
+    *[("This deserves the maximum score: 9", "9"), ("Rating: 0.0", "0"), ('{"rating": 0.0}', "0"), ("0.0", "0")],
+    *[(f"{start} 7", "7") for start in ("I will provide a rating of", "I'll provide a rating of", "I can provide my rating:",
+                                        "Please find my rating:", "Please find the rating below:", "Rating (range 0-9):")],
+])  # fmt: skip
+def test_a_rating_is_read_at_either_end_and_however_politely_it_is_given(text: str, expected: str) -> None:
+    assert read_choice(text, DIGITS) == expected
+
+
+@pytest.mark.parametrize("letter", ["m", "M"])
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize("sentence", ["The {} answer is better: ", "I prefer the {} answer: ", "The {} answer wins: "])
+def test_a_verdict_is_read_whichever_place_and_letter_win(sentence: str, place: str, letter: str) -> None:
+    assert read_choice(sentence.format(place) + letter, ("m", "M")) == letter
+
+
+@pytest.mark.parametrize(
+    ("kind", "letter"), [("correct", "A"), ("right", "A"), ("wrong", "B"), ("incorrect", "B"), ("bad", "B")]
+)
+@pytest.mark.parametrize(
+    "sentence", ["The response gives the {} answer: ", "It gives a {} answer: ", "It has the {} answer - choice: "]
+)
+def test_a_letter_is_read_whatever_the_response_gave(sentence: str, kind: str, letter: str) -> None:
+    assert read_choice(sentence.format(kind) + letter, ("A", "B")) == letter
 
 
 @pytest.mark.parametrize(("text", "expected"), [
