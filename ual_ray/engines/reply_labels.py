@@ -39,7 +39,11 @@ _TEN = re.compile(r"\b(?:ten|tenths)\b")
 _LOSES = re.compile(
     r"\b(?:incorrect|wrong|false|worse|worst|weaker|inferior|poorer|bad|rejected|losing)\s+"
     r"(?:answer|choice|option|reply|response|verdict|letter|one)|\bsecond\s+(?:choice|verdict)"
+    r"|\b(?:lose[sd]?|lost|worse|worst|weaker|less|inferior|poorer)\b"
 )
+# A list of both, "The first answer: m", tells nothing unless it states which one wins.
+_PLACE = re.compile(r"\b(?:first|second)\b")
+_WINS = re.compile(r"\b(?:better|best|prefer|win|superior|stronger|choose|pick|select|favou?r|right|correct|verdict|go\s+with)")
 # What the response did, whatever letter follows: "It gives the wrong answer: B".
 _DID = re.compile(r"\b(?:gives?|gave|contains?|has|had)\s+(?:an?|the)\s+(?:incorrect|wrong|false|bad)\s+\w+")
 # A rating that is given, not one that the scale has: "I give it the highest rating: 9".
@@ -66,7 +70,7 @@ def names_answer(label: str, highest: int | None) -> bool:
     if _OTHERS.search(label):
         return False
     if highest is None:
-        return _LOSES.search(label) is None
+        return not _LOSES.search(label) and bool(_WINS.search(label) or not _PLACE.search(label))
     if (highest != 100 and PERCENT.search(label)) or (highest != 10 and _TEN.search(label)):
         return False
     if (numbers := re.findall(r"\d+", label)) and int(numbers[-1]) != highest:  # of a key: rating_1_to_10
