@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Checkpoints, models and Ray's objects; measured at 5 GB.
+FREE_GB = 8
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse to start on a full disk: the tests would fail one by one, half an hour later, with words about something else."""
+    folder = tempfile.gettempdir()
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    if free_gb < FREE_GB and not hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(f"{folder}: {free_gb:.1f} GB are free, the tests need {FREE_GB}; make room, or set TMPDIR")
 
 
 @pytest.fixture(scope="session")
