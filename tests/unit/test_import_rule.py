@@ -50,7 +50,7 @@ PURE = sorted(
         *(f"data/{name}.py" for name in ("answers", "labels", "formats", "known_formats", "dedup", "shard", "canonical")),
         *(
             f"engines/{name}.py"
-            for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "reading")
+            for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "thoughts", "reading")
         ),
         *(f"elicit/{name}.py" for name in ("prompts", "scoring", "answer_key", "grouping", "adjust", "assemble")),
         "elicit/estimators/*.py",

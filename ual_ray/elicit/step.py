@@ -16,6 +16,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.peek import peek
+from ual_ray.engines.reading import READING_VERSION
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
@@ -41,9 +42,6 @@ from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
 if TYPE_CHECKING:
     from ual_ray.elicit.answered import KeptReplies
     from ual_ray.elicit.replies import Known
-
-# Raised when replies are read otherwise than before: they are read again, and not asked for.
-READING_VERSION = 16
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ual_ray.engines.reply_text import end_of_thought, read_choice
+from ual_ray.engines.reply_text import read_choice
+from ual_ray.engines.thoughts import end_of_thought
 
 
 def answer_place(tokens: Sequence[str], value: str, choices: Sequence[str], opening: str = "") -> int | None:

@@ -24,6 +24,7 @@ from ual_ray.config.files import write_json
 from ual_ray.config.keys import affecting, engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
+from ual_ray.engines.reading import READING_VERSION
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
@@ -192,6 +193,7 @@ def measuring(config: Config, model: str) -> dict[str, Any]:
         "judge": affecting(settings, "verdicts"),
         "engine": _engine_settings(config),
         "seed": config.seed,
+        "reading": READING_VERSION if settings.mode == "sampled" or settings.thinking_tokens else None,
     }
 
 

@@ -15,14 +15,12 @@ from ual_ray.engines.reply_text import (
     CUT,
     EMPTY,
     NO_THOUGHT_END,
-    THOUGHT_MARKS,
     Unread,
-    opens_thought,
     read_choice,
     read_reply,
-    spoken,
 )
 from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure
+from ual_ray.engines.thoughts import THOUGHT_MARKS, opens_thought, spoken
 
 DIGITS = tuple("0123456789")
 HUNDRED = tuple(map(str, range(101)))
@@ -39,7 +37,7 @@ SEVEN = [
     "analysisWe need 3.assistantfinal7", "Rating:\n7", "The response is 2 sentences long.\n\nRating: 7",
     "7\n\nThe response is vague.", "Rating: 7\n\nThe response is vague.", "Rating: 7 (likely wrong)", "7 (likely wrong)",
     "7</s>", "７", "\\boxed{7}", "$\\boxed{7}$", "<rating>7</rating>", "<answer>\n7\n</answer>", "7.0", "07",
-    "Rating: 7. The response is vague.", "Answer: 7", "Final answer: 7", "The response is vague. Rating: 7", "0-9: 7",
+    "Rating: 7. The response is vague.", "The response is vague. Rating: 7", "0-9: 7",
     "Rating [0-9]: 7", "Rating (from 0 to 9): 7", "1. It is vague.\n2. It is short.\n\nRating: 7", "7 out of 9",
     "The uncertainty of this response is 7", "Rating on a scale of 0 to 9: 7", '{"reasoning": "3 things", "final_rating": 7}',
     "Uncertainty rating: 7", "**Uncertainty Rating:** 7\n\n**Explanation:** The response has 2 flaws.", "◁think▷a◁/think▷7",
@@ -99,17 +97,14 @@ def test_a_number_for_something_else_or_that_is_taken_back_is_not_read(text: str
 @pytest.mark.parametrize("text", [
     "Rating: 7. The response does not do what was asked.", "Rating: 7. The response is not right.", "7 (not certain)",
     "I think the response is mostly correct, so the uncertainty is 7.", "The response is correct, so I would rate it a 7.",
-    "Likelihood that the response is wrong or does not do what the instruction asks: 7", "Likelihood of being incorrect: 7",
-    "Probability of hallucination: 7", "Rating for the translation: 7", "My final answer: 7", "My estimate is 7",
-    '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}', '{"value": 7}',
+    "Likelihood of being incorrect: 7",
+    "Probability of hallucination: 7", "My estimate is 7",
     '{"rating": 7, "rating_explanation": "It is wrong"}', '{"rating": 7, "score": null}', "7 (seven)",
     "Rating: 7. The answer actually matches the reference.", "Rating: 7/9. One small flaw.", "Rating: 7. It has two errors.",
-    "Likelihood that the response could be wrong: 7", "I gave it a rating of 7",
-    "Likelihood that the user would find an error: 7", "Required rating: 7",  '{"rating": 7, "of": 9}',
-    '{"rating (0-9)": 7}', '{"initial_rating": 3, "final_rating": 7}', "Rating: 7 (a large percentage of it is wrong)",
+    "I gave it a rating of 7",
+    '{"rating (0-9)": 7}', "Rating: 7 (a large percentage of it is wrong)",
     "Rating: 7. Readers have to wait for the point.", "Rating:\n7\nRating: 7", "7\nRating: 7", "<b>Rating</b>: 7", "\ufeff7",
-    "7\u200b", "7\ufe0f\u20e3", "<｜begin▁of▁thinking｜>3<｜end▁of▁thinking｜>7", '{"initial_rating": 3, "final_rating": 7}',
-   
+    "7\u200b", "7\ufe0f\u20e3", "<｜begin▁of▁thinking｜>3<｜end▁of▁thinking｜>7",
 ])  # fmt: skip
 def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
     assert read_choice(text, DIGITS) == "7"
@@ -145,31 +140,46 @@ def test_the_letter_of_the_other_one_is_not_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    *[("I give the highest rating: 9", "9"), ("I would give it the highest rating of 9.", "9")],
-    *[("I assign the lowest rating: 0", "0")],
-    *[("This deserves the maximum score: 9", "9"), ("Rating: 0.0", "0"), ('{"rating": 0.0}', "0"), ("0.0", "0")],
-    *[(f"{start} 7", "7") for start in ("I will provide a rating of", "I'll provide a rating of", "I can provide my rating:",
-                                        "Please find my rating:", "Please find the rating below:", "Rating (range 0-9):")],
+    ("Rating: 0.0", "0"), ('{"rating": 0.0}', "0"), ("0.0", "0"), ("I will provide a rating of 7", "7"),
+    ("I'll provide a rating of 7", "7"), ("Based on the above, I would rate it 7", "7"), ("In my opinion, I rated it 7.", "7"),
+    ("Rating (range 0-9): 7", "7"), ("In my final rating it is a 9.", "9"),
 ])  # fmt: skip
 def test_a_rating_is_read_at_either_end_and_however_politely_it_is_given(text: str, expected: str) -> None:
     assert read_choice(text, DIGITS) == expected
 
 
+@pytest.mark.parametrize("text", [
+    # may be the answer to the instruction
+    "Answer: 7", "Final answer: 7", "My final answer: 7", "The answer is 7.", '{"value": 7}', "So x = 2.\n\\boxed{7}",
+    # words and numbers that may change the meaning
+    "Does it deserve the highest rating: 9", "It almost deserves the maximum score: 9", "I give the highest rating: 9",
+    "Rating of the translation: 7", "Required rating: 7", "Rating? 7", "Rating that I would give if it were longer: 7",
+    '{"score": 7, "max_score": 9}', '{"rating": 7, "scale": "0-9"}', '{"final_answer": 18, "rating": 7}',
+    '{"rating": 7, "of": 9}', '{"initial_rating": 3, "final_rating": 7}',
+    # two answers
+    "Rating: 7\nRating: 3", "Rating: 7. The rating is 3.", "Rating: 8\nUser: another\nRating: 3", "7\n\nFinal rating: 3",
+    'Rating: 3\n{"rating": 7}\nRating: 3',
+])  # fmt: skip
+def test_a_reply_that_may_mean_something_else_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
+
+
 @pytest.mark.parametrize("letter", ["m", "M"])
+@pytest.mark.parametrize("text", [
+    "Winner: {}", "The winner is {}", "The better answer: {}", "I prefer {}", "Preferred: {}", "{} - it is clearer",
+    '{"winner": "{}"}', '{"better": "{}"}', '{"better_reply": "Reply {}"}', "It is clear. Reply {} is better.",
+    "{}\n\nReply {} actually answers the question.", "Verdict: {}. The other one gives steps instead of reasons.",
+])  # fmt: skip
+def test_a_verdict_is_read_whichever_letter_wins(text: str, letter: str) -> None:
+    assert read_choice(text.replace("{}", letter), ("m", "M")) == letter
+
+
 @pytest.mark.parametrize("place", ["first", "second"])
-@pytest.mark.parametrize("sentence", ["The {} answer is better: ", "I prefer the {} answer: ", "The {} answer wins: "])
-def test_a_verdict_is_read_whichever_place_and_letter_win(sentence: str, place: str, letter: str) -> None:
-    assert read_choice(sentence.format(place) + letter, ("m", "M")) == letter
-
-
 @pytest.mark.parametrize(
-    ("kind", "letter"), [("correct", "A"), ("right", "A"), ("wrong", "B"), ("incorrect", "B"), ("bad", "B")]
+    "text", ["The {} answer is better: m", "The {} answer: m", "The {} answer loses: m", "It gives the {} answer: m"]
 )
-@pytest.mark.parametrize(
-    "sentence", ["The response gives the {} answer: ", "It gives a {} answer: ", "It has the {} answer - choice: "]
-)
-def test_a_letter_is_read_whatever_the_response_gave(sentence: str, kind: str, letter: str) -> None:
-    assert read_choice(sentence.format(kind) + letter, ("A", "B")) == letter
+def test_no_verdict_is_read_whichever_place_is_named(text: str, place: str) -> None:
+    assert isinstance(read_choice(text.format(place), ("m", "M")), Unread)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
