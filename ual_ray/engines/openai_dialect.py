@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ual_ray.config import EndpointConfig
+from ual_ray.engines.reply_text import ANSWER_KEY
 from ual_ray.engines.requests import Turns, chat_body
 
 Body = dict[str, Any]
@@ -84,11 +85,13 @@ class Dialect:
         values: list[Any] = [int(choice) if choice.isdecimal() else choice for choice in choices]
         schema = {
             "type": "object",
-            "properties": {"answer": {"enum": values}},
-            "required": ["answer"],
+            "properties": {ANSWER_KEY: {"enum": values}},
+            "required": [ANSWER_KEY],
             "additionalProperties": False,
         }
-        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}}
+        return {
+            "response_format": {"type": "json_schema", "json_schema": {"name": ANSWER_KEY, "strict": True, "schema": schema}}
+        }
 
     def adapted(self, words: str, param: str | None) -> Dialect | None:
         """Return the dialect to try after a refusal in these words, which may name a parameter; None = nothing to change."""

@@ -45,6 +45,8 @@ _RATED = frozenset((
     "answer", "contain", "contains", "error", "errors", "incorrect", "inaccurate", "mistake", "mistakes", "wrong",
     "hallucination",
 ))  # fmt: skip
+# The only key of the JSON that a server is asked for.
+ANSWER_KEY = "answer"
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 # Marks of emphasis, quotation and lists.
@@ -182,8 +184,10 @@ class _Reader:
             return self._of_json(value[0])
         if isinstance(value, dict):
             named = {key for key in value if self._names(self._plain(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)))}
-            if len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):  # {"result": {"rating": 7}}
-                return self._of_json(inner)
+            if len(value) == 1:
+                ((key, part),) = value.items()
+                if key == ANSWER_KEY or isinstance(part, dict):  # {"result": {"rating": 7}}
+                    return self._of_json(part)
             if any(_is_number(part) for key, part in value.items() if key not in named):
                 return None
             found = {self._of_json(value[key]) for key in named if value[key] is not None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import pytest
 from any_server import (
@@ -25,7 +27,7 @@ from any_server import (
 from ual_ray.columns import Message, spoken, with_extra
 from ual_ray.engines.openai_replies import MalformedReply, parse_body
 from ual_ray.engines.reading import choice_probabilities
-from ual_ray.engines.reply_text import Unread, answered
+from ual_ray.engines.reply_text import Unread, answered, read_choice
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, overlong
 from ual_ray.errors import UserError
 
@@ -79,6 +81,18 @@ def test_fields_by_configuration_are_sent_from_the_start(serve: Serve) -> None:
     assert asked["chat_template_kwargs"] == {"enable_thinking": False}
     assert asked["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == list(range(10))
     assert server.sent_headers[0]["X-Team"] == "blue" and engine.adaptations == []
+
+
+@pytest.mark.parametrize("choices", [DIGITS, tuple(map(str, range(101))), ("A", "B"), ("m", "M")])
+def test_a_reply_in_the_schema_that_was_asked_for_is_read(choices: tuple[str, ...], serve: Serve) -> None:
+    def obey(body: dict[str, Any]) -> dict[str, Any]:
+        properties = body["response_format"]["json_schema"]["schema"]["properties"]
+        return answer(json.dumps({key: rule["enum"][-1] for key, rule in properties.items()}))
+
+    engine, _ = serve(obey, structured="json_schema")
+    result = one(engine, Completion((("user", "Choose."),), 8, 1.0, choices=choices))
+    assert isinstance(result, CompletionResult)
+    assert read_choice(result.texts[0], choices) == choices[-1]
 
 
 def test_a_fixed_temperature_and_choices_of_vllm(serve: Serve) -> None:
