@@ -36,7 +36,7 @@ from ual_ray.mirror.changes import Version, changes, scan
 from ual_ray.mirror.remote import Remote, asked_all
 from ual_ray.mirror.store import move_store
 from ual_ray.run.output import OWNER_FILE
-from ual_ray.run.stage_cache import DONE_FILE, LOCK_FILE, STARTED_FILE
+from ual_ray.run.stage_cache import DONE_FILE, FORGOTTEN_FILE, LOCK_FILE, STARTED_FILE
 from ual_ray.run.terminal import end_command
 
 MARKER, TIMES = ".ual-output.json", ".ual-times.json"
@@ -47,6 +47,7 @@ COPY_SECONDS, SETTLE_SECONDS = 2.0, 1.0
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0
 # Of two that mark the folder at once, the later one has it: both look again after this time.
 CLAIM_SECONDS = 1.0
+AGAIN = "run the same command again on this machine"
 THREADS = 8
 ATTEMPTS = 3
 
@@ -91,9 +92,13 @@ class Mirror:
             yield
         finally:
             self._stop.set()
-            for thread in threads:
-                thread.join()
-            self._finish()
+            try:
+                for thread in threads:
+                    thread.join()
+                self._finish()
+            except (SystemExit, KeyboardInterrupt):  # it keeps its exit code
+                say(f"{self._name}: not everything was copied; it is kept in {self.root}: {AGAIN}")
+                raise
 
     def copy(self, settled: float = float("inf")) -> None:
         """Copy what changed before `settled` (in nanoseconds), and remove there what was removed here."""
@@ -271,7 +276,9 @@ class Mirror:
         return SPOOL_FOLDER in path.parts or any(map(self._is_stage_in_work, path.parents))
 
     def _is_stage_in_work(self, folder: PurePosixPath) -> bool:
-        """Whether a folder is of a stage that was not done when it was last copied, or is not done now."""
+        """Whether a folder is a row store that was emptied, or of a stage that was not done at the last copy, or is not now."""
+        if (self.root / folder / FORGOTTEN_FILE).exists():
+            return True
         done = self.root / folder / DONE_FILE
         known = self._known.get(str(folder / DONE_FILE))
         found = done.stat() if done.exists() else None
@@ -302,7 +309,7 @@ class Mirror:
                 return
             except Exception as error:
                 if attempt == ATTEMPTS or self._lost.is_set():
-                    again = "run the same command again on this machine"
+                    again = AGAIN
                     if self._lost.is_set():
                         again = (
                             "copy it from there before any other command, which would replace it by what the other run wrote"

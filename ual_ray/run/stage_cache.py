@@ -13,7 +13,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ DONE_FILE = "done.json"
 NEWEST_FILE = "newest"
 
 LOCK_FILE = ".lock"
+# In a row store whose rows before were forgotten.
+FORGOTTEN_FILE = "forgotten"
 # What a single command holds open in its --out while it works there.
 KEPT_FILES = (LOCK_FILE, LOG_FILE, STORE_FILE, ARTIFACTS_FOLDER, SPOOL_FOLDER)
 
@@ -89,9 +91,20 @@ def _empty(folder: Path) -> None:
             raise UserError(f"{folder} was not made by this stage", fix="give another --out, or leave --force out")
         # After a kill it is neither done without its files, nor a folder that no stage made.
         order = {DONE_FILE: 0, STARTED_FILE: 2}
-        for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 1)):
-            if file.name not in KEPT_FILES:
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        _clear(folder, KEPT_FILES, key=lambda file: order.get(file.name, 1))
+
+
+def _clear(folder: Path, kept: Container[str], key: Callable[[Path], Any] | None = None) -> None:
+    for file in sorted(folder.iterdir(), key=key):
+        if file.name not in kept:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def forget(store: Path) -> None:
+    """Remove the rows of a store. A mark stays, so that rows of a copy that was not told (`mirror`) are not fetched back."""
+    if store.is_dir():
+        write_text(store / FORGOTTEN_FILE, "")
+        _clear(store, (FORGOTTEN_FILE,))
 
 
 def point_to(root: Path, folder: Path) -> None:

@@ -5,7 +5,6 @@ The pipeline and the single commands run the same steps; a finished step is reco
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
 from ual_ray.formatting import count_list
 from ual_ray.run import STAGES, StageName
-from ual_ray.run.stage_cache import DONE_FILE, Done, point_to, run_stage, stage_digest
+from ual_ray.run.stage_cache import DONE_FILE, Done, forget, point_to, run_stage, stage_digest
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.run_file import logged_model
 from ual_ray.tracking.tracker import Tracker
@@ -183,7 +182,7 @@ def run_step(session: Session, step: Step, work: Work, line: Line) -> Done:
     force = bool(session.force & ({step.stage} | step.forced_by))
     if force:
         for store in [step.store] if isinstance(step.store, Path) else step.store or ():
-            shutil.rmtree(store, ignore_errors=True)
+            forget(store)
     if step.retry:
         (folder / DONE_FILE).unlink(missing_ok=True)
     done = run_stage(folder, step.inputs, lambda: work(folder), force=force)

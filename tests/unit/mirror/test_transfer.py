@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -22,6 +23,7 @@ from ual_ray.mirror.remote import Remote
 from ual_ray.mirror.transfer import MARKER, Mirror
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.run import terminal
+from ual_ray.run.stage_cache import FORGOTTEN_FILE, forget
 from ual_ray.run.terminal import end_on_sigterm
 
 Machine = Callable[[str], Mirror]
@@ -105,6 +107,58 @@ def test_a_stage_that_was_done_after_the_last_copy_before_a_kill_gets_no_file_ba
     with machine("a").held(print):
         assert {file.name for file in (killed.root / "train").iterdir()} == {"started.json", "rows", "done.json"}
     assert "train/rows-of-before" not in there(tmp_path)
+
+
+def test_a_row_store_that_was_forgotten_before_a_kill_gets_no_row_back(machine: Machine, tmp_path: Path) -> None:
+    killed, rows = machine("a"), "elicit/store/key/finished/rows-of-before"
+    with killed.held(print):
+        write(killed, **{"owner.json": "{}", rows: "1", "elicit/store/key/asked-of-rows": "1"})
+    killed = machine("a")
+    killed._fetch(killed._take(print), print)
+    forget(killed.root / "elicit/store/key")
+    write(killed, **{"elicit/store/key/finished/rows": "2"})
+    with machine("a").held(print):
+        names = {file.name for file in (killed.root / "elicit/store").rglob("*") if file.is_file()}
+        assert names == {"rows", FORGOTTEN_FILE}
+    assert {name for name in there(tmp_path) if "rows" in name} == {"elicit/store/key/finished/rows"}
+
+
+@pytest.mark.parametrize("moment", ["copying", "waiting"])
+def test_a_sigterm_while_the_rest_is_copied_ends_in_an_error_and_the_next_command_copies_it(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    put, before, said = Remote.put, signal.getsignal(signal.SIGTERM), list[str]()
+    copying = threading.Event()
+
+    def slow(self: Remote, local: Path, name: str) -> None:
+        if name == "x":
+            copying.set()
+            time.sleep(1.0)
+        put(self, local, name)
+
+    def end() -> None:
+        copying.wait(20)
+        time.sleep(0.3)  # the command has left its block
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Remote, "put", slow)
+    monkeypatch.setattr(transfer, "COPY_SECONDS", 0.01 if moment == "waiting" else 60.0)
+    end_on_sigterm()
+    ending, here = threading.Thread(target=end), machine("a")
+    ending.start()
+    try:
+        with pytest.raises(SystemExit), here.held(said.append):
+            write(here, **{"owner.json": "{}", "x": "1", "y": "1"})
+            if moment == "waiting":
+                copying.wait(20)  # the thread that copies is at it when the command ends
+    finally:
+        ending.join()
+        signal.signal(signal.SIGTERM, before)
+        terminal._sigterm.clear()
+    assert "not everything was copied" in said[-1] and "run the same command again" in said[-1]
+    with machine("a").held(print):
+        pass
+    assert there(tmp_path) == {"owner.json": "{}", "x": "1", "y": "1"}
 
 
 @pytest.mark.parametrize("cleared", ["", "*", "elicit/store", "train/key", "train/key/model", "x"])
