@@ -67,6 +67,7 @@ def elicit(
         "duplicates": duplicates,
         "scoring_seconds": scoring_seconds,
         "rows_per_second": rate,
+        "sent_rows": round(meter.rate_done),
         "actors": config.engine.max_actors if expected is None else pool_size(config.engine, expected),
     }
 

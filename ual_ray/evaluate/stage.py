@@ -79,7 +79,7 @@ def evaluate(
         )
     result["disagreements"] = _write_disagreements(folder)
     write_json(folder / col.FIGURES_FILE, result)
-    return result
+    return result | {"sent_rows": round(meter.rate_done)}
 
 
 def with_model(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:

@@ -110,7 +110,7 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) ->
         planned = max_actors or had
         if had in (1, None, planned):
             times = (planned or 1) if had == 1 else 1
-            trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0), times)
+            trial.rates |= _evaluate(evaluations, trial.rates.get("elicit.start_seconds", 0.0), times, trial.notes)
         else:
             trial.notes.append(
                 f"the trial evaluated with engine.max_actors={had}, not {planned}: evaluation is not timed. Repeat it with "
@@ -147,7 +147,7 @@ def _elicit(metrics: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
             "engine.batch_size and another --out, or give --rate elicit.rows_per_second=..."
         )
         return per_row
-    start = max(0.0, seconds - rows / steady)
+    start = max(0.0, seconds - metrics.get("sent_rows", rows) / steady)
     return per_row | {"elicit.rows_per_second": steady / actors, "elicit.start_seconds": start}
 
 
@@ -161,20 +161,28 @@ def _train(trainings: Sequence[Finished], workers: int, notes: list[str]) -> dic
     around = [
         max(0.0, seconds - metrics["last"]["tokens_seen"] / metrics["median_tokens_per_second"])
         for metrics, seconds in trainings
+        if not metrics.get("resumed")
     ]
+    if not around:
+        notes.append("the trial's trainings were interrupted: training is not timed. Repeat it with another output")
+        return rates
     return rates | {"train.tokens_per_second": fmean(speeds), "train.start_seconds": fmean(around)}
 
 
-def _evaluate(evaluations: Sequence[Finished], engine_start: float, times: int) -> dict[str, float]:
+def _evaluate(evaluations: Sequence[Finished], engine_start: float, times: int, notes: list[str]) -> dict[str, float]:
     """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch.
 
     times: how many times as many actors will answer.
     """
-    starts = [min(seconds, engine_start) for _, seconds in evaluations]
-    working = sum(seconds for _, seconds in evaluations) - sum(starts)
+    timed = [(sent, seconds) for metrics, seconds in evaluations if (sent := metrics.get("sent_rows", metrics["rows"]))]
+    if not timed:
+        notes.append("the trial's answers are of earlier runs: evaluation is not timed. Repeat it with another output")
+        return {}
+    starts = [min(seconds, engine_start) for _, seconds in timed]
+    working = sum(seconds for _, seconds in timed) - sum(starts)
     return {
         "evaluate.start_seconds": fmean(starts),
-        "evaluate.seconds_per_question": working / sum(metrics["rows"] for metrics, _ in evaluations) / times,
+        "evaluate.seconds_per_question": working / sum(sent for sent, _ in timed) / times,
     }
 
 

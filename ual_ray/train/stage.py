@@ -78,6 +78,7 @@ def train(
         counts["mixture"] = plan.by_source()
     counts |= {"steps": len(plan), "padding_share": plan.padding_share, "uncertainty_bin_edges": store.bin_edges}
     counts |= {"dtype": config.train.dtype, "num_workers": config.train.num_workers}
+    counts["resumed"] = (folder / col.METRICS_FILE).exists()
     job = TrainingJob(
         config.train,
         config.model,

@@ -77,6 +77,29 @@ def test_tokens_are_those_of_all_rows_where_calibration_took_a_part(taken: dict[
     assert trial.rates["calibrate.seconds_per_token"] == pytest.approx(20 / (1000 + taken["tokens"]))
 
 
+def test_what_was_done_before_an_interruption_does_not_count_for_the_time_of_the_last_run(tmp_path: Path) -> None:
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY | {"sent_rows": 10}, 50.0)
+    finish(tmp_path / "arms" / "sft" / "train" / "k", TRAIN | {"resumed": True}, 20.0)
+    finish(tmp_path / "arms" / "ual" / "train" / "k", TRAIN | {"resumed": False}, 100.0)
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE | {"sent_rows": 0}, 41.0)
+    finish(tmp_path / "arms" / "ual" / "evaluate" / "k", EVALUATE | {"sent_rows": 10}, 45.0)
+    trial = read_trial(tmp_path, 2)
+    assert trial.rates["elicit.start_seconds"] == 40.0  # 45 s less 10 rows at 2 rows/s
+    assert trial.rates["train.start_seconds"] == 40.0
+    assert trial.rates["evaluate.start_seconds"] == 40.0 and trial.rates["evaluate.seconds_per_question"] == 0.5
+    assert not trial.notes
+
+
+def test_a_trial_that_was_interrupted_in_all_of_a_stage_does_not_time_it(tmp_path: Path) -> None:
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY | {"sent_rows": 10}, 50.0)
+    finish(tmp_path / "arms" / "sft" / "train" / "k", TRAIN | {"resumed": True}, 20.0)
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE | {"sent_rows": 0}, 41.0)
+    trial = read_trial(tmp_path, 2)
+    assert not [name for name in trial.rates if name.endswith("seconds") and name.startswith(("train", "evaluate"))]
+    assert "evaluate.seconds_per_question" not in trial.rates and trial.questions
+    assert ["training is not timed" in trial.notes[0], "evaluation is not timed" in trial.notes[1]] == [True, True]
+
+
 def test_stages_of_earlier_configurations_of_the_output_do_not_count(tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("elicit", "arms/ual/train", "base/evaluate", "arms/ual/evaluate")}
     old = dict(zip(places, (ELICIT | STEADY, TRAIN, EVALUATE, EVALUATE), strict=True))
