@@ -128,6 +128,7 @@ def report(
     """Stage 5: compare the newest results of all models in the folders, with significance verdicts."""
     from ual_ray.mirror.output import open_output
     from ual_ray.report.step import report_on
+    from ual_ray.run.output import Workspace
     from ual_ray.run.stage_cache import LOG_FILE
 
     page = absolute(html) if html else None
@@ -136,5 +137,5 @@ def report(
         return
     output = open_output(out, "--out")
     places = [*map(local, folders)]
-    with output.held() as folder, terminal(folder / LOG_FILE, verbose=False) as console:
+    with output.held() as folder, Workspace(folder).held(), terminal(folder / LOG_FILE, verbose=False) as console:
         report_on(places, folder, console, page)

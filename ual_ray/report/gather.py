@@ -69,8 +69,9 @@ def newest_stage(home: Path) -> Path | None:
 def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
     """Find the newest results of every model below the folders, by training seed: that of the closest configuration above.
 
-    Raises UserError when there are none, when two folders hold the same arm with the same seed, when arms of one name differ in
-    more than the seed, when there are several models before training, and for an experiment of several scenarios.
+    Raises UserError when there are none, when a folder has nothing finished, when two folders hold the same arm with the same
+    seed, when arms of one name differ in more than the seed, when there are several models before training, and for an
+    experiment of several scenarios.
     """
     found: defaultdict[int, StageFolders] = defaultdict(StageFolders)
     pairs, first = dict[str, tuple[str, str]](), dict[tuple[str, str], Path]()
@@ -111,10 +112,11 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
                 logger.warning("%s is of answers that are not the newest any more; it does not count", file.parent)
                 continue
             stages.judged[pair] = file.parent
-    if not any(stages.evaluated or stages.harness for stages in found.values()):
+    without = [str(folder) for folder in folders if not any(folder.rglob(DONE_FILE))]
+    if without or not any(stages.evaluated or stages.harness for stages in found.values()):
         raise UserError(
             "there are no results to report",
-            got=[str(folder) for folder in folders],
+            got=without or [str(folder) for folder in folders],
             fix="give output folders of `ual run` or `ual evaluate` that finished",
         )
     return {seed: replace(stages, evaluated=dict(sorted(stages.evaluated.items()))) for seed, stages in sorted(found.items())}

@@ -27,7 +27,7 @@ def results(
     ]
     (folder / col.RESULTS_FOLDER).mkdir(parents=True)
     write_rows(rows, col.RESULTS, folder / col.RESULTS_FOLDER / "rows.parquet")
-    files = {"figures.json": {"name": name, "figures": []}, "started.json": {"digest": "0", "inputs": {}}}
+    files = {"figures.json": {"name": name, "figures": []}, "started.json": {"digest": "0", "inputs": {}}, "done.json": {}}
     for file, content in (files | ({col.HARNESS_FILE: {}} if harness else {})).items():
         (folder / file).write_text(json.dumps(content))
         os.utime(folder / file, (1e9 - age, 1e9 - age))

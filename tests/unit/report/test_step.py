@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from finished_runs import MAPS, N, calibrated, console, evaluated, finished, run_of
+from typer.testing import CliRunner
 
+from ual_ray.cli.app import app
 from ual_ray.config import Config
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.errors import UserError
@@ -22,6 +24,7 @@ from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage
 from ual_ray.report.step import report, report_on
 from ual_ray.report.write import write_page
+from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import point_to
 from ual_ray.stats.comparison import described
 
@@ -165,6 +168,23 @@ def test_two_runs_with_one_seed_are_not_mixed_up_in_silence(tmp_path: Path) -> N
 def test_no_results_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results to report"):
         report_on([tmp_path], None, console()[0])
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_without_results_next_to_one_with_results_is_the_users_mistake(tmp_path: Path, made: bool) -> None:
+    root, other = run_of(tmp_path / "run"), tmp_path / "other"
+    if made:
+        other.mkdir()
+    with pytest.raises(UserError, match=r"(?s)no results to report.*other'\]"):
+        report_on([root, other], None, console()[0])
+
+
+def test_the_command_locks_its_out(tmp_path: Path) -> None:
+    root, out = run_of(tmp_path / "run"), tmp_path / "out"
+    with Workspace(out).held():
+        refused = CliRunner().invoke(app, ["report", str(root), "--out", str(out)])
+    assert isinstance(refused.exception, UserError) and "another run is working in" in str(refused.exception)
+    assert not (out / "report.md").exists()
 
 
 def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
