@@ -8,12 +8,15 @@ from typing import Any
 
 from ual_ray.config.names import VERSUS
 from ual_ray.config.report import WIN_RATE
+from ual_ray.errors import UserError
 from ual_ray.stats.comparison import PRIMARY, UNRECORDED, Comparisons, Role
 from ual_ray.stats.metrics import MetricValue, metric_of
 
 REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
+# Raise it when a verdict on the same results may change, or the form of the file does: older files are not read.
+FINDINGS_VERSION = 2
 # Of a training: the number of rows that it trained on.
 TRAIN_ROWS = "train_rows"
 WITHOUT_TRAINING = "There is no training of it here, so both are one model, which counts once"
@@ -59,7 +62,7 @@ class Findings:
         """Plain values, for JSON."""
         plain = {name: [entry.as_dict() for entry in found] for name, found in self.metrics.items()}
         others = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("metrics", "comparisons")}
-        return {"figures": plain, "comparisons": self.comparisons.as_dict(), **others}
+        return {"version": FINDINGS_VERSION, "figures": plain, "comparisons": self.comparisons.as_dict(), **others}
 
     def with_role(self, role: Role) -> list[str]:
         """Name the models of a role."""
@@ -67,9 +70,16 @@ class Findings:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Findings:
-        """Read what `as_dict` wrote."""
+        """Read what `as_dict` wrote. Raises UserError for what another version wrote, whose verdicts may be others."""
+        if (version := content.get("version", 1)) != FINDINGS_VERSION:
+            raise UserError(
+                f"{FINDINGS_FILE} is of another version of ual, whose verdicts on the same results may differ",
+                got=f"version {version}",
+                expected=f"version {FINDINGS_VERSION}",
+                fix="write the report again: `ual report RUN --out RUN/report`, or the command that made the run",
+            )
         metrics = {name: [MetricValue(**entry) for entry in found] for name, found in content["figures"].items()}
-        others = {key: value for key, value in content.items() if key not in ("figures", "comparisons")}
+        others = {key: value for key, value in content.items() if key not in ("version", "figures", "comparisons")}
         return Findings(metrics, Comparisons.from_dict(content["comparisons"]), **others)
 
 

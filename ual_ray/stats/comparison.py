@@ -57,8 +57,6 @@ MOST_CUT = 0.5
 # Of the questions on which one of two models has a value: the share on which one training may have none. Which ones these are
 # may depend on the model, such as those whose answers failed.
 MOST_MISSING = 0.05
-# As reports of version 0.1.0 name them.
-OLD_VERDICTS = {"cannot tell": INCONCLUSIVE}
 
 
 @dataclass(frozen=True)
@@ -128,17 +126,13 @@ class Comparisons:
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Comparisons:
         """Read what `as_dict` wrote."""
-        entries = [dict(entry) for entry in content["comparisons"]]
-        for entry in entries:
-            entry["verdict"] = OLD_VERDICTS.get(entry["verdict"], entry["verdict"])
-        primary = content.get("primary", {})
         return Comparisons(
-            tuple(Comparison(**entry) for entry in entries),
+            tuple(Comparison(**entry) for entry in content["comparisons"]),
             content["level"],
             content["resamples"],
             content["seed"],
-            primary=tuple(primary.get("measures", UNRECORDED)),
-            chosen_after=primary.get("chosen_after", False),
+            primary=tuple(content["primary"]["measures"]),
+            chosen_after=content["primary"]["chosen_after"],
         )
 
 

@@ -248,6 +248,16 @@ def test_without_a_report_nothing_is_promoted(tmp_path: Path) -> None:
         promote.promote([tmp_path], Console(quiet=True))
 
 
+@pytest.mark.parametrize("version", [None, 1, 999])
+def test_a_report_of_another_version_promotes_nothing(tmp_path: Path, promoted: list[str], version: int | None) -> None:
+    file = write(tmp_path, [compared("ual", BETTER)]) / "report" / "findings.json"
+    content = {key: value for key, value in json.loads(file.read_text()).items() if key != "version"}
+    file.write_text(json.dumps(content | ({} if version is None else {"version": version})))
+    with pytest.raises(UserError, match=r"(?s)another version of ual.*ual report RUN --out RUN/report"):
+        promote.promote([tmp_path], Console(quiet=True))
+    assert not promoted
+
+
 def test_without_a_training_nothing_is_promoted(tmp_path: Path) -> None:
     findings = promote.read_findings(write(tmp_path, []))
     with pytest.raises(UserError, match="no finished training"):

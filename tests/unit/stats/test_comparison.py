@@ -262,9 +262,6 @@ def test_it_reads_what_it_wrote() -> None:
     assert len(content["comparisons"]) == 2
     assert (content["level"], content["resamples"], content["seed"]) == (0.9, 200, 3)
     assert Comparisons.from_dict(content) == found
-    # As reports of version 0.1.0 name a verdict.
-    old = [entry | {"verdict": "cannot tell"} for entry in content["comparisons"]]
-    assert {entry.verdict for entry in Comparisons.from_dict(content | {"comparisons": old}).entries} == {"inconclusive"}
 
 
 def cut(table: pa.Table, every: int) -> pa.Table:
