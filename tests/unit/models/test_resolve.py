@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ual_ray.errors import UserError
+from ual_ray.models import resolve
 from ual_ray.models.resolve import DEMO_NAME, cache_folder, check_model, model_fingerprint, parameter_count, resolve_model
 
 
@@ -117,6 +120,45 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
         assert model_fingerprint(str(tmp_path)) != before, name
         before = model_fingerprint(str(tmp_path))
+
+
+@pytest.mark.parametrize(("kept_bytes", "cache"), [(0, "cache"), (0, "a file"), (1 << 30, "cache")], ids=str)
+def test_downloads_of_one_model_are_one_and_changed_weights_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, cache: str
+) -> None:
+    """A cache that cannot be written changes nothing but the time."""
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("UAL_CACHE", str(tmp_path / cache))
+    monkeypatch.setattr(resolve, "KEPT_BYTES", kept_bytes)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    model_directory(first)
+    shutil.copytree(first, second)
+    weights = second / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    before = model_fingerprint(str(first))
+    assert model_fingerprint(str(second)) == before, "other times, the same content"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(1, 1))
+    assert model_fingerprint(str(second)) != before, "another last byte, with the size and time of before"
+
+
+def test_a_large_file_is_read_once_by_all_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(resolve, "KEPT_BYTES", 0)
+    (tmp_path / "model").mkdir()
+    model_directory(tmp_path / "model")
+    before = model_fingerprint(str(tmp_path / "model"))
+
+    def read(*_: object) -> str:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(resolve, "_sha256", read)
+    assert model_fingerprint(str(tmp_path / "model")) == before
+    os.utime(tmp_path / "model" / "model.safetensors", ns=(1, 1))
+    with pytest.raises(AssertionError, match="read again"):
+        model_fingerprint(str(tmp_path / "model"))
 
 
 def test_the_fingerprint_of_a_hub_name_is_the_name() -> None:
