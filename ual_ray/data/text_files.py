@@ -23,7 +23,8 @@ BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]*")
 # What programs write between the cells of files named .csv.
 DELIMITERS = ",;\t|"
-THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
+# Of the lines that a quote takes in, the share that could be rows, from which it is a stray one.
+SHARE_OF_ROWS = 0.8
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -276,17 +277,18 @@ def _bad_lines(reason: str, start: int, lines: Sequence[str]) -> Iterator[BadRow
 
 
 def _row_test(header: str, cells: int, delimiter: str) -> Callable[[Sequence[str]], bool]:
-    """Return the test whether each line of one row could be a row: then a stray quote took them in.
+    """Return the test whether the lines of one row could be rows: then a stray quote took them in.
 
-    Commas of prose have a blank behind them, as delimiters have where the header's do; numbers three digits, and code
-    is indented. Where the header is quoted, so are all rows, and csv itself finds a quote that is not closed.
+    Commas of prose have a blank behind them, as delimiters have where the header's do. A text that looks like rows all the
+    same is a bad row: it is counted, where rows that became one are not. Where the header is quoted, so are all rows, and csv
+    itself finds a quote that is not closed.
     """
     between = re.compile(re.escape(delimiter) + ("" if f"{delimiter} " in header else "(?! )"))
-    told = cells > 1 and not header.startswith('"')
+    told = cells > 1 and header.count('"') < 2 * cells
 
     def look_like_rows(lines: Sequence[str]) -> bool:
-        cut = told and all(len(between.findall(line)) == cells - 1 and line[0] != " " for line in lines)
-        return cut and not all(THOUSANDS.search(line) for line in lines[1:])
+        rows = sum(len(between.findall(line)) == cells - 1 for line in lines)
+        return told and rows >= SHARE_OF_ROWS * len(lines)
 
     return look_like_rows
 

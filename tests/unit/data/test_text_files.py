@@ -168,7 +168,7 @@ def test_a_stray_quote_over_few_lines_is_told_by_their_cells(columns: int, rows:
             for text in (
                 "She pays 1,200.\nSo it is\n#### 1,200",
                 "In all:\n1,000,000 of them, or so",
-                "for a in b:\n    f(a,b)",
+                "for a in b:\n    f(a, b)",
             )
         ],
         ("q,a", "", "one\ntwo", ",x"),
@@ -191,7 +191,19 @@ def test_a_text_of_several_lines_is_a_cell(header: str, before: str, text: str, 
 
 @pytest.mark.parametrize(
     "lines",
-    ['q2,"it is 2, or more|q3,it is 3|q4,it is 4"', '"q2,two|q3,three"', 'q2,"|q3,a3"', 'q2,"4 is|q3,"', 'q2,"4|q3,12|3,400"'],
+    [
+        'q2,"it is 2, or more|q3,it is 3|q4,it is 4"',
+        '"q2,two|q3,three"',
+        'q2,"|q3,a3"',
+        'q2,"4 is|q3,"',
+        'q2,"4|q3,12|3,400"',
+        # The number of a row and an answer of three digits are no thousands.
+        '2,"400|3,512|4,600"',
+        'What is 2 * 2,"4|What is 12 * 12,144|What is 20 * 20,400"',
+        # A row that starts with a blank, and one of four that is faulty itself.
+        'q2,"4| q3,5"',
+        'q2,"4|q3,5|q4,6|q5|q6,7"',
+    ],
 )
 def test_lines_that_look_like_rows_are_counted_and_kept(lines: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
