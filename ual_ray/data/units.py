@@ -8,7 +8,7 @@ import re
 UNITS = {
     spelling: unit
     for unit, *others in (
-        *(("am",), ("pm",), ("second", "sec", "s"), ("minute", "min"), ("hour", "hr", "h"), ("day",), ("week",), ("month",)),
+        *(("am",), ("pm",), ("ms", "millisecond"), ("second", "sec", "s"), ("minute", "min"), ("hour", "hr", "h"), ("day",), ("week",), ("month",)),
         *(("year", "yr"), ("mm", "millimeter", "millimetre"), ("cm", "centimeter", "centimetre"), ("meter", "metre", "m")),
         *(("km", "kilometer", "kilometre"), ("inch", "inche"), ("foot", "feet", "ft"), ("yard", "yd"), ("mile", "mi")),
         *(
@@ -51,4 +51,5 @@ def is_plural(word: str) -> bool:
 
 
 def _named(word: str) -> str | None:
-    return UNITS.get(word, UNITS.get(word.removesuffix("s")))
+    """Name the unit of a word; a single letter has no plural: ms is not the plural of m."""
+    return UNITS.get(word) or (UNITS.get(word.removesuffix("s")) if len(word) > 2 else None)

@@ -38,6 +38,8 @@ _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _MARKUP = re.compile(r"[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
+# 10:00am is 10 am.
+_FULL_HOUR = re.compile(r"(?<![\d:])(\d{1,2})(?::00)?\s*(?=[ap]\.?m\b)", re.IGNORECASE)
 # A single word that is an answer without a colon before it: a letter or a verdict, and behind "the answer is" a name.
 _WORD = re.compile(r"[A-Za-z]|(?i:yes|no|true|false|none)")
 _NAME = re.compile(r"[A-Z][A-Za-z]+")
@@ -130,7 +132,7 @@ def _is_answer(text: str, words: re.Pattern[str]) -> bool:
 
 
 def _cleaned(text: str) -> str:
-    return _MARKUP.sub("", in_ascii(text)).strip()
+    return _FULL_HOUR.sub(r"\1 ", _MARKUP.sub("", in_ascii(text))).strip()
 
 
 def _value(text: str) -> Fraction | None:
