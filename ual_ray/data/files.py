@@ -205,7 +205,7 @@ def naming(where: str) -> Iterator[None]:
     except UserError:
         raise
     except UNREADABLE as error:
-        raise UserError("data.path cannot be read", got=f"{where}: {error}", fix=_fix_of(error, where)) from error
+        raise UserError("the data cannot be read", got=f"{where}: {error}", fix=_fix_of(error, where)) from error
 
 
 def _fix_of(error: Exception, where: str) -> str:

@@ -79,7 +79,7 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
     """Yield the rows of a batch as plain Python values. Raises UserError for two columns of one name."""
     if len(set(batch.schema.names)) < batch.num_columns:
         raise UserError(
-            "data.path has two columns of the same name", got=", ".join(batch.schema.names), fix="rename or delete one of them"
+            "the file has two columns of the same name", got=", ".join(batch.schema.names), fix="rename or delete one of them"
         )
     rows: Iterable[Record] = batch.to_pylist()
     if b'"_type": "Json"' in (batch.schema.metadata or {}).get(b"huggingface", b""):

@@ -113,7 +113,7 @@ def check_no_array(start: str, path: str) -> None:
     """Raise UserError for a file of JSON lines that starts as an array of objects does."""
     if re.match(r"\s*\[\s*([{\]]|\Z)", start):
         raise UserError(
-            "data.path is one JSON array, not one object per line",
+            "the file is one JSON array, not one object per line",
             got=path,
             fix="rename it to .json, which is read as an array",
         )
@@ -139,7 +139,7 @@ def array_items(text: TextIO, path: str) -> Iterator[Any]:
         return
     if content.next() != "[":
         expected = "[ {...}, {...} ], or one object per line"
-        raise UserError("data.path is JSON but not an array", got=path, expected=expected)
+        raise UserError("the file is JSON but not an array", got=path, expected=expected)
     content.skip()
     number = 0
     while content.next() != "]":
@@ -214,7 +214,7 @@ def _parse_cells(text: TextIO, path: str, delimiter: str | None = None) -> Itera
     look_like_rows = _row_test("".join(lines.kept[-1:]), len(header), delimiter)
     if len(set(header)) < len(header):
         raise UserError(
-            "data.path has two columns of the same name", got=f"{path}: {header}", fix="rename or delete one of them"
+            "the file has two columns of the same name", got=f"{path}: {header}", fix="rename or delete one of them"
         )
     while True:
         start = rows.line_num + 1

@@ -52,11 +52,13 @@ def test_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", "[1, 2]\n", "not a JSON object"),
         ("a.csv", 'id,correct,note\na,1,"x\nb,0,y\nc,1,z"\n', "its quotes hold lines that look like rows"),
         ("a.csv", "id,correct\na,1,b,0\n", "wrong number of cells: line 2"),
+        ("a.csv", "id,correct,id\na,1,a\n", "(?s)two columns of the same name.*a.csv"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         read_labels(written(tmp_path, name, text))
+    assert "data.path" not in str(caught.value)
 
 
 def test_a_missing_file_a_folder_and_no_text(tmp_path: Path) -> None:
