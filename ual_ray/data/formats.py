@@ -41,7 +41,7 @@ MAPPED_TO = {
 }
 # Columns that tell good responses from bad ones, as data for KTO and reward models have them, and what a bad one has there.
 VERDICTS = ("label", "kto_tag", "is_correct", "correct", "desirable", "is_desirable")
-BAD = {"false", "undesirable", "rejected", "incorrect", "wrong"}
+BAD = {"false", "0", "-1", "no", "bad", "undesirable", "rejected", "incorrect", "wrong"}
 WEIGHTS = ("weight", "loss_weight", "sample_weight")
 
 
@@ -141,23 +141,17 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
                 got=f"columns {columns_of(records)}",
                 fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
             )
-    for column in sorted({*VERDICTS, *WEIGHTS} - {*columns}):
-        found = {_plain(record[column]) for record in records if record.get(column) is not None}
-        if column in VERDICTS and (BAD & found or found == {"0", "1"}):
-            what = f"good and bad responses: the column {column} is false or 0 in some rows"
-        elif column in WEIGHTS and (len(found) > 1 or "0" in found):
-            what = f"rows of different weights: the column {column}, which is not read"
-        else:
-            continue
-        raise UserError(
-            f"{where} has {what}",
-            got=f"columns {columns_of(records)}",
-            fix=f"keep the good rows alone, or set data.format={name} to train on all of them alike",
-        )
+        if column := _marked_bad(record, columns):
+            what = "rows of weights other than 1" if column in WEIGHTS else "rows that may be bad responses"
+            raise UserError(
+                f"{where} has {what}: the column {column} is {record[column]!r:.80} in some",
+                got=f"columns {columns_of(records)}",
+                fix=f"keep the good rows alone, or set data.format={name} to train on all of them alike",
+            )
 
 
 def _plain(value: Any) -> str:
-    return str(value).lower().removesuffix(".0")
+    return "" if value is None else str(value).lower().removesuffix(".0")
 
 
 def _unread(record: Record, known: Collection[str]) -> str | None:
@@ -166,9 +160,9 @@ def _unread(record: Record, known: Collection[str]) -> str | None:
 
 
 def _marked_bad(record: Record, known: Collection[str]) -> str | None:
-    """Name a column of a record that marks its response as a bad one, or gives it the weight 0, where nothing reads it."""
-    marks = [(name, _plain(record[name])) for name in (*VERDICTS, *WEIGHTS) if name in record and name not in known]
-    return next((name for name, value in marks if value in BAD or name in WEIGHTS and value == "0"), None)
+    """Name a column of a record that may mark its response as a bad one, or gives it a weight, where nothing reads it."""
+    marks = [(name, _plain(record.get(name))) for name in (*VERDICTS, *WEIGHTS) if name not in known]
+    return next((name for name, value in marks if (value not in ("1", "") if name in WEIGHTS else value in BAD)), None)
 
 
 def _use_of(column: str, value: Any) -> str:
