@@ -7,14 +7,15 @@ A benchmark defines how a record becomes a question, what the model is asked, ho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ual_ray import columns as col
 from ual_ray.columns import Messages, digest
 from ual_ray.config import BenchmarkConfig
-from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, convert, rename
+from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of, convert, rename, unread
+from ual_ray.data.turns import add_common
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
 
 Row = Mapping[str, Any]
@@ -119,14 +120,30 @@ class Benchmark(ABC):
         ((_, messages),) = convert([record], format_name, {name: name for name in self.config.columns})
         if isinstance(messages, BadRow):
             raise messages
+        self.check_unread(record, FORMATS[format_name].reads)
         question = self.question(messages, source_of(record, where))
         if question is None:
             raise BadRow(f"no question: the row has no answer that {self.kind} can read")
         return question
 
+    def asked(self, record: Record, messages: Messages, reads: Collection[str] = ()) -> Messages:
+        """Add the system message, the tools and the mapped context of a record that is in no format of the training data.
+
+        reads: the columns that the messages are made of. Raises BadRow.
+        """
+        self.check_unread(record, reads)
+        return add_common(record, messages, common_of(self.config.columns))
+
+    def check_unread(self, record: Record, reads: Collection[str]) -> None:
+        """Raise BadRow for a column that a question makes no sense without, and that is not read."""
+        if column := unread(record, {*reads, *self.config.columns}):
+            use = f"evaluate.benchmarks.*.columns={{context: {column}}} puts a text before the question"
+            raise BadRow(f"a column that is not read: {column} ({use})")
+
     def identify(self, name: str, question: Question) -> str:
         """Return the id of a question under the benchmark's name: 16 hexadecimal digits, the same for every model."""
-        asked = [[message["role"], message["content"]] for message in question.messages]
+        # Most turns have no more than their text.
+        asked = [[part for key in ("role", "content", "extra") if (part := turn.get(key)) is not None] for turn in question.messages]
         known = [question.source, question.answer, list(question.choices), question.reference]
         return digest([name, self.provenance(), asked, known])
 

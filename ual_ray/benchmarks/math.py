@@ -28,7 +28,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 2
+    version = 3
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -53,7 +53,8 @@ class Math(Benchmark):
         gold = marked_answer(str(record.get("solution") or "")) if given in (None, "") else in_ascii(str(given))
         if not isinstance(problem, str) or not problem.strip() or gold is None:
             raise BadRow("no question: problem is empty, or the solution marks no answer")
-        return Question([Message(role="user", content=problem.strip())], source_of(record, where), answer=gold)
+        messages = self.asked(record, [Message(role="user", content=problem.strip())])
+        return Question(messages, source_of(record, where), answer=gold)
 
     def requests(self, question: Question) -> Sequence[Request]:
         """Request one greedy answer."""

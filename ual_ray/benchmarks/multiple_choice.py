@@ -24,7 +24,7 @@ class MultipleChoice(Benchmark):
     """The model is not shown the choices: each is scored as its reply."""
 
     kind = "multiple_choice"
-    version = 2
+    version = 3
     record_format = "ARC's (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)"
     metrics = (ACCURACY, ACCURACY_NORMALISED)
     needs_likelihood = True
@@ -38,7 +38,7 @@ class MultipleChoice(Benchmark):
             raise BadRow("no question: its text is empty")
         if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
             raise BadRow("choices are not two or more different texts")
-        messages = [Message(role="user", content=prompt.strip())]
+        messages = self.asked(record, [Message(role="user", content=prompt.strip())], ["choices", "endings"])
         return Question(messages, source_of(record, where), str(gold), tuple(choices))
 
     def requests(self, question: Question) -> Sequence[Request]:

@@ -23,6 +23,7 @@ class OpenEnded(Benchmark):
     """Prompts without a gold answer; not scored here."""
 
     kind = "open_ended"
+    version = 2
     default_max_new_tokens = 2048
     record_format = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
 
@@ -46,7 +47,8 @@ class OpenEnded(Benchmark):
             asked = ["\n\n".join(part for part in parts if part and isinstance(part, str))]
         if not asked or not all(isinstance(text, str) and text.strip() for text in asked):
             raise BadRow("no question: none of instruction, prompt and turns is text")
-        messages = [Message(role="user", content=text.strip()) for text in asked]
+        reads = ["input"] if {"turns", "prompt"}.isdisjoint(record) else []
+        messages = self.asked(record, [Message(role="user", content=text.strip()) for text in asked], reads)
         return Question(messages, _source(record, where), reference=_reference(record))
 
     def requests(self, question: Question) -> Sequence[Request]:

@@ -135,7 +135,7 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
         )
     # The first rows may have no value where later ones do.
     for record in records:
-        if column := _unread(record, {*reads, *columns}):
+        if column := unread(record, {*reads, *columns}):
             raise UserError(
                 f"{where} is of the format {name}, which does not read the column {column}",
                 got=f"columns {columns_of(records)}",
@@ -154,7 +154,7 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value).lower().removesuffix(".0")
 
 
-def _unread(record: Record, known: Collection[str]) -> str | None:
+def unread(record: Record, known: Collection[str]) -> str | None:
     """Name a column of a record that its text makes no sense without, where nothing reads it."""
     return next((name for name, value in record.items() if value and name in PART_OF_A_TEXT and name not in known), None)
 
@@ -262,13 +262,18 @@ def convert(
         renamed = rename(record, columns)
         try:
             _check_names(renamed)
-            if strict and (column := _unread(renamed, known) or _marked_bad(renamed, known)):
+            if strict and (column := unread(renamed, known) or _marked_bad(renamed, known)):
                 raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
-            messages = add_common(renamed, form.convert(renamed), {*COMMON} - form.reads - ({CONTEXT} - columns.keys()))
+            messages = add_common(renamed, form.convert(renamed), common_of(columns) - form.reads)
             messages = without_thoughts(messages) if thinking == "drop" else messages
             yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
         except BadRow as reason:
             yield renamed, reason
+
+
+def common_of(columns: Collection[str]) -> set[str]:
+    """Name the columns that rows of any format may have, where `data.columns` maps these."""
+    return {*COMMON} - ({CONTEXT} - {*columns})
 
 
 def _form(format_name: str) -> Format:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ual_ray.benchmarks.benchmark import Question
 from ual_ray.benchmarks.gsm8k import Gsm8k
 from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
-from ual_ray.columns import Message, extra_of
+from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number, same_number
 from ual_ray.data.demo import ends_in, equations_hold
@@ -249,16 +249,6 @@ def test_columns_of_other_names_are_renamed() -> None:
     (question,) = Gsm8k(config).questions([{"frage": "q", "antwort": "#### 4", "answer": "#### 5"}], "file")
     assert isinstance(question, Question) and question.answer == "4"
 
-
-def test_what_a_row_has_in_columns_is_asked_with_it() -> None:
-    row = {"question": "q", "answer": "#### 4", "system": "Be brief.", "tools": [{"name": "f"}], "note": "A fact."}
-    (question,) = Gsm8k(BenchmarkConfig(kind="gsm8k", columns={"context": "note"})).questions([row], "file")
-    assert isinstance(question, Question)
-    assert [(turn["role"], turn["content"]) for turn in question.messages] == [
-        ("system", "Be brief."),
-        ("user", "A fact.\n\nq"),
-    ]
-    assert "tools" in extra_of(question.messages[0])
 
 
 def test_the_id_is_the_same_for_every_model_and_another_for_another_question_or_setting() -> None:
