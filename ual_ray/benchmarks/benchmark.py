@@ -143,7 +143,9 @@ class Benchmark(ABC):
     def identify(self, name: str, question: Question) -> str:
         """Return the id of a question under the benchmark's name: 16 hexadecimal digits, the same for every model."""
         # Most turns have no more than their text.
-        asked = [[part for key in ("role", "content", "extra") if (part := turn.get(key)) is not None] for turn in question.messages]
+        asked = [
+            [part for key in ("role", "content", "extra") if (part := turn.get(key)) is not None] for turn in question.messages
+        ]
         known = [question.source, question.answer, list(question.choices), question.reference]
         return digest([name, self.provenance(), asked, known])
 

@@ -93,5 +93,6 @@ def _hellaswag(record: Record) -> tuple[Any, Sequence[Any], int]:
 
 def _plain(text: str) -> str:
     """Remove markers of HellaSwag's source pages, such as [header] and [title]."""
-    text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
+    # A bracket that is not closed is kept, with the rest of its line, which is not searched again from each bracket in it.
+    text = re.sub(r"\[[^\]\n]*(\]?)", lambda found: "" if found[1] else found[0], text.replace(" [title]", ". "))
     return re.sub(r" {2,}", " ", text).strip()

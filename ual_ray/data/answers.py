@@ -32,13 +32,13 @@ _NOUN_ENDS = re.compile(
     r"[ \t]([^\W\d_]+)\b(?![ \t-]+(?!(?:an?|and|at|by|each|every|for|from|in|is|less|more|of|on|or|per|to|was|were|with)\b)\w)"
 )
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
-_FRACTION = re.compile(r"(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_FRACTION = re.compile(r"(?:(?=\d)|(?<![ \t]))(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
-_SCALED = re.compile(r"(?i)(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
+_SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(
-    r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be):?|^\W*(?:final |correct )?answer[*_]*\s*[:=]"
-    r"|答案\s*(?:是|为|:))\s*(.+)"
+    r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be):?"
+    r"|^[^\w\n]*(?:final |correct )?answer[*_]*\s*[:=]|答案\s*(?:是|为|:))\s*(.+)"
 )
 BOXED = "\\boxed{"
 

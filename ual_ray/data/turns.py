@@ -42,7 +42,7 @@ THOUGHTS_FIRST = re.compile(
     r"|\[THINK\].*?\[/THINK\]|<\|begin_of_thought\|>.*?<\|end_of_thought\|>))+\s*)?",
     re.DOTALL | re.IGNORECASE,
 )
-THOUGHT_LATER = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+THOUGHT_LATER = re.compile(r"<think>.*?(?P<end></think>\s*|\Z)", re.DOTALL)
 THOUGHT_OPEN = re.compile(
     r"<(?:think|thinking|thoughts?|reasoning|reflection)>|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE
 )
@@ -137,7 +137,8 @@ def without_thoughts(messages: Messages) -> Messages:
         content = message["content"]
         if message["role"] == "assistant":
             first = THOUGHTS_FIRST.match(content)
-            content = THOUGHT_LATER.sub("", content[first.end() :] if first else content)
+            content = content[first.end() :] if first else content
+            content = THOUGHT_LATER.sub(lambda found: "" if found["end"] else found[0], content)
             if THOUGHT_OPEN.match(content):
                 raise BadRow("no response: the reasoning of the assistant message does not end")
         extra = {key: value for key, value in extra_of(message).items() if key != "reasoning_content"}

@@ -8,7 +8,17 @@ import re
 UNITS = {
     spelling: unit
     for unit, *others in (
-        *(("am",), ("pm",), ("ms", "millisecond"), ("second", "sec", "s"), ("minute", "min"), ("hour", "hr", "h"), ("day",), ("week",), ("month",)),
+        *(
+            ("am",),
+            ("pm",),
+            ("ms", "millisecond"),
+            ("second", "sec", "s"),
+            ("minute", "min"),
+            ("hour", "hr", "h"),
+            ("day",),
+            ("week",),
+            ("month",),
+        ),
         *(("year", "yr"), ("mm", "millimeter", "millimetre"), ("cm", "centimeter", "centimetre"), ("meter", "metre", "m")),
         *(("km", "kilometer", "kilometre"), ("inch", "inche"), ("foot", "feet", "ft"), ("yard", "yd"), ("mile", "mi")),
         *(

@@ -16,8 +16,8 @@ from ual_ray.data.units import FORMULA, unit_of
 
 _DIGITS = r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (
-    r"(?P<sign>(?:(?<![\w)])[-+])?)\s*\\?[$€£¥₹]?\s*(?P<sign2>-?)"
-    rf"(?P<top>(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d{{1,2}}(?!\w))?)(?:\s*/\s*(?P<bottom>\d+))?"
+    r"(?P<sign>(?:(?<![\w)])[-+])?)\s*(?:(?:\\[$€£¥₹]?|[$€£¥₹])\s*)?(?P<sign2>-?)"
+    rf"(?P<top>(?>(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d{{1,2}}(?!\w))?))(?:\s*/\s*(?P<bottom>\d+))?"
 )
 # A number and its unit: a word, which a single letter is not (2x is not 2); "18 and 20" is two numbers.
 _WITH_UNIT = re.compile(
@@ -28,7 +28,8 @@ _WITH_UNIT = re.compile(
 )
 # The last number of a text; a time, a date and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?<!\^\{)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+|\$?\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
+    r"(?<![a-z\d_.^:])(?<!\^\{)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
     re.IGNORECASE,
 )

@@ -50,7 +50,7 @@ ANSWER_KEY = "answer"
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 # Marks of emphasis, quotation and lists.
-_MARKUP = re.compile(r"[*`\"“”$]+|(?<!\w)['‘’]|['’](?!\w)|</?[bi]>|^\s*(?:>|#+|[-•])\s+", re.MULTILINE)
+_MARKUP = re.compile(r"[*`\"“”$]+|(?<!\w)['‘’]|['’](?!\w)|</?[bi]>|^[ \t]*(?:>|#+|[-•])\s+", re.MULTILINE)
 _SENTENCES = re.compile(r"(?<=[.!?;])\s+|,\s+(?=(?:so|thus|hence|therefore)\b)")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 # A sentence behind an answer that takes it back, or changes its scale.
@@ -64,9 +64,9 @@ _TAKEN_BACK = re.compile(
 _SPELLED_ALONE = re.compile(rf"\b({'|'.join(_SPELLED)})\b(?!\s+(?!(?:or|and|out|instead|rather)\b)[a-z])", re.IGNORECASE)
 # The whole reply in a fence, a tag or a box.
 _WRAPPED = (
-    re.compile(r"```[\w+-]*[ \t]*\n?(?P<inside>.*?)\n?[ \t]*```", re.DOTALL),
+    re.compile(r"```[\w+-]*+(?P<inside>.*?)```", re.DOTALL),
     re.compile(r"<(?:answer|rating|score|verdict|choice)>(?P<inside>[^<>]*)</\w+>", re.IGNORECASE),
-    re.compile(r"\$*\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*\$*"),
+    re.compile(r"\$*\\boxed\s*\{(?:\s*\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*\$*"),
 )
 # Behind JSON, in lines of their own: "Hope that helps."
 _FAREWELL = re.compile(r"[ .]*(?:\n[^\d{}\[\]]{0,200})?")

@@ -42,7 +42,7 @@ _FIRST_TAG = re.compile(
     re.IGNORECASE,
 )
 # gpt-oss: channels with a name each, of which the last, "final", is the reply; also with the special tokens left out.
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w++)(?:(?!<\|(?:message|channel)\|>).)*<\|message\|>", re.DOTALL)
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z0-9\"'(*])")
 _BARE_FINAL = "assistantfinal"
 # Special tokens that an engine leaves in a text.

@@ -250,7 +250,6 @@ def test_columns_of_other_names_are_renamed() -> None:
     assert isinstance(question, Question) and question.answer == "4"
 
 
-
 def test_the_id_is_the_same_for_every_model_and_another_for_another_question_or_setting() -> None:
     def identity(name: str = "g", text: str = "q", answer: str = "7", **settings: Any) -> str:
         benchmark = Gsm8k(BenchmarkConfig(kind="gsm8k", **settings))

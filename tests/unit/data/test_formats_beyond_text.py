@@ -156,7 +156,9 @@ def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str
     assert recognise(good, "x", {}) == "alpaca"
     # A class 0 is told from a verdict by nobody but the user.
     for rows in ([*good, ROWS["alpaca"] | {column: bad}], [ROWS["alpaca"] | {column: topic} for topic in (1, bad, 2)]):
-        with pytest.raises(UserError, match=f"has rows that may be bad responses: the column {column} is (?s:.*)data.format=alpaca"):
+        with pytest.raises(
+            UserError, match=f"has rows that may be bad responses: the column {column} is (?s:.*)data.format=alpaca"
+        ):
             recognise(rows, "x", {})
 
 

@@ -74,7 +74,10 @@ EQUAL = [
     *[("#### 12500", text) for text in ("12 500 euros", "12 500 euros each", "The answer is 12 500 metres.")],
     ("#### 100,000", "1,00,000"),
     ("#### 7:30", "It ends at 7:30."),
-    *[("#### 10 AM", text) for text in ("10:00 AM", "It starts at 10:00 a.m.", "At 10:00am.", "at 10am", "The answer is 10:00 a.m.")],
+    *[
+        ("#### 10 AM", text)
+        for text in ("10:00 AM", "It starts at 10:00 a.m.", "At 10:00am.", "at 10am", "The answer is 10:00 a.m.")
+    ],
     *[("#### 5 ms", text) for text in ("5 milliseconds", "It takes 5 ms.")],
     *[("#### 5 hrs", "5 hours"), ("#### 5 h", "5 hrs"), ("#### 5 in", "It is 5 in.")],
     ("#### 2020-05-01", "on 2020-05-01"),
