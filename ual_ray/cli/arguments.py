@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,6 +53,21 @@ Uri = Annotated[
         metavar="URI", help="MLflow tracking URI; needed where it contains a password, which is not kept in the folder."
     ),
 ]
+
+
+def output_file(file: Path | None, option: str) -> Path | None:
+    """Return the absolute path of a file to write, and make its folder. Raises UserError where it cannot be written."""
+    if file is None:
+        return None
+    path = absolute(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            if path.is_dir():
+                raise IsADirectoryError("a folder has this name")
+    except OSError as error:
+        raise UserError(f"{option}: the file cannot be written", got=f"{path}: {error}", fix="give another file") from error
+    return path
 
 
 def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapping[str, str] | None = None) -> Config:

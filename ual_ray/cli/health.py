@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Overrides, load
+from ual_ray.cli.arguments import ConfigFile, Overrides, load, output_file
+from ual_ray.formatting import plural
 from ual_ray.run.terminal import absolute, make_console
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -51,7 +52,9 @@ def doctor(
         if shown["fix"]:
             console.print(f"{'':<19} fix: {escape(str(shown['fix']))}", highlight=False)
     warnings = sum(finding.status == "warning" for finding in findings)
-    console.print(f"{len(findings)} findings, {warnings} warnings, {errors} errors", highlight=False)
+    console.print(
+        f"{plural(len(findings), 'finding')}, {plural(warnings, 'warning')}, {plural(errors, 'error')}", highlight=False
+    )
     raise typer.Exit(int(errors > 0))
 
 
@@ -88,6 +91,7 @@ def plan(
     from ual_ray.plan.rates import Trial, parse_rates, read_trial
     from ual_ray.plan.show import show
 
+    manifest = output_file(rayjob, "--rayjob")
     measured = Trial()
     for folder in trial or []:
         measured.update(read_trial(absolute(folder), config.train.num_workers, config.engine.max_actors))
@@ -96,8 +100,8 @@ def plan(
     if (number := rows or expected_rows(config, seen)) is None:
         raise UserError("--rows is missing: the size of the data is not known", got=config.data.path, fix="give --rows N")
     show(outline(config, seen, number, measured, seed), measured.notes, make_console())
-    if rayjob is not None:
+    if manifest is not None:
         from ual_ray.plan.rayjob import write_rayjob
 
-        write_rayjob(config, absolute(rayjob))
+        write_rayjob(config, manifest)
         typer.echo(f"RayJob: {rayjob}")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Data, Overrides, load
+from ual_ray.cli.arguments import ConfigFile, Data, Overrides, load, output_file
 from ual_ray.cli.session import find
 from ual_ray.errors import UserError
-from ual_ray.run.terminal import absolute, is_uri, make_console, terminal
+from ual_ray.run.terminal import is_uri, make_console, terminal
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
@@ -74,12 +74,12 @@ def inspect(
         )
     checked = [] if self_check is None else [f"elicit.self_check={self_check}"]
     config = load(config_file, [*(overrides or []), *checked])
-    source = find(scored, col.SCORED_FOLDER, "ual elicit")
+    source, page = find(scored, col.SCORED_FOLDER, "ual elicit"), output_file(html, "--html")
     if self_check:
         _self_check(config, source)
     from ual_ray.inspect.command import inspect_scores
 
-    inspect_scores(config, source, labels, absolute(html) if html else None, make_console())
+    inspect_scores(config, source, labels, page, make_console())
 
 
 def _self_check(config: Config, scored: Path) -> None:

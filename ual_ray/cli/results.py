@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Force, Out, Overrides, RetryFailed, Verbose, load
+from ual_ray.cli.arguments import ConfigFile, Force, Out, Overrides, RetryFailed, Verbose, load, output_file
 from ual_ray.cli.session import find, local, session
 from ual_ray.run.terminal import absolute, make_console, terminal
 
@@ -131,7 +131,7 @@ def report(
     from ual_ray.run.output import Workspace
     from ual_ray.run.stage_cache import LOG_FILE
 
-    page = absolute(html) if html else None
+    page = output_file(html, "--html")
     if out is None:
         report_on([*map(local, folders)], None, make_console(), page)
         return

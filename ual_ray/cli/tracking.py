@@ -9,6 +9,7 @@ import typer
 
 from ual_ray.cli.arguments import Uri
 from ual_ray.cli.session import local
+from ual_ray.formatting import plural
 from ual_ray.run.terminal import absolute, is_uri, make_console
 
 
@@ -39,7 +40,7 @@ def sync(
     from ual_ray.tracking.catch_up import catch_up
 
     done = catch_up(absolute(output), uri)
-    typer.echo(f"{done.sent} operations sent, {done.refused} refused, {done.waiting} waiting")
+    typer.echo(f"{plural(done.sent, 'operation')} sent, {done.refused} refused, {done.waiting} waiting")
     raise typer.Exit(1 if done.waiting else 0)
 
 

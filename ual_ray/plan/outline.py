@@ -15,7 +15,8 @@ from ual_ray.config import Config
 from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.forecast import forecast
 from ual_ray.engines.pool import block_size
-from ual_ray.formatting import GIB, amount, duration, gib
+from ual_ray.errors import UserError
+from ual_ray.formatting import GIB, amount, duration, gib, plural
 from ual_ray.models.resolve import parameter_count
 from ual_ray.plan.rates import Trial
 from ual_ray.plan.simulate import Outcome, Pool, expected_failures, expected_seconds, simulate
@@ -23,6 +24,8 @@ from ual_ray.plan.sweep import Point, sweep
 from ual_ray.train.estimate.state import least_bytes
 
 SIMULATED_SEEDS = 3
+# Of a block, on average; a simulation of more would take long.
+MOST_TRIES = 100
 UNKNOWN = "not known: nothing was measured"
 TRIAL = (
     "run a trial (`ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it as --trial"
@@ -89,21 +92,28 @@ def pool_of(config: Config, rows: int, rates: Mapping[str, float]) -> Pool:
 
 def _time_scoring(plan: Outline, config: Config, rows: int, rates: Mapping[str, float], seed: int) -> None:
     pool = pool_of(config, rows, rates)
+    if pool.failure_rate * pool.unit_seconds > math.log(MOST_TRIES):
+        raise UserError(
+            f"actors fail more than {MOST_TRIES} times before they have finished a block",
+            got=f"failures_per_actor_hour={pool.failures_per_hour:g}, {duration(pool.unit_seconds)} per block",
+            fix="set a smaller engine.rows_per_block, or give other rates",
+        )
     least = _limit_seconds(config, rows, rates)
     seconds = max(expected_seconds(pool), pool.start_seconds + least)
     plan.points = sweep(pool, least)
     plan.outcomes = [simulate(pool, seed + number) for number in range(SIMULATED_SEEDS if pool.failures_per_hour else 1)]
     devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
-    _add_hours(plan, "scoring, time", seconds, devices * pool.actors, unit, f"{pool.actors:,} actors")
+    _add_hours(plan, "scoring, time", seconds, devices * pool.actors, unit, plural(pool.actors, "actor"))
     if least > expected_seconds(pool) - pool.start_seconds:
         plan.lines.append(("", "the server's limit (engine.endpoint.*_per_minute) sets the pace; more actors do not help"))
     times = sorted(outcome.seconds for outcome in plan.outcomes)
     failed = sum(outcome.failures for outcome in plan.outcomes) / len(plan.outcomes)
     lost = sum(outcome.lost_seconds for outcome in plan.outcomes) / len(plan.outcomes) / 3600
-    text = f"{pool.units:,} blocks of at most {math.ceil(rows / pool.units):,} rows: {duration(times[0])}"
+    text = f"{plural(pool.units, 'block')} of at most {plural(math.ceil(rows / pool.units), 'row')}: {duration(times[0])}"
     text += f" to {duration(times[-1])}" if times[-1] != times[0] else ""
     if pool.failures_per_hour:
-        text += f", {failed:,.0f} failures ({expected_failures(pool):,.1f} expected), {lost:,.1f} actor hours of work repeated"
+        text += f", {plural(failed, 'failure')} ({expected_failures(pool):,.1f} expected)"
+        text += f", {lost:,.1f} actor hours of work repeated"
     plan.lines.append(("  simulated", text if pool.failures_per_hour else f"{text}; no failures: give failures_per_actor_hour"))
 
 
@@ -130,7 +140,7 @@ def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str,
         plan.lines.append(("training", f"train.max_steps = {train.max_steps} may end it earlier"))
     seconds = sum(count / rates["train.tokens_per_second"] + rates.get("train.start_seconds", 0.0) for count in tokens)
     devices, unit = _devices(train.gpus_per_worker, train.cpus_per_worker)
-    what = f"{len(training)} arms of {amount(max(tokens))} tokens, {train.num_workers} workers"
+    what = f"{plural(len(training), 'arm')} of {amount(max(tokens))} tokens, {plural(train.num_workers, 'worker')}"
     _add_hours(plan, "training, time", seconds, devices * train.num_workers, unit, what)
 
 
@@ -143,7 +153,7 @@ def _time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> 
     models = len(config.arms) + 1
     each = rates.get("evaluate.start_seconds", 0.0) + questions * rates["evaluate.seconds_per_question"]
     devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
-    what = f"{models} models, {questions:,} questions each"
+    what = f"{plural(models, 'model')}, {plural(questions, 'question')} each"
     _add_hours(plan, "evaluation, time", models * each, devices * config.engine.max_actors, unit, what)
 
 
@@ -158,7 +168,9 @@ def _time_calibration(plan: Outline, config: Config, rows: int, trial: Trial) ->
     tokens = sum(min(settings.max_tokens, round(count * rows / trial.rows)) for count in trial.tokens.values())
     each = rates.get("calibrate.start_seconds", 0.0) + tokens * rates["calibrate.seconds_per_token"]
     devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
-    _add_hours(plan, "calibration, time", models * each, devices, unit, f"{models} models, {amount(tokens)} tokens each")
+    _add_hours(
+        plan, "calibration, time", models * each, devices, unit, f"{plural(models, 'model')}, {amount(tokens)} tokens each"
+    )
 
 
 def _questions(config: Config, rows: int, trial: Trial) -> int | None:

@@ -135,11 +135,18 @@ def test_a_billion_rows_on_a_thousand_actors() -> None:
     assert found.outcomes[0].failures == pytest.approx(10**9 / 2 / 3600 * 0.05, rel=0.1)
 
 
+SLOW = ["--rate", "elicit.rows_per_second=0.001"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--rate", "speed=1"], ["--rate is not KEY=VALUE", "got: speed=1"]),
         (["--trial", "nowhere"], ["--trial has no finished stage", "nowhere"]),
+        (["--rayjob", "/proc/nothing/job.yaml", "output=/shared/x"], ["--rayjob: the file cannot be written", "/proc/nothing"]),
+        (["--rayjob", ".", "output=/shared/x"], ["--rayjob: the file cannot be written", "a folder has this name"]),
+        (["--rate", "failures_per_actor_hour=1e9", *SLOW], ["fail more than", "failures_per_actor_hour=1e+09"]),
+        (["--rate", "failures_per_actor_hour=9", *SLOW], ["fail more than", "set a smaller engine.rows_per_block"]),
         (["--rayjob", "job.yaml", "output=runs/x"], ["not on the volume", "output=/shared/runs/..."]),
     ],
 )
