@@ -30,6 +30,11 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def plural(value: float | None, noun: str) -> str:
+    """Format a count and what is counted: "1 row", "2,000 rows"."""
+    return f"{count(value)} {noun}{'s' * (count(value) != '1')}"
+
+
 def amount(value: float) -> str:
     """Format a number with three digits and K, M or B."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):

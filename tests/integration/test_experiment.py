@@ -45,7 +45,7 @@ def experiment(ual: Any, small: list[str], tmp_path_factory: pytest.TempPathFact
 
 def test_a_dry_run_starts_nothing_and_counts(experiment: tuple[Path, str, str, str]) -> None:
     _, dry, _, _ = experiment
-    assert "2 (1 arms x 1 seeds x 2 scenarios); 4 models to evaluate" in dry
+    assert "2 (1 arm x 1 seed x 2 scenarios); 4 models to evaluate" in dry
     assert "elicit " not in dry.replace("elicitation", "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ual_ray.formatting import amount, count, count_list, duration, gib, number, share, shorten
+from ual_ray.formatting import amount, count, count_list, duration, gib, number, plural, share, shorten
 
 
 def test_numbers() -> None:
@@ -11,6 +11,8 @@ def test_numbers() -> None:
     assert [number(value) for value in (None, -0.001, 1.005e3)] == ["–", "0.00", "1005.00"]
     assert [share(value) for value in (None, 0, 0.001, 0.5, 0.999, 1)] == ["–", "0%", "<1%", "50%", ">99%", "100%"]
     assert [count(value) for value in (None, 1234567)] == ["–", "1,234,567"]
+    counted = [plural(value, "row") for value in (0, 1, 1.2, 2, 12345)]
+    assert counted == ["0 rows", "1 row", "1 row", "2 rows", "12,345 rows"]
     assert count_list({"train": 141, "test": 2}) == "141 train, 2 test"
 
 

@@ -22,6 +22,7 @@ from ual_ray.config.files import write_lines
 from ual_ray.data.formats import BadRow, Record, convert
 from ual_ray.data.reading import Piece, read_piece
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.parquet import write_table
 
 QUARANTINE_FOLDER = "quarantine"
@@ -83,7 +84,7 @@ def check_splits(found: Collection[str], rows: int, data: DataConfig) -> None:
         if share > 0 and split not in found:
             more = f"add rows or raise data.max_rows={data.max_rows}" if data.max_rows else "add rows"
             fix = f"{more}, or raise data.{split}_share" if split != col.TRAIN else f"{more}, or lower the other shares"
-            raise UserError(f"the {split} split is empty", got=f"{rows} rows in all", fix=fix)
+            raise UserError(f"the {split} split is empty", got=f"{plural(rows, 'row')} in all", fix=fix)
 
 
 def grouped(record: Record, identity: str, data: DataConfig) -> str:

@@ -14,7 +14,7 @@ from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
 from ual_ray.errors import UserError
-from ual_ray.formatting import shorten_list
+from ual_ray.formatting import plural, shorten_list
 
 Seen = list[tuple[Record, Messages | BadRow]]
 
@@ -32,8 +32,8 @@ class DataPeek:
 
     def describe(self, path: str) -> str:
         """Write the size, the format, the duplicates, and the columns that nothing reads."""
-        among = f"{'all' if self.complete else 'the first'} {len(self.records):,} rows"
-        repeated = f"; {self.duplicates:,} duplicates among {among}" if self.duplicates else ""
+        among = f"{'all' if self.complete else 'the first'} {plural(len(self.records), 'row')}"
+        repeated = f"; {plural(self.duplicates, 'duplicate')} among {among}" if self.duplicates else ""
         unused = f"; columns not used: {shorten_list(self.unused)}" if self.unused else ""
         return f"{self.size()} of {path} (format: {self.format_name}){repeated}{unused}"
 
@@ -47,7 +47,7 @@ class DataPeek:
         """Format the number of rows, such as "200 rows", "about 10,000 rows", or "an unknown number of rows"."""
         if self.estimated_rows is None:
             return "an unknown number of rows"
-        return f"{'' if self.complete else 'about '}{self.estimated_rows:,} rows"
+        return f"{'' if self.complete else 'about '}{plural(self.estimated_rows, 'row')}"
 
 
 def peek(config: DataConfig, rows: int = 1000) -> DataPeek:

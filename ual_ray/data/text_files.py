@@ -17,6 +17,7 @@ from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.shard import Piece
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
@@ -149,7 +150,7 @@ def array_items(text: TextIO, path: str) -> Iterator[Any]:
         yield content.value(number)
     content.skip()
     if content.next():
-        raise ValueError(f"text after the array of {number} rows")
+        raise ValueError(f"text after the array of {plural(number, 'row')}")
 
 
 class _Json:

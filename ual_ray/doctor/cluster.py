@@ -18,7 +18,7 @@ from ual_ray.config import Config
 from ual_ray.config.environment import version_of
 from ual_ray.doctor.findings import Finding
 from ual_ray.errors import UserError
-from ual_ray.formatting import gib
+from ual_ray.formatting import gib, plural
 
 SECONDS = 40.0
 INTERFACES = Path("/sys/class/net")
@@ -34,7 +34,9 @@ def check_ray(config: Config) -> list[Finding]:
 def judge_ray(version: str | None, address: str | None, answer: Mapping[str, Any], cpus: int | None) -> Iterator[Finding]:
     """Yield findings about Ray. answer: of `read_ray`, or what is wrong as its key `error`."""
     if not address:
-        yield Finding("ray", "ok", f"Ray {version}; no address: a run starts a cluster on this machine, of {cpus} cores")
+        yield Finding(
+            "ray", "ok", f"Ray {version}; no address: a run starts a cluster on this machine, of {plural(cpus, 'core')}"
+        )
     elif "error" in answer:
         yield Finding("ray", "error", f"{address}: {answer['error']}", answer.get("fix", START))
     else:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 FOLDS = 5
 # With fewer labels isotonic regression follows the noise of single ones.
@@ -68,7 +69,7 @@ def check_labels(right: int, wrong: int, where: object) -> None:
     if right + wrong < MIN_LABELS or min(right, wrong) < MIN_OF_A_KIND:
         raise UserError(
             "elicit.calibrate_with: too few labels to calibrate with",
-            got=f"{right} rows labelled good and {wrong} labelled wrong, of {where}",
+            got=f"{plural(right, 'row')} labelled good and {wrong} labelled wrong, of {where}",
             expected=f"at least {MIN_LABELS} rows, {MIN_OF_A_KIND} of each kind",
             fix="label more rows, or leave elicit.calibrate_with out",
         )

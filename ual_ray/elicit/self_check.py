@@ -19,6 +19,7 @@ from ual_ray.columns import REPLY_WEIGHT, Messages, content_id, digest, trained_
 from ual_ray.config import AUTO, ElicitConfig
 from ual_ray.config.elicit import LEAST_CHECKED
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.stats.score_quality import Quality, against_labels
 
 Row = dict[str, Any]
@@ -49,7 +50,7 @@ class SelfCheck:
             "swapped": len(self.swapped),
             "estimators": {name: asdict(quality) for name, quality in found.items()},
             "uncertainty": selected,
-            "reason": f"highest AUROC of {len(found)} estimators in the self-check" if auto else "as configured",
+            "reason": f"highest AUROC of {plural(len(found), 'estimator')} in the self-check" if auto else "as configured",
         }
 
 

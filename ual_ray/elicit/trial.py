@@ -13,6 +13,7 @@ from ual_ray.elicit.scoring import needed
 from ual_ray.engines import Engine, EngineSpec, make_engine
 from ual_ray.engines.requests import Failure
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 TRIAL_ROWS = 2
 # What to set, by a word of the server's refusal.
@@ -54,11 +55,13 @@ def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: s
         words = Counter(refused).most_common(1)[0][0]
         advice = next((text for word, text in ADVICE.items() if word in words), OTHERWISE)
         raise UserError(
-            f"{config.elicit.model} answers none of {len(results)} requests about {len(rows)} rows", got=words, fix=advice
+            f"{config.elicit.model} answers none of {plural(len(results), 'request')} about {plural(len(rows), 'row')}",
+            got=words,
+            fix=advice,
         )
     estimates = [estimator.estimate([results[request] for request in own], messages) for estimator, messages, own in wanted]
     failed = [result.reason for result in results.values() if isinstance(result, Failure)]
     reasons = Counter(
         [*failed, *(estimate.reason for estimate in estimates if estimate.reason and estimate.reason not in failed)]
     )
-    return [f"{len(rows)} rows were tried: {count} without a score, {reason}" for reason, count in reasons.most_common(2)]
+    return [f"{plural(len(rows), 'row')} tried: {count} without a score, {reason}" for reason, count in reasons.most_common(2)]

@@ -18,7 +18,7 @@ from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.evaluate.lm_eval import evaluate_with_harness, is_task_file, task_digests
-from ual_ray.formatting import count_list
+from ual_ray.formatting import count_list, plural
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import Done
@@ -59,9 +59,9 @@ def _questions_line(metrics: Mapping[str, Any]) -> str:
     found = metrics["benchmarks"]
     asked = {name: count["questions"] for name, count in found.items() if count["questions"]}
     left_out = [name for name in found if name not in asked]
-    text = f"{sum(asked.values())} questions ({count_list(asked)})"
+    text = f"{plural(sum(asked.values()), 'question')} ({count_list(asked)})"
     if bad := sum(count["bad"] for count in found.values()):
-        text += f"; {bad} rows without a question"
+        text += f"; {plural(bad, 'row')} without a question"
     return f"{text}; left out, as the test split has none: {', '.join(left_out)}" if left_out else text
 
 

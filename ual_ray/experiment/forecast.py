@@ -20,6 +20,7 @@ from ual_ray.elicit.stage import expected_rows
 from ual_ray.errors import UserError
 from ual_ray.experiment.checks import without_likelihoods
 from ual_ray.experiment.power import print_power
+from ual_ray.formatting import plural
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
@@ -79,10 +80,12 @@ def print_forecast(config: Config, output: Path, console: Console) -> None:
     trials = max(0, len(given.learning_rates) - 1)
     trainings = arms * (len(given.seeds) + trials) * len(given.scenarios)
     lines = [(f"elicitation, {name}", text) for name, text in forecast(config, seen, expected_rows(config, seen)).lines()]
-    seeds = f"{len(given.seeds)} seeds" if not trials else f"({len(given.seeds)} seeds + {trials} learning rates)"
-    by = f"{arms} arms x {seeds} x {len(given.scenarios)} scenarios"
+    seeds = plural(len(given.seeds), "seed")
+    if trials:
+        seeds = f"({seeds} + {plural(trials, 'learning rate')})"
+    by = f"{plural(arms, 'arm')} x {seeds} x {plural(len(given.scenarios), 'scenario')}"
     evaluated = (arms * len(given.seeds) + 1) * len(given.scenarios)
-    lines += [("trainings", f"{trainings} ({by}); {evaluated} models to evaluate")]
+    lines += [("trainings", f"{trainings} ({by}); {plural(evaluated, 'model')} to evaluate")]
     lines += [*_finished(output, "here"), *_finished(pilot, "in the pilot")]
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)

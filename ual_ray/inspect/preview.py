@@ -27,6 +27,7 @@ from ual_ray.data.usable import UsableRow, usable_rows
 from ual_ray.engines.choice_tree import ChoiceTree, make_tree
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.models.chat import IGNORE_INDEX, NO_END, ChatRenderer, Rendered
 from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
@@ -173,7 +174,7 @@ class Printer:
         given = "" if row.given is None else f", called {row.given}"
         about = f"row {number}: {col.ID} {row.identity}{given}, {col.SPLIT} {row.split}, {col.SOURCE} {row.source}"
         self.console.print()
-        self.console.rule(_shown(f"{about}, {len(row.messages)} turns"), align="left", style=HEAD)
+        self.console.rule(_shown(f"{about}, {plural(len(row.messages), 'turn')}"), align="left", style=HEAD)
         if row.split not in self.config.elicit.splits:
             self._say(f"not scored: elicit.splits is {', '.join(self.config.elicit.splits)}", NOTE)
         self._requests(row.messages)
@@ -183,7 +184,7 @@ class Printer:
         """Print the number of invalid rows, and the first of them."""
         bad = [(record, str(messages)) for record, messages in seen.records if isinstance(messages, BadRow)]
         self.console.print()
-        among = f"{'all' if seen.complete else 'the first'} {len(seen.records):,} rows"
+        among = f"{'all' if seen.complete else 'the first'} {plural(len(seen.records), 'row')}"
         self._say(f"{len(bad)} of {among} cannot be used", WARNING if bad else HEAD)
         for record, reason in bad[:BAD_ROWS_SHOWN]:
             shown = json.dumps(dict(record), ensure_ascii=False, default=str)
@@ -233,7 +234,7 @@ class Printer:
         asked = _asked(request)
         if isinstance(request, Choice):
             questions = len(_tree(request, chat).questions)
-            asked += f", in {questions} question{'s' if questions > 1 else ''} of one token"
+            asked += f", in {plural(questions, 'question')} of one token"
         self._say(f"{asked}; {tokens:,} of {limit:,} tokens")
         if tokens > limit:
             dropped = self.config.engine.overlong == "drop"

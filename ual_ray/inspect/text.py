@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ual_ray import columns as col
-from ual_ray.formatting import count, number, share
+from ual_ray.formatting import count, number, plural, share
 from ual_ray.stats.score_quality import auroc_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def to_console(inspection: Inspection, console: Console) -> None:
     """Print the warnings, and one table of estimators."""
     scored = inspection.rows - inspection.scores[col.UNCERTAINTY].missing
     of = f" = {inspection.score_of}" if inspection.score_of else ""
-    head = f"{count(inspection.rows)} rows of {len(inspection.sources)} sources, {count(scored)} with a score{of}"
+    head = f"{plural(inspection.rows, 'row')} of {plural(len(inspection.sources), 'source')}, {count(scored)} with a score{of}"
     console.print(f"[bold]{escape(inspection.path)}[/bold]: {escape(head)}", highlight=False, soft_wrap=True)
     for text in inspection.warnings:
         console.print(f"[yellow]![/yellow] {escape(text)}", highlight=False, soft_wrap=True)
@@ -29,7 +29,9 @@ def to_console(inspection: Inspection, console: Console) -> None:
         console.print("[green]no warnings[/green]", highlight=False)
     console.print(_table(inspection))
     if (check := inspection.self_check) is not None:
-        console.print(f"self-check: {check.rows} rows, {check.swapped} of them with another row's response", highlight=False)
+        console.print(
+            f"self-check: {plural(check.rows, 'row')}, {check.swapped} of them with another row's response", highlight=False
+        )
         for name, found in check.estimators.items():
             console.print(f"  {escape(name):<20} {auroc_text(found)}", highlight=False)
 

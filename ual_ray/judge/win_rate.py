@@ -22,6 +22,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 Numbers = NDArray[np.float64]
 
@@ -261,7 +262,7 @@ def _preferences(preference: ArrayLike) -> Numbers:
         fix = f"leave a missing verdict empty (NaN or null); a tie is {TIE}, where older AlpacaEval files have 0"
         raise UserError("a preference is out of range", got=found, expected="1 (reference better) to 2", fix=fix)
     if not given.size:
-        raise UserError("no pair has a verdict", got=f"{len(values)} pairs, all without a preference")
+        raise UserError("no pair has a verdict", got=f"{plural(len(values), 'pair')}, all without a preference")
     return values
 
 

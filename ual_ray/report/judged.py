@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from scipy import special
 
 from ual_ray.config.report import WIN_RATE
+from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason
@@ -49,9 +50,9 @@ class JudgedVerdict:
     def sentence(self) -> str:
         """Word the verdict, with its win rate in percent."""
         words = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}[self.verdict]
-        seeds = f"{self.seeds} training seed{'s' if self.seeds > 1 else ''}"
+        seeds = plural(self.seeds, "training seed")
         why = f"; {self.reason}" if self.reason else ""
-        pairs = f"{self.rate.valid or 0:,} of {self.rate.n or 0:,} pairs"
+        pairs = f"{self.rate.valid or 0:,} of {plural(self.rate.n or 0, 'pair')}"
         return f"{self.rate.arm} {words} {self.rate.reference}: {rate_in_percent(self.rate.controlled)}, {pairs}, {seeds}{why}"
 
 

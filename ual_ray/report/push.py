@@ -17,7 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config.files import read_json
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
-from ual_ray.formatting import count, gib
+from ual_ray.formatting import count, gib, plural
 from ual_ray.report.promote import describe, read_findings, trained_folder
 from ual_ray.run.stage_cache import DONE_FILE, newest
 
@@ -103,7 +103,7 @@ def show(uploads: Sequence[Upload], console: Console, *, public: bool = False) -
     """Print what would be uploaded."""
     for upload in uploads:
         seen, sizes = "public" if public else "private", upload.sizes
-        lines = [f"{upload.kind} {upload.repository} ({seen}): {len(sizes)} files, {gib(sum(sizes.values()))}"]
+        lines = [f"{upload.kind} {upload.repository} ({seen}): {plural(len(sizes), 'file')}, {gib(sum(sizes.values()))}"]
         lines += [f"  {count(length):>15} bytes  {name}" for name, length in sizes.items()]
         console.print("\n".join(lines), highlight=False, markup=False)
 

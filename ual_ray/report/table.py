@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT
-from ual_ray.formatting import MISSING, count, number
+from ual_ray.formatting import MISSING, count, number, plural
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
@@ -329,7 +329,7 @@ def primary_of(comparisons: Comparisons) -> list[Comparison]:
 def sentence(entry: Comparison) -> str:
     """Word a comparison with its interval, its unit, its n and what limits it."""
     unit = difference_unit(entry.metric)[0]
-    seeds = f"{entry.seeds} training seed{'s' if entry.seeds > 1 else ''}"
+    seeds = plural(entry.seeds, "training seed")
     few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
     why = f"; {entry.reason}" if entry.reason else ""
     return (

@@ -15,6 +15,7 @@ import ray
 from ual_ray.config import Config, EngineConfig, RuntimeConfig, TrainConfig
 from ual_ray.config.paths import WORKING_FOLDERS
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.models.resolve import cache_folder
 from ual_ray.run import StageName
 from ual_ray.run.terminal import end_on_sigterm
@@ -174,7 +175,7 @@ def check_replicas(train: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> 
         return
     raise UserError(
         "train.replicas: the nodes cannot be divided among the replicas",
-        got=f"{train.replicas} replicas of {size} workers, {', '.join(map(str, used))} workers on the nodes",
+        got=f"{train.replicas} replicas of {plural(size, 'worker')}, {', '.join(map(str, used))} workers on the nodes",
         expected="every replica on one node, or equally many workers on every node and a replica on whole nodes",
         fix="set train.num_workers to a multiple of the workers per node, or train.replicas=1",
     )

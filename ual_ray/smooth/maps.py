@@ -23,6 +23,7 @@ from ual_ray.config import ArmConfig, SmoothConfig
 from ual_ray.config.load import explain
 from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 Array = NDArray[np.float64]
 # Rows of one source and of one such share of its lengths are alike to `shuffled_within`.
@@ -93,7 +94,7 @@ def assign_alpha(
         # Excluded here too, so that every arm trains on the same rows.
         return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(rows, spec))
     if len(values) and missing.all():
-        raise UserError("no row has an uncertainty", got=f"{len(values)} rows", fix="elicit again, or use map: constant")
+        raise UserError("no row has an uncertainty", got=plural(len(values), "row"), fix="elicit again, or use map: constant")
     if spec.missing == "impute" and missing.any():
         rows = replace(rows, uncertainty=np.where(missing, values[~missing].mean(), values))
         missing = np.zeros_like(missing)

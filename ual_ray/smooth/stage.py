@@ -17,6 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config import ArmConfig
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
@@ -42,7 +43,7 @@ def smooth(
     if (distinct := pa.compute.count_distinct(table[col.ID]).as_py()) < len(table) or table[col.ID].null_count:
         raise UserError(
             f"{scored}: the column {col.ID} repeats or has no value",
-            got=f"{distinct} different ids in {len(table)} training rows",
+            got=f"{distinct} different ids in {plural(len(table), 'training row')}",
             fix="give every row an id of its own: alphas are assigned by it",
         )
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)

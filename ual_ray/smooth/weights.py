@@ -12,6 +12,7 @@ import numpy as np
 from ual_ray.config import ArmConfig
 from ual_ray.config.registry import WEIGHTS
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.smooth.maps import Array, Rows
 
 
@@ -24,7 +25,7 @@ def assign_weights(rows: Rows, arm: ArmConfig) -> Array:
     if arm.weight == "none" or not len(missing):
         return np.ones_like(rows.uncertainty)
     if missing.all():
-        raise UserError("no row has an uncertainty to weight it by", got=f"{len(missing)} rows", fix="use weight: none")
+        raise UserError("no row has an uncertainty to weight it by", got=plural(len(missing), "row"), fix="use weight: none")
     scored = rows.where(~missing)
     found = WEIGHTS[arm.weight](scored, arm)
     if not (found > 0).any():

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from ual_ray.formatting import number
+from ual_ray.formatting import number, plural
 
 BINS = 20
 LOW_EDGE = 0.01
@@ -215,9 +215,9 @@ def auroc_standard_error(
 
 def auroc_text(found: Quality) -> str:
     """Write an AUROC with its interval, and what limits it."""
-    lost = f"; {found.left_out} rows without a score" if found.left_out else ""
+    lost = f"; {plural(found.left_out, 'row')} without a score" if found.left_out else ""
     if found.auroc is None or found.auroc_low is None:
-        return f"no AUROC: {found.wrong} wrong of {found.n} rows with a score{lost}"
+        return f"no AUROC: {found.wrong} wrong of {plural(found.n, 'row')} with a score{lost}"
     chance = "; not told from chance" if found.auroc_low <= CHANCE else ""
     return f"AUROC {number(found.auroc)} ({number(found.auroc_low)} to {number(found.auroc_high)}){chance}{lost}"
 

@@ -19,6 +19,7 @@ from ual_ray.config.environment import source_tags
 from ual_ray.config.paths import ARTIFACTS_FOLDER, STORE_FILE
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.tracking.journal import Operation, Spool
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.run_file import RUN_FILE, read_run, write_run
@@ -111,7 +112,9 @@ class Tracker:
                 f"the next command on this folder sends them, or `ual sync {self.output}`"
             )
         if self.failures:
-            parts.append(f"{self.failures} operations failed; the reasons are in the log and in {self.spool.folder}/refused")
+            parts.append(
+                f"{plural(self.failures, 'operation')} failed; the reasons are in the log and in {self.spool.folder}/refused"
+            )
         return "; ".join(parts) or None
 
     @contextmanager

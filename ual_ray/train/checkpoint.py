@@ -37,6 +37,7 @@ from torch.optim import Optimizer
 
 from ual_ray.config.paths import PROGRESS_FILE
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.train.arrow_storage import reader, writer
 from ual_ray.train.compat_torch import HostStager
 from ual_ray.train.lora import scale_of
@@ -185,7 +186,7 @@ def _unlike(folder: Path, model: nn.Module) -> str | None:
         name.removeprefix(prefix) for name in stored if name.startswith(prefix) and name.removeprefix(prefix) not in own
     )
     if left:
-        return f"{len(left)} weights that the model does not have, or not trains, such as {left[0]}"
+        return f"{plural(len(left), 'weight')} that the model does not have, or not trains, such as {left[0]}"
     scale, own_scale = json.loads((folder / PROGRESS_FILE).read_text()).get("lora_scale"), scale_of(model)
     if scale is not None and scale != own_scale:
         return f"adapters of lora.alpha / lora.rank = {scale:g}, here it is {own_scale:g}"

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
@@ -258,7 +259,9 @@ class Training:
         if dist.get_rank() == 0:
             with file.open("a", encoding="utf-8") as ids:
                 ids.writelines(f"{self.data.store.ids[row]}\n" for row in rows)
-        return Outcome("non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {len(rows)} rows: {file}")
+        return Outcome(
+            "non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {plural(len(rows), 'row')}: {file}"
+        )
 
 
 def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:

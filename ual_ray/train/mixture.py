@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 KEY = "train.mixture"
 
@@ -36,7 +37,7 @@ class Mixture:
         if never := [name for name, quota in zip(self.names, self.quotas, strict=True) if not quota]:
             raise UserError(
                 f"{KEY}: a weight is too small",
-                got=f"{', '.join(never)}: none of the {len(codes)} samples of an epoch",
+                got=f"{', '.join(never)}: none of the {plural(len(codes), 'sample')} of an epoch",
                 fix="raise it, or leave these rows out of the data",
             )
 

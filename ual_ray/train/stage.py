@@ -20,6 +20,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
+from ual_ray.formatting import plural
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
@@ -116,7 +117,7 @@ def count_skipped(lines: Sequence[Metrics]) -> int:
     if steps and not any(line.get("grad_norm") for line in steps):
         raise DivergedError(
             "no step had a gradient that is finite and above 0: nothing was trained",
-            got=f"{len(steps)} steps, {skipped} of them skipped as train.skip_non_finite allows",
+            got=f"{plural(len(steps), 'step')}, {skipped} of them skipped as train.skip_non_finite allows",
             fix="lower train.learning_rate or train.loss_strength, or check the rows and their weights",
         )
     return skipped
@@ -128,7 +129,7 @@ def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:
     if not kept:
         raise UserError(
             "no training row is left",
-            got=f"{rows} rows of {smoothed}, all of them dropped",
+            got=f"{plural(rows, 'row')} of {smoothed}, all of them dropped",
             fix="raise train.max_length, or check the rows",
         )
     return {"train_rows": kept, "dropped_rows": rows - kept, "train_tokens": int(store.lengths.sum())}

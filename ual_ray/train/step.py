@@ -12,6 +12,7 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import read_json, write_json
 from ual_ray.config.keys import affecting
 from ual_ray.errors import DivergedError
+from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table, recorded_map
@@ -155,9 +156,10 @@ def _remembering_divergence(session: Session, step: Step, skipped: int, work: Lo
 def _line(metrics: Mapping[str, Any]) -> str:
     last, exported = metrics["last"], metrics["exported"]
     early = "" if last["step"] == metrics["steps"] else f"{last['step']:.0f} of "
-    text = f"{early}{metrics['steps']} steps over {metrics['train_rows']} rows; {metrics['dropped_rows']} rows dropped"
+    text = f"{early}{plural(metrics['steps'], 'step')} over {plural(metrics['train_rows'], 'row')}"
+    text += f"; {plural(metrics['dropped_rows'], 'row')} dropped"
     if skipped := metrics.get("skipped_updates"):
-        text += f"; WARNING: {skipped} updates skipped, their loss or gradient was not finite"
+        text += f"; WARNING: {plural(skipped, 'update')} skipped, their loss or gradient was not finite"
     text += f"{_cut(metrics)}; training NLL {last['nll']:.3f}"
     if col.VALIDATION_NLL in last:
         text += f", validation NLL {metrics['first_validation_nll']:.3f} -> {exported[col.VALIDATION_NLL]:.3f}"
@@ -181,7 +183,7 @@ def _cut(counts: Mapping[str, Any]) -> str:
     if truncated := counts.get("truncated_rows"):
         text += f"; {truncated} truncated at train.max_length, without their end of turn"
     if endless := counts.get("endless_rows"):
-        text += f"; WARNING: {NO_END} ({endless} rows)"
+        text += f"; WARNING: {NO_END} ({plural(endless, 'row')})"
     return text
 
 

@@ -25,7 +25,7 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
-from ual_ray.formatting import count_list
+from ual_ray.formatting import count_list, plural
 from ual_ray.models.chat import Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
@@ -215,7 +215,7 @@ def check_vocabulary(dropped: Iterable[Mapping[str, str]]) -> None:
     if errors:
         raise UserError(
             "the tokenizer is larger than the model's embedding",
-            got=f"{len(errors)} rows: {errors[0]}",
+            got=f"{plural(len(errors), 'row')}: {errors[0]}",
             fix="use the tokenizer that belongs to the model, or resize the embedding and save the model again",
         )
 
@@ -282,7 +282,7 @@ def check_values(path: Path) -> None:
             row = files.to_table(columns=[col.ID], filter=mine)[col.ID][at]
             raise UserError(
                 f"{path}: the column {name} cannot be trained with",
-                got=f"{values[at]:g} in the row {row}, and {illegal.sum() - 1} rows more",
+                got=f"{values[at]:g} in the row {row}, and {plural(int(illegal.sum()) - 1, 'row')} more",
                 expected=f"{expected}, in every training row",
                 fix="correct these rows or leave them out; `ual smooth` writes such columns",
             )

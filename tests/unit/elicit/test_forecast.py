@@ -78,7 +78,7 @@ def test_a_trial_asks_about_two_rows_and_says_what_was_adapted(monkeypatch: pyte
 
 def test_a_trial_names_what_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     _, notes = tried(monkeypatch, CompletionResult(("<think>hm",), 1, 1))
-    assert notes[0] == "2 rows were tried: 2 without a score, unparsable: the thought did not end"
+    assert notes[0] == "2 rows tried: 2 without a score, unparsable: the thought did not end"
 
 
 @pytest.mark.parametrize(("words", "advice"), [

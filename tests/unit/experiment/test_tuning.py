@@ -102,7 +102,7 @@ def test_a_dry_run_counts_the_trials(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     print_forecast(load(None, [RATES, "experiment.seeds=[0,1,2,3]"]), tmp_path / "x", console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "12 (2 arms x (4 seeds + 2 learning rates) x 1 scenarios); 9 models to evaluate" in printed
+    assert "12 (2 arms x (4 seeds + 2 learning rates) x 1 scenario); 9 models to evaluate" in printed
 
 
 def test_a_rate_that_diverges_has_lost_and_is_recorded_with_its_reason(tmp_path: Path, trials: list[Any]) -> None:

@@ -275,7 +275,7 @@ def test_the_short_form(tmp_path: Path) -> None:
     rows = many()
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: int(each["uncertainty"] < 0.5) for each in rows}))
     text = printed(found)
-    assert "200 rows of 1 sources, 200 with a score = verbalized_error" in text and "no warnings" in text
+    assert "200 rows of 1 source, 200 with a score = verbalized_error" in text and "no warnings" in text
     assert "1.00 ± 0.00" in text and "AUROC" in text
     assert "AUROC" not in printed(replace(found, labelled=None))
 

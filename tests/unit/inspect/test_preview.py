@@ -169,7 +169,7 @@ def test_a_row_is_shown_with_all_that_is_asked(show: Callable[..., str]) -> None
     assert shown.count("«Blue 🙂<|im_end|>»") == 2, "scored, and trained on"
     assert shown.count("Here is an instruction") == 3
     assert "the last token trained: '<|im_end|>'" in shown
-    assert "0 of all 1 rows cannot be used" in shown
+    assert "0 of all 1 row cannot be used" in shown
 
 
 def test_the_scale_to_100_names_its_questions(show: Callable[..., str]) -> None:
@@ -254,7 +254,7 @@ def test_bad_rows_are_listed_with_their_reasons(show: Callable[..., str]) -> Non
     bad = [{"instruction": f"[b]{number}[/b]", "output": ""} for number in range(5)]
     shown = show([bad[0], ROW, ROW, *bad[1:], ROW | {"instruction": "Other", "id": "other"}], n=2)
     assert "5 of all 8 rows cannot be used" in shown
-    assert "; 1 duplicates among all 8 rows" in shown
+    assert "; 1 duplicate among all 8 rows" in shown
     assert shown.count("no response") == 3
     assert '{"instruction": "[b]0[/b]", "output": ""}' in shown
     assert "row 2" in shown and "called other" in shown, "a duplicate is not shown twice"

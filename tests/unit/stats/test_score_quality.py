@@ -115,7 +115,7 @@ def test_the_text_of_an_auroc() -> None:
     good = np.array([1.0] * 8 + [0.0] * 4)
     assert auroc_text(against_labels(np.arange(12) / 12, good)).startswith("AUROC 1.00 (0.6")
     lost = np.where(np.arange(12) == 0, np.nan, np.tile([0.1, 0.2], 6))
-    assert auroc_text(against_labels(lost, good)).endswith("; not told from chance; 1 rows without a score")
+    assert auroc_text(against_labels(lost, good)).endswith("; not told from chance; 1 row without a score")
     assert auroc_text(against_labels(good / 2, np.ones(12))) == "no AUROC: 0 wrong of 12 rows with a score"
 
 

@@ -51,7 +51,7 @@ def test_whole_rows_are_not_called_truncated() -> None:
 
 def test_a_token_without_an_embedding_in_any_block_ends_the_step_before_training(tmp_path: Path) -> None:
     outside = [{"id": "a", "reason": tokens.NO_EMBEDDING, "error": "token 700 is outside of the model's vocabulary"}]
-    with pytest.raises(UserError, match="(?s)the tokenizer is larger than the model's embedding.*1 rows: token 700"):
+    with pytest.raises(UserError, match="(?s)the tokenizer is larger than the model's embedding.*1 row: token 700"):
         tokens._count(iter([summary(train_rows=1), summary(dropped=outside)]), tmp_path / "dropped.txt")
 
 

@@ -89,7 +89,7 @@ def test_a_token_outside_of_the_embedding_refuses_the_training(
 ) -> None:
     monkeypatch.setattr(tokens, "vocabulary_size", lambda *_: 100)
     (summary,) = actor()(block(("a", messages("Blue.")))).to_pylist()
-    with pytest.raises(UserError, match="(?s)tokenizer is larger.*1 rows: token [0-9]+ is outside.*100 entries"):
+    with pytest.raises(UserError, match="(?s)tokenizer is larger.*1 row: token [0-9]+ is outside.*100 entries"):
         tokens.check_vocabulary(summary["dropped"])
 
 
@@ -157,7 +157,7 @@ def numbers(folder: Path, kind: pa.DataType = FLOAT64, **columns: list[Any]) -> 
     [
         ({col.ALPHA: [0.0, 1.5, None]}, r"alpha cannot be trained with.*\n.*1\.5 in the row b"),
         ({col.ALPHA: [-1e-9, 0.0, None]}, "in the row a, and 0 rows more"),
-        ({col.ALPHA: [float("nan"), None, None]}, "nan in the row a, and 1 rows more"),
+        ({col.ALPHA: [float("nan"), None, None]}, "nan in the row a, and 1 row more"),
         ({col.ALPHA: [0.5, float("nan"), None]}, "nan in the row b"),
         ({col.LOSS_WEIGHT: [-1.0, 1.0, -1.0]}, "loss_weight cannot be trained with"),
         ({col.LOSS_WEIGHT: [1.0, float("inf"), 1.0]}, "inf in the row b"),

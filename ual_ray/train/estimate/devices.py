@@ -66,7 +66,8 @@ def _this_cpu(config: Config) -> Device:
         (rate,) = product_rates((DTYPES[train.dtype],), threads, PRODUCT_SIZE, PRODUCT_SECONDS)
         rate *= train.cpus_per_worker / threads
         source = f"{rate / 1e9:.0f} GFLOP/s of a matrix product measured here"
-    name = f"CPU, {train.cpus_per_worker:g} cores" if here else f"CPU, {train.cpus_per_worker:g} cores as fast as these here"
+    cores = f"{train.cpus_per_worker:g} core{'s' * (train.cpus_per_worker != 1)}"
+    name = f"CPU, {cores}{'' if here else ' as fast as these here'}"
     return Device(name, memory, rate * CPU_UTILISATION, f"{CPU_UTILISATION:.0%} of {source}")
 
 

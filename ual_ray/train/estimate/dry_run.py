@@ -19,7 +19,7 @@ import torch
 from ual_ray import columns as col
 from ual_ray.config import Config, LoraConfig, TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.formatting import GIB, count_list
+from ual_ray.formatting import GIB, count_list, plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
 from ual_ray.train.batches import StepPlan
@@ -235,7 +235,7 @@ def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
             f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
         )
     if rows.endless:
-        yield f"{NO_END} ({rows.endless} of {rows.seen} rows)."
+        yield f"{NO_END} ({rows.endless} of {plural(rows.seen, 'row')})."
     if rows.truncated > MAX_TRUNCATED * rows.seen:
         yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
 
@@ -246,8 +246,8 @@ def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, longest: 
     sequences = min(train.global_batch_size, len(plan.epochs[0]))
     if idle := max(0, micro.passes * train.num_workers - sequences):
         yield (
-            f"a step has {sequences} sequences, so {idle} of {micro.passes * train.num_workers} micro-batches are empty. "
-            "Raise train.global_batch_size, or use fewer workers."
+            f"a step has {plural(sequences, 'sequence')}, so {idle} of {micro.passes * train.num_workers} micro-batches are "
+            "empty. Raise train.global_batch_size, or use fewer workers."
         )
     # In a pack positions start again with every row.
     if positions is not None and longest > positions:

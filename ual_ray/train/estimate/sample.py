@@ -15,7 +15,7 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.errors import UserError
-from ual_ray.formatting import count_list
+from ual_ray.formatting import count_list, plural
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
 
@@ -61,7 +61,7 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     if not len(store):
         raise UserError(
             "no training row is left",
-            got=f"of {len(places)} rows: {count_list(dropped)}{f' ({error})' if error else ''}",
+            got=f"of {plural(len(places), 'row')}: {count_list(dropped)}{f' ({error})' if error else ''}",
             fix="raise train.max_length, or check the rows",
         )
     lengths, targets, scaled = _scaled(store, sources, places)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ual_ray.formatting import amount, duration, gib
+from ual_ray.formatting import amount, duration, gib, plural
 from ual_ray.train.export_dtype import with_export_dtype
 
 if TYPE_CHECKING:
@@ -31,18 +31,21 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     lora = f" (LoRA of rank {train.lora.rank}{base})" if train.lora.rank else ""
     trained = f"{amount(parameters.trainable)} trained{lora}"
     yield "model", f"{plan.config.model}: {amount(parameters.total)} parameters, {trained}"
-    sharded = f"{train.num_workers // train.replicas} shards" + (f" x {train.replicas} replicas" if train.replicas > 1 else "")
+    sharded = plural(train.num_workers // train.replicas, "shard") + (
+        f" x {train.replicas} replicas" if train.replicas > 1 else ""
+    )
     yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"
     sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
     dropped = f"{rows.dropped.total()} dropped, {rows.truncated} truncated"
     yield (
         "rows",
-        f"{rows.total:,} rows to train on{sample}; {dropped}; {plan.sequences:,} sequences{' (packed)' * train.packing}",
+        f"{plural(rows.total, 'row')} to train on{sample}; {dropped}; "
+        f"{plural(plan.sequences, 'sequence')}{' (packed)' * train.packing}",
     )
     yield (
         "steps",
-        f"{plan.steps:,} steps of {plan.tokens_per_step:,.0f} tokens, {plan.target_tokens_per_step:,.0f} of them trained on; "
-        f"{plan.padding_share:.1%} padding; at most {micro.rows} x {micro.length} tokens in a micro-batch, "
+        f"{plural(plan.steps, 'step')} of {plan.tokens_per_step:,.0f} tokens, {plan.target_tokens_per_step:,.0f} of them "
+        f"trained on; {plan.padding_share:.1%} padding; at most {micro.rows} x {micro.length} tokens in a micro-batch, "
         f"{micro.passes} per worker and step",
     )
     for number, (source, drawn) in enumerate(plan.by_source.items()):
