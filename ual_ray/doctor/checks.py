@@ -15,6 +15,7 @@ CHECKS: dict[str, Check] = {
     "shm": machine.check_shared_memory,
     "disk": machine.check_disk,
     "mlflow": network.check_mlflow,
+    "models": network.check_models,
     "hub": network.check_hub,
     "endpoint": network.check_endpoint_key,
 }

@@ -16,6 +16,8 @@ from ual_ray.config import DEMO, Config
 from ual_ray.config.keys import naming
 from ual_ray.config.redact import redact_uri
 from ual_ray.doctor.findings import Finding
+from ual_ray.errors import UserError
+from ual_ray.models.resolve import check_model
 
 SECONDS = 5.0
 # Returns the status code of a page; raises requests.RequestException or OSError where there is no answer.
@@ -79,6 +81,14 @@ def _folder_of(path: str, shown: str, fix: str) -> Finding:
     return Finding("mlflow", "error", f"{shown} cannot be written", fix)
 
 
+def check_models(config: Config) -> list[Finding]:
+    """Check that every model that is loaded here may be one, without loading it."""
+    refused = [error for key, name in _loaded(config).items() if (error := _refused(key, name))]
+    if not refused:
+        return [Finding("models", "ok", "each is 'demo', a model directory, or a name that the hub may have")]
+    return [Finding("models", "error", "; ".join(str(error).split("\n  ")), "correct the key") for error in refused]
+
+
 def check_hub(config: Config) -> list[Finding]:
     """Check that the hub answers if models come from it, and name where its token is from."""
     models = hub_models(config)
@@ -92,9 +102,22 @@ def check_hub(config: Config) -> list[Finding]:
 
 def hub_models(config: Config) -> list[str]:
     """Return the models of a configuration that are neither directories nor the demo's, nor behind an endpoint."""
-    served = ("elicit.model", "judge.") if config.engine.remote else ()
-    named = {name for key, name in naming(config, "model").items() if not key.startswith(served)}
+    named = {name for key, name in _loaded(config).items() if not _refused(key, name)}
     return sorted(name for name in named if name != DEMO and not Path(name).expanduser().exists())
+
+
+def _loaded(config: Config) -> dict[str, str]:
+    """Return the models that no endpoint serves, by key."""
+    served = ("elicit.model", "judge.") if config.engine.remote else ()
+    return {key: name for key, name in naming(config, "model").items() if not key.startswith(served)}
+
+
+def _refused(key: str, name: str) -> UserError | None:
+    try:
+        check_model(name, key)
+    except UserError as error:
+        return error
+    return None
 
 
 def judge_hub(endpoint: str, offline: bool, models: list[str], missing: list[str], get: Get) -> Iterator[Finding]:

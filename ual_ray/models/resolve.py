@@ -68,6 +68,13 @@ def check_model(name: str, key: str = "model") -> None:
             raise UserError(
                 f"{key}: the directory does not exist", got=name, expected="a hub name, a model directory, or 'demo'"
             )
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(f"{key} is neither a directory nor a name that the hub can have", got=f"{name}: {error}") from error
         return
     if not (path / "config.json").is_file():
         raise UserError(f"{key}: the directory has no config.json", got=path, expected="a Hugging Face model directory")

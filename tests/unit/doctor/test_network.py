@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_models_of_the_hub_are_those_that_are_not_here(tmp_path: Path) -> None:
     assert network.hub_models(load(None, more)) == ["owner/judge", "owner/other", "owner/small"]
     assert network.hub_models(load(None, [*more, *SERVED])) == ["owner/small"]
     assert network.hub_models(load()) == []
+
+
+@pytest.mark.parametrize("name", ["./nothere", "a/b/c", "two words", "-x", "{}"])
+def test_a_model_that_a_run_refuses_is_a_finding_and_not_asked_of_the_hub(name: str, tmp_path: Path) -> None:
+    config = load(None, [f"elicit.model={json.dumps(str(tmp_path) if name == '{}' else name)}"])
+    found = only(network.check_models(config))
+    assert found.status == "error" and found.text.startswith("elicit.model")
+    assert network.hub_models(config) == [] and network.check_hub(config)
+    assert only(network.check_models(load(None, ["model=owner/small"]))).status == "ok"
 
 
 def test_tokens_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,12 @@ def test_a_directory_that_is_not_there(name: str) -> None:
         check_model(name, "elicit.model")
 
 
+@pytest.mark.parametrize("name", ["two words", "-x", "a/b?", "ends."])
+def test_a_name_that_the_hub_cannot_have(name: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)elicit\.model is neither a directory nor a name that the hub can have.*got: "):
+        check_model(name, "elicit.model")
+
+
 @pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct"])
 def test_hub_names_are_left_to_the_hub(name: str) -> None:
     check_model(name)
