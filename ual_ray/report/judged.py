@@ -177,7 +177,8 @@ def _reason(findings: Findings, rate: WinRate, seeds: int) -> str | None:
     """State what forbids a verdict whatever the win rate is."""
     if rate.controlled.low is None or rate.controlled.high is None:
         return "nothing to test"
-    if seeds < (needed := max(MIN_SEEDS, findings.planned_seeds)):
+    trained = [findings.seeds.get(model, 0) for model in (rate.arm, rate.reference)]
+    if seeds < (needed := max(MIN_SEEDS, findings.planned_seeds, *trained)):
         return f"a verdict needs {needed} seeds"
     if not rate.benchmarks:
         return "judged by an older version, which did not record the benchmarks; run `ual run --rerun judge`"

@@ -148,6 +148,8 @@ class _Pair:
     theirs: tuple[Numbers, ...]
     both: NDArray[np.bool_]
     primary: bool
+    # Training seeds of which one of the two models alone has the metric.
+    unpaired: tuple[int, ...] = ()
 
     def columns(self) -> Numbers:
         """[n, seeds x 4] of value, weight, reference's value, reference's weight."""
@@ -171,7 +173,8 @@ def compare_models(
     are unknown by default. tokens: model -> training seed -> rows of `columns.TOKEN_STATISTICS`, which the primary measure is
     computed from; they count as results of HELD_OUT. primary: the measures that decide, BENCHMARK.METRIC, in their order;
     `primary.settle` gives these comparisons their verdicts. planned: how many training seeds were planned before the results;
-    fewer give no verdict, or who looks after every seed would find one by chance. Holm's families of the others are those
+    fewer give no verdict, or who looks after every seed would find one by chance; nor do seeds of which one model alone has
+    results, as those that diverged are the worst ones. Holm's families of the others are those
     between arms and those with the untrained model, guards apart from the rest, which would weaken them. More resamples are
     drawn than asked for where a family is so large that the smallest p-value would not survive it.
     """
@@ -187,7 +190,8 @@ def compare_models(
     families: dict[tuple[bool, bool], list[int]] = {}
     for place, pair in enumerate(pairs):
         reason = cut_reason(*(cut.get((pair.benchmark, model)) for model in (pair.arm, pair.reference)))
-        found[place] = replace(found[place], reason=reason or _missing_reason(pair) or _unfinished_reason(pair, planned))
+        reason = reason or _missing_reason(pair) or _unfinished_reason(pair, planned) or _unpaired_reason(pair)
+        found[place] = replace(found[place], reason=reason)
         if not pair.primary:
             family = roles[pair.reference] == "base", metric_of(pair.metric).guard
             families.setdefault(family, []).append(place)
@@ -232,6 +236,12 @@ def _missing_reason(pair: _Pair) -> str | None:
 def _unfinished_reason(pair: _Pair, planned: int) -> str | None:
     seeds = len(pair.mine)
     return f"{seeds} of the {planned} training seeds that were planned" if MIN_SEEDS <= seeds < planned else None
+
+
+def _unpaired_reason(pair: _Pair) -> str | None:
+    """Forbid a verdict on the training seeds that are left: those that diverged or failed are not missing by chance."""
+    seeds, listed = len(pair.mine), ", ".join(map(str, pair.unpaired))
+    return f"the training seeds {listed} are there for one of the two only" if seeds >= MIN_SEEDS and pair.unpaired else None
 
 
 def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
@@ -288,16 +298,16 @@ def _pairs_of(
 ) -> Iterator[_Pair]:
     if same_under_all_seeds:
         theirs = {seed: theirs.get(seed, next(iter(theirs.values()))) for seed in mine}
-    seeds = sorted(set(mine) & set(theirs))
-    metrics = {metric for seed in seeds for metric in mine[seed]}
+    metrics = {metric for numbers in mine.values() for metric in numbers}
     for metric in sorted(metrics, key=lambda name: (name != PRIMARY[1], name != NLL, name)):
-        measured = [seed for seed in seeds if metric in mine[seed] and metric in theirs[seed]]
+        sides = [{seed for seed, numbers in side.items() if metric in numbers} for side in (mine, theirs)]
+        measured, unpaired = sorted(sides[0] & sides[1]), tuple(sorted(sides[0] ^ sides[1]))
         if not measured or metric_of(metric).direction is None:
             continue
         own, others = (tuple(side[seed][metric] for seed in measured) for side in (mine, theirs))
         both = np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in (*own, *others)])
         if both.any():
-            yield _Pair(*named, metric, own, others, both, f"{named[2]}.{metric}" in primary)
+            yield _Pair(*named, metric, own, others, both, f"{named[2]}.{metric}" in primary, unpaired)
 
 
 def _by_questions(pairs: Sequence[_Pair]) -> list[list[int]]:

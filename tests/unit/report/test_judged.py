@@ -66,6 +66,8 @@ def test_the_reason_of_a_test_that_was_not_made_is_given() -> None:
 def test_fewer_than_three_seeds_and_a_missing_rate_give_no_verdict() -> None:
     (few,) = judged_verdicts(findings(judged("ual", "sft", 80, 90), seeds=2))
     assert (few.verdict, few.reason) == ("inconclusive", "a verdict needs 3 seeds")
+    five = replace(findings(judged("ual", "sft", 80, 90), seeds=4), seeds={"sft": 4, "ual": 5})
+    assert judged_verdicts(five)[0].reason == "a verdict needs 5 seeds", "one of the arm was not judged"
     (missing,) = judged_verdicts(findings(judged("ual", "sft", None, None)))
     assert missing.verdict == "inconclusive" and "no win rate at equal lengths" in missing.sentence()
 
