@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 READ_KEYS = ("resamples", "confidence", "benchmarks")
 # Inputs of a stage in which the arms of one name agree, and what they are called.
-COMPARED = {"smooth": {"spec": "maps"}, "train": {"train": "training settings", "model": "models to train"}}
+COMPARED = {
+    "smooth": {"spec": "maps"},
+    "train": {"train": "training settings", "model": "models to train", "rows": "rows"},
+}
 Found = TypeVar("Found")
 
 

@@ -236,13 +236,18 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "words"),
-    [({"train": {"learning_rate": 1e-4}}, "training settings"), ({"train": {}, "model": "other"}, "models to train")],
+    [
+        ({"train": {"learning_rate": 1e-4}}, "training settings"),
+        ({"model": "other"}, "models to train"),
+        ({"rows": "other"}, "rows"),
+    ],
 )
 def test_arms_of_one_name_and_different_trainings_are_not_one_method(
     tmp_path: Path, inputs: dict[str, Any], words: str
 ) -> None:
+    same = {"train": {}, "model": "one", "rows": "one"}
     roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
-    for root, own in zip(roots, ({"train": {}, "model": "one"} | inputs, {"train": {}, "model": "one"}), strict=True):
+    for root, own in zip(roots, (same | inputs, same), strict=True):
         folder = finished(root / "arms" / "ual" / "train" / "k", {})
         (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": own}))
     with pytest.raises(UserError, match=f"two folders hold an arm 'ual' with different {words}"):
