@@ -38,7 +38,7 @@ def experiment(
     """Train every arm with several seeds over one elicitation, and test whether uncertainty helped.
 
     The keys of the section `experiment` set the seeds, and the sources of rows of every scenario; a verdict needs three
-    seeds. Finished steps are not run again: an arm or a seed that is added later asks the elicitor nothing. The report of a
+    seeds. Finished steps are not run again: for arms and seeds that are added later nothing is scored again. The report of a
     scenario is in output/SCENARIO/report.
 
     known_truth: made-up contexts with exactly known answer distributions, an oracle's uncertainty of which a share is
@@ -78,7 +78,7 @@ def pilot(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare UAL with its shuffled control on a slice of the data, before all of it is paid for.
+    """Compare UAL with its shuffled control on a slice of the data, before you pay for all of it.
 
     Takes the first arm that uses uncertainty, adds the control that shuffles its alphas within sources and lengths, and
     trains both with three seeds, those of experiment.seeds first. Writes to `output`-pilot, where `ual experiment CONFIG

@@ -55,7 +55,7 @@ def inspect(
             "--self-check",
             metavar="N",
             help="Score N of the rows again, a fifth of them with another row's response, to measure how well each score "
-            "tells which; needs no labels. Give the --config of the scores.",
+            "finds these; needs no labels. Give the --config of the scores.",
         ),
     ] = None,
     html: Annotated[
