@@ -60,7 +60,9 @@ def experiment(
 
             run_known_truth(config.known_truth, workspace.root, lambda line: console.print(line, markup=False, highlight=False))
         return
-    config = load(_file(what), overrides)
+    if not Path(what).is_file():
+        raise UserError("there is no such experiment", got=what, expected=f"a configuration file, or '{KNOWN_TRUTH}'")
+    config = load(Path(what), overrides)
     workspace = _checked(config)
     _caution(config)
     if dry_run:
@@ -86,7 +88,7 @@ def pilot(
     """
     from ual_ray.experiment.forecast import pilot_of
 
-    config = pilot_of(load(_file(str(config_file)), overrides), rows)
+    config = pilot_of(load(config_file, overrides), rows)
     _run(config, _checked(config), force=force, verbose=verbose)
 
 
@@ -130,12 +132,6 @@ def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) ->
         for scenario in arms.run(config, console, workspace, frozenset(STAGES) if force else frozenset()):
             file = short(workspace.root / scenario / REPORT_FOLDER / REPORT_FILE)
             console.print(f"report of {scenario}: {file}", highlight=False, markup=False)
-
-
-def _file(name: str) -> Path:
-    if not Path(name).is_file():
-        raise UserError("there is no such experiment", got=name, expected=f"a configuration file, or '{KNOWN_TRUTH}'")
-    return Path(name)
 
 
 def _with_output(overrides: list[str] | None, default: str) -> list[str]:

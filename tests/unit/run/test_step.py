@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from ual_ray.config import Config
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.run import StageName
-from ual_ray.run.step import Session
+from ual_ray.run.stage_cache import FORGOTTEN_FILE
+from ual_ray.run.step import Place, Session, Step, run_step
 
 
 @pytest.mark.parametrize("text", ["reddit[/r/askscience]", "[red]x", "[/]", "a [link=b]c", "\\[x]"])
@@ -45,3 +47,16 @@ def test_a_dead_cluster_of_the_environment_is_named_and_refused_whatever_the_sta
     with pytest.raises(UserError, match=f"(?s)unreachable.*got: {address}: "):
         session.connect()
     assert f"the environment variable RAY_ADDRESS is used: {address}" in out.getvalue()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_forced_step_forgets_its_rows_and_leaves_a_mark(force: bool, tmp_path: Path) -> None:
+    store = tmp_path / "store" / "key"
+    (store / "finished").mkdir(parents=True)
+    (store / "finished" / "rows.parquet").write_text("")
+    (store / "asked.json").write_text("")
+    session = Session(Config(), Console(file=io.StringIO()), None, frozenset[StageName]({"elicit"} if force else ()))
+    step = Step("elicit", "elicit", {}, Place(tmp_path), store=[store, tmp_path / "store" / "none"])
+    run_step(session, step, lambda folder: {}, lambda metrics: "done")
+    names = {file.name for file in (tmp_path / "store").rglob("*")}
+    assert names == ({"key", FORGOTTEN_FILE} if force else {"key", "finished", "rows.parquet", "asked.json"})
