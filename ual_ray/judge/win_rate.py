@@ -50,8 +50,9 @@ class WinRate:
     `low` and `high` bound the percentile bootstrap interval over questions at `level`, None with fewer than two verdicts or
     if no interval was requested. The controlled rate is None if it is not identifiable: with fewer than five verdicts, or
     when all length differences are equal. `n_valid` of `n` pairs have a verdict; mean lengths are in characters, over
-    these. `length_effect` is the slope on the squashed length difference, in logits: above 0, the judge prefers longer
-    answers. `strength` is the inverse of the penalty.
+    these. `longer`: share of these in which the candidate's answer is the longer one, ties count half. `length_effect` is the
+    slope on the squashed length difference, in logits: above 0, the judge prefers longer answers. `strength` is the inverse
+    of the penalty.
     """
 
     win_rate: float
@@ -64,6 +65,7 @@ class WinRate:
     n_valid: int
     mean_length_candidate: float
     mean_length_reference: float
+    longer: float
     length_effect: float | None
     strength: float | None
     level: float
@@ -145,6 +147,7 @@ def length_controlled_win_rate(
         n_valid=len(pairs.wins),
         mean_length_candidate=float(candidate[valid].mean()),
         mean_length_reference=float(reference[valid].mean()),
+        longer=float((1 + np.sign(pairs.difference).mean()) / 2),
         length_effect=None if slopes is None else float(slopes[0]),
         strength=strength,
         level=level,

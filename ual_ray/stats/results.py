@@ -61,7 +61,8 @@ class WinRate:
 
     `length` and `reference_length` are mean characters of the answers. `decides`: the judge is the one whose verdicts count,
     others are shown. `flipped`: share in [0, 1] of all its pairs in which both orders disagree, None if one order was shown.
-    `benchmarks`: all that the arm's answers were judged of.
+    `benchmarks`: all that the arm's answers were judged of. `longer`: share of pairs in [0, 1] in which the arm's answer is the
+    longer one, None if an older version judged.
     """
 
     arm: str
@@ -77,6 +78,7 @@ class WinRate:
     decides: bool = True
     flipped: float | None = None
     benchmarks: tuple[str, ...] = ()
+    longer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _of_one_judge(arm: str, content: Mapping[str, Any], *, decides: bool) -> lis
             decides,
             (content.get("position_bias") or {}).get("flipped"),
             tuple(content.get("benchmarks") or ()),
+            rate.get("longer"),
         )
         for benchmark, rate in (content.get("win_rates") or {}).items()
     ]

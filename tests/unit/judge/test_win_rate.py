@@ -60,6 +60,8 @@ def test_a_missing_verdict_is_neither_a_win_nor_a_loss() -> None:
     got = rate([2, None, 2, float("nan"), 1], [10, 20, 30, 40, 50], [11, 0, 32, 999, 54])
     assert (got.n, got.n_valid, got.win_rate) == (5, 3, pytest.approx(200 / 3))
     assert (got.mean_length_reference, got.mean_length_candidate) == (30, pytest.approx(97 / 3))
+    assert got.longer == 1
+    assert rate([2, 1, 1.5, 2, None], [10, 20, 30, 40, 1], [11, 19, 30, 44, 0]).longer == 2.5 / 4, "a tie counts half"
 
 
 # --- controlled ------------------------------------------------------------------------------------------------------

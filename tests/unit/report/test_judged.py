@@ -25,6 +25,7 @@ ROLES: dict[str, Role] = {"base": "base", "sft": "sft", "shuffled": "control", "
 
 def judged(candidate: str, reference: str, low: float | None, high: float | None) -> dict[str, Any]:
     rate = {"length_controlled_win_rate": None if low is None or high is None else (low + high) / 2, "n": 120, "n_valid": 117}
+    rate |= {"longer": 0.5}
     rates = {"overall": rate | {"length_controlled_low": low, "length_controlled_high": high, "win_rate": 90.0}}
     return {"candidate": candidate, "reference": reference, "win_rates": rates, "benchmarks": ["chat"], "judge": "big"}
 
@@ -96,9 +97,22 @@ def test_a_pair_that_was_judged_with_the_ual_arm_as_the_reference_counts_the_oth
     assert (found.rate.controlled.low, found.rate.controlled.value, found.rate.controlled.high) == (28, 30, 32)
 
 
-def test_a_judging_without_its_benchmarks_gives_no_verdict() -> None:
-    (found,) = judged_verdicts(findings(judged("ual", "sft", 80, 90) | {"benchmarks": []}))
-    assert found.verdict == "inconclusive" and "did not record the benchmarks" in (found.reason or "")
+@pytest.mark.parametrize("lacking", ["benchmarks", "longer"])
+def test_a_judging_by_an_older_version_gives_no_verdict(lacking: str) -> None:
+    content = judged("ual", "sft", 80, 90)
+    (content if lacking == "benchmarks" else content["win_rates"]["overall"]).pop(lacking)
+    (found,) = judged_verdicts(findings(content))
+    assert found.verdict == "inconclusive" and "did not record benchmarks or lengths" in (found.reason or "")
+
+
+@pytest.mark.parametrize(("longer", "reason"), [(0.84, None), (0.16, None), (0.86, "answers of ual"), (0.14, "answers of sft")])
+def test_answers_that_are_almost_always_the_longer_ones_give_no_verdict(longer: float, reason: str | None) -> None:
+    for pair in (("ual", "sft"), ("sft", "ual")):
+        content = judged(*pair, 80, 90)
+        content["win_rates"]["overall"]["longer"] = longer if pair[0] == "ual" else 1 - longer
+        (found,) = judged_verdicts(findings(content))
+        assert (found.verdict == "inconclusive") == bool(reason)
+        assert (reason is None) == (found.reason is None) and (reason or "") in (found.reason or "")
 
 
 def test_a_judging_of_answers_that_were_given_again_does_not_count(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_any_false_verdict_of_win_rates_is_as_rare_as_the_level(seeds: int, spre
             rates = 50 + luck[arm, reference][run] + (noise[arm] - noise[reference])[run]
             contents = [
                 {
-                    **{"length_controlled_win_rate": rate, "n": N, "n_valid": N},
+                    **{"length_controlled_win_rate": rate, "n": N, "n_valid": N, "longer": 0.5},
                     **{"length_controlled_low": rate - 1.96 * error, "length_controlled_high": rate + 1.96 * error},
                 }
                 for rate in rates.tolist()

@@ -141,7 +141,7 @@ def rate(value: float) -> dict[str, Any]:
         for name in ("win_rate", "length_controlled")
         for end, shift in (("low", -6), ("high", 6))
     }
-    rates = {"win_rate": value, "length_controlled_win_rate": value - 2, "n": 120, "n_valid": 117}
+    rates = {"win_rate": value, "length_controlled_win_rate": value - 2, "n": 120, "n_valid": 117, "longer": 0.5}
     return rates | ends | {"mean_length_candidate": 512.0, "mean_length_reference": 498.0}
 
 

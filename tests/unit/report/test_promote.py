@@ -72,7 +72,7 @@ def judged_of(rates: dict[str, tuple[float, float]], first: list[Comparison], **
     contents = {}
     for name, (low, high) in rates.items():
         overall = {"length_controlled_win_rate": (low + high) / 2, "length_controlled_low": low, "length_controlled_high": high}
-        rate = {"overall": overall | {"n": 99, "n_valid": 99}}
+        rate = {"overall": overall | {"n": 99, "n_valid": 99, "longer": 0.5}}
         contents[f"ual-vs-{name}"] = {"candidate": "ual", "reference": name, "win_rates": rate, "benchmarks": ["chat"]}
     folders = {"judged": {pair: ["0", "1", "2"] for pair in contents}}
     comparisons = replace(found.comparisons, primary=("win_rate", ".".join(PRIMARY)))
