@@ -6,7 +6,7 @@ from functools import partial
 
 from ual_ray.columns import Message, Messages
 from ual_ray.data.formats import BadRow, Format, Record, pair, text_of
-from ual_ray.data.turns import checked, turns_of
+from ual_ray.data.turns import checked, turn_of, turns_of
 
 
 def messages_from_alpaca(record: Record) -> Messages:
@@ -28,17 +28,18 @@ def messages_from_chat(record: Record) -> Messages:
 
 
 def messages_from_prompt_completion(record: Record) -> Messages:
-    """Join prompt and completion, both text or both lists of {role, content} as TRL has them. Raises BadRow."""
-    prompt, completion = record.get("prompt"), record.get("completion")
-    if not isinstance(prompt, list) and not isinstance(completion, list):
+    """Join prompt and completion, each text or a list of {role, content} as TRL has them. Raises BadRow."""
+    if not any(isinstance(record.get(column), list) for column in ("prompt", "completion")):
         return pair(record, "prompt", "completion")
-    if not isinstance(prompt, list):
-        raise BadRow("prompt is not a list of {role, content}, which completion is")
-    if completion is None or completion in ("", []):
+    if record.get("completion") in (None, "", []):
         raise BadRow("no response: completion is empty")
-    if not isinstance(completion, list):
-        raise BadRow("completion is not a list of {role, content}, which prompt is")
-    return checked(turns_of(record, "prompt") + turns_of(record, "completion"))
+    return checked([*_side(record, "prompt", "user"), *_side(record, "completion", "assistant")])
+
+
+def _side(record: Record, column: str, role: str) -> list[Message]:
+    """Return the turns of a column, which is one turn where it is text."""
+    value = record.get(column)
+    return [turn_of({"role": role, "content": value})] if isinstance(value, str) else turns_of(record, column)
 
 
 MESSAGES = Format(messages_from_chat, ("messages",))

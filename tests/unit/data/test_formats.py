@@ -255,6 +255,8 @@ def test_prompt_and_completion_may_be_conversations() -> None:
     row = {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}
     assert recognise([row], "x", {}) == "prompt_completion"
     assert messages_from_prompt_completion(row) == [SYSTEM, *PLAIN]
+    assert messages_from_prompt_completion({"prompt": [SYSTEM, USER], "completion": "a"}) == [SYSTEM, *PLAIN]
+    assert messages_from_prompt_completion({"prompt": "q", "completion": [ASSISTANT]}) == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -264,8 +266,9 @@ def test_prompt_and_completion_may_be_conversations() -> None:
         ({"prompt": "", "completion": "a"}, "no instruction: prompt is empty"),
         ({"prompt": [USER]}, "no response: completion is empty"),
         ({"prompt": [USER], "completion": []}, "no response: completion is empty"),
-        ({"prompt": [USER], "completion": "a"}, "completion is not a list"),
-        ({"prompt": "q", "completion": [ASSISTANT]}, "prompt is not a list"),
+        ({"prompt": [USER], "completion": " "}, "no response: the assistant message is empty"),
+        ({"prompt": " ", "completion": [ASSISTANT]}, "empty message"),
+        ({"prompt": {"text": "q"}, "completion": [ASSISTANT]}, "prompt is not a list"),
         ({"prompt": [USER], "completion": [USER]}, "no response: the last message"),
         ({"prompt": {"text": "q"}, "completion": "a"}, "prompt is not text"),
         ({"prompt": [{"role": "critic", "content": "x"}], "completion": [ASSISTANT]}, "role is not one of"),
