@@ -15,6 +15,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages, digest
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of, convert, rename, unread
+from ual_ray.data.records import name_of
 from ual_ray.data.turns import add_common
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
 
@@ -167,5 +168,4 @@ def completed(results: Sequence[Result]) -> tuple[str, float | None]:
 
 def source_of(record: Record, where: str) -> str:
     """Return a record's own source, or else where it is from."""
-    source = record.get(col.SOURCE)
-    return source if isinstance(source, str) and source else where
+    return name_of(record.get(col.SOURCE)) or where

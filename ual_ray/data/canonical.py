@@ -5,7 +5,6 @@ Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from ual_ray.config import DataConfig
 from ual_ray.config.files import write_lines
 from ual_ray.data.formats import BadRow, Record, convert
 from ual_ray.data.reading import Piece, read_piece
+from ual_ray.data.records import name_of
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import write_table
@@ -121,16 +121,12 @@ def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -
 
 def given_id(record: Record) -> str | None:
     """Return the row's id in the user's data; None if it is missing or empty."""
-    value = record.get(col.ID)
-    if isinstance(value, float):  # tables turn whole numbers into these, and null into NaN, where a row has null
-        value = int(value) if value.is_integer() else None if math.isnan(value) else value
-    return None if value is None or value == "" else str(value)
+    return name_of(record.get(col.ID))
 
 
 def source_of(record: Record, piece: Piece) -> str:
     """Return a row's own source, or else the name of its file."""
-    source = record.get(col.SOURCE)
-    return source if isinstance(source, str) and source else _stem(piece.path)
+    return name_of(record.get(col.SOURCE)) or _stem(piece.path)
 
 
 @lru_cache

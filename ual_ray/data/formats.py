@@ -15,33 +15,62 @@ from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, is_blank, text_of
-from ual_ray.data.turns import add_common, unused_keys, with_reference, without_thoughts
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_plain, check_unicode, is_blank, text_of
+from ual_ray.data.turns import add_common, unused_keys, with_one_thought, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
 __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
 
 # Columns that rows of any format may have: a system message and tools are used where they are, a context where it is mapped.
 COMMON = ("system", "tools", "functions", CONTEXT)
+# A system message and tools under other names.
+SYSTEMS = ("system_prompt", "system_message", "system_msg", "system_instruction", "sys_prompt", "sys", "System", "preamble")
+TOOLS = ("available_tools", "tool_definitions", "function_definitions", "tools_json", "tool_schemas")
 OF_THE_REPLY = ("reasoning_content", "reasoning", "thinking", "thought")
 # Columns that a question or an answer makes no sense without.
 PART_OF_A_TEXT = (
-    *(CONTEXT, "passage", "document", "documents", "article", "paragraph", "choices", "options", "history", "input"),
+    *(
+        CONTEXT,
+        "contexts",
+        "retrieved_contexts",
+        "passage",
+        "passages",
+        "document",
+        "documents",
+        "article",
+        "story",
+        "background",
+    ),
+    *("paragraph", "paragraphs", "table", "schema", "choices", "options", "history", "input"),
     *("image", "images", "audio", "audios", "video", "videos"),
     # The options of a question, one column each.
     *("A", "opa", "option_a", "option_A", "optionA", "option1", "choice1", "endings", "sol1"),
-    # A system message, tools and reasoning under other names.
-    *("system_prompt", "system_message", "system_instruction", "sys_prompt", "sys", "System"),
-    *("available_tools", "tool_definitions", "function_definitions", *OF_THE_REPLY),
+    *(*SYSTEMS, *TOOLS, "chat_template_kwargs", *OF_THE_REPLY),
 )
+# The way to an answer, in formats without turns whose answer may be its result alone.
+OF_THE_ANSWER = ("solution", "rationale", "explanation", "cot", "chain_of_thought")
 # What a column may be mapped to; any other is a context.
-MAPPED_TO = {
-    **dict.fromkeys(("system_prompt", "system_message", "system_instruction", "sys_prompt", "sys", "System"), "system"),
-    **dict.fromkeys(("available_tools", "tool_definitions", "function_definitions"), "tools"),
-}
+MAPPED_TO = {**dict.fromkeys(SYSTEMS, "system"), **dict.fromkeys(TOOLS, "tools")}
 # Columns that tell good responses from bad ones, as data for KTO and reward models have them, and what a bad one has there.
-VERDICTS = ("label", "kto_tag", "is_correct", "correct", "desirable", "is_desirable")
-BAD = {"false", "0", "-1", "no", "bad", "undesirable", "rejected", "incorrect", "wrong"}
+# A row of a test split is not for training either.
+VERDICTS = ("label", "kto_tag", "is_correct", "correct", "desirable", "is_desirable", "split")
+BAD = {
+    "test",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "eval",
+    "false",
+    "0",
+    "-1",
+    "no",
+    "bad",
+    "undesirable",
+    "rejected",
+    "incorrect",
+    "wrong",
+}
 WEIGHTS = ("weight", "loss_weight", "sample_weight")
 
 
@@ -66,6 +95,12 @@ class Format:
     def reads(self) -> set[str]:
         """Names of the columns that the converter reads."""
         return {*self.columns, *self.one_of, *self.optional}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the columns that rows of this format make no sense without, where they have them."""
+        has_turns = self.columns in (("messages",), ("conversations",))
+        return PART_OF_A_TEXT if has_turns else (*PART_OF_A_TEXT, *OF_THE_ANSWER)
 
     def describe(self) -> str:
         """List the columns for an error message."""
@@ -135,14 +170,14 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
         )
     # The first rows may have no value where later ones do.
     for record in records:
-        if column := unread(record, {*reads, *columns}):
+        if column := unread(record, {*reads, *columns}, FORMATS[name].parts):
             raise UserError(
                 f"{where} is of the format {name}, which does not read the column {column}",
                 got=f"columns {columns_of(records)}",
-                fix=f"{_use_of(column, record[column])}data.format={name} leaves it out",
+                fix=f"{_use_of(column, record[column], FORMATS[name].columns[-1])}data.format={name} leaves it out",
             )
         if column := _marked_bad(record, columns):
-            what = "rows of weights other than 1" if column in WEIGHTS else "rows that may be bad responses"
+            what = "rows of weights other than 1" if column in WEIGHTS else "rows that may not be for training"
             raise UserError(
                 f"{where} has {what}: the column {column} is {record[column]!r:.80} in some",
                 got=f"columns {columns_of(records)}",
@@ -154,9 +189,9 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value).lower().removesuffix(".0")
 
 
-def unread(record: Record, known: Collection[str]) -> str | None:
-    """Name a column of a record that its text makes no sense without, where nothing reads it."""
-    return next((name for name, value in record.items() if value and name in PART_OF_A_TEXT and name not in known), None)
+def unread(record: Record, known: Collection[str], parts: Collection[str] = PART_OF_A_TEXT) -> str | None:
+    """Name a column of a record that its text makes no sense without, one of `parts`, where nothing reads it."""
+    return next((name for name, value in record.items() if value and name in parts and name not in known), None)
 
 
 def _marked_bad(record: Record, known: Collection[str]) -> str | None:
@@ -165,8 +200,10 @@ def _marked_bad(record: Record, known: Collection[str]) -> str | None:
     return next((name for name, value in marks if (value not in ("1", "") if name in WEIGHTS else value in BAD)), None)
 
 
-def _use_of(column: str, value: Any) -> str:
-    """Write how a column that is not read can be."""
+def _use_of(column: str, value: Any, response: str) -> str:
+    """Write how a column that is not read can be. response: the column that the format reads the response from."""
+    if column in OF_THE_ANSWER:
+        return f"data.columns={{{response}: {column}}} trains on it, "
     if column in MAPPED_TO:
         return f"data.columns={{{MAPPED_TO[column]}: {column}}} uses it, "
     if not isinstance(value, str) or column in OF_THE_REPLY:
@@ -262,10 +299,10 @@ def convert(
         renamed = rename(record, columns)
         try:
             _check_names(renamed)
-            if strict and (column := unread(renamed, known) or _marked_bad(renamed, known)):
+            if strict and (column := unread(renamed, known, form.parts) or _marked_bad(renamed, known)):
                 raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
             messages = add_common(renamed, form.convert(renamed), common_of(columns) - form.reads)
-            messages = without_thoughts(messages) if thinking == "drop" else messages
+            messages = without_thoughts(messages) if thinking == "drop" else with_one_thought(messages)
             yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
         except BadRow as reason:
             yield renamed, reason
@@ -288,6 +325,8 @@ def _form(format_name: str) -> Format:
 def pair(record: Record, question_column: str, response_column: str) -> Messages:
     """Turn two columns of text into one user and one assistant message. Raises BadRow."""
     question, response = text_of(record, question_column), text_of(record, response_column)
+    check_plain(question_column, question)
+    check_plain(response_column, response)
     if is_blank(question):
         raise BadRow(f"no instruction: {question_column} is empty")
     if is_blank(response):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,11 @@ Record = Mapping[str, Any]
 CONTEXT = "context"
 # White space, and characters that are not seen.
 _BLANK = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]*")
+
+
+# Turns or parts of a message that a table has as text, and the key that goes with their first.
+_CHAT = re.compile(r"""\s*\[\s*\{\s*['"](?:(role|from|content|value)['"]\s*:|type['"]\s*:\s*['"]text['"])""")
+_GOES_WITH = {"role": "content", "content": "role", "from": "value", "value": "from", None: "text"}
 
 
 class BadRow(ValueError):
@@ -32,6 +38,21 @@ def text_of(record: Record, column: str) -> str:
         raise BadRow(f"{column} is not text: {value!r:.80}")
     check_unicode(column, value)
     return value
+
+
+def check_plain(column: str, text: str) -> None:
+    """Raise BadRow for a text that is a list of turns or parts, in JSON or as Python prints it."""
+    if (found := _CHAT.match(text)) and text.rstrip().endswith("]"):
+        key = _GOES_WITH[found[1]]
+        if f'"{key}"' in text or f"'{key}'" in text:
+            raise BadRow(f"{column} is a list of turns or parts as text: {text!r:.80}")
+
+
+def name_of(value: Any) -> str | None:
+    """Return an id or a source as text; None where it is missing or empty."""
+    if isinstance(value, float):  # tables turn whole numbers into these, and null into NaN, where a row has null
+        value = int(value) if value.is_integer() else None if math.isnan(value) else value
+    return None if value is None or value == "" else str(value)
 
 
 def is_blank(text: str) -> bool:

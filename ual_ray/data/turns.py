@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_unicode, is_blank, text_of
+from ual_ray.data.records import CONTEXT, BadRow, Record, check_plain, check_unicode, is_blank, text_of
 
 ROLES = {
     "system": "system",
@@ -29,10 +29,15 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 # Roles of turns whose content is a tool call, as JSON.
 CALLING = ("function_call", "tool_call")
 # Whether a reply is trained on: OpenAI's key first, then those of other trainers, with 0 and 1 or false and true.
-WEIGHT_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable", "train_on_turn")
-# Reasoning under names that no chat template reads, what is trained of a turn, and media: without them it means another thing.
+WEIGHT_KEYS = (
+    *("weight", "loss_weight", "loss", "loss_mask", "step_loss_mask"),
+    *("train", "training", "trainable", "train_on", "train_on_turn"),
+)
+# Reasoning under names that no chat template reads, what is trained of a turn, whom it is for, what it may use, and media:
+# without them it means another thing.
 UNREADABLE_KEYS = (
-    *("channel", "mask", "masked", "train_detail", "training_detail"),
+    *("channel", "recipient", "mask", "masked", "train_detail", "training_detail"),
+    *("tools", "functions", "documents", "tool_plan", "tool_results"),
     *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text"),
     *("image", "images", "audio", "audios", "video", "videos"),
 )
@@ -47,7 +52,7 @@ THOUGHT_OPEN = re.compile(
     r"<(?:think|thinking|thoughts?|reasoning|reflection)>|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE
 )
 TEXT_PARTS = ("text", "input_text", "output_text")
-HARMLESS: tuple[Any, ...] = (None, False, 0, "", [], {}, "final")
+HARMLESS: tuple[Any, ...] = (None, False, 0, "", [], {}, "final", "all")
 # The keys that hold the arguments of a call: OpenAI's, Llama's, LangChain's, Anthropic's.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 KEYS = {*ROLE_KEYS, *CONTENT_KEYS, "tool_calls", "function_call", "tool_call_id", "name", *WEIGHT_KEYS, *THOUGHT_KEYS}
@@ -82,6 +87,8 @@ def turn_of(turn: Any) -> Message:
     if role is None:
         raise BadRow(f"a message's role is not one of {', '.join(ROLES)}: {turn!r:.80}")
     content, calls = _content(turn), _calls(turn)
+    if role != "tool":  # whose results are lists of parts as text in practice
+        check_plain("content", content)
     if lost := next((key for key in UNREADABLE_KEYS if turn.get(key) not in HARMLESS), None):
         raise BadRow(f"a message has {lost}, which cannot be used: {turn[lost]!r:.80}")
     if given in CALLING:
@@ -91,7 +98,7 @@ def turn_of(turn: Any) -> Message:
         raise BadRow("no response: the assistant message is empty" if role == "assistant" else "empty message")
     extra = {
         "tool_calls": calls,
-        "reasoning_content": next(filter(None, (text_of(turn, key) for key in THOUGHT_KEYS)), ""),
+        "reasoning_content": _thought(turn),
         "name": text_of(turn, "name"),
         "tool_call_id": text_of(turn, "tool_call_id"),
         REPLY_WEIGHT: _weight(turn) if role == "assistant" else None,
@@ -130,6 +137,14 @@ def add_common(record: Record, messages: Messages, names: Collection[str]) -> Me
     return added
 
 
+def with_one_thought(messages: Messages) -> Messages:
+    """Return the messages. Raises BadRow for a reply whose thought is in its content too: a chat template writes both."""
+    for message in messages:
+        if "reasoning_content" in extra_of(message) and THOUGHT_OPEN.match(message["content"].lstrip()):
+            raise BadRow("a message has its reasoning apart from its content and in it (data.thinking=drop leaves out both)")
+    return messages
+
+
 def without_thoughts(messages: Messages) -> Messages:
     """Leave out the reasoning of replies. Raises BadRow for a reply that is nothing else."""
     kept = []
@@ -154,6 +169,14 @@ def _one_of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
     if any(value != values[0] for value in values):
         raise BadRow(f"a message has {' and '.join(keys)}, which differ: {turn!r:.80}")
     return values[0] if values else None
+
+
+def _thought(turn: Mapping[str, Any]) -> str:
+    """Return the thought that a turn has apart from its content. Raises BadRow for two that differ."""
+    thoughts = {text_of(turn, key) for key in THOUGHT_KEYS} - {""}
+    if len(thoughts) > 1:
+        raise BadRow(f"a message has {' and '.join(key for key in THOUGHT_KEYS if turn.get(key))}, which differ: {turn!r:.80}")
+    return "".join(thoughts)
 
 
 def _content(turn: Mapping[str, Any]) -> str:

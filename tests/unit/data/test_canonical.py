@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_rows_carry_id_source_split_and_messages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("maths", "maths"), ("", "my_rows"), (None, "my_rows"), (3, "my_rows"), ("être", "être")],
+    [("maths", "maths"), ("", "my_rows"), (None, "my_rows"), (3, "3"), (3.0, "3"), (math.nan, "my_rows"), ("être", "être")],
 )
 def test_a_source_column_beats_the_name_of_the_file(source: object, expected: str, tmp_path: Path) -> None:
     rows, _ = read(pieces_of(tmp_path, alpaca(1, source=source)), tmp_path)

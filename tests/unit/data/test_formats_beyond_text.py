@@ -79,6 +79,15 @@ def test_rows_of_different_weights_are_asked_for(weight: Any) -> None:
     ("column", "value"),
     [
         *[("context", "c"), ("choices", ["a"]), ("label", False), ("kto_tag", "FALSE"), ("weight", 0.0)],
+        *[
+            ("split", "test"),
+            ("split", "Validation"),
+            ("chat_template_kwargs", {"x": 1}),
+            ("tools_json", "[]"),
+            ("preamble", "x"),
+            *[("contexts", ["x"]), ("paragraphs", ["x"]), ("schema", "x"), ("story", "x")],
+        ],
+        *[(column, "x") for column in ("solution", "rationale", "explanation", "cot")],
         *[("label", 0), ("is_correct", "0"), ("desirable", -1), ("weight", 0.5), ("sample_weight", "2")],
     ],
 )
@@ -157,7 +166,7 @@ def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str
     # A class 0 is told from a verdict by nobody but the user.
     for rows in ([*good, ROWS["alpaca"] | {column: bad}], [ROWS["alpaca"] | {column: topic} for topic in (1, bad, 2)]):
         with pytest.raises(
-            UserError, match=f"has rows that may be bad responses: the column {column} is (?s:.*)data.format=alpaca"
+            UserError, match=f"has rows that may not be for training: the column {column} is (?s:.*)data.format=alpaca"
         ):
             recognise(rows, "x", {})
 
@@ -184,3 +193,11 @@ def test_preference_data_is_named_and_its_mapping_works(row: Row, mapping: dict[
 def test_a_zero_is_no_empty_input() -> None:
     with pytest.raises(BadRow, match="input is not text: 0"):
         messages_from_alpaca({"instruction": "q", "input": 0, "output": "a"})
+
+
+def test_the_way_to_an_answer_is_asked_for_where_there_are_no_turns() -> None:
+    fix = "data.columns={answer: solution} trains on it, data.format=gsm8k leaves it out"
+    with pytest.raises(UserError, match=f"does not read the column solution(?s:.*){fix}"):
+        recognise([ROWS["gsm8k"] | {"solution": "s"}], "x", {})
+    assert recognise([ROWS["messages"] | {"problem": "p", "solution": "s"}], "x", {}) == "messages"
+    assert recognise([ROWS["alpaca"] | {"split": "train"}], "x", {}) == "alpaca"

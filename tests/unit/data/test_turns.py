@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ual_ray.columns import Message, extra_of
-from ual_ray.data.formats import BadRow
+from ual_ray.data.formats import BadRow, convert
 from ual_ray.data.known_formats import messages_from_chat, messages_from_sharegpt
 from ual_ray.data.turns import without_thoughts
 
@@ -40,7 +40,7 @@ def test_arguments_that_are_no_object_make_a_bad_row(arguments: Any) -> None:
         calls_of([{"name": "f", "arguments": arguments}])
 
 
-@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss", "train", "training", "trainable"])
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss", "train", "training", "trainable", "train_on", "loss_mask"])
 @pytest.mark.parametrize(("value", "extra"), [(False, {"weight": 0}), (0, {"weight": 0}), (True, {}), (1, {}), (None, {})])
 def test_a_reply_that_is_not_to_be_trained_on_has_the_weight_0(key: str, value: Any, extra: dict[str, int]) -> None:
     turns = messages_from_chat({"messages": [USER, ASSISTANT | {key: value}, USER, ASSISTANT]})
@@ -54,7 +54,13 @@ def test_weights_that_differ_make_a_bad_row() -> None:
         messages_from_chat({"messages": [USER, ASSISTANT | {"loss": 0.3}]})
 
 
-@pytest.mark.parametrize("key", ["thought", "thoughts", "thinking_content", "reasoning_details", "images", "audio", "video"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("thought", "thoughts", "thinking_content", "reasoning_details", "images", "audio", "video"),
+        *("tools", "functions", "documents", "recipient", "tool_plan"),
+    ],
+)
 def test_what_cannot_be_used_is_named(key: str) -> None:
     with pytest.raises(BadRow, match=f"a message has {key}, which cannot be used: 'x'"):
         messages_from_chat({"messages": [USER, ASSISTANT | {key: "x"}]})
@@ -137,3 +143,48 @@ def test_a_thought_is_dropped_whatever_its_marks(opening: str, closing: str) -> 
 def test_a_thought_is_dropped_wherever_it_is_and_no_more(content: str, left: str) -> None:
     (_, reply) = without_thoughts([Message(role="user", content="q"), Message(role="assistant", content=content)])
     assert reply["content"] == left
+
+
+def test_a_thought_that_is_there_twice_makes_a_bad_row() -> None:
+    with pytest.raises(BadRow, match="a message has reasoning_content and thinking, which differ"):
+        messages_from_chat({"messages": [USER, ASSISTANT | {"reasoning_content": "x", "thinking": "y"}]})
+    (_, same) = messages_from_chat({"messages": [USER, ASSISTANT | {"reasoning_content": "x", "thinking": "x"}]})
+    assert extra_of(same) == {"reasoning_content": "x"}
+    row = {"messages": [USER, {"role": "assistant", "content": "\n<think>x</think>a", "reasoning_content": "x"}]}
+    ((_, kept),) = convert([row], "messages", {})
+    assert isinstance(kept, BadRow) and str(kept).startswith("a message has its reasoning apart from its content and in it")
+    ((_, dropped),) = convert([row], "messages", {}, thinking="drop")
+    assert dropped == [USER, ASSISTANT]
+
+
+CHATS = [
+    [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    [{"content": "q", "role": "user"}],
+    [{"from": "human", "value": "q"}],
+    [{"type": "text", "text": "q"}],
+]
+LISTS = [[{"role": "admin", "name": "Ann"}], [{"type": "PERSON", "text": "Ann"}], ["a"], [{"content": "q"}], []]
+
+
+@pytest.mark.parametrize("written", [json.dumps, str, lambda chat: json.dumps(chat, indent=1)])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("at", ["prompt", "completion", "content"])
+def test_a_chat_that_a_table_has_as_text_is_not_trained_on_as_text(written: Any, chat: Any, at: str) -> None:
+    def row(text: str) -> dict[str, Any]:
+        if at == "content":
+            return {"messages": [{"role": "user", "content": text}, ASSISTANT]}
+        return {"prompt": "q", "completion": "a"} | {at: text}
+
+    def read(text: str) -> Any:
+        ((_, messages),) = convert([row(text)], "messages" if at == "content" else "prompt_completion", {})
+        return messages
+
+    found = read(written(chat))
+    assert isinstance(found, BadRow) and str(found).startswith(f"{at} is a list of turns or parts as text")
+    assert not any(isinstance(read(text), BadRow) for text in (*map(written, LISTS), f"{written(chat)} is a chat"))
+
+
+def test_results_of_tools_may_be_parts_as_text() -> None:
+    parts = json.dumps([{"type": "text", "text": "3"}])
+    turns = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": parts}, ASSISTANT]
+    assert messages_from_chat({"messages": turns})[2]["content"] == parts
