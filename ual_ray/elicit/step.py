@@ -237,6 +237,8 @@ def _line(config: Config, metrics: Mapping[str, Any]) -> str:
     repeated = f"; {metrics['duplicates']} duplicates left out" if metrics.get("duplicates") else ""
     money = config.engine.cost(metrics[col.PROMPT_TOKENS], metrics[col.GENERATED_TOKENS])
     cost = f"; cost {money:.2f}" if money else ""
+    if config.engine.cost(1, 1) and metrics["calls"] and not metrics[col.PROMPT_TOKENS]:
+        cost = "; cost unknown, as the server counts no tokens"
     auto = config.elicit.uncertainty == AUTO
     selected = f"; uncertainty = {metrics['uncertainty']}, {metrics['self_check']['reason']}" if auto else ""
     return (

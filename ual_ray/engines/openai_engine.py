@@ -263,8 +263,8 @@ class _Tally:
 
     def add(self, body: Body) -> None:
         self.calls += 1
-        self.prompt_tokens += used_tokens(body, "prompt_tokens")
-        self.generated_tokens += used_tokens(body, "completion_tokens")
+        self.prompt_tokens += used_tokens(body, "prompt_tokens", "input_tokens")
+        self.generated_tokens += used_tokens(body, "completion_tokens", "output_tokens")
 
 
 def _seed(seed: int, turn: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,11 +58,12 @@ def parse_body(content: bytes) -> Body:
     return body
 
 
-def used_tokens(body: Body, name: str) -> int:
-    """Read a count of `usage`, such as prompt_tokens; 0 if it is missing or not a positive integer."""
+def used_tokens(body: Body, *names: str) -> int:
+    """Read a count of `usage` under the first of these names that has one, also as text; 0 where there is none."""
     usage = body.get("usage")
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    values = [usage.get(name) for name in names] if isinstance(usage, dict) else []
+    counts = (re.fullmatch(r"\s*(\d{1,15})(?:\.0*)?\s*", str(value)) for value in values)
+    return next((int(count[1]) for count in counts if count), 0)
 
 
 def read_replies(body: Body) -> list[Reply]:

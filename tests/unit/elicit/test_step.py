@@ -41,6 +41,13 @@ def test_what_was_left_out_is_in_the_line() -> None:
     assert "duplicates" not in _line(Config(), {key: value for key, value in METRICS.items() if key != "duplicates"})
 
 
+def test_the_cost_is_in_the_line_or_that_it_is_unknown() -> None:
+    priced = load(None, ["engine.price_per_million_prompt_tokens=2"])
+    assert "; 1,234 calls; cost 2.00" in _line(priced, METRICS | {"prompt_tokens": 1_000_000})
+    assert "; 1,234 calls; cost unknown, as the server counts no tokens" in _line(priced, METRICS | {"prompt_tokens": 0})
+    assert "cost" not in _line(priced, METRICS | {"prompt_tokens": 0, "calls": 0})
+
+
 def test_what_auto_took_is_in_the_line() -> None:
     config = load(None, ["elicit.uncertainty=auto", "elicit.self_check=20"])
     taken: dict[str, Any] = METRICS | {

@@ -8,6 +8,7 @@ import math
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 from openai_server import (
@@ -96,6 +97,27 @@ def test_replies_beyond_n_and_empty_ones_are_left_out(build: Build, server: Serv
     server.plans["two"] = [reply(completion(["a", None], usage=None)), reply(completion(["b", "c"]))]
     (result,) = build().run([Completion(ask("two"), 9, 1.0, n=2)])
     assert result == CompletionResult(("a", "b"), 7, 4, calls=2, finish_reasons=("stop",) * 2)
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": "12", "completion_tokens": "3"}, (12, 3)),
+        ({"prompt_tokens": 12.0, "completion_tokens": " 3.0 "}, (12, 3)),
+        ({"input_tokens": 12, "output_tokens": 3}, (12, 3)),
+        ({"prompt_tokens": None, "input_tokens": "12", "completion_tokens": True, "output_tokens": 3}, (12, 3)),
+        ({"prompt_tokens": -1, "completion_tokens": "3.5"}, (0, 0)),
+        ({"prompt_tokens": float("nan"), "completion_tokens": [3]}, (0, 0)),
+        ({"prompt_tokens": "many", "completion_tokens": float("inf")}, (0, 0)),
+        ("12", (0, 0)),
+    ],
+)
+def test_tokens_are_counted_however_a_server_writes_them(
+    usage: Any, counted: tuple[int, int], build: Build, server: Server
+) -> None:
+    server.plans["one"] = [reply(completion(["a"], usage=usage))]
+    (result,) = build().run([Completion(ask("one"), 9)])
+    assert (result.prompt_tokens, result.generated_tokens) == counted
 
 
 def test_confidence_is_read_off_the_tokens_where_a_server_gives_them(build: Build, server: Server) -> None:
