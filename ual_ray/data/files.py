@@ -41,6 +41,7 @@ SPLIT_WORD = re.compile(
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[\w-]+")
 
+SAVE_AS_UTF_8 = "save it in UTF-8, such as with `iconv -f UTF-16 -t UTF-8` or `iconv -f CP1252 -t UTF-8`"
 UNREADABLE = (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error, pa.ArrowException)
 
 
@@ -210,7 +211,7 @@ def naming(where: str) -> Iterator[None]:
 
 def _fix_of(error: Exception, where: str) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "save it in UTF-8, such as with `iconv -f UTF-16 -t UTF-8` or `iconv -f CP1252 -t UTF-8`"
+        return SAVE_AS_UTF_8
     if isinstance(error, zlib.error | EOFError | BadGzipFile | csv.Error | ValueError):
         return "check that the file is complete, and of the kind that its name states"
     if ADDRESS.match(where):

@@ -15,7 +15,8 @@ from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_plain, check_unicode, is_blank, text_of
+from ual_ray.data.files import SAVE_AS_UTF_8
+from ual_ray.data.records import CONTEXT, NOT_UTF_8, BadRow, Record, check_plain, check_unicode, is_blank, text_of
 from ual_ray.data.turns import add_common, unused_keys, with_one_thought, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
@@ -115,11 +116,10 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
     check_columns(records, where, columns)
     renamed = [rename(record, columns) for record in records if not isinstance(record, BadRow)]
     if not renamed:
-        raise UserError(
-            f"no row of {where} can be read",
-            got=f"no row that can be read{_first_fault(records)}",
-            fix="correct the file, or name it after its kind: .jsonl has one JSON object per line",
-        )
+        fault = next((str(record) for record in records if isinstance(record, BadRow)), "")
+        fix = "correct the file, or name it after its kind: .jsonl has one JSON object per line"
+        fix = SAVE_AS_UTF_8 if fault.startswith(NOT_UTF_8) else fix
+        raise UserError(f"no row of {where} can be read", got=f"no row that can be read: {fault}", fix=fix)
     fitting = next(
         (names for record in renamed if (names := [name for name, form in FORMATS.items() if form.fits(record)])), []
     )
@@ -132,10 +132,6 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
         )
     _check_ambiguous(renamed, fitting, where, columns)
     return fitting[0]
-
-
-def _first_fault(records: Iterable[Record | BadRow]) -> str:
-    return next((f": {record}" for record in records if isinstance(record, BadRow)), "")
 
 
 def _mapping_for(records: Sequence[Record]) -> str:

@@ -11,6 +11,8 @@ Record = Mapping[str, Any]
 
 # Put before the question, where `data.columns` maps it.
 CONTEXT = "context"
+# How the reason of a line in another encoding starts.
+NOT_UTF_8 = "not UTF-8"
 # White space, and characters that are not seen.
 _BLANK = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]*")
 

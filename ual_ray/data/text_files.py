@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
+from ual_ray.data.records import NOT_UTF_8
 from ual_ray.data.shard import Piece
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
@@ -99,7 +100,7 @@ def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
         try:
             text = line.removeprefix(BOM).decode()  # which also files have that were put one behind the other
         except UnicodeDecodeError as error:
-            yield BadRow(f"not UTF-8: line {number}{place}: {error}", line.decode(errors="backslashreplace").rstrip("\r\n"))
+            yield BadRow(f"{NOT_UTF_8}: line {number}{place}: {error}", line.decode(errors="backslashreplace").rstrip("\r\n"))
             continue
         try:
             value = decode(text.rstrip().removesuffix(","))  # as lines of an array end

@@ -20,6 +20,7 @@ from ual_ray.data import reading as pieces
 from ual_ray.data import tables
 from ual_ray.data.files import from_address
 from ual_ray.data.fingerprint import fingerprint
+from ual_ray.data.peek import peek
 from ual_ray.data.reading import Piece, find_pieces, read_piece
 from ual_ray.data.text_files import BOM
 from ual_ray.errors import UserError
@@ -171,6 +172,17 @@ def test_files_that_cannot_be_read_are_named(name: str, content: bytes, says: st
     with pytest.raises(UserError, match=says) as error:
         read(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.tsv"])
+def test_another_encoding_is_named_with_the_command_that_changes_it(name: str, encoding: str, tmp_path: Path) -> None:
+    row = {"instruction": "é", "output": "a"}
+    cells = [("\t" if name.endswith("tsv") else ",").join(row), ("\t" if name.endswith("tsv") else ",").join(row.values())]
+    texts = {"rows.jsonl": json.dumps(row, ensure_ascii=False), "rows.json": json.dumps([row], ensure_ascii=False)}
+    (tmp_path / name).write_text(texts.get(name, "\n".join(cells)), encoding=encoding)
+    with pytest.raises(UserError, match=f"(?s){name}.*utf-8.*save it in UTF-8, such as with `iconv"):
+        peek(DataConfig(path=str(tmp_path / name)))
 
 
 # --- parts and numbers of rows ---------------------------------------------------------------------------------------
