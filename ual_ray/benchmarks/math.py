@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
 from ual_ray.data.answers import in_ascii, until_closed
 from ual_ray.data.formats import BadRow, Record
+from ual_ray.data.records import name_of
 from ual_ray.engines.requests import Request, Result
 from ual_ray.stats.metrics import EXACT_MATCH_MATH
 
@@ -49,8 +51,7 @@ class Math(Benchmark):
         if "problem" not in record:
             return super().from_record(record, where)
         problem = record["problem"]
-        given = record.get(ANSWER)  # which may be the number 0
-        gold = marked_answer(str(record.get("solution") or "")) if given in (None, "") else in_ascii(str(given))
+        gold = _given(record.get(ANSWER)) or marked_answer(str(record.get("solution") or ""))
         if not isinstance(problem, str) or not problem.strip() or gold is None:
             raise BadRow("no question: problem is empty, or the solution marks no answer")
         messages = self.asked(record, [Message(role="user", content=problem.strip())])
@@ -66,6 +67,15 @@ class Math(Benchmark):
         marked = marked_answer(text)
         found, right = checker(question.answer or "", text if marked is None else f"\\boxed{{{marked}}}")
         return Reading(text, {ANSWER: marked or found}, {EXACT_MATCH_MATH: float(right)}, confidence)
+
+
+def _given(answer: Any) -> str | None:
+    """Return the answer of a column of its own, which may be a list of one. Raises BadRow for several."""
+    answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+    if isinstance(answer, list | dict):
+        raise BadRow(f"answer is not one text or number: {answer!r:.80}")
+    text = name_of(answer)
+    return text and (marked_answer(text) or in_ascii(text))
 
 
 def marked_answer(text: str) -> str | None:

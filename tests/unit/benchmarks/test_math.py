@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -63,6 +64,18 @@ def test_maths_own_form_and_metamaths() -> None:
     found = list(Math().questions(records, "file"))
     assert [isinstance(one, Question) and one.answer for one in found] == ["3", "4", "0", "-3", False, False, "5"]
     assert all(str(one).startswith("no question") for one in found if isinstance(one, BadRow))
+
+
+@pytest.mark.parametrize("given", [3, 3.0, "3", ["3"], [3], r"\boxed{3}", "The answer is: 3", "３"])
+def test_an_answer_in_a_column_is_read_whatever_its_type(given: Any) -> None:
+    (found,) = Math().questions([{"problem": "p", "answer": given}], "file")
+    assert isinstance(found, Question) and found.answer == "3"
+
+
+@pytest.mark.parametrize("given", [["3", "5"], [], {"x": 3}, math.nan, None, ""])
+def test_several_answers_and_none_make_a_bad_row(given: Any) -> None:
+    (found,) = Math().questions([{"problem": "p", "answer": given}], "file")
+    assert isinstance(found, BadRow)
 
 
 def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
