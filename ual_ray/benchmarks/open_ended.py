@@ -13,6 +13,7 @@ from ual_ray.benchmarks.math import marked_answer
 from ual_ray.columns import Message, Messages
 from ual_ray.data.answers import extract_strict
 from ual_ray.data.formats import BadRow, Record
+from ual_ray.data.known_formats import NO_INPUT
 from ual_ray.engines.requests import Request, Result
 
 # Columns that may contain another system's answer.
@@ -44,7 +45,7 @@ class OpenEnded(Benchmark):
             return super().from_record(record, where)
         else:
             parts = [record.get("instruction"), record.get("input")]
-            asked = ["\n\n".join(part for part in parts if part and isinstance(part, str))]
+            asked = ["\n\n".join(part for part in parts if part and isinstance(part, str) and not NO_INPUT.fullmatch(part))]
         if not asked or not all(isinstance(text, str) and text.strip() for text in asked):
             raise BadRow("no question: none of instruction, prompt and turns is text")
         reads = ["input"] if {"turns", "prompt"}.isdisjoint(record) else []

@@ -11,6 +11,7 @@ from format_rows import ASSISTANT, GPT, HUMAN, PLAIN, ROWS, SYSTEM, USER, Row, m
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.data.formats import (
     FORMATS,
     BadRow,
@@ -114,6 +115,14 @@ def test_a_mapping_to_no_column_of_the_data_is_refused() -> None:
         recognise([{"ask": "q", "reply": "a"}], "rows.jsonl", {"instruction": "asks", "output": "reply"})
     assert "rows.jsonl has no column 'asks' (for instruction)" in str(error.value)
     assert "columns ['ask', 'reply']" in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["<noinput>", "No input", "No Input.", "<no input>", "noinput\n", "nan", "N/A"])
+def test_a_word_for_no_input_is_none(given: str) -> None:
+    row = {"instruction": "q", "input": given, "output": "a"}
+    assert messages_from_alpaca(row) == PLAIN
+    assert OpenEnded().from_record(row, "x").messages == PLAIN[:1]
+    assert messages_from_alpaca(row | {"input": "No input was given."})[0]["content"] == "q\n\nNo input was given."
 
 
 # --- alpaca --------------------------------------------------------------------------------------------------------------
