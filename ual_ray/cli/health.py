@@ -26,9 +26,9 @@ def doctor(
     config_file: ConfigFile = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check versions, Ray, GPUs, memory, disk, MLflow and the hub for a configuration. Exit status 1: there are errors.
+    """Check versions, Ray, GPUs, memory, disk, data, models, MLflow and the hub for a configuration. Exit status 1: errors.
 
-    Every finding that is not ok has a fix. Starts no cluster and downloads nothing; tokens are named, not shown.
+    Every finding that is not ok has a fix. Starts no cluster and downloads no model; tokens are named, not shown.
     """
     config = load(config_file, overrides)
     from json import dumps

@@ -15,6 +15,8 @@ CHECKS: dict[str, Check] = {
     "shm": machine.check_shared_memory,
     "disk": machine.check_disk,
     "mlflow": network.check_mlflow,
+    "data": network.check_rows,
+    "output": network.check_output,
     "models": network.check_models,
     "hub": network.check_hub,
     "endpoint": network.check_endpoint_key,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
+from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import in_thread
 
 Status = Literal["ok", "warning", "error"]
@@ -44,6 +45,9 @@ def _findings(name: str, found: Future[Sequence[Finding]], seconds: float) -> Se
     except Exception as error:  # a broken check is a finding, and does not hide the others
         text = f"the check itself failed: {type(error).__name__}: {error}"
         fix = "report it, with the output of `ual doctor --json`"
-        if not found.done():
+        if isinstance(error, UserError):
+            text, _, advice = str(error).partition("\n  fix: ")
+            text, fix = "; ".join(text.split("\n  ")), advice or "correct the configuration"
+        elif not found.done():
             text, fix = f"no answer in {seconds:g} s", "check that what it asks is reachable, and try again"
         return [Finding(name, "error", text, fix)]

@@ -1,4 +1,7 @@
-"""What a run reaches over the network: MLflow, the hub, an endpoint's key. Tokens are named, never shown."""
+"""What a run reads, and reaches over the network: data, output, models, MLflow, the hub, an endpoint's key.
+
+Tokens are named, never shown.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from ual_ray.config.keys import naming
 from ual_ray.config.redact import redact_uri
 from ual_ray.doctor.findings import Finding
 from ual_ray.errors import UserError
+from ual_ray.mirror.output import open_output
 from ual_ray.models.resolve import check_model
+from ual_ray.preflight import check_data
+from ual_ray.run.terminal import is_uri
 
 SECONDS = 5.0
 # Returns the status code of a page; raises requests.RequestException or OSError where there is no answer.
@@ -82,11 +88,20 @@ def _folder_of(path: str, shown: str, fix: str) -> Finding:
 
 
 def check_models(config: Config) -> list[Finding]:
-    """Check that every model that is loaded here may be one, without loading it."""
-    refused = [error for key, name in _loaded(config).items() if (error := _refused(key, name))]
-    if not refused:
-        return [Finding("models", "ok", "each is 'demo', a model directory, or a name that the hub may have")]
-    return [Finding("models", "error", "; ".join(str(error).split("\n  ")), "correct the key") for error in refused]
+    """Check that every model that is loaded here may be one, without loading it. Raises UserError for one that is not."""
+    for key, name in _loaded(config).items():
+        check_model(name, key)
+    return [Finding("models", "ok", "each is 'demo', a model directory, or a name that the hub may have")]
+
+
+def check_rows(config: Config) -> list[Finding]:
+    """Read the first rows. Raises UserError where there are none."""
+    return [Finding("data", "ok", check_data(config.data).describe(config.data.path))]
+
+
+def check_output(config: Config) -> list[Finding]:
+    """Check that an output at a URI can be listed. Raises UserError where it cannot."""
+    return [Finding("output", "ok", open_output(config.output).name())] if is_uri(config.output) else []
 
 
 def check_hub(config: Config) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ual_ray.formatting import duration, share
+from ual_ray.plan.sweep import WORTH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,5 +32,7 @@ def sweep_lines(plan: Outline) -> Iterator[str]:
         mark = "  <- knee" if point.knee else ""
         row = f"{point.actors:>8,} {duration(point.seconds):>16} {point.actor_hours:>12,.2f} {share(point.useful):>13}"
         yield f"{row}{mark}"
-    if plan.points:
+    if any(point.useful >= WORTH for point in plan.points):
         yield "knee: the most actors, up to one per block, of whose time at least half goes to rows"
+    elif plan.points:
+        yield "knee: one actor, as less than half of the time goes to rows with any number"

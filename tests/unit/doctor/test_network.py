@@ -11,7 +11,8 @@ import requests
 
 from ual_ray.config.load import load
 from ual_ray.doctor import network
-from ual_ray.doctor.findings import Finding
+from ual_ray.doctor.checks import CHECKS
+from ual_ray.doctor.findings import Finding, examine
 
 SERVED = ["engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized_error]"]
 
@@ -101,10 +102,24 @@ def test_models_of_the_hub_are_those_that_are_not_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["./nothere", "a/b/c", "two words", "-x", "{}"])
 def test_a_model_that_a_run_refuses_is_a_finding_and_not_asked_of_the_hub(name: str, tmp_path: Path) -> None:
     config = load(None, [f"elicit.model={json.dumps(str(tmp_path) if name == '{}' else name)}"])
-    found = only(network.check_models(config))
-    assert found.status == "error" and found.text.startswith("elicit.model")
+    found = only(examine(config, {"models": network.check_models}, 60))
+    assert found.status == "error" and found.text.startswith("elicit.model") and "check itself failed" not in found.text
     assert network.hub_models(config) == [] and network.check_hub(config)
     assert only(network.check_models(load(None, ["model=owner/small"]))).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("check", "override", "word"),
+    [("data", "data.path=missing.jsonl", "missing.jsonl"), ("output", "output=foo://x/y", "foo://x/y")],
+)
+def test_what_a_run_refuses_is_a_finding_in_its_words(check: str, override: str, word: str) -> None:
+    found = only(examine(load(None, [override]), {check: CHECKS[check]}, 60))
+    assert found.status == "error" and word in found.text and "check itself failed" not in found.text
+
+
+def test_what_a_run_takes_is_none() -> None:
+    assert only(CHECKS["data"](load())).text == "200 rows of demo (format: demo)"
+    assert CHECKS["output"](load()) == []
 
 
 def test_tokens_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

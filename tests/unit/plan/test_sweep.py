@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ual_ray.plan.outline import Outline
+from ual_ray.plan.show import sweep_lines
 from ual_ray.plan.simulate import Pool
 from ual_ray.plan.sweep import WORTH, sweep
 
@@ -37,3 +39,9 @@ def test_without_starts_every_unit_may_have_an_actor() -> None:
     assert points[-1].knee and points[-1].seconds == 10
     (one,) = sweep(Pool(1, 1, 10, start_seconds=1000))
     assert one.knee
+
+
+@pytest.mark.parametrize(("start", "words"), [(1000, "less than half of the time"), (1, "at least half goes to rows")])
+def test_the_words_under_the_table_hold(start: float, words: str) -> None:
+    *_, last = sweep_lines(Outline(points=sweep(Pool(4, 1, 10, start_seconds=start))))
+    assert last.startswith("knee: ") and words in last
