@@ -8,8 +8,10 @@ Nothing but these is read, and of two answers that differ neither:
 - alone: the whole reply, or its first line or its last one
 - stated: "Rating: 7", "I would give it a 7", "Reply M is better". Every word before it has to be one of those listed below:
   with any other ("example", "not", "confidence", "correct") it may be of something else, or the other way round
-- in JSON at the end of the reply, under a key of such words, with no other number in it
-- the whole reply in a fence, a tag or a box
+- in JSON at the end of the reply, under a key of such words, behind such words, with no other number in it
+- the whole reply in a fence, a bracket, a tag or a box
+
+A heading, or a line that ends in a colon, counts as words before the line behind it. Other text in a fence is left out.
 """
 
 from __future__ import annotations
@@ -25,22 +27,26 @@ from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.thoughts import left_open, spoken
 
 # Words that name a rating or a verdict; one of them has to stand before an answer. "The answer is 7" rates nothing.
-_RATING = frozenset((
-    "rating", "rate", "score", "grade", "uncertainty", "likelihood", "probability", "estimate", "say", "give", "gave", "assign",
-    "choose", "rated",
-))  # fmt: skip
+_RATES = frozenset(("rating", "rate", "rated", "score", "grade", "uncertainty", "likelihood", "probability"))
+_RATING = _RATES | {
+    "estimate", "diversity", "assessment", "evaluation", "say", "give", "gave", "assign", "choose", "put", "go", "going",
+}  # fmt: skip
 _VERDICT = frozenset((
     "answer", "verdict", "choice", "choose", "option", "letter", "winner", "decision", "better", "best", "preferred", "prefer",
-    "preference", "say", "pick", "go",
+    "preference", "say", "pick", "go", "going", "select", "selected",
 ))  # fmt: skip
 # Words that may stand with them: they change nothing.
 _NEUTRAL = frozenset((
-    "a", "above", "after", "an", "analysis", "and", "as", "assessment", "at", "based", "be", "being", "conclusion",
-    "consideration", "final", "for", "go", "hence", "here", "i", "i'd", "i'll", "in", "is", "it", "its", "level", "my", "of",
-    "on", "one", "opinion", "overall", "pair", "provide", "reply", "response", "so", "that", "the", "then", "therefore",
-    "think", "this", "thus", "to", "view", "will", "with", "would", "your",
+    "a", "an", "as", "at", "be", "being", "final", "for", "i", "i'd", "i'll", "i'm", "is", "it", "it's", "its", "level", "my",
+    "reply", "response", "should", "that", "the", "this", "will", "with", "would", "your",
 ))  # fmt: skip
-# What a rating is of.
+# Words that change nothing before them, but may behind: "Based on the above, my rating is 7", "My rating is above 7".
+_OPENING = _NEUTRAL | {
+    "above", "after", "analysis", "and", "assessment", "based", "believe", "conclusion", "consideration", "estimated",
+    "evaluation", "hence", "here", "here's", "in", "json", "of", "okay", "on", "opinion", "overall", "pair", "provide",
+    "reading", "so", "sure", "then", "therefore", "think", "thus", "to", "view",
+}  # fmt: skip
+# What a rating is of, behind its name: "I would give the answer 7" and "It would be wrong to rate it 7" rate nothing.
 _RATED = frozenset((
     "answer", "contain", "contains", "error", "errors", "incorrect", "inaccurate", "mistake", "mistakes", "wrong",
     "hallucination",
@@ -49,10 +55,22 @@ _RATED = frozenset((
 ANSWER_KEY = "answer"
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-# Marks of emphasis, quotation and lists.
-_MARKUP = re.compile(r"[*`\"“”$]+|(?<!\w)['‘’]|['’](?!\w)|</?[bi]>|^[ \t]*(?:>|#+|[-•])\s+", re.MULTILINE)
-_SENTENCES = re.compile(r"(?<=[.!?;])\s+|,\s+(?=(?:so|thus|hence|therefore)\b)")
+# Marks of emphasis, quotation, lists and headings; but not of a result of GSM8K ("#### 7"), nor in 7*2.
+_MARKUP = re.compile(r"(?<!\w)[*`\"“”'‘’]+|[*`\"“”'‘’]+(?!\w)|</?[bi]>|^[ \t]*(?:>|#{1,3}|[-•])\s+", re.MULTILINE)
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+# A heading, and a line that ends in a colon, belong to the line behind them: "Example:\nRating: 7" rates nothing.
+_HEADING = re.compile(r"^[ \t]*#{1,3}[ \t](.*[^\W\d]{2}|[^\W\d]+ \w)[^\w\n]*$", re.MULTILINE)
+_GOES_ON = re.compile(r"([:,])\s*\n\s*")
+_SENTENCES = re.compile(r"(?<=[!?;])\s+|(?<=[^.]\.)(?<!\w\.\w\.)\s+|,\s+(?=(?:so|thus|hence|therefore)\b)")
+# A reason before a rating: "Since it is vague, I would rate it 7".
+_REASON = re.compile(r"^(?:since|because|based on|considering|given)\b[^,\d]*,", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+# "Error rating", "in JSON format": they change nothing.
+_PHRASE = re.compile(r"\b(?:error|hallucination) (?=likelihood|probability|rating|score)|\bin (?:the )?json(?: format)?\b")
+# Before the verb: "The rate is 7" is of something else.
+_WHO = frozenset(("", "i", "i'd", "i'll", "would", "will"))
+# Another scale than the one that was asked for, which is taken out before.
+_OTHER_SCALE = re.compile(r"\bscale\b[^.\n]{0,40}\d", re.IGNORECASE)
 # A sentence behind an answer that takes it back, or changes its scale.
 _TAKEN_BACK = re.compile(
     r"(?:^|[.!?;,(]|\s[-–—])\s*(?:(?:no|oh|but|hmm)\W+)?(?:wait|actually|hmm+|sorry|scratch that|correction|hold on|never ?mind"
@@ -62,11 +80,13 @@ _TAKEN_BACK = re.compile(
 )
 # A number in words that counts nothing: "maybe eight", but not "two errors".
 _SPELLED_ALONE = re.compile(rf"\b({'|'.join(_SPELLED)})\b(?!\s+(?!(?:or|and|out|instead|rather)\b)[a-z])", re.IGNORECASE)
-# The whole reply in a fence, a tag or a box.
+# The whole reply in a fence, a bracket, a tag or a box; of a fence with several lines, which may be a program, only JSON.
 _WRAPPED = (
-    re.compile(r"```[\w+-]*+(?P<inside>.*?)```", re.DOTALL),
+    re.compile(r"```\w*+\s*+(?P<inside>[^`\n]*+|[{\[][^`]*+)\s*+(?:```)?"),
+    re.compile(r"\[(?P<inside>[^\W\d][^\[\]{}\"]*)\]"),
+    re.compile(r"\$+(?P<inside>[^$]+)\$+"),
     re.compile(r"<(?:answer|rating|score|verdict|choice)>(?P<inside>[^<>]*)</\w+>", re.IGNORECASE),
-    re.compile(r"\$*\\boxed\s*\{(?:\s*\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*\$*"),
+    re.compile(r"(?:\$*|\\[\[(])\s*\\boxed\s*\{(?:\s*\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*(?:\$*|\\[\])])"),
 )
 # Behind JSON, in lines of their own: "Hope that helps."
 _FAREWELL = re.compile(r"[ .]*(?:\n[^\d{}\[\]]{0,200})?")
@@ -124,14 +144,16 @@ def _shown(text: str) -> str:
 class _Reader:
     """How one set of choices is read.
 
-    names, words: those that a statement needs one of, and all that it may have.
+    names: words of which a statement needs one. opening, words, rated: what may stand before it, behind it, behind `_RATES`.
     answer: a pattern of a sentence, with the groups 'before', 'value', 'wins' and 'behind'.
     scale: a pattern of the scale where a reply repeats it.
     """
 
     choices: frozenset[str]
     names: frozenset[str]
+    opening: frozenset[str]
     words: frozenset[str]
+    rated: frozenset[str]
     answer: re.Pattern[str]
     scale: re.Pattern[str]
 
@@ -140,50 +162,73 @@ class _Reader:
         for pattern in _WRAPPED:
             if whole := pattern.fullmatch(said):
                 said = whole["inside"].strip()
-        value, rest = _json_at_end(said)
-        if value is not None and not self._stated(rest) and not _takes_back(rest):
-            return self._of_json(value)
-        return self._stated(said)
+        value, head, rest = _json_at_end(said)
+        if value is None:
+            return self._stated(said)
+        read = self._of_json(value)
+        head = re.sub(r"```\w*", "\n", head)
+        opening = _SENTENCES.split(self._plain(f"{head}¤").splitlines()[-1])[-1]  # empty where the JSON has a line of its own
+        others = self._answers(head)[0] | self._answers(rest)[0]
+        return read if read and self._known(opening) and others <= {read} and not _takes_back(rest) else None
 
     def _stated(self, said: str) -> str | None:
         """Return the one answer that the sentences of a reply give."""
-        lines = [line.strip() for line in self._plain(said).splitlines() if line.strip()]
+        values, placed, behind = self._answers(_FENCE.sub("\n", said))
+        if len(values) != 1 or not placed or not values <= self.choices or _takes_back(behind, *values):
+            return None
+        return values.pop()
+
+    def _answers(self, said: str) -> tuple[set[str], bool, str]:
+        """Return the answers that the sentences give, whether one is stated, first or last, and the text behind the last."""
+        text = self._plain(said)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # A first line "1." counts the others.
+        ends = {len(lines) - 1} if lines and re.fullmatch(r"\d+\.", lines[0]) else {0, len(lines) - 1}
         values, behind, placed = set(), [""], False
         for at, line in enumerate(lines):
             for sentence in (line,) if self._answer(line, alone=True) else _SENTENCES.split(line):
                 if found := self._answer(sentence, alone=sentence == line):
-                    values.add(_whole_number(found["value"]))
-                    placed = placed or at in (0, len(lines) - 1) or self._is_stated(found)
+                    value = _whole_number(found["value"])
+                    values.add(value)
+                    # A number behind a = is the result of the task.
+                    placed |= self._is_stated(found) or (at in ends and not re.search(rf"=\s*{value}\b", text))
                     behind = [found["behind"]]
                 else:
                     behind.append(sentence)
-        if len(values) != 1 or not placed or not values <= self.choices or _takes_back(" ".join(behind), *values):
-            return None
-        return values.pop()
+        return values, placed and not _OTHER_SCALE.search(text), " ".join(behind)
 
     def _answer(self, sentence: str, alone: bool) -> re.Match[str] | None:
         """Match a sentence that states an answer; or, if it may stand alone, one that has nothing else."""
         found = self.answer.fullmatch(sentence)
-        return found if found and (self._is_stated(found) or (alone and not _WORD.search(found["before"]))) else None
+        alone = alone and found is not None and not found["wins"] and not re.search(r"[^\W_]|=", found["before"])
+        return found if found and (alone or self._is_stated(found)) else None
 
     def _is_stated(self, found: re.Match[str]) -> bool:
-        return bool(found["wins"]) or self._names(found["before"])
+        before = _REASON.sub("", found["before"].strip())
+        return self._known(before, named=not found["wins"])
 
-    def _names(self, text: str) -> bool:
-        """Whether words before an answer, or of a key, name what was asked for and nothing else."""
-        spelled = {*_WORD.findall(text)}
-        words = {word.lower().replace("’", "'") for word in spelled}
-        return bool(words & self.names) and words <= self.words and not self.choices & spelled and not re.search(r"\d", text)
+    def _known(self, text: str, named: bool = False) -> bool:
+        """Whether words before an answer change nothing of it; and, if asked for, one of them names what it is."""
+        words = [word.replace("’", "'") for word in _WORD.findall(text)]
+        known, before = self.opening, ""
+        for word in _PHRASE.sub("", " ".join(words).lower()).split():
+            if word not in known or (word == "rate" and before not in _WHO):
+                return False
+            if word in self.names:
+                known, named = self.words | (self.rated if word in _RATES else known & self.rated), False
+            before = word
+        return not named and self.choices.isdisjoint(words)
 
     def _plain(self, text: str) -> str:
-        return self.scale.sub(" ", _MARKUP.sub("", re.sub(r"[_{}]", " ", text)))
+        text = _HEADING.sub(r"\1:", re.sub(r"[_{}]", " ", text))
+        return self.scale.sub(" ", _GOES_ON.sub(r"\1 ", _MARKUP.sub("", text)))
 
     def _of_json(self, value: Any) -> str | None:
         """Read an answer from JSON: the only value of a list, or the value of the one key that names it."""
         if isinstance(value, list) and len(value) == 1:
             return self._of_json(value[0])
         if isinstance(value, dict):
-            named = {key for key in value if self._names(self._plain(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)))}
+            named = {key for key in value if self._is_name(key)}
             if len(value) == 1:
                 ((key, part),) = value.items()
                 if key == ANSWER_KEY or isinstance(part, dict):  # {"result": {"rating": 7}}
@@ -194,24 +239,40 @@ class _Reader:
             return found.pop() if len(found) == 1 else None
         return None if isinstance(value, bool | list) else self._stated(str(value))
 
+    def _is_name(self, key: str) -> bool:
+        plain = self._plain(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key))
+        return not re.search(r"[\d%]", plain) and self._known(plain, named=True)
+
 
 @lru_cache(maxsize=16)
 def _reader(choices: tuple[str, ...]) -> _Reader:
     return (_number_reader if all(choice.isdecimal() for choice in choices) else _letter_reader)(choices)
 
 
+# Between the words before an answer. No <, > or minus: "Rating: >7".
+_BETWEEN = r"(?:[^\W\d]|[\s:,.'’()\[\]/–—-]|=>?|->|→)*?"
+
+
 def _letter_reader(choices: tuple[str, ...]) -> _Reader:
     letters = "|".join(sorted(map(re.escape, choices)))
-    value = r"(?:(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]{0,2}"
+    # Not "[Reply m]", which the prompt holds.
+    value = r"(?:(?<!\[)(?i:option|reply|answer|response|choice|verdict)\s+)?[(\[]{0,2}"
     value += rf"(?P<value>{letters})(?![\w'’])[)\]]{{0,2}}"
-    wins = r"(?P<wins>\s+(?i:is|was)\s+(?:(?i:clearly|the)\s+)*(?i:better|best|correct|right)(?:\s+\w+)?)?"
+    one = r"(?i:reply|answer|response|one|option|choice)"
+    better = rf"(?:(?i:clearly|slightly|much|the)\s+)*(?i:better|best|winner)(?:\s+(?:{one}|overall))?"
+    better += rf"|the\s+(?i:correct|right)\s+{one}"
+    wins = rf"(?P<wins>\s+(?i:is|was)\s+(?:{better})|\s+(?i:wins|serves\s+the\s+person\s+better))?"
     # "B. No": the letter and the text of its option.
     option = r"(?:[.):,]\s+(?i:yes|no|correct|incorrect|right|wrong|true|false)\b)?"
     no_letter = rf"(?:(?!\b(?:{letters})\b).)*"
-    because = rf"(?:,?\s+(?i:because|since|as)\b|(?<=\w),|\s[-–—]\s){no_letter}"
-    sentence = rf"(?P<before>[^\d?]*?)\b{value}{wins}{option}(?P<behind>(?:\s*\([^()]*\)|{because})?)[.!]?"
-    words = _VERDICT | _NEUTRAL
-    return _Reader(frozenset(choices), _VERDICT, words, re.compile(sentence, re.DOTALL), re.compile(r"(?!)"))
+    because = rf",?\s+(?i:because|since|as)\b{no_letter}"
+    # "m is better, but only in tone" gives no verdict.
+    behind = rf"(?P<behind>(?(wins){because}|(?:\s*\([^()]*\)|{because}|(?:(?<=\w),|\s[-–—]\s){no_letter}))?)"
+    sentence = rf"(?P<before>{_BETWEEN})\b{value}{wins}{option}{behind}[.!。]?"
+    opening, words = _VERDICT | _OPENING | {"correct"}, _VERDICT | _NEUTRAL | {"one"}
+    return _Reader(
+        frozenset(choices), _VERDICT, opening, words, frozenset(), re.compile(sentence, re.DOTALL), re.compile(r"(?!)")
+    )
 
 
 def _number_reader(choices: tuple[str, ...]) -> _Reader:
@@ -219,14 +280,16 @@ def _number_reader(choices: tuple[str, ...]) -> _Reader:
     percent = high == 100
     of = rf"\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}" + (r"|\s*%|\s+percent" if percent else "")
     value = rf"(?<![\w.–-])(?P<value>\d+(?:\.0+)?)(?:{of})?(?:\s+points?)?[)\]]*"
-    behind = r"(?P<behind>(?:\s*\([^()\d]*\))?(?:(?:,|\s[-–—])\s+\D*)?)\s*[.!]?"
-    sentence = rf"(?P<before>[^\d?{'' if percent else '%'}]*?){value}(?P<wins>){behind}"
+    behind = r"(?P<behind>(?:\s*\([^()\d]*\))?(?:(?:,\s|\s[-–—]\s|—|\s+(?:because|since|due\s+to)\b)\D*)?)\s*[.!。]?"
+    sentence = rf"(?![^(]*\))(?P<before>{_BETWEEN}){value}(?P<wins>){behind}"
     span = rf"{low}\s*(?:-|–|—|\.\.+|to|through|and)\s*{high}"
     scale = rf"(?i)[(\[]\s*(?:from\s+|between\s+|(?:scale|range)\s*:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
     scale += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
     scale += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
-    words = _RATING | _NEUTRAL | _RATED | ({"percent", "percentage"} if percent else set())
-    return _Reader(frozenset(choices), _RATING, words, re.compile(sentence, re.DOTALL), re.compile(scale))
+    scale += r"|\(%\)" if percent else ""
+    percents = {"percent", "percentage"} if percent else set()
+    opening, words = _RATING | _OPENING | percents, _RATING | _NEUTRAL | percents | {"about", "around", "in", "of", "on", "to"}
+    return _Reader(frozenset(choices), _RATING, opening, words, _RATED, re.compile(sentence, re.DOTALL), re.compile(scale))
 
 
 def _whole_number(value: str) -> str:
@@ -248,8 +311,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _json_at_end(said: str) -> tuple[Any, str]:
-    """Parse the JSON with which a reply ends, and return what follows it; None where there is none.
+def _json_at_end(said: str) -> tuple[Any, str, str]:
+    """Parse the JSON with which a reply ends; return what stands before and behind it, too, and None where there is none.
 
     A list has to be the whole reply: behind words it is a reference, as in "Rating: 7 [1]".
     """
@@ -259,7 +322,11 @@ def _json_at_end(said: str) -> tuple[Any, str]:
         starts = [at for at, character in enumerate(end) if character == "{"][-20:] if end.endswith("}") else [0]
         for at in starts:
             try:
-                return json.loads(end[at:]), rest
+                # An object with one key twice gives nothing.
+                once = json.loads(
+                    end[at:], object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else []
+                )
+                return once, end[:at], rest
             except (ValueError, RecursionError):
                 continue
-    return None, ""
+    return None, "", ""

@@ -131,14 +131,6 @@ def test_a_number_that_is_not_the_models_own_rating_is_not_read(text: str) -> No
     assert isinstance(read_choice(text, DIGITS), Unread)
 
 
-@pytest.mark.parametrize("text", [
-    "Incorrect option: A", "Rejected answer: A", "Second choice: A", "The losing verdict: A", "The bad choice: A",
-    '{"worse_answer": "A"}', '{"rejected_choice": "A"}', '{"wrong_answer": "A"}',
-])  # fmt: skip
-def test_the_letter_of_the_other_one_is_not_read(text: str) -> None:
-    assert isinstance(read_choice(text, ("A", "B")), Unread)
-
-
 @pytest.mark.parametrize(("text", "expected"), [
     ("Rating: 0.0", "0"), ('{"rating": 0.0}', "0"), ("0.0", "0"), ("I will provide a rating of 7", "7"),
     ("I'll provide a rating of 7", "7"), ("Based on the above, I would rate it 7", "7"), ("In my opinion, I rated it 7.", "7"),
@@ -164,22 +156,44 @@ def test_a_reply_that_may_mean_something_else_is_not_read(text: str) -> None:
     assert isinstance(read_choice(text, DIGITS), Unread)
 
 
-@pytest.mark.parametrize("letter", ["m", "M"])
 @pytest.mark.parametrize("text", [
-    "Winner: {}", "The winner is {}", "The better answer: {}", "I prefer {}", "Preferred: {}", "{} - it is clearer",
-    '{"winner": "{}"}', '{"better": "{}"}', '{"better_reply": "Reply {}"}', "It is clear. Reply {} is better.",
-    "{}\n\nReply {} actually answers the question.", "Verdict: {}. The other one gives steps instead of reasons.",
+    # the result of the task
+    "I would say the answer is 7.", "#### 7", "4 + 3 = 7\n\n7", "4 + 3\n= 7", "The total is:\n7",
+    "The final answer is:\n\n**7**", "### Final Answer\n7", "The rate is 7.",
+    "```python\nscore = 7\nprint(score)\n```", "The game:\n```\nscore = 7\nrun()\n```",
+    # an example, a condition, a mistake, a bound
+    "Example:\nRating: 7", "Example output:\n7", "For example,\nRating: 7", "### Example\nRating: 7", 'Example: {"rating": 7}',
+    'The format would be:\n```json\n{"rating": 7}\n```', "If it were longer... I would rate it 7.",
+    "Some number (e.g. a rating of 7)",
+    "It would be wrong to rate this 7.", "It would be a mistake to give it a 7.", "The incorrect rating is 7",
+    "My rating is above 7", "The likelihood of an error is one in 7", "One would rate it 7",
+    # signs
+    "Rating: >7", "Rating > 7", "<7", "≥7", "Rating ≠ 7", "Rating != 7", "Rating: −7", "~7", "±7", "+7", "#7", "$7", "€7", "7)",
+    # two answers, a list, another scale
+    '{"rating": 3}\n{"rating": 7}', 'Rating: 3\n```json\n{"rating": 7}\n```', '{"rating": 3, "rating": 7}',
+    "1.\n\nThe response could be", "1)\nThe response", "I use a scale of 1 to 12.\n\nRating: 7",
 ])  # fmt: skip
-def test_a_verdict_is_read_whichever_letter_wins(text: str, letter: str) -> None:
-    assert read_choice(text.replace("{}", letter), ("m", "M")) == letter
+def test_a_number_that_is_no_rating_of_this_scale_is_not_read(text: str) -> None:
+    assert isinstance(read_choice(text, DIGITS), Unread)
 
 
-@pytest.mark.parametrize("place", ["first", "second"])
-@pytest.mark.parametrize(
-    "text", ["The {} answer is better: m", "The {} answer: m", "The {} answer loses: m", "It gives the {} answer: m"]
-)
-def test_no_verdict_is_read_whichever_place_is_named(text: str, place: str) -> None:
-    assert isinstance(read_choice(text.format(place), ("m", "M")), Unread)
+@pytest.mark.parametrize("text", ["Rating: 7*2", 'Rating: 7"2', "Rating: 7`2"])
+def test_no_number_is_made_of_two(text: str) -> None:
+    assert isinstance(read_choice(text, HUNDRED), Unread)
+
+
+@pytest.mark.parametrize("text", [
+    "I would rate this a 7 because it is vague.", "7 due to its mistakes", "Here's my rating: 7", "My assessment: 7",
+    "I'd put this at 7.", "I'd go with 7.", "I'd say it's a 7.", "Since it is vague, I would rate it 7.",
+    "Estimated likelihood: 7", "Considering the mistakes, I'd rate it about 7.", "Diversity: 7", "Sure, here is my rating: 7",
+    "I believe the rating is 7.",
+    "Error likelihood: 7", "### Rating\n7", "### Analysis\nIt is vague.\n\n### Rating\n\n**7**", "7。", "$7$",
+    "\\[\\boxed{7}\\]",
+    'Here is the rating in JSON format:\n```json\n{"rating": 7}\n```', 'It is vague.\n\n{"rating": 7}',
+    "Evaluation:\nRating: 7",
+])  # fmt: skip
+def test_ordinary_ratings_are_read(text: str) -> None:
+    assert read_choice(text, DIGITS) == "7"
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -189,35 +203,6 @@ def test_no_verdict_is_read_whichever_place_is_named(text: str, place: str) -> N
 ])  # fmt: skip
 def test_numbers_of_several_digits_are_read_whole(text: str, expected: str | None) -> None:
     read = read_choice(text, HUNDRED)
-    assert read == expected if expected else isinstance(read, Unread)
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    *[(text, "A") for text in ("A", "Answer: A", "A) Yes", "A: Yes", "I'd say A.", "A\n\nThe response is right.")],
-    *[(text, "B") for text in ("B.", "(B)", "The answer is B.", "Option B", "**B**", "B. No", '{"answer": "B"}',
-                               "<think>A</think>B", "[[B]]", "My final verdict is: [[B]]",
-                               "I choose B", "B is correct.", "\\boxed{B}")],
-    *[(text, None) for text in ("A good response", "A or B", "Yes", "a", "", "A. The response is wrong because", "Both? B",
-                                "Answer: A or B", "A response that is good", "A, B", "A/B",
-                                "Answer: A, B", "Answer: A, or (B)", "Neither A nor B", "A Response", "The answer isn't A",
-                                "A\n\nWait, B.", "The answer is A. No, B.", "Answer: A. No, (B).", "A\nAnswer: B",
-                                "A.\n\nInstruction: x\nAnswer: B")],
-])  # fmt: skip
-def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None) -> None:
-    read = read_choice(text, ("A", "B"))
-    assert read == expected if expected else isinstance(read, Unread)
-
-
-@pytest.mark.parametrize(("text", "expected"), [
-    *[(text, "m") for text in ("m", "Reply m", "**m**", "Verdict: m", "(m)", "m\n\nBecause it is clear.")],
-    *[(text, "M") for text in ("M", " M.", "Reply M is better.", "M is better", "The better reply is M.", "The answer is M.")],
-    *[(text, None) for text in ("I'm not sure", "I\u2019m not sure", "m or M", "5 m long", "Reply m is better than reply M.",
-                                "Model M", "Mm", "", "A", "A monthly plan",
-                                '{"verdict": "m"}\nNo wait, the second is better: M',
-                                '{"verdict": "m"} or rather M')],
-])  # fmt: skip
-def test_the_letters_of_verdicts_differ_by_their_case(text: str, expected: str | None) -> None:
-    read = read_choice(text, ("m", "M"))
     assert read == expected if expected else isinstance(read, Unread)
 
 
@@ -320,13 +305,25 @@ def test_what_is_read_is_one_of_the_choices_and_in_the_text(text: str, highest: 
 
 
 @pytest.mark.parametrize(
-    "text", ["rating is " * 3000, "1" * 20_000, "{" * 20_000, "a 7 of " * 5000, "I would " * 5000, "(" * 9999]
+    "text",
+    [
+        "rating is " * 5000,
+        "1" * 50_000,
+        "{" * 50_000,
+        "a 7 of " * 7000,
+        "I would " * 6000,
+        "(" * 50_000,
+        "\n" * 50_000,
+        "$" * 50_000,
+    ]
+    + ["# " + mark * 50_000 + "7" for mark in " _#a,"]
+    + ["scale " * 8000, "Example:\n" * 5000, "m - " * 12_000, "7\n" * 25_000],
 )
 def test_long_replies_are_read_in_time(text: str) -> None:
     started = time.monotonic()
     read_choice(text, DIGITS)
     read_choice(text, ("A", "B"))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 2  # two readings
 
 
 # --- from results to probabilities ------------------------------------------------------------------------------------
