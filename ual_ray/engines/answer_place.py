@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from ual_ray.engines.reply_text import read_choice
 from ual_ray.engines.thoughts import end_of_thought
+
+# What closes a reply behind its answer: nothing, or JSON and a box.
+_CLOSINGS = ("", "}", '"}')
 
 
 def answer_place(tokens: Sequence[str], value: str, choices: Sequence[str], opening: str = "") -> int | None:
     """Return the first token of the answer `value` in a reply; None where no tokens spell it.
 
-    It is the first place behind the thought at which the reply so far reads as the answer: the 1 of "Rating: 1", not that of
-    "it has 1 flaw" behind it. tokens: their texts with white space; opening: what the prompt holds of a thought.
+    It is the first place behind the thought without which the reply gives another answer, and up to which it reads as this one:
+    the 1 of "Rating: 1", not that of "1. It has 1 flaw" before it or behind. tokens: their texts with white space; opening:
+    what the prompt holds of a thought.
     """
-    end_of_tokens = len(opening)
     text = opening + "".join(tokens)
+    ends = [*accumulate(map(len, tokens), initial=len(opening))]
     behind = end_of_thought(text)
-    for at, token in enumerate(tokens):
-        end_of_tokens += len(token)
-        if end_of_tokens > behind and (more := _spelled(tokens, at, value)):
-            end = end_of_tokens + sum(map(len, tokens[at + 1 : at + more]))
-            if read_choice(text[:end], choices) == value:
-                return at
+    places = [
+        (at, ends[at], ends[at + more])
+        for at in range(len(tokens))
+        if ends[at + 1] > behind and (more := _spelled(tokens, at, value))
+    ]
+    other = next(choice for choice in choices if choice != value)
+
+    def is_lost(last: int) -> bool:
+        """Whether the reply no longer reads as the answer once its first spellings are others."""
+        changed, done = "", 0
+        for _, start, end in places[: last + 1]:
+            changed, done = changed + text[done:start] + text[start:end].replace(value, other), end
+        return read_choice(changed + text[done:], choices) != value
+
+    while (found := bisect_left(range(len(places)), True, key=is_lost)) < len(places):
+        at, _, end = places[found]
+        if any(read_choice(text[:end] + closing, choices) == value for closing in _CLOSINGS):
+            return at
+        places = places[found + 1 :]  # that was of the scale: "Rating (0-9): 9"
     return None
 
 

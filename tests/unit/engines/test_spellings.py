@@ -69,6 +69,10 @@ def test_spellings_are_added_up() -> None:
     (["I'd say", " 7", "</think>", "Rating", ":", " 7", ". It has", " 7", " flaws"], "7", 5),
     (["Answer:", " A", "\n\n", "A", " response"], "A", 1), (["analysisI say ", "7", "assistantfinal", "7"], "7", 3),
     (['{"', "rating", '":', " ", "7", ', "of": ', "7", "}"], "7", 4), (["70"], "7", None), (["seven"], "7", None),
+    (["1", ".", " It is vague", ".\n", "Rating: ", "1"], "1", 5), (["1", " flaw. ", "Rating: ", "1"], "1", 3),
+    (['{"', 'reason": "', "7", ' flaws", "', 'rating": ', "7", "}"], "7", 5), (["```\n", "7", "\n```"], "7", 1),
+    (["```json\n", '{"rating": "', "7", '"}', "\n```"], "7", 2), (["\\boxed{", "7", "}"], "7", 1),
+    (["Rating (", "0", "-", "9", "): ", "9", "/", "9"], "9", 5), (["7", " flaws. "] * 3 + ["\nRating: ", "7"], "7", 7),
 ])  # fmt: skip
 def test_where_an_answer_stands(texts: list[str], value: str, place: int | None) -> None:
     choices = ("A", "B") if value == "A" else tuple(map(str, range(101 if value == "85" else 10)))
