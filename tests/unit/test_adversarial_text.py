@@ -15,11 +15,11 @@ from ual_ray.data import answers, records, turns, units
 from ual_ray.elicit import answer_key
 from ual_ray.engines import reply_text, thoughts
 
-CHARACTERS = 20_000
+CHARACTERS = 30_000
 SECONDS = 0.5
 # What stands before a repeated text, which may be the start of a form that never ends.
-STARTS = ("", "1", "$", "#### ", "\\boxed{", "```", "<|channel|>a", "the answer is ")
-REPEATED = ("\n", " ", "\t", "0", "1,", "1 ", "a", "<think>", "<|channel|>a", "[", "*", "²")
+STARTS = ("", "1", "1 ", "$", "#### ", "\\boxed{", "```", "<|channel|>a", "the answer is ")
+REPEATED = ("million ", "\n", " ", "\t", "0", "1,", "1 ", "a", "<think>", "<|channel|>a", "[", "*", "²")
 
 
 def without_thoughts(text: str) -> Any:

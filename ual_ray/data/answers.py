@@ -34,7 +34,7 @@ _NOUN_ENDS = re.compile(
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
 _FRACTION = re.compile(r"(?:(?=\d)|(?<![ \t]))(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
-_SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion)s?\b")
+_SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)((?:\s+(?:hundred|thousand|million|billion|trillion)s?\b){1,3})")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(
     r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be):?"
@@ -84,10 +84,7 @@ def plain_numbers(text: str) -> str:
     r"""Write numbers with plain digits: 12\,000 and 12 000 as 12,000, \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
     text = _SPACED.sub(_joined, in_ascii(text))
     text = _FRACTION.sub(_as_fraction, text)
-    text = _MIXED.sub(_as_improper, text)
-    while (scaled := _SCALED.sub(_in_full, text)) != text:  # 2 hundred thousand
-        text = scaled
-    return text
+    return _SCALED.sub(_in_full, _MIXED.sub(_as_improper, text))
 
 
 def in_ascii(text: str) -> str:
@@ -122,4 +119,5 @@ def _as_improper(found: re.Match[str]) -> str:
 
 
 def _in_full(found: re.Match[str]) -> str:
-    return f"{Decimal(found[1].replace(',', '')).scaleb(_SCALES[found[2].lower()]):f}"
+    zeros = sum(_SCALES[word.removesuffix("s")] for word in found[2].lower().split())  # 2 hundred thousand
+    return f"{Decimal(found[1].replace(',', '')).scaleb(zeros):f}"
