@@ -30,6 +30,9 @@ LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a 
 # Metadata files that `datasets` writes next to the data, also in folders cloned from the hub.
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
+# Folders of Delta Lake, Hudi and Spark next to files with rows that were deleted, replaced or not committed.
+UNFINISHED = {"_delta_log", ".hoodie", "_temporary"}
+
 # Data that would be left out of a folder in silence.
 PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$")
 
@@ -140,6 +143,9 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         name = os.path.relpath(info.path, path)
         kind = _kind_of(name)
         hidden = any(part.startswith(".") for part in name.split("/"))
+        if info.type == pyarrow.fs.FileType.File and UNFINISHED.intersection(name.split("/")):
+            what = "data.path is a folder whose files are not all data: a table with a log, or a job that did not finish"
+            raise UserError(what, got=f"{where}: {name}", fix="export the rows to a folder of their own")
         if info.type == pyarrow.fs.FileType.File and not hidden and PACKED_OTHERWISE.search(name):
             raise UserError("data.path has a file of an unsupported compression", got=f"{where}: {name}", expected=LEGAL_FILES)
         if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:

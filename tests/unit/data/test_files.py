@@ -145,3 +145,15 @@ def test_what_is_to_be_done_about_a_file_that_cannot_be_read(name: str, content:
     with pytest.raises(UserError) as error:
         read(tmp_path / name)
     assert f"got: {tmp_path / name}: " in str(error.value) and fix in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["_delta_log/00000.json", ".hoodie/t.commit", "year=1/_temporary/0/part.jsonl"])
+def test_a_folder_with_rows_that_were_deleted_or_not_committed_is_refused(name: str, tmp_path: Path) -> None:
+    for other in ("rows.jsonl", "_SUCCESS", "._rows.jsonl.crc", ".hidden/rows.jsonl"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(as_jsonl([{"a": 1}]))
+    assert len(found(tmp_path)) == 1
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("{}\n")
+    with pytest.raises(UserError, match=f"(?s)files are not all data.*{name}.*export the rows"):
+        found(tmp_path)
