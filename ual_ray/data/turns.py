@@ -130,7 +130,10 @@ def add_common(record: Record, messages: Messages, names: Collection[str]) -> Me
             added.insert(0, Message(role="system", content=system))
         elif added[0]["content"] != system:
             raise BadRow("two system messages: the column system is not the first message")
-    tools = [tool for name in ("tools", "functions") if name in names for tool in _tools(record, name)]
+    tools: list[dict[str, Any]] = []
+    for name in ("tools", "functions"):
+        # Some data have the same tools under both names.
+        tools += [tool for tool in _tools(record, name) if tool not in tools] if name in names else []
     if tools:
         added[0] = with_extra(added[0], tools=tools)
         check_unicode("tools", added[0]["extra"] or "")

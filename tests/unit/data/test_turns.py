@@ -188,3 +188,10 @@ def test_results_of_tools_may_be_parts_as_text() -> None:
     parts = json.dumps([{"type": "text", "text": "3"}])
     turns = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": parts}, ASSISTANT]
     assert messages_from_chat({"messages": turns})[2]["content"] == parts
+
+
+def test_tools_that_are_there_under_two_names_are_one_list() -> None:
+    tools = [{"name": "f"}, {"type": "function", "function": {"name": "g"}}]
+    row = {"messages": [USER, ASSISTANT], "tools": tools, "functions": json.dumps([*tools, {"name": "h"}])}
+    ((_, messages),) = convert([row], "messages", {})
+    assert [tool["function"]["name"] for tool in extra_of(messages[0])["tools"]] == ["f", "g", "h"]
