@@ -27,13 +27,13 @@ from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.thoughts import left_open, spoken
 
 # Words that name a rating or a verdict; one of them has to stand before an answer. "The answer is 7" rates nothing.
-_RATES = frozenset(("rating", "rate", "rated", "score", "grade", "uncertainty", "likelihood", "probability"))
+_RATES = frozenset(("rating", "rate", "rated", "score", "uncertainty", "likelihood", "probability"))
 _RATING = _RATES | {
-    "estimate", "diversity", "assessment", "evaluation", "say", "give", "gave", "assign", "choose", "put", "go", "going",
+    "estimate", "diversity", "assessment", "evaluation", "say", "give", "gave", "assign", "choose",
 }  # fmt: skip
 _VERDICT = frozenset((
     "answer", "verdict", "choice", "choose", "option", "letter", "winner", "decision", "better", "best", "preferred", "prefer",
-    "preference", "say", "pick", "go", "going", "select", "selected",
+    "preference", "say", "pick", "select", "selected",
 ))  # fmt: skip
 # Words that may stand with them: they change nothing.
 _NEUTRAL = frozenset((
@@ -43,7 +43,8 @@ _NEUTRAL = frozenset((
 # Words that change nothing before them, but may behind: "Based on the above, my rating is 7", "My rating is above 7".
 _OPENING = _NEUTRAL | {
     "above", "after", "analysis", "and", "assessment", "based", "believe", "conclusion", "consideration", "estimated",
-    "evaluation", "hence", "here", "here's", "in", "json", "of", "okay", "on", "opinion", "overall", "pair", "provide",
+    "evaluation", "hence", "here", "here's", "in", "instruction",
+    "json", "of", "okay", "on", "opinion", "overall", "pair", "provide",
     "reading", "so", "sure", "then", "therefore", "think", "thus", "to", "view",
 }  # fmt: skip
 # What a rating is of, behind its name: "I would give the answer 7" and "It would be wrong to rate it 7" rate nothing.
@@ -63,10 +64,12 @@ _HEADING = re.compile(r"^[ \t]*#{1,3}[ \t](.*[^\W\d]{2}|[^\W\d]+ \w)[^\w\n]*$", 
 _GOES_ON = re.compile(r"([:,])\s*\n\s*")
 _SENTENCES = re.compile(r"(?<=[!?;])\s+|(?<=[^.]\.)(?<!\w\.\w\.)\s+|,\s+(?=(?:so|thus|hence|therefore)\b)")
 # A reason before a rating: "Since it is vague, I would rate it 7".
-_REASON = re.compile(r"^(?:since|because|based on|considering|given)\b[^,\d]*,", re.IGNORECASE)
+_REASON = re.compile(r"^(?:since|because)\b[^,\d]*,", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 # "Error rating", "in JSON format": they change nothing.
 _PHRASE = re.compile(r"\b(?:error|hallucination) (?=likelihood|probability|rating|score)|\bin (?:the )?json(?: format)?\b")
+# "I'd go with 7", but not "I'd go to 7".
+_GOES_WITH = re.compile(r"\bgo(?:ing)? (?:with|for)\b")
 # Before the verb: "The rate is 7" is of something else.
 _WHO = frozenset(("", "i", "i'd", "i'll", "would", "will"))
 # Another scale than the one that was asked for, which is taken out before.
@@ -211,7 +214,7 @@ class _Reader:
         """Whether words before an answer change nothing of it; and, if asked for, one of them names what it is."""
         words = [word.replace("’", "'") for word in _WORD.findall(text)]
         known, before = self.opening, ""
-        for word in _PHRASE.sub("", " ".join(words).lower()).split():
+        for word in _GOES_WITH.sub("say", _PHRASE.sub("", " ".join(words).lower())).split():
             if word not in known or (word == "rate" and before not in _WHO):
                 return False
             if word in self.names:

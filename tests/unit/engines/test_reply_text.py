@@ -167,6 +167,8 @@ def test_a_reply_that_may_mean_something_else_is_not_read(text: str) -> None:
     "Some number (e.g. a rating of 7)",
     "It would be wrong to rate this 7.", "It would be a mistake to give it a 7.", "The incorrect rating is 7",
     "My rating is above 7", "The likelihood of an error is one in 7", "One would rate it 7",
+    "Given a longer response, I would rate it 7.", "Considering style, I would rate it 7.",
+    "I'd go to level 7", "Grade level: 7",
     # signs
     "Rating: >7", "Rating > 7", "<7", "≥7", "Rating ≠ 7", "Rating != 7", "Rating: −7", "~7", "±7", "+7", "#7", "$7", "€7", "7)",
     # two answers, a list, another scale
@@ -184,8 +186,8 @@ def test_no_number_is_made_of_two(text: str) -> None:
 
 @pytest.mark.parametrize("text", [
     "I would rate this a 7 because it is vague.", "7 due to its mistakes", "Here's my rating: 7", "My assessment: 7",
-    "I'd put this at 7.", "I'd go with 7.", "I'd say it's a 7.", "Since it is vague, I would rate it 7.",
-    "Estimated likelihood: 7", "Considering the mistakes, I'd rate it about 7.", "Diversity: 7", "Sure, here is my rating: 7",
+    "I'd go with 7.", "I'd say it's a 7.", "Since it is vague, I would rate it 7.",
+    "Estimated likelihood: 7", "Because of its mistakes, I'd rate it about 7.", "Diversity: 7", "Sure, here is my rating: 7",
     "I believe the rating is 7.",
     "Error likelihood: 7", "### Rating\n7", "### Analysis\nIt is vague.\n\n### Rating\n\n**7**", "7。", "$7$",
     "\\[\\boxed{7}\\]",
