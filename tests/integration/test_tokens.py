@@ -1,4 +1,4 @@
-"""Rendering under Ray Data: what is dropped and counted, one store whatever the blocks, nothing rendered twice."""
+"""Rendering, here and under Ray Data: what is dropped and counted, one store whatever the blocks, nothing rendered twice."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def smoothed(tmp_path: Path) -> Path:
     return write(tmp_path / "smoothed.parquet", [row(1, "Blue."), row(2, "Green. " * 99), bad, late], SMOOTHED)
 
 
-def test_what_loses_every_label_is_dropped_and_counted(config: Config, smoothed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_process", [tokens.ROWS_IN_PROCESS, 0], ids=["in_process", "by_actors"])
+def test_what_loses_every_label_is_dropped_and_counted(
+    config: Config, smoothed: Path, tmp_path: Path, in_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "ROWS_IN_PROCESS", in_process)
     held_out = [row(5, "Red.", **{col.SPLIT: col.VALIDATION}), row(6, "Red."), row(7, "Red.", **{col.SPLIT: "test"})]
     rows = write(tmp_path / "rows" / "0.parquet", held_out, ROWS).parent
     counts = render(config, smoothed, rows, tmp_path)
@@ -112,19 +116,21 @@ def test_a_row_the_template_refuses_is_dropped_with_what_it_said(
 def test_the_store_is_the_same_whatever_the_blocks(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(number, f"Blue, with {number} drops of green.") for number in range(300)]
     stores = []
-    for name, shuffled, block in (("one", rows, 1000), ("many", rows[::-1], 7)):
+    for name, shuffled, block, in_process in (("here", rows, 7, 300), ("one", rows, 1000, 299), ("many", rows[::-1], 7, 299)):
         monkeypatch.setattr(tokens, "SMALLEST_BLOCK", block)
+        monkeypatch.setattr(tokens, "ROWS_IN_PROCESS", in_process)
         path = write(tmp_path / name / "smoothed.parquet", shuffled, SMOOTHED, rows_per_group=50)
         render(config, path, None, tmp_path / name)
         stores.append(TokenStore.open(tmp_path / name / TOKENS_FOLDER, col.TRAIN, 4))
-    one, many = stores
-    files = {name: len(list((tmp_path / name / TOKENS_FOLDER).glob("*.arrow"))) for name in ("one", "many")}
-    assert files["one"] == 1 and files["many"] > 10
-    assert list(one.ids) == list(many.ids) == [row[col.ID] for row in rows]
-    assert (one.lengths == many.lengths).all() and (one.target_tokens == many.target_tokens).all()
-    for ours, theirs in zip(one, many, strict=True):
-        assert np.array_equal(ours.input_ids, theirs.input_ids) and np.array_equal(ours.labels, theirs.labels)
-        assert (ours.alpha, ours.uncertainty_bin) == (theirs.alpha, theirs.uncertainty_bin)
+    here, *by_actors = stores
+    files = {name: len(list((tmp_path / name / TOKENS_FOLDER).glob("*.arrow"))) for name in ("here", "one", "many")}
+    assert files["here"] == files["one"] == 1 and files["many"] > 10
+    for other in by_actors:
+        assert list(here.ids) == list(other.ids) == [row[col.ID] for row in rows]
+        assert (here.lengths == other.lengths).all() and (here.target_tokens == other.target_tokens).all()
+        for ours, theirs in zip(here, other, strict=True):
+            assert np.array_equal(ours.input_ids, theirs.input_ids) and np.array_equal(ours.labels, theirs.labels)
+            assert (ours.alpha, ours.uncertainty_bin) == (theirs.alpha, theirs.uncertainty_bin)
 
 
 def test_nothing_is_rendered_twice_unless_what_it_is_made_from_changes(

@@ -1,7 +1,8 @@
 """Render smoothed rows to tokens with Ray Data; rows that cannot be trained on are dropped and counted by reason.
 
-Actors write the rendered rows as Arrow files that `token_store` maps; only counts and the ids of dropped rows are returned.
-Nothing is sorted or shuffled: the store orders rows by id, independent of their blocks.
+Rows are written as Arrow files that `token_store` maps; actors return only counts and the ids of dropped rows. A few rows are
+rendered in this process, as an actor takes longer to start. Nothing is sorted or shuffled: the store orders rows by id,
+independent of their blocks.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ REASON = "reason"
 
 # Enough blocks that all actors finish at about the same time, few enough that a store is never thousands of files.
 SMALLEST_BLOCK = 500
+# At most so many rows are rendered in this process, in about a second.
+ROWS_IN_PROCESS = 500
 FILES_AT_MOST = 256
 # Rows at a time: tokens as Python numbers take ten times their size in a file.
 ROWS_PER_BATCH = 500
@@ -221,21 +224,37 @@ def check_vocabulary(dropped: Iterable[Mapping[str, str]]) -> None:
 
 
 def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
-    """Run the actors; yield their counts block by block."""
+    """Render in this process, or run the actors where there are many rows; yield the counts block by block."""
+    splits = [(texts, col.TRAIN, _columns(texts, needed))]
+    if rows is not None:
+        splits.append((rows, col.VALIDATION, _columns(rows, [])))
+    total = sum(row_count(path) for path, _, _ in splits)
+    arguments = (config.model, config.train, config.trust_remote_code, folder.resolve())
+    if total > ROWS_IN_PROCESS:
+        yield from _by_actors(splits, total, arguments)
+        return
+    render_block = Render(*arguments)
+    for path, split, columns in splits:
+        chosen = pyarrow.dataset.dataset(str(path), format="parquet").to_table(
+            columns=columns, filter=pyarrow.dataset.field(col.SPLIT) == split
+        )
+        yield from render_block(chosen).to_pylist()
+
+
+def _by_actors(
+    splits: Sequence[tuple[Path, str, list[str]]], total: int, arguments: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
     import ray.data
 
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
 
-    dataset = _read(texts, col.TRAIN, needed)
-    total = row_count(texts)
-    if rows is not None:
-        dataset = dataset.union(_read(rows, col.VALIDATION, []))
-        total += row_count(rows)
+    first, *others = (_read(*split) for split in splits)
+    dataset = first.union(*others) if others else first
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
     block = max(SMALLEST_BLOCK, math.ceil(total / FILES_AT_MOST))
     summaries = dataset.repartition(target_num_rows_per_block=block).map_batches(
         Render,
-        fn_constructor_args=(config.model, config.train, config.trust_remote_code, folder.resolve()),
+        fn_constructor_args=arguments,
         batch_format="pyarrow",
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=min(cores, math.ceil(total / block) or 1)),
@@ -295,15 +314,18 @@ def check_values(path: Path) -> None:
             )
 
 
-def _read(path: Path, split: str, needed: list[str]) -> ray.data.Dataset:
-    """Read the rows of one split: their messages, and alpha, weight and uncertainty if present."""
-    import ray.data
-    from ray.data.expressions import col as ray_column
-
+def _columns(path: Path, needed: list[str]) -> list[str]:
+    """List the columns to read of the rows of one split: their messages, and alpha, weight and uncertainty if present."""
     names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
     if col.ALPHA in (needed := check_columns(path, names, needed)):
         check_values(path)
-    columns = [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
+    return [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
+
+
+def _read(path: Path, split: str, columns: list[str]) -> ray.data.Dataset:
+    import ray.data
+    from ray.data.expressions import col as ray_column
+
     blocks = max(1, min(FILES_AT_MOST, math.ceil(row_count(path) / SMALLEST_BLOCK)))
     return (
         ray.data.read_parquet(str(path), override_num_blocks=blocks)
