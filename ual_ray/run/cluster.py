@@ -60,6 +60,8 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[str | None]:
 
 def _start() -> None:
     """Start a local cluster; again where its node was not up in the 30 s that Ray gives it, as on a machine with much to do."""
+    # Nobody tells this cluster that its machine will be taken away: Ray Train need not start a process that asks.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 
 from ual_ray.config import RuntimeConfig, TrainConfig
 from ual_ray.config.load import load
@@ -124,6 +126,18 @@ def test_a_local_cluster_that_is_slow_to_start_is_started_again(
         with pytest.raises(Exception, match=message), runtime.ray_cluster(RuntimeConfig()):
             raise AssertionError("there is no cluster")
     assert len(started) == attempts
+
+
+def test_only_a_cluster_that_is_joined_is_asked_whether_its_nodes_go(
+    joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(ENABLE_PREEMPTION_WATCHER_ENV_VAR, raising=False)
+    with runtime.ray_cluster(RuntimeConfig(address="auto")):
+        assert ENABLE_PREEMPTION_WATCHER_ENV_VAR not in os.environ
+    with runtime.ray_cluster(RuntimeConfig()):
+        assert os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] == "0"
+    assert joined == ["auto", "local"]
 
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0}
