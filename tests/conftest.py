@@ -6,14 +6,16 @@ import atexit
 import gc
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from unittest import mock
 
@@ -173,7 +175,29 @@ def ual_process() -> Ual:
 
 
 @pytest.fixture(scope="session")
-def ual_without_ray(tmp_path_factory: pytest.TempPathFactory) -> Ual:
+def tables_made_once() -> Iterator[None]:
+    """Have MLflow make the tables of a SQLite store once in this process, and copy them to its other new stores."""
+    from mlflow.store.db import utils
+
+    make, tables, lock = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False), Lock()
+
+    def make_or_copy(engine: Any) -> None:
+        if engine.dialect.name != "sqlite":
+            make(engine)
+            return
+        with lock, closing(engine.raw_connection()) as connection:
+            if tables.execute("select count(*) from sqlite_master").fetchone() == (0,):
+                make(engine)
+                connection.driver_connection.backup(tables)
+            else:
+                tables.backup(connection.driver_connection)
+
+    with closing(tables), mock.patch.object(utils, "_initialize_tables", make_or_copy):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ual_without_ray(tmp_path_factory: pytest.TempPathFactory, tables_made_once: None) -> Ual:
     """Run `ual ...` in this process: its imports are paid once."""
     from ual_ray.cli import app
 
