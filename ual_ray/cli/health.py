@@ -52,9 +52,8 @@ def doctor(
         if shown["fix"]:
             console.print(f"{'':<19} fix: {escape(str(shown['fix']))}", highlight=False)
     warnings = sum(finding.status == "warning" for finding in findings)
-    console.print(
-        f"{plural(len(findings), 'finding')}, {plural(warnings, 'warning')}, {plural(errors, 'error')}", highlight=False
-    )
+    counted = f"{plural(len(findings), 'finding')}, {plural(warnings, 'warning')}, {plural(errors, 'error')}"
+    console.print(counted, highlight=False, markup=False)
     raise typer.Exit(int(errors > 0))
 
 
