@@ -102,6 +102,8 @@ def check_training(report: Report, small: bool) -> None:
         for packing, checkpointing, lora in itertools.product((True, False), (False, True), (False, True)):
             config = setup.config(packing, checkpointing, lora)
             report.case("training speed", name(config), speed, files, config)
+        compiled = setup.config(packing=True, checkpointing=False, lora=False, compile=True)
+        report.case("training speed", name(compiled), speed, files, compiled)
         for packing in (True, False):
             config = setup.config(packing, checkpointing=False, lora=False)
             report.case("training profile", name(config), profiled, files, config)
@@ -122,6 +124,7 @@ def name(config: TrainConfig) -> str:
         "offloaded": config.cpu_offload,
         "sample by sample": config.attention == "varlen",
         "towards the base": config.prior == "base",
+        "compiled": config.compile,
     }
     return ", ".join([*parts, *(word for word, holds in more.items() if holds)])
 
@@ -204,9 +207,10 @@ def check_accuracy(report: Report, files: Path, small: bool) -> None:
 
 
 def check_options(report: Report, files: Path) -> None:
-    """Compare attention sample by sample, and smoothing towards the base, with the same on a CPU in float32."""
-    for lora, own in ((False, {"attention": "varlen"}), (True, {"prior": "base"})):
-        exact = TINY.config(packing=True, checkpointing=False, lora=lora, dtype="float32", gpus_per_worker=0, **own)
+    """Compare attention sample by sample, smoothing towards the base, and compiled layers with a CPU in float32."""
+    for lora, own in ((False, {"attention": "varlen"}), (True, {"prior": "base"}), (False, {"compile": True})):
+        on_cpu = {"dtype": "float32", "gpus_per_worker": 0, "compile": False}
+        exact = TINY.config(packing=True, checkpointing=False, lora=lora, **{**own, **on_cpu})
         expected = report.case("training accuracy", f"on a CPU, {name(exact)}", nll_of_steps, files, exact, CPU)
         config = TINY.config(packing=True, checkpointing=True, lora=lora, **own)
         report.case("training accuracy", name(config), compared, files, config, expected)

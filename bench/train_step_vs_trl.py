@@ -25,6 +25,7 @@ from ual_ray.models.resolve import resolve_model
 TRL, TRL_CHECKPOINTING, TRANSFORMERS = "TRL", "TRL, gradient checkpointing", "transformers Trainer"
 TRL_SMOOTHED = "TRL with our loss, UAL"
 OURS, OURS_CHECKPOINTING = "ours, UAL", "ours, UAL, activation checkpointing"
+OURS_COMPILED = "ours, UAL, compiled layers"
 PEERS = (TRL, TRL_CHECKPOINTING, TRANSFORMERS, TRL_SMOOTHED)
 
 
@@ -118,6 +119,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--no-packing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="also ours with train.compile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", default=",".join(map(str, range(len(PEERS)))), help=f"numbers of {PEERS}")
     options = parser.parse_args()
@@ -126,9 +128,11 @@ def main() -> None:
     work = Work(options.model, samples, config, options.threads, options.steps)
     torch.set_num_threads(options.threads)
     rates = {dtype: product_rate(getattr(torch, dtype)) for dtype in ("bfloat16", "float32")}
-    found = {PEERS[int(number)]: run_alone(peer, PEERS[int(number)], work) for number in options.peers.split(",")}
+    found = {PEERS[int(number)]: run_alone(peer, PEERS[int(number)], work) for number in filter(None, options.peers.split(","))}
     (found[OURS],) = run_ranks(work, arms=True)
     (found[OURS_CHECKPOINTING],) = run_ranks(work.with_config(activation_checkpointing=True))
+    if options.compile:
+        (found[OURS_COMPILED],) = run_ranks(work.with_config(compile=True))
     mine = found[OURS]
     useful = 6 * mine["parameters"] * mine["tokens/s"]
     ratios = {}
@@ -138,6 +142,8 @@ def main() -> None:
         fast, lean = (found[own][column] / found[name][column] for column in ("tokens/s", "peak (MB)"))
         ratios[f"tokens/s, {own}, over {name}"] = (fast, ">= 1.5" if aimed else "-")
         ratios[f"peak memory, {own}, over {name}"] = (lean, "<= 0.6" if aimed else "-")
+    if options.compile:
+        ratios["tokens/s, compiled layers over not"] = (found[OURS_COMPILED]["tokens/s"] / mine["tokens/s"], "-")
     for dtype, rate in rates.items():
         aim = ">= 0.45" if dtype == "bfloat16" else "-"
         ratios[f"6 x parameters x tokens/s over {dtype} products of {rate / 1e9:.0f} GFLOP/s"] = (useful / rate, aim)
@@ -145,7 +151,7 @@ def main() -> None:
     columns = ("tokens", "seconds", "tokens/s", "peak (MB)", "nll")
     rows = [{"": name, **{column: row[column] for column in columns}} for name, row in found.items()]
     extra = {"padding": mine["padding"], "target_share": mine["target share"], "parameters": mine["parameters"]}
-    report(f"train_step_vs_trl_{options.dtype}", rows, ratios, **settings_of(options), **extra)
+    report(f"train_step_vs_trl_{options.dtype}{'_compiled' * options.compile}", rows, ratios, **settings_of(options), **extra)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The layout "mixture" is a whole training, and one that is stopped and resumed; "
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from unittest import mock
 import pyarrow.fs
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import TrainConfig
@@ -36,6 +38,9 @@ def main(folder: Path, world: str) -> None:
     torch.manual_seed(0)
     for layout in json.loads((folder / "layouts.json").read_text()):
         if layout["world"] == int(world):
+            torch._dynamo.reset()
+            counters.clear()
+            torch.compiler.set_default_backend(layout.get("backend", "inductor"))
             results = RUNS.get(layout["name"], run)(folder, layout)
             if dist.get_rank() == 0:
                 torch.save(results, folder / f"{layout['name']}.pt")
@@ -67,7 +72,11 @@ def run(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
         name: [str(p) for p in parameter.placements] for name, parameter in model.named_parameters() if sharded(parameter)
     }
     results = {"initial": initial, "parameters": parameters, "gradients": gradients, "metrics": metrics, "steps": steps}
-    return results | {"logits": logits.detach(), "placements": placed, "all-reduces": between_replicas.call_count}
+    return (
+        results
+        | {"logits": logits.detach(), "placements": placed, "all-reduces": between_replicas.call_count}
+        | {"graphs": counters["stats"]["unique_graphs"]}
+    )
 
 
 def micro_batches(samples: list[Sample], layout: dict[str, Any]) -> list[Batch]:
@@ -91,7 +100,10 @@ def move_adapters(model: SmoothedCausalLM) -> None:
 
 
 def mixture(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
-    """Train on a mixture without a break, and with one; return how each ended, and target tokens by rank, step and alpha."""
+    """Train on a mixture without a break, with one, and compiled after it.
+
+    Return how each ended, and target tokens by rank, step and alpha.
+    """
     take, step = loop.Training.take, loop.train_step
     seen: list[dict[float, int]] = []
 
@@ -105,10 +117,10 @@ def mixture(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
         seen.append({round(alpha.item(), 6): int((alphas == alpha).sum()) for alpha in alphas.unique()})
         return step(model, optimizer, batches, *others)
 
-    def train(name: str) -> Any:
+    def train(name: str, **settings: Any) -> Any:
         out = folder / name
         files = {"tokens": layout["tokens"], "sources": f"{layout['tokens']}/sources.parquet"}
-        job = loop.TrainingJob(TrainConfig(**layout["train"]), layout["model"], folder=str(out), seed=3, **files)
+        job = loop.TrainingJob(TrainConfig(**layout["train"], **settings), layout["model"], folder=str(out), seed=3, **files)
         out.mkdir(exist_ok=True)
         return loop.train_worker(job, CPU, pyarrow.fs.LocalFileSystem(), str(out / "checkpoints")).ending
 
@@ -124,9 +136,13 @@ def mixture(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
         with mock.patch.object(loop.Training, "take", stop):
             endings = [train("halves")]
         dist.barrier()
-        (folder / "halves" / STOP_FILE).unlink(missing_ok=True)
+        if dist.get_rank() == 0:
+            (folder / "halves" / STOP_FILE).unlink()
+            shutil.copytree(folder / "halves", folder / "compiled half")
         dist.barrier()
         results["halves"] = {"endings": [*endings, train("halves")], "seen": gathered()}
+        ending = train("compiled half", compile=True)
+        results["compiled"] = {"ending": ending, "seen": gathered(), "graphs": counters["stats"]["unique_graphs"]}
     return results
 
 

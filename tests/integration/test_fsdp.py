@@ -28,6 +28,8 @@ SINGLE = [[row] for row in range(8)]
 PACKS = [[0, 5], [1, 2, 3], [4], [6, 7]]
 LORA = {"lora": {"rank": 4, "alpha": 8}}
 LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "vocab_size": 4096}
+# Graphs are made and differentiated, and run as they are: the C++ compiler takes seconds for each.
+WITHOUT_COMPILER = {"backend": "aot_eager"}
 
 
 def layout(name: str, world: int, micro_batch: int, sequences: list[list[int]], **train: Any) -> dict[str, Any]:
@@ -55,11 +57,14 @@ LAYOUTS = [
     layout("no resharding", 2, 2, SINGLE, reshard_after_forward=False),
     layout("replicas", 2, 2, SINGLE, replicas=2),
     layout("replicas, one micro-batch", 2, 4, SINGLE, replicas=2),
+    layout("compiled on 2", 2, 2, SINGLE, compile=True) | WITHOUT_COMPILER,
+    layout("compiled on 2, checkpointed, packed", 2, 1, PACKS, packing=True, activation_checkpointing=True, compile=True),
     layout("offloaded", 2, 2, SINGLE, cpu_offload=True),
     layout("bf16", 2, 2, SINGLE, dtype="bfloat16"),
     layout("adapters", 1, 8, SINGLE, **LORA),
     layout("adapters on 2", 2, 2, SINGLE, **LORA),
     layout("adapters on 2, checkpointed, packed", 2, 1, PACKS, packing=True, activation_checkpointing=True, **LORA),
+    layout("adapters on 2, compiled, packed", 2, 1, PACKS, packing=True, compile=True, **LORA) | WITHOUT_COMPILER,
     layout("adapters, replicas", 2, 2, SINGLE, replicas=2, **LORA),
     layout("towards base", 1, 8, SINGLE, prior="base", **LORA),
     layout("towards base on 2", 2, 2, SINGLE, prior="base", **LORA),
@@ -139,10 +144,11 @@ def runs(
     memory = {"name": "memory", "world": 2, "model": str(large_model), "train": {"dtype": "float32"}}
     train = {"mixture": MIXTURE, "epochs": 2, "global_batch_size": 4, "micro_batch_size": 1, "dtype": "float32"}
     mixture = {"name": "mixture", "world": 2, "model": str(tiny_model), "tokens": str(mixed), "stop_after": 2, "train": train}
+    mixture |= WITHOUT_COMPILER
     layouts = [*({**item, "model": str(tiny_model)} for item in LAYOUTS), mixture, memory]
     (folder / "layouts.json").write_text(json.dumps(layouts))
     # So that what is freed leaves the process, and its memory is what it holds.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
     for world in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         command += [str(WORKER), str(folder), str(world)]
@@ -332,3 +338,36 @@ def test_sources_get_their_shares_of_the_targets_over_all_ranks_also_when_resume
         assert tokens["math"] == 3 * tokens["chat"] > 0, tokens
     weights = [load_file(runs["mixture"]["folder"] / name / "model" / "model.safetensors") for name in ("whole", "halves")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("compiled on 2", "2x4"),
+        ("compiled on 2, checkpointed, packed", "checkpointed on 2, packed"),
+        ("adapters on 2, compiled, packed", "adapters on 2, checkpointed, packed"),
+    ],
+)
+def test_compiled_layers_step_as_others_do_and_are_exported_by_the_same_names(name: str, other: str, runs: Runs) -> None:
+    assert runs[name]["graphs"] > 0 == runs[other]["graphs"]
+    for one, another in zip(runs[name]["steps"], runs[other]["steps"], strict=True):
+        assert one["smoothed_loss"] == pytest.approx(another["smoothed_loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(another["grad_norm"], rel=1e-4)
+    found, expected = (
+        {n: v for f in sorted(runs[x]["model"].glob("*.safetensors")) for n, v in load_file(f).items()} for x in (name, other)
+    )
+    assert found.keys() == expected.keys()
+    for weight, value in expected.items():
+        torch.testing.assert_close(found[weight], value, rtol=1e-4, atol=1e-4, msg=weight)
+
+
+def test_a_training_is_resumed_compiled_from_a_checkpoint_that_was_not(runs: Runs) -> None:
+    compiled, whole = runs["mixture"]["compiled"], runs["mixture"]["whole"]
+    assert (compiled["ending"], compiled["graphs"] > 0) == ("finished", True)
+    assert compiled["seen"] == [steps[2:] for steps in whole["seen"]], "the rest of the steps"
+    found, expected = (
+        load_file(runs["mixture"]["folder"] / name / "model" / "model.safetensors") for name in ("compiled half", "whole")
+    )
+    assert found.keys() == expected.keys()
+    for weight, value in expected.items():
+        torch.testing.assert_close(found[weight], value, rtol=1e-4, atol=1e-5, msg=weight)

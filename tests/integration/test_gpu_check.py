@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Packed or padded, full or LoRA, checkpointed or not.
 GRID = 8
 # Compared with a CPU beside the grid.
-OPTIONS = ("sample by sample", "towards the base")
+OPTIONS = ("sample by sample", "towards the base", "compiled")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_training_is_right_killed_resumed_and_exported(found: dict[str, Any]) ->
 
 
 def test_training_is_timed_and_profiled(found: dict[str, Any]) -> None:
-    assert len(found["training speed"]) == GRID
+    assert len(found["training speed"]) == GRID + 1, "one of them compiled"
     for case in found["training speed"].values():
         assert case["tokens/s"] > 0 and case["estimated peak GB"] > 0 and len(case["nll"]) == 5
     for case in found["training profile"].values():

@@ -142,6 +142,11 @@ class TrainConfig(Section):
     activation_checkpointing: bool = key(
         False, affects="", description="recompute activations in backward: less memory, about a third more time"
     )
+    compile: bool = key(
+        False,
+        affects="",
+        description="torch.compile of the decoder layers, in the first steps, for seconds to minutes; needs a C++ compiler",
+    )
     cpu_offload: bool = key(
         False,
         affects="",

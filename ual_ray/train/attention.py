@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,15 @@ KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
 UNSUPPORTED = ("attention_chunk_size", "attn_logit_softcapping", "use_bidirectional_attention", "alibi")
 
 
+class Lengths:
+    """Tokens of each sample of a pack: not a list, as torch.compile would make a graph for every other list."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        """Take them in the order of the samples."""
+        self.tokens = tokens
+
+
+@torch.compiler.disable(reason="packs differ in the number of samples")
 def varlen_attention(
     module: nn.Module,
     query: Tensor,
@@ -28,7 +36,7 @@ def varlen_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    sample_lengths: Sequence[int] | None = None,
+    sample_lengths: Lengths | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each sample: [1, heads, tokens, size] to [1, tokens, heads, size]; transformers calls it.
@@ -46,7 +54,7 @@ def varlen_attention(
             got=", ".join(unknown) or "a mask",
             fix="set train.attention=sdpa",
         )
-    lengths = [query.shape[2]] if sample_lengths is None else list(sample_lengths)
+    lengths = [query.shape[2]] if sample_lengths is None else sample_lengths.tokens
     # A split's gradient is one concatenation; that of slices would be as many sums over the whole pack.
     samples = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     grouped = key.shape[1] != query.shape[1]

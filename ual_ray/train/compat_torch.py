@@ -1,8 +1,9 @@
-"""Parts of torch that it does not document: DTensors from their shards, stagers of checkpoints, tensors without storage.
+"""Parts of torch that it does not document: DTensors from shards, stagers, tensors without storage, shapes of compiled graphs.
 
 When tests/unit/train/test_compat_torch.py fails with another torch: read `DTensor.__new__` (torch/distributed/tensor/_api.py),
-`AsyncStager` (torch/distributed/checkpoint/staging.py) and `flop_registry` (torch/utils/flop_counter.py) of that version, adapt
-this file, run tests/unit/train and tests/integration/test_fsdp.py, and move the bounds of torch in pyproject.toml.
+`AsyncStager` (torch/distributed/checkpoint/staging.py), `flop_registry` (torch/utils/flop_counter.py) and `maybe_mark_dynamic`
+(torch/_dynamo/decorators.py) of that version, adapt this file, run tests/unit/train and tests/integration/test_fsdp.py, and
+move the bounds of torch in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ def flop_counter() -> Any:
     return FlopCounterMode(
         display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     )
+
+
+def mark_shapes_dynamic(values: Any) -> None:
+    """Let torch.compile make its graph for any sizes of the tensors in nested values, where their use allows it."""
+    from torch.utils._pytree import tree_leaves
+
+    for tensor in tree_leaves(values):
+        if isinstance(tensor, Tensor):
+            torch._dynamo.maybe_mark_dynamic(tensor, [*range(tensor.ndim)])
 
 
 def storage_key(tensor: Tensor) -> int:

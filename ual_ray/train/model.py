@@ -16,8 +16,9 @@ from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.output_head import TOLERANCE, OutputHead
-from ual_ray.train.attention import sample_lengths, use_varlen
+from ual_ray.train.attention import Lengths, sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
+from ual_ray.train.compiled import check_compiler, compile_layers
 from ual_ray.train.lora import without_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, reshard, shard
@@ -114,7 +115,7 @@ class SmoothedCausalLM(nn.Module):
         """Run the decoder: states of [rows, length, hidden], or of [1, rows * length, hidden] sample by sample."""
         if self._varlen:
             ids, positions = batch.input_ids.view(1, -1), batch.position_ids.view(1, -1)
-            own: dict[str, Any] = {"position_ids": positions, "sample_lengths": sample_lengths(positions)}
+            own: dict[str, Any] = {"position_ids": positions, "sample_lengths": Lengths(sample_lengths(positions))}
             return self.body(input_ids=ids, attention_mask=None, use_cache=False, **own).last_hidden_state
         own = {"position_ids": batch.position_ids} if self.takes_positions else {}
         output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
@@ -165,6 +166,8 @@ def build(
     path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. longest: tokens of
     the longest row. Raises UserError for an unsupported architecture, and for rows that the model has no positions for.
     """
+    if config.compile and device.type == "cpu":
+        check_compiler()
     causal_lm = empty_trained_model(path, config.lora, config.dtype, trust_remote_code)
     check_positions(causal_lm, longest)
     if config.activation_checkpointing:
@@ -173,6 +176,8 @@ def build(
     own_prior = prior(OutputHead(causal_lm).size)
     own = (config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)
     model = SmoothedCausalLM(causal_lm, *own, towards_base=config.prior == "base")
+    if config.compile:
+        compile_layers(model.body)
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     check_loss(model, device, packing=config.packing)

@@ -57,7 +57,9 @@ def test_scores_depend_on_what_is_asked_and_how_it_is_read() -> None:
 def test_weights_do_not_depend_on_where_and_how_fast_they_are_trained() -> None:
     weights = affecting(Config().train, "weights")
     assert {"epochs", "learning_rate", "lora", "dtype", "global_batch_size", "max_length", "packing"} <= set(weights)
-    assert not {"num_workers", "micro_batch_size", "checkpoint_every", "storage", "activation_checkpointing"} & set(weights)
+    assert not {"num_workers", "micro_batch_size", "checkpoint_every", "storage", "activation_checkpointing", "compile"} & set(
+        weights
+    )
     assert weights["lora"] == Config().train.lora.model_dump(), "a section that affects a result does so with all its keys"
 
 

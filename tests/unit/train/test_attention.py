@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
-from ual_ray.train.attention import sample_lengths, unsupported, use_varlen, varlen_attention
+from ual_ray.train.attention import Lengths, sample_lengths, unsupported, use_varlen, varlen_attention
 from ual_ray.train.batches import Sample, collate
 from ual_ray.train.model import SmoothedCausalLM, check_loss
 
@@ -74,7 +74,8 @@ def test_unpacked_batches_with_padding_are_the_same(family_folder: Any) -> None:
 def test_every_token_attends_within_its_sample_and_window(lengths: list[int], window: int | None, groups: int) -> None:
     tokens, size = sum(lengths), 4
     query, key, value = (torch.randn(1, heads, tokens, size) for heads in (2 * groups, 2, 2))
-    found, _ = varlen_attention(nn.Identity(), query, key, value, None, sliding_window=window, sample_lengths=lengths)
+    samples = Lengths(lengths)
+    found, _ = varlen_attention(nn.Identity(), query, key, value, None, sliding_window=window, sample_lengths=samples)
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     for head in range(2 * groups):
         for place in range(tokens):

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ual_ray.train import compat_torch
-from ual_ray.train.compat_torch import HostStager, fake_tensors, flop_counter, storage_key
+from ual_ray.train.compat_torch import HostStager, fake_tensors, flop_counter, mark_shapes_dynamic, storage_key
 
 FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
 
@@ -57,3 +57,21 @@ def test_operations_of_linear_layers_and_of_attention_on_a_cpu_are_counted() -> 
         nn.functional.scaled_dot_product_attention(query, query, query)
     assert linear == 2 * 4 * 8 * 16, FIX
     assert counter.get_total_flops() - linear == 2 * (2 * 2 * 64 * 64 * 16), FIX
+
+
+def test_marked_tensors_share_a_graph_whatever_their_sizes() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(backend=backend)
+    def doubled(states: torch.Tensor, more: dict[str, torch.Tensor]) -> torch.Tensor:
+        return 2 * states + more["bias"]
+
+    for rows, length in ((2, 8), (3, 9), (9, 8)):
+        states, more = torch.ones(rows, length, 4), {"bias": torch.ones(rows, length, 1)}
+        mark_shapes_dynamic(((states,), more))
+        assert torch.equal(doubled(states, more), torch.full((rows, length, 4), 3.0))
+    assert len(graphs) == 1, FIX
