@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def unescaped(value: ast.FormattedValue, escaped: set[str]) -> bool:
     form = ast.unparse(value.format_spec) if value.format_spec else ""
     text = ast.unparse(value.value)
     number = form.rstrip("'\"").endswith(("f", "%")) or text.startswith("len(")
-    return not (number or text.startswith("escape(") or text in escaped or text.endswith("__name__"))
+    counted = re.fullmatch(r"plural\(.+, '[a-z ]+'\)", text) is not None
+    return not (number or counted or text.startswith("escape(") or text in escaped or text.endswith("__name__"))
 
 
 @cache
