@@ -68,7 +68,7 @@ def find(client: JobSubmissionClient, job: str) -> JobDetails:
     jobs = {found.submission_id: found for found in submitted(client)}
     if job not in jobs:
         ids = shorten_list([*filter(None, reversed(jobs))])
-        raise UserError("there is no such job", got=job, expected=ids or "no job was submitted to this cluster yet")
+        raise UserError("there is no such job", got=job, expected=ids or "an id that `ual jobs list` prints; it has none yet")
     return jobs[job]
 
 

@@ -105,7 +105,7 @@ def test_jobs_are_listed_by_age_without_drivers() -> None:
 def test_an_unknown_job_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"(?s)no such job.*ual-x.*early"):
         module.find(JobServer(job_details("early", "FAILED", start=1)), "ual-x")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no job was submitted to this cluster yet"):
+    with pytest.raises(UserError, match="expected: an id that `ual jobs list` prints; it has none yet"):
         module.find(JobServer(), "ual-x")  # type: ignore[arg-type]
 
 
