@@ -24,15 +24,16 @@ MAX_MODEL_LEN = 2048
 
 
 class Answer:
-    """Answer the instruction of every row."""
+    """Answer the instruction of every row: greedily, or with several samples, of which the first is kept."""
 
-    def __init__(self, max_tokens: int) -> None:
-        """Set the longest answer."""
+    def __init__(self, max_tokens: int, samples: int = 1) -> None:
+        """Set the longest answer, and how many."""
+        self._options: dict[str, Any] = {"n": samples, "temperature": 1.0 if samples > 1 else 0.0}
         self._max_tokens = max_tokens
 
     def __call__(self, rows: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
         """Send all rows at once."""
-        results = engine.run([Completion(turns(row[col.MESSAGES][:-1]), self._max_tokens) for row in rows])
+        results = engine.run([Completion(turns(row[col.MESSAGES][:-1]), self._max_tokens, **self._options) for row in rows])
         return [
             {col.ID: row[col.ID], TEXT: result.texts[0], col.STATUS: col.STATUS_OK}
             if isinstance(result, CompletionResult)
@@ -42,7 +43,15 @@ class Answer:
 
 
 def run_pool(
-    rows: Path, size: int, out: Path, max_tokens: int, dtype: DtypeName, actors: int, threads: int = 1, in_flight: int = 1
+    rows: Path,
+    size: int,
+    out: Path,
+    max_tokens: int,
+    dtype: DtypeName,
+    actors: int,
+    threads: int = 1,
+    in_flight: int = 1,
+    samples: int = 1,
 ) -> None:
     """Answer `size` rows with `actors` actors of `threads` threads and `in_flight` batches, Ray's start and end included."""
     engine = EngineConfig(
@@ -53,6 +62,6 @@ def run_pool(
         cpus_per_actor=threads,
         batches_in_flight=in_flight,
     )
-    job = PoolJob(EngineSpec(engine, "demo"), Answer(max_tokens), RowStore(out, OUTPUT))
+    job = PoolJob(EngineSpec(engine, "demo"), Answer(max_tokens, samples), RowStore(out, OUTPUT))
     with ray_cluster(RuntimeConfig()), meter(make_console(), "pool", size, "rows") as shown:
         map_file(rows, job, shown)
