@@ -43,9 +43,8 @@ _NEUTRAL = frozenset((
 # Words that change nothing before them, but may behind: "Based on the above, my rating is 7", "My rating is above 7".
 _OPENING = _NEUTRAL | {
     "above", "after", "analysis", "and", "assessment", "based", "believe", "conclusion", "consideration", "estimated",
-    "evaluation", "hence", "here", "here's", "in", "instruction",
-    "json", "of", "okay", "on", "opinion", "overall", "pair", "provide",
-    "reading", "so", "sure", "then", "therefore", "think", "thus", "to", "view",
+    "evaluation", "hence", "here", "here's", "in", "instruction", "json", "of", "okay", "on", "opinion", "overall", "pair",
+    "provide", "reading", "so", "sure", "then", "therefore", "think", "thus", "to", "view",
 }  # fmt: skip
 # What a rating is of, behind its name: "I would give the answer 7" and "It would be wrong to rate it 7" rate nothing.
 _RATED = frozenset((
