@@ -15,6 +15,7 @@ KINDS = ("open_ended", "deterministic")
 PAGE = "docs/results.md"
 # Per question: sums over its tokens, and their number.
 MEASURES = ("nll", "nll_scaled", "nll_adjusted", "brier", "errors")
+NAMES = {"nll_scaled": "NLL scaled", "brier": "Brier"}
 ORDER = ("sft", "constant", "shuffled_within", "ual")
 # By arm and seed: facts, and the sums of each test question.
 Cases = Mapping[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]]
@@ -42,6 +43,7 @@ def report_folder(folder: Path) -> dict[str, Any]:
     means = print_means(cases, strata, arms)
     compared = list(comparisons(cases, strata, arms))
     print_comparisons(compared)
+    print("", *where_it_helps(compared), sep="\n")
     facts = [case[0] for case in cases.values()]
     print_curves(facts)
     return {"about": about, "means": means, "cases": facts, "comparisons": compared}
@@ -76,10 +78,27 @@ def print_comparisons(compared: Sequence[Mapping[str, Any]]) -> None:
     """Print differences with their intervals and verdicts."""
     print("\n| stratum | measure | arms | difference [95% interval] | p (Holm) | verdict |\n|---|---|---|---|---|---|")
     for one in compared:
-        low, high = one["interval"]
-        text = f"{one['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
         arms = f"{one['arm']} - {one['reference']}"
-        print(f"| {one['stratum']} | {one['measure']} | {arms} | {text} | {one['p_holm']:.4f} | {one['verdict']} |")
+        print(f"| {one['stratum']} | {one['measure']} | {arms} | {difference(one)} | {one['p_holm']:.4f} | {one['verdict']} |")
+
+
+def where_it_helps(compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the page's table of where smoothing, and where uncertainty, helps: a line per kind of question and its halves."""
+    pairs = (("shuffled_within", "sft"), ("ual", "shuffled_within"))
+    shown = [(measure, pair) for measure in NAMES for pair in pairs]
+    by = {(one["stratum"], one["measure"], (one["arm"], one["reference"])): one for one in compared}
+    head = [f"{NAMES[measure]}: {' - '.join(pair)}" for measure, pair in shown]
+    lines = [f"| test questions | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    for stratum in [f"{kind}{half}" for kind in KINDS for half in ("", ", certain half", ", uncertain half")]:
+        cells = [difference(by[stratum, measure, pair]) for measure, pair in shown]
+        lines.append(f"| {stratum} | {' | '.join(cells)} |")
+    return lines
+
+
+def difference(compared: Mapping[str, Any]) -> str:
+    """Write a difference with its interval."""
+    low, high = compared["interval"]
+    return f"{compared['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def print_curves(facts: Sequence[Mapping[str, Any]]) -> None:
