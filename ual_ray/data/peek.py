@@ -43,6 +43,14 @@ class DataPeek:
         good = [content_id(messages) for _, messages in self.records if not isinstance(messages, BadRow)]
         return len(good) - len(set(good))
 
+    @property
+    def hub(self) -> dict[str, str | None] | None:
+        """What is read of a data set on the hub, in the names of `datasets`; None for files."""
+        first = self.pieces[0]
+        if first.kind != "hub":
+            return None
+        return {"config_name": first.subset, "split": first.split, "revision": first.revision}
+
     def size(self) -> str:
         """Format the number of rows, such as "200 rows", "about 10,000 rows", or "an unknown number of rows"."""
         if self.estimated_rows is None:

@@ -102,7 +102,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     session.say("rows", seen.describe(redact_uri(config.data.path)))
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     _log_prompts(run, config)
-    run.dataset("rows", Path(config.data.path), source, seen.estimated_rows or 0, "scoring")
+    run.dataset("rows", config.data.path, source, seen.estimated_rows or 0, "scoring", seen.hub)
     _explain_old_stores(session, store)
     asked = asked_of(measuring(config))
     note_asked(store, asked)

@@ -111,12 +111,23 @@ class Run:
         history = self._tracker.ask(lambda: self._tracker.client.get_metric_history(self.id, metric))
         return max([*steps, *(entry.step for entry in history or [])])
 
-    def dataset(self, name: str, path: Path, digest: str, rows: int, context: str) -> None:
-        """Log an input data set with its digest, here and to the runs above; `context` is its purpose, such as training."""
-        content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context}
+    def dataset(
+        self,
+        name: str,
+        path: Path | str,
+        digest: str,
+        rows: int,
+        context: str,
+        hub: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Log an input data set with its digest, here and to the runs above; `context` is its purpose, such as training.
+
+        path: of files, a URI as a text; or a name on the hub, where `hub` has its config_name, split and revision.
+        """
+        content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context, "hub": hub}
         self._submit("dataset", content)
         if self._parent is not None:
-            self._parent.dataset(name, path, digest, rows, context)
+            self._parent.dataset(name, path, digest, rows, context, hub)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file."""

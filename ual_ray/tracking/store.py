@@ -26,6 +26,7 @@ from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model, measured_model
 from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run_file import resolve_run
+from ual_ray.tracking.sources import dataset_source
 from ual_ray.tracking.traces import log_traces
 
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
@@ -176,11 +177,12 @@ class Store:
 
     def _dataset(self, operation: Operation, _: bool) -> None:
         content = operation.content
+        source_type, source = dataset_source(content["path"], content.get("hub"))
         entry = Dataset(
             name=content["name"],
             digest=content["digest"],
-            source_type="local",
-            source=json.dumps({"uri": content["path"]}),
+            source_type=source_type,
+            source=source,
             profile=json.dumps({"num_rows": content["rows"]}),
         )
         inputs = [DatasetInput(entry, [InputTag(DATASET_CONTEXT, content["context"])])]

@@ -13,6 +13,7 @@ import pytest
 from ual_ray.config import DataConfig
 from ual_ray.data import hub as module
 from ual_ray.data.hub import hub_commit
+from ual_ray.data.peek import DataPeek
 from ual_ray.data.reading import Piece, find_pieces, read_piece
 from ual_ray.errors import UserError
 
@@ -57,6 +58,13 @@ def test_a_subset_goes_with_every_piece(hub: list[dict[str, Any]]) -> None:
     assert [piece.subset for piece in parts] == ["main"] * 3
     assert [row["n"] for piece in parts for row in read_piece(pickle.loads(pickle.dumps(piece)))] == [*range(10)]
     assert [asked["name"] for asked in hub] == ["main"] * 4
+
+
+def test_what_is_read_of_the_hub_is_named_for_mlflow(hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}')
+    on_hub, on_disk = found("openai/gsm8k", subset="main", revision="v2"), found(tmp_path)
+    seen = [DataPeek("alpaca", parts, None, [], complete=False).hub for parts in (on_hub, on_disk)]
+    assert seen == [{"config_name": "main", "split": "train", "revision": "commit of v2"}, None]
 
 
 def test_a_path_on_disk_comes_before_the_hub(hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

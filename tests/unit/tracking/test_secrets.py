@@ -70,7 +70,7 @@ def log_everything(tracker: Any, config: Config, folder: Path) -> None:
     with tracker.run("run", folder, {"where": ADDRESS, "token": "planted0008"}) as run:
         run.params({"engine": config.engine.model_dump(), "data": config.data.model_dump(), "train": config.train.model_dump()})
         run.tags({"address": ADDRESS, "hf": SECRETS["HF_TOKEN"]})
-        run.dataset("rows", Path(config.data.path), "digest", 1, "scoring")
+        run.dataset("rows", config.data.path, "digest", 1, "scoring")
         run.artifact(folder / "config.yaml")
         run.environment()
 
