@@ -82,7 +82,8 @@ def smooth(
 ) -> None:
     """Stage 2: map uncertainty to the smoothing value alpha of every row, and print its distribution.
 
-    Calls no model. Writes OUT/smoothed.parquet.
+    Calls no model; the tokenizer of `model`, which is to be trained, counts the tokens over which arms are matched. Writes
+    OUT/smoothed.parquet.
     """
     from ual_ray import columns as col
 

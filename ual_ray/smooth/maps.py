@@ -5,8 +5,8 @@ the smoothing mass in [0, 1). A map is a function of the rows and its section `a
 base maps are increasing, as in UAL (arXiv 2406.04854, where the map is linear); their formulas' constants are this project's
 choice and are recorded with every run. config/registry.py lists them.
 
-The loss is a mean over tokens, so means of alpha that are to be equal are weighted by the length of the response: where longer
-rows are more uncertain, arms of equal mean per row differ in how much they smooth.
+The loss is a mean over tokens, so means of alpha that are to be equal are weighted by the length of the response in tokens
+(`lengths`): where longer rows are more uncertain, arms of equal mean per row differ in how much they smooth.
 """
 
 from __future__ import annotations

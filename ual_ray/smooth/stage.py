@@ -19,15 +19,24 @@ from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import content_digest, read_table
+from ual_ray.smooth.lengths import TOKENS
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 
 
 def smooth(
-    scored: Path, spec: ArmConfig, seed: int, folder: Path, scored_digest: str | None = None, *, texts: bool = True
+    scored: Path,
+    spec: ArmConfig,
+    seed: int,
+    folder: Path,
+    scored_digest: str | None = None,
+    *,
+    tokens: pa.Table | None = None,
+    texts: bool = True,
 ) -> dict[str, Any]:
     """Write the training rows with their alpha and weight; return the distribution and the counts of missing and excluded rows.
 
+    tokens: of the responses (`lengths.COUNTED`), over which arms have equal means; without them, over the characters.
     texts: whether the rows keep all their columns, or only those that alphas depend on. `scored_digest`, if known, is recorded
     with the map. Numbers of all rows are in memory at once, texts are streamed.
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
@@ -47,7 +56,8 @@ def smooth(
             fix="give every row an id of its own: alphas are assigned by it",
         )
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
-    lengths, sources = _lengths(table), table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
+    lengths, unit = _lengths(table, tokens)
+    sources = table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
     alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy())
     weight = assign_weights(Rows.of(uncertainty, lengths, seed=seed), spec)
     # A row of weight 0 is left out, not trained on for nothing.
@@ -61,7 +71,7 @@ def smooth(
     _write(files, kept, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
     what = {"map": spec.map, "weight": spec.weight, "loss": spec.loss, "uncertainty": uncertainty_column}
     weights = {"weight_min": float(weight[weight > 0].min()), "weight_max": float(weight.max())}
-    return {**what, "missing": int(np.isnan(uncertainty).sum()), **describe(alpha, lengths), **weights}
+    return {**what, "missing": int(np.isnan(uncertainty).sum()), "length": unit, **describe(alpha, lengths), **weights}
 
 
 def columns_read(spec: ArmConfig) -> list[str]:
@@ -99,11 +109,15 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
     return read
 
 
-def _lengths(table: pa.Table) -> Array | None:
-    """Read the characters of every response; None where a row does not tell, so that all count alike."""
+def _lengths(table: pa.Table, tokens: pa.Table | None) -> tuple[Array | None, str]:
+    """Return the length of every response and its unit; None where a row has none, so that all rows count alike."""
+    if tokens is not None:
+        places = pa.compute.index_in(table[col.ID].cast(pa.string()), value_set=tokens[col.ID])
+        if not places.null_count:
+            return tokens[TOKENS].to_numpy()[places.to_numpy()].astype(np.float64), "token of response"
     if col.RESPONSE_LENGTH not in table.column_names or table[col.RESPONSE_LENGTH].null_count:
-        return None
-    return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64)
+        return None, "row"
+    return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64), "character of response"
 
 
 def _write(

@@ -8,9 +8,11 @@ from typing import Any
 from ual_ray import columns as col
 from ual_ray.config import ArmConfig
 from ual_ray.config.keys import affecting
+from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import Place, Session, Step, run_step
+from ual_ray.smooth.lengths import response_tokens
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
 
 BAR_WIDTH = 30
@@ -22,17 +24,28 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
     Prints the distribution.
     """
     check_columns(scored, spec)
-    seed = session.config.seed
-    inputs = {"scored": content_digest(scored, columns_read(spec)), "spec": affecting(spec, "alphas"), "seed": seed}
+    config = session.config
+    digest = content_digest(scored, columns_read(spec))
+    inputs = {
+        "scored": digest,
+        "spec": affecting(spec, "alphas"),
+        "seed": config.seed,
+        "tokens": model_fingerprint(config.model),
+    }
 
     def work(folder: Path) -> dict[str, Any]:
-        return smooth(scored, spec, seed, folder, str(inputs["scored"]), texts=texts)
+        tokens = None
+        if spec.map != "none" or spec.weight != "none":
+            tokens = response_tokens(scored, content_digest(scored, [col.ID]), config.model, config.trust_remote_code)
+        return smooth(scored, spec, config.seed, folder, digest, tokens=tokens, texts=texts)
 
     def line(found: dict[str, Any]) -> str:
-        means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per character of response"
+        means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per {found['length']}"
         text = f"{found['map']}: alpha mean {means}, {found['min']:.3f} to {found['max']:.3f}"
         if spec.weight != "none":
-            text += f"; weight {spec.weight}, {found['weight_min']:.3f} to {found['weight_max']:.3f}, mean 1 per character"
+            text += (
+                f"; weight {spec.weight}, {found['weight_min']:.3f} to {found['weight_max']:.3f}, mean 1 per {found['length']}"
+            )
         return f"{text}; {found['missing']} scores missing ({spec.missing}), {found['excluded']:.0f} rows excluded"
 
     done = run_step(session, Step("smooth", f"smooth {name}", inputs, place), work, line)
