@@ -23,7 +23,7 @@ COUNTED = pa.schema([(col.ID, pa.string()), (TOKENS, pa.int64())])
 def response_tokens(scored: Path, digest: str, model: str, trust_remote_code: bool = False) -> pa.Table:
     """Count the tokens of every training row's trained replies, an end of turn each (COUNTED); arms of one command share it.
 
-    digest: of the scored rows, so that other rows in the same folder are counted anew. Rows without messages are left out.
+    digest: of the scored rows, so that other rows in the same folder are counted again. Rows without messages are left out.
     """
     from transformers import AutoTokenizer
 
