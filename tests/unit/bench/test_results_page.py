@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+
+from bench_scripts import script
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 RULE = re.compile(r"^\|(\s*:?-+:?\s*\|)+$")
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_no_table_is_empty() -> None:
@@ -37,3 +29,9 @@ def test_the_tables_of_where_it_helps_are_those_of_the_file() -> None:
     for run in runs:
         assert "\n".join(report.where_it_helps(run["comparisons"])) in PAGE, run["about"]["corrupted"]
     assert PAGE.count(report.where_it_helps(runs[0]["comparisons"])[0]) == len(runs)
+
+
+def test_the_null_table_is_that_of_the_file() -> None:
+    content = json.loads((ROOT / "bench" / "results" / "null_table.json").read_text())
+    assert "\n".join(script("null_table").markdown(content["measurements"])) in PAGE
+    assert f"python {content['command']}\n" in PAGE

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from bench_scripts import script
 
 ROOT = Path(__file__).parents[3]
-SPEC = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
-assert SPEC is not None and SPEC.loader is not None
-tables = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tables)
+tables = script("tables")
 
 
 def test_the_page_is_written_from_the_files() -> None:

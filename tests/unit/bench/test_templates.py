@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_scripts import script
 
 pytest.importorskip("trl")
-ROOT = Path(__file__).parents[3]
-SPEC = importlib.util.spec_from_file_location("bench_templates", ROOT / "bench" / "templates.py")
-assert SPEC is not None and SPEC.loader is not None
-bench = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = bench
-SPEC.loader.exec_module(bench)
+bench = script("templates")
 
 
 @pytest.mark.parametrize(("name", "template"), bench.templates(), ids=lambda value: value if len(value) < 40 else "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from bench_scripts import script
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,6 @@ from ual_ray.stats.bootstrap import (
     Estimate,
     bootstrap,
     estimate,
-    estimate_over_seeds,
     holm,
     resampled_sums,
     resamples_needed,
@@ -26,6 +26,7 @@ from ual_ray.stats.bootstrap import (
 )
 
 Array = NDArray[np.float64]
+null = script("null_table")
 FLOATS = st.floats(-5, 5, allow_nan=False)
 
 
@@ -196,34 +197,16 @@ def test_seeds_by_hand() -> None:
     assert (found.ci_low, found.ci_high) == pytest.approx((interval.low, interval.high))
 
 
-def null_p_values(seeds: int, spread: float, looks: Sequence[int], runs: int) -> Array:
-    """Draw p-values [runs, looks] of differences without an effect, after so many seeds each.
-
-    spread: standard deviation between training seeds in standard errors over questions.
-    """
-    random, n = np.random.default_rng([seeds, int(spread)]), 200
-    noise = np.sqrt(0.5 / n)
-    questions = random.normal(0, 1 / np.sqrt(n), (runs, 1))
-    by_seed = questions + random.normal(0, np.hypot(noise, spread * np.sqrt((1 + 0.5 / seeds) / n)), (runs, seeds))
-
-    def p_value(one: Array, look: int) -> float:
-        # Two values of the variance that resampled questions have.
-        drawn = np.sqrt((1 + 0.5 / look) / n / 2) * np.array([-1, 1])
-        return estimate_over_seeds(one[:look], drawn, informative=n, n=n).p_value
-
-    return np.array([[p_value(one, look) for look in looks] for one in by_seed])
-
-
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0])
-@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize("spread", null.SPREADS)
+@pytest.mark.parametrize("seeds", null.SEEDS)
 def test_false_verdicts_are_rare_where_there_is_no_effect(seeds: int, spread: float) -> None:
-    assert np.mean(null_p_values(seeds, spread, [seeds], 1000) < 0.05) <= 0.06
+    assert np.mean(null.p_values(seeds, spread, [seeds], 1000) < 0.05) <= null.MOST_FALSE
 
 
 def test_seeds_that_are_added_until_there_is_a_verdict_find_one_by_chance() -> None:
     """So those of the plan count alone: 0.025 there, 0.10 for who looks after three seeds, and after each one up to eight."""
-    significant = null_p_values(8, 10.0, range(3, 9), 1000) < 0.05
-    assert significant[:, 0].mean() <= 0.06 < 0.08 < significant.any(axis=1).mean()
+    significant = null.p_values(8, 10.0, range(3, 9), 1000) < 0.05
+    assert significant[:, 0].mean() <= null.MOST_FALSE < 0.08 < significant.any(axis=1).mean()
 
 
 def test_an_effect_is_found_with_enough_seeds() -> None:
