@@ -103,7 +103,7 @@ class EngineConfig(Section):
         description="rows per block, the most that one actor repeats after a crash; null = chosen from the data size",
     )
     max_model_len: int = key(
-        1024, ge=16, affects="scores answers verdicts", description="maximum prompt plus completion length, in tokens"
+        2048, ge=16, affects="scores answers verdicts", description="maximum prompt plus completion length, in tokens"
     )
     overlong: Literal["drop", "truncate"] = key(
         "drop",

@@ -78,8 +78,7 @@ class ClusteringConfig(Section):
 
 
 def _default_benchmarks() -> dict[str, BenchmarkConfig]:
-    # Answers of the demo model to the demo's short questions; null suits models that reason at length.
-    return {HELD_OUT: BenchmarkConfig(kind=HELD_OUT), GSM8K: BenchmarkConfig(kind=GSM8K, max_new_tokens=160)}
+    return {kind: BenchmarkConfig(kind=kind) for kind in (HELD_OUT, GSM8K)}
 
 
 class EvaluateConfig(Section):
