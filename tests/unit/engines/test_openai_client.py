@@ -31,6 +31,7 @@ from openai_server import (
 )
 
 from ual_ray.config import EndpointConfig, EngineConfig
+from ual_ray.engines import openai_client as client
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines.openai_engine import check_endpoint
 from ual_ray.engines.requests import Completion
@@ -139,6 +140,46 @@ def test_an_actor_takes_its_share_of_the_rate_and_retries_wait_as_well(build: Bu
     assert len(server.asked) == 9
     # 2400 / 4 a minute is one in 0.1 s.
     assert 0.7 <= time.monotonic() - started < 100
+
+
+def test_tokens_that_are_sent_and_asked_for_keep_to_their_rate(
+    build: Build, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor's share of the limit, over requests of different sizes, and a retry counts again."""
+    clock = Clock()
+    monkeypatch.setattr(endpoint, "Pace", lambda rate: client.Pace(rate, lambda: clock.now, clock.sleep))
+    server.plans["q1"] = [reply(b"{"), well]
+    sizes = (300, 20, 7)
+    # 10 tokens a second for each of the four.
+    build(max_actors=4, tokens_per_minute=2400, concurrency=1).run(
+        [Completion(ask(f"q{number}"), size, n=2, temperature=1.0) for number, size in enumerate(sizes)]
+    )
+    assert [body["max_tokens"] * body["n"] for body in server.asked] == [600, 40, 14, 40]
+    sent = [len(json.dumps(body["messages"])) / 4 + body["max_tokens"] * body["n"] for body in server.asked]
+    # The last request waits for all before it, and nobody for the last.
+    assert clock.now == pytest.approx(100.0 + sum(sent[:-1]) / 10)
+
+
+MESSAGES = [{"role": "user", "content": "x" * 100}]
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"max_tokens": 50}, 50),
+        ({"max_completion_tokens": 50, "n": 3}, 150),
+        ({"max_tokens": 0}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_request_counts_its_text_and_what_it_asks_for(body: dict[str, int], asked: int) -> None:
+    content = json.dumps({"messages": MESSAGES, "model": MODEL} | body).encode()
+    assert client.estimated_tokens(content) == len(json.dumps(MESSAGES)) / 4 + asked
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"[1, 2]", b'{"prompt": "text"}', b'{"messages": [], "max_tokens": "x"}'])
+def test_a_request_of_another_form_counts_by_its_size(content: bytes) -> None:
+    assert client.estimated_tokens(content) == len(content) / 4
 
 
 # --- before a run ----------------------------------------------------------------------------------------------------
