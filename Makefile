@@ -1,4 +1,5 @@
-# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make test-fast (unit tests), make lint, make ui, make clean.
+# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make test-fast (unit tests), make lint, make audit,
+# make ui, make clean.
 # Every target sets itself up in .venv first, once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,6 +8,7 @@ OUTPUT ?= runs/demo
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready
+AUDIT  := .venv-audit
 
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PACKAGES        := --constraint constraints.txt --editable '.[cpu,dev]' gguf reasoning-gym
@@ -26,7 +28,7 @@ PLATFORMS  := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 # Compile the tests and the package once, not in every process of every run.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast lint ui gpu-bundle clean
+.PHONY: setup demo test test-fast lint audit ui gpu-bundle clean
 
 setup: $(READY)
 
@@ -58,6 +60,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python .ci/words.py
 
+audit:
+	@# Known vulnerabilities of the pinned packages: asks PyPI about each, installs none; one that cannot be checked is a failure.
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
+	sed 's/[+]cpu$$//' constraints.txt > $(AUDIT)/pins.txt
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $(AUDIT)/pins.txt
+
 ui: $(READY)
 	$(BIN)/ual ui $(OUTPUT)
 
@@ -71,4 +80,4 @@ gpu-bundle: $(READY)
 	@du -sh $(BUNDLE)
 
 clean:
-	rm -rf $(BUNDLE) $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(BUNDLE) $(VENV) $(AUDIT) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -100,6 +100,16 @@ def test_every_place_that_tests_calls_the_same_targets() -> None:
     assert set(script) <= set(re.findall(r"^(\S+):", read("Makefile"), re.MULTILINE))
 
 
+def test_known_vulnerabilities_are_looked_for_in_a_job_that_may_fail_alone_and_visibly() -> None:
+    workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
+    audit, test = workflow["jobs"]["audit"], workflow["jobs"]["test"]
+    assert [step["run"] for step in audit["steps"] if "run" in step] == ["make audit"]
+    assert "needs" not in audit | test and "continue-on-error" not in str(workflow)
+    assert "audit" not in read(".ci/run"), "it needs a network"
+    recipe = read("Makefile").partition("\naudit:")[2].partition("\n\n")[0]
+    assert "constraints.txt" in recipe and "pip-audit --strict" in recipe
+
+
 def test_a_hook_calls_what_lint_calls() -> None:
     def checks(text: str) -> set[str]:
         return set(re.findall(r"ruff format|ruff check|words\.py", text))
