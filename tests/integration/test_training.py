@@ -240,6 +240,10 @@ def test_the_metrics_of_a_step(interrupted: Path) -> None:
     whole = read_metrics(interrupted / "plain" / "metrics.jsonl")[-1]
     assert whole["tokens_per_second"] > 0
     assert 0.05 < whole["lowest_rank_peak_memory_gib"] <= whole["peak_memory_gib"] < 10
+    of_nodes = read_metrics(interrupted / "plain" / "metrics.jsonl")[1]
+    for rank in range(2):
+        assert 0 <= of_nodes[f"system/rank_{rank}/cpu_utilization_percentage"] <= 100
+        assert 0 < of_nodes[f"system/rank_{rank}/system_memory_usage_percentage"] < 100
     assert 0 < whole["goodput"] <= 1
     assert any(name.startswith("nll/uncertainty_bin_") for name in first)
 

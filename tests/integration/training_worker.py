@@ -26,7 +26,8 @@ def main(tasks: list[dict[str, Any]]) -> None:
         (folder / "stop").unlink(missing_ok=True)
         loop.Training.take = disturbed(task)  # type: ignore[method-assign]
         settings, first = TrainConfig(**task["train"]), task.get("first")
-        job = loop.TrainingJob(settings, task["model"], task["tokens"], task["folder"], seed=3, first=first)
+        files = task["model"], task["tokens"], task["folder"]
+        job = loop.TrainingJob(settings, *files, seed=3, first=first, system_metrics=True)
         storage = pyarrow.fs.LocalFileSystem()
         outcome = loop.train_worker(job, torch.device("cpu"), storage, str(folder / "checkpoints"))
         if dist.get_rank() == 0:

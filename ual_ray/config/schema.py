@@ -47,6 +47,11 @@ class TrackingConfig(Section):
         affects="",
         description="sampled calls of elicitor and judge to log as MLflow traces per run; 0 = none",
     )
+    system_metrics: bool = key(
+        True,
+        affects="",
+        description="log CPU, memory and GPU use of the first 16 training workers, every 10 seconds, as system/rank_0/...",
+    )
     retry_seconds: float = key(
         5,
         gt=0,

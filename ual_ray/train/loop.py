@@ -49,6 +49,7 @@ class TrainingJob:
 
     arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own. first: local path
     of another training's checkpoint to start from. sources: Parquet of the rows' sources, with train.mixture.
+    system_metrics: whether the use of the ranks' nodes is logged.
     """
 
     train: TrainConfig
@@ -61,6 +62,7 @@ class TrainingJob:
     lineage: Mapping[str, str] = field(default_factory=dict)
     first: str | None = None
     sources: str | None = None
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def train_worker(
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed, lora_scale=scale_of(model)))
     log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
     interruptions = Interruptions(folder, preempted, votes=writes)
-    ranks = RankReport(dist.get_rank(), dist.get_world_size(), device)
+    ranks = RankReport(dist.get_rank(), dist.get_world_size(), device, system_metrics=job.system_metrics)
     batches = Prefetch(lambda step: [*data.batches(data.plan[step])], len(data.plan), pin=device.type == "cuda")
     training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks, batches)
     if progress.step == 0:

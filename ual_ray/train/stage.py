@@ -29,6 +29,7 @@ from ual_ray.train.compat_ray_train import NodeTorchConfig
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
+from ual_ray.train.node_use import PREFIX
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.timing import summary
 from ual_ray.train.token_store import TokenStore
@@ -91,6 +92,7 @@ def train(
         dict(lineage),
         first,
         str(sources) if sources else None,
+        config.tracking.system_metrics,
     )
     meter = make_meter(len(plan))
     with closing(meter), polled(_Follower(folder / col.METRICS_FILE, meter, on_step).read, seconds=1.0):
@@ -151,8 +153,8 @@ def with_dtype(config: Config, output: Path) -> Config:
 
 
 def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metrics, Metrics]:
-    """Collect the latest value of every metric, and the metrics of the exported step."""
-    last = {name: value for line in lines for name, value in line.items()}
+    """Collect the latest value of every metric but those of nodes, and the metrics of the exported step."""
+    last = {name: value for line in lines for name, value in line.items() if not name.startswith(PREFIX)}
     return last, next((line for line in lines if line["step"] == step != last["step"]), last)
 
 

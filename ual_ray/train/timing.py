@@ -13,6 +13,7 @@ import torch
 
 from ual_ray.run.memory import peak_memory
 from ual_ray.train.metrics import GOODPUT, HIGHEST_MEMORY, LOWEST_MEMORY, SECONDS, STRAGGLER, Metrics
+from ual_ray.train.node_use import FIGURES, MOST_RANKS, NodeUse, by_rank
 
 Purpose = Literal["step", "data", "validation", "checkpoint"]
 PURPOSES: tuple[Purpose, ...] = ("step", "data", "validation", "checkpoint")
@@ -49,26 +50,37 @@ class Stopwatch:
 
 
 class RankReport:
-    """What each rank tells all others with the sums of a step: its memory, and its work of the step before.
+    """What each rank tells all others with the sums of a step: its memory, its work of the step before, its node's use.
 
     A sum over ranks of vectors that are 0 but for a rank's own entries holds every rank's values.
     """
 
-    def __init__(self, rank: int, ranks: int, device: torch.device) -> None:
-        """Take this rank's number, and the device whose memory counts."""
+    def __init__(self, rank: int, ranks: int, device: torch.device, *, system_metrics: bool = False) -> None:
+        """Take this rank's number, the device whose memory counts, and whether all ranks report the use of their nodes."""
         self._rank, self._ranks, self._device = rank, ranks, device
+        self._use = NodeUse(device) if system_metrics else None
+        self._shown, self._fresh = min(MOST_RANKS, ranks), False
 
     def values(self, work: float) -> list[float]:
         """Return this rank's vector. work: seconds of CPU time in its last step, which does not count where a GPU works."""
         own = (peak_memory(self._device), work if self._device.type == "cpu" else 0.0)
         entries = [0.0] * (len(own) * self._ranks)
         entries[self._rank :: self._ranks] = own
-        return entries
+        if self._use is None:
+            return entries
+        of_nodes = [0.0] * (len(FIGURES) * self._shown)
+        if self._rank < self._shown:
+            self._fresh, of_nodes[self._rank :: self._shown] = self._use.read()
+        return entries + of_nodes
 
     def metrics(self, summed: Sequence[float]) -> Metrics:
-        """Highest and lowest memory of a rank in GiB, and the slowest rank's work over the median (1 = none is slower)."""
-        memory, work = summed[: self._ranks], summed[self._ranks :]
+        """Highest and lowest memory of a rank in GiB, and the slowest rank's work over the median (1 = none is slower).
+
+        Also the use of the first ranks' nodes, where this rank has just read that of its own.
+        """
+        memory, work, of_nodes = summed[: (n := self._ranks)], summed[n : 2 * n], summed[2 * n :]
         metrics = {HIGHEST_MEMORY: max(memory), LOWEST_MEMORY: min(memory)}
+        metrics |= by_rank(of_nodes, self._shown) if self._fresh else {}
         return metrics | ({STRAGGLER: max(work) / median(work)} if min(work) > 0 else {})
 
 
