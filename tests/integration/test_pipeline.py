@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from typing import Any
 import pytest
 
 from ual_ray import columns as col
+
+SECRETS = {
+    "HF_TOKEN": "hf_planted0001",
+    "MLFLOW_TRACKING_TOKEN": "planted0002",
+    "MLFLOW_TRACKING_PASSWORD": "planted0003",
+    "OPENAI_API_KEY": "sk-planted0004",
+    "AWS_SECRET_ACCESS_KEY": "planted0005",
+}
+# The fake engine asks no server; its address is a part of the configuration all the same.
+WITH_PASSWORD = "engine.endpoint.url=https://me:planted0006@host/v1"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +54,36 @@ def test_it_prints_every_stage_and_the_table(finished: tuple[Path, str]) -> None
     assert "NLL per token" in printed
     assert "format: alpaca" in printed
     assert "Traceback" not in printed
+
+
+def test_the_parent_shows_data_sets_models_and_the_comparison(finished: tuple[Path, str]) -> None:
+    """Before the tests below run it again with other settings."""
+    from mlflow import MlflowClient
+
+    output, _ = finished
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    parent = runs_of(output)["first"]
+    used = {
+        data.dataset.name: (data.dataset.source_type, {tag.key: tag.value for tag in data.tags}["mlflow.data.context"])
+        for data in parent.inputs.dataset_inputs
+    }
+    assert used == {
+        "rows": ("local", "scoring"),
+        "smoothed sft": ("local", "training"),
+        "smoothed ual": ("local", "training"),
+        "held_out": ("local", "evaluation"),
+        "gsm8k": ("local", "evaluation"),
+        "validation and test rows": ("local", "calibration"),
+    }
+    models = [client.get_logged_model(model.model_id) for model in parent.outputs.model_outputs]
+    trained = {runs_of(output)[f"train {arm}"].info.run_id for arm in ("sft", "ual")}
+    assert sorted(model.name for model in models) == ["sft", "ual"]
+    assert {model.source_run_id for model in models} == trained
+    metrics = parent.data.metrics
+    for name in ("base", "sft", "ual"):
+        assert {f"{name}.held_out.nll.overall", f"{name}.gsm8k.exact_match_strict.overall"} <= set(metrics)
+    nlls = {name: metrics[f"{name}.held_out.nll.overall"] for name in ("sft", "ual")}
+    assert metrics["ual-vs-sft.held_out.nll"] == pytest.approx(nlls["ual"] - nlls["sft"])
 
 
 def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Path, str]) -> None:
@@ -155,6 +196,9 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
     for metric in ("nll", "smoothed_loss", "learning_rate", "grad_norm", "tokens_per_second", "mean_alpha"):
         assert len(client.get_metric_history(train.info.run_id, metric)) == 2, metric
     assert train.inputs.dataset_inputs[0].dataset.digest == train.data.tags["ual_ray.smoothed"]
+    for rank in range(2):
+        for figure in ("cpu_utilization_percentage", "system_memory_usage_percentage"):
+            assert 0 <= train.data.metrics[f"system/rank_{rank}/{figure}"] <= 100
     assert children["elicit"].inputs.dataset_inputs[0].dataset.name == "rows"
     plots = [file.path for file in client.list_artifacts(children["elicit"].info.run_id, "plots")]
     assert plots == ["plots/uncertainty_by_source.png"]
@@ -171,8 +215,12 @@ def killed(one_arm: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Start a longer run, end it by SIGTERM between two checkpoints; return its folder, its settings, and its last step."""
     output = tmp_path_factory.mktemp("runs") / "killed"
     settings = [*one_arm, f"output={output}", "train.max_steps=160", "train.epochs=100", "train.checkpoint_every=10"]
-    command = [sys.executable, "-m", "ual_ray", "run", *settings]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    settings += [WITH_PASSWORD, "tracking.system_metrics=false"]
+    command = [sys.executable, "-m", "ual_ray", "run", "--verbose", *settings]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
+    with (output.parent / "printed.txt").open("wb") as printed:
+        running = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed, start_new_session=True)
+    (output.parent / "pid").write_text(str(running.pid))
     try:
         deadline = time.monotonic() + 240
         while last_step(output) < 15 or not list(output.glob("arms/sft/train/*/checkpoints/step-*/progress.json")):
@@ -214,6 +262,28 @@ def test_sigterm_ends_the_runs_as_killed(killed: tuple[Path, list[str], int]) ->
     assert statuses == {"killed": "KILLED", "train sft": "KILLED", "elicit": "FINISHED"}
 
 
+def test_it_leaves_no_secret_of_its_environment_or_configuration(killed: tuple[Path, list[str], int]) -> None:
+    """In its output folder with MLflow's store, in what it printed, and in the logs of its Ray."""
+    output, _, _ = killed
+    (session,) = Path(tempfile.gettempdir(), "ray").glob(f"session_*_{(output.parent / 'pid').read_text()}")
+    logs = {file.name for file in files_below(session)}
+    assert {"raylet.out", "gcs_server.out"} <= logs and any(name.startswith("worker-") for name in logs)
+    assert "https://***@host/v1" in next(output.glob("config.yaml")).read_text()
+    assert leaks(output.parent) + leaks(session) == []
+    # The search finds what is not masked.
+    (output / "copy.txt").write_text(str(SECRETS))
+    assert leaks(output) == [output / "copy.txt"]
+    (output / "copy.txt").unlink()
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+
+
+def leaks(folder: Path) -> list[Path]:
+    return [file for file in files_below(folder) if b"planted" in file.read_bytes()]
+
+
 def test_the_next_run_goes_on_from_the_checkpoint_in_the_same_mlflow_runs(
     killed: tuple[Path, list[str], int], ual: Any
 ) -> None:
@@ -230,3 +300,4 @@ def test_the_next_run_goes_on_from_the_checkpoint_in_the_same_mlflow_runs(
     for line in after[: stopped_at + 1]:
         assert line.get("smoothed_loss") == before[line["step"]].get("smoothed_loss"), "resuming changes nothing"
     assert {run.info.status for run in runs_of(output).values()} == {"FINISHED"}
+    assert not any(name.startswith("system/") for line in after for name in line), "they are turned off"
