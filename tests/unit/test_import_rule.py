@@ -26,7 +26,8 @@ FLOORS = (
     ("benchmarks", "mirror"),
     ("elicit", "smooth", "train", "evaluate", "judge", "calibrate", "inspect", "report"),
     ("integrations", "pipeline", "preflight", "jobs"),
-    ("experiment", "doctor", "plan"),
+    ("doctor", "plan"),
+    ("experiment",),
     ("cli",),
     ("__main__",),
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ual_ray.cli.arguments import Force, Overrides, Verbose, load
+from ual_ray.cli.health import complete_rate
 from ual_ray.errors import UserError
 from ual_ray.run.terminal import absolute, make_console, short, terminal
 
@@ -32,6 +33,14 @@ def experiment(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it will cost and the smallest effect it can find. Calls no model.")
     ] = False,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RATE=NUMBER",
+            help="Of a dry run: a rate in place of the measured one, such as price_per_device_hour=2.5; may be repeated.",
+            autocompletion=complete_rate,
+        ),
+    ] = None,
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
@@ -67,8 +76,9 @@ def experiment(
     _caution(config)
     if dry_run:
         from ual_ray.experiment.forecast import print_forecast
+        from ual_ray.plan.rates import parse_rates
 
-        print_forecast(config, workspace.root, make_console())
+        print_forecast(config, workspace.root, make_console(), parse_rates(rate or []))
         return
     _run(config, workspace, force=force, verbose=verbose)
 

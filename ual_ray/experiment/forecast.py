@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ual_ray.elicit.forecast import forecast
 from ual_ray.elicit.stage import expected_rows
 from ual_ray.errors import UserError
 from ual_ray.experiment.checks import without_likelihoods
+from ual_ray.experiment.hours import hours
 from ual_ray.experiment.power import print_power
 from ual_ray.formatting import plural
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
@@ -71,15 +72,19 @@ def pilot_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}{PILOT_SUFFIX}")
 
 
-def print_forecast(config: Config, output: Path, console: Console) -> None:
-    """Print calls, tokens and money of elicitation, the number of trainings, their time where some ran, and the power."""
+def print_forecast(config: Config, output: Path, console: Console, rates: Mapping[str, float] | None = None) -> None:
+    """Print calls, tokens and money of elicitation, the number of trainings, times where they were measured, and the power.
+
+    rates: given ones, in place of those that were measured.
+    """
     seen = peek(config.data)
     given, arms = config.experiment, len(config.arms)
     pilot = pilot_folder(output)
     # The best trial of an arm is the training of its first seed.
     trials = max(0, len(given.learning_rates) - 1)
     trainings = arms * (len(given.seeds) + trials) * len(given.scenarios)
-    lines = [(f"elicitation, {name}", text) for name, text in forecast(config, seen, expected_rows(config, seen)).lines()]
+    rows = expected_rows(config, seen)
+    lines = [(f"elicitation, {name}", text) for name, text in forecast(config, seen, rows).lines()]
     seeds = plural(len(given.seeds), "seed")
     if trials:
         seeds = f"({seeds} + {plural(trials, 'learning rate')})"
@@ -87,6 +92,7 @@ def print_forecast(config: Config, output: Path, console: Console) -> None:
     evaluated = (arms * len(given.seeds) + 1) * len(given.scenarios)
     lines += [("trainings", f"{trainings} ({by}); {plural(evaluated, 'model')} to evaluate")]
     lines += [*_finished(output, "here"), *_finished(pilot, "in the pilot")]
+    lines += hours(config, rows, [pilot, output], trials, rates or {}) if rows else []
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)
     found = [

@@ -51,13 +51,13 @@ def outline(config: Config, seen: DataPeek, rows: int, trial: Trial, seed: int =
     plan, rates = Outline(), trial.rates
     plan.lines += _scoring(config, seen, rows, rates)
     if "elicit.rows_per_second" in rates:
-        _time_scoring(plan, config, rows, rates, seed)
+        time_scoring(plan, config, rows, rates, seed)
     else:
         plan.lines.append(("scoring, time", f"{UNKNOWN}; {TRIAL}, or --rate elicit.rows_per_second=..."))
-    _time_training(plan, config, rows, rates)
-    _time_evaluation(plan, config, rows, trial)
-    _time_calibration(plan, config, rows, trial)
-    plan.lines += _totals(plan, rates)
+    time_training(plan, config, rows, rates)
+    time_evaluation(plan, config, rows, trial)
+    time_calibration(plan, config, rows, trial)
+    plan.lines += totals(plan, rates)
     plan.lines += _memory(config)
     return plan
 
@@ -90,7 +90,8 @@ def pool_of(config: Config, rows: int, rates: Mapping[str, float]) -> Pool:
     )
 
 
-def _time_scoring(plan: Outline, config: Config, rows: int, rates: Mapping[str, float], seed: int) -> None:
+def time_scoring(plan: Outline, config: Config, rows: int, rates: Mapping[str, float], seed: int) -> None:
+    """Time the scoring of `rows`, simulated too; needs elicit.rows_per_second."""
     pool = pool_of(config, rows, rates)
     if pool.failure_rate * pool.unit_seconds > math.log(MOST_TRIES):
         raise UserError(
@@ -128,7 +129,8 @@ def _limit_seconds(config: Config, rows: int, rates: Mapping[str, float]) -> flo
     return 60 * rows * max(by_calls, by_tokens)
 
 
-def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str, float]) -> None:
+def time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str, float]) -> None:
+    """Time the trainings of all arms on `rows`, one after another."""
     train = config.train
     if not {"train.tokens_per_second", "train.tokens_per_row"} <= rates.keys():
         fix = "give the output of a `ual run` as --trial, or --rate train.tokens_per_second=... --rate train.tokens_per_row=..."
@@ -140,11 +142,12 @@ def _time_training(plan: Outline, config: Config, rows: int, rates: Mapping[str,
         plan.lines.append(("training", f"train.max_steps = {train.max_steps} may end it earlier"))
     seconds = sum(count / rates["train.tokens_per_second"] + rates.get("train.start_seconds", 0.0) for count in tokens)
     devices, unit = _devices(train.gpus_per_worker, train.cpus_per_worker)
-    what = f"{plural(len(training), 'arm')} of {amount(max(tokens))} tokens, {plural(train.num_workers, 'worker')}"
+    what = f"{plural(len(training), 'training')} of {amount(max(tokens))} tokens, {plural(train.num_workers, 'worker')}"
     _add_hours(plan, "training, time", seconds, devices * train.num_workers, unit, what)
 
 
-def _time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+def time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+    """Time the answers of all arms and of the model before training, one model after another. rows: scored ones."""
     rates, questions = trial.rates, _questions(config, rows, trial)
     if "evaluate.seconds_per_question" not in rates or questions is None:
         fix = "give the output of a short `ual run` with these benchmarks as --trial, and set max_rows where it reached its own"
@@ -157,7 +160,8 @@ def _time_evaluation(plan: Outline, config: Config, rows: int, trial: Trial) -> 
     _add_hours(plan, "evaluation, time", models * each, devices * config.engine.max_actors, unit, what)
 
 
-def _time_calibration(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+def time_calibration(plan: Outline, config: Config, rows: int, trial: Trial) -> None:
+    """Time the calibration of all arms and of the model before training, one model after another. rows: scored ones."""
     rates, settings = trial.rates, config.evaluate.calibration
     if not settings.enabled:
         return
@@ -205,7 +209,7 @@ def _add_hours(plan: Outline, name: str, seconds: float, devices: float, unit: s
     plan.lines.append((name, f"{duration(seconds)}, {hours:,.2f} {unit} ({what})"))
 
 
-def _totals(plan: Outline, rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def totals(plan: Outline, rates: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Yield the hours of what was timed, and their price."""
     if not plan.device_hours:
         return

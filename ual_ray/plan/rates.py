@@ -47,11 +47,13 @@ Finished = tuple[Mapping[str, Any], float]
 class Trial:
     """What trials measured: rates by the keys of `RATES`; scored rows; questions by benchmark; calibrated tokens by split.
 
-    capped: benchmarks that may have more questions, as max_rows was reached. notes: what the trials do not tell.
+    trained: rows that a training had. capped: benchmarks that may have more questions, as max_rows was reached. notes: what the
+    trials do not tell.
     """
 
     rates: dict[str, float] = field(default_factory=dict)
     rows: int = 0
+    trained: int = 0
     questions: dict[str, int] = field(default_factory=dict)
     capped: set[str] = field(default_factory=set)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -63,7 +65,8 @@ class Trial:
         if other.questions:
             self.questions, self.capped = other.questions, other.capped
         self.tokens = other.tokens or self.tokens
-        self.rows, self.notes = other.rows or self.rows, self.notes + other.notes
+        self.rows, self.trained = other.rows or self.rows, other.trained or self.trained
+        self.notes = self.notes + other.notes
 
 
 def parse_rates(given: Iterable[str]) -> dict[str, float]:
@@ -90,13 +93,14 @@ def parse_rates(given: Iterable[str]) -> dict[str, float]:
     return rates
 
 
-def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) -> Trial:
+def read_trial(folder: Path, num_workers: int, max_actors: int | None = None, homes: str = "") -> Trial:
     """Read what a finished `ual run`, `ual elicit` or `ual train` has measured.
 
-    num_workers, max_actors: of the configuration that is planned; None = as many actors as the trial had. Raises
-    UserError for a folder without a finished stage.
+    num_workers, max_actors: of the configuration that is planned; None = as many actors as the trial had. homes: of an
+    experiment, the pattern of the folders that its arms are in, such as SCENARIO/seed-*/. Raises UserError for a folder
+    without a finished stage.
     """
-    stages = [*_finished(folder)]
+    stages = [*_finished(folder, homes)]
     trial, splits = Trial(), dict[str, int]()
     for metrics, _ in stages:
         if "scoring_seconds" in metrics and metrics["rows"]:
@@ -105,7 +109,8 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) ->
             trial.rows = metrics["rows"]
     if trainings := [(metrics, seconds) for metrics, seconds in stages if "median_tokens_per_second" in metrics]:
         trial.rates |= _train(trainings, num_workers, trial.notes)
-    if evaluations := [*_of_models(folder, "evaluate")]:
+        trial.trained = trainings[0][0]["train_rows"]
+    if evaluations := [*_of_models(folder, "evaluate", homes)]:
         had = _section(folder, "engine").get("max_actors")
         planned = max_actors or had
         if had in (1, None, planned):
@@ -119,7 +124,7 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None) ->
         trial.questions = {name: counts["rows"] for name, counts in evaluations[-1][0]["benchmarks"].items()}
         most = _most_questions(folder)
         trial.capped = {name for name, count in trial.questions.items() if count >= (most.get(name) or math.inf)}
-    if calibrations := [done for done in _of_models(folder, "calibrate") if "rows" in done[0]]:
+    if calibrations := [done for done in _of_models(folder, "calibrate", homes) if "rows" in done[0]]:
         taken = calibrations[-1][0]["rows"]
         trial.tokens = {split: _all_tokens(counts, splits.get(split)) for split, counts in taken.items()}
         trial.rates |= _calibrate(calibrations, sum(counts["tokens"] for counts in taken.values()))
@@ -214,22 +219,22 @@ def _section(folder: Path, name: str) -> dict[str, Any]:
     return (content or {}).get(name) or {}
 
 
-def _of_models(folder: Path, stage: str) -> Iterator[Finished]:
+def _of_models(folder: Path, stage: str, homes: str) -> Iterator[Finished]:
     """Yield a stage that every model of a `ual run` has."""
-    for model in (folder / "base", *_arms(folder)):
+    for model in (folder / "base", *_arms(folder, homes)):
         yield from _in(model / stage)
 
 
-def _finished(folder: Path) -> Iterator[Finished]:
+def _finished(folder: Path, homes: str) -> Iterator[Finished]:
     """Yield scorings and trainings in an output folder, those of `ual run` and of single commands."""
-    for place in (folder, folder / "elicit", *(arm / "train" for arm in _arms(folder))):
+    for place in (folder, folder / "elicit", *(arm / "train" for arm in _arms(folder, homes))):
         yield from _in(place)
 
 
-def _arms(folder: Path) -> list[Path]:
+def _arms(folder: Path, homes: str) -> list[Path]:
     """Return the folders of a run's arms, without those of earlier configurations of this output."""
     own = _section(folder, "arms")
-    return [arm for arm in sorted(folder.glob("arms/*")) if not own or arm.name in own]
+    return [arm for arm in sorted(folder.glob(f"{homes}arms/*")) if not own or arm.name in own]
 
 
 def _in(place: Path) -> Iterator[Finished]:

@@ -57,7 +57,7 @@ def test_numbers_follow_from_the_rates() -> None:
     assert lines["scoring, time"] == "2 min 25 s, 0.32 core hours (4 actors)"
     assert lines["  simulated"].startswith("40 blocks of at most 25 rows: 2 min 25 s; no failures")
     # Two arms of 1,000 x 50 x 2 tokens.
-    assert lines["training, time"].startswith("4 min 20 s, 0.14 core hours (2 arms of 100K tokens")
+    assert lines["training, time"].startswith("4 min 20 s, 0.14 core hours (2 trainings of 100K tokens")
     # Ten times the trial's rows: three models at 10 s and 300 questions, and at 4 s and 2,500 tokens.
     assert lines["evaluation, time"] == "8 min 0 s, 1.07 core hours (3 models, 300 questions each)"
     assert lines["calibration, time"] == "1 min 27 s, 0.05 core hours (3 models, 2.5K tokens each)"

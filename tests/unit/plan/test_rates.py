@@ -40,6 +40,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     finish(tmp_path / "base" / "calibrate" / "k", CALIBRATE, 6.0)
     assert read_trial(tmp_path, 2) == Trial(
         rows=50,
+        trained=50,
         questions={"gsm8k": 10, "held_out": 20},
         tokens={"validation": 400, "test": 600},
         rates={
