@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.benchmarks.held_out import HeldOut
 from ual_ray.benchmarks.math import Math
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
@@ -113,7 +114,7 @@ def test_fewer_held_out_rows_of_a_file_do_not_depend_on_its_order(tmp_path: Path
 
 
 def test_the_number_of_held_out_rows_is_limited_and_part_of_the_digest() -> None:
-    assert digests({"held_out": BenchmarkConfig()})["held_out"]["max_rows"] == 20_000
+    assert digests({"held_out": BenchmarkConfig()})["held_out"]["max_rows"] == HeldOut.default_max_rows == 20_000
     assert digests({"held_out": BenchmarkConfig(max_rows=30_000)})["held_out"]["max_rows"] == 30_000
     assert digests({"gsm8k": BenchmarkConfig(kind="gsm8k")})["gsm8k"]["max_rows"] is None
 
