@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,28 @@ def test_mlflow_has_a_run_per_scenario_and_the_steps_below(experiment: tuple[Pat
     assert parents["mixed"] == parents["coloured"] == top
     assert parents["train ual (mixed, seed 1)"] == by_name["mixed"].info.run_id
     assert any(key.startswith("ual-vs-base.held_out") for key in by_name["mixed"].data.metrics)
+
+
+def test_an_arm_that_is_added_to_a_finished_experiment_asks_the_elicitor_nothing(
+    ual: Any, small: list[str], tmp_path: Path
+) -> None:
+    config, log = tmp_path / "experiment.yaml", tmp_path / "sent.jsonl"
+    settings = [*small, f"output={tmp_path / 'out'}", f"engine.arguments.log={log}"]
+
+    def requests(arms: str) -> Counter[str]:
+        config.write_text(
+            f"arms: {arms}\n"
+            "elicit: {estimators: [verbalized_error]}\n"
+            "evaluate: {benchmarks: {held_out: {kind: held_out}}, calibration: {enabled: false}}\n"
+            "train: {num_workers: 1}\nexperiment: {seeds: [0]}\n"
+        )
+        done = ual("experiment", str(config), *settings, cwd=tmp_path)
+        assert done.code == 0, done.output
+        return Counter(json.loads(line)["kind"] for line in log.read_text().splitlines())
+
+    before = requests("{sft: {map: none}}")
+    after = requests("{sft: {map: none}, ual: {map: rank}}")
+    asked = before.pop("Likelihood"), after.pop("Likelihood")
+    assert before and after == before, "those of the elicitor"
+    # The model before training and one arm, and then one more.
+    assert asked[0] % 2 == 0 and asked[1] - asked[0] == asked[0] // 2, "the held-out rows of the new model alone"
