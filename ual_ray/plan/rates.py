@@ -62,10 +62,12 @@ class Trial:
     def update(self, other: Trial) -> None:
         """Take what the other one measured in place of one's own."""
         self.rates |= other.rates
+        # Questions and tokens grow with the rows that they were counted of.
+        if other.questions or other.tokens or not (self.questions or self.tokens):
+            self.rows = other.rows or self.rows
         if other.questions:
             self.questions, self.capped = other.questions, other.capped
-        self.tokens = other.tokens or self.tokens
-        self.rows, self.trained = other.rows or self.rows, other.trained or self.trained
+        self.tokens, self.trained = other.tokens or self.tokens, other.trained or self.trained
         self.notes = self.notes + other.notes
 
 

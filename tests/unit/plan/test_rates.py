@@ -78,6 +78,16 @@ def test_tokens_are_those_of_all_rows_where_calibration_took_a_part(taken: dict[
     assert trial.rates["calibrate.seconds_per_token"] == pytest.approx(20 / (1000 + taken["tokens"]))
 
 
+def test_a_second_scoring_gives_its_rates_and_leaves_the_rows_that_the_questions_were_counted_of(tmp_path: Path) -> None:
+    finish(tmp_path / "run" / "elicit" / "k", ELICIT | STEADY, 50.0)
+    finish(tmp_path / "run" / "base" / "evaluate" / "k", EVALUATE, 32.0)
+    finish(tmp_path / "scoring" / "k", ELICIT | STEADY | {"rows": 10, "rows_per_second": 4.0}, 50.0)
+    trial = read_trial(tmp_path / "run", 2)
+    trial.update(read_trial(tmp_path / "scoring", 2))
+    assert trial.rates["elicit.rows_per_second"] == 2.0
+    assert (trial.rows, trial.questions["gsm8k"]) == (50, 10)
+
+
 def test_what_was_done_before_an_interruption_does_not_count_for_the_time_of_the_last_run(tmp_path: Path) -> None:
     finish(tmp_path / "elicit" / "k", ELICIT | STEADY | {"sent_rows": 10}, 50.0)
     finish(tmp_path / "arms" / "sft" / "train" / "k", TRAIN | {"resumed": True}, 20.0)
