@@ -262,6 +262,28 @@ def test_holm_lies_between_the_plain_p_value_and_bonferroni(p_values: list[float
     assert (adjusted <= 0.05 + 1e-12).sum() >= rejected >= (adjusted <= 0.05 - 1e-12).sum(), "the step-down itself"
 
 
+@given(st.lists(st.one_of(st.floats(0, 1), st.floats(0, 0.1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), min_size=1, max_size=7))
+def test_holm_against_every_intersection(p_values: list[float]) -> None:
+    """Holm is the closed test by Bonferroni: a hypothesis falls with every set of hypotheses that it belongs to."""
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in itertools.combinations(range(len(p_values)), size)]
+    by_set = {chosen: min(1.0, len(chosen) * min(p_values[place] for place in chosen)) for chosen in sets}
+    expected = [max(p for chosen, p in by_set.items() if place in chosen) for place in range(len(p_values))]
+    np.testing.assert_allclose(holm(p_values), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.004, 0.021, 0.0009, 0.013, 0.3, 0.013], [0.02, 0.052, 0.0054, 0.052, 0.3, 0.052]),
+        ([0.9, 0.2, 0.05, 0.05, 0.6], [1.0, 0.6, 0.25, 0.25, 1.0]),
+        ([0.0, 1.0, 0.02, 0.024, 0.0249, 0.7, 0.011], [0.0, 1.0, 0.1, 0.1, 0.1, 1.0, 0.066]),
+    ],
+)
+def test_holm_is_that_of_statsmodels(p_values: list[float], adjusted: list[float]) -> None:
+    """adjusted: multipletests(p_values, method="holm") of statsmodels 0.15.0, which is no requirement of the tests."""
+    np.testing.assert_allclose(holm(p_values), adjusted, rtol=1e-12)
+
+
 def test_enough_resamples_for_the_family() -> None:
     assert resamples_needed(10) == 2000
     needed = resamples_needed(100)
