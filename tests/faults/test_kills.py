@@ -6,6 +6,8 @@ Every test ends with the rows and the scores of an undisturbed run. `pytest -s` 
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,41 @@ def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multip
     assert scored.keys() == expected.keys()
     assert worst < 1e-3
     assert not actor.is_running(), "an actor whose engine is dead ends itself"
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Any]:
+    """Mount disks in memory at folders, of a size in the words of tmpfs; of one that is mounted, change the size."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(exist_ok=True)
+        options = f"remount,size={size}" if folder in mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting a disk needs root (in a container: --cap-add SYS_ADMIN): {done.stderr}")
+        mounted.append(folder)
+
+    yield mount
+    for folder in dict.fromkeys(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(elicit: Any, undisturbed: Any, small_disk: Any) -> None:
+    run = elicit(seconds_per_run=0.0)
+    # MLflow's tables take 930 kB of it, and the results of all rows 500 kB.
+    small_disk(run.out, "1300k")
+    run.start()
+    run.wait(code=2)
+    assert "a disk is full" in run.printed and "No space left on device" in run.printed and "Traceback" not in run.printed
+    before = len(run.calls())
+    assert before > 0
+    small_disk(run.out, "64m")
+    run.run()
+    assert_equal(run, undisturbed)
+    again = sent_again(run, before)
+    transcript("the disk was full", calls=len(run.calls()), sent_before=before, sent_again=again)
+    assert again <= UNWRITTEN_CALLS and redone(run) == again

@@ -58,7 +58,8 @@ def checkpointing(checkpoint: Path, max_unwritten: int) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     block_size, autoscaling = context.target_max_block_size, context.autoscaling_config
     context.target_max_block_size = BYTES_PER_BLOCK
-    # Start all actors at once and keep them to the end: loading a model costs more than an idle actor.
+    # Start all actors at once and keep them while blocks wait: loading a model costs more than an idle actor. When none waits,
+    # Ray Data gives back those without work, whatever these thresholds are.
     context.autoscaling_config = AutoscalingConfig(
         actor_pool_util_upscaling_threshold=1.0, actor_pool_util_downscaling_threshold=-1.0
     )

@@ -29,6 +29,8 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
 # A path object has dropped the second slash.
 MANGLED_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
+# In the words of the system, of pyarrow, and of SQLite.
+DISK_FULL = re.compile(r"[^\n]*\b(?:No space left on device|Disk quota exceeded|disk is full)\b[^\n]*", re.IGNORECASE)
 
 _sigterm = threading.Event()
 
@@ -123,11 +125,18 @@ def _redirected(log_file: Path) -> Iterator[Console]:
 
 
 def _user_error_in(error: BaseException) -> UserError | None:
-    """Find a UserError that a Ray worker raised and Ray wrapped in errors of its own."""
+    """Find a UserError that a Ray worker raised and Ray wrapped in errors of its own, or that a disk was full."""
     seen: Any = error
     while seen is not None:
         if isinstance(seen, UserError):
             return UserError(str(seen).rsplit("UserError: ", 1)[-1])
+        if full := DISK_FULL.search(str(seen)):
+            return UserError(
+                "a disk is full",
+                got=full[0].strip(),
+                fix="make room (`df -h` shows the disks; Ray writes to the one of /tmp too) and run the same command again: "
+                "what is finished is kept",
+            )
         workers = getattr(seen, "worker_failures", None) or {}
         seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
     return None

@@ -106,7 +106,7 @@ def test_another_training_gives_weights_and_moments_and_no_settings(group: None,
     with pytest.raises(UserError, match=r"train\.continue_from: the checkpoint does not fit the model"):
         checkpoints.load_other(str(first), larger, torch.optim.AdamW(larger.parameters()))
     part = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False))
-    with pytest.raises(UserError, match=r"1 weights that the model does not have, or not trains, such as 1\.bias"):
+    with pytest.raises(UserError, match=r"1 weight that the model does not have, or not trains, such as 1\.bias"):
         checkpoints.load_other(str(first), part, torch.optim.AdamW(part.parameters()))
 
 

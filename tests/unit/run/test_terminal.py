@@ -1,0 +1,42 @@
+"""How a command reports what ended it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from ual_ray.errors import UserError
+from ual_ray.run.terminal import terminal
+
+
+def wrapped(error: Exception) -> Exception:
+    """Wrap an error as Ray does with those of its workers."""
+    outer = RuntimeError("a task failed")
+    outer.cause = error  # type: ignore[attr-defined]
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x.parquet"),
+        OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_message_whoever_met_it(error: Exception, tmp_path: Path) -> None:
+    for raised in (error, wrapped(error), wrapped(wrapped(error))):
+        with pytest.raises(UserError, match="a disk is full") as found, terminal(tmp_path / "ual.log", verbose=False):
+            raise raised
+        assert str(error) in str(found.value) and "run the same command again" in str(found.value)
+
+
+def test_other_errors_are_printed_with_the_end_of_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), terminal(tmp_path / "ual.log", verbose=False):
+        raise wrapped(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert "failed: RuntimeError: a task failed" in capfd.readouterr().err
