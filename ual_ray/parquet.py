@@ -1,11 +1,16 @@
-"""Read and write the rows of a stage, and compute digests of their content."""
+"""Read and write the rows of a stage, and compute digests of their content.
+
+Every Parquet file of this package is written with a checksum per page and compared with it when it is read: a bit that a disk
+changed is an error, not another number. Files without checksums, such as those of users, are read as they are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,104 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.columns import ID, ID_LENGTH
 from ual_ray.config.files import replacing
+from ual_ray.errors import UserError
 
 ROWS_PER_FILE = 10_000
+DONE_FILE = "done.json"
+# Ray Data writes with it too.
+WRITING = {"write_page_checksum": True}
+SCANNING = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+
+
+def run_stage_again(file: Path) -> str:
+    """Describe how a damaged file of a stage is made again."""
+    done = f"delete it and {DONE_FILE} of its stage, and run the same command again"
+    return f"restore {file.name} from a copy, or {done}: what a stage before it or a model answered is kept"
+
+
+class RowFiles:
+    """The rows of a Parquet file, of all in a folder, or of several. Raises UserError that names a damaged file."""
+
+    def __init__(
+        self, path: Path | str | Sequence[Path], schema: pa.Schema | None = None, fix: Callable[[Path], str] = run_stage_again
+    ) -> None:
+        """Open the files; schema: of all rows, by default that of the first file. fix: what to do about a damaged file."""
+        places = str(path) if isinstance(path, Path | str) else [*map(str, path)]
+        self._paths, self._fix = [*map(Path, [places] if isinstance(places, str) else places)], fix
+        kind = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=SCANNING)
+        with self._checked():
+            self._data = pyarrow.dataset.dataset(places, schema, format=kind)
+        self.schema: pa.Schema = self._data.schema
+        self.files: list[str] = self._data.files
+
+    def to_table(self, columns: Sequence[str] | None = None, filter: pa.compute.Expression | None = None) -> pa.Table:  # noqa: A002
+        """Read columns, by default all, of the rows that fulfil a condition."""
+        with self._checked():
+            return self._data.to_table(columns=None if columns is None else [*columns], filter=filter)
+
+    def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
+        """Read by batches; options: those of a scanner, such as columns, filter and batch_size."""
+        with self._checked():
+            yield from self._data.to_batches(**options)
+
+    def head(self, most: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the first rows."""
+        with self._checked():
+            return self._data.head(most, columns=columns)
+
+    def take(self, places: pa.Array, columns: Sequence[str], filter: pa.compute.Expression) -> pa.Table:  # noqa: A002
+        """Read rows by their positions among those that fulfil a condition."""
+        with self._checked():
+            return self._data.scanner(columns=[*columns], filter=filter).take(places)
+
+    def count_rows(self, filter: pa.compute.Expression | None = None) -> int:  # noqa: A002
+        """Count the rows that fulfil a condition; without one from metadata alone."""
+        with self._checked():
+            return int(self._data.count_rows(filter=filter))
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        with naming_damage(self._paths, self._fix):
+            yield
+
+
+def checked(path: Path) -> str:
+    """Compare all checksums, and return the path for a reader that compares none, as Ray Data's whatever it is told."""
+    for _ in RowFiles(path).to_batches(batch_size=ROWS_PER_FILE, batch_readahead=1, fragment_readahead=1):
+        pass
+    return str(path)
+
+
+def open_file(file: Path | str | pa.NativeFile, **options: Any) -> pyarrow.parquet.ParquetFile:
+    """Open one file by its blocks; use it in `naming_damage`."""
+    return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, **options)
+
+
+@contextmanager
+def naming_damage(paths: Iterable[Path], fix: Callable[[Path], str] = run_stage_again) -> Iterator[None]:
+    """Turn an error of reading into a UserError that names the damaged file, if one of these files or folders is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        for file in (file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])):
+            if (damage := _damage(file)) is not None:
+                raise UserError(
+                    f"{file} cannot be read: it is damaged, or no Parquet file", got=damage, fix=fix(file)
+                ) from error
+        raise
+
+
+def _damage(file: Path) -> str | None:
+    """Read a file to its end; return what is wrong with it."""
+    try:
+        with open_file(file) as opened:
+            for _ in opened.iter_batches():
+                pass
+    except (pa.ArrowException, OSError) as error:
+        return str(error).strip()
+    return None
 
 
 def file_digest(path: Path) -> str:
@@ -36,8 +137,8 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
 
     If the id, a hash of the messages, is among the columns, the digest covers the messages too.
     """
-    files = pyarrow.dataset.dataset(str(path), format="parquet")
-    table = files.to_table(columns=[name for name in columns if name in files.schema.names])
+    files = RowFiles(path)
+    table = files.to_table([name for name in columns if name in files.schema.names])
     table = table.sort_by(ID) if ID in table.column_names else table
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
@@ -53,7 +154,14 @@ def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path)
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table atomically to one Parquet file."""
     with replacing(path) as part:
-        pyarrow.parquet.write_table(table, part)
+        pyarrow.parquet.write_table(table, part, **WRITING)
+
+
+@contextmanager
+def writing(path: Path, schema: pa.Schema) -> Iterator[pyarrow.parquet.ParquetWriter]:
+    """Give a writer of one Parquet file, which is there when the block ends without an error."""
+    with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema, **WRITING) as writer:
+        yield writer
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:
@@ -72,12 +180,12 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) ->
 
 def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or all Parquet files of a folder, sorted by id."""
-    table = pyarrow.dataset.dataset(str(path), format="parquet").to_table(columns=None if columns is None else [*columns])
+    table = RowFiles(path).to_table(columns)
     return table.sort_by(ID) if ID in table.column_names else table
 
 
 def recorded_map(smoothed: Path) -> dict[str, Any]:
     """Read from a file of alphas the map that produced it and the digest of its scores; empty for a foreign file."""
     file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed
-    metadata = pyarrow.parquet.read_schema(file).metadata or {}
+    metadata = RowFiles(file).schema.metadata or {}
     return json.loads(metadata.get(col.MAP_METADATA, b"{}"))

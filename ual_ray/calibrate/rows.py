@@ -15,6 +15,7 @@ from ual_ray import columns as col
 from ual_ray.calibrate.probed_model import Text
 from ual_ray.config import EvaluateConfig
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
+from ual_ray.parquet import RowFiles
 
 # Reasons for leaving a row out.
 NOT_RENDERABLE = "not_renderable"
@@ -77,7 +78,7 @@ def split_rows(job: ProbeJob, renderer: ChatRenderer, split: str) -> Taken:
 
 def first_rows(path: str, wanted: pyarrow.dataset.Expression, columns: list[str], most: int) -> list[Row]:
     """Read the first rows by id, at most one per token needed, as every row has at least one token."""
-    files = pyarrow.dataset.dataset(path, format="parquet")
+    files = RowFiles(path)
     ids = files.to_table(columns=[col.ID], filter=wanted).sort_by(col.ID)[col.ID][:most]
     chosen = files.to_table(columns=columns, filter=wanted & pyarrow.dataset.field(col.ID).isin(ids.combine_chunks()))
     return chosen.sort_by(col.ID).to_pylist()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.dataset
 from pyarrow.dataset import field
 
 from ual_ray import columns as col
@@ -15,7 +14,7 @@ from ual_ray.config import Config
 from ual_ray.config.files import write_text
 from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import content_digest
+from ual_ray.parquet import RowFiles, content_digest
 from ual_ray.run.progress import meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.run.stage_cache import Done
@@ -56,7 +55,7 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         run.params({"evaluate": inputs["evaluate"], "model": model})
-        count = pyarrow.dataset.dataset(str(rows), format="parquet").count_rows(filter=field(col.SPLIT) != col.TRAIN)
+        count = RowFiles(rows).count_rows(filter=field(col.SPLIT) != col.TRAIN)
         run.dataset(ROWS, rows, inputs["rows"], count, "calibration")
         metrics = _in_a_task(session, name, _job(config, model, rows, results, folder))
         logged = session.logged_model(model, name, col.digest(inputs["model"]))

@@ -14,6 +14,7 @@ from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.shard import Piece
 from ual_ray.errors import UserError
+from ual_ray.parquet import open_file
 
 ROWS_PER_PIECE = 50_000
 ROWS_PER_BATCH = 1000
@@ -22,7 +23,7 @@ ROWS_PER_BATCH = 1000
 def parquet_pieces(piece: Piece) -> list[Piece]:
     """Split a Parquet file at row groups."""
     with filesystem_of(piece.root).open_input_file(piece.path) as stream:
-        metadata = pyarrow.parquet.read_metadata(stream)
+        metadata = open_file(stream).metadata
         counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     return [
         replace(piece, first=first, last=last, rows=sum(counts[first:last])) for first, last in group(counts, ROWS_PER_PIECE)
@@ -56,7 +57,7 @@ def arrow_pieces(piece: Piece) -> list[Piece]:
 def read_parquet(piece: Piece) -> Iterator[Record | BadRow]:
     """Yield the rows of the shard's row groups."""
     with filesystem_of(piece.root).open_input_file(piece.path) as stream:
-        file = pyarrow.parquet.ParquetFile(stream, pre_buffer=bool(piece.root))
+        file = open_file(stream, pre_buffer=bool(piece.root))
         groups = range(piece.first, file.num_row_groups if piece.last is None else piece.last)
         for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=groups):
             yield from rows_of(batch)

@@ -26,7 +26,7 @@ from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.elicit.adjust import calibrate, check_labels, length_residual, mean_rank
 from ual_ray.elicit.scoring import needed, unparsable
 from ual_ray.engines.finish_reason import count_cut
-from ual_ray.parquet import write_tables
+from ual_ray.parquet import RowFiles, write_tables
 from ual_ray.stats.score_quality import distribution, histogram, median
 from ual_ray.stats.score_warnings import score_warnings
 
@@ -50,7 +50,7 @@ class Assembly:
 
     def run(self) -> dict[str, Any]:
         """Write `folder`/scored and return the figures. Raises UserError for unsuitable labels and for missing rows."""
-        rows = pyarrow.dataset.dataset(self.folder / col.ROWS_FOLDER, format="parquet").to_table(columns=[col.ID, *OF_THE_DATA])
+        rows = RowFiles(self.folder / col.ROWS_FOLDER).to_table(columns=[col.ID, *OF_THE_DATA])
         rows = rows.combine_chunks()
         wanted = rows.filter(pa.compute.is_in(rows[col.SPLIT], pa.array(self.elicit.splits)))[col.ID]
         self.store.check_complete(wanted)

@@ -23,7 +23,8 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config.files import read_json, write_json
 from ual_ray.elicit.replies import Kept, index_key, is_reply_to
-from ual_ray.engines.row_store import RowStore
+from ual_ray.engines.row_store import RowStore, again
+from ual_ray.parquet import RowFiles, naming_damage, open_file
 
 # Next to a store's rows: whom they asked.
 ASKED_FILE = "asked.json"
@@ -137,7 +138,7 @@ def _other_files(store: Path, asked: str) -> Iterator[Path]:
 
 def _index(file: Path, number: int) -> pa.Table | None:
     """List the requests of a file; None for one without replies."""
-    with pyarrow.parquet.ParquetFile(file) as opened:
+    with naming_damage([file], again), open_file(file) as opened:
         if col.REPLIES not in opened.schema_arrow.names:
             return None
         leaves = [f"{col.REPLIES}.list.element.{name}" for name in ("request", "seed", "n")]
@@ -151,7 +152,7 @@ def _index(file: Path, number: int) -> pa.Table | None:
 @lru_cache(FILES_IN_MEMORY)
 def _replies_in(file: str) -> pa.Array | None:
     try:
-        return pyarrow.parquet.read_table(file, columns=[col.REPLIES], partitioning=None)[col.REPLIES].combine_chunks()
+        return RowFiles([Path(file)], fix=again).to_table([col.REPLIES])[col.REPLIES].combine_chunks()
     except FileNotFoundError:
         logger.warning("%s was removed; its replies are asked for again", file)
         return None

@@ -24,7 +24,7 @@ from ual_ray.elicit.self_check import CANDIDATES_PER_ROW, Row, make_self_check, 
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore
-from ual_ray.parquet import write_rows
+from ual_ray.parquet import RowFiles, write_rows
 from ual_ray.run.progress import Meter
 
 STORE_FOLDER = "self_check"
@@ -72,7 +72,7 @@ def candidates_in_data(config: Config, seen: DataPeek) -> list[Row]:
 
 def candidates_in_scores(config: Config, scored: Path) -> list[Row]:
     """Read rows of a folder of scored rows, chosen over all of them."""
-    rows = pyarrow.dataset.dataset(str(scored), format="parquet")
+    rows = RowFiles(scored)
     ids = rows.to_table(columns=[col.ID])[col.ID].to_pylist()
     chosen = heapq.nsmallest(CANDIDATES_PER_ROW * config.elicit.self_check, ids, partial(place, seed=config.seed))
     return rows.to_table(

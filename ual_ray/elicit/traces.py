@@ -20,6 +20,7 @@ from ual_ray.engines import EngineSpec, template_hash_of
 from ual_ray.engines.requests import Completion, Likelihood, Request, Turns, turns
 from ual_ray.engines.row_store import RowStore
 from ual_ray.engines.traces import FIRST_DIGIT, Span, Trace, call, chat, sample, sampled
+from ual_ray.parquet import RowFiles
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ def sampled_traces(config: Config, scored: Path, store: Path, asked: str) -> lis
 
 def _ids(scored: Path, count: int) -> Iterator[str]:
     """Yield the ids that may be sampled: as many of every batch, for data of any size."""
-    for batch in pyarrow.dataset.dataset(str(scored), format="parquet").to_batches(columns=[col.ID]):
+    for batch in RowFiles(scored).to_batches(columns=[col.ID]):
         order = pa.table({"key": pa.compute.utf8_slice_codeunits(batch[col.ID], FIRST_DIGIT)})
         yield from batch[col.ID].take(pa.compute.select_k_unstable(order, count, [("key", "ascending")])).to_pylist()
 

@@ -34,7 +34,7 @@ from ual_ray.engines.metrics import EngineMetrics
 from ual_ray.engines.monitor import Counts, Limits, Monitor
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
-from ual_ray.parquet import read_table
+from ual_ray.parquet import WRITING, checked, read_table
 from ual_ray.run.progress import Meter, polled
 
 Row = dict[str, Any]
@@ -167,7 +167,7 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     """
     ids = read_table(file, [col.ID])[col.ID]
     if len(job.store.missing(ids)):
-        map_rows(lambda _: ray.data.read_parquet(str(file), override_num_blocks=1), len(ids), job, meter)
+        map_rows(lambda _: ray.data.read_parquet(checked(file), override_num_blocks=1), len(ids), job, meter)
         job.store.check_complete(ids)
     return job.store.select(ids)
 
@@ -218,7 +218,7 @@ def map_rows(
                 )
             )
             with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, before), seconds=1.0):
-                results.write_parquet(str(store.finished))
+                results.write_parquet(str(store.finished), **WRITING)
         stop = ray.get(monitor.stopped.remote())
     finally:
         ray.kill(monitor)

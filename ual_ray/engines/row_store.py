@@ -24,10 +24,17 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
-from ual_ray.parquet import write_table
+from ual_ray.parquet import RowFiles, write_table
 
 FINISHED_FOLDER, CHECKPOINT_FOLDER = "finished", "checkpoint"
 NAMES_BEFORE = ("measured", "answered", "judged")
+
+
+def again(file: Path) -> str:
+    """Describe what to do about a damaged file of a store, so that its rows alone are sent again; none are before that."""
+    ids = [one for one in sorted((file.parent.parent / CHECKPOINT_FOLDER).glob("*.parquet")) if file.name.startswith(one.stem)]
+    both = " and ".join(map(str, [file, *(ids if file.parent.name == FINISHED_FOLDER else ())]))
+    return f"restore it from a copy, or delete {both}: the next run sends its rows again, and no others"
 
 
 @dataclass(frozen=True)
@@ -77,14 +84,14 @@ class RowStore:
 
     def count(self, where: pa.compute.Expression | None = None) -> int:
         """Count the finished rows that fulfil a condition; without one from the files' metadata alone."""
-        files = [str(file) for file in complete_files(self.finished, self.checkpoint)]
-        return pyarrow.dataset.dataset(files, self.schema, format="parquet").count_rows(filter=where) if files else 0
+        files = complete_files(self.finished, self.checkpoint)
+        return RowFiles(files, self.schema, again).count_rows(where) if files else 0
 
     def read(self, columns: Sequence[str], where: pa.compute.Expression) -> pa.Table:
         """Read columns of the finished rows that fulfil a condition."""
-        files = [str(file) for file in complete_files(self.finished, self.checkpoint)]
+        files = complete_files(self.finished, self.checkpoint)
         empty = self.schema.empty_table().select(columns)
-        return pyarrow.dataset.dataset(files, self.schema, format="parquet").to_table([*columns], where) if files else empty
+        return RowFiles(files, self.schema, again).to_table(columns, where) if files else empty
 
     def missing(self, ids: pa.ChunkedArray, files: Sequence[Path] | None = None) -> pa.ChunkedArray:
         """Return those of the ids that have no row in the files; by default neither a finished nor a failed one."""
@@ -99,11 +106,11 @@ class RowStore:
         positions = np.unique(self._positions(ids, files).drop_null().to_numpy())
         start = 0
         for file in files:
-            end = start + pyarrow.parquet.read_metadata(file).num_rows
+            rows = RowFiles([file], self.schema, again)
+            end = start + rows.count_rows()
             first, last = np.searchsorted(positions, (start, end))
             if first < last:
-                table = pyarrow.parquet.read_table(file, columns=columns, schema=self.schema, partitioning=None)
-                yield table.take(positions[first:last] - start)
+                yield rows.to_table(columns).take(positions[first:last] - start)
             start = end
 
     def check_complete(self, ids: pa.ChunkedArray) -> None:
@@ -121,6 +128,6 @@ class RowStore:
 
     def _positions(self, ids: pa.ChunkedArray, files: Sequence[Path]) -> pa.ChunkedArray:
         """Find the first row with each id, counted over all files; null = none."""
-        read = (pyarrow.parquet.read_table(file, columns=[col.ID], partitioning=None)[col.ID] for file in files)
+        read = (RowFiles([file], fix=again).to_table([col.ID])[col.ID] for file in files)
         stored = pa.chunked_array([chunk for column in read for chunk in column.chunks], pa.string())
         return pa.compute.index_in(ids, value_set=stored)

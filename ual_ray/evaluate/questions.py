@@ -25,13 +25,13 @@ from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.benchmark import Benchmark, Question
 from ual_ray.config import BenchmarkConfig, DataConfig
-from ual_ray.config.files import replacing
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.files import ADDRESS, find_files, from_address
 from ual_ray.data.fingerprint import fingerprint
 from ual_ray.data.formats import BadRow, columns_of
 from ual_ray.data.reading import find_pieces, read_piece
 from ual_ray.errors import UserError
+from ual_ray.parquet import RowFiles, writing
 
 ROWS_PER_BATCH = 1000
 # Rows of a file that are looked at before anything starts.
@@ -83,7 +83,7 @@ def write_questions(configs: Mapping[str, BenchmarkConfig], rows: Path | None, f
     Raises UserError for a benchmark with a path that yields no question, and when there is no question at all.
     """
     counts: dict[str, dict[str, Any]] = {}
-    with replacing(folder / col.QUESTIONS_FILE) as part, pyarrow.parquet.ParquetWriter(part, col.QUESTIONS) as writer:
+    with writing(folder / col.QUESTIONS_FILE, col.QUESTIONS) as writer:
         for name, benchmark in make_benchmarks(configs).items():
             benchmark.check()
             source = _from_rows(benchmark, rows) if benchmark.config.path is None else _from_path(name, benchmark)
@@ -147,7 +147,7 @@ def _row(name: str, benchmark: Benchmark, question: Question) -> dict[str, Any]:
 def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
     if rows is None:
         return
-    data = pyarrow.dataset.dataset(str(rows), format="parquet")
+    data = RowFiles(rows)
     wanted = pyarrow.dataset.field(col.SPLIT) == col.TEST
     if benchmark.lowest_ids and benchmark.max_rows is not None:
         # By their ids, before any text is read: a question is a row, and the split may have millions.
@@ -155,8 +155,7 @@ def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
         if len(ids) > benchmark.max_rows:
             places = pa.compute.select_k_unstable(ids, k=benchmark.max_rows, sort_keys=[("", "ascending")])
             wanted &= pyarrow.dataset.field(col.ID) <= ids[places[-1].as_py()]
-    scanner = data.scanner(columns=[col.SOURCE, col.MESSAGES], filter=wanted, batch_size=ROWS_PER_BATCH)
-    for batch in scanner.to_batches():
+    for batch in data.to_batches(columns=[col.SOURCE, col.MESSAGES], filter=wanted, batch_size=ROWS_PER_BATCH):
         for row in batch.to_pylist():
             question = benchmark.question(row[col.MESSAGES], row[col.SOURCE])
             if question is not None:

@@ -29,7 +29,7 @@ from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.evaluate.answering import AnswerRows
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import write_tables
+from ual_ray.parquet import RowFiles, write_tables
 from ual_ray.run.progress import Meter
 from ual_ray.stats.metrics import measure
 from ual_ray.stats.results import read_results
@@ -103,7 +103,7 @@ def check_engine(config: Config) -> None:
 
 def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the results whose strict and flexible extraction differ: id, benchmark, answer, prediction, strict, flexible."""
-    results = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
+    results = RowFiles(folder / col.RESULTS_FOLDER)
     for batch in results.to_batches(columns=[col.ID, col.BENCHMARK, col.ANSWER, col.PREDICTION, col.EXTRACTED]):
         for row in batch.to_pylist():
             extracted = dict(row.pop(col.EXTRACTED) or [])
@@ -113,7 +113,7 @@ def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
 
 def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
     """Return the first results as columns to look at: the last turn of each question, and maps as JSON."""
-    table = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet").head(most)
+    table = RowFiles(folder / col.RESULTS_FOLDER).head(most)
     columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SAMPLED}
     for name in (col.EXTRACTED, col.SCORES):
         columns[name] = [json.dumps(dict(pairs or []), ensure_ascii=False) for pairs in columns[name]]

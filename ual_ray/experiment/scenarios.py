@@ -20,7 +20,7 @@ from ual_ray.data.peek import peek
 from ual_ray.data.usable import usable_rows
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
-from ual_ray.parquet import content_digest, write_tables
+from ual_ray.parquet import RowFiles, content_digest, write_tables
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.train.mixture import check_names
 
@@ -54,7 +54,7 @@ def check_primary(rows: Path, config: Config) -> None:
     """Raise UserError for a scenario without test rows that ask what its primary measures need; rows: canonical ones."""
     if not config.experiment.primary:
         return
-    files = pyarrow.dataset.dataset(str(rows), format="parquet")
+    files = RowFiles(rows)
     test = pyarrow.dataset.field(col.SPLIT) == col.TEST
     batches = files.to_batches(columns=[col.SOURCE, col.MESSAGES], filter=test, batch_size=1000)
     asked = ((row[col.SOURCE], row[col.MESSAGES]) for batch in batches for row in batch.to_pylist())
@@ -123,14 +123,14 @@ def check_splits(there: Set[tuple[str, str]], config: Config) -> None:
 
 def read_splits(rows: Path) -> set[tuple[str, str]]:
     """Read the pairs of source and split that canonical rows have."""
-    table = pyarrow.dataset.dataset(str(rows), format="parquet").to_table(columns=[col.SOURCE, col.SPLIT])
+    table = RowFiles(rows).to_table([col.SOURCE, col.SPLIT])
     pairs = table.group_by([col.SOURCE, col.SPLIT]).aggregate([])
     return set(zip(pairs[col.SOURCE].to_pylist(), pairs[col.SPLIT].to_pylist(), strict=True))
 
 
 def count_sources(rows: Path) -> dict[str, int]:
     """Count the rows by source."""
-    sources = pyarrow.dataset.dataset(str(rows), format="parquet").to_table(columns=[col.SOURCE])[col.SOURCE]
+    sources = RowFiles(rows).to_table(columns=[col.SOURCE])[col.SOURCE]
     return {str(entry["values"]): entry["counts"] for entry in pa.compute.value_counts(sources).to_pylist()}
 
 
@@ -146,7 +146,7 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
 
     def work(folder: Path) -> dict[str, Any]:
         for given in (rows, scored):
-            files = pyarrow.dataset.dataset(str(given), format="parquet")
+            files = RowFiles(given)
             write_tables(_of_sources(files, sources), files.schema, folder / given.name)
         return {"sources": count_sources(folder / rows.name)}
 
@@ -157,6 +157,6 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
     return folder / rows.name, folder / scored.name
 
 
-def _of_sources(files: pa.dataset.Dataset, sources: Sequence[str]) -> Iterator[pa.Table]:
+def _of_sources(files: RowFiles, sources: Sequence[str]) -> Iterator[pa.Table]:
     chosen = pyarrow.dataset.field(col.SOURCE).isin([*sources])
     return (pa.Table.from_batches([batch]) for batch in files.to_batches(filter=chosen))

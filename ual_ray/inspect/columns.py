@@ -14,6 +14,7 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE
 from ual_ray.errors import UserError
+from ual_ray.parquet import RowFiles, naming_damage, open_file
 from ual_ray.stats.score_quality import Numbers
 
 
@@ -26,17 +27,17 @@ class Columns:
         if not path.exists():
             raise UserError("the scored rows do not exist", got=path, expected=expected)
         try:
-            self.files = sorted(pyarrow.dataset.dataset(str(path), format="parquet").files)
+            self.files = sorted(RowFiles(path).files)
             # A block without any measurement may have a column of null type; the type is taken from the other blocks.
-            schemas = [pyarrow.parquet.read_schema(file).remove_metadata() for file in self.files]
+            schemas = [RowFiles(file).schema.remove_metadata() for file in self.files]
             self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-            self._dataset = pyarrow.dataset.dataset(self.files, schema=self._schema, format="parquet") if schemas else None
+            self._dataset = RowFiles([*map(Path, self.files)], self._schema) if schemas else None
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
             raise UserError("the scored rows cannot be read", got=f"{path}: {error}", expected=expected) from error
         if missing := [name for name in (col.ID, col.SOURCE, col.UNCERTAINTY) if name not in self._schema.names]:
             raise UserError(f"{path} has no column {missing}", got=self._schema.names, expected=expected)
         self._scores: dict[str, Numbers] = {}
-        self.rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in self.files)
+        self.rows = self._dataset.count_rows() if self._dataset is not None else 0
         if not self.rows:
             raise UserError(f"{path} holds no row", expected=expected)
         self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
@@ -98,7 +99,7 @@ class Columns:
     def _blocks(self) -> Iterator[tuple[pyarrow.parquet.ParquetFile, int, int, int]]:
         start = 0
         for path in self.files:
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with naming_damage([Path(path)]), open_file(path) as file:
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     yield file, group, start, rows

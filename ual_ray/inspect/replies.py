@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,13 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
 from ual_ray.formatting import number, shorten
 from ual_ray.inspect.summary import Reply
+from ual_ray.parquet import RowFiles
 from ual_ray.run.stage_cache import DONE_FILE
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(col.fields(col.ID, col.REPLIES))
 MAX_REPLIES = 8
@@ -30,8 +35,9 @@ def replies_of(scored: Path, ids: Sequence[str]) -> dict[str, list[Reply]]:
     found: dict[str, list[Reply]] = {}
     for file in _files(scored.resolve().parent):
         try:
-            table = pyarrow.parquet.read_table(file, columns=[col.ID, col.REPLIES], filters=wanted, schema=SCHEMA)
-        except pa.ArrowInvalid:  # another run writes to this store, and is not done with the file
+            table = RowFiles([file], SCHEMA).to_table([col.ID, col.REPLIES], wanted)
+        except UserError as error:  # perhaps another run writes to this store, and is not done with the file
+            logger.warning("its replies are not shown: %s", str(error).splitlines()[0])
             continue
         found |= {row[col.ID]: [_reply(entry) for entry in row[col.REPLIES]] for row in table.to_pylist() if row[col.REPLIES]}
     return found

@@ -15,6 +15,7 @@ from ual_ray.columns import Message, digest
 from ual_ray.config import REFERENCE_ANSWERS
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import named
+from ual_ray.parquet import RowFiles
 
 Row = Mapping[str, Any]
 
@@ -79,7 +80,7 @@ def name_of(answers: AnswerSet) -> str:
         return answers.name
     if answers.results is None:
         return REFERENCE_ANSWERS
-    names = pyarrow.dataset.dataset(str(answers.results), format="parquet").to_table(columns=[col.MODEL])[col.MODEL].unique()
+    names = RowFiles(answers.results).to_table(columns=[col.MODEL])[col.MODEL].unique()
     return ", ".join(sorted(filter(None, names.to_pylist()))) or answers.results.stem
 
 
@@ -91,7 +92,7 @@ def shown_first(question: str, seed: int) -> bool:
 def _results(answers: AnswerSet) -> list[dict[str, Any]]:
     if answers.results is None:
         raise UserError("the candidate has no answers", expected="results of `ual evaluate`, or model_outputs.json")
-    table = pyarrow.dataset.dataset(str(answers.results), format="parquet")
+    table = RowFiles(answers.results)
     return table.to_table(columns=[*RESULT_COLUMNS]).to_pylist()
 
 

@@ -12,6 +12,7 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.config import BASE
 from ual_ray.formatting import shorten_message
+from ual_ray.parquet import RowFiles
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import Comparison
 from ual_ray.stats.metrics import likelihoods
@@ -71,7 +72,7 @@ def _most_different(entry: Comparison, mine: Path, theirs: Path) -> list[Example
 
 
 def _losses(folder: Path, benchmark: str) -> tuple[list[str], list[float]]:
-    files = pyarrow.dataset.dataset(str(folder), format="parquet")
+    files = RowFiles(folder)
     table = files.to_table(
         columns=[col.ID, col.NLL_SUM, col.TARGET_TOKENS], filter=pyarrow.dataset.field(col.BENCHMARK) == benchmark
     )
@@ -81,16 +82,16 @@ def _losses(folder: Path, benchmark: str) -> tuple[list[str], list[float]]:
 
 
 def _texts(folder: Path, ids: list[str]) -> dict[str, tuple[str, list[dict[str, str]]]]:
-    files = pyarrow.dataset.dataset(str(folder), format="parquet")
+    files = RowFiles(folder)
     # Read texts in small batches without read-ahead: Arrow would hold many files in memory.
-    scan = files.scanner(
+    batches = files.to_batches(
         columns=[col.ID, col.SOURCE, col.MESSAGES],
         filter=pyarrow.dataset.field(col.ID).isin(pa.array(ids, pa.string())),
         batch_size=ROWS_PER_BATCH,
         batch_readahead=1,
         fragment_readahead=1,
     )
-    rows = [row for batch in scan.to_batches() for row in batch.to_pylist()]
+    rows = [row for batch in batches for row in batch.to_pylist()]
     return {
         row[col.ID]: (str(row[col.SOURCE]), [shorten_message(message, MAX_CHARACTERS) for message in row[col.MESSAGES] or []])
         for row in rows

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.compute
-import pyarrow.dataset
 import yaml
 
 from ual_ray import columns as col
@@ -20,7 +18,7 @@ from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
-from ual_ray.parquet import content_digest
+from ual_ray.parquet import RowFiles, content_digest
 from ual_ray.report.findings import get_nested, judged_key
 from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.output import CONFIG_FILE
@@ -151,9 +149,7 @@ def _check_one_scenario(root: Path) -> None:
 def _check_base(first: Path, other: Path) -> None:
     """Raise UserError where the models before training are not one, as far as that is recorded."""
     digests = [
-        pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
-        .head(1, columns=[col.MODEL_DIGEST])[col.MODEL_DIGEST]
-        .to_pylist()
+        RowFiles(folder / col.RESULTS_FOLDER).head(1, columns=[col.MODEL_DIGEST])[col.MODEL_DIGEST].to_pylist()
         for folder in (first, other)
     ]
     if all(digest and digest[0] for digest in digests) and digests[0] != digests[1]:

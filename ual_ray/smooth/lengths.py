@@ -11,6 +11,7 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.columns import spoken, trained_replies
 from ual_ray.models.resolve import resolve_model
+from ual_ray.parquet import RowFiles
 
 BATCH_ROWS = 1024
 
@@ -28,7 +29,7 @@ def response_tokens(scored: Path, digest: str, model: str, trust_remote_code: bo
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
-    files = pyarrow.dataset.dataset(str(scored), format="parquet")
+    files = RowFiles(scored)
     training = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
     counted = []
     for batch in files.to_batches(columns=[col.ID, col.MESSAGES], filter=training, batch_size=BATCH_ROWS):

@@ -15,10 +15,9 @@ import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.config import ArmConfig
-from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.parquet import content_digest, read_table
+from ual_ray.parquet import RowFiles, content_digest, read_table, writing
 from ual_ray.smooth.lengths import TOKENS
 from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
@@ -42,7 +41,7 @@ def smooth(
     Raises UserError when the scored rows lack the uncertainty column, or contain no training row.
     """
     uncertainty_column = check_columns(scored, spec)
-    files = pyarrow.dataset.dataset(str(scored), format="parquet")
+    files = RowFiles(scored)
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in columns_read(spec) if name in files.schema.names]
     table = read_table(scored, reads)
@@ -86,7 +85,7 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
     Raises UserError for a table without the columns of scored rows, with one twice, or that has an alpha or a weight already.
     """
     try:
-        schema = pyarrow.dataset.dataset(str(scored), format="parquet").schema
+        schema = RowFiles(scored).schema
     except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
         raise UserError(f"{scored} cannot be read", got=error, expected="the output of `ual elicit`") from error
     names = schema.names
@@ -121,7 +120,7 @@ def _lengths(table: pa.Table, tokens: pa.Table | None) -> tuple[Array | None, st
 
 
 def _write(
-    files: pa.dataset.Dataset,
+    files: RowFiles,
     kept: list[str],
     ids: np.ndarray,
     added: Mapping[str, Array],
@@ -131,7 +130,7 @@ def _write(
     """Copy columns of the training rows that have an alpha, and those added (in the order of the sorted `ids`), by batches."""
     schema = pa.schema([*map(files.schema.field, kept), *(pa.field(name, pa.float64()) for name in added)])
     schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
-    with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
+    with writing(path, schema) as writer:
         for batch in files.to_batches(columns=kept, filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
             place = np.searchsorted(ids, np.array(batch[col.ID].to_pylist(), dtype=ids.dtype))
             rows = pa.Table.from_batches([batch])

@@ -14,21 +14,22 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
+from ual_ray.parquet import RowFiles
 from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.token_sums import READ
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the result rows (`columns.RESULTS`) that `evaluate` wrote, ordered by id."""
-    files = pyarrow.dataset.dataset(str(folder / col.RESULTS_FOLDER), format="parquet")
+    files = RowFiles(folder / col.RESULTS_FOLDER)
     return files.to_table(columns=None if columns is None else [*columns]).sort_by(col.ID)
 
 
 def read_tokens(folder: Path) -> pa.Table:
     """Read the columns of the token statistics that `calibrate` wrote which comparisons use."""
     file = folder / col.TOKENS_FILE
-    known = pyarrow.parquet.read_schema(file).names
-    return pyarrow.parquet.read_table(file, columns=[name for name in READ if name in known])
+    tokens = RowFiles(file)
+    return tokens.to_table([name for name in READ if name in tokens.schema.names])
 
 
 def read_metrics(folder: Path) -> tuple[str, list[MetricValue]]:

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.ipc
 
 from ual_ray import columns as col
-from ual_ray.parquet import read_table
+from ual_ray.parquet import RowFiles, read_table
 
 FILE_SUFFIX = ".arrow"
 NO_BIN = -1
@@ -157,12 +157,12 @@ class TokenStore:
 
 def _values(arm: Path) -> pa.Table:
     """Read an arm's numbers by id: no texts."""
-    names = pa.dataset.dataset(str(arm), format="parquet").schema.names
+    names = RowFiles(arm).schema.names
     return read_table(arm, [col.ID, col.ALPHA, *(name for name in (col.LOSS_WEIGHT, col.UNCERTAINTY) if name in names)])
 
 
 def _sources(rows: Path | None) -> pa.Table | None:
-    if rows is None or col.SOURCE not in pa.dataset.dataset(str(rows), format="parquet").schema.names:
+    if rows is None or col.SOURCE not in RowFiles(rows).schema.names:
         return None
     return read_table(rows, [col.ID, col.SOURCE])
 

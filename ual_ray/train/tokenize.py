@@ -30,6 +30,7 @@ from ual_ray.formatting import count_list, plural
 from ual_ray.models.chat import Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
+from ual_ray.parquet import RowFiles, checked
 from ual_ray.train.token_store import FILE_SUFFIX
 
 if TYPE_CHECKING:
@@ -235,9 +236,7 @@ def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, nee
         return
     render_block = Render(*arguments)
     for path, split, columns in splits:
-        chosen = pyarrow.dataset.dataset(str(path), format="parquet").to_table(
-            columns=columns, filter=pyarrow.dataset.field(col.SPLIT) == split
-        )
+        chosen = RowFiles(path).to_table(columns=columns, filter=pyarrow.dataset.field(col.SPLIT) == split)
         yield from render_block(chosen).to_pylist()
 
 
@@ -284,7 +283,7 @@ def check_values(path: Path) -> None:
 
     A row without a weight has one of 1; one without an alpha is an error. Weights that are all 0 are an error too.
     """
-    files = pyarrow.dataset.dataset(str(path), format="parquet")
+    files = RowFiles(path)
     for name, expected, most in ((col.ALPHA, "a number in [0, 1]", 1.0), (col.LOSS_WEIGHT, "0 or above, and finite", LARGEST)):
         if name not in files.schema.names or (name == col.LOSS_WEIGHT and pa.types.is_null(files.schema.field(name).type)):
             continue
@@ -316,7 +315,7 @@ def check_values(path: Path) -> None:
 
 def _columns(path: Path, needed: list[str]) -> list[str]:
     """List the columns to read of the rows of one split: their messages, and alpha, weight and uncertainty if present."""
-    names = pyarrow.dataset.dataset(str(path), format="parquet").schema.names
+    names = RowFiles(path).schema.names
     if col.ALPHA in (needed := check_columns(path, names, needed)):
         check_values(path)
     return [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
@@ -327,16 +326,13 @@ def _read(path: Path, split: str, columns: list[str]) -> ray.data.Dataset:
     from ray.data.expressions import col as ray_column
 
     blocks = max(1, min(FILES_AT_MOST, math.ceil(row_count(path) / SMALLEST_BLOCK)))
-    return (
-        ray.data.read_parquet(str(path), override_num_blocks=blocks)
-        .select_columns(columns)
-        .filter(expr=ray_column(col.SPLIT) == split)
-    )
+    rows = ray.data.read_parquet(checked(path), override_num_blocks=blocks)
+    return rows.select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)
 
 
 def row_count(path: Path) -> int:
     """Count the rows of a Parquet file or folder, from metadata."""
-    return pyarrow.dataset.dataset(str(path), format="parquet").count_rows()
+    return RowFiles(path).count_rows()
 
 
 def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:

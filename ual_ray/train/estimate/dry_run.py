@@ -22,6 +22,7 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, count_list, plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import resolve_model
+from ual_ray.parquet import RowFiles
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
@@ -132,7 +133,7 @@ def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) 
     """Estimate the tokens of one validation, whose rows are taken to be as long as those of training."""
     if validation is None:
         return 0
-    files = pyarrow.dataset.dataset(str(validation), format="parquet")
+    files = RowFiles(validation)
     count = files.count_rows(filter=pyarrow.dataset.field(col.SPLIT) == col.VALIDATION)
     return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)
 

@@ -16,6 +16,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list, plural
+from ual_ray.parquet import RowFiles
 from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
 
@@ -43,14 +44,14 @@ class Rows:
 
 def sample_rows(config: Config, smoothed: Path) -> Rows:
     """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
-    files = pyarrow.dataset.dataset(str(smoothed), format="parquet")
+    files = RowFiles(smoothed)
     check_columns(smoothed, files.schema.names, [col.ALPHA])
     check_values(smoothed)
-    training = files.filter(pyarrow.dataset.field(col.SPLIT) == col.TRAIN)
-    sources = _sources(training, mixed=bool(config.train.mixture))
+    training = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
+    sources = _sources(files, training, mixed=bool(config.train.mixture))
     chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
     total, places = len(sources), np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
-    table = training.scanner(columns=[col.ID, col.SPLIT, col.MESSAGES, col.ALPHA]).take(pa.array(places))
+    table = files.take(pa.array(places), [col.ID, col.SPLIT, col.MESSAGES, col.ALPHA], training)
     with TemporaryDirectory() as folder:
         render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
         (summary,) = render(table).to_pylist()
@@ -69,11 +70,11 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     return Rows(lengths, targets, *counts, scaled if config.train.mixture else None)
 
 
-def _sources(rows: pa.dataset.Dataset, *, mixed: bool) -> pa.Array:
-    """Read the source of every row; without a mixture, or the column, all have the same one."""
+def _sources(rows: RowFiles, wanted: pa.compute.Expression, *, mixed: bool) -> pa.Array:
+    """Read the source of every wanted row; without a mixture, or the column, all have the same one."""
     if not mixed or col.SOURCE not in rows.schema.names:
-        return pa.repeat(pa.scalar(""), rows.count_rows())
-    return rows.to_table(columns=[col.SOURCE])[col.SOURCE].cast(pa.string()).fill_null("").combine_chunks()
+        return pa.repeat(pa.scalar(""), rows.count_rows(wanted))
+    return rows.to_table([col.SOURCE], wanted)[col.SOURCE].cast(pa.string()).fill_null("").combine_chunks()
 
 
 def _groups(sources: pa.Array) -> list[np.ndarray]:
