@@ -149,6 +149,7 @@ def runs(
     (folder / "layouts.json").write_text(json.dumps(layouts))
     # So that what is freed leaves the process, and its memory is what it holds.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    environment.pop("TORCH_COMPILE_DISABLE", None)  # a vLLM engine in the process of the tests sets it
     for world in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         command += [str(WORKER), str(folder), str(world)]
