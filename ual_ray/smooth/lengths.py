@@ -14,8 +14,6 @@ from ual_ray.models.resolve import resolve_model
 from ual_ray.parquet import RowFiles
 
 BATCH_ROWS = 1024
-
-
 TOKENS = "tokens"
 COUNTED = pa.schema([(col.ID, pa.string()), (TOKENS, pa.int64())])
 
