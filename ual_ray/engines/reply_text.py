@@ -57,6 +57,7 @@ _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 
 # Marks of emphasis, quotation, lists and headings; but not of a result of GSM8K ("#### 7"), nor in 7*2.
 _MARKUP = re.compile(r"(?<!\w)[*`\"“”'‘’]+|[*`\"“”'‘’]+(?!\w)|</?[bi]>|^[ \t]*(?:>|#{1,3}|[-•])\s+", re.MULTILINE)
+_NOUN = re.compile(r"[(\[]*(?:option|reply|answer|response|choice)\s", re.IGNORECASE)
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 # A heading, and a line that ends in a colon, belong to the line behind them: "Example:\nRating: 7" rates nothing.
 _HEADING = re.compile(r"^[ \t]*#{1,3}[ \t](.*[^\W\d]{2}|[^\W\d]+ \w)[^\w\n]*$", re.MULTILINE)
@@ -192,8 +193,10 @@ class _Reader:
                 if found := self._answer(sentence, alone=sentence == line):
                     value = _whole_number(found["value"])
                     values.add(value)
-                    # A number behind a = is the result of the task.
-                    placed |= self._is_stated(found) or (at in ends and not re.search(rf"=\s*{value}\b", text))
+                    # A number behind a = is the result of the task, and "Reply m" above other lines may be a heading.
+                    result = re.search(rf"=\s*{value}\b", text)
+                    heading = at < len(lines) - 1 and _NOUN.match(line)
+                    placed |= self._is_stated(found) or (at in ends and not result and not heading)
                     behind = [found["behind"]]
                 else:
                     behind.append(sentence)

@@ -94,3 +94,15 @@ def test_a_letter_is_read_where_it_is_the_answer(text: str, expected: str | None
 def test_the_letters_of_verdicts_differ_by_their_case(text: str, expected: str | None) -> None:
     read = read_choice(text, ("m", "M"))
     assert read == expected if expected else isinstance(read, Unread)
+
+
+@pytest.mark.parametrize("letter", ["m", "M"])
+def test_the_heading_of_a_reply_that_is_repeated_is_no_verdict(letter: str) -> None:
+    other = {"m": "M", "M": "m"}[letter]
+    for text in (
+        f"Reply {letter}\nBlue is a colour.\n\nReply {other}: Green.",
+        f"Answer {letter}\n\nBlue.\n\nAnswer {other}\n\nGreen.",
+    ):
+        assert isinstance(read_choice(text, ("m", "M")), Unread)
+    for text in (f"Reply {letter}", f"It is clear.\n\nReply {letter}", f"{letter}\n\nReply {other} is wrong."):
+        assert read_choice(text, ("m", "M")) == letter
