@@ -41,7 +41,8 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
 
     def line(found: dict[str, Any]) -> str:
         means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per {found['length']}"
-        text = f"{found['map']}: alpha mean {means}, {found['min']:.3f} to {found['max']:.3f}"
+        span = f"alpha mean {means}, {found['min']:.3f} to {found['max']:.3f}" if found["max"] else "alpha 0"
+        text = f"{found['map']}: {span}"
         if spec.weight != "none":
             text += (
                 f"; weight {spec.weight}, {found['weight_min']:.3f} to {found['weight_max']:.3f}, mean 1 per {found['length']}"
