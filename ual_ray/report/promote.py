@@ -15,6 +15,7 @@ from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
+from ual_ray.models.resolve import model_fingerprint
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.judged import judged_verdicts
@@ -162,7 +163,8 @@ def describe(comparison: Comparison) -> str:
 def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
     """Find the training of an arm to promote: of those that the report compared, the one with the lowest validation NLL.
 
-    Raises UserError when one of them is not finished, and when the report does not state which was compared.
+    Raises UserError when one of them is not finished, when the report does not state which was compared, and when the model's
+    files are not what was written.
     """
     named = get_nested(findings.folders, "trained", arm)
     folders = [run_folder / name for name in named or []]
@@ -182,7 +184,9 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
             fix="run `ual run` again with the configuration to promote: it only writes the report again",
         )
     losses = [get_nested(content, "figures", "exported", col.VALIDATION_NLL) for content in done]
-    return folders[0] if None in losses else folders[losses.index(min(losses))]
+    best = folders[0] if None in losses else folders[losses.index(min(losses))]
+    model_fingerprint(str(best / col.MODEL_FOLDER))
+    return best
 
 
 def _only_promotable(findings: Findings) -> str:

@@ -2,13 +2,13 @@
 
 model.part/export.json                      what is being written: an interrupted export of the same weights goes on
 model.part/model-00001-of-00008.safetensors each file by one rank; whole, as it gets this name last
+model.part/checksums.sha256                 of the files that are whole, by which a damaged model is recognised
 model/                                      takes the name when everything is there
 adapter/                                    LoRA: the adapter alone, as peft and vLLM load it
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -21,7 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ual_ray.config.files import replacing, write_json
+from ual_ray.config.checksums import SUMS_FILE, Sums, damage_in, read_sums, sums_of, write_sums
+from ual_ray.config.files import read_json, replacing, write_json
+from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import as_in_checkpoint, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
@@ -29,6 +31,8 @@ from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.sharding import reshard
 
 GENERATION = "generation_config.json"
+# People add to it, and nothing reads it.
+CARD = "README.md"
 PLAN_FILE = "export.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARD_BYTES = 4 * 2**30
@@ -63,8 +67,8 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
     files = _files(weights, settings.shard_bytes)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     plan = {"files": files, "source": settings.source, "dtype": settings.dtype, "origin": settings.origin}
-    written = _begin(part, plan, group)
-    missing = [file for file in files if file not in written]
+    sums = _begin(part, plan, group)
+    missing = [file for file in files if file not in sums]
     for start in range(0, len(missing), ranks):
         held: dict[str, Tensor] = {}
         for owner, file in enumerate(missing[start : start + ranks]):
@@ -74,13 +78,19 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
                     held |= as_in_checkpoint(model.model, name, tensor.cpu())
         if held:
             _write(held, part / missing[start + rank])
-        dist.barrier(group)
+        written: list[Sums] = [{}] * ranks
+        dist.all_gather_object(written, sums_of([part / missing[start + rank]] if held else []), group)
+        for own in written:
+            sums |= own
+        if rank == 0:
+            write_sums(part, sums)
     if rank == 0:
         if len(files) > 1:
             _write_index(part, files, sum(size for _, size in weights.sizes()))
         _write_companions(model.model, settings, part)
-        (part / "README.md").write_text(settings.card, encoding="utf-8")
         (part / PLAN_FILE).unlink()
+        _add_sums(part, sums)
+        (part / CARD).write_text(settings.card, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     dist.barrier(group)
@@ -106,6 +116,7 @@ def export_adapter(model: SmoothedCausalLM, source: str, folder: Path) -> None:
         _write(tensors, folder / ADAPTER_WEIGHTS)
         # Last, and without it a folder is not an adapter.
         write_adapter_settings(model.model, source, folder)
+        _add_sums(folder, {})
 
 
 class _Weights:
@@ -169,19 +180,26 @@ def _files(weights: _Weights, shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)}
 
 
-def _begin(part: Path, plan: dict[str, Any], group: dist.ProcessGroup | None) -> set[str]:
+def _begin(part: Path, plan: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, str]:
     """Prepare the folder; return the files that an interrupted export of the same weights has finished, on every rank."""
-    found = [set[str]()]
+    found = [dict[str, str]()]
     if dist.get_rank() == 0:
-        file = part / PLAN_FILE
-        if plan["origin"] is not None and file.exists() and json.loads(file.read_text()) == plan:
-            found = [{path.name for path in part.iterdir()} & set(plan["files"])]
+        if plan["origin"] is not None and _interrupted(part) == plan:
+            found = [read_sums(part)]
         else:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            write_json(file, plan)
+            write_json(part / PLAN_FILE, plan)
     dist.broadcast_object_list(found, src=0, group=group)
     return found[0]
+
+
+def _interrupted(part: Path) -> Any:
+    """Read the plan of an interrupted export; None without one, or when what it has written is damaged."""
+    try:
+        return None if damage_in(part) else read_json(part / PLAN_FILE)
+    except UserError:
+        return None
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
@@ -189,6 +207,12 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
     with replacing(file) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"format": "pt"})
+
+
+def _add_sums(folder: Path, known: Sums) -> None:
+    """List the checksums of all files; known: those of files that were hashed when they were written."""
+    others = [file for file in folder.iterdir() if file.is_file() and file.name not in (*known, SUMS_FILE)]
+    write_sums(folder, {**sums_of(others), **known})
 
 
 def _write_index(folder: Path, files: Iterable[str], total_size: int) -> None:

@@ -160,7 +160,7 @@ def test_a_large_file_is_read_once_by_all_commands(tmp_path: Path, monkeypatch: 
     def read(*_: object) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(resolve, "_sha256", read)
+    monkeypatch.setattr(resolve, "hash_once", read)
     assert model_fingerprint(str(tmp_path / "model")) == before
     os.utime(tmp_path / "model" / "model.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="read again"):

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damage import write
 from hub_server import Hub, Repository
 from huggingface_hub import constants
 
 from ual_ray.cli.app import main
+from ual_ray.config.checksums import sums_of, write_sums
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
 
@@ -67,6 +69,16 @@ def push(run: Path, *options: str) -> int:
     finally:
         sys.argv = arguments
     return 0
+
+
+def test_a_damaged_model_is_not_pushed(run: Path, hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    model = run / "arms/ual/train/k/model"
+    write_sums(model, sums_of(model.iterdir()))
+    write(model / "model.safetensors", b"heights")
+    assert push(run) == 2
+    printed = capfd.readouterr().err
+    assert f"the model in {model} is damaged" in printed and "model.safetensors is not what was written" in printed
+    assert not hub.repositories
 
 
 def test_model_card_and_rows_are_there_and_private(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
+from ual_ray.config.checksums import SUMS_FILE, damage_in
 from ual_ray.errors import UserError
 from ual_ray.train import export as exporting
 from ual_ray.train import weights
@@ -241,6 +242,20 @@ def test_an_interrupted_export_goes_on(family_folder: Any, tmp_path: Path, monke
     equal(AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(folder))
 
 
+@pytest.mark.parametrize("damaged", ["model-00001-of-", "export.json", SUMS_FILE])
+def test_an_interrupted_export_that_is_damaged_begins_again(
+    damaged: str, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = family_folder("llama_untied"), tmp_path / "out"
+    settings, model = Export(str(folder), "# card", origin="step-3-abc", shard_bytes=30_000), load(folder)
+    interrupt(model, settings, out, monkeypatch, after=2)
+    (file,) = (tmp_path / "out.part").glob(f"{damaged}*")
+    file.write_bytes(file.read_bytes()[:-9])
+    export(model, settings, out)
+    equal(AutoModelForCausalLM.from_pretrained(out), AutoModelForCausalLM.from_pretrained(folder))
+    assert damage_in(out) == []
+
+
 @pytest.mark.parametrize("changes", [{"origin": "step-4-abc"}, {"origin": None}, {"dtype": "bfloat16"}])
 def test_files_of_other_weights_are_not_used(
     changes: Any, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,7 +278,7 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         self.count, self.local, self.shared = count, threading.local(), list[Any]()
-        self.meeting = threading.Barrier(count, timeout=60)
+        self.meeting, self.gathered = threading.Barrier(count, timeout=60), [None] * count
         self.files: dict[int, list[str]] = {rank: [] for rank in range(count)}
 
     def get_rank(self) -> int:
@@ -280,6 +295,12 @@ class Ranks:
             self.shared = list(values)
         self.meeting.wait()
         values[:] = self.shared
+
+    def all_gather_object(self, values: list[Any], value: Any, group: Any = None) -> None:
+        self.gathered[self.get_rank()] = value
+        self.meeting.wait()
+        values[:] = self.gathered
+        self.meeting.wait()
 
     def write(self, tensors: Any, file: Path) -> None:
         WRITE(tensors, file)
