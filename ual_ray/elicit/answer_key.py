@@ -28,7 +28,7 @@ _WITH_UNIT = re.compile(
 )
 # The last number of a text; a time, a date and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?<!\^\{)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
     r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
     re.IGNORECASE,
@@ -38,12 +38,18 @@ _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
+# A sum of money as a formula ($\$18$) keeps its sign; roots, and signs in words, are written as numbers have them.
+_MONEY = re.compile(r"(?<![\\$])\$(\\\$[^$\n]*[^$\s\\])\$")
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
+_SIGN_WORD = re.compile(r"(?i)\b(?:negative|(?:(?<=^)|(?<=[:=] )|(?<=\bis ))minus)\s+(?=[$€£]?\d)")
+_SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
 _MARKUP = re.compile(r"[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
 # 10:00am is 10 am.
 _FULL_HOUR = re.compile(r"(?<![\d:])(\d{1,2})(?::00)?\s*(?=[ap]\.?m\b)", re.IGNORECASE)
 # A single word that is an answer without a colon before it: a letter or a verdict, and behind "the answer is" a name.
 _WORD = re.compile(r"[A-Za-z]|(?i:yes|no|true|false|none)")
-_NAME = re.compile(r"[A-Z][A-Za-z]+")
+_ONE_WORD = re.compile(rf"{_WORD.pattern}|[A-Z][A-Za-z]+")
+_ANY_WORD = re.compile(r"\S+")
 # A word that is not a function's name: the text is a sentence.
 _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
@@ -73,20 +79,19 @@ def marked_answer(text: str) -> AnswerKey | None:
     if start >= 0 and (boxed := until_closed(text, start + len(BOXED))):
         return _key(boxed)
     if answers := ANSWER_IS.findall(text):
-        words = re.compile(
-            r"\S+" if re.search(r"(?i)answer[*_]*\s*(?:is\s*)?[:=]", text) else f"{_WORD.pattern}|{_NAME.pattern}"
-        )
-        return _short(answers[-1], words)
+        colon = re.search(r"(?i)answer[*_]*\s*(?:is\s*)?[:=]", text)
+        return _short(answers[-1], _ANY_WORD if colon else _ONE_WORD)
     return None
 
 
 def answer_of(text: str) -> AnswerKey | None:
-    """Read the marked final answer, or else the last number of a text; None without either."""
+    """Read the marked final answer, else the last number of a text, else a short text as a whole; None without any."""
     if (marked := marked_answer(text)) is not None:
         return marked
     plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
-    numbers = [*_LAST.finditer(plain)]
-    return _key(numbers[-1][0], plain[numbers[-1].start() :]) if numbers else None
+    if numbers := [*_LAST.finditer(plain)]:
+        return _key(numbers[-1][0], plain[numbers[-1].start() :])
+    return _short(plain, _ONE_WORD) if len(plain.split()) <= LONGEST_MARKED else None
 
 
 def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
@@ -117,9 +122,7 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 
     words: single words that are answers.
     """
-    sentence = (
-        re.split(r"(?<=[^\d])(?<!\bsq)(?<!\bcu)\.\s|\n", _TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!。")
-    )
+    sentence = _SENTENCE_END.split(_TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!")
     if option := _OPTION.fullmatch(sentence):
         return _key(option[1])
     clause = _CLAUSE.split(sentence)[0]
@@ -129,11 +132,12 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 def _is_answer(text: str, words: re.Pattern[str]) -> bool:
     if _value(plain_numbers(text)) is not None or _COUNTED.match(text) or words.fullmatch(text.strip("()")):
         return True
-    return _MATHS.search(text) is not None and not _PROSE.search(text)
+    return bool(_MATHS.search(text) and re.search(r"[^\W_]", text)) and not _PROSE.search(text)
 
 
 def _cleaned(text: str) -> str:
-    return _FULL_HOUR.sub(r"\1 ", _MARKUP.sub("", in_ascii(text))).strip()
+    text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", _MONEY.sub(r"\1", in_ascii(text)))
+    return _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text))).strip()
 
 
 def _value(text: str) -> Fraction | None:

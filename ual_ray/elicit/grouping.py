@@ -20,7 +20,9 @@ UNSPACED = (
     "\u3005-\u3007\u3041-\u30ff\u3105-\u312f\u31f0-\u31ff"  # kana, bopomofo
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han
 )
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+# Vowel signs and accents, which \w leaves out: without them many words of Hindi or Tamil are one.
+MARKS = "".join(chr(code) for code in range(0x300, 0x11800) if unicodedata.category(chr(code)).startswith("M"))
+WORD = re.compile(rf"[{UNSPACED}]|(?<!\w)-?\d+(?:[.,]\d+)*(?!\w)|(?:[^\W{UNSPACED}]|[{MARKS}])+")
 
 
 class Grouping(Protocol):
@@ -56,8 +58,9 @@ class LexicalGrouping:
     similarity: float
 
     def keys(self, texts: Sequence[str]) -> list[Counter[str]]:
-        """Count the words, in one form of each character: full-width and half-width ones are equal."""
-        return [Counter(WORD.findall(unicodedata.normalize("NFKC", text).casefold())) for text in texts]
+        """Count the words, in one form of each character (full-width and half-width are equal); without any, the characters."""
+        plain = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
+        return [Counter(WORD.findall(text) or "".join(text.split())) for text in plain]
 
     def same(self, first: Counter[str], second: Counter[str]) -> bool:
         """Compare two word counts."""

@@ -85,6 +85,29 @@ EQUAL = [
     ("\\boxed{\\text{(A)}}", "The answer is A."),
     ("#### A", "The correct answer is A) five apples"),
     ("\\boxed{90^\\circ}", "90 degrees"),
+    *[
+        ("#### 18", f"{answer} {rest}")
+        for answer in (
+            "The answer is 18.",
+            "Answer: $18.",
+            "**Answer:** 18!",
+            "The final answer is **18**.",
+            "The answer is 18 eggs.",
+        )
+        for rest in ("I have 2 more.", "Check: 9 * 2 = 18, 18 / 3 = 6.", "(It took 3 steps.)", "So 5 are left!")
+    ],
+    *[
+        ("#### -3", text)
+        for text in ("negative 3", "The answer is negative 3.", "It is minus 3.", "Answer: minus 3", "minus 3")
+    ],
+    *[("\\boxed{\\sqrt{2}}", text) for text in ("√2", "The answer is √2.", "√(2)", "\\boxed{√2}")],
+    *[
+        ("#### 18", text)
+        for text in ("$\\$18$", "The answer is $\\$18$.", "So she makes **$\\$18$** per day.", "\\boxed{\\$18}")
+    ],
+    *[("The answer is Yes.", text) for text in ("Yes", "yes.", "**Yes!**")],
+    *[("The answer is (B)", text) for text in ("B", "(B)", "B.", "B. Five apples")],
+    ("The answer is Paris.", "Paris"),
 ]
 
 DIFFERENT = [
@@ -114,6 +137,14 @@ DIFFERENT = [
     *[("#### $1.5 million", "1.5 million euros"), ("#### $1,000.50", "So 1000.50 euros"), ("#### 2 €", "The answer is ₹2.")],
     *[("#### 5 feet", text) for text in ("5 square feet", "5 sq. ft. in all", "5 feet squared", "5 ft³", "5 inches")],
     *[("\\boxed{5\\text{ cm}^2}", text) for text in ("It is 5 cm.", "5 cubic centimetres", "$5$ cm")],
+    *[
+        ("#### 2", "√2"),
+        ("#### 2", "\\sqrt{2}"),
+        ("#### 3", "negative 3"),
+        ("#### -3", "5 minus 3"),
+        ("The answer is Yes.", "No"),
+    ],
+    *[("#### 18", text) for text in ("The answer is 2. I have 18 more.", "The answer is 18.5. I have 18 more.")],
     *[("#### 3 1/2 feet", "3.5 square feet"), ("#### 3100", "3 100 dollar bills"), ("#### 3100", "3 100 grams bags")],
 ]
 

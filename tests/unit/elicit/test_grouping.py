@@ -93,7 +93,7 @@ def test_each_joins_the_first_group_whose_first_member_is_the_same() -> None:
 
 def test_answers_without_a_number_are_groups_of_their_own() -> None:
     grouping = AnswerGrouping()
-    assert group(grouping.keys(["none", "#### 1", "none", "1"]), grouping.same) == [0, 1, 2, 1]
+    assert group(grouping.keys(["no idea", "#### 1", "no idea", "1"]), grouping.same) == [0, 1, 2, 1]
 
 
 @given(keys=st.lists(st.integers(0, 4)))
@@ -134,6 +134,10 @@ def test_a_marked_answer_in_the_response_chooses_the_grouping(response: str, exp
         ("저는 사과를 좋아해요", ["저는", "사과를", "좋아해요"]),
         ("กา", ["ก", "า"]),
         ("naïve Straße x_1", ["naïve", "strasse", "x_1"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया"]),
+        ("வணக்கம் مَرْحَبًا", ["வணக்கம்", "مَرْحَبًا"]),
+        ("-5, 1.5 to 5th (2-3)", ["-5", "1.5", "to", "5th", "2", "3"]),
+        ("≠ 😀", ["≠", "😀"]),
     ],
 )
 def test_scripts_without_spaces_are_compared_by_characters(text: str, expected: list[str]) -> None:
@@ -152,6 +156,13 @@ def test_scripts_without_spaces_are_compared_by_characters(text: str, expected: 
 )
 def test_sentences_without_spaces(first: str, second: str, equal: bool) -> None:
     assert agree(LexicalGrouping(0.75), first, second) is equal
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("कि", "की"), ("வணக்கம்", "வணக்கம"), ("😀", "😡"), ("<", ">"), ("-5", "5"), ("1.5", "5.1"), ("!", "")]
+)
+def test_texts_that_differ_in_marks_or_signs_alone_differ(first: str, second: str) -> None:
+    assert not agree(LexicalGrouping(0.7), first, second)
 
 
 @given(text=st.text(), more=st.text(alphabet=st.characters(categories=["L", "N"])))
