@@ -72,18 +72,20 @@ def damage_in(folder: Path, digest: Callable[[Path], str] = sha256) -> list[str]
 
 
 def damage_of(name: str, expected: str, digest: Callable[[], str]) -> str | None:
-    """Describe what is wrong with a file; None = nothing."""
+    """Describe what is wrong with a file; None = nothing. Raises OSError when it cannot be read now."""
     try:
-        return None if digest() == expected else f"{name} is not what was written"
+        return None if digest() == expected else f"{name} does not match {SUMS_FILE}"
     except FileNotFoundError:
         return f"{name} is missing"
-    except OSError as error:  # such as a sector that the disk cannot read
-        return f"{name}: {error}"
 
 
 def refuse_damage(what: str, folder: Path, fix: str, digest: Callable[[Path], str] = sha256) -> None:
     """Raise UserError where files of a folder differ from its list. what: of the folder, such as "the model"."""
-    if damage := damage_in(folder, digest):
+    try:
+        damage = damage_in(folder, digest)
+    except OSError as error:  # such as a sector that the disk cannot read
+        raise UserError(f"{what} in {folder} cannot be read", got=error, fix=fix) from error
+    if damage:
         raise UserError(f"{what} in {folder} is damaged: a disk or a copy changed it", got="; ".join(damage), fix=fix)
 
 

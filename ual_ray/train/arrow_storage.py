@@ -1,7 +1,11 @@
-"""torch.distributed.checkpoint on any pyarrow file system, which Ray Train's storage is: s3://, gs://, hdfs://, ..."""
+"""torch.distributed.checkpoint on any pyarrow file system, which Ray Train's storage is: s3://, gs://, hdfs://, ...
+
+What is written is hashed on its way, as a file of an object store would have to be fetched for it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -9,17 +13,21 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import pyarrow.fs
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader, StorageWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 Where = str | os.PathLike[str]
 
 
-def writer(filesystem: pyarrow.fs.FileSystem, folder: str) -> StorageWriter:
+# Bytes that are read at a time: of an object store, with a request each.
+READ_BYTES = 8 << 20
+
+
+def writer(filesystem: pyarrow.fs.FileSystem, folder: str) -> HashingWriter:
     """Write shards into a folder of a file system; on a local one they are synced before the save completes."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return FileSystemWriter(folder)
-    return _ArrowWriter(filesystem, folder)
+        return HashingWriter(folder)
+    return HashingWriter(folder, _ArrowFileSystem(filesystem))
 
 
 def reader(filesystem: pyarrow.fs.FileSystem, folder: str) -> StorageReader:
@@ -67,12 +75,46 @@ class _ArrowFileSystem(FileSystemBase):
         return [info.path for info in self._filesystem.get_file_info(pyarrow.fs.FileSelector(os.fspath(path)))]
 
 
-class _ArrowWriter(FileSystemWriter):
-    def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str) -> None:
+class HashingWriter(FileSystemWriter):
+    """Writes the shards of a rank. `sums`: the SHA-256 of what has been written, by name of the file."""
+
+    def __init__(self, folder: str, filesystem: FileSystemBase | None = None) -> None:
+        """Take a folder of a file system, by default of this machine's."""
         # What is written to an object store is there when the stream is closed: there is nothing to sync.
-        super().__init__(folder, sync_files=False)
-        self.fs = _ArrowFileSystem(filesystem)
-        self.path = folder
+        super().__init__(folder, sync_files=filesystem is None)
+        if filesystem is not None:
+            self.fs, self.path = filesystem, folder
+        self.sums: dict[str, str] = {}
+        self._create_stream, self.fs.create_stream = self.fs.create_stream, self._hashing
+
+    @contextmanager
+    def _hashing(self, path: Where, mode: str) -> Iterator[io.IOBase]:
+        with self._create_stream(path, mode) as stream:
+            hashed = _HashedStream(stream)
+            yield cast(io.IOBase, hashed)
+        # The metadata are renamed when they are whole.
+        self.sums[os.path.basename(path).removesuffix(".tmp")] = hashed.sha256.hexdigest()
+
+
+class _HashedStream:
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.sha256 = stream, hashlib.sha256()
+
+    def write(self, content: Any) -> Any:
+        self.sha256.update(content)
+        return self._stream.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def digest_of(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
+    """Hash a file: the hexadecimal digits of SHA-256."""
+    found = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while content := stream.read(READ_BYTES):
+            found.update(content)
+    return found.hexdigest()
 
 
 class _ArrowReader(FileSystemReader):

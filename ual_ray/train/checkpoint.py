@@ -3,6 +3,7 @@
     storage/step-00000040-1f0c22ab/    the step and the attempt that wrote it, so that no two writers share a folder
       __0_0.distcp, ...                torch.distributed.checkpoint: each rank's shards of weights and optimizer
       .metadata                        written when all ranks are done
+      checksums.sha256                 of the other files: a damaged checkpoint is not resumed from
       progress.json                    written last, at one go: a folder without it does not count, and is removed
 
 Not reported to Ray Train, whose checkpoint manager keeps either the newest or the best, and notes down which there are in a
@@ -11,6 +12,7 @@ file that a kill can tear.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import uuid
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +38,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from ual_ray.config.checksums import SUMS_FILE, damage_of, from_text, to_text
 from ual_ray.config.paths import PROGRESS_FILE
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.train.arrow_storage import reader, writer
+from ual_ray.train.arrow_storage import HashingWriter, digest_of, reader, writer
 from ual_ray.train.compat_torch import HostStager
 from ual_ray.train.lora import scale_of
 from ual_ray.train.progress import Progress
@@ -91,17 +95,44 @@ class Checkpoints:
         dist.broadcast_object_list(listed, src=0, group=self.group)
         return listed[0] or []
 
+    def newest(self) -> Saved | None:
+        """Find the newest checkpoint that is intact, the same on every rank; later ones are removed, with a warning.
+
+        None without checkpoints. Raises UserError when all are damaged.
+        """
+        damaged: dict[str, list[str]] = {}
+        for one in reversed(self.saved()):
+            if not (damage := self._damage(self._filesystem, one.folder)):
+                for folder, why in damaged.items() if dist.get_rank() == 0 else ():
+                    logger.warning("removing %s, which is damaged: %s; going on from %s", folder, "; ".join(why), one.folder)
+                    self._remove(folder)
+                dist.barrier(self.group)
+                return one
+            damaged[one.folder] = damage
+        if damaged:
+            raise UserError(
+                "no checkpoint is intact",
+                got="; ".join(f"{folder}: {', '.join(why)}" for folder, why in damaged.items()),
+                fix=f"restore one from a copy, or remove {self._root} to train again from the start",
+            )
+        return None
+
+    def check(self, saved: Saved) -> None:
+        """Raise UserError, on every rank, when files of a checkpoint are not what was written."""
+        self._check(self._filesystem, saved.folder, f"restore it from a copy, or remove {self._root} to train again")
+
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
         """Have the state written, a copy while training goes on, or itself. Waits for the save before; raises its error."""
         self.wait()
         folder = f"{self._root}/{FOLDER_PREFIX}{progress.step:08d}-{self._attempt}"
+        storage = writer(self._filesystem, folder)
         written = dcp.async_save(
             _state(model, optimizer),
-            storage_writer=writer(self._filesystem, folder),
+            storage_writer=storage,
             process_group=self.group,
             async_stager=HostStager(copies=self._copies),
         )
-        self._pending = self._thread.submit(self._commit, written, Saved(progress, folder))
+        self._pending = self._thread.submit(self._commit, written, storage, Saved(progress, folder))
         if not self._copies:
             self.wait()
 
@@ -118,8 +149,10 @@ class Checkpoints:
     def load_other(self, folder: str, model: nn.Module, optimizer: Optimizer) -> None:
         """Take weights and moments from another training's checkpoint, at a local path; the optimizer keeps its settings.
 
-        Raises UserError when they are not of this model, or not of the same trained weights.
+        Raises UserError when they are damaged, not of this model, or not of the same trained weights.
         """
+        fix = "restore it from a copy, or remove it: the newest of those that are left is taken then"
+        self._check(pyarrow.fs.LocalFileSystem(), folder, fix)
         if unlike := _unlike(Path(folder), model):
             raise _does_not_fit(folder, unlike)
         settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -140,16 +173,54 @@ class Checkpoints:
                 model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=TRAINED
             )
 
-    def _commit(self, written: Future[Any], saved: Saved) -> None:
+    def _commit(self, written: Future[Any], storage: HashingWriter, saved: Saved) -> None:
         written.result()
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.gather_object(storage.sums, ranks if dist.get_rank() == 0 else None, group=self.group)
         if dist.get_rank() != 0:
             return
-        part, whole = f"{saved.folder}/{PROGRESS_FILE}.part", f"{saved.folder}/{PROGRESS_FILE}"
-        with self._filesystem.open_output_stream(part) as stream:
-            stream.write(json.dumps(asdict(saved.progress)).encode())
-        self._filesystem.move(part, whole)
+        progress = json.dumps(asdict(saved.progress)).encode()
+        sums = {name: digest for own in ranks for name, digest in own.items()}
+        self._write(
+            f"{saved.folder}/{SUMS_FILE}", to_text(sums | {PROGRESS_FILE: hashlib.sha256(progress).hexdigest()}).encode()
+        )
+        self._write(f"{saved.folder}/{PROGRESS_FILE}", progress)
         for old in outdated(self._list(), self._keep):
             self._remove(old.folder)
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self._filesystem.open_output_stream(f"{path}.part") as stream:
+            stream.write(content)
+        self._filesystem.move(f"{path}.part", path)
+
+    def _check(self, filesystem: pyarrow.fs.FileSystem, folder: str, fix: str) -> None:
+        if damage := self._damage(filesystem, folder):
+            raise UserError(f"the checkpoint {folder} is damaged: a disk or a copy changed it", got="; ".join(damage), fix=fix)
+
+    def _damage(self, filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
+        """Describe what of a checkpoint is not what was written, the same on every rank, each of which reads its share.
+
+        Of one without checksums, which an earlier version wrote, only the progress is looked at.
+        """
+        whole: list[Any] = [None]
+        if dist.get_rank() == 0:
+            whole = [_sums(filesystem, folder)]
+        dist.broadcast_object_list(whole, src=0, group=self.group)
+        (sums,) = whole
+        if isinstance(sums, str):
+            return [sums]
+        mine = sorted(sums)[dist.get_rank() :: dist.get_world_size()]
+        own: list[str | None] | OSError
+        try:
+            own = [damage_of(name, sums[name], partial(digest_of, filesystem, f"{folder}/{name}")) for name in mine]
+        except OSError as error:
+            own = error
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own, group=self.group)
+        if errors := [rank for rank in ranks if isinstance(rank, OSError)]:
+            # Where a storage does not answer, an older one is not taken.
+            raise UserError(f"the checkpoint {folder} cannot be read", got=errors[0], fix="run the same command again")
+        return [*filter(None, sum(ranks, []))]
 
     def _list(self) -> list[Saved]:
         found = (self._read(folder) for folder in self._folders())
@@ -160,7 +231,7 @@ class Checkpoints:
         if self._filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
             return None
         with self._filesystem.open_input_stream(path) as stream:
-            return Saved(Progress(**json.loads(stream.read())), folder)
+            return Saved(_progress(stream.read()) or Progress("damaged", 0, step_of(folder)), folder)
 
     def _folders(self) -> list[str]:
         selector = pyarrow.fs.FileSelector(self._root, allow_not_found=True)
@@ -176,6 +247,35 @@ class Checkpoints:
         # First what makes it count: half of a checkpoint must not look like one.
         self._filesystem.delete_file(f"{folder}/{PROGRESS_FILE}")
         self._filesystem.delete_dir(folder)
+
+
+def step_of(folder: str) -> int:
+    """Read the step of a checkpoint from the name of its folder; 0 for a name of others."""
+    step = folder.rpartition("/")[2].removeprefix(FOLDER_PREFIX).partition("-")[0]
+    return int(step) if step.isdecimal() else 0
+
+
+def _progress(content: bytes) -> Progress | None:
+    """Read a checkpoint's progress; None when it is damaged."""
+    try:
+        return Progress(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _sums(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, str] | str:
+    """Read a checkpoint's checksums, none of an earlier version's; what is wrong if they or the progress are damaged."""
+    with filesystem.open_input_stream(f"{folder}/{PROGRESS_FILE}") as stream:
+        if _progress(stream.read()) is None:
+            return f"{PROGRESS_FILE} cannot be read"
+    path = f"{folder}/{SUMS_FILE}"
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return {}
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return from_text(stream.read())
+    except ValueError:
+        return f"{SUMS_FILE} cannot be read"
 
 
 def _unlike(folder: Path, model: nn.Module) -> str | None:

@@ -267,21 +267,21 @@ class Training:
 
 
 def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:
-    """Load the newest checkpoint and return its progress; `start` if there is none.
+    """Load the newest intact checkpoint and return its progress; `start` if there is none.
 
-    Raises UserError when it belongs to another plan of steps, that is, to other rows.
+    Raises UserError when it belongs to another plan of steps, that is, to other rows, and when all are damaged.
     """
-    saved = checkpoints.saved()
-    if not saved:
+    newest = checkpoints.newest()
+    if newest is None:
         return start
-    found = saved[-1].progress
+    found = newest.progress
     if (found.plan, found.seed) != (start.plan, start.seed):
         raise UserError(
             "the checkpoints are of another training run",
-            got=f"{saved[-1].folder}: other rows, batches, epochs or seed",
+            got=f"{newest.folder}: other rows, batches, epochs or seed",
             fix="give another output folder, or --force to train again from the start",
         )
-    checkpoints.load(saved[-1], model, optimizer)
+    checkpoints.load(newest, model, optimizer)
     return found
 
 
@@ -291,6 +291,7 @@ def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, confi
     chosen = best(saved) if config.export == "best" else None
     if chosen is None or chosen.progress.step == progress.step:
         return progress, next((one.folder for one in saved if one.progress.step == progress.step), None)
+    checkpoints.check(chosen)
     checkpoints.load(chosen, model)
     return chosen.progress, chosen.folder
 

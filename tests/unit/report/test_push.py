@@ -77,7 +77,7 @@ def test_a_damaged_model_is_not_pushed(run: Path, hub: Hub, capfd: pytest.Captur
     write(model / "model.safetensors", b"heights")
     assert push(run) == 2
     printed = capfd.readouterr().err
-    assert f"the model in {model} is damaged" in printed and "model.safetensors is not what was written" in printed
+    assert f"the model in {model} is damaged" in printed and "model.safetensors does not match checksums.sha256" in printed
     assert not hub.repositories
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import pytest
 import torch
-from damage import each_damage
+from damage import damages, each_damage, write
+from torch import nn
 
 from ual_ray.config.checksums import SUMS_FILE, read_sums
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.train.checkpoint import Checkpoints, newest_checkpoint
 from ual_ray.train.export import ADAPTER_WEIGHTS, CARD, Export, export, export_adapter
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.model import SmoothedCausalLM
+from ual_ray.train.progress import Progress
 from ual_ray.train.weights import empty_model, load_weights
 
 pytestmark = pytest.mark.usefixtures("group")
@@ -78,3 +83,119 @@ def test_adapters_are_checked_too(family_folder: Any, tmp_path: Path) -> None:
     for _ in each_damage(folder / ADAPTER_WEIGHTS):
         with pytest.raises(UserError, match=ADAPTER_WEIGHTS):
             model_fingerprint(str(folder))
+
+
+# --- checkpoints ---
+
+FILES = (".metadata", "__0_0.distcp", "progress.json", SUMS_FILE)
+STORAGES = ["local", "other"]
+
+
+def storage(kind: str, folder: Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Get this machine's file system, or one that torch knows nothing of."""
+    local = pyarrow.fs.LocalFileSystem()
+    return (local, str(folder)) if kind == "local" else (pyarrow.fs.SubTreeFileSystem(str(folder.parent), local), folder.name)
+
+
+def small() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(4, 3)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+@pytest.fixture(params=STORAGES)
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """Save steps 1 and 2; return the kind of storage and the folder."""
+    checkpoints = Checkpoints(*storage(request.param, tmp_path / "whole"), keep=2)
+    for step in (1, 2):
+        checkpoints.save(*small(), Progress("plan", 7, step=step, best_step=1))
+    checkpoints.wait()
+    return request.param, tmp_path / "whole"
+
+
+def step_folder(root: Path, step: int) -> Path:
+    (folder,) = root.glob(f"step-0000000{step}-*")
+    return folder
+
+
+def opened(kind: str, root: Path) -> Checkpoints:
+    return Checkpoints(*storage(kind, root), keep=2)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_it_is_named(
+    name: str, saved: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, whole = saved
+    assert {file.name for file in step_folder(whole, 2).iterdir()} == {*FILES}
+    for number, content in enumerate(damages((step_folder(whole, 2) / name).read_bytes(), seed=len(name))):
+        root = Path(shutil.copytree(whole, tmp_path / str(number)))
+        (damaged := step_folder(root, 2) / name).write_bytes(content)
+        caplog.clear()
+        found = opened(kind, root).newest()
+        assert found is not None and found.progress.step == 1
+        assert f"removing {storage(kind, root)[1]}/{damaged.parent.name}, which is damaged: " in caplog.text
+        # A list that is damaged differs from a file that is not.
+        assert name == SUMS_FILE or f"which is damaged: {name} " in caplog.text
+        # It must not be taken for the newest when it is step 2's turn again.
+        assert [folder.name for folder in root.iterdir()] == [step_folder(root, 1).name]
+
+
+def test_a_checkpoint_that_lacks_a_file_is_damaged(saved: tuple[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    kind, root = saved
+    (step_folder(root, 2) / "__0_0.distcp").unlink()
+    found = opened(kind, root).newest()
+    assert found is not None and found.progress.step == 1 and "__0_0.distcp is missing" in caplog.text
+
+
+def test_without_an_intact_checkpoint_all_are_named_and_none_is_removed(saved: tuple[str, Path]) -> None:
+    kind, root = saved
+    for step in (1, 2):
+        file = step_folder(root, step) / "__0_0.distcp"
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="(?s)no checkpoint is intact.*step-00000002-.*step-00000001-.*from a copy, or remove"):
+        opened(kind, root).newest()
+    assert len([*root.glob("*/progress.json")]) == 2
+
+
+def test_a_storage_that_does_not_answer_is_no_damage(saved: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> str:
+        raise OSError("timed out")
+
+    kind, root = saved
+    monkeypatch.setattr("ual_ray.train.checkpoint.digest_of", away)
+    with pytest.raises(UserError, match=r"(?s)step-00000002-\w+ cannot be read.*timed out"):
+        opened(kind, root).newest()
+    assert len([*root.glob("*/progress.json")]) == 2
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_checkpoint_of_an_earlier_version_is_taken_unless_its_progress_is_damaged(
+    saved: tuple[str, Path], *, cut: bool
+) -> None:
+    kind, root = saved
+    (step_folder(root, 2) / SUMS_FILE).unlink()
+    file = step_folder(root, 2) / "progress.json"
+    file.write_bytes(file.read_bytes()[: 20 if cut else None])
+    found = opened(kind, root).newest()
+    assert found is not None and found.progress.step == (1 if cut else 2)
+
+
+def test_what_is_asked_for_by_name_is_refused_when_it_is_damaged(saved: tuple[str, Path], tmp_path: Path) -> None:
+    kind, root = saved
+    checkpoints = opened(kind, root)
+    first, second = checkpoints.saved()
+    (file,) = root.glob("step-00000001-*/*.distcp")
+    for content in damages(file.read_bytes(), flips=3):
+        write(file, content)
+        with pytest.raises(UserError, match=r"(?s)step-00000001-\w+ is damaged.*__0_0\.distcp"):
+            checkpoints.check(first)
+    checkpoints.check(second)
+    # Of another training, the newest is taken.
+    other = tmp_path / "training"
+    shutil.copytree(root, other / "checkpoints")
+    chosen = newest_checkpoint(other)
+    (chosen / ".metadata").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=f"(?s){re.escape(str(chosen))} is damaged.*metadata does not match.*or remove it: the newest"
+    ):
+        checkpoints.load_other(str(chosen), *small())

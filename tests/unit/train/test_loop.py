@@ -19,14 +19,21 @@ START = Progress("plan", 7)
 
 
 class Kept:
-    """Stands for the checkpoints of a run; remembers what was loaded."""
+    """Stands for the checkpoints of a run; remembers what was checked and loaded."""
 
     def __init__(self, *progress: Progress) -> None:
         self._saved = [Saved(one, f"folder {one.step}") for one in progress]
+        self.checked: list[int] = []
         self.loaded: list[tuple[int, bool]] = []
 
     def saved(self) -> list[Saved]:
         return self._saved
+
+    def newest(self) -> Saved | None:
+        return self._saved[-1] if self._saved else None
+
+    def check(self, saved: Saved) -> None:
+        self.checked.append(saved.progress.step)
 
     def load(self, saved: Saved, model: Any, optimizer: Any = None) -> None:
         self.loaded.append((saved.progress.step, optimizer is not None))
@@ -79,7 +86,7 @@ def test_the_weights_that_leave(export: str, best_step: int | None, step: int, l
     config = TrainConfig(export=export)  # type: ignore[arg-type]
     progress, origin = choose(checkpoints, model, at(20, best_step=best_step), config)
     assert (progress.step, origin) == (step, f"folder {step}")
-    assert kept.loaded == loaded
+    assert kept.loaded == loaded and kept.checked == [at for at, _ in loaded]
 
 
 def test_the_card_says_where_a_model_comes_from() -> None:

@@ -155,6 +155,21 @@ def test_resumed_it_is_the_same_to_the_last_bit(
     assert all(torch.equal(value, weights(halves)[name]) for name, value in weights(expected).items())
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "progress.json"])
+def test_resumed_from_the_checkpoint_before_a_damaged_one_it_is_the_same(
+    tokens: Path, family_folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    model, one, two = family_folder("llama"), tmp_path / "one", tmp_path / "two"
+    train(tokens, model, one, keep_checkpoints=2)
+    shutil.copytree(one / "checkpoints", two / "checkpoints")
+    file = newest_checkpoint(two) / name
+    file.write_bytes(file.read_bytes()[:-3] + b"123")
+    train(tokens, model, two, keep_checkpoints=2)
+    assert str(file.parent) in caplog.text and "which is damaged" in caplog.text
+    assert [line["step"] for line in read_metrics(two / col.METRICS_FILE)] == [5, 6]
+    assert all(torch.equal(value, weights(two)[key]) for key, value in weights(one).items())
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_adapters_leave_alone_and_merged_if_they_may(tokens: Path, family_folder: Any, tmp_path: Path, merge: bool) -> None:
     train(tokens, family_folder("llama"), tmp_path / "out", lora={"rank": 2, "merge": merge}, export_dtype="bfloat16")
