@@ -76,11 +76,11 @@ def damage_of(name: str, expected: str, digest: Callable[[], str]) -> str | None
     try:
         return None if digest() == expected else f"{name} does not match {SUMS_FILE}"
     except FileNotFoundError:
-        return f"{name} is missing"
+        return f"{name} of {SUMS_FILE} is missing"
 
 
 def refuse_damage(what: str, folder: Path, fix: str, digest: Callable[[Path], str] = sha256) -> None:
-    """Raise UserError where files of a folder differ from its list. what: of the folder, such as "the model"."""
+    """Raise UserError where files of a folder differ from its list. what: is in the folder, such as "the model"."""
     try:
         damage = damage_in(folder, digest)
     except OSError as error:  # such as a sector that the disk cannot read

@@ -32,7 +32,7 @@ from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
 from ual_ray.train.node_use import PREFIX
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.timing import summary
-from ual_ray.train.token_store import TokenStore
+from ual_ray.train.token_store import TokenStore, check_store
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
 
 RUN_NAME_FILE = "run_name"
@@ -72,6 +72,7 @@ def train(
     sources = smoothed.resolve() if mixture else None
     counts = {} if tokens else render_all(config, smoothed, rows, folder)
     tokens = tokens or folder / TOKENS_FOLDER
+    check_store(tokens)
     store = TokenStore.open(tokens, col.TRAIN, config.train.uncertainty_bins, smoothed if arm else None, sources=sources)
     if arm:
         counts = count_shared(store, smoothed)

@@ -15,7 +15,8 @@ import pyarrow.dataset
 import pyarrow.ipc
 
 from ual_ray import columns as col
-from ual_ray.parquet import RowFiles, read_table
+from ual_ray.config.checksums import refuse_damage
+from ual_ray.parquet import DONE_FILE, RowFiles, read_table
 
 FILE_SUFFIX = ".arrow"
 NO_BIN = -1
@@ -37,6 +38,17 @@ class Sample:
     alpha: float
     uncertainty_bin: int = NO_BIN
     weight: float = 1.0
+
+
+def check_store(folder: Path) -> None:
+    """Raise UserError when files of rendered rows are not what was written: a changed bit is another token, or a crash.
+
+    Once per command, before training, and not by the ranks: each of them maps all files, and reads only its own rows.
+    Reads all files, at 2 GB/s per core or as fast as the disk is: half a minute for ten million rows of 500 tokens.
+    """
+    refuse_damage(
+        "the store of rendered rows", folder, f"remove {folder.parent / DONE_FILE}: the same command renders the rows again"
+    )
 
 
 class TokenStore:

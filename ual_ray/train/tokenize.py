@@ -7,6 +7,7 @@ independent of their blocks.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ import pyarrow.ipc
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config, TrainConfig
+from ual_ray.config.checksums import sha256, write_sums
 from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
@@ -31,7 +33,7 @@ from ual_ray.models.chat import Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, checked
-from ual_ray.train.token_store import FILE_SUFFIX
+from ual_ray.train.token_store import FILE_SUFFIX, check_store
 
 if TYPE_CHECKING:
     import ray.data
@@ -57,11 +59,16 @@ FILES_AT_MOST = 256
 ROWS_PER_BATCH = 500
 LARGEST = float(np.finfo(np.float32).max)
 
+logger = logging.getLogger(__name__)
+
 # endless_rows: rows of which no end of turn is trained, because the chat template has none.
 COUNTED = ("train_rows", "validation_rows", "sequences", "truncated_rows", "endless_rows", "train_tokens")
+# The SHA-256 of a block's file, by its name.
+SUMS = "sums"
 SUMMARY = pa.schema(
     [
         *((name, pa.int64()) for name in COUNTED),
+        (SUMS, pa.map_(pa.string(), pa.string())),
         ("dropped", pa.list_(pa.struct([(col.ID, pa.string()), (REASON, pa.string()), (col.ERROR, pa.string())]))),
     ]
 )
@@ -98,11 +105,12 @@ class Render:
             for batch in block.to_batches(max_chunksize=ROWS_PER_BATCH):
                 rows = list(self._render(batch, counts, dropped))
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, col.TOKENS))
+        summary = {**{key: counts[key] for key in COUNTED}, SUMS: {name: sha256(part)} if counts else {}, "dropped": dropped}
         if counts:
             part.replace(self._folder / name)
         else:
             part.unlink()
-        return pa.Table.from_pylist([{**{key: counts[key] for key in COUNTED}, "dropped": dropped}], SUMMARY)
+        return pa.Table.from_pylist([summary], SUMMARY)
 
     def _render(self, batch: pa.RecordBatch, counts: Counter[str], dropped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
         for row in batch.to_pylist():
@@ -157,12 +165,12 @@ def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shar
     shared: by arms, whose alphas are tables of their own; otherwise the texts have alphas.
     `train_rows`, `validation_rows`, `dropped_rows`, `dropped_share` (of all rows, in [0, 1]), `dropped_reasons` (reason to
     rows; their ids are in DROPPED_FILE), `truncated_rows` (kept, but cut), `train_tokens`. The folder is created atomically;
-    if it exists for the same rows and settings, nothing is rendered again.
+    if it exists for the same rows and settings, and is not damaged, nothing is rendered again.
     Raises UserError when no training row is left.
     """
     tokens = folder / TOKENS_FOLDER
     made_from = _made_from(config, texts, rows)
-    found = read_json(tokens / RENDERED_FILE) or {}
+    found = _rendered(tokens)
     if found.get("made_from") == made_from:
         counts = found["counts"]
     else:
@@ -171,8 +179,10 @@ def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shar
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         counts = _count(_summaries(config, texts, rows, part, [] if shared else [col.ALPHA]), folder / DROPPED_FILE)
+        sums = counts.pop(SUMS)
         _check_files(part, counts["sequences"])
         write_json(part / RENDERED_FILE, {"made_from": made_from, "counts": counts})
+        write_sums(part, sums | {RENDERED_FILE: sha256(part / RENDERED_FILE)})
         part.replace(tokens)
     if not counts["train_rows"]:
         raise UserError(
@@ -182,6 +192,16 @@ def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shar
             fix="raise train.max_length, or check the rows",
         )
     return counts
+
+
+def _rendered(tokens: Path) -> Any:
+    """Read the description of a finished folder; empty if there is none, or when it is damaged."""
+    try:
+        check_store(tokens)
+        return read_json(tokens / RENDERED_FILE) or {}
+    except UserError as error:
+        logger.warning("rendering the rows again: %s", error)
+        return {}
 
 
 def render_all(config: Config, texts: Path, rows: Path | None, folder: Path, *, shared: bool = False) -> dict[str, Any]:
@@ -336,11 +356,12 @@ def row_count(path: Path) -> int:
 
 
 def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:
-    """Sum the counts, and write the dropped rows' ids in order."""
-    totals: Counter[str] = Counter()
+    """Sum the counts, collect the files' checksums, and write the dropped rows' ids in order."""
+    totals, sums = Counter[str](), dict[str, str]()
     dropped: list[tuple[str, str, str]] = []
     for summary in summaries:
         check_vocabulary(summary["dropped"])
+        sums.update(summary.pop(SUMS))
         dropped += [(row[col.ID], row[REASON], row[col.ERROR]) for row in summary.pop("dropped")]
         totals.update(summary)
     lines = ("\t".join([row, reason, " ".join(error.split())]).rstrip() + "\n" for row, reason, error in sorted(dropped))
@@ -348,6 +369,7 @@ def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str,
     rows = totals["train_rows"] + totals["validation_rows"] + len(dropped)
     return {
         **{name: totals[name] for name in COUNTED},
+        SUMS: sums,
         "dropped_rows": len(dropped),
         "dropped_share": len(dropped) / max(1, rows),
         "dropped_reasons": dict(sorted(Counter(reason for _, reason, _ in dropped).items())),

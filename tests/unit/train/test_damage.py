@@ -7,20 +7,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs
 import pytest
 import torch
 from damage import damages, each_damage, write
 from torch import nn
 
+from ual_ray import columns as col
 from ual_ray.config.checksums import SUMS_FILE, read_sums
+from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.parquet import write_table
 from ual_ray.train.checkpoint import Checkpoints, newest_checkpoint
 from ual_ray.train.export import ADAPTER_WEIGHTS, CARD, Export, export, export_adapter
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.progress import Progress
+from ual_ray.train.token_store import TokenStore, check_store
+from ual_ray.train.tokenize import TOKENS_FOLDER, render
 from ual_ray.train.weights import empty_model, load_weights
 
 pytestmark = pytest.mark.usefixtures("group")
@@ -59,7 +65,7 @@ def test_a_copy_of_a_model_that_lacks_a_file_is_refused_and_one_with_another_car
     (copy / CARD).write_text("# My own card")
     assert model_fingerprint(str(copy)) == model_fingerprint(str(model))
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"got: tokenizer\.json is missing"):
+    with pytest.raises(UserError, match=r"got: tokenizer\.json of checksums\.sha256 is missing"):
         model_fingerprint(str(copy))
     # As one of an earlier version or of others.
     (copy / SUMS_FILE).unlink()
@@ -144,7 +150,7 @@ def test_a_checkpoint_that_lacks_a_file_is_damaged(saved: tuple[str, Path], capl
     kind, root = saved
     (step_folder(root, 2) / "__0_0.distcp").unlink()
     found = opened(kind, root).newest()
-    assert found is not None and found.progress.step == 1 and "__0_0.distcp is missing" in caplog.text
+    assert found is not None and found.progress.step == 1 and "__0_0.distcp of checksums.sha256 is missing" in caplog.text
 
 
 def test_without_an_intact_checkpoint_all_are_named_and_none_is_removed(saved: tuple[str, Path]) -> None:
@@ -199,3 +205,83 @@ def test_what_is_asked_for_by_name_is_refused_when_it_is_damaged(saved: tuple[st
         UserError, match=f"(?s){re.escape(str(chosen))} is damaged.*metadata does not match.*or remove it: the newest"
     ):
         checkpoints.load_other(str(chosen), *small())
+
+
+# --- rendered rows ---
+
+
+def smoothed(file: Path) -> Path:
+    """Write rows of training and of validation, with texts."""
+    chats = [
+        [{"role": "user", "content": f"Colour {n}?"}, {"role": "assistant", "content": "Blue. " * (n % 5 + 1)}]
+        for n in range(20)
+    ]
+    splits = [col.VALIDATION if n % 5 == 0 else col.TRAIN for n in range(20)]
+    values = {col.ID: [*map(str, range(20))], col.SPLIT: splits, col.ALPHA: [0.1] * 20}
+    write_table(pa.table(values).append_column(col.MESSAGES, pa.array(chats, col.MESSAGES_TYPE)), file)
+    return file
+
+
+@pytest.fixture
+def rendered(tmp_path: Path, family_folder: Any) -> tuple[Any, Path]:
+    """Render rows; return a function that renders them again unless they are there, and the folder of the tokens."""
+    rows, config = smoothed(tmp_path / "smoothed.parquet"), load(None, [f"model={family_folder('llama')}"])
+
+    def again() -> dict[str, Any]:
+        return render(config, rows, rows, tmp_path / "out")
+
+    again()
+    return again, tmp_path / "out" / TOKENS_FOLDER
+
+
+def test_rendered_rows_are_checked_before_they_are_mapped(rendered: tuple[Any, Path]) -> None:
+    """A changed offset of Arrow's would end the process."""
+    _, folder = rendered
+    check_store(folder)
+    files = sorted(folder.iterdir())
+    assert {file.suffix for file in files} == {".arrow", ".json", ".sha256"} and len(files) == 4
+    for seed, file in enumerate(files):
+        for _ in each_damage(file, seed=seed):
+            with pytest.raises(UserError) as caught:
+                check_store(folder)
+            assert file.name in str(caught.value) and str(folder) in str(caught.value)
+    check_store(folder)
+
+
+def test_damaged_rendered_rows_are_rendered_again(rendered: tuple[Any, Path], caplog: pytest.LogCaptureFixture) -> None:
+    again, folder = rendered
+    counts, before = again(), {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert "again" not in caplog.text
+    for name, content in before.items():
+        caplog.clear()
+        write(folder / name, content[:-2])
+        assert again() == counts
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        assert f"{folder}" in caplog.text and name in caplog.text
+
+
+def test_rendered_rows_of_an_earlier_version_are_taken_as_they_are(rendered: tuple[Any, Path]) -> None:
+    again, folder = rendered
+    (folder / SUMS_FILE).unlink()
+    times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    again()
+    check_store(folder)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == times
+
+
+def test_alphas_and_weights_of_an_arm_are_checked(rendered: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = rendered
+    ids = [*map(str, range(20))]
+    write_table(pa.table({col.ID: ids, col.ALPHA: [n / 40 for n in range(20)], col.LOSS_WEIGHT: [1.5] * 20}), tmp_path / "arm")
+
+    def numbers() -> list[tuple[float, float]]:
+        return [(sample.alpha, sample.weight) for sample in TokenStore.open(folder, col.TRAIN, arm=tmp_path / "arm")]
+
+    before, refused = numbers(), 0
+    for _ in each_damage(tmp_path / "arm", flips=200):
+        try:
+            assert numbers() == before
+        except UserError as error:
+            refused += 1
+            assert f"{tmp_path / 'arm'} cannot be read" in str(error)
+    assert refused > 50

@@ -28,7 +28,7 @@ METRICS = {
 
 
 def summary(**counts: Any) -> dict[str, Any]:
-    return {name: 0 for name in tokens.COUNTED} | {"dropped": []} | counts
+    return {name: 0 for name in tokens.COUNTED} | {"dropped": [], tokens.SUMS: {}} | counts
 
 
 def test_truncated_rows_are_counted_over_all_blocks_and_stated(tmp_path: Path) -> None:
