@@ -6,6 +6,7 @@ known_formats.py has the formats, config/registry.py lists them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +24,11 @@ from ual_ray.errors import UserError
 __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
 
 # Columns that rows of any format may have: a system message and tools are used where they are, a context where it is mapped.
-COMMON = ("system", "tools", "functions", CONTEXT)
+ALWAYS_READ = ("system", "tools", "functions")
+COMMON = (*ALWAYS_READ, CONTEXT)
 # A system message and tools under other names.
 SYSTEMS = ("system_prompt", "system_message", "system_msg", "system_instruction", "sys_prompt", "sys", "System", "preamble")
-TOOLS = ("available_tools", "tool_definitions", "function_definitions", "tools_json", "tool_schemas")
+TOOLS = ("available_tools", "tool_definitions", "function_definitions", "tools_json", "tool_schemas", "Tools")
 OF_THE_REPLY = ("reasoning_content", "reasoning", "thinking", "thought")
 # Columns that a question or an answer makes no sense without.
 PART_OF_A_TEXT = (
@@ -50,11 +52,18 @@ PART_OF_A_TEXT = (
 )
 # The way to an answer, in formats without turns whose answer may be its result alone.
 OF_THE_ANSWER = ("solution", "rationale", "explanation", "cot", "chain_of_thought")
-# What a column may be mapped to; any other is a context.
-MAPPED_TO = {**dict.fromkeys(SYSTEMS, "system"), **dict.fromkeys(TOOLS, "tools")}
+# A thought under any other name, such as Complex_CoT, where it is a text of some words.
+THOUGHT_NAME = re.compile(r"(?i)(?:^|[\W_])(?:cot|reasoning|thinking|thoughts?|rationales?)(?=[\W_]|$)")
+SOME_WORDS = 4
+# Names of the two sides of a pair in formats that are not known.
+ASKED = ("instruction", "prompt", "question", "query", "problem", "input")
+ANSWERED = ("output", "response", "completion", "answer", "reply", "solution")
 # Columns that tell good responses from bad ones, as data for KTO and reward models have them, and what a bad one has there.
 # A row of a test split is not for training either.
-VERDICTS = ("label", "kto_tag", "is_correct", "correct", "desirable", "is_desirable", "split")
+VERDICTS = (
+    *("label", "kto_tag", "is_correct", "correct", "correctness", "desirable", "is_desirable", "split", "verified", "accepted"),
+    *("is_accepted", "passed", "is_valid", "is_good", "is_safe", "success"),
+)
 BAD = {
     "test",
     "validation",
@@ -111,6 +120,21 @@ class Format:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
+def _spelled(name: str) -> str:
+    """Write a name without case and separators, unless it is one letter: System Prompt and systemPrompt are system_prompt."""
+    plain = re.sub(r"[\W_]+", "", name).lower()
+    return plain if len(plain) > 1 else name
+
+
+@cache
+def _all_spelled(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(_spelled, names))
+
+
+# What a column may be mapped to; any other is a context.
+MAPPED_TO = {**dict.fromkeys(map(_spelled, SYSTEMS), "system"), **dict.fromkeys(map(_spelled, TOOLS), "tools")}
+
+
 def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[str, str]) -> str:
     """Return the first format that fits one of the first rows. Raises UserError if there is none, or for a bad mapping."""
     check_columns(records, where, columns)
@@ -137,15 +161,29 @@ def recognise(records: Sequence[Record | BadRow], where: str, columns: Mapping[s
 def _mapping_for(records: Sequence[Record]) -> str:
     """Write how columns of these names are mapped."""
     found = columns_of(records)
-    if {"instruction", "response"} <= {*found}:  # Dolly
-        return f"set 'data.columns={{output: response{', input: context' if CONTEXT in found else ''}}}'"
     if "chosen" not in found:
         if turns := next((name for record in records for name, value in record.items() if _is_chat(value)), None):
             return f"set 'data.columns={{messages: {turns}}}'"
+        named = {
+            "instruction": _first_of(ASKED, found),
+            "output": _first_of(ANSWERED, found),
+            "input": _first_of((CONTEXT,), found),
+        }
+        if named["instruction"] and named["output"]:
+            mapped = ", ".join(f"{ours}: {theirs}" for ours, theirs in named.items() if theirs and ours != theirs)
+            return f"set 'data.columns={{{mapped}}}'"
         return "map the columns, such as 'data.columns={instruction: text, output: reply}'"
+    if not {"prompt", "instruction", "question"} & {*found} and all(
+        isinstance(record.get("chosen"), str) for record in records
+    ):
+        return "preference data: split the dialogues of chosen into lists of {role, content}, in a column messages"
     whole = any(isinstance(record.get("chosen"), list) and not isinstance(record.get("prompt"), list) for record in records)
     mapped = "messages: chosen" if whole else "completion: chosen" if "prompt" in found else "output: chosen"
     return f"preference data: 'data.columns={{{mapped}}}' trains on the chosen responses"
+
+
+def _first_of(names: Sequence[str], found: Sequence[str]) -> str | None:
+    return next((column for name in names for column in found if _spelled(column) == name), None)
 
 
 def _is_chat(value: Any) -> bool:
@@ -185,9 +223,16 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value).lower().removesuffix(".0")
 
 
-def unread(record: Record, known: Collection[str], parts: Collection[str] = PART_OF_A_TEXT) -> str | None:
+def unread(record: Record, known: Collection[str], parts: tuple[str, ...] = PART_OF_A_TEXT) -> str | None:
     """Name a column of a record that its text makes no sense without, one of `parts`, where nothing reads it."""
-    return next((name for name, value in record.items() if value and name in parts and name not in known), None)
+    spelled = _all_spelled(parts)
+    left = ((name, value) for name, value in record.items() if value and name not in known and name not in ALWAYS_READ)
+    return next((name for name, value in left if _spelled(str(name)) in spelled or _is_thought(str(name), value)), None)
+
+
+def _is_thought(name: str, value: Any) -> bool:
+    value = value[0] if isinstance(value, list) and value else value
+    return isinstance(value, str) and THOUGHT_NAME.search(name) is not None and len(value.split()) >= SOME_WORDS
 
 
 def _marked_bad(record: Record, known: Collection[str]) -> str | None:
@@ -199,12 +244,12 @@ def _marked_bad(record: Record, known: Collection[str]) -> str | None:
 def _use_of(column: str, value: Any, response: str) -> str:
     """Write how a column that is not read can be. response: the column that the format reads the response from."""
     if column in OF_THE_ANSWER:
-        return f"data.columns={{{response}: {column}}} trains on it, "
-    if column in MAPPED_TO:
-        return f"data.columns={{{MAPPED_TO[column]}: {column}}} uses it, "
-    if not isinstance(value, str) or column in OF_THE_REPLY:
+        return f"'data.columns={{{response}: {column}}}' trains on it, "
+    if ours := MAPPED_TO.get(_spelled(column)):
+        return f"'data.columns={{{ours}: {column}}}' uses it, "
+    if not isinstance(value, str) or column in OF_THE_REPLY or _is_thought(column, value):
         return ""
-    return f"data.columns={{{CONTEXT}: {column}}} puts it before the question, "
+    return f"'data.columns={{{CONTEXT}: {column}}}' puts it before the question, "
 
 
 def check_reads(format_name: str, columns: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
+from ual_ray.data.records import is_rendered
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural, shorten_list
 
@@ -72,6 +73,8 @@ def peek(config: DataConfig, rows: int = 1000) -> DataPeek:
     seen = list(convert(records, format_name, config.columns, config.thinking, config.reference, config.format == "auto"))
     named = _named_columns(config, seen, where)
     _check_usable(seen, where, format_name)
+    if config.format == "auto":
+        _check_not_rendered(seen, where, format_name)
     unused = tuple(unused_columns(seen, format_name, [*config.columns, *named]))
     return DataPeek(format_name, pieces, len(seen) if complete else _estimate(pieces, len(seen)), seen, complete, unused)
 
@@ -98,6 +101,19 @@ def _format_of(config: DataConfig, records: Sequence[Record | BadRow], where: st
 def _estimate(pieces: Sequence[Piece], seen: int) -> int | None:
     known = [piece.rows for piece in pieces if piece.rows is not None]
     return max(sum(known), seen + 1) if len(known) == len(pieces) else None
+
+
+def _check_not_rendered(seen: Seen, where: str, format_name: str) -> None:
+    """Raise UserError where half of the rows have a chat as text in a turn: a model would be trained on marks within marks."""
+    good = [messages for _, messages in seen if not isinstance(messages, BadRow)]
+    found = [turn for messages in good for turn in messages[-2:] if is_rendered(turn["role"], turn["content"])]
+    if 2 * len(found) < len(good):
+        return
+    raise UserError(
+        f"{where} has chats as text, with the marks of a template, where a turn is expected",
+        got=f"a turn of {found[0]['role']} that ends in {found[0]['content'][-40:]!r}",
+        fix=f"split them into lists of {{role, content}}, or set data.format={format_name} to train on the text as it is",
+    )
 
 
 def _check_usable(seen: Seen, where: str, format_name: str) -> None:

@@ -22,6 +22,16 @@ _CHAT = re.compile(r"""\s*\[\s*\{\s*['"](?:(role|from|content|value)['"]\s*:|typ
 _GOES_WITH = {"role": "content", "content": "role", "from": "value", "value": "from", None: "text"}
 
 
+# How a prompt ends that is a chat as text, ready for a model; and a reply that has the mark of its end.
+_ENDS_AS_PROMPT = re.compile(
+    r"(?:\n\s*(?:Assistant|ASSISTANT|AI|Bot|GPT):|\[/INST\]|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>"
+    r"|<start_of_turn>model|<[|｜](?:assistant|Assistant)[|｜]>|###\s*(?:Response|Assistant):?)\s*\Z"
+)
+_ENDS_AS_REPLY = re.compile(
+    r"(?:</s>|<eos>|<end_of_turn>|<\|(?:im_end|endoftext|end_of_text|eot_id|end)\|>|<｜end▁of▁sentence｜>)\s*\Z"
+)
+
+
 class BadRow(ValueError):
     """A row that cannot be used: the reason it is quarantined with, and `raw`, the text of a line that is not a record."""
 
@@ -48,6 +58,11 @@ def check_plain(column: str, text: str) -> None:
         key = _GOES_WITH[found[1]]
         if f'"{key}"' in text or f"'{key}'" in text:
             raise BadRow(f"{column} is a list of turns or parts as text: {text!r:.80}")
+
+
+def is_rendered(role: str, text: str) -> bool:
+    """Whether a turn is more than a turn: a chat as text up to the reply, or a reply with a model's mark of the end."""
+    return (_ENDS_AS_PROMPT if role == "user" else _ENDS_AS_REPLY).search(text) is not None
 
 
 def name_of(value: Any) -> str | None:

@@ -38,7 +38,8 @@ WEIGHT_KEYS = (
 UNREADABLE_KEYS = (
     *("channel", "recipient", "mask", "masked", "train_detail", "training_detail"),
     *("tools", "functions", "documents", "tool_plan", "tool_results"),
-    *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text"),
+    *("thought", "thoughts", "thinking_content", "thinking_blocks", "reasoning_details", "reasoning_text", "reasoning_trace"),
+    *("cot", "chain_of_thought", "rationale", "analysis", "scratchpad", "refusal", "prefix"),
     *("image", "images", "audio", "audios", "video", "videos"),
 )
 # Thoughts at the start of a reply, in the marks of any family of models, also without the first mark; a later one; an open one.

@@ -136,9 +136,9 @@ def test_a_column_that_belongs_to_a_text_is_asked_for_wherever_it_first_has_a_va
 @pytest.mark.parametrize(
     ("column", "value", "fix"),
     [
-        ("system_prompt", "s", "data.columns={system: system_prompt} uses it, data.format=gsm8k leaves it out"),
-        ("available_tools", [{"name": "f"}], "data.columns={tools: available_tools} uses it, "),
-        ("passage", "p", "data.columns={context: passage} puts it before the question, "),
+        ("system_prompt", "s", "'data.columns={system: system_prompt}' uses it, data.format=gsm8k leaves it out"),
+        ("available_tools", [{"name": "f"}], "'data.columns={tools: available_tools}' uses it, "),
+        ("passage", "p", "'data.columns={context: passage}' puts it before the question, "),
         ("choices", ["a", "b"], "fix: data.format=gsm8k leaves it out"),
         ("reasoning", "r", "fix: data.format=gsm8k leaves it out"),
     ],
@@ -150,15 +150,54 @@ def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: 
 
 
 @pytest.mark.parametrize(
-    ("columns", "mapping"), [((), "output: response"), (("context", "category"), "output: response, input: context")]
+    "column", ["System Prompt", "systemPrompt", "SYSTEM", "system-message", "Context", "PASSAGE", "Options"]
 )
-def test_the_mapping_of_dolly_is_told(columns: tuple[str, ...], mapping: str) -> None:
-    row = dict.fromkeys(("instruction", "response", *columns), "x")
+@pytest.mark.parametrize("name", ROWS)
+def test_a_column_is_asked_for_however_its_name_is_spelled(name: str, column: str) -> None:
+    with pytest.raises(UserError, match=f"which does not read the column {column}"):
+        recognise([ROWS[name] | {column: "x"}], "x", {})
+    *_, (_, reason) = convert([ROWS[name] | {column: "x"}], name, {}, strict=True)
+    assert isinstance(reason, BadRow)
+
+
+@pytest.mark.parametrize(
+    "column", ["Complex_CoT", "deepseek_reasoning", "thinking_trajectory", "reasoning trace", "model_thoughts"]
+)
+@pytest.mark.parametrize("name", ROWS)
+def test_a_thought_in_a_column_of_any_name_is_asked_for(name: str, column: str) -> None:
+    for value in ("First I add both numbers.", ["First I add both numbers."]):
+        with pytest.raises(
+            UserError, match=f"which does not read the column {column}(?s:.*)fix: data.format={name} leaves it out"
+        ):
+            recognise([ROWS[name] | {column: value}], "x", {})
+    for harmless in ("deep", True, 3, None, "", []):
+        assert recognise([ROWS[name] | {column: harmless}], "x", {}) == name
+    assert recognise([ROWS[name] | {"reasonings": "First I add both numbers."}], "x", {}) == name
+
+
+@pytest.mark.parametrize(
+    ("columns", "mapping"),
+    [
+        (("instruction", "response"), "output: response"),
+        (("instruction", "response", "context", "category"), "output: response, input: context"),
+        (("prompt", "response"), "instruction: prompt, output: response"),
+        (("input", "output"), "instruction: input"),
+        (("Question", "Answer", "n"), "instruction: Question, output: Answer"),
+        (("question", "response", "system_prompt"), "instruction: question, output: response"),
+    ],
+)
+def test_the_mapping_of_a_pair_is_told(columns: tuple[str, ...], mapping: str) -> None:
+    row = dict.fromkeys(columns, "x")
     with pytest.raises(UserError, match=f"data.columns={{{mapping}}}"):
         recognise([row], "x", {})
 
 
-@pytest.mark.parametrize("column", ["label", "kto_tag", "is_correct", "desirable"])
+def test_dialogues_of_preference_data_are_to_be_split() -> None:
+    with pytest.raises(UserError, match="preference data: split the dialogues of chosen"):
+        recognise([{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "x"}], "x", {})
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag", "is_correct", "desirable", "verified", "accepted", "is_safe", "passed"])
 @pytest.mark.parametrize("bad", [False, "False", 0, "0", 0.0, "0.0", -1, "undesirable", "Rejected"])
 def test_responses_that_are_marked_as_bad_are_not_trained_on_unasked(column: str, bad: Any) -> None:
     good = [ROWS["alpaca"] | {column: verdict} for verdict in (True, 1, "1.0", None, "", "desirable")]
@@ -196,7 +235,7 @@ def test_a_zero_is_no_empty_input() -> None:
 
 
 def test_the_way_to_an_answer_is_asked_for_where_there_are_no_turns() -> None:
-    fix = "data.columns={answer: solution} trains on it, data.format=gsm8k leaves it out"
+    fix = "'data.columns={answer: solution}' trains on it, data.format=gsm8k leaves it out"
     with pytest.raises(UserError, match=f"does not read the column solution(?s:.*){fix}"):
         recognise([ROWS["gsm8k"] | {"solution": "s"}], "x", {})
     assert recognise([ROWS["messages"] | {"problem": "p", "solution": "s"}], "x", {}) == "messages"

@@ -201,3 +201,28 @@ def test_a_system_message_of_another_name_is_used(tmp_path: Path) -> None:
 def test_an_unknown_group_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.group_by: .* has no column 'nope'"):
         look_at(jsonl(tmp_path, alpaca(3)), group_by="nope")
+
+
+PROMPT_ENDS = ["\n\nAssistant:", " [/INST]", "<|im_end|>\n<|im_start|>assistant\n", "\n\n### Response:\n", "<|Assistant|>"]
+REPLY_ENDS = ["</s>", "<|im_end|>\n", "<|eot_id|>", "<end_of_turn>", "<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize(
+    ("role", "end"), [*(("user", end) for end in PROMPT_ENDS), *(("assistant", end) for end in REPLY_ENDS)]
+)
+@pytest.mark.parametrize("format_name", ["alpaca", "prompt_completion", "messages"])
+def test_chats_as_text_are_no_turns(format_name: str, role: str, end: str, tmp_path: Path) -> None:
+    def row(number: int, last: str = "") -> dict[str, Any]:
+        user, reply = (f"{text} {number}{last if role == own else ''}" for own, text in (("user", "Hi"), ("assistant", "Yes")))
+        return {
+            "alpaca": {"instruction": user, "output": reply},
+            "prompt_completion": {"prompt": user, "completion": reply},
+            "messages": {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]},
+        }[format_name]
+
+    half = jsonl(tmp_path, [*(row(n, end) for n in range(4)), *(row(n) for n in range(4, 8))])
+    with pytest.raises(UserError, match=f"chats as text(?s:.*)a turn of {role} that ends in(?s:.*)data.format={format_name}"):
+        look_at(half)
+    assert look_at(half, format=format_name).format_name == format_name
+    few = look_at(jsonl(tmp_path, [row(0, end), *(row(n) for n in range(1, 4))]))
+    assert not any(isinstance(messages, BadRow) for _, messages in few.records)

@@ -59,6 +59,7 @@ def test_weights_that_differ_make_a_bad_row() -> None:
     [
         *("thought", "thoughts", "thinking_content", "reasoning_details", "images", "audio", "video"),
         *("tools", "functions", "documents", "recipient", "tool_plan"),
+        *("cot", "rationale", "analysis", "refusal", "prefix"),
     ],
 )
 def test_what_cannot_be_used_is_named(key: str) -> None:
