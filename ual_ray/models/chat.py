@@ -213,8 +213,10 @@ class ChatRenderer:
             before = prompt[: opened.start()] if opened else prompt
             if not text.startswith(before):
                 raise ValueError("the chat template does not continue its generation prompt with the reply")
-            # The prompt opens a thought that the template leaves out of finished turns.
-            text = f"{prompt}{thought}\n</think>\n\n{THOUGHT.sub('', text[len(before) :], count=1)}"
+            # The prompt opens a thought that the template leaves out of finished turns, but not what stood behind it.
+            rest = THOUGHT.sub("", text[len(before) :], count=1)
+            rest = rest.lstrip("\n") if THOUGHT.match(messages[-1]["content"]) else rest
+            text = f"{prompt}{thought}\n</think>\n\n{rest}"
         if thought not in text[len(prompt) :]:
             raise ValueError("the chat template drops the reply's reasoning_content (data.thinking=drop leaves it out)")
         # The line break after the end-of-turn token is added by the template, not by the model.
@@ -335,7 +337,22 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
             called[name] += 1
             if text.count(name) < called[name]:
                 return f"tool_calls of turn {number} ({name})"
+            for value, *written in _leaves(_call(call, True)["function"]["arguments"]):
+                if not any(form in text for form in (value, *written)):
+                    return f"arguments of turn {number} ({name}: {value:.40})"
     return None
+
+
+def _leaves(arguments: Any) -> Iterator[tuple[str, ...]]:
+    """Yield the ways in which a template may write each value of a call's arguments: as it is, in JSON, in JSON as text."""
+    if isinstance(arguments, Mapping | list):
+        for part in arguments.values() if isinstance(arguments, Mapping) else arguments:
+            yield from _leaves(part)
+    elif isinstance(arguments, str):
+        quoted = [json.dumps(arguments, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
+        yield arguments, *quoted, *(json.dumps(text)[1:-1] for text in quoted), json.dumps(quoted[0], ensure_ascii=False)[1:-1]
+    elif arguments is not None:
+        yield json.dumps(arguments), str(arguments)
 
 
 def load_renderer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,23 @@ def test_what_a_template_drops_refuses_the_row(extra: Any, said: str, chat_token
         renderer.sequences([with_extra(ONE_TURN[0], tools=[TOOL]), ONE_TURN[1]])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"city": "Rome"}, {"at": {"city": "Rome"}}, {"cities": ["Rome"]}),
+        *({"days": 31}, {"days": 0.5}, {"note": 'say "é"\n<b>'}, {"x": False}),
+    ],
+)
+@pytest.mark.parametrize("text", [False, True])
+def test_arguments_of_a_call_that_a_template_drops_refuse_the_row(text: bool, given: Any, chat_tokenizer: Tokenizers) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": json.dumps(given) if text else given}}
+    messages = [Message(role="user", content="Weather?"), with_extra(ONE_TURN[1], tool_calls=[call])]
+    with pytest.raises(ValueError, match="drops arguments of turn 2"):
+        ChatRenderer(with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", "''"))).sequences(messages)
+    for whole in ("c.function.arguments", "(c.function.arguments | tojson)", "(c.function.arguments | tojson | tojson)"):
+        ChatRenderer(with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", whole))).sequences(messages)
+
+
 def test_reasoning_is_trained_where_the_template_has_it(chat_tokenizer: Tokenizers) -> None:
     tokenizer = with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", "''"))
     rendered = ChatRenderer(tokenizer).conversation([ONE_TURN[0], with_extra(ONE_TURN[1], reasoning_content="It scatters.")])
@@ -220,9 +238,10 @@ def test_a_prompt_that_opens_a_thought_is_continued_to_its_end(reasoning: str, c
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
     )
     tokenizer = with_template(chat_tokenizer("chatml"), template)
-    content = f"<think>{reasoning}</think>Green." if reasoning else "Green."
-    rendered = ChatRenderer(tokenizer).conversation(chat("Name a colour.", content))
-    assert trained_runs(tokenizer, rendered) == [f"{reasoning}\n</think>\n\nGreen.<|im_end|>"]
+    for between in ("", "\n\n"):
+        content = f"<think>\n{reasoning}\n</think>{between}Green." if reasoning or between else "Green."
+        rendered = ChatRenderer(tokenizer).conversation(chat("Name a colour.", content))
+        assert trained_runs(tokenizer, rendered) == [f"{reasoning}\n</think>\n\nGreen.<|im_end|>"]
 
 
 def test_a_turn_of_weight_0_is_read_and_not_trained(chat_tokenizer: Tokenizers) -> None:
