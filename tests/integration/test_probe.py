@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from rich.console import Console
 from ual_ray import columns as col
 from ual_ray.calibrate.step import calibrate_step, metrics_of
 from ual_ray.config import Config
+from ual_ray.config.files import read_json
 from ual_ray.parquet import read_table, write_rows
 from ual_ray.run.step import Place, Session
 from ual_ray.tracking.tracker import Tracker
@@ -69,7 +69,7 @@ def test_the_demo_model_is_calibrated_in_a_task(local_ray: None, rows: Path, res
     assert figures["clusters"]["final_norm"] == "norm"
     assert figures["clusters"]["before_norm"]["nc1"] > 0
     assert {"pca", "mueller", "texts"} <= set(np.load(done.folder / "clusters.npz"))
-    assert json.loads((done.folder / "calibration.json").read_text()) == figures
+    assert read_json(done.folder / "calibration.json") == figures
     assert not (done.folder / "tokens_seen").exists()
     assert "ECE" in output.getvalue()
     assert tracker.failures == 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.calibrate.clustering import MUELLER_CLASSES, Places, measures, mueller_projection, pca, scatter_ratio, thin
 from ual_ray.calibrate.probed_model import States
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_record
 from ual_ray.models.output_head import OutputHead
 
 # Maximum numbers of points in a plot and of feature rows written to disk.
@@ -83,7 +83,7 @@ class Clusters:
             few = thin(len(points), MOST_POINTS)
             arrays |= {"mueller": points[few], "mueller_classes": self._classes[few], "mueller_templates": templates}
         np.savez_compressed(folder / col.CLUSTER_POINTS_FILE, **arrays)
-        write_json(folder / col.CLUSTERS_FILE, metrics, allow_nan=False)
+        write_record(folder / col.CLUSTERS_FILE, metrics, allow_nan=False)
         return metrics
 
     def _project(self, head: OutputHead, after: Features) -> tuple[NDArray[Any], NDArray[Any], float] | None:

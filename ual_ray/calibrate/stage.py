@@ -32,7 +32,7 @@ from ual_ray.calibrate.probed_model import (
     temperature_of,
 )
 from ual_ray.calibrate.rows import ProbeJob, Taken, split_rows
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_record
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer
 from ual_ray.models.resolve import resolve_model
@@ -71,7 +71,7 @@ def probe(job: ProbeJob, progress: Progress = lambda tokens: None) -> dict[str, 
         "start_seconds": start_seconds,
         "seconds": time.monotonic() - started,
     }
-    write_json(folder / col.CALIBRATION_FILE, metrics, allow_nan=False)
+    write_record(folder / col.CALIBRATION_FILE, metrics, allow_nan=False)
     return metrics
 
 

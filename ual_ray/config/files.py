@@ -1,14 +1,22 @@
-"""Atomic writes: a reader sees the old content of a file or the new, also when the writer is killed."""
+"""Atomic writes: a reader sees the old content of a file or the new, also when the writer is killed.
+
+What stages record for one another has a checksum: a digit that a disk changed is an error, not another result.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ual_ray.errors import UserError
+
+# A record's last entry; both are looked for, as a bit of either may have changed.
+CHECKSUM, KIND = "checksum", "crc32:"
+RESTORE = "restore it from a copy, or remove it with done.json next to it, and run the same command again"
 
 
 @contextmanager
@@ -30,14 +38,34 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
     write_text(path, json.dumps(content, indent=2, default=str, allow_nan=allow_nan))
 
 
+def write_record(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
+    """Write JSON as `write_json` does, with a checksum that `read_json` compares and leaves out."""
+    plain = json.loads(json.dumps(content, default=str))
+    write_json(path, {**plain, CHECKSUM: _checksum(plain)}, allow_nan=allow_nan)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return f"{KIND}{zlib.crc32(json.dumps(content).encode()):08x}"
+
+
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one line of JSON per row atomically; values that JSON lacks as text."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it does not exist. Raises UserError for one that is damaged."""
+def read_json(path: Path, fix: str = RESTORE) -> Any:
+    """Read a JSON file; None if it does not exist. Raises UserError for one that is damaged; fix: what to do then."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError as error:  # the machine stopped before all of it was on the disk, or somebody changed it
-        raise UserError("a file is not JSON", got=f"{path}: {error}", fix="restore it from a copy, or remove it") from error
+        raise UserError("a file is not JSON", got=f"{path}: {error}", fix=fix) from error
+    found = [*content.items()] if isinstance(content, dict) else []
+    marks = [key for key, value in found if key == CHECKSUM or (isinstance(value, str) and value.startswith(KIND))]
+    sums = {key: content.pop(key) for key in marks}
+    if sums and sums != {CHECKSUM: _checksum(content)}:
+        raise UserError(
+            "a file is not what was written: a disk or somebody changed it",
+            got=path,
+            fix=f'{fix}; if you changed it yourself, remove its line "{CHECKSUM}"',
+        )
+    return content

@@ -15,7 +15,7 @@ import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_record
 from ual_ray.data.peek import DataPeek
 from ual_ray.data.usable import UsableRow, usable_rows
 from ual_ray.elicit.replies import Known, no_replies
@@ -55,7 +55,7 @@ def self_check(
     spec = EngineSpec(config.engine, settings.model, settings.adapter, config.trust_remote_code)
     job = PoolJob(spec, ScoreRows(settings, config.engine.overlong, config.seed, asked, known), store)
     result = check.result(pa.concat_tables(map_file(folder / CHECKED_FILE, job, meter)), settings)
-    write_json(folder / col.SELF_CHECK_FILE, result)
+    write_record(folder / col.SELF_CHECK_FILE, result)
     return result
 
 

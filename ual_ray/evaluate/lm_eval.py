@@ -12,7 +12,7 @@ from typing import Any
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import Config
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_json, write_record
 from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.vllm_arguments import engine_arguments, set_environment
@@ -82,7 +82,7 @@ def evaluate_with_harness(config: Config, name: str, tasks: Sequence[str], folde
         "figures": [value.as_dict() for value in measure(read_results(folder))],
         "harness": [value.as_dict() for value in values],
     }
-    write_json(folder / col.FIGURES_FILE, result)
+    write_record(folder / col.FIGURES_FILE, result)
     return result
 
 

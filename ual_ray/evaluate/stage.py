@@ -21,7 +21,7 @@ from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
 from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
-from ual_ray.config.files import write_json, write_lines
+from ual_ray.config.files import write_lines, write_record
 from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
@@ -78,7 +78,7 @@ def evaluate(
             fix="raise engine.max_model_len, or see ual.log",
         )
     result["disagreements"] = _write_disagreements(folder)
-    write_json(folder / col.FIGURES_FILE, result)
+    write_record(folder / col.FIGURES_FILE, result)
     return result | {"sent_rows": round(meter.rate_done)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def print_forecast(config: Config, output: Path, console: Console, rates: Mappin
 
 
 def _finished(output: Path, where: str) -> Iterator[tuple[str, str]]:
-    done = [json.loads(file.read_text()) for file in output.glob(f"*/seed-*/arms/*/train/*/{DONE_FILE}")]
+    done = [read_json(file) for file in output.glob(f"*/seed-*/arms/*/train/*/{DONE_FILE}")]
     if done:
         rows = sorted(content["figures"]["train_rows"] for content in done)
         counted = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"

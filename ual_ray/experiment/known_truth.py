@@ -14,7 +14,7 @@ import numpy as np
 from ual_ray import __version__
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.columns import digest
-from ual_ray.config.files import read_json, write_json, write_text
+from ual_ray.config.files import read_json, write_json, write_record, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.config.names import CONSTANT, NO_SMOOTHING, SFT, SHUFFLED, UAL
@@ -63,7 +63,7 @@ def run_seed(settings: KnownTruthConfig, corruption: float, seed: int, folder: P
         if content is None:
             content = measure(settings, world, alpha, seed)
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, content)
+            write_record(file, content)
         values = {name: np.array(content[name]) for name in METRICS}
         case = Case(arm, seed, corruption, values, world.strata[world.validation :], content["temperature"], content["seconds"])
         parts = [f"{name} {case.mean(name):.3f}" for name in METRICS]

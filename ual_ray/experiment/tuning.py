@@ -17,7 +17,7 @@ from ual_ray import columns as col
 from ual_ray.calibrate.step import validation_step
 from ual_ray.config import Config
 from ual_ray.config.experiment import TRIALS_FILE
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_record
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.experiment.trainings import in_parallel
 from ual_ray.pipeline import smooth_arm, train_arm, with_own_engine
@@ -124,7 +124,7 @@ def _record(session: Session, trials: Sequence[Trial], best: Mapping[str, float 
         }
         for trial in trials
     ]
-    write_json(root / TRIALS_FILE, {"trials": entries})
+    write_record(root / TRIALS_FILE, {"trials": entries})
     if session.parent is not None:
         session.parent.table(_columns(entries), f"tables/{TRIALS_FILE}")
     for arm, rate in best.items():

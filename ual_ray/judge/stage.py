@@ -20,7 +20,7 @@ from ual_ray import columns as col
 from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_record
 from ual_ray.config.keys import affecting, engine_settings
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
@@ -78,7 +78,7 @@ def judge_pairs(config: Config, judging: Judging) -> dict[str, Any]:
     # In the order in which rates are computed, by which AlpacaEval's package finds the same ones.
     export(sorted(by_question(next(iter(rows.values()))), key=itemgetter(col.ID)), judging.folder)
     result = figures_of_judges(rows, config.evaluate, config.seed)
-    write_json(judging.folder / col.WIN_RATES_FILE, result)
+    write_record(judging.folder / col.WIN_RATES_FILE, result)
     return result
 
 

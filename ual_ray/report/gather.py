@@ -107,7 +107,7 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
         for file in newest_last(root.rglob(col.CALIBRATION_FILE)):
             found[seed_of(file.parent)].calibrated[_model_of(file)] = file.parent
         for file in newest_last(root.rglob(col.WIN_RATES_FILE)):
-            content, stages = json.loads(file.read_text()), found[seed_of(file.parent)]
+            content, stages = read_json(file), found[seed_of(file.parent)]
             pair = _pair_of(content, pairs)
             if not is_current(file.parent, content, stages.evaluated):
                 logger.warning("%s is of answers that are not the newest any more; it does not count", file.parent)

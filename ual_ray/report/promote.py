@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -215,6 +214,6 @@ def _promote_version(run_folder: Path, arm: str, folder: Path, uri: str | None, 
     if MASK in address:
         raise UserError("the address of the MLflow store holds a password", got=address, fix="give it with --uri")
     name = f"{tracking.register_as}-{arm}"
-    version = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))["figures"].get("registered_version")
+    version = read_json(folder / DONE_FILE)["figures"].get("registered_version")
     run_id = read_run(folder, redact_uri(address)).get("run_id")
     return name, champion_of(address, name, version, run_id, {PROMOTED: reason})

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ual_ray.config.files import write_json, write_text
+from ual_ray.config.files import write_json, write_record, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
@@ -81,7 +81,7 @@ def write_files(findings: Findings, folder: Path) -> None:
     text = "\n".join(["# Comparison on held-out questions\n", *words, *parts, NOTE, "", *about, *folders])
     write_text(folder / REPORT_FILE, text + "\n")
     write_json(folder / COMPARISON_FILE, findings.comparisons.as_dict())
-    write_json(folder / FINDINGS_FILE, findings.as_dict())
+    write_record(folder / FINDINGS_FILE, findings.as_dict())
 
 
 def write_page(root: Path, page: Path, findings: Findings | None = None, plots: Path | None = None) -> list[Path]:

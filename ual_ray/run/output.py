@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config
-from ual_ray.config.files import read_json, write_json, write_text
+from ual_ray.config.files import read_json, write_record, write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.fingerprint import fingerprint
@@ -48,11 +48,9 @@ class Workspace:
         """Raise UserError when the folder belongs to other data or another model, or contains unrelated files."""
         owner = _owner(config)
         path = self.root / OWNER_FILE
-        if (found := read_json(path)) is not None:
-            if found != owner:
-                changed = {
-                    key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]
-                }
+        if (found := read_json(path, "restore it from a copy, or give another output=...")) is not None:
+            changed = {key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]}
+            if changed:
                 raise UserError(
                     f"the output directory {self.root} belongs to another configuration",
                     got="; ".join(f"{key}: {text}" for key, text in changed.items()),
@@ -70,7 +68,7 @@ class Workspace:
     def claim(self, config: Config) -> None:
         """Record the folder's owner and the current configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / OWNER_FILE, _owner(config))
+        write_record(self.root / OWNER_FILE, _owner(config))
         write_text(self.root / CONFIG_FILE, dump(redact(config)))
 
     @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
-from ual_ray.config.files import read_json, write_json, write_text
+from ual_ray.config.files import read_json, write_record, write_text
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 from ual_ray.config.redact import redact_values
 from ual_ray.errors import UserError
@@ -76,11 +76,11 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     if (done := read_json(folder / DONE_FILE)) is not None:
         return Done(folder, key, done["figures"], done["seconds"], reused=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
+    write_record(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
     started = time.monotonic()
     metrics = work()
     seconds = time.monotonic() - started
-    write_json(folder / DONE_FILE, {"figures": metrics, "seconds": seconds})
+    write_record(folder / DONE_FILE, {"figures": metrics, "seconds": seconds})
     return Done(folder, key, metrics, seconds, reused=False)
 
 
@@ -116,7 +116,7 @@ def point_to(root: Path, folder: Path) -> None:
 def newest(root: Path) -> Path:
     """Return the newest part of a folder; the folder itself where none is remembered."""
     pointer = root / NEWEST_FILE
-    return root / pointer.read_text().strip() if pointer.is_file() else root
+    return root / pointer.read_text(errors="replace").strip() if pointer.is_file() else root
 
 
 def stage_digest(inputs: Mapping[str, Any]) -> str:

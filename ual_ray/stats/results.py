@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
+from ual_ray.config.files import read_json
 from ual_ray.parquet import RowFiles
 from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.token_sums import READ
@@ -34,7 +34,7 @@ def read_tokens(folder: Path) -> pa.Table:
 
 def read_metrics(folder: Path) -> tuple[str, list[MetricValue]]:
     """Read what `evaluate` wrote: the model's name and its metrics."""
-    content = json.loads((folder / col.FIGURES_FILE).read_text())
+    content = read_json(folder / col.FIGURES_FILE)
     return content["name"], [MetricValue(**entry) for entry in content["figures"]]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ual_ray.config import TrackingConfig
+from ual_ray.config.files import read_json
 from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
@@ -33,7 +33,7 @@ def catch_up(output: Path, uri: str | None = None, seconds: float | None = None)
         raise UserError("the output folder does not exist", got=output, fix="give the folder of the command that waits")
     sent = refused = waiting = 0
     for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
-        meant = json.loads(file.read_text(encoding="utf-8"))
+        meant = read_json(file)
         config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"], retry_seconds=1.0)
         tracker = Tracker(config, output)
         waiting += tracker.close(seconds)

@@ -26,7 +26,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ual_ray.columns import digest
-from ual_ray.config.files import write_json
+from ual_ray.config.files import write_json, write_record
 from ual_ray.config.paths import SPOOL_FOLDER
 from ual_ray.config.redact import redact_values
 
@@ -77,7 +77,7 @@ class Spool:
         """Write an operation and a copy of its file. Raises OSError when the write fails."""
         if not self.known:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / STORE, self._store)
+            write_record(self.folder / STORE, self._store)
         if operation.file is not None:
             operation = replace(operation, file=self._copy(Path(operation.file)))
         with self._lock:

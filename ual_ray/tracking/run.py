@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ual_ray.columns import ID_LENGTH, digest
 from ual_ray.config.environment import environment
-from ual_ray.config.files import read_json, write_json
+from ual_ray.config.files import read_json, write_json, write_record
 from ual_ray.config.redact import redact_values
 from ual_ray.tracking.journal import Operation
 
@@ -216,7 +216,7 @@ class Run:
     def _record(self, steps: Mapping[str, int]) -> None:
         recorded = self._recorded()
         later = {key: max(step, recorded.get(key, -1)) for key, step in steps.items()}
-        write_json(self._steps_file, {**recorded, **later})
+        write_record(self._steps_file, {**recorded, **later})
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ual_ray.config.files import read_json, write_json
+from ual_ray.config.files import read_json, write_record
 
 RUN_FILE = "mlflow_run.json"
 
@@ -30,7 +30,7 @@ def logged_model(model: str, name: str, digest: str, uri: str) -> dict[str, str]
 def write_run(folder: Path, uri: str, local_id: str, run_id: str | None) -> None:
     """Record a folder's run; run_id: null until the store has created it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RUN_FILE, {"uri": uri, "local_id": local_id, "run_id": run_id})
+    write_record(folder / RUN_FILE, {"uri": uri, "local_id": local_id, "run_id": run_id})
 
 
 def resolve_run(folder: Path, local_id: str, run_id: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ual_ray.config import TrainConfig
 from ual_ray.config.files import write_lines
+from ual_ray.errors import UserError
 from ual_ray.run.memory import peak_memory
 from ual_ray.train.gpus import peak_flops
 
@@ -144,7 +145,15 @@ class MetricsReader:
             file.seek(self._offset)
             whole = file.read().rpartition(b"\n")[0]
         self._offset += len(whole) + 1 if whole else 0
-        lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] >= self._next_step]
+        try:
+            lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] >= self._next_step]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                "a line of metrics is not what was written: a disk or somebody changed it",
+                got=f"{self._path}: {error!r}",
+                expected="JSON with a step in every line",
+                fix="restore the file from a copy, or remove the line: the curves then lack its step",
+            ) from error
         self._next_step = int(lines[-1]["step"]) + 1 if lines else self._next_step
         return lines
 

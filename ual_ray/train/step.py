@@ -9,7 +9,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
-from ual_ray.config.files import read_json, write_json
+from ual_ray.config.files import read_json, write_record
 from ual_ray.config.keys import affecting
 from ual_ray.errors import DivergedError
 from ual_ray.formatting import plural
@@ -124,7 +124,7 @@ def register_model(session: Session, name: str, smoothed: Path, trained: Done, t
     config, lineage = _described(session, name, smoothed, train)
     with session.tracked(session.titled(f"train {name}"), trained.folder, {STAGE_TAG: "train", **lineage}) as run:
         version = _register(session, config, run, name, trained.folder, lineage)
-        write_json(trained.folder / REGISTERED_FILE, {"version": version})
+        write_record(trained.folder / REGISTERED_FILE, {"version": version})
 
 
 def _described(session: Session, name: str, smoothed: Path, train: TrainConfig | None) -> tuple[Config, dict[str, str]]:
@@ -149,7 +149,7 @@ def _remembering_divergence(session: Session, step: Step, skipped: int, work: Lo
     try:
         return run_logged_step(session, step, work, _line)
     except DivergedError as error:
-        write_json(file, {"skip_non_finite": skipped, "reason": str(error)})
+        write_record(file, {"skip_non_finite": skipped, "reason": str(error)})
         raise
 
 

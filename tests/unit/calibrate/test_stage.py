@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
 from ual_ray.calibrate.stage import probe, probe_validation
+from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.models.output_head import OutputHead
@@ -93,7 +93,7 @@ def test_token_rows_are_those_of_the_full_softmax(
     assert figures["token"]["adjusted"]["nll"] == pytest.approx(np.mean(found["adjusted_nll"].to_pylist()))
     assert figures["token"]["adjusted"]["accuracy"] == figures["token"]["raw"]["accuracy"]
     assert figures["token"]["raw"]["nll"] == pytest.approx(np.mean(found["nll"].to_pylist()))
-    assert figures == json.loads((tmp_path / col.CALIBRATION_FILE).read_text())
+    assert figures == read_json(tmp_path / col.CALIBRATION_FILE)
     # In transformers the last of the hidden states is that after the final norm.
     tokens = choose_classes(labels, 4, 20)
     after = torch.stack(expected["after"]).numpy()[np.concatenate([places for _, places in tokens])]
@@ -101,7 +101,7 @@ def test_token_rows_are_those_of_the_full_softmax(
     points = dict(np.load(tmp_path / col.CLUSTER_POINTS_FILE))
     np.testing.assert_allclose(points["after_norm"], after, rtol=1e-3, atol=1e-4)
     assert points["classes"].tolist() == classes.tolist()
-    clusters = json.loads((tmp_path / col.CLUSTERS_FILE).read_text())
+    clusters = read_json(tmp_path / col.CLUSTERS_FILE)
     assert clusters == figures["clusters"]
     assert [token["id"] for token in clusters["tokens"]] == [token for token, _ in tokens]
     assert clusters["after_norm"]["nc1"] == pytest.approx(measures(after, classes)["nc1"], rel=1e-2)

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from ual_ray import columns as col
 from ual_ray.config import Config, ElicitConfig
+from ual_ray.config.files import read_json
 from ual_ray.config.load import load
 from ual_ray.data.peek import peek
 from ual_ray.elicit import self_check_stage as stage
@@ -231,7 +232,7 @@ def test_the_stage_scores_and_writes(pool: list[int], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     result = stage.self_check(config, candidates, folder, tmp_path / "store", Meter(console(), "self-check", 20, "rows"))
-    assert pool == [20] and json.loads((folder / col.SELF_CHECK_FILE).read_text()) == result
+    assert pool == [20] and read_json(folder / col.SELF_CHECK_FILE) == result
     assert [*result["estimators"]] == ["verbalized_error", "p_true", "nll"] and result["uncertainty"] in result["estimators"]
     assert all(found["n"] == 20 and found["wrong"] == 4 for found in result["estimators"].values())
 

@@ -11,6 +11,7 @@ from judge_bench import STORES, Bench, config, result, write_results
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import TrackingConfig
+from ual_ray.config.files import read_json
 from ual_ray.engines.requests import Choice, ChoiceResult, Failure, Request, Result
 from ual_ray.engines.row_store import RowStore
 from ual_ray.engines.traces import chat
@@ -38,7 +39,7 @@ def test_pairs_become_verdicts_and_win_rates(bench: Bench) -> None:
     mean = sum(verdicts["preference"].to_pylist()) / 30
     assert (overall["win_rate"], overall["n_valid"]) == (pytest.approx(100 * (mean - 1)), 30)
     assert (figures["parse_rate"], figures["quarantined"], figures["candidate"]) == (1, 0, "ual")
-    assert json.loads((work.folder / "win_rates.json").read_text()) == json.loads(json.dumps(figures))
+    assert read_json(work.folder / "win_rates.json") == json.loads(json.dumps(figures))
     annotations = json.loads((work.folder / "annotations.json").read_text())
     assert len(annotations) == 30 and annotations[0]["generator_1"] == "sft"
     numbers = [int(entry["instruction"].split()[1].rstrip("?")) for entry in annotations]

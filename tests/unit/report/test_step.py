@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from ual_ray.cli.app import app
 from ual_ray.config import Config
+from ual_ray.config.files import read_json
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
@@ -226,7 +227,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     text = (root / "report" / "report.md").read_text()
     assert "- ual is inconclusive against sft: " in text
     assert "- evaluated, ual: `arms/ual/evaluate/k`" in text
-    assert Findings.from_dict(json.loads((root / "report" / "findings.json").read_text())) == findings
+    assert Findings.from_dict(read_json(root / "report" / "findings.json")) == findings
     left_page = root / "report" / "report.html"
     write_page(root, tmp_path / "later.html")
     # Matplotlib's ids of a plot of four panels differ between two drawings of the same numbers.

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.config.files import read_json
 from ual_ray.tracking.journal import FILES, REFUSED, SPOOL_FOLDER, STORE, Operation, Spool
 
 STORE_AT = {"uri": "http://***@host:1", "experiment": "ual_ray", "location": None}
@@ -127,7 +128,7 @@ def test_each_store_and_experiment_has_a_spool_of_its_own(tmp_path: Path) -> Non
     for other in ({**STORE_AT, "uri": "http://other"}, {**STORE_AT, "experiment": "other"}):
         assert not Spool(tmp_path, other).known
     assert Spool(tmp_path, {**STORE_AT, "location": "file:///elsewhere"}).known
-    assert json.loads((one.folder / STORE).read_text()) == STORE_AT
+    assert read_json(one.folder / STORE) == STORE_AT
 
 
 def test_one_process_sends_at_a_time(tmp_path: Path) -> None:
