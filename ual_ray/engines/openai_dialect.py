@@ -14,21 +14,27 @@ from ual_ray.engines.requests import Turns, chat_body
 
 Body = dict[str, Any]
 
-REFUSALS = frozenset({400, 404, 422})
+REFUSALS = frozenset({400, 404, 422, 501})
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 # Words of a refusal, and the names under which it may have a parameter; those of n include what it counts.
 _REFUSED = re.compile(
     r"\bnot\b|cannot|n['’]t\b|\bno\b|only|unsupported|unrecogni[sz]ed|unknown|unexpected|extra|deprecated|invalid|must|should"
-    r"|less than|at most|[<>]",
+    r"|less than|at most|[<>]|不|必须|只",
     re.IGNORECASE,
 )
+# Words for a field that a server does not know, whatever its value.
+_UNKNOWN = re.compile(
+    r"unsupported|not supported|unrecogni[sz]ed|unknown|unexpected|extra (?:inputs|fields)|deprecated", re.IGNORECASE
+)
 _NAMES = {
-    name: re.compile(rf"(?<![\w\\])(?:{names})(?!\w)", re.IGNORECASE)
+    name: re.compile(rf"(?<![A-Za-z0-9_\\])(?:{names})(?![A-Za-z0-9_])", re.IGNORECASE)
     for name, names in {
         "temperature": "temperature",
         "seed": "seed",
+        "max_tokens": "max_tokens",
         "n": "n|best_of|candidate_?count|num_return_sequences"
-        "|(?:multiple|number of|one completion) (?:candidates|choices?|completions)",
+        "|(?:multiple|number of|one completion|more than one|single) "
+        "(?:candidates?|choices?|completions?|generations?|outputs?|responses?|samples?|sequences?)",
     }.items()
 }
 TOO_LONG = re.compile(
@@ -99,7 +105,8 @@ class Dialect:
         if TOO_LONG.search(text):
             return None
         named = {name for name, names in _NAMES.items() if param == name or (names.search(words) and _REFUSED.search(words))}
-        if self.max_tokens_field == "max_tokens" and MAX_COMPLETION_TOKENS in text and self.endpoint.max_tokens_field == "auto":
+        renamed = MAX_COMPLETION_TOKENS in text or ("max_tokens" in named and _UNKNOWN.search(words))
+        if self.max_tokens_field == "max_tokens" and renamed and self.endpoint.max_tokens_field == "auto":
             return replace(self, max_tokens_field=MAX_COMPLETION_TOKENS)
         if self.temperature and "temperature" in named:
             return replace(self, temperature=False)

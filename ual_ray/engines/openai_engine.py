@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import openai
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.engines.contract import EngineSpec
-from ual_ray.engines.openai_client import NO_KEY, BackgroundLoop, Pace, connect
+from ual_ray.engines.openai_client import BackgroundLoop, Pace, connect
 from ual_ray.engines.openai_dialect import REFUSALS, Body, Dialect, quote, server_words
 from ual_ray.engines.openai_errors import bad_key, error_reason, read_overlong, status_reason, unknown_model, unreachable
 from ual_ray.engines.openai_replies import (
@@ -127,7 +128,7 @@ class OpenAIEngine:
         except openai.APIStatusError as error:
             words = quote(server_words(error.body), request.prompt, self._secrets)
             if error.status_code in (401, 403):
-                raise bad_key(self._endpoint, error.status_code) from None
+                raise bad_key(self._endpoint, error.status_code, words) from None
             if error.status_code == 404:
                 raise unknown_model(self._endpoint, self._model, words) from None
             return read_overlong(error, request) or self._failure(status_reason(error, words), tally)
@@ -235,15 +236,18 @@ class OpenAIEngine:
 
     @property
     def _secrets(self) -> tuple[str, ...]:
-        key = self._client.api_key
-        named = (*((key,) if key != NO_KEY else ()), *self._endpoint.extra_headers.values())
-        return tuple(secret for secret in named if len(secret) >= LEAST_SECRET)
+        return _secrets_of(self._endpoint)
 
     def _failure(self, reason: str, tally: _Tally) -> Failure:
         # The server's error codes are parts of a reason that it writes itself: they may be anything.
         for secret in self._secrets:
             reason = reason.replace(secret, "***")
         return Failure(f"engine: {reason}"[:REASON_CHARACTERS], tally.prompt_tokens, tally.generated_tokens, tally.calls)
+
+
+def _secrets_of(endpoint: EndpointConfig) -> tuple[str, ...]:
+    named = (os.environ.get(endpoint.api_key_env, "").strip(), *endpoint.extra_headers.values())
+    return tuple(secret for secret in named if len(secret) >= LEAST_SECRET)
 
 
 async def _post(client: openai.AsyncOpenAI, body: Body) -> Any:
@@ -296,7 +300,8 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
         served = loop.run(_served_models(endpoint))
     except openai.APIStatusError as error:
         if error.status_code in (401, 403):
-            raise bad_key(endpoint, error.status_code) from None
+            words = quote(server_words(error.body), (), _secrets_of(endpoint))
+            raise bad_key(endpoint, error.status_code, words) from None
         if error.status_code < 500 or error.status_code == 501:
             return
         raise unreachable(endpoint, f"replies with status {error.status_code}") from None

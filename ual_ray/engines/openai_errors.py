@@ -70,13 +70,13 @@ def error_reason(error: Exception, seconds: float) -> str:
     return f"unexpected {type(error).__name__}"
 
 
-def bad_key(endpoint: EndpointConfig, status: int) -> UserError:
-    """Make the error for a key that is missing or refused."""
+def bad_key(endpoint: EndpointConfig, status: int, words: str) -> UserError:
+    """Make the error for a key that is missing or refused, or may not do what is asked, with the server's words."""
     name = endpoint.api_key_env
     state = "is refused" if os.environ.get(name) else "is not set"
     return UserError(
         f"the server at engine.endpoint.url requires a key: the environment variable {name} {state}",
-        got=f"{redact_uri(endpoint.url)} replies with status {status}",
+        got=f"{redact_uri(endpoint.url)} replies with status {status}" + (f": {words}" if words else ""),
         fix=f"set {name} to a valid key where the actors run, or name another variable in engine.endpoint.api_key_env",
     )
 

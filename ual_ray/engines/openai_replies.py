@@ -23,6 +23,9 @@ MOST_MASS = 1.05
 # Finish reasons of replies that have no text, however often they are asked for.
 WITHOUT_TEXT = ("content_filter", "tool_calls", "function_call")
 SHOWN_CHARACTERS = 100
+# Where a message has its thought apart from its content, and what parts of a content are called.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "reasoning_text", "thinking", "reasoning_details")
+TEXT_PARTS, THOUGHT_PARTS = ("text", "output_text"), ("thinking", "reasoning", "reasoning.text")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Unre
     Tokens that differ in white space or marks of it count as one choice. Raises MalformedReply.
     """
     (text, choice), *_ = _texts(body)
-    if text.startswith(THOUGHT) and not choice["message"].get("content"):
+    if text.startswith(THOUGHT) and not _content(choice["message"]):
         return Unread(
             "unparsable: the reply is a thought; turn thinking off, or set elicit.thinking_tokens (judge.thinking_tokens)"
         )
@@ -160,21 +163,34 @@ def _text(choice: Body) -> str | None:
     message = choice.get("message")
     if not isinstance(message, dict):
         return None
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
-        content = "".join(part for part in parts if isinstance(part, str)) if parts else None
+    content = _content(message)
     if calls := _calls(message):
-        text = content if isinstance(content, str) else ""
-        return spoken(with_extra(Message(role="assistant", content=text), tool_calls=calls))
-    if isinstance(content, str) and content.strip():
+        return spoken(with_extra(Message(role="assistant", content=content or ""), tool_calls=calls))
+    if content and content.strip():
         return content
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(thought, str):
+    if thought := _thought(message):
         return f"{THOUGHT}{thought}"
-    if isinstance(content, str) or is_cut(_finish(choice)) or message.get("refusal") or _finish(choice) in WITHOUT_TEXT:
-        return content if isinstance(content, str) else ""
+    if content is not None or is_cut(_finish(choice)) or message.get("refusal") or _finish(choice) in WITHOUT_TEXT:
+        return content or ""
     return None
+
+
+def _content(message: Body) -> str | None:
+    content = message.get("content")
+    return _joined(content, TEXT_PARTS) if isinstance(content, list) else content if isinstance(content, str) else None
+
+
+def _thought(message: Body) -> str:
+    given = next((message[key] for key in THOUGHT_KEYS if message.get(key)), message.get("content"))
+    return given if isinstance(given, str) else _joined(given, THOUGHT_PARTS) or ""
+
+
+def _joined(parts: object, kinds: Sequence[str]) -> str | None:
+    """Join the texts of the parts of these kinds; None where there is none."""
+    found = [part for part in parts if isinstance(part, dict) and part.get("type") in kinds] if isinstance(parts, list) else []
+    given = [next((part[key] for key in ("text", *THOUGHT_KEYS) if part.get(key)), None) for part in found]
+    texts = [text if isinstance(text, str) else _joined(text, TEXT_PARTS) or "" for text in given]
+    return "".join(texts) if found else None
 
 
 def _calls(message: Body) -> list[Body]:

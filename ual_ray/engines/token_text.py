@@ -9,10 +9,14 @@ from typing import Any
 # SentencePiece's blank, and the blank, line break, carriage return and tab of byte-level BPE.
 _BLANKS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t"})
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Form in which OpenAI writes tokens that are parts of characters, and some of its copies all tokens.
+_BYTES = re.compile(r"bytes:((?:\\x[0-9A-Fa-f]{2})+)")
 
 
 def plain(token: str) -> str:
     """Return the text of a token of a vocabulary without marks; digits of other widths are plain ones."""
+    if whole := _BYTES.fullmatch(token):
+        token = bytes.fromhex(whole[1].replace("\\x", "")).decode(errors="replace")
     text = _BYTE.sub(lambda found: chr(int(found[1], 16)), token).translate(_BLANKS)
     return unicodedata.normalize("NFKC", text)
 

@@ -211,9 +211,9 @@ def test_a_server_that_lists_nothing_passes(models: Action, server: Server) -> N
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_key_is_refused_before_the_run(status: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.models = error(status, KEY)
+    server.models = error(status, f"{KEY} may not use it")
     monkeypatch.setenv(KEY_NAME, KEY)
-    with pytest.raises(UserError, match=f"{KEY_NAME} is refused") as caught:
+    with pytest.raises(UserError, match=rf"(?s){KEY_NAME} is refused.*status {status}: \*\*\* may not use it") as caught:
         check_endpoint(config_of(server), MODEL)
     assert KEY not in str(caught.value)
     monkeypatch.delenv(KEY_NAME)

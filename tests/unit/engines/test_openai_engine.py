@@ -319,7 +319,7 @@ def test_a_length_may_stand_in_the_code_alone(build: Build, server: Server, capl
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_stops_the_run(status: int, build: Build, server: Server) -> None:
     server.plans["q"] = [error(status, f"Incorrect API key provided: {KEY}")]
-    with pytest.raises(UserError, match=f"(?s){KEY_NAME} is refused.*status {status}") as caught:
+    with pytest.raises(UserError, match=f"(?s){KEY_NAME} is refused.*status {status}: Incorrect API key provided") as caught:
         build(concurrency=4).run([choose(f"q{number}") for number in range(50)])
     assert KEY not in str(caught.value) and caught.value.__suppress_context__
     # What was on its way arrives; the rest is never sent.

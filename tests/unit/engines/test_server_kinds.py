@@ -107,6 +107,8 @@ def test_a_fixed_temperature_and_choices_of_vllm(serve: Serve) -> None:
     "Multiple candidates is not enabled", "Only n=1 is supported", "n: Extra inputs are not permitted",
     "candidateCount must be 1",
     "Argument not supported on this model: n", "n should be 1", "num_return_sequences must be 1",
+    "Number of generations must be 1", "Generating multiple responses is not supported", "Only a single output is supported",
+    "Sampling more than one sequence is not supported", "参数 n 不支持大于1的值", "n参数必须为1",
 ])  # fmt: skip
 def test_n_is_split_where_it_is_refused(words: str, serve: Serve) -> None:
     engine, server = serve(lambda body: refusal(words) if body.get("n", 1) > 1 else answer("7"))
@@ -125,6 +127,22 @@ def test_n_is_split_where_the_place_of_an_error_names_it(body: Body, serve: Serv
     engine, server = serve(lambda asked: (422, body) if asked.get("n", 1) > 1 else answer("7"))
     assert isinstance(one(engine, SAMPLE), CompletionResult)
     assert len(server.asked) == 4
+
+
+def test_n_is_split_where_it_is_not_implemented(serve: Serve) -> None:
+    act = lambda body: (501, {"message": "n > 1 is not implemented"}) if body.get("n", 1) > 1 else answer("7")  # noqa: E731
+    engine, server = serve(act, max_retries=0)
+    assert isinstance(one(engine, SAMPLE), CompletionResult) and len(server.asked) == 4
+
+
+@pytest.mark.parametrize("words", [
+    "max_tokens: Extra inputs are not permitted", "Unrecognized request argument supplied: max_tokens",
+    "Unsupported parameter: 'max_tokens'", "max_tokens is deprecated",
+])  # fmt: skip
+def test_max_tokens_is_renamed_where_it_is_not_known(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda body: refusal(words) if "max_tokens" in body else answer("7", token("7", SEVEN)))
+    assert isinstance(one(engine, RATE), ChoiceResult)
+    assert [("max_tokens" in body, "max_completion_tokens" in body) for body in server.asked] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("words", [
@@ -200,7 +218,8 @@ def test_a_parameter_is_left_out_in_whatever_words_it_is_refused(name: str, word
 @pytest.mark.parametrize("words", [
     "The prompt about temperature is too long: it must be shorter",
     "Your seed funding request was rejected by the content filter",
-    "The response was filtered", "You exceeded your current quota", "max_tokens is too large: 5000", "\\n is not allowed here",
+    "The response was filtered", "You exceeded your current quota", "max_tokens is too large: 5000",
+    "max_tokens must not exceed 4096", "\\n is not allowed here",
 ])  # fmt: skip
 def test_other_refusals_change_nothing(words: str, serve: Serve) -> None:
     engine, server = serve(lambda _: refusal(words))

@@ -30,7 +30,7 @@ from ual_ray.engines.requests import CompletionResult
 
 @pytest.mark.parametrize("alternatives", [
     {"7": -1.0, " 7": -2.0, "\n7": -3.0}, {"7": -1.0, "▁7": -2.0, "▁▁7": -3.0}, {"7": -1.0, "Ġ7": -2.0, "Ċ7": -3.0},
-    {"<0x37>": -1.0, "▁7": -2.0, "7\n": -3.0},
+    {"<0x37>": -1.0, "▁7": -2.0, "7\n": -3.0}, {"bytes:\\x37": -1.0, "bytes:\\x20\\x37": -2.0, " 7": -3.0},
 ])  # fmt: skip
 def test_spellings_of_a_digit_are_added_up(alternatives: dict[str, float], serve: Serve) -> None:
     engine, _ = serve(lambda _: answer("7", token("7", alternatives | {"70": -4.0})))
@@ -129,3 +129,31 @@ def test_an_alternative_beyond_every_float_is_malformed() -> None:
     tokens = [{"token": "7", "logprob": -1, "top_logprobs": [{"token": "7", "logprob": -(10**400)}]}]
     with pytest.raises(MalformedReply, match="no log-probabilities"):
         read_choices({"choices": [{"message": {"content": "7"}, "logprobs": {"content": tokens}}]}, ("0", "7"))
+
+
+# What servers call a thought that they return apart from the reply.
+THOUGHTS: list[Body] = [
+    *({key: "3 things"} for key in ("reasoning_content", "reasoning", "reasoning_text", "thinking")),
+    {"reasoning_details": [{"type": "reasoning.text", "text": "3 things"}]},
+    {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "3 things"}]}]},
+    *({"content": [{"type": kind, key: "3 things"}]} for kind in ("thinking", "reasoning") for key in ("thinking", "text")),
+]
+
+
+@pytest.mark.parametrize("message", THOUGHTS)
+@pytest.mark.parametrize("finish", ["length", "stop"])
+def test_a_thought_under_any_name_is_no_reply(finish: str, message: Body) -> None:
+    logprobs = {"content": [token("3", {"3": -0.1})]}
+    choice = {"message": {"content": None} | message, "finish_reason": finish, "logprobs": logprobs}
+    found = read_choices({"choices": [choice]}, DIGITS)
+    assert isinstance(found, Unread) and found.reason.startswith("unparsable: the reply is a thought")
+    (reply,) = read_replies({"choices": [choice]})
+    assert reply.text == "<think>3 things" and reply.finish_reason == finish
+
+
+@pytest.mark.parametrize("message", THOUGHTS)
+def test_a_reply_next_to_a_thought_is_read(message: Body) -> None:
+    content = message.get("content")
+    both = message | {"content": [*content, {"type": "text", "text": "7"}] if content else "7"}
+    (reply,) = read_replies({"choices": [{"message": both, "finish_reason": "stop"}]})
+    assert reply.text == "7"
