@@ -105,9 +105,11 @@ def main() -> None:
             return note(f"{actors} actor(s) of {threads} thread(s), {in_flight} batch(es) in flight", many - few)
 
         one, overlapping, single, double = pool(1, 2), pool(1, 2, in_flight=2), pool(1, 1), pool(2, 1)
+        crowded = pool(2, 1, in_flight=2)
     ratios = {
-        "one actor over the bare engine, 2 threads each": (one / bare, ">= 0.92"),
+        "one actor over the bare engine, 2 threads each": (overlapping / bare, ">= 0.92"),
         "two batches in flight over one, one actor of 2 threads": (overlapping / one, ">= 1"),
+        "two batches in flight over one, two one-thread actors": (crowded / double, "-"),
         "two one-thread actors over one": (double / single, ">= 1.7"),
         "two one-thread actors over the bare engine": (double / bare, "-"),
     }

@@ -93,8 +93,8 @@ class EngineConfig(Section):
         None,
         ge=1,
         affects="",
-        description="batches that a vLLM actor works on at a time, so that the last replies of one do not leave the GPU idle; "
-        "null = 2 on GPUs, else 1",
+        description="batches that a vLLM actor works on at a time, so that the last replies of one do not leave it idle; "
+        "null = 2 on GPUs and on several cores, else 1",
     )
     rows_per_block: int | None = key(
         None,
@@ -159,7 +159,9 @@ class EngineConfig(Section):
     @property
     def in_flight(self) -> int:
         """How many batches an actor works on at a time."""
-        return self.batches_in_flight or (2 if self.kind == "vllm" and self.gpus_per_actor else 1)
+        # An engine of one thread has nothing left for a second batch: bench/elicit_vs_bare_vllm.py measures both.
+        several = self.kind == "vllm" and (self.gpus_per_actor or self.cpus_per_actor > 1)
+        return self.batches_in_flight or (2 if several else 1)
 
     @property
     def pipeline_parallel(self) -> Any:

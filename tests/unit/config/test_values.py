@@ -275,11 +275,13 @@ def test_a_file_with_a_text_that_ends_in_a_tab_is_a_users_mistake(tmp_path: Path
     [
         ([], 1),
         (["engine.gpus_per_actor=1"], 2),
+        (["engine.cpus_per_actor=2"], 2),
+        (["engine.cpus_per_actor=2", "engine.kind=fake"], 1),
         (["engine.gpus_per_actor=0.5", "engine.batches_in_flight=1"], 1),
         (["engine.batches_in_flight=3"], 3),
         (["engine.kind=fake", "engine.gpus_per_actor=1"], 1),
         ([*SERVER, "engine.gpus_per_actor=1"], 1),
     ],
 )
-def test_batches_in_flight_fill_gpus(settings: list[str], expected: int) -> None:
+def test_batches_in_flight_fill_what_computes_at_the_same_time(settings: list[str], expected: int) -> None:
     assert load(None, settings).engine.in_flight == expected
