@@ -1,18 +1,22 @@
 """Read and write the rows of a stage, and compute digests of their content.
 
 Every Parquet file of this package is written with a checksum per page and compared with it when it is read: a bit that a disk
-changed is an error, not another number. Files without checksums, such as those of users, are read as they are.
+changed is an error, not another number. In front of the footer, of which Parquet has no checksum, is one that other readers
+skip, as they find the footer from the end of the file; files that Ray Data writes lack it. Files without checksums, such as
+those of users, are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute
@@ -28,6 +32,8 @@ ROWS_PER_FILE = 10_000
 DONE_FILE = "done.json"
 # Ray Data writes with it too.
 WRITING = {"write_page_checksum": True}
+# In front of the footer, no text, and with the CRC-32 of all that follows; looked for in the file's last bytes.
+MARK, SUM_BYTES, LAST_BYTES = b"\xffUAL\xfeCRC", 4, 1 << 16
 SCANNING = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
@@ -48,6 +54,8 @@ class RowFiles:
         self._paths, self._fix = [*map(Path, [places] if isinstance(places, str) else places)], fix
         kind = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=SCANNING)
         with self._checked():
+            for file in files_of(self._paths):
+                check_footer(file)
             self._data = pyarrow.dataset.dataset(places, schema, format=kind)
         self.schema: pa.Schema = self._data.schema
         self.files: list[str] = self._data.files
@@ -90,8 +98,51 @@ def checked(path: Path) -> str:
     return str(path)
 
 
+def files_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, and those in folders."""
+    for path in paths:
+        yield from sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+def check_footer(file: Path) -> None:
+    """Raise pyarrow's error for a footer that differs from its checksum: some changes of it end the process that reads it."""
+    with file.open("rb") as stream:
+        tail = _tail(stream)
+    _, mark, rest = tail.rpartition(MARK)
+    if mark and rest[:SUM_BYTES] != _sum(rest[SUM_BYTES:]):
+        raise pa.ArrowInvalid("its footer does not match the checksum in front of it")
+
+
+def _seal(file: Path) -> None:
+    """Write the checksum in front of the footer."""
+    with file.open("r+b") as stream:
+        tail = _tail(stream)
+        footer = tail[-8 - _footer_bytes(tail) :]
+        stream.seek(-len(footer), os.SEEK_END)
+        stream.write(MARK + _sum(footer) + footer)
+
+
+def _tail(stream: BinaryIO) -> bytes:
+    """Read the end of a file, with all of its footer."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 8))
+    stream.seek(max(0, size - max(LAST_BYTES, _footer_bytes(stream.read()) + 64)))
+    return stream.read()
+
+
+def _footer_bytes(tail: bytes) -> int:
+    """Read from the last 8 bytes how many the footer has, these not counted."""
+    return int.from_bytes(tail[-8:-4], "little")
+
+
+def _sum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(SUM_BYTES, "little")
+
+
 def open_file(file: Path | str | pa.NativeFile, **options: Any) -> pyarrow.parquet.ParquetFile:
     """Open one file by its blocks; use it in `naming_damage`."""
+    if isinstance(file, Path | str):
+        check_footer(Path(file))
     return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, **options)
 
 
@@ -103,7 +154,7 @@ def naming_damage(paths: Iterable[Path], fix: Callable[[Path], str] = run_stage_
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        for file in (file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])):
+        for file in files_of(paths):
             if (damage := _damage(file)) is not None:
                 raise UserError(
                     f"{file} cannot be read: it is damaged, or no Parquet file", got=damage, fix=fix(file)
@@ -155,13 +206,16 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table atomically to one Parquet file."""
     with replacing(path) as part:
         pyarrow.parquet.write_table(table, part, **WRITING)
+        _seal(part)
 
 
 @contextmanager
 def writing(path: Path, schema: pa.Schema) -> Iterator[pyarrow.parquet.ParquetWriter]:
     """Give a writer of one Parquet file, which is there when the block ends without an error."""
-    with replacing(path) as part, pyarrow.parquet.ParquetWriter(part, schema, **WRITING) as writer:
-        yield writer
+    with replacing(path) as part:
+        with pyarrow.parquet.ParquetWriter(part, schema, **WRITING) as writer:
+            yield writer
+        _seal(part)
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:

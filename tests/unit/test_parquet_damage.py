@@ -16,9 +16,12 @@ from ual_ray import columns as col
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.parquet import (
+    MARK,
+    SUM_BYTES,
     RowFiles,
     checked,
     content_digest,
+    naming_damage,
     open_file,
     read_table,
     write_rows,
@@ -78,11 +81,11 @@ def pages(content: bytes) -> int:
 
 
 def damaged(content: bytes, seed: int, flips: int = 60) -> list[bytes]:
-    """Flip a bit of the pages in each copy, and cut others at several places."""
+    """Flip a bit in each copy, and cut others at several places."""
     draw, copies = random.Random(seed), []
     for _ in range(flips):
         copy = bytearray(content)
-        copy[draw.randrange(pages(content))] ^= 1 << draw.randrange(8)
+        copy[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         copies.append(bytes(copy))
     cuts = (0, 3, 4, 12, len(content) // 2, pages(content), pages(content) + 5, len(content) - 8, len(content) - 1)
     return copies + [content[:cut] for cut in cuts]
@@ -112,6 +115,50 @@ def test_what_is_written_is_read_or_refused(writer: str, tmp_path: Path) -> None
 def test_every_reader_finds_a_changed_bit(reader: str, tmp_path: Path) -> None:
     write_table(TABLE, file := tmp_path / "rows.parquet")
     assert check(file, READERS[reader]) > 9  # those of columns that are not read are not found
+
+
+OF_THE_FOOTER: dict[str, Callable[[Path], object]] = {
+    "the schema": lambda file: RowFiles(file).schema,
+    "metadata": lambda file: RowFiles(file).schema.metadata,
+    "a count": lambda file: RowFiles(file).count_rows(),
+    "a filter": lambda file: RowFiles(file).to_table(filter=pa.compute.field("x") >= 20),
+    "blocks": lambda file: read_blocks(file),
+}
+
+
+def read_blocks(file: Path) -> pa.Table:
+    with naming_damage([file]):
+        return open_file(file).read()
+
+
+@pytest.mark.parametrize("reader", OF_THE_FOOTER)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_changed_bit_of_a_footer_is_found_before_it_is_read(writer: str, reader: str, tmp_path: Path) -> None:
+    """Some of them end the process."""
+    WRITERS[writer](file := tmp_path / "rows.parquet")
+    content, read = file.read_bytes(), OF_THE_FOOTER[reader]
+    for seed in range(200):
+        draw, copy = random.Random(seed), bytearray(content)
+        copy[draw.randrange(pages(content), len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(copy)
+        with pytest.raises(UserError, match=r"rows\.parquet cannot be read"):
+            read(file)
+    file.write_bytes(content)
+    read(file)
+
+
+def test_the_checksum_of_the_footer_is_in_no_ones_way(tmp_path: Path) -> None:
+    write_table(TABLE, file := tmp_path / "rows.parquet")
+    sealed, other = file.read_bytes(), tmp_path / "other.parquet"
+    pyarrow.parquet.write_table(TABLE, other, write_page_checksum=True)
+    plain, added = other.read_bytes(), len(MARK) + SUM_BYTES
+    start = pages(plain)
+    assert sealed[:start] == plain[:start] and sealed[start + added :] == plain[start:]
+    assert pyarrow.parquet.read_table(file) == TABLE, "other readers"
+    assert read_table(other) == TABLE, "of others, or of an earlier version"
+    for at in range(start, start + len(MARK)):
+        file.write_bytes(sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :])
+        assert read_table(file) == TABLE
 
 
 def test_a_damaged_file_among_others_is_named(tmp_path: Path) -> None:
