@@ -14,6 +14,7 @@ from functools import cache
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
@@ -34,7 +35,14 @@ NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 UNFINISHED = {"_delta_log", ".hoodie", "_temporary"}
 
 # Data that would be left out of a folder in silence.
-PACKED_OTHERWISE = re.compile(r"(?i)\.(?:jsonl|ndjson|json|csv|tsv|parquet)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip)$")
+OTHER_DATA = re.compile(
+    r"(?i)\.(?:jsonl|ndjson|json|csv|tsv)\.(?:zst|zstd|bz2|xz|lz4|snappy|br|zip|gzip|\d+)$|\.parquet\.\w+$"
+    r"|\.(?:arrow|feather|orc|avro|xlsx|jsonlines|jl)(?:\.gz)?$"
+)
+# A column that Spark and Hive write into the names of folders.
+PARTITION = re.compile(r"(?:^|/)([A-Za-z_]\w*)=([^/]+)(?=/)")
+# What a clone has in place of a file that was not downloaded.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # What names of files and folders call the splits of a data set.
 SPLIT_WORD = re.compile(
@@ -76,7 +84,9 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
         if info.type == pyarrow.fs.FileType.NotFound:
             if not root and _is_hub_name(config.path):
                 return None
-            raise UserError("data.path does not exist", got=where, expected=LEGAL_PATHS)
+            pattern = re.search(r"[*?{\[,]", where)
+            fix = "patterns and lists are not read: give a folder, whose data files are all read" if pattern else None
+            raise UserError("data.path does not exist", got=where, expected=LEGAL_PATHS, fix=fix)
         refuse_subset(config)
         if info.type == pyarrow.fs.FileType.Directory:
             return _files_in(config, root, path)
@@ -146,8 +156,9 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
         if info.type == pyarrow.fs.FileType.File and UNFINISHED.intersection(name.split("/")):
             what = "data.path is a folder whose files are not all data: a table with a log, or a job that did not finish"
             raise UserError(what, got=f"{where}: {name}", fix="export the rows to a folder of their own")
-        if info.type == pyarrow.fs.FileType.File and not hidden and PACKED_OTHERWISE.search(name):
-            raise UserError("data.path has a file of an unsupported compression", got=f"{where}: {name}", expected=LEGAL_FILES)
+        if info.type == pyarrow.fs.FileType.File and not hidden and OTHER_DATA.search(name):
+            what = "data.path has a file of an unsupported kind or compression among others"
+            raise UserError(what, got=f"{where}: {name}", expected=LEGAL_FILES, fix="convert it, or take it out of the folder")
         if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:
             found.append(_data_file(root, info.path, info, kind, name))
     if not found:
@@ -174,6 +185,12 @@ def _of_split(files: list[DataFile], split: str | None, where: str) -> list[Data
     return [file for file in files if of[file.name] == split]
 
 
+def columns_in(path: str) -> dict[str, str | None]:
+    """Read the columns that the names of a file's folders hold, such as label=0."""
+    found = {name: unquote(value) for name, value in PARTITION.findall(path)}
+    return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else value for name, value in found.items()}
+
+
 def _data_file(root: str, path: str, info: pyarrow.fs.FileInfo, kind: str, name: str = "") -> DataFile:
     return DataFile(root, path, name or info.base_name, kind, info.size or 0, (info.mtime_ns or 0) / 1e9)
 
@@ -192,6 +209,9 @@ def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | N
         return None
     if splits is None and config.split not in (None, state.get("_split")):
         raise UserError("data.split: this datasets directory has no splits", got=config.split, fix="leave data.split out")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        what = "the datasets directory is a selection of its rows, as datasets before 2.0 saved them"
+        raise UserError(what, got=config.path, fix="load it with `datasets`, call flatten_indices(), and save it again")
     paths = [f"{path}/{file['filename']}" for file in state["_data_files"]]
     return [_data_file(root, info.path, info, "arrow") for info in filesystem_of(root).get_file_info(paths)]
 

@@ -17,7 +17,7 @@ from ual_ray import columns as col
 from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.demo import sample_rows
-from ual_ray.data.files import UNREADABLE, DataFile, filesystem_of, find_files, naming, refuse_subset
+from ual_ray.data.files import LFS_POINTER, UNREADABLE, DataFile, columns_in, filesystem_of, find_files, naming, refuse_subset
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.hub import hub_pieces, read_hub
 from ual_ray.data.shard import Piece, safe_name
@@ -53,18 +53,29 @@ def find_pieces(config: DataConfig) -> list[Piece]:
 
 def read_piece(piece: Piece) -> Iterator[Record | BadRow]:
     """Yield the rows of a shard one by one; a row that cannot be parsed is yielded as a BadRow. Raises UserError."""
+    folders = columns_in(piece.path) if piece.kind != "hub" else {}
     with naming(redact_uri(piece.path)):
-        yield from islice(READERS[piece.kind](piece), piece.limit)
+        rows = islice(READERS[piece.kind](piece), piece.limit)
+        yield from ({**folders, **row} if isinstance(row, dict) else row for row in rows) if folders else rows
 
 
 def _file_pieces(file: DataFile) -> list[Piece]:
     piece = Piece("", file.path, file.kind, root=file.root)
     with naming(redact_uri(file.path)):
+        _refuse_pointer(file)
         if file.kind == "parquet":
             return parquet_pieces(piece)
         if file.kind == "arrow":
             return arrow_pieces(piece)
         return _text_pieces(file, replace(piece, kind="jsonl") if file.kind == "json" and has_object_lines(piece) else piece)
+
+
+def _refuse_pointer(file: DataFile) -> None:
+    if file.size < SAMPLE_START:
+        with filesystem_of(file.root).open_input_stream(file.path, compression=None) as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                fix = "fetch the files, such as with `git lfs pull` in the clone"
+                raise UserError("the file is a pointer of Git LFS, not the data", got=redact_uri(file.path), fix=fix)
 
 
 def _text_pieces(file: DataFile, piece: Piece) -> list[Piece]:

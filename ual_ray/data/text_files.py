@@ -113,6 +113,10 @@ def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
 
 def check_no_array(start: str, path: str) -> None:
     """Raise UserError for a file of JSON lines that starts as an array of objects does."""
+    lines = start.split("\n", 2)
+    if len(lines) > 1 and re.match(r"\s*\[.*\]\s*\Z", lines[0], re.DOTALL) and re.match(r"\s*\[", lines[1]):
+        fix = 'write each as an object, such as {"messages": [...]}'
+        raise UserError("each line of the file is an array, not an object", got=path, fix=fix)
     if re.match(r"\s*\[\s*([{\]]|\Z)", start):
         raise UserError(
             "the file is one JSON array, not one object per line",

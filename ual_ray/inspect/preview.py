@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -83,11 +84,13 @@ class Chat:
 
 
 def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
-    """Load the tokenizer of a model. Raises UserError, which names the configuration's key, when there is none."""
+    """Load the tokenizer of a model, or of a folder with nothing else. Raises UserError, which names the key."""
     from transformers import AutoTokenizer
 
+    folder = Path(model).expanduser()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+        name = str(folder) if (folder / "tokenizer_config.json").is_file() else resolve_model(model)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer of {key} cannot be loaded",

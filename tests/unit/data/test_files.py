@@ -10,6 +10,7 @@ import pytest
 
 from ual_ray.config import DataConfig
 from ual_ray.data.fingerprint import fingerprint
+from ual_ray.data.peek import peek
 from ual_ray.data.reading import Piece, find_pieces, read_piece
 from ual_ray.errors import UserError
 
@@ -120,13 +121,20 @@ def test_a_subset_of_what_is_no_hub_name_is_refused(path: str, tmp_path: Path, m
             function(DataConfig(path=given, subset="main"))
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl.zst", "a.csv.bz2", "b.JSON.xz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("rows.jsonl.zst", "a.csv.bz2", "b.JSON.xz", "c.parquet.gz", "d.jsonl.1", "e.jsonl.gzip"),
+        *("f.arrow", "g.feather", "h.xlsx", "i.jsonlines", "j.jl.gz", "k/l.ORC"),
+    ],
+)
 def test_a_file_of_another_compression_is_not_left_out_of_a_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(as_jsonl([{"a": 1}]))
     (tmp_path / "README.md.zst").write_text("no data")
     assert len(found(tmp_path)) == 1
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match=f"unsupported compression\n.*{name}"):
+    with pytest.raises(UserError, match=f"unsupported kind or compression among others\n.*{name}"):
         found(tmp_path)
 
 
@@ -156,4 +164,36 @@ def test_a_folder_with_rows_that_were_deleted_or_not_committed_is_refused(name: 
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("{}\n")
     with pytest.raises(UserError, match=f"(?s)files are not all data.*{name}.*export the rows"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "**/*.jsonl", "{a,b}.jsonl", "a.jsonl,b.jsonl", "[ab].jsonl"])
+def test_a_pattern_is_told_to_be_none(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="(?s)does not exist.*patterns and lists are not read: give a folder"):
+        found(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.csv", "c.parquet", "d.json"])
+def test_a_pointer_in_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_text('{"instruction": "q", "output": "a"}\n' * 100)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 123\n")
+    with pytest.raises(UserError, match=f"(?s)pointer of Git LFS.*{name}.*git lfs pull"):
+        found(tmp_path)
+
+
+def test_columns_in_the_names_of_folders_are_read(tmp_path: Path) -> None:
+    for label, folder in (("0", "label=0/lang=de%20at"), ("1", "label=1/lang=__HIVE_DEFAULT_PARTITION__"), ("2", "plain")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "part.jsonl").write_text(json.dumps({"instruction": f"q{label}", "output": "a"}) + "\n")
+    rows = read(tmp_path)
+    assert [(row.get("label"), row.get("lang")) for row in rows] == [("0", "de at"), ("1", None), (None, None)]
+    with pytest.raises(UserError, match="may not be for training: the column label is '0'"):
+        peek(DataConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("key", ["_indices_data_files", "_indices_files"])
+def test_a_selection_of_an_old_datasets_directory_is_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "d.arrow"}], key: [{"filename": "i.arrow"}]}))
+    with pytest.raises(UserError, match=r"(?s)selection of its rows.*flatten_indices"):
         found(tmp_path)

@@ -248,6 +248,12 @@ def test_an_array_named_jsonl_is_told(text: str) -> None:
         text_files.check_no_array(text, "rows.jsonl")
 
 
+@pytest.mark.parametrize("text", ['[{"role": "user"}]\n[{"role": "user"}]\n', '[{"a": 1}]\r\n [{"b"', "[[1]]\n[[2]]"])
+def test_lines_of_arrays_are_told_from_one_array(text: str) -> None:
+    with pytest.raises(UserError, match="each line of the file is an array"):
+        text_files.check_no_array(text, "rows.jsonl")
+
+
 @pytest.mark.parametrize("text", ['{"a": [1]}', "[1, 2]\n", "", "x"])
 def test_other_lines_are_no_array(text: str) -> None:
     text_files.check_no_array(text, "rows.jsonl")

@@ -265,3 +265,11 @@ def test_a_tokenizer_that_is_not_there_is_the_users_error(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(UserError, match="the tokenizer of elicit.model cannot be loaded"):
         module.load_chat(str(tmp_path), "elicit.model", False)
+
+
+def test_a_folder_with_a_tokenizer_alone_is_enough(tmp_path: Path, chat_tokenizer: Callable[[str], Any]) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    chat = module.load_chat(str(tmp_path), "model", False)
+    assert chat.renderer.conversation(talk("Hi", "Ho")) == chat_of(tokenizer).renderer.conversation(talk("Hi", "Ho"))
