@@ -56,7 +56,11 @@ ANSWER_KEY = "answer"
 _SPELLED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 # Marks of emphasis, quotation, lists and headings; but not of a result of GSM8K ("#### 7"), nor in 7*2.
-_MARKUP = re.compile(r"(?<!\w)[*`\"“”'‘’]+|[*`\"“”'‘’]+(?!\w)|</?[bi]>|^[ \t]*(?:>|#{1,3}|[-•])\s+", re.MULTILINE)
+_MARKUP = re.compile(
+    r"(?<!\w)[*`\"“”'‘’]+|[*`\"“”'‘’]+(?!\w)|</?(?:[bip]|em|strong)>|^[ \t]*[-*_]{3,}[ \t]*$"
+    r"|^[ \t]*(?:>|#{1,3}|[-•])\s+",
+    re.MULTILINE,
+)
 _NOUN = re.compile(r"[(\[]*(?:option|reply|answer|response|choice)\s", re.IGNORECASE)
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 # A heading, and a line that ends in a colon, belong to the line behind them: "Example:\nRating: 7" rates nothing.
@@ -74,6 +78,12 @@ _GOES_WITH = re.compile(r"\bgo(?:ing)? (?:with|for)\b")
 _WHO = frozenset(("", "i", "i'd", "i'll", "would", "will"))
 # Another scale than the one that was asked for, which is taken out before.
 _OTHER_SCALE = re.compile(r"\bscale\b[^.\n]{0,40}\d", re.IGNORECASE)
+# The same without its name: "7/10", "10 = worst".
+_SCALE_ENDS = re.compile(
+    r"\b\d+\s*(?:/|out of)\s*(\d{1,9})"
+    r"|\b(\d{1,9})\s*(?:=|is|means|being)\s*(?:the\s+)?(?:worst|best|wrong|highest|(?:un)?certain)\b",
+    re.IGNORECASE,
+)
 # A sentence behind an answer that takes it back, or changes its scale.
 _TAKEN_BACK = re.compile(
     r"(?:^|[.!?;,(]|\s[-–—])\s*(?:(?:no|oh|but|hmm)\W+)?(?:wait|actually|hmm+|sorry|scratch that|correction|hold on|never ?mind"
@@ -88,7 +98,8 @@ _WRAPPED = (
     re.compile(r"```\w*+\s*+(?P<inside>[^`\n]*+|[{\[][^`]*+)\s*+(?:```)?"),
     re.compile(r"\[(?P<inside>[^\W\d][^\[\]{}\"]*)\]"),
     re.compile(r"\$+(?P<inside>[^$]+)\$+"),
-    re.compile(r"<(?:answer|rating|score|verdict|choice)>(?P<inside>[^<>]*)</\w+>", re.IGNORECASE),
+    re.compile(r"\\[(\[](?P<inside>[^\\]+)\\[)\]]"),
+    re.compile(r"<(?:final_)?(?:answer|rating|score|uncertainty|verdict|choice)>(?P<inside>[^<>]*)</\w+>", re.IGNORECASE),
     re.compile(r"(?:\$*|\\[\[(])\s*\\boxed\s*\{(?:\s*\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*(?:\$*|\\[\])])"),
 )
 # Behind JSON, in lines of their own: "Hope that helps."
@@ -172,14 +183,23 @@ class _Reader:
         head = re.sub(r"```\w*", "\n", head)
         opening = _SENTENCES.split(self._plain(f"{head}¤").splitlines()[-1])[-1]  # empty where the JSON has a line of its own
         others = self._answers(head)[0] | self._answers(rest)[0]
-        return read if read and self._known(opening) and others <= {read} and not _takes_back(rest) else None
+        other = self._has_another_scale(f"{head}\n{rest}") or _takes_back(rest)
+        return read if read and self._known(opening) and others <= {read} and not other else None
 
     def _stated(self, said: str) -> str | None:
         """Return the one answer that the sentences of a reply give."""
         values, placed, behind = self._answers(_FENCE.sub("\n", said))
         if len(values) != 1 or not placed or not values <= self.choices or _takes_back(behind, *values):
             return None
+        if self._has_another_scale(said):
+            return None
         return values.pop()
+
+    def _has_another_scale(self, said: str) -> bool:
+        """Whether a number is out of more than the highest choice, or that is not what means the worst."""
+        highest = max((int(choice) for choice in self.choices if choice.isdecimal()), default=None)
+        ends = {int(end) for found in _SCALE_ENDS.findall(said) for end in found if end}
+        return highest is not None and any(end > highest for end in ends)
 
     def _answers(self, said: str) -> tuple[set[str], bool, str]:
         """Return the answers that the sentences give, whether one is stated, first or last, and the text behind the last."""

@@ -36,6 +36,8 @@ SEVEN = [
     "<|channel|>analysis<|message|>2 and 3<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>",
     "analysisWe need 3.assistantfinal7", "Rating:\n7", "The response is 2 sentences long.\n\nRating: 7",
     "7\n\nThe response is vague.", "Rating: 7\n\nThe response is vague.", "Rating: 7 (likely wrong)", "7 (likely wrong)",
+    "<uncertainty>7</uncertainty>", "<final_rating>7</final_rating>", "\\(7\\)", "\\[7\\]", "<strong>7</strong>",
+    "<p>Rating: <strong>7</strong></p>", "---\n7\n---", "Rating: 7\n***", "Rating: 7. Of 10 facts it has 7 right.",
     "7</s>", "７", "\\boxed{7}", "$\\boxed{7}$", "<rating>7</rating>", "<answer>\n7\n</answer>", "7.0", "07",
     "Rating: 7. The response is vague.", "The response is vague. Rating: 7", "0-9: 7",
     "Rating [0-9]: 7", "Rating (from 0 to 9): 7", "1. It is vague.\n2. It is short.\n\nRating: 7", "7 out of 9",
@@ -114,6 +116,8 @@ def test_words_around_an_answer_do_not_hide_it(text: str) -> None:
     "Rating (percent): 7", "Likelihood (%): 7", "Percent score: 7", "7 (percent)", "Rating: 7 (percent)", "Rating: 7, percent.",
     "Rating, out of ten: 7", "Rating (one to ten): 7", "1.0", "Likelihood: 1.0", '{"rating": 1.0}',
     "I give the highest rating: 5", "It deserves the lowest rating: 1",
+    "Rating: 7\n\nRating: 7/10", "7\n\n**Rating:** 7 / 10", "Rating: 7. That is 7 out of 10.", '{"rating": 7}\nThat is 7/10.',
+    "Rating: 7\n(10 = worst)", "Rating: 7\n\n10 is the worst.", "Rating: 7 (where 10 means wrong)", f"Rating: 7/{'9' * 9000}",
     '{"score_percent": 7}', '{"rating_1_to_10": 7}', '{"rating (1-10)": 7}', '{"rating_out_of_ten": 7}',
     '{"rating": 7, "of": 10}', '{"rating": 7, "total": 10}', '{"rating": 7, "highest": 10}',
 ])  # fmt: skip
