@@ -30,6 +30,15 @@ from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.run.progress import Meter
 
+# What to do about the commonest kind of rows without a score.
+REMEDIES = {
+    "overlong": "raise engine.max_model_len, or set engine.overlong=truncate",
+    "cut": "raise elicit.reply_tokens, elicit.max_new_tokens or elicit.thinking_tokens, whichever it names",
+    "unparsable": "give a model that thinks elicit.thinking_tokens, or turn its thinking off; else change elicit.templates",
+    "mass": "the elicitor gives other replies than it is asked for: take another one, or elicit.mode=sampled",
+}
+OTHERWISE = "correct what it names, and run the command again with --retry-failed"
+
 
 def elicit(
     config: Config, seen: DataPeek, folder: Path, store_folder: Path, meter: Meter, asked: str, known: Known = no_replies
@@ -90,11 +99,12 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
             fix="fix the rows, or raise data.max_bad_share to leave them out",
         )
     check_splits({split for split, rows in figures["splits"].items() if rows}, figures["total_rows"], data)
+    commonest = max(figures["reasons"], key=figures["reasons"].get, default="")
     if figures["quarantined"] / max(1, figures["rows"]) > settings.max_quarantine_share:
         raise UserError(
             f"{figures['quarantined']} of {figures['rows']} rows got no score",
             got=f"{figures['reasons']}, most often {figures.get('commonest_error')!r}; "
             f"what was scored is in {folder / col.SCORED_FOLDER}",
             expected=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
-            fix="see the column 'error'; raise engine.max_model_len, or set engine.overlong=truncate, for overlong rows",
+            fix=f"see the column 'error'; {REMEDIES.get(commonest, OTHERWISE)}",
         )

@@ -379,6 +379,14 @@ def test_what_is_within_the_limits_passes(overrides: list[str], figures: dict[st
         ),
         (["data.max_bad_share=0"], {"bad": 1}, "1 of 101 rows of demo are bad"),
         ([], {"quarantined": 15}, r"(?s)15 of 70 rows got no score.*out/scored.*0\.2"),
+        *(
+            ([], {"quarantined": 15, "reasons": {kind: 10, "other": 5}}, rf"fix: see the column 'error'; {remedy}")
+            for kind, remedy in (
+                *(("overlong", "raise engine.max_model_len"), ("cut", "raise elicit.reply_tokens")),
+                *(("unparsable", "give a model that thinks elicit.thinking_tokens"), ("mass", "the elicitor gives")),
+                *(("engine", "correct what it names"), ("template", "correct what it names")),
+            )
+        ),
         ([], {"splits": {"train": 90, "test": 10}}, "the validation split is empty"),
         (["data.test_share=0"], {"splits": {"validation": 10}}, "the train split is empty"),
     ],
