@@ -110,30 +110,41 @@ def _runs(labels: list[int]) -> Iterator[list[int]]:
             run = []
 
 
-def main() -> int:
-    """Print the table; the exit code is 1 when a template fails."""
+HEAD = "| template | one | three | thought | tools | prompt | once | end |\n|---|---|---|---|---|---|---|---|"
+
+
+def row(name: str, one: Trained, three: Trained, thought: Trained, tools: Trained) -> tuple[str, bool]:
+    """Write a template's row, and tell whether it trains one turn and several."""
+    shown = [result for result in (one, three, thought, tools) if result.sequences]
+    checks = [all(result.prompt for result in shown), all(result.once for result in shown)]
+    numbers = " | ".join(str(result.sequences or "-") for result in (one, three, thought, tools))
+    words = " | ".join("yes" if check else "NO" for check in checks)
+    text = f"| {name} | {numbers} | {words} | {'yes' if all(r.end for r in shown) else 'warned'} |"
+    return text, bool(one.sequences and three.sequences and all(checks))
+
+
+def table() -> tuple[list[str], int]:
+    """Write the table, and count the templates that fail."""
+    import trl
     from transformers import AutoTokenizer
 
     from ual_ray.models.resolve import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("demo"))
-    good = total = 0
-    print("| template | one | three | thought | tools | prompt | once | end |\n|---|---|---|---|---|---|---|---|")
+    rows = []
     for name, template in templates():
         renderer = renderer_of(template, tokenizer)
-        one, three, thought, tools = (train(renderer, messages) for messages in (ONE, THREE, THOUGHT, TOOLS))
-        shown = [result for result in (one, three, thought, tools) if result.sequences]
-        checks = [all(result.prompt for result in shown), all(result.once for result in shown)]
-        ok = bool(one.sequences and three.sequences and all(checks))
-        good, total = good + ok, total + 1
-        numbers = " | ".join(str(result.sequences or "-") for result in (one, three, thought, tools))
-        words = " | ".join("yes" if check else "NO" for check in checks)
-        print(f"| {name} | {numbers} | {words} | {'yes' if all(r.end for r in shown) else 'warned'} |")
-        for result in (one, three, thought, tools):
-            if result.error:
-                print(f"    {result.error}", file=sys.stderr)
-    print(f"\n{good} of {total} are trained and scored, one turn and several")
-    return good < total
+        rows.append(row(name, *(train(renderer, messages) for messages in (ONE, THREE, THOUGHT, TOOLS))))
+    bad = sum(not good for _, good in rows)
+    told = f"{len(rows) - bad} of {len(rows)} are trained and scored, one turn and several (trl {trl.__version__})."
+    return [HEAD, *(text for text, _ in rows), "", told], bad
+
+
+def main() -> int:
+    """Print the table; the exit code is 1 when a template fails."""
+    lines, bad = table()
+    print("\n".join(lines))
+    return bad > 0
 
 
 if __name__ == "__main__":

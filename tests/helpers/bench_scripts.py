@@ -12,9 +12,14 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 def script(name: str) -> ModuleType:
     """Load bench/NAME.py; what it imports from bench/ it must import in a function that no test calls."""
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    return module(BENCH / f"{name}.py", f"bench_{name}")
+
+
+def module(path: Path, name: str) -> ModuleType:
+    """Load a file as a module of a name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_scripts import script
 
-pytest.importorskip("trl")
+trl = pytest.importorskip("trl")
 bench = script("templates")
+PAGE = (Path(__file__).parents[3] / "docs" / "cases.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "template"), bench.templates(), ids=lambda value: value if len(value) < 40 else "")
@@ -17,9 +19,10 @@ def test_a_template_trains_every_reply_behind_its_own_prompt(
     name: str, template: str, chat_tokenizer: Callable[[str], Any]
 ) -> None:
     renderer = bench.renderer_of(template, chat_tokenizer("chatml"))
-    for messages in (bench.ONE, bench.THREE):
-        trained = bench.train(renderer, messages)
+    found = [bench.train(renderer, messages) for messages in (bench.ONE, bench.THREE, bench.THOUGHT, bench.TOOLS)]
+    for trained in found[:2]:
         assert trained.sequences and trained.prompt and trained.once, trained
-    for messages in (bench.THOUGHT, bench.TOOLS):
-        trained = bench.train(renderer, messages)
+    for trained in found[2:]:
         assert trained.prompt and trained.once if trained.sequences else "drops" in trained.error, trained
+    if f"(trl {trl.__version__})" in PAGE:
+        assert bench.row(name, *found)[0] in PAGE, "run bench/cases.py"

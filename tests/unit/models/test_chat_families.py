@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from chats import ONE_TURN, TWO_TURNS, Tokenizers, chat, trained_runs
+from chats import ONE_TURN, TWO_TURNS, ZEPHYR, Tokenizers, chat, sentencepiece_tokenizer, trained_runs
 
 from ual_ray.columns import Message
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
@@ -151,27 +151,8 @@ def test_roles_that_do_not_alternate_are_a_value_error_where_the_template_minds(
 
 @pytest.fixture(scope="module")
 def sentencepiece() -> Any:
-    """Build a tokenizer as Llama 2's and Mistral's: it puts a blank before every text that it encodes."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    texts = [message["content"] for message in [*ONE_TURN, *TWO_TURNS]] * 5 + [
-        f" {n} Blue A B <|user|> <|assistant|>" for n in range(10)
-    ]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-ZEPHYR = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
+    """Build a tokenizer as Llama 2's and Mistral's."""
+    return sentencepiece_tokenizer()
 
 
 @pytest.mark.parametrize("template", [ZEPHYR, FAMILIES["Llama-3"], FAMILIES["Mistral-v0.3"]])
