@@ -12,7 +12,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
-from ual_ray.data.records import BadRow, Record
+from ual_ray.data.records import BadRow, Record, name_of
 from ual_ray.data.shard import Piece
 from ual_ray.data.text_files import read_jsonl, read_text
 from ual_ray.errors import UserError
@@ -80,7 +80,7 @@ def _add(labels: dict[str, bool], row: Record | BadRow, where: str) -> None:
         raise UserError("a row of the labels file cannot be read", got=f"{where}: {row}", expected=LEGAL_FILE)
     if missing := [name for name in (col.ID, CORRECT) if name not in row]:
         raise UserError(f"the labels lack the column {missing}", got=f"{where}: {list(row)[:20]}", expected=LEGAL_FILE)
-    name = "" if row[col.ID] is None else str(row[col.ID]).strip()
+    name = (name_of(row[col.ID]) or "").strip()
     if not name:
         raise UserError("a label has no id", got=where, expected="the row's content id, or the data's own id")
     verdict = TRUTH.get(str(row[CORRECT]).strip().lower())

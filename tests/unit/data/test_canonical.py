@@ -15,7 +15,7 @@ from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config import DataConfig
 from ual_ray.data import canonical as prepare
-from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, ReadOptions, blocks_of, split_of
+from ual_ray.data.canonical import QUARANTINE_FOLDER, Block, ReadOptions, blocks_of, grouped, split_of
 from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.formats import BadRow
 from ual_ray.data.reading import find_pieces
@@ -368,7 +368,14 @@ def test_a_group_is_in_one_split(columns: dict[str, str], tmp_path: Path) -> Non
     assert len({split for found in splits.values() for split in found}) == 3
 
 
-def test_a_row_without_a_group_is_its_own(tmp_path: Path) -> None:
-    grouped, _ = read(pieces_of(tmp_path, [row | {"g": None} for row in alpaca(50)]), tmp_path, group_by="g")
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_a_row_without_a_group_is_its_own(missing: Any, tmp_path: Path) -> None:
+    grouped, _ = read(pieces_of(tmp_path, [row | {"g": missing} for row in alpaca(50)]), tmp_path, group_by="g")
     alone, _ = read(pieces_of(tmp_path, alpaca(50)), tmp_path)
     assert [row["split"] for row in grouped] == [row["split"] for row in alone]
+
+
+def test_a_group_is_the_same_as_a_whole_number_and_as_a_float() -> None:
+    """Tables turn whole numbers into floats where one is missing."""
+    data = DataConfig(group_by="g")
+    assert len({grouped({"g": value}, "0" * 16, data) for value in (7, 7.0, "7")}) == 1

@@ -26,9 +26,9 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_jsonl(tmp_path: Path) -> None:
     lines = ['{"id": "a", "correct": true}', "", '{"id": 17, "correct": 0}', '{"id": "c", "correct": 1.0, "more": []}']
-    lines.append('{"id": "d", "correct": "False"}')
+    lines += ['{"id": "d", "correct": "False"}', '{"id": 18.0, "correct": 1}']
     path = written(tmp_path, "labels.JSONL", "\n".join(lines))
-    assert read_labels(path) == {"a": True, "17": False, "c": True, "d": False}
+    assert read_labels(path) == {"a": True, "17": False, "c": True, "d": False, "18": True}
 
 
 @pytest.mark.parametrize(
