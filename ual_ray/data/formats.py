@@ -45,7 +45,9 @@ PART_OF_A_TEXT = (
         "background",
     ),
     *("paragraph", "paragraphs", "table", "schema", "choices", "options", "history", "input"),
-    *("image", "images", "audio", "audios", "video", "videos"),
+    *("chat_history", "conversation_history", "dialogue_history", "previous_messages", "prefix", "suffix"),
+    *("mask_history", "train_on_last", "train_on_last_turn", "only_last"),
+    *(f"{kind}{rest}" for kind in ("image", "audio", "video") for rest in ("", "s", "_path", "_url", "_file")),
     # The options of a question, one column each.
     *("A", "opa", "option_a", "option_A", "optionA", "option1", "choice1", "endings", "sol1"),
     *(*SYSTEMS, *TOOLS, "chat_template_kwargs", *OF_THE_REPLY),
@@ -81,7 +83,7 @@ BAD = {
     "incorrect",
     "wrong",
 }
-WEIGHTS = ("weight", "loss_weight", "sample_weight")
+WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss")
 
 
 @dataclass(frozen=True)

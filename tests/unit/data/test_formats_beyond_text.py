@@ -150,6 +150,26 @@ def test_what_can_be_done_with_a_column_is_stated(column: str, value: Any, fix: 
 
 
 @pytest.mark.parametrize(
+    "column",
+    [
+        *("chat_history", "conversation_history", "previous_messages", "suffix", "prefix"),
+        *("image_path", "image_url", "video_path", "audio_file", "mask_history", "train_on_last", "only_last"),
+    ],
+)
+@pytest.mark.parametrize("name", ROWS)
+def test_what_stands_before_a_text_or_tells_what_is_trained_is_asked_for(name: str, column: str) -> None:
+    with pytest.raises(UserError, match=f"which does not read the column {column}"):
+        recognise([ROWS[name] | {column: "x"}], "x", {})
+    assert recognise([ROWS[name] | {column: None}], "x", {}) == name
+
+
+@pytest.mark.parametrize("value", [0, False, "0"])
+def test_rows_that_are_not_to_be_trained_on_are_asked_for(value: Any) -> None:
+    with pytest.raises(UserError, match=f"the column loss is {value!r}"):
+        recognise([ROWS["messages"] | {"loss": value}], "x", {})
+
+
+@pytest.mark.parametrize(
     "column", ["System Prompt", "systemPrompt", "SYSTEM", "system-message", "Context", "PASSAGE", "Options"]
 )
 @pytest.mark.parametrize("name", ROWS)
