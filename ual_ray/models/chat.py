@@ -32,6 +32,8 @@ NO_END = (
 )
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
+# The first of several lines, with its indent: without it the lines are another program.
+INDENTED = re.compile(r"\s*?(?<![ \t])((?:[ ]{2}|\t)[ \t]*\S[^\n]*)\n\s*\S")
 # A thought that a generation prompt leaves open.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 
@@ -332,6 +334,9 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
         contents[content] += 1
         if text.count(content) < contents[content]:
             return f"the content of turn {number} ({message['role']})"
+        indented = INDENTED.match(message["content"])
+        if message["role"] == "assistant" and indented and indented[1] not in text:
+            return f"the indent of turn {number} (assistant)"
         for call in extra.get("tool_calls", ()):
             name = call["function"]["name"]
             called[name] += 1

@@ -223,6 +223,20 @@ def test_arguments_of_a_call_that_a_template_drops_refuse_the_row(text: bool, gi
         ChatRenderer(with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", whole))).sequences(messages)
 
 
+@pytest.mark.parametrize("reply", ["    return x\n    # done\n", "\n\tif x:\n\t\treturn x", "  - one\n  - two"])
+@pytest.mark.parametrize("last", [True, False])
+def test_an_indent_that_a_template_strips_refuses_the_row(last: bool, reply: str, chat_tokenizer: Tokenizers) -> None:
+    turns = chat("Complete it.", reply) if last else chat("Complete it.", reply, "And?", "That is all.")
+    assert ChatRenderer(chat_tokenizer("chatml")).sequences(turns)
+    template = chat_tokenizer("chatml").chat_template.replace("m['content']", "m['content'] | trim")
+    assert "trim" in template
+    stripping = ChatRenderer(with_template(chat_tokenizer("chatml"), template))
+    with pytest.raises(ValueError, match="drops the indent of turn 2"):
+        stripping.sequences(turns)
+    for plain in (" Blue.", "\n\nBlue.\nGreen.", "Blue.\n    Green.", "  Blue.", "   \nBlue.\n"):
+        assert stripping.sequences(chat("Name a colour.", plain))
+
+
 def test_reasoning_is_trained_where_the_template_has_it(chat_tokenizer: Tokenizers) -> None:
     tokenizer = with_template(chat_tokenizer("chatml"), TOOLS.replace("ARGUMENTS", "''"))
     rendered = ChatRenderer(tokenizer).conversation([ONE_TURN[0], with_extra(ONE_TURN[1], reasoning_content="It scatters.")])
