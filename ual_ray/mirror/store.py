@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from ual_ray.config.files import write_text
+from ual_ray.config.files import read_json, write_record
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.tracking.run_file import RUN_FILE
 
@@ -21,4 +21,5 @@ def move_store(root: Path, before: str, now: str) -> None:
                         change = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'  # noqa: S608
                         store.execute(change, (before, now, before))
     for file in root.rglob(RUN_FILE):
-        write_text(file, file.read_text(encoding="utf-8").replace(before, now))
+        found = read_json(file)
+        write_record(file, {**found, "uri": found["uri"].replace(before, now)})
