@@ -38,7 +38,7 @@ from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
 RUN_NAME_FILE = "run_name"
 # Files of the last collectives of each rank of a training on GPUs that hung.
 TRACES_FOLDER = "nccl"
-DTYPE_FILE = "train_dtype"
+DTYPE_FILE, DTYPES = "train_dtype", ("float32", "bfloat16")
 
 OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
@@ -149,7 +149,11 @@ def with_dtype(config: Config, output: Path) -> Config:
     with _measuring:
         if not file.exists():
             write_text(file, resolve_dtype(config.train).dtype)
-    train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": file.read_text()})
+    dtype = file.read_text(errors="replace").strip()
+    if dtype not in DTYPES:
+        was = "that of the trainings before, which their done.json has as dtype"
+        raise UserError(f"{file} is damaged", got=repr(dtype), expected=" or ".join(DTYPES), fix=f"write {was} there")
+    train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": dtype})
     return config.model_copy(update={"train": train})
 
 

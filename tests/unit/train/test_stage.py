@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from damage import each_damage
 
 from ual_ray.config import Config, TrainConfig
+from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces, with_dtype
+from ual_ray.train.stage import DTYPE_FILE, _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces, with_dtype
 
 FINISHED = Outcome("finished", 10)
 
@@ -115,6 +117,14 @@ def test_a_run_keeps_the_dtype_that_its_first_training_measured(tmp_path: Path, 
     assert measured(True, tmp_path) == "bfloat16", "a second measurement changes nothing"
     assert measured(True, tmp_path / "other") == "float32"
     assert measured(False, tmp_path, dtype="float32") == "float32", "what is set is not measured"
+
+
+def test_a_damaged_record_of_the_dtype_is_refused_by_name(tmp_path: Path) -> None:
+    (file := tmp_path / DTYPE_FILE).write_text("bfloat16")
+    assert with_dtype(Config(), tmp_path).train.dtype == "bfloat16"
+    for _ in each_damage(file, flips=64):
+        with pytest.raises(UserError, match=f"{file} is damaged"):
+            with_dtype(Config(), tmp_path)
 
 
 def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginning() -> None:
