@@ -1,13 +1,18 @@
-"""Format numbers for display."""
+"""Format numbers for display, and texts for comparison."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
 GIB = 2**30
 LONGEST_LIST, LONGEST_NAME = 20, 60
+# Marks without a letter between them, such as accents; and parts of a text with a limited number of them.
+_MARKS = re.compile(r"[^\w\s\x00-\x7f]{100}")
+_PARTS = re.compile(r"[\w\s\x00-\x7f]+[^\w\s\x00-\x7f]{0,100}|[^\w\s\x00-\x7f]{1,100}")
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -71,6 +76,14 @@ def duration(seconds: float | None) -> str:
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
+
+
+def nfkc(text: str) -> str:
+    """Normalize a text (NFKC), in linear time: Python sorts a run of combining marks in quadratic time."""
+    if text.isascii():
+        return text
+    parts = _PARTS.findall(text) if _MARKS.search(text) else [text]
+    return "".join([unicodedata.normalize("NFKC", part) for part in parts])
 
 
 def shorten(text: str, limit: int) -> str:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fuzz_files
+import fuzz_rows
+import fuzz_tables
+import fuzz_texts
 import yaml
+from fuzz_source import Target
 from hypothesis import strategies as st
 
 from ual_ray.config import Config
@@ -99,12 +104,28 @@ BODY = _sometimes(
 SCALES = st.sampled_from([tuple("0123456789"), ("A", "B"), tuple(map(str, range(101)))])
 
 
-@dataclass(frozen=True)
-class Target:
-    """Inputs, and a check that raises for a broken promise."""
+SECONDS = 10  # of CPU time that any input may take
 
-    inputs: st.SearchStrategy[Any]
-    check: Callable[[Any], None]
+
+class TooLong(BaseException):
+    """An input takes too long; no code under test catches it."""
+
+
+def limited(check: Callable[[Any], None], value: Any) -> None:
+    """Check an input. Raises AssertionError where it takes longer than SECONDS, in the main thread."""
+
+    def end(*_: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        check(value)
+    except TooLong:
+        raise AssertionError(f"the input takes more than {SECONDS} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -175,4 +196,8 @@ TARGETS: Mapping[str, Target] = {
     "file": Target(st.dictionaries(NAMES, NESTED, max_size=4) | st.binary(max_size=200), check_file),
     "body": Target(st.tuples(BODY | st.binary(max_size=200), SCALES), check_body),
     "text": Target(st.tuples(MARKS | TEXT, SCALES), check_text),
+    **fuzz_texts.TARGETS,
+    **fuzz_rows.TARGETS,
+    **fuzz_tables.TARGETS,
+    **fuzz_files.TARGETS,
 }

@@ -15,7 +15,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages, digest
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of, convert, rename, unread
-from ual_ray.data.records import name_of
+from ual_ray.data.records import check_unicode, name_of
 from ual_ray.data.turns import add_common
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
 
@@ -109,7 +109,10 @@ class Benchmark(ABC):
                 yield record
                 continue
             try:
-                yield self.from_record(rename(record, self.config.columns), where)
+                question = self.from_record(rename(record, self.config.columns), where)
+                texts = [turn["content"] for turn in question.messages] + [question.source, *question.choices]
+                check_unicode("the question", "\n".join([*texts, question.answer or "", question.reference or ""]))
+                yield question
             except BadRow as reason:
                 yield reason
 

@@ -84,7 +84,7 @@ def _arc(record: Record) -> tuple[Any, Sequence[Any], int]:
 
 def _hellaswag(record: Record) -> tuple[Any, Sequence[Any], int]:
     endings, label = record["endings"], str(record.get("label"))
-    if not isinstance(endings, list) or not label.isdigit() or int(label) >= len(endings):
+    if not isinstance(endings, list) or label not in map(str, range(len(endings))):
         raise BadRow(f"no gold answer: label {label!r:.20} is not the number of an ending")
     subject, context = record.get("activity_label"), str(record.get("ctx") or "")
     prompt = f"{subject}: {context}" if subject and context else context

@@ -38,7 +38,7 @@ class OpenEnded(Benchmark):
     def from_record(self, record: Record, where: str) -> Question:
         """Read AlpacaEval's format (instruction, input), Koala's (prompt), MT-Bench's (turns), or a conversation."""
         if "turns" in record:
-            asked = list(record["turns"] or [])
+            asked = record["turns"] if isinstance(record["turns"], list) else [record["turns"]]
         elif "prompt" in record:
             asked = [record["prompt"]]
         elif "instruction" not in record:

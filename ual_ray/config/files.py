@@ -53,11 +53,20 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
+def read_object(path: Path, *keys: str, fix: str = RESTORE) -> dict[str, Any] | None:
+    """Read a JSON file of an object with these keys as `read_json` does. Raises UserError for another value, too."""
+    content = read_json(path, fix)
+    if content is None or isinstance(content, dict) and content.keys() >= {*keys}:
+        return content
+    raise UserError("a file is damaged", got=path, expected=f"an object with {', '.join(keys) or 'keys'}", fix=fix)
+
+
 def read_json(path: Path, fix: str = RESTORE) -> Any:
     """Read a JSON file; None if it does not exist. Raises UserError for one that is damaged; fix: what to do then."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:  # the machine stopped before all of it was on the disk, or somebody changed it
+    # The machine stopped before all of it was on the disk, or somebody changed it.
+    except (ValueError, RecursionError) as error:
         raise UserError("a file is not JSON", got=f"{path}: {error}", fix=fix) from error
     found = [*content.items()] if isinstance(content, dict) else []
     marks = [key for key, value in found if key == CHECKSUM or (isinstance(value, str) and value.startswith(KIND))]

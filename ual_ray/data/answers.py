@@ -6,15 +6,16 @@ strict: the first number behind '####'; flexible: the last number of the text (G
 from __future__ import annotations
 
 import re
-import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
 from ual_ray.data.units import is_plural
+from ual_ray.formatting import nfkc
 
 # A minus behind a digit or a word is a hyphen: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
 _SIGN = r"(?:(?<![\w)])[-+])?(?:\\?[$€£¥₹][ ]?-?)?"
-_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?|\.\d+"
+# At most so many groups of thousands: without a limit each of them would be the start of a search to the last.
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\w))?|\.\d+"
 # A fraction, but no part of a date.
 _NUMBER = rf"{_SIGN}(?:(?<![\d/])\d+/\d+(?![\d/])|{_DIGITS})"
 # What makes a number a part of something else: a decimal comma, a time, a date, a sum, a power, thousands.
@@ -89,9 +90,9 @@ def plain_numbers(text: str) -> str:
 
 def in_ascii(text: str) -> str:
     """Write digits of other widths, minus signs, powers and vulgar fractions as a keyboard has them; 18² is 18^2, not 182."""
-    text = _RAISED.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]).replace("\u2212", "-"), text)
+    text = _RAISED.sub(lambda found: "^" + nfkc(found[0]).replace("\u2212", "-"), text)
     text = _BETWEEN_THOUSANDS.sub(",", _VULGAR.sub(" ", text))
-    text = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\N{FRACTION SLASH}", "/")
+    text = nfkc(text).replace("{,}", ",").replace("\N{FRACTION SLASH}", "/")
     return _MINUS.sub("-", text)
 
 

@@ -91,7 +91,7 @@ def grouped(record: Record, identity: str, data: DataConfig) -> str:
     """Return the hash that decides a row's split: of its value in the column data.group_by, else its content id."""
     mapped = {theirs: ours for ours, theirs in data.columns.items()}
     value = name_of(record.get(mapped.get(data.group_by, data.group_by))) if data.group_by else None
-    return identity if value is None else col.digest(["group", value])
+    return identity if value is None else col.digest(["group", value.encode(errors="backslashreplace").decode()])
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:

@@ -200,7 +200,7 @@ def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | N
     splits = _json_at(root, f"{path}/dataset_dict.json")
     if splits is not None:
         split = config.split or "train"
-        expected = splits.get("splits", [])
+        expected = _names(splits.get("splits", []) if isinstance(splits, dict) else splits, f"{path}/dataset_dict.json")
         if split not in expected:
             raise UserError(f"data.split: there is no split '{split}'", got=config.path, expected=", ".join(expected))
         path = f"{path}/{split}"
@@ -212,8 +212,17 @@ def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | N
     if state.get("_indices_data_files") or state.get("_indices_files"):
         what = "the datasets directory is a selection of its rows, as datasets before 2.0 saved them"
         raise UserError(what, got=config.path, fix="load it with `datasets`, call flatten_indices(), and save it again")
-    paths = [f"{path}/{file['filename']}" for file in state["_data_files"]]
+    listed = state["_data_files"] if isinstance(state["_data_files"], list) else [None]
+    names = [file.get("filename") if isinstance(file, dict) else file for file in listed]
+    paths = [f"{path}/{name}" for name in _names(names, f"{path}/state.json")]
     return [_data_file(root, info.path, info, "arrow") for info in filesystem_of(root).get_file_info(paths)]
+
+
+def _names(given: Any, where: str) -> list[str]:
+    """Return a list of names of a datasets directory. Raises ValueError for another value."""
+    if not isinstance(given, list) or not all(isinstance(name, str) and name.isprintable() for name in given):
+        raise ValueError(f"{where} is not what save_to_disk writes")
+    return given
 
 
 def _json_at(root: str, path: str) -> Any:

@@ -270,12 +270,20 @@ def unused_columns(rows: Iterable[tuple[Record, Any]], format_name: str, used: I
     found: set[str] = set()
     for record, _ in rows:
         found.update(
-            str(name) or "(without a name)" for name, value in record.items() if name not in known and value is not None
+            _printable(str(name)) or "(without a name)"
+            for name, value in record.items()
+            if name not in known and value is not None
         )
         for name in form.reads & record.keys():
             turns = record[name] if isinstance(record[name], list) else []
-            found.update(f"{name}.{key}" for turn in turns if isinstance(turn, Mapping) for key in unused_keys(turn))
+            found.update(
+                _printable(f"{name}.{key}") for turn in turns if isinstance(turn, Mapping) for key in unused_keys(turn)
+            )
     return sorted(found)
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def check_columns(records: Sequence[Record | BadRow], where: str, columns: Mapping[str, str]) -> None:

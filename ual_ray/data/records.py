@@ -24,7 +24,7 @@ _GOES_WITH = {"role": "content", "content": "role", "from": "value", "value": "f
 
 # How a prompt ends that is a chat as text, ready for a model; and a reply that has the mark of its end.
 _ENDS_AS_PROMPT = re.compile(
-    r"(?:\n\s*(?:Assistant|ASSISTANT|AI|Bot|GPT):|\[/INST\]|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>"
+    r"(?:\n[^\S\n]*(?:Assistant|ASSISTANT|AI|Bot|GPT):|\[/INST\]|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>"
     r"|<start_of_turn>model|<[|｜](?:assistant|Assistant)[|｜]>|###\s*(?:Response|Assistant):?)\s*\Z"
 )
 _ENDS_AS_REPLY = re.compile(

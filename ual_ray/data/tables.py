@@ -82,7 +82,13 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[Record]:
         raise UserError(
             "the file has two columns of the same name", got=", ".join(batch.schema.names), fix="rename or delete one of them"
         )
-    rows: Iterable[Record] = batch.to_pylist()
+    batch.validate(full=True)  # a damaged file of Arrow would end the process
+    try:
+        rows: Iterable[Record] = batch.to_pylist()
+    except (ArithmeticError, LookupError) as error:  # a date before the year 1, a time zone that does not exist
+        raise UserError(
+            "a column has values that Python does not have", got=error, fix="write times and durations as numbers or text"
+        ) from error
     if b'"_type": "Json"' in (batch.schema.metadata or {}).get(b"huggingface", b""):
         # datasets stores values of mixed types as JSON text, and records that only in this metadata.
         from datasets import Features

@@ -8,11 +8,13 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, TextIO
 
+from ual_ray.columns import DEEPEST_JSON, is_deep, parse_json
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.records import NOT_UTF_8
@@ -33,8 +35,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object. Raises ValueError for a key that it has twice, of which all but one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name!r} is there twice")
     return found
 
 
@@ -95,7 +97,6 @@ def lines_of(stream: io.BufferedReader, first: int, last: int | None) -> Iterato
 def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
     """Parse JSON lines; a line that is not an object, or not UTF-8, is yielded as a BadRow."""
     place = f" after byte {first}" if first else ""
-    decode = DECODER.decode
     for number, line in enumerate(lines, start=1):
         try:
             text = line.removeprefix(BOM).decode()  # which also files have that were put one behind the other
@@ -103,8 +104,8 @@ def map_lines(lines: Iterable[bytes], first: int) -> Iterator[Record | BadRow]:
             yield BadRow(f"{NOT_UTF_8}: line {number}{place}: {error}", line.decode(errors="backslashreplace").rstrip("\r\n"))
             continue
         try:
-            value = decode(text.rstrip().removesuffix(","))  # as lines of an array end
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text.rstrip().removesuffix(","), DECODER.decode)  # as lines of an array end
+        except ValueError as error:
             if text.strip():
                 yield BadRow(f"not JSON: line {number}{place}: {error}", text.rstrip("\r\n"))
             continue
@@ -126,6 +127,8 @@ def check_no_array(start: str, path: str) -> None:
 
 
 def _no_object(value: Any) -> BadRow:
+    if is_deep(value):
+        return BadRow(f"not a row: more than {DEEPEST_JSON} values are within each other", "")
     return BadRow(f"not a JSON object: {value!r:.80}", json.dumps(value))
 
 
@@ -134,7 +137,7 @@ def _no_object(value: Any) -> BadRow:
 
 def _parse_array(text: TextIO, path: str) -> Iterator[Record | BadRow]:
     for value in array_items(text, path):
-        yield value if isinstance(value, dict) else _no_object(value)
+        yield value if isinstance(value, dict) and not is_deep(value) else _no_object(value)
 
 
 def array_items(text: TextIO, path: str) -> Iterator[Any]:

@@ -5,12 +5,11 @@ Nothing that changes what a turn means is left out in silence: it is used, or th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
+from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, parse_json, trained_replies, with_extra
 from ual_ray.data.records import CONTEXT, BadRow, Record, check_plain, check_unicode, is_blank, text_of
 
 ROLES = {
@@ -104,9 +103,17 @@ def turn_of(turn: Any) -> Message:
         "tool_call_id": text_of(turn, "tool_call_id"),
         REPLY_WEIGHT: _weight(turn) if role == "assistant" else None,
     }
-    message = with_extra(Message(role=role, content=content), **extra)
-    check_unicode("a message", message.get("extra") or "")
-    return message
+    return _extended("a message", Message(role=role, content=content), **extra)
+
+
+def _extended(what: str, message: Message, **extra: Any) -> Message:
+    """Add to a message's extra. Raises BadRow for what cannot be written as JSON, such as a date of a table."""
+    try:
+        extended = with_extra(message, **extra)
+    except TypeError as error:
+        raise BadRow(f"{what} cannot be written as JSON: {error}") from error
+    check_unicode(what, extended.get("extra") or "")
+    return extended
 
 
 def checked(messages: list[Message]) -> Messages:
@@ -136,8 +143,7 @@ def add_common(record: Record, messages: Messages, names: Collection[str]) -> Me
         # Some data have the same tools under both names.
         tools += [tool for tool in _tools(record, name) if tool not in tools] if name in names else []
     if tools:
-        added[0] = with_extra(added[0], tools=tools)
-        check_unicode("tools", added[0]["extra"] or "")
+        added[0] = _extended("tools", added[0], tools=tools)
     return added
 
 
@@ -239,7 +245,7 @@ def _tools(record: Record, column: str) -> list[dict[str, Any]]:
 
 def _parsed(text: str, column: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise BadRow(f"{column} is not JSON: {text!r:.80}") from error
 

@@ -14,14 +14,14 @@ from ual_ray.benchmarks.math_check import Checker
 from ual_ray.data.answers import ANSWER_IS, BOXED, in_ascii, plain_numbers, until_closed
 from ual_ray.data.units import FORMULA, unit_of
 
-_DIGITS = r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+|(?=\.\d)"
+_DIGITS = r"\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (
     r"(?P<sign>(?:(?<![\w)])[-+])?)\s*(?:(?:\\[$€£¥₹]?|[$€£¥₹])\s*)?(?P<sign2>-?)"
     rf"(?P<top>(?>(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d{{1,2}}(?!\w))?))(?:\s*/\s*(?P<bottom>\d+))?"
 )
 # A number and its unit: a word, which a single letter is not (2x is not 2); "18 and 20" is two numbers.
 _WITH_UNIT = re.compile(
-    rf"(?:about|approximately|around|exactly|only|≈|~|=)?\s*{_NUMBER}\s*"
+    rf"(?:about|approximately|around|exactly|only|≈|~|=)?\s*+{_NUMBER}\s*+"
     r"(?:\\?%|\^?\\circ|\^\{\\circ\}|°\w?|[$€£¥₹¢]|(?!and\b|or\b|to\b|.*\b(?:and|or)\s+\$?\d)"
     r"(?:[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3])(?:\^?\{?[23]\}?)?(?![\w^])[^\d=^\\]*.*)?",
     re.IGNORECASE | re.DOTALL,

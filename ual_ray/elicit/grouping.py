@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ual_ray.elicit.answer_key import AnswerKey, answer_of, same_answer
+from ual_ray.formatting import nfkc
 
 # The blocks of scripts without spaces between words; Korean has spaces.
 UNSPACED = (
@@ -59,7 +60,7 @@ class LexicalGrouping:
 
     def keys(self, texts: Sequence[str]) -> list[Counter[str]]:
         """Count the words, in one form of each character (full-width and half-width are equal); without any, the characters."""
-        plain = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
+        plain = [nfkc(text).casefold() for text in texts]
         return [Counter(WORD.findall(text) or "".join(text.split())) for text in plain]
 
     def same(self, first: Counter[str], second: Counter[str]) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from ual_ray.engines.reply_text import read_choice
 from ual_ray.engines.thoughts import end_of_thought
 
 # What closes a reply behind its answer: nothing, or JSON and a box.
 _CLOSINGS = ("", "}", '"}')
+# Spellings of the answer that may be those of its scale; each takes some readings of the whole reply.
+MOST_TRIES = 4
 
 
 def answer_place(tokens: Sequence[str], value: str, choices: Sequence[str], opening: str = "") -> int | None:
@@ -37,7 +39,10 @@ def answer_place(tokens: Sequence[str], value: str, choices: Sequence[str], open
             changed, done = changed + text[done:start] + text[start:end].replace(value, other), end
         return read_choice(changed + text[done:], choices) != value
 
-    while (found := bisect_left(range(len(places)), True, key=is_lost)) < len(places):
+    for _ in range(MOST_TRIES):
+        found = bisect_left(range(len(places)), True, key=is_lost)
+        if found == len(places):
+            break
         at, _, end = places[found]
         if any(read_choice(text[:end] + closing, choices) == value for closing in _CLOSINGS):
             return at
@@ -50,7 +55,7 @@ def _spelled(tokens: Sequence[str], at: int, value: str) -> int:
     if not tokens[at].strip() or (at and value.isdecimal() and tokens[at - 1][-1:].isdecimal()):
         return 0
     spelled = ""
-    for count, token in enumerate(tokens[at:], start=1):
+    for count, token in enumerate(islice(tokens, at, None), start=1):
         spelled += token.strip()
         if not value.startswith(spelled) or spelled == value:
             goes_on = "".join(tokens[at + count : at + count + 1])[:1].isalnum()

@@ -11,6 +11,7 @@ from typing import Any
 from ual_ray.config import EndpointConfig
 from ual_ray.engines.reply_text import ANSWER_KEY
 from ual_ray.engines.requests import Turns, chat_body
+from ual_ray.formatting import shorten
 
 Body = dict[str, Any]
 
@@ -132,19 +133,21 @@ class Dialect:
 
 def _most_allowed(words: str, asked: int) -> int | None:
     """Read the largest number of alternatives that a refusal names, below the one asked for."""
-    smaller = [number for number in map(int, re.findall(r"\d+", words)) if 0 < number < asked]
+    smaller = [number for number in map(int, re.findall(r"(?<!\d)\d{1,9}(?!\d)", words)) if 0 < number < asked]
     return max(smaller, default=None)
 
 
-def server_words(body: object) -> str:
-    """Find the message in the body of an error, whatever its form; '' without one."""
+def server_words(body: object, levels: int = 10) -> str:
+    """Find the message in the body of an error, whatever its form; '' without one within so many levels."""
+    if not levels:
+        return ""
     if isinstance(body, str):
         return _page_words(body) if _PAGE.match(body) else body
     if isinstance(body, list):
-        return "; ".join(filter(None, map(server_words, body)))
+        return "; ".join(filter(None, (server_words(part, levels - 1) for part in body)))
     if not isinstance(body, Mapping):
         return ""
-    found = (server_words(body.get(name)) for name in ("message", "msg", "detail", "error", "errors"))
+    found = (server_words(body.get(name), levels - 1) for name in ("message", "msg", "detail", "error", "errors"))
     words = next(filter(None, found), "")
     place = body.get("loc")  # FastAPI: {"loc": ["body", "n"], "msg": "Extra inputs are not permitted"}
     return f"{place[-1]}: {words}" if words and isinstance(place, list) and place else words
@@ -152,7 +155,7 @@ def server_words(body: object) -> str:
 
 def _page_words(page: str) -> str:
     """Return the words of a page that a proxy answers with: its title and text, at most 300 characters."""
-    text = re.sub(r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)|<!--.*?-->|<[^>]*(?:>|\Z)", " ", page)
+    text = re.sub(r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^>]*(?:>|\Z)", " ", page)
     return " ".join(html.unescape(text).split())[:300]
 
 
@@ -161,11 +164,13 @@ def quote(words: str, prompt: Turns, secrets: tuple[str, ...]) -> str:
     text = " ".join(words.split())
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
+    text = shorten(text, LONGEST_QUOTE)
     for turn in prompt:
         text = _without(text, " ".join(turn[1].split()))
     return text
 
 
+LONGEST_QUOTE = 2000  # characters
 REPEATED = 20  # characters in a row from which words of a server count as the prompt's
 
 

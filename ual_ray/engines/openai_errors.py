@@ -19,12 +19,13 @@ from ual_ray.errors import UserError
 
 _TOO_LONG_STATUS = frozenset({400, 413, 422})
 _LENGTH_LIMIT = re.compile(
-    r"(?:max_model_len|maximum (?:context|model) length|context size)(?: is| of|=)? ?\(?(\d+)", re.IGNORECASE
+    r"(?:max_model_len|maximum (?:context|model) length|context size)(?: is| of|=)? ?\(?(\d{1,15})", re.IGNORECASE
 )
-_TOTAL_TOKENS = re.compile(r"requested (\d+) tokens", re.IGNORECASE)
+_TOTAL_TOKENS = re.compile(r"requested (\d{1,15}) tokens", re.IGNORECASE)
 # 'contains at least 513 input tokens' is left out on purpose: vLLM stops counting there.
 _PROMPT_TOKENS = re.compile(
-    r"(?:contains|has|resulted in) (\d+) (?:input )?tokens|input length \(?(\d+)|request \((\d+) tokens|length (\d+)\)",
+    r"(?:contains|has|resulted in) (\d{1,15}) (?:input )?tokens|input length \(?(\d{1,15})|request \((\d{1,15}) tokens"
+    r"|length (\d{1,15})\)",
     re.IGNORECASE,
 )
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
@@ -36,7 +37,7 @@ def read_overlong(error: openai.APIStatusError, request: Choice | Completion) ->
         return None
     limit, total, prompt = (_number(pattern, error.message) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
     words = server_words(error.body)
-    numbers = sorted(map(int, re.findall(r"\d+", words))) if "token" in words.lower() else []
+    numbers = sorted(map(int, re.findall(r"(?<!\d)\d{1,15}(?!\d)", words))) if "token" in words.lower() else []
     if limit is None and len(numbers) == 2:  # "210000 tokens > 200000 maximum"
         limit, prompt = numbers
     if total is None and prompt is not None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ual_ray.columns import Message, spoken, with_extra
+from ual_ray.columns import Message, parse_json, spoken, with_extra
 from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.openai_dialect import Body, server_words
@@ -50,8 +50,8 @@ class MalformedReply(Exception):
 def parse_body(content: bytes) -> Body:
     """Parse a JSON object. Raises MalformedReply."""
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+        body = parse_json(content.decode(json.detect_encoding(content), "surrogatepass"))
+    except ValueError:
         if content.lstrip().startswith(b"data:"):
             raise MalformedReply("a stream of events (engine.endpoint.extra_body={stream: false} turns it off)") from None
         words = server_words(content.decode(errors="replace"))

@@ -44,7 +44,7 @@ def read_yaml(path: str, key: str, kind: str) -> Any:
     """Read a user's YAML file, which a configuration key names. Raises UserError, with the `kind` of file, where it cannot."""
     try:
         return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML raises errors of many types
         raise UserError(f"{key} cannot be read", got=f"{path}: {error}", expected=f"a file {kind}") from error
 
 

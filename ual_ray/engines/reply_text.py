@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ual_ray.columns import parse_json
 from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.thoughts import left_open, spoken
 
@@ -102,6 +103,8 @@ _WRAPPED = (
     re.compile(r"<(?:final_)?(?:answer|rating|score|uncertainty|verdict|choice)>(?P<inside>[^<>]*)</\w+>", re.IGNORECASE),
     re.compile(r"(?:\$*|\\[\[(])\s*\\boxed\s*\{(?:\s*\\(?:text|mathbf|mathrm)\s*\{)?(?P<inside>[^{}]*)\}+\s*(?:\$*|\\[\])])"),
 )
+# An object with one key twice gives nothing.
+_DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else [])
 # Behind JSON, in lines of their own: "Hope that helps."
 _FAREWELL = re.compile(r"[ .]*(?:\n[^\d{}\[\]]{0,200})?")
 # A value of JSON next to the answer that may change its meaning: another number, or a scale.
@@ -214,9 +217,8 @@ class _Reader:
                     value = _whole_number(found["value"])
                     values.add(value)
                     # A number behind a = is the result of the task, and "Reply m" above other lines may be a heading.
-                    result = re.search(rf"=\s*{value}\b", text)
                     heading = at < len(lines) - 1 and _NOUN.match(line)
-                    placed |= self._is_stated(found) or (at in ends and not result and not heading)
+                    placed |= self._is_stated(found) or (at in ends and not heading and not re.search(rf"=\s*{value}\b", text))
                     behind = [found["behind"]]
                 else:
                     behind.append(sentence)
@@ -305,10 +307,10 @@ def _number_reader(choices: tuple[str, ...]) -> _Reader:
     percent = high == 100
     of = rf"\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}" + (r"|\s*%|\s+percent" if percent else "")
     value = rf"(?<![\w.–-])(?P<value>\d+(?:\.0+)?)(?:{of})?(?:\s+points?)?[)\]]*"
-    behind = r"(?P<behind>(?:\s*\([^()\d]*\))?(?:(?:,\s|\s[-–—]\s|—|\s+(?:because|since|due\s+to)\b)\D*)?)\s*[.!。]?"
+    behind = r"(?P<behind>(?:\s*\([^()\d]*\))?(?:(?:,\s|\s[-–—]\s|—|\s+(?:because|since|due\s+to)\b)\D*+)?)\s*[.!。]?"
     sentence = rf"(?![^(]*\))(?P<before>{_BETWEEN}){value}(?P<wins>){behind}"
     span = rf"{low}\s*(?:-|–|—|\.\.+|to|through|and)\s*{high}"
-    scale = rf"(?i)[(\[]\s*(?:from\s+|between\s+|(?:scale|range)\s*:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
+    scale = rf"(?i)[(\[]\s*(?:from\s+|between\s+|(?:scale|range)\s*+:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
     scale += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
     scale += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
     scale += r"|\(%\)" if percent else ""
@@ -347,11 +349,7 @@ def _json_at_end(said: str) -> tuple[Any, str, str]:
         starts = [at for at, character in enumerate(end) if character == "{"][-20:] if end.endswith("}") else [0]
         for at in starts:
             try:
-                # An object with one key twice gives nothing.
-                once = json.loads(
-                    end[at:], object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else []
-                )
-                return once, end[:at], rest
-            except (ValueError, RecursionError):
+                return parse_json(end[at:], _DECODER.decode), end[:at], rest
+            except ValueError:
                 continue
     return None, "", ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from ual_ray.formatting import nfkc
 
 # The mark before a thought and the one behind it.
 THOUGHT_MARKS = (
@@ -22,7 +23,7 @@ THOUGHT_MARKS = (
 )
 # Marks of further models: a tag or a special token that is named after thinking, with words before and behind.
 _THINKS = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection)"
-_TAG_NAME = rf"(?:\w+[:_-])?(?:ant)?{_THINKS}(?:[:_-]\w+)?"
+_TAG_NAME = rf"(?:\w{{1,40}}[:_-])?(?:ant)?{_THINKS}(?:[:_-]\w{{1,40}})?"
 _OPENS = re.compile(
     rf"(?<!`)(?:<\s*{_TAG_NAME}\s*>|<\|(?:(?:start|begin)[_▁](?:of[_▁])?)?{_THINKS}(?:_(?:start|begin))?\|>|"
     + "|".join(re.escape(opening) for opening, _ in THOUGHT_MARKS)
@@ -60,7 +61,7 @@ def spoken(text: str) -> str | None:
     if first := _FIRST_TAG.match(text):
         closed = [*re.finditer(rf"[<\[]\|?(?:/|end\s){first[1] or first[2]}\|?[>\]]", text, re.IGNORECASE)]
         return _plain(text[closed[-1].end() :]) if closed else None
-    text = unicodedata.normalize("NFKC", text)  # marks of DeepSeek have wide bars
+    text = nfkc(text)  # marks of DeepSeek have wide bars
     # A prompt may hold the opening mark already, so the last closing one alone counts.
     text = text[end_of_thought(text) :]
     return None if _OPENS.search(text) else _plain(text)
@@ -85,4 +86,4 @@ def left_open(said: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return _SPECIAL.sub("", unicodedata.normalize("NFKC", text)).strip()
+    return _SPECIAL.sub("", nfkc(text)).strip()

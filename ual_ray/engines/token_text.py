@@ -3,8 +3,9 @@ r"""The visible text of a token, however a tokenizer or a server writes it: ' 7'
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Any
+
+from ual_ray.formatting import nfkc
 
 # SentencePiece's blank, and the blank, line break, carriage return and tab of byte-level BPE.
 _BLANKS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t"})
@@ -18,7 +19,7 @@ def plain(token: str) -> str:
     if whole := _BYTES.fullmatch(token):
         token = bytes.fromhex(whole[1].replace("\\x", "")).decode(errors="replace")
     text = _BYTE.sub(lambda found: chr(int(found[1], 16)), token).translate(_BLANKS)
-    return unicodedata.normalize("NFKC", text)
+    return nfkc(text)
 
 
 def visible(token: str) -> str:
@@ -29,7 +30,8 @@ def visible(token: str) -> str:
 def plain_entry(entry: dict[str, Any]) -> str:
     """Return the text of an entry of a server's log-probabilities; its bytes count before its token."""
     try:
-        text = bytes(entry["bytes"]).decode()
+        # Of a number bytes would make as many zeros.
+        text = bytes([*entry["bytes"]]).decode()
     except (KeyError, TypeError, ValueError):
         text = str(entry["token"])
     return plain(text) if visible(text) else plain(str(entry.get("token", "")))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray.config import EngineConfig
+from ual_ray.config.files import read_object
 from ual_ray.engines.compat_vllm import EXTENSION
 from ual_ray.engines.contract import EngineSpec
 from ual_ray.errors import UserError
@@ -51,7 +52,7 @@ def adapter_rank(adapter: str) -> int:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
         rank = max([int(given["r"]), *map(int, (given.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             "elicit.adapter is not a LoRA adapter",
             got=f"{file}: {error}",
@@ -72,8 +73,9 @@ def adapter_rank(adapter: str) -> int:
 def check_parallel(model: str, config: EngineConfig, key: str) -> None:
     """Raise UserError where tensor parallelism does not divide the attention heads of a local model; `key` names the model."""
     file = Path(model).expanduser() / "config.json"
-    given = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    heads = (given.get("text_config") or given).get("num_attention_heads")
+    given = read_object(file) or {}
+    text = given.get("text_config")
+    heads = (text if isinstance(text, dict) and text else given).get("num_attention_heads")
     if isinstance(heads, int) and heads % config.tensor_parallel:
         raise UserError(
             f"{key}: its attention heads cannot be shared by so many GPUs",

@@ -18,8 +18,6 @@ from itertools import product
 from os.path import commonprefix
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies
 from ual_ray.errors import UserError
 
@@ -106,7 +104,7 @@ class ChatRenderer:
         for given in _forms(messages, extras, self._in_parts):
             try:
                 text, spans = self._apply(given, options)
-            except (TemplateError, TypeError, AttributeError) as failed:
+            except Exception as failed:  # a template is code of the model's author, which may raise anything
                 error = error or ValueError(f"the chat template rejects the conversation: {failed}")
                 continue
             if lost := _dropped(text, messages, extras):
@@ -132,7 +130,7 @@ class ChatRenderer:
             try:
                 if word in self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True):
                     return parts
-            except (TemplateError, TypeError, AttributeError):
+            except Exception:  # noqa: S112 - tried again, and reported, where a conversation is rendered
                 continue
         return False
 
@@ -216,7 +214,7 @@ class ChatRenderer:
             if not text.startswith(before):
                 raise ValueError("the chat template does not continue its generation prompt with the reply")
             # The prompt opens a thought that the template leaves out of finished turns, but not what stood behind it.
-            rest = THOUGHT.sub("", text[len(before) :], count=1)
+            rest = _without_thought(text[len(before) :])
             rest = rest.lstrip("\n") if THOUGHT.match(messages[-1]["content"]) else rest
             text = f"{prompt}{thought}\n</think>\n\n{rest}"
         if thought not in text[len(prompt) :]:
@@ -288,6 +286,13 @@ def thought_of(message: Message) -> str:
     return (given or "").strip()
 
 
+def _without_thought(text: str) -> str:
+    """Leave out the first thought, and the white space around it: THOUGHT without its search from every blank."""
+    start = text.find("<think>")
+    end = text.find("</think>", start)
+    return text if min(start, end) < 0 else text[:start].rstrip() + text[end + len("</think>") :].lstrip()
+
+
 def _content(text: str, parts: bool) -> str | list[dict[str, str]]:
     return [{"type": "text", "text": text}] if parts else text
 
@@ -330,7 +335,7 @@ def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]])
     for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
         content = message["content"].strip()
         if message["role"] == "assistant" and content not in text:
-            content = THOUGHT.sub("", content, count=1).strip()
+            content = _without_thought(content).strip()
         contents[content] += 1
         if text.count(content) < contents[content]:
             return f"the content of turn {number} ({message['role']})"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
-from ual_ray.config.files import read_json
+from ual_ray.config.files import read_json, read_object
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.config.report import WIN_RATE
@@ -64,7 +64,7 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
 def read_findings(run_folder: Path) -> Findings:
     """Read what the run's report found. Raises UserError when there is no report."""
     file = run_folder / REPORT_FOLDER / FINDINGS_FILE
-    content = read_json(file)
+    content = read_object(file)
     if content is None:
         raise UserError("there is no report of a run", got=file, fix="give the output folder of a finished `ual run`")
     return Findings.from_dict(content)

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config
-from ual_ray.config.files import read_json, write_record, write_text
+from ual_ray.config.files import read_object, write_record, write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.data.fingerprint import fingerprint
@@ -48,7 +48,7 @@ class Workspace:
         """Raise UserError when the folder belongs to other data or another model, or contains unrelated files."""
         owner = _owner(config)
         path = self.root / OWNER_FILE
-        if (found := read_json(path, "restore it from a copy, or give another output=...")) is not None:
+        if (found := read_object(path, fix="restore it from a copy, or give another output=...")) is not None:
             changed = {key: f"{found.get(key)!r} there, {owner[key]!r} now" for key in owner if found.get(key) != owner[key]}
             if changed:
                 raise UserError(

@@ -10,6 +10,7 @@ An interrupted stage finds its folder as it left it.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
-from ual_ray.config.files import read_json, write_record, write_text
+from ual_ray.config.files import read_object, write_record, write_text
 from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
 from ual_ray.config.redact import redact_values
 from ual_ray.errors import UserError
@@ -34,6 +35,7 @@ STARTED_FILE = "started.json"
 DONE_FILE = "done.json"
 
 NEWEST_FILE = "newest"
+PART_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\x00]{1,60}")
 
 LOCK_FILE = ".lock"
 # In a row store whose rows before were forgotten.
@@ -65,7 +67,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
     key = stage_digest(inputs)
     if force:
         _empty(folder)
-    started_as = read_json(folder / STARTED_FILE)
+    started_as = read_object(folder / STARTED_FILE, "digest", "inputs")
     if started_as is not None and started_as["digest"] != key:
         changed = list(_differences(redact_values(started_as["inputs"]), redact_values(_plain(inputs))))
         raise UserError(
@@ -73,7 +75,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
             got="; ".join(changed) or "a different layout of its rows",
             fix="give another --out, or --force to do it again from the start",
         )
-    if (done := read_json(folder / DONE_FILE)) is not None:
+    if (done := read_object(folder / DONE_FILE, "figures", "seconds")) is not None:
         return Done(folder, key, done["figures"], done["seconds"], reused=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder / STARTED_FILE, {"digest": key, "inputs": inputs})
@@ -114,9 +116,10 @@ def point_to(root: Path, folder: Path) -> None:
 
 
 def newest(root: Path) -> Path:
-    """Return the newest part of a folder; the folder itself where none is remembered."""
+    """Return the newest part of a folder; the folder itself where none, or no name, is remembered."""
     pointer = root / NEWEST_FILE
-    return root / pointer.read_text(errors="replace").strip() if pointer.is_file() else root
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    return root / name if PART_NAME.fullmatch(name) else root
 
 
 def stage_digest(inputs: Mapping[str, Any]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ual_ray.config.files import read_json, write_record
+from ual_ray.config.files import read_object, write_record
 
 RUN_FILE = "mlflow_run.json"
 
 
 def read_run(folder: Path, uri: str) -> dict[str, Any]:
     """Return `local_id` and `run_id` of a folder's run in the store `uri` (without secrets); empty when there is none."""
-    found = read_json(folder / RUN_FILE) or {}
+    found = read_object(folder / RUN_FILE, "uri", "local_id") or {}
     return found if found.get("uri") == uri else {}
 
 
@@ -35,6 +35,6 @@ def write_run(folder: Path, uri: str, local_id: str, run_id: str | None) -> None
 
 def resolve_run(folder: Path, local_id: str, run_id: str) -> None:
     """Add MLflow's id, unless the folder has been emptied or given to another run since."""
-    found = read_json(folder / RUN_FILE) or {}
+    found = read_object(folder / RUN_FILE, "uri", "local_id") or {}
     if found.get("local_id") == local_id:
         write_run(folder, found["uri"], local_id, run_id)

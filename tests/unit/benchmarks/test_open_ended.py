@@ -30,6 +30,7 @@ def assistant(text: str) -> Message:
             {"instruction": "i", "dataset": "oasst", "output_reference": "r", "output_candidate": "c"},
             Question([user("i")], "oasst", reference="r"),
         ),
+        ({"turns": "ab"}, Question([user("ab")], "file")),
         ({"turns": ["a", "b"], "category": "writing"}, Question([user("a"), user("b")], "writing")),
         (
             {"turns": ["a", "b"], "category": "math", "reference": ["r1", "r2"]},
