@@ -38,6 +38,7 @@ BETTER = {
     "distance": "lower",
     "memory": "lower",
     "time": "lower",
+    "failure": "lower",
     "before": "lower",
     "after": "lower",
     "equal": "equal",
