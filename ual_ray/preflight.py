@@ -25,7 +25,7 @@ from ual_ray.elicit.nli import check_nli_model
 from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
-from ual_ray.models.resolve import check_model, parameter_count
+from ual_ray.models.resolve import check_found, parameter_count
 from ual_ray.run import StageName
 from ual_ray.train.estimate.state import least_bytes
 from ual_ray.train.mixture import check_names
@@ -46,7 +46,7 @@ def check(
     """
     seen = check_data(config.data) if "elicit" in stages else None
     if stages & {"train", "evaluate"}:
-        check_model(config.model, "model")
+        check_found(config.model, "model")
     if "elicit" in stages:
         check_elicitor(config)
     if "train" in stages:
@@ -96,14 +96,14 @@ def check_elicitor(config: Config) -> None:
         right = sum(labels.values())
         check_labels(right, len(labels) - right, elicit.calibrate_with)
     if elicit.embedding_model is not None:
-        check_model(elicit.embedding_model, "elicit.embedding_model")
+        check_found(elicit.embedding_model, "elicit.embedding_model")
     if elicit.nli_model is not None:
-        check_model(elicit.nli_model, "elicit.nli_model")
+        check_found(elicit.nli_model, "elicit.nli_model")
         check_nli_model(elicit.nli_model)
     if config.engine.remote:
         REMOTE_ENGINES[config.engine.kind].check(config.engine, elicit.model)
         return
-    check_model(elicit.model, "elicit.model")
+    check_found(elicit.model, "elicit.model")
     check_parallel(elicit.model, config.engine, "elicit.model")
     if elicit.adapter is not None:
         adapter_rank(elicit.adapter)
@@ -141,7 +141,7 @@ def check_judge(config: Config) -> None:
         if config.engine.remote:
             REMOTE_ENGINES[config.engine.kind].check(config.engine, model)
         else:
-            check_model(model, "judge.model" if model == config.judge.model else "judge.more_models")
+            check_found(model, "judge.model" if model == config.judge.model else "judge.more_models")
 
 
 def check_train(train: TrainConfig) -> None:

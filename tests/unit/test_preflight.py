@@ -202,12 +202,12 @@ def test_a_server_is_asked_and_its_model_is_not_looked_for_here(monkeypatch: pyt
 def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     seen: list[str] = []
-    for name in ("check_data", "check_model", "check_elicitor", "check_memory"):
+    for name in ("check_data", "check_found", "check_elicitor", "check_memory"):
         monkeypatch.setattr(preflight, name, lambda *given, name=name: seen.append(name))
     for stages, expected in (
         ({"elicit"}, ["check_data", "check_elicitor", "check_memory"]),
-        ({"train"}, ["check_model", "check_memory"]),
-        (ALL, ["check_data", "check_model", "check_elicitor", "check_memory"]),
+        ({"train"}, ["check_found", "check_memory"]),
+        (ALL, ["check_data", "check_found", "check_elicitor", "check_memory"]),
     ):
         seen.clear()
         check(Config(), frozenset(stages))
@@ -216,7 +216,7 @@ def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     check(load(None, ["runtime.address=auto"]), frozenset({"train"}))  # the memory of this machine says nothing
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check(Config(), frozenset({"train"}))
-    assert seen == ["check_model"] * 2
+    assert seen == ["check_found"] * 2
 
 
 def test_a_benchmark_without_a_path_needs_rows(tmp_path: Path) -> None:

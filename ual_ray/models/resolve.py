@@ -91,6 +91,26 @@ def check_model(name: str, key: str = "model") -> None:
         )
 
 
+def check_found(name: str, key: str) -> None:
+    """Raise UserError for what `check_model` refuses, and for a hub name whose model is neither in the cache nor on the hub."""
+    check_model(name, key)
+    if name == DEMO or Path(name).expanduser().is_dir():
+        return
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{key}: the hub gives no such model",
+            got=f"{name}: {error}",
+            expected="a directory, 'demo', or the hub name of a model that this machine can download",
+            fix="check the name, the network and, for a gated model, HF_TOKEN; `ual doctor` checks all three",
+        ) from error
+
+
 def model_fingerprint(name: str) -> str:
     """Identify a model's weights: a local directory by the content of its files, whatever their times, others by name.
 

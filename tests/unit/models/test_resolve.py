@@ -7,13 +7,23 @@ import os
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from ual_ray.errors import UserError
 from ual_ray.models import resolve
-from ual_ray.models.resolve import DEMO_NAME, cache_folder, check_model, model_fingerprint, parameter_count, resolve_model
+from ual_ray.models.resolve import (
+    DEMO_NAME,
+    cache_folder,
+    check_found,
+    check_model,
+    model_fingerprint,
+    parameter_count,
+    resolve_model,
+)
 
 
 def model_directory(folder: Path, weights: str = "model.safetensors") -> Path:
@@ -26,6 +36,18 @@ def model_directory(folder: Path, weights: str = "model.safetensors") -> Path:
 def test_a_directory_that_is_not_there(name: str) -> None:
     with pytest.raises(UserError, match=rf"(?s)elicit\.model: the directory does not exist.*{name}.*'demo'"):
         check_model(name, "elicit.model")
+
+
+def test_a_hub_name_that_is_neither_in_the_cache_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"(?s)judge\.model: the hub gives no such model.*got: nobody/none: .*HF_TOKEN"):
+        check_found("nobody/none", "judge.model")
+
+
+def test_a_hub_name_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file))
+    check_found("owner/cached", "model")
 
 
 @pytest.mark.parametrize("name", ["two words", "-x", "a/b?", "ends."])
