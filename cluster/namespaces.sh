@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A cluster of several machines on this one (Linux, root): a Ray head, WORKERS workers (default 2) and an MLflow server:
-#   bash cluster/namespaces.sh start [WORKERS] [--shared FOLDER] [--read-only PATH]...
+#   bash cluster/namespaces.sh start [WORKERS] [--s3] [--shared FOLDER] [--read-only PATH]...
 #   bash cluster/namespaces.sh run ual submit -c CONFIG tracking.uri=http://10.77.0.250:5000 output=FOLDER/first
 #   bash cluster/namespaces.sh status | stop
 # Environment: RAY (default: the `ray` of this environment), UAL_CPUS_PER_NODE (of each worker; the head has none),
@@ -10,6 +10,7 @@ set -euo pipefail
 # Each node has an address, a loopback, a host name, processes, shared memory, a /tmp and a home of its own. The rest of the
 # disk is this machine's, read-only, as if it were the image that all machines were started from.
 # --shared: what all of them write to, under the same path. Without it they share nothing, and output has to be a bucket.
+# --s3: an object store in memory (moto's server) at http://10.77.0.251:9000, with the bucket `runs`.
 # --read-only: inputs below /tmp, such as models; elsewhere they can be read anyway.
 # `run`: a command on this machine's disk and on the nodes' network, as on a user's machine.
 # The network is not this machine's: it lives in a namespace of its own, and nothing leads out of it. No interface, address or
@@ -20,6 +21,7 @@ STATE=${UAL_NODES_STATE:-/tmp/ual_ray_nodes}
 NETWORK=10.77.0
 HEAD_IP=$NETWORK.2
 MLFLOW_IP=$NETWORK.250
+STORE_IP=$NETWORK.251
 JOB_SERVER=http://$HEAD_IP:8265
 WORKER_CPUS=${UAL_CPUS_PER_NODE:-3} # one for an actor or a rank, two for Ray Data's own tasks
 OBJECT_STORE_BYTES=${UAL_OBJECT_STORE_BYTES:-1000000000}
@@ -29,12 +31,13 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$HERE/processes.sh"
 
 usage() {
-  refuse "usage: bash cluster/namespaces.sh start [WORKERS] [--shared FOLDER] [--read-only PATH]... | run COMMAND... | status | stop"
+  refuse "usage: bash cluster/namespaces.sh start [WORKERS] [--s3] [--shared FOLDER] [--read-only PATH]..." \
+    "| run COMMAND... | status | stop"
 }
 
 names() { # what runs, the network last: it is what the others are connected to
   local file
-  for file in "$STATE"/head.pid "$STATE"/worker-*.pid "$STATE"/mlflow.pid "$STATE"/network.pid; do
+  for file in "$STATE"/head.pid "$STATE"/worker-*.pid "$STATE"/mlflow.pid "$STATE"/store.pid "$STATE"/network.pid; do
     [[ -e $file ]] && basename "$file" .pid
   done
   return 0
@@ -101,13 +104,18 @@ inside() { # NAME ADDRESS COMMAND...: the first process of a node
 }
 
 start() {
-  local workers=2 name mounts=()
+  local workers=2 store='' name mounts=() needed=(ip nsenter unshare findmnt "$RAY")
   while (($#)); do
     case $1 in
       --shared | --read-only)
         [[ ${2:-} == /* && -d $2 ]] || refuse "$1 takes the absolute path of a folder; got ${2:-nothing}"
         if [[ $1 == --shared ]]; then mounts+=("rw $2"); else mounts+=("ro $2"); fi
         shift 2
+        ;;
+      --s3)
+        store=yes
+        needed+=("$(dirname "$(command -v "$RAY")")/moto_server" curl)
+        shift
         ;;
       *)
         [[ $1 =~ ^[1-9][0-9]?$ ]] || usage
@@ -117,8 +125,9 @@ start() {
     esac
   done
   ((EUID == 0)) || refuse "namespaces need root: sudo bash cluster/namespaces.sh start"
-  for name in ip nsenter unshare findmnt "$RAY"; do
-    command -v "$name" >/dev/null || refuse "no such command: $name (ip is in iproute2, the rest in util-linux; RAY=/path/to/ray)"
+  for name in "${needed[@]}"; do
+    command -v "$name" >/dev/null \
+      || refuse "no such command: $name (ip is in iproute2, moto_server in moto[server], most in util-linux; RAY=/path/to/ray)"
   done
   for name in $(names); do
     ! is_alive "$name" || refuse "these nodes are running already ($name, $STATE); to end them: bash cluster/namespaces.sh stop"
@@ -133,7 +142,7 @@ start() {
   trap stop EXIT # whatever fails on the way, nothing stays
   set_variables
   start_network
-  start_services "$workers"
+  start_services "$workers" "$store"
   trap - INT TERM EXIT
   status
 }
@@ -146,10 +155,11 @@ set_variables() { # of Ray, its jobs and MLflow, on every node
   unset RAY_ADDRESS
 }
 
-start_services() { # WORKERS
+start_services() { # WORKERS STORE: whether there is one
   local number ray=("$RAY" start --block --object-store-memory="$OBJECT_STORE_BYTES" --disable-usage-stats --log-color=false)
   launch mlflow "$MLFLOW_IP" mlflow server --host "$MLFLOW_IP" --allowed-hosts "$MLFLOW_IP:5000" --workers 1 \
     --backend-store-uri sqlite:////tmp/mlflow.db --artifacts-destination /tmp/artifacts
+  [[ -z $2 ]] || launch store "$STORE_IP" moto_server -H "$STORE_IP" -p 9000
   launch head "$HEAD_IP" "${ray[@]}" --head --node-ip-address="$HEAD_IP" --num-cpus=0 --dashboard-host="$HEAD_IP"
   wait_for head "it runs" grep -q "Ray runtime started" "$STATE/head.log"
   for ((number = 1; number <= $1; number++)); do
@@ -161,6 +171,7 @@ start_services() { # WORKERS
   done
   wait_for head "its job server answers" in_network "$RAY" job list --address "$JOB_SERVER"
   wait_for mlflow "it answers" in_network bash -c "exec 3<>/dev/tcp/$MLFLOW_IP/5000"
+  [[ -z $2 ]] || wait_for store "it has a bucket" in_network curl --fail --silent --request PUT "http://$STORE_IP:9000/runs"
 }
 
 worker_ip() { echo "$NETWORK.$(($1 + 2))"; } # NUMBER
@@ -169,6 +180,7 @@ address_of() { # NAME
   case $1 in
     head) echo $HEAD_IP ;;
     mlflow) echo $MLFLOW_IP ;;
+    store) echo $STORE_IP ;;
     network) echo $NETWORK.1 ;;
     worker-*) worker_ip "${1#worker-}" ;;
   esac
