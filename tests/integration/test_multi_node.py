@@ -21,6 +21,15 @@ SCRIPT = Path(__file__).parents[2] / "cluster" / "namespaces.sh"
 NAMESPACES = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
 # Of the three CPUs of a node, so that two of anything are on two nodes.
 EACH_ON_A_NODE_OF_ITS_OWN = ["engine.cpus_per_actor=2", "engine.min_actors=2", "engine.max_actors=2", "train.cpus_per_worker=2"]
+TRACKED = "tracking.uri=http://10.77.0.250:5000"
+# Given to jobs by `--env`: the nodes are started without.
+OF_THE_STORE = {
+    "AWS_ENDPOINT_URL": "http://10.77.0.251:9000",
+    "AWS_ACCESS_KEY_ID": "user",
+    "AWS_SECRET_ACCESS_KEY": "password",
+    "AWS_REGION": "us-east-1",
+}
+COPY = "import sys, pyarrow.fs; pyarrow.fs.copy_files(sys.argv[1], sys.argv[2])"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -44,28 +53,49 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_cluster(tiny_model: Path, rows_file: Path, shared: Path) -> Iterator[Run]:
-    """Start a head, two workers and an MLflow server; run commands on their network; end them."""
-    environment = os.environ | {
-        "RAY": str(Path(sys.executable).with_name("ray")),
-        # Ray's sockets lie below it, and the path of a socket may have 107 characters.
-        "UAL_NODES_STATE": tempfile.mkdtemp(prefix="ual"),
-    }
+def nodes() -> Path:
+    """Make the folder of what the nodes have for themselves, each in one of its own."""
+    # Ray's sockets lie below it, and the path of a socket may have 107 characters.
+    return Path(tempfile.mkdtemp(prefix="ual"))
+
+
+@pytest.fixture(scope="module")
+def on_cluster(tiny_model: Path, rows_file: Path, shared: Path, nodes: Path) -> Iterator[Run]:
+    """Start a head, two workers, an MLflow server and an object store; run commands on their network; end them."""
+    environment = os.environ | {"RAY": str(Path(sys.executable).with_name("ray")), "UAL_NODES_STATE": str(nodes)}
 
     def call(*arguments: object, timeout: float = 480) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(SCRIPT), *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        variables = environment | (OF_THE_STORE if arguments[0] == "run" else {})
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout)
 
     # The nodes have a /tmp of their own, in which a clone of the repository or its environment may lie.
     code = (path for path in {SCRIPT.parents[1], Path(sys.prefix)} if path.is_relative_to("/tmp"))  # noqa: S108
     inputs = [part for path in (tiny_model, rows_file.parent, *code) for part in ("--read-only", path)]
     try:
-        started = call("start", 2, "--shared", shared, *inputs, timeout=240)
+        started = call("start", 2, "--s3", "--shared", shared, *inputs, timeout=240)
         assert started.returncode == 0, started.stdout + started.stderr
         yield lambda *command: call("run", *command)
     finally:
         stopped = call("stop", timeout=60)
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+@pytest.fixture(scope="module")
+def settings(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Configure a pipeline of one arm."""
+    config = tmp_path_factory.mktemp("config") / "one_arm.yaml"
+    config.write_text("arms: {ual: {map: mean_matched}}\nevaluate: {calibration: {enabled: false}}\n")
+    return ["-c", config, *small]
+
+
+@pytest.fixture(scope="module")
+def here(ual: Any, settings: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run it on this machine alone."""
+    output = tmp_path_factory.mktemp("here") / "local"
+    done = ual("run", *settings, f"output={output}")
+    assert done.code == 0, done.output
+    return output
 
 
 def nodes_of(on_cluster: Run, name: str) -> set[str]:
@@ -79,31 +109,53 @@ def columns_of(folder: Path, *names: str) -> dict[str, Any]:
     return read_table(folder).sort_by(col.ID).select([col.ID, *names]).to_pydict()
 
 
-def test_a_run_over_several_machines_equals_that_of_one(
-    on_cluster: Run, ual: Any, small: list[str], shared: Path, tmp_path: Path
-) -> None:
+def submit(on_cluster: Run, *arguments: object) -> None:
+    """Submit a job with one actor and one rank on every node, and wait until it has succeeded."""
+    command = [sys.executable, "-m", "ual_ray", "submit", *arguments, *EACH_ON_A_NODE_OF_ITS_OWN, TRACKED]
+    done = on_cluster(*command)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0 and "SUCCEEDED" in printed, printed
+
+
+def check_equal(several: Path, one: Path) -> None:
+    """Compare scores, alphas, weights and which questions were answered of two runs."""
     from safetensors.numpy import load_file
 
-    config = tmp_path / "one_arm.yaml"
-    config.write_text("arms: {ual: {map: mean_matched}}\nevaluate: {calibration: {enabled: false}}\n")
-    arguments = ["-c", config, *small]
-    server = "tracking.uri=http://10.77.0.250:5000"
-    submitted = on_cluster(
-        *(sys.executable, "-m", "ual_ray", "submit", *arguments, *EACH_ON_A_NODE_OF_ITS_OWN, server, f"output={shared / 'run'}")
-    )
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "SUCCEEDED" in submitted.stdout + submitted.stderr
+    for pattern, names in (
+        ("elicit/*/scored", [col.UNCERTAINTY]),
+        ("arms/ual/smooth/*/smoothed.parquet", [col.ALPHA]),
+        ("arms/ual/evaluate/*/results", [col.BENCHMARK, col.STATUS]),
+    ):
+        found, expected = (columns_of(next(output.glob(pattern)), *names) for output in (several, one))
+        assert found == expected and len(expected[col.ID]) > 1, pattern
+    weights, expected = (load_file(next(output.glob("arms/ual/train/*/model/model.safetensors"))) for output in (several, one))
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(weights[name], tensor, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_run_over_several_machines_equals_that_of_one(
+    on_cluster: Run, settings: list[object], here: Path, shared: Path
+) -> None:
+    submit(on_cluster, *settings, f"output={shared / 'run'}")
     assert len(nodes_of(on_cluster, "TrainWorker")) == 2
     assert len(nodes_of(on_cluster, "MapWorker")) == 2
     tracked = on_cluster("curl", "--silent", "http://10.77.0.250:5000/api/2.0/mlflow/registered-models/search")
     assert "ual-ual" in tracked.stdout
+    check_equal(shared / "run", here)
 
-    local = ual("run", *arguments, f"output={tmp_path / 'local'}")
-    assert local.code == 0, local.output
-    one, several = tmp_path / "local", shared / "run"
-    for pattern, names in (("elicit/*/scored", [col.UNCERTAINTY]), ("arms/ual/smooth/*/smoothed.parquet", [col.ALPHA])):
-        assert columns_of(next(several.glob(pattern)), *names) == columns_of(next(one.glob(pattern)), *names)
-    weights, expected = (load_file(next(folder.glob("arms/ual/train/*/model/model.safetensors"))) for folder in (several, one))
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_allclose(weights[name], tensor, rtol=0, atol=1e-6, err_msg=name)
+
+def test_machines_that_share_no_folder_need_a_bucket_alone(
+    on_cluster: Run, settings: list[object], here: Path, nodes: Path, tmp_path: Path
+) -> None:
+    names = [part for name in OF_THE_STORE for part in ("--env", name)]
+    submit(on_cluster, *settings, *names, "output=s3://runs/first")
+    fetched = on_cluster(sys.executable, "-c", COPY, "s3://runs/first", tmp_path / "run")
+    assert fetched.returncode == 0, fetched.stderr
+    check_equal(tmp_path / "run", here)
+    homes = {node: nodes / node / "tmp" / "home" / ".cache" / "ual_ray" for node in ("head", "worker-1", "worker-2")}
+    assert {node for node, home in homes.items() if (home / "outputs").exists()} == {"head"}
+    for worker in ("worker-1", "worker-2"):
+        copied = {file.name for file in homes[worker].rglob("*") if file.is_file()}
+        assert {"model.safetensors", "smoothed.parquet"} <= copied, f"{worker} has what its actor and its rank read"
+        assert not list(homes[worker].glob("copies/*/written-*")), "what was sent is removed"

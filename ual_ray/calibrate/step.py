@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,16 +136,22 @@ def _probe(job: ProbeJob, cores: float, given: Probe | None) -> dict[str, Any]:
     import torch
 
     from ual_ray.calibrate.stage import probe
+    from ual_ray.run.machines import output_folder
 
     torch.set_num_threads(max(1, int(cores)))
-    seen, total = Path(job.folder) / PROGRESS_FILE, 0
+    output, seen, total = output_folder(), Path(job.folder) / PROGRESS_FILE, 0
 
     def count(tokens: int) -> None:
         nonlocal total
         total += tokens
-        write_text(seen, str(total))
+        output.call(write_text, seen, str(total))
 
-    return (given or probe)(job, count)
+    read: dict[str, Any] = {
+        name: str(output.fetched(Path(path))) for name in ("rows", "results") if (path := getattr(job, name))
+    }
+    with output.writing(Path(job.folder)) as folder:
+        own = replace(job, model=output.fetched_model(job.model), folder=str(folder), **read)
+        return (given or probe)(own, count)
 
 
 def _tokens_seen(file: Path) -> int:

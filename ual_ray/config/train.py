@@ -213,7 +213,8 @@ class TrainConfig(Section):
         None,
         affects="",
         names="storage",
-        description="checkpoint storage: path or URI that every node can write; null = the output folder",
+        description="checkpoint storage: path or URI that every node can write; null = the output folder, "
+        "of a URI on a cluster next to it",
     )
     grace_seconds: float = key(30, ge=0, affects="", description="time to save a checkpoint after SIGTERM, in seconds")
     max_dropped_share: Share = key(

@@ -44,12 +44,6 @@ class RowSource(Datasource):
         ]
 
 
-def read_rows(pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> ray.data.Dataset:
-    """Make a lazy data set of the rows of the named splits."""
-    source = RowSource(pieces, plan, splits, claims, monitor)
-    return ray.data.read_datasource(source, override_num_blocks=len(pieces))
-
-
 def _read(
     piece: Piece, number: int, *, plan: ReadOptions, splits: tuple[str, ...], claims: Any, monitor: Any
 ) -> Iterator[pa.Table]:

@@ -25,6 +25,7 @@ from ual_ray.config.files import read_json, write_json
 from ual_ray.elicit.replies import Kept, index_key, is_reply_to
 from ual_ray.engines.row_store import RowStore, again
 from ual_ray.parquet import RowFiles, naming_damage, open_file
+from ual_ray.run.machines import output_folder
 
 # Next to a store's rows: whom they asked.
 ASKED_FILE = "asked.json"
@@ -152,7 +153,7 @@ def _index(file: Path, number: int) -> pa.Table | None:
 @lru_cache(FILES_IN_MEMORY)
 def _replies_in(file: str) -> pa.Array | None:
     try:
-        return RowFiles([Path(file)], fix=again).to_table([col.REPLIES])[col.REPLIES].combine_chunks()
+        return RowFiles([output_folder().fetched(Path(file))], fix=again).to_table([col.REPLIES])[col.REPLIES].combine_chunks()
     except FileNotFoundError:
         logger.warning("%s was removed; its replies are asked for again", file)
         return None

@@ -11,6 +11,7 @@ import ray
 
 from ual_ray.elicit.known import KnownReplies, find_known
 from ual_ray.elicit.replies import Kept
+from ual_ray.run.machines import here
 
 
 class Shared:
@@ -30,7 +31,7 @@ class Shared:
 
     @cached_property
     def _reference(self) -> Any:
-        return ray.remote(find_known).remote(*self._wanted)
+        return ray.remote(find_known).options(**here()).remote(*self._wanted)
 
     @cached_property
     def _known(self) -> KnownReplies:

@@ -18,16 +18,17 @@ from ual_ray.config import Config
 from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions, check_splits
 from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.peek import DataPeek
-from ual_ray.data.ray_source import read_rows
+from ual_ray.data.ray_source import RowSource
 from ual_ray.elicit.assemble import Assembly
 from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows, needed
 from ual_ray.elicit.shared import Shared
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.monitor import Limits
-from ual_ray.engines.pool import PoolJob, map_rows, on_this_node, pool_size
+from ual_ray.engines.pool import PoolJob, map_rows, pool_size
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
+from ual_ray.run.machines import here, on_this_node, read_source
 from ual_ray.run.progress import Meter
 
 # What to do about the commonest kind of rows without a score.
@@ -61,14 +62,14 @@ def elicit(
     # The status of a stored row is about the uncertainty that was configured when it was measured.
     failed = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))
     claims = on_this_node(Deduplicator)
-    read = partial(read_rows, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
+    source = partial(RowSource, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
     started = time.monotonic()
     expected = expected_rows(config, seen)
-    map_rows(read, expected, job, meter, limits, failed)
+    map_rows(lambda monitor: read_source(source(monitor), len(seen.pieces)), expected, job, meter, limits, failed)
     scoring_seconds, rate = time.monotonic() - started, meter.rate()
     duplicates = ray.get(claims.duplicates.remote())
     ray.kill(claims)
-    figures = ray.get(ray.remote(num_cpus=1)(Assembly.run).remote(Assembly(folder, store, settings)))
+    figures = ray.get(ray.remote(Assembly.run).options(**here()).remote(Assembly(folder, store, settings)))
     check(config, figures, folder)
     return figures | {
         col.STORE: os.path.relpath(store_folder, folder),

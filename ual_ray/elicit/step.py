@@ -22,6 +22,7 @@ from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
 from ual_ray.plots import scores as plots
+from ual_ray.run.machines import here
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
 from ual_ray.run.step import (
@@ -125,11 +126,13 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     run.metrics(metrics)
     run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
     # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
-    scored = ray.get(ray.remote(content_digest).remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
+    hashed = ray.remote(content_digest).options(**here())
+    scored = ray.get(hashed.remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
     prompts = ", ".join(metrics["prompt_hashes"])
     run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
     if config.tracking.traces:
-        run.traces(lambda: ray.get(ray.remote(sampled_traces).remote(config, folder / col.SCORED_FOLDER, store, asked)))
+        sampled = ray.remote(sampled_traces).options(**here())
+        run.traces(lambda: ray.get(sampled.remote(config, folder / col.SCORED_FOLDER, store, asked)))
     return metrics
 
 

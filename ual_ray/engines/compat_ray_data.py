@@ -17,10 +17,16 @@ from ray.data._internal.execution.backpressure_policy import (
     BackpressurePolicy,
 )
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_filter import (
+    IdColumnCheckpointManager,
+    _clean_pending_checkpoints_task,
+    convert_and_sort_checkpointed_ids,
+)
 from ray.data.checkpoint.checkpoint_writer import PENDING_CHECKPOINT_SUFFIX
 from ray.data.context import AutoscalingConfig
 
 from ual_ray import columns as col
+from ual_ray.parquet import RowFiles
 
 PENDING_SUFFIX = f"{PENDING_CHECKPOINT_SUFFIX}.parquet"
 WRITE_OPERATOR = "Write"
@@ -52,9 +58,27 @@ class WriteFirst(BackpressurePolicy):
         return unwritten < self._data_context.get_config(_MAX_UNWRITTEN)
 
 
+class DriverCheckpoint(IdColumnCheckpointManager):
+    """Cleans up after a crash and reads finished ids in the driver: Ray Data has tasks on any machine do it."""
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[Any, int]:
+        """Return a reference to the sorted ids, and their bytes; None and 0 without any."""
+        folder, local = self.checkpoint_path_unwrapped, self.filesystem
+        _clean_pending_checkpoints_task._function(folder, local, str(data_file_dir), data_file_filesystem or local)
+        files = sorted(Path(folder).glob("*.parquet"))
+        if not files:
+            return None, 0
+        ids = RowFiles(files).to_table([self.id_column])
+        ordered, size = convert_and_sort_checkpointed_ids._function(ids, self.id_column)
+        return ray.put(ordered), size
+
+
 @contextmanager
-def checkpointing(checkpoint: Path, max_unwritten: int) -> Iterator[None]:
-    """Configure the data sets made in the block: skip and record finished ids, small blocks, `max_unwritten` blocks at most."""
+def checkpointing(checkpoint: Path, max_unwritten: int, *, by_driver: bool = False) -> Iterator[None]:
+    """Configure the data sets made in the block: skip and record finished ids, small blocks, `max_unwritten` blocks at most.
+
+    by_driver: the driver reads the finished ids, whose files no other machine sees.
+    """
     context = ray.data.DataContext.get_current()
     block_size, autoscaling = context.target_max_block_size, context.autoscaling_config
     context.target_max_block_size = BYTES_PER_BLOCK
@@ -66,7 +90,10 @@ def checkpointing(checkpoint: Path, max_unwritten: int) -> Iterator[None]:
     context.set_config(_MAX_UNWRITTEN, max_unwritten)
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WriteFirst])
     context.checkpoint_config = CheckpointConfig(
-        id_column=col.ID, checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
+        id_column=col.ID,
+        checkpoint_path=str(checkpoint),
+        delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=DriverCheckpoint if by_driver else None,
     )
     try:
         yield

@@ -6,9 +6,14 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ual_ray.engines.row_store import RowStore
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +83,10 @@ class Monitor:
         key = f"elicit.max_quarantine_share = {self._limits.failed}"
         failed, total = self._counts.failed + self._failed_before, self._counts.rows + self._rows_before
         return self._check("without a result", failed, total, self._limits.failed, key)
+
+    def keep_failed(self, store: RowStore, rows: pa.Table) -> None:
+        """Add failed rows to a store, whose folder the driver's machine has."""
+        store.add_failed(rows)
 
     def _check(self, what: str, count: int, total: int, limit: float, key: str) -> str | None:
         if self._stop is None and total >= MIN_ROWS and count / total > limit:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute
 import ray
 from ray.data import ActorPoolStrategy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
@@ -35,6 +34,7 @@ from ual_ray.engines.monitor import Counts, Limits, Monitor
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.parquet import WRITING, checked, read_table
+from ual_ray.run.machines import TASKS, here, on_this_node, output_folder, read_files
 from ual_ray.run.progress import Meter, polled
 
 Row = dict[str, Any]
@@ -81,7 +81,10 @@ class EngineActor:
         self._metrics = EngineMetrics(type(job.task).__name__)
         self._batches = SharedLock()
         self._in_task = Lock()
-        engine = LateEngine(job.spec, self._loading) if job.late else make_engine(job.spec)
+        output, given = output_folder(), job.spec
+        adapter = given.adapter and output.fetched_model(given.adapter)
+        spec = replace(given, model=output.fetched_model(given.model), adapter=adapter)
+        engine = LateEngine(spec, self._loading) if job.late else make_engine(spec)
         self._engine = OverlappingEngine(engine, self._in_task)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -95,7 +98,7 @@ class EngineActor:
         reasons = [row.get(col.ERROR) or "unknown" for row in rows if row[col.STATUS] != col.STATUS_OK]
         self._monitor.scored.remote(len(rows), reasons)
         if failed := [row for row in rows if _is_engine_error(row)]:
-            self._job.store.add_failed(self._table(failed))
+            ray.get(self._monitor.keep_failed.remote(self._job.store, self._table(failed)))
         return self._table([row for row in rows if not _is_engine_error(row)])
 
     def _run(self, rows: list[Row]) -> list[Row]:
@@ -154,12 +157,6 @@ def end_children() -> None:
             child.kill()
 
 
-def on_this_node(actor: type, *arguments: Any) -> Any:
-    """Start an actor that lives and dies with the driver's machine and reserves no CPU."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor).remote(*arguments)
-
-
 def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     """Send the rows of a Parquet file that the store lacks, and read the results of all; with none to send, no model is loaded.
 
@@ -167,7 +164,7 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     """
     ids = read_table(file, [col.ID])[col.ID]
     if len(job.store.missing(ids)):
-        map_rows(lambda _: ray.data.read_parquet(checked(file), override_num_blocks=1), len(ids), job, meter)
+        map_rows(lambda _: read_files(checked(file)), len(ids), job, meter)
         job.store.check_complete(ids)
     return job.store.select(ids)
 
@@ -195,9 +192,9 @@ def map_rows(
     actors = pool_size(config, total)
     block = config.rows_per_block or block_size(total, actors, config.batch_size)
     before = store.count()
-    monitor = on_this_node(Monitor, limits, before, store.count(failed))
+    monitor, tasks = on_this_node(Monitor, limits, before, store.count(failed)), here()
     try:
-        with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors):
+        with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors, by_driver=bool(tasks)):
             results = (
                 read(monitor)
                 .repartition(target_num_rows_per_block=block)
@@ -218,7 +215,8 @@ def map_rows(
                 )
             )
             with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, before), seconds=1.0):
-                results.write_parquet(str(store.finished), **WRITING)
+                most = TASKS if tasks else None
+                results.write_parquet(str(store.finished), ray_remote_args=tasks, concurrency=most, **WRITING)
         stop = ray.get(monitor.stopped.remote())
     finally:
         ray.kill(monitor)

@@ -173,8 +173,17 @@ def _harness_in_a_task(session: Session, config: Config, name: str, tasks: Seque
     cores = engine.cpus_per_actor if engine.gpus_per_actor else cores_for_one(engine)
     # One call per process: vLLM gives its memory back at its process's end.
     options: dict[str, Any] = {"num_cpus": cores, "num_gpus": engine.gpus_per_actor or None, "max_calls": 1}
-    work = ray.remote(**options)(evaluate_with_harness)
+    work = ray.remote(**options)(_evaluate_on_this_node)
     return ray.get(work.remote(config, name, tasks, folder.resolve()))
+
+
+def _evaluate_on_this_node(config: Config, name: str, tasks: Sequence[str], folder: Path) -> dict[str, Any]:
+    from ual_ray.run.machines import output_folder
+
+    output = output_folder()
+    config = config.model_copy(update={"model": output.fetched_model(config.model)})
+    with output.writing(folder) as own:
+        return evaluate_with_harness(config, name, tasks, own)
 
 
 def _harness_version() -> str | None:

@@ -1,7 +1,7 @@
 """What a job takes along: its configuration, this package, and the local files that the configuration names.
 
-Files are data, prompts, labels and accelerate's settings. Folders are not uploaded: data sets of several files, models,
-adapters and the output folder must be on storage that every node of the cluster can access.
+Files are data, prompts, labels and accelerate's settings. Folders are not uploaded: data sets of several files, models
+and adapters must be on storage that every node of the cluster can access, and so must the output folder unless it is a URI.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pack(config: Config, folder: Path) -> Packed:
         raise UserError(
             "output is not an absolute path: it would be lost with the job's working directory",
             got=config.output,
-            expected=f"{SHARED_PATH}, or a URI (s3://...) for a cluster of one machine",
+            expected=f"{SHARED_PATH}, or a URI (s3://...)",
             fix="output=/shared/runs/...",
         )
     _check_paths(config)

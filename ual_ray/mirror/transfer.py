@@ -28,8 +28,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.columns import ADAPTER_FOLDER, MODEL_FOLDER
-from ual_ray.config.files import read_json, write_json
-from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE
+from ual_ray.config.files import read_json, write_json, write_text
+from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE, URI_FILE
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.mirror.changes import Version, changes, scan
@@ -130,6 +130,7 @@ class Mirror:
     def _alone(self) -> Iterator[None]:
         """Lock the working folder: a session of this folder that still counts as working, and holds no lock, is dead."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.root.parent / URI_FILE, self.remote.uri)
         lock = FileLock(self.root.parent / LOCK_FILE, timeout=0)
         try:
             lock.acquire()

@@ -7,16 +7,13 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
 
 from ual_ray.config import Config, EngineConfig, RuntimeConfig, TrainConfig
-from ual_ray.config.paths import WORKING_FOLDERS
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.models.resolve import cache_folder
 from ual_ray.run import StageName
 from ual_ray.run.terminal import end_on_sigterm
 
@@ -92,20 +89,6 @@ def _connect(address: str) -> str | None:
             expected="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
             fix="start the cluster (cluster/local.sh start), or unset runtime.address and RAY_ADDRESS",
         ) from error
-
-
-def check_one_machine(output: Path) -> None:
-    """Raise UserError where the output's URI is copied from a folder of this machine, and the cluster has other machines."""
-    if not output.is_relative_to((cache_folder() / WORKING_FOLDERS).absolute()):
-        return
-    machines = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-    if len(machines) > 1:
-        raise UserError(
-            "output is a URI, and the cluster has several machines: they would write to folders of their own",
-            got=f"{len(machines)} machines ({', '.join(machines[:5])})",
-            expected="one machine, with any number of GPUs; or a path on storage that all machines share",
-            fix="output=/shared/runs/..., or a cluster of one machine",
-        )
 
 
 def cores_for_one(engine: EngineConfig) -> float:

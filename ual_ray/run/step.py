@@ -62,7 +62,7 @@ class Place:
 class Cluster(ExitStack):
     """Leaves the Ray cluster at its end, if the command joined or started one.
 
-    free: the resources that nobody used when the command joined.
+    free: the resources that nobody used when the command joined. kept: by which other machines reach the output.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,7 @@ class Cluster(ExitStack):
         super().__init__()
         self.connected = False
         self.free: dict[str, float] = {}
+        self.kept: Any = None
         self.lock = threading.Lock()
 
 
@@ -91,22 +92,21 @@ class Session:
 
     def connect(self) -> None:
         """Start or join the Ray cluster, once, whichever thread is the first to need it."""
-        from ual_ray.run.cluster import check_one_machine
-
         with self.cluster.lock:
             if not self.cluster.connected:
                 self._connect()
                 self.cluster.connected = True
-            if self.tracker is not None:  # at every step, as a cluster may have grown since
-                check_one_machine(self.tracker.output)
 
     def _connect(self) -> None:
         from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster
+        from ual_ray.run.machines import keep_here
 
         if not self.config.runtime.address and (address := self.config.runtime.joined):
             self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
         if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
             self.say("cluster", f"Ray dashboard: {dashboard}")
+        if self.config.runtime.joined and self.tracker is not None:  # however many machines: a cluster may grow
+            self.cluster.kept = keep_here(self.tracker.output)
         for wait in check_cluster(self.config, self.stages):
             self.say("cluster", f"waiting for it to grow: {wait}")
         self.cluster.free = free_resources(self.config)

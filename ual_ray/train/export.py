@@ -26,6 +26,7 @@ from ual_ray.config.files import read_json, replacing, write_json
 from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import as_in_checkpoint, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
+from ual_ray.run.folder import HERE, Folder
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
 from ual_ray.train.model import SmoothedCausalLM
 from ual_ray.train.sharding import reshard
@@ -55,11 +56,14 @@ class Export:
     shard_bytes: int = SHARD_BYTES
 
 
-def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.ProcessGroup | None = None) -> None:
+def export(
+    model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.ProcessGroup | None = None, output: Folder = HERE
+) -> None:
     """Write safetensors, config, generation config, tokenizer with its chat template, and the card as README.md.
 
-    Every rank calls it with a folder that all of them see, and writes its share of the files, which are gathered first: so no
-    rank waits in a collective while another writes. Adapters are merged. group: for messages between ranks, None = all.
+    Every rank calls it with a folder that all of them see or reach by `output`, and writes its share of the files, which are
+    gathered first: so no rank waits in a collective while another writes. Adapters are merged. group: for messages between
+    ranks, None = all.
     """
     reshard(model)
     part = folder.with_name(folder.name + ".part")
@@ -67,37 +71,37 @@ def export(model: SmoothedCausalLM, settings: Export, folder: Path, group: dist.
     files = _files(weights, settings.shard_bytes)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     plan = {"files": files, "source": settings.source, "dtype": settings.dtype, "origin": settings.origin}
-    sums = _begin(part, plan, group)
+    sums = _begin(part, plan, group, output)
     missing = [file for file in files if file not in sums]
     for start in range(0, len(missing), ranks):
-        held: dict[str, Tensor] = {}
+        held, sum_of_mine = dict[str, Tensor](), dict[str, str]()
         for owner, file in enumerate(missing[start : start + ranks]):
             for name in files[file]:
                 tensor = weights.whole(name)
                 if owner == rank:
                     held |= as_in_checkpoint(model.model, name, tensor.cpu())
         if held:
-            _write(held, part / missing[start + rank])
+            with output.writing(part / missing[start + rank]) as mine:
+                _write(held, mine)
+                sum_of_mine = sums_of([mine])
         written: list[Sums] = [{}] * ranks
-        dist.all_gather_object(written, sums_of([part / missing[start + rank]] if held else []), group)
+        dist.all_gather_object(written, sum_of_mine, group)
         for own in written:
             sums |= own
         if rank == 0:
-            write_sums(part, sums)
+            output.call(write_sums, part, sums)
     if rank == 0:
         if len(files) > 1:
-            _write_index(part, files, sum(size for _, size in weights.sizes()))
-        _write_companions(model.model, settings, part)
-        (part / PLAN_FILE).unlink()
-        _add_sums(part, sums)
-        (part / CARD).write_text(settings.card, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+            output.call(_write_index, part, [*files], sum(size for _, size in weights.sizes()))
+        with output.writing(part) as mine:
+            mine.mkdir(exist_ok=True)
+            _write_companions(model.model, settings, mine)
+        output.call(_end, part, folder, sums, settings.card)
     dist.barrier(group)
 
 
 @torch.no_grad()
-def export_adapter(model: SmoothedCausalLM, source: str, folder: Path) -> None:
+def export_adapter(model: SmoothedCausalLM, source: str, folder: Path, output: Folder = HERE) -> None:
     """Write the adapters alone, in float32, as a directory that peft and vLLM load; every rank calls it, rank 0 writes.
 
     source: as in Export; the directory names it as the model that the adapters belong to.
@@ -111,12 +115,13 @@ def export_adapter(model: SmoothedCausalLM, source: str, folder: Path) -> None:
             if writes:
                 tensors[f"base_model.model.{name}.{part}.weight"] = tensor.cpu().contiguous()
     if writes:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _write(tensors, folder / ADAPTER_WEIGHTS)
-        # Last, and without it a folder is not an adapter.
-        write_adapter_settings(model.model, source, folder)
-        _add_sums(folder, {})
+        output.call(_empty, folder)
+        with output.writing(folder) as mine:
+            mine.mkdir(exist_ok=True)
+            _write(tensors, mine / ADAPTER_WEIGHTS)
+            # Last, and without it a folder is not an adapter.
+            write_adapter_settings(model.model, source, mine)
+            _add_sums(mine, {})
 
 
 class _Weights:
@@ -180,18 +185,32 @@ def _files(weights: _Weights, shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)}
 
 
-def _begin(part: Path, plan: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, str]:
+def _begin(part: Path, plan: dict[str, Any], group: dist.ProcessGroup | None, output: Folder) -> dict[str, str]:
     """Prepare the folder; return the files that an interrupted export of the same weights has finished, on every rank."""
-    found = [dict[str, str]()]
-    if dist.get_rank() == 0:
-        if plan["origin"] is not None and _interrupted(part) == plan:
-            found = [read_sums(part)]
-        else:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            write_json(part / PLAN_FILE, plan)
+    found = [output.call(_prepare, part, plan) if dist.get_rank() == 0 else dict[str, str]()]
     dist.broadcast_object_list(found, src=0, group=group)
     return found[0]
+
+
+def _prepare(part: Path, plan: dict[str, Any]) -> dict[str, str]:
+    if plan["origin"] is not None and _interrupted(part) == plan:
+        return read_sums(part)
+    _empty(part)
+    write_json(part / PLAN_FILE, plan)
+    return {}
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _end(part: Path, folder: Path, sums: Sums, card: str) -> None:
+    (part / PLAN_FILE).unlink()
+    _add_sums(part, sums)
+    (part / CARD).write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
 
 
 def _interrupted(part: Path) -> Any:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.fs
@@ -21,6 +21,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.models.resolve import resolve_model
+from ual_ray.run.folder import HERE, Folder, append
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A worker's inputs; all paths are on storage shared by all nodes. `lineage` goes into the model card.
+    """A worker's inputs; paths are on storage that all nodes share, or the driver's. `lineage` goes into the model card.
 
     arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own. first: local path
     of another training's checkpoint to start from. sources: Parquet of the rows' sources, with train.mixture.
@@ -116,12 +117,17 @@ def train_worker(
     storage: pyarrow.fs.FileSystem,
     root: str,
     preempted: Callable[[], bool] = lambda: False,
+    output: Folder = HERE,
 ) -> Outcome:
     """Run on every rank of a process group; checkpoints go to the folder `root` of `storage`.
 
-    `preempted` checks, on all ranks together, whether one of their nodes is about to be preempted. Raises UserError when the
-    model cannot be trained, or the checkpoints belong to another training run.
+    `preempted` checks, on all ranks together, whether one of their nodes is about to be preempted. output: reaches the job's
+    paths. Raises UserError when the model cannot be trained, or the checkpoints belong to another training run.
     """
+    read: dict[str, Any] = {
+        name: str(output.fetched(Path(path))) for name in ("tokens", "arm", "sources") if (path := getattr(job, name))
+    }
+    job = replace(job, **read)
     # The same on every rank: it determines the initial values of adapters.
     torch.manual_seed(job.seed)
     config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
@@ -140,11 +146,11 @@ def train_worker(
     optimizer = make_optimizer(model, config)
     checkpoints = Checkpoints(storage, root, config.keep_checkpoints, copies=not config.cpu_offload)
     progress = resume(checkpoints, model, optimizer, Progress(data.plan.digest, job.seed, lora_scale=scale_of(model)))
-    log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes)
-    interruptions = Interruptions(folder, preempted, votes=writes)
+    log = MetricsLog(folder / col.METRICS_FILE, progress.step, writes=writes, output=output)
+    interruptions = Interruptions(folder, preempted, votes=writes, output=output)
     ranks = RankReport(dist.get_rank(), dist.get_world_size(), device, system_metrics=job.system_metrics)
     batches = Prefetch(lambda step: [*data.batches(data.plan[step])], len(data.plan), pin=device.type == "cuda")
-    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks, batches)
+    training = Training(job, data, held_out, model, optimizer, checkpoints, log, interruptions, device, ranks, batches, output)
     if progress.step == 0:
         if job.first is not None:
             checkpoints.load_other(job.first, model, optimizer)
@@ -153,24 +159,30 @@ def train_worker(
     outcome, progress = training.run(progress)
     checkpoints.wait()
     if outcome.ending == "finished":
-        progress = export_model(job, model, path, checkpoints, log, progress)
+        progress = export_model(job, model, path, checkpoints, log, progress, output)
         outcome = replace(outcome, exported=progress.step)
     return outcome
 
 
 def export_model(
-    job: TrainingJob, model: SmoothedCausalLM, path: str, checkpoints: Checkpoints, log: MetricsLog, progress: Progress
+    job: TrainingJob,
+    model: SmoothedCausalLM,
+    path: str,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    progress: Progress,
+    output: Folder,
 ) -> Progress:
     """Write the model and its adapters, with the weights of the last step or of the best; return the progress of these."""
     config, folder = job.train, Path(job.folder)
     progress, origin = choose(checkpoints, model, progress, config)
     if config.lora.rank:
-        export_adapter(model, path, folder / col.ADAPTER_FOLDER)
+        export_adapter(model, path, folder / col.ADAPTER_FOLDER, output)
     if not config.lora.rank or config.lora.merge:
         card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
         dtype = "float32" if config.export_dtype == "auto" else config.export_dtype
         settings = Export(path, card, dtype, origin, job.trust_remote_code)
-        export(model, settings, folder / col.MODEL_FOLDER, checkpoints.group)
+        export(model, settings, folder / col.MODEL_FOLDER, checkpoints.group, output)
     return progress
 
 
@@ -189,6 +201,7 @@ class Training:
     device: torch.device
     ranks: RankReport
     batches: Prefetch
+    output: Folder = HERE
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, progress: Progress) -> tuple[Outcome, Progress]:
@@ -259,8 +272,7 @@ class Training:
         """Add the row ids of a step with a non-finite loss or gradient to a file; the weights are not updated."""
         file = Path(self.job.folder) / NON_FINITE_FILE
         if dist.get_rank() == 0:
-            with file.open("a", encoding="utf-8") as ids:
-                ids.writelines(f"{self.data.store.ids[row]}\n" for row in rows)
+            self.output.call(append, file, "".join(f"{self.data.store.ids[row]}\n" for row in rows))
         return Outcome(
             "non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {plural(len(rows), 'row')}: {file}"
         )

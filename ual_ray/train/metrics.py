@@ -15,6 +15,7 @@ from torch import nn
 from ual_ray.config import TrainConfig
 from ual_ray.config.files import write_lines
 from ual_ray.errors import UserError
+from ual_ray.run.folder import HERE, Folder, append
 from ual_ray.run.memory import peak_memory
 from ual_ray.train.gpus import peak_flops
 
@@ -105,25 +106,24 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
 class MetricsLog:
     """A file with one JSON line per step; the driver reads it for progress, MLflow and plots."""
 
-    def __init__(self, path: Path, finished_steps: int, *, writes: bool) -> None:
+    def __init__(self, path: Path, finished_steps: int, *, writes: bool, output: Folder = HERE) -> None:
         """Keep the lines up to the resumed step; drop those that a failed attempt wrote after its last checkpoint.
 
-        `writes`: whether this rank writes the file.
+        `writes`: whether this rank writes the file. output: reaches it.
         """
-        self._path, self._writes = path, writes
+        self._path, self._writes, self._output = path, writes, output
         if writes:
-            kept = [line for line in read_metrics(path) if finished_steps > 0 and line["step"] <= finished_steps]
-            write_lines(path, kept)
+            known = output.call(read_metrics, path)
+            output.call(write_lines, path, [line for line in known if finished_steps > 0 and line["step"] <= finished_steps])
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Append the metrics of a step."""
         if self._writes:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._output.call(append, self._path, json.dumps({"step": step, **metrics}) + "\n")
 
     def at(self, step: int) -> Metrics:
         """Read the metrics of a step; empty if none were written."""
-        return next((line for line in read_metrics(self._path) if line["step"] == step), {})
+        return next((line for line in self._output.call(read_metrics, self._path) if line["step"] == step), {})
 
 
 class MetricsReader:

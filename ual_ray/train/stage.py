@@ -21,6 +21,7 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
+from ual_ray.run.machines import checkpoints_uri, output_folder
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
@@ -229,7 +230,7 @@ def _trainer(job: TrainingJob, folder: Path) -> TorchTrainer:
         ),
         torch_config=NodeTorchConfig(backend=_backend(settings), traces=_traces(settings, folder)),
         run_config=RunConfig(
-            name=_run_name(folder) if settings.storage else CHECKPOINTS,
+            name=_run_name(folder) if settings.storage or checkpoints_uri() else CHECKPOINTS,
             storage_path=_storage(settings, folder),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
@@ -244,7 +245,7 @@ def _backend(settings: TrainConfig) -> str:
 
 
 def _traces(settings: TrainConfig, folder: Path) -> str:
-    if not settings.gpus_per_worker:
+    if not settings.gpus_per_worker or checkpoints_uri():  # there is no folder that all ranks see
         return ""
     traces = folder.resolve() / TRACES_FOLDER
     traces.mkdir(exist_ok=True)
@@ -252,9 +253,10 @@ def _traces(settings: TrainConfig, folder: Path) -> str:
 
 
 def _storage(settings: TrainConfig, folder: Path) -> str:
-    if settings.storage is None:
+    storage = settings.storage or checkpoints_uri()
+    if storage is None:
         return str(folder.resolve())
-    return settings.storage if "://" in settings.storage else str(Path(settings.storage).expanduser().resolve())
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 def _run_name(folder: Path) -> str:
@@ -273,6 +275,7 @@ def _run(loop_config: dict[str, Any]) -> Outcome:
         storage.storage_filesystem,
         storage.experiment_fs_path,
         preempted=lambda: ray.train.get_preemption_info() is not None,
+        output=output_folder(),
     )
 
 

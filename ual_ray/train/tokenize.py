@@ -266,10 +266,12 @@ def _by_actors(
     import ray.data
 
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
+    from ual_ray.run.machines import TASKS, here
 
     first, *others = (_read(*split) for split in splits)
     dataset = first.union(*others) if others else first
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
+    options = here()
+    cores = TASKS if options else max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
     block = max(SMALLEST_BLOCK, math.ceil(total / FILES_AT_MOST))
     summaries = dataset.repartition(target_num_rows_per_block=block).map_batches(
         Render,
@@ -277,7 +279,7 @@ def _by_actors(
         batch_format="pyarrow",
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=min(cores, math.ceil(total / block) or 1)),
-        num_cpus=1,
+        **(options or {"num_cpus": 1}),
     )
     return summaries.iter_rows()
 
@@ -342,12 +344,9 @@ def _columns(path: Path, needed: list[str]) -> list[str]:
 
 
 def _read(path: Path, split: str, columns: list[str]) -> ray.data.Dataset:
-    import ray.data
-    from ray.data.expressions import col as ray_column
+    from ual_ray.run.machines import read_files
 
-    blocks = max(1, min(FILES_AT_MOST, math.ceil(row_count(path) / SMALLEST_BLOCK)))
-    rows = ray.data.read_parquet(checked(path), override_num_blocks=blocks)
-    return rows.select_columns(columns).filter(expr=ray_column(col.SPLIT) == split)
+    return read_files(checked(path), columns, pyarrow.dataset.field(col.SPLIT) == split)
 
 
 def row_count(path: Path) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from driver_only import DRIVER, elsewhere
 
 from ual_ray import columns as col
 from ual_ray.config import Config, EngineConfig
@@ -198,6 +200,17 @@ def test_a_store_that_is_removed_meanwhile_is_asked_again(tmp_path: Path, caplog
     ScoreRows(config.elicit, asked=asked_of(measuring(config)), known=known)(rows(), engine)
     assert engine.calls == Counter(Choice=ROWS, Likelihood=ROWS)
     assert "was removed" in caplog.text
+
+
+def test_an_actor_of_another_machine_reads_copies_of_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of()
+    score(config, tmp_path / "driver", "first")
+    known = find_known(tmp_path / "driver" / "second", asked_of(measuring(config)))
+    files = tuple(str(DRIVER / Path(file).relative_to(tmp_path / "driver")) for file in known.files)
+    monkeypatch.setattr("ual_ray.elicit.known.output_folder", lambda: elsewhere(tmp_path / "driver", tmp_path / "copies"))
+    engine = Counting()
+    ScoreRows(config.elicit, asked=asked_of(measuring(config)), known=replace(known, files=files))(rows(), engine)
+    assert engine.calls == Counter()
 
 
 def test_a_store_of_an_earlier_version_is_named_and_not_read(tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     started: list[Any] = []
 
     def remote(function: Any) -> Any:
-        return SimpleNamespace(remote=lambda *given: started.append((function.__name__, given)) or "reference")  # type: ignore[func-returns-value]
+        def start(*given: Any) -> str:
+            started.append((function.__name__, given))
+            return "reference"
+
+        return SimpleNamespace(options=lambda: SimpleNamespace(remote=start))
 
     monkeypatch.setattr(
         module, "ray", SimpleNamespace(remote=remote, get=lambda reference: {"reference": known([1])}[reference])

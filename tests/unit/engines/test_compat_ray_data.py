@@ -16,14 +16,18 @@ from ray.data._internal.execution.backpressure_policy import BackpressurePolicy,
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 from ray.data._internal.planner import plan_write_op
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.checkpoint.checkpoint_filter import _clean_pending_checkpoints_task
+from ray.data.checkpoint.checkpoint_filter import IdColumnCheckpointManager, _clean_pending_checkpoints_task
 from ray.data.checkpoint.checkpoint_writer import CheckpointWriter
 
-from ual_ray.engines.compat_ray_data import WRITE_OPERATOR, WriteFirst, checkpointing, complete_files
+from ual_ray.engines.compat_ray_data import WRITE_OPERATOR, DriverCheckpoint, WriteFirst, checkpointing, complete_files
 
 FILES = (
     "Ray Data changed how it names or renames its checkpoint files. Read ray/data/checkpoint/checkpoint_writer.py and "
     "adapt complete_files() in ual_ray/engines/compat_ray_data.py: it must leave out files that a crash left half written."
+)
+DRIVER = (
+    "Ray Data changed how it loads checkpoints. Read ray/data/checkpoint/checkpoint_filter.py and adapt DriverCheckpoint in "
+    "ual_ray/engines/compat_ray_data.py: on a cluster whose machines share no folder, finished rows would be sent again."
 )
 POLICY = (
     "Ray Data changed its backpressure policies. Adapt WriteFirst in ual_ray/engines/compat_ray_data.py: without it a crash "
@@ -51,6 +55,32 @@ def test_checkpoint_files(tmp_path: Path) -> None:
     local = pyarrow.fs.LocalFileSystem()
     _clean_pending_checkpoints_task._function(str(checkpoint), local, str(data), local)
     assert kept == complete_files(data, checkpoint) == [*data.iterdir()] == [file], FILES
+
+
+def test_the_driver_cleans_up_and_reads_the_finished_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray Data's own manager does it in tasks, which may be on machines without the folder."""
+    data, checkpoint = tmp_path / "data", tmp_path / "checkpoint"
+    data.mkdir()
+    with checkpointing(checkpoint, 4, by_driver=True):
+        config = ray.data.DataContext.get_current().checkpoint_config
+    assert config is not None and config.checkpoint_manager_cls is DriverCheckpoint, DRIVER
+    manager = DriverCheckpoint(checkpoint_config=config, data_context=ray.data.DataContext.get_current())
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    assert manager.load_checkpoint(str(data)) == (None, 0)
+    writer = CheckpointWriter.create(config)
+    for ids, name in ((["c", "a"], "one_000000"), (["b"], "two_000000")):
+        pending = writer.write_pending_checkpoint(pa.array(ids), name)
+        assert pending is not None
+        writer.commit_checkpoint(pending)
+    writer.write_pending_checkpoint(pa.array(["lost"]), "three_000000")
+    for name in ("one_000000-0.parquet", "three_000000-0.parquet"):
+        (data / name).touch()
+    found, size = manager.load_checkpoint(str(data))
+    assert found.tolist() == ["a", "b", "c"] and size > 0, DRIVER
+    assert [file.name for file in data.iterdir()] == ["one_000000-0.parquet"], DRIVER
+    assert issubclass(DriverCheckpoint, IdColumnCheckpointManager)
+    asked = [*inspect.signature(IdColumnCheckpointManager.load_checkpoint).parameters]
+    assert [*inspect.signature(DriverCheckpoint.load_checkpoint).parameters] == asked, DRIVER
 
 
 def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from driver_only import DRIVER, elsewhere
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pool_actors import ME, SCHEMA, Row, Task, actor_for, batch_of, job_for
+from pool_actors import ME, SCHEMA, Handle, Row, Task, actor_for, batch_of, job_for
 
-from ual_ray.engines import pool
+from ual_ray.config import EngineConfig
+from ual_ray.engines import EngineSpec, pool
 from ual_ray.engines.monitor import Monitor
 from ual_ray.engines.pool import (
     BLOCKS_PER_ACTOR,
@@ -20,11 +22,13 @@ from ual_ray.engines.pool import (
     MAX_BLOCKS,
     MAX_DEATHS,
     SMALLEST_BLOCK,
+    EngineActor,
     PoolJob,
     _is_engine_error,
     block_size,
     map_file,
 )
+from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.parquet import read_table, write_table
 
@@ -153,6 +157,22 @@ def test_an_actor_that_starts_is_not_held_to_its_former_work(monitor: Monitor, m
     actor_for(Task(), monitor)
     assert monitor.replace_hung(-1) == 0
     assert killed == []
+
+
+def test_an_actor_of_another_machine_loads_a_copy_of_a_model_of_the_output(
+    monitor: Monitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model", "adapter"):
+        (tmp_path / "driver" / name).mkdir(parents=True)
+        (tmp_path / "driver" / name / "config.json").write_text(name)
+    made: list[EngineSpec] = []
+    make = pool.make_engine
+    monkeypatch.setattr(pool, "make_engine", lambda spec: made.append(spec) or make(spec))
+    monkeypatch.setattr(pool, "output_folder", lambda: elsewhere(tmp_path / "driver", tmp_path / "copies"))
+    spec = EngineSpec(EngineConfig(kind="fake"), str(DRIVER / "model"), str(DRIVER / "adapter"))
+    EngineActor(PoolJob(spec, Task(), RowStore(tmp_path / "store", SCHEMA)), Handle(monitor))
+    (own,) = made
+    assert [(Path(str(place)) / "config.json").read_text() for place in (own.model, own.adapter)] == ["model", "adapter"]
 
 
 # --- failed rows -----------------------------------------------------------------------------------------------------

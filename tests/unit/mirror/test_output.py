@@ -16,7 +16,6 @@ from ual_ray.mirror import output as outputs
 from ual_ray.mirror import remote as remotes
 from ual_ray.mirror.remote import Remote, open_remote
 from ual_ray.mirror.transfer import Mirror
-from ual_ray.run import cluster
 from ual_ray.run.terminal import absolute
 
 
@@ -114,17 +113,3 @@ def test_names_that_lead_out_of_the_folder_are_not_fetched(tmp_path: Path) -> No
 def test_commands_that_take_paths_alone_refuse_a_uri() -> None:
     with pytest.raises(UserError, match=r"(?s)a URI is not possible here.*s3://"):
         absolute(Path("s3://bucket/run"))
-
-
-def test_a_cluster_of_several_machines_is_refused_for_the_working_folder_of_a_uri(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("UAL_CACHE", str(tmp_path))
-    nodes = [{"Alive": True, "NodeManagerAddress": f"10.0.0.{n}"} for n in (1, 2, 1)]
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
-    working = outputs.working_folder(Remote("s3://bucket/run", LocalFileSystem(), "x"))
-    with pytest.raises(UserError, match=r"(?s)several machines.*10\.0\.0\.2"):
-        cluster.check_one_machine(working)
-    cluster.check_one_machine(tmp_path / "run")  # on storage that all share
-    nodes[1]["Alive"] = False
-    cluster.check_one_machine(working)

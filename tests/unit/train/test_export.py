@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from driver_only import DRIVER, elsewhere
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -307,7 +308,10 @@ class Ranks:
         self.files[self.get_rank()].append(file.name)
 
 
-def test_every_rank_writes_its_own_files(family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_other_machines", [(), (0, 1, 2), (0,), (1, 2)])
+def test_every_rank_writes_its_own_files(
+    on_other_machines: tuple[int, ...], family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, one, three = family_folder("llama_untied"), tmp_path / "one", tmp_path / "three"
     settings, model = Export(str(folder), "# card", shard_bytes=30_000), load(folder)
     export(model, settings, one)
@@ -317,7 +321,10 @@ def test_every_rank_writes_its_own_files(family_folder: Any, tmp_path: Path, mon
 
     def run(rank: int) -> None:
         ranks.local.rank = rank
-        export(model, settings, three)
+        if rank in on_other_machines:
+            export(model, settings, DRIVER / "three", output=elsewhere(tmp_path, tmp_path / f"copies {rank}"))
+        else:
+            export(model, settings, three)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(run, range(3)))
@@ -327,3 +334,5 @@ def test_every_rank_writes_its_own_files(family_folder: Any, tmp_path: Path, mon
     assert {path.name for path in one.iterdir()} == {path.name for path in three.iterdir()}
     for file in [*files, "model.safetensors.index.json", "config.json"]:
         assert (one / file).read_bytes() == (three / file).read_bytes(), file
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("copies")} == {"one", "three"}
+    assert damage_in(three) == [] and not [file for file in tmp_path.glob("copies*/**/*") if file.is_file()]

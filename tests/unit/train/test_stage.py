@@ -15,6 +15,7 @@ from damage import each_damage
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import side_by_side
+from ual_ray.train import stage
 from ual_ray.train.loop import Outcome
 from ual_ray.train.stage import DTYPE_FILE, _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces, with_dtype
 
@@ -95,6 +96,15 @@ def test_checkpoints_lie_in_the_output_folder_or_where_they_are_wanted(tmp_path:
     assert _storage(TrainConfig(), tmp_path) == str(tmp_path)
     assert _storage(TrainConfig(storage="s3://bucket/runs"), tmp_path) == "s3://bucket/runs"
     assert _storage(TrainConfig(storage=str(tmp_path / "a" / "..")), tmp_path) == str(tmp_path)
+
+
+def test_checkpoints_of_an_output_that_the_driver_alone_has_lie_beside_its_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "checkpoints_uri", lambda: "s3://bucket/first-checkpoints")
+    assert _storage(TrainConfig(), tmp_path) == "s3://bucket/first-checkpoints"
+    assert _storage(TrainConfig(storage="s3://bucket/runs"), tmp_path) == "s3://bucket/runs"
+    assert _traces(TrainConfig(gpus_per_worker=1), tmp_path) == "" and not [*tmp_path.iterdir()], "no folder that all ranks see"
 
 
 def test_a_storage_that_runs_share_has_a_part_for_each(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 import torch
+from driver_only import DRIVER, elsewhere
 from safetensors.torch import load_file
 from training_metrics import without_clock
 
@@ -20,6 +22,8 @@ from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 from ual_ray.train import loop, optimizer_step
 from ual_ray.train.checkpoint import newest_checkpoint
+from ual_ray.train.export import CARD
+from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.metrics import SKIPPED, read_metrics
 from ual_ray.train.tokenize import Render
 
@@ -66,6 +70,42 @@ def train(
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / col.MODEL_FOLDER / "model.safetensors")
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 2}, "export": "best"}])
+def test_a_rank_of_another_machine_reads_and_writes_by_the_driver_alone(
+    changes: dict[str, Any], tokens: Path, family_folder: Any, tmp_path: Path
+) -> None:
+    train(tokens, family_folder("llama"), tmp_path / "here", mixture=MIXTURE, **changes)
+    driver, storage = tmp_path / "driver", pyarrow.fs.LocalFileSystem()
+    shutil.copytree(tokens, driver / "tokens")
+    (driver / "out").mkdir()
+    paths = {name: str(DRIVER / name) for name in ("tokens", f"tokens/{SOURCES_FILE}", "out")}
+    job = loop.TrainingJob(TrainConfig(**SETTINGS | {"mixture": MIXTURE} | changes), str(family_folder("llama")),
+                           paths["tokens"], paths["out"], seed=3, sources=paths[f"tokens/{SOURCES_FILE}"])  # fmt: skip
+    outcome = loop.train_worker(
+        job, torch.device("cpu"), storage, str(tmp_path / "storage"), output=elsewhere(driver, tmp_path / "copies")
+    )
+    assert outcome.ending == "finished"
+    assert not [file for file in driver.rglob("*.part")]
+    assert [*map(without_clock, read_metrics(driver / "out" / col.METRICS_FILE))] == [
+        *map(without_clock, read_metrics(tmp_path / "here" / col.METRICS_FILE))
+    ]
+    for folder in (col.MODEL_FOLDER, col.ADAPTER_FOLDER) if changes else (col.MODEL_FOLDER,):
+        names = {file.name for file in (tmp_path / "here" / folder).iterdir()}
+        assert {file.name for file in (driver / "out" / folder).iterdir()} == names
+        for name in names - {CARD}:  # which tells the speed
+            assert (driver / "out" / folder / name).read_bytes() == (tmp_path / "here" / folder / name).read_bytes(), name
+
+    (driver / "out" / STOP_FILE).touch()
+    stopped = loop.train_worker(
+        replace(job, seed=4),
+        torch.device("cpu"),
+        storage,
+        str(tmp_path / "stopped"),
+        output=elsewhere(driver, tmp_path / "copies"),
+    )
+    assert (stopped.ending, stopped.step) == ("stopped", 1)
 
 
 def test_it_trains_measures_and_exports(tokens: Path, family_folder: Any, tmp_path: Path) -> None:

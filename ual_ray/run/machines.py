@@ -1,0 +1,150 @@
+"""An output at a URI on a cluster: the folder that commands work in is on the driver's machine alone.
+
+What reads and writes files, and loads no model, runs on that machine (`here`). Actors and ranks on other machines reach the
+folder through one actor (`output_folder`): see `folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ual_ray.columns import digest
+from ual_ray.config.paths import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
+from ual_ray.errors import UserError
+from ual_ray.models.resolve import cache_folder
+from ual_ray.parquet import RowFiles
+from ual_ray.run.folder import HERE, Folder, FolderElsewhere
+
+# Of the actor, in the namespace of the command.
+NAME = "ual_ray.output"
+# Calls that the actor answers at a time, and tasks of Ray Data on the driver's machine, whose head may have no CPUs to give.
+CALLS, TASKS = 16, 4
+NODE_LABEL = "ray.io/node-id"
+
+
+class Place(NamedTuple):
+    """Where the output is: its folder, its URI, and the node that has the folder."""
+
+    root: Path
+    uri: str
+    node: str
+
+
+class Caller:
+    """An actor on the driver's machine."""
+
+    def __init__(self, root: Path, uri: str) -> None:
+        """Take the folder that is worked in, and the URI that it is copied to."""
+        self._place = Place(root, uri, ray.get_runtime_context().get_node_id())
+
+    def place(self) -> Place:
+        """Return where the output is."""
+        return self._place
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function here."""
+        return function(*arguments)
+
+
+def on_this_node(actor: type, *arguments: Any, **options: Any) -> Any:
+    """Start an actor that lives and dies with the driver's machine and reserves no CPU."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor).options(**options).remote(*arguments)
+
+
+def keep_here(output: Path) -> Any:
+    """Let the other machines of a cluster reach the working folder of a URI, for as long as the result is referred to.
+
+    None for a path, which all machines see. Raises UserError where the driver is on no machine of the cluster.
+    """
+    if not output.is_relative_to((cache_folder() / WORKING_FOLDERS).absolute()):
+        return None
+    if ray.util.client.ray.is_connected():
+        raise UserError(
+            "output is a URI, and the command runs outside of the cluster, which cannot reach its working folder",
+            expected="a command on a node of the cluster, or a path that all machines share",
+            fix="`ual submit`, which runs it on the cluster; or runtime.address=auto on a node",
+        )
+    uri = (output.parent / URI_FILE).read_text(encoding="utf-8")
+    return on_this_node(Caller, output, uri, name=NAME, max_concurrency=CALLS)
+
+
+def _caller() -> tuple[Any, Place] | None:
+    try:
+        caller = ray.get_actor(NAME) if ray.is_initialized() else None
+    except ValueError:  # there is no such actor
+        return None
+    return caller and (caller, ray.get(caller.place.remote()))
+
+
+def output_folder() -> Folder:
+    """Return the output folder as this process reaches it."""
+    found = _caller()
+    if found is None or found[1].node == ray.get_runtime_context().get_node_id():
+        return HERE
+    caller, place = found
+    copies = cache_folder().absolute() / COPIES_FOLDER / digest(str(place.root))
+    return FolderElsewhere(lambda function, *arguments: ray.get(caller.call.remote(function, *arguments)), place.root, copies)
+
+
+def here() -> dict[str, Any]:
+    """Return the options of Ray that put a task where the output folder is; none where all machines see it."""
+    found = _caller()
+    return {} if found is None else {"num_cpus": 0, "label_selector": {NODE_LABEL: found[1].node}}
+
+
+def checkpoints_uri() -> str | None:
+    """Return the URI of checkpoints that ranks on all machines write: next to the output's; None where its folder will do."""
+    found = _caller()
+    if found is None:
+        return None
+    uri, mark, query = found[1].uri.partition("?")
+    return f"{uri.rstrip('/')}-checkpoints{mark}{query}"
+
+
+class FileSource(Datasource):
+    """Columns of the rows of Parquet files that fulfil a condition, with a task per file."""
+
+    def __init__(self, path: Path | str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> None:
+        """List the files."""
+        super().__init__()
+        self._files = RowFiles(path).files
+        self._read = partial(_read, columns=columns, where=where)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None: texts are larger in memory than on disk by an unknown factor."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return one read task per file."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(self._read, file), unknown, per_task_row_limit=per_task_row_limit) for file in self._files]
+
+
+def _read(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
+    return [RowFiles([Path(file)]).to_table(columns, where)]
+
+
+def read_source(source: Datasource, tasks: int) -> ray.data.Dataset:
+    """Make a lazy data set of a source with so many tasks, which run where the output is."""
+    options = here()
+    return ray.data.read_datasource(source, override_num_blocks=tasks, concurrency=TASKS if options else None, **options)
+
+
+def read_files(
+    path: Path | str, columns: Sequence[str] | None = None, where: pa.compute.Expression | None = None
+) -> ray.data.Dataset:
+    """Make a lazy data set of the rows of Parquet files."""
+    source = FileSource(path, columns, where)
+    return read_source(source, len(source.get_read_tasks(1)))
