@@ -209,3 +209,33 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_gone(train: Train, u
     for one, two in zip(expected, found, strict=True):
         assert two.get("nll") == pytest.approx(one.get("nll"), abs=1e-4)
     assert run.mlflow_run().info.status == "FINISHED"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_without_an_intact_one_it_is_told(train: Train, undisturbed: Training) -> None:
+    run = train(**{"train.keep_checkpoints": 2})
+    run.start()
+    run.until_step(45)
+    run.signal(signal.SIGTERM)
+    run.wait(128 + signal.SIGTERM)
+    *_, before, last = sorted(run.out.glob("checkpoints/step-*"))
+    shards = [next(folder.glob("*.distcp")) for folder in (before, last)]
+    contents = [shard.read_bytes() for shard in shards]
+    for shard, content in zip(shards, contents, strict=True):
+        flip(shard, content)
+    for other in set(run.out.glob("checkpoints/step-*")) - {before, last}:
+        flip(shard := next(other.glob("*.distcp")), shard.read_bytes())
+    printed = run.run(code=2)
+    assert "no checkpoint is intact" in printed and all(str(folder) in printed for folder in (before, last))
+    shards[0].write_bytes(contents[0])
+    run.start()
+    run.wait()
+    run.end()
+    assert f"removing {last}, which is damaged: {shards[1].name} does not match" in (run.out / "ual.log").read_text()
+    assert_same(run, undisturbed)
+    transcript("checkpoint damaged", step=last.name, resumed_from=before.name, steps=STEPS)
+
+
+def flip(file: Path, content: bytes) -> None:
+    """Change a bit in the middle of a file."""
+    at = len(content) // 2
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
