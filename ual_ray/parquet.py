@@ -238,6 +238,11 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Tab
     return table.sort_by(ID) if ID in table.column_names else table
 
 
+def alphas_digest(smoothed: Path, *, sources: bool) -> str:
+    """Hash what training reads of a file of alphas; sources: with the rows' sources, by which train.mixture weighs them."""
+    return content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if sources else [])])
+
+
 def recorded_map(smoothed: Path) -> dict[str, Any]:
     """Read from a file of alphas the map that produced it and the digest of its scores; empty for a foreign file."""
     file = next(smoothed.rglob("*.parquet")) if smoothed.is_dir() else smoothed

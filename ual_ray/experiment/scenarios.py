@@ -22,6 +22,7 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.parquet import RowFiles, content_digest, write_tables
 from ual_ray.run.step import Place, Session, Step, run_step
+from ual_ray.smooth.step import made_by
 from ual_ray.train.mixture import check_names
 
 # Rows that are read before anything starts.
@@ -142,6 +143,7 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
         "rows": content_digest(rows, [col.ID, col.SPLIT, col.SOURCE]),
         "scored": content_digest(scored, col.SMOOTHING_READS),
         "sources": sorted(sources),
+        "scores": made_by(scored),
     }
 
     def work(folder: Path) -> dict[str, Any]:

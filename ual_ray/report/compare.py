@@ -15,12 +15,13 @@ from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
+from ual_ray.report.comparable import inputs_of
 from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
 from ual_ray.report.gather import StageFolders, find_harness, find_results, read_settings, read_steps, relative_to
 from ual_ray.report.judged import settled
 from ual_ray.report.over_seeds import average
 from ual_ray.report.primary import decisive, planned_seeds
-from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
+from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.alignment import COLUMNS, copied_seeds
 from ual_ray.stats.comparison import Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
@@ -54,13 +55,13 @@ def make_findings(
     primary, chosen_after = decisive(runs or [root])
     planned = planned_seeds(runs or [root])
     by_seed, added = _planned_only(_with_harness(by_seed, root), planned)
-    answers, rows = _answers(by_seed)
+    answers, rows, models = _answers(by_seed)
     folders: dict[str, dict[str, dict[int, Path]]] = {kind: by_model(by_seed, kind) for kind in KINDS}
     tokens = {
         model: {number: read_tokens(folder) for number, folder in own.items() if (folder / col.TOKENS_FILE).is_file()}
         for model, own in folders["calibrated"].items()
     }
-    copies = copied_seeds(rows, tokens)
+    copies = copied_seeds(rows, tokens, models)
     rows, answers, tokens = _without(copies, rows), _without(copies, answers), _without(copies, tokens)
     judged = {pair: _without_copies_of_sides(copies, own) for pair, own in folders["judged"].items()}
     folders = {kind: _without(copies, own) for kind, own in folders.items()} | {"judged": judged}
@@ -121,21 +122,26 @@ def by_model(by_seed: Mapping[int, StageFolders], kind: str) -> dict[str, dict[i
     return dict(sorted(found.items(), key=lambda item: item[0] != BASE))
 
 
-def _answers(by_seed: Mapping[int, StageFolders]) -> tuple[dict[str, dict[int, list[Path]]], dict[str, dict[int, pa.Table]]]:
-    """Return the folders and the rows of every model's answers by training seed, the harness's tasks with the benchmarks."""
+def _answers(
+    by_seed: Mapping[int, StageFolders],
+) -> tuple[dict[str, dict[int, list[Path]]], dict[str, dict[int, pa.Table]], dict[str, dict[int, str]]]:
+    """Return the folders, the rows and the digest of every model's answers by training seed, the harness's tasks among them."""
     answers: dict[str, dict[int, list[Path]]] = {}
     rows: dict[str, dict[int, pa.Table]] = {}
+    models: dict[str, dict[int, str]] = {}
     evaluated, harness = by_model(by_seed, "evaluated"), by_model(by_seed, "harness")
     for model in dict.fromkeys([*evaluated, *harness]):
         for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
             own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
-            rows.setdefault(model, {})[number] = read_all_results(own, more)
+            rows.setdefault(model, {})[number], digest = read_all_results(own, more)
+            if digest:
+                models.setdefault(model, {})[number] = digest
             answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
-    return answers, rows
+    return answers, rows, models
 
 
-def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> pa.Table:
-    """Read a model's results (COLUMNS): those of its evaluation, and of every task of the harness the newest.
+def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> tuple[pa.Table, str | None]:
+    """Read a model's results (COLUMNS), of every task of the harness the newest ones, and the model's digest, if known.
 
     Results of the harness on another model of the same name, such as one that was trained before, are left out.
     """
@@ -151,7 +157,7 @@ def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> pa.Tabl
         new = pa.compute.invert(pa.compute.is_in(table[col.BENCHMARK], pa.array(sorted(seen), pa.string())))
         tables.append(table.filter(new).select(COLUMNS))
         seen |= {*table[col.BENCHMARK].unique().to_pylist()}
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables), model
 
 
 def _without(copies: Mapping[str, Mapping[int, int]], found: Mapping[str, Mapping[int, Found]]) -> dict[str, dict[int, Found]]:
@@ -179,10 +185,11 @@ def _over_seeds(folders: Mapping[str, Mapping[int, Path]], name: str, level: flo
 
 
 def _settings_of(trained: Path) -> dict[str, Any]:
-    """Read what a training was set to, and how many rows it had."""
-    settings = get_nested(read_json(trained / STARTED_FILE), "inputs", "train")
+    """Read what a training was set to, digests of the model that it started from and of all rows, and how many it had."""
+    inputs = inputs_of(trained)
     rows = get_nested(read_json(trained / DONE_FILE), "figures", TRAIN_ROWS)
-    return (settings if isinstance(settings, dict) else {}) | ({} if rows is None else {TRAIN_ROWS: rows})
+    known = {key: inputs[key] for key in ("model", "rows") if inputs.get(key)}
+    return (inputs.get("train") or {}) | known | ({} if rows is None else {TRAIN_ROWS: rows})
 
 
 def _validation(trained: Path) -> list[list[float]]:

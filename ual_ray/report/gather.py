@@ -18,8 +18,8 @@ from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, content_digest
-from ual_ray.report.findings import get_nested, judged_key
+from ual_ray.report.comparable import check_base, check_measuring, check_one_method, check_one_model, is_current
+from ual_ray.report.findings import judged_key
 from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
@@ -28,11 +28,6 @@ from ual_ray.stats.results import read_metrics
 logger = logging.getLogger(__name__)
 
 READ_KEYS = ("resamples", "confidence", "benchmarks")
-# Inputs of a stage in which the arms of one name agree, and what they are called.
-COMPARED = {
-    "smooth": {"spec": "maps"},
-    "train": {"train": "training settings", "model": "models to train", "rows": "rows"},
-}
 Found = TypeVar("Found")
 
 
@@ -71,7 +66,8 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
     """Find the newest results of every model below the folders, by training seed: that of the closest configuration above.
 
     Raises UserError when there are none, when a folder has nothing finished, when two folders hold the same arm with the same
-    seed, when arms of one name differ in more than the seed, when there are several models before training, and for an
+    seed, when arms of one name differ in more than the seed, when models were measured in different ways, when the newest
+    results of a model are not those of its newest training, when there are several models before training, and for an
     experiment of several scenarios.
     """
     found: defaultdict[int, StageFolders] = defaultdict(StageFolders)
@@ -90,7 +86,7 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
                     fix="report on one of them, or evaluate one under another name (`ual evaluate --name`)",
                 )
             if name == BASE:
-                _check_base(first.setdefault((BASE, "evaluate"), folder), folder)
+                check_base(first.setdefault((BASE, "evaluate"), folder), folder)
         for stage in ("smooth", "train"):
             # Of a run, of a scenario of an experiment, of an experiment of one scenario.
             for home in (
@@ -98,7 +94,7 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
             ):
                 if newest_one := newest_stage(home):
                     arm = home.parent.name
-                    _check_same(arm, stage, first.setdefault((arm, stage), newest_one), newest_one)
+                    check_one_method(arm, stage, first.setdefault((arm, stage), newest_one), newest_one)
                     of_seed = found[seed_of(home)]
                     (of_seed.smoothed if stage == "smooth" else of_seed.trained).setdefault(arm, newest_one)
         for seed, own in find_harness(root).items():
@@ -120,7 +116,22 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
             got=without or [str(folder) for folder in folders],
             fix="give output folders of `ual run` or `ual evaluate` that finished",
         )
+    _check_comparable(found)
     return {seed: replace(stages, evaluated=dict(sorted(stages.evaluated.items()))) for seed, stages in sorted(found.items())}
+
+
+def _check_comparable(found: Mapping[int, StageFolders]) -> None:
+    """Raise UserError where models were not measured alike, and where newest results are of another model than the newest."""
+    for stages in found.values():
+        for model in {*stages.smoothed, BASE}:
+            kinds = (stages.smoothed, stages.trained, stages.evaluated, stages.calibrated)
+            check_one_model(model, *(kind.get(model) for kind in kinds))
+    arms = {BASE}.union(*(stages.smoothed for stages in found.values()))
+    for kind, stage in (("evaluated", "evaluate"), ("calibrated", "calibrate"), ("judged", "judge")):
+        folders = [
+            one for stages in found.values() for one in getattr(stages, kind).items() if kind == "judged" or one[0] in arms
+        ]
+        check_measuring(stage, folders)
 
 
 def _seeds_below(root: Path) -> Callable[[Path], int]:
@@ -146,35 +157,6 @@ def _check_one_scenario(root: Path) -> None:
         )
 
 
-def _check_base(first: Path, other: Path) -> None:
-    """Raise UserError where the models before training are not one, as far as that is recorded."""
-    digests = [
-        RowFiles(folder / col.RESULTS_FOLDER).head(1, columns=[col.MODEL_DIGEST])[col.MODEL_DIGEST].to_pylist()
-        for folder in (first, other)
-    ]
-    if all(digest and digest[0] for digest in digests) and digests[0] != digests[1]:
-        raise UserError(
-            f"two folders hold results of different models before training, which are both called '{BASE}'",
-            got=f"{first}: {digests[0][0]}; {other}: {digests[1][0]} (digests of the content of the model's files)",
-            expected="runs of one model",
-            fix="report on the runs of each model by themselves; results of versions that recorded the times of a model's "
-            "files are evaluated again by `ual run`",
-        )
-
-
-def is_current(judging: Path, content: Mapping[str, Any], evaluated: Mapping[str, Path | None]) -> bool:
-    """Whether a judging is of the newest answers of its models, as far as these are known.
-
-    content: of its win_rates.json. evaluated: by model, the folder of the evaluation.
-    """
-    inputs = (read_json(judging / STARTED_FILE) or {}).get("inputs") or {}
-    for side in ("candidate", "reference"):
-        answers, judged = evaluated.get(str(content.get(side))), inputs.get(side)
-        if answers and judged and content_digest(answers / col.RESULTS_FOLDER, [*col.JUDGED]) != judged:
-            return False
-    return True
-
-
 def _pair_of(content: Mapping[str, Any], known: dict[str, tuple[str, str]]) -> str:
     """Name the pair of models of a judging. Raises UserError where another pair has that name; known: pairs by name."""
     sides = str(content.get("candidate")), str(content.get("reference"))
@@ -186,19 +168,6 @@ def _pair_of(content: Mapping[str, Any], known: dict[str, tuple[str, str]]) -> s
             fix=f"evaluate one of them under another name, without -{VERSUS}- (`ual evaluate --name`)",
         )
     return pair
-
-
-def _check_same(arm: str, stage: str, first: Path, other: Path) -> None:
-    """Raise UserError for two arms of one name whose maps or trainings differ: averaged over seeds, they would be one."""
-    for what, words in COMPARED[stage].items():
-        specs = [get_nested(read_json(folder / STARTED_FILE), "inputs", what) for folder in (first, other)]
-        if specs[0] != specs[1]:
-            raise UserError(
-                f"two folders hold an arm '{arm}' with different {words}",
-                got=f"{first}: {specs[0]}; {other}: {specs[1]}",
-                expected="runs that differ in `seed` alone",
-                fix="report on runs of one configuration, or give the arms different names",
-            )
 
 
 def _evaluations(root: Path, seed_of: Callable[[Path], int]) -> dict[tuple[int, str], Path]:

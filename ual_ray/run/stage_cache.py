@@ -69,7 +69,7 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[], dict[s
         _empty(folder)
     started_as = read_object(folder / STARTED_FILE, "digest", "inputs")
     if started_as is not None and started_as["digest"] != key:
-        changed = list(_differences(redact_values(started_as["inputs"]), redact_values(_plain(inputs))))
+        changed = list(differences(redact_values(started_as["inputs"]), redact_values(_plain(inputs))))
         raise UserError(
             f"the output directory {folder} belongs to another configuration",
             got="; ".join(changed) or "a different layout of its rows",
@@ -127,11 +127,11 @@ def stage_digest(inputs: Mapping[str, Any]) -> str:
     return digest({"schema": col.SCHEMA_VERSION, **_plain(inputs)})
 
 
-def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
     """Describe what differs by dotted names, with both values."""
     if isinstance(there, dict) and isinstance(now, dict):
         for key in {**there, **now}:
-            yield from _differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif there != now:
         yield shorten(f"{name}: {there!r} there, {now!r} now", LONGEST_DIFFERENCE)
 

@@ -7,15 +7,18 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import ArmConfig
+from ual_ray.config.files import read_json
 from ual_ray.config.keys import affecting
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
-from ual_ray.run.stage_cache import Done
+from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.smooth.lengths import response_tokens
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
 
 BAR_WIDTH = 30
+# Of the inputs of elicitation: what scores depend on besides the rows, and what was chosen by trying it.
+MAKING, CHOSEN = ("measuring", "elicit", "labels"), "uncertainty"
 
 
 def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place, *, texts: bool = True) -> Done:
@@ -31,6 +34,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "spec": affecting(spec, "alphas"),
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
+        "scores": made_by(scored),
     }
 
     def work(folder: Path) -> dict[str, Any]:
@@ -56,3 +60,19 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         bar = "█" * round(BAR_WIDTH * count / longest)
         session.console.print(f"{'':<15}{low:.3f} - {high:.3f} {bar} {count}", highlight=False)
     return done
+
+
+def made_by(scored: Path) -> dict[str, Any] | None:
+    """Return what made scores, apart from rows and seed, as the stage that wrote them recorded it; None for foreign ones.
+
+    Arms of one name whose scores were made in different ways are different methods, whatever their maps are.
+    """
+    inputs = (read_json(scored.parent / STARTED_FILE) or {}).get("inputs") or {}
+    if "scores" in inputs:  # rows of a scenario, which are copies
+        return inputs["scores"]
+    if not all(key in inputs for key in MAKING):
+        return None
+    found = {key: inputs[key] for key in MAKING}
+    found["measuring"] = {key: value for key, value in found["measuring"].items() if key != "seed"}
+    figures = (read_json(scored.parent / DONE_FILE) or {}).get("figures") or {}
+    return found | {"chosen": figures.get(CHOSEN)}

@@ -85,22 +85,27 @@ def _ordered(numbers: Mapping[str, Numbers], ids: pa.Array, questions: pa.Array)
     return ordered
 
 
-def copied_seeds(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[int, int]]:
+def copied_seeds(
+    results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], models: Mapping[str, Mapping[int, str]] | None = None
+) -> dict[str, dict[int, int]]:
     """Find the training seeds of a model that have the results of an earlier one: model -> seed -> the earlier seed.
 
     Two trainings never have the same likelihoods, while their few right answers may be the same. So a copy is a seed all of
     whose likelihoods, of the benchmarks that both seeds have, are the earlier seed's in every question; one that tells nothing,
-    as it is alike in all questions, does not count. The model before training is the same under every seed.
+    as it is alike in all questions, does not count. models: digests of the models that answered, by name and seed, as far as
+    known; seeds with one digest are copies, whatever was measured. The model before training is the same under every seed.
     """
     found: dict[str, dict[int, int]] = {}
     for model in dict.fromkeys([*results, *tokens]):
         own, counted = results.get(model, {}), tokens.get(model, {})
         known: dict[int, dict[tuple[str, str], str]] = {}
+        answered = (models or {}).get(model, {})
         for training_seed in dict.fromkeys([*own, *counted]) if model != BASE else ():
             marks = _marks(_measured(model, training_seed, own, counted))
             for earlier, theirs in known.items():
                 shared = marks.keys() & theirs.keys()
-                if shared and all(marks[name] == theirs[name] for name in shared):
+                one = training_seed in answered and answered[training_seed] == answered.get(earlier)
+                if one or (shared and all(marks[name] == theirs[name] for name in shared)):
                     found.setdefault(model, {})[training_seed] = earlier
                     break
             else:

@@ -15,7 +15,7 @@ from ual_ray.errors import DivergedError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import content_digest, read_table, recorded_map
+from ual_ray.parquet import alphas_digest, content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
 from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import Done, stage_digest
@@ -131,8 +131,7 @@ def _described(session: Session, name: str, smoothed: Path, train: TrainConfig |
     """Return the configuration of a training, and the tags of its lineage."""
     config = with_export_dtype(session.config.model_copy(update={"train": train or session.config.train}))
     first, mixture = first_checkpoint(config.train), config.train.mixture
-    read = [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if mixture else [])]
-    lineage = _lineage(name, config.model, smoothed, content_digest(smoothed, read))
+    lineage = _lineage(name, config.model, smoothed, alphas_digest(smoothed, sources=bool(mixture)))
     if first is not None:
         lineage[LINEAGE_CONTINUED] = str(first)
     if mixture:

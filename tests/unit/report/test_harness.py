@@ -35,12 +35,12 @@ def results(
 
 def run_of(root: Path, seed: int) -> Path:
     for arm, name in {"sft": "none", "ual": "rank"}.items():
-        results(root / "arms" / arm / "evaluate" / "k", arm, {"own": [1, 0]}, arm, harness=False)
+        results(root / "arms" / arm / "evaluate" / "k", arm, {"own": [1, 0]}, f"{arm} {seed}", harness=False)
         smooth = root / "arms" / arm / "smooth" / "k"
         smooth.mkdir(parents=True)
         (smooth / "started.json").write_text(json.dumps({"digest": "0", "inputs": {}}))
         (smooth / "done.json").write_text(json.dumps({"figures": {"map": name, "mean": 0.1}, "seconds": 1.0}))
-        results(root / "lm_eval" / arm, arm, {LAW: [1, arm == "ual", 0], GSM8K: [seed % 2, 1]}, arm)
+        results(root / "lm_eval" / arm, arm, {LAW: [1, arm == "ual", 0], GSM8K: [seed % 2, 1]}, f"{arm} {seed}")
     (root / "config.yaml").write_text(f"seed: {seed}\nevaluate: {{resamples: 200}}\n")
     return root
 

@@ -75,6 +75,13 @@ def test_equal_scores_alone_may_be_chance() -> None:
     assert copied_seeds({"ual": same}, {}) == {}
 
 
+def test_one_model_that_answered_under_several_seeds_is_one_training_whatever_was_measured() -> None:
+    """As by `ual evaluate MODEL --name ual seed=1`, without likelihoods; sampled answers even differ."""
+    answers = {seed: results(seed, likelihoods=False) for seed in range(4)}
+    digests = {"ual": {0: "a", 1: "b", 2: "a"}, "base": {0: "c", 1: "c"}}
+    assert copied_seeds({"ual": answers, "base": {0: results(0), 1: results(0)}}, {}, digests) == {"ual": {2: 0}}
+
+
 def test_equal_scores_beside_other_likelihoods_are_no_copies() -> None:
     assert (
         copied_seeds({"ual": {0: results(0, right=0.0), 1: results(1, right=0.0)}}, {"ual": {0: tokens(0), 1: tokens(1)}}) == {}
