@@ -149,18 +149,31 @@ def _seeds(findings: Findings, rate: WinRate) -> int:
 
 def _test(findings: Findings, rate: WinRate, seeds: int) -> JudgedVerdict:
     reason = _reason(findings, rate, seeds)
-    p_value = 1.0 if reason else two_sided(rate, seeds, findings.comparisons.level)
+    p_value = 1.0 if reason else two_sided(rate, seeds, findings.comparisons.level, _unknown(findings, rate))
     return JudgedVerdict(rate, seeds, p_value, reason)
 
 
-def two_sided(rate: WinRate, seeds: int, level: float) -> float:
+def _unknown(findings: Findings, rate: WinRate) -> float:
+    """Return how many points of its lead a win rate may owe to what is not known.
+
+    As if every pair without a verdict were for the model that is behind, and as many pairs as it has more answers cut.
+    """
+    value = rate.controlled.value or 0.0
+    ahead, behind = (rate.arm, rate.reference) if value > EVEN else (rate.reference, rate.arm)
+    missing = 1 - (rate.valid or 0) / rate.n if rate.n else 0.0
+    cut = [[_cut(findings, model, benchmark) or 0.0 for model in (behind, ahead)] for benchmark in rate.benchmarks]
+    return missing * max(value, 100 - value) + 100 * max((max(0.0, more - less) for more, less in cut), default=0.0)
+
+
+def two_sided(rate: WinRate, seeds: int, level: float, unknown: float = 0.0) -> float:
     """Return the p-value of a win rate over training seeds against 50%, from its t interval with seeds - 1 degrees of freedom.
 
-    Never below 2^(1 - valid pairs), as that of a comparison. An end at 0 or 100 may be cut off, so the longer side counts.
+    unknown: points of its lead that do not count. Never below 2^(1 - valid pairs), as that of a comparison. An end at 0 or 100
+    may be cut off, so the longer side counts.
     """
     value, low, high = rate.controlled.value, rate.controlled.low, rate.controlled.high
     assert value is not None and low is not None and high is not None, "a rate without an interval has a reason"
-    margin, lead = max(high - value, value - low), abs(value - EVEN)
+    margin, lead = max(high - value, value - low), max(0.0, abs(value - EVEN) - unknown)
     freedom = seeds - 1
     in_errors = float(special.stdtrit(freedom, (1 + level) / 2)) * lead / margin if margin > 0 else float("inf")
     p_value = 2 * float(special.stdtr(freedom, -in_errors)) if lead > 0 else 1.0

@@ -109,13 +109,16 @@ def estimate_over_seeds(by_seed: Numbers, drawn: Numbers, informative: int, n: i
 
     drawn: the mean over seeds under resampled questions. error^2 = variance between seeds / seeds + variance over questions;
     both count the seeds' noise per question, so the error is never too small. The interval and the two-sided p-value are those
-    of t with seeds - 1 degrees of freedom: at most the nominal share of false verdicts whichever of the two variances is larger
-    (tests/unit/stats/test_bootstrap.py simulates it). The least p-value is that of `estimate`.
+    of t, whose degrees of freedom are those of the variance that rests on fewer values, seeds or questions that differ: at most
+    the nominal share of false verdicts whichever of the two variances is larger (tests/unit/stats/test_bootstrap.py simulates
+    it). The least p-value is that of `estimate`.
     """
     seeds, mean = len(by_seed), float(by_seed.mean())
-    error = float(np.sqrt(by_seed.var(ddof=1) / seeds + drawn.var(ddof=1)))
-    margin = float(special.stdtrit(seeds - 1, (1 + level) / 2)) * error
-    p_value = 2 * float(special.stdtr(seeds - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    # A resample of n questions has (n - 1) / n of their variance.
+    error = float(np.sqrt(by_seed.var(ddof=1) / seeds + drawn.var(ddof=1) * n / max(n - 1, 1)))
+    freedom = max(1, min(seeds, informative) - 1)
+    margin = float(special.stdtrit(freedom, (1 + level) / 2)) * error
+    p_value = 2 * float(special.stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
     p_value = min(1.0, max(p_value, 2.0 ** (1 - informative)))
     return Estimate(mean, mean - margin, mean + margin, p_value, n, float(by_seed.std(ddof=1)), error)
 

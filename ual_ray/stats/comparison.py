@@ -36,6 +36,7 @@ from ual_ray.stats.metrics import (
     metric_of,
     scores,
 )
+from ual_ray.stats.unknown import is_bounded, shift_of_cut, widened
 
 Role = Literal["base", "sft", "control", "ual", "unknown"]
 # A model is compared with those of a plainer role. Plain SFT is what UAL has to beat, a control tells uncertainty from mere
@@ -54,8 +55,9 @@ UNRECORDED = (ADJUSTED_NLL,)
 # Of the shares of cut answers: beyond it, a score measures how long answers are before how good they are.
 MOST_CUT_DIFFERENCE = 0.05
 MOST_CUT = 0.5
-# Of the questions on which one of two models has a value: the share on which one training may have none. Which ones these are
-# may depend on the model, such as those whose answers failed.
+# Of the questions on which one of two models has a score in [0, 1]: the share on which one training may have none. Which ones
+# these are may depend on the model, such as those whose answers failed, so a verdict holds whatever the missing scores are.
+# Of a measure without bounds, such as a likelihood, none may be missing.
 MOST_MISSING = 0.05
 
 
@@ -63,9 +65,10 @@ MOST_MISSING = 0.05
 class Comparison:
     """One arm against one reference: `difference` = arm - reference over the `n` questions that both answered.
 
-    The interval is at the level of the comparisons; `p_holm` is `p_value` after the step-down over the family. Over several
-    seeds there are `seed_deviation`, between them, and the standard error `error`. `exploratory`: a primary measure that was
-    not reached in the order of tests. `reason`: why there is no verdict whatever the numbers are, None where there is one.
+    The interval is at the level of the comparisons; it and `p_value` hold whatever missing scores are. `p_holm` is `p_value`
+    after the step-down over the family. Over several seeds there are `seed_deviation`, between them, and the standard error
+    `error`. `exploratory`: a primary measure that was not reached in the order of tests. `reason`: why there is no verdict
+    whatever the numbers are, None where there is one.
     """
 
     arm: str
@@ -150,11 +153,22 @@ class _Pair:
     primary: bool
     # Training seeds of which one of the two models alone has the metric.
     unpaired: tuple[int, ...] = ()
+    # How far the difference may move where one model has more answers that were cut.
+    shift: float = 0.0
 
     def columns(self) -> Numbers:
         """[n, seeds x 4] of value, weight, reference's value, reference's weight."""
         parts = [part for pair in zip(self.mine, self.theirs, strict=True) for part in pair]
         return np.hstack(parts)[self.both]
+
+    def lacks_values(self) -> bool:
+        """Whether a training has no value on a question on which another one has."""
+        known = [np.isfinite(part).all(axis=1) for part in (*self.mine, *self.theirs)]
+        return bool((np.logical_or.reduce(known) & ~self.both).any())
+
+    def bounded(self) -> bool:
+        """Whether missing values are between known ends."""
+        return is_bounded(self.metric, (*self.mine, *self.theirs))
 
 
 def compare_models(
@@ -179,14 +193,14 @@ def compare_models(
     drawn than asked for where a family is so large that the smallest p-value would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
-    pairs = list(_pairs(results, tokens or {}, roles, primary))
+    cut = cut_shares(results)
+    pairs = [_with_shift(pair, cut) for pair in _pairs(results, tokens or {}, roles, primary)]
     if not pairs:
         return Comparisons((), level, resamples, seed, tuple(primary))
     resamples = resamples_needed(len(pairs), level, resamples)
     found: dict[int, Comparison] = {}
     for places in _by_questions(pairs):
         found |= zip(places, _compare([pairs[place] for place in places], level, resamples, seed), strict=True)
-    cut = cut_shares(results)
     families: dict[tuple[bool, bool], list[int]] = {}
     for place, pair in enumerate(pairs):
         reason = cut_reason(*(cut.get((pair.benchmark, model)) for model in (pair.arm, pair.reference)))
@@ -212,6 +226,11 @@ def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
     return {key: float(np.mean(shares)) for key, shares in found.items()}
 
 
+def _with_shift(pair: _Pair, cut: Mapping[tuple[str, str], float]) -> _Pair:
+    mine, theirs = (cut.get((pair.benchmark, model)) for model in (pair.arm, pair.reference))
+    return replace(pair, shift=shift_of_cut(pair.metric, mine, theirs))
+
+
 def cut_reason(first: float | None, second: float | None) -> str | None:
     """Forbid a verdict on answers by their shares that were cut, None = not known: it would be one on their length."""
     if first is None or second is None:
@@ -228,7 +247,7 @@ def _missing_reason(pair: _Pair) -> str | None:
     questions = int(np.logical_or.reduce([*known.values()]).sum())
     least = min(known, key=lambda place: int(known[place].sum()))
     missing = questions - int(known[least].sum())
-    if missing <= MOST_MISSING * questions:
+    if missing <= (MOST_MISSING * questions if pair.bounded() else 0):
         return None
     return f"{tables[least][0]} has no value on {missing:,} of {questions:,} questions; evaluate both on the same ones"
 
@@ -325,6 +344,8 @@ def _compare(pairs: Sequence[_Pair], level: float, resamples: int, seed: int) ->
     for pair, own in zip(pairs, columns, strict=True):
         sums, start = resampled[:, start : start + own.shape[1]], start + own.shape[1]
         found = bootstrap(own, sums, level)
+        if (pair.shift or pair.lacks_values()) and pair.bounded():
+            found = widened(found, pair.mine, pair.theirs, pair.shift, level, resamples, seed)
         named = (pair.arm, pair.reference, pair.benchmark, pair.metric)
         yield Comparison(
             *named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=len(pair.mine), primary=pair.primary

@@ -6,25 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from bench_scripts import script
 from scipy import stats
 
 from ual_ray import columns as col
 from ual_ray.config.files import write_json
 from ual_ray.parquet import content_digest, write_rows
+from ual_ray.report.comparable import is_current
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import is_current
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.run.stage_cache import STARTED_FILE
 from ual_ray.stats.comparison import Comparisons, Role
 from ual_ray.stats.metrics import CUT, MetricValue
 
+null = script("null_table")
 ROLES: dict[str, Role] = {"base": "base", "sft": "sft", "shuffled": "control", "ual": "ual"}
 
 
 def judged(candidate: str, reference: str, low: float | None, high: float | None) -> dict[str, Any]:
-    rate = {"length_controlled_win_rate": None if low is None or high is None else (low + high) / 2, "n": 120, "n_valid": 117}
+    rate = {"length_controlled_win_rate": None if low is None or high is None else (low + high) / 2, "n": 120, "n_valid": 120}
     rate |= {"longer": 0.5}
     rates = {"overall": rate | {"length_controlled_low": low, "length_controlled_high": high, "win_rate": 90.0}}
     return {"candidate": candidate, "reference": reference, "win_rates": rates, "benchmarks": ["chat"], "judge": "big"}
@@ -60,7 +63,7 @@ def test_controls_come_first_and_a_later_reference_needs_a_conclusive_earlier_on
 
 def test_the_reason_of_a_test_that_was_not_made_is_given() -> None:
     first, second = judged_verdicts(findings(judged("ual", "sft", 52, 60), judged("ual", "shuffled", 49, 59)))
-    assert first.sentence() == "ual is inconclusive against shuffled: 54.0% [49.0, 59.0], 117 of 120 pairs, 3 training seeds"
+    assert first.sentence() == "ual is inconclusive against shuffled: 54.0% [49.0, 59.0], 120 of 120 pairs, 3 training seeds"
     assert second.sentence().endswith("3 training seeds; not tested, as shuffled comes first")
 
 
@@ -195,3 +198,21 @@ def test_pairs_without_a_verdict_are_not_left_out_in_silence(valid: int, verdict
     (found,) = judged_verdicts(findings(content))
     assert found.verdict == verdict
     assert ("11 of 200 pairs have no verdict" in (found.reason or "")) == (verdict == "inconclusive")
+
+
+@pytest.mark.parametrize("lost", ["without a verdict", "cut"])
+def test_pairs_that_are_lost_without_a_verdict_or_cut_make_no_false_one(lost: str) -> None:
+    """A twentieth of the pairs, all of them the other model's: the rates of the rest are 2.6 or 5 points above 50%."""
+    random, decided = np.random.default_rng(4), []
+    for _ in range(300):
+        even = 50 + random.normal(0, null.RATE_ERROR / 2) + random.normal(0, null.RATE_ERROR / 2, 5)
+        content = null._judged("ual", "sft", even / 0.95 if lost == "without a verdict" else even + 5)
+        if lost == "without a verdict":
+            content["win_rates"]["overall"]["n_valid"] = int(0.95 * null.N)
+        shares = {"sft": 0.05, "ual": 0.0} if lost == "cut" else {}
+        metrics = {model: [MetricValue("chat", CUT, "overall", share, None, 9)] for model, share in shares.items()}
+        (found,) = judged_verdicts(replace(findings(content, seeds=5), metrics=metrics))
+        low = found.rate.controlled.low
+        decided.append((found.verdict == "better", low is not None and low > 50))
+    false, before = np.mean(decided, axis=0)
+    assert false <= null.MOST_FALSE < 0.9 < before

@@ -19,6 +19,7 @@ from ual_ray.stats.bootstrap import (
     Estimate,
     bootstrap,
     estimate,
+    estimate_over_seeds,
     holm,
     resampled_sums,
     resamples_needed,
@@ -201,6 +202,17 @@ def test_seeds_by_hand() -> None:
 @pytest.mark.parametrize("seeds", null.SEEDS)
 def test_false_verdicts_are_rare_where_there_is_no_effect(seeds: int, spread: float) -> None:
     assert np.mean(null.p_values(seeds, spread, [seeds], 1000) < 0.05) <= null.MOST_FALSE
+
+
+@pytest.mark.parametrize(("seeds", "questions"), [(8, 6), (8, 10), (20, 6), (20, 10), (20, 20)])
+def test_many_seeds_do_not_make_up_for_few_questions(seeds: int, questions: int) -> None:
+    """Seeds that hardly differ, so that all chance is that of the questions: 0.08 at 8 seeds and 0.11 at 20 with seeds - 1."""
+    random, small = np.random.default_rng([seeds, questions]), 0
+    for values in random.normal(0, 1, (4000, questions)):
+        drawn = values.std() / np.sqrt(questions) * np.sqrt(0.5) * np.array([-1, 1])
+        by_seed = values.mean() + random.normal(0, 1e-6, seeds)
+        small += estimate_over_seeds(by_seed, drawn, informative=questions, n=questions).p_value < 0.05
+    assert 0.02 < small / 4000 <= null.MOST_FALSE
 
 
 def test_seeds_that_are_added_until_there_is_a_verdict_find_one_by_chance() -> None:
