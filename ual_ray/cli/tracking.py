@@ -56,7 +56,8 @@ def promote(
 ) -> None:
     """Give an arm's registered model the alias `champion`, if it is better over at least three seeds and nowhere worse.
 
-    Of the arm's models, one per training seed, the one with the lowest validation NLL becomes the champion.
+    Of the arm's models, one per training seed, the one with the lowest validation loss, smoothed as in training, becomes the
+    champion.
     """
     from ual_ray.report.promote import promote as promote_arm
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ual_ray import columns as col
+from ual_ray.columns import digest
 from ual_ray.config import BASE
 from ual_ray.config.files import read_json, read_object
 from ual_ray.config.load import load
@@ -15,6 +16,7 @@ from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.report.comparable import inputs_of
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.judged import judged_verdicts
@@ -39,8 +41,8 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
     """Promote a model of an arm that the runs compared, by default of the only arm that may be.
 
     runs: output folders that differ in the training seed, or one folder of an experiment. Of the arm's models, one per training
-    seed, the one with the lowest validation NLL is promoted. Return the version's number. uri: the MLflow store, by default
-    that of the model's run. Raises UserError when the comparison is missing, or speaks against it.
+    seed, the one with the lowest validation loss, smoothed as in training, is promoted. Return the version's number. uri: the
+    MLflow store, by default that of the model's run. Raises UserError when the comparison is missing, or speaks against it.
     """
     findings = compare_runs(runs) if len(runs) > 1 else read_findings(runs[0])
     chosen = arm or _only_promotable(findings)
@@ -54,6 +56,7 @@ def promote(runs: Sequence[Path], console: Console, arm: str | None = None, uri:
     if not any(x.guard for x in findings.comparisons.entries):
         reason += f"; the guard, {METRICS[AURC_OF_TOKENS].label}, was not tested, which needs evaluate.calibration"
     folder = trained_folder(runs[0], chosen, findings)
+    check_compared(runs[0], chosen, folder, findings)
     run_folder = next((run for run in runs if folder.is_relative_to(run)), runs[0])
     name, version = _promote_version(run_folder, chosen, folder, uri, reason)
     console.print(f"{name} version {version} is now the champion: {reason}", highlight=False, markup=False)
@@ -160,7 +163,7 @@ def describe(comparison: Comparison) -> str:
 
 
 def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
-    """Find the training of an arm to promote: of those that the report compared, the one with the lowest validation NLL.
+    """Find the training of an arm to promote: of those compared, the one with the lowest smoothed validation loss.
 
     Raises UserError when one of them is not finished, when the report does not state which was compared, and when the model's
     files are not what was written.
@@ -182,10 +185,27 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
             got=", ".join(folder.name for folder in folders),
             fix="run `ual run` again with the configuration to promote: it only writes the report again",
         )
-    losses = [get_nested(content, "figures", "exported", col.VALIDATION_NLL) for content in done]
+    # What the arm is trained for: raw NLL would prefer the seed that smoothing changed the least.
+    losses = [get_nested(content, "figures", "exported", col.VALIDATION_LOSS) for content in done]
     best = folders[0] if None in losses else folders[losses.index(min(losses))]
     model_fingerprint(str(best / col.MODEL_FOLDER))
     return best
+
+
+def check_compared(run_folder: Path, arm: str, folder: Path, findings: Findings) -> None:
+    """Raise UserError where the model of a training is not one that answered for the arm, as after --force.
+
+    Not checked where the model is not there any more, or where a server answered under a name.
+    """
+    answered = [inputs_of(run_folder / name) for name in get_nested(findings.folders, "evaluated", arm) or []]
+    known = [own.get("model") for own in answered if own.get("engine") and get_nested(own, "engine", "endpoint") is None]
+    model = folder / col.MODEL_FOLDER
+    if known and None not in known and model.is_dir() and (now := digest(model_fingerprint(str(model)))) not in known:
+        raise UserError(
+            f"the model of the arm '{arm}' is not the one that the report compared: it was trained again since",
+            got=f"{model}: {now}; compared: {', '.join(map(str, known))}",
+            fix="run the pipeline to its end, and promote by its new report",
+        )
 
 
 def _only_promotable(findings: Findings) -> str:

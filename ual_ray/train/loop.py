@@ -30,7 +30,7 @@ from ual_ray.train.lora import scale_of
 from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
-from ual_ray.train.optimizer_step import VALIDATION_LOSS, NonFiniteError, make_optimizer, train_step, validate
+from ual_ray.train.optimizer_step import NonFiniteError, make_optimizer, train_step, validate
 from ual_ray.train.prefetch import Prefetch
 from ual_ray.train.prior import make_prior
 from ual_ray.train.progress import Progress
@@ -231,7 +231,7 @@ class Training:
                 measured := self.validate()
             ):
                 metrics |= measured
-                progress = progress.validated(measured[VALIDATION_LOSS])
+                progress = progress.validated(measured[col.VALIDATION_LOSS])
             metrics |= {"samples_seen": progress.samples, "tokens_seen": progress.tokens, **self.clock.lap()}
             self.log.write(progress.step, metrics)
             stop, save = self.interruptions.decide(votes[:VOTES])

@@ -17,8 +17,6 @@ from ual_ray.train.metrics import Metrics, averages
 from ual_ray.train.model import SUMS, ForwardSums, SmoothedCausalLM
 from ual_ray.train.sharding import reshard
 
-VALIDATION_LOSS = "validation_smoothed_loss"
-
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient is not finite; the weights were not updated. `votes`: as `train_step` returns them."""

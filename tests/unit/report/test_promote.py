@@ -194,7 +194,9 @@ def write(folder: Path, comparisons: list[Comparison], trained: dict[str, list[s
 def train(folder: Path, arm: str, key: str, loss: float | None = None) -> Path:
     place = folder / "arms" / arm / "train" / key
     place.mkdir(parents=True)
-    (place / "done.json").write_text(json.dumps({"figures": {"exported": {"validation_nll": loss}}}))
+    (place / "done.json").write_text(
+        json.dumps({"figures": {"exported": {"validation_smoothed_loss": loss, "validation_nll": -(loss or 0)}}})
+    )
     return place
 
 
