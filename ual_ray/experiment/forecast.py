@@ -95,7 +95,9 @@ def print_forecast(config: Config, output: Path, console: Console, rates: Mappin
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)
     found = [
-        print_power(findings, console, f"in '{scenario}', {where},", [len(given.seeds)])
+        print_power(
+            findings, console, f"in '{scenario}', {where},", [len(given.seeds)], config.in_scenario(scenario).primary_measures()
+        )
         for folder, where in ((output, "by what ran here"), (pilot, "by the pilot, which has fewer questions"))
         for scenario, findings in _findings(folder)
         if scenario in given.scenarios

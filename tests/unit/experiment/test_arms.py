@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ual_ray.errors import UserError
 from ual_ray.experiment import arms, scenarios
 from ual_ray.experiment.arms import _say_unplanned, _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
-from ual_ray.experiment.power import power_line
+from ual_ray.experiment.power import power_line, print_power
 from ual_ray.experiment.scenarios import (
     check_primary,
     check_scenarios,
@@ -208,7 +209,24 @@ def test_power_is_given_for_more_seeds_than_were_run() -> None:
     line = power_line(entry, 0.95)
     shown = [float(part.split()[-1]) for part in line.split(": ")[1].split(" (")[0].split(", ")]
     assert shown == sorted(shown, reverse=True)
-    assert line.startswith("ual - sft: 3 seeds ")
+    assert line.startswith("NLL per token, nats, ual - sft: 3 seeds ")
+
+
+def test_power_of_shares_is_in_points_and_given_for_measures_that_will_decide() -> None:
+    """A pilot decides by likelihoods alone; at the floor no answer differs, so its variance tells nothing."""
+    numbers = (0.0, -1, 1, 1, 1, "inconclusive", 40, 3)
+    entry = Comparison("ual", "sft", "gsm8k", "exact_match_strict", *numbers, False, 0.01, 0.02)
+    line = power_line(entry, 0.95)
+    assert line.startswith("exact match, strict, points, ual - sft: 3 seeds 10.31, ") and "between seeds 1.00, from" in line
+    for found, measures, told in (
+        (entry, (), False),
+        (entry, ("gsm8k.exact_match_strict",), True),
+        (replace(entry, seed_deviation=0.0, error=0.0), ("gsm8k.exact_match_strict",), False),
+    ):
+        console = Console(file=io.StringIO(), width=300)
+        findings = Findings({}, Comparisons((found,), 0.95, 1, 0))
+        assert print_power(findings, console, measures=measures) is told
+        assert ("gsm8k, exact match, strict, points, ual - sft" in console.file.getvalue()) is told  # type: ignore[attr-defined]
 
 
 def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:
