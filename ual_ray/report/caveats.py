@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
-from ual_ray.report.findings import Findings, copied, get_nested, regime_of
+from ual_ray.report.findings import Findings, copied, get_nested
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE
 from ual_ray.stats.metrics import CUT, MetricValue, metric_of
@@ -33,7 +33,6 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
         *_of_controls(findings),
         *_of_trainings(findings),
         *_of_size(findings),
-        *filter(None, [regime_of(findings)]),
         *_of_cut_answers(findings),
         *_of_floors(findings),
         *_of_judges(findings),

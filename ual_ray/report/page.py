@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ual_ray.plots.page import make_environment
 from ual_ray.report.draw import to_svgs
-from ual_ray.report.findings import without_primary
+from ual_ray.report.findings import regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.page_data import PageData
@@ -39,6 +39,7 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
         no_primary=without_primary(findings) if findings else None,
         judged=judged_verdicts(findings) if findings else [],
         guards=guard_lines(findings.comparisons) if findings else [],
+        regime=regime_of(findings) if findings else None,
         tables=tables(findings) if findings else {},
         measures=notes(findings) if findings else [],
     )
