@@ -97,7 +97,7 @@ def train_all(options: argparse.Namespace) -> None:
     if not base.exists():
         write_case(base, measured(probed, rows, texts), rows, texts, {"arm": "base", "seed": 0})
     del probed
-    uncertainty = 1 - np.exp(-mean_nll)
+    uncertainty, lengths = 1 - np.exp(-mean_nll), lengths_of(rows, path, options.folder)
     if not (options.folder / "elicited.json").exists():
         write_json(options.folder / "elicited.json", elicited(rows, uncertainty, options))
     torch.distributed.init_process_group("nccl" if CUDA else "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -105,7 +105,7 @@ def train_all(options: argparse.Namespace) -> None:
         for arm in options.arms:
             file = options.folder / f"{arm}-{seed}.npz"
             if not file.exists() and time.monotonic() < end:
-                run_case(options, path, rows, texts, uncertainty, arm, seed, file)
+                run_case(options, path, rows, texts, uncertainty, lengths, arm, seed, file)
     torch.distributed.destroy_process_group()
 
 
@@ -158,6 +158,20 @@ def render(path: str, rows: Sequence[Row]) -> list[Text]:
         labels = np.array(rendered.labels, dtype=np.int64)
         texts.append(Text(np.array(rendered.input_ids, dtype=np.int64), np.flatnonzero(labels[1:] != IGNORE_INDEX) + 1))
     return texts
+
+
+def lengths_of(rows: Sequence[Row], path: str, folder: Path) -> Numbers:
+    """Count the tokens of every training row's response as `ual smooth` does, over which arms are matched; others have 0."""
+    import pyarrow as pa
+
+    from ual_ray.parquet import content_digest, write_rows
+    from ual_ray.smooth.lengths import COUNTED, TOKENS, response_tokens
+
+    file = folder / "rows.parquet"
+    write_rows(rows, pa.schema(col.fields(col.ID, col.SPLIT, col.MESSAGES)), file)
+    counted = response_tokens(file, content_digest(file, [col.ID]), path).to_pydict()
+    tokens = dict(zip(counted[COUNTED.names[0]], counted[TOKENS], strict=True))
+    return np.array([tokens.get(row[col.ID], 0) for row in rows], dtype=np.float64)
 
 
 def counts_of(texts: Sequence[Text]) -> Numbers:
@@ -219,6 +233,7 @@ def run_case(
     rows: Sequence[Row],
     texts: Sequence[Text],
     uncertainty: Numbers,
+    lengths: Numbers,
     arm: str,
     seed: int,
     file: Path,
@@ -231,7 +246,7 @@ def run_case(
 
     started, work = time.monotonic(), options.folder / "work"
     shutil.rmtree(work, ignore_errors=True)
-    alpha = write_tokens(work / "tokens", rows, texts, uncertainty, ARMS[arm], seed, options.length)
+    alpha = write_tokens(work / "tokens", rows, texts, uncertainty, lengths, ARMS[arm], seed, options.length)
     config = TrainConfig(
         num_workers=1,
         gpus_per_worker=int(CUDA),
@@ -272,6 +287,7 @@ def write_tokens(
     rows: Sequence[Row],
     texts: Sequence[Text],
     uncertainty: Numbers,
+    lengths: Numbers,
     arm: ArmConfig,
     seed: int,
     length: int,
@@ -284,7 +300,6 @@ def write_tokens(
     from ual_ray.train.token_store import FILE_SUFFIX
 
     train = np.array([row[col.SPLIT] == col.TRAIN for row in rows])
-    lengths = np.array([len(row[col.MESSAGES][-1]["content"]) for row in rows], dtype=np.float64)
     sources = np.array([row[col.SOURCE] for row in rows])
     alpha = np.zeros(len(rows))
     alpha[train] = assign_alpha(uncertainty[train], arm, seed, lengths[train], sources[train])

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 KINDS = ("open_ended", "deterministic")
 PAGE = "docs/results.md"
+# What smoothing does, and what uncertainty does beyond it.
+PAIRS = (("shuffled_within", "sft"), ("ual", "shuffled_within"))
 # Per question: sums over its tokens, and their number.
 MEASURES = ("nll", "nll_scaled", "nll_adjusted", "brier", "errors")
 NAMES = {"nll_scaled": "NLL scaled", "brier": "Brier"}
@@ -45,6 +47,7 @@ def report_folder(folder: Path) -> dict[str, Any]:
     print_comparisons(compared)
     print("", *where_it_helps(compared), sep="\n")
     facts = [case[0] for case in cases.values()]
+    print("", *by_epochs(facts), sep="\n")
     print_curves(facts)
     return {"about": about, "means": means, "cases": facts, "comparisons": compared}
 
@@ -84,8 +87,7 @@ def print_comparisons(compared: Sequence[Mapping[str, Any]]) -> None:
 
 def where_it_helps(compared: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write the page's table of where smoothing, and where uncertainty, helps: a line per kind of question and its halves."""
-    pairs = (("shuffled_within", "sft"), ("ual", "shuffled_within"))
-    shown = [(measure, pair) for measure in NAMES for pair in pairs]
+    shown = [(measure, pair) for measure in NAMES for pair in PAIRS]
     by = {(one["stratum"], one["measure"], (one["arm"], one["reference"])): one for one in compared}
     head = [f"{NAMES[measure]}: {' - '.join(pair)}" for measure, pair in shown]
     lines = [f"| test questions | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
@@ -93,6 +95,24 @@ def where_it_helps(compared: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [difference(by[stratum, measure, pair]) for measure, pair in shown]
         lines.append(f"| {stratum} | {' | '.join(cells)} |")
     return lines
+
+
+def by_epochs(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the page's table by epochs: differences of the raw validation NLL with their t intervals over seeds, which pair."""
+    from scipy import stats
+
+    curves = {
+        (fact["arm"], fact["seed"]): np.array(fact["validation nll by step"])[:, 1] for fact in facts if fact["arm"] in ORDER
+    }
+    columns = []
+    for arm, reference in PAIRS:
+        seeds = sorted({seed for name, seed in curves if name == arm} & {seed for name, seed in curves if name == reference})
+        found = np.array([curves[arm, seed] - curves[reference, seed] for seed in seeds])[:, 1:]
+        margin = stats.t.ppf(0.975, len(seeds) - 1) * found.std(axis=0, ddof=1) / np.sqrt(len(seeds))
+        columns.append([f"{x:+.4f} [{x - m:+.4f}, {x + m:+.4f}]" for x, m in zip(found.mean(axis=0), margin, strict=True)])
+    head = [f"validation NLL: {' - '.join(pair)}" for pair in PAIRS]
+    lines = [f"| epochs | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    return lines + [f"| {epoch} | {' | '.join(cells)} |" for epoch, cells in enumerate(zip(*columns, strict=True), start=1)]
 
 
 def difference(compared: Mapping[str, Any]) -> str:

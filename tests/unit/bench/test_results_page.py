@@ -28,6 +28,7 @@ def test_the_tables_of_where_it_helps_are_those_of_the_file() -> None:
     runs = json.loads((ROOT / "bench" / "results" / "real_text.json").read_text())["runs"]
     for run in runs:
         assert "\n".join(report.where_it_helps(run["comparisons"])) in PAGE, run["about"]["corrupted"]
+        assert "\n".join(report.by_epochs(run["cases"])) in PAGE, run["about"]["corrupted"]
     assert PAGE.count(report.where_it_helps(runs[0]["comparisons"])[0]) == len(runs)
 
 
