@@ -25,7 +25,7 @@ from ual_ray.elicit.nli import check_nli_model
 from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
-from ual_ray.models.resolve import check_found, parameter_count
+from ual_ray.models.resolve import check_found, check_model, parameter_count
 from ual_ray.run import StageName
 from ual_ray.train.estimate.state import least_bytes
 from ual_ray.train.mixture import check_names
@@ -46,7 +46,9 @@ def check(
     """
     seen = check_data(config.data) if "elicit" in stages else None
     if stages & {"train", "evaluate"}:
-        check_found(config.model, "model")
+        # What only a server answers for has a name that only the server knows.
+        served = config.engine.remote and "train" not in stages
+        (check_model if served else check_found)(config.model, "model")
     if "elicit" in stages:
         check_elicitor(config)
     if "train" in stages:

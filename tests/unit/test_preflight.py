@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from ual_ray import preflight
@@ -217,6 +218,15 @@ def test_only_what_the_stages_need_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check(Config(), frozenset({"train"}))
     assert seen == ["check_found"] * 2
+
+
+def test_the_hub_is_not_asked_for_a_model_that_a_server_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    served = ["engine.kind=openai", "elicit.estimators=[verbalized_error]", "model=served-name"]
+    check(load(None, served), frozenset({"evaluate"}))
+    for settings, stages in ((served, {"train", "evaluate"}), (served[-1:], {"evaluate"})):
+        with pytest.raises(UserError, match="model: the hub gives no such model"):
+            check(load(None, settings), frozenset(stages))
 
 
 def test_a_benchmark_without_a_path_needs_rows(tmp_path: Path) -> None:

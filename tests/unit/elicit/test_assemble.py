@@ -15,15 +15,22 @@ from ual_ray import columns as col
 from ual_ray import parquet
 from ual_ray.config import ElicitConfig
 from ual_ray.config.load import load
-from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.assemble import Assembly, read_figures
-from ual_ray.elicit.stage import check, expected_rows
+from ual_ray.elicit.stage import check
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.parquet import content_digest, read_table, write_rows
 from ual_ray.stats.score_quality import BINS
 
 NAMES = ("nll", "p_true")
+FIXES = [
+    ("overlong", "raise engine.max_model_len"),
+    ("cut", "raise elicit.reply_tokens"),
+    ("unparsable", "give a model that thinks elicit.thinking_tokens"),
+    ("mass", "the elicitor gives"),
+    ("engine", "correct what it names"),
+    ("template", "correct what it names"),
+]
 Row = dict[str, Any]
 
 
@@ -380,12 +387,8 @@ def test_what_is_within_the_limits_passes(overrides: list[str], figures: dict[st
         (["data.max_bad_share=0"], {"bad": 1}, "1 of 101 rows of demo are bad"),
         ([], {"quarantined": 15}, r"(?s)15 of 70 rows got no score.*out/scored.*0\.2"),
         *(
-            ([], {"quarantined": 15, "reasons": {kind: 10, "other": 5}}, rf"fix: see the column 'error'; {remedy}")
-            for kind, remedy in (
-                *(("overlong", "raise engine.max_model_len"), ("cut", "raise elicit.reply_tokens")),
-                *(("unparsable", "give a model that thinks elicit.thinking_tokens"), ("mass", "the elicitor gives")),
-                *(("engine", "correct what it names"), ("template", "correct what it names")),
-            )
+            ([], {"quarantined": 15, "reasons": {kind: 10, "other": 5}}, f"see the column 'error'; {fix}")
+            for kind, fix in FIXES
         ),
         ([], {"splits": {"train": 90, "test": 10}}, "the validation split is empty"),
         (["data.test_share=0"], {"splits": {"validation": 10}}, "the train split is empty"),
@@ -394,11 +397,3 @@ def test_what_is_within_the_limits_passes(overrides: list[str], figures: dict[st
 def test_what_is_beyond_the_limits_is_refused(overrides: list[str], figures: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         check(load(None, overrides), GOOD | figures, Path("out"))
-
-
-@pytest.mark.parametrize(
-    ("splits", "total", "expected"),
-    [("[train]", 1000, 700), ("[train,test]", 1000, 900), ("[validation]", 3, 1), ("[train]", None, None)],
-)
-def test_how_many_rows_are_expected(splits: str, total: int | None, expected: int | None) -> None:
-    assert expected_rows(load(None, [f"elicit.splits={splits}"]), DataPeek("alpaca", [], total, [], False)) == expected
