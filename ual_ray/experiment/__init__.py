@@ -6,7 +6,6 @@ scenarios.py    the rows of a scenario
 tuning.py       the learning rate of every arm
 trainings.py    arms x seeds, as many trainings side by side as there is room for
 forecast.py     `--dry-run`, and the pilot that measures how much seeds differ
-power.py        what more seeds would show
 
 `ual experiment known_truth`: does the instrument find an effect where there is one, and only there?
 

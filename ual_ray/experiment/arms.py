@@ -25,7 +25,6 @@ from ual_ray.config.files import write_text
 from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
-from ual_ray.experiment.power import print_power
 from ual_ray.experiment.scenarios import check_primary, check_sources, check_splits, count_sources, read_splits, select_step
 from ual_ray.experiment.trainings import train_seeds
 from ual_ray.experiment.tuning import tuned
@@ -75,9 +74,7 @@ def _scenario(session: Session, name: str, elicited: Path, output: Path) -> Find
         own = tuned(own, rows, scored, tokens, root)
         by_seed = _train_and_measure(own, rows, scored, tokens, questions, root, base, tried=tried)
         base.elicited = elicited
-        findings = report(own, _together(base, by_seed, own.config.seed), root / REPORT_FOLDER)
-        print_power(findings, own.console, f"in '{name}'" if several else "", [len(own.config.experiment.seeds)])
-        return findings
+        return report(own, _together(base, by_seed, own.config.seed), root / REPORT_FOLDER)
 
 
 def _train_and_measure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from ual_ray.elicit.stage import expected_rows
 from ual_ray.errors import UserError
 from ual_ray.experiment.checks import without_likelihoods
 from ual_ray.experiment.hours import hours
-from ual_ray.experiment.power import print_power
 from ual_ray.formatting import plural
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
+from ual_ray.report.power import power_lines, power_title
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
 
@@ -94,20 +94,21 @@ def print_forecast(config: Config, output: Path, console: Console, rates: Mappin
     lines += hours(config, rows, [pilot, output], trials, rates or {}) if rows else []
     for name, text in lines:
         console.print(f"{name:<32} {text}", highlight=False, markup=False)
-    found = [
-        print_power(
-            findings, console, f"in '{scenario}', {where},", [len(given.seeds)], config.in_scenario(scenario).primary_measures()
-        )
-        for folder, where in ((output, "by what ran here"), (pilot, "by the pilot, which has fewer questions"))
-        for scenario, findings in _findings(folder)
-        if scenario in given.scenarios
-    ]
-    if not any(found):
-        console.print(
-            "smallest effect                  not known: run `ual pilot CONFIG`, which measures how much seeds differ",
-            highlight=False,
-            markup=False,
-        )
+    if not (power := [*_power(config, ((output, "what ran here"), (pilot, "the pilot, which has fewer questions")))]):
+        power = ["smallest effect                  not known: run `ual pilot CONFIG`, which measures how much seeds differ"]
+    for line in power:
+        console.print(line, highlight=False, markup=False)
+
+
+def _power(config: Config, measured: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    """Word what each scenario can find, by what was measured in folders that are called so."""
+    for folder, where in measured:
+        for scenario, findings in _findings(folder):
+            if scenario in config.experiment.scenarios:
+                seeds, measures = [len(config.experiment.seeds)], config.in_scenario(scenario).primary_measures()
+                if lines := power_lines(findings, seeds, measures):
+                    yield power_title(f"in '{scenario}', by {where},")
+                    yield from (f"  {line}" for line in lines)
 
 
 def _finished(output: Path, where: str) -> Iterator[tuple[str, str]]:

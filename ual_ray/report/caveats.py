@@ -57,17 +57,21 @@ def _of_controls(findings: Findings) -> Iterator[str]:
         yield f"No arm has `map: {NO_SMOOTHING}`, the baseline of every other arm."
 
 
-def _of_trainings(findings: Findings) -> Iterator[str]:
-    """Name what arms differ in besides their smoothing; rates that were chosen by trials are each arm's best."""
+def differing(findings: Findings) -> list[str]:
+    """List what trainings differ in besides their smoothing, by arm; rates that were chosen by trials are each arm's best."""
     names = dict.fromkeys(name for own in findings.trainings.values() for name in own)
-    differing = []
+    found = []
     for name in names:
         values = {arm: own[name] for arm, own in sorted(findings.trainings.items()) if name in own}
         if len({str(value) for value in values.values()}) > 1 and not (name == "learning_rate" and findings.trials):
-            differing.append(f"{name.replace('_', ' ')} ({', '.join(f'{arm} {value}' for arm, value in values.items())})")
-    if differing:
+            found.append(f"{name.replace('_', ' ')} ({', '.join(f'{arm} {value}' for arm, value in values.items())})")
+    return found
+
+
+def _of_trainings(findings: Findings) -> Iterator[str]:
+    if found := differing(findings):
         yield (
-            f"The trainings of the arms differ in {'; '.join(differing)}. A difference between such arms is not one of their "
+            f"The trainings of the arms differ in {'; '.join(found)}. A difference between such arms is not one of their "
             "smoothing alone: a control needs the same."
         )
 
@@ -78,8 +82,7 @@ def _of_size(findings: Findings) -> Iterator[str]:
         times = "once" if max(seeds) == 1 else f"{max(seeds)} times"
         yield (
             f"Every arm was trained {times}. The intervals are those of these trained models; whether the method helps is "
-            f"inconclusive below {MIN_SEEDS} training seeds. `ual experiment CONFIG` trains every arm with several; "
-            "docs/results.md has what was measured so far."
+            f"inconclusive below {MIN_SEEDS} training seeds."
         )
     by_chance = "Who looks at a verdict and adds seeds until there is one finds it by chance more often than the level states."
     if added := findings.added_seeds:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from ual_ray.config import BASE
+from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
 from ual_ray.stats.bootstrap import MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparisons
 from ual_ray.stats.metrics import LENGTH_CONTROLLED_WIN_RATE, METRICS, WIN_RATE
+
+# In the repository: what was measured with enough training seeds.
+RESULTS = "docs/results.md"
+
+
+def unanswered(findings: Findings) -> str | None:
+    """State that a run has too few training seeds for an answer, up to the name of the file that has one (RESULTS)."""
+    seeds = max((findings.seeds.get(model, 1) for model in findings.models if model != BASE), default=MIN_SEEDS)
+    if seeds >= MIN_SEEDS:
+        return None
+    return (
+        f"{plural(seeds, 'training seed')} cannot tell whether uncertainty helps. `ual experiment CONFIG` measures it on your "
+        "data; what was measured so far is in "
+    )
 
 
 def notes(findings: Findings) -> list[tuple[str, str]]:

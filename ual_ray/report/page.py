@@ -12,12 +12,15 @@ from pathlib import Path
 from jinja2 import Template
 from matplotlib.figure import Figure
 
+from ual_ray.config.names import CONSTANT
 from ual_ray.plots.page import make_environment
+from ual_ray.report.caveats import differing
 from ual_ray.report.draw import to_svgs
 from ual_ray.report.findings import regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
-from ual_ray.report.measures import guard_lines, notes
+from ual_ray.report.measures import RESULTS, guard_lines, notes, unanswered
 from ual_ray.report.page_data import PageData
+from ual_ray.report.power import power_lines, power_title
 from ual_ray.report.table import VERDICTS, difference_text, primary_of, sentence, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import described
@@ -26,8 +29,8 @@ from ual_ray.stats.score_quality import Quality, auroc_text
 TEMPLATE = "page.html.j2"
 
 
-def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
-    """Write the page; `drawn` are the plots of `draw`."""
+def to_html(data: PageData, drawn: Mapping[str, Figure], results: str | None = None) -> str:
+    """Write the page; `drawn` are the plots of `draw`, `results` the address of RESULTS from the page, where there is one."""
     findings = data.findings
     return _template().render(
         page=data,
@@ -38,10 +41,15 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
         primary_digest=described(findings.comparisons.primary)["digest"] if findings else "",
         no_primary=without_primary(findings) if findings else None,
         judged=judged_verdicts(findings) if findings else [],
+        unanswered=unanswered(findings) if findings else None,
+        results=results,
         guards=guard_lines(findings.comparisons) if findings else [],
         regime=regime_of(findings) if findings else None,
         tables=tables(findings) if findings else {},
         measures=notes(findings) if findings else [],
+        differing=differing(findings) if findings else [],
+        constant=any(arm.smooth.metrics.get("map") == CONSTANT for arm in data.arms if arm.smooth),
+        power=power_lines(findings, [findings.planned_seeds]) if findings else [],
     )
 
 
@@ -49,5 +57,6 @@ def to_html(data: PageData, drawn: Mapping[str, Figure]) -> str:
 def _template() -> Template:
     environment = make_environment(Path(__file__).parent)
     environment.globals.update(difference_text=difference_text, VERDICTS=VERDICTS, sentence=sentence, min_seeds=MIN_SEEDS)
+    environment.globals.update(power_title=power_title(), RESULTS=RESULTS)
     environment.filters["auroc"] = lambda found: auroc_text(Quality(**found))
     return environment.get_template(TEMPLATE)

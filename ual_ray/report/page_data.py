@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
+from ual_ray.config import BASE
 from ual_ray.config.environment import version_of
 from ual_ray.config.files import read_json
 from ual_ray.parquet import read_table
@@ -36,18 +37,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: its smoothing with the alpha of every row, its training with the metrics of every step; absent = None, empty."""
+    """One arm: its smoothing with the alpha of every row, its training with the metrics of every step; absent = None, empty.
+
+    Of several training seeds, the first one's. validation: the first and the last unsmoothed NLL, means over all seeds.
+    """
 
     name: str
     smooth: Stage | None
     alphas: NDArray[np.float64]
     training: Stage | None
     steps: list[dict[str, float]]
-
-    @property
-    def validation(self) -> list[float]:
-        """Unsmoothed validation NLL in nats per token, in order of the steps."""
-        return [line[col.VALIDATION_NLL] for line in self.steps if line.get(col.VALIDATION_NLL) is not None]
+    validation: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class PageData:
     cluster_points: dict[str, Path]
     caveats: list[str]
     missing: list[str]
+    first_seed: str
     provenance: list[tuple[str, str, str]]
     versions: dict[str, str]
 
@@ -79,7 +80,7 @@ def collect(root: Path, findings: Findings | None = None) -> PageData:
     named = findings.folders if findings else {}
     elicit = _stage(_named(named, "elicited", "rows", root) or newest_stage(root / "elicit") or newest_stage(root))
     names = list(config.get("arms") or {}) or sorted(place.name for place in (root / "arms").glob("*") if place.is_dir())
-    arms = [_arm(root, name, named) for name in names]
+    arms = [_arm(root, name, named, findings.validation.get(name, []) if findings else []) for name in names]
     points = {model: root / folders[0] / col.CLUSTER_POINTS_FILE for model, folders in named.get("calibrated", {}).items()}
     points = {model: file for model, file in points.items() if file.is_file()}
     return PageData(
@@ -94,6 +95,7 @@ def collect(root: Path, findings: Findings | None = None) -> PageData:
         cluster_points=points,
         caveats=caveats_of(findings, int(elicit.metrics.get("quarantined", 0)) if elicit else 0),
         missing=_missing(elicit, arms, findings, points),
+        first_seed=_first_seed(arms, findings),
         provenance=_provenance(root, elicit, arms, findings),
         versions=_versions(),
     )
@@ -113,13 +115,24 @@ def _named(folders: Mapping[str, Any], kind: str, model: str, root: Path) -> Pat
     return root / found[0] if found else None
 
 
-def _arm(root: Path, name: str, named: Mapping[str, Any]) -> Arm:
+def _arm(root: Path, name: str, named: Mapping[str, Any], curves: Sequence[Sequence[Sequence[float]]]) -> Arm:
     home = root / "arms" / name
     smooth = _stage(_named(named, "smoothed", name, root) or newest_stage(home / "smooth"))
     training = _stage(_named(named, "trained", name, root) or newest_stage(home / "train"))
     files = sorted(smooth.folder.glob("*.parquet")) if smooth else []
     alphas = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy() if files else np.empty(0)
-    return Arm(name, smooth, alphas, training, read_steps(training.folder / col.METRICS_FILE) if training else [])
+    steps = read_steps(training.folder / col.METRICS_FILE) if training else []
+    own = [[line["step"], line[col.VALIDATION_NLL]] for line in steps if line.get(col.VALIDATION_NLL) is not None]
+    known = [curve for curve in curves or [own] if curve]
+    ends = [float(np.mean([curve[place][1] for curve in known])) for place in (0, -1)] if known else None
+    return Arm(name, smooth, alphas, training, steps, (ends[0], ends[1]) if ends else None)
+
+
+def _first_seed(arms: Sequence[Arm], findings: Findings | None) -> str:
+    """Name the training seed that is shown where there are several, such as "the first of 3 training seeds, 0"."""
+    seeds = max((number for model, number in findings.seeds.items() if model != BASE), default=1) if findings else 1
+    known = [arm.training.inputs["seed"] for arm in arms if arm.training and "seed" in arm.training.inputs]
+    return f"the first of {seeds} training seeds{f', {known[0]}' if known else ''}" if seeds > 1 else ""
 
 
 def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None, points: Mapping[str, Path]) -> list[str]:

@@ -161,7 +161,7 @@ def _calibration_rows(findings: Findings) -> Iterator[TableRow]:
     yield from _rows_of("calibration of tokens", findings.models, {m: get_nested(c, "token") for m, c in found.items()})
     temperatures = [number(get_nested(found.get(model), "temperature"), 3) for model in findings.models]
     if any(value != MISSING for value in temperatures):
-        yield TableRow("calibration of tokens", ("temperature of validation", MISSING, *temperatures), brief=False)
+        yield TableRow("calibration of tokens", ("temperature, fitted on validation rows", MISSING, *temperatures), brief=False)
     for benchmark in sorted({name for content in found.values() for name in get_nested(content, "answer") or {}}):
         answers = {model: get_nested(content, "answer", benchmark) for model, content in found.items()}
         yield from _rows_of(f"calibration of answers, {benchmark}", findings.models, answers)
@@ -198,7 +198,7 @@ def differences(comparisons: Comparisons) -> Grid:
     heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
     rows = tuple(
         TableRow(
-            f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{' (primary)' if entry.primary else ''}",
+            f"{entry.benchmark}: {_unit(entry)}{' (primary)' if entry.primary else ''}",
             (f"{entry.arm} - {entry.reference}", f"{entry.n:,}", difference_text(entry), p_text(entry.p_holm), entry.verdict),
             brief=entry.reference != BASE,
         )
@@ -217,7 +217,7 @@ def forgetting(findings: Findings) -> Grid:
     }
     rows = tuple(
         TableRow(
-            f"{entry.benchmark}: {difference_unit(entry.metric)[0]}{ARROWS[metric_of(entry.metric).direction]}",
+            f"{entry.benchmark}: {_unit(entry)}",
             (
                 entry.arm,
                 f"{entry.n:,}",
@@ -232,6 +232,10 @@ def forgetting(findings: Findings) -> Grid:
     )
     heads = ("arm", "n", "before training", "after", f"change [{findings.comparisons.level:.0%} interval]", "verdict")
     return Grid("Forgetting: benchmarks before and after training, paired by question", heads, rows)
+
+
+def _unit(entry: Comparison) -> str:
+    return f"{difference_unit(entry.metric)[0]}{ARROWS[metric_of(entry.metric).direction]}"
 
 
 def win_rates(findings: Findings) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from ual_ray.config.files import write_json, write_record, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
-from ual_ray.report.measures import guard_lines, notes
+from ual_ray.report.measures import RESULTS, guard_lines, notes, unanswered
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
+from ual_ray.report.power import power_lines, power_title
 from ual_ray.report.table import primary_of, sentence, tables
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import Comparison, Comparisons
@@ -59,8 +61,12 @@ def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
         yield _primary_title(findings.comparisons), [sentence(entry) for entry in found]
     if judged := judged_verdicts(findings):
         yield JUDGED_TITLE, [found.sentence() for found in judged]
+    if few := unanswered(findings):
+        yield f"{few}{RESULTS}.", []
     for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
         yield line, []
+    if power := power_lines(findings, [findings.planned_seeds]):
+        yield power_title(), power
 
 
 def write_files(findings: Findings, folder: Path) -> None:
@@ -92,12 +98,18 @@ def write_page(root: Path, page: Path, findings: Findings | None = None, plots: 
     data = collect(root, findings)
     drawn = draw(data)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, to_html(data, drawn))
+    write_text(page, to_html(data, drawn, results_from(page)))
     if plots is None:
         return []
     for name, figure in drawn.items():
         figure.savefig(plots / f"{name}.png", dpi=150)
     return [plots / f"{name}.png" for name in drawn]
+
+
+def results_from(page: Path) -> str | None:
+    """Give the relative address of the results, for a page in a clone of the repository; None elsewhere."""
+    place, clone = page.resolve().parent, Path(__file__).resolve().parents[2]
+    return os.path.relpath(clone / RESULTS, place) if place.is_relative_to(clone) and (clone / RESULTS).is_file() else None
 
 
 def log(run: Run, findings: Findings, folder: Path) -> None:

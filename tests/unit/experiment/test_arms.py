@@ -23,7 +23,6 @@ from ual_ray.errors import UserError
 from ual_ray.experiment import arms, scenarios
 from ual_ray.experiment.arms import _say_unplanned, _together
 from ual_ray.experiment.forecast import pilot_of, print_forecast
-from ual_ray.experiment.power import power_line, print_power
 from ual_ray.experiment.scenarios import (
     check_primary,
     check_scenarios,
@@ -36,6 +35,7 @@ from ual_ray.experiment.scenarios import (
 from ual_ray.parquet import write_table
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders
+from ual_ray.report.power import power_line, power_lines
 from ual_ray.report.primary import record
 from ual_ray.run.step import Place, Session
 from ual_ray.stats.comparison import Comparison, Comparisons, role_of
@@ -223,10 +223,8 @@ def test_power_of_shares_is_in_points_and_given_for_measures_that_will_decide() 
         (entry, ("gsm8k.exact_match_strict",), True),
         (replace(entry, seed_deviation=0.0, error=0.0), ("gsm8k.exact_match_strict",), False),
     ):
-        console = Console(file=io.StringIO(), width=300)
-        findings = Findings({}, Comparisons((found,), 0.95, 1, 0))
-        assert print_power(findings, console, measures=measures) is told
-        assert ("gsm8k, exact match, strict, points, ual - sft" in console.file.getvalue()) is told  # type: ignore[attr-defined]
+        lines = power_lines(Findings({}, Comparisons((found,), 0.95, 1, 0)), measures=measures)
+        assert ("gsm8k, exact match, strict, points, ual - sft" in "".join(lines)) is told
 
 
 def test_the_folders_of_all_seeds_are_put_together(tmp_path: Path) -> None:

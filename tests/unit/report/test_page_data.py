@@ -20,6 +20,7 @@ from ual_ray.report.draw import draw
 from ual_ray.report.findings import Findings
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
+from ual_ray.report.write import results_from
 from ual_ray.stats.alignment import COLUMNS
 from ual_ray.stats.comparison import Comparisons, Role, compare_models
 from ual_ray.stats.metrics import measure
@@ -248,6 +249,11 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "117 of 120",
         "51.4 [47.4, 59.4]",
         "ual is inconclusive against sft: 51.4% [47.4, 59.4], 117 of 120 pairs, 1 training seed; a verdict needs 3 seeds",
+        "1 training seed cannot tell whether uncertainty helps",
+        "what was measured so far is in docs/results.md .",
+        "What more training seeds would find Smallest true difference that would be conclusive in 80% of experiments",
+        "held_out, NLL per token after removing temperature and smoothing floor, nats, ual - shuffled: 3 seeds 0.0",
+        "arm map rows mean alpha per row per token",
         "arms/ual/evaluate/v1",
         "19,871",
         "verbalized_error (used for smoothing)",
@@ -318,6 +324,35 @@ def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str
     assert not re.search(r"\b(nan|NaN|None|inf|null)\b", text)
 
 
+def test_what_is_of_one_training_seed_is_told_and_validation_is_the_mean_over_all(small: Path, read_page: Any) -> None:
+    found = Findings.from_dict(json.loads((small / "report" / "findings.json").read_text()))
+    curves = [[[0, 3.0], [8, 2.0]], [[0, 3.2], [8, 2.5]], [[0, 3.1], [4, 2.1], [8, 2.4]]]
+    data = collect(small, replace(found, seeds={"base": 1, "sft": 3, "ual": 3}, validation={"sft": curves}))
+    text = re.sub(r"\s+", " ", read_page(to_html(data, draw(data))).text)
+    assert "sft 400 700 0 3.100 2.300 812" in text and "Validation NLL in the table: means over all training seeds." in text
+    for said in ("Alphas", "All else here is", "Answers", "Curves", "States"):
+        assert re.search(rf"{said} of the first of 3 training seeds", text), said
+    assert "cannot tell" not in text
+    one = collect(small)
+    assert "of the first of" not in to_html(one, draw(one))
+
+
+def test_arms_that_train_otherwise_are_not_said_to_differ_in_alpha_alone(small: Path, read_page: Any) -> None:
+    found = Findings.from_dict(json.loads((small / "report" / "findings.json").read_text()))
+    data = collect(small, replace(found, trainings={"sft": {"loss": "dft"}, "ual": {"loss": "sft"}}))
+    text = re.sub(r"\s+", " ", read_page(to_html(data, {})).text)
+    assert "they differ in the label smoothing (alpha) of each row, and in loss (sft dft, ual sft)" in text
+    assert "only the label smoothing (alpha) of each row differs" in read_page(to_html(collect(small), {})).text
+
+
+def test_the_results_are_linked_where_the_page_is_in_a_clone(tmp_path: Path, small: Path, read_page: Any) -> None:
+    clone = Path(__file__).parents[3]
+    assert results_from(clone / "runs" / "demo" / "report" / "report.html") == "../../../docs/results.md"
+    assert results_from(tmp_path / "report.html") is None
+    links = [attributes for tag, attributes in read_page(to_html(collect(small), {}, "../docs/results.md")).tags if tag == "a"]
+    assert {"href": "../docs/results.md"} in links
+
+
 def test_an_unfinished_training_is_named(tmp_path: Path, small: Path) -> None:
     root = shutil.copytree(small, tmp_path / "run")
     (root / "arms" / "ual" / "train" / "t1" / "done.json").unlink()
@@ -328,7 +363,7 @@ def test_a_torn_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     training(tmp_path / "run" / "arms" / "ual" / "train" / "t1", "ual")
     (arm,) = collect(tmp_path / "run").arms
     assert [line["step"] for line in arm.steps] == list(range(401))
-    assert len(arm.validation) == 5 and arm.validation[0] == 2.9
+    assert arm.validation is not None and arm.validation[0] == 2.9
 
 
 def test_examples_run_from_the_best_to_the_worst(small: Path) -> None:

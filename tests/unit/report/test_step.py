@@ -49,6 +49,7 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     assert "ual is inconclusive against sft: -0." in words
     assert "n = 60, 1 training seed of the 3 that a verdict needs" in words
     assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
+    assert "1 training seed cannot tell whether uncertainty helps." in words and "so far is in docs/results.md." in words
     assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
 
@@ -118,6 +119,7 @@ def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) ->
     (entry,) = [x for x in findings.comparisons.entries if (x.arm, x.reference) == ("ual", "sft") and x.primary]
     assert (entry.seeds, entry.n, entry.verdict) == (3, N, "better")
     assert "n = 60, 3 training seeds" in printed.getvalue()
+    assert "ual - sft: 3 seeds 0.0" in " ".join(printed.getvalue().split()), "what more seeds would find"
 
 
 def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None:

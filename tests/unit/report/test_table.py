@@ -78,7 +78,7 @@ def test_the_models_by_hand() -> None:
         "| ECE, equal mass, scaled ↓ | 900 | – | 2.1% | – |",
         "| Brier score ↓ | 900 | – | 0.700 | – |",
         "| Brier score, scaled ↓ | 900 | – | 0.690 | – |",
-        "| temperature of validation | – | – | 1.250 | – |",
+        "| temperature, fitted on validation rows | – | – | 1.250 | – |",
         "| **calibration of answers, gsm8k** |  |  |  |  |",
         "| AURC ↓ | 9 | – | 0.500 | – |",
         "| **clusters before the final norm** |  |  |  |  |",
@@ -91,9 +91,9 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
     _, differences, judged = tables(findings()).values()
     assert differences.title == "Differences by question, paired"
     assert differences.markdown().splitlines()[2:] == [
-        "| **held_out: NLL per token, nats (primary)** |  |  |  |  |",
+        "| **held_out: NLL per token, nats ↓ (primary)** |  |  |  |  |",
         "| ual - sft | 20 | -0.0123 [-0.0200, -0.0041] | 0.012 | better |",
-        "| **gsm8k: exact match, strict, points** |  |  |  |  |",
+        "| **gsm8k: exact match, strict, points ↑** |  |  |  |  |",
         "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | inconclusive |",
     ]
     assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –", "–")

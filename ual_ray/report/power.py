@@ -1,10 +1,8 @@
-"""What more training seeds would show, from the variances that an experiment or its pilot measured."""
+"""What more training seeds would show, from the variances between seeds and over questions that were measured. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from rich.console import Console
 
 from ual_ray.report.findings import Findings
 from ual_ray.stats.bootstrap import MIN_SEEDS
@@ -16,31 +14,23 @@ from ual_ray.stats.primary import measure_of
 SEEDS = (MIN_SEEDS, 5, 8, 12)
 
 
-def print_power(
-    findings: Findings, console: Console, where: str = "", seeds: Sequence[int] = (), measures: Sequence[str] = ()
-) -> bool:
-    """Print the smallest difference that each number of seeds would show, for every primary comparison.
+def power_title(where: str = "") -> str:
+    """Head the lines; where: such as the scenario."""
+    place = where and f" {where}"
+    return f"Smallest true difference{place} that would be conclusive in {POWER:.0%} of experiments, before Holm's correction:"
 
-    where: behind the first words, such as the scenario; seeds: numbers of seeds in addition to SEEDS; measures: those that are
-    primary elsewhere. One in which no answer differs, as at the floor, tells nothing. Return whether there was another one.
+
+def power_lines(findings: Findings, seeds: Sequence[int] = (), measures: Sequence[str] = ()) -> list[str]:
+    """Word the smallest difference that each number of seeds would show, for every primary comparison over seeds.
+
+    seeds: numbers of seeds in addition to SEEDS; measures: those that are primary elsewhere. A comparison in which no answer
+    differs, as at the floor, tells nothing.
     """
-    entries = [
-        entry
+    return [
+        f"{entry.benchmark}, {power_line(entry, findings.comparisons.level, seeds)}"
         for entry in findings.comparisons.entries
         if (entry.primary or measure_of(entry) in measures) and entry.seed_deviation is not None and entry.error
     ]
-    if not entries:
-        return False
-    console.print(
-        f"Smallest true difference{where and f' {where}'} that would be conclusive in {POWER:.0%} of experiments, before "
-        "Holm's correction:",
-        highlight=False,
-        markup=False,
-    )
-    for entry in entries:
-        line = f"  {entry.benchmark}, {power_line(entry, findings.comparisons.level, seeds)}"
-        console.print(line, highlight=False, markup=False)
-    return True
 
 
 def power_line(entry: Comparison, level: float, seeds: Sequence[int] = ()) -> str:
