@@ -107,7 +107,7 @@ def _power(config: Config, measured: Sequence[tuple[Path, str]]) -> Iterator[str
             if scenario in config.experiment.scenarios:
                 seeds, measures = [len(config.experiment.seeds)], config.in_scenario(scenario).primary_measures()
                 if lines := power_lines(findings, seeds, measures):
-                    yield power_title(f"in '{scenario}', by {where},")
+                    yield power_title(f"in '{scenario}', by {where},") + ":"
                     yield from (f"  {line}" for line in lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,7 +17,10 @@ from ual_ray.stats.results import WinRate
 from ual_ray.stats.score_quality import Quality
 
 VERDICT_COLOURS = {BETTER: TONES[0], WORSE: TONES[1], INCONCLUSIVE: MUTED}
-LINE_HEIGHT, PANEL_HEIGHT = 0.24, 0.55
+# Inches.
+LINE_HEIGHT, PANEL_HEIGHT, TITLE_HEIGHT = 0.24, 0.4, 0.15
+# Characters of a line that is not wider than a panel next to its labels.
+LONGEST_TITLE = 58
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,14 @@ def aurocs(qualities: Mapping[str, Quality]) -> Figure:
 @styled
 def draw(panels: Sequence[Panel]) -> Figure:
     """Draw panels of intervals below each other."""
-    heights = [LINE_HEIGHT * len(panel.intervals) + PANEL_HEIGHT for panel in panels] or [1.0]
+    titles = [wrap(panel.title, LONGEST_TITLE) for panel in panels]
+    heights = [
+        LINE_HEIGHT * len(panel.intervals) + PANEL_HEIGHT + TITLE_HEIGHT * len(title)
+        for panel, title in zip(panels, titles, strict=True)
+    ] or [1.0]
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     rows = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, panel in zip(rows, panels, strict=False):
+    for axes, panel, title in zip(rows, panels, titles, strict=False):
         for place, interval in enumerate(reversed(panel.intervals)):
             if interval.low is not None and interval.high is not None:
                 axes.plot([interval.low, interval.high], [place, place], color=interval.colour, linewidth=1.8, linestyle="-")
@@ -97,7 +105,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title(panel.title, loc="left", fontsize=9)
+        axes.set_title("\n".join(title), loc="left", fontsize=9)
         axes.axvline(panel.mark, color=MUTED, linewidth=0.8, linestyle="--")
         if panel.limits is not None:
             axes.set_xlim(panel.limits)

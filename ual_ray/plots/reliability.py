@@ -35,7 +35,7 @@ def reliability_diagrams(models: Mapping[str, Mapping[str, Any]]) -> Figure:
                 axes.bar(middles, [count / total for count in bins["count"]], 0.94 * width, color=LINE)
             points = [(x, y) for x, y in zip(bins["confidence"], bins["accuracy"], strict=True) if y is not None]
             (handles[words],) = axes.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker="o", markersize=3)
-            errors.append(f"{found[ECE_WIDTH]:.3f}")
+            errors.append(f"{found[ECE_WIDTH]:.1%}")
         axes.set_title(f"{readable(name)}\nECE {', scaled '.join(errors) or 'not measured'}", loc="left", fontsize=9)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
     panels[0].set_ylabel("accuracy")

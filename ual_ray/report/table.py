@@ -195,11 +195,11 @@ def _metric_row(
 def differences(comparisons: Comparisons) -> Grid:
     """List every comparison with its interval, its p-value after Holm, and the verdict."""
     interval = f"difference [{comparisons.level:.0%} interval]"
-    heads = ("arm - reference", "n", interval, "p, Holm", "verdict")
+    heads = ("arm - reference", "verdict", interval, "p, Holm", "n")
     rows = tuple(
         TableRow(
             f"{entry.benchmark}: {_unit(entry)}{' (primary)' if entry.primary else ''}",
-            (f"{entry.arm} - {entry.reference}", f"{entry.n:,}", difference_text(entry), p_text(entry.p_holm), entry.verdict),
+            (f"{entry.arm} - {entry.reference}", entry.verdict, difference_text(entry), p_text(entry.p_holm), f"{entry.n:,}"),
             brief=entry.reference != BASE,
         )
         for entry in comparisons.entries
@@ -332,14 +332,20 @@ def primary_of(comparisons: Comparisons) -> list[Comparison]:
 
 def sentence(entry: Comparison) -> str:
     """Word a comparison with its interval, its unit, its n and what limits it."""
-    unit = difference_unit(entry.metric)[0]
+    why = f"; {entry.reason}" if entry.reason else ""
+    return f"{finding(entry)}; {measure_of(entry)} ({direction_text(entry)}){why}"
+
+
+def finding(entry: Comparison) -> str:
+    """Word a comparison with its interval and its n, where the measure is named elsewhere."""
     seeds = plural(entry.seeds, "training seed")
     few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
-    why = f"; {entry.reason}" if entry.reason else ""
-    return (
-        f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {difference_text(entry)}, n = {entry.n:,}, {seeds}{few}; "
-        f"{measure_of(entry)} ({unit}; {metric_of(entry.metric).direction} is better){why}"
-    )
+    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {difference_text(entry)}, n = {entry.n:,}, {seeds}{few}"
+
+
+def direction_text(entry: Comparison) -> str:
+    """Write the unit of a difference, and which way is better."""
+    return f"{difference_unit(entry.metric)[0]}; {metric_of(entry.metric).direction} is better"
 
 
 def p_text(p_value: float) -> str:

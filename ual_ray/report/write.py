@@ -66,7 +66,7 @@ def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
     for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
         yield line, []
     if power := power_lines(findings, [findings.planned_seeds]):
-        yield power_title(), power
+        yield f"{power_title()}:", power
 
 
 def write_files(findings: Findings, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from ual_ray.plots import intervals
 from ual_ray.stats.comparison import Comparison
@@ -30,6 +31,14 @@ def test_differences_from_base_have_a_panel_of_their_own() -> None:
     assert colours == [intervals.VERDICT_COLOURS[verdict] for verdict in ("inconclusive", "better", "worse")]
     low, high = second.get_xlim()
     assert low < -0.2 and high > 0.0, "the scale holds the interval and 0"
+
+
+def test_a_long_title_ends_within_the_plot() -> None:
+    figure = intervals.differences([entry("ual", "sft", "better", "nll_adjusted"), entry("ual", "sft", "better")])
+    for axes in figure.axes:
+        (title,) = [text for text in axes.findobj(Text) if text.get_text() == axes.get_title(loc="left")]
+        assert title.get_window_extent().x1 <= figure.bbox.x1
+    assert figure.axes[0].get_title(loc="left").replace("\n", " ").endswith("smoothing floor, nats (left = better)")
 
 
 def test_shares_differ_in_points() -> None:

@@ -47,7 +47,7 @@ def test_every_model_has_a_diagram_before_and_after_scaling() -> None:
     figure = reliability_diagrams(models)
     for axes, (name, parts) in zip(figure.axes, models.items(), strict=True):
         errors = [parts[kind]["ece_width"] for kind in ("raw", "scaled")]
-        assert axes.get_title(loc="left") == f"{name}\nECE {errors[0]:.3f}, scaled {errors[1]:.3f}"
+        assert axes.get_title(loc="left") == f"{name}\nECE {errors[0]:.1%}, scaled {errors[1]:.1%}"
         _, *curves = axes.lines
         for curve, kind in zip(curves, ("raw", "scaled"), strict=True):
             bins = parts[kind]["reliability"]

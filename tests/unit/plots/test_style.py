@@ -12,6 +12,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from ual_ray.plots.intervals import Interval, Panel, draw
+from ual_ray.plots.page import code
 from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
 from ual_ray.plots.style import TONES, readable, styled, to_svg
 
@@ -127,3 +128,14 @@ def test_plots_that_are_drawn_at_the_same_time_keep_their_style_and_leave_none_b
         thread.join(10)
     assert seen == [False, False]
     assert rcParams["text.parse_math"] is True, "as matplotlib has it"
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("set `map: none`, or `<b>`", "set <code>map: none</code>, or <code>&lt;b&gt;</code>"),
+        ("one ` alone & <b>", "one ` alone &amp; &lt;b&gt;"),
+    ],
+)
+def test_what_stands_in_backticks_is_code_and_nothing_else_is_markup(text: str, html: str) -> None:
+    assert code(text) == html

@@ -92,9 +92,9 @@ def test_differences_with_intervals_and_words_and_win_rates() -> None:
     assert differences.title == "Differences by question, paired"
     assert differences.markdown().splitlines()[2:] == [
         "| **held_out: NLL per token, nats ↓ (primary)** |  |  |  |  |",
-        "| ual - sft | 20 | -0.0123 [-0.0200, -0.0041] | 0.012 | better |",
+        "| ual - sft | better | -0.0123 [-0.0200, -0.0041] | 0.012 | 20 |",
         "| **gsm8k: exact match, strict, points ↑** |  |  |  |  |",
-        "| ual - sft | 16 | +0.00 [-1.00, +1.00] | 1.000 | inconclusive |",
+        "| ual - sft | inconclusive | +0.00 [-1.00, +1.00] | 1.000 | 16 |",
     ]
     assert judged.rows[0].cells == ("ual - sft", "78 of 80", "52.5 [44.0, 61.0]", "–", "410 / –", "–")
     assert judged.columns()["win rate, %"] == ["52.5 [44.0, 61.0]"]
