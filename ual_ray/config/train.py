@@ -220,10 +220,11 @@ class TrainConfig(Section):
     max_dropped_share: Share = key(
         0.05, ge=0, le=1, affects="", description="abort if more than this share of rows cannot be used for training"
     )
+    # It affects no weights: a training that ends has skipped the same updates whatever more it might have skipped.
     skip_non_finite: int = key(
         0,
         ge=0,
-        affects="weights",
+        affects="",
         description="maximum number of consecutive steps with a non-finite loss or gradient whose update is skipped; one "
         "more ends the training; 0 = the first one ends it",
     )

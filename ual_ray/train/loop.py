@@ -208,25 +208,22 @@ class Training:
         """Run the remaining steps; return how and at which step training ended."""
         config, plan = self.job.train, self.data.plan
         machine = hardware(self.model, config, dist.get_world_size(), self.device)
-        skipped_in_a_row = 0
         while not progress.over(config, len(plan)):
             started, step = time.monotonic(), plan[progress.step]
             rows, tokens = plan.rows(step), plan.tokens(step)
             try:
                 metrics, votes = self.take(step, progress)
-                skipped_in_a_row = 0
                 metrics |= machine.speed(tokens, len(rows), time.monotonic() - started)
                 metrics |= {"epoch": step.epoch, "padding_share": 1 - tokens / metrics.pop("positions")}
             except NonFiniteError as error:
                 outcome = self.blame(rows, progress, error)
-                if skipped_in_a_row >= config.skip_non_finite:
+                if progress.skipped_in_a_row >= config.skip_non_finite:
                     return outcome, progress
                 logger.warning("the update is skipped: %s", outcome.message)
-                skipped_in_a_row += 1
                 self.optimizer.zero_grad(set_to_none=True)
                 metrics, votes = {"epoch": step.epoch, SKIPPED: 1.0}, error.votes
             metrics |= self.ranks.metrics(votes[VOTES:])
-            progress = progress.stepped(len(rows), tokens)
+            progress = progress.stepped(len(rows), tokens, skipped=SKIPPED in metrics)
             if progress.validation_due(config, len(plan), ends_epoch=plan.ends_epoch(progress.step)) and (
                 measured := self.validate()
             ):

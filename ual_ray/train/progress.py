@@ -16,7 +16,7 @@ class Progress:
     random numbers, as every step seeds its generators by (seed, step, rank). samples, tokens: seen so far, tokens without
     padding. best_loss: lowest smoothed validation loss so far, in nats per token, measured at best_step;
     validations_since_best: number of validations since then. lora_scale: what adapters' products are multiplied by; None
-    without adapters, and in checkpoints of earlier versions.
+    without adapters, and in checkpoints of earlier versions. skipped_in_a_row: the last steps, if their updates were skipped.
     """
 
     plan: str
@@ -28,10 +28,12 @@ class Progress:
     best_step: int | None = None
     validations_since_best: int = 0
     lora_scale: float | None = None
+    skipped_in_a_row: int = 0
 
-    def stepped(self, samples: int, tokens: int) -> Progress:
-        """Count one more optimizer step and its samples and tokens."""
-        return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
+    def stepped(self, samples: int, tokens: int, *, skipped: bool = False) -> Progress:
+        """Count one more optimizer step, whose update may have been skipped, and its samples and tokens."""
+        in_a_row, samples, tokens = self.skipped_in_a_row + 1 if skipped else 0, self.samples + samples, self.tokens + tokens
+        return replace(self, step=self.step + 1, samples=samples, tokens=tokens, skipped_in_a_row=in_a_row)
 
     def validated(self, loss: float) -> Progress:
         """Record a validation after the last step; a non-finite loss is never the best."""

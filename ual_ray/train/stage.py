@@ -104,7 +104,8 @@ def train(
             f"non-finite loss or gradient; stopped before the update: {outcome.message}",
             expected="a finite loss and gradient",
             fix="check these rows; with train.skip_non_finite=N the same command resumes from the last checkpoint and skips "
-            "up to N such updates in a row; with another train.learning_rate training starts again",
+            "up to N such updates in a row; with another train.learning_rate (and another --out) training starts again, or "
+            f"from the last checkpoint with train.continue_from={folder}",
         )
     lines = read_metrics(folder / col.METRICS_FILE)
     last, exported = _last_and_exported(lines, outcome.exported)

@@ -161,6 +161,16 @@ def test_a_training_that_is_no_trial_is_repeated_after_it_diverged(runs: Runs) -
     assert runs.trained == 2
 
 
+def test_a_training_that_diverged_goes_on_where_it_was_when_updates_may_be_skipped(runs: Runs) -> None:
+    runs.place = Place(runs.place.root, keyed=False)
+    runs.error = DivergedError("the loss is nan", fix="skip updates")
+    with pytest.raises(DivergedError):
+        runs.step(trial=False)
+    runs.error = None
+    assert runs.step(trial=False, skip_non_finite=3).folder == runs.place.root
+    assert runs.step(trial=False).reused, "nor do weights differ by what more might have been skipped"
+
+
 @pytest.mark.parametrize(("kept", "uploaded"), [("upload", [True]), ("reference", [False])])
 def test_models_are_uploaded_or_referenced(runs: Runs, kept: str, uploaded: list[bool]) -> None:
     done = runs.step()

@@ -287,6 +287,38 @@ def test_a_skipped_update_leaves_no_trace(
     assert all(torch.equal(value, often[key]) and value.isfinite().all() for key, value in weights(tmp_path / "seldom").items())
 
 
+def test_updates_that_were_skipped_before_a_stop_count(
+    tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = loop.Training.take
+
+    def poison(training: loop.Training, step: Any, progress: Any) -> Any:
+        if progress.step == 1 and (tmp_path / "stopped").exists():
+            (tmp_path / "stopped" / STOP_FILE).touch()
+        if progress.step not in (1, 2):
+            return take(training, step, progress)
+        weight = next(training.model.parameters()).data
+        kept = weight.clone()
+        weight.fill_(float("inf"))
+        try:
+            return take(training, step, progress)
+        finally:
+            weight.copy_(kept)
+
+    monkeypatch.setattr(loop.Training, "take", poison)
+    at_once = train(tokens, family_folder("llama"), tmp_path / "at once", skip_non_finite=1)
+    assert (at_once.ending, at_once.step) == ("non_finite", 2)
+    stopped = train(tokens, family_folder("llama"), tmp_path / "stopped", skip_non_finite=1)
+    assert (stopped.ending, stopped.step) == ("stopped", 2)
+    (tmp_path / "stopped" / STOP_FILE).unlink()
+    for name in ("at once", "stopped"):
+        again = train(tokens, family_folder("llama"), tmp_path / name, skip_non_finite=1)
+        assert (again.ending, again.step) == ("non_finite", 2)
+        assert train(tokens, family_folder("llama"), tmp_path / name, skip_non_finite=2).ending == "finished"
+    one, two = weights(tmp_path / "at once"), weights(tmp_path / "stopped")
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 def test_it_continues_only_from_adapters_of_the_same_kind(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
     adapters, model, short = {"rank": 2, "alpha": 4}, family_folder("llama"), {"max_steps": 2}
     train(tokens, model, tmp_path / "first", lora=adapters, **short)
