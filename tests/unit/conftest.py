@@ -87,8 +87,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 4.0},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "mixtral": {"num_local_experts": 4},
+    # Its router is held in float32 in any precision.
+    "ernie4_5_moe": {
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+        **{"moe_num_shared_experts": 0, "moe_layer_start_index": 0},
+    },
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 2, "n_head": 4},
+}
+# Not every test takes these: experts beside layers that every token meets, and a buffer that is held in float32.
+OTHERS: dict[str, dict[str, Any]] = {
+    "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
 }
 # These pass their position ids on to the attention mask, so that a pack's samples do not see each other.
 PACKABLE = [family for family in FAMILIES if family not in ("opt", "bloom")]
@@ -115,12 +124,13 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Call
             from transformers import AutoConfig, AutoModelForCausalLM
 
             torch.manual_seed(0)
-            settings = {**COMMON, **FAMILIES[family]}
+            settings = {**COMMON, **(FAMILIES | OTHERS)[family]}
             config = AutoConfig.for_model(settings.pop("model_type", family), **settings)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            for parameter in model.parameters():
+            saved = model.state_dict()
+            for value in (*model.parameters(), *(saved[name] for name, _ in model.named_buffers() if name in saved)):
                 # Norms and biases start as ones and zeros, which would hide a mistake.
-                parameter.data += 0.1 * torch.randn_like(parameter)
+                value.data += 0.1 * torch.randn_like(value)
             model.save_pretrained(folder)
             chat_tokenizer("chatml").save_pretrained(folder)
         return folder

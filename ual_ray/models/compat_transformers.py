@@ -12,7 +12,7 @@ tests/unit/train and tests/integration/test_fsdp.py, and move the bounds of tran
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,16 @@ def finish_loading(model: nn.Module, loaded: Loaded) -> None:
     """Tie the head, and compute the buffers that no checkpoint holds, such as rotary frequencies."""
     causal_lm: Any = model
     causal_lm._finalize_model_loading(causal_lm, *loaded._internal)
+
+
+def float32_names(model: nn.Module) -> Callable[[str], bool]:
+    """Tell by name the weights that transformers holds in float32 also in a model in bfloat16, such as a router's biases."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    causal_lm: Any = model
+    patterns = [*causal_lm._get_dtype_plan(torch.bfloat16)]
+    matching = build_glob_alternation(patterns)[0]
+    return lambda name: bool(patterns and matching.search(name))
 
 
 def mark_initialized(parameter: nn.Parameter) -> None:

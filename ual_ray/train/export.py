@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from ual_ray.config.checksums import SUMS_FILE, Sums, damage_in, read_sums, sums_of, write_sums
 from ual_ray.config.files import read_json, replacing, write_json
 from ual_ray.errors import UserError
-from ual_ray.models.compat_transformers import as_in_checkpoint, optional_file
+from ual_ray.models.compat_transformers import as_in_checkpoint, float32_names, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.run.folder import HERE, Folder
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
@@ -130,7 +130,7 @@ class _Weights:
     def __init__(self, causal_lm: nn.Module, dtype: torch.dtype) -> None:
         repeated = repeated_parameters(causal_lm)
         layers = dict(adapted_layers(causal_lm))
-        self._dtype = dtype
+        self._dtype, self._is_float32 = dtype, float32_names(causal_lm)
         self._values: dict[str, Tensor] = {}
         self._layers: dict[str, Any] = {}
         for name, value in causal_lm.state_dict().items():
@@ -144,13 +144,18 @@ class _Weights:
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Yield names with the bytes of their whole tensors in the exported dtype."""
         for name, value in self._values.items():
-            yield name, value.numel() * (self._dtype.itemsize if value.is_floating_point() else value.itemsize)
+            yield name, value.numel() * self._dtype_of(name).itemsize
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        value = self._values[name]
+        if not value.is_floating_point():
+            return value.dtype
+        return torch.float32 if self._is_float32(name) else self._dtype
 
     @torch.no_grad()
     def whole(self, name: str) -> Tensor:
         """Gather one tensor. Every rank calls it."""
-        value = self._values[name]
-        dtype = self._dtype if value.is_floating_point() else value.dtype
+        value, dtype = self._values[name], self._dtype_of(name)
         if name not in self._layers:
             return _whole(value.to(dtype))
         layer = self._layers[name]

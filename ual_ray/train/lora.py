@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ual_ray.config import LoraConfig
 from ual_ray.errors import UserError
-from ual_ray.models.compat_transformers import mark_initialized
+from ual_ray.models.compat_transformers import float32_names, mark_initialized
 
 ADAPTER = "default"
 
@@ -37,20 +37,23 @@ def add_adapters(causal_lm: nn.Module, config: LoraConfig) -> None:
         peft.inject_adapter_in_model(settings, causal_lm, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:
         raise _no_such_layers(config, linear) from error
-    # In a mixture of experts, peft would also adapt the fused weights, which cannot be merged like layers.
-    if not {name for name, _ in adapted_layers(causal_lm)} <= set(linear):
-        raise _no_such_layers(config, linear)
+    # In a mixture of experts, peft takes the names of other layers for those of the experts' fused weights, which cannot be
+    # merged like layers.
+    if not (adapted := {name for name, _ in adapted_layers(causal_lm)}) <= set(linear):
+        raise _no_such_layers(config, [name for name in linear if name in adapted] or linear)
 
 
 def hold_base(causal_lm: nn.Module, config: LoraConfig, dtype: str, stored: torch.dtype | None) -> None:
     """Let a model with adapters, on the meta device, hold its frozen weights in `config.base_dtype`; adapters stay float32.
 
+    So do weights that transformers holds in float32 whatever the model's precision.
     dtype: train.dtype. stored: of the weights that are going to be loaded, None if unknown.
     """
     same_bits = dtype == "bfloat16" and stored == torch.bfloat16
     if config.base_dtype == "bfloat16" or (config.base_dtype == "auto" and same_bits):
-        for parameter in causal_lm.parameters():
-            if not parameter.requires_grad:
+        is_float32 = float32_names(causal_lm)
+        for name, parameter in causal_lm.named_parameters():
+            if not (parameter.requires_grad or is_float32(name.replace(".base_layer.", "."))):
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
@@ -64,12 +67,13 @@ def linear_layers(causal_lm: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
 
 
-def _no_such_layers(config: LoraConfig, linear: list[str]) -> UserError:
+def _no_such_layers(config: LoraConfig, possible: list[str]) -> UserError:
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in possible}))
     return UserError(
         "train.lora.target_modules: adapters cannot go there",
-        got=list(config.target_modules or ()),
-        expected=f"names of linear layers: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}",
-        fix="name some of these, or leave it out for all of them",
+        got=list(config.target_modules) if config.target_modules else "null: all linear layers, experts' among them",
+        expected=f"names of linear layers: {names}",
+        fix=f"name some of these{', or leave it out for all of them' if config.target_modules else f': [{names}]'}",
     )
 
 

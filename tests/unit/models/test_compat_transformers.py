@@ -12,6 +12,7 @@ from torch import nn
 from ual_ray.models import compat_transformers
 from ual_ray.models.compat_transformers import (
     attention_implementation,
+    float32_names,
     keeps_rows,
     mark_initialized,
     optional_file,
@@ -55,6 +56,17 @@ def test_the_attributes_that_are_set_are_read() -> None:
     # A wrong name here would go unnoticed: the export would keep names of its own, adapters would be initialised twice.
     assert "_weight_conversions" in inspect.getsource(core_model_loading), FIX
     assert "_is_hf_initialized" in inspect.getsource(initialization), FIX
+
+
+def test_what_is_float32_in_any_precision_is_known_by_name() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}
+    config = AutoConfig.for_model("glm4_moe", **settings, moe_intermediate_size=4, n_routed_experts=2, first_k_dense_replace=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    is_float32 = float32_names(model)
+    assert [name for name in model.state_dict() if is_float32(name)] == ["model.layers.0.mlp.gate.e_score_correction_bias"], FIX
 
 
 def test_a_parameter_that_is_marked_is_not_initialised_again() -> None:

@@ -160,3 +160,10 @@ def test_adapters_are_merged_into_what_was_held(stored: dict[str, Path], tmp_pat
 def test_full_fine_tuning_has_no_frozen_base() -> None:
     with pytest.raises(ValidationError, match=r"set lora\.rank, or lora\.base_dtype=auto"):
         TrainConfig(lora={"base_dtype": "bfloat16"})  # type: ignore[arg-type]
+
+
+def test_a_router_that_is_float32_in_any_precision_stays_so(family_folder: Any) -> None:
+    folder = str(family_folder("ernie4_5_moe"))
+    low = empty_trained_model(folder, LoraConfig(rank=2, base_dtype="bfloat16"), "bfloat16")
+    exact = {name for name, value in low.named_parameters() if value.dtype == torch.float32 and not value.requires_grad}
+    assert {name.partition(".mlp.gate.")[2] for name in exact} == {"weight", "moe_statics.e_score_correction_bias"}

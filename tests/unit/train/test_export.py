@@ -198,6 +198,21 @@ def test_an_export_in_bfloat16_is_the_rounded_model(any_family: str, family_fold
     equal(exported, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize(("family", "kept"), [("glm4_moe", 1), ("ernie4_5_moe", 4)])
+def test_weights_that_are_float32_in_any_precision_are_exported_so(
+    family: str, kept: int, family_folder: Any, tmp_path: Path
+) -> None:
+    folder = family_folder(family)
+    export(load(folder), Export(str(folder), "# card", "bfloat16"), tmp_path / "out")
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
+    exact = [name for name, value in after.items() if value.dtype == torch.float32]
+    assert len(exact) == kept and all(torch.equal(after[name], before[name]) for name in exact)
+    equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto"),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+    )
+
+
 def test_adapters_are_merged_before_rounding(family_folder: Any, tmp_path: Path) -> None:
     folder = family_folder("llama")
     model = load(folder, rank=3)

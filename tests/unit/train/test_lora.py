@@ -42,6 +42,13 @@ def test_targets_that_are_no_linear_layers_are_refused(family: str, targets: tup
         adapted(family_folder(family), target_modules=targets)
 
 
+def test_layers_that_peft_takes_for_experts_are_refused_with_those_that_can_be_named(family_folder: Any) -> None:
+    with pytest.raises(UserError, match=r"experts' among them\n.*\n.*name some of these: \[k_proj, o_proj, q_proj, v_proj\]"):
+        adapted(family_folder("glm4_moe"))
+    named = adapted(family_folder("glm4_moe"), target_modules=("k_proj", "o_proj", "q_proj", "v_proj"))
+    assert len([*adapted_layers(named)]) == 8
+
+
 def test_first_values_follow_from_the_seed_and_the_name_alone(family_folder: Any) -> None:
     values = []
     for seed, targets in ((3, None), (3, ("q_proj",)), (4, None)):
