@@ -9,16 +9,16 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
-from ual_ray.config.files import read_json, write_record
+from ual_ray.config.files import read_json, read_object, write_record
 from ual_ray.config.keys import affecting
-from ual_ray.errors import DivergedError
+from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import alphas_digest, content_digest, read_table, recorded_map
 from ual_ray.plots import scores, training
 from ual_ray.run.progress import Meter
-from ual_ray.run.stage_cache import Done, stage_digest
+from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
 from ual_ray.run.step import (
     ARM_TAG,
     LINEAGE_CONTINUED,
@@ -92,16 +92,18 @@ def train_step(
     repeated. Raises what `stage.train` raises.
     """
     config, lineage = _described(session, name, smoothed, train)
-    prior, first = config.train.prior_file, first_checkpoint(config.train)
+    prior, first, model = config.train.prior_file, first_checkpoint(config.train), model_fingerprint(config.model)
     inputs = {
         "smoothed": lineage[LINEAGE_SMOOTHED],
         "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
-        "model": model_fingerprint(config.model),
+        "model": model,
         "seed": config.seed,
         **({"first": first.name} if first else {}),
         "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
+    if first and config.train.lora.rank:
+        _check_base(first.parent.parent, model)
 
     def work(run: Run, folder: Path) -> dict[str, Any]:
         metrics = _train_and_log(session, config, run, name, smoothed, rows, folder, lineage, tokens, first)
@@ -175,6 +177,18 @@ def first_checkpoint(train: TrainConfig) -> Path | None:
     from ual_ray.train.checkpoint import newest_checkpoint
 
     return newest_checkpoint(Path(train.continue_from).expanduser().resolve())
+
+
+def _check_base(training: Path, model: str) -> None:
+    """Raise UserError when the adapters of a training, which it recorded, would be continued on another model than theirs."""
+    started = read_object(training / STARTED_FILE, "digest", "inputs")
+    if started is not None and started["inputs"].get("model") not in (None, model):
+        raise UserError(
+            "train.continue_from: its adapters are of another model",
+            got=f"{started['inputs']['model']} in {training}, {model} now",
+            expected="the same weights below the adapters",
+            fix="set model as in that training",
+        )
 
 
 def _cut(counts: Mapping[str, Any]) -> str:

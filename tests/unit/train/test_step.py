@@ -199,6 +199,19 @@ def test_where_a_training_starts_is_in_the_lineage_and_counts(runs: Runs, tmp_pa
     assert runs.trained == 3
 
 
+def test_adapters_are_continued_on_their_own_model_alone(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = {"lora.rank": 4}
+    first = runs.step(**adapters).folder
+    (first / "checkpoints" / "step-00000002-abc").mkdir(parents=True)
+    (first / "checkpoints" / "step-00000002-abc" / "progress.json").write_text("{}")
+    runs.step(continue_from=str(first), learning_rate=1e-5, **adapters)
+    monkeypatch.setattr(step, "model_fingerprint", lambda _: "another")
+    with pytest.raises(UserError, match="its adapters are of another model"):
+        runs.step(continue_from=str(first), learning_rate=1e-6, **adapters)
+    runs.step(continue_from=str(first), learning_rate=1e-6)
+    assert runs.trained == 3
+
+
 def test_a_mixture_is_in_the_lineage_and_makes_sources_count(runs: Runs) -> None:
     def with_source(name: str) -> None:
         numbers = {col.ALPHA: [0.1], col.LOSS_WEIGHT: [1.0]}
