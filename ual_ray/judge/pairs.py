@@ -23,6 +23,10 @@ QUESTION = "question"
 # The turns after two conversations diverge, as text: each model answered a follow-up to its own earlier answer.
 EARLIER_CANDIDATE = "earlier_candidate"
 EARLIER_REFERENCE = "earlier_reference"
+# Such a question has no verdict, like one with a missing answer.
+UNASKED = "asked of one side only"
+# Raise it when the same answers make other pairs.
+PAIRING_VERSION = 2
 RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
 
 # The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
@@ -51,18 +55,18 @@ def make_pairs(
 ) -> list[dict[str, Any]]:
     """Pair the open-ended answers by question, ordered by id: rows of PAIRS.
 
-    Questions of the named benchmarks, or of those without a gold answer. A pair that lacks an answer has an ERROR; a
-    question that only one side was asked is left out. Raises UserError when no question has both sides.
+    Questions of the named benchmarks, or of those without a gold answer. A pair that lacks an answer has an ERROR, and so has a
+    question that only one side was asked; a question without a reference answer in the data has no such pair. Raises UserError
+    when no question has both sides.
     """
     asked = _open_ended(_results(candidate), benchmarks)
     known = {row[col.ID]: row for row in _results(reference)} if reference.results is not None else None
     candidate_name, reference_name = name_of(candidate), name_of(reference)
-    pairs = []
-    for row in asked:
-        other = _given(row) if known is None else known.get(row[col.ID])
-        if other is not None:
-            pairs.append(_pair(row, other, seed) | {col.CANDIDATE: candidate_name, col.REFERENCE: reference_name})
-    if not pairs:
+    both = [(row, other) for row in asked if (other := _given(row) if known is None else known.get(row[col.ID]))]
+    one_sided = [] if known is None else _one_sided(asked, known, benchmarks)
+    names = {col.CANDIDATE: candidate_name, col.REFERENCE: reference_name}
+    pairs = [_pair(*sides, seed) | names for sides in (*both, *one_sided)]
+    if not both:
         value = f"{len(asked)} open-ended answers of {candidate_name}, none with a counterpart"
         expected = "results on the same questions, or questions with a reference answer"
         raise UserError(f"no question of {candidate_name} can be compared with {reference_name}", got=value, expected=expected)
@@ -104,6 +108,24 @@ def _open_ended(rows: Sequence[dict[str, Any]], benchmarks: Sequence[str] | None
     return [row for row in rows if row[col.BENCHMARK] in benchmarks]
 
 
+def _one_sided(
+    asked: Sequence[dict[str, Any]], known: Mapping[str, dict[str, Any]], benchmarks: Sequence[str] | None
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pair the questions that one side alone was asked with an answer that is missing; known: all of the reference's rows."""
+    ours = {row[col.ID] for row in asked}
+    # Files from elsewhere may call a benchmark otherwise: what it asked of both sides tells.
+    shared = {row[col.BENCHMARK] for key, row in known.items() if key in ours}
+    theirs = {row[col.ID]: row for row in _open_ended([*known.values()], benchmarks)}
+    theirs |= {key: row for key, row in known.items() if row[col.BENCHMARK] in shared}
+    pairs = [(row, _unasked(row)) for row in asked if row[col.ID] not in known]
+    return pairs + [(_unasked(row), row) for key, row in theirs.items() if key not in ours]
+
+
+def _unasked(row: Row) -> dict[str, Any]:
+    """Stand in for the answer of a model to a question that only another one was asked."""
+    return {**row, col.PREDICTION: None, col.EXTRACTED: None, col.ERROR: UNASKED}
+
+
 def _given(row: Row) -> dict[str, Any] | None:
     return (
         None
@@ -133,6 +155,8 @@ def _pair(row: Row, other: Row, seed: int) -> dict[str, Any]:
 
 
 def _missing(whose: str, row: Row) -> str | None:
+    if row[col.ERROR] == UNASKED:
+        return f"{UNASKED}: the {whose} was not"
     reason = f" ({row[col.ERROR]})" if row[col.ERROR] else ""
     return None if row[col.PREDICTION] is not None else f"no answer: the {whose} gave none{reason}"
 

@@ -16,7 +16,7 @@ from ual_ray.config import Config
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
-from ual_ray.judge.pairs import AnswerSet, name_of
+from ual_ray.judge.pairs import PAIRING_VERSION, AnswerSet, name_of
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
 from ual_ray.judge.traces import sampled_traces
@@ -54,6 +54,7 @@ def judge_step(
         "candidate": content_digest(candidate.results, [*col.JUDGED]) if candidate.results else None,
         "reference": content_digest(reference.results, [*col.JUDGED]) if reference.results else None,
         "names": [name_of(candidate), name_of(reference)],
+        "pairing": PAIRING_VERSION,
         "benchmarks": open_ended_benchmarks(config),
         "figures": affecting(config.evaluate, "win_rates") | affecting(config.judge, "win_rates"),
         "measuring": list(judges.values()),

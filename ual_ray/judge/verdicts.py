@@ -145,7 +145,8 @@ def win_rate_line(result: Mapping[str, Any]) -> str:
     rate, bias = result["win_rates"][OVERALL], result["position_bias"]
     text = f"wins {_percent(rate, 'win_rate', 'win_rate')} against {result['reference']}, "
     text += f"{_percent(rate, 'length_controlled_win_rate', 'length_controlled')} at equal lengths; "
-    text += f"{rate['n_valid']} of {rate['n']} verdicts; "
+    missing = ", ".join(f"{count} {reason}" for reason, count in (result.get("reasons") or {}).items())
+    text += f"{rate['n_valid']} of {rate['n']} verdicts{f' ({missing})' if missing else ''}; "
     text += f"{rate['mean_length_candidate']:.0f} and {rate['mean_length_reference']:.0f} characters"
     text += "" if bias["difference"] is None else f"; position bias {bias['difference']:+.2f}"
     if bias.get("flipped") is not None:

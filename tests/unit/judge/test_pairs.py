@@ -9,9 +9,11 @@ import pytest
 from judge_bench import Bench, result, write_results
 
 from ual_ray.columns import digest
+from ual_ray.config import EvaluateConfig
 from ual_ray.errors import UserError
 from ual_ray.judge.pairs import AnswerSet, make_pairs, name_of, shown_first
 from ual_ray.judge.stage import read_answers
+from ual_ray.judge.verdicts import win_rate_line, win_rates
 
 
 def test_pairs_by_question(bench: Bench) -> None:
@@ -54,14 +56,42 @@ def test_an_answer_that_is_missing_is_a_pair_without_a_verdict(bench: Bench) -> 
     write_results(bench.candidate, rows)
     write_results(bench.reference, [result(0, prediction=None), result(1), result(9)])
     pairs = {pair["question"]: pair for pair in make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)}
-    assert set(pairs) == {digest(0), digest(1)}
+    assert set(pairs) == {digest(0), digest(1), digest(2), digest(9)}
     assert pairs[digest(0)]["error"] == "no answer: the reference gave none"
     assert pairs[digest(1)]["error"] == "no answer: the candidate gave none (overlong: 2000)"
     assert pairs[digest(1)]["length_candidate"] is None
 
 
+def test_a_question_that_one_side_was_not_asked_is_counted_and_has_no_verdict(bench: Bench) -> None:
+    """Which questions were asked may depend on the model, as where a run of it was interrupted or its hard ones left out."""
+    write_results(bench.candidate, [result(number, model="ual") for number in range(4)])
+    write_results(bench.reference, [result(number, model="sft", prediction="Other") for number in range(2, 6)])
+    pairs = {pair["question"]: pair for pair in make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), seed=0)}
+    assert [pairs[digest(number)]["error"] for number in range(6)] == [
+        *["asked of one side only: the reference was not"] * 2,
+        *[None] * 2,
+        *["asked of one side only: the candidate was not"] * 2,
+    ]
+    told = [(pairs[digest(number)]["text_candidate"], pairs[digest(number)]["text_reference"]) for number in (1, 5)]
+    assert told == [("Answer 1!", None), (None, "Other")]
+    assert {(pair["candidate"], pair["reference"], pair["benchmark"]) for pair in pairs.values()} == {("ual", "sft", "chat")}
+    rows = [
+        pair
+        | dict.fromkeys(("preference", "prompt_hash", "judge", "prompt_tokens", "generated_tokens"))
+        | {"status": "quarantined"}
+        for pair in pairs.values()
+    ]
+    for row in rows:
+        row["preference"], row["status"] = (1.5, "ok") if row["error"] is None else (None, "quarantined")
+    figures = win_rates(rows, EvaluateConfig(resamples=100))
+    assert (figures["win_rates"]["overall"]["n"], figures["win_rates"]["overall"]["n_valid"]) == (6, 2)
+    assert figures["reasons"] == {"asked of one side only": 4}
+    assert "2 of 6 verdicts (4 asked of one side only);" in win_rate_line(figures)
+
+
 def test_an_empty_answer_is_an_answer(bench: Bench) -> None:
     write_results(bench.candidate, [result(0, prediction="")])
+    write_results(bench.reference, [result(0, model="sft")])
     (pair,) = make_pairs(AnswerSet(bench.candidate), AnswerSet(bench.reference), 0)
     assert (pair["error"], pair["length_candidate"]) == (None, 0)
 
