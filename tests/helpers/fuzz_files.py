@@ -84,7 +84,7 @@ def state_of(data: bytes) -> Any:
     if not source.number(3) and content:
         content = {**content, source.pick(tuple(content)): source.value(tuple(content), 2)}
     if not source.number(5):
-        content = source.value((*content, "version"), 3)
+        content = source.value((*content, "version"), 4)
     return name, source.damaged(json.dumps(content).encode())
 
 

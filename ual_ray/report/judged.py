@@ -14,8 +14,9 @@ from scipy import special
 from ual_ray.config.report import WIN_RATE
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
+from ual_ray.stats.absent import NOBODY, Absent
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
-from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason
+from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason, pairs_of
 from ual_ray.stats.metrics import CUT
 from ual_ray.stats.primary import settle
 from ual_ray.stats.results import Rate, WinRate, win_rates_of
@@ -28,6 +29,9 @@ EVEN = 50.0
 MOST_LONGER = 0.85
 # References in the order in which they are tested; any other one comes last.
 ORDER: tuple[Role, ...] = ("control", "sft", "base")
+# Roles of the arms and references whose win rates should be known where these decide.
+TESTED = (("ual", "control"), ("ual", "sft"))
+NOT_JUDGED = "their answers were not judged against each other; judge.against names what all are judged against"
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,19 @@ def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:
 
 
 def settled(findings: Findings) -> Comparisons:
-    """Give the primary comparisons their verdicts, in their order with the win rates."""
-    return settle(findings.comparisons, findings.roles, _p_values(judged_chains(findings)))[0]
+    """Give the primary comparisons their verdicts, in their order with the win rates; name the pairs that were not judged."""
+    found, _ = settle(findings.comparisons, findings.roles, _p_values(judged_chains(findings)))
+    return replace(found, absent=(*found.absent, *_not_judged(findings)))
+
+
+def _not_judged(findings: Findings) -> list[Absent]:
+    """List the UAL arms and their references, apart from the untrained model, that lack the win rates which should decide."""
+    if WIN_RATE not in findings.comparisons.primary:
+        return []
+    judged = {frozenset((rate.arm, rate.reference)) for rate in _deciding(findings)}
+    pairs = [(arm, other) for arm, other in pairs_of(findings.roles) if (findings.roles[arm], findings.roles[other]) in TESTED]
+    reason = NOT_JUDGED if judged else NOBODY
+    return [Absent(arm, other, WIN_RATE, reason) for arm, other in pairs if frozenset((arm, other)) not in judged]
 
 
 def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[str, list[list[float]]]:
@@ -96,11 +111,7 @@ def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[s
 
 def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
     """List per UAL arm what is tested, in steps: controls at once, then SFT, then others; without a verdict yet."""
-    rates = [
-        (_with_ual_first(rate, findings.roles), _seeds(findings, rate))
-        for rate in win_rates_of(findings.win_rates)
-        if rate.decides and rate.benchmark == OVERALL
-    ]
+    rates = [(_with_ual_first(rate, findings.roles), _seeds(findings, rate)) for rate in _deciding(findings)]
     chains = {}
     for arm in dict.fromkeys(rate.arm for rate, _ in rates if findings.roles.get(rate.arm) == "ual"):
         steps: dict[int, list[JudgedVerdict]] = {}
@@ -109,6 +120,11 @@ def judged_chains(findings: Findings) -> dict[str, list[list[JudgedVerdict]]]:
                 steps.setdefault(_place(findings, rate), []).append(_test(findings, rate, seeds))
         chains[arm] = [steps[place] for place in sorted(steps)]
     return chains
+
+
+def _deciding(findings: Findings) -> list[WinRate]:
+    """List the deciding judge's win rates over all benchmarks."""
+    return [rate for rate in win_rates_of(findings.win_rates) if rate.decides and rate.benchmark == OVERALL]
 
 
 def _place(findings: Findings, rate: WinRate) -> int:
@@ -125,7 +141,7 @@ def mirrored(rate: WinRate) -> WinRate:
 
     def turned(one: Rate) -> Rate:
         value, high, low = (None if number is None else 100 - number for number in (one.value, one.low, one.high))
-        return Rate(value, low, high)
+        return replace(one, value=value, low=low, high=high)
 
     return replace(
         rate,

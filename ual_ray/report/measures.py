@@ -37,6 +37,14 @@ def notes(findings: Findings) -> list[tuple[str, str]]:
     return [(metric.label, metric.tells) for name, metric in METRICS.items() if name in there]
 
 
+def absent_lines(comparisons: Comparisons) -> list[str]:
+    """Word the primary measures that could not be computed, with the pairs of models that lack them, and why."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for one in comparisons.absent:
+        pairs.setdefault((one.measure, one.reason), []).append(f"{one.arm} - {one.reference}")
+    return [f"{measure} is inconclusive for {', '.join(listed)}: {reason}." for (measure, reason), listed in pairs.items()]
+
+
 def guard_lines(comparisons: Comparisons) -> list[str]:
     """Word the guards: every arm that is worse with certainty, or that none is, and those not tested; empty without one."""
     found = [entry for entry in comparisons.entries if entry.guard]

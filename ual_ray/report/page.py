@@ -18,7 +18,7 @@ from ual_ray.report.caveats import differing
 from ual_ray.report.draw import to_svgs
 from ual_ray.report.findings import Findings, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
-from ual_ray.report.measures import RESULTS, guard_lines, notes, unanswered
+from ual_ray.report.measures import RESULTS, absent_lines, guard_lines, notes, unanswered
 from ual_ray.report.page_data import PageData
 from ual_ray.report.power import power_grid
 from ual_ray.report.table import VERDICTS, direction_text, finding, primary_of, tables, value_text
@@ -45,6 +45,7 @@ def to_html(data: PageData, drawn: Mapping[str, Figure], results: str | None = N
         judged=judged_verdicts(findings) if findings else [],
         unanswered=unanswered(findings) if findings else None,
         results=results,
+        uncomputed=absent_lines(findings.comparisons) if findings else [],
         guards=guard_lines(findings.comparisons) if findings else [],
         regime=regime_of(findings) if findings else None,
         tables=tables(findings) if findings else {},

@@ -20,6 +20,7 @@ from ual_ray.report.comparable import inputs_of
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
 from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.table import paired_text
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import BETTER, MIN_SEEDS, WORSE, verdict
@@ -112,7 +113,8 @@ def objection_to(arm: str, findings: Findings) -> str | None:
     missing = sorted(baselines(arm, findings) - {x.reference for x in first})
     if missing or not first:
         others = ", ".join(missing) or f"an arm without smoothing, or with '{BASE}'"
-        return f"in {', '.join(findings.comparisons.primary)}, it was not compared with {others}"
+        why = "; ".join(dict.fromkeys(x.reason for x in findings.comparisons.absent if x.arm == arm and x.reference in missing))
+        return f"in {', '.join(findings.comparisons.primary)}, it was not compared with {others}{why and f': {why}'}"
     return "; ".join(map(describe, first))
 
 
@@ -157,7 +159,7 @@ def describe(comparison: Comparison) -> str:
     return (
         f"{comparison.metric} on {comparison.benchmark} against {comparison.reference}: {comparison.verdict}, "
         f"difference {comparison.difference:+.4g} ({comparison.ci_low:+.4g} to {comparison.ci_high:+.4g}), "
-        f"p {comparison.p_holm:.3g}, n {comparison.n}, {comparison.seeds} of at least {MIN_SEEDS} training seeds"
+        f"p {comparison.p_holm:.3g}, n {paired_text(comparison)}, {comparison.seeds} of at least {MIN_SEEDS} training seeds"
         f"{f'; {comparison.reason}' if comparison.reason else ''}"
     )
 

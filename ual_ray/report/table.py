@@ -199,7 +199,7 @@ def differences(comparisons: Comparisons) -> Grid:
     rows = tuple(
         TableRow(
             f"{entry.benchmark}: {_unit(entry)}{' (primary)' if entry.primary else ''}",
-            (f"{entry.arm} - {entry.reference}", entry.verdict, difference_text(entry), p_text(entry.p_holm), f"{entry.n:,}"),
+            (f"{entry.arm} - {entry.reference}", entry.verdict, difference_text(entry), p_text(entry.p_holm), paired_text(entry)),
             brief=entry.reference != BASE,
         )
         for entry in comparisons.entries
@@ -220,7 +220,7 @@ def forgetting(findings: Findings) -> Grid:
             f"{entry.benchmark}: {_unit(entry)}",
             (
                 entry.arm,
-                f"{entry.n:,}",
+                paired_text(entry),
                 *(cell(values.get((model, entry.benchmark, entry.metric))) for model in (BASE, entry.arm)),
                 difference_text(entry),
                 entry.verdict,
@@ -324,6 +324,12 @@ def difference_text(entry: Comparison) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def paired_text(entry: Comparison) -> str:
+    """Write the number of questions on which all trainings have a value, and of how many, where another one has one."""
+    of = "" if entry.questions is None or entry.questions == entry.n else f" of {entry.questions:,}"
+    return f"{entry.n:,}{of}"
+
+
 def primary_of(comparisons: Comparisons) -> list[Comparison]:
     """List the primary comparisons, measure by measure in the order of the tests."""
     found = [entry for entry in comparisons.entries if entry.primary and measure_of(entry) in comparisons.primary]
@@ -340,7 +346,8 @@ def finding(entry: Comparison) -> str:
     """Word a comparison with its interval and its n, where the measure is named elsewhere."""
     seeds = plural(entry.seeds, "training seed")
     few = f" of the {MIN_SEEDS} that a verdict needs" if entry.seeds < MIN_SEEDS else ""
-    return f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}: {difference_text(entry)}, n = {entry.n:,}, {seeds}{few}"
+    verdict = f"{entry.arm} {PHRASES[entry.verdict]} {entry.reference}"
+    return f"{verdict}: {difference_text(entry)}, n = {paired_text(entry)}, {seeds}{few}"
 
 
 def direction_text(entry: Comparison) -> str:

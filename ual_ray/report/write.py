@@ -13,12 +13,13 @@ from ual_ray.config.files import write_json, write_record, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts
-from ual_ray.report.measures import RESULTS, guard_lines, notes, unanswered
+from ual_ray.report.measures import RESULTS, absent_lines, guard_lines, notes, unanswered
 from ual_ray.report.page import to_html
 from ual_ray.report.page_data import collect
 from ual_ray.report.power import power_lines, power_title
 from ual_ray.report.table import primary_of, sentence, tables
-from ual_ray.stats.bootstrap import MIN_SEEDS
+from ual_ray.stats.absent import Absent
+from ual_ray.stats.bootstrap import INCONCLUSIVE, MIN_SEEDS
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.primary import CHOSEN_AFTER, measure_of
 from ual_ray.stats.results import metrics_of
@@ -38,6 +39,7 @@ NOTE = (
     "untrained model. Scaled: after dividing logits by a temperature fitted on validation rows, the baseline that smoothing "
     "has to beat."
 )
+ABSENT_TITLE = "Primary measures that could not be computed:"
 JUDGED_TITLE = "Open-ended answers, win rate at equal lengths (above 50% = better), tested in this order:"
 
 
@@ -63,6 +65,8 @@ def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
         yield JUDGED_TITLE, [found.sentence() for found in judged]
     if few := unanswered(findings):
         yield f"{few}{RESULTS}.", []
+    if absent := absent_lines(findings.comparisons):
+        yield ABSENT_TITLE, absent
     for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
         yield line, []
     if power := power_lines(findings, [findings.planned_seeds]):
@@ -126,11 +130,12 @@ def log(run: Run, findings: Findings, folder: Path) -> None:
     run.metrics(values)
     primary = [entry for entry in findings.comparisons.entries if entry.primary]
     run.tags({_tag(entry, findings.comparisons.primary): entry.verdict for entry in primary})
+    run.tags({_tag(entry, findings.comparisons.primary): INCONCLUSIVE for entry in findings.comparisons.absent})
     judged = {f"{found.rate.arm}-vs-{found.rate.reference}": found.verdict for found in judged_verdicts(findings)}
     run.tags({f"verdict.win_rate.{pair}": verdict for pair, verdict in judged.items()})
 
 
-def _tag(entry: Comparison, primary: tuple[str, ...]) -> str:
+def _tag(entry: Comparison | Absent, primary: tuple[str, ...]) -> str:
     """Name the tag of a verdict; it names the measure where there are several."""
     measure = f".{measure_of(entry)}" if len(primary) > 1 else ""
     return f"verdict{measure}.{entry.arm}-vs-{entry.reference}"

@@ -14,6 +14,7 @@ from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT, NO_SMOOTHING
 from ual_ray.config.registry import BASE_MAPS, MAPS
 from ual_ray.config.report import ADJUSTED_NLL
+from ual_ray.stats.absent import Absent, absent_measures
 from ual_ray.stats.alignment import COLUMNS, Aligned, BySeed, align
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
@@ -63,7 +64,7 @@ MOST_MISSING = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against one reference: `difference` = arm - reference over the `n` questions that both answered.
+    """One arm against one reference: `difference` = arm - reference over the `n` questions that both answered, of `questions`.
 
     The interval is at the level of the comparisons; it and `p_value` hold whatever missing scores are. `p_holm` is `p_value`
     after the step-down over the family. Over several seeds there are `seed_deviation`, between them, and the standard error
@@ -88,6 +89,7 @@ class Comparison:
     error: float | None = None
     exploratory: bool = False
     reason: str | None = None
+    questions: int | None = None
 
     @property
     def guard(self) -> bool:
@@ -110,6 +112,7 @@ class Comparisons:
     """Comparisons, and how they were computed.
 
     primary: the measures that decide, in their order; chosen_after: they are not those that were recorded before the results.
+    absent: those that could not be computed for two models, which are inconclusive.
     """
 
     entries: tuple[Comparison, ...]
@@ -118,13 +121,14 @@ class Comparisons:
     seed: int
     primary: tuple[str, ...] = UNRECORDED
     chosen_after: bool = False
+    absent: tuple[Absent, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        entries = [asdict(entry) for entry in self.entries]
+        entries = {"comparisons": [asdict(one) for one in self.entries], "absent": [asdict(one) for one in self.absent]}
         how = {"level": self.level, "resamples": self.resamples, "seed": self.seed}
         primary = described(self.primary) | {"chosen_after": self.chosen_after}
-        return {"comparisons": entries, **how, "primary": primary}
+        return {**entries, **how, "primary": primary}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Comparisons:
@@ -136,6 +140,7 @@ class Comparisons:
             content["seed"],
             primary=tuple(content["primary"]["measures"]),
             chosen_after=content["primary"]["chosen_after"],
+            absent=tuple(Absent(**one) for one in content["absent"]),
         )
 
 
@@ -161,10 +166,9 @@ class _Pair:
         parts = [part for pair in zip(self.mine, self.theirs, strict=True) for part in pair]
         return np.hstack(parts)[self.both]
 
-    def lacks_values(self) -> bool:
-        """Whether a training has no value on a question on which another one has."""
-        known = [np.isfinite(part).all(axis=1) for part in (*self.mine, *self.theirs)]
-        return bool((np.logical_or.reduce(known) & ~self.both).any())
+    def questions(self) -> int:
+        """Count the questions on which a training has a value; those on which another one has none are not paired."""
+        return int(np.logical_or.reduce([np.isfinite(part).all(axis=1) for part in (*self.mine, *self.theirs)]).sum())
 
     def bounded(self) -> bool:
         """Whether missing values are between known ends."""
@@ -193,10 +197,12 @@ def compare_models(
     drawn than asked for where a family is so large that the smallest p-value would not survive it.
     """
     roles = {model: (roles or {}).get(model, "base" if model == BASE else "unknown") for model in results}
-    cut = cut_shares(results)
-    pairs = [_with_shift(pair, cut) for pair in _pairs(results, tokens or {}, roles, primary)]
+    cut, aligned = cut_shares(results), align(results, tokens or {})
+    pairs = [_with_shift(pair, cut) for pair in _pairs(aligned, roles, primary)]
+    compared = {(pair.arm, pair.reference, f"{pair.benchmark}.{pair.metric}") for pair in pairs}
+    absent = absent_measures(aligned, pairs_of(roles), compared, primary)
     if not pairs:
-        return Comparisons((), level, resamples, seed, tuple(primary))
+        return Comparisons((), level, resamples, seed, tuple(primary), absent=absent)
     resamples = resamples_needed(len(pairs), level, resamples)
     found: dict[int, Comparison] = {}
     for places in _by_questions(pairs):
@@ -212,7 +218,8 @@ def compare_models(
     for places in families.values():
         for place, p_holm in zip(places, holm([found[place].p_value for place in places]), strict=True):
             found[place] = _judge(found[place], float(p_holm), level)
-    return Comparisons(tuple(found[place] for place in range(len(pairs))), level, resamples, seed, tuple(primary))
+    entries = tuple(found[place] for place in range(len(pairs)))
+    return Comparisons(entries, level, resamples, seed, tuple(primary), absent=absent)
 
 
 def cut_shares(results: Mapping[str, BySeed]) -> dict[tuple[str, str], float]:
@@ -244,7 +251,7 @@ def _missing_reason(pair: _Pair) -> str | None:
     """Forbid a verdict on the questions that are left where a training has no value on many."""
     tables = [*((pair.arm, part) for part in pair.mine), *((pair.reference, part) for part in pair.theirs)]
     known = {place: np.isfinite(part).all(axis=1) for place, (_, part) in enumerate(tables)}
-    questions = int(np.logical_or.reduce([*known.values()]).sum())
+    questions = pair.questions()
     least = min(known, key=lambda place: int(known[place].sum()))
     missing = questions - int(known[least].sum())
     if missing <= (MOST_MISSING * questions if pair.bounded() else 0):
@@ -299,11 +306,8 @@ def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: roles[pair[1]] == "base")
 
 
-def _pairs(
-    results: Mapping[str, BySeed], tokens: Mapping[str, BySeed], roles: Mapping[str, Role], primary: Sequence[str]
-) -> Iterator[_Pair]:
-    """Align the models' rows by question; a metric that is not measured for both models gives no pair."""
-    aligned = align(results, tokens)
+def _pairs(aligned: Mapping[str, Mapping[str, Aligned]], roles: Mapping[str, Role], primary: Sequence[str]) -> Iterator[_Pair]:
+    """Pair the models' aligned rows; a metric that is not measured for both models on one question gives no pair."""
     for benchmark in sorted(aligned, key=lambda name: (name != HELD_OUT, name)):
         models = aligned[benchmark]
         for arm, reference in pairs_of({name: role for name, role in roles.items() if name in models}):
@@ -344,12 +348,12 @@ def _compare(pairs: Sequence[_Pair], level: float, resamples: int, seed: int) ->
     for pair, own in zip(pairs, columns, strict=True):
         sums, start = resampled[:, start : start + own.shape[1]], start + own.shape[1]
         found = bootstrap(own, sums, level)
-        if (pair.shift or pair.lacks_values()) and pair.bounded():
+        questions = pair.questions()
+        if (pair.shift or questions > found.n) and pair.bounded():
             found = widened(found, pair.mine, pair.theirs, pair.shift, level, resamples, seed)
         named = (pair.arm, pair.reference, pair.benchmark, pair.metric)
-        yield Comparison(
-            *named, **asdict(found), p_holm=found.p_value, verdict=INCONCLUSIVE, seeds=len(pair.mine), primary=pair.primary
-        )
+        others: dict[str, Any] = {"p_holm": found.p_value, "verdict": INCONCLUSIVE, "seeds": len(pair.mine)}
+        yield Comparison(*named, **asdict(found) | others, primary=pair.primary, questions=questions)
 
 
 def _judge(entry: Comparison, p_holm: float, level: float) -> Comparison:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ual_ray.config.report import WIN_RATE
+from ual_ray.stats.absent import NOBODY, Absent
 from ual_ray.stats.bootstrap import INCONCLUSIVE, verdict
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.metrics import metric_of
@@ -32,9 +34,9 @@ class _Link:
     places: tuple[int, ...] = ()
 
 
-def measure_of(entry: Comparison) -> str:
+def measure_of(entry: Comparison | Absent) -> str:
     """Name what a comparison is about as `report.primary` does."""
-    return f"{entry.benchmark}.{entry.metric}"
+    return entry.measure if isinstance(entry, Absent) else f"{entry.benchmark}.{entry.metric}"
 
 
 def settle(
@@ -44,8 +46,9 @@ def settle(
 
     judged: by arm, p-values of win rates in steps. An arm is tested along the measures in their order, all its references of
     one measure at once; what comes after a measure that was not significant is exploratory, and has no verdict. A measure that
-    nobody has is left out; one that an arm lacks while others have it, or that allows no verdict, is not significant. Arms
-    under test, controls, and comparisons with the untrained model are families of their own, each by `holm_in_order`.
+    nobody has is left out; one that an arm or its reference lacks while others have it, that could not be computed for them,
+    or that allows no verdict, is not significant. Arms under test, controls, and comparisons with the untrained model are
+    families of their own, each by `holm_in_order`.
     """
     entries, tested = list(found.entries), dict[str, list[Tested]]()
     for links in _families(found, roles, judged or {}):
@@ -68,6 +71,10 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
         if entry.primary:
             family = families.setdefault(_family(entry, roles), {})
             family.setdefault(entry.arm, {}).setdefault(measure_of(entry), []).append(place)
+    # While others have these measures; win rates have chains of their own.
+    absent = [one for one in found.absent if one.reason != NOBODY and one.measure != WIN_RATE]
+    for one in absent:
+        families.setdefault(_family(one, roles), {}).setdefault(one.arm, {}).setdefault(one.measure, [])
     if judged and WIN_RATE in found.primary:
         for arm in judged:
             families.setdefault("tested", {}).setdefault(arm, {})
@@ -76,21 +83,33 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
         rates = judged if name == "tested" and WIN_RATE in found.primary else {}
         measured = {measure for own in arms.values() for measure in own} | ({WIN_RATE} if rates else set())
         order = [measure for measure in found.primary if measure in measured]
-        links.append([[link for measure in order for link in _links(found, arm, measure, arms[arm], rates)] for arm in arms])
+        lacking = Counter((one.arm, one.measure) for one in absent if _family(one, roles) == name)
+        links.append(
+            [
+                [link for measure in order for link in _links(found, arm, measure, arms[arm], rates, lacking[arm, measure])]
+                for arm in arms
+            ]
+        )
     return links
 
 
 def _links(
-    found: Comparisons, arm: str, measure: str, places: Mapping[str, list[int]], judged: Mapping[str, Sequence[Step]]
+    found: Comparisons,
+    arm: str,
+    measure: str,
+    places: Mapping[str, list[int]],
+    judged: Mapping[str, Sequence[Step]],
+    lacking: int,
 ) -> list[_Link]:
     if measure == WIN_RATE and judged.get(arm):
         return [_Link(arm, measure, tuple(step)) for step in judged[arm]]
     own = places.get(measure, [])
     p_values = [found.entries[place].p_value if found.entries[place].allows_a_verdict else 1.0 for place in own]
+    p_values += [1.0] * lacking
     return [_Link(arm, measure, tuple(p_values or [1.0]), tuple(own))]
 
 
-def _family(entry: Comparison, roles: Mapping[str, Role]) -> str:
+def _family(entry: Comparison | Absent, roles: Mapping[str, Role]) -> str:
     if roles.get(entry.reference) == "base":
         return "base"
     return "control" if roles.get(entry.arm) == "control" else "tested"

@@ -17,7 +17,8 @@ from ual_ray.config.files import write_json
 from ual_ray.parquet import content_digest, write_rows
 from ual_ray.report.comparable import is_current
 from ual_ray.report.findings import Findings
-from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.judged import judged_verdicts, settled
+from ual_ray.report.measures import absent_lines
 from ual_ray.run.stage_cache import STARTED_FILE
 from ual_ray.stats.comparison import Comparisons, Role
 from ual_ray.stats.metrics import CUT, MetricValue
@@ -65,6 +66,18 @@ def test_the_reason_of_a_test_that_was_not_made_is_given() -> None:
     first, second = judged_verdicts(findings(judged("ual", "sft", 52, 60), judged("ual", "shuffled", 49, 59)))
     assert first.sentence() == "ual is inconclusive against shuffled: 54.0% [49.0, 59.0], 120 of 120 pairs, 3 training seeds"
     assert second.sentence().endswith("3 training seeds; not tested, as shuffled comes first")
+
+
+def test_pairs_that_were_not_judged_are_named_where_win_rates_decide() -> None:
+    rates = findings(judged("ual", "sft", 52, 60))
+    assert settled(rates).absent == (), "win rates are not among the measures that decide"
+    primary = replace(rates.comparisons, primary=("win_rate",))
+    assert absent_lines(settled(replace(rates, comparisons=primary))) == [
+        "win_rate is inconclusive for ual - shuffled: their answers were not judged against each other; judge.against names "
+        "what all are judged against."
+    ]
+    none = absent_lines(settled(replace(rates, comparisons=primary, win_rates={})))
+    assert none == ["win_rate is inconclusive for ual - sft, ual - shuffled: no model has it."]
 
 
 def test_fewer_than_three_seeds_and_a_missing_rate_give_no_verdict() -> None:

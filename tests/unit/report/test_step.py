@@ -376,6 +376,22 @@ def test_models_from_elsewhere_need_no_planned_seed(tmp_path: Path) -> None:
     assert found.added_seeds == [] and found.seeds == {"base": 1, "foreign": 1, "sft": 3, "ual": 3}
 
 
+def test_a_model_from_elsewhere_that_lacks_what_decides_is_inconclusive_wherever_it_is_shown(
+    tmp_path: Path, report_folder: Path
+) -> None:
+    root = run_of(tmp_path / "run")
+    evaluated(tmp_path / "other" / "evaluate" / "k", "foreign", 0.2, 99)
+    terminal, printed = console()
+    page = tmp_path / "out.html"
+    found = report_on([root, tmp_path / "other"], report_folder, terminal, page)
+    told = "held_out.nll_adjusted is inconclusive for foreign - sft, foreign - base: foreign has no values of it."
+    words = (printed.getvalue(), page.read_text(), (report_folder / "report.md").read_text())
+    assert all(told in " ".join(text.split()) for text in words)
+    kept = Findings.from_dict(cast(dict[str, Any], read_json(report_folder / "findings.json")))
+    assert {(one.arm, one.reference) for one in kept.comparisons.absent} == {("foreign", "sft"), ("foreign", "base")}
+    assert kept.comparisons == found.comparisons
+
+
 def test_scenarios_are_not_mixed_up_in_silence(tmp_path: Path) -> None:
     for name in ("one", "two"):
         scenario_of(tmp_path / name, [0], [0])

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.stats.absent import NOBODY
 from ual_ray.stats.alignment import COLUMNS
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
 from ual_ray.stats.comparison import (
@@ -230,6 +231,74 @@ def test_rows_pair_by_id_whatever_their_order_and_what_one_lacks_is_left_out() -
     only = results(-0.1, seed=3)
     none = only.set_column(only.schema.get_field_index("id"), "id", pa.array([f"other {i}" for i in range(len(only))]))
     assert compare_models({"sft": {0: whole}, "ual": {0: none}}).entries == ()
+
+
+def ids(table: pa.Table, prefix: str) -> pa.Table:
+    """Answer other questions: with other ids."""
+    own = pa.array([f"{prefix}{one}" for one in table["id"].to_pylist()])
+    return table.set_column(table.schema.get_field_index("id"), "id", own)
+
+
+MATCH = "gsm8k.exact_match_strict"
+
+
+def held_alone(table: pa.Table) -> pa.Table:
+    """Leave the deterministic questions out."""
+    return table.filter(pa.compute.equal(table["benchmark"], "held_out"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        (
+            {seed: ids(results(seed=seed + 10), "x") for seed in SEEDS},
+            "no question has values of every training of both, with 120 of ual and 120 of sft; evaluate both on the same ones",
+        ),
+        (
+            {seed: ids(results(seed=seed + 10), "" if seed else "x") for seed in SEEDS},
+            "no question has values of every training of both, with 120 of ual and 240 of sft; evaluate both on the same ones",
+        ),
+        ({seed: held_alone(results(seed=seed + 10)) for seed in SEEDS}, "sft has no values of it"),
+        ({5: results(seed=15), 7: results(seed=17)}, "no training seed is there for both: 0, 1, 2 of ual, 5, 7 of sft"),
+    ],
+)
+def test_a_primary_measure_that_cannot_be_computed_is_inconclusive_and_closes_the_next(theirs: Any, reason: str) -> None:
+    counted = {
+        name: {seed: tokens(shift, seed + start) for seed in (*SEEDS, *range(3, 9))}
+        for name, shift, start in (("sft", 0.0, 20), ("ual", -0.1, 0))
+    }
+    models = {"sft": theirs, "ual": seeds(-0.1)}
+    found, _ = settle(compare_models(models, ROLES, counted, primary=(MATCH, ".".join(PRIMARY))), ROLES)
+    assert [(one.arm, one.reference, one.measure, one.reason) for one in found.absent] == [("ual", "sft", MATCH, reason)]
+    (second,) = [entry for entry in found.entries if entry.primary]
+    assert (second.metric, second.exploratory, second.verdict) == ("nll_adjusted", True, "inconclusive")
+    assert Comparisons.from_dict(found.as_dict()) == found
+
+
+def test_a_primary_measure_that_no_model_has_is_stated_and_closes_nothing() -> None:
+    counted = {
+        name: {seed: tokens(shift, seed + start) for seed in SEEDS}
+        for name, shift, start in (("sft", 0.0, 20), ("ual", -0.1, 0))
+    }
+    models = {name: {seed: held_alone(own) for seed, own in seeds(0.0).items()} for name in ("sft", "ual")}
+    found, _ = settle(compare_models(models, ROLES, counted, primary=(MATCH, ".".join(PRIMARY))), ROLES)
+    assert [(one.measure, one.reason) for one in found.absent] == [(MATCH, NOBODY)]
+    assert [entry.verdict for entry in found.entries if entry.primary] == ["better"]
+
+
+def test_what_is_missing_of_one_reference_does_not_touch_the_family_of_another() -> None:
+    """The untrained model was asked other questions: the arm's chain against plain SFT goes on."""
+    models = {"base": {0: ids(results(0.4, seed=40), "x")}, "sft": seeds(0.0, 0.1, start=10), "ual": seeds(-0.1, 0.9)}
+    found, _ = settle(compare_models(models, ROLES, primary=(MATCH,)), ROLES)
+    assert {(one.arm, one.reference) for one in found.absent} == {("ual", "base"), ("sft", "base")}
+    assert [(entry.reference, entry.verdict) for entry in found.entries if entry.primary] == [("sft", "better")]
+
+
+def test_questions_that_are_not_paired_are_counted() -> None:
+    whole, part = results(0.0, seed=2), results(-0.1, seed=3, skip=(0, 2, 4))
+    entries = by_name(compare_models({"sft": {0: whole}, "ual": {0: part}}))
+    assert (entries["ual", "sft", "nll"].n, entries["ual", "sft", "nll"].questions) == (N - 3, N)
+    assert (entries["ual", "sft", "exact_match_strict"].n, entries["ual", "sft", "exact_match_strict"].questions) == (N, N)
 
 
 def test_models_measured_on_other_benchmarks_are_no_pair() -> None:

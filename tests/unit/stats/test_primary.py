@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ual_ray.stats.absent import NOBODY, Absent
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.primary import CHOSEN_AFTER, settle
 
@@ -73,6 +74,15 @@ def test_several_arms_are_one_family_and_controls_and_base_are_others() -> None:
 def test_an_arm_that_lacks_a_measure_that_others_have_passes_no_gate_and_one_that_nobody_has_is_left_out() -> None:
     assert verdicts(found(entry(NLL, 0.001), entry(MATCH, 0.001, "other"))) == [EXPLORATORY, BETTER]
     assert verdicts(found(entry(NLL, 0.001))) == [BETTER]
+
+
+def test_a_measure_that_one_reference_lacks_passes_no_gate() -> None:
+    absent = Absent("mine", "mixed", MATCH, "no question has values of both")
+    alone = found(entry(MATCH, 0.001), entry(NLL, 0.001), entry(NLL, 0.001, reference="mixed"))
+    assert verdicts(alone) == [BETTER] * 3
+    assert verdicts(replace(alone, absent=(absent,))) == [BETTER, EXPLORATORY, EXPLORATORY]
+    assert verdicts(replace(alone, absent=(replace(absent, reference="base"),))) == [BETTER] * 3, "a family of its own"
+    assert verdicts(replace(alone, absent=(replace(absent, reason=NOBODY),))) == [BETTER] * 3
 
 
 @pytest.mark.parametrize("others", [{"seeds": 2}, {"reason": "answers were cut"}])
