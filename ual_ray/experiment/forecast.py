@@ -21,7 +21,7 @@ from ual_ray.experiment.checks import without_likelihoods
 from ual_ray.experiment.hours import hours
 from ual_ray.formatting import plural
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
-from ual_ray.report.power import power_lines, power_title
+from ual_ray.report.power import power_lines, power_title, unknown_rate
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
 
@@ -108,7 +108,7 @@ def _power(config: Config, measured: Sequence[tuple[Path, str]]) -> Iterator[str
                 seeds, measures = [len(config.experiment.seeds)], config.in_scenario(scenario).primary_measures()
                 if lines := power_lines(findings, seeds, measures):
                     yield power_title(f"in '{scenario}', by {where},") + ":"
-                    yield from (f"  {line}" for line in lines)
+                    yield from (f"  {line}" for line in (*lines, *filter(None, [unknown_rate(findings, measures)])))
 
 
 def _finished(output: Path, where: str) -> Iterator[tuple[str, str]]:

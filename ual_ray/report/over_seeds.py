@@ -11,6 +11,7 @@ from scipy import stats
 
 ERROR = "_standard_error"
 LOW, HIGH = "_low", "_high"
+DEVIATION, QUESTIONS = "_seed_deviation", "_question_error"
 
 
 def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any
     Numbers become their means, counts (integers) the smallest, but the pairs of which `n_valid` have a verdict the most of any
     seed, so that what one seed lacks is missing. X_standard_error becomes that of the mean:
     error^2 = mean over seeds of error^2 + variance between seeds / seeds, as in `stats.metrics.over_seeds`; X_low and X_high,
-    percentages of an interval at `level`, become the t interval of the mean from the same error, within [0, 100].
+    percentages of an interval at `level`, become the t interval of the mean from the same error, within [0, 100], with its two
+    parts: X_seed_deviation, the standard deviation between seeds, and X_question_error, of one seed over the questions.
     """
     if len(by_seed) == 1:
         return dict(by_seed[0])
@@ -51,8 +53,14 @@ def _numbers(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
+def _parts(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Return the standard deviation between seeds, and the standard error over questions of one seed."""
+    return float(np.std(values, ddof=1)), math.sqrt(float(np.mean(np.square(errors))))
+
+
 def _error(values: Sequence[float], errors: Sequence[float]) -> float:
-    return math.sqrt(float(np.mean(np.square(errors)) + np.var(values, ddof=1) / len(values)))
+    deviation, questions = _parts(values, errors)
+    return math.hypot(questions, deviation / math.sqrt(len(values)))
 
 
 def _interval(by_seed: Sequence[Mapping[str, Any]], name: str, level: float) -> dict[str, float | None]:
@@ -60,8 +68,10 @@ def _interval(by_seed: Sequence[Mapping[str, Any]], name: str, level: float) -> 
     rate = name if name in by_seed[0] else f"{name}_win_rate"
     values, lows, highs = ([content.get(key) for content in by_seed] for key in (rate, name + LOW, name + HIGH))
     if not (_numbers(values) and _numbers(lows) and _numbers(highs)):
-        return {name + LOW: None, name + HIGH: None}
+        return {name + LOW: None, name + HIGH: None, name + DEVIATION: None, name + QUESTIONS: None}
     width = 2 * float(stats.norm.ppf((1 + level) / 2))
-    error = _error(values, [(high - low) / width for low, high in zip(lows, highs, strict=True)])
+    errors = [(high - low) / width for low, high in zip(lows, highs, strict=True)]
+    error, (deviation, questions) = _error(values, errors), _parts(values, errors)
     margin, mean = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error, float(np.mean(values))
-    return {name + LOW: max(0.0, mean - margin), name + HIGH: min(100.0, mean + margin)}
+    ends: dict[str, float | None] = {name + LOW: max(0.0, mean - margin), name + HIGH: min(100.0, mean + margin)}
+    return ends | {name + DEVIATION: deviation, name + QUESTIONS: questions}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from ual_ray.config.report import WIN_RATE
 from ual_ray.report.findings import Findings
+from ual_ray.report.judged import EVEN, JudgedVerdict, judged_chains
 from ual_ray.report.table import Grid, TableRow
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import Comparison
@@ -13,6 +16,7 @@ from ual_ray.stats.power import POWER, detectable_difference, deviation_interval
 from ual_ray.stats.primary import measure_of
 
 SEEDS = (MIN_SEEDS, 5, 8, 12)
+RATE, RATE_UNIT = "win rate at equal lengths", "points from 50%"
 
 
 def power_title(where: str = "") -> str:
@@ -27,37 +31,52 @@ def power_lines(findings: Findings, seeds: Sequence[int] = (), measures: Sequenc
     seeds: numbers of seeds in addition to SEEDS; measures: those that are primary elsewhere. A comparison in which no answer
     differs, as at the floor, tells nothing.
     """
-    return [
-        f"{entry.benchmark}, {power_line(entry, findings.comparisons.level, seeds)}"
-        for entry in _comparisons(findings, measures)
-    ]
+    level = findings.comparisons.level
+    lines = [f"{entry.benchmark}, {power_line(entry, level, seeds)}" for entry in _comparisons(findings, measures)]
+    for one in _rates(findings, measures):
+        told = _line(_power_of_rate(one, level, _numbers(seeds)), seeds, one.seeds)
+        lines.append(
+            f"{RATE}, {RATE_UNIT}, {one.rate.arm} against {one.rate.reference}: {told}; n = {one.rate.valid or 0:,} pairs)"
+        )
+    return lines
+
+
+def unknown_rate(findings: Findings, measures: Sequence[str]) -> str | None:
+    """State that the power of win rates is not known where they decide and none was judged over seeds; None where it is."""
+    if WIN_RATE not in measures or _rates(findings, measures):
+        return None
+    return f"{RATE}: not known, as no answers were judged there with several training seeds (a pilot judges none)"
 
 
 def power_line(entry: Comparison, level: float, seeds: Sequence[int] = ()) -> str:
     """Word one comparison's power, and how well its seeds tell the deviation between seeds that it rests on."""
-    (deviation, low, high), differences = _power(entry, level, _numbers(seeds))
+    told = _line(_power(entry, level, _numbers(seeds)), seeds, entry.seeds)
+    return f"{difference_unit(entry.metric)[0]}, {entry.arm} - {entry.reference}: {told}; n = {entry.n:,})"
+
+
+def _line(power: tuple[list[str], list[str]], seeds: Sequence[int], known: int) -> str:
+    (deviation, low, high), differences = power
     found = ", ".join(f"{n} seeds {difference}" for n, difference in zip(_numbers(seeds), differences, strict=True))
-    told = f"deviation between seeds {deviation}, from {entry.seeds} seeds: {low} to {high}"
-    return f"{difference_unit(entry.metric)[0]}, {entry.arm} - {entry.reference}: {found} ({told}; n = {entry.n:,})"
+    return f"{found} (deviation between seeds {deviation}, from {known} seeds: {low} to {high}"
 
 
 def power_grid(findings: Findings, seeds: Sequence[int] = ()) -> Grid:
     """Make the table of what `power_lines` words."""
-    rows = []
+    numbers, level, rows = _numbers(seeds), findings.comparisons.level, []
+
+    def add(section: str, pair: str, power: tuple[list[str], list[str]], known: int, n: int) -> None:
+        (deviation, low, high), differences = power
+        rows.append(TableRow(section, (pair, *differences, f"{deviation} [{low}, {high}]", str(known), f"{n:,}")))
+
     for entry in _comparisons(findings, ()):
-        (deviation, low, high), differences = _power(entry, findings.comparisons.level, _numbers(seeds))
         section = f"{entry.benchmark}: {difference_unit(entry.metric)[0]}"
-        cells = (
-            f"{entry.arm} - {entry.reference}",
-            *differences,
-            f"{deviation} [{low}, {high}]",
-            str(entry.seeds),
-            f"{entry.n:,}",
-        )
-        rows.append(TableRow(section, cells))
+        add(section, f"{entry.arm} - {entry.reference}", _power(entry, level, numbers), entry.seeds, entry.n)
+    for one in _rates(findings, ()):
+        power = _power_of_rate(one, level, numbers)
+        add(f"{RATE}: {RATE_UNIT}", f"{one.rate.arm} - {one.rate.reference}", power, one.seeds, one.rate.valid or 0)
     heads = (
         "arm - reference",
-        *(f"{number} seeds" for number in _numbers(seeds)),
+        *(f"{number} seeds" for number in numbers),
         "deviation between seeds",
         "from seeds",
         "n",
@@ -73,6 +92,18 @@ def _comparisons(findings: Findings, measures: Sequence[str]) -> list[Comparison
     ]
 
 
+def _rates(findings: Findings, measures: Sequence[str]) -> list[JudgedVerdict]:
+    """List the win rates that were judged over several seeds, where they decide; no variance at all tells nothing."""
+    if WIN_RATE not in (*measures, *findings.comparisons.primary):
+        return []
+    judged = [one for chain in judged_chains(findings).values() for step in chain for one in step]
+    return [one for one in judged if one.seeds > 1 and any(_parts(one))]
+
+
+def _parts(one: JudgedVerdict) -> tuple[float, float]:
+    return one.rate.controlled.seed_deviation or 0.0, one.rate.controlled.question_error or 0.0
+
+
 def _numbers(seeds: Sequence[int]) -> list[int]:
     return sorted({*SEEDS, *(number for number in seeds if number >= MIN_SEEDS)})
 
@@ -83,6 +114,17 @@ def _power(entry: Comparison, level: float, numbers: Sequence[int]) -> tuple[lis
     factor = difference_unit(entry.metric)[1]
     deviation, digits = factor * entry.seed_deviation, 4 if factor == 1 else 2
     questions = question_error(factor * entry.error, deviation, entry.seeds)
-    told = [deviation, *deviation_interval(deviation, entry.seeds, level)]
+    return _smallest(deviation, questions, entry.seeds, level, numbers, digits)
+
+
+def _power_of_rate(one: JudgedVerdict, level: float, numbers: Sequence[int]) -> tuple[list[str], list[str]]:
+    return _smallest(*_parts(one), one.seeds, level, numbers, 1, EVEN)
+
+
+def _smallest(
+    deviation: float, questions: float, known: int, level: float, numbers: Sequence[int], digits: int, most: float = math.inf
+) -> tuple[list[str], list[str]]:
+    """Write the deviation, of `known` seeds, and the differences; nothing can differ by more than `most`."""
+    told = [deviation, *deviation_interval(deviation, known, level)]
     found = [detectable_difference(deviation, questions, number, level) for number in numbers]
-    return [f"{value:.{digits}f}" for value in told], [f"{value:.{digits}f}" for value in found]
+    return [f"{one:.{digits}f}" for one in told], [f"{one:.{digits}f}" if one <= most else "none" for one in found]

@@ -199,7 +199,13 @@ def differences(comparisons: Comparisons) -> Grid:
     rows = tuple(
         TableRow(
             f"{entry.benchmark}: {_unit(entry)}{' (primary)' if entry.primary else ''}",
-            (f"{entry.arm} - {entry.reference}", entry.verdict, difference_text(entry), p_text(entry.p_holm), paired_text(entry)),
+            (
+                f"{entry.arm} - {entry.reference}",
+                entry.verdict,
+                difference_text(entry),
+                p_text(entry.p_holm),
+                paired_text(entry),
+            ),
             brief=entry.reference != BASE,
         )
         for entry in comparisons.entries

@@ -49,11 +49,17 @@ def metrics_of(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate in percent with its interval; None where it was not measured."""
+    """A rate in percent with its interval; None where it was not measured.
+
+    Over several training seeds also what the interval comes from, in points: the deviation between seeds, and the standard
+    error of one seed over the questions.
+    """
 
     value: float | None
     low: float | None
     high: float | None
+    seed_deviation: float | None = None
+    question_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,4 +152,5 @@ def _of_one_judge(arm: str, content: Mapping[str, Any], *, decides: bool) -> lis
 
 
 def _rate(rate: Mapping[str, Any], name: str, interval: str) -> Rate:
-    return Rate(rate.get(name), rate.get(f"{interval}_low"), rate.get(f"{interval}_high"))
+    parts = ("low", "high", "seed_deviation", "question_error")
+    return Rate(rate.get(name), *(rate.get(f"{interval}_{part}") for part in parts))
