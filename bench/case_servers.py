@@ -37,6 +37,7 @@ def servers() -> Iterator[tuple[str, str, str, str]]:
         "allows 5 alternatives": unless(
             lambda b: b.get("top_logprobs", 0) > 5, "Requested sample logprobs of 20, greater than max allowed: 5"
         ),
+        "demands 16 tokens": unless(lambda b: b["max_tokens"] < 16, "max_output_tokens must be >= 16"),
         "refuses n": unless(lambda b: b.get("n", 1) > 1, "'n': number must be at most 1"),
         "refuses the seed": unless(lambda b: "seed" in b, "seed: Extra inputs are not permitted"),
         "as Qwen3 without a reasoning parser": lambda b: fine(

@@ -44,6 +44,18 @@ TOO_LONG = re.compile(
     r"|max_new_tokens.{0,9} must be <=",
     re.IGNORECASE,
 )
+# The fewest tokens that a server lets a request ask for: "max_output_tokens must be >= 16", "[16, 8192]", "greater than 15".
+_MORE = r"(?:greater|more|larger|higher) than"
+_LEAST_TOKENS = re.compile(
+    rf"max_?(?:output_?|completion_?|new_?)?tokens?\b[^\n]{{0,120}}?(?:(?P<above>{_MORE}(?! or)|>(?!=))"
+    rf"|>=|≥|at least|{_MORE} or equal to|(?:not?|n['’]t|cannot)\b[^\n]{{0,12}} (?:less|fewer|smaller|lower) than"
+    r"|minimum[a-z_ ]{0,30}|between|(?:be|in|within)(?= ?[\[(]\d)|不能小于|大于等于|最小值?为?)"
+    r"[ :=\[(]*(?P<number>\d{1,4})(?!\d)"
+    r"|minimum[^\n]{0,40}max_?(?:output_?|completion_?|new_?)?tokens?\b[^\n\d]{0,20}(?P<of>\d{1,4})(?!\d)"
+    r"|(?:at least|minimum(?: of)?) (?P<so_many>\d{1,4}) (?:output|completion|new|generated) tokens",
+    re.IGNORECASE,
+)
+MOST_LEAST_TOKENS = 1024  # a server that wants more is told of in its own words
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 
 
@@ -57,6 +69,7 @@ class Dialect:
     temperature: bool = True
     seed: bool = True
     n: bool = True
+    least_tokens: int = 1
 
     @classmethod
     def of(cls, endpoint: EndpointConfig) -> Dialect:
@@ -67,7 +80,7 @@ class Dialect:
     def body(self, model: str, prompt: Turns, max_tokens: int, temperature: float, **options: Any) -> Body:
         """Write a request. options: n, seed, logprobs, top_logprobs, choices."""
         endpoint = self.endpoint
-        body: Body = {"model": model, **chat_body(prompt), self.max_tokens_field: max_tokens}
+        body: Body = {"model": model, **chat_body(prompt), self.max_tokens_field: max(max_tokens, self.least_tokens)}
         if self.temperature:
             body["temperature"] = temperature if endpoint.temperature == "as_asked" else endpoint.temperature
         if self.n and options.get("n", 1) > 1:
@@ -105,6 +118,8 @@ class Dialect:
         text = f"{words} {param or ''}"
         if TOO_LONG.search(text):
             return None
+        if (least := _least_tokens(text)) > self.least_tokens:
+            return replace(self, least_tokens=least)
         named = {name for name, names in _NAMES.items() if param == name or (names.search(words) and _REFUSED.search(words))}
         renamed = MAX_COMPLETION_TOKENS in text or ("max_tokens" in named and _UNKNOWN.search(words))
         if self.max_tokens_field == "max_tokens" and renamed and self.endpoint.max_tokens_field == "auto":
@@ -127,8 +142,17 @@ class Dialect:
             "n > 1 sent as n requests of one": self.n != first.n,
             f"top_logprobs lowered to {self.top_logprobs}": self.top_logprobs != first.top_logprobs,
             "seed left out": self.seed != first.seed,
+            f"at least {self.least_tokens} tokens asked for, as the server demands": self.least_tokens != first.least_tokens,
         }
         return [note for note, changed in notes.items() if changed]
+
+
+def _least_tokens(words: str) -> int:
+    """Read the fewest tokens that a refusal allows to ask for; 0 where it names none."""
+    found = _LEAST_TOKENS.search(words)
+    number = found and (found["number"] or found["of"] or found["so_many"])
+    least = int(number) + (found["above"] is not None) if found and number else 0
+    return least if least <= MOST_LEAST_TOKENS else 0
 
 
 def _most_allowed(words: str, asked: int) -> int | None:

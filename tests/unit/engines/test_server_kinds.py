@@ -119,6 +119,39 @@ def test_n_is_split_where_it_is_refused(words: str, serve: Serve) -> None:
     assert [body.get("n", 1) for body in server.asked] == [3] + [1] * 6
 
 
+@pytest.mark.parametrize("words", [
+    "max_output_tokens must be >= 16",
+    "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got 1 instead.",
+    "max_tokens must be at least 16, got 1.", "max_tokens: Input should be greater than or equal to 16",
+    "max_tokens should be greater than 15", "`max_tokens` cannot be less than 16", "max_tokens must not be smaller than 16",
+    "The minimum value of max_tokens is 16", "max_tokens is too low: the minimum is 16",
+    "You must ask for at least 16 output tokens",
+    "Range of max_tokens should be [16, 8192]", "max_tokens must be between 16 and 4096", "max_tokens 不能小于16",
+    "max_tokens > 15",
+    "max_completion_tokens (1) must be ≥ 16",
+])  # fmt: skip
+def test_a_server_that_demands_tokens_is_asked_for_as_many(words: str, serve: Serve) -> None:
+    def act(body: Body) -> Reply:
+        return refusal(words) if body["max_tokens"] < 16 else answer("7", token("7", SEVEN), n=body.get("n", 1))
+
+    engine, server = serve(act, max_retries=0)
+    assert probabilities(one(engine, RATE)) == pytest.approx({digit: math.exp(value) for digit, value in SEVEN.items()})
+    assert isinstance(one(engine, SAMPLE), CompletionResult)
+    one(engine, Completion(PROMPT, 40, 1.0))
+    assert [body["max_tokens"] for body in server.asked] == [1, 16, 16, 40]
+    assert engine.adaptations == ["at least 16 tokens asked for, as the server demands"]
+
+
+@pytest.mark.parametrize("words", [
+    "max_tokens must be less than 512", "max_tokens must be between 1 and 2048", "thinking.budget_tokens must be >= 16",
+    "max_tokens is 1, which is bad", "max_tokens must be >= 100000", "max_tokens must be <= 8",
+])  # fmt: skip
+def test_other_words_about_tokens_ask_for_no_more(words: str, serve: Serve) -> None:
+    engine, server = serve(lambda _: refusal(words), max_retries=0)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and words in result.reason and len(server.asked) == 1
+
+
 @pytest.mark.parametrize("body", [
     {"detail": [{"type": "extra_forbidden", "loc": ["body", "n"], "msg": "Extra inputs are not permitted"}]},
     {"errors": [{"message": "n is not supported"}]}, {"error": {"errors": ["n is not supported"]}},
