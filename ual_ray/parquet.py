@@ -2,13 +2,13 @@
 
 Every Parquet file of this package is written with a checksum per page and compared with it when it is read: a bit that a disk
 changed is an error, not another number. In front of the footer, of which Parquet has no checksum, is one that other readers
-skip, as they find the footer from the end of the file; files that Ray Data writes lack it. Files without checksums, such as
-those of users, are read as they are.
+skip, as they find the footer from the end of the file. Files without checksums, such as those of users, are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -30,7 +30,6 @@ from ual_ray.errors import UserError
 
 ROWS_PER_FILE = 10_000
 DONE_FILE = "done.json"
-# Ray Data writes with it too.
 WRITING = {"write_page_checksum": True}
 # In front of the footer, no text, and with the CRC-32 of all that follows; looked for in the file's last bytes.
 MARK, SUM_BYTES, LAST_BYTES = b"\xffUAL\xfeCRC", 4, 1 << 16
@@ -113,13 +112,17 @@ def check_footer(file: Path) -> None:
         raise pa.ArrowInvalid("its footer does not match the checksum in front of it")
 
 
-def _seal(file: Path) -> None:
+def _seal(stream: BinaryIO) -> None:
     """Write the checksum in front of the footer."""
+    tail = _tail(stream)
+    footer = tail[-8 - _footer_bytes(tail) :]
+    stream.seek(-len(footer), os.SEEK_END)
+    stream.write(MARK + _sum(footer) + footer)
+
+
+def _seal_file(file: Path) -> None:
     with file.open("r+b") as stream:
-        tail = _tail(stream)
-        footer = tail[-8 - _footer_bytes(tail) :]
-        stream.seek(-len(footer), os.SEEK_END)
-        stream.write(MARK + _sum(footer) + footer)
+        _seal(stream)
 
 
 def _tail(stream: BinaryIO) -> bytes:
@@ -206,7 +209,15 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table atomically to one Parquet file."""
     with replacing(path) as part:
         pyarrow.parquet.write_table(table, part, **WRITING)
-        _seal(part)
+        _seal_file(part)
+
+
+def to_bytes(table: pa.Table) -> memoryview:
+    """Write a table as a Parquet file in memory."""
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table, content, **WRITING)
+    _seal(content)
+    return content.getbuffer()
 
 
 @contextmanager
@@ -215,7 +226,7 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[pyarrow.parquet.ParquetWr
     with replacing(path) as part:
         with pyarrow.parquet.ParquetWriter(part, schema, **WRITING) as writer:
             yield writer
-        _seal(part)
+        _seal_file(part)
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) -> None:

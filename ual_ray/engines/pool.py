@@ -31,9 +31,9 @@ from ual_ray.engines.concurrency import OverlappingEngine, SharedLock
 from ual_ray.engines.late import LateEngine
 from ual_ray.engines.metrics import EngineMetrics
 from ual_ray.engines.monitor import Counts, Limits, Monitor
-from ual_ray.engines.row_store import RowStore
+from ual_ray.engines.row_store import RowStore, Sink
 from ual_ray.errors import UserError
-from ual_ray.parquet import WRITING, checked, read_table
+from ual_ray.parquet import checked, read_table
 from ual_ray.run.machines import TASKS, here, on_this_node, output_folder, read_files
 from ual_ray.run.progress import Meter, polled
 
@@ -216,7 +216,7 @@ def map_rows(
             )
             with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, before), seconds=1.0):
                 most = TASKS if tasks else None
-                results.write_parquet(str(store.finished), ray_remote_args=tasks, concurrency=most, **WRITING)
+                results.write_datasink(Sink(store), ray_remote_args=tasks, concurrency=most)
         stop = ray.get(monitor.stopped.remote())
     finally:
         ray.kill(monitor)

@@ -1,6 +1,6 @@
 """The rows that engines produced, by id, in a folder that outlives a run: a finished row is never sent again.
 
-    <folder>/finished/*.parquet     rows, written by Ray Data
+    <folder>/finished/*.parquet     rows, written in Ray Data's tasks
     <folder>/checkpoint/*.parquet   their ids, written by Ray Data, which skips them
     <folder>/failed/*.parquet       rows that failed with an engine error
     <folder>/retried/*.parquet      those that are sent again, for what was answered about them
@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
+from ray.data.block import BlockAccessor
+from ray.data.datasource import BlockBasedFileDatasink
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, write_table
+from ual_ray.parquet import RowFiles, to_bytes, write_table
 
 FINISHED_FOLDER, CHECKPOINT_FOLDER = "finished", "checkpoint"
 NAMES_BEFORE = ("measured", "answered", "judged")
@@ -53,7 +55,7 @@ class RowStore:
 
     @property
     def finished(self) -> Path:
-        """Where Ray Data writes rows."""
+        """Where Ray Data writes rows, with `Sink`."""
         return self.folder / FINISHED_FOLDER
 
     @property
@@ -131,3 +133,15 @@ class RowStore:
         read = (RowFiles([file], fix=again).to_table([col.ID])[col.ID] for file in files)
         stored = pa.chunked_array([chunk for column in read for chunk in column.chunks], pa.string())
         return pa.compute.index_in(ids, value_set=stored)
+
+
+class Sink(BlockBasedFileDatasink):
+    """Writes a store's finished rows for Ray Data, whose own writer of Parquet leaves out the footer's checksum."""
+
+    def __init__(self, store: RowStore) -> None:
+        """Take the store that gets a file per block."""
+        super().__init__(str(store.finished), file_format="parquet")
+
+    def write_block_to_file(self, block: BlockAccessor, file: pa.NativeFile) -> None:
+        """Write the rows of a block."""
+        file.write(to_bytes(block.to_arrow()))
