@@ -25,12 +25,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
+from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train import loop
 from ual_ray.train.checkpoint import Checkpoints
 from ual_ray.train.estimate.devices import find_device
 from ual_ray.train.estimate.dry_run import MicroBatch, Model
 from ual_ray.train.estimate.state import PROCESS_BYTES
-from ual_ray.train.metrics import Metrics, hardware, read_metrics
+from ual_ray.train.metrics import Metrics, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import make_optimizer, train_step
 from ual_ray.train.progress import Progress

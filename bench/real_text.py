@@ -241,8 +241,8 @@ def run_case(
     """Train an arm with a seed, and measure the exported model."""
     import pyarrow.fs
 
+    from ual_ray.run.metrics_log import read_metrics
     from ual_ray.train.loop import TrainingJob, train_worker
-    from ual_ray.train.metrics import read_metrics
 
     started, work = time.monotonic(), options.folder / "work"
     shutil.rmtree(work, ignore_errors=True)

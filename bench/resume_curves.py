@@ -8,7 +8,6 @@ Runs `ual train` five times in a scratch folder, writes results/resume_curves.pn
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 
 from ual_ray import columns as col
 from ual_ray.data.demo import sample_rows
+from ual_ray.run.metrics_log import read_metrics
 
 UNDISTURBED = "undisturbed"
 Lines = list[dict[str, float]]
@@ -55,9 +55,7 @@ class Run:
 
     def lines(self) -> Lines:
         """Read the metrics so far."""
-        file = self.folder / "metrics.jsonl"
-        text = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in text if line.endswith("\n")]
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def until(self, running: subprocess.Popen[bytes], step: int) -> None:
         """Wait for a step, and for a checkpoint."""

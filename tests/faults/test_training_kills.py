@@ -20,6 +20,8 @@ from killed_command import KilledCommand
 from processes import wait_until
 from training_metrics import without_clock
 
+from ual_ray.run.metrics_log import read_metrics
+
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 160, 40, 10
 SETTINGS = {
     "train.max_steps": STEPS,
@@ -50,9 +52,7 @@ class Training(KilledCommand):
 
     def lines(self) -> list[dict[str, float]]:
         """Read the metrics of every step, without what depends on the clock."""
-        file = self.out / "metrics.jsonl"
-        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
-        return [without_clock(json.loads(line)) for line in whole]
+        return [without_clock(line) for line in read_metrics(self.out / "metrics.jsonl")]
 
     def last_step(self) -> int:
         return int(self.lines()[-1]["step"]) if self.lines() else 0

@@ -236,7 +236,7 @@ def killed(one_arm: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def metrics_of(output: Path, arm: str = "sft") -> list[dict[str, float]]:
-    from ual_ray.train.metrics import read_metrics
+    from ual_ray.run.metrics_log import read_metrics
 
     return [line for file in output.glob(f"arms/{arm}/train/*/metrics.jsonl") for line in read_metrics(file)]
 

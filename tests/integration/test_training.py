@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from training_metrics import without_clock
 
+from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train.checkpoint import newest_checkpoint
-from ual_ray.train.metrics import read_metrics
 
 WORKER = Path(__file__).with_name("training_worker.py")
 TRAIN = {

@@ -92,7 +92,7 @@ def test_scores_come_from_the_model(quickstart: Path) -> None:
 
 
 def test_training_lowers_the_validation_nll_of_both_arms(quickstart: Path) -> None:
-    from ual_ray.train.metrics import read_metrics
+    from ual_ray.run.metrics_log import read_metrics
 
     for arm in ("sft", "ual"):
         lines = read_metrics(next(quickstart.glob(f"arms/{arm}/train/*/metrics.jsonl")))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ual_ray import columns as col
 from ual_ray.calibrate.clustering import MUELLER_CLASSES, Places, measures, mueller_projection, pca, scatter_ratio, thin
 from ual_ray.calibrate.probed_model import States
+from ual_ray.config.checksums import sums_of, write_sums
 from ual_ray.config.files import write_record
 from ual_ray.models.output_head import OutputHead
 
@@ -82,7 +83,8 @@ class Clusters:
             points, templates, _ = projected
             few = thin(len(points), MOST_POINTS)
             arrays |= {"mueller": points[few], "mueller_classes": self._classes[few], "mueller_templates": templates}
-        np.savez_compressed(folder / col.CLUSTER_POINTS_FILE, **arrays)
+        np.savez_compressed(points_file := folder / col.CLUSTER_POINTS_FILE, **arrays)
+        write_sums(folder, sums_of([points_file]))
         write_record(folder / col.CLUSTERS_FILE, metrics, allow_nan=False)
         return metrics
 

@@ -179,9 +179,7 @@ def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _log(run: Run, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    from ual_ray.plots.clusters import clusters
+    from ual_ray.plots.clusters import clusters, read_points
     from ual_ray.plots.reliability import reliability_diagrams
 
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
@@ -191,8 +189,7 @@ def _log(run: Run, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
         run.plot(reliability_diagrams({f"{name}, {benchmark}": answer}), f"plots/reliability_{benchmark}.png")
     if metrics["clusters"]:
         run.artifact(folder / col.CLUSTERS_FILE)
-        with np.load(folder / col.CLUSTER_POINTS_FILE) as points:
-            run.plot(clusters({name: dict(points)}), "plots/clusters.png")
+        run.plot(clusters({name: read_points(folder / col.CLUSTER_POINTS_FILE)}), "plots/clusters.png")
 
 
 def _line(metrics: Mapping[str, Any]) -> str:

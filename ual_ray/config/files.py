@@ -40,8 +40,20 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
 
 def write_record(path: Path, content: Mapping[str, Any], *, allow_nan: bool = True) -> None:
     """Write JSON as `write_json` does, with a checksum that `read_json` compares and leaves out."""
+    write_json(path, summed(content), allow_nan=allow_nan)
+
+
+def summed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a checksum to what JSON is made of; `fits` compares it."""
     plain = json.loads(json.dumps(content, default=str))
-    write_json(path, {**plain, CHECKSUM: _checksum(plain)}, allow_nan=allow_nan)
+    return {**plain, CHECKSUM: _checksum(plain)}
+
+
+def fits(content: dict[str, Any]) -> bool:
+    """Remove the checksum of `summed`; return whether the rest is what was written, as it is taken for without one."""
+    marks = [key for key, value in content.items() if key == CHECKSUM or (isinstance(value, str) and value.startswith(KIND))]
+    sums = {key: content.pop(key) for key in marks}
+    return not sums or sums == {CHECKSUM: _checksum(content)}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -68,10 +80,7 @@ def read_json(path: Path, fix: str = RESTORE) -> Any:
     # The machine stopped before all of it was on the disk, or somebody changed it.
     except (ValueError, RecursionError) as error:
         raise UserError("a file is not JSON", got=f"{path}: {error}", fix=fix) from error
-    found = [*content.items()] if isinstance(content, dict) else []
-    marks = [key for key, value in found if key == CHECKSUM or (isinstance(value, str) and value.startswith(KIND))]
-    sums = {key: content.pop(key) for key in marks}
-    if sums and sums != {CHECKSUM: _checksum(content)}:
+    if isinstance(content, dict) and not fits(content):
         raise UserError(
             "a file is not what was written: a disk or somebody changed it",
             got=path,

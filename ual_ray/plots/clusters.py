@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ual_ray.config.checksums import refuse_damage
+from ual_ray.errors import UserError
 from ual_ray.plots.style import INK, grid_of, legend, readable, styled
 
 LONGEST_TOKEN = 14
@@ -41,6 +44,17 @@ def clusters(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     for handle in figure.legends[0].legend_handles if figure.legends else ():
         handle.set_sizes([25])  # type: ignore[union-attr]
     return figure
+
+
+def read_points(file: Path) -> dict[str, Any]:
+    """Read what `clusters` draws. Raises UserError for a damaged file."""
+    fix = f"restore it from a copy, or remove {file.name}: the plot is then left out"
+    refuse_damage("what a plot shows", file.parent, fix)
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return dict(content)
+    except Exception as error:  # of numpy, zipfile, zlib or struct: one of an earlier version, without a checksum
+        raise UserError("what a plot shows is damaged", got=f"{file}: {error}", fix=fix) from error
 
 
 def label(text: str) -> str:

@@ -193,7 +193,7 @@ def _settings_of(trained: Path) -> dict[str, Any]:
 
 
 def _validation(trained: Path) -> list[list[float]]:
-    lines = read_steps(trained / col.METRICS_FILE)
+    lines = read_steps(trained)
     return [[line["step"], line[col.VALIDATION_NLL]] for line in lines if line.get(col.VALIDATION_NLL) is not None]
 
 

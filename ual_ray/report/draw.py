@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from ual_ray.plots.clusters import clusters
+from ual_ray.plots.clusters import clusters, read_points
 from ual_ray.plots.intervals import differences, win_rates
 from ual_ray.plots.reliability import reliability_diagrams
 from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
@@ -58,8 +57,7 @@ def _draw_results(data: PageData) -> dict[str, Figure]:
             {model: content["token"] for model, content in findings.calibration.items()}
         )
     if data.cluster_points:
-        points = {model: dict(np.load(file, allow_pickle=False)) for model, file in data.cluster_points.items()}
-        drawn["clusters"] = clusters(points)
+        drawn["clusters"] = clusters({model: read_points(file) for model, file in data.cluster_points.items()})
     return drawn
 
 

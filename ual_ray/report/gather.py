@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +18,12 @@ from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
 from ual_ray.report.comparable import check_base, check_measuring, check_one_method, check_one_model, is_current
-from ual_ray.report.findings import judged_key
+from ual_ray.report.findings import get_nested, judged_key
 from ual_ray.report.primary import SEED_FOLDER
+from ual_ray.run.metrics_log import read_metrics
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
-from ual_ray.stats.results import read_metrics
+from ual_ray.stats.results import read_metrics as read_figures
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _evaluations(root: Path, seed_of: Callable[[Path], int]) -> dict[tuple[int, 
     """Find the newest evaluation by training seed and model."""
     folders = [file.parent for file in newest_last(root.rglob(col.FIGURES_FILE))]
     return {
-        (seed_of(folder), read_metrics(folder)[0]): folder
+        (seed_of(folder), read_figures(folder)[0]): folder
         for folder in folders
         if (folder / col.RESULTS_FOLDER).is_dir() and not (folder / col.HARNESS_FILE).is_file()
     }
@@ -186,7 +186,7 @@ def find_harness(root: Path) -> dict[int, dict[str, list[Path]]]:
     seed_of = _seeds_below(root)
     for file in newest_last(root.rglob(col.HARNESS_FILE)):
         if ((folder := file.parent) / col.RESULTS_FOLDER).is_dir():
-            found.setdefault(seed_of(folder), {}).setdefault(read_metrics(folder)[0], []).append(folder)
+            found.setdefault(seed_of(folder), {}).setdefault(read_figures(folder)[0], []).append(folder)
     return found
 
 
@@ -194,7 +194,7 @@ def _model_of(file: Path) -> str:
     """Name the model of HOME/calibrate/KEY/file: as HOME/evaluate names it, or as HOME is called, such as arms/ARM."""
     home = file.parents[2]
     evaluated = newest_last((home / "evaluate").rglob(col.FIGURES_FILE))
-    return read_metrics(evaluated[-1].parent)[0] if evaluated else home.name
+    return read_figures(evaluated[-1].parent)[0] if evaluated else home.name
 
 
 def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
@@ -205,10 +205,10 @@ def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
     return EvaluateConfig(**known), int(content.get("seed") or 0)
 
 
-def read_steps(path: Path) -> list[dict[str, float]]:
-    """Read the training metrics; a last line that was not finished is ignored."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+def read_steps(trained: Path) -> list[dict[str, float]]:
+    """Read the metrics of a finished training's steps. Raises UserError where the file was damaged."""
+    last = get_nested(read_json(trained / DONE_FILE), "figures", "last", "step")
+    return read_metrics(trained / col.METRICS_FILE, last)
 
 
 def relative_to(folder: Path, root: Path) -> str:

@@ -121,7 +121,7 @@ def _arm(root: Path, name: str, named: Mapping[str, Any], curves: Sequence[Seque
     training = _stage(_named(named, "trained", name, root) or newest_stage(home / "train"))
     files = sorted(smooth.folder.glob("*.parquet")) if smooth else []
     alphas = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy() if files else np.empty(0)
-    steps = read_steps(training.folder / col.METRICS_FILE) if training else []
+    steps = read_steps(training.folder) if training else []
     own = [[line["step"], line[col.VALIDATION_NLL]] for line in steps if line.get(col.VALIDATION_NLL) is not None]
     known = [curve for curve in curves or [own] if curve]
     ends = [float(np.mean([curve[place][1] for curve in known])) for place in (0, -1)] if known else None

@@ -22,12 +22,13 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.models.resolve import resolve_model
 from ual_ray.run.folder import HERE, Folder, append
+from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter
 from ual_ray.train.interruptions import VOTES, Interruptions
 from ual_ray.train.lora import scale_of
-from ual_ray.train.metrics import SKIPPED, Metrics, MetricsLog, hardware
+from ual_ray.train.metrics import SKIPPED, Metrics, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.model_card import model_card
 from ual_ray.train.optimizer_step import NonFiniteError, make_optimizer, train_step, validate

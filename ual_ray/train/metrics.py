@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ual_ray.config import TrainConfig
-from ual_ray.config.files import write_lines
-from ual_ray.errors import UserError
-from ual_ray.run.folder import HERE, Folder, append
 from ual_ray.run.memory import peak_memory
 from ual_ray.train.gpus import peak_flops
 
@@ -101,63 +95,3 @@ def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.
         peak_flops=None if peak is None else peak * ranks,
         device=device,
     )
-
-
-class MetricsLog:
-    """A file with one JSON line per step; the driver reads it for progress, MLflow and plots."""
-
-    def __init__(self, path: Path, finished_steps: int, *, writes: bool, output: Folder = HERE) -> None:
-        """Keep the lines up to the resumed step; drop those that a failed attempt wrote after its last checkpoint.
-
-        `writes`: whether this rank writes the file. output: reaches it.
-        """
-        self._path, self._writes, self._output = path, writes, output
-        if writes:
-            known = output.call(read_metrics, path)
-            output.call(write_lines, path, [line for line in known if finished_steps > 0 and line["step"] <= finished_steps])
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        """Append the metrics of a step."""
-        if self._writes:
-            self._output.call(append, self._path, json.dumps({"step": step, **metrics}) + "\n")
-
-    def at(self, step: int) -> Metrics:
-        """Read the metrics of a step; empty if none were written."""
-        return next((line for line in self._output.call(read_metrics, self._path) if line["step"] == step), {})
-
-
-class MetricsReader:
-    """Reads the new lines of a metrics file, also after a resumed run has rewritten it."""
-
-    def __init__(self, path: Path) -> None:
-        """Start at the first line."""
-        self._path = path
-        self._file, self._offset, self._next_step = 0, 0, 0
-
-    def read(self) -> list[Metrics]:
-        """Return the complete lines of steps not returned before, in order of step."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            number = os.fstat(file.fileno()).st_ino
-            if number != self._file:
-                self._file, self._offset = number, 0
-            file.seek(self._offset)
-            whole = file.read().rpartition(b"\n")[0]
-        self._offset += len(whole) + 1 if whole else 0
-        try:
-            lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] >= self._next_step]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                "a line of metrics is not what was written: a disk or somebody changed it",
-                got=f"{self._path}: {error!r}",
-                expected="JSON with a step in every line",
-                fix="restore the file from a copy, or remove the line: the curves then lack its step",
-            ) from error
-        self._next_step = int(lines[-1]["step"]) + 1 if lines else self._next_step
-        return lines
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """Read all complete lines; a partly written line is left for the next call."""
-    return MetricsReader(path).read()

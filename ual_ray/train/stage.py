@@ -22,6 +22,7 @@ from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.run.machines import checkpoints_uri, output_folder
+from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
@@ -29,7 +30,7 @@ from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.compat_ray_train import NodeTorchConfig
 from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
-from ual_ray.train.metrics import SKIPPED, Metrics, MetricsReader, read_metrics
+from ual_ray.train.metrics import SKIPPED, Metrics
 from ual_ray.train.node_use import PREFIX
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.timing import summary

@@ -224,8 +224,8 @@ def _train_and_log(
     tokens: Path | None,
     first: Path | None,
 ) -> dict[str, Any]:
+    from ual_ray.run.metrics_log import read_metrics
     from ual_ray.train import stage
-    from ual_ray.train.metrics import read_metrics
 
     assert session.tracker is not None, "training logs"
     config = stage.with_dtype(config, session.tracker.output)

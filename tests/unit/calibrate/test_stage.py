@@ -18,11 +18,13 @@ from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
 from ual_ray.calibrate.stage import probe, probe_validation
+from ual_ray.config.checksums import read_sums
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.models.output_head import OutputHead
 from ual_ray.parquet import read_table, write_rows
+from ual_ray.plots.clusters import read_points
 
 
 def brute_force(model: Path, rows: Path, split: str, tokenizer: Any) -> dict[str, Any]:
@@ -98,7 +100,8 @@ def test_token_rows_are_those_of_the_full_softmax(
     tokens = choose_classes(labels, 4, 20)
     after = torch.stack(expected["after"]).numpy()[np.concatenate([places for _, places in tokens])]
     classes = np.repeat(np.arange(len(tokens)), [len(places) for _, places in tokens])
-    points = dict(np.load(tmp_path / col.CLUSTER_POINTS_FILE))
+    points = read_points(tmp_path / col.CLUSTER_POINTS_FILE)
+    assert read_sums(tmp_path).keys() == {col.CLUSTER_POINTS_FILE}
     np.testing.assert_allclose(points["after_norm"], after, rtol=1e-3, atol=1e-4)
     assert points["classes"].tolist() == classes.tolist()
     clusters = read_json(tmp_path / col.CLUSTERS_FILE)

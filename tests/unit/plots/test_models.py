@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from damage import each_damage
 from matplotlib.figure import Figure
 
 from ual_ray.calibrate.metrics import summary
-from ual_ray.plots.clusters import clusters, label
+from ual_ray.config.checksums import sums_of, write_sums
+from ual_ray.errors import UserError
+from ual_ray.plots.clusters import clusters, label, read_points
 from ual_ray.plots.reliability import reliability_diagrams
 from ual_ray.plots.style import to_svg
 
@@ -100,3 +105,15 @@ def test_more_tokens_than_colours_can_be_drawn() -> None:
 )
 def test_tokens_can_be_seen(text: str, shown: str) -> None:
     assert label(text) == shown
+
+
+def test_damaged_points_are_refused_by_name(tmp_path: Path) -> None:
+    np.savez_compressed(file := tmp_path / "clusters.npz", **(before := points()))
+    for _ in each_damage(file, flips=500):  # without a checksum; some of the bits have members left out
+        with suppress(UserError):
+            read_points(file)
+    write_sums(tmp_path, sums_of([file]))
+    assert all(np.array_equal(values, before[name]) for name, values in read_points(file).items())
+    for _ in each_damage(file, flips=500):
+        with pytest.raises(UserError, match=r"(?s)damaged.*clusters\.npz.*restore it from a copy, or remove"):
+            read_points(file)

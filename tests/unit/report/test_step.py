@@ -25,6 +25,7 @@ from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage
 from ual_ray.report.step import report, report_on
 from ual_ray.report.write import write_page
+from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import point_to
 from ual_ray.stats.comparison import described
@@ -133,6 +134,17 @@ def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None
     assert [curve[-1] for curve in findings.validation["sft"]] == [[8, 1.9], [8, 2.1]]
     assert findings.folders["trained"]["sft"][0] == "arms/sft/train/k" and len(findings.folders["trained"]["sft"]) == 2
     assert "sft overfitted in 1 of 2 training seeds" in " ".join(printed.getvalue().split())
+
+
+def test_metrics_of_a_training_that_were_cut_are_no_shorter_curve(tmp_path: Path) -> None:
+    folder = finished((root := run_of(tmp_path / "run")) / "arms" / "sft" / "train" / "k", {"last": {"step": 2}})
+    log = MetricsLog(file := folder / "metrics.jsonl", 0, writes=True)
+    for step in range(3):
+        log.write(step, {"validation_nll": 2.5 - step})
+    assert report_on([root], None, console()[0]).validation == {"sft": [[[0, 2.5], [1, 1.5], [2, 0.5]]]}
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match=r"(?s)do not end with its last step.*metrics\.jsonl: step 1.*expected: step 2"):
+        report_on([root], None, console()[0])
 
 
 def test_every_reference_of_the_judge_is_in_the_report(tmp_path: Path, report_folder: Path) -> None:

@@ -16,13 +16,13 @@ from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
 from ual_ray.report.promote import read_findings
+from ual_ray.run.metrics_log import MetricsLog
+from ual_ray.run.metrics_log import read_metrics as read_curve
 from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import newest, point_to, run_stage
 from ual_ray.stats.comparison import Comparisons
 from ual_ray.stats.results import read_metrics
 from ual_ray.tracking.run_file import read_run, write_run
-from ual_ray.train.metrics import MetricsLog
-from ual_ray.train.metrics import read_metrics as read_curve
 
 CONTENT = {"figures": {"accuracy": 0.7125, "rows": 1234, "none": None, "text": "é \ud83d", "nan": float("nan")}, "seconds": 1.5}
 ENTRY = {"benchmark": "b", "metric": "accuracy", "source": "s", "value": 0.7125, "standard_error": 0.01, "n": 200}
@@ -101,18 +101,34 @@ def test_a_record_that_somebody_changed_is_read_without_the_checksum(tmp_path: P
     assert read_json(file) == {"rows": 8}
 
 
-def test_a_damaged_curve_is_refused_by_name_where_it_is_no_curve(tmp_path: Path) -> None:
-    log = MetricsLog(file := tmp_path / "metrics.jsonl", 0, writes=True)
-    for step in range(20):
-        log.write(step, {"nll": 1 / (step + 1), "tokens": 100.0})
-    refused = 0
-    for _ in each_damage(file, flips=300):
+STEPS = 20
+
+
+def curve(file: Path) -> list[dict[str, float]]:
+    log = MetricsLog(file, 0, writes=True)
+    for step in range(STEPS):
+        log.write(step, {"nll": 1 / (step + 1), "tokens": 100.0, "grad_norm": float("nan") if step == 7 else 2.5})
+    return read_curve(file)
+
+
+def test_a_damaged_curve_is_refused_by_name(tmp_path: Path) -> None:
+    before, refused = str(curve(file := tmp_path / "metrics.jsonl")), 0
+    for _ in each_damage(file, flips=600):
         try:
-            read_curve(file)
+            assert str(read_curve(file, STEPS - 1)) == before
         except UserError as error:
             assert str(file) in str(error) and "restore the file" in str(error)
             refused += 1
-    assert refused > 100
+    assert refused > 600, "all but digits beyond a number's precision"
+
+
+def test_a_curve_of_an_earlier_version_is_read_and_gets_checksums_when_it_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step, "nll": 0.5}) + "\n" for step in range(3)))
+    assert read_curve(file) == [{"step": step, "nll": 0.5} for step in range(3)]
+    MetricsLog(file, 1, writes=True).write(2, {"nll": 0.25})
+    assert read_curve(file) == [{"step": 0, "nll": 0.5}, {"step": 1, "nll": 0.5}, {"step": 2, "nll": 0.25}]
+    assert all(CHECKSUM in json.loads(line) for line in file.read_text().splitlines())
 
 
 def test_a_damaged_pointer_is_no_error_of_its_own(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from ual_ray.config import TrainConfig
 from ual_ray.run.memory import peak_memory
-from ual_ray.train.metrics import Hardware, MetricsLog, MetricsReader, averages, hardware, read_metrics
+from ual_ray.run.metrics_log import MetricsLog, MetricsReader, read_metrics
+from ual_ray.train.metrics import Hardware, averages, hardware
 from ual_ray.train.model import SmoothedCausalLM
 
 COLUMNS = ("nll", "smoothing", "top1", "alpha", "target_tokens")

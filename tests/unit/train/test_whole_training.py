@@ -17,9 +17,10 @@ from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.parquet import write_table
+from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train import loop
 from ual_ray.train.batches import StepPlan
-from ual_ray.train.metrics import Metrics, read_metrics
+from ual_ray.train.metrics import Metrics
 from ual_ray.train.token_store import Sample, TokenStore
 from ual_ray.train.tokenize import Render
 
