@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import Datasource
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ual_ray.columns import digest
 from ual_ray.config.paths import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
+from ual_ray.data.ray_source import TaskSource
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import cache_folder
 from ual_ray.parquet import RowFiles
@@ -111,25 +111,12 @@ def checkpoints_uri() -> str | None:
     return f"{uri.rstrip('/')}-checkpoints{mark}{query}"
 
 
-class FileSource(Datasource):
+class FileSource(TaskSource):
     """Columns of the rows of Parquet files that fulfil a condition, with a task per file."""
 
     def __init__(self, path: Path | str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> None:
         """List the files."""
-        super().__init__()
-        self._files = RowFiles(path).files
-        self._read = partial(_read, columns=columns, where=where)
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Return None: texts are larger in memory than on disk by an unknown factor."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """Return one read task per file."""
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(self._read, file), unknown, per_task_row_limit=per_task_row_limit) for file in self._files]
+        super().__init__([partial(_read, file, columns, where) for file in RowFiles(path).files])
 
 
 def _read(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
