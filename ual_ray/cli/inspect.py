@@ -106,6 +106,9 @@ def config(
     The output is a valid file for --config.
     """
     if schema:
+        if given := [*([f"--config {config_file}"] if config_file else []), *(overrides or [])]:
+            fix = "leave them out; or leave out --schema, and the resolved configuration is printed"
+            raise UserError("--schema prints what any configuration may have, without values", got=" ".join(given), fix=fix)
         import json
 
         from ual_ray.config import Config

@@ -20,6 +20,7 @@ import typer.main
 import ual_ray
 from ual_ray.cli import app as cli
 from ual_ray.config.load import dump, load
+from ual_ray.errors import UserError
 
 JOBS = Path(__file__).parents[3] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
@@ -131,6 +132,13 @@ def test_the_configuration_is_printed_as_a_file_that_can_be_read(tmp_path: Path,
     (tmp_path / "my.yaml").write_text(text)
     assert load(tmp_path / "my.yaml") == load(None, ["train.epochs=3"])
     assert text == dump(load(None, ["train.epochs=3"]))
+
+
+@pytest.mark.parametrize("given", [["train.epochs=3"], ["--config", str(CONFIGS[0])]])
+def test_the_schema_takes_no_values(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=f"(?s)without values.*{re.escape(given[-1])}.*leave out --schema"):
+        cli.app(["config", "--schema", *given], standalone_mode=False)
+    assert not capsys.readouterr().out
 
 
 def test_the_schema_accepts_every_configuration_of_the_repository_and_no_misspelled_key(
