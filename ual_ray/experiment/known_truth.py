@@ -18,7 +18,7 @@ from ual_ray.config.files import read_json, write_json, write_record, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.config.known_truth import KnownTruthConfig
 from ual_ray.config.names import CONSTANT, NO_SMOOTHING, SFT, SHUFFLED, UAL
-from ual_ray.experiment.findings import KL, METRICS, REGRET, SCALED_KL, Case, Finding, compare, corruptions, seed_means, tables
+from ual_ray.experiment.findings import KL, METRICS, REGRET, SCALED_KL, Case, Finding, compare, tables
 from ual_ray.experiment.training import only_rank, train
 from ual_ray.experiment.truth import World, corrupt, divergence, draw_world, oracle_uncertainty, regret
 from ual_ray.smooth import assign_alpha
@@ -48,7 +48,7 @@ def run(settings: KnownTruthConfig, out: Path, show: Show) -> list[Finding]:
     content = {"settings": settings.model_dump(), "version": __version__, "cases": [case.summary() for case in cases]}
     write_json(out / RESULTS_FILE, content | {"comparisons": [asdict(finding) for finding in findings]})
     if len(settings.corruptions) > 1:
-        write_plot(cases, out / PLOT_FILE)
+        write_plot(findings, out / PLOT_FILE)
     return findings
 
 
@@ -90,12 +90,13 @@ def measure(settings: KnownTruthConfig, world: World, alpha: np.ndarray, seed: i
     }
 
 
-def write_plot(cases: Sequence[Case], file: Path) -> None:
-    """Draw the KL of every arm by corruption."""
+def write_plot(findings: Sequence[Finding], file: Path) -> None:
+    """Draw the differences in KL from every other arm, by corruption."""
     from ual_ray.plots.known_truth import by_corruption
 
-    means = {
-        METRICS[name]: {arm: [(share, seed_means(cases, arm, share, name)) for share in corruptions(cases)] for arm in ARMS}
-        for name in (KL, SCALED_KL)
-    }
-    by_corruption(means).savefig(file)
+    drawn: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {METRICS[name]: {} for name in (KL, SCALED_KL)}
+    for found in findings:
+        if (references := drawn.get(METRICS[found.metric])) is not None:
+            point = (found.corruption, found.difference, found.ci_low, found.ci_high)
+            references.setdefault(found.reference, []).append(point)
+    by_corruption(drawn, UAL).savefig(file)
