@@ -284,8 +284,8 @@ THINKS = (
 
 def readings() -> Iterator[tuple[str, str, str, str]]:
     """Yield the cases of one function each: id, input, function, what it returns."""
+    from ual_ray.benchmarks.answer_key import answer_of, same_answer
     from ual_ray.data.answers import extract_strict
-    from ual_ray.elicit.answer_key import answer_of, same_answer
     from ual_ray.engines.reply_text import Unread, read_choice
 
     for text in ANSWERS:

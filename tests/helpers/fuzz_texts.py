@@ -10,6 +10,7 @@ from typing import Any
 from fuzz_source import ODD, PIECES, Source, Target, of_bytes, text_of
 from text_readers import LETTERS, READERS, SCALE
 
+from ual_ray.benchmarks.answer_key import answer_of, same_answer
 from ual_ray.benchmarks.benchmark import Question
 from ual_ray.benchmarks.gsm8k import Gsm8k
 from ual_ray.benchmarks.math import marked_answer
@@ -19,7 +20,6 @@ from ual_ray.config import EndpointConfig
 from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number, same_number
 from ual_ray.data.records import BadRow
 from ual_ray.data.turns import without_thoughts
-from ual_ray.elicit.answer_key import answer_of, same_answer
 from ual_ray.elicit.estimators.verbalized import VerbalizedError
 from ual_ray.engines.answer_place import answer_place
 from ual_ray.engines.openai_dialect import Dialect, quote, server_words

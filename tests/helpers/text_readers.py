@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ual_ray.benchmarks import math, multiple_choice
+from ual_ray.benchmarks import answer_key, math, multiple_choice
 from ual_ray.columns import Message
 from ual_ray.data import answers, records, turns, units
-from ual_ray.elicit import answer_key
 from ual_ray.engines import answer_place, openai_dialect, reply_text, thoughts
 from ual_ray.models import chat
 

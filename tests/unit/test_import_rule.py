@@ -54,7 +54,7 @@ PURE = sorted(
             f"engines/{name}.py"
             for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "thoughts", "reading")
         ),
-        *(f"elicit/{name}.py" for name in ("prompts", "scoring", "answer_key", "grouping", "adjust", "assemble")),
+        *(f"elicit/{name}.py" for name in ("prompts", "scoring", "grouping", "adjust", "assemble")),
         "elicit/estimators/*.py",
         *("smooth/maps.py", "evaluate/answering.py"),
         *(

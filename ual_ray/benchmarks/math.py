@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, dozens_in_full, same_answer
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
@@ -21,6 +22,9 @@ from ual_ray.stats.metrics import EXACT_MATCH_MATH
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:\s*(.+)")
 ANSWER = "answer"
+# Marks of emphasis around words, not of a product, and the end of a sentence that another one follows.
+_EMPHASIS = re.compile(r"(?<![\w)}*])\*{1,3}(?=[^\s*])([^*\n]+)(?<=[^\s*])\*{1,3}(?![\w({*])")
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=[^\W\d_])")
 
 # One process per actor, started by its first answer.
 checker = Checker()
@@ -30,7 +34,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 3
+    version = 4
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -62,11 +66,23 @@ class Math(Benchmark):
         return [self.complete(question.messages)]
 
     def read(self, question: Question, results: Sequence[Result]) -> Reading:
-        """Compare by math-verify; an answer that is missing, or not compared in time, is wrong."""
+        """Compare by math-verify, numbers and words also as such; what is missing, or not compared in time, is wrong."""
         text, confidence = completed(results)
-        marked = marked_answer(text)
-        found, right = checker(question.answer or "", text if marked is None else f"\\boxed{{{marked}}}")
+        gold, marked = question.answer or "", marked_answer(text)
+        said = dozens_in_full(_EMPHASIS.sub(r"\1", text)) if marked is None else f"\\boxed{{{marked}}}"
+        found, right = checker(gold, said)
+        right = _same_or(right, answer_of(f"\\boxed{{{gold}}}"), answer_of(said))
         return Reading(text, {ANSWER: marked or found}, {EXACT_MATCH_MATH: float(right)}, confidence)
+
+
+def _same_or(right: bool, gold: AnswerKey | None, said: AnswerKey | None) -> bool:
+    """Correct math-verify, which reads "18 eggs" and "Monday" as other things, and "at least 18" as 18."""
+    if gold is None or not gold.exact:
+        return right
+    if gold.value is not None and (said is None or not said.exact):
+        return False
+    told = said is not None and (None not in (gold.value, said.value) or (gold.value is None and gold.text == said.text))
+    return right or (told and same_answer(gold, said))
 
 
 def _given(answer: Any) -> str | None:
@@ -80,7 +96,7 @@ def _given(answer: Any) -> str | None:
 
 def marked_answer(text: str) -> str | None:
     r"""Return the content of the last \boxed{...}, else the text after the last 'The answer is:', else None."""
-    text = in_ascii(text)
+    text = in_ascii(_EMPHASIS.sub(r"\1", text))
     boxes = list(BOXED.finditer(text))
     if boxes and (content := until_closed(text, boxes[-1].end())):
         return content.strip().strip("$")
@@ -88,4 +104,4 @@ def marked_answer(text: str) -> str | None:
     if not found:
         return None
     formula = re.match(r"\$([^$]+)\$", found[-1].strip())  # with words behind it
-    return formula[1] if formula else found[-1].strip().rstrip(".").strip("$") or None
+    return formula[1] if formula else _SENTENCE_END.split(found[-1].strip())[0].rstrip(".").strip("$") or None

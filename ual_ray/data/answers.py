@@ -38,7 +38,7 @@ _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
 _SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)((?:\s+(?:hundred|thousand|million|billion|trillion)s?\b){1,3})")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(
-    r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be):?"
+    r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be)\b:?"
     r"|^[^\w\n]*(?:final |correct )?answer[*_]*\s*[:=]|答案\s*(?:是|为|:))\s*(.+)"
 )
 BOXED = "\\boxed{"

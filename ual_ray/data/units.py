@@ -31,7 +31,7 @@ UNITS = {
         ),
         *(("ml", "milliliter", "millilitre"), ("liter", "litre", "l"), ("cup",), ("pint",), ("quart",), ("gallon",), ("acre",)),
         *(("dollar", "$", "usd"), ("cent", "¢", "penny", "pennie"), ("euro", "€", "eur"), ("yen", "¥"), ("rupee", "₹")),
-        *(("celsius",), ("fahrenheit",), ("kelvin",), ("degree",), ("percent", "%")),
+        *(("celsius",), ("fahrenheit",), ("kelvin",), ("degree",), ("percent", "%"), ("permille", "‰")),
     )
     for spelling in (unit, *others)
 }
@@ -39,7 +39,7 @@ UNITS = {
 FORMULA = re.compile(r"(?<!\\)\$(?=\S)([^$\n]*[^$\s\\])\$(?!\d)")
 _SIGN_FIRST = re.compile(r"([$€£¥₹])\s*(-?[\d.,/]*\d)")
 _UNIT = re.compile(
-    r"\d[ \t-]*(?:(sq|square|cu|cubic)\b\.?[ \t]*)?\\?([a-z]+|[$€£¥₹¢%])(?:(?:\^?\{?([23])\}?(?!\d))|[ \t]+(squared|cubed)\b)?"
+    r"\d[ \t-]*(?:(sq|square|cu|cubic)\b\.?[ \t]*)?\\?([a-z]+|[$€£¥₹¢%‰])(?:(?:\^?\{?([23])\}?(?!\d))|[ \t]+(squared|cubed)\b)?"
 )
 _POWERS = {"sq": "2", "square": "2", "squared": "2", "cu": "3", "cubic": "3", "cubed": "3"}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ual_ray.elicit.answer_key import AnswerKey, answer_of, same_answer
+from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, same_answer
 from ual_ray.formatting import nfkc
 
 # The blocks of scripts without spaces between words; Korean has spaces.

@@ -87,6 +87,58 @@ def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypa
     assert readings[0].scores == {"exact_match_math": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("gold", "text", "right"),
+    [
+        *[
+            ("18", text, True)
+            for text in (
+                *(
+                    "The answer is **18**. I have 2.",
+                    "The answer is: 18 dollars.",
+                    "The answer is: **18**.",
+                    "**Answer:** *18*.",
+                ),
+                *(
+                    "The answer is: **18**. I have 2.",
+                    "The answer is: $18 per day. It is 2 more.",
+                    r"\boxed{18 dollars}",
+                    "18 eggs",
+                ),
+                *(r"\boxed{\text{18 dollars}}", "The answer is: 18. And 2 more.", "**The answer is:** 18", "It is 18, not 20."),
+            )
+        ],
+        *[("-3", text, True) for text in ("The answer is: negative 3", "It is minus 3.")],
+        *[(r"\frac{1}{2}", text, True) for text in ("The answer is: 1/2 cup", "The answer is **1/2**.", "The answer is: 50%")],
+        *[(r"\text{Monday}", text, True) for text in ("The answer is **Monday**.", "The answer is: Monday. It rains.")],
+        *[("B", text, True) for text in ("The answer is **B**.", "The answer is: **B**.", "(B)")],
+        *[("x+1", text, True) for text in ("The answer is **x + 1**.", "The answer is: *x + 1*", r"\boxed{1+x}")],
+        *[("x**2", r"\boxed{x**2}", True), ("6", "The answer is: 2*3*1", True), ("18 dollars", "The answer is: 18", True)],
+        *[
+            ("18", text, False)
+            for text in (
+                *(
+                    "The answer is not 18.",
+                    "The answer is: at least 18",
+                    "The answer is 18 or more.",
+                    "more than 18",
+                    "18 dozen",
+                ),
+                *(r"\boxed{\text{at least } 18}", "The answer is: 2. I have 18.", "The answer is: 18 or 20", "It isn't 18."),
+            )
+        ],
+        *[
+            ("5 cents", "The answer is: 5 dollars", False),
+            (r"x \geq 18", r"\boxed{x \ge 18}", True),
+            ("[2,3]", r"\boxed{(2,3)}", False),
+        ],
+    ],
+)
+def test_an_answer_with_marks_words_and_sentences_around_it(gold: str, text: str, right: bool) -> None:
+    reading = Math().read(Question([], answer=gold), [CompletionResult((text,), 1, 1)])
+    assert reading.scores == {"exact_match_math": float(right)}
+
+
 def test_without_the_library_the_user_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(UserError, match="pip install"):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray.benchmarks.answer_key import answer_of
 from ual_ray.columns import Message
-from ual_ray.elicit.answer_key import answer_of
 from ual_ray.elicit.estimators.samples import grouping_for
 from ual_ray.elicit.grouping import AnswerGrouping, LexicalGrouping
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+from ual_ray.benchmarks.answer_key import marked_answer
 from ual_ray.columns import Messages, spoken
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.answer_key import marked_answer
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
 from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group

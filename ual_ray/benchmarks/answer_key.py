@@ -1,12 +1,14 @@
 r"""Final answers as keys that are equal where the answers are: 72 clips = 72.0, 1/2 = \frac{1}{2} = 0.5, **18** = $18 per day.
 
-Numbers are compared by value, other mathematics by math-verify, all else as text. Pure but for math-verify's process.
+Numbers are compared by value (50% is 50, and 0.5), other mathematics by math-verify, all else as text.
+Pure but for math-verify's process.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 
@@ -52,6 +54,26 @@ _ONE_WORD = re.compile(rf"{_WORD.pattern}|[A-Z][A-Za-z]+")
 _ANY_WORD = re.compile(r"\S+")
 # A word that is not a function's name: the text is a sentence.
 _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
+# Words before a number that make it another answer, or none: "at least 18", "18, not 20".
+_BOUND_WORDS = (
+    r"(?i:\b(?:(?:no|not) (?:more|less|fewer) than"
+    r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than(?: or equal to)?"
+    r"|at (?:least|most)|up to|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
+    r"(?:over|under|above|below))|[<>≤≥]=?|\\[gl](?:eq?|t|eqslant)\b)"
+)
+_BOUND = re.compile(rf"{_BOUND_WORDS}[ \t]*\$?\Z")
+_BOUNDED = re.compile(rf"(?i)[^\w<>\\]*(?:{_BOUND_WORDS}|not\b)")
+_BOUND_BEHIND = re.compile(
+    r"(?i)[ \t]*(?:\+(?![ \t]*[\d(])|(?:[^\W\d]+[ \t]+)?(?:or (?:more|less|fewer|over|above|under|below|higher|lower|greater)"
+    r"|at (?:least|most)|and (?:up|above|over|more|under|below))\b)"
+)
+_DENIED = re.compile(
+    r"(?i)(?:\b(?:not|never|instead of|rather than|cannot be|can't be)|n['’]t(?: be)?)"
+    r"(?: (?:exactly|just|only|simply|equal to|the number|actually))?[ \t]*\$?\Z"
+)
+_DOZENS = re.compile(r"(?i)(?<![\d,.])(\d[\d,]*(?:\.\d+)?)[ \t]+dozens?\b")
+_AT_LEAST = re.compile(r"(?i)\b(?:at (?:least|most)|or (?:more|less|fewer|over|above|under|below)|and up)\b|\d\s*\+\Z")
+PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
 LONGEST_MARKED = 4  # words
@@ -65,6 +87,7 @@ class AnswerKey:
     text: str
     value: Fraction | None
     unit: str | None = None
+    exact: bool = True  # not "at least 18"
 
 
 def marked_answer(text: str) -> AnswerKey | None:
@@ -89,9 +112,18 @@ def answer_of(text: str) -> AnswerKey | None:
     if (marked := marked_answer(text)) is not None:
         return marked
     plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
-    if numbers := [*_LAST.finditer(plain)]:
-        return _key(numbers[-1][0], plain[numbers[-1].start() :])
+    numbers = (found for found in reversed([*_LAST.finditer(plain)]) if not _DENIED.search(_before(plain, found)))
+    if number := next(numbers, None):
+        # The words of a bound stay with its number: the key is text, and equals that of the same words alone.
+        bounds = _BOUND.search(_before(plain, number)), _BOUND_BEHIND.match(plain, number.end())
+        before, behind = (bound[0] if bound else "" for bound in bounds)
+        return _key(f"{before}{number[0]}{behind}", plain[number.start() :])
     return _short(plain, _ONE_WORD) if len(plain.split()) <= LONGEST_MARKED else None
+
+
+def _before(text: str, found: re.Match[str]) -> str:
+    """Return the words before a number, as far as they may change it."""
+    return text[max(0, found.start() - 40) : found.start()]
 
 
 def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
@@ -101,10 +133,15 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
     if None not in (first.unit, second.unit) and first.unit != second.unit:  # math-verify leaves units out
         return False
     if first.value is not None and second.value is not None:
-        return first.value == second.value
+        as_share = {first.unit, second.unit} == {PERCENT, None} and _share(first) == _share(second)  # 50% is 50, and 0.5
+        return first.value == second.value or as_share
     if first.text == second.text:
         return True
     return _is_maths(first) and _is_maths(second) and _equal_maths(first.text, second.text)
+
+
+def _share(key: AnswerKey) -> Fraction | None:
+    return key.value / 100 if key.value is not None and key.unit == PERCENT else key.value
 
 
 def _key(answer: str, behind: str = "") -> AnswerKey | None:
@@ -114,7 +151,8 @@ def _key(answer: str, behind: str = "") -> AnswerKey | None:
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
     numbers = plain_numbers(text)
-    return AnswerKey(plain, _value(numbers), unit_of(behind or numbers)) if plain else None
+    exact = _BOUNDED.match(text) is None and _AT_LEAST.search(text) is None
+    return AnswerKey(plain, _value(numbers) if exact else None, unit_of(behind or numbers), exact) if plain else None
 
 
 def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
@@ -137,7 +175,13 @@ def _is_answer(text: str, words: re.Pattern[str]) -> bool:
 
 def _cleaned(text: str) -> str:
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", _MONEY.sub(r"\1", in_ascii(text)))
-    return _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text))).strip()
+    text = _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text))).strip()
+    return dozens_in_full(text)
+
+
+def dozens_in_full(text: str) -> str:
+    """Write 18 dozen as 216."""
+    return _DOZENS.sub(lambda found: f"{Decimal(found[1].replace(',', '')) * 12:f}", text)
 
 
 def _value(text: str) -> Fraction | None:
@@ -153,7 +197,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _is_maths(key: AnswerKey) -> bool:
-    return len(key.text) <= LARGEST_ANSWER and _MATHS.search(key.text) is not None
+    return key.exact and len(key.text) <= LARGEST_ANSWER and _MATHS.search(key.text) is not None
 
 
 @lru_cache(maxsize=10_000)

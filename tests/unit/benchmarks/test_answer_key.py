@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ual_ray.elicit.answer_key import AnswerKey, answer_of, marked_answer, same_answer
+from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, marked_answer, same_answer
 
 EQUAL = [
     ("#### 18", "The answer is 18 dollars."),
@@ -108,6 +108,16 @@ EQUAL = [
     *[("The answer is Yes.", text) for text in ("Yes", "yes.", "**Yes!**")],
     *[("The answer is (B)", text) for text in ("B", "(B)", "B.", "B. Five apples")],
     ("The answer is Paris.", "Paris"),
+    *[
+        ("#### 18", text)
+        for text in ("It is 18, not 20.", "He has 18 rather than 20.", "Not 20 but 18.", "exactly 18", "about 18")
+    ],
+    *[("#### 18", text) for text in ("It isn't 20, it's 18.", "The answer isn't 20, it's 18.")],
+    *[("#### 216", text) for text in ("18 dozen eggs", "The answer is 18 dozen.", "18 dozens")],
+    *[("#### 50%", text) for text in ("0.5", "The answer is 1/2", "50 percent", "50")],
+    *[("#### 0.5", text) for text in ("50%", "The answer is 50%.", "50 percent")],
+    ("\\boxed{x \\geq 18}", "\\boxed{x\\ge 18}"),
+    ("\\boxed{\\text{at least } 18}", "It is at least 18."),
 ]
 
 DIFFERENT = [
@@ -145,6 +155,18 @@ DIFFERENT = [
         ("The answer is Yes.", "No"),
     ],
     *[("#### 18", text) for text in ("The answer is 2. I have 18 more.", "The answer is 18.5. I have 18 more.")],
+    *[
+        ("#### 18", text)
+        for text in (
+            *("not 18", "It is not 18.", "It isn't 18.", "It can't be 18.", "The answer is not 18.", "The answer is: not 18"),
+            *("at least 18", "The answer is at least 18.", "The answer is at most $18.", "18 at least", "18 dollars at most"),
+            *("more than 18", "less than $18", "No more than 18", "up to 18 eggs", "It is over 18.", "> 18", "Answer: > 18"),
+            *("18 or more", "The answer is 18 or less.", "#### 18 or more", "18+", "18 eggs or more", "18 and up", "nearly 18"),
+            *("\\boxed{> 18}", "\\boxed{\\geq 18}", "$x \\ge 18$", "minimum of 18", "18 dozen", "The answer is 18 dozen."),
+        )
+    ],
+    *[("#### 20", "It is 18, not 20."), ("#### 50%", "5"), ("#### 50%", "0.5%"), ("#### 50", "0.5"), ("#### 0.5%", "50%")],
+    ("\\boxed{x \\geq 18}", "\\boxed{18}"),
     *[("#### 3 1/2 feet", "3.5 square feet"), ("#### 3100", "3 100 dollar bills"), ("#### 3100", "3 100 grams bags")],
 ]
 
