@@ -3,8 +3,9 @@
 Counted: parameters, sharded as FSDP2 does it, each along its first dimension and rounded up; activations (`forward_pass`).
 Known from the implementation: weights, float32 gradients and AdamW's two moments; the loss's chunk of logits and its
 gradients (`loss`); FSDP2's gathered parameters; the copy for an asynchronous checkpoint; the file buffer of the export.
-Rules of thumb, marked OURS: the memory of a process before training, and of the backward pass of a layer. Not counted: the
-rendered rows, which are mapped from files, and freed memory that the C library does not return.
+Rules of thumb, marked OURS: the memory of a process before training, of a compiler, and of the backward pass of a layer. Not
+counted: the rendered rows, which are mapped from files, and freed memory that the C library does not return. Activations are
+those of layers that are not compiled (train.compile), which keep more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ual_ray.train.estimate.state import (
     GPU_WORKER_HOST_BYTES,
     PROCESS_BYTES,
     checkpoint_bytes,
+    compiler_bytes,
     pinned_bytes,
     state_bytes,
 )
@@ -116,7 +118,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     width = DTYPES[config.dtype].itemsize
     state = state_bytes(parameters.shard_bytes, parameters.trainable_shard)
     copy = 0 if config.cpu_offload else checkpoint_bytes(parameters.trainable_shard)
-    host = copy + GPU_WORKER_HOST_BYTES if on_gpu else 0
+    host = copy + GPU_WORKER_HOST_BYTES + compiler_bytes(config) if on_gpu else 0
     if on_gpu and config.cpu_offload:
         # Weights and gradients are pinned, the optimizer's moments are not.
         host += parameters.pinned + parameters.trainable_pinned + state["optimizer"]
@@ -132,7 +134,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
         + BACKWARD_TENSORS * forward.largest,
         "loss": loss_bytes(parameters, tokens, width, on_gpu, towards_base=config.prior == "base"),
         "checkpoint": 0 if on_gpu else copy,
-        "process": PROCESS_BYTES["cuda" if on_gpu else "cpu"],
+        "process": PROCESS_BYTES["cuda"] if on_gpu else PROCESS_BYTES["cpu"] + compiler_bytes(config),
     }
     always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
     # With tied weights, the embedding's gradient is added to the head's.

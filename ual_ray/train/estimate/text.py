@@ -58,6 +58,12 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     for name, size in plan.memory.parts.items():
         if size:
             yield "", f"{name:<18} {gib(size):>10}"
+    if train.compile:
+        yield (
+            "compile",
+            "activations and time are those of layers that are not compiled; compiled ones keep less (in tests on Llama, Qwen2 "
+            "and Gemma 3 50 to 79% of the bytes), and compiling takes seconds to minutes of the first steps",
+        )
     if plan.memory.host:
         have = "" if plan.device.host is None else f" of {gib(plan.device.host)}"
         what = "weights and gradients (pinned), optimizer" if train.cpu_offload else "a copy of the state for a checkpoint"
