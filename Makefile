@@ -1,4 +1,4 @@
-# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make test-fast (unit tests), make lint, make audit,
+# make demo   the whole of Uncertainty-Aware Learning on two CPU cores; make test, make test-fast (quick unit tests), make lint, make audit,
 # make ui, make clean.
 # Every target sets itself up in .venv first, once.
 
@@ -52,7 +52,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -34,6 +34,7 @@ FOUND = (
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("repeated", REPEATED)
+@pytest.mark.slow
 def test_no_text_is_read_in_more_than_linear_time(reader: str, repeated: str) -> None:
     for start in STARTS:
         text = start + repeated * (CHARACTERS // len(repeated)) + "x"

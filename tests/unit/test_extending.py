@@ -65,6 +65,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("name", ADDITIONS)
+@pytest.mark.slow
 def test_every_addition_works_as_the_page_shows_it(name: str, found: dict[str, str | None]) -> None:
     assert found[name] is None, found[name]
 

@@ -100,6 +100,7 @@ FOUND: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.slow
 def test_no_input_breaks_a_promise(name: str) -> None:
     target = TARGETS[name]
 
@@ -112,6 +113,7 @@ def test_no_input_breaks_a_promise(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), FOUND)
+@pytest.mark.slow
 def test_an_input_that_was_found_breaks_no_promise(name: str, value: Any) -> None:
     limited(TARGETS[name].check, value)
 

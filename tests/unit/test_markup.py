@@ -53,6 +53,7 @@ OWN |= {"check.rows", "check.swapped", "auroc_text(found)", "'warning'", "errors
 OWN |= {"style", "finding.status", "finding.check"}
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_escaped_or_no_markup() -> None:
     trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")}
     found = [(file, call) for file, tree in trees.items() for call in prints(tree)]
@@ -64,6 +65,7 @@ def test_what_is_printed_is_escaped_or_no_markup() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.slow
 def test_a_hostile_source_is_text_on_page_and_terminal(text: str, tmp_path: Path, read_page: Any) -> None:
     rows = [row | {"source": text, "error": f"{text}: x", "elicitor": text, "given_id": text} for row in many(60)]
     inspection = inspect(folder_of(tmp_path, rows))

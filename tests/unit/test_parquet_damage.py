@@ -119,6 +119,7 @@ def test_what_is_written_is_read_or_refused(writer: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.slow
 def test_every_reader_finds_a_changed_bit(reader: str, tmp_path: Path) -> None:
     write_table(TABLE, file := tmp_path / "rows.parquet")
     assert check(file, READERS[reader]) > 9  # those of columns that are not read are not found
@@ -140,6 +141,7 @@ def read_blocks(file: Path) -> pa.Table:
 
 @pytest.mark.parametrize("reader", OF_THE_FOOTER)
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.slow
 def test_every_changed_bit_of_a_footer_is_found_before_it_is_read(writer: str, reader: str, tmp_path: Path) -> None:
     """Some of them end the process."""
     WRITERS[writer](file := tmp_path / "rows.parquet")

@@ -103,6 +103,7 @@ def test_there_is_a_recipe_for_each_size() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
 def test_a_recipe_fits_what_it_was_written_for(recipe: str, plan: Callable[..., DryRun]) -> None:
     found = plan(recipe)
     total = found.parameters.total - (found.parameters.trainable if found.config.train.lora.rank else 0)
@@ -118,6 +119,7 @@ def test_a_recipe_fits_what_it_was_written_for(recipe: str, plan: Callable[..., 
         check_gpus(found.config)
 
 
+@pytest.mark.slow
 def test_what_the_70b_recipe_says_of_itself(plan: Callable[..., DryRun]) -> None:
     found = plan("train_70b_hsdp")
     model = Model(found.config)
@@ -142,6 +144,7 @@ def test_what_the_70b_recipe_says_of_itself(plan: Callable[..., DryRun]) -> None
     assert room > 0
 
 
+@pytest.mark.slow
 def test_nodes_with_less_memory_are_refused(plan: Callable[..., DryRun]) -> None:
     found = plan("train_70b_hsdp", "train.host_gib_per_worker=120")
     (refused,) = [text for text in found.advice if "FIT" in text]
@@ -152,6 +155,7 @@ def test_nodes_with_less_memory_are_refused(plan: Callable[..., DryRun]) -> None
     assert other.memory.host < 0.6 * found.memory.host
 
 
+@pytest.mark.slow
 def test_the_experts_of_the_mixture_are_trained_and_its_adapters_fit_one_node(plan: Callable[..., DryRun]) -> None:
     whole = plan("train_30b_moe")
     assert whole.parameters.trainable == whole.parameters.total

@@ -12,6 +12,7 @@ from bench_scripts import BENCH, script
 cases = script("cases")
 
 
+@pytest.mark.slow
 def test_the_page_says_what_every_case_prints(
     ual_without_ray: Any, chat_tokenizer: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "cases.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "template"), bench.templates(), ids=lambda value: value if len(value) < 40 else "")
+@pytest.mark.slow
 def test_a_template_trains_every_reply_behind_its_own_prompt(
     name: str, template: str, chat_tokenizer: Callable[[str], Any]
 ) -> None:

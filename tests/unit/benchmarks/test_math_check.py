@@ -62,6 +62,7 @@ def checker() -> Iterator[Checker]:
         made._process.wait()
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_for_ever_is_wrong_and_costs_seconds(checker: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checker("1/2", r"\boxed{0.5}")[1]
     first = checker._process

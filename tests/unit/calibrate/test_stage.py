@@ -58,6 +58,7 @@ def expected_statistics(logits: torch.Tensor, labels: torch.Tensor, temperature:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES])
+@pytest.mark.slow
 def test_token_rows_are_those_of_the_full_softmax(
     family: str,
     model_of: Families,

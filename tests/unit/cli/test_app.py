@@ -141,6 +141,7 @@ def test_the_schema_takes_no_values(given: list[str], capsys: pytest.CaptureFixt
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_schema_accepts_every_configuration_of_the_repository_and_no_misspelled_key(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -25,6 +25,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", sorted(set(commands())))
+@pytest.mark.slow
 def test_a_documented_command_is_accepted(line: str) -> None:
     group = typer.main.get_command(app)
     name, *arguments = shlex.split(line)[1:]

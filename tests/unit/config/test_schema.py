@@ -62,6 +62,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_c
 @settings(max_examples=10)
 @example(texts=["rows/😀.jsonl", 'a "quoted": # {odd} one\n', "", "~", "a"])
 @given(texts=st.lists(TEXTS, min_size=5, max_size=5))
+@pytest.mark.slow
 def test_any_text_survives_dump_and_load(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     output, model, path, experiment, judge = texts
     values = {"data": {"path": path}, "tracking": {"experiment": experiment}, "judge": {"model": judge}}

@@ -326,6 +326,7 @@ JSON = st.recursive(
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(data=st.data())
+@pytest.mark.slow
 def test_no_row_breaks_a_converter(name: str, data: Any) -> None:
     form = FORMATS[name]
     columns = st.sampled_from([*form.columns, *form.optional])

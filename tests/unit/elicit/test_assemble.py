@@ -332,6 +332,7 @@ def test_nothing_was_set_aside(tmp_path: Path) -> None:
     order=st.randoms(use_true_random=False),
     options=st.sampled_from([{}, {"uncertainty": "ensemble"}, {"length_residual": True}]),
 )
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_files_and_order(
     scores: list[tuple[float, float | None]], order: Any, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

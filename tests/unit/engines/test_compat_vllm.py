@@ -324,6 +324,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's own")
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_an_engine_that_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "engine.py"
     file.write_text(ENGINE_WITH_WORKER)

@@ -203,6 +203,7 @@ def test_a_trouble_that_passes_costs_nothing(trouble: str, build: Build, server:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.slow
 def test_a_trouble_that_stays_costs_one_request(
     trouble: str, build: Build, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ def test_without_either_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         assert sys.meta_path == finders
 
 
+@pytest.mark.slow
 def test_the_engines_leave_the_versions_of_distributions_alone() -> None:
     script = """
 import importlib.metadata, sys

@@ -40,6 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     return found
 
 
+@pytest.mark.slow
 def test_an_oracle_is_found_to_help(trained: list[Case]) -> None:
     cases = [case for case in trained if not case.corruption]
     found = {(finding.metric, finding.reference): finding for finding in compare(cases, 0.0, "ual")}
@@ -59,6 +60,7 @@ def test_uncertainty_that_is_all_noise_is_inconclusive(trained: list[Case]) -> N
     assert {finding.verdict for finding in found} == {INCONCLUSIVE}
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_nothing_is_trained_twice(
     tmp_path: Path, no_process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_untrusted_estimators_stay_text(tmp_path: Path, read_page: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("n", [1, 3, 40])
+@pytest.mark.slow
 def test_missing_values_are_dashes(tmp_path: Path, values: dict[str, Any], n: int, read_page: Any) -> None:
     page = page_of(tmp_path, rows_of(n, **values), labels=labels_of(tmp_path, n))
     text = read_page(page).text

@@ -66,6 +66,7 @@ def test_replies_are_escaped(tmp_path: Path, read_page: Any) -> None:
 
 
 @pytest.mark.parametrize("done", [None, {}, {"figures": {}}, {"figures": {"store": "gone"}}])
+@pytest.mark.slow
 def test_without_a_store_nothing_is_shown(done: Any, tmp_path: Path) -> None:
     if done is not None:
         (tmp_path / "done.json").write_text(json.dumps(done))

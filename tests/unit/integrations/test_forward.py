@@ -93,6 +93,7 @@ def first_step(
 
 @pytest.mark.parametrize("loss_function", [None, smoothed_loss], ids=["model's loss", "loss function"])
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
+@pytest.mark.slow
 def test_gradients_under_accumulation_are_those_of_one_batch(
     model: Any, rows: Any, chat_tokenizer: Any, tmp_path: Path, micro_batch: int, loss_function: Any
 ) -> None:

@@ -197,6 +197,7 @@ def test_the_order_of_the_rows_and_missing_ones_change_nothing(rows: list[tuple[
 # --- intervals -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_intervals_are_seeded_and_hold_the_rates() -> None:
     case = CASES[0]
     columns = case["preference"], case["len_reference"], case["len_candidate"]
@@ -221,6 +222,7 @@ def test_the_raw_interval_is_about_as_wide_as_theory_says() -> None:
     assert got.win_rate_high == pytest.approx(got.win_rate + half, abs=0.4)
 
 
+@pytest.mark.slow
 def test_the_raw_interval_holds_the_true_rate_as_often_as_it_claims() -> None:
     """Chance moves the share of 1,000 runs by 0.02 once in 250 tries; percentiles of 200 resamples are a little narrow."""
     random, share, n, held = np.random.default_rng(2), 0.6, 200, 0
@@ -232,6 +234,7 @@ def test_the_raw_interval_holds_the_true_rate_as_often_as_it_claims() -> None:
     assert 920 <= held <= 970
 
 
+@pytest.mark.slow
 def test_the_controlled_interval_holds_the_true_rate_about_as_often_as_it_claims() -> None:
     """40 runs, as every resample is a fit: 33 or fewer are one in 300 at 0.95, and the rule for intervals half as wide."""
     random, n, constant, held = np.random.default_rng(3), 200, 0.4, 0

@@ -123,6 +123,7 @@ def test_a_row_store_that_was_forgotten_before_a_kill_gets_no_row_back(machine: 
 
 
 @pytest.mark.parametrize("moment", ["copying", "waiting"])
+@pytest.mark.slow
 def test_a_sigterm_while_the_rest_is_copied_ends_in_an_error_and_the_next_command_copies_it(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_sigterm_while_the_rest_is_copied_ends_in_an_error_and_the_next_comman
 
 @pytest.mark.parametrize("cleared", ["", "*", "elicit/store", "train/key", "train/key/model", "x"])
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.slow
 def test_a_working_folder_that_was_cleared_is_fetched_again_and_its_copy_is_kept(
     machine: Machine, tmp_path: Path, cleared: str, killed: bool
 ) -> None:
@@ -215,6 +217,7 @@ def test_a_start_that_fails_keeps_what_was_not_copied_before(
     assert there(tmp_path) == {"owner.json": "{}", "late": "not copied"}
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_is_dead(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

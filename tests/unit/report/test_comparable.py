@@ -56,6 +56,7 @@ TRAIN = {"train": {"epochs": 2}, "model": "135M", "rows": "r", "prior": None}
         ("train", TRAIN, {"rows": "s"}, "rows: 'r' there, 's' now"),
     ],
 )
+@pytest.mark.slow
 def test_seeds_of_an_arm_differ_in_the_seed_alone_and_what_else_differs_is_named(
     tmp_path: Path, stage: str, same: dict[str, Any], other: dict[str, Any], told: str
 ) -> None:

@@ -12,6 +12,7 @@ RUNS = 400
 @pytest.mark.parametrize("effect", [0.0, 30.0])
 @pytest.mark.parametrize("spread", [3.0, 10.0])
 @pytest.mark.parametrize("seeds", null.SEEDS)
+@pytest.mark.slow
 def test_any_false_verdict_is_as_rare_as_the_level(seeds: int, spread: float, effect: float) -> None:
     false = found = 0
     for told in null.compared(seeds, spread, RUNS, effect):
@@ -27,6 +28,7 @@ def test_any_false_verdict_is_as_rare_as_the_level(seeds: int, spread: float, ef
 
 @pytest.mark.parametrize("spread", [3.0, 10.0])
 @pytest.mark.parametrize("seeds", null.SEEDS)
+@pytest.mark.slow
 def test_any_false_verdict_of_win_rates_is_as_rare_as_the_level(seeds: int, spread: float) -> None:
     false = sum(told > 0 for told in null.judged(seeds, spread, RUNS))
     assert false / RUNS <= (null.MOST_FALSE if seeds > 2 else 0.0)

@@ -233,6 +233,7 @@ def whole(whole_run: Path) -> str:
     return page_of(whole_run)
 
 
+@pytest.mark.slow
 def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", whole)
     assert heads == [
@@ -302,6 +303,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_up_run(tmp_path_factory.mktemp("runs") / "small", arms=TWO_ARMS, n=40)
 
 
+@pytest.mark.slow
 def test_untrusted_rows_stay_text(tmp_path: Path, read_page: Any) -> None:
     found = read_page(page_of(made_up_run(tmp_path / "run", UNTRUSTED, TWO_ARMS, n=20)))
     assert not [tag for tag, _ in found.tags if tag in ("script", "img")]
@@ -317,6 +319,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path, read_page: Any) ->
 
 
 @pytest.mark.parametrize("part", ["elicit", "arms", "report", "config.yaml"])
+@pytest.mark.slow
 def test_a_missing_part_is_said_and_hides_nothing_else(tmp_path: Path, part: str, small: Path, read_page: Any) -> None:
     root = shutil.copytree(small, tmp_path / "run")
     (root / part).rename(tmp_path / "elsewhere")

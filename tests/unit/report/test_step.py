@@ -54,6 +54,7 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
 
+@pytest.mark.slow
 def test_without_calibration_the_report_says_what_to_set(tmp_path: Path, report_folder: Path) -> None:
     root = run_of(tmp_path / "run")
     for file in root.rglob("calibration.json"):
@@ -202,6 +203,7 @@ def test_the_command_locks_its_out(tmp_path: Path) -> None:
     assert not (out / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     root = run_of(tmp_path / "run")
     places = {"base": "base", "sft": "arms/sft", "ual": "arms/ual"}
@@ -355,6 +357,7 @@ def scenario_of(root: Path, planned: list[int], trained: list[int]) -> Path:
         ([0, 1, 2, 3], [0, 1, 2, 4], 3, "inconclusive"),
     ],
 )
+@pytest.mark.slow
 def test_the_verdict_is_that_of_the_planned_seeds(
     tmp_path: Path, planned: list[int], trained: list[int], counted: int, verdict: str, given: str
 ) -> None:

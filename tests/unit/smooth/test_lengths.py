@@ -65,6 +65,7 @@ def test_tokens_are_those_that_training_counts(tmp_path: Path, model: str, chat_
 
 
 @pytest.mark.parametrize("name", ["constant", "shuffled", "inverted", "shuffled_within", "per_source_constant"])
+@pytest.mark.slow
 def test_controls_smooth_as_much_per_token_as_their_base(name: str, tmp_path: Path, model: str) -> None:
     """Prose is the more uncertain source: matched by characters, the controls would smooth more than the map."""
     rng = np.random.default_rng(0)

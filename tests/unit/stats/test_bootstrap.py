@@ -205,6 +205,7 @@ def test_false_verdicts_are_rare_where_there_is_no_effect(seeds: int, spread: fl
 
 
 @pytest.mark.parametrize(("seeds", "questions"), [(8, 6), (8, 10), (20, 6), (20, 10), (20, 20)])
+@pytest.mark.slow
 def test_many_seeds_do_not_make_up_for_few_questions(seeds: int, questions: int) -> None:
     """Seeds that hardly differ, so that all chance is that of the questions: 0.08 at 8 seeds and 0.11 at 20 with seeds - 1."""
     random, small = np.random.default_rng([seeds, questions]), 0
@@ -227,6 +228,7 @@ def test_seeds_that_are_added_until_there_is_a_verdict_find_one_by_chance() -> N
     ("seeds", "spread", "least", "most"),
     [(1, 0, 0.92, 0.96), (3, 0, 0.95, 1), (3, 3, 0.95, 1), (3, 30, 0.935, 0.965), (5, 30, 0.935, 0.965), (8, 30, 0.935, 0.965)],
 )
+@pytest.mark.slow
 def test_the_interval_holds_the_true_difference_as_often_as_it_claims(
     seeds: int, spread: float, least: float, most: float
 ) -> None:

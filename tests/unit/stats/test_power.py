@@ -17,6 +17,7 @@ SIMULATIONS = 4000
     ("seeds", "deviation", "questions"),
     [(3, 1.0, 0.0), (5, 1.0, 0.0), (8, 1.0, 0.2), (3, 1.0, 1.0), (3, 0.2, 1.0), (5, 0.0, 1.0), (2, 0.3, 1.0)],
 )
+@pytest.mark.slow
 def test_the_difference_is_found_as_often_as_promised(seeds: int, deviation: float, questions: float) -> None:
     random = np.random.default_rng(0)
     truth = detectable_difference(deviation, questions, seeds)

@@ -77,6 +77,7 @@ def test_the_adjusted_p_values_are_those_of_the_procedure(chains: list[list[list
     ("arms", "effects"), [pair for pair in product([1, 2, 5], ["none", "first step", "one arm"]) if pair != (1, "one arm")]
 )
 @pytest.mark.parametrize("shared", [0.0, 0.8])
+@pytest.mark.slow
 def test_any_false_verdict_in_the_family_is_as_rare_as_the_level_says(arms: int, effects: str, shared: float) -> None:
     """Three steps per arm, the last of two references. shared: correlation of all tests, such as by a common reference."""
     random, runs = np.random.default_rng([arms, len(effects), int(10 * shared)]), 1000

@@ -41,6 +41,7 @@ def p_values(sides: Sides, shift: float = 0.0) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0), (3, 3), (8, 0), (8, 3)])
 @pytest.mark.parametrize("one_of_each", [False, True])
+@pytest.mark.slow
 def test_wrong_answers_that_are_missing_make_no_false_verdict(seeds: int, spread: float, one_of_each: bool) -> None:
     """A twentieth of the questions, all of them wrong answers of one model, as where these are what fails.
 
@@ -59,6 +60,7 @@ def test_wrong_answers_that_are_missing_make_no_false_verdict(seeds: int, spread
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0), (8, 0), (8, 3)])
+@pytest.mark.slow
 def test_right_answers_that_are_cut_make_no_false_verdict(seeds: int, spread: float) -> None:
     """One model writes longer: a twentieth of its answers are cut before their right end, and count as wrong."""
     random, found = np.random.default_rng(6), []

@@ -111,6 +111,7 @@ def ranked(tracker: Tracker, metric: str, dataset: tuple[str, str]) -> list[str]
 
 
 @pytest.mark.parametrize("away", [False, True])
+@pytest.mark.slow
 def test_models_are_ranked_by_benchmark(tmp_path: Path, network: Network, uploads: list[str], away: bool) -> None:
     tracker = tracker_of(tmp_path)
     network.away = away
@@ -128,6 +129,7 @@ def test_models_are_ranked_by_benchmark(tmp_path: Path, network: Network, upload
     assert (metric.dataset_name, metric.dataset_digest) == QUESTIONS
 
 
+@pytest.mark.slow
 def test_the_run_of_the_whole_shows_data_sets_and_models(tmp_path: Path, network: Network, uploads: list[str]) -> None:
     tracker = tracker_of(tmp_path)
     log_arms(tracker, tmp_path)
@@ -176,6 +178,7 @@ def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
     assert _card(tmp_path / "nothing") is None
 
 
+@pytest.mark.slow
 def test_a_model_may_stay_where_it_is(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     folder = tmp_path / "arm" / "model"

@@ -76,6 +76,7 @@ def log_everything(tracker: Any, config: Config, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["store", "journal"])
+@pytest.mark.slow
 def test_a_run_leaves_no_secret(tmp_path: Path, network: Network, away: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "fingerprint", lambda _: "0")  # the bucket does not exist
     config, out = leaky(), io.StringIO()

@@ -41,6 +41,7 @@ def logged(tmp_path: Path, path: str, hub: Mapping[str, str | None] | None) -> A
         ("hdfs://host/rows", "hdfs"),
     ],
 )
+@pytest.mark.slow
 def test_files_are_of_the_kind_of_their_address(tmp_path: Path, network: Network, path: str, kind: str) -> None:
     data = logged(tmp_path, path, None)
     source: Any = mlflow.data.get_source(data)

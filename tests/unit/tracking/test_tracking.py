@@ -71,6 +71,7 @@ def test_a_store_that_answers_is_told_at_once(tmp_path: Path, network: Network) 
     assert not (tmp_path / SPOOL_FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_an_outage_is_kept_and_caught_up_in_order_with_its_time_stamps(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     before, network.away = now(), True
@@ -364,6 +365,7 @@ def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path, empty_stor
 
 
 @pytest.mark.parametrize("away", [False, True])
+@pytest.mark.slow
 def test_runs_of_trainings_side_by_side_have_each_their_own_and_the_parent_has_all(
     tmp_path: Path, network: Network, away: bool
 ) -> None:

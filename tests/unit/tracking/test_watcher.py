@@ -56,6 +56,7 @@ def held(tmp_path: Path) -> Any:
     process.wait()
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_run_running(held: Any, tmp_path: Path) -> None:
     process, run_id = held
     assert status(tmp_path, run_id) == "RUNNING"

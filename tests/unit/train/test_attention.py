@@ -39,6 +39,7 @@ def load(folder: Path, varlen: bool) -> SmoothedCausalLM:
     return SmoothedCausalLM(causal_lm, varlen=varlen and use_varlen(causal_lm, VARLEN, CPU))
 
 
+@pytest.mark.slow
 def test_a_pack_sample_by_sample_has_the_loss_and_gradients_of_its_samples_apart(any_family: str, family_folder: Any) -> None:
     other = load(family_folder(any_family), varlen=False)
     if reason := unsupported(other.model):

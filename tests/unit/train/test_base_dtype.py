@@ -115,6 +115,7 @@ def test_in_bfloat16_arithmetic_no_bit_depends_on_how_the_base_is_held(stored: d
     assert all(torch.equal(local(ours[name]).float(), local(value)) for name, value in theirs.items())
 
 
+@pytest.mark.slow
 def test_so_it_is_for_every_family(any_family: str, family_folder: Any, tmp_path: Path) -> None:
     folder = save(family_folder(any_family), tmp_path / "model", torch.bfloat16)
     low, exact = (make(folder, base, "bfloat16")[0] for base in ("auto", "float32"))

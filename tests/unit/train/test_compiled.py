@@ -55,6 +55,7 @@ PACKS = [batch_of(row, packed=True) for row in ((5, 40), (3, 4, 33, 2), (44,), (
 
 @pytest.mark.parametrize("settings", [{}, {"packing": True, "activation_checkpointing": True}])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same(family: str, settings: Any, family_folder: Any, group: None) -> None:
     plain, compiled = (model_of(family_folder(family), compile=each, **settings) for each in (False, True))
     assert [*compiled.state_dict()] == [*plain.state_dict()]
@@ -71,6 +72,7 @@ def test_compiled_layers_compute_the_same(family: str, settings: Any, family_fol
 
 @pytest.mark.parametrize(("batches", "settings"), [(PADDED, {}), (PACKS, {"packing": True})])
 @pytest.mark.parametrize("lora", [None, 4])
+@pytest.mark.slow
 def test_batches_of_new_shapes_make_no_new_graphs(
     batches: list[Batch], settings: Any, lora: int | None, family_folder: Any, group: None
 ) -> None:

@@ -128,6 +128,7 @@ def opened(kind: str, root: Path) -> Checkpoints:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_it_is_named(
     name: str, saved: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +270,7 @@ def test_rendered_rows_of_an_earlier_version_are_taken_as_they_are(rendered: tup
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == times
 
 
+@pytest.mark.slow
 def test_alphas_and_weights_of_an_arm_are_checked(rendered: tuple[Any, Path], tmp_path: Path) -> None:
     _, folder = rendered
     ids = [*map(str, range(20))]

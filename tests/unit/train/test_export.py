@@ -51,6 +51,7 @@ def test_what_is_loaded_is_what_transformers_loads(any_family: str, family_folde
     equal(load(family_folder(any_family)).model, AutoModelForCausalLM.from_pretrained(family_folder(any_family)))
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_what_was_loaded(any_family: str, family_folder: Any, tmp_path: Path) -> None:
     folder = family_folder(any_family)
     export(load(folder), Export(str(folder), "# card"), tmp_path / "out")
@@ -189,6 +190,7 @@ def test_adapters_alone_are_loaded_by_peft(family: str, family_folder: Any, tmp_
     assert (settings["r"], settings["base_model_name_or_path"]) == (3, str(folder))
 
 
+@pytest.mark.slow
 def test_an_export_in_bfloat16_is_the_rounded_model(any_family: str, family_folder: Any, tmp_path: Path) -> None:
     folder, out = family_folder(any_family), tmp_path / "out"
     export(load(folder), Export(str(folder), "# card", "bfloat16"), out)

@@ -48,6 +48,7 @@ class TestDefinition:
     # Finite differences also go through the weight of a token loss and a token's prior, which are constants to the gradient.
     @pytest.mark.parametrize("options", [x for x in OPTIONS.values() if not {"token_loss", "prior_hidden"} & set(x)])
     @pytest.mark.parametrize("reduction", ["sum", "none"])
+    @pytest.mark.slow
     def test_gradcheck(self, options: dict[str, Any], reduction: str) -> None:
         inputs = make_inputs(tokens=5, width=3, vocabulary=6, **{**options, **({"vocab_size": 4} if options else {})})
         names = [name for name in ("hidden", "weight", "bias") if inputs[name] is not None]

@@ -134,6 +134,7 @@ class TestMemoryAndGraph:
     @all_options
     @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.slow
     def test_logits_of_all_tokens_never_exist(self, options: dict[str, Any], reduction: str, dtype: torch.dtype) -> None:
         tokens, width, vocabulary, chunk_size = 120, 6, 512, 10
         inputs = make_inputs(tokens, width, vocabulary, dtype=dtype, **{**options, "vocab_size": None})

@@ -120,6 +120,7 @@ def computing_in(dtype: torch.dtype, model: SmoothedCausalLM) -> SmoothedCausalL
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_packing_is_allowed_in_any_dtype(packable: str, dtype: torch.dtype, family_folder: Any) -> None:
     check_loss(computing_in(dtype, load(family_folder(packable))), CPU, packing=True)
 

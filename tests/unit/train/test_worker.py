@@ -74,6 +74,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 2}, "export": "best"}])
+@pytest.mark.slow
 def test_a_rank_of_another_machine_reads_and_writes_by_the_driver_alone(
     changes: dict[str, Any], tokens: Path, family_folder: Any, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def whole(
 
 # Within an epoch, at its edge, and when all is done but the export.
 @pytest.mark.parametrize("stop_after", [4, 3, 6])
+@pytest.mark.slow
 def test_resumed_it_is_the_same_to_the_last_bit(
     tokens: Path,
     family_folder: Any,
@@ -197,6 +199,7 @@ def test_resumed_it_is_the_same_to_the_last_bit(
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "progress.json"])
+@pytest.mark.slow
 def test_resumed_from_the_checkpoint_before_a_damaged_one_it_is_the_same(
     tokens: Path, family_folder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -212,6 +215,7 @@ def test_resumed_from_the_checkpoint_before_a_damaged_one_it_is_the_same(
 
 
 @pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.slow
 def test_adapters_leave_alone_and_merged_if_they_may(tokens: Path, family_folder: Any, tmp_path: Path, merge: bool) -> None:
     train(tokens, family_folder("llama"), tmp_path / "out", lora={"rank": 2, "merge": merge}, export_dtype="bfloat16")
     assert (tmp_path / "out" / col.ADAPTER_FOLDER / "adapter_config.json").is_file()
@@ -222,6 +226,7 @@ def test_adapters_leave_alone_and_merged_if_they_may(tokens: Path, family_folder
 @pytest.mark.parametrize(
     "changes", [{"global_batch_size": 5}, {"packing": True, "global_batch_size": 2}, {"lora": {"rank": 2}}]
 )
+@pytest.mark.slow
 def test_uneven_micro_batches_change_nothing(tokens: Path, family_folder: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     # Of twelve rows, five to a step, an epoch's last step has two; five are split into micro-batches of 1, 2 or 3.
     for micro in (5, 1, 2, 3):
@@ -253,6 +258,7 @@ def test_weights_of_zero_train_nothing(tokens: Path, family_folder: Any, tmp_pat
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1 - 1e-9])
+@pytest.mark.slow
 def test_alpha_at_its_bounds(tokens: Path, family_folder: Any, tmp_path: Path, alpha: float) -> None:
     arm = own_numbers(tmp_path, alpha, 1.0)
     assert train(tokens, family_folder("llama"), tmp_path / "out", arm, learning_rate=1e-2).ending == "finished"
@@ -264,6 +270,7 @@ def test_alpha_at_its_bounds(tokens: Path, family_folder: Any, tmp_path: Path, a
 
 
 @pytest.mark.parametrize("poisoned", [1, 2])
+@pytest.mark.slow
 def test_a_skipped_update_leaves_no_trace(
     tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
 ) -> None:
@@ -320,6 +327,7 @@ def test_updates_that_were_skipped_before_a_stop_count(
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_it_continues_only_from_adapters_of_the_same_kind(tokens: Path, family_folder: Any, tmp_path: Path) -> None:
     adapters, model, short = {"rank": 2, "alpha": 4}, family_folder("llama"), {"max_steps": 2}
     train(tokens, model, tmp_path / "first", lora=adapters, **short)

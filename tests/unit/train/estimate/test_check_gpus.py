@@ -30,6 +30,7 @@ def known(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
         (["train.host_gib_per_worker=1"], "GiB of host memory per worker, there are 1.0 GiB"),
     ],
 )
+@pytest.mark.slow
 def test_gpus_without_room_are_refused_before_there_are_rows(
     model: str, monkeypatch: pytest.MonkeyPatch, changes: list[str], says: str | None
 ) -> None:
@@ -50,6 +51,7 @@ def test_gpus_without_room_are_refused_before_there_are_rows(
     assert "of the arm" not in str(before.value)
 
 
+@pytest.mark.slow
 def test_an_arm_is_judged_by_its_own_settings(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settled = ["train.gpus_per_worker=1", "train.num_workers=1", "train.max_length=250", "train.packing=true"]
     config = settings(model, *settled, "train.lora.rank=2", "arms.towards.map=constant", "arms.towards.prior=base")

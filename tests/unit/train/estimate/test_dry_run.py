@@ -180,6 +180,7 @@ def test_pinned_memory_comes_in_powers_of_two(model: str) -> None:
     assert found.pinned == found.trainable_pinned == 2 * 65536 + LAYERS * layer + 64
 
 
+@pytest.mark.slow
 def test_host_memory_is_held_against_that_of_a_node(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     config = settings(model, "train.gpus_per_worker=1", "train.cpu_offload=true", "train.num_workers=1")
@@ -246,6 +247,7 @@ def test_a_sample_of_a_mixture_has_rows_of_every_source(model: str, tmp_path: Pa
 
 @pytest.mark.parametrize("packing", ["true", "false"])
 @pytest.mark.parametrize("batch", [(16, 8, 2), (32, 4, 2), (6, 4, 4)])
+@pytest.mark.slow
 def test_the_largest_micro_batch_is_that_of_the_plan(model: str, tmp_path: Path, packing: str, batch: tuple[int, ...]) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", list(range(1, 61)))
     sizes = zip(("global_batch_size", "micro_batch_size", "num_workers"), batch, strict=True)
@@ -330,6 +332,7 @@ def test_gpus_are_known_or_refused() -> None:
         devices.find_device(load(None, []), "H100")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_which_key_to_change(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [200] * 64)
     fits = dry_run.dry_run(settings(model, "train.activation_checkpointing=true"), smoothed)
