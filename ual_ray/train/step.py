@@ -41,6 +41,8 @@ from ual_ray.train.export_dtype import with_export_dtype
 
 # Why a trial did not end with a model: it is not trained again.
 DIVERGED_FILE = "diverged.json"
+# Raise it when train.loss=eaft weighs tokens otherwise.
+EAFT_VERSION = 2
 # The version of a model that was registered after its training.
 REGISTERED_FILE, REGISTERED = "registered.json", "registered_version"
 
@@ -100,6 +102,7 @@ def train_step(
         "model": model,
         "seed": config.seed,
         **({"first": first.name} if first else {}),
+        **({"eaft": EAFT_VERSION} if config.train.loss == "eaft" else {}),
         "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
     if first and config.train.lora.rank:

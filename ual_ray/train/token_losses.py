@@ -16,7 +16,7 @@ from torch import Tensor
 from ual_ray.config.registry import LOSSES
 
 TokenLoss = Callable[[Tensor, Tensor], Tensor]
-# Of EAFT: the entropy of so many of the largest probabilities, by about its maximum, log 20.
+# Of EAFT: the entropy among so many of the most likely tokens, by its maximum, log 20 (the paper's 3).
 TOP = 20
 
 
@@ -43,8 +43,9 @@ def prior_leaning(nll: Tensor, probabilities: Tensor, strength: float = 0.5) -> 
 
 
 def eaft(nll: Tensor, probabilities: Tensor, strength: float = 1.0) -> Tensor:
-    """Weigh by (H / log 20) ** strength, H the entropy of the 20 largest probabilities: EAFT (arXiv 2601.02151)."""
+    """Weigh by (H / log 20) ** strength, H the entropy of the softmax over the 20 largest logits: EAFT (arXiv 2601.02151)."""
     largest = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1).values
+    largest = largest / largest.sum(1, keepdim=True)
     entropy = -(largest * largest.clamp_min(torch.finfo(largest.dtype).tiny).log()).sum(1)
     return (entropy / math.log(TOP)).clamp(0, 1).pow(strength)
 

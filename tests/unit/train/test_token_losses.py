@@ -31,14 +31,17 @@ def test_weights_by_hand(name: str, strength: float | None, expected: list[float
     assert weigh(NLL, PROBABILITIES).tolist() == pytest.approx(expected)
 
 
-def test_eaft_follows_the_entropy_of_the_largest_probabilities() -> None:
+def test_eaft_follows_the_entropy_among_the_most_likely_tokens() -> None:
     weigh = token_loss("eaft", None)
     assert weigh is not None
     entropies = [math.log(2), -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)), -(0.9 * math.log(0.9) + 0.1 * math.log(0.05))]
     assert weigh(NLL, PROBABILITIES).tolist() == pytest.approx([entropy / math.log(20) for entropy in entropies])
     uniform = torch.full((1, 40), 1 / 40, dtype=torch.float64)
-    # Twenty of forty hold half of the mass: their entropy is 20 * (1/40) * log 40.
-    assert weigh(torch.zeros(1), uniform).tolist() == pytest.approx([math.log(40) / 2 / math.log(20)])
+    # Twenty of forty hold half of the mass: among themselves they are as uncertain as can be.
+    assert weigh(torch.zeros(1), uniform).tolist() == pytest.approx([1.0])
+    logits = 3 * torch.randn(30, 64, dtype=torch.float64)
+    top = torch.distributions.Categorical(logits=logits.topk(20).values).entropy()
+    torch.testing.assert_close(weigh(torch.zeros(30), logits.softmax(1)), top / math.log(20))
 
 
 def test_plain_cross_entropy_costs_no_pass() -> None:
