@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ual_ray.config.names import LossName, PriorName, UncertaintyName, WeightName
+from pydantic import model_validator
+
+from ual_ray.config.names import NO_SMOOTHING, LossName, PriorName, UncertaintyName, WeightName
 from ual_ray.config.registry import WEIGHTS
 from ual_ray.config.section import Share, key
 from ual_ray.config.smooth import SmoothConfig
@@ -35,7 +37,18 @@ class ArmConfig(SmoothConfig):
     )
     epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm; null = train.epochs")
 
+    @model_validator(mode="after")
+    def _prior_is_used(self) -> ArmConfig:
+        if self.map == NO_SMOOTHING and (self.prior is not None or self.prior_file is not None):
+            raise ValueError(
+                f"prior is what labels are smoothed towards, and map={NO_SMOOTHING} does not smooth: drop one of both"
+            )
+        return self
+
     def training(self, train: TrainConfig) -> TrainConfig:
         """Return the training settings of this arm. Raises pydantic's error where they do not go together."""
         own = {name: value for name in TrainConfig.model_fields if (value := getattr(self, name, None)) is not None}
+        # What belongs to the loss or the prior of the others does not come with another one.
+        own |= {"loss_strength": self.loss_strength} if self.loss not in (None, train.loss) else {}
+        own |= {"prior_file": self.prior_file} if self.prior not in (None, train.prior) else {}
         return TrainConfig.model_validate(train.model_dump() | own) if own else train

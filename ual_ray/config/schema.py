@@ -22,6 +22,8 @@ from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, SCALED_NLL, WIN_RATE
 from ual_ray.config.section import Section, key
 from ual_ray.config.train import TrainConfig
 
+# The weight that is a function of one estimator alone.
+FLOW, NLL = "flow", "nll"
 # Ray's own word for a cluster that is started here.
 LOCAL_CLUSTER = "local"
 
@@ -177,6 +179,11 @@ class Config(Section):
                 arm.training(self.train)
             except ValidationError as error:
                 raise ValueError(f"arms.{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+            if arm.weight == FLOW and (read := arm.uncertainty or self.elicit.uncertainty) != NLL:
+                raise ValueError(
+                    f"arms.{name}: weight={FLOW} is exp(-l / tau) of a row's NLL l, made from the uncertainty '{NLL}'; "
+                    f"got '{read}': set arms.{name}.uncertainty={NLL} and add it to elicit.estimators"
+                )
         return self
 
     @model_validator(mode="after")

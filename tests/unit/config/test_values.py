@@ -233,6 +233,30 @@ def test_a_list_whose_only_element_is_refused_is_not_called_too_short_as_well() 
         load(None, ["elicit.estimators=[]"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["arms.sft.map=none", "arms.sft.prior=unigram"], "map=none does not smooth"),
+        (["arms.flow.weight=flow", "elicit.uncertainty=ensemble"], "made from the uncertainty 'nll'; got 'ensemble'"),
+        (["arms.flow.weight=flow", "arms.flow.uncertainty=p_true"], "made from the uncertainty 'nll'; got 'p_true'"),
+    ],
+)
+def test_settings_of_an_arm_that_would_do_nothing_or_another_thing_are_refused(overrides: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load(None, overrides)
+
+
+def test_a_loss_or_prior_of_its_own_does_not_take_the_settings_of_the_others() -> None:
+    train = TrainConfig(loss="dft", loss_strength=0.5, prior="file", prior_file="q.npy")
+    plain = ArmConfig(loss="sft", prior="uniform").training(train)
+    assert (plain.loss, plain.loss_strength, plain.prior, plain.prior_file) == ("sft", None, "uniform", None)
+    assert ArmConfig(loss="eaft").training(train).loss_strength is None, "that of dft is no exponent of eaft"
+    assert ArmConfig(loss="eaft", loss_strength=2.0).training(train).loss_strength == 2.0
+    same = ArmConfig(learning_rate=1e-5).training(train)
+    assert (same.loss_strength, same.prior_file) == (0.5, "q.npy")
+    assert ArmConfig(loss="dft", loss_strength=0.7).training(train).loss_strength == 0.7
+
+
 def test_the_shares_of_the_splits_add_up() -> None:
     shares = load(overrides=["data.validation_share=0.25", "data.test_share=0.5"]).data.split_shares()
     assert shares == {"train": 0.25, "validation": 0.25, "test": 0.5}
