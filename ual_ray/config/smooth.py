@@ -18,14 +18,16 @@ class SmoothConfig(Section):
     base: BaseMapName = key(
         "mean_matched",
         affects="alphas",
-        description="map whose alphas a control (shuffled, shuffled_within, per_source_constant, inverted) reassigns",
+        description="map whose alphas a control (shuffled, shuffled_within, per_source_constant, inverted) reassigns, or whose "
+        "mean per token it gives to every row (constant)",
     )
     alpha_mean: float = key(
         0.1,
         ge=0,
         lt=1,
         affects="alphas",
-        description="mean alpha per token (mean_matched), or the alpha of every row (constant); like every alpha in [0, 1)",
+        description="mean alpha per token (mean_matched), or the alpha of every row (constant of base mean_matched); like "
+        "every alpha in [0, 1)",
     )
     alpha_cap: float = key(0.4, ge=0, lt=1, affects="alphas", description="maximum alpha of a row (mean_matched)")
     alpha_min: float = key(

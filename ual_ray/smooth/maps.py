@@ -6,7 +6,8 @@ base maps are increasing, as in UAL (arXiv 2406.04854, where the map is linear);
 choice and are recorded with every run. config/registry.py lists them.
 
 The loss is a mean over tokens, so means of alpha that are to be equal are weighted by the length of the response in tokens
-(`lengths`): where longer rows are more uncertain, arms of equal mean per row differ in how much they smooth.
+(`lengths`): where longer rows are more uncertain, arms of equal mean per row differ in how much they smooth. Where rows count
+differently in the loss, their tokens count by these weights too, and rows of weight 0 not at all.
 """
 
 from __future__ import annotations
@@ -33,27 +34,31 @@ LARGEST_ALPHA = 1 - 1e-9
 
 @dataclass(frozen=True)
 class Rows:
-    """What a map may read of the rows, [n] each: uncertainty, response length (above 0, in any unit), source; and the seed."""
+    """What a map may read of the rows, [n] each: uncertainty, response length (above 0, in any unit), source; and the seed.
+
+    mass: how much a row counts in the loss, its length by its weight.
+    """
 
     uncertainty: Array
     length: Array
     source: NDArray[Any]
-    seed: int = 0
+    seed: int
+    mass: Array
 
     @staticmethod
-    def of(uncertainty: Array, lengths: Any = None, sources: Any = None, seed: int = 0) -> Rows:
-        """Fill in what is not known: equal lengths, one source."""
+    def of(uncertainty: Array, lengths: Any = None, sources: Any = None, seed: int = 0, weights: Any = None) -> Rows:
+        """Fill in what is not known: equal lengths, one source, equal weights."""
         length = np.ones_like(uncertainty) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), 1)
         source = np.zeros(len(uncertainty), dtype=np.int64) if sources is None else np.asarray(sources)
-        return Rows(uncertainty, length, source, seed)
+        return Rows(uncertainty, length, source, seed, length if weights is None else length * np.asarray(weights))
 
     def where(self, kept: NDArray[np.bool_]) -> Rows:
         """Keep some of the rows."""
-        return Rows(self.uncertainty[kept], self.length[kept], self.source[kept], self.seed)
+        return Rows(self.uncertainty[kept], self.length[kept], self.source[kept], self.seed, self.mass[kept])
 
     def mean(self, alpha: Array) -> float:
-        """Average over responses weighted by their length, as the loss does."""
-        return float(alpha @ self.length / self.length.sum())
+        """Average over responses weighted by their length and their weight, as the loss does."""
+        return float(alpha @ self.mass / self.mass.sum())
 
 
 @dataclass(frozen=True)
@@ -73,30 +78,40 @@ def assign_alpha(
     seed: int = 0,
     lengths: Sequence[float] | Array | None = None,
     sources: Sequence[str] | NDArray[Any] | None = None,
+    weights: Sequence[float] | Array | None = None,
 ) -> Array:
     """Give every row its alpha.
 
     uncertainty: [n], in [0, 1], higher = more uncertain, NaN = missing. spec: the section `arms.<arm>`, also as a mapping or
     as the map's name. seed: of the shuffled controls. lengths: [n], of the responses, for means per token; equal by default.
-    sources: [n], of the rows, for controls within sources; one by default. Returns alpha: [n], in [0, 1); NaN = excluded from
-    training. Raises UserError for values outside [0, 1], an unknown spec, or a mean that cannot be reached.
+    sources: [n], of the rows, for controls within sources; one by default. weights: [n], in the loss, 0 or above; equal by
+    default. Returns alpha: [n], in [0, 1); NaN = excluded from training, as all of weight 0 are. Raises UserError for values
+    outside [0, 1], an unknown spec, or a mean that cannot be reached.
     """
     spec = _as_spec(spec)
     values = np.asarray(uncertainty, dtype=np.float64)
     if values.ndim != 1:
         raise UserError("uncertainty must be one-dimensional", got=f"shape {values.shape}")
-    rows = Rows.of(values, lengths, sources, seed)
-    missing = np.isnan(values)
-    if ((values[~missing] < 0) | (values[~missing] > 1)).any():
-        raise UserError("uncertainty is outside [0, 1]", got=values[~missing].tolist()[:5], expected="[0, 1], NaN = missing")
+    known = values[~np.isnan(values)]
+    if ((known < 0) | (known > 1)).any():
+        raise UserError("uncertainty is outside [0, 1]", got=known.tolist()[:5], expected="[0, 1], NaN = missing")
+    rows = Rows.of(values, lengths, sources, seed, weights)
+    counted, alpha = rows.mass > 0, np.full_like(values, np.nan)
+    alpha[counted] = _assign(rows.where(counted), spec)
+    return alpha
+
+
+def _assign(rows: Rows, spec: SmoothConfig) -> Array:
+    """Give every row its alpha, those without a score too."""
+    values, missing = rows.uncertainty, np.isnan(rows.uncertainty)
     alphas = MAPS[spec.map]
     if isinstance(alphas, WithoutScores):
         # Excluded here too, so that every arm trains on the same rows.
         return np.where(missing & (spec.missing == "exclude"), np.nan, alphas(rows, spec))
     if len(values) and missing.all():
-        raise UserError("no row has an uncertainty", got=plural(len(values), "row"), fix="elicit again, or use map: constant")
+        raise _without_scores(len(values), f"map: {spec.map}", "elicit again, or use map: constant")
     if spec.missing == "impute" and missing.any():
-        rows = replace(rows, uncertainty=np.where(missing, values[~missing].mean(), values))
+        rows = _imputed(rows)
         missing = np.zeros_like(missing)
     alpha = np.full_like(values, np.nan if spec.missing == "exclude" else spec.missing_alpha)
     if not missing.all():
@@ -137,7 +152,7 @@ def mean_matched(rows: Rows, spec: SmoothConfig) -> Array:
             got=f"alpha_mean {spec.alpha_mean}, reachable {reachable:.4f}",
             fix="lower alpha_mean, raise alpha_cap, or use map: rank",
         )
-    return _scaled(rows.uncertainty, rows.length, spec.alpha_mean, spec.alpha_cap)
+    return _scaled(rows.uncertainty, rows.mass, spec.alpha_mean, spec.alpha_cap)
 
 
 @WithoutScores
@@ -148,8 +163,16 @@ def none(rows: Rows, spec: SmoothConfig) -> Array:
 
 @WithoutScores
 def constant(rows: Rows, spec: SmoothConfig) -> Array:
-    """Alpha = alpha_mean for every row; missing_alpha for one without a score, if missing = default."""
-    return np.where(np.isnan(rows.uncertainty) & (spec.missing == "default"), spec.missing_alpha, spec.alpha_mean)
+    """The mean per token of the base map, which is alpha_mean for mean_matched, for every row; missing scores as elsewhere."""
+    missing = np.isnan(rows.uncertainty)
+    if spec.base == "mean_matched":
+        mean = spec.alpha_mean
+    elif missing.all():
+        raise _without_scores(len(missing), f"base: {spec.base}", "use base: mean_matched, which smooths by alpha_mean")
+    else:
+        own = _imputed(rows) if spec.missing == "impute" else rows.where(~missing)
+        mean = own.mean(BASE_MAPS[spec.base](own, spec))
+    return np.where(missing & (spec.missing == "default"), spec.missing_alpha, mean)
 
 
 def per_source_constant(rows: Rows, spec: SmoothConfig) -> Array:
@@ -185,8 +208,8 @@ def inverted(rows: Rows, spec: SmoothConfig) -> Array:
     return _matched(alpha, base, rows)
 
 
-def describe(alpha: Array, lengths: Array | None = None) -> dict[str, float]:
-    """Summarise alphas: rows, excluded rows, mean per row and weighted by length, standard deviation, quartiles, extremes."""
+def describe(alpha: Array, mass: Array | None = None) -> dict[str, float]:
+    """Summarise alphas: rows, excluded rows, mean per row and by `Rows.mass`, standard deviation, quartiles, extremes."""
     there = ~np.isnan(alpha)
     kept = alpha[there]
     summary = {"rows": float(len(alpha)), "excluded": float(len(alpha) - len(kept))}
@@ -194,9 +217,21 @@ def describe(alpha: Array, lengths: Array | None = None) -> dict[str, float]:
         return summary
     quantiles = np.quantile(kept, [0, 0.25, 0.5, 0.75, 1])
     names = ("min", "q25", "median", "q75", "max")
-    weights = None if lengths is None else np.maximum(lengths[there], 1)
+    weights = None if mass is None else mass[there]
     means = {"mean": float(kept.mean()), "mean_by_length": float(np.average(kept, weights=weights))}
     return summary | means | {"std": float(kept.std())} | dict(zip(names, quantiles.tolist(), strict=True))
+
+
+def _imputed(rows: Rows) -> Rows:
+    """Give rows without a score the mean of the others."""
+    missing = np.isnan(rows.uncertainty)
+    if not missing.any():
+        return rows
+    return replace(rows, uncertainty=np.where(missing, rows.uncertainty[~missing].mean(), rows.uncertainty))
+
+
+def _without_scores(count: int, what: str, fix: str) -> UserError:
+    return UserError(f"no row has an uncertainty, which {what} reads", got=plural(count, "row"), fix=fix)
 
 
 def _between(share: Array, spec: SmoothConfig) -> Array:
@@ -204,10 +239,10 @@ def _between(share: Array, spec: SmoothConfig) -> Array:
 
 
 def _matched(alpha: Array, base: Array, rows: Rows) -> Array:
-    """Scale alphas to the mean per token of the base map's; rows of equal length need no scaling."""
-    if not len(alpha) or np.ptp(rows.length) == 0:
+    """Scale alphas to the mean per token of the base map's; rows that count alike need no scaling."""
+    if not len(alpha) or np.ptp(rows.mass) == 0:
         return alpha
-    return _scaled(alpha, rows.length, rows.mean(base), LARGEST_ALPHA)
+    return _scaled(alpha, rows.mass, rows.mean(base), LARGEST_ALPHA)
 
 
 def _scaled(values: Array, weights: Array, mean: float, cap: float) -> Array:

@@ -57,10 +57,9 @@ def smooth(
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, unit = _lengths(table, tokens)
     sources = table[col.SOURCE].cast(pa.string()).fill_null("") if col.SOURCE in reads else None
-    alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy())
     weight = assign_weights(Rows.of(uncertainty, lengths, seed=seed), spec)
-    # A row of weight 0 is left out, not trained on for nothing.
-    alpha[weight == 0] = np.nan
+    # A row of weight 0 is left out, not trained on for nothing; means per token are over what counts in the loss.
+    alpha = assign_alpha(uncertainty, spec, seed, lengths, None if sources is None else sources.to_numpy(), weight)
     if np.isnan(alpha).all():
         raise UserError("no row has a score", fix="set missing: impute, or run elicitation again")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +68,9 @@ def smooth(
     kept = [name for name in files.schema.names if texts or name in col.SMOOTHING_READS]
     _write(files, kept, np.array(table[col.ID].to_pylist()), added, record, folder / col.SMOOTHED_FILE)
     what = {"map": spec.map, "weight": spec.weight, "loss": spec.loss, "uncertainty": uncertainty_column}
+    mass = weight if lengths is None else np.maximum(lengths, 1) * weight
     weights = {"weight_min": float(weight[weight > 0].min()), "weight_max": float(weight.max())}
-    return {**what, "missing": int(np.isnan(uncertainty).sum()), "length": unit, **describe(alpha, lengths), **weights}
+    return {**what, "missing": int(np.isnan(uncertainty).sum()), "length": unit, **describe(alpha, mass), **weights}
 
 
 def columns_read(spec: ArmConfig) -> list[str]:

@@ -17,6 +17,8 @@ from ual_ray.smooth.lengths import response_tokens
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
 
 BAR_WIDTH = 30
+# Of arms whose means of alpha were others in older versions: raise it when they change.
+MATCHING_VERSION = 2
 # Of the inputs of elicitation: what scores depend on besides the rows, and what was chosen by trying it.
 MAKING, CHOSEN = ("measuring", "elicit", "labels"), "uncertainty"
 
@@ -36,6 +38,8 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "tokens": model_fingerprint(config.model),
         "scores": made_by(scored),
     }
+    if spec.weight != "none" or (spec.map == "constant" and spec.base != "mean_matched"):
+        inputs["matching"] = MATCHING_VERSION
 
     def work(folder: Path) -> dict[str, Any]:
         tokens = None

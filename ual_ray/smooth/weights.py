@@ -47,8 +47,18 @@ def certainty(rows: Rows, arm: ArmConfig) -> Array:
 
 
 def most_certain(rows: Rows, arm: ArmConfig) -> Array:
-    """Keep all but the share `filter_share` of the rows with the highest U; rows as uncertain as the last one kept stay."""
-    return (rows.uncertainty <= np.quantile(rows.uncertainty, 1 - arm.filter_share, method="lower")).astype(np.float64)
+    """Keep all but the share `filter_share` of the rows with the highest U; rows as uncertain as the last one kept stay.
+
+    Raises UserError where all would.
+    """
+    kept = rows.uncertainty <= np.quantile(rows.uncertainty, 1 - arm.filter_share, method="lower")
+    if kept.all():
+        raise UserError(
+            f"weight: filter leaves none of {plural(len(kept), 'row')} out: as many are as uncertain as the most uncertain one",
+            got=f"filter_share {arm.filter_share:g}",
+            fix="raise filter_share, or use scores with more different values",
+        )
+    return kept.astype(np.float64)
 
 
 def flow(rows: Rows, arm: ArmConfig) -> Array:

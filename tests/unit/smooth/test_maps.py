@@ -10,7 +10,8 @@ from map_cases import CONTROLS, MAPS, NAN, Spec, assign, ninths, scores, with_ho
 
 from ual_ray.config import ArmConfig
 from ual_ray.errors import UserError
-from ual_ray.smooth.maps import assign_alpha, describe
+from ual_ray.smooth.maps import Rows, assign_alpha, describe
+from ual_ray.smooth.weights import assign_weights
 
 
 def reachable(uncertainty: list[float], cap: float) -> float:
@@ -219,16 +220,21 @@ def test_a_row_counts_as_often_as_it_is_long(rows: list[tuple[float, int]], shar
     np.testing.assert_allclose(np.repeat(weighted, lengths), assign_alpha(np.repeat(uncertainty, lengths), spec), atol=1e-12)
 
 
+@pytest.mark.parametrize("weight", ["none", "certainty", "filter", "flow"])
 @pytest.mark.parametrize("base", MAPS)
-def test_every_control_smooths_as_much_per_token_as_its_base(base: str) -> None:
+def test_every_control_smooths_as_much_per_token_as_its_base(base: str, weight: str) -> None:
+    """Per token as it counts in the loss: a row of weight 2 smooths twice as much as one of weight 1."""
     uncertainty, lengths, sources = dolly_like()
+    weights = assign_weights(Rows.of(uncertainty, lengths), ArmConfig.model_validate({"weight": weight}))
 
     def mean(name: str) -> float:
-        alpha = assign_alpha(uncertainty, {"map": name, "base": base}, 3, lengths, sources)
-        assert ((alpha >= 0) & (alpha < 1)).all()
-        return float(np.average(alpha, weights=lengths))
+        alpha = assign_alpha(uncertainty, {"map": name, "base": base}, 3, lengths, sources, weights)
+        kept = weights > 0
+        np.testing.assert_array_equal(np.isnan(alpha), ~kept)
+        assert ((alpha[kept] >= 0) & (alpha[kept] < 1)).all()
+        return float(np.average(alpha[kept], weights=(lengths * weights)[kept]))
 
-    for name in ("shuffled", "shuffled_within", "per_source_constant", "inverted"):
+    for name in ("shuffled", "shuffled_within", "per_source_constant", "inverted", "constant"):
         assert mean(name) == pytest.approx(mean(base), rel=1e-9), name
     if base == "mean_matched":
         assert mean(base) == pytest.approx(mean("constant")) == pytest.approx(0.1)

@@ -51,6 +51,18 @@ def test_scored_rows_are_mapped_as_if_alone(missing: str, uncertainty: list[floa
         assert (np.isnan(alpha[holes]) if missing == "exclude" else alpha[holes] == 0.03).all()
 
 
+@pytest.mark.parametrize("missing", ["impute", "default", "exclude"])
+def test_a_constant_of_another_base_is_its_mean_over_the_rows_that_it_scores(missing: str) -> None:
+    uncertainty, lengths = [0.2, NAN, 0.9, 0.4], np.array([1.0, 2.0, 3.0, 4.0])
+    spec = {"base": "rank", "missing": missing, "missing_alpha": 0.03}
+    base, found = (assign_alpha(uncertainty, {"map": name, **spec}, lengths=lengths) for name in ("rank", "constant"))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(base))
+    there = ~np.isnan(base)
+    assert np.average(found[there], weights=lengths[there]) == pytest.approx(np.average(base[there], weights=lengths[there]))
+    with pytest.raises(UserError, match="(?s)no row has an uncertainty, which base: rank reads.*base: mean_matched"):
+        assign([NAN, NAN], map="constant", base="rank")
+
+
 @pytest.mark.parametrize("name", MAPS + CONTROLS)
 def test_every_arm_excludes_the_same_rows(name: str) -> None:
     np.testing.assert_array_equal(np.isnan(assign(HOLES, map=name, missing="exclude")), np.isnan(HOLES))

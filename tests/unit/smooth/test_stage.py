@@ -210,6 +210,18 @@ def test_an_arm_may_read_another_uncertainty_and_weight_its_rows(tmp_path: Path)
     assert table["loss_weight"].to_pylist() == [1, 1]
 
 
+def test_what_a_filter_leaves_out_does_not_count_for_the_mean(tmp_path: Path) -> None:
+    """With it, the arm that leaves its most smoothed rows out would smooth less than its control."""
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6, "d": 1.0})
+    figures = {
+        name: smooth(source, ArmConfig(map=name, weight="filter", filter_share=0.25), 0, tmp_path / name)  # type: ignore[arg-type]
+        for name in ("mean_matched", "shuffled", "inverted", "constant")
+    }
+    assert {name: found["excluded"] for name, found in figures.items()} == dict.fromkeys(figures, 1)
+    for name, found in figures.items():
+        assert found["mean_by_length"] == pytest.approx(0.1), name
+
+
 def test_an_uncertainty_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     source = scored(tmp_path, {"a": 0.2})
     with pytest.raises(UserError, match="no column 'uncertainty_p_true'(.|\n)*add 'p_true' to elicit.estimators"):

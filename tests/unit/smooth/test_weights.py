@@ -33,7 +33,7 @@ def weigh(uncertainty: list[float], lengths: list[float] | None = None, **arm: A
         ({"weight": "filter", "filter_share": 0.25}, [0.4, 0.9, 0.1, 0.2], None, [1, 0, 1, 1]),
         ({"weight": "filter", "filter_share": 0.5}, [0.4, 0.9, 0.1, 0.2], None, [0, 0, 1, 1]),
         # As uncertain as the last one kept.
-        ({"weight": "filter", "filter_share": 0.5}, [0.5, 0.5, 0.5, 0.1], None, [1, 1, 1, 1]),
+        ({"weight": "filter", "filter_share": 0.5}, [0.5, 0.9, 0.5, 0.5], None, [1, 0, 1, 1]),
         # l = 1, 2, 3; tau = 2: exp(-0.5), exp(-1), exp(-1.5), by their mean
         (
             {"weight": "flow"},
@@ -57,12 +57,24 @@ def test_kept_rows_have_a_mean_of_one_per_token_and_follow_certainty(name: str, 
         with pytest.raises(UserError, match="no row has an uncertainty"):
             weigh(uncertainty.tolist(), lengths.tolist(), weight=name)
         return
+    known = np.sort(uncertainty[~np.isnan(uncertainty)])
+    if name == "filter" and known[int(0.8 * (len(known) - 1))] == known[-1]:
+        with pytest.raises(UserError, match="leaves none"):
+            weigh(uncertainty.tolist(), lengths.tolist(), weight=name)
+        return
     weights = np.array(weigh(uncertainty.tolist(), lengths.tolist(), weight=name))
     kept = weights > 0
     assert np.average(weights[kept], weights=lengths[kept]) == pytest.approx(1)
     scored = ~np.isnan(uncertainty)
     order = np.argsort(uncertainty[scored])
     assert (np.diff(weights[scored][order]) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("uncertainty", [[0.5, 0.5, 0.5, 0.1], [0.2]])
+def test_a_filter_that_leaves_nothing_out_is_refused(uncertainty: list[float]) -> None:
+    """It would be plain training under another name."""
+    with pytest.raises(UserError, match=r"leaves none of \d rows? out.*\n.*filter_share 0.5"):
+        weigh(uncertainty, weight="filter", filter_share=0.5)
 
 
 def test_rows_that_are_all_certainly_wrong_have_no_weight() -> None:
