@@ -12,6 +12,8 @@ from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE
 from ual_ray.stats.metrics import CUT, MetricValue, metric_of
 
 FEW_QUESTIONS = 100
+# Mean alphas per token that differ by a smaller share are alike.
+MOST_UNLIKE = 0.05
 # A share within so many standard errors of 0, or below FLOOR, cannot differ between arms.
 FLOOR_ERRORS = 2.0
 FLOOR = 0.05
@@ -31,6 +33,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     return [
         *copied(findings),
         *_of_controls(findings),
+        *_of_strengths(findings),
         *_of_trainings(findings),
         *_of_size(findings),
         *_of_cut_answers(findings),
@@ -66,6 +69,19 @@ def differing(findings: Findings) -> list[str]:
         if len({str(value) for value in values.values()}) > 1 and not (name == "learning_rate" and findings.trials):
             found.append(f"{name.replace('_', ' ')} ({', '.join(f'{arm} {value}' for arm, value in values.items())})")
     return found
+
+
+def _of_strengths(findings: Findings) -> Iterator[str]:
+    """Name the controls that smooth more or less than an arm by uncertainty."""
+    for arm in findings.with_role("ual"):
+        mean = findings.token_alphas.get(arm, 0.0)
+        others = {name: findings.token_alphas.get(name, 0.0) for name in findings.with_role("control")}
+        unlike = [f"{name} {one:.3f}" for name, one in others.items() if mean and one and abs(one / mean - 1) > MOST_UNLIKE]
+        if unlike:
+            yield (
+                f"{arm} smooths by {mean:.3f} per token, and other amounts: {', '.join(unlike)}. A difference from these "
+                "controls may be one of strength: give them its map as `base`, with the same settings."
+            )
 
 
 def _of_trainings(findings: Findings) -> Iterator[str]:

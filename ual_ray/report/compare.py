@@ -74,6 +74,7 @@ def make_findings(
         comparisons=replace(compared, chosen_after=chosen_after),
         roles={model: role for model, role in roles.items() if model in rows},
         alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
+        token_alphas={arm: one["figures"]["mean_by_length"] for arm, one in done.items() if "mean_by_length" in one["figures"]},
         seeds={model: len(tables) for model, tables in rows.items()},
         calibration=_over_seeds(folders["calibrated"], col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(folders["calibrated"], col.CLUSTERS_FILE, options.confidence),
@@ -204,7 +205,8 @@ def _read_all(folders: Mapping[str, Mapping[int, Path]], name: str) -> dict[str,
 
 
 def _role(recorded: Mapping[str, Any]) -> Role:
-    return role_of(recorded.get("map"), recorded.get("weight", "none"), recorded.get("loss"))
+    alphas = (recorded["min"], recorded["max"]) if "min" in recorded and "max" in recorded else None
+    return role_of(recorded.get("map"), recorded.get("weight", "none"), recorded.get("loss"), alphas)
 
 
 def _named(

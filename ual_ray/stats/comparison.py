@@ -53,6 +53,8 @@ PLAINER: dict[Role, tuple[Role, ...]] = {
 # gives up about alpha of every probability, which costs it NLL whatever it knows.
 PRIMARY = (HELD_OUT, NLL_ADJUSTED)
 UNRECORDED = (ADJUSTED_NLL,)
+# Alphas that differ by less are one, up to rounding.
+SAME_ALPHA = 1e-9
 # Of the shares of cut answers: beyond it, a score measures how long answers are before how good they are.
 MOST_CUT_DIFFERENCE = 0.05
 MOST_CUT = 0.5
@@ -278,16 +280,20 @@ def groups_of(entries: Sequence[Comparison]) -> list[list[Comparison]]:
     return list(groups.values())
 
 
-def role_of(map_name: str | None, weight: str = "none", loss: str | None = None) -> Role:
+def role_of(
+    map_name: str | None, weight: str = "none", loss: str | None = None, alphas: tuple[float, float] | None = None
+) -> Role:
     """Tell what an arm is for from its recorded map, weight and loss, never from its name; None where none was recorded.
 
-    An arm under test is one that uses the rows' uncertainty as it is; another loss without it is a control.
+    An arm under test is one that uses the rows' uncertainty as it is; another loss without it is a control. alphas: the least
+    and the most, where known: one alpha for all rows is a constant, whatever map gave it, and one of 0 is plain training.
     """
     if map_name is None or map_name not in MAPS:
         return "unknown"
-    if map_name in BASE_MAPS or weight != "none":
+    low, high = alphas or (0.0, 1.0)
+    if weight != "none" or (map_name in BASE_MAPS and high - low > SAME_ALPHA):
         return "ual"
-    return "sft" if map_name == NO_SMOOTHING and loss in (None, "sft") else "control"
+    return "sft" if (map_name == NO_SMOOTHING or high <= SAME_ALPHA) and loss in (None, "sft") else "control"
 
 
 def pairs_of(roles: Mapping[str, Role]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.findings import Findings
-from ual_ray.stats.comparison import Comparisons
+from ual_ray.stats.comparison import Comparisons, Role
 
 
 def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
@@ -32,3 +32,14 @@ def test_seeds_that_were_added_after_a_look_are_a_caveat() -> None:
 def test_runs_that_nobody_planned_have_a_caveat(seeds: int, planned: int, told: bool) -> None:
     found = Findings({"ual": []}, Comparisons((), 0.95, 100, 0), seeds={"ual": seeds}, planned_seeds=planned)
     assert any("was not recorded before the results" in text for text in caveats_of(found, 0)) == told
+
+
+def test_controls_that_smooth_by_another_amount_are_named() -> None:
+    """Of an arm by rank, a constant at the default mean is no control of its strength."""
+    roles: dict[str, Role] = {"sft": "sft", "ual": "ual", "constant": "control", "shuffled": "control", "dft": "control"}
+    alphas = {"sft": 0.0, "ual": 0.127, "constant": 0.1, "shuffled": 0.1269, "dft": 0.0}
+    found = Findings({name: [] for name in roles}, Comparisons((), 0.95, 100, 0), roles, token_alphas=alphas)
+    told = [text for text in caveats_of(found, 0) if "per token, and other amounts" in text]
+    assert len(told) == 1 and told[0].startswith("ual smooths by 0.127 per token, and other amounts: constant 0.100. ")
+    alike = replace(found, token_alphas=alphas | {"constant": 0.127})
+    assert not [text for text in caveats_of(alike, 0) if "other amounts" in text]

@@ -95,6 +95,10 @@ def test_arms_are_told_apart_by_what_they_do() -> None:
     assert [role_of(name) for name in ("linear", "constant", "inverted", "gone", None)] == [
         *("ual", "control", "control", "unknown", "unknown")
     ]
+    # What they did: one alpha for all rows, or none.
+    assert role_of("linear", alphas=(0.1, 0.1)) == "control" and role_of("linear", alphas=(0.0, 0.1)) == "ual"
+    assert role_of("mean_matched", alphas=(0.0, 0.0)) == role_of("constant", alphas=(0.0, 0.0)) == "sft"
+    assert role_of("linear", "certainty", alphas=(0.1, 0.1)) == "ual" and role_of("shuffled", alphas=(0.1, 0.1)) == "control"
     assert pairs_of({"one": "unknown", "two": "unknown", "base": "base"}) == [("two", "one"), ("one", "base"), ("two", "base")]
 
 
