@@ -158,15 +158,15 @@ def naming_damage(paths: Iterable[Path], fix: Callable[[Path], str] = run_stage_
         raise
     except (pa.ArrowException, OSError) as error:
         for file in files_of(paths):
-            if (damage := _damage(file)) is not None:
+            if (damage := damage_of(file)) is not None:
                 raise UserError(
                     f"{file} cannot be read: it is damaged, or no Parquet file", got=damage, fix=fix(file)
                 ) from error
         raise
 
 
-def _damage(file: Path) -> str | None:
-    """Read a file to its end; return what is wrong with it."""
+def damage_of(file: Path) -> str | None:
+    """Read a file to its end, and compare its checksums; return what is wrong with it."""
     try:
         with open_file(file) as opened:
             for _ in opened.iter_batches():

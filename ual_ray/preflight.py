@@ -25,6 +25,7 @@ from ual_ray.elicit.nli import check_nli_model
 from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
+from ual_ray.mirror.remote import open_place
 from ual_ray.models.resolve import check_found, check_model, parameter_count
 from ual_ray.run import StageName
 from ual_ray.train.estimate.state import least_bytes
@@ -83,9 +84,11 @@ def check(
 
 
 def check_elicitor(config: Config) -> None:
-    """Raise UserError for an unusable elicitation model, endpoint, adapter, estimator, template or label file."""
+    """Raise UserError for an unusable elicitation model, endpoint, adapter, estimator, template, label file or store."""
     elicit = config.elicit
     estimators = make_estimators(elicit)
+    if elicit.store is not None:
+        open_place(elicit.store, "elicit.store", write=True)
     for key, value in (("data.reference", config.data.reference), ("elicit.examples", elicit.examples)):
         if value is not None and not any(estimator.shows_more for estimator in estimators.values()):
             raise UserError(

@@ -1,9 +1,13 @@
-"""Outputs at s3:// URIs, against moto's server: equal to local ones, continued on another machine, refused within seconds."""
+"""Outputs and a shared store at s3:// URIs, against moto's server.
+
+Outputs are equal to local ones, continued on another machine, refused within seconds; of what a store has nothing is asked.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -172,7 +176,90 @@ def test_after_a_kill_another_machine_asks_for_no_row_again_whose_file_was_copie
     assert sent - asked == len(set(rows) - copied)
 
 
-def test_what_cannot_be_used_is_refused_within_seconds(ual_process: Any, bucket: str, one_arm: list[str]) -> None:
+def test_runs_that_share_a_store_ask_for_nothing_that_one_of_them_has_asked(
+    ual: Any, bucket: str, small: list[str], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run's folder and its machine are gone; the output is a path, or a URI too."""
+    store, log = f"{bucket}/shared", tmp_path / "sent.jsonl"
+    settings = [setting for setting in small if not setting.startswith(("data.path", "train."))]
+    command = ["elicit", rows_file, *settings, f"elicit.store={store}", f"engine.arguments.log={log}"]
+
+    def sent(out: Path | str, *more: str) -> int:
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        done = ual(*command, *more, "--out", out)
+        assert done.code == 0 and SECRET not in done.output, done.output
+        return len(log.read_text().splitlines()) - before
+
+    first = sent(tmp_path / "first", "tracking.traces=2")
+    rows = read_table(one((tmp_path / "first").glob("*/scored")))
+    assert first > len(rows) > 20
+    written = [file for file in (tmp_path / "first").rglob("*") if file.is_file()]
+    assert {"mlflow.db", "ual.log", "started.json"} <= {file.name for file in written}
+    assert not [file for file in written if SECRET.encode() in file.read_bytes()]
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.setenv("UAL_CACHE", str(tmp_path / "another machine"))
+    assert sent(tmp_path / "second") == 0
+    names = [name for name in rows.schema.names if name not in (col.CALLS, col.PROMPT_TOKENS, col.GENERATED_TOKENS)]
+    assert read_table(one((tmp_path / "second").glob("*/scored"))).select(names).equals(rows.select(names))
+    assert sent(f"{bucket}/of-a-third") == 0
+    assert sent(tmp_path / "fourth", "elicit.max_quarantine_share=0.3", "data.test_share=0.5") == 0
+    added = sent(tmp_path / "fifth", "elicit.estimators=[verbalized_error,p_true,nll,self_consistency]")
+    assert 0 < added < first
+    forecast = ual(*command, "--dry-run", "--out", tmp_path / "none")
+    assert forecast.code == 0 and "about 0" in forecast.output and not (tmp_path / "none").exists(), forecast.output
+    assert sent(tmp_path / "second", "--force") == first
+    assert sent(tmp_path / "sixth") == 0
+
+
+def test_rows_of_a_killed_run_are_shared_and_runs_at_once_ask_for_the_others_once(
+    ual: Any, bucket: str, small: list[str], rows_file: Path, tmp_path: Path
+) -> None:
+    store, log = f"{bucket}/shared-by-killed", tmp_path / "sent.jsonl"
+    settings = [setting for setting in small if not setting.startswith(("data.path", "train."))]
+    blocks = [f"engine.{key}={ROWS_PER_BLOCK}" for key in ("rows_per_block", "batch_size")]
+    slow = ["engine.arguments.seconds_per_run=2", f"engine.arguments.log={log}", "elicit.retest_share=0"]
+    one_estimator = ["elicit.estimators=[nll]", "elicit.uncertainty=nll", f"elicit.store={store}"]
+    command = ["elicit", rows_file, *settings, *blocks, *slow, *one_estimator]
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        given = [sys.executable, "-m", "ual_ray", *map(str, command), "--out", str(tmp_path / out)]
+        return subprocess.Popen(given, start_new_session=True)
+
+    def shared() -> set[str]:
+        filesystem, root = FileSystem.from_uri(store)
+        names = [name for name in files_at(store) if "/checkpoint/" in name]
+        files = (filesystem.open_input_file(f"{root}/{name}") for name in names)
+        return {row for file in files for row in pyarrow.parquet.read_table(file)[col.ID].to_pylist()}
+
+    def rows(out: str) -> list[str]:
+        return read_table(one((tmp_path / out).glob("*/scored")))[col.ID].to_pylist()
+
+    process = start("killed")
+    try:
+        wait_until(lambda: len(shared()) >= 3 * ROWS_PER_BLOCK, "three blocks are copied")
+        children = below(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        end(children)
+        shutil.rmtree(tmp_path / "killed")
+        copied, asked = shared(), len(log.read_text().splitlines())
+        process = start("second")
+        third = ual(*command, "--out", tmp_path / "third")
+        assert third.code == 0, third.output
+        assert process.wait(240) == 0
+    finally:
+        process.kill()
+        process.wait()
+    sent = len(log.read_text().splitlines()) - asked
+    print(f"\n  {len(rows('third'))} rows, {len(copied)} shared before the kill, {asked} and {sent} requests")
+    found = set(rows("third"))
+    assert rows("second") == rows("third") and len(rows("third")) == len(found) > 20
+    assert copied < found == shared() and sent == len(found - copied)
+
+
+def test_what_cannot_be_used_is_refused_within_seconds(
+    ual_process: Any, bucket: str, one_arm: list[str], tmp_path: Path
+) -> None:
     refused = {
         "s3://no-such-bucket/run": "there is no bucket 'no-such-bucket'",
         "s4://bucket/run": "unsupported URI scheme",
@@ -183,6 +270,9 @@ def test_what_cannot_be_used_is_refused_within_seconds(ual_process: Any, bucket:
         done = ual_process("run", *one_arm, f"output={uri}")
         assert done.code == 2 and reason in done.output and SECRET not in done.output, done.output
         assert time.monotonic() - started < 30
+        shared = ual_process("run", *one_arm, f"output={tmp_path / 'run'}", f"elicit.store={uri}")
+        assert shared.code == 2 and f"elicit.store: {reason}" in shared.output and SECRET not in shared.output, shared.output
+        assert not (tmp_path / "run").exists()
     filesystem, _ = FileSystem.from_uri(f"{bucket}/x")
     with filesystem.open_output_stream("bucket/foreign/notes.txt") as stream:
         stream.write(b"of somebody else")

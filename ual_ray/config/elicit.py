@@ -118,7 +118,8 @@ class ElicitConfig(Section):
         None,
         affects="",
         names="storage",
-        description="folder of the elicitor's answers, which several output folders can share; null = in the output folder",
+        description="store of the elicitor's replies that output folders and machines share: a path or a URI (s3://, gs://, "
+        "abfs://, hdfs://); null = in the output folder alone",
     )
     retries: int = key(
         2, ge=0, affects="scores", description="retries with a new seed for a sampled reply that cannot be parsed"
@@ -160,8 +161,6 @@ class ElicitConfig(Section):
 
     @model_validator(mode="after")
     def _uncertainty_is_measured(self) -> ElicitConfig:
-        if self.store is not None and "://" in self.store:
-            raise ValueError(f"store '{self.store}' must be a folder that all nodes see, not a URI")
         if len(set(self.estimators)) < len(self.estimators):
             raise ValueError(f"estimators {list(self.estimators)} names one twice")
         if self.uncertainty not in (*self.estimators, ENSEMBLE, AUTO):

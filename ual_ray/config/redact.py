@@ -9,9 +9,10 @@ from typing import Any
 from ual_ray.config import Config
 
 # Names of keys, headers and environment variables whose values are secrets.
-SECRET_KEY = re.compile(
-    r"(?i)(token|password|passwd|secret|credentials?|cookie|authorization|(?:api|access|private|secret)[-_]?key)$"
-)
+_NAMES = r"token|password|passwd|secret|credentials?|cookie|authorization|(?:api|access|private|secret)[-_]?key"
+SECRET_KEY = re.compile(rf"(?i)({_NAMES})$")
+# The value of a parameter of an address; `sig` is the signature of a shared access to Azure.
+PARAMETER = re.compile(rf"(?i)([?&](?:sig|[^=?&#\s]*?(?:{_NAMES}))=)[^&#\s]+")
 # Up to the last @, as a password may hold one that is not escaped; a path object has dropped the second slash. Not
 # a container of Azure's, as in abfs://CONTAINER@ACCOUNT.
 USER_PART = re.compile(r"(?<=://)(?!(?:(?<=abfs://)|(?<=abfss://))[^/?#\s:@]+@)[^/?#\s]+@|(?<=:/)[^/?#\s:]+:[^/?#\s]*@")
@@ -37,8 +38,8 @@ def redact_values(values: Any, key: str = "") -> Any:
 
 
 def redact_uri(text: str) -> str:
-    """Mask user and password of addresses such as http://user:password@host, and values of the environment's secrets."""
-    return hide(USER_PART.sub(f"{MASK}@", text), environment_secrets())
+    """Mask what is secret of addresses such as http://user:password@host?token=..., and values of the environment's secrets."""
+    return hide(PARAMETER.sub(rf"\1{MASK}", USER_PART.sub(f"{MASK}@", text)), environment_secrets())
 
 
 def hide(text: str, values: list[str]) -> str:

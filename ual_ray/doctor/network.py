@@ -21,6 +21,7 @@ from ual_ray.config.redact import redact_uri
 from ual_ray.doctor.findings import Finding
 from ual_ray.errors import UserError
 from ual_ray.mirror.output import open_output
+from ual_ray.mirror.remote import open_place
 from ual_ray.models.resolve import check_model
 from ual_ray.preflight import check_data
 from ual_ray.run.terminal import is_uri
@@ -100,8 +101,12 @@ def check_rows(config: Config) -> list[Finding]:
 
 
 def check_output(config: Config) -> list[Finding]:
-    """Check that an output at a URI can be listed. Raises UserError where it cannot."""
-    return [Finding("output", "ok", open_output(config.output).name())] if is_uri(config.output) else []
+    """Check that an output at a URI can be listed, and elicit.store written. Raises UserError where they cannot."""
+    found = [Finding("output", "ok", open_output(config.output).name())] if is_uri(config.output) else []
+    if config.elicit.store is not None:
+        store = open_place(config.elicit.store, "elicit.store", write=True)
+        found.append(Finding("elicit.store", "ok", redact_uri(store.uri)))
+    return found
 
 
 def check_hub(config: Config) -> list[Finding]:

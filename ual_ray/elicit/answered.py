@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -35,12 +36,13 @@ Asked = tuple[list[Request], list[Request]]
 class KeptReplies:
     """Where replies are kept: the folder of a run's own rows, and whom the run asks (`known.asked_of`).
 
-    retry: rows that failed with an engine error are sent again.
+    retry: rows that failed with an engine error are sent again. copy: what the folder is in, if it lasts as long as this.
     """
 
     folder: Path
     asked: str
     retry: bool = False
+    copy: TemporaryDirectory[str] | None = None
 
 
 def ask_sample(config: Config, seen: DataPeek, kept: KeptReplies) -> Asked:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ual_ray import columns as col
@@ -41,8 +44,10 @@ from ual_ray.stats.score_quality import Quality, auroc_text
 from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
 
 if TYPE_CHECKING:
+    from ual_ray.data.peek import DataPeek
     from ual_ray.elicit.answered import KeptReplies
     from ual_ray.elicit.replies import Known
+    from ual_ray.elicit.shared_store import SharedStore
 
 
 def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
@@ -53,7 +58,7 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     """
     config = session.config
     key = measuring(config)
-    store = _store(config, place, key)
+    store = place.store_folder(key)
     inputs: dict[str, Any] = {
         "source": fingerprint(config.data),
         "data": affecting(config.data, "rows"),
@@ -63,8 +68,12 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     }
     step = Step("elicit", "elicit", inputs, place, {LINEAGE_MODEL: config.elicit.model}, store, retry)
 
+    if "elicit" in session.force and (shared := _shared(config, store, key)) is not None:
+        shared.forget()
+
     def work(run: Run, folder: Path) -> dict[str, Any]:
-        return _elicit_and_log(session, run, inputs["source"], folder, store)
+        shared = _shared(config, store, key, inputs["source"])
+        return _elicit_and_log(session, run, inputs["source"], folder, store, shared)
 
     done = run_logged_step(session, step, work, partial(_line, config))
     for text in _warnings(config, done.metrics):
@@ -72,31 +81,42 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
     return done
 
 
-def _store(config: Config, place: Place, key: Mapping[str, Any]) -> Path:
-    shared = Path(config.elicit.store).expanduser() if config.elicit.store else place.store
-    return replace(place, store=shared).store_folder(key)
+def _shared(config: Config, store: Path, key: Mapping[str, Any], data: str | None = None) -> SharedStore | None:
+    """Open elicit.store for a run with these rows of its own; None where there is none, or it is the run's own store."""
+    from ual_ray.elicit.known import asked_of
+    from ual_ray.elicit.shared_store import SharedStore
+    from ual_ray.mirror.remote import open_place
+
+    if config.elicit.store is None:
+        return None
+    remote = open_place(config.elicit.store, "elicit.store")
+    return None if remote.root == str(store.parent.absolute()) else SharedStore(remote, store, asked_of(key), data)
 
 
 def kept_replies(config: Config, place: Place, retry: bool) -> KeptReplies | None:
-    """Find where the replies of earlier elicitations are, for a forecast; None where there was none."""
+    """Find where the replies of earlier elicitations are, for a forecast; None where there was none. Changes no folder."""
     from ual_ray.elicit.answered import KeptReplies
     from ual_ray.elicit.known import asked_of
 
     key = measuring(config)
-    store = _store(config, place, key)
-    return KeptReplies(store, asked_of(key), retry) if store.parent.is_dir() else None
+    store, copy = place.store_folder(key), None
+    if config.elicit.store is not None:
+        copy = TemporaryDirectory(prefix="ual-")
+        store, own = Path(copy.name, "store", store.name), store.parent
+        if own.is_dir():
+            shutil.copytree(own.absolute(), store.parent, copy_function=os.symlink)
+        if (shared := _shared(config, store, key)) is not None:
+            shared.fetch()
+    return KeptReplies(store, asked_of(key), retry, copy) if store.parent.is_dir() else None
 
 
-def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store: Path) -> dict[str, Any]:
+def _elicit_and_log(
+    session: Session, run: Run, source: str, folder: Path, store: Path, shared: SharedStore | None
+) -> dict[str, Any]:
     import ray
 
-    from ual_ray.data.formats import BadRow
-    from ual_ray.elicit import self_check_stage as self_checks
-    from ual_ray.elicit import stage
     from ual_ray.elicit.known import asked_of, note_asked
     from ual_ray.elicit.traces import sampled_traces
-    from ual_ray.elicit.trial import TRIAL_ROWS, try_server
-    from ual_ray.engines.row_store import RowStore
 
     config = session.config
     seen = peek(config.data)
@@ -107,6 +127,30 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
     _explain_old_stores(session, store)
     asked = asked_of(measuring(config))
     note_asked(store, asked)
+    with shared.held(partial(session.say, "store")) if shared else nullcontext():
+        metrics = _score(session, seen, folder, store, asked)
+    run.metrics(metrics)
+    run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
+    # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
+    hashed = ray.remote(content_digest).options(**here())
+    scored = ray.get(hashed.remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
+    prompts = ", ".join(metrics["prompt_hashes"])
+    run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
+    if config.tracking.traces:
+        sampled = ray.remote(sampled_traces).options(**here())
+        run.traces(lambda: ray.get(sampled.remote(config, folder / col.SCORED_FOLDER, store, asked)))
+    return metrics
+
+
+def _score(session: Session, seen: DataPeek, folder: Path, store: Path, asked: str) -> dict[str, Any]:
+    """Score the rows that the store lacks, after a trial of the server and the self-check; return the figures."""
+    from ual_ray.data.formats import BadRow
+    from ual_ray.elicit import self_check_stage as self_checks
+    from ual_ray.elicit import stage
+    from ual_ray.elicit.trial import TRIAL_ROWS, try_server
+    from ual_ray.engines.row_store import RowStore
+
+    config = session.config
     measured = col.measured_schema(config.elicit.estimators)
     for place in (store, store / self_checks.STORE_FOLDER):
         RowStore(place, measured).retry_failed()  # before the replies about them are looked for
@@ -122,18 +166,7 @@ def _elicit_and_log(session: Session, run: Run, source: str, folder: Path, store
         selected = config.elicit.model_copy(update={"uncertainty": checked["self_check"]["uncertainty"]})
         config = config.model_copy(update={"elicit": selected})
     with meter(session.console, "elicit", stage.expected_rows(config, seen), "rows") as shown:
-        metrics = stage.elicit(config, seen, folder, store, shown, asked, _known(session, store)) | checked
-    run.metrics(metrics)
-    run.plot(plots.uncertainty_by_source(metrics["histograms"]), "plots/uncertainty_by_source.png")
-    # In a task: hashing takes memory by the number of rows, and the driver's stays flat.
-    hashed = ray.remote(content_digest).options(**here())
-    scored = ray.get(hashed.remote(folder / col.SCORED_FOLDER, col.SMOOTHING_READS))
-    prompts = ", ".join(metrics["prompt_hashes"])
-    run.tags({LINEAGE_SCORED: scored, LINEAGE_PROMPTS: prompts, LINEAGE_UNCERTAINTY: metrics["uncertainty"]})
-    if config.tracking.traces:
-        sampled = ray.remote(sampled_traces).options(**here())
-        run.traces(lambda: ray.get(sampled.remote(config, folder / col.SCORED_FOLDER, store, asked)))
-    return metrics
+        return stage.elicit(config, seen, folder, store, shown, asked, _known(session, store)) | checked
 
 
 def _log_prompts(run: Run, config: Config) -> None:
@@ -162,9 +195,11 @@ def check_scored(session: Session, scored: Path) -> None:
             fix="give the --config and the overrides that the scores were made with",
         )
     session.connect()
-    store = _store(session.config, Place(folder.parent), key)
+    store = Place(folder.parent).store_folder(key)
     candidates = candidates_in_scores(session.config, scored)
-    _self_check(session, candidates, folder, store)
+    shared = _shared(session.config, store, key)
+    with shared.held(partial(session.say, "store")) if shared else nullcontext():
+        _self_check(session, candidates, folder, store)
 
 
 def _known(session: Session, store: Path) -> Known:

@@ -28,7 +28,7 @@ from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
 from ual_ray.parquet import RowFiles, to_bytes, write_table
 
-FINISHED_FOLDER, CHECKPOINT_FOLDER = "finished", "checkpoint"
+FINISHED_FOLDER, CHECKPOINT_FOLDER, FAILED_FOLDER, RETRIED_FOLDER = "finished", "checkpoint", "failed", "retried"
 NAMES_BEFORE = ("measured", "answered", "judged")
 
 
@@ -66,12 +66,12 @@ class RowStore:
     @property
     def failed(self) -> Path:
         """Where rows that failed with an engine error are."""
-        return self.folder / "failed"
+        return self.folder / FAILED_FOLDER
 
     @property
     def retried(self) -> Path:
         """Where rows are that failed and are sent again."""
-        return self.folder / "retried"
+        return self.folder / RETRIED_FOLDER
 
     def retry_failed(self) -> None:
         """Forget the failed rows, so that the next job sends them again; their files are moved to `retried`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ual_ray.config.redact import SECRET_KEY, USER_PART, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import in_thread
+from ual_ray.run.terminal import is_uri
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 LEGAL = "a path, or s3://BUCKET/PREFIX, gs://..., abfs://..., hdfs://..., file:///..."
@@ -27,6 +29,8 @@ BUCKETS = ("s3", "gcs", "abfs")
 # A wrong address or lacking credentials are retried by pyarrow for minutes.
 ANSWER_SECONDS = 20.0
 CHUNK = 8 * 2**20
+# Written to learn whether a folder can be.
+PROBE = ".ual-writable.json"
 # The signature of a shared access to Azure.
 SIGNATURE = "sig"
 
@@ -44,10 +48,14 @@ class Remote:
 
     def files(self) -> dict[str, int]:
         """Return the sizes of all files in bytes, by their names below the folder."""
+        return {name: info.size or 0 for name, info in self.entries().items()}
+
+    def entries(self) -> dict[str, FileInfo]:
+        """Return what is known of all files, by their names below the folder."""
         found = self.filesystem.get_file_info(FileSelector(self.root, recursive=True, allow_not_found=True))
         # The file system gives the names: none may lead out of the folder that it is copied to.
         return {
-            name: info.size or 0
+            name: info
             for info in found
             if info.type == FileType.File
             and not info.path.endswith(".part")
@@ -118,8 +126,9 @@ class Remote:
             yield path
             return
         self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        yield f"{path}.part"
-        self.filesystem.move(f"{path}.part", path)
+        part = f"{path}.{uuid.uuid4().hex}.part"  # nobody else's who writes the file at the same time
+        yield part
+        self.filesystem.move(part, path)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -153,6 +162,18 @@ def open_remote(uri: str, key: str = "output") -> Remote:
     return Remote(uri, filesystem, path.rstrip("/"), key)
 
 
+def open_place(place: str, key: str, *, write: bool = False) -> Remote:
+    """Open the folder at a path or a URI. Raises UserError within seconds where it cannot be read, or not be written."""
+    if is_uri(place):
+        remote = open_remote(place, key)
+    else:
+        remote = Remote(place, LocalFileSystem(), str(Path(place).expanduser().absolute()), key)
+    remote.check()
+    if write:
+        remote.write(PROBE, {"key": key})
+    return remote
+
+
 def _has_secret(uri: str) -> bool:
     """Whether a URI holds more than a user or a container, as in abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX."""
     place, _, query = uri.partition("?")
@@ -180,6 +201,8 @@ def asked_all(remote: Remote, done: str, call: Callable[[], Answer]) -> Answer:
 
 
 def _unusable(failed: str, uri: str, reason: str) -> UserError:
+    if not is_uri(uri):
+        return UserError(failed, got=f"{uri}: {reason}", expected="a folder that this machine may write")
     return UserError(
         failed,
         got=f"{redact_uri(uri)}: {redact_uri(reason)}",

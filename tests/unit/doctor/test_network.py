@@ -110,16 +110,22 @@ def test_a_model_that_a_run_refuses_is_a_finding_and_not_asked_of_the_hub(name: 
 
 @pytest.mark.parametrize(
     ("check", "override", "word"),
-    [("data", "data.path=missing.jsonl", "missing.jsonl"), ("output", "output=foo://x/y", "foo://x/y")],
+    [
+        ("data", "data.path=missing.jsonl", "missing.jsonl"),
+        ("output", "output=foo://x/y", "foo://x/y"),
+        ("output", "elicit.store=foo://x/y", "elicit.store: unsupported URI scheme"),
+        ("output", "elicit.store=/proc/x/y", "elicit.store cannot be written"),
+    ],
 )
 def test_what_a_run_refuses_is_a_finding_in_its_words(check: str, override: str, word: str) -> None:
     found = only(examine(load(None, [override]), {check: CHECKS[check]}, 60))
     assert found.status == "error" and word in found.text and "check itself failed" not in found.text
 
 
-def test_what_a_run_takes_is_none() -> None:
+def test_what_a_run_takes_is_none(tmp_path: Path) -> None:
     assert only(CHECKS["data"](load())).text == "200 rows of demo (format: demo)"
     assert CHECKS["output"](load()) == []
+    assert only(CHECKS["output"](load(None, [f"elicit.store={tmp_path}"]))).text == str(tmp_path)
 
 
 def test_tokens_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

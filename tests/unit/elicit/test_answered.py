@@ -25,7 +25,7 @@ from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.step import kept_replies
 from ual_ray.engines import EngineSpec, make_engine
 from ual_ray.engines.row_store import RowStore
-from ual_ray.parquet import write_table
+from ual_ray.parquet import read_table, write_table
 from ual_ray.run.step import Place
 
 MakeConfig = Callable[..., Config]
@@ -82,6 +82,20 @@ def test_rows_of_the_own_store_are_not_sent_again(config_of: MakeConfig, tmp_pat
     assert ("", "20 of 80 calls already answered") in found.lines()
     score(config, tmp_path, slice(10, None))
     assert (told(config, tmp_path).calls, told(config, tmp_path).prompt_tokens, told(config, tmp_path).answered) == (0, 0, 80)
+
+
+def test_rows_of_a_shared_store_count_with_the_own_ones_and_nothing_is_written(config_of: MakeConfig, tmp_path: Path) -> None:
+    score(config_of(), tmp_path / "first", slice(0, 10))
+    score(config_of(), tmp_path / "second", slice(10, 30))
+    shared = tmp_path / "first" / "store"
+    (rows,) = shared.glob("*/finished/*.parquet")
+    (rows.parent.parent / "checkpoint").mkdir()
+    write_table(read_table(rows, ["id"]), rows.parent.parent / "checkpoint" / rows.name)
+    before = {file: file.stat() for file in tmp_path.rglob("*")}
+    config = config_of(*SCORED, f"elicit.store={shared}")
+    assert [told(config, tmp_path / out).answered for out in ("none", "second", "first")] == [20, 60, 20]
+    assert {file: file.stat() for file in tmp_path.rglob("*")}.keys() == before.keys()
+    assert all(file.stat().st_mtime_ns == found.st_mtime_ns for file, found in before.items())
 
 
 def test_failed_rows_are_sent_again_where_they_are_retried(config_of: MakeConfig, tmp_path: Path) -> None:

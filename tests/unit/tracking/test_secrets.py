@@ -56,6 +56,7 @@ def leaky() -> Config:
             "engine.endpoint.extra_body={user: '${oc.env:MLFLOW_TRACKING_PASSWORD}'}",
             f"engine.endpoint.url=https://me:{PASSWORD}@host/v1",
             f"train.storage=s3://key:{PASSWORD}@bucket/checkpoints",
+            "elicit.store=abfs://container@account.dfs.core.windows.net/store?sv=1&sig=planted0009&secret_key=planted0010",
         ],
     )
 
