@@ -40,6 +40,11 @@ FORMS: tuple[Callable[[int], str], ...] = (
     "{}/7".format,
     lambda n: f"{n:,}".replace(",", " "),
     lambda n: f"{n:,}".replace(",", "{,}"),
+    "{:_}".format,
+    lambda n: f"{n:,}".replace(",", " , "),
+    lambda n: f"{n:,}".replace(",", ", "),
+    "{}k".format,
+    lambda n: f"${n}-${n + 2}",
     lambda n: "".join(chr(ord(digit) + ord("\N{FULLWIDTH DIGIT ZERO}") - ord("0")) for digit in str(n)),
 )
 # N is the number; the first is that of GSM8K's own answers.
@@ -75,8 +80,11 @@ CLASSES = {
     "a fraction": Class("1/2", r"(?<=\d)/(?=\d)", " of "),
     "thousands behind a blank": Class("12 000", r"(?<=\d) (?=\d{3}(?!\d))", ""),
     "thousands behind {,}": Class("`12{,}000`", re.escape("{,}"), ""),
+    "thousands behind _": Class("`1_000`", r"(?<=\d)_(?=\d{3}(?!\d))", ""),
+    "thousands behind a comma and a blank": Class("`18 , 000`", r"(?<=\d)(?: , ?|, )(?=\d{3}(?!\d))", ""),
+    "letters for thousands": Class("`18k`", r"(?<=\d) ?(?:[kKMB]|mn|bn)\b", ""),
     "full-width digits": Class("full-width digits", r"[\uff10-\uff19]", lambda found: unicodedata.normalize("NFKC", found[0])),
-    "a range or a calculation": Class("`18-20`", r"(?<=[\d)%])[ \t]*[-+*x=][ \t]*(?=[\d$(.])", " and "),
+    "a range or a calculation": Class("`18-20`", r"(?<=[\d)%])[ \t]*(?:[-+*x=~÷]|to|or)[ \t]*(?=[\d$(.])", " and "),
 }
 
 

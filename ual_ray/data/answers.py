@@ -19,13 +19,16 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\
 # A fraction, but no part of a date.
 _NUMBER = rf"{_SIGN}(?:(?<![\d/])\d+/\d+(?![\d/])|{_DIGITS})"
 # What makes a number a part of something else: a decimal comma, a time, a date, a sum, a power, thousands.
-_GOES_ON = r"(?!\d|[.,]\d|[kK]\b|[ \t]*[\^:*/+×·][ \t]*\{?\d|[-–]\d|[ \t]+(?:[-–]|to|or)[ \t]+[$€£¥₹]?\d)"
+_GOES_ON = (
+    r"(?!\d|[.,_]\d|[ \t]*,[ \t]*\d{3}(?!\d)|[ \t]?(?:[kKMB]|mn|bn)\b|[ \t]*[\^:*/+×·÷][ \t]*\\?[({$€£¥₹]?\d"
+    r"|[ \t]*[-–~][ \t]*\\?[($€£¥₹]?\d|[ \t]+(?:to|or|x)[ \t]+\\?[$€£¥₹]?\d)"
+)
 _STRICT = re.compile(rf"####\s*({_NUMBER}){_GOES_ON}")
 _FLEXIBLE = re.compile(rf"({_NUMBER})")
 # How numbers are written, besides their digits.
 _RAISED = re.compile("(?<=[\\w)}])[\u207a\u207b]?[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+")
 _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e\u2189])")
-_BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[\u00a0\u2009\u202f'\u2019])(?=\\d{3}(?!\\d))")
+_BETWEEN_THOUSANDS = re.compile("(?<=\\d)(?:\\{,\\}|\\\\,|\\\\ |[_\u00a0\u2009\u202f'\u2019]|[ ]?,[ ](?=0))(?=\\d{3}(?!\\d))")
 _SPACED = re.compile(r"(?<![\d.,/-])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| \d|[.,]\d{3})")
 _WORD_FOLLOWS = re.compile(r"[ \t-]?[^\W\d_]")
 # The last noun of a phrase: none but such words go on behind it.

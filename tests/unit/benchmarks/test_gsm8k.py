@@ -81,6 +81,17 @@ from ual_ray.engines.requests import Completion, CompletionResult
             (f"#### {text}", number, number)
             for text, number in (("12 000", "12000"), ("1 800 000", "1800000"), ("$1 800", "1800"))
         ],
+        *[(f"#### {text}", "18000", "18000") for text in ("18_000", "18 , 000", "18, 000", "$18_000.")],
+        *[(f"#### {text}", None, last) for text, last in (("18 , 500", "500"), ("18, 500", "500"), ("$11-$11.", "11"))],
+        *[
+            (f"#### {text}", None, last)
+            for text, last in (("18-$20", "20"), ("$18 - $20", "20"), ("18 ~ 20", "20"), ("18 x 3", "3"))
+        ],
+        *[(f"#### {text}", None, "18") for text in ("18 k", "18M", "18K", "18 bn")],
+        *[
+            (f"#### {text}", "18", last)
+            for text, last in (("18, 20", "20"), ("18 and 20", "20"), ("18 m", "18"), ("18 - all", "18"))
+        ],
         ("12 0000", None, "0000"),
         # A blank between two numbers, or between thousands: with a word behind, both are numbers, as in lm-evaluation-harness.
         *[
