@@ -31,7 +31,8 @@ class Findings:
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
     form in which the stages wrote them. `alphas` are means per row, `token_alphas` per token as it counts in the loss.
     `validation` holds a curve per training seed, of [step, unsmoothed validation NLL]. `roles` has no entry for a model whose
-    map was not recorded. `trials` are the entries of learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
+    map was not recorded. `trials` are the entries of learning_rates.json. `copies`: by model, training seeds that were left
+    out, with the one whose results they have.
     `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
     seeds of an experiment that do not count, as they were not planned before its first results. `planned_seeds`: how many were,
     0 where that was not recorded.
