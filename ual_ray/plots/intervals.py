@@ -19,8 +19,8 @@ from ual_ray.stats.score_quality import Quality
 VERDICT_COLOURS = {BETTER: TONES[0], WORSE: TONES[1], INCONCLUSIVE: MUTED}
 # Inches.
 LINE_HEIGHT, PANEL_HEIGHT, TITLE_HEIGHT = 0.24, 0.4, 0.15
-# Characters of a line that is not wider than a panel next to its labels.
-LONGEST_TITLE = 58
+# Characters of a label and of a line of its panel's title, together.
+LONGEST_LINE = 72
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def aurocs(qualities: Mapping[str, Quality]) -> Figure:
 @styled
 def draw(panels: Sequence[Panel]) -> Figure:
     """Draw panels of intervals below each other."""
-    titles = [wrap(panel.title, LONGEST_TITLE) for panel in panels]
+    longest = max((len(interval.label) for panel in panels for interval in panel.intervals), default=0)
+    titles = [wrap(panel.title, LONGEST_LINE - longest) for panel in panels]
     heights = [
         LINE_HEIGHT * len(panel.intervals) + PANEL_HEIGHT + TITLE_HEIGHT * len(title)
         for panel, title in zip(panels, titles, strict=True)

@@ -26,7 +26,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
     general = (
         "Training losses of arms with different smoothing are not comparable: the minimum of a smoothed loss depends on alpha. "
         "All curves and metrics on this page are of the unsmoothed loss. Smoothing costs raw NLL by construction: it "
-        "decides nothing; the primary measure removes temperature and smoothing floor first."
+        "decides nothing; the adjusted NLL removes temperature and smoothing floor first."
     )
     if findings is None:
         return [general]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
@@ -73,8 +74,8 @@ def make_findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=replace(compared, chosen_after=chosen_after),
         roles={model: role for model, role in roles.items() if model in rows},
-        alphas={arm: content["figures"]["mean"] for arm, content in done.items()},
-        token_alphas={arm: one["figures"]["mean_by_length"] for arm, one in done.items() if "mean_by_length" in one["figures"]},
+        alphas=_mean_alphas(folders["smoothed"], "mean"),
+        token_alphas=_mean_alphas(folders["smoothed"], "mean_by_length"),
         seeds={model: len(tables) for model, tables in rows.items()},
         calibration=_over_seeds(folders["calibrated"], col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(folders["calibrated"], col.CLUSTERS_FILE, options.confidence),
@@ -191,6 +192,15 @@ def _settings_of(trained: Path) -> dict[str, Any]:
     rows = get_nested(read_json(trained / DONE_FILE), "figures", TRAIN_ROWS)
     known = {key: inputs[key] for key in ("model", "rows") if inputs.get(key)}
     return (inputs.get("train") or {}) | known | ({} if rows is None else {TRAIN_ROWS: rows})
+
+
+def _mean_alphas(smoothed: Mapping[str, Mapping[int, Path]], key: str) -> dict[str, float]:
+    """Average a mean alpha of every arm over its training seeds: random controls draw theirs with each."""
+    found = {
+        arm: [get_nested(read_json(folder / DONE_FILE), "figures", key) for folder in own.values()]
+        for arm, own in smoothed.items()
+    }
+    return {arm: float(np.mean(means)) for arm, means in found.items() if means and None not in means}
 
 
 def _validation(trained: Path) -> list[list[float]]:

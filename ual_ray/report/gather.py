@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import yaml
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.config.experiment import ELICIT_FOLDER
 from ual_ray.config.files import read_json
 from ual_ray.config.names import VERSUS
 from ual_ray.errors import UserError
@@ -212,5 +214,9 @@ def read_steps(trained: Path) -> list[dict[str, float]]:
 
 
 def relative_to(folder: Path, root: Path) -> str:
-    """Name a folder for a file in `root`: relative where it is inside, so that the whole may be moved."""
-    return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
+    """Name a folder for a file in `root`: relative where it is inside, so that the whole may be moved.
+
+    The elicitation that the scenarios of an experiment share is next to them, and moves with them.
+    """
+    shared = folder.is_relative_to(root.parent / ELICIT_FOLDER)
+    return os.path.relpath(folder, root) if shared or folder.is_relative_to(root) else str(folder)

@@ -56,12 +56,15 @@ class JudgedVerdict:
         return high is not None and high < EVEN and self.p_value <= 1 - level
 
     def sentence(self) -> str:
+        """Word the verdict, with its win rate in percent, and why there is none."""
+        return f"{self.finding()}{f'; {self.reason}' if self.reason else ''}"
+
+    def finding(self) -> str:
         """Word the verdict, with its win rate in percent."""
         words = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}[self.verdict]
         seeds = plural(self.seeds, "training seed")
-        why = f"; {self.reason}" if self.reason else ""
         pairs = f"{self.rate.valid or 0:,} of {plural(self.rate.n or 0, 'pair')}"
-        return f"{self.rate.arm} {words} {self.rate.reference}: {rate_in_percent(self.rate.controlled)}, {pairs}, {seeds}{why}"
+        return f"{self.rate.arm} {words} {self.rate.reference}: {rate_in_percent(self.rate.controlled)}, {pairs}, {seeds}"
 
 
 def rate_in_percent(rate: Rate) -> str:

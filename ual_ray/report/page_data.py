@@ -129,10 +129,10 @@ def _arm(root: Path, name: str, named: Mapping[str, Any], curves: Sequence[Seque
 
 
 def _first_seed(arms: Sequence[Arm], findings: Findings | None) -> str:
-    """Name the training seed that is shown where there are several, such as "the first of 3 training seeds, 0"."""
+    """Name the training seed that is shown where there are several, such as "the first of 3 training seeds (seed 0)"."""
     seeds = max((number for model, number in findings.seeds.items() if model != BASE), default=1) if findings else 1
     known = [arm.training.inputs["seed"] for arm in arms if arm.training and "seed" in arm.training.inputs]
-    return f"the first of {seeds} training seeds{f', {known[0]}' if known else ''}" if seeds > 1 else ""
+    return f"the first of {seeds} training seeds{f' (seed {known[0]})' if known else ''}" if seeds > 1 else ""
 
 
 def _missing(elicit: Stage | None, arms: Sequence[Arm], findings: Findings | None, points: Mapping[str, Path]) -> list[str]:

@@ -85,11 +85,13 @@ def power_grid(findings: Findings, seeds: Sequence[int] = ()) -> Grid:
 
 
 def _comparisons(findings: Findings, measures: Sequence[str]) -> list[Comparison]:
-    return [
+    """List what has a power: comparisons with the model before training only where there are no others."""
+    found = [
         entry
         for entry in findings.comparisons.entries
         if (entry.primary or measure_of(entry) in measures) and entry.seed_deviation is not None and entry.error
     ]
+    return [entry for entry in found if findings.roles.get(entry.reference) != "base"] or found
 
 
 def _rates(findings: Findings, measures: Sequence[str]) -> list[JudgedVerdict]:

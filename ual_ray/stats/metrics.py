@@ -132,8 +132,11 @@ METRICS: dict[str, Metric] = {
         }.items()
     },
     **{
-        name: Metric(label, "higher", "share", "whether the right choice is the likeliest; not what a model would write itself")
-        for name, label in {ACCURACY: "accuracy", ACCURACY_NORMALISED: "accuracy, by length"}.items()
+        name: Metric(label, "higher", "share", f"how often {what} is right; not how sure the model is")
+        for name, label, what in (
+            (ACCURACY, "accuracy", "the likeliest choice or token, or the given answer,"),
+            (ACCURACY_NORMALISED, "accuracy, by length", "the choice that is likeliest per character"),
+        )
     },
     CUT: Metric(
         "answers cut", None, "share", "how many answers did not come to their end; not whether their end would have been right"

@@ -212,6 +212,14 @@ def test_power_is_given_for_more_seeds_than_were_run() -> None:
     assert line.startswith("NLL per token, nats, ual - sft: 3 seeds ")
 
 
+def test_power_against_the_model_before_training_is_told_where_there_is_no_other() -> None:
+    entry = Comparison("ual", "base", "held_out", "nll", 0.0, -1, 1, 1, 1, "inconclusive", 10, 3, True, 0.3, 0.3)
+    both = (entry, replace(entry, reference="sft"))
+    for entries, references in ((both, ["sft"]), (both[:1], ["base"])):
+        found = Findings({}, Comparisons(entries, 0.95, 1, 0), {"base": "base", "sft": "sft"})
+        assert [line.split(": ")[0].split(" - ")[1] for line in power_lines(found)] == references
+
+
 def test_power_of_shares_is_in_points_and_given_for_measures_that_will_decide() -> None:
     """A pilot decides by likelihoods alone; at the floor no answer differs, so its variance tells nothing."""
     numbers = (0.0, -1, 1, 1, 1, "inconclusive", 40, 3)

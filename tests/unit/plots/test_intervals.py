@@ -33,8 +33,10 @@ def test_differences_from_base_have_a_panel_of_their_own() -> None:
     assert low < -0.2 and high > 0.0, "the scale holds the interval and 0"
 
 
-def test_a_long_title_ends_within_the_plot() -> None:
-    figure = intervals.differences([entry("ual", "sft", "better", "nll_adjusted"), entry("ual", "sft", "better")])
+@pytest.mark.parametrize("short", [True, False])
+def test_a_long_title_ends_within_the_plot(short: bool) -> None:
+    arms = ("ual", "sft") if short else ("shuffled_within", "constant_2")
+    figure = intervals.differences([entry(*arms, "better", "nll_adjusted"), entry(*arms, "better")])
     for axes in figure.axes:
         (title,) = [text for text in axes.findobj(Text) if text.get_text() == axes.get_title(loc="left")]
         assert title.get_window_extent().x1 <= figure.bbox.x1

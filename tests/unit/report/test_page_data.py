@@ -107,6 +107,7 @@ def elicitation(place: Path, said: str) -> None:
     }
     found = {
         "total_rows": 1000,
+        "duplicates": 12,
         "splits": {"train": 700, "validation": 100, "test": 200},
         "format": "messages",
         "sources": {f"metamath {said}": 660, "dolly": 340},
@@ -237,14 +238,14 @@ def whole(whole_run: Path) -> str:
 def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", whole)
     assert heads == [
-        *("Primary comparison", "Data", "Uncertainty", "Arms", "Training", "Results"),
+        *("Primary comparisons", "Data", "Uncertainty", "Arms", "Training", "Results"),
         *("Rows with the largest differences", "Calibration", "Clusters", "Caveats", "Provenance"),
     ]
     text = re.sub(r"\s+", " ", read_page(whole).text)
     assert "better ual is better than shuffled: -0.0" in text
     assert "inconclusive constant is inconclusive against sft" in text, "a null is told in the same place as a win"
     for said in (
-        "1,000 rows were read",
+        "1,000 rows, without 12 duplicates, were read",
         "700",
         "mean_matched",
         "117 of 120",
@@ -341,6 +342,20 @@ def test_what_is_of_one_training_seed_is_told_and_validation_is_the_mean_over_al
     assert "cannot tell" not in text
     one = collect(small)
     assert "of the first of" not in to_html(one, draw(one))
+
+
+def test_measures_are_named_once_in_the_order_of_their_tests_with_what_all_their_verdicts_lack(
+    small: Path, read_page: Any
+) -> None:
+    found = Findings.from_dict(json.loads((small / "report" / "findings.json").read_text()))
+    late = tuple(replace(entry, reason="exploratory, as x comes first") for entry in found.comparisons.entries)
+    ordered = replace(found.comparisons, entries=late, primary=("win_rate", "held_out.nll_adjusted"))
+    text = re.sub(r"\s+", " ", read_page(to_html(collect(small, replace(found, comparisons=ordered)), {})).text)
+    first, second = (
+        text.index("win_rate : of the deciding judge"),
+        text.index("lower is better; exploratory, as x comes first "),
+    )
+    assert first < second and text.count("exploratory, as x comes first") == 1
 
 
 def test_arms_that_train_otherwise_are_not_said_to_differ_in_alpha_alone(small: Path, read_page: Any) -> None:

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from ual_ray.cli.app import app
 from ual_ray.config import Config
-from ual_ray.config.files import read_json
+from ual_ray.config.files import read_json, write_record
 from ual_ray.config.paths import STORE_FILE
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import StageFolders, newest_stage
+from ual_ray.report.gather import StageFolders, newest_stage, relative_to
 from ual_ray.report.step import report, report_on
 from ual_ray.report.write import write_page
 from ual_ray.run.metrics_log import MetricsLog
@@ -122,6 +122,21 @@ def test_runs_with_other_seeds_are_one_arm_with_several_seeds(tmp_path: Path) ->
     assert (entry.seeds, entry.n, entry.verdict) == (3, N, "better")
     assert "n = 60, 3 training seeds" in printed.getvalue()
     assert "ual - sft: 3 seeds 0.0" in " ".join(printed.getvalue().split()), "what more seeds would find"
+
+
+def test_the_mean_alpha_is_that_of_all_seeds(tmp_path: Path) -> None:
+    roots = [run_of(tmp_path / f"run{seed}", seed) for seed in (1, 2)]
+    write_record(
+        roots[1] / "arms" / "ual" / "smooth" / "k" / "done.json", {"figures": {"map": "rank", "mean": 0.2}, "seconds": 1.0}
+    )
+    assert report_on(roots, None, console()[0]).alphas["ual"] == pytest.approx(0.15)
+
+
+def test_the_elicitation_that_scenarios_share_moves_with_them(tmp_path: Path) -> None:
+    root = tmp_path / "experiment" / "mixed"
+    assert relative_to(root.parent / "elicit" / "k", root) == "../elicit/k"
+    assert relative_to(root / "seed-0" / "arms", root) == "seed-0/arms"
+    assert relative_to(tmp_path / "other", root) == str(tmp_path / "other")
 
 
 def test_the_regime_is_that_of_the_trainings_of_all_runs(tmp_path: Path) -> None:
