@@ -37,6 +37,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "unit_of": units.unit_of,
     "is_blank": records.is_blank,
     "is_rendered": lambda text: records.is_rendered("user", text),
+    "marks_in": records.marks_in,
     "check_plain": lambda text: records.check_plain("output", text),
     "without_thoughts": without_thoughts,
     "dropped by a template": dropped,

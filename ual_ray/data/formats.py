@@ -17,7 +17,7 @@ from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
 from ual_ray.data.files import SAVE_AS_UTF_8
-from ual_ray.data.records import CONTEXT, NOT_UTF_8, BadRow, Record, check_plain, check_unicode, is_blank, text_of
+from ual_ray.data.records import CONTEXT, NOT_UTF_8, BadRow, Record, check_plain, check_unicode, is_blank, is_missing, text_of
 from ual_ray.data.turns import add_common, unused_keys, with_one_thought, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
@@ -67,21 +67,8 @@ VERDICTS = (
     *("is_accepted", "passed", "is_valid", "is_good", "is_safe", "success"),
 )
 BAD = {
-    "test",
-    "validation",
-    "valid",
-    "val",
-    "dev",
-    "eval",
-    "false",
-    "0",
-    "-1",
-    "no",
-    "bad",
-    "undesirable",
-    "rejected",
-    "incorrect",
-    "wrong",
+    *("test", "validation", "valid", "val", "dev", "eval", "false", "0", "-1", "no", "bad", "undesirable", "rejected"),
+    *("incorrect", "wrong"),
 }
 WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss")
 
@@ -222,13 +209,17 @@ def _check_ambiguous(records: Sequence[Record], fitting: Sequence[str], where: s
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None else str(value).lower().removesuffix(".0")
+    return "" if is_missing(value) else str(value).lower().removesuffix(".0")
 
 
 def unread(record: Record, known: Collection[str], parts: tuple[str, ...] = PART_OF_A_TEXT) -> str | None:
     """Name a column of a record that its text makes no sense without, one of `parts`, where nothing reads it."""
     spelled = _all_spelled(parts)
-    left = ((name, value) for name, value in record.items() if value and name not in known and name not in ALWAYS_READ)
+    left = (
+        (name, value)
+        for name, value in record.items()
+        if value and not is_missing(value) and name not in known and name not in ALWAYS_READ
+    )
     return next((name for name, value in left if _spelled(str(name)) in spelled or _is_thought(str(name), value)), None)
 
 
@@ -353,10 +344,21 @@ def convert(
             if strict and (column := unread(renamed, known, form.parts) or _marked_bad(renamed, known)):
                 raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
             messages = add_common(renamed, form.convert(renamed), common_of(columns) - form.reads)
+            if strict:
+                _check_said(renamed, messages, form, format_name)
             messages = without_thoughts(messages) if thinking == "drop" else with_one_thought(messages)
             yield renamed, messages if reference is None else with_reference(messages, renamed, reference)
         except BadRow as reason:
             yield renamed, reason
+
+
+def _check_said(record: Record, messages: Messages, form: Format, format_name: str) -> None:
+    """Raise BadRow for a text that is no more than a word for a missing value."""
+    said = [(f"a message of {turn['role']}", turn["content"]) for turn in messages if turn["role"] in ("user", "assistant")]
+    for name, text in (*((column, record.get(column)) for column in form.columns), *said):
+        if isinstance(text, str) and is_missing(text):
+            kind = "no instruction" if name == form.columns[0] or name.endswith("user") else "no response"
+            raise BadRow(f"{kind}: {name} is {text!r}, a missing value (data.format={format_name} takes it as text)")
 
 
 def common_of(columns: Collection[str]) -> set[str]:

@@ -6,7 +6,8 @@ import re
 from functools import partial
 
 from ual_ray.columns import Message, Messages
-from ual_ray.data.formats import BadRow, Format, Record, pair, text_of
+from ual_ray.data.formats import BadRow, Format, Record, pair
+from ual_ray.data.records import optional_text
 from ual_ray.data.turns import checked, turn_of, turns_of
 
 # What rows of Alpaca without an input may have in its place.
@@ -16,7 +17,7 @@ NO_INPUT = re.compile(r"\W*(?:no\s?input|n/a|nan)\W*", re.IGNORECASE)
 def messages_from_alpaca(record: Record) -> Messages:
     """Turn instruction (+ input) and output into a chat. Raises BadRow."""
     user, reply = pair(record, "instruction", "output")
-    extra = "" if record.get("input") in (None, [], {}) else text_of(record, "input")
+    extra = "" if record.get("input") in (None, [], {}) else optional_text(record, "input")
     if extra.strip() and not NO_INPUT.fullmatch(extra):
         user = Message(role="user", content=f"{user['content']}\n\n{extra}")
     return [user, reply]

@@ -13,7 +13,7 @@ from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
-from ual_ray.data.records import is_rendered
+from ual_ray.data.records import MISSING_WORDS, is_rendered, marks_in
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural, shorten_list
 
@@ -37,6 +37,34 @@ class DataPeek:
         repeated = f"; {plural(self.duplicates, 'duplicate')} among {among}" if self.duplicates else ""
         unused = f"; columns not used: {shorten_list(self.unused)}" if self.unused else ""
         return f"{self.size()} of {path} (format: {self.format_name}){repeated}{unused}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """State what is trained on as text, and may not be meant as such: words for missing values, marks of templates."""
+        good = [messages for _, messages in self.records if not isinstance(messages, BadRow)]
+        among = f"{'all' if self.complete else 'the first'} {plural(len(self.records), 'row')}"
+        words, marks = Counter[str](), Counter[str]()
+        rows = [0, 0]
+        for messages in good:
+            missing = {message["content"] for message in messages if message["role"] != "tool"} & MISSING_WORDS
+            found = set().union(*(marks_in(message["content"]) for message in messages))
+            words.update(missing)
+            marks.update(found)
+            rows = [rows[0] + bool(missing), rows[1] + bool(found)]
+        noted = (
+            (rows[0], words, "have a turn that is a word for a missing value", "it is taken as text"),
+            (
+                rows[1],
+                marks,
+                "have marks of a chat template in their text",
+                "they are put into the template of the model as they are",
+            ),
+        )
+        return [
+            f"{count} of {among} {what} ({', '.join(repr(text) for text, _ in found.most_common(3))}): {so}"
+            for count, found, what, so in noted
+            if count
+        ]
 
     @cached_property
     def duplicates(self) -> int:

@@ -32,6 +32,31 @@ _ENDS_AS_REPLY = re.compile(
 )
 
 
+# What tables have for a missing value, as pandas and `datasets` read CSV files; of these, what no other program writes.
+MISSING_WORDS = frozenset(
+    ("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
+    + ("NA", "N/A", "n/a", "None", "null", "NULL", "Null", "\\N")
+)
+_NEVER_TEXT = frozenset(("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT"))
+_LONGEST_MISSING = max(map(len, MISSING_WORDS))
+# Marks of chat templates, which do not belong to a turn itself.
+_MARKS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end"
+    r"|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|start|message|channel|turn)\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+    r"|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>|(?m:^###[ ]?(?:Instruction|Response|Human|Assistant|User):)"
+    r"|<s>(?= ?\[INST\])|</s>\s*\Z"
+)
+_SPEAKERS = tuple(
+    re.compile(rf"(?m)^(?:{names}):") for names in ("Human|User|USER|human|user", "Assistant|ASSISTANT|assistant")
+)
+
+
+class Missing(str):
+    """A cell of a CSV or TSV file that holds a word for a missing value: text only where the user states so."""
+
+    __slots__ = ()
+
+
 class BadRow(ValueError):
     """A row that cannot be used: the reason it is quarantined with, and `raw`, the text of a line that is not a record."""
 
@@ -44,12 +69,38 @@ class BadRow(ValueError):
 def text_of(record: Record, column: str) -> str:
     """Return the text of a column as it is; "" where it is missing or null. Raises BadRow for a value that is not text."""
     value = record.get(column)
-    if value is None:
+    if value is None or _is_nan(value):
         return ""
     if not isinstance(value, str):
         raise BadRow(f"{column} is not text: {value!r:.80}")
     check_unicode(column, value)
     return value
+
+
+def cell_of(text: str) -> str:
+    """Return the text of a cell, as Missing where it is a word for a missing value."""
+    return Missing(text) if len(text) <= _LONGEST_MISSING and text in MISSING_WORDS else text
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is what programs write where there is none: null, NaN, "nan", and in a CSV file "NA" or "NULL" too."""
+    return value is None or _is_nan(value) or isinstance(value, Missing) or (isinstance(value, str) and value in _NEVER_TEXT)
+
+
+def optional_text(record: Record, column: str) -> str:
+    """Return the text of a column as `text_of` does; "" for a word for a missing value."""
+    return "" if is_missing(record.get(column)) else text_of(record, column)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def marks_in(text: str) -> set[str]:
+    """Return the marks of chat templates that a text holds."""
+    found = {match[0].strip() for match in _MARKS.finditer(text)}
+    speakers = [speaker.search(text) for speaker in _SPEAKERS]
+    return found | {speaker[0] for speaker in speakers if speaker} if all(speakers) else found
 
 
 def check_plain(column: str, text: str) -> None:
@@ -67,9 +118,11 @@ def is_rendered(role: str, text: str) -> bool:
 
 def name_of(value: Any) -> str | None:
     """Return an id or a source as text; None where it is missing or empty."""
-    if isinstance(value, float):  # tables turn whole numbers into these, and null into NaN, where a row has null
-        value = int(value) if value.is_integer() else None if math.isnan(value) else value
-    return None if value is None or value == "" else str(value)
+    if is_missing(value):
+        return None
+    if isinstance(value, float) and value.is_integer():  # tables turn whole numbers into these
+        value = int(value)
+    return None if value == "" else str(value)
 
 
 def is_blank(text: str) -> bool:

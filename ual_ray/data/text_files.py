@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from ual_ray.columns import DEEPEST_JSON, is_deep, parse_json
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
-from ual_ray.data.records import NOT_UTF_8
+from ual_ray.data.records import NOT_UTF_8, cell_of
 from ual_ray.data.shard import Piece
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
@@ -242,7 +242,7 @@ def _parse_cells(text: TextIO, path: str, delimiter: str | None = None) -> Itera
             reason = f"not CSV: line {start}: its quotes hold lines that look like rows (a text of such lines needs JSONL)"
             yield from _bad_lines(reason, start, lines.kept)
         elif cells:
-            yield dict(zip(header, cells, strict=True))
+            yield dict(zip(header, map(cell_of, cells), strict=True))
 
 
 def _delimiter_of(lines: _Lines) -> str:

@@ -10,7 +10,17 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, parse_json, trained_replies, with_extra
-from ual_ray.data.records import CONTEXT, BadRow, Record, check_plain, check_unicode, is_blank, text_of
+from ual_ray.data.records import (
+    CONTEXT,
+    BadRow,
+    Record,
+    check_plain,
+    check_unicode,
+    is_blank,
+    is_missing,
+    optional_text,
+    text_of,
+)
 
 ROLES = {
     "system": "system",
@@ -130,10 +140,10 @@ def checked(messages: list[Message]) -> Messages:
 def add_common(record: Record, messages: Messages, names: Collection[str]) -> Messages:
     """Add what the named columns of a record hold: context, system message, tools. Raises BadRow."""
     added = list(messages)
-    if CONTEXT in names and (context := text_of(record, CONTEXT)).strip():
+    if CONTEXT in names and (context := optional_text(record, CONTEXT)).strip():
         at = next(at for at, message in enumerate(added) if message["role"] == "user")
         added[at] = Message(**{**added[at], "content": f"{context}\n\n{added[at]['content']}"})
-    if "system" in names and (system := text_of(record, "system")).strip():
+    if "system" in names and (system := optional_text(record, "system")).strip():
         if added[0]["role"] != "system":
             added.insert(0, Message(role="system", content=system))
         elif added[0]["content"] != system:
@@ -230,7 +240,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 def _tools(record: Record, column: str) -> list[dict[str, Any]]:
     """Return the tools of a row as {type, function}, from a list or its JSON text."""
-    tools = record.get(column)
+    tools = None if is_missing(record.get(column)) else record[column]
     tools = _parsed(tools, column) if isinstance(tools, str) and tools.strip() else tools or []
     if not isinstance(tools, list):
         raise BadRow(f"{column} is not a list: {tools!r:.80}")
@@ -265,5 +275,5 @@ def with_reference(messages: Messages, record: Record, column: str) -> Messages:
     """Keep the reference answer of a record with its first message; a number counts as text. Raises BadRow for others."""
     value = record.get(column)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = str(value) if number else text_of(record, column)
+    text = str(value) if number and not is_missing(value) else optional_text(record, column)
     return [with_extra(messages[0], reference=text), *messages[1:]] if text.strip() else messages

@@ -121,6 +121,8 @@ def _elicit_and_log(
     config = session.config
     seen = peek(config.data)
     session.say("rows", seen.describe(redact_uri(config.data.path)))
+    for remark in seen.remarks:
+        session.say("warning", remark)
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     _log_prompts(run, config)
     run.dataset("rows", config.data.path, source, seen.estimated_rows or 0, "scoring", seen.hub)

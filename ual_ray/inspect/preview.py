@@ -161,6 +161,8 @@ class Printer:
         """Print the data, the models, and a legend of the marks."""
         config = self.config
         self._say(seen.describe(redact_uri(config.data.path)), HEAD)
+        for remark in seen.remarks:
+            self._say(remark, WARNING)
         adapter = f" with the adapter {config.elicit.adapter}" if config.elicit.adapter else ""
         self._say(f"elicitor: {config.elicit.model}{adapter} ({config.engine.kind}); model to train: {config.model}")
         if self.elicitor is None:

@@ -15,6 +15,7 @@ from ual_ray.data import peek as module
 from ual_ray.data import reading as pieces
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek, peek
+from ual_ray.data.records import name_of
 from ual_ray.errors import UserError
 
 
@@ -226,3 +227,67 @@ def test_chats_as_text_are_no_turns(format_name: str, role: str, end: str, tmp_p
     assert look_at(half, format=format_name).format_name == format_name
     few = look_at(jsonl(tmp_path, [row(0, end), *(row(n) for n in range(1, 4))]))
     assert not any(isinstance(messages, BadRow) for _, messages in few.records)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "#N/A", "\\N"])
+def test_a_missing_value_of_a_csv_file_is_no_text(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"instruction,input,system,output\nq1,{word},{word},a1\nq2,,,{word}\n{word},,,a3\nq4,x,s,{word} is it\n")
+    kept, *bad, last = [messages for _, messages in look_at(path).records]
+    assert kept == [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
+    assert [str(reason).split(", ")[0] for reason in bad] == [
+        f"no response: output is {word!r}", f"no instruction: instruction is {word!r}",
+    ]  # fmt: skip
+    assert not isinstance(last, BadRow) and last[-1]["content"] == f"{word} is it"
+    as_text = look_at(path, format="alpaca")
+    assert [str(messages[-1]["content"]) for _, messages in as_text.records][1] == word
+    assert f"2 of all 4 rows have a turn that is a word for a missing value ({word!r})" in as_text.remarks[0]
+
+
+def test_a_missing_value_of_another_file_is_no_text_or_is_counted(tmp_path: Path) -> None:
+    words = ["nan", "<NA>", float("nan"), "NA", "null", "None", "a"]
+    seen = look_at(jsonl(tmp_path, [{"question": f"q{n}", "answer": word, "system": "nan"} for n, word in enumerate(words)]))
+    bad = [str(messages) for _, messages in seen.records if isinstance(messages, BadRow)]
+    assert [reason.split(",")[0] for reason in bad] == [
+        "no response: answer is 'nan'", "no response: answer is '<NA>'", "no response: answer is empty",
+    ]  # fmt: skip
+    assert seen.remarks[0].startswith("3 of all 7 rows have a turn that is a word for a missing value ('NA', 'null', 'None')")
+    assert all(len(messages) == 2 for _, messages in seen.records if not isinstance(messages, BadRow))
+
+
+@pytest.mark.parametrize("column", ["context", "id", "source", "reference", "tools", "group"])
+def test_a_missing_value_is_none_of_another_column(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"instruction,output,{column}\nq1,a1,NaN\nq2,a2,nan\n")
+    options: dict[str, Any] = {"reference": {"reference": "reference"}, "group": {"group_by": "group"}}.get(column, {})
+    for record, messages in look_at(path, **options).records:
+        assert not isinstance(messages, BadRow) and "extra" not in messages[0]
+        assert name_of(record.get(column)) is None
+
+
+MARKED = [
+    "<|im_start|>user\nHi<|im_end|> Go on.", "[INST] Hi [/INST] Yes [INST] No", "<start_of_turn>user\nHi<end_of_turn> Go on.",
+    "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|> Go on.", "### Instruction:\nHi\n\n### Response:\nYes. Go on.",
+    "Human: Hi\n\nAssistant: Yes.\n\nHuman: Go on.", "<|user|>\nHi\n<|assistant|>\nYes. Go on.",
+    "<｜User｜>Hi<｜Assistant｜>Yes. Go on.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MARKED)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_marks_of_a_template_within_a_text_are_counted(text: str, role: str, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]} for n in range(8)]
+    for row in rows[:2]:
+        next(turn for turn in row["messages"] if turn["role"] == role)["content"] += (
+            f" {text}" if text[0] == "[" else f"\n{text}"
+        )
+    (remark,) = look_at(jsonl(tmp_path, rows)).remarks
+    assert remark.startswith("2 of all 8 rows have marks of a chat template in their text (")
+
+
+@pytest.mark.parametrize("text", [
+    "<s>old</s> new", "# Instruction\n## Response", "a < b | c > d", "Assistant: hello", "He is an Assistant: I am Human: no",
+    "[inst]", "None of them", "nan is not a number", "<think>", "### Input",
+])  # fmt: skip
+def test_other_texts_are_not_remarked_on(text: str, tmp_path: Path) -> None:
+    assert look_at(jsonl(tmp_path, [{"instruction": "q", "output": f"{text} x"}])).remarks == []
