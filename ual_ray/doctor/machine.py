@@ -27,6 +27,8 @@ OBJECT_STORE_SHARE = 0.3
 LEAST_SHARED = GIB
 # OURS: scored rows, logs and MLflow's store of a run whose models cannot be sized.
 LEAST_DISK = 10 * GIB
+# A URI of a path.
+LOCAL = "file://"
 
 
 def check_memory(config: Config) -> list[Finding]:
@@ -79,11 +81,11 @@ def judge_shared_memory(config: Config, size: int | None, memory: int) -> Iterat
 
 def check_disk(config: Config) -> list[Finding]:
     """Check that the output can be written, and that models and checkpoints fit there."""
-    if is_uri(config.output):
+    if _is_elsewhere(config):
         # Commands work in a folder of the cache, which is copied to the URI.
         output = (cache_folder() / WORKING_FOLDERS).absolute()
     else:
-        output = Path(config.output).expanduser().absolute()
+        output = Path(config.output.removeprefix(LOCAL)).expanduser().absolute()
     folder = next(path for path in (output, *output.parents) if path.exists())
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     return [*judge_disk(config, folder, shutil.disk_usage(folder).free, writable, parameter_count(config.model))]
@@ -107,7 +109,15 @@ def judge_disk(config: Config, folder: Path, free: int, writable: bool, paramete
 
 
 def needed_disk(config: Config, parameters: int) -> int:
-    """Bytes of all arms' models, and of the checkpoints of one training: the kept ones, the best and the one being written."""
+    """Bytes of all arms' models, and of the checkpoints of one training: the kept ones, the best and the one being written.
+
+    On a cluster, ranks write the checkpoints of an output at a URI next to it.
+    """
     trained = 0 if config.train.lora.rank else parameters
-    kept = 0 if config.train.storage else config.train.keep_checkpoints + 2
+    at_uri = _is_elsewhere(config) and config.runtime.joined is not None
+    kept = 0 if config.train.storage or at_uri else config.train.keep_checkpoints + 2
     return len(config.arms) * FLOAT32 * parameters + kept * checkpoint_bytes(trained)
+
+
+def _is_elsewhere(config: Config) -> bool:
+    return is_uri(config.output) and not config.output.startswith(LOCAL)

@@ -72,6 +72,11 @@ def test_disk(tmp_path: Path) -> None:
     # Two arms' float32 models; 2 + 2 checkpoints of weights and two moments.
     assert needed == 2 * 4 * 10**9 + 4 * 3 * 4 * 10**9
     assert machine.needed_disk(load(None, ["train.storage=s3://bucket"]), 10**9) == 2 * 4 * 10**9
+    at_uri = ["train.keep_checkpoints=2", "output=s3://bucket/x"]
+    assert machine.needed_disk(load(None, at_uri), 10**9) == needed, "on one machine they are in the folder that is worked in"
+    assert machine.needed_disk(load(None, [*at_uri, "runtime.address=auto"]), 10**9) == 2 * 4 * 10**9
+    at_path = ["train.keep_checkpoints=2", f"output=file://{tmp_path}", "runtime.address=auto"]
+    assert machine.needed_disk(load(None, at_path), 10**9) == needed
     judged = [
         only(machine.judge_disk(config, tmp_path, needed, True, 10**9)),
         only(machine.judge_disk(config, tmp_path, needed - 1, True, 10**9)),
@@ -85,9 +90,12 @@ def test_disk(tmp_path: Path) -> None:
 def test_the_output_need_not_exist_and_may_be_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = only(machine.check_disk(load(None, [f"output={tmp_path}/a/b"])))
     assert str(tmp_path) in found.text and not (tmp_path / "a").exists()
-    monkeypatch.setenv("UAL_CACHE", str(tmp_path / "cache"))
+    (cache := tmp_path / "cache").mkdir()
+    monkeypatch.setenv("UAL_CACHE", str(cache))
     found = only(machine.check_disk(load(None, ["output=s3://bucket/x"])))
-    assert str(tmp_path) in found.text, "the folder that is copied to the URI needs the room"
+    assert str(cache) in found.text, "the folder that is copied to the URI needs the room"
+    found = only(machine.check_disk(load(None, [f"output=file://{tmp_path}/a"])))
+    assert str(tmp_path) in found.text and str(cache) not in found.text
     (tmp_path / "file").write_text("")
     assert only(machine.check_disk(load(None, [f"output={tmp_path}/file/x"]))).status == "error"
 
