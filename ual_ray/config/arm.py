@@ -10,6 +10,14 @@ from ual_ray.config.section import Share, key
 from ual_ray.config.smooth import SmoothConfig
 from ual_ray.config.train import TrainConfig
 
+# What the maps read; a control reads what its base reads.
+READS = {
+    NO_SMOOTHING: (),
+    "mean_matched": ("alpha_mean", "alpha_cap"),
+    **dict.fromkeys(("linear", "minmax", "rank"), ("alpha_min", "alpha_max")),
+}
+CONTROLS = ("constant", "per_source_constant", "shuffled", "shuffled_within", "inverted")
+
 
 class ArmConfig(SmoothConfig):
     """An arm; the keys that are named as keys of `train` replace these for the arm where they are not null."""
@@ -44,6 +52,22 @@ class ArmConfig(SmoothConfig):
                 f"prior is what labels are smoothed towards, and map={NO_SMOOTHING} does not smooth: drop one of both"
             )
         return self
+
+    def unread(self) -> list[str]:
+        """List the keys that are set to another value than their default and do nothing; none for maps of other packages."""
+        own, control = READS.get(self.map), self.map in CONTROLS
+        alphas = READS.get(self.base) if control else own
+        if alphas is None:
+            return []
+        read = {
+            **dict.fromkeys(("alpha_mean", "alpha_cap", "alpha_min", "alpha_max"), False),
+            **dict.fromkeys(alphas, True),
+            "base": control,
+            "filter_share": self.weight == "filter",
+            "missing_alpha": self.missing == "default",
+        }
+        fields = type(self).model_fields
+        return [name for name, used in read.items() if not used and getattr(self, name) != fields[name].default]
 
     def training(self, train: TrainConfig) -> TrainConfig:
         """Return the training settings of this arm. Raises pydantic's error where they do not go together."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
-from ual_ray.config.arm import ArmConfig
+from ual_ray.config.arm import CONTROLS, ArmConfig
 from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
@@ -179,6 +179,11 @@ class Config(Section):
                 arm.training(self.train)
             except ValidationError as error:
                 raise ValueError(f"arms.{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+            if unread := arm.unread():
+                raise ValueError(
+                    f"arms.{name}: map={arm.map}{f' of base={arm.base}' if arm.map in CONTROLS else ''}, weight={arm.weight} "
+                    f"and missing={arm.missing} do not read {', '.join(unread)}: drop {'it' if len(unread) == 1 else 'them'}"
+                )
             if arm.weight == FLOW and (read := arm.uncertainty or self.elicit.uncertainty) != NLL:
                 raise ValueError(
                     f"arms.{name}: weight={FLOW} is exp(-l / tau) of a row's NLL l, made from the uncertainty '{NLL}'; "

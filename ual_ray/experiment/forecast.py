@@ -47,7 +47,8 @@ def pilot_of(config: Config, rows: int) -> Config:
         raise UserError("a pilot compares likelihoods", got=missing)
     spec = config.arms[arm]
     control = SHUFFLED if arm != SHUFFLED else f"{SHUFFLED}-control"
-    own = {"map": "shuffled_within", "base": spec.map, "weight": "none"}
+    unweighted = {"weight": "none", "filter_share": ArmConfig().filter_share}
+    own = {"map": "shuffled_within", "base": spec.map, **unweighted}
     shuffled = ArmConfig.model_validate(spec.model_dump() | own)
     taken = min(rows, config.data.max_rows or rows)
     given = config.experiment.seeds

@@ -237,6 +237,16 @@ def test_a_list_whose_only_element_is_refused_is_not_called_too_short_as_well() 
     ("overrides", "says"),
     [
         (["arms.sft.map=none", "arms.sft.prior=unigram"], "map=none does not smooth"),
+        (
+            ["arms.d.map=rank", "arms.d.alpha_mean=0.3"],
+            "map=rank, weight=none and missing=impute do not read alpha_mean: drop it",
+        ),
+        (["arms.d.map=mean_matched", "arms.d.alpha_min=0.1"], "do not read alpha_min"),
+        (["arms.d.map=none", "arms.d.alpha_mean=0.2", "arms.d.base=rank"], "do not read alpha_mean, base: drop them"),
+        (["arms.d.map=constant", "arms.d.base=rank", "arms.d.alpha_mean=0.3"], "map=constant of base=rank, .* alpha_mean"),
+        (["arms.d.map=shuffled", "arms.d.alpha_max=0.3"], "map=shuffled of base=mean_matched, .* alpha_max"),
+        (["arms.d.map=none", "arms.d.filter_share=0.3"], "do not read filter_share"),
+        (["arms.d.map=rank", "arms.d.missing_alpha=0.3"], "do not read missing_alpha"),
         (["arms.flow.weight=flow", "elicit.uncertainty=ensemble"], "made from the uncertainty 'nll'; got 'ensemble'"),
         (["arms.flow.weight=flow", "arms.flow.uncertainty=p_true"], "made from the uncertainty 'nll'; got 'p_true'"),
     ],
@@ -244,6 +254,25 @@ def test_a_list_whose_only_element_is_refused_is_not_called_too_short_as_well() 
 def test_settings_of_an_arm_that_would_do_nothing_or_another_thing_are_refused(overrides: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         load(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arms.d.map=constant", "arms.d.alpha_mean=0.5", "arms.d.alpha_cap=0.5"],
+        ["arms.d.map=inverted", "arms.d.base=rank", "arms.d.alpha_max=0.3"],
+        [
+            "arms.d.map=rank",
+            "arms.d.missing=default",
+            "arms.d.missing_alpha=0.1",
+            "arms.d.weight=filter",
+            "arms.d.filter_share=0.3",
+        ],
+    ],
+)
+def test_settings_of_an_arm_that_are_read_are_taken_and_can_be_written_and_read(overrides: list[str], tmp_path: Path) -> None:
+    found = load(None, overrides)
+    assert reload(found, tmp_path) == found
 
 
 def test_a_loss_or_prior_of_its_own_does_not_take_the_settings_of_the_others() -> None:
