@@ -16,6 +16,7 @@ import pyarrow.ipc
 
 from ual_ray import columns as col
 from ual_ray.config.checksums import refuse_damage
+from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.parquet import DONE_FILE, RowFiles, read_table
 
 FILE_SUFFIX = ".arrow"
@@ -162,7 +163,10 @@ class TokenStore:
         mine[self._rows] = True
         for batch in self._table.select([col.LABELS]).to_batches():
             start, end = end, end + len(batch)
-            values = batch.filter(pa.array(mine[start:end]))[col.LABELS].flatten().to_numpy()
+            rows = batch.filter(pa.array(mine[start:end]))[col.LABELS]
+            values, lengths = rows.flatten().to_numpy().copy(), pa.compute.list_value_length(rows).to_numpy()
+            # No token predicts the first one of a row.
+            values[(np.cumsum(lengths) - lengths)[lengths > 0]] = IGNORE_INDEX
             counts += np.bincount(values[values >= 0], minlength=vocabulary)
         return counts
 

@@ -19,7 +19,8 @@ from ual_ray.train.token_store import TokenStore
 def store() -> TokenStore:
     rows = [
         {col.ID: "a", col.SPLIT: col.TRAIN, col.INPUT_IDS: [1, 2, 3], col.LABELS: [-100, 2, 3]},
-        {col.ID: "b", col.SPLIT: col.TRAIN, col.INPUT_IDS: [1, 2, 2], col.LABELS: [-100, 2, 2]},
+        # Nothing predicts the first token of a row, whatever its label is.
+        {col.ID: "b", col.SPLIT: col.TRAIN, col.INPUT_IDS: [5, 2, 2], col.LABELS: [5, 2, 2]},
         {col.ID: "c", col.SPLIT: col.VALIDATION, col.INPUT_IDS: [1, 4, 4], col.LABELS: [-100, 4, 4]},
     ]
     full = [{col.ALPHA: 0.1, col.TARGET_TOKENS: 2, **row} for row in rows]
