@@ -30,7 +30,8 @@ _WITH_UNIT = re.compile(
 )
 # The last number of a text; a time, a date and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    r"|(?<!\d,)\d[\d,.]{0,30}-\$?\d[\d,.]{0,30}(?<=\d)"
     r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
     re.IGNORECASE,
@@ -45,8 +46,11 @@ _MONEY = re.compile(r"(?<![\\$])\$(\\\$[^$\n]*[^$\s\\])\$")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _SIGN_WORD = re.compile(r"(?i)\b(?:negative|(?:(?<=^)|(?<=[:=] )|(?<=\bis ))minus)\s+(?=[$€£]?\d)")
 _SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
-_MARKUP = re.compile(r"[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$")
+_MARKUP = re.compile(
+    r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$"
+)
 # 10:00am is 10 am.
+_HALF_HOUR = re.compile(r"(?i)(?<=:\d\d)(?=[ap]\.?m\b)")
 _FULL_HOUR = re.compile(r"(?<![\d:])(\d{1,2})(?::00)?\s*(?=[ap]\.?m\b)", re.IGNORECASE)
 # A single word that is an answer without a colon before it: a letter or a verdict, and behind "the answer is" a name.
 _WORD = re.compile(r"[A-Za-z]|(?i:yes|no|true|false|none)")
@@ -59,20 +63,32 @@ _BOUND_WORDS = (
     r"(?i:\b(?:(?:no|not) (?:more|less|fewer) than"
     r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than(?: or equal to)?"
     r"|at (?:least|most)|up to|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
-    r"(?:over|under|above|below))|[<>≤≥]=?|\\[gl](?:eq?|t|eqslant)\b)"
+    r"(?:over|under|above|below))|(?<![=-])[<>≤≥]=?|\\[gl](?:eq?|t|eqslant)\b"
+    r"|\b(?:twice|double|triple|half(?: of)?|(?:two|three|four|five) times|log|ln|sin|cos|tan|root of)\b)"
 )
 _BOUND = re.compile(rf"{_BOUND_WORDS}[ \t]*\$?\Z")
 _BOUNDED = re.compile(rf"(?i)[^\w<>\\]*(?:{_BOUND_WORDS}|not\b)")
 _BOUND_BEHIND = re.compile(
-    r"(?i)[ \t]*(?:\+(?![ \t]*[\d(])|(?:[^\W\d]+[ \t]+)?(?:or (?:more|less|fewer|over|above|under|below|higher|lower|greater)"
+    r"(?i)[ \t]+(?:squared|cubed)\b|[ \t]*(?:\+(?![ \t]*[\d(])|(?:[^\W\d]+[ \t]+)?"
+    r"(?:or (?:more|less|fewer|over|above|under|below|higher|lower|greater)"
     r"|at (?:least|most)|and (?:up|above|over|more|under|below))\b)"
 )
 _DENIED = re.compile(
-    r"(?i)(?:\b(?:not|never|instead of|rather than|cannot be|can't be)|n['’]t(?: be)?)"
+    r"(?i)(?:\b(?:not|never|instead of|rather than|cannot)|n['’]t)(?: be)?"
     r"(?: (?:exactly|just|only|simply|equal to|the number|actually))?[ \t]*\$?\Z"
 )
-_DOZENS = re.compile(r"(?i)(?<![\d,.])(\d[\d,]*(?:\.\d+)?)[ \t]+dozens?\b")
-_AT_LEAST = re.compile(r"(?i)\b(?:at (?:least|most)|or (?:more|less|fewer|over|above|under|below)|and up)\b|\d\s*\+\Z")
+_TIMES = re.compile(r"(?<![\w,.])(\d[\d,]*(?:\.\d+)?)(?:[ \t]+(?i:(dozen)s?)|(k|K|M|mn|bn|B))\b")
+_COUNTS = {"dozen": 12, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
+# A whole text that is one formula, and one that starts with the word that it gives.
+_ONE_FORMULA = re.compile(r"\s*(?:\$+([^$=]+)\$+|\\\(([^=]+)\\\)|\\\[([^=]+)\\\])[.\s]*")
+_WORD_FIRST = re.compile(r"(?i)\W*(yes|no|true|false)[*_]*[,.!;:—–](?!\S)[^\d]*")
+_REASON_LAST = re.compile(r"(?<=\w),?\s+(?:because|since)\b[^.!?\n]{0,300}[.!?]?\s*\Z")
+_NAMED = re.compile(
+    r"(?i)(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer)(?: is)?[:\s]+)?[\[(]?(?-i:([A-Z]))[\])]?"
+)
+_AT_LEAST = re.compile(
+    r"(?i)\b(?:at (?:least|most)|or (?:more|less|fewer|over|above|under|below)|and up)\b|\d\s*\+\Z|\d\s+(?:squared|cubed)\b"
+)
 PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
@@ -111,7 +127,13 @@ def answer_of(text: str) -> AnswerKey | None:
     """Read the marked final answer, else the last number of a text, else a short text as a whole; None without any."""
     if (marked := marked_answer(text)) is not None:
         return marked
+    if whole := _ONE_FORMULA.fullmatch(text):
+        return _key(whole[1] or whole[2] or whole[3])
+    if word := _WORD_FIRST.fullmatch(text):
+        return _key(word[1])
     plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
+    without = _REASON_LAST.sub("", plain)
+    plain = without if re.search(r"\d", without) else plain
     numbers = (found for found in reversed([*_LAST.finditer(plain)]) if not _DENIED.search(_before(plain, found)))
     if number := next(numbers, None):
         # The words of a bound stay with its number: the key is text, and equals that of the same words alone.
@@ -161,7 +183,7 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
     words: single words that are answers.
     """
     sentence = _SENTENCE_END.split(_TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!")
-    if option := _OPTION.fullmatch(sentence):
+    if option := _OPTION.fullmatch(sentence) or _NAMED.fullmatch(sentence):
         return _key(option[1])
     clause = _CLAUSE.split(sentence)[0]
     return next((_key(part) for part in dict.fromkeys((sentence, clause)) if _is_answer(part, words)), None)
@@ -175,13 +197,18 @@ def _is_answer(text: str, words: re.Pattern[str]) -> bool:
 
 def _cleaned(text: str) -> str:
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", _MONEY.sub(r"\1", in_ascii(text)))
-    text = _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text))).strip()
-    return dozens_in_full(text)
+    text = _HALF_HOUR.sub(" ", _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text)))).strip()
+    return in_full(text)
 
 
-def dozens_in_full(text: str) -> str:
-    """Write 18 dozen as 216."""
-    return _DOZENS.sub(lambda found: f"{Decimal(found[1].replace(',', '')) * 12:f}", text)
+def in_full(text: str) -> str:
+    """Write 18 dozen as 216, and 18k as 18000."""
+
+    def product(found: re.Match[str]) -> str:
+        times = _COUNTS[found[3] or found[2].lower()]
+        return f"{Decimal(found[1].replace(',', '')) * times:f}"
+
+    return _TIMES.sub(product, text)
 
 
 def _value(text: str) -> Fraction | None:

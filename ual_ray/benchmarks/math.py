@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, dozens_in_full, same_answer
+from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, in_full, same_answer
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
@@ -34,7 +34,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 4
+    version = 5
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -69,7 +69,7 @@ class Math(Benchmark):
         """Compare by math-verify, numbers and words also as such; what is missing, or not compared in time, is wrong."""
         text, confidence = completed(results)
         gold, marked = question.answer or "", marked_answer(text)
-        said = dozens_in_full(_EMPHASIS.sub(r"\1", text)) if marked is None else f"\\boxed{{{marked}}}"
+        said = in_full(_EMPHASIS.sub(r"\1", text)) if marked is None else f"\\boxed{{{marked}}}"
         found, right = checker(gold, said)
         right = _same_or(right, answer_of(f"\\boxed{{{gold}}}"), answer_of(said))
         return Reading(text, {ANSWER: marked or found}, {EXACT_MATCH_MATH: float(right)}, confidence)

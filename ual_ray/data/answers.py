@@ -42,7 +42,8 @@ _SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)((?:\s+(?:hundred|thous
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(
     r"(?im)(?:the (?:(?:final|correct|right) )?answer (?:is|would be|should be)\b:?"
-    r"|^[^\w\n]*(?:final |correct )?answer[*_]*\s*[:=]|答案\s*(?:是|为|:))\s*(.+)"
+    r"|the (?:correct|right|best) (?:option|choice) is\b:?"
+    r"|^[^\w\n]*(?:final |correct )?answer[*_]*\s*(?:[:=]|[-–—→]\s)|答案\s*(?:是|为|:))\s*(.+)"
 )
 BOXED = "\\boxed{"
 

@@ -117,6 +117,27 @@ EQUAL = [
     *[("#### 50%", text) for text in ("0.5", "The answer is 1/2", "50 percent", "50")],
     *[("#### 0.5", text) for text in ("50%", "The answer is 50%.", "50 percent")],
     ("\\boxed{x \\geq 18}", "\\boxed{x\\ge 18}"),
+    *[
+        ("#### 18", text)
+        for text in (
+            "Answer - 18",
+            "=> 18",
+            "-> 18 eggs",
+            "<answer>18</answer>",
+            "The answer is 18 \U0001f389",
+            "18, because 9*2",
+        )
+    ],
+    *[("#### 18000", text) for text in ("18k", "$18K", "The answer is 18k.")],
+    ("#### 5000000", "5M"),
+    *[("\\boxed{\\frac{\\pi}{2}}", text) for text in ("$\\frac{\\pi}{2}$", "\\(\\pi/2\\)")],
+    ("\\boxed{(1,2)}", "$(1,2)$"),
+    *[
+        ("The answer is B.", text)
+        for text in ("B)", "[B]", "Option B", "Choice B", "The answer is option B", "The correct option is B.", "**(B)**")
+    ],
+    *[("The answer is yes.", text) for text in ("Yes, it is.", "**Yes**, of course.", "Yes! It is so.")],
+    ("#### 7:30 PM", "7:30pm"),
     ("\\boxed{\\text{at least } 18}", "It is at least 18."),
 ]
 
@@ -165,6 +186,28 @@ DIFFERENT = [
             *("\\boxed{> 18}", "\\boxed{\\geq 18}", "$x \\ge 18$", "minimum of 18", "18 dozen", "The answer is 18 dozen."),
         )
     ],
+    *[
+        ("#### 18", text)
+        for text in (
+            *(
+                "17-18",
+                "17\u201318",
+                "18M",
+                "18k",
+                "18bn",
+                "It should not be 18",
+                "x/18",
+                "log 18",
+                "18 squared",
+                "18 cubed",
+                "twice 18",
+            ),
+            *("half of 18", "double 18", "two times 18", "the square root of 18"),
+        )
+    ],
+    *[("#### 7:30 PM", text) for text in ("7:30 AM", "7 PM", "7:31pm")],
+    *[("The answer is yes.", text) for text in ("No, it is not.", "Maybe", "Not yes")],
+    *[("The answer is B.", text) for text in ("Option A", "The correct option is A.", "Not B", "A or B")],
     *[("#### 20", "It is 18, not 20."), ("#### 50%", "5"), ("#### 50%", "0.5%"), ("#### 50", "0.5"), ("#### 0.5%", "50%")],
     ("\\boxed{x \\geq 18}", "\\boxed{18}"),
     *[("#### 3 1/2 feet", "3.5 square feet"), ("#### 3100", "3 100 dollar bills"), ("#### 3100", "3 100 grams bags")],
