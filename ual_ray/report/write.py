@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ual_ray.config import BASE
 from ual_ray.config.files import write_json, write_record, write_text
 from ual_ray.report.draw import draw
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
@@ -76,9 +77,6 @@ def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
 def write_files(findings: Findings, folder: Path) -> None:
     """Write report.md, comparison.json and findings.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    words: list[str] = []
-    for line, listed in in_words(findings):
-        words += [line, "", *(f"- {text}" for text in listed), *([""] if listed else [])]
     parts = [f"## {grid.title}\n\n{grid.markdown()}" for grid in tables(findings).values()]
     paths = [
         f"- {kind}, {model}: {', '.join(f'`{folder}`' for folder in folders)}"
@@ -88,10 +86,18 @@ def write_files(findings: Findings, folder: Path) -> None:
     told = [f"- {label}: {tells}." for label, tells in notes(findings)]
     about = ["## What each measure tells, and what it does not\n", *told, ""] if told else []
     folders = ["## Folders of the rows\n", *paths]
-    text = "\n".join(["# Comparison on held-out questions\n", *words, *parts, NOTE, "", *about, *folders])
+    text = "\n".join(["# Comparison on held-out questions\n", *_words(findings), *parts, NOTE, "", *about, *folders])
     write_text(folder / REPORT_FILE, text + "\n")
     write_json(folder / COMPARISON_FILE, findings.comparisons.as_dict())
     write_record(folder / FINDINGS_FILE, findings.as_dict())
+
+
+def _words(findings: Findings) -> list[str]:
+    """Write what was found as lines of Markdown."""
+    words: list[str] = []
+    for line, listed in in_words(findings):
+        words += [line, "", *(f"- {text}" for text in listed), *([""] if listed else [])]
+    return words
 
 
 def write_page(root: Path, page: Path, findings: Findings | None = None, plots: Path | None = None) -> list[Path]:
@@ -117,7 +123,8 @@ def results_from(page: Path) -> str | None:
 
 
 def log(run: Run, findings: Findings, folder: Path) -> None:
-    """Log the files of a report, its tables, and its numbers to MLflow."""
+    """Log the files of a report, its tables, its numbers, and as the run's description its words to MLflow."""
+    run.describe("\n".join(_words(findings)))
     for name in (REPORT_FILE, COMPARISON_FILE, FINDINGS_FILE):
         run.artifact(folder / name)
     for name, grid in tables(findings).items():
@@ -128,7 +135,7 @@ def log(run: Run, findings: Findings, folder: Path) -> None:
     for entry in findings.comparisons.entries:
         values[f"{entry.arm}-vs-{entry.reference}.{entry.benchmark}.{entry.metric}"] = entry.difference
     run.metrics(values)
-    primary = [entry for entry in findings.comparisons.entries if entry.primary]
+    primary = [entry for entry in findings.comparisons.entries if entry.primary and entry.reference != BASE]
     run.tags({_tag(entry, findings.comparisons.primary): entry.verdict for entry in primary})
     run.tags({_tag(entry, findings.comparisons.primary): INCONCLUSIVE for entry in findings.comparisons.absent})
     judged = {f"{found.rate.arm}-vs-{found.rate.reference}": found.verdict for found in judged_verdicts(findings)}

@@ -24,12 +24,15 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_LOGGED_ARTIFACTS,
     MLFLOW_MODEL_IS_EXTERNAL,
+    MLFLOW_MODEL_VERSIONS,
     MLFLOW_PARENT_RUN_ID,
 )
 
 __all__ = ["SpanAttributeKey", "TraceMetadataKey", "TraceTagKey", "TracingClient"]
 TRACE_SCHEMA = {TRACE_SCHEMA_VERSION_KEY: str(TRACE_SCHEMA_VERSION)}
 PROMPT_EXPERIMENTS = PROMPT_EXPERIMENT_IDS_TAG_KEY
+# Of a logged model: its registered versions. MLflow's servers set it, its clients of a database do not.
+MODEL_VERSIONS = MLFLOW_MODEL_VERSIONS
 DATASET_CONTEXT, LOGGED_ARTIFACTS, PARENT_RUN_ID = MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 # Of a logged model whose files are not in the store.
 WITHOUT_FILES = {MLFLOW_MODEL_IS_EXTERNAL: "true"}
@@ -40,6 +43,12 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 def with_table(listed: str | None, path: str) -> str | None:
     """Add a table to a run's tag LOGGED_ARTIFACTS, by which the UI finds tables; None when it is listed already."""
     entries, entry = json.loads(listed or "[]"), {"path": path, "type": "table"}
+    return None if entry in entries else json.dumps([*entries, entry])
+
+
+def with_version(listed: str | None, name: str, version: str) -> str | None:
+    """Add a registered version to a logged model's tag MODEL_VERSIONS; None when it is listed already."""
+    entries, entry = json.loads(listed or "[]"), {"name": name, "version": version}
     return None if entry in entries else json.dumps([*entries, entry])
 
 

@@ -19,7 +19,8 @@ from mlflow.models.utils import get_external_mlflow_model_spec
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.formatting import shorten
-from ual_ray.tracking.compat_mlflow import WITHOUT_FILES
+from ual_ray.tracking.compat_mlflow import MODEL_VERSIONS, WITHOUT_FILES, with_version
+from ual_ray.tracking.run import LONGEST_DESCRIPTION
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # A tag unique to one registration: finds a version again whose creation was not confirmed.
@@ -29,8 +30,6 @@ MODEL_ID = "ual_ray.model_id"
 # A tag that names the directory of a model whose files are not in the store.
 MODEL_FOLDER = "ual_ray.model_folder"
 CARD = "README.md"
-# The maximum length of a description in MLflow's databases, in characters.
-LONGEST_DESCRIPTION = 5000
 EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
@@ -52,12 +51,11 @@ def log_model(
     of the run and of the runs `parents`. upload: with its files; otherwise a tag names the directory.
     Raises MLflow's own errors, and FileNotFoundError when the directory no longer exists.
     """
-    version = _registered(client, name, registration)
+    version, experiment = _registered(client, name, registration), client.get_run(run_id).info.experiment_id
     if version is None:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"the model directory {folder} does not exist")
         own = {**tags, REGISTRATION: registration}
-        experiment = client.get_run(run_id).info.experiment_id
         model_id = _find_model(client, experiment, REGISTRATION, registration)
         store = _upload if upload else _refer
         model_id = model_id or store(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
@@ -65,6 +63,10 @@ def log_model(
             _add_output(client, parent, model_id)
         version = _register(client, run_id, model_id, folder, name, own)
     client.set_registered_model_alias(name, CANDIDATE, version)
+    if logged := _find_model(client, experiment, REGISTRATION, registration):
+        listed = client.get_logged_model(logged).tags.get(MODEL_VERSIONS)
+        if (more := with_version(listed, name, version)) is not None:
+            client.set_logged_model_tags(logged, {MODEL_VERSIONS: more})
     return version
 
 
@@ -142,11 +144,12 @@ def _upload(
     experiment = client.get_run(run_id).info.experiment_id
     # Created explicitly: with no active run in this thread MLflow would use its default experiment.
     model: Any = client.create_logged_model(experiment, _legal(name), run_id, dict(tags), dict(params))
+    # Without a run: MLflow would give the model the run's metrics of step 0, which are of the model before training.
     Model.log(
         artifact_path=None,
         flavor=mlflow.transformers,
         name=_legal(name),
-        run_id=run_id,
+        run_id=None,
         model_id=model.model_id,
         transformers_model=folder,
         task="llm/v1/chat",
@@ -154,6 +157,7 @@ def _upload(
         pip_requirements=["transformers", "torch"],
         validate_serving_input=False,
     )
+    _add_output(client, run_id, str(model.model_id))
     return str(model.model_id)
 
 

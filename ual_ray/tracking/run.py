@@ -15,6 +15,7 @@ from ual_ray.columns import ID_LENGTH, digest
 from ual_ray.config.environment import environment
 from ual_ray.config.files import read_json, write_json, write_record
 from ual_ray.config.redact import redact_values
+from ual_ray.formatting import shorten
 from ual_ray.tracking.journal import Operation
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 LONGEST_PARAM = 500
 LONGEST_METRIC_NAME = 250
+# The tag that MLflow documents for the description of a run.
+DESCRIPTION = "mlflow.note.content"
+# The maximum length of a description in MLflow's databases, in characters.
+LONGEST_DESCRIPTION = 5000
 # The last step of every metric, next to the run's file, for when the store is unreachable.
 STEPS_FILE = "mlflow_steps.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -84,6 +89,10 @@ class Run:
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
         self._submit("tags", {key: str(value) for key, value in values.items()})
+
+    def describe(self, markdown: str) -> None:
+        """Set the description, which the page of the run shows; a long one is cut."""
+        self.tags({DESCRIPTION: shorten(markdown, LONGEST_DESCRIPTION)})
 
     def metrics(
         self,

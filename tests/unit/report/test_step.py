@@ -239,6 +239,7 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
         table=lambda columns, name: logged["table"].append(name),
         metrics=logged["metrics"].update,
         tags=logged["tags"].update,
+        describe=lambda text: logged["tags"].update({"description": text}),
     )
     terminal, _ = console()
     session = SimpleNamespace(config=Config(), console=terminal, parent=parent)
@@ -251,7 +252,11 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
     assert logged["table"] == ["tables/models.json", "tables/differences.json"]
     assert logged["metrics"]["ual.held_out.nll.overall"] == findings.metrics["ual"][0].value
     assert logged["metrics"]["ual-vs-sft.held_out.nll"] < 0
-    assert logged["tags"]["verdict.ual-vs-sft"] == "inconclusive", "one training seed"
+    described = logged["tags"].pop("description")
+    assert logged["tags"] == {"verdict.ual-vs-sft": "inconclusive"}, (
+        "one training seed; those with the untrained model left out"
+    )
+    assert "- ual is inconclusive against sft: " in described and described in (root / "report" / "report.md").read_text()
     assert findings.alphas == {"sft": 0.0, "ual": pytest.approx(0.15)}
     content = json.loads((root / "report" / "comparison.json").read_text())
     assert len(content["comparisons"]) == 6 and content["comparisons"][0]["verdict"] == "inconclusive"

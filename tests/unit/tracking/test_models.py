@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.models import Model
 from tracked import Network, runs_of, tracker_of
 
 from ual_ray.config.redact import redact_uri
@@ -70,10 +70,8 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Do without the files of models; return the ids of the logged models that were uploaded."""
     ids: list[str] = []
 
-    def upload(*, model_id: str, run_id: str, **_: Any) -> None:
-        client = MlflowClient()
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
-        client.finalize_logged_model(model_id, "READY")
+    def upload(*, model_id: str, **_: Any) -> None:
+        MlflowClient().finalize_logged_model(model_id, "READY")
         ids.append(model_id)
 
     monkeypatch.setattr("ual_ray.tracking.models.Model.log", upload)
@@ -161,6 +159,30 @@ def test_a_logged_model_whose_registration_was_lost_is_not_uploaded_again(
     assert (tracker.close(30), tracker.failures, len(uploads)) == (0, 0, 1)
     assert uploads[0] in str(tracker.client.get_model_version_by_alias("ual-sft", CANDIDATE).source)
     assert [output.model_id for output in runs_of(tracker)["pipeline"].outputs.model_outputs] == uploads
+
+
+def test_an_uploaded_model_names_its_version_and_has_no_metric_of_before_its_training(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: str, mlflow_model: Model, **_: Any) -> None:
+        Path(path).mkdir()
+        mlflow_model.save(f"{path}/MLmodel")
+
+    monkeypatch.setattr("mlflow.transformers.save_model", save)
+    tracker = tracker_of(tmp_path)
+    (tmp_path / "model").mkdir()
+    with tracker.run("train", tmp_path, {}) as run:
+        run.metrics({"validation_nll": 6.0}, step=0)
+        run.metrics({"validation_nll": 2.0}, step=9)
+        assert run.model(tmp_path / "model", "ual-sft", {}) == "1"
+        assert run.model(tmp_path / "model", "ual-sft", {}) == "2"
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [model.metrics for model in models] == [None, None]
+    assert {model.tags["mlflow.modelVersions"] for model in models} == {
+        f'[{{"name": "ual-sft", "version": "{version}"}}]' for version in (1, 2)
+    }
+    outputs = tracker.client.get_run(run.id).outputs.model_outputs
+    assert sorted(output.model_id for output in outputs) == sorted(model.model_id for model in models)
 
 
 def test_names_that_mlflow_refuses_are_changed(tmp_path: Path, network: Network) -> None:
