@@ -95,9 +95,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 2, "n_head": 4},
 }
-# Not every test takes these: experts beside layers that every token meets, and a buffer that is held in float32.
+# Not every test takes these. The first has experts next to other layers, and a buffer that is held in float32; the second has
+# layers that do not pass on what its attention is called with.
 OTHERS: dict[str, dict[str, Any]] = {
     "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "nemotron": {},
 }
 # These pass their position ids on to the attention mask, so that a pack's samples do not see each other.
 PACKABLE = [family for family in FAMILIES if family not in ("opt", "bloom")]

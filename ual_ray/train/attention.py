@@ -19,11 +19,14 @@ UNSUPPORTED = ("attention_chunk_size", "attn_logit_softcapping", "use_bidirectio
 
 
 class Lengths:
-    """Tokens of each sample of a pack: not a list, as torch.compile would make a graph for every other list."""
+    """Tokens of each sample of a pack: not a list, as torch.compile would make a graph for every other list.
+
+    `arrived`: whether the model has passed them on to an attention; without them it takes all samples for one.
+    """
 
     def __init__(self, tokens: list[int]) -> None:
         """Take them in the order of the samples."""
-        self.tokens = tokens
+        self.tokens, self.arrived = tokens, False
 
 
 @torch.compiler.disable(reason="packs differ in the number of samples")
@@ -54,7 +57,9 @@ def varlen_attention(
             got=", ".join(unknown) or "a mask",
             fix="set train.attention=sdpa",
         )
-    lengths = [query.shape[2]] if sample_lengths is None else sample_lengths.tokens
+    lengths = [query.shape[2]]
+    if sample_lengths is not None:
+        lengths, sample_lengths.arrived = sample_lengths.tokens, True
     # A split's gradient is one concatenation; that of slices would be as many sums over the whole pack.
     samples = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     grouped = key.shape[1] != query.shape[1]
@@ -103,6 +108,12 @@ def use_varlen(causal_lm: nn.Module, config: TrainConfig, device: torch.device) 
     model: Any = causal_lm
     model.set_attn_implementation(NAME)
     return True
+
+
+def use_sdpa(causal_lm: nn.Module) -> None:
+    """Switch a model that `use_varlen` has switched back."""
+    model: Any = causal_lm
+    model.set_attn_implementation("sdpa")
 
 
 def unsupported(causal_lm: Any) -> str:

@@ -16,7 +16,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.output_head import TOLERANCE, OutputHead
-from ual_ray.train.attention import Lengths, sample_lengths, use_varlen
+from ual_ray.train.attention import Lengths, sample_lengths, use_sdpa, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.compiled import check_compiler, compile_layers
 from ual_ray.train.lora import without_adapters
@@ -115,11 +115,24 @@ class SmoothedCausalLM(nn.Module):
         """Run the decoder: states of [rows, length, hidden], or of [1, rows * length, hidden] sample by sample."""
         if self._varlen:
             ids, positions = batch.input_ids.view(1, -1), batch.position_ids.view(1, -1)
-            own: dict[str, Any] = {"position_ids": positions, "sample_lengths": Lengths(sample_lengths(positions))}
-            return self.body(input_ids=ids, attention_mask=None, use_cache=False, **own).last_hidden_state
+            lengths = Lengths(sample_lengths(positions))
+            own: dict[str, Any] = {"position_ids": positions, "sample_lengths": lengths}
+            states = self.body(input_ids=ids, attention_mask=None, use_cache=False, **own).last_hidden_state
+            if not lengths.arrived:
+                raise UserError(
+                    f"train.attention=varlen does not support {type(self.model).__name__}",
+                    got="layers that do not pass the lengths of samples on to their attention",
+                    fix="set train.attention=auto",
+                )
+            return states
         own = {"position_ids": batch.position_ids} if self.takes_positions else {}
         output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
         return output.last_hidden_state
+
+    def without_varlen(self) -> None:
+        """Compute packs with a mask again."""
+        self._varlen = False
+        use_sdpa(self.model)
 
     @torch.no_grad()
     def _before_training(self, batch: Batch) -> Tensor | None:
@@ -180,7 +193,13 @@ def build(
         compile_layers(model.body)
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
-    check_loss(model, device, packing=config.packing)
+    try:
+        check_loss(model, device, packing=config.packing)
+    except UserError:
+        if not varlen or config.attention == "varlen":
+            raise
+        model.without_varlen()
+        check_loss(model, device, packing=config.packing)
     return model
 
 

@@ -19,7 +19,8 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.attention import Lengths, sample_lengths, unsupported, use_varlen, varlen_attention
 from ual_ray.train.batches import Sample, collate
-from ual_ray.train.model import SmoothedCausalLM, check_loss
+from ual_ray.train.model import SmoothedCausalLM, build, check_loss
+from ual_ray.train.sharding import make_mesh
 
 CPU = torch.device("cpu")
 VARLEN = TrainConfig(packing=True, attention="varlen")
@@ -122,6 +123,16 @@ def test_auto_takes_it_for_packs_on_a_cpu(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(family_folder("llama"))
     assert use_varlen(model, TrainConfig(attention=attention, packing=packing), torch.device(device)) == expected
+
+
+def test_a_model_that_loses_the_lengths_of_samples_computes_packs_with_a_mask(family_folder: Any, group: None) -> None:
+    folder, mesh = family_folder("nemotron"), make_mesh(VARLEN, CPU)
+    with pytest.raises(UserError, match=r"varlen does not support Nemotron.*\n.*do not pass the lengths of samples on"):
+        build(str(folder), VARLEN.model_copy(update={"dtype": "float32"}), mesh, CPU)
+    model = build(str(folder), TrainConfig(packing=True, dtype="float32"), mesh, CPU).eval()
+    samples, other = make_samples(), load(folder, varlen=False)
+    packed, apart = model(collate([samples], packed=True)), other(collate([[sample] for sample in samples]))
+    torch.testing.assert_close(packed.loss, apart.loss, rtol=1e-5, atol=1e-5)
 
 
 def test_an_exported_model_does_not_name_it(family_folder: Any, tmp_path: Path) -> None:
