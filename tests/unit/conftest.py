@@ -96,10 +96,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 4},
 }
 # Not every test takes these. The first has experts next to other layers, and a buffer that is held in float32; the second has
-# layers that do not pass on what its attention is called with.
+# layers that do not pass on what its attention is called with, and the third makes masks without the positions.
 OTHERS: dict[str, dict[str, Any]] = {
     "glm4_moe": {"head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "nemotron": {},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
 }
 # These pass their position ids on to the attention mask, so that a pack's samples do not see each other.
 PACKABLE = [family for family in FAMILIES if family not in ("opt", "bloom")]

@@ -119,6 +119,23 @@ def takes_any_attention(causal_lm: Any) -> bool:
     return bool(getattr(causal_lm, "_supports_attention_backend", False) and getattr(causal_lm, "_supports_sdpa", False))
 
 
+def pack_masks(causal_lm: Any, position_ids: Tensor, dtype: torch.dtype) -> dict[str, Any] | None:
+    """Make the attention masks of packs by kind of layer, from positions [rows, length] that restart with each sample.
+
+    For decoders that make their masks without the positions. None for those with layers of another kind than these two.
+    """
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    makers: dict[str, Any] = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+    settings = causal_lm.config.get_text_config()
+    kinds = set(getattr(settings, "layer_types", None) or ())
+    if not kinds or not kinds <= set(makers):
+        return None
+    states = position_ids.new_empty((*position_ids.shape, 1), dtype=dtype)
+    given = {"config": settings, "inputs_embeds": states, "attention_mask": None, "past_key_values": None}
+    return {kind: makers[kind](**given, position_ids=position_ids) for kind in sorted(kinds)}
+
+
 def attention_implementation(model: nn.Module) -> str:
     """Name the attention implementation that a model runs with, such as sdpa or flash_attention_2."""
     causal_lm: Any = model

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.models.compat_transformers import pack_masks
 from ual_ray.models.output_head import TOLERANCE, OutputHead
 from ual_ray.train.attention import Lengths, sample_lengths, use_sdpa, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
@@ -67,7 +68,7 @@ class SmoothedCausalLM(nn.Module):
         self._rows = uncertainty_bins + 1
         self._token_loss = token_loss
         self._prior = prior
-        self._varlen, self._towards_base = varlen, towards_base
+        self._varlen, self._towards_base, self._masks = varlen, towards_base, False
         self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -126,13 +127,19 @@ class SmoothedCausalLM(nn.Module):
                 )
             return states
         own = {"position_ids": batch.position_ids} if self.takes_positions else {}
-        output = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
-        return output.last_hidden_state
+        mask: Any = batch.attention_mask
+        if mask is None and self._masks:
+            mask = pack_masks(self.model, batch.position_ids, self.head.weight.dtype)
+        return self.body(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **own).last_hidden_state
 
     def without_varlen(self) -> None:
         """Compute packs with a mask again."""
         self._varlen = False
         use_sdpa(self.model)
+
+    def with_masks(self) -> None:
+        """Give the decoder the masks of packs, in place of the positions that it should make them from."""
+        self._masks = True
 
     @torch.no_grad()
     def _before_training(self, batch: Batch) -> Tensor | None:
@@ -193,14 +200,22 @@ def build(
         compile_layers(model.body)
     shard(model, mesh, config)
     load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
-    try:
-        check_loss(model, device, packing=config.packing)
-    except UserError:
-        if not varlen or config.attention == "varlen":
-            raise
-        model.without_varlen()
-        check_loss(model, device, packing=config.packing)
+    _check_ways(model, device, config, varlen)
     return model
+
+
+def _check_ways(model: SmoothedCausalLM, device: torch.device, config: TrainConfig, varlen: bool) -> None:
+    """Check the loss; while it is wrong, take the next way of computing packs. Raises what the way without added masks gave."""
+    others = [model.without_varlen] if varlen and config.attention == "auto" else []
+    masks = [model.with_masks] if config.packing and config.attention != "varlen" else []
+    errors = []
+    for way in (lambda: None, *others, *masks):
+        way()
+        try:
+            return check_loss(model, device, packing=config.packing)
+        except UserError as error:
+            errors.append(error)
+    raise errors[len(others)]
 
 
 def check_positions(causal_lm: Any, longest: int) -> None:

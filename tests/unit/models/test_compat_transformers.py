@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ual_ray.models.compat_transformers import (
     keeps_rows,
     mark_initialized,
     optional_file,
+    pack_masks,
     takes_any_attention,
 )
 
@@ -67,6 +69,21 @@ def test_what_is_float32_in_any_precision_is_known_by_name() -> None:
         model = AutoModelForCausalLM.from_config(config)
     is_float32 = float32_names(model)
     assert [name for name in model.state_dict() if is_float32(name)] == ["model.layers.0.mlp.gate.e_score_correction_bias"], FIX
+
+
+def test_masks_of_packs_are_made_of_positions_by_kind_of_layer() -> None:
+    from transformers import AutoConfig
+
+    def masks(*kinds: str) -> Any:
+        config = AutoConfig.for_model("gpt_oss", layer_types=list(kinds), num_hidden_layers=len(kinds), sliding_window=2)
+        config._attn_implementation = "sdpa"
+        return pack_masks(SimpleNamespace(config=config), torch.tensor([[0, 1, 2, 0, 1]]), torch.float32)
+
+    found = masks("sliding_attention", "full_attention")
+    whole, window = (found[kind][0, 0].tolist() for kind in ("full_attention", "sliding_attention"))
+    assert [[at for at, seen in enumerate(row) if seen] for row in whole] == [[0], [0, 1], [0, 1, 2], [3], [3, 4]], FIX
+    assert [[at for at, seen in enumerate(row) if seen] for row in window] == [[0], [0, 1], [1, 2], [3], [3, 4]], FIX
+    assert masks("linear_attention", "full_attention") is None
 
 
 def test_a_parameter_that_is_marked_is_not_initialised_again() -> None:

@@ -135,6 +135,28 @@ def test_a_model_that_loses_the_lengths_of_samples_computes_packs_with_a_mask(fa
     torch.testing.assert_close(packed.loss, apart.loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_masks_are_made_for_a_model_that_makes_them_without_the_positions(
+    compiled: bool, family_folder: Any, group: None
+) -> None:
+    folder, samples = family_folder("gpt_oss"), make_samples()
+    assert unsupported(load(folder, varlen=False).model)
+    torch.compiler.set_default_backend("eager")
+    try:
+        config = TrainConfig(packing=True, dtype="float32", compile=compiled)
+        model, other = build(str(folder), config, make_mesh(config, CPU), CPU), load(folder, varlen=False)
+        packed = model(collate([samples[:2], samples[2:]], packed=True)).loss
+        apart = other(collate([[sample] for sample in samples])).loss
+        packed.backward()
+        apart.backward()
+    finally:
+        torch.compiler.set_default_backend(None)  # type: ignore[arg-type]
+    torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+    for (name, ours), theirs in zip(model.model.named_parameters(), other.model.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=2e-4, atol=1e-4, msg=name)
+
+
 def test_an_exported_model_does_not_name_it(family_folder: Any, tmp_path: Path) -> None:
     model = load(family_folder("llama"), varlen=True).model
     model.save_pretrained(tmp_path)  # type: ignore[operator]
