@@ -163,8 +163,8 @@ def map_file(file: Path, job: PoolJob, meter: Meter) -> Iterator[pa.Table]:
     Raises UserError when finished rows were removed from the store.
     """
     ids = read_table(file, [col.ID])[col.ID]
-    if len(job.store.missing(ids)):
-        map_rows(lambda _: read_files(checked(file)), len(ids), job, meter)
+    if missing := len(job.store.missing(ids)):
+        map_rows(lambda _: read_files(checked(file)), len(ids), job, meter, done=len(ids) - missing)
         job.store.check_complete(ids)
     return job.store.select(ids)
 
@@ -181,17 +181,20 @@ def map_rows(
     meter: Meter,
     limits: Limits = Limits(),  # noqa: B008
     failed: pa.compute.Expression = NOT_OK,
+    done: int | None = None,
 ) -> None:
     """Send all rows of `read(monitor)` through the pool; rows that the store has finished are skipped.
 
     expected: number of rows, None = unknown. limits: shares of bad and failed rows above which the job stops. failed: which
-    finished rows of the store count as failed. Raises UserError when a limit is exceeded; finished rows are kept.
+    finished rows of the store count as failed. done: how many of these rows the store has; None = all that it has. Raises
+    UserError when a limit is exceeded; finished rows are kept.
     """
     config, store = job.spec.config, job.store
     total = expected or MAX_BLOCKS * config.batch_size
     actors = pool_size(config, total)
     block = config.rows_per_block or block_size(total, actors, config.batch_size)
     before = store.count()
+    done = before if done is None else done
     monitor, tasks = on_this_node(Monitor, limits, before, store.count(failed)), here()
     try:
         with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors, by_driver=bool(tasks)):
@@ -214,7 +217,7 @@ def map_rows(
                     num_gpus=config.gpus_per_actor or None,
                 )
             )
-            with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, before), seconds=1.0):
+            with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, done), seconds=1.0):
                 most = TASKS if tasks else None
                 results.write_datasink(Sink(store), ray_remote_args=tasks, concurrency=most)
         stop = ray.get(monitor.stopped.remote())

@@ -205,10 +205,10 @@ def test_without_failed_rows_nothing_is_written(monitor: Monitor, tmp_path: Path
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """Replace the pool by one that finishes nothing."""
-    calls: list[int | None] = []
-    monkeypatch.setattr(pool, "map_rows", lambda read, expected, job, meter: calls.append(expected))
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Replace the pool by one that finishes nothing; return how many rows it was given, and how many of them were finished."""
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(pool, "map_rows", lambda read, expected, job, meter, done: calls.append((expected, done)))
     return calls
 
 
@@ -220,16 +220,23 @@ def stored(folder: Path, *names: str) -> PoolJob:
     return job
 
 
-def test_a_model_is_loaded_only_for_missing_rows(sent: list[int | None], tmp_path: Path) -> None:
+def test_a_model_is_loaded_only_for_missing_rows(sent: list[tuple[int, int]], tmp_path: Path) -> None:
     write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
     job = stored(tmp_path / "store", "a", "b", "c")
     (table,) = map_file(tmp_path / "rows.parquet", job, None)  # type: ignore[arg-type]
     assert (table["id"].to_pylist(), sent) == (["a", "b"], [])
 
 
-def test_finished_rows_that_were_removed_are_reported(sent: list[int | None], tmp_path: Path) -> None:
+def test_what_others_left_in_a_shared_store_is_not_shown_as_done(sent: list[tuple[int, int]], tmp_path: Path) -> None:
+    write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
+    with pytest.raises(UserError):
+        map_file(tmp_path / "rows.parquet", stored(tmp_path / "store", "a", "c", "d", "e"), None)  # type: ignore[arg-type]
+    assert sent == [(2, 1)]
+
+
+def test_finished_rows_that_were_removed_are_reported(sent: list[tuple[int, int]], tmp_path: Path) -> None:
     """Ray Data skips rows that its checkpoint lists, also when their files are gone."""
     write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match="1 of 2 rows are finished, but missing from the store"):
         map_file(tmp_path / "rows.parquet", stored(tmp_path / "store", "a"), None)  # type: ignore[arg-type]
-    assert sent == [2]
+    assert sent == [(2, 1)]
