@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import ray
+from rich.console import Console
 
 from ual_ray.config import Config, EngineConfig, RuntimeConfig, TrainConfig
-from ual_ray.errors import UserError
+from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.formatting import plural
 from ual_ray.run import StageName
-from ual_ray.run.terminal import end_on_sigterm
+from ual_ray.run.terminal import end_command, end_on_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
 CONNECT_SECONDS = 10.0
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
+# So long Ray waits for a head that is gone, before it ends the process without a word; `_watched` ends the command before that.
+RECONNECT_VARIABLE, RECONNECT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
+WATCH_SECONDS, LOCAL_SECONDS = 2.0, 10.0
+# To end in, of what waits for Ray; and between that and the end by Ray.
+GRACE_SECONDS, SPARE_SECONDS = 5.0, 3.0
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_cluster(config: RuntimeConfig) -> Iterator[str | None]:
+def ray_cluster(config: RuntimeConfig, console: Console | None = None) -> Iterator[str | None]:
     """Connect to the configured cluster, or start a local one; disconnect, and stop a local one, at the end.
 
-    Yields the address of the cluster's dashboard, which has the metrics of the actors; None where there is none.
+    Yields the address of the cluster's dashboard, which has the metrics of the actors; None where there is none. console: of
+    the command, which ends when the head of the cluster is gone.
     """
     if ray.is_initialized():
         yield None
@@ -49,10 +60,75 @@ def ray_cluster(config: RuntimeConfig) -> Iterator[str | None]:
     context.print_on_execution_start = False
     # The second version of its reader starts actors to read the footers of files; for a few files they cost more than the rows.
     context.use_datasource_v2 = False
+    lost = threading.Event()
     try:
-        yield dashboard
+        with _watched(config.joined, console, lost):
+            yield dashboard
     finally:
-        ray.shutdown()
+        if lost.is_set():
+            atexit.register(_exit)  # before Ray's own handler, which waits for the head
+        else:
+            ray.shutdown()
+
+
+def _exit() -> None:
+    sys.stdout.flush()
+    os._exit(USER_ERROR_EXIT_CODE)
+
+
+@contextmanager
+def _watched(address: str | None, console: Console | None, lost: threading.Event) -> Iterator[None]:
+    """Raise UserError in the block when the head of a cluster is gone, so long that Ray would soon end the process; set `lost`.
+
+    A head that comes back before that, as with Redis behind it, is not noticed, unless an error of Ray ended the block. Where
+    the block does not end, as it waits for Ray, the error is printed and the process ends.
+    """
+    if console is None:
+        yield
+        return
+    by_client = address is not None and ray.util.client.ray.is_connected()
+    head: str = (address or "") if by_client else f"//{ray.get_runtime_context().gcs_address}"
+    where = urlsplit(head)
+    seconds = float(os.environ.get(RECONNECT_VARIABLE, RECONNECT_SECONDS)) - GRACE_SECONDS - SPARE_SECONDS
+    if address is None:  # nobody starts that head again
+        seconds = min(seconds, LOCAL_SECONDS)
+    gone = UserError(
+        "the head of the Ray cluster is gone",
+        got=f"{where.hostname}:{where.port} does not answer",
+        fix=f"{'start the cluster again, and ' if address else ''}run the same command again: what is finished is kept",
+    )
+    ended = threading.Event()
+
+    def answers() -> bool:
+        try:
+            socket.create_connection((where.hostname or "", where.port or 0), timeout=WATCH_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while time.monotonic() - answered <= seconds:
+            if ended.wait(WATCH_SECONDS):
+                return
+            answered = time.monotonic() if answers() else answered
+        lost.set()
+        end_command()
+        if not ended.wait(GRACE_SECONDS):
+            console.print(f"error: {gone}", style="red", highlight=False, markup=False)
+            _exit()
+
+    threading.Thread(target=watch, name="head", daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        of_ray = isinstance(error, Exception) and not isinstance(error, UserError)
+        if lost.is_set() or (of_ray and not answers()):
+            lost.set()
+            raise gone from error
+        raise
+    finally:
+        ended.set()
 
 
 def _start() -> None:

@@ -103,7 +103,7 @@ class Session:
 
         if not self.config.runtime.address and (address := self.config.runtime.joined):
             self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
-        if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime)):
+        if dashboard := self.cluster.enter_context(ray_cluster(self.config.runtime, self.console)):
             self.say("cluster", f"Ray dashboard: {dashboard}")
         if self.config.runtime.joined and self.tracker is not None:  # however many machines: a cluster may grow
             self.cluster.kept = keep_here(self.tracker.output)

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
+from rich.console import Console
 
 from ual_ray.config import RuntimeConfig, TrainConfig
 from ual_ray.config.load import load
-from ual_ray.errors import UserError
+from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.run import cluster as runtime
+
+# A command that its signal does not end, as a call of Ray that waits for the head does not.
+WAITING = """
+import threading, time, types
+from rich.console import Console
+from ual_ray.config import RuntimeConfig
+from ual_ray.run import cluster
+
+cluster.ray.init = lambda **_: types.SimpleNamespace(dashboard_url="")
+cluster.ray.get_runtime_context = lambda: types.SimpleNamespace(gcs_address="127.0.0.1:1")
+cluster.WATCH_SECONDS = cluster.GRACE_SECONDS = cluster.LOCAL_SECONDS = 0.1
+cluster.end_command = lambda: None
+with cluster.ray_cluster(RuntimeConfig(), Console()):
+    time.sleep(50)
+"""
 
 
 @pytest.fixture
@@ -181,3 +201,51 @@ def test_cores_limit_the_workers_on_a_node_too(monkeypatch: pytest.MonkeyPatch) 
     assert runtime.check_cluster(config, {"elicit"}) == []
     nodes[1]["Alive"] = False
     assert runtime.check_cluster(config, {"train"}) == []
+
+
+@pytest.mark.parametrize("address", ["auto", None])
+def test_the_command_ends_with_one_error_when_the_head_is_gone(
+    address: str | None, joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(runtime.RECONNECT_VARIABLE, str(runtime.GRACE_SECONDS + runtime.SPARE_SECONDS + 0.5))
+    monkeypatch.setattr(runtime, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(runtime, "end_command", lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_exit: list[Any] = []
+    monkeypatch.setattr(runtime, "atexit", SimpleNamespace(register=at_exit.append))
+    server = socket.create_server(("127.0.0.1", 0))
+    where = server.getsockname()
+    context = SimpleNamespace(gcs_address=f"{where[0]}:{where[1]}")
+    monkeypatch.setattr(runtime.ray, "get_runtime_context", lambda: context)
+    with pytest.raises(UserError, match=rf"(?s)head of the Ray cluster is gone.*{where[1]} does not answer.*run the same"):  # noqa: SIM117
+        with runtime.ray_cluster(RuntimeConfig(address=address), Console()):
+            time.sleep(0.8)
+            server.close()
+            time.sleep(0.3)
+            server = socket.create_server(where)  # it is back in time
+            time.sleep(0.8)
+            server.close()
+            time.sleep(5)
+            raise AssertionError("the command goes on")
+    assert at_exit, "Ray's end waits for the head"
+
+
+def test_a_command_that_waits_for_a_head_that_is_gone_is_ended() -> None:
+    command = [sys.executable, "-c", WAITING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == USER_ERROR_EXIT_CODE, done.stderr
+    assert done.stdout.count("the head of the Ray cluster is gone") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("listening", "raised"), [(True, RuntimeError), (False, UserError)])
+def test_an_error_of_ray_is_told_as_what_it_is_of(
+    listening: bool, raised: type[Exception], joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "atexit", SimpleNamespace(register=lambda _: None))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        context = SimpleNamespace(gcs_address=f"127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(runtime.ray, "get_runtime_context", lambda: context)
+        if not listening:
+            server.close()
+        with pytest.raises(raised), runtime.ray_cluster(RuntimeConfig(address="auto"), Console()):
+            raise RuntimeError("the actor is unavailable")
