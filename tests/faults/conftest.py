@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,15 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from elicitation_checks import ACTORS, REQUESTS_PER_ROW, ROWS, ROWS_PER_BLOCK, write_rows
 from killed_command import KilledCommand
 from local_cluster import Cluster
 from pyarrow.lib import ArrowInvalid
 
 MARK = re.compile(r"row-\d{3}")
 
-ROWS = 240
-ROWS_PER_BLOCK = 8
-ACTORS = 2
 # Enough that an engine is still at work when its first rows are seen to be finished, on a machine with much else to do too.
 VLLM_ROWS = 96
 
@@ -110,13 +109,6 @@ def long_rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "long.jsonl", rows)
 
 
-def write_rows(path: Path, pairs: Sequence[tuple[str, str]]) -> Path:
-    """Write alpaca rows."""
-    rows = [{"instruction": instruction, "input": "", "output": output} for instruction, output in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder that looks like a model: the fake engine reads nothing of it but its name."""
@@ -198,6 +190,16 @@ def vllm_elicit(tmp_path_factory: pytest.TempPathFactory, ended: Any, ual: Any) 
     return make
 
 
+@pytest.fixture(scope="module")
+def undisturbed(elicit: Any) -> Any:
+    """Score all rows, with nothing in the way."""
+    run = elicit(seconds_per_run=0.0)
+    run.run()
+    assert len(run.scored()) == ROWS, "duplicates are scored once"
+    assert len(run.calls()) == ROWS * REQUESTS_PER_ROW
+    return run
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Start a cluster of two nodes, and stop it."""
@@ -206,3 +208,22 @@ def cluster() -> Iterator[Cluster]:
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="module")
+def small_disk() -> Iterator[Any]:
+    """Mount disks in memory at folders, of a size in the words of tmpfs; of one that is mounted, change the size."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(exist_ok=True)
+        options = f"remount,size={size}" if folder in mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting a disk needs root (in a container: --cap-add SYS_ADMIN): {done.stderr}")
+        mounted.append(folder)
+
+    yield mount
+    for folder in dict.fromkeys(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()

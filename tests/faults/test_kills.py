@@ -6,65 +6,30 @@ Every test ends with the rows and the scores of an undisturbed run. `pytest -s` 
 from __future__ import annotations
 
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import damaged
+from elicitation_checks import (
+    BLOCK_CALLS,
+    REQUESTS_PER_ROW,
+    ROWS,
+    ROWS_PER_BLOCK,
+    UNWRITTEN_CALLS,
+    assert_equal,
+    assert_resumed,
+    redone,
+    sent_again,
+    transcript,
+)
 
-# As in conftest.py; the requests are those of verbalized_error, p_true and nll for one row.
-ROWS, ROWS_PER_BLOCK, ACTORS, REQUESTS_PER_ROW = 240, 8, 2, 4
-# What a block that died with its engine costs at most, and what dies with the driver: per actor, the block that it is at
-# and another whose results were not written yet.
-BLOCK_CALLS = ROWS_PER_BLOCK * REQUESTS_PER_ROW
-UNWRITTEN_CALLS = 2 * ACTORS * BLOCK_CALLS
-SCORES = ("uncertainty", "uncertainty_verbalized_error", "uncertainty_p_true", "uncertainty_nll", "uncertainty_ensemble")
+from ual_ray.engines.row_store import again
+from ual_ray.errors import UserError
+from ual_ray.parquet import RowFiles
+
 SLOW = 0.4
 ENGINE_ACTOR = "ray::MapWorker(MapBatches(EngineActor))"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(elicit: Any) -> Any:
-    """Score all rows, with nothing in the way."""
-    run = elicit(seconds_per_run=0.0)
-    run.run()
-    assert len(run.scored()) == ROWS, "duplicates are scored once"
-    assert len(run.calls()) == ROWS * REQUESTS_PER_ROW
-    return run
-
-
-def assert_equal(run: Any, undisturbed: Any, without: frozenset[str] = frozenset()) -> None:
-    """Compare rows and scores, exactly; the ensemble is a rank among all rows, and not compared where some have no score."""
-    scored, expected = run.scored(), undisturbed.scored()
-    assert scored.keys() == expected.keys()
-    names = SCORES[:-1] if without else SCORES
-    for identity, row in scored.items():
-        if identity not in without:
-            assert row["status"] == "ok"
-            assert {name: row[name] for name in names} == {name: expected[identity][name] for name in names}
-
-
-def redone(run: Any) -> int:
-    """Count the requests that were sent more than once per row."""
-    return sum(max(0, count - REQUESTS_PER_ROW) for count in run.sent().values())
-
-
-def transcript(title: str, **figures: object) -> None:
-    """Print what happened, for `pytest -s`."""
-    print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
-
-
-def sent_again(run: Any, since: int, until: int | None = None) -> int:
-    """Count the requests from the `since`th call on that are of rows which had been sent before it."""
-    before = run.sent(until=since)
-    return sum(count for row, count in run.sent(since, until).items() if row in before)
-
-
-def assert_resumed(run: Any, finished: frozenset[str], since: int, until: int | None = None) -> None:
-    """Check what was sent after an end: no row that was finished by then, and no more than what was under way."""
-    assert not finished & run.sent(since, until).keys(), "a finished row was sent again"
-    assert sent_again(run, since, until) <= UNWRITTEN_CALLS
 
 
 def tear_files(run: Any) -> None:
@@ -172,25 +137,6 @@ def test_too_many_rows_without_a_result_end_it_and_what_was_done_is_kept(elicit:
     assert (statuses.count("ok"), statuses.count("quarantined")) == (ROWS - ROWS // 3, ROWS // 3)
 
 
-def test_kill_9_of_a_node(elicit: Any, undisturbed: Any, cluster: Any) -> None:
-    run = elicit(seconds_per_run=0.6, environment=cluster.environment, **{"runtime.address": "auto"})
-    run.start()
-    run.until_finished(8)
-    there = run.until(
-        lambda: {call["pid"] for call in run.calls()} & cluster.on_worker_node(), "an engine works on the node to be killed"
-    )
-    finished, before = run.finished(), len(run.calls())
-    assert len(finished) < ROWS
-    cluster.kill_worker_node()
-    run.wait()
-    transcript(
-        "node killed", rows=ROWS, finished_at_the_kill=len(finished), engines_there=len(there), calls_before=before,
-        calls_after=len(run.calls()) - before, redone=redone(run), seconds=round(run.seconds),
-    )  # fmt: skip
-    assert_equal(run, undisturbed)
-    assert redone(run) <= UNWRITTEN_CALLS
-
-
 @pytest.fixture(scope="module")
 def undisturbed_vllm(vllm_elicit: Any) -> Any:
     """Score a few rows with vLLM, with nothing in the way."""
@@ -221,25 +167,22 @@ def test_kill_9_of_a_vllm_engine(vllm_elicit: Any, undisturbed_vllm: Any, multip
     assert not actor.is_running(), "an actor whose engine is dead ends itself"
 
 
+# --- a changed bit ---------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_bit_in_any_byte_of_a_footer_that_ray_data_wrote_is_told(undisturbed: Any) -> None:
+    file = max(undisturbed.store.glob("finished/*.parquet"), key=lambda one: one.stat().st_size)
+    content = file.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for byte in range(start, len(content)):
+        copy = bytearray(content)
+        copy[byte] ^= 1 << byte % 8
+        with damaged(file, bytes(copy)), pytest.raises(UserError, match=f"{file.name} cannot be read"):
+            RowFiles([file], fix=again)
+    RowFiles([file], fix=again)
+
+
 # --- a full disk -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Any]:
-    """Mount disks in memory at folders, of a size in the words of tmpfs; of one that is mounted, change the size."""
-    mounted: list[Path] = []
-
-    def mount(folder: Path, size: str) -> None:
-        folder.mkdir(exist_ok=True)
-        options = f"remount,size={size}" if folder in mounted else f"size={size}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"mounting a disk needs root (in a container: --cap-add SYS_ADMIN): {done.stderr}")
-        mounted.append(folder)
-
-    yield mount
-    for folder in dict.fromkeys(mounted):
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_is_told_and_with_room_again_the_run_goes_on(elicit: Any, undisturbed: Any, small_disk: Any) -> None:

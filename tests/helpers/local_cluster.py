@@ -19,11 +19,11 @@ REPOSITORY = Path(__file__).parents[2]
 class Cluster:
     """Two Ray nodes on this machine, as `cluster/local.sh` starts them, apart from any other cluster."""
 
-    def __init__(self) -> None:
-        """Start them."""
+    def __init__(self, state: Path | None = None, **environment: str) -> None:
+        """Start them. state: where Ray keeps its files, of a short name. environment: settings of Ray and of local.sh."""
         # Ray's sockets lie below it, and the path of a socket may have 107 characters.
-        self._state = Path(tempfile.mkdtemp(prefix="ual"))
-        self._port = free_port()
+        self._state = state or Path(tempfile.mkdtemp(prefix="ual"))
+        self._port, self._settings = free_port(), environment
         self._environment = os.environ | {
             "HOME": str(self._state),  # Ray keeps its token there
             "RAY": str(Path(sys.executable).with_name("ray")),
@@ -36,6 +36,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             # A node that is gone is noticed a little sooner; much sooner, and a node with much to do counts as gone.
             "RAY_health_check_period_ms": "2000",
+            **environment,
         }
         try:
             self._script("start", "1")
@@ -47,19 +48,32 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """What a driver needs to find it."""
-        return {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token", "HOME": str(self._state)}
+        joining = {"RAY_ADDRESS": f"127.0.0.2:{self._port}", "RAY_AUTH_MODE": "token", "HOME": str(self._state)}
+        return joining | self._settings
 
     def kill_worker_node(self) -> None:
-        """Kill -9 all of the node that is not the driver's, as when the machine is gone: the raylet first, then its workers."""
-        processes = below(self._pid("worker-1"))
-        processes.sort(key=lambda process: Path(title(process).split(" ")[0]).name != "raylet")
+        """Kill -9 all of the node that is not the driver's, as when the machine is gone."""
+        self._kill("worker-1", "raylet")
+
+    def kill_head(self) -> None:
+        """Kill -9 all of the head, as when its machine is gone; the driver is on it, and stays."""
+        self._kill("head", "gcs_server")
+
+    def _kill(self, node: str, first: str) -> None:
+        """Kill -9 the processes of a node, one before the others."""
+        processes = self.processes(node)
+        processes.sort(key=lambda process: Path(title(process).split(" ")[0]).name != first)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def processes(self, node: str) -> list[psutil.Process]:
+        """List the processes of a node, head or worker-1."""
+        return below(self._pid(node))
+
     def on_worker_node(self) -> set[int]:
-        """List the processes of that node."""
-        return {process.pid for process in below(self._pid("worker-1"))}
+        """List the ids of the processes of the node that is not the driver's."""
+        return {process.pid for process in self.processes("worker-1")}
 
     def stop(self) -> None:
         """Stop it, and whatever of it is left."""
