@@ -29,8 +29,11 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 WIDTH = 120
 # A path object has dropped the second slash.
 MANGLED_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
-# In the words of the system, of pyarrow, and of SQLite.
-DISK_FULL = re.compile(r"[^\n]*\b(?:No space left on device|Disk quota exceeded|disk is full)\b[^\n]*", re.IGNORECASE)
+# In the words of the system, of pyarrow, of SQLite, and of Ray's object store, which spills to a disk.
+WORDS = "No space left on device|Disk quota exceeded|disk is full|disk's utilization is over capacity"
+DISK_FULL = re.compile(rf"[^\n]*\b(?:{WORDS})\b[^\n]*", re.IGNORECASE)
+STORE_FULL = re.compile(r"[^\n]*\bobject store is full of objects\b[^\n]*")
+AGAIN = "and run the same command again: what is finished is kept"
 
 _sigterm = threading.Event()
 
@@ -134,9 +137,11 @@ def _user_error_in(error: BaseException) -> UserError | None:
             return UserError(
                 "a disk is full",
                 got=full[0].strip(),
-                fix="make room (`df -h` shows the disks; Ray writes to the one of /tmp too) and run the same command again: "
-                "what is finished is kept",
+                fix=f"make room (`df -h` shows the disks; Ray writes to the one of /tmp too) {AGAIN}",
             )
+        if full := STORE_FULL.search(str(seen)):
+            fix = f"end other jobs of the cluster, or start it with a larger --object-store-memory, {AGAIN}"
+            return UserError("Ray's object store is full", got=full[0].strip(), fix=fix)
         workers = getattr(seen, "worker_failures", None) or {}
         seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
     return None

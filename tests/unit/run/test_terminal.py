@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import ray
 
 from ual_ray.errors import UserError
 from ual_ray.run.terminal import terminal
@@ -27,13 +28,23 @@ def wrapped(error: Exception) -> Exception:
         OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
         sqlite3.OperationalError("database or disk is full"),
+        ray.exceptions.OutOfDiskError(),
     ],
 )
 def test_a_full_disk_is_told_in_one_message_whoever_met_it(error: Exception, tmp_path: Path) -> None:
     for raised in (error, wrapped(error), wrapped(wrapped(error))):
         with pytest.raises(UserError, match="a disk is full") as found, terminal(tmp_path / "ual.log", verbose=False):
             raise raised
-        assert str(error) in str(found.value) and "run the same command again" in str(found.value)
+        assert str(error).strip() in str(found.value) and "run the same command again" in str(found.value)
+
+
+def test_a_full_object_store_is_told_too(tmp_path: Path) -> None:
+    error = ray.exceptions.ObjectStoreFullError()
+    with (
+        pytest.raises(UserError, match="(?s)object store is full.*larger --object-store-memory"),
+        terminal(tmp_path / "x", False),
+    ):
+        raise wrapped(error)
 
 
 def test_other_errors_are_printed_with_the_end_of_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
