@@ -49,7 +49,10 @@ PURE = sorted(
             "benchmarks/*.py",
         ),
         *("models/chat.py", "models/truncate.py"),
-        *(f"data/{name}.py" for name in ("answers", "labels", "formats", "known_formats", "dedup", "shard", "canonical")),
+        *(
+            f"data/{name}.py"
+            for name in ("answers", "labels", "formats", "column_names", "known_formats", "dedup", "shard", "canonical")
+        ),
         *(
             f"engines/{name}.py"
             for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "thoughts", "reading")

@@ -16,61 +16,30 @@ from ual_ray import columns as col
 from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
+from ual_ray.data.column_names import (
+    ALWAYS_READ,
+    ANSWERED,
+    ASKED,
+    BAD,
+    COMMON,
+    FAULTS,
+    FAULTY,
+    OF_THE_ANSWER,
+    OF_THE_REPLY,
+    PART_OF_A_TEXT,
+    SOME_WORDS,
+    SYSTEMS,
+    THOUGHT_NAME,
+    TOOLS,
+    VERDICTS,
+    WEIGHTS,
+)
 from ual_ray.data.files import SAVE_AS_UTF_8
 from ual_ray.data.records import CONTEXT, NOT_UTF_8, BadRow, Record, check_plain, check_unicode, is_blank, is_missing, text_of
 from ual_ray.data.turns import add_common, unused_keys, with_one_thought, with_reference, without_thoughts
 from ual_ray.errors import UserError
 
 __all__ = ["BadRow", "Format", "Record", "convert", "pair", "recognise", "text_of"]
-
-# Columns that rows of any format may have: a system message and tools are used where they are, a context where it is mapped.
-ALWAYS_READ = ("system", "tools", "functions")
-COMMON = (*ALWAYS_READ, CONTEXT)
-# A system message and tools under other names.
-SYSTEMS = ("system_prompt", "system_message", "system_msg", "system_instruction", "sys_prompt", "sys", "System", "preamble")
-TOOLS = ("available_tools", "tool_definitions", "function_definitions", "tools_json", "tool_schemas", "Tools")
-OF_THE_REPLY = ("reasoning_content", "reasoning", "thinking", "thought")
-# Columns that a question or an answer makes no sense without.
-PART_OF_A_TEXT = (
-    *(
-        CONTEXT,
-        "contexts",
-        "retrieved_contexts",
-        "passage",
-        "passages",
-        "document",
-        "documents",
-        "article",
-        "story",
-        "background",
-    ),
-    *("paragraph", "paragraphs", "table", "schema", "choices", "options", "history", "input"),
-    *("chat_history", "conversation_history", "dialogue_history", "previous_messages", "prefix", "suffix"),
-    *("mask_history", "train_on_last", "train_on_last_turn", "only_last"),
-    *(f"{kind}{rest}" for kind in ("image", "audio", "video") for rest in ("", "s", "_path", "_url", "_file")),
-    # The options of a question, one column each.
-    *("A", "opa", "option_a", "option_A", "optionA", "option1", "choice1", "endings", "sol1"),
-    *(*SYSTEMS, *TOOLS, "chat_template_kwargs", *OF_THE_REPLY),
-)
-# The way to an answer, in formats without turns whose answer may be its result alone.
-OF_THE_ANSWER = ("solution", "rationale", "explanation", "cot", "chain_of_thought")
-# A thought under any other name, such as Complex_CoT, where it is a text of some words.
-THOUGHT_NAME = re.compile(r"(?i)(?:^|[\W_])(?:cot|reasoning|thinking|thoughts?|rationales?)(?=[\W_]|$)")
-SOME_WORDS = 4
-# Names of the two sides of a pair in formats that are not known.
-ASKED = ("instruction", "prompt", "question", "query", "problem", "input")
-ANSWERED = ("output", "response", "completion", "answer", "reply", "solution")
-# Columns that tell good responses from bad ones, as data for KTO and reward models have them, and what a bad one has there.
-# A row of a test split is not for training either.
-VERDICTS = (
-    *("label", "kto_tag", "is_correct", "correct", "correctness", "desirable", "is_desirable", "split", "verified", "accepted"),
-    *("is_accepted", "passed", "is_valid", "is_good", "is_safe", "success"),
-)
-BAD = {
-    *("test", "validation", "valid", "val", "dev", "eval", "false", "0", "-1", "no", "bad", "undesirable", "rejected"),
-    *("incorrect", "wrong"),
-}
-WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss")
 
 
 @dataclass(frozen=True)
@@ -231,7 +200,10 @@ def _is_thought(name: str, value: Any) -> bool:
 def _marked_bad(record: Record, known: Collection[str]) -> str | None:
     """Name a column of a record that may mark its response as a bad one, or gives it a weight, where nothing reads it."""
     marks = [(name, _plain(record.get(name))) for name in (*VERDICTS, *WEIGHTS) if name not in known]
-    return next((name for name, value in marks if (value not in ("1", "") if name in WEIGHTS else value in BAD)), None)
+    marked = (name for name, value in marks if (value not in ("1", "") if name in WEIGHTS else value in BAD))
+    return next(marked, None) or next(
+        (name for name in FAULTS if name not in known and _plain(record.get(name)) in FAULTY), None
+    )
 
 
 def _use_of(column: str, value: Any, response: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -13,7 +13,8 @@ from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
-from ual_ray.data.records import MISSING_WORDS, is_rendered, marks_in
+from ual_ray.data.records import PLACEHOLDERS, is_rendered, marks_in
+from ual_ray.data.turns import THOUGHT_OPEN, is_closed
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural, shorten_list
 
@@ -43,27 +44,10 @@ class DataPeek:
         """State what is trained on as text, and may not be meant as such: words for missing values, marks of templates."""
         good = [messages for _, messages in self.records if not isinstance(messages, BadRow)]
         among = f"{'all' if self.complete else 'the first'} {plural(len(self.records), 'row')}"
-        words, marks = Counter[str](), Counter[str]()
-        rows = [0, 0]
-        for messages in good:
-            missing = {message["content"] for message in messages if message["role"] != "tool"} & MISSING_WORDS
-            found = set().union(*(marks_in(message["content"]) for message in messages))
-            words.update(missing)
-            marks.update(found)
-            rows = [rows[0] + bool(missing), rows[1] + bool(found)]
-        noted = (
-            (rows[0], words, "have a turn that is a word for a missing value", "it is taken as text"),
-            (
-                rows[1],
-                marks,
-                "have marks of a chat template in their text",
-                "they are put into the template of the model as they are",
-            ),
-        )
         return [
-            f"{count} of {among} {what} ({', '.join(repr(text) for text, _ in found.most_common(3))}): {so}"
-            for count, found, what, so in noted
-            if count
+            f"{count} of {among} {what}{_listed(found)}: {so}"
+            for what, so, look in _REMARKS
+            if (count := sum(map(bool, found := [look(messages) for messages in good])))
         ]
 
     @cached_property
@@ -85,6 +69,32 @@ class DataPeek:
         if self.estimated_rows is None:
             return "an unknown number of rows"
         return f"{'' if self.complete else 'about '}{plural(self.estimated_rows, 'row')}"
+
+
+def _placeholders(messages: Messages) -> set[str]:
+    return {message["content"] for message in messages if message["role"] != "tool"} & PLACEHOLDERS
+
+
+def _marks(messages: Messages) -> set[str]:
+    return set().union(*(marks_in(message["content"]) for message in messages))
+
+
+def _open_thoughts(messages: Messages) -> set[str]:
+    replies = (message["content"] for message in messages if message["role"] == "assistant")
+    return {found[0] for text in replies if (found := THOUGHT_OPEN.match(text.lstrip())) and not is_closed(text)}
+
+
+def _listed(found: Sequence[set[str]]) -> str:
+    most = Counter(word for words in found for word in words).most_common(3)
+    return f" ({', '.join(repr(word) for word, _ in most)})"
+
+
+# What is trained on as text, and may not be meant so: what rows have, what becomes of them, and the words found in a row.
+_REMARKS: tuple[tuple[str, str, Callable[[Messages], set[str]]], ...] = (
+    ("have a turn that is a word for a missing value", "it is taken as text", _placeholders),
+    ("have marks of a chat template or of media in their text", "the model's template is put around them", _marks),
+    ("have a reply whose thought does not end", "it is trained on as it is", _open_thoughts),
+)
 
 
 def peek(config: DataConfig, rows: int = 1000) -> DataPeek:

@@ -37,14 +37,16 @@ MISSING_WORDS = frozenset(
     ("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
     + ("NA", "N/A", "n/a", "None", "null", "NULL", "Null", "\\N")
 )
+# Words that stand for a text that is not there, but may be one.
+PLACEHOLDERS = MISSING_WORDS | {"[deleted]", "[removed]", "[object Object]", "undefined", "TODO", "...", "…", "-", "?"}
 _NEVER_TEXT = frozenset(("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT"))
 _LONGEST_MISSING = max(map(len, MISSING_WORDS))
-# Marks of chat templates, which do not belong to a turn itself.
+# Marks of chat templates and of media, which do not belong to a turn itself.
 _MARKS = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|end_of_text|endoftext|user|assistant|system|end"
     r"|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|start|message|channel|turn)\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
     r"|<｜(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)｜>|(?m:^###[ ]?(?:Instruction|Response|Human|Assistant|User):)"
-    r"|<s>(?= ?\[INST\])|</s>\s*\Z"
+    r"|<s>(?= ?\[INST\])|</s>\s*\Z|<(?:image|video|audio)>|<\|(?:image_pad|vision_start|image)\|>"
 )
 _SPEAKERS = tuple(
     re.compile(rf"(?m)^(?:{names}):") for names in ("Human|User|USER|human|user", "Assistant|ASSISTANT|assistant")

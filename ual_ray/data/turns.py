@@ -165,6 +165,11 @@ def with_one_thought(messages: Messages) -> Messages:
     return messages
 
 
+def is_closed(content: str) -> bool:
+    """Whether the thought that a reply starts with ends."""
+    return not THOUGHT_OPEN.match(content[found.end() :].lstrip()) if (found := THOUGHTS_FIRST.match(content)) else False
+
+
 def without_thoughts(messages: Messages) -> Messages:
     """Leave out the reasoning of replies. Raises BadRow for a reply that is nothing else."""
     kept = []
@@ -208,6 +213,8 @@ def _content(turn: Mapping[str, Any]) -> str:
         if not isinstance(part, Mapping) or part.get("type", "text") not in TEXT_PARTS:
             kind = part.get("type") if isinstance(part, Mapping) else part
             raise BadRow(f"content has a part that is not text: {kind!r:.80}")
+        if part.get("text") is None:
+            raise BadRow(f"content has a part without a text: {part!r:.80}")
     return "".join(text_of(part, "text") for part in parts)
 
 

@@ -113,6 +113,12 @@ def test_parts_of_text_are_joined() -> None:
     assert messages_of({"messages": [{"role": "user", "content": parts}, ASSISTANT]}, "messages")[0]["content"] == "q1 q2"
 
 
+def test_a_part_without_its_text_is_not_left_out() -> None:
+    parts = [{"type": "text", "text": "q1 "}, {"type": "text", "value": "q2"}]
+    with pytest.raises(BadRow, match="a part without a text"):
+        messages_of({"messages": [{"role": "user", "content": parts}, ASSISTANT]}, "messages")
+
+
 def test_a_weight_of_0_is_kept_and_tells_rows_apart() -> None:
     turns = [USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 1}]
     messages = messages_of({"messages": turns}, "messages")

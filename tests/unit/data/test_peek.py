@@ -282,12 +282,41 @@ def test_marks_of_a_template_within_a_text_are_counted(text: str, role: str, tmp
             f" {text}" if text[0] == "[" else f"\n{text}"
         )
     (remark,) = look_at(jsonl(tmp_path, rows)).remarks
-    assert remark.startswith("2 of all 8 rows have marks of a chat template in their text (")
+    assert remark.startswith("2 of all 8 rows have marks of a chat template or of media in their text (")
 
 
 @pytest.mark.parametrize("text", [
     "<s>old</s> new", "# Instruction\n## Response", "a < b | c > d", "Assistant: hello", "He is an Assistant: I am Human: no",
-    "[inst]", "None of them", "nan is not a number", "<think>", "### Input",
+    "[inst]", "None of them", "nan is not a number", "<think>t</think>", "### Input", "a <think>",
 ])  # fmt: skip
 def test_other_texts_are_not_remarked_on(text: str, tmp_path: Path) -> None:
     assert look_at(jsonl(tmp_path, [{"instruction": "q", "output": f"{text} x"}])).remarks == []
+
+
+def test_thoughts_without_an_end_placeholders_and_media_are_counted(tmp_path: Path) -> None:
+    replies = ["<think>it is", "[deleted]", "<image>\na cat", "<think>it is</think>so", "<think>1</think><think>2", "[THINK]no"]
+    remarks = look_at(jsonl(tmp_path, [{"prompt": f"q{n}", "completion": text} for n, text in enumerate(replies)])).remarks
+    assert [remark.split(" have ")[0] for remark in remarks] == ["1 of all 6 rows", "1 of all 6 rows", "3 of all 6 rows"]
+    assert "('[deleted]')" in remarks[0] and "('<image>')" in remarks[1] and "thought does not end" in remarks[2]
+
+
+@pytest.mark.parametrize(
+    ("column", "bad", "good"),
+    [
+        *[(name, True, False) for name in ("is_bad", "toxic", "deleted", "truncated", "is_rejected", "flagged")],
+        *[("finish_reason", reason, "stop") for reason in ("length", "content_filter", "max_tokens")],
+        *[("quality", "low", "high"), ("spam", "yes", "no"), ("failed", 1, 0)],
+    ],
+)
+def test_a_row_that_a_column_calls_bad_is_asked_for(column: str, bad: Any, good: Any, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "output": "a", column: bad if n == 2 else good} for n in range(4)]
+    with pytest.raises(UserError, match=f"rows that may not be for training: the column {column} is"):
+        look_at(jsonl(tmp_path, rows))
+    assert not any(isinstance(found, BadRow) for _, found in look_at(jsonl(tmp_path, rows), format="alpaca").records)
+    assert look_at(jsonl(tmp_path, [row | {column: good} for row in rows])).format_name == "alpaca"
+
+
+@pytest.mark.parametrize("column", ["evidence", "knowledge", "source_text", "question_body", "db_schema", "code", "Snippets"])
+def test_a_text_that_a_question_is_about_is_asked_for(column: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"does not read the column {column}"):
+        look_at(jsonl(tmp_path, [{"question": "q", "answer": "a", column: "e"}]))
