@@ -88,7 +88,8 @@ def aurocs(qualities: Mapping[str, Quality]) -> Figure:
 def draw(panels: Sequence[Panel]) -> Figure:
     """Draw panels of intervals below each other."""
     longest = max((len(interval.label) for panel in panels for interval in panel.intervals), default=0)
-    titles = [wrap(panel.title, LONGEST_LINE - longest) for panel in panels]
+    # A line ends before or after "left = better", not in it.
+    titles = [wrap(panel.title.replace(" = ", "\u00a0=\u00a0"), LONGEST_LINE - longest) for panel in panels]
     heights = [
         LINE_HEIGHT * len(panel.intervals) + PANEL_HEIGHT + TITLE_HEIGHT * len(title)
         for panel, title in zip(panels, titles, strict=True)
@@ -106,7 +107,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title("\n".join(title), loc="left", fontsize=9)
+        axes.set_title("\n".join(title).replace("\u00a0", " "), loc="left", fontsize=9)
         axes.axvline(panel.mark, color=MUTED, linewidth=0.8, linestyle="--")
         if panel.limits is not None:
             axes.set_xlim(panel.limits)

@@ -35,4 +35,4 @@ def code(text: str) -> Markup:
 
 def together(cell: str) -> str:
     """Let a line of a table's cell break before an interval or an error only."""
-    return cell.replace(", ", ",\u00a0").replace("± ", "±\u00a0")
+    return cell.replace(", ", ",\u00a0").replace("± ", "±\u00a0").replace(" of ", "\u00a0of\u00a0")

@@ -380,6 +380,16 @@ def test_an_unfinished_training_is_named(tmp_path: Path, small: Path) -> None:
     assert collect(root).missing == ["training of ual (not finished)"]
 
 
+@pytest.mark.parametrize("below", ["", "seed-1"])
+def test_the_page_of_a_scenario_has_the_elicitation_of_its_experiment(tmp_path: Path, below: str) -> None:
+    elicitation(tmp_path / "experiment" / "elicit" / "e1", "said")
+    root = tmp_path / "experiment" / "mixed"
+    (root / "seed-1").mkdir(parents=True)
+    found = collect(root / below).elicit
+    assert found is not None and found.metrics["total_rows"] == 1000
+    assert collect(tmp_path / "experiment" / "elicit").elicit and collect(tmp_path).elicit is None
+
+
 def test_a_torn_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     training(tmp_path / "run" / "arms" / "ual" / "train" / "t1", "ual")
     (arm,) = collect(tmp_path / "run").arms
