@@ -38,6 +38,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "is_blank": records.is_blank,
     "is_rendered": lambda text: records.is_rendered("user", text),
     "marks_in": records.marks_in,
+    "broken": records.BROKEN.findall,
+    "printed": records.PRINTED.fullmatch,
     "check_plain": lambda text: records.check_plain("output", text),
     "without_thoughts": without_thoughts,
     "dropped by a template": dropped,

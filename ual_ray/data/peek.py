@@ -13,10 +13,10 @@ from ual_ray.config import DEMO, DataConfig
 from ual_ray.config.redact import redact_uri
 from ual_ray.data.formats import BadRow, Record, check_columns, check_reads, columns_of, convert, recognise, unused_columns
 from ual_ray.data.reading import Piece, find_pieces, read_piece
-from ual_ray.data.records import PLACEHOLDERS, is_rendered, marks_in
+from ual_ray.data.records import BROKEN, PLACEHOLDERS, PRINTED, is_rendered, marks_in
 from ual_ray.data.turns import THOUGHT_OPEN, is_closed
 from ual_ray.errors import UserError
-from ual_ray.formatting import plural, shorten_list
+from ual_ray.formatting import plural, shorten, shorten_list
 
 Seen = list[tuple[Record, Messages | BadRow]]
 
@@ -45,7 +45,7 @@ class DataPeek:
         good = [messages for _, messages in self.records if not isinstance(messages, BadRow)]
         among = f"{'all' if self.complete else 'the first'} {plural(len(self.records), 'row')}"
         return [
-            f"{count} of {among} {what}{_listed(found)}: {so}"
+            f"{count} of {among}: {what}{_listed(found)}; {so}"
             for what, so, look in _REMARKS
             if (count := sum(map(bool, found := [look(messages) for messages in good])))
         ]
@@ -72,7 +72,16 @@ class DataPeek:
 
 
 def _placeholders(messages: Messages) -> set[str]:
-    return {message["content"] for message in messages if message["role"] != "tool"} & PLACEHOLDERS
+    return {message["content"].strip() for message in messages if message["role"] != "tool"} & PLACEHOLDERS
+
+
+def _broken(messages: Messages) -> set[str]:
+    return {found[0] for message in messages for found in BROKEN.finditer(message["content"])}
+
+
+def _printed(messages: Messages) -> set[str]:
+    texts = (message["content"].strip() for message in messages if message["role"] != "tool")
+    return {shorten(text, 40) for text in texts if PRINTED.fullmatch(text)}
 
 
 def _marks(messages: Messages) -> set[str]:
@@ -91,9 +100,11 @@ def _listed(found: Sequence[set[str]]) -> str:
 
 # What is trained on as text, and may not be meant so: what rows have, what becomes of them, and the words found in a row.
 _REMARKS: tuple[tuple[str, str, Callable[[Messages], set[str]]], ...] = (
-    ("have a turn that is a word for a missing value", "it is taken as text", _placeholders),
-    ("have marks of a chat template or of media in their text", "the model's template is put around them", _marks),
-    ("have a reply whose thought does not end", "it is trained on as it is", _open_thoughts),
+    ("a turn is a word for a missing value", "it is taken as text", _placeholders),
+    ("a text has marks of a chat template or of media", "the model's template is put around them", _marks),
+    ("a text has characters that were read in another encoding than its own", "they are trained on", _broken),
+    ("a turn is a value as Python prints it", "it is taken as text", _printed),
+    ("the thought of a reply does not end", "it is trained on as it is", _open_thoughts),
 )
 
 

@@ -36,9 +36,17 @@ _ENDS_AS_REPLY = re.compile(
 MISSING_WORDS = frozenset(
     ("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT", "#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
     + ("NA", "N/A", "n/a", "None", "null", "NULL", "Null", "\\N")
+    + ("#REF!", "#DIV/0!", "#NAME?", "#VALUE!", "#NUM!", "#NULL!")
 )
 # Words that stand for a text that is not there, but may be one.
-PLACEHOLDERS = MISSING_WORDS | {"[deleted]", "[removed]", "[object Object]", "undefined", "TODO", "...", "…", "-", "?"}
+PLACEHOLDERS = MISSING_WORDS | {
+    *("[deleted]", "[removed]", "[object Object]", "undefined", "TODO", "...", "…", "-", "?", "none", "NONE", "nil", "Nil"),
+}
+# Texts of another encoding that were read as UTF-8 or as CP1252, and values as Python prints them.
+BROKEN = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf\u2018-\u201e\u2122\u02dc\u0153]")
+PRINTED = re.compile(
+    r"b'[^']*'|b\"[^\"]*\"|\[(?:'[^']*'[ \n]+)+'[^']*'\]|array\(.*\)|<[\w.]+ object at 0x[0-9a-f]+>|\{'text': .*\}", re.DOTALL
+)
 _NEVER_TEXT = frozenset(("nan", "NaN", "NAN", "-nan", "-NaN", "<NA>", "NaT"))
 _LONGEST_MISSING = max(map(len, MISSING_WORDS))
 # Marks of chat templates and of media, which do not belong to a turn itself.
@@ -81,12 +89,17 @@ def text_of(record: Record, column: str) -> str:
 
 def cell_of(text: str) -> str:
     """Return the text of a cell, as Missing where it is a word for a missing value."""
-    return Missing(text) if len(text) <= _LONGEST_MISSING and text in MISSING_WORDS else text
+    return Missing(text) if len(text) <= 2 * _LONGEST_MISSING and text.strip() in MISSING_WORDS else text
 
 
 def is_missing(value: Any) -> bool:
     """Whether a value is what programs write where there is none: null, NaN, "nan", and in a CSV file "NA" or "NULL" too."""
-    return value is None or _is_nan(value) or isinstance(value, Missing) or (isinstance(value, str) and value in _NEVER_TEXT)
+    return (
+        value is None
+        or _is_nan(value)
+        or isinstance(value, Missing)
+        or (isinstance(value, str) and len(value) < 20 and value.strip() in _NEVER_TEXT)
+    )
 
 
 def optional_text(record: Record, column: str) -> str:

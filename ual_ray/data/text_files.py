@@ -217,8 +217,11 @@ def _parse_cells(text: TextIO, path: str, delimiter: str | None = None) -> Itera
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KB
     lines = _Lines(text)
     delimiter = delimiter or _delimiter_of(lines)
+    # Blanks behind all delimiters of the header belong to them, also in the rows, outside of quotes.
+    first = lines.peek()
+    blanks = delimiter in first and first.count(delimiter) == first.count(f"{delimiter} ")
     # Strict: otherwise a stray quote silently swallows the rows after it.
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
     header = [name.strip() for name in next(filter(None, rows), [])]
     look_like_rows = _row_test("".join(lines.kept[-1:]), len(header), delimiter)
     if len(set(header)) < len(header):
@@ -241,6 +244,8 @@ def _parse_cells(text: TextIO, path: str, delimiter: str | None = None) -> Itera
         elif len(lines.kept) > 1 and look_like_rows(lines.kept):
             reason = f"not CSV: line {start}: its quotes hold lines that look like rows (a text of such lines needs JSONL)"
             yield from _bad_lines(reason, start, lines.kept)
+        elif cells and [cell.strip() for cell in cells] == header:
+            yield from _bad_lines(f"the header again: line {start}", start, lines.kept)
         elif cells:
             yield dict(zip(header, map(cell_of, cells), strict=True))
 

@@ -229,7 +229,7 @@ def test_chats_as_text_are_no_turns(format_name: str, role: str, end: str, tmp_p
     assert not any(isinstance(messages, BadRow) for _, messages in few.records)
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "#N/A", "\\N"])
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "#N/A", "\\N", "#REF!"])
 def test_a_missing_value_of_a_csv_file_is_no_text(word: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(f"instruction,input,system,output\nq1,{word},{word},a1\nq2,,,{word}\n{word},,,a3\nq4,x,s,{word} is it\n")
@@ -241,17 +241,17 @@ def test_a_missing_value_of_a_csv_file_is_no_text(word: str, tmp_path: Path) -> 
     assert not isinstance(last, BadRow) and last[-1]["content"] == f"{word} is it"
     as_text = look_at(path, format="alpaca")
     assert [str(messages[-1]["content"]) for _, messages in as_text.records][1] == word
-    assert f"2 of all 4 rows have a turn that is a word for a missing value ({word!r})" in as_text.remarks[0]
+    assert f"2 of all 4 rows: a turn is a word for a missing value ({word!r})" in as_text.remarks[0]
 
 
 def test_a_missing_value_of_another_file_is_no_text_or_is_counted(tmp_path: Path) -> None:
-    words = ["nan", "<NA>", float("nan"), "NA", "null", "None", "a"]
+    words = [" nan ", "<NA>", float("nan"), "NA", "null", "None", "a"]
     seen = look_at(jsonl(tmp_path, [{"question": f"q{n}", "answer": word, "system": "nan"} for n, word in enumerate(words)]))
     bad = [str(messages) for _, messages in seen.records if isinstance(messages, BadRow)]
     assert [reason.split(",")[0] for reason in bad] == [
-        "no response: answer is 'nan'", "no response: answer is '<NA>'", "no response: answer is empty",
+        "no response: answer is ' nan '", "no response: answer is '<NA>'", "no response: answer is empty",
     ]  # fmt: skip
-    assert seen.remarks[0].startswith("3 of all 7 rows have a turn that is a word for a missing value ('NA', 'null', 'None')")
+    assert seen.remarks[0].startswith("3 of all 7 rows: a turn is a word for a missing value ('NA', 'null', 'None')")
     assert all(len(messages) == 2 for _, messages in seen.records if not isinstance(messages, BadRow))
 
 
@@ -282,7 +282,7 @@ def test_marks_of_a_template_within_a_text_are_counted(text: str, role: str, tmp
             f" {text}" if text[0] == "[" else f"\n{text}"
         )
     (remark,) = look_at(jsonl(tmp_path, rows)).remarks
-    assert remark.startswith("2 of all 8 rows have marks of a chat template or of media in their text (")
+    assert remark.startswith("2 of all 8 rows: a text has marks of a chat template or of media (")
 
 
 @pytest.mark.parametrize("text", [
@@ -296,8 +296,8 @@ def test_other_texts_are_not_remarked_on(text: str, tmp_path: Path) -> None:
 def test_thoughts_without_an_end_placeholders_and_media_are_counted(tmp_path: Path) -> None:
     replies = ["<think>it is", "[deleted]", "<image>\na cat", "<think>it is</think>so", "<think>1</think><think>2", "[THINK]no"]
     remarks = look_at(jsonl(tmp_path, [{"prompt": f"q{n}", "completion": text} for n, text in enumerate(replies)])).remarks
-    assert [remark.split(" have ")[0] for remark in remarks] == ["1 of all 6 rows", "1 of all 6 rows", "3 of all 6 rows"]
-    assert "('[deleted]')" in remarks[0] and "('<image>')" in remarks[1] and "thought does not end" in remarks[2]
+    assert [remark.split(":")[0] for remark in remarks] == ["1 of all 6 rows", "1 of all 6 rows", "3 of all 6 rows"]
+    assert "('[deleted]')" in remarks[0] and "('<image>')" in remarks[1] and "does not end" in remarks[2]
 
 
 @pytest.mark.parametrize(
@@ -320,3 +320,21 @@ def test_a_row_that_a_column_calls_bad_is_asked_for(column: str, bad: Any, good:
 def test_a_text_that_a_question_is_about_is_asked_for(column: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"does not read the column {column}"):
         look_at(jsonl(tmp_path, [{"question": "q", "answer": "a", column: "e"}]))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        *[(text, "another encoding") for text in ("cafÃ©", "itâ€™s", "caf\ufffd")],
+        *[(text, "as Python prints it") for text in ("b'hello'", "['a' 'b']", "array(['a'], dtype=object)", "{'text': 'a'}")],
+        *[(text, "a missing value") for text in ("none", "TODO", "...", " - ")],
+    ],
+)
+def test_a_text_that_an_export_damaged_is_counted(text: str, told: str, tmp_path: Path) -> None:
+    (remark,) = look_at(jsonl(tmp_path, [{"instruction": "q", "output": text}])).remarks
+    assert remark.startswith("1 of all 1 row: ") and told in remark
+
+
+@pytest.mark.parametrize("text", ["NÃO", "['a', 'b']", "[1 2]", "a - b", "naïve café’s “x”", "{'a': 1}", "b'"])
+def test_a_text_that_is_only_unusual_is_not(text: str, tmp_path: Path) -> None:
+    assert look_at(jsonl(tmp_path, [{"instruction": "q", "output": text}])).remarks == []

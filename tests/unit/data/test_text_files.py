@@ -276,6 +276,19 @@ def test_the_delimiter_is_found_in_the_header(text: str, tmp_path: Path) -> None
     assert [(row["a"].rstrip(";|,"), row["b"]) for row in read(tmp_path / "rows.csv")] == [("1", "2")]
 
 
+def test_blanks_behind_the_delimiters_of_the_header_belong_to_them_in_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a, b\n1, "x, y"\n2, "  z"\n3, w \n')
+    assert [row["b"] for row in read(tmp_path / "rows.csv")] == ["x, y", "  z", "w "]
+    (tmp_path / "rows.csv").write_text("a,b\n1, x\n")
+    assert read(tmp_path / "rows.csv") == [{"a": "1", "b": " x"}]
+
+
+def test_a_header_between_the_rows_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\na, b\n3,4\n")
+    first, header, last = read(tmp_path / "rows.csv")
+    assert str(header) == "the header again: line 3" and (first["a"], last["a"]) == ("1", "3")
+
+
 def test_a_file_of_one_column_has_no_delimiter(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('text\n"x; y, z"\n')
     assert read(tmp_path / "rows.csv") == [{"text": "x; y, z"}]
