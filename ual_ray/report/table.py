@@ -117,9 +117,10 @@ def models(findings: Findings) -> Grid:
 
 
 def _arm_rows(findings: Findings) -> Iterator[TableRow]:
-    if findings.alphas:
-        cells = (number(findings.alphas.get(model), 3) for model in findings.models)
-        yield TableRow(ARMS, ("mean alpha per training row", MISSING, *cells))
+    for label, means in (("training row", findings.alphas), ("token", findings.token_alphas)):
+        if means:
+            cells = (number(means.get(model), 3) for model in findings.models)
+            yield TableRow(ARMS, (f"mean alpha per {label}", MISSING, *cells))
     if any(count > 1 for count in findings.seeds.values()):
         cells = (MISSING if model == BASE else str(findings.seeds.get(model, 1)) for model in findings.models)
         yield TableRow(ARMS, ("training seeds", MISSING, *cells))

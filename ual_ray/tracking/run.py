@@ -195,9 +195,14 @@ class Run:
         return self._submit("model", content)
 
     def prompt(self, name: str, template: Sequence[Sequence[str]]) -> None:
-        """Register a prompt and link it: chat turns (role, content) with variables as {{name}}; `name` is the package's own."""
+        """Register a prompt and link it, to the runs above too: chat turns (role, content) with variables as {{name}}.
+
+        name: the package's own.
+        """
         turns = [{"role": turn[0], "content": turn[1]} for turn in template]
         self._submit("prompt", {"name": name, "template": turns})
+        if self._parent is not None:
+            self._parent.prompt(name, template)
 
     def traces(self, make: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         """Log the traces that `make` returns, in the form of `engines/traces.py`; ids are unique in the run."""

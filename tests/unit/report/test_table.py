@@ -47,6 +47,7 @@ def findings() -> Findings:
         {"base": base, "sft": arm, "ual": arm},
         Comparisons((ENTRY, NULL), 0.95, 2000, 0),
         alphas={"sft": 0.0, "ual": 0.1},
+        token_alphas={"sft": 0.0, "ual": 0.112},
         calibration={
             "sft": {"temperature": 1.25, "token": TOKENS, "answer": {"gsm8k": {"raw": {"aurc": 0.5, "auroc": None}, "n": 9}}},
             "ual": {},
@@ -62,6 +63,7 @@ def test_the_models_by_hand() -> None:
         "| --- | ---: | ---: | ---: | ---: |",
         "| **arms** |  |  |  |  |",
         "| mean alpha per training row | – | – | 0.000 | 0.100 |",
+        "| mean alpha per token | – | – | 0.000 | 0.112 |",
         "| **held_out** |  |  |  |  |",
         "| NLL per token, nats ↓ | 18-20 | 2.000 ± 0.500 | 1.500 | 1.500 |",
         "| … maths ↓ | 8 | – | 1.000 ± 0.100 | 1.000 ± 0.100 |",

@@ -45,6 +45,15 @@ def test_a_text_has_one_version_and_every_run_is_linked_to_its_own(tmp_path: Pat
     assert tracker.failures == 0
 
 
+def test_the_run_of_the_whole_lists_a_prompt_once(tmp_path: Path, network: Network) -> None:
+    tracker = tracker_of(tmp_path)
+    with tracker.run("pipeline", tmp_path, {}) as parent:
+        for seed in (0, 1):
+            with tracker.run(f"judge {seed}", tmp_path / str(seed), {}, parent) as run:
+                run.prompt("elicit.p_true", ASK)
+    assert linked_from(run, tracker) == linked_from(parent, tracker) == ["1"]
+
+
 def test_the_experiment_lists_its_prompts_and_no_other_one_does(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("judge", tmp_path, {}) as run:
