@@ -109,12 +109,13 @@ def columns_of(folder: Path, *names: str) -> dict[str, Any]:
     return read_table(folder).sort_by(col.ID).select([col.ID, *names]).to_pydict()
 
 
-def submit(on_cluster: Run, *arguments: object) -> None:
-    """Submit a job with one actor and one rank on every node, and wait until it has succeeded."""
+def submit(on_cluster: Run, *arguments: object) -> str:
+    """Submit a job with one actor and one rank on every node, wait until it has succeeded, and return what it printed."""
     command = [sys.executable, "-m", "ual_ray", "submit", *arguments, *EACH_ON_A_NODE_OF_ITS_OWN, TRACKED]
     done = on_cluster(*command)
     printed = done.stdout + done.stderr
     assert done.returncode == 0 and "SUCCEEDED" in printed, printed
+    return printed
 
 
 def check_equal(several: Path, one: Path) -> None:
@@ -146,10 +147,17 @@ def test_a_run_over_several_machines_equals_that_of_one(
 
 
 def test_machines_that_share_no_folder_need_a_bucket_alone(
-    on_cluster: Run, settings: list[object], here: Path, nodes: Path, tmp_path: Path
+    on_cluster: Run, settings: list[object], here: Path, nodes: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     names = [part for name in OF_THE_STORE for part in ("--env", name)]
-    submit(on_cluster, *settings, *names, "output=s3://runs/first")
+    # Another machine has asked everything, under settings of its own: actors of the cluster find its replies by request.
+    store = "elicit.store=s3://runs/replies"
+    given = [setting for setting in settings if not str(setting).startswith("data.path")]
+    elicit = [sys.executable, "-m", "ual_ray", "elicit", rows_file, *given, store, "elicit.retest_share=1", "--out", tmp_path]
+    asked = on_cluster(*elicit)
+    assert asked.returncode == 0 and " 0 calls" not in asked.stdout, asked.stdout + asked.stderr
+    printed = submit(on_cluster, *settings, *names, store, "output=s3://runs/first")
+    assert "MB of replies fetched from s3://runs/replies" in printed and "; 0 calls" in printed, printed
     fetched = on_cluster(sys.executable, "-c", COPY, "s3://runs/first", tmp_path / "run")
     assert fetched.returncode == 0, fetched.stderr
     check_equal(tmp_path / "run", here)

@@ -182,13 +182,17 @@ def test_runs_that_share_a_store_ask_for_nothing_that_one_of_them_has_asked(
     """The first run's folder and its machine are gone; the output is a path, or a URI too."""
     store, log = f"{bucket}/shared", tmp_path / "sent.jsonl"
     settings = [setting for setting in small if not setting.startswith(("data.path", "train."))]
-    command = ["elicit", rows_file, *settings, f"elicit.store={store}", f"engine.arguments.log={log}"]
+    settings += [f"elicit.store={store}", f"engine.arguments.log={log}"]
+    command = ["elicit", rows_file, *settings]
 
-    def sent(out: Path | str, *more: str) -> int:
+    def sent_by(*given: object) -> int:
         before = len(log.read_text().splitlines()) if log.exists() else 0
-        done = ual(*command, *more, "--out", out)
+        done = ual(*given)
         assert done.code == 0 and SECRET not in done.output, done.output
         return len(log.read_text().splitlines()) - before
+
+    def sent(out: Path | str, *more: str) -> int:
+        return sent_by(*command, *more, "--out", out)
 
     first = sent(tmp_path / "first", "tracking.traces=2")
     rows = read_table(one((tmp_path / "first").glob("*/scored")))
@@ -208,7 +212,9 @@ def test_runs_that_share_a_store_ask_for_nothing_that_one_of_them_has_asked(
     forecast = ual(*command, "--dry-run", "--out", tmp_path / "none")
     assert forecast.code == 0 and "about 0" in forecast.output and not (tmp_path / "none").exists(), forecast.output
     assert sent(tmp_path / "second", "--force") == first
-    assert sent(tmp_path / "sixth") == 0
+    assert sent(tmp_path / "sixth") == sent(tmp_path / "seventh") == 0
+    checked = [sent_by("inspect", tmp_path / out, "--self-check", 20, *settings) for out in ("sixth", "seventh")]
+    assert checked[0] > 0 == checked[1]
 
 
 def test_rows_of_a_killed_run_are_shared_and_runs_at_once_ask_for_the_others_once(
