@@ -193,6 +193,10 @@ def test_a_loss_that_is_no_number_is_told_and_not_tried_again(train: Train) -> N
     assert run.mlflow_run().info.status == "FAILED"
     assert "[FailurePolicy] RETRY" not in printed
 
+    # As the message states, the same command goes on in the folder: one update is skipped, the next one ends it.
+    run.run("train.skip_non_finite=1", code=2)
+    assert (run.out / "non_finite_ids.txt").read_text().count("\n") == 2 * SETTINGS["train.global_batch_size"]
+
 
 def test_training_goes_on_with_fewer_workers_when_a_node_is_gone(train: Train, undisturbed: Training, cluster: Any) -> None:
     # Two workers of three cores each: one on each of two nodes with four.
