@@ -32,6 +32,9 @@ from ual_ray.engines.requests import (
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import resolve_model
 
+# Characters of a request.
+LOGGED = 10_000
+
 
 class FakeEngine:
     """Deterministic answers, from a hash of model and request."""
@@ -90,7 +93,7 @@ class FakeEngine:
         """Append a line per request, all at once: the actors of a pool share the file."""
         if path := self._arguments.get("log"):
             lines = [
-                json.dumps({"pid": os.getpid(), "kind": type(request).__name__, "text": _turns(request)[-1][1]}) + "\n"
+                json.dumps({"pid": os.getpid(), "kind": type(request).__name__, "text": _turns(request)[-1][1][:LOGGED]}) + "\n"
                 for request in requests
             ]
             with open(path, "ab", buffering=0) as file:
