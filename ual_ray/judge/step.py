@@ -80,11 +80,11 @@ def _judge_and_log(config: Config, run: Run, judging: Judging, model: Mapping[st
     run.prompt("judge.comparison", load_judge_prompts(config.judge.templates).template)
     result = judge_pairs(config, judging)
     rows = judging.folder / VERDICTS_FILE
-    verdicts = f"verdicts against {names['reference']}", content_digest(rows, [col.ID, col.PREFERENCE])
-    run.dataset(verdicts[0], rows, verdicts[1], result["rows"], "judging")
+    judged = judged_set(rows, names["reference"])
+    run.dataset(judged[0], rows, judged[1], result["rows"], "judging")
     named = metrics(result)
     rates = {key: value for key, value in named.items() if RANKED.match(key)}
-    run.metrics(rates, model=model, dataset=verdicts)
+    run.metrics(rates, model=model, dataset=judged)
     run.metrics({key: value for key, value in named.items() if key not in rates})
     run.tags({LINEAGE_PROMPTS: ", ".join(result["prompt_hashes"])})
     for file in (col.WIN_RATES_FILE, VERDICTS_FILE, ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE):
@@ -93,6 +93,12 @@ def _judge_and_log(config: Config, run: Run, judging: Judging, model: Mapping[st
         run.traces(lambda: sampled_traces(config, judging))
     run.table(_sample(rows), "tables/verdicts.json")
     return result
+
+
+def judged_set(verdicts: Path, reference: str) -> tuple[str, str]:
+    """Return name and digest of what was judged: the questions, which all candidates share, so that MLflow ranks them."""
+    questions = sorted({*read_table(verdicts, [col.ID])[col.ID].to_pylist()})
+    return f"questions judged against {reference}", col.digest(questions)
 
 
 def _sample(verdicts: Path) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -19,9 +20,10 @@ from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import read_model_outputs
 from ual_ray.judge.pairs import PAIRS
 from ual_ray.judge.stage import judge_pairs
+from ual_ray.judge.step import judged_set
 from ual_ray.judge.traces import sampled_traces
 from ual_ray.judge.verdicts import metrics, win_rate_line
-from ual_ray.parquet import read_table
+from ual_ray.parquet import read_table, write_rows
 
 # --- judging ---------------------------------------------------------------------------------------------------------
 
@@ -46,6 +48,16 @@ def test_pairs_become_verdicts_and_win_rates(bench: Bench) -> None:
     assert numbers == sorted(range(30), key=digest), "by the ids of questions, as rates are computed"
     outputs, others = (read_model_outputs(work.folder / f"{name}_outputs.json") for name in ("model", "reference"))
     assert {row["model"] for row in outputs} == {"ual"} and {row["prediction"] for row in others} == {"Other"}
+
+
+def test_candidates_that_were_judged_on_the_same_questions_share_a_data_set(tmp_path: Path) -> None:
+    def verdicts(preference: float, *ids: str) -> tuple[str, str]:
+        rows = [{col.ID: name, col.PREFERENCE: preference} for name in ids]
+        write_rows(rows, col.VERDICTS, tmp_path / "verdicts.parquet")
+        return judged_set(tmp_path / "verdicts.parquet", "sft")
+
+    first = verdicts(1.2, "a", "b")
+    assert first == verdicts(1.9, "b", "a", "b") != verdicts(1.9, "b", "c")
 
 
 def test_what_was_judged_is_not_judged_again(bench: Bench) -> None:
