@@ -118,7 +118,7 @@ class Dialect:
         text = f"{words} {param or ''}"
         if TOO_LONG.search(text):
             return None
-        if (least := _least_tokens(text)) > self.least_tokens:
+        if (least := _least_tokens(f"{param or ''} {words}")) > self.least_tokens:
             return replace(self, least_tokens=least)
         named = {name for name, names in _NAMES.items() if param == name or (names.search(words) and _REFUSED.search(words))}
         renamed = MAX_COMPLETION_TOKENS in text or ("max_tokens" in named and _UNKNOWN.search(words))

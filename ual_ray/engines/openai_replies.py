@@ -23,6 +23,8 @@ MOST_MASS = 1.05
 # Finish reasons of replies that have no text, however often they are asked for.
 WITHOUT_TEXT = ("content_filter", "tool_calls", "function_call")
 SHOWN_CHARACTERS = 100
+# What makes an answer another one than its first token, where a server gives more than one.
+_GOES_ON = re.compile(r"\d|[.,]\d|\s?%|[^\W\d_]")
 # Where a message has its thought apart from its content, and what parts of a content are called.
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "reasoning_text", "thinking", "reasoning_details")
 TEXT_PARTS, THOUGHT_PARTS = ("text", "output_text"), ("thinking", "reasoning", "reasoning.text")
@@ -91,7 +93,11 @@ def read_choices(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Unre
     if not is_end(_finish(choice)) and not is_cut(_finish(choice)):  # cut after its one token
         return not_ended(_finish(choice))
     tokens = _tokens(choice)
-    return _log_probabilities(next((token for token in tokens if _shows(token)), tokens[0]), choices)
+    place = next((at for at, token in enumerate(tokens) if _shows(token)), 0)
+    behind = "".join(plain_entry(token) for token in tokens[place + 1 :] if "token" in token)
+    if _shows(tokens[place]) and visible_entry(tokens[place]) in choices and _GOES_ON.match(behind):
+        return Unread("unparsable: the reply goes on behind the token that is read as its answer")
+    return _log_probabilities(tokens[place], choices)
 
 
 def read_choices_behind_thought(body: Body, choices: Sequence[str]) -> tuple[float, ...] | Reply:

@@ -142,6 +142,13 @@ def test_a_server_that_demands_tokens_is_asked_for_as_many(words: str, serve: Se
     assert engine.adaptations == ["at least 16 tokens asked for, as the server demands"]
 
 
+def test_the_parameter_of_a_demand_may_be_named_apart(serve: Serve) -> None:
+    words = "Integer below minimum value. Expected a value >= 16, but got 1 instead."
+    act = lambda body: refusal(words, "max_output_tokens") if body["max_tokens"] < 16 else answer("7", token("7", SEVEN))  # noqa: E731
+    engine, _ = serve(act)
+    assert probabilities(one(engine, RATE))
+
+
 @pytest.mark.parametrize("words", [
     "max_tokens must be less than 512", "max_tokens must be between 1 and 2048", "thinking.budget_tokens must be >= 16",
     "max_tokens is 1, which is bad", "max_tokens must be >= 100000", "max_tokens must be <= 8",

@@ -25,7 +25,7 @@ from any_server import (
 from ual_ray.engines.openai_replies import MalformedReply, read_choices, read_choices_behind_thought, read_replies
 from ual_ray.engines.openai_replies import Reply as ReadReply
 from ual_ray.engines.reply_text import Unread
-from ual_ray.engines.requests import CompletionResult
+from ual_ray.engines.requests import CompletionResult, Failure
 
 
 @pytest.mark.parametrize("alternatives", [
@@ -80,6 +80,21 @@ def test_a_number_that_is_repeated_behind_the_rating_is_not_where_it_is_read(ser
     ]
     engine, _ = serve(lambda _: answer("Rating: 7.\n\nIt has 7 flaws", *tokens, token(" flaws")))
     assert probabilities(one(engine, RATE_THINKING)) == pytest.approx({"7": math.exp(-0.1), "8": math.exp(-2.5)})
+
+
+@pytest.mark.parametrize("behind", [("0", "%"), ("%",), (".", "5"), (" %",), ("th",)])
+def test_a_number_that_goes_on_in_the_next_token_is_not_read(behind: tuple[str, ...], serve: Serve) -> None:
+    """A server that demands 16 tokens returns more than the first one."""
+    tokens = [token("7", SEVEN), *map(token, behind)]
+    engine, _ = serve(lambda _: answer("7" + "".join(behind), *tokens))
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and "goes on behind the token" in result.reason
+
+
+@pytest.mark.parametrize("behind", [(".",), ("\n", "Because"), ("/", "9"), (" ", "of", " 9"), ("<|im_end|>",), ("**",)])
+def test_words_behind_a_number_change_nothing(behind: tuple[str, ...], serve: Serve) -> None:
+    engine, _ = serve(lambda _: answer("7", token("7", SEVEN), *map(token, behind)))
+    assert probabilities(one(engine, RATE)) == pytest.approx({digit: math.exp(value) for digit, value in SEVEN.items()})
 
 
 def test_bytes_count_before_a_token_that_is_only_an_id(serve: Serve) -> None:
