@@ -227,17 +227,17 @@ def forgetting(findings: Findings) -> Grid:
             f"{entry.benchmark}: {_unit(entry)}",
             (
                 entry.arm,
-                paired_text(entry),
+                entry.verdict,
                 *(cell(values.get((model, entry.benchmark, entry.metric))) for model in (BASE, entry.arm)),
                 difference_text(entry),
-                entry.verdict,
+                paired_text(entry),
             ),
             brief=False,
         )
         for entry in findings.comparisons.entries
         if entry.reference == BASE and entry.benchmark != HELD_OUT
     )
-    heads = ("arm", "n", "before training", "after", f"change [{findings.comparisons.level:.0%} interval]", "verdict")
+    heads = ("arm", "verdict", "before training", "after", f"change [{findings.comparisons.level:.0%} interval]", "n")
     return Grid("Forgetting: benchmarks before and after training, paired by question", heads, rows)
 
 

@@ -266,7 +266,7 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "verbalized_error : AUROC 0.71 (0.56 to 0.83)",
         "half of the scores are equal",
         "Forgetting What training cost or gained",
-        "gsm8k: exact match, strict, points ↑ ual 300 1.3% ± 0.7",
+        "gsm8k: exact match, strict, points ↑ ual inconclusive 1.3% ± 0.7",
         "big (decides)",
         "small (shown)",
         "ual - sft 291 81.2% 0.60",

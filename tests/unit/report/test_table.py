@@ -115,13 +115,13 @@ def test_forgetting_by_hand() -> None:
     )
     found = forgetting(replace(findings(), comparisons=Comparisons(entries, 0.9, 100, 0)))
     assert found.markdown().splitlines() == [
-        "| arm | n | before training | after | change [90% interval] | verdict |",
+        "| arm | verdict | before training | after | change [90% interval] | n |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| **gsm8k: exact match, strict, points ↑** |  |  |  |  |  |",
-        "| ual | 16 | 25.0% ± 12.5 | – | -6.25 [-7.25, -5.25] | worse |",
-        "| sft | 16 | 25.0% ± 12.5 | – | +0.00 [-1.00, +1.00] | inconclusive |",
+        "| ual | worse | 25.0% ± 12.5 | – | -6.25 [-7.25, -5.25] | 16 |",
+        "| sft | inconclusive | 25.0% ± 12.5 | – | +0.00 [-1.00, +1.00] | 16 |",
         "| **lm_eval.mmlu: accuracy, points ↑** |  |  |  |  |  |",
-        "| ual | 16 | – | – | +2.00 [+1.00, +3.00] | better |",
+        "| ual | better | – | – | +2.00 [+1.00, +3.00] | 16 |",
     ]
     assert "forgetting" not in tables(findings())
 
