@@ -14,6 +14,7 @@ from ual_ray.columns import Message, Messages
 from ual_ray.data.answers import extract_strict
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.known_formats import NO_INPUT
+from ual_ray.data.records import is_missing
 from ual_ray.engines.requests import Request, Result
 
 # Columns that may contain another system's answer.
@@ -45,8 +46,9 @@ class OpenEnded(Benchmark):
             return super().from_record(record, where)
         else:
             parts = [record.get("instruction"), record.get("input")]
-            asked = ["\n\n".join(part for part in parts if part and isinstance(part, str) and not NO_INPUT.fullmatch(part))]
-        if not asked or not all(isinstance(text, str) and text.strip() for text in asked):
+            said = (part for part in parts if isinstance(part, str) and part and not is_missing(part))
+            asked = ["\n\n".join(part for part in said if not NO_INPUT.fullmatch(part))]
+        if not asked or not all(isinstance(text, str) and text.strip() and not is_missing(text) for text in asked):
             raise BadRow("no question: none of instruction, prompt and turns is text")
         reads = ["input"] if {"turns", "prompt"}.isdisjoint(record) else []
         messages = self.asked(record, [Message(role="user", content=text.strip()) for text in asked], reads)
@@ -93,7 +95,7 @@ def _reference(record: Record) -> str | None:
         value = record.get(name)
         # MT-Bench has one per turn.
         value = value[-1] if isinstance(value, list) and value else value
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not is_missing(value):
             return value
     return None
 

@@ -9,6 +9,7 @@ import pytest
 from ual_ray.benchmarks.benchmark import Question
 from ual_ray.benchmarks.open_ended import OpenEnded
 from ual_ray.columns import Message
+from ual_ray.data.formats import BadRow
 from ual_ray.engines.requests import Completion, CompletionResult
 
 
@@ -74,3 +75,11 @@ def test_earlier_turns_that_have_their_reply_are_not_asked_again() -> None:
     (request,) = OpenEnded().requests(question)
     assert request == Completion((("user", "q"), ("assistant", "a"), ("user", "r")), 2048, confidence=True)
     assert OpenEnded().follow_up(question, [CompletionResult(("x",), 1, 1)]) == ()
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>"])
+def test_a_missing_value_is_no_question_no_input_and_no_reference(word: str) -> None:
+    bad = [{"prompt": word}, {"instruction": word}, {"turns": ["q", word]}]
+    assert all(isinstance(found, BadRow) for found in OpenEnded().questions(bad, "file"))
+    (found,) = OpenEnded().questions([{"instruction": "q", "input": word, "output": word}], "file")
+    assert isinstance(found, Question) and (found.messages[0]["content"], found.reference) == ("q", None)
