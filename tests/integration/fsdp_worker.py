@@ -1,6 +1,6 @@
 """Run by torchrun in test_fsdp.py: for each layout, one accumulated backward pass, two steps and an export; saved by rank 0.
 
-The layout "mixture" is a whole training, and one that is stopped and resumed; "memory" only loads a model.
+The layout "mixture" is a whole training, and one that is stopped and resumed; "uneven" are trainings; "memory" loads a model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import IGNORE_INDEX
@@ -146,6 +147,38 @@ def mixture(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def uneven(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
+    """Train on rows and weights that ranks cannot share evenly; a micro-batch of the last rank is spoiled in the second step.
+
+    The weights have odd numbers of rows, an adapter's A has a single one.
+    """
+    forward, step, taken, spoil = SmoothedCausalLM.forward, loop.train_step, list[int](), [False]
+    model, sizes = folder / "odd model", {"hidden_size": 40, "intermediate_size": 63, "num_attention_heads": 4}
+    if dist.get_rank() == 0 and not model.exists():
+        shutil.copytree(layout["model"], model)
+        LlamaForCausalLM(LlamaConfig(vocab_size=1023, num_hidden_layers=2, **sizes)).save_pretrained(model)
+    dist.barrier()
+
+    def counted(*arguments: Any) -> Any:
+        taken.append(1)
+        spoil[0] = len(taken) == 2 and dist.get_rank() == dist.get_world_size() - 1
+        return step(*arguments)
+
+    def spoiled(model: Any, batch: Batch) -> Any:
+        sums, spoil[0], now = forward(model, batch), False, spoil[0]
+        return sums._replace(loss=sums.loss * float("nan")) if now else sums
+
+    results: dict[str, Any] = {}
+    with mock.patch.object(loop, "train_step", counted), mock.patch.object(SmoothedCausalLM, "forward", spoiled):
+        for name, lora in (("whole", {}), ("adapters", {"rank": 1})):
+            taken.clear()
+            out = folder / f"{layout['name']} {name}"
+            out.mkdir(exist_ok=True)
+            job = loop.TrainingJob(TrainConfig(**layout["train"], lora=lora), str(model), layout["tokens"], str(out), seed=3)
+            results[name] = loop.train_worker(job, CPU, pyarrow.fs.LocalFileSystem(), str(out / "checkpoints")).ending
+    return results
+
+
 def load_only(folder: Path, layout: dict[str, Any]) -> dict[str, Any]:
     """Measure by how many bytes this rank's own memory grows at most while the model is built."""
     config = TrainConfig(**layout["train"])
@@ -181,7 +214,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-RUNS = {"mixture": mixture, "memory": load_only}
+RUNS = {"mixture": mixture, "memory": load_only, "uneven on 1": uneven, "uneven on 2": uneven}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])

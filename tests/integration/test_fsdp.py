@@ -19,6 +19,7 @@ from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import load_renderer
 from ual_ray.parquet import write_table
+from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train.batches import Sample
 from ual_ray.train.tokenize import Render
 
@@ -86,6 +87,7 @@ FULL = [item["name"] for item in LAYOUTS if "lora" not in item["train"] and item
 TOWARDS_BASE = [item["name"] for item in LAYOUTS if "prior" in item["train"]]
 ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"] and item["name"] not in [*LOW, *TOWARDS_BASE]]
 MIXTURE = {"chat": 1.0, "math": 3.0}
+UNEVEN = ("uneven on 1", "uneven on 2")
 ALPHA_OF = {"chat": 0.125, "math": 0.25}
 
 Runs = dict[str, dict[str, Any]]
@@ -145,7 +147,11 @@ def runs(
     train = {"mixture": MIXTURE, "epochs": 2, "global_batch_size": 4, "micro_batch_size": 1, "dtype": "float32"}
     mixture = {"name": "mixture", "world": 2, "model": str(tiny_model), "tokens": str(mixed), "stop_after": 2, "train": train}
     mixture |= WITHOUT_COMPILER
-    layouts = [*({**item, "model": str(tiny_model)} for item in LAYOUTS), mixture, memory]
+    # Twelve rows, five to a step: in a step's last micro-batch, and in an epoch's last step, one rank has fewer rows.
+    train = {"epochs": 2, "global_batch_size": 5, "micro_batch_size": 1, "dtype": "float32", "skip_non_finite": 1}
+    own = {"model": str(tiny_model), "tokens": str(mixed), "train": train | {"learning_rate": 1e-2}}
+    uneven = [{"name": f"uneven on {world}", "world": world, **own} for world in (1, 2)]
+    layouts = [*({**item, "model": str(tiny_model)} for item in LAYOUTS), mixture, memory, *uneven]
     (folder / "layouts.json").write_text(json.dumps(layouts))
     # So that what is freed leaves the process, and its memory is what it holds.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
@@ -158,7 +164,7 @@ def runs(
     return {
         item["name"]: torch.load(folder / f"{item['name']}.pt") | {"model": folder / f"{item['name']}.model"}
         for item in LAYOUTS
-    } | {name: torch.load(folder / f"{name}.pt") | {"folder": folder} for name in ("memory", "mixture")}
+    } | {name: torch.load(folder / f"{name}.pt") | {"folder": folder} for name in ("memory", "mixture", *UNEVEN)}
 
 
 def plain_loss(model: Any, samples: list[Sample], base: Any = None) -> torch.Tensor:
@@ -339,6 +345,19 @@ def test_sources_get_their_shares_of_the_targets_over_all_ranks_also_when_resume
         assert tokens["math"] == 3 * tokens["chat"] > 0, tokens
     weights = [load_file(runs["mixture"]["folder"] / name / "model" / "model.safetensors") for name in ("whole", "halves")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("name", ["whole", "adapters"])
+def test_uneven_ranks_train_as_one_does_also_past_an_update_that_one_of_them_spoils(name: str, runs: Runs) -> None:
+    assert [runs[layout][name] for layout in UNEVEN] == ["finished", "finished"]
+    one, two = (runs[layout]["folder"] / f"{layout} {name}" for layout in UNEVEN)
+    for before, after in zip(read_metrics(one / "metrics.jsonl"), read_metrics(two / "metrics.jsonl"), strict=True):
+        assert ("skipped_update" in before) == ("skipped_update" in after) == (before["step"] == 2)
+        names = ("smoothed_loss", "grad_norm", "target_tokens", "learning_rate")
+        assert [after.get(key, 0.0) for key in names] == pytest.approx([before.get(key, 0.0) for key in names], rel=1e-4)
+    found, expected = (load_file(out / "model" / "model.safetensors") for out in (two, one))
+    for weight, value in expected.items():
+        torch.testing.assert_close(found[weight], value, rtol=1e-4, atol=1e-5, msg=weight)
 
 
 @pytest.mark.parametrize(
