@@ -62,8 +62,8 @@ _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _BOUND_WORDS = (
     r"(?i:\b(?:(?:no|not) (?:more|less|fewer) than"
     r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than(?: or equal to)?"
-    r"|at (?:least|most)|up to|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
-    r"(?:over|under|above|below))|(?<![=-])[<>≤≥]=?|\\[gl](?:eq?|t|eqslant)\b"
+    r"|at (?:least|most)|(?<!round )(?<!rounds )(?<!rounded )(?<!adds )(?<!add )up to|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
+    r"(?:over|under|above|below))|(?<![=<>\d-])(?<!\d )[<>≤≥]=?(?![<>])|\\[gl](?:eq?|t|eqslant)\b"
     r"|\b(?:twice|double|triple|half(?: of)?|(?:two|three|four|five) times|log|ln|sin|cos|tan|root of)\b)"
 )
 _BOUND = re.compile(rf"{_BOUND_WORDS}[ \t]*\$?\Z")
@@ -78,11 +78,11 @@ _DENIED = re.compile(
     r"(?: (?:exactly|just|only|simply|equal to|the number|actually))?[ \t]*\$?\Z"
 )
 _TIMES = re.compile(r"(?<![\w,.])(\d[\d,]*(?:\.\d+)?)(?:[ \t]+(?i:(dozen)s?)|(k|K|M|mn|bn|B))\b")
+_MONEY_TIMES = re.compile(r"(?<=[$€£])(\d[\d,]*(?:\.\d+)?)[ \t]?()(k|K|M|mn|bn|B)\b")
 _COUNTS = {"dozen": 12, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
 # A whole text that is one formula, and one that starts with the word that it gives.
 _ONE_FORMULA = re.compile(r"\s*(?:\$+([^$=]+)\$+|\\\(([^=]+)\\\)|\\\[([^=]+)\\\])[.\s]*")
 _WORD_FIRST = re.compile(r"(?i)\W*(yes|no|true|false)[*_]*[,.!;:—–](?!\S)[^\d]*")
-_REASON_LAST = re.compile(r"(?<=\w),?\s+(?:because|since)\b[^.!?\n]{0,300}[.!?]?\s*\Z")
 _NAMED = re.compile(
     r"(?i)(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer)(?: is)?[:\s]+)?[\[(]?(?-i:([A-Z]))[\])]?"
 )
@@ -132,8 +132,6 @@ def answer_of(text: str) -> AnswerKey | None:
     if word := _WORD_FIRST.fullmatch(text):
         return _key(word[1])
     plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
-    without = _REASON_LAST.sub("", plain)
-    plain = without if re.search(r"\d", without) else plain
     numbers = (found for found in reversed([*_LAST.finditer(plain)]) if not _DENIED.search(_before(plain, found)))
     if number := next(numbers, None):
         # The words of a bound stay with its number: the key is text, and equals that of the same words alone.
@@ -202,13 +200,15 @@ def _cleaned(text: str) -> str:
 
 
 def in_full(text: str) -> str:
-    """Write 18 dozen as 216, and 18k as 18000."""
+    """Write $18k as $18000, and in a text of few words also 18k as 18000, and 18 dozen as 216."""
+    # "96/12 = 8 dozen" may answer how many dozens, and the 401 of a 401k is none.
+    numbers = _TIMES if len(text.split()) <= LONGEST_MARKED else _MONEY_TIMES
 
     def product(found: re.Match[str]) -> str:
         times = _COUNTS[found[3] or found[2].lower()]
         return f"{Decimal(found[1].replace(',', '')) * times:f}"
 
-    return _TIMES.sub(product, text)
+    return numbers.sub(product, text)
 
 
 def _value(text: str) -> Fraction | None:

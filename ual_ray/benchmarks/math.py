@@ -34,7 +34,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 5
+    version = 6
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"

@@ -32,13 +32,14 @@ class MultipleChoice(Benchmark):
 
     def from_record(self, record: Record, where: str) -> Question:
         """Read ARC's format (question, choices {text, label}, answerKey) or HellaSwag's (ctx, endings, label)."""
+        reads = ["ctx", "endings"] if "endings" in record else ["choices"]
         prompt, choices, gold = _hellaswag(record) if "endings" in record else _arc(record)
         choices = [text.strip() if isinstance(text, str) else "" for text in choices]
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadRow("no question: its text is empty")
         if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
             raise BadRow("choices are not two or more different texts")
-        messages = self.asked(record, [Message(role="user", content=prompt.strip())], ["choices", "endings"])
+        messages = self.asked(record, [Message(role="user", content=prompt.strip())], reads)
         return Question(messages, source_of(record, where), str(gold), tuple(choices))
 
     def requests(self, question: Question) -> Sequence[Request]:

@@ -13,7 +13,7 @@ from ual_ray.engines.reply_text import Unread, read_reply
 from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Result
 
 # Raised when replies are read otherwise than before: those of the elicitor, which are kept, are read again, and judges asked.
-READING_VERSION = 26
+READING_VERSION = 27
 # If a smaller share of the replies can be read, the result is missing.
 MIN_READ_SHARE = 0.5
 UNUSABLE = Unread("unparsable: the log-probabilities of the choices are not numbers")

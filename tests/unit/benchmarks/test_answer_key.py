@@ -64,6 +64,13 @@ EQUAL = [
     ("#### 18", "The answer is 18!"),
     ("#### 18", "The answer is ≈ 18"),
     ("#### 18", "The answer is 18 (not 20)."),
+    # As GSM8K's own rationales end.
+    ("#### 72", "48+24 = <<48+24=72>>72 clips"),
+    ("#### 220", "220 seconds to reach the top floor.\nBecause 200 < 220 Lola wins."),
+    ("#### 17", "15 trucks / 90 vehicles * 100% = 16.66...%, which rounds up to 17%."),
+    ("#### 8", "96 appetizers, in dozens, is 96/12 = <<96/12=8>>8 dozen more appetizers"),
+    ("#### 2756", "Her company adds $156.00, so she has 2600+156 = $2,756 in her 401k"),
+    ("#### 220", "Since it took 5 hours, he got 11/15*300 = 220"),
     ("#### 18", "The answer is 18, because 20-2 is that."),
     ("#### ¥2", "2"),
     *[("#### $5", text) for text in ("5 dollars", "So we pay \\$5.", "5 USD", "He has 5 of them.", "$5 per day")],
@@ -125,7 +132,6 @@ EQUAL = [
             "-> 18 eggs",
             "<answer>18</answer>",
             "The answer is 18 \U0001f389",
-            "18, because 9*2",
         )
     ],
     *[("#### 18000", text) for text in ("18k", "$18K", "The answer is 18k.")],
