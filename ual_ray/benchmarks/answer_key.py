@@ -62,7 +62,8 @@ _COUNTED = re.compile(r"[-+$€£]?\d+\s+[A-Za-z]")
 _BOUND_WORDS = (
     r"(?i:\b(?:(?:no|not) (?:more|less|fewer) than"
     r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than(?: or equal to)?"
-    r"|at (?:least|most)|(?<!round )(?<!rounds )(?<!rounded )(?<!adds )(?<!add )up to|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
+    r"|at (?:least|most)|(?<!round )(?<!rounds )(?<!rounded )(?<!adds )(?<!add )up to"
+    r"|nearly|almost|(?:mini|maxi)mum of|(?:(?<=is )|(?<=are )|(?<=was )|(?<=be )|(?<=just ))"
     r"(?:over|under|above|below))|(?<![=<>\d-])(?<!\d )[<>≤≥]=?(?![<>])|\\[gl](?:eq?|t|eqslant)\b"
     r"|\b(?:twice|double|triple|half(?: of)?|(?:two|three|four|five) times|log|ln|sin|cos|tan|root of)\b)"
 )
