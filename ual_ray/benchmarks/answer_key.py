@@ -202,7 +202,7 @@ def _cleaned(text: str) -> str:
 
 def in_full(text: str) -> str:
     """Write $18k as $18000, and in a text of few words also 18k as 18000, and 18 dozen as 216."""
-    # "96/12 = 8 dozen" may answer how many dozens, and the 401 of a 401k is no number.
+    # "96/12 = 8 dozen" may answer how many dozens, and a 401k is a pension.
     numbers = _TIMES if len(text.split()) <= LONGEST_MARKED else _MONEY_TIMES
 
     def product(found: re.Match[str]) -> str:
