@@ -225,6 +225,7 @@ def test_runs_at_the_same_time_on_other_data_lose_nothing(out: Out, tmp_path: Pa
     assert stored(tmp_path / "d/key") == {f"{name}-{number}": number for name in "abc" for number in range(10)}
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_on_the_same_data_wait_for_one_another_and_ask_once(out: Out, tmp_path: Path) -> None:
     asked, said = list[str](), list[str]()
 

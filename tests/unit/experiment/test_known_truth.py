@@ -52,6 +52,7 @@ def test_an_oracle_is_found_to_help(trained: list[Case]) -> None:
             assert all(own < other for own, other in zip(*pairs, strict=True)), metric
 
 
+@pytest.mark.slow
 def test_uncertainty_that_is_all_noise_is_inconclusive(trained: list[Case]) -> None:
     """The same arms and seeds, so with the power that finds an oracle's effect."""
     cases = [case for case in trained if case.corruption]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_llama import settings, write
 
@@ -18,6 +19,7 @@ from ual_ray.train.estimate.text import lines
 from ual_ray.train.weights import empty_model
 
 
+@pytest.mark.slow
 def test_compiled_layers_keep_less_than_is_counted(model: str) -> None:
     causal_lm: Any = empty_model(model)
     counted = forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
