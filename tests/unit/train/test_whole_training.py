@@ -1,4 +1,4 @@
-"""Whole trainings by one rank against plain torch: full logits, one sample at a time, and the rates of each step by hand."""
+"""Whole trainings by one rank against plain torch: full logits, no packing, and each learning rate computed here."""
 
 from __future__ import annotations
 
