@@ -7,21 +7,21 @@ where the template writes earlier turns differently from the last one, as most t
 
 from __future__ import annotations
 
-import json
 import re
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from os.path import commonprefix
 from typing import Any
 
 from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies
 from ual_ray.errors import UserError
+from ual_ray.models.given import as_content, dropped, forms_of, with_own_thought, without_thought
 
 IGNORE_INDEX = -100
+# Raised when rows become other tokens, so that a store of them is not used.
+RENDERING_VERSION = 2
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_END = (
@@ -30,10 +30,13 @@ NO_END = (
 )
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
-# The first of several lines, with its indent: without it the lines are another program.
-INDENTED = re.compile(r"\s*?(?<![ \t])((?:[ ]{2}|\t)[ \t]*\S[^\n]*)\n\s*\S")
-# A thought that a generation prompt leaves open.
+# A thought that a generation prompt leaves open, and an empty one that it ends with.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+EMPTY_THOUGHT = re.compile(
+    r"(?:<think>\s*(?=</think>)|<\|channel>thought\s*(?=<channel)|<\|START_THINKING\|>(?=<))"
+    r"(?P<close></think>|<channel\|>|<\|END_THINKING\|>)\s*\Z"
+)
+THOUGHT_END = re.compile(r"</(?:\w+:)?think>|<channel\|>")
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,19 @@ class ChatRenderer:
 
     def _render(self, messages: Messages, prompt: bool, thinking: bool) -> tuple[str, list[tuple[int, int]]]:
         """Return the text and, where the template has generation marks, the spans of characters within them."""
+        if self._has_thoughts:
+            messages = [with_own_thought(message) for message in messages]
         extras = [extra_of(message) for message in messages]
         tools = extras[0].get("tools") if extras else None
         options = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": thinking} | self._arguments
         error: Exception | None = None
-        for given in _forms(messages, extras, self._in_parts):
+        for given in forms_of(messages, extras, self._in_parts):
             try:
                 text, spans = self._apply(given, options)
             except Exception as failed:  # a template is code of the model's author, which may raise anything
                 error = error or ValueError(f"the chat template rejects the conversation: {failed}")
                 continue
-            if lost := _dropped(text, messages, extras):
+            if lost := dropped(text, messages, extras):
                 error = ValueError(f"the chat template drops {lost}")
                 continue
             return text, spans
@@ -121,18 +126,39 @@ class ChatRenderer:
             return render_with_marks(self._tokenizer, given, options)
         return self._tokenizer.apply_chat_template(list(given), tokenize=False, **options), []
 
+    def _probe(self, given: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Render turns that tell what the template does; "" where it rejects them, as is reported of those of the data."""
+        try:
+            return self._tokenizer.apply_chat_template(list(given), tokenize=False, **options, **self._arguments)
+        except Exception:  # a template may raise anything
+            return ""
+
     @cached_property
     def _in_parts(self) -> bool:
         """Whether the template reads contents as lists of parts alone, as those of vision models do."""
-        word = "Hello"
-        for parts in (False, True):
-            given = [{"role": "user", "content": _content(word, parts)}]
-            try:
-                if word in self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True):
-                    return parts
-            except Exception:  # noqa: S112 - tried again, and reported, where a conversation is rendered
-                continue
-        return False
+        texts = [self._probe([{"role": "user", "content": as_content(SENTINEL, parts)}]) for parts in (False, True)]
+        return SENTINEL in texts[1] and SENTINEL not in texts[0]
+
+    @cached_property
+    def _probed_turns(self) -> list[dict[str, Any]]:
+        return [{"role": role, "content": as_content("Hello", self._in_parts)} for role in ("user", "assistant")]
+
+    @cached_property
+    def _has_thoughts(self) -> bool:
+        """Whether the template writes a thought that it is handed apart from the content."""
+        asked, answered = self._probed_turns
+        return SENTINEL in self._probe([asked, answered | dict.fromkeys(THOUGHT_KEYS, SENTINEL)], enable_thinking=True)
+
+    @cached_property
+    def _next_starts(self) -> list[str]:
+        """The start of a next reply with which some templates end every text, without and with thinking; "" for most."""
+        end = self._tokenizer.eos_token or SENTINEL
+        starts = []
+        for thinking in (False, True):
+            texts = (self._probe(self._probed_turns[:turns], enable_thinking=thinking) for turns in (1, 2))
+            asked, answered = (text.rpartition(end)[2] for text in texts)
+            starts.append(answered if asked == answered and answered.strip() else "")
+        return starts
 
     # --- tokens ---
 
@@ -209,16 +235,12 @@ class ChatRenderer:
         text, marks = self._render(messages, False, thinking)
         if not text.startswith(prompt):
             marks = []
-            opened = OPEN_THOUGHT.search(prompt)
-            before = prompt[: opened.start()] if opened else prompt
-            if not text.startswith(before):
-                raise ValueError("the chat template does not continue its generation prompt with the reply")
-            # The prompt opens a thought that the template leaves out of finished turns, but not what stood behind it.
-            rest = _without_thought(text[len(before) :])
-            rest = rest.lstrip("\n") if THOUGHT.match(messages[-1]["content"]) else rest
-            text = f"{prompt}{thought}\n</think>\n\n{rest}"
-        if thought not in text[len(prompt) :]:
-            raise ValueError("the chat template drops the reply's reasoning_content (data.thinking=drop leaves it out)")
+            text = _behind(prompt, text, thought, messages[-1])
+        text = text.removesuffix(self._next_starts[thinking])
+        start = text.find(thought, len(prompt))
+        if start < 0 or (thought and THOUGHT_END.search(text, len(prompt), start)):
+            what = "drops the reply's reasoning_content" if start < 0 else "writes a thought of its own before the reply's"
+            raise ValueError(f"the chat template {what} (data.thinking=drop leaves it out)")
         # The line break after the end-of-turn token is added by the template, not by the model.
         own = [(len(prompt), len(text.rstrip()))]
         spans = [(max(start, len(prompt)), end) for start, end in marks if end > len(prompt)] or own
@@ -235,15 +257,16 @@ class ChatRenderer:
         text = replies[-1].text
         if not all(text.startswith(reply.prompt) and text.startswith(reply.text[: reply.end]) for reply in replies):
             return None
-        ids, starts = self._offsets(text)
+        ids, starts, ends = self._offsets(text)
         labels = [IGNORE_INDEX] * len(ids)
         for reply in replies:
             prompt = self._ids(reply.prompt)
             if ids[: len(prompt)] != prompt:
                 return None
             for start, end in reply.spans:
-                first = len(prompt) if start == len(reply.prompt) else bisect_left(starts, start)
-                last = bisect_left(starts, end)
+                first, last = max(len(prompt), bisect_right(ends, start)), bisect_left(starts, end)
+                if reply is not replies[-1] and last and text[end : ends[last - 1]].strip():
+                    return None  # a token that the reply ends in holds a part of the next turn
                 labels[first:last] = ids[first:last]
         return Rendered(ids, labels)
 
@@ -254,12 +277,12 @@ class ChatRenderer:
         # A token would reach over the end of the prompt, such as a line break and the indent behind it. Generation cannot
         # produce it: the prompt's tokens are given.
         prompt, rest = self._ids(reply.prompt), reply.text[len(reply.prompt) :]
-        ids, starts = self._offsets(rest)
+        ids, starts, ends = self._offsets(rest)
         if self._decode([*prompt, *ids]) != self._decode(self._ids(reply.text)):
             raise ValueError("the tokenizer encodes the reply differently behind its prompt; its tokens cannot be identified")
         labels = [IGNORE_INDEX] * len(ids)
         for start, end in reply.spans:
-            first, last = (bisect_left(starts, place - len(reply.prompt)) for place in (start, end))
+            first, last = bisect_right(ends, start - len(reply.prompt)), bisect_left(starts, end - len(reply.prompt))
             labels[first:last] = ids[first:last]
         return Rendered(prompt + ids, [IGNORE_INDEX] * len(prompt) + labels)
 
@@ -267,12 +290,13 @@ class ChatRenderer:
         # The template already adds the special tokens.
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def _offsets(self, text: str) -> tuple[list[int], list[int]]:
-        """Encode a text; return the tokens, and where each starts in it."""
+    def _offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Encode a text; return the tokens, and where each starts and ends in it."""
         if not self._tokenizer.is_fast:
             raise ValueError("the tokenizer does not tell which characters its tokens cover (it is not a fast one)")
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+        starts, ends = ([place[side] for place in encoded["offset_mapping"]] for side in (0, 1))
+        return encoded["input_ids"], starts, ends
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -286,83 +310,19 @@ def thought_of(message: Message) -> str:
     return (given or "").strip()
 
 
-def _without_thought(text: str) -> str:
-    """Leave out the first thought, and the white space around it: THOUGHT without its search from every blank."""
-    start = text.find("<think>")
-    end = text.find("</think>", start)
-    return text if min(start, end) < 0 else text[:start].rstrip() + text[end + len("</think>") :].lstrip()
-
-
-def _content(text: str, parts: bool) -> str | list[dict[str, str]]:
-    return [{"type": "text", "text": text}] if parts else text
-
-
-def _forms(messages: Messages, extras: Sequence[Mapping[str, Any]], parts: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield the variants of tool calls that templates expect: arguments as an object or text, no content as "" or null."""
-    calls = any("tool_calls" in extra for extra in extras)
-    for parsed, empty in product((True, False), ("", None)) if calls else [(True, "")]:
-        yield [_given(message, extra, parts, parsed, empty) for message, extra in zip(messages, extras, strict=True)]
-
-
-def _given(message: Message, extra: Mapping[str, Any], parts: bool, parsed: bool, empty: str | None) -> dict[str, Any]:
-    given: dict[str, Any] = {"role": message["role"], "content": _content(message["content"], parts)}
-    given |= {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
-    if thought := extra.get("reasoning_content"):
-        given |= dict.fromkeys(THOUGHT_KEYS, thought)
-    if calls := extra.get("tool_calls"):
-        given["content"] = given["content"] if message["content"] else empty
-        given["tool_calls"] = [_call(call, parsed) for call in calls]
-    return given
-
-
-def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
-    arguments = call["function"]["arguments"]
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {**call, "function": {**call["function"], "arguments": json.loads(text) if parsed else text}}
-
-
-def _dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]]) -> str | None:
-    """Name the first part of a conversation that is not in its text; None where all are.
-
-    Thoughts of earlier turns may be left out, as `ChatRenderer._reply` checks that of the turn that is trained.
-    """
-    called: Counter[str] = Counter()
-    contents: Counter[str] = Counter()
-    for tool in extras[0].get("tools", ()) if extras else ():
-        called[tool["function"]["name"]] += 1
-        if tool["function"]["name"] not in text:
-            return f"tools ({tool['function']['name']})"
-    for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
-        content = message["content"].strip()
-        if message["role"] == "assistant" and content not in text:
-            content = _without_thought(content).strip()
-        contents[content] += 1
-        if text.count(content) < contents[content]:
-            return f"the content of turn {number} ({message['role']})"
-        indented = INDENTED.match(message["content"])
-        if message["role"] == "assistant" and indented and indented[1] not in text:
-            return f"the indent of turn {number} (assistant)"
-        for call in extra.get("tool_calls", ()):
-            name = call["function"]["name"]
-            called[name] += 1
-            if text.count(name) < called[name]:
-                return f"tool_calls of turn {number} ({name})"
-            for value, *written in _leaves(_call(call, True)["function"]["arguments"]):
-                if not any(form in text for form in (value, *written)):
-                    return f"arguments of turn {number} ({name}: {value:.40})"
-    return None
-
-
-def _leaves(arguments: Any) -> Iterator[tuple[str, ...]]:
-    """Yield the ways in which a template may write each value of a call's arguments: as it is, in JSON, in JSON as text."""
-    if isinstance(arguments, Mapping | list):
-        for part in arguments.values() if isinstance(arguments, Mapping) else arguments:
-            yield from _leaves(part)
-    elif isinstance(arguments, str):
-        quoted = [json.dumps(arguments, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
-        yield arguments, *quoted, *(json.dumps(text)[1:-1] for text in quoted), json.dumps(quoted[0], ensure_ascii=False)[1:-1]
-    elif arguments is not None:
-        yield json.dumps(arguments), str(arguments)
+def _behind(prompt: str, text: str, thought: str, reply: Message) -> str:
+    """Put a reply behind a prompt that ends in a thought, open or empty, which the template leaves out of finished turns."""
+    opened, empty = OPEN_THOUGHT.search(prompt), EMPTY_THOUGHT.search(prompt)
+    found = opened or empty
+    before = prompt[: found.start()] if found else prompt
+    if not text.startswith(before) or not found or (empty and thought):
+        raise ValueError("the chat template does not continue its generation prompt with the reply")
+    if empty:
+        return prompt + text[len(before) :].removeprefix(empty["close"])
+    # But not what stood behind it.
+    rest = without_thought(text[len(before) :])
+    rest = rest.lstrip("\n") if THOUGHT.match(reply["content"]) else rest
+    return f"{prompt}{thought}\n</think>\n\n{rest}"
 
 
 def load_renderer(

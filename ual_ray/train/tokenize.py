@@ -29,7 +29,7 @@ from ual_ray.config.files import read_json, write_json, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list, plural
-from ual_ray.models.chat import Rendered, load_renderer
+from ual_ray.models.chat import RENDERING_VERSION, Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, checked
@@ -395,5 +395,5 @@ def _made_from(config: Config, texts: Path, rows: Path | None) -> str:
     """Hash what the tokens depend on; files count by name, size and time, so that they need not be read."""
     files = [file for path in (texts, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
     stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    settings = affecting(config.train, "tokens")
-    return digest([col.TOKENS.to_string(), stats, model_fingerprint(config.model), settings, config.trust_remote_code])
+    how = [RENDERING_VERSION, model_fingerprint(config.model), affecting(config.train, "tokens"), config.trust_remote_code]
+    return digest([col.TOKENS.to_string(), stats, how])

@@ -321,3 +321,20 @@ def test_a_template_without_an_end_of_turn_is_told(chat_tokenizer: Tokenizers) -
     )
     renderer = ChatRenderer(tokenizer)
     assert not renderer.ends_turn(renderer.conversation(TWO_TURNS))
+
+
+def test_a_turn_that_is_dropped_is_told_from_a_longer_one_that_holds_its_words(chat_tokenizer: Tokenizers) -> None:
+    template = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    renderer = ChatRenderer(with_template(chat_tokenizer("chatml"), template))
+    with pytest.raises(ValueError, match=r"drops the content of turn 1 \(system\)"):
+        renderer.text([Message(role="system", content="Be brief."), *chat("Be brief. Why?", "Yes.")], generation_prompt=False)
+
+
+@pytest.mark.parametrize("result", ['{"degrees": 20}', 'say "é"\nand more', "Sunny."])
+def test_a_result_that_the_template_writes_as_json_is_no_drop(result: str, chat_tokenizer: Tokenizers) -> None:
+    """As the templates of Llama 3.1 to 3.3 do with every result of a tool."""
+    content = "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}"
+    template = chat_tokenizer("chatml").chat_template.replace("{{ m['content'] }}", content)
+    tokenizer = with_template(chat_tokenizer("chatml"), template)
+    messages = [*TWO_TURNS[:2], Message(role="tool", content=result), TWO_TURNS[3]]
+    assert trained_runs(tokenizer, ChatRenderer(tokenizer).conversation(messages))[-1] == "Green is a colour too.<|im_end|>"

@@ -185,3 +185,80 @@ def test_a_reply_whose_start_joins_the_end_of_its_prompt_follows_the_prompts_tok
     rendered = renderer.conversation(messages)
     assert rendered.input_ids[: len(prompt)] == prompt
     assert trained_runs(tokenizer, rendered) == ["\n\n    return x\n<|im_end|>"]
+
+
+# --- templates that end a text with more than the reply, or begin it with a thought ---
+
+ALWAYS_PROMPTS = CHATML_TURNS + "{{ '<|im_start|>assistant\n' }}"
+MARKED_TURNS = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + ' ' }}{% endgeneration %}{% else %}{{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+EMPTY_THOUGHTS = ["<think>\n\n</think>\n\n", "<think>\n</think>", "<think></think>", "<|channel>thought\n<channel|>"]
+# As gpt-oss, Kimi and others: a thought of its own, never read off the content.
+OWN_THOUGHTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{{ '<mm:think>' + (m.reasoning_content or '') + '</mm:think>' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer_of(chat_tokenizer: Tokenizers) -> Tokenizers:
+    """Get a tokenizer with a chat template, whose end of turn is its end of text."""
+
+    def get(template: str) -> Any:
+        tokenizer = copy.deepcopy(chat_tokenizer("chatml"))
+        tokenizer.chat_template = template
+        tokenizer.eos_token = "<|im_end|>"
+        return tokenizer
+
+    return get
+
+
+@pytest.mark.parametrize("messages", [ONE_TURN, TWO_TURNS], ids=["one_turn", "two_turns"])
+def test_the_next_replys_start_is_not_trained_where_a_template_always_writes_it(
+    messages: Any, tokenizer_of: Tokenizers
+) -> None:
+    """As that of Command A, which pays no heed to add_generation_prompt."""
+    always, plain = tokenizer_of(ALWAYS_PROMPTS), tokenizer_of(CHATML_TURNS + CHATML_PROMPT)
+    found, expected = ChatRenderer(always).sequences(messages), ChatRenderer(plain).sequences(messages)
+    assert [trained_runs(always, one) for one in found] == [trained_runs(plain, one) for one in expected]
+
+
+def test_a_token_that_holds_the_start_or_end_of_a_marked_reply_is_trained_without_the_next_turn(
+    tokenizer_of: Tokenizers,
+) -> None:
+    """Vicuna's style: the blank before a reply, and the one before the next turn, are parts of the tokens of words."""
+    tokenizer = tokenizer_of(MARKED_TURNS)
+    sequences = ChatRenderer(tokenizer).sequences(TWO_TURNS)
+    assert [run.strip() for one in sequences for run in trained_runs(tokenizer, one)] == ["Blue.", "Green is a colour too."]
+
+
+@pytest.mark.parametrize("thought", EMPTY_THOUGHTS)
+def test_an_empty_thought_of_the_prompt_stands_before_a_reply_that_is_finished_without_it(
+    thought: str, tokenizer_of: Tokenizers
+) -> None:
+    """As in the templates of Gemma 4, QwQ and MiniCPM: what is generated follows the prompt, and is trained behind it."""
+    close = CHATML_PROMPT.replace("{% endif %}", f"{{% if not enable_thinking %}}{thought}{{% endif %}}{{% endif %}}")
+    tokenizer = tokenizer_of(CHATML_TURNS + close)
+    renderer = ChatRenderer(tokenizer)
+    sequences = renderer.sequences(TWO_TURNS)
+    assert [trained_runs(tokenizer, one) for one in sequences] == [["Blue.<|im_end|>"], ["Green is a colour too.<|im_end|>"]]
+    for sequence, end in zip(sequences, (1, 3), strict=True):
+        prompt = renderer.prompt_ids(TWO_TURNS[:end])
+        assert sequence.input_ids[: len(prompt)] == prompt
+        assert tokenizer.decode(prompt).endswith(thought)
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_a_thought_in_the_content_is_the_templates_thought_where_it_has_one(indent: str, tokenizer_of: Tokenizers) -> None:
+    tokenizer = tokenizer_of(OWN_THOUGHTS)
+    renderer = ChatRenderer(tokenizer)
+    content = f"<think>\nIt scatters.\n</think>\n\n{indent}Blue."
+    (rendered,) = renderer.sequences(chat("Why?", content))
+    assert trained_runs(tokenizer, rendered) == [f"<mm:think>It scatters.</mm:think>{indent}Blue.<|im_end|>"]
+    deaf = ChatRenderer(tokenizer_of(OWN_THOUGHTS.replace("(m.reasoning_content or '')", "''")))
+    with pytest.raises(ValueError, match="a thought of its own"):
+        deaf.sequences(chat("Why?", content))

@@ -1,0 +1,109 @@
+"""What a chat template is handed of a conversation, and what of it is missing in the text that it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, with_extra
+
+# The first of several lines, with its indent: without it the lines are another program.
+INDENTED = re.compile(r"\s*?(?<![ \t])((?:[ ]{2}|\t)[ \t]*\S[^\n]*)\n\s*\S")
+
+
+def with_own_thought(message: Message) -> Message:
+    """Take the thought that a reply's content starts with out of it, for a template that writes thoughts itself."""
+    found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+    if not found or not found[1].strip() or "reasoning_content" in extra_of(message):
+        return message
+    content = message["content"][found.end(1) + len("</think>") :].lstrip("\n")
+    return with_extra(Message(**{**message, "content": content}), reasoning_content=found[1].strip("\n"))
+
+
+def without_thought(text: str) -> str:
+    """Leave out the first thought, and the white space around it: THOUGHT without its search from every blank."""
+    start = text.find("<think>")
+    end = text.find("</think>", start)
+    return text if min(start, end) < 0 else text[:start].rstrip() + text[end + len("</think>") :].lstrip()
+
+
+def as_content(text: str, parts: bool) -> str | list[dict[str, str]]:
+    """Write a content as a text, or as a list of parts."""
+    return [{"type": "text", "text": text}] if parts else text
+
+
+def forms_of(messages: Messages, extras: Sequence[Mapping[str, Any]], parts: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the variants of tool calls that templates expect: arguments as an object or text, no content as "" or null."""
+    calls = any("tool_calls" in extra for extra in extras)
+    for parsed, empty in product((True, False), ("", None)) if calls else [(True, "")]:
+        yield [_given(message, extra, parts, parsed, empty) for message, extra in zip(messages, extras, strict=True)]
+
+
+def _given(message: Message, extra: Mapping[str, Any], parts: bool, parsed: bool, empty: str | None) -> dict[str, Any]:
+    given: dict[str, Any] = {"role": message["role"], "content": as_content(message["content"], parts)}
+    given |= {key: extra[key] for key in ("name", "tool_call_id") if key in extra}
+    if thought := extra.get("reasoning_content"):
+        given |= dict.fromkeys(THOUGHT_KEYS, thought)
+    if calls := extra.get("tool_calls"):
+        given["content"] = given["content"] if message["content"] else empty
+        given["tool_calls"] = [_call(call, parsed) for call in calls]
+    return given
+
+
+def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": json.loads(text) if parsed else text}}
+
+
+def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]]) -> str | None:
+    """Name the first part of a conversation that is not in its text; None where all are.
+
+    Thoughts of earlier turns may be left out, as `ChatRenderer._reply` checks that of the turn that is trained.
+    """
+    called: Counter[str] = Counter()
+    contents: list[tuple[str, str]] = []
+    for tool in extras[0].get("tools", ()) if extras else ():
+        called[tool["function"]["name"]] += 1
+        if tool["function"]["name"] not in text:
+            return f"tools ({tool['function']['name']})"
+    for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
+        content = message["content"].strip()
+        if message["role"] == "assistant" and content not in text:
+            content = without_thought(content).strip()
+        if message["role"] == "tool" and content not in text:
+            content = next((form for form in next(_leaves(content)) if form in text), content)
+        contents.append((content, f"the content of turn {number} ({message['role']})"))
+        indented = INDENTED.match(message["content"])
+        if message["role"] == "assistant" and indented and indented[1] not in text:
+            return f"the indent of turn {number} (assistant)"
+        for call in extra.get("tool_calls", ()):
+            name = call["function"]["name"]
+            called[name] += 1
+            if text.count(name) < called[name]:
+                return f"tool_calls of turn {number} ({name})"
+            for value, *written in _leaves(_call(call, True)["function"]["arguments"]):
+                if not any(form in text for form in (value, *written)):
+                    return f"arguments of turn {number} ({name}: {value:.40})"
+    # The longest first, each at a place of its own: a turn may be of words that another has too.
+    for content, what in sorted(contents, key=lambda content: -len(content[0])):
+        if content not in text:
+            return what
+        text = text.replace(content, "\0", 1) if content else text
+    return None
+
+
+def _leaves(arguments: Any) -> Iterator[tuple[str, ...]]:
+    """Yield the ways in which a template may write each value of a call's arguments: as it is, in JSON, in JSON as text."""
+    if isinstance(arguments, Mapping | list):
+        for part in arguments.values() if isinstance(arguments, Mapping) else arguments:
+            yield from _leaves(part)
+    elif isinstance(arguments, str):
+        quoted = [json.dumps(arguments, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
+        yield arguments, *quoted, *(json.dumps(text)[1:-1] for text in quoted), json.dumps(quoted[0], ensure_ascii=False)[1:-1]
+    elif arguments is not None:
+        yield json.dumps(arguments), str(arguments)
