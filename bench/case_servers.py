@@ -14,8 +14,8 @@ def servers() -> Iterator[tuple[str, str, str, str]]:
     from any_server import RATE, SAMPLE, AnyServer, answer, refusal, token
 
     from ual_ray.config import EndpointConfig, EngineConfig
-    from ual_ray.engines.contract import EngineSpec
     from ual_ray.engines.openai_engine import OpenAIEngine
+    from ual_ray.engines.requests import EngineSpec
 
     good = (token("7", {"7": -0.1, "8": -2.5}),)
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ual_ray.report.compare import average
 from ual_ray.report.findings import Findings
 from ual_ray.report.judged import judged_verdicts, settled
-from ual_ray.report.over_seeds import average
 from ual_ray.stats.bootstrap import INCONCLUSIVE, LEVEL, estimate_over_seeds
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 

@@ -165,7 +165,7 @@ def lengths_of(rows: Sequence[Row], path: str, folder: Path) -> Numbers:
     import pyarrow as pa
 
     from ual_ray.parquet import content_digest, write_rows
-    from ual_ray.smooth.lengths import COUNTED, TOKENS, response_tokens
+    from ual_ray.smooth.stage import COUNTED, TOKENS, response_tokens
 
     file = folder / "rows.parquet"
     write_rows(rows, pa.schema(col.fields(col.ID, col.SPLIT, col.MESSAGES)), file)

@@ -24,7 +24,6 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from ual_ray import columns as col
-from ual_ray.columns import ID, ID_LENGTH
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
 
@@ -183,7 +182,7 @@ def file_digest(path: Path) -> str:
         if file.is_file() or file == path:
             with file.open("rb") as stream:
                 hasher.update(hashlib.file_digest(stream, "sha256").digest())
-    return hasher.hexdigest()[:ID_LENGTH]
+    return hasher.hexdigest()[: col.ID_LENGTH]
 
 
 def content_digest(path: Path | str, columns: Sequence[str]) -> str:
@@ -193,11 +192,11 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
     """
     files = RowFiles(path)
     table = files.to_table([name for name in columns if name in files.schema.names])
-    table = table.sort_by(ID) if ID in table.column_names else table
+    table = table.sort_by(col.ID) if col.ID in table.column_names else table
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
         stream.write_table(table.replace_schema_metadata(None).combine_chunks())
-    return hashlib.sha256(sink.getvalue()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(sink.getvalue()).hexdigest()[: col.ID_LENGTH]
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
@@ -246,7 +245,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path) ->
 def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or all Parquet files of a folder, sorted by id."""
     table = RowFiles(path).to_table(columns)
-    return table.sort_by(ID) if ID in table.column_names else table
+    return table.sort_by(col.ID) if col.ID in table.column_names else table
 
 
 def alphas_digest(smoothed: Path, *, sources: bool) -> str:

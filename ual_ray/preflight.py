@@ -14,14 +14,13 @@ import psutil
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, Config, DataConfig, TrainConfig
 from ual_ray.config.registry import REMOTE_ENGINES
-from ual_ray.data.canonical import check_splits, grouped, split_of
+from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.labels import read_labels
 from ual_ray.data.peek import DataPeek, peek
-from ual_ray.data.usable import usable_rows
 from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
-from ual_ray.elicit.nli import check_nli_model
+from ual_ray.elicit.grouping import check_nli_model
 from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ual_ray.columns import Message
 from ual_ray.elicit.estimators import ESTIMATORS
+from ual_ray.elicit.estimators.contract import Sampling
 from ual_ray.elicit.estimators.p_true import PTrue
 from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy
-from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.estimators.verbalized import VerbalizedError
 from ual_ray.elicit.grouping import Grouping
 from ual_ray.elicit.prompts import load_prompts

@@ -21,10 +21,9 @@ from ual_ray.data.answers import extract_flexible, extract_strict, normalise_num
 from ual_ray.data.records import BadRow
 from ual_ray.data.turns import without_thoughts
 from ual_ray.elicit.estimators.verbalized import VerbalizedError
-from ual_ray.engines.answer_place import answer_place
+from ual_ray.engines.openai_client import read_overlong
 from ual_ray.engines.openai_dialect import Dialect, quote, server_words
-from ual_ray.engines.openai_errors import read_overlong
-from ual_ray.engines.reading import choice_probabilities
+from ual_ray.engines.reading import answer_place, choice_probabilities
 from ual_ray.engines.reply_text import Unread, read_reply
 from ual_ray.engines.requests import Completion, CompletionResult
 from ual_ray.engines.thoughts import end_of_thought, left_open, opens_thought, spoken

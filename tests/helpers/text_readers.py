@@ -7,8 +7,8 @@ from typing import Any
 
 from ual_ray.benchmarks import answer_key, math, multiple_choice
 from ual_ray.columns import Message
-from ual_ray.data import answers, records, turns, units
-from ual_ray.engines import answer_place, openai_dialect, reply_text, thoughts
+from ual_ray.data import answers, records, turns
+from ual_ray.engines import openai_dialect, reading, reply_text, thoughts
 from ual_ray.models import chat
 
 SCALE, LETTERS = tuple("0123456789"), ("M", "m")
@@ -28,13 +28,13 @@ def quoted(text: str) -> Any:
 
 def place(text: str) -> Any:
     value = reply_text.read_choice(text, SCALE)
-    return answer_place.answer_place(list(text), value, SCALE) if isinstance(value, str) else None
+    return reading.answer_place(list(text), value, SCALE) if isinstance(value, str) else None
 
 
 READERS: dict[str, Callable[[str], Any]] = {
     "extract_strict": answers.extract_strict,
     "extract_flexible": answers.extract_flexible,
-    "unit_of": units.unit_of,
+    "unit_of": answers.unit_of,
     "is_blank": records.is_blank,
     "is_rendered": lambda text: records.is_rendered("user", text),
     "marks_in": records.marks_in,

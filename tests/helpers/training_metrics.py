@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ual_ray.train.metrics import GOODPUT, HIGHEST_MEMORY, LOWEST_MEMORY, MFU, SECONDS, STRAGGLER, TOKENS_PER_SECOND, Metrics
-from ual_ray.train.node_use import PREFIX
+from ual_ray.train.timing import PREFIX
 
 CLOCK = (TOKENS_PER_SECOND, MFU, GOODPUT, STRAGGLER, HIGHEST_MEMORY, LOWEST_MEMORY)
 

@@ -25,9 +25,9 @@ from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train import loop
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.export import Export, export
-from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import backward, make_optimizer, reduce, train_step
+from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.sharding import make_mesh
 
 CPU = torch.device("cpu")

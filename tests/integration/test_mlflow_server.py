@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from processes import free_port
 
 from ual_ray.config import TrackingConfig
-from ual_ray.tracking.catch_up import catch_up
-from ual_ray.tracking.tracker import Tracker
+from ual_ray.tracking.tracker import Tracker, catch_up
 
 RETRY = 0.5
 STEPS = 30

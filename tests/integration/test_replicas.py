@@ -15,7 +15,7 @@ import ray
 from rich.console import Console
 
 from ual_ray.config import EngineConfig
-from ual_ray.config.paths import URI_FILE, WORKING_FOLDERS
+from ual_ray.config.files import URI_FILE, WORKING_FOLDERS
 from ual_ray.engines import Engine, EngineSpec
 from ual_ray.engines.pool import PoolJob, map_file
 from ual_ray.engines.row_store import RowStore

@@ -15,7 +15,6 @@ from ual_ray.columns import Message
 from ual_ray.config import EngineConfig
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines import Engine, EngineSpec, make_engine
-from ual_ray.engines.choice_tree import make_tree
 from ual_ray.engines.compat_vllm import SCORED_FROM
 from ual_ray.engines.requests import (
     Choice,
@@ -28,6 +27,7 @@ from ual_ray.engines.requests import (
     messages_of,
 )
 from ual_ray.engines.requests import turns as frozen
+from ual_ray.engines.spellings import make_tree
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.resolve import resolve_model
 

@@ -51,7 +51,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the tables of a store of MLflow, which takes seconds, once."""
     from mlflow import MlflowClient
 
-    from ual_ray.config.paths import STORE_FILE
+    from ual_ray.config.files import STORE_FILE
     from ual_ray.tracking.tracker import default_uri
 
     folder = tmp_path_factory.mktemp("store")

@@ -11,7 +11,7 @@ import pytest
 from text_readers import READERS, SCALE
 
 from ual_ray.data import records, text_files
-from ual_ray.engines import answer_place, reply_text
+from ual_ray.engines import reading, reply_text
 
 CHARACTERS = 30_000
 SECONDS = 0.5
@@ -53,8 +53,8 @@ def test_no_text_that_was_found_is_read_in_more_than_linear_time(reader: str, st
 
 
 def test_a_reply_that_repeats_its_scale_is_read_a_limited_number_of_times() -> None:
-    with mock.patch.object(answer_place, "read_choice", wraps=reply_text.read_choice) as reads:
-        assert answer_place.answer_place([*("(0-9) " * 200), "Rating: ", "9"], "9", SCALE) is None
+    with mock.patch.object(reading, "read_choice", wraps=reply_text.read_choice) as reads:
+        assert reading.answer_place([*("(0-9) " * 200), "Rating: ", "9"], "9", SCALE) is None
     assert reads.call_count < 100
 
 

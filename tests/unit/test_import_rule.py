@@ -53,26 +53,20 @@ PURE = sorted(
             f"data/{name}.py"
             for name in ("answers", "labels", "formats", "column_names", "known_formats", "dedup", "shard", "canonical")
         ),
-        *(
-            f"engines/{name}.py"
-            for name in ("__init__", "contract", "requests", "choice_tree", "prompt_files", "reply_text", "thoughts", "reading")
-        ),
+        *(f"engines/{name}.py" for name in ("__init__", "requests", "prompt_files", "reply_text", "thoughts", "reading")),
         *(f"elicit/{name}.py" for name in ("prompts", "scoring", "grouping", "adjust", "assemble")),
         "elicit/estimators/*.py",
         *("smooth/maps.py", "evaluate/answering.py"),
         *(
             f"train/{name}.py"
-            for name in ("loss", "packing", "metrics", "progress", "schedule", "estimate/memory", "estimate/state")
+            for name in ("loss", "batches", "metrics", "progress", "optimizer_step", "estimate/memory", "estimate/state")
         ),
         *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
-        *("plan/simulate.py", "plan/sweep.py"),
+        "plan/simulate.py",
         *("experiment/truth.py", "experiment/findings.py"),
-        *(f"inspect/{name}.py" for name in ("summary", "measure", "warnings", "columns", "page", "text")),
-        *(
-            f"report/{name}.py"
-            for name in ("findings", "gather", "over_seeds", "table", "caveats", "examples", "page_data", "draw", "page")
-        ),
+        *(f"inspect/{name}.py" for name in ("summary", "measure", "columns", "page")),
+        *(f"report/{name}.py" for name in ("findings", "gather", "compare", "table", "caveats", "page_data", "page")),
     )
     for path in (sorted(PACKAGE.glob(pattern)) or [PACKAGE / pattern])
 )

@@ -15,8 +15,7 @@ from rich.console import Console
 from scored_rows import folder_of, many
 
 from ual_ray.inspect.measure import inspect
-from ual_ray.inspect.page import to_html
-from ual_ray.inspect.text import to_console
+from ual_ray.inspect.page import to_console, to_html
 from ual_ray.report.table import Grid, TableRow
 from ual_ray.run.progress import Meter
 

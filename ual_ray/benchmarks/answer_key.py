@@ -13,8 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ual_ray.benchmarks.math_check import Checker
-from ual_ray.data.answers import ANSWER_IS, BOXED, in_ascii, plain_numbers, until_closed
-from ual_ray.data.units import FORMULA, unit_of
+from ual_ray.data.answers import ANSWER_IS, BOXED, FORMULA, in_ascii, plain_numbers, unit_of, until_closed
 
 _DIGITS = r"\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages, digest
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of, convert, rename, unread
 from ual_ray.data.records import check_unicode, name_of
@@ -29,7 +28,7 @@ class Question:
     `answer` is the gold answer as text (for choices, the index from 0), `reference` another system's answer.
     """
 
-    messages: Messages
+    messages: col.Messages
     source: str = ""
     answer: str | None = None
     choices: tuple[str, ...] = ()
@@ -86,7 +85,7 @@ class Benchmark(ABC):
     def check(self) -> None:  # noqa: B027 - most benchmarks need nothing
         """Raise UserError if a library that reads the answers is missing."""
 
-    def question(self, messages: Messages, source: str) -> Question | None:
+    def question(self, messages: col.Messages, source: str) -> Question | None:
         """Make a question of a conversation, such as a row of the run's test split; None where it is not one."""
         return None
 
@@ -130,7 +129,7 @@ class Benchmark(ABC):
             raise BadRow(f"no question: the row has no answer that {self.kind} can read")
         return question
 
-    def asked(self, record: Record, messages: Messages, reads: Collection[str] = ()) -> Messages:
+    def asked(self, record: Record, messages: col.Messages, reads: Collection[str] = ()) -> col.Messages:
         """Add the system message, the tools and the mapped context of a record that is in no format of the training data.
 
         reads: the columns that the messages are made of. Raises BadRow.
@@ -151,13 +150,13 @@ class Benchmark(ABC):
             [part for key in ("role", "content", "extra") if (part := turn.get(key)) is not None] for turn in question.messages
         ]
         known = [question.source, question.answer, list(question.choices), question.reference]
-        return digest([name, self.provenance(), asked, known])
+        return col.digest([name, self.provenance(), asked, known])
 
     def provenance(self) -> dict[str, Any]:
         """Return what the requests and the reading depend on, in addition to the question."""
         return {"kind": self.kind, "version": self.version} | self.config.model_dump(include=set(self.settings))
 
-    def complete(self, messages: Messages) -> Completion:
+    def complete(self, messages: col.Messages) -> Completion:
         """Return the request for a greedy answer with its confidence."""
         return Completion(turns(messages), self.max_new_tokens, confidence=True)
 

@@ -22,7 +22,6 @@ from ual_ray.benchmarks.benchmark import Benchmark, Question
 from ual_ray.calibrate.metrics import ANSWERS_FILE, summary
 from ual_ray.calibrate.probed_model import ProbedModel, Progress, log_probabilities
 from ual_ray.calibrate.rows import ProbeJob, Row, Taken, first_rows, take
-from ual_ray.columns import Message
 from ual_ray.engines.requests import Completion, Likelihood, messages_of
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 from ual_ray.parquet import write_table
@@ -92,7 +91,7 @@ def render_answer(benchmark: Benchmark, renderer: ChatRenderer, row: Row) -> lis
         ]
     last = requests[-1]
     assert isinstance(last, Completion), "what is judged was completed"
-    reply = Message(role="assistant", content=row[col.PREDICTION])
+    reply = col.Message(role="assistant", content=row[col.PREDICTION])
     rendered = renderer.conversation([*messages_of(last.prompt), reply], last_reply_only=True)
     # A truncated answer has no end-of-turn token to measure.
     return [_first_targets(rendered, row[col.GENERATED_TOKENS]) if row[col.GENERATED_TOKENS] else rendered]

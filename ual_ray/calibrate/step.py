@@ -179,8 +179,7 @@ def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _log(run: Run, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
-    from ual_ray.plots.clusters import clusters, read_points
-    from ual_ray.plots.reliability import reliability_diagrams
+    from ual_ray.plots.calibration import clusters, read_points, reliability_diagrams
 
     for file in (col.CALIBRATION_FILE, col.TOKENS_FILE, ANSWERS_FILE):
         run.artifact(folder / file)

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 import ual_ray
-from ual_ray.cli import experiment, health, inspect, jobs, pipeline, results, stages, tracking
+from ual_ray.cli import experiment, health, inspect, pipeline, stages, tracking
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.run.terminal import SIGTERM_EXIT_CODE, end_on_sigterm, ended_by_sigterm
 
 COMMANDS = {
-    "Pipeline": (pipeline.run, jobs.submit),
-    "Single stages": (stages.elicit, stages.smooth, stages.train, results.evaluate, results.judge, results.report),
+    "Pipeline": (pipeline.run, pipeline.submit),
+    "Single stages": (stages.elicit, stages.smooth, stages.train, stages.evaluate, stages.judge, stages.report),
     "Data, scores and configuration": (inspect.preview, inspect.inspect, inspect.config),
     "Before a run": (health.doctor, health.plan),
     "Experiments": (experiment.experiment, experiment.pilot),
@@ -30,7 +30,7 @@ app = typer.Typer(name="ual", no_args_is_help=True, pretty_exceptions_enable=Fal
 for panel, functions in COMMANDS.items():
     for function in functions:
         app.command(rich_help_panel=panel)(function)
-app.add_typer(jobs.jobs, name="jobs", rich_help_panel="Pipeline")
+app.add_typer(pipeline.jobs, name="jobs", rich_help_panel="Pipeline")
 
 
 def _print_version(wanted: bool) -> None:

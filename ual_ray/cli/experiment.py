@@ -106,7 +106,7 @@ def _checked(config: Config) -> Workspace:
     import psutil
 
     from ual_ray import preflight
-    from ual_ray.experiment.checks import check_parallel, check_questions
+    from ual_ray.experiment.forecast import check_parallel, check_questions
     from ual_ray.experiment.scenarios import check_scenarios
     from ual_ray.run.output import Workspace
 
@@ -120,7 +120,7 @@ def _checked(config: Config) -> Workspace:
 
 
 def _caution(config: Config) -> None:
-    from ual_ray.experiment.checks import cautions
+    from ual_ray.experiment.forecast import cautions
 
     for line in cautions(config):
         make_console().print(f"caution: {line}", style="yellow", highlight=False, markup=False)
@@ -132,7 +132,7 @@ def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) ->
     with terminal(workspace.log_file, verbose) as console:
         from ual_ray.experiment import arms
         from ual_ray.report.findings import REPORT_FOLDER
-        from ual_ray.report.write import REPORT_FILE
+        from ual_ray.report.step import REPORT_FILE
 
         given = config.experiment
         seeds, names = ", ".join(map(str, given.seeds)), ", ".join(given.scenarios)

@@ -86,9 +86,8 @@ def plan(
     from ual_ray.data.peek import peek
     from ual_ray.elicit.stage import expected_rows
     from ual_ray.errors import UserError
-    from ual_ray.plan.outline import outline
+    from ual_ray.plan.outline import outline, show
     from ual_ray.plan.rates import Trial, parse_rates, read_trial
-    from ual_ray.plan.show import show
 
     manifest = output_file(rayjob, "--rayjob")
     measured = Trial()

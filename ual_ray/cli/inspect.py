@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Data, Overrides, load, output_file
-from ual_ray.cli.session import find
+from ual_ray.cli.arguments import ConfigFile, Data, Overrides, find, load, output_file
 from ual_ray.errors import UserError
 from ual_ray.run.terminal import is_uri, make_console, terminal
 

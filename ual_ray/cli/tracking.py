@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from ual_ray.cli.arguments import Uri
-from ual_ray.cli.session import local
+from ual_ray.cli.arguments import Uri, local
+from ual_ray.config.redact import redact_uri
+from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.run.terminal import absolute, is_uri, make_console
 
@@ -25,7 +29,6 @@ def ui(
 ) -> None:
     """Serve the MLflow UI until Ctrl-C."""
     from ual_ray.preflight import check_port
-    from ual_ray.tracking.ui import serve
 
     check_port(host, port)
     folder = local(output, with_store=True) if is_uri(output) else Path(output)
@@ -37,7 +40,7 @@ def sync(
     uri: Uri = None,
 ) -> None:
     """Send to MLflow what could not be logged while its server was unreachable. Exit status 1: operations are still pending."""
-    from ual_ray.tracking.catch_up import catch_up
+    from ual_ray.tracking.tracker import catch_up
 
     done = catch_up(absolute(output), uri)
     typer.echo(f"{plural(done.sent, 'operation')} sent, {done.refused} refused, {done.waiting} waiting")
@@ -84,3 +87,31 @@ def push(
     hub.show(uploads, console, public=public)
     if not dry_run:
         hub.push(uploads, endpoint, console, public=public)
+
+
+STORES = ("sqlite", "postgresql", "mysql", "mssql", "file")
+
+
+def serve(uri: str | None, output: Path, host: str, port: int, console: Console) -> int:
+    """Run MLflow's own server until it is stopped; return its exit code. Raises UserError where it has no store to serve."""
+    from ual_ray.config.files import STORE_FILE
+    from ual_ray.tracking.tracker import default_uri
+
+    if uri is None and not (output / STORE_FILE).is_file():
+        raise UserError(
+            "there is no MLflow store in the folder", got=output, fix="give the output folder of a finished command, or --uri"
+        )
+    if uri is not None and "://" in uri and not uri.startswith(STORES):
+        raise UserError(
+            "--uri: MLflow serves no store at such an address",
+            got=redact_uri(uri),
+            expected=", ".join(f"{scheme}://..." for scheme in STORES),
+            fix="open the address of a running server in a browser",
+        )
+    console.print(f"MLflow: http://{host}:{port} (Ctrl-C stops it)", highlight=False, markup=False)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
+    command += ["--backend-store-uri", uri or default_uri(output)]
+    try:
+        return subprocess.call(command)  # noqa: S603
+    except KeyboardInterrupt:
+        return 0

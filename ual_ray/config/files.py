@@ -14,6 +14,18 @@ from typing import Any
 
 from ual_ray.errors import UserError
 
+STORE_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "mlflow-artifacts"
+SPOOL_FOLDER = "mlflow-spool"
+PROGRESS_FILE = "progress.json"
+# In the cache of this machine: where commands work whose output is a URI.
+WORKING_FOLDERS = "outputs"
+# Next to a working folder: its URI.
+URI_FILE = "uri"
+# In the cache of another machine of the cluster: what it reads of such a folder.
+COPIES_FOLDER = "copies"
+
+
 # A record's last entry; both are looked for, as a bit of either may have changed.
 CHECKSUM, KIND = "checksum", "crc32:"
 RESTORE = "restore it from a copy, or remove it with done.json next to it, and run the same command again"

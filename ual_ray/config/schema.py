@@ -8,18 +8,24 @@ from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
-from ual_ray.config.arm import CONTROLS, ArmConfig
 from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
 from ual_ray.config.engine import EngineConfig
-from ual_ray.config.evaluate import EvaluateConfig
-from ual_ray.config.experiment import LARGEST_SEED, ExperimentConfig
-from ual_ray.config.judge import JudgeConfig
-from ual_ray.config.known_truth import KnownTruthConfig
+from ual_ray.config.evaluate import (
+    ADJUSTED_NLL,
+    OPEN_ENDED,
+    SCALED_NLL,
+    WIN_RATE,
+    EvaluateConfig,
+    JudgeConfig,
+    ReportConfig,
+    scores_of,
+)
+from ual_ray.config.experiment import LARGEST_SEED, ExperimentConfig, KnownTruthConfig
 from ual_ray.config.names import BASE, DEMO, FILE_NAME, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
 from ual_ray.config.registry import ESTIMATORS
-from ual_ray.config.report import ADJUSTED_NLL, OPEN_ENDED, SCALED_NLL, WIN_RATE, ReportConfig, scores_of
 from ual_ray.config.section import Section, key
+from ual_ray.config.smooth import CONTROLS, ArmConfig
 from ual_ray.config.train import TrainConfig
 
 # The weight that is a function of one estimator alone.

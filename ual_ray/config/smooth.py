@@ -1,4 +1,4 @@
-"""Stage 2: from uncertainty to alpha."""
+"""Stage 2: from uncertainty to alpha; and what else an arm may differ in from the others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ual_ray.config.names import BaseMapName, MapName
-from ual_ray.config.registry import MAPS
-from ual_ray.config.section import Section, key
+from ual_ray.config.names import NO_SMOOTHING, BaseMapName, LossName, MapName, PriorName, UncertaintyName, WeightName
+from ual_ray.config.registry import MAPS, WEIGHTS
+from ual_ray.config.section import Section, Share, key
+from ual_ray.config.train import TrainConfig
 
 
 class SmoothConfig(Section):
@@ -52,3 +53,71 @@ class SmoothConfig(Section):
         if self.alpha_mean > self.alpha_cap:
             raise ValueError(f"alpha_mean ({self.alpha_mean}) must not be above alpha_cap ({self.alpha_cap})")
         return self
+
+
+# What the maps read; a control reads what its base reads.
+READS = {
+    NO_SMOOTHING: (),
+    "mean_matched": ("alpha_mean", "alpha_cap"),
+    **dict.fromkeys(("linear", "minmax", "rank"), ("alpha_min", "alpha_max")),
+}
+CONTROLS = ("constant", "per_source_constant", "shuffled", "shuffled_within", "inverted")
+
+
+class ArmConfig(SmoothConfig):
+    """An arm; the keys that are named as keys of `train` replace these for the arm where they are not null."""
+
+    uncertainty: UncertaintyName | None = key(
+        None, affects="alphas", description="estimator whose uncertainty the arm reads; null = that of elicit.uncertainty"
+    )
+    weight: WeightName = key(
+        "none", affects="alphas", description=f"weight of a row in the loss, from its uncertainty: {', '.join(WEIGHTS)}"
+    )
+    filter_share: Share = key(
+        0.2, gt=0, lt=1, affects="alphas", description="share of the most uncertain rows to leave out (weight: filter)"
+    )
+    # Recorded with the alphas: it decides whether the arm is a control.
+    loss: LossName | None = key(None, affects="alphas", description="train.loss of this arm; null = train.loss")
+    loss_strength: float | None = key(
+        None, gt=0, affects="", description="train.loss_strength of this arm; null = train.loss_strength"
+    )
+    prior: PriorName | None = key(None, affects="", description="train.prior of this arm; null = train.prior")
+    prior_file: str | None = key(
+        None, affects="", names="file", description="train.prior_file of this arm; null = train.prior_file"
+    )
+    learning_rate: float | None = key(
+        None, gt=0, affects="", description="train.learning_rate of this arm; null = train.learning_rate"
+    )
+    epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm; null = train.epochs")
+
+    @model_validator(mode="after")
+    def _prior_is_used(self) -> ArmConfig:
+        if self.map == NO_SMOOTHING and (self.prior is not None or self.prior_file is not None):
+            raise ValueError(
+                f"prior is what labels are smoothed towards, and map={NO_SMOOTHING} does not smooth: drop one of both"
+            )
+        return self
+
+    def unread(self) -> list[str]:
+        """List the keys that are set to another value than their default and do nothing; none for maps of other packages."""
+        own, control = READS.get(self.map), self.map in CONTROLS
+        alphas = READS.get(self.base) if control else own
+        if alphas is None:
+            return []
+        read = {
+            **dict.fromkeys(("alpha_mean", "alpha_cap", "alpha_min", "alpha_max"), False),
+            **dict.fromkeys(alphas, True),
+            "base": control,
+            "filter_share": self.weight == "filter",
+            "missing_alpha": self.missing == "default",
+        }
+        fields = type(self).model_fields
+        return [name for name, used in read.items() if not used and getattr(self, name) != fields[name].default]
+
+    def training(self, train: TrainConfig) -> TrainConfig:
+        """Return the training settings of this arm. Raises pydantic's error where they do not go together."""
+        own = {name: value for name in TrainConfig.model_fields if (value := getattr(self, name, None)) is not None}
+        # What belongs to the loss or the prior of the others does not come with another one.
+        own |= {"loss_strength": self.loss_strength} if self.loss not in (None, train.loss) else {}
+        own |= {"prior_file": self.prior_file} if self.prior not in (None, train.prior) else {}
+        return TrainConfig.model_validate(train.model_dump() | own) if own else train

@@ -1,6 +1,7 @@
 """Make canonical rows (id, source, split, messages) of one shard of the data.
 
 Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid ones to `quarantine/` with the reason.
+`usable_rows` are those that a run would score or train on, read in this process, before the workers read all.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import pyarrow as pa
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages
 from ual_ray.config import DataConfig
 from ual_ray.config.files import write_lines
 from ual_ray.data.formats import BadRow, Record, convert
-from ual_ray.data.reading import Piece, read_piece
+from ual_ray.data.reading import read_piece
 from ual_ray.data.records import name_of
+from ual_ray.data.shard import Piece
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.parquet import write_table
@@ -31,7 +32,7 @@ ROWS_PER_BLOCK = 1024
 ROWS_PER_PIECE_AT_MOST = 2**40
 
 Claim = Callable[[Sequence[str], Sequence[int]], list[bool]]
-Entry = tuple[int, Record, Messages | BadRow]
+Entry = tuple[int, Record, col.Messages | BadRow]
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,29 @@ def _write(block: Block, folder: Path, name: str) -> None:
     if block.quarantined:
         (folder / QUARANTINE_FOLDER).mkdir(parents=True, exist_ok=True)
         write_lines(folder / QUARANTINE_FOLDER / f"{name}.jsonl", block.quarantined)
+
+
+@dataclass(frozen=True)
+class UsableRow:
+    """A usable row, as a run would read it."""
+
+    messages: col.Messages
+    identity: str
+    given: str | None
+    source: str
+    split: str
+
+
+def usable_rows(data: DataConfig, pieces: Sequence[Piece], format_name: str) -> Iterator[UsableRow]:
+    """Yield the rows of these shards that a run would score or train on, each once, in data order."""
+    known = set()
+    for piece in pieces:
+        records = read_piece(piece)
+        for record, messages in convert(
+            records, format_name, data.columns, data.thinking, data.reference, data.format == "auto"
+        ):
+            if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
+                continue
+            known.add(identity)
+            split = split_of(grouped(record, identity, data), data)
+            yield UsableRow(messages, identity, given_id(record), source_of(record, piece), split)

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 from ual_ray import columns as col
-from ual_ray.columns import Message, Messages
 from ual_ray.config import DEMO
 from ual_ray.config.registry import FORMATS
 from ual_ray.data.column_names import (
@@ -49,7 +48,7 @@ class Format:
     `optional`: further columns that the converter reads. What every format may have, `convert` adds: COMMON columns.
     """
 
-    convert: Callable[[Record], Messages]
+    convert: Callable[[Record], col.Messages]
     columns: tuple[str, ...]
     one_of: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -297,7 +296,7 @@ def convert(
     thinking: str = "keep",
     reference: str | None = None,
     strict: bool = False,
-) -> Iterator[tuple[Record, Messages | BadRow]]:
+) -> Iterator[tuple[Record, col.Messages | BadRow]]:
     """Yield each record, its columns renamed, with its messages or the reason it has none.
 
     thinking, reference: as `data.thinking` and `data.reference`. strict: whether a row is bad that has a column
@@ -324,7 +323,7 @@ def convert(
             yield renamed, reason
 
 
-def _check_said(record: Record, messages: Messages, form: Format, format_name: str) -> None:
+def _check_said(record: Record, messages: col.Messages, form: Format, format_name: str) -> None:
     """Raise BadRow for a text that is no more than a word for a missing value."""
     said = [(f"a message of {turn['role']}", turn["content"]) for turn in messages if turn["role"] in ("user", "assistant")]
     for name, text in (*((column, record.get(column)) for column in form.columns), *said):
@@ -347,7 +346,7 @@ def _form(format_name: str) -> Format:
 # --- what converters share -------------------------------------------------------------------------------------------
 
 
-def pair(record: Record, question_column: str, response_column: str) -> Messages:
+def pair(record: Record, question_column: str, response_column: str) -> col.Messages:
     """Turn two columns of text into one user and one assistant message. Raises BadRow."""
     question, response = text_of(record, question_column), text_of(record, response_column)
     check_plain(question_column, question)
@@ -356,7 +355,7 @@ def pair(record: Record, question_column: str, response_column: str) -> Messages
         raise BadRow(f"no instruction: {question_column} is empty")
     if is_blank(response):
         raise BadRow(f"no response: {response_column} is empty")
-    return [Message(role="user", content=question), Message(role="assistant", content=response)]
+    return [col.Message(role="user", content=question), col.Message(role="assistant", content=response)]
 
 
 def _check_names(record: Record) -> None:

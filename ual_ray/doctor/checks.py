@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ual_ray.doctor import cluster, machine, network, packages
+from ual_ray.doctor import cluster, machine, network
 from ual_ray.doctor.findings import Check
 
 # Longer than any check's own timeout.
 SECONDS = 60.0
 CHECKS: dict[str, Check] = {
-    "versions": packages.check_versions,
+    "versions": machine.check_versions,
     "ray": cluster.check_ray,
     "gpus": cluster.check_gpus,
     "memory": machine.check_memory,

@@ -25,10 +25,9 @@ from ual_ray.data.canonical import QUARANTINE_FOLDER
 from ual_ray.data.labels import match_labels, read_labels
 from ual_ray.elicit.adjust import calibrate, check_labels, length_residual, mean_rank
 from ual_ray.elicit.scoring import needed, unparsable
-from ual_ray.engines.finish_reason import count_cut
+from ual_ray.engines.requests import count_cut
 from ual_ray.parquet import RowFiles, write_tables
-from ual_ray.stats.score_quality import distribution, histogram, median
-from ual_ray.stats.score_warnings import score_warnings
+from ual_ray.stats.score_quality import distribution, histogram, median, score_warnings
 
 if TYPE_CHECKING:
     from ual_ray.engines.row_store import RowStore

@@ -1,16 +1,17 @@
 """Replies that the same elicitor gave before, under other settings: they are not asked for again.
 
 The rows of a run are stored under a key of all its settings, each with the replies that its scores were made of. Another run
-with the same elicitor finds these by request, in all stores next to its own.
+with the same elicitor finds these by request, in all stores next to its own. In Ray's object store the actors of a
+machine share them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+import ray
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.config.files import read_json, write_json
 from ual_ray.elicit.replies import Kept, index_key, is_reply_to
 from ual_ray.engines.row_store import RowStore, again
 from ual_ray.parquet import RowFiles, naming_damage, open_file
-from ual_ray.run.machines import output_folder
+from ual_ray.run.machines import here, output_folder
 
 # Next to a store's rows: whom they asked.
 ASKED_FILE = "asked.json"
@@ -62,7 +63,7 @@ def asked_of(measuring: Mapping[str, Any]) -> str:
     """
     engine = {name: value for name, value in measuring["engine"].items() if name not in OF_LONG_ROWS}
     engine["arguments"] = {name: value for name, value in engine["arguments"].items() if name not in OF_SPEED}
-    return digest([measuring["model"], measuring["adapter"], measuring["endpoint"], engine])
+    return col.digest([measuring["model"], measuring["adapter"], measuring["endpoint"], engine])
 
 
 def note_asked(store: Path, asked: str) -> None:
@@ -157,3 +158,32 @@ def _replies_in(file: str) -> pa.Array | None:
     except FileNotFoundError:
         logger.warning("%s was removed; its replies are asked for again", file)
         return None
+
+
+class Shared:
+    """The replies of `find_known`: indexed in a task when they are first wanted, and fetched by each actor that wants them."""
+
+    def __init__(self, store: Path, asked: str) -> None:
+        """Remember what to index."""
+        self._wanted = (store, asked)
+
+    def __call__(self, keys: Collection[int]) -> Mapping[int, Sequence[Kept]]:
+        """Read the replies to requests by key."""
+        return self._known(keys)
+
+    def any(self) -> bool:
+        """Return whether there are replies."""
+        return len(self._known.keys) > 0
+
+    @cached_property
+    def _reference(self) -> Any:
+        return ray.remote(find_known).options(**here()).remote(*self._wanted)
+
+    @cached_property
+    def _known(self) -> KnownReplies:
+        known: KnownReplies = ray.get(self._reference)
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel as the reference alone: an actor fetches the index from its machine's object store."""
+        return {"_wanted": self._wanted, "_reference": self._reference}

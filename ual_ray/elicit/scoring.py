@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Literal
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages, spoken, trained_replies
 from ual_ray.config import AUTO, ENSEMBLE, ElicitConfig
 from ual_ray.elicit.estimators import Estimate, make_estimators
 from ual_ray.elicit.prompts import load_prompts, prompt_hash
@@ -31,7 +30,7 @@ RETEST_ATTEMPT = 1000
 class Measurement:
     """What is known of one row: an estimate per estimator, every result, and what was asked: last, and ever by whom."""
 
-    messages: Messages
+    messages: col.Messages
     estimates: dict[str, Estimate] = field(default_factory=dict)
     results: dict[Request, Result] = field(default_factory=dict)
     keys: dict[Request, int] = field(default_factory=dict)
@@ -113,7 +112,7 @@ class ScoreRows:
         prompts = prompt_hash(self._prompts, engine.template_hash)
         return [row | self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows)]
 
-    def _measure(self, conversations: Sequence[Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
+    def _measure(self, conversations: Sequence[col.Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
         measured = [Measurement(messages) for messages in conversations]
         everything = [*self._estimators]
         self._ask(dict.fromkeys(range(len(measured)), everything), measured, engine, attempt)
@@ -204,9 +203,9 @@ def unparsable(names: Iterable[str]) -> str:
     return f"unparsable: no usable reply for {', '.join(names)}"
 
 
-def response_length(messages: Messages) -> int:
+def response_length(messages: col.Messages) -> int:
     """Count the characters of all replies that are trained on."""
-    return sum(len(spoken(messages[at])) for at in trained_replies(messages))
+    return sum(len(col.spoken(messages[at])) for at in col.trained_replies(messages))
 
 
 def position(identity: str) -> float:

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from ual_ray import columns as col
-from ual_ray.columns import REPLY_WEIGHT, Messages, content_id, digest, trained_replies, with_extra
 from ual_ray.config import AUTO, ElicitConfig
 from ual_ray.config.elicit import LEAST_CHECKED
 from ual_ray.errors import UserError
@@ -77,7 +76,7 @@ def make_self_check(candidates: Sequence[Row], count: int, seed: int) -> SelfChe
         messages = (
             _with_another_response(row, [*ordered[at + 1 :], *ordered[:at]], set(unique)) if len(swapped) < wanted else None
         )
-        identity = digest(["self_check", content_id(messages or row[col.MESSAGES])])
+        identity = col.digest(["self_check", col.content_id(messages or row[col.MESSAGES])])
         if messages is not None:
             swapped.add(identity)
         rows.append(row | {col.ID: identity, col.SPLIT: "self_check", col.MESSAGES: list(messages or row[col.MESSAGES])})
@@ -90,7 +89,7 @@ def make_self_check(candidates: Sequence[Row], count: int, seed: int) -> SelfChe
 
 def place(identity: str, seed: int) -> str:
     """Return what a row is ordered by when some are chosen."""
-    return digest(["self_check", seed, identity])
+    return col.digest(["self_check", seed, identity])
 
 
 def best_of(qualities: Mapping[str, Quality], max_left_out: float) -> str:
@@ -113,22 +112,22 @@ def best_of(qualities: Mapping[str, Quality], max_left_out: float) -> str:
     return max(measured, key=lambda name: measured[name])
 
 
-def _by_last_reply(messages: Messages) -> Messages:
+def _by_last_reply(messages: col.Messages) -> col.Messages:
     """Leave only the last of the replies that are trained to be scored: a mean over all would hide that it was swapped."""
-    trained = trained_replies(messages)
+    trained = col.trained_replies(messages)
     return [
-        with_extra(message, **{REPLY_WEIGHT: 0}) if at in trained[:-1] else message
+        col.with_extra(message, **{col.REPLY_WEIGHT: 0}) if at in trained[:-1] else message
         for at, message in enumerate(messages[: trained[-1] + 1])
     ]
 
 
-def _with_another_response(row: Row, others: Sequence[Row], known: set[str]) -> Messages | None:
+def _with_another_response(row: Row, others: Sequence[Row], known: set[str]) -> col.Messages | None:
     """Return the row's messages with the response of another, of the same source if possible; None if all are equal."""
     before, response = row[col.MESSAGES][:-1], row[col.MESSAGES][-1]
     for other in sorted(others, key=lambda other: other[col.SOURCE] != row[col.SOURCE]):
         found = other[col.MESSAGES][-1]
         messages = [*before, found]
-        if found["content"].strip() != response["content"].strip() and content_id(messages) not in known:
+        if found["content"].strip() != response["content"].strip() and col.content_id(messages) not in known:
             return messages
     return None
 

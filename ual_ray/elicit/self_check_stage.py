@@ -16,8 +16,8 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.files import write_record
+from ual_ray.data.canonical import UsableRow, usable_rows
 from ual_ray.data.peek import DataPeek
-from ual_ray.data.usable import UsableRow, usable_rows
 from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.self_check import CANDIDATES_PER_ROW, Row, make_self_check, place

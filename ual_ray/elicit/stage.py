@@ -1,10 +1,15 @@
-"""Stage 1: any data set in, canonical rows and scored rows out."""
+"""Stage 1: any data set in, canonical rows and scored rows out.
+
+Two rows are sent to a server before all others: it states what it refuses while nothing is paid for yet.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
@@ -14,20 +19,24 @@ import pyarrow.compute
 import ray
 
 from ual_ray import columns as col
+from ual_ray.columns import Messages
 from ual_ray.config import Config
 from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions, check_splits
 from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.peek import DataPeek
 from ual_ray.data.ray_source import RowSource
 from ual_ray.elicit.assemble import Assembly
-from ual_ray.elicit.replies import Known, no_replies
+from ual_ray.elicit.estimators import make_estimators
+from ual_ray.elicit.known import Shared
+from ual_ray.elicit.replies import Known, answer, asked_with, no_replies, request_key
 from ual_ray.elicit.scoring import ScoreRows, needed
-from ual_ray.elicit.shared import Shared
-from ual_ray.engines import EngineSpec
+from ual_ray.engines import Engine, EngineSpec, make_engine
 from ual_ray.engines.monitor import Limits
 from ual_ray.engines.pool import PoolJob, map_rows, pool_size
+from ual_ray.engines.requests import Failure
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 from ual_ray.run.machines import here, on_this_node, read_source
 from ual_ray.run.progress import Meter
 
@@ -109,3 +118,55 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
             expected=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
             fix=f"see the column 'error'; {REMEDIES.get(commonest, OTHERWISE)}",
         )
+
+
+TRIAL_ROWS = 2
+# What to set, by a word of the server's refusal.
+ADVICE = {
+    **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
+    "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
+    "temperature": "set engine.endpoint.temperature=null",
+    "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",
+    "effort": "set engine.endpoint.reasoning_effort",
+}
+OTHER_ADVICE = "set what the server asks for in engine.endpoint.extra_body"
+
+
+def try_server(config: Config, rows: Sequence[Messages], asked: str = "", known: Known = no_replies) -> list[str]:
+    """Send the rows, but for `known` replies, and return notes on what was adapted and what has no score.
+
+    Raises UserError, in the server's words, when it answers no request about these rows.
+    """
+    spec = EngineSpec(config.engine.model_copy(update={"max_actors": 1, "min_actors": 1}), config.elicit.model)
+    engine = make_engine(spec)
+    try:
+        return [*_unscored(config, rows, engine, asked, known), *getattr(engine, "adaptations", [])]
+    finally:
+        if (close := getattr(engine, "close", None)) is not None:
+            close()
+
+
+def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: str, known: Known) -> list[str]:
+    estimators = {
+        name: made for name, made in make_estimators(config.elicit, config.seed).items() if name in needed(config.elicit)
+    }
+    wanted = [(estimator, messages, list(estimator.asked(messages))) for messages in rows for estimator in estimators.values()]
+    whom = asked_with(asked, engine.template_hash)
+    results = answer(engine, {request: request_key(whom, request) for *_, own in wanted for request in own}, known)
+    refused = [
+        result.reason for result in results.values() if isinstance(result, Failure) and result.reason.startswith("engine:")
+    ]
+    if refused and len(refused) == len(results):
+        words = Counter(refused).most_common(1)[0][0]
+        advice = next((text for word, text in ADVICE.items() if word in words), OTHER_ADVICE)
+        raise UserError(
+            f"{config.elicit.model} answers none of {plural(len(results), 'request')} about {plural(len(rows), 'row')}",
+            got=words,
+            fix=advice,
+        )
+    estimates = [estimator.estimate([results[request] for request in own], messages) for estimator, messages, own in wanted]
+    failed = [result.reason for result in results.values() if isinstance(result, Failure)]
+    reasons = Counter(
+        [*failed, *(estimate.reason for estimate in estimates if estimate.reason and estimate.reason not in failed)]
+    )
+    return [f"{plural(len(rows), 'row')} tried: {count} without a score, {reason}" for reason, count in reasons.most_common(2)]

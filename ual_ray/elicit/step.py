@@ -40,12 +40,11 @@ from ual_ray.run.step import (
     quarantined,
     run_logged_step,
 )
-from ual_ray.stats.score_quality import Quality, auroc_text
-from ual_ray.stats.score_warnings import self_check_warning, truncation_warning
+from ual_ray.stats.score_quality import Quality, auroc_text, self_check_warning, truncation_warning
 
 if TYPE_CHECKING:
     from ual_ray.data.peek import DataPeek
-    from ual_ray.elicit.answered import KeptReplies
+    from ual_ray.elicit.forecast import KeptReplies
     from ual_ray.elicit.replies import Known
     from ual_ray.elicit.shared_store import SharedStore
 
@@ -95,7 +94,7 @@ def _shared(config: Config, store: Path, key: Mapping[str, Any], data: str | Non
 
 def kept_replies(config: Config, place: Place, retry: bool) -> KeptReplies | None:
     """Find where the replies of earlier elicitations are, for a forecast; None where there was none. Changes no folder."""
-    from ual_ray.elicit.answered import KeptReplies
+    from ual_ray.elicit.forecast import KeptReplies
     from ual_ray.elicit.known import asked_of
 
     key = measuring(config)
@@ -149,7 +148,7 @@ def _score(session: Session, seen: DataPeek, folder: Path, store: Path, asked: s
     from ual_ray.data.formats import BadRow
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
-    from ual_ray.elicit.trial import TRIAL_ROWS, try_server
+    from ual_ray.elicit.stage import TRIAL_ROWS, try_server
     from ual_ray.engines.row_store import RowStore
 
     config = session.config
@@ -206,9 +205,8 @@ def check_scored(session: Session, scored: Path) -> None:
 
 def _known(session: Session, store: Path) -> Known:
     """Return the replies that need not be asked for again; none where the step is forced."""
-    from ual_ray.elicit.known import asked_of
+    from ual_ray.elicit.known import Shared, asked_of
     from ual_ray.elicit.replies import no_replies
-    from ual_ray.elicit.shared import Shared
 
     return no_replies if "elicit" in session.force else Shared(store, asked_of(measuring(session.config)))
 

@@ -7,7 +7,7 @@ results = engine.run([Choice(...), Likelihood(...), Completion(...)])
 from __future__ import annotations
 
 from ual_ray.config.registry import ENGINES
-from ual_ray.engines.contract import Engine, EngineDied, EngineSpec, run_once
+from ual_ray.engines.requests import Engine, EngineDied, EngineSpec, run_once
 
 __all__ = ["ENGINES", "Engine", "EngineDied", "EngineSpec", "make_engine", "run_once", "template_hash_of"]
 

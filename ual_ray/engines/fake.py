@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ual_ray.engines.contract import EngineSpec
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,
     CompletionResult,
+    EngineSpec,
     Likelihood,
     LikelihoodResult,
     Request,

@@ -19,10 +19,18 @@ import openai
 
 from ual_ray.config import EndpointConfig, EngineConfig
 from ual_ray.config.redact import redact_uri
-from ual_ray.engines.contract import EngineSpec
-from ual_ray.engines.openai_client import BackgroundLoop, Pace, connect
+from ual_ray.engines.openai_client import (
+    BackgroundLoop,
+    Pace,
+    bad_key,
+    connect,
+    error_reason,
+    read_overlong,
+    status_reason,
+    unknown_model,
+    unreachable,
+)
 from ual_ray.engines.openai_dialect import REFUSALS, Body, Dialect, quote, server_words
-from ual_ray.engines.openai_errors import bad_key, error_reason, read_overlong, status_reason, unknown_model, unreachable
 from ual_ray.engines.openai_replies import (
     MalformedReply,
     Reply,
@@ -38,6 +46,7 @@ from ual_ray.engines.requests import (
     ChoiceResult,
     Completion,
     CompletionResult,
+    EngineSpec,
     Failure,
     Likelihood,
     Request,

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ual_ray.columns import Message, parse_json, spoken, with_extra
-from ual_ray.engines.answer_place import answer_place
-from ual_ray.engines.finish_reason import is_cut, is_end
 from ual_ray.engines.openai_dialect import Body, server_words
-from ual_ray.engines.reading import log_sum
+from ual_ray.engines.reading import answer_place, log_sum
 from ual_ray.engines.reply_text import Unread, not_ended, read_reply
-from ual_ray.engines.token_text import plain_entry, visible_entry
+from ual_ray.engines.requests import is_cut, is_end
+from ual_ray.engines.spellings import plain_entry, visible_entry
 
 # How a thought starts that the server returns apart from a reply.
 THOUGHT = "<think>"

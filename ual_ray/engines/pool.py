@@ -11,9 +11,10 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any
 
 import psutil
@@ -23,19 +24,104 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
+from ual_ray.config.registry import ENGINES
 from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine
 from ual_ray.engines.compat_ray_data import checkpointing
-from ual_ray.engines.concurrency import OverlappingEngine, SharedLock
-from ual_ray.engines.late import LateEngine
-from ual_ray.engines.metrics import EngineMetrics
-from ual_ray.engines.monitor import Counts, Limits, Monitor
+from ual_ray.engines.monitor import Counts, EngineMetrics, Limits, Monitor
+from ual_ray.engines.requests import Request, Result
 from ual_ray.engines.row_store import RowStore, Sink
 from ual_ray.errors import UserError
 from ual_ray.parquet import checked, read_table
 from ual_ray.run.machines import TASKS, here, on_this_node, output_folder, read_files
 from ual_ray.run.progress import Meter, polled
+
+
+class SharedLock:
+    """A lock that many threads hold together, or one alone; who waits to be alone goes before those who come later."""
+
+    def __init__(self) -> None:
+        """Begin with nobody inside."""
+        self._changed = Condition()
+        self._together = 0
+        self._alone = False
+        self._waiting = 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold it with others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold it without others."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: not self._alone and not self._together)
+                self._alone = True
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+
+class OverlappingEngine:
+    """An engine whose callers hold a lock, which is released while the engine runs.
+
+    So a task needs no thread safety of its own: one thread at a time is in its code, and the others are in the engine.
+    """
+
+    def __init__(self, engine: Engine, lock: Lock) -> None:
+        """Take an engine that threads may run at the same time, and the lock."""
+        self._engine, self._lock = engine, lock
+        self.template_hash = engine.template_hash
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Answer all requests."""
+        self._lock.release()
+        try:
+            return self._engine.run(requests)
+        finally:
+            self._lock.acquire()
+
+
+class LateEngine:
+    """Loads the engine of `spec` when it is first asked; `loading()` surrounds this."""
+
+    def __init__(self, spec: EngineSpec, loading: Callable[[], AbstractContextManager[None]]) -> None:
+        """Remember how to load the engine; read its template hash, without loading it where its class can tell."""
+        self._spec, self._loading = spec, loading
+        self._loaded: Engine | None = None
+        self._lock = Lock()
+        kind = ENGINES[spec.config.kind]
+        read = getattr(kind, "read_template_hash", lambda _: getattr(kind, "template_hash", None) or self._engine.template_hash)
+        self.template_hash: str = read(spec)
+
+    @property
+    def _engine(self) -> Engine:
+        if self._loaded is None:
+            with self._loading(), self._lock:  # threads that wait for another one's loading are loading too
+                self._loaded = self._loaded or make_engine(self._spec)
+        return self._loaded
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Load the engine if it is not, and answer all requests."""
+        return self._engine.run(requests)
+
 
 Row = dict[str, Any]
 Task = Callable[[Sequence[Row], Engine], list[Row]]
@@ -103,7 +189,7 @@ class EngineActor:
 
     def _run(self, rows: list[Row]) -> list[Row]:
         """Process a batch; to find a row that engines die on, it runs alone, and then row by row."""
-        work = digest([row[col.ID] for row in rows])
+        work = col.digest([row[col.ID] for row in rows])
         suspected = ray.get(self._monitor.attempts.remote(work)) > 0
         with self._batches.alone() if suspected else self._batches.together():
             if self._begin(work) >= MAX_DEATHS:

@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 
 from ual_ray.columns import parse_json
-from ual_ray.engines.finish_reason import is_cut, is_end
+from ual_ray.engines.requests import is_cut, is_end
 from ual_ray.engines.thoughts import left_open, spoken
 
 # Words that name a rating or a verdict; one of them has to stand before an answer. "The answer is 7" rates nothing.

@@ -1,17 +1,23 @@
 """Requests to a language model and their results: what estimators, benchmarks and judges exchange with engines.
 
-Requests are hashable: two estimators that ask the same thing share one call.
+Requests are hashable: two estimators that ask the same thing share one call. Why a reply ended is read in the words of any
+server: the model ended it, its length did, or something else did. `Engine` is the contract of all engines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, zip_longest
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute
 
 from ual_ray.columns import REFERENCE, Message, Messages, canonical_json, extra_of
+from ual_ray.config import EngineConfig
 
 # (role, content), or (role, content, extra) of a message that has an extra.
 Turns: TypeAlias = tuple[tuple[str, ...], ...]
@@ -198,3 +204,69 @@ def overlong(tokens: int | None, limit: int | None) -> Overlong:
     size = "the server takes fewer tokens" if tokens is None else f"{tokens} tokens"
     most = "" if limit is None else f", engine.max_model_len is {limit}"
     return Overlong(f"overlong: {size}{most}", tokens=tokens, limit=limit)
+
+
+# length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, REASON_MAX_LEN, ...
+_CUT = re.compile(r"(?i)length|max_?\w*(?:tokens|len|context)|token_limit|context_?window|^limit$|^incomplete$")
+# Words of which a reason consists that the model ended its reply: stop, STOP_SEQUENCE, end_turn, eosFound, <|im_end|>, ...
+# With any other word, also one that no server of today has, the reply is not the model's or not whole: content_filter, abort.
+_ENDED = re.compile(
+    r"(?i)stop|stopped|eos|eot|eom|end|ended|endoftext|turn|of|text|sequence|token|string|words?|str|id|im|s|matched|hit|found"
+    r"|complete|completed|completion|done|finish|finished|normal|natural|success|reason|null|none|unspecified|unknown"
+)
+_CALLS_TOOL = re.compile(r"(?i)(?:tool|function)_?(?:calls?|use)")
+
+
+def is_cut(finish_reason: str | None) -> bool:
+    """Whether a reply was ended by its maximum length, and not by the model."""
+    return finish_reason is not None and _CUT.search(finish_reason) is not None
+
+
+def is_end(finish_reason: str | None) -> bool:
+    """Whether the model ended a reply itself, or the server does not tell."""
+    if not finish_reason or _CALLS_TOOL.fullmatch(finish_reason):
+        return True
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", finish_reason)
+    return bool(words) and all(map(_ENDED.fullmatch, words))
+
+
+def count_cut(finish_reasons: pa.ChunkedArray) -> tuple[int, int]:
+    """Count the replies that were cut, and all replies, in a column of lists of finish reasons."""
+    reasons = pa.compute.list_flatten(finish_reasons)
+    return pa.compute.sum(pa.compute.match_substring_regex(reasons, _CUT.pattern)).as_py() or 0, len(reasons)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How to build an engine: settings, model (a name that `resolve_model` accepts), and the directory of a LoRA adapter."""
+
+    config: EngineConfig
+    model: str
+    adapter: str | None = None
+    trust_remote_code: bool = False
+
+
+class Engine(Protocol):
+    """Answers requests: one result each, in order; a request that cannot be answered gets a Failure.
+
+    Built from an EngineSpec. `template_hash` identifies the chat template that prompts are rendered with. An engine that asks
+    a server also has a static `check(config: EngineConfig, model: str)`, which raises UserError if the server is unusable, and
+    one whose `template_hash` needs a tokenizer a static `read_template_hash(spec: EngineSpec)`, which loads no weights.
+    """
+
+    template_hash: str
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Answer all requests. Raises EngineDied when the engine is unusable, and UserError for what the user has to fix."""
+
+
+class EngineDied(RuntimeError):
+    """The engine is unusable from now on; its actor has to be replaced."""
+
+
+def run_once(engine: Engine, requests: Iterable[Request]) -> dict[Request, Result]:
+    """Send each distinct request once, and return the results by request."""
+    unique = list(dict.fromkeys(requests))
+    results = engine.run(unique) if unique else []
+    assert len(results) == len(unique), f"the engine answered {len(results)} of {len(unique)} requests"
+    return dict(zip(unique, results, strict=True))

@@ -23,7 +23,6 @@ from ray.data.block import BlockAccessor
 from ray.data.datasource import BlockBasedFileDatasink
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
 from ual_ray.parquet import RowFiles, to_bytes, write_table
@@ -82,7 +81,7 @@ class RowStore:
     def add_failed(self, rows: pa.Table) -> None:
         """Write rows that failed with an engine error; the same rows replace each other."""
         self.failed.mkdir(parents=True, exist_ok=True)
-        write_table(rows, self.failed / f"{digest(rows[col.ID].to_pylist())}.parquet")
+        write_table(rows, self.failed / f"{col.digest(rows[col.ID].to_pylist())}.parquet")
 
     def count(self, where: pa.compute.Expression | None = None) -> int:
         """Count the finished rows that fulfil a condition; without one from the files' metadata alone."""

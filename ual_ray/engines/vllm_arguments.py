@@ -11,7 +11,7 @@ from typing import Any
 from ual_ray.config import EngineConfig
 from ual_ray.config.files import read_object
 from ual_ray.engines.compat_vllm import EXTENSION
-from ual_ray.engines.contract import EngineSpec
+from ual_ray.engines.requests import EngineSpec
 from ual_ray.errors import UserError
 
 # Of the memory of the part of a GPU that an engine has.

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ual_ray.engines.answer_place import answer_place
-from ual_ray.engines.choice_tree import ChoiceTree, Tokens
 from ual_ray.engines.compat_vllm import SCORED_FROM
+from ual_ray.engines.reading import answer_place
 from ual_ray.engines.reply_text import read_reply
 from ual_ray.engines.requests import (
     Choice,
@@ -23,9 +22,8 @@ from ual_ray.engines.requests import (
     Result,
     messages_of,
 )
-from ual_ray.engines.spellings import Spellings, combined
+from ual_ray.engines.spellings import ChoiceTree, Spellings, Tokens, combined, plain
 from ual_ray.engines.thoughts import THOUGHT_MARKS, opens_thought
-from ual_ray.engines.token_text import plain
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 

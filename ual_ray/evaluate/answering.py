@@ -11,10 +11,8 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading
-from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
-from ual_ray.engines.finish_reason import is_cut
-from ual_ray.engines.requests import CompletionResult, Failure, Request, Result
+from ual_ray.engines.requests import CompletionResult, Failure, Request, Result, is_cut
 from ual_ray.stats.metrics import CUT
 
 Row = dict[str, Any]
@@ -33,7 +31,9 @@ class AnswerRows:
         """Answer the rows: all their requests go to the engine together, then all their follow-ups."""
         asked = [(self.benchmarks[row[col.BENCHMARK]], Question.of_row(row)) for row in rows]
         results = ask(asked, engine)
-        hashes = {name: digest([engine.template_hash, benchmark.provenance()]) for name, benchmark in self.benchmarks.items()}
+        hashes = {
+            name: col.digest([engine.template_hash, benchmark.provenance()]) for name, benchmark in self.benchmarks.items()
+        }
         return [
             row | self._columns(benchmark, question, found) | {col.PROMPT_HASH: hashes[row[col.BENCHMARK]]}
             for row, (benchmark, question), found in zip(rows, asked, results, strict=True)

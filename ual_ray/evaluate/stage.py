@@ -19,7 +19,6 @@ import pyarrow.dataset
 from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
 from ual_ray.benchmarks.gsm8k import FLEXIBLE, STRICT
-from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.files import write_lines, write_record
 from ual_ray.config.keys import engine_settings
@@ -50,7 +49,7 @@ def engine_of(config: Config) -> EngineConfig:
 
 def model_digest(config: Config, model: str) -> str:
     """Identify a model: 16 hexadecimal digits, from its files, or from its name alone when a server runs it."""
-    return digest(model if config.engine.remote else model_fingerprint(model))
+    return col.digest(model if config.engine.remote else model_fingerprint(model))
 
 
 def evaluate(
@@ -67,7 +66,7 @@ def evaluate(
     store = RowStore(store_folder, col.RESULTS)
     store.retry_failed()
     spec = EngineSpec(engine_of(config), model, trust_remote_code=config.trust_remote_code)
-    task = AnswerRows(benchmarks, name, model_digest(config, model), digest(engine_settings(engine_of(config), "answers")))
+    task = AnswerRows(benchmarks, name, model_digest(config, model), col.digest(engine_settings(engine_of(config), "answers")))
     results = map_file(questions, PoolJob(spec, task, store), meter)
     write_tables(with_model(results, name), col.RESULTS, folder / col.RESULTS_FOLDER)
     result = _describe(name, read_results(folder, NUMBERS))

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.config import Config
 from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
@@ -102,7 +101,7 @@ def _log_questions(run: Run, questions: pa.Table, path: Path) -> dict[str, str]:
     ids: dict[str, list[str]] = {}
     for benchmark, number in zip(questions[col.BENCHMARK].to_pylist(), questions[col.ID].to_pylist(), strict=True):
         ids.setdefault(benchmark, []).append(number)
-    digests = {benchmark: digest(sorted(own)) for benchmark, own in ids.items()}
+    digests = {benchmark: col.digest(sorted(own)) for benchmark, own in ids.items()}
     for benchmark, own in ids.items():
         run.dataset(benchmark, path, digests[benchmark], len(own), "evaluation")
     return digests

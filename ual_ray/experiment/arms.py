@@ -26,8 +26,7 @@ from ual_ray.config.load import dump
 from ual_ray.config.redact import redact
 from ual_ray.elicit.step import elicit_step
 from ual_ray.experiment.scenarios import check_primary, check_sources, check_splits, count_sources, read_splits, select_step
-from ual_ray.experiment.trainings import train_seeds
-from ual_ray.experiment.tuning import tuned
+from ual_ray.experiment.tuning import train_seeds, tuned
 from ual_ray.pipeline import ask, measure, opened, record_primary
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders

@@ -13,11 +13,10 @@ import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
-from ual_ray.columns import Messages
 from ual_ray.config import Config
-from ual_ray.config.report import OPEN_ENDED, WIN_RATE
+from ual_ray.config.evaluate import OPEN_ENDED, WIN_RATE
+from ual_ray.data.canonical import usable_rows
 from ual_ray.data.peek import peek
-from ual_ray.data.usable import usable_rows
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.parquet import RowFiles, content_digest, write_tables
@@ -63,7 +62,7 @@ def check_primary(rows: Path, config: Config) -> None:
         raise _no_question(config, missing)
 
 
-def without_questions(config: Config, rows: Iterable[tuple[str, Messages]]) -> dict[tuple[str, str], set[str]]:
+def without_questions(config: Config, rows: Iterable[tuple[str, col.Messages]]) -> dict[tuple[str, str], set[str]]:
     """Find the primary measures of scenarios for which no test row is a question: by both, the benchmarks that lack one.
 
     rows: source and messages of test rows; no more are read than needed. Benchmarks with a path have questions of their own.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, xlogy
 
-from ual_ray.config.known_truth import POSITIONS
+from ual_ray.config.experiment import POSITIONS
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -8,11 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ual_ray.config import Config
-from ual_ray.config.files import write_json, write_text
-from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.files import STORE_FILE, write_json, write_text
 from ual_ray.inspect.measure import inspect
-from ual_ray.inspect.page import to_html
-from ual_ray.inspect.text import to_console
+from ual_ray.inspect.page import to_console, to_html
 from ual_ray.run.step import STAGE_TAG
 from ual_ray.tracking.tracker import Tracker, default_uri
 

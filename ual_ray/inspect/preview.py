@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.text import Text
 
 from ual_ray import columns as col
-from ual_ray.columns import Messages, spoken
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
+from ual_ray.data.canonical import UsableRow, usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek, peek
-from ual_ray.data.usable import UsableRow, usable_rows
-from ual_ray.engines.choice_tree import ChoiceTree, make_tree
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
+from ual_ray.engines.spellings import ChoiceTree, make_tree
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import IGNORE_INDEX, NO_END, ChatRenderer, Rendered
@@ -34,7 +33,7 @@ from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
 
 # The distinct requests about a conversation, with the estimators that share each.
-RequestsOf = Callable[[Messages], Mapping[Request, Sequence[str]]]
+RequestsOf = Callable[[col.Messages], Mapping[Request, Sequence[str]]]
 
 # Styles, and the marks around counted tokens on terminals without colours.
 COUNTED, REST, WARNING, HEAD, NOTE = "bold green", "dim", "bold red", "bold", "cyan"
@@ -134,7 +133,7 @@ def tokens_of(request: Request, chat: Chat) -> int:
     return prompt + request.max_tokens
 
 
-def as_sent(messages: Messages, requests_of: RequestsOf, chat: Chat, limit: int) -> tuple[Messages, int]:
+def as_sent(messages: col.Messages, requests_of: RequestsOf, chat: Chat, limit: int) -> tuple[col.Messages, int]:
     """Truncate the conversation as scoring does under engine.overlong=truncate; return it and the number of cuts.
 
     Raises ValueError as `tokens_of` does.
@@ -210,7 +209,7 @@ class Printer:
             for reason, count in reasons.most_common(BAD_ROWS_SHOWN):
                 self._say(f"- {reason} ({count:,})")
 
-    def _requests(self, messages: Messages) -> None:
+    def _requests(self, messages: col.Messages) -> None:
         engine, cuts = self.config.engine, 0
         if self.elicitor is not None and engine.overlong == "truncate":
             with suppress(ValueError):  # reported below, for the request that caused it
@@ -254,7 +253,7 @@ class Printer:
         conversation = request.conversation if isinstance(request, Likelihood) else request.prompt
         for message in messages_of(conversation):
             self._say(f"[{message['role']}]", NOTE)
-            self._say(spoken(message))
+            self._say(col.spoken(message))
 
     def _training(self, row: UsableRow) -> None:
         self.console.print()

@@ -17,7 +17,6 @@ TRL: `ual_ray.integrations.trl.SmoothedSFTTrainer` in place of SFTTrainer, with 
 `alpha` column; with packing and padding-free batches too. What `ual smooth` writes is such a data set.
 """
 
-from ual_ray.integrations.collator import SmoothedCollator
-from ual_ray.integrations.forward import SmoothedOutput, smoothed, smoothed_loss
+from ual_ray.integrations.forward import SmoothedCollator, SmoothedOutput, smoothed, smoothed_loss
 
 __all__ = ["SmoothedCollator", "SmoothedOutput", "smoothed", "smoothed_loss"]

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from ual_ray.integrations.collator import SmoothedCollator
 from ual_ray.integrations.compat_trl import AlphaColumnSFTTrainer
-from ual_ray.integrations.forward import smoothed
+from ual_ray.integrations.forward import SmoothedCollator, smoothed
 
 # Sums of the output, and the names under which their means per target token are logged.
 LOGGED = {"nll": "nll", "smoothing": "smoothing", "top1": "mean_token_accuracy"}

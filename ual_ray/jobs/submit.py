@@ -3,13 +3,15 @@
     ual-DIGEST, ual-DIGEST-2, ...
 
 The number counts the tries of one configuration. Every stage is idempotent, so that a later try continues the one before.
+Environment variables that a job gets by name have the values that they have where it is submitted.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -18,9 +20,8 @@ from rich.console import Console
 
 import ual_ray
 from ual_ray.config import Config
-from ual_ray.config.redact import hide
+from ual_ray.config.redact import MASK, hide
 from ual_ray.errors import UserError
-from ual_ray.jobs.environment import read_environment
 from ual_ray.jobs.pack import Packed, entrypoint, pack
 from ual_ray.jobs.server import connect, follow, submitted, took
 
@@ -110,3 +111,26 @@ def _wait(client: JobSubmissionClient, job: str, console: Console) -> int:
     status = follow(client, job, console)
     console.print(f"job {job}: {status.value}", highlight=False, markup=False)
     return int(status != JobStatus.SUCCEEDED)
+
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def read_environment(names: Iterable[str]) -> dict[str, str]:
+    """Return the values of environment variables. Raises UserError, which shows no value, for what is not set or not a name."""
+    values = {}
+    for given in names:
+        name = given.split("=")[0]
+        if given != name or not NAME.fullmatch(name):
+            raise UserError(
+                "--env takes the name of an environment variable, without a value",
+                got=f"{name}={MASK}" if given != name else given,
+                expected="such as --env HF_TOKEN",
+                fix="set the variable in your shell; a value on the command line would be seen by others",
+            )
+        if not os.environ.get(name):
+            raise UserError(
+                "--env names a variable that is not set here", got=name, fix=f"export {name}=..., or leave --env {name} out"
+            )
+        values[name] = os.environ[name]
+    return values

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ual_ray import columns as col
-from ual_ray.columns import Message, Messages
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import as_text
@@ -71,7 +70,7 @@ def write(entries: list[dict[str, Any]], path: Path) -> None:
     write_text(path, json.dumps(entries, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def instruction(messages: Messages) -> str:
+def instruction(messages: col.Messages) -> str:
     """Write what was asked as text, without a last reply; roles are named when there is more than one turn."""
     return as_text(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
 
@@ -80,7 +79,7 @@ def _result(entry: Mapping[str, Any]) -> dict[str, Any]:
     text, output = entry["instruction"], entry["output"]
     if not isinstance(text, str) or not isinstance(output, str):
         raise TypeError(f"an output of {type(output).__name__} to an instruction of {type(text).__name__}")
-    messages = [Message(role="user", content=text)]
+    messages = [col.Message(role="user", content=text)]
     return {
         col.ID: col.content_id(messages),
         col.BENCHMARK: OPEN_ENDED,

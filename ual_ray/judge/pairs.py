@@ -1,21 +1,27 @@
-"""Pairs of answers to the same question for the judge: the candidate's, and another model's or the file's reference."""
+"""Pairs of answers to the same question for the judge: the candidate's, and another model's or the file's reference.
+
+Also how long a context they need: a pair that does not fit would be missing, and long answers first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset
 
 from ual_ray import columns as col
-from ual_ray.columns import Message, digest
 from ual_ray.config import REFERENCE_ANSWERS
+from ual_ray.engines.requests import Turns, messages_of
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import named
 from ual_ray.parquet import RowFiles
+
+if TYPE_CHECKING:
+    from ual_ray.models.chat import ChatRenderer
 
 Row = Mapping[str, Any]
 
@@ -75,7 +81,7 @@ def make_pairs(
 
 def in_other_order(pair: Row) -> dict[str, Any]:
     """Copy a pair so that its answers are shown in the other order, with an id of its own."""
-    return {**pair, col.ID: digest([pair[col.ID], "other order"]), col.CANDIDATE_FIRST: not pair[col.CANDIDATE_FIRST]}
+    return {**pair, col.ID: col.digest([pair[col.ID], "other order"]), col.CANDIDATE_FIRST: not pair[col.CANDIDATE_FIRST]}
 
 
 def name_of(answers: AnswerSet) -> str:
@@ -90,7 +96,7 @@ def name_of(answers: AnswerSet) -> str:
 
 def shown_first(question: str, seed: int) -> bool:
     """Draw whether the candidate's answer is shown first, seeded by the question: the same order for all candidates."""
-    return int(digest([question, seed]), 16) % 2 == 0
+    return int(col.digest([question, seed]), 16) % 2 == 0
 
 
 def _results(answers: AnswerSet) -> list[dict[str, Any]]:
@@ -139,7 +145,7 @@ def _pair(row: Row, other: Row, seed: int) -> dict[str, Any]:
     text, other_text = row[col.PREDICTION], other[col.PREDICTION]
     missing = _missing("candidate", row) or _missing("reference", other)
     return {
-        col.ID: digest([row[col.ID], conversation, earlier, text, earlier_other, other_text]),
+        col.ID: col.digest([row[col.ID], conversation, earlier, text, earlier_other, other_text]),
         QUESTION: row[col.ID],
         col.BENCHMARK: row[col.BENCHMARK],
         col.MESSAGES: conversation,
@@ -161,18 +167,18 @@ def _missing(whose: str, row: Row) -> str | None:
     return None if row[col.PREDICTION] is not None else f"no answer: the {whose} gave none{reason}"
 
 
-def _asked(row: Row) -> list[Message]:
+def _asked(row: Row) -> list[col.Message]:
     """Format the conversation before the last answer, with the model's own answers to its earlier turns."""
     extracted = dict(row.get(col.EXTRACTED) or ())
     own = [extracted[name] for name in (f"turn_{number}" for number in range(1, len(extracted) + 1)) if name in extracted]
-    messages = [Message(role=message["role"], content=message["content"]) for message in row[col.MESSAGES]]
+    messages = [col.Message(role=message["role"], content=message["content"]) for message in row[col.MESSAGES]]
     conversation = messages[: len(messages) - len(own) - 1]
     for turn, answer in zip(messages[len(conversation) :], [*own, None], strict=True):
-        conversation += [turn] if answer is None else [turn, Message(role="assistant", content=answer)]
+        conversation += [turn] if answer is None else [turn, col.Message(role="assistant", content=answer)]
     return conversation
 
 
-def _part(first: Sequence[Message], second: Sequence[Message]) -> tuple[list[Message], str, str]:
+def _part(first: Sequence[col.Message], second: Sequence[col.Message]) -> tuple[list[col.Message], str, str]:
     """Split two conversations into their shared prefix and the rest of each, as text that precedes the last answer."""
     same = 0
     while same < min(len(first), len(second)) and first[same] == second[same]:
@@ -180,5 +186,24 @@ def _part(first: Sequence[Message], second: Sequence[Message]) -> tuple[list[Mes
     return [*first[:same]], _rest(first[same:]), _rest(second[same:])
 
 
-def _rest(messages: Sequence[Message]) -> str:
+def _rest(messages: Sequence[col.Message]) -> str:
     return "\n\n".join([*map(named, messages), "Assistant: "]) if messages else ""
+
+
+# The longest prompt in tokens is among so many of the longest in characters.
+LOOKED_AT = 32
+
+
+def needed_context(prompts: Sequence[Turns], reply_tokens: int, renderer: ChatRenderer, *, thinking: bool = False) -> int:
+    """Return the tokens of the longest prompt and of the reply to it; 0 without prompts."""
+    longest = sorted(prompts, key=lambda prompt: sum(len(content) for _, content, *_ in prompt), reverse=True)[:LOOKED_AT]
+    tokens = [len(renderer.prompt_ids(messages_of(prompt), thinking=thinking)) for prompt in longest]
+    return max(tokens) + reply_tokens if tokens else 0
+
+
+def longest_context(model: str, trust_remote_code: bool = False) -> int | None:
+    """Return the context that a resolved model was made for, in tokens; None where its configuration does not tell."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    return getattr(config, "max_position_embeddings", None)

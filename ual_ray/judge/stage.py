@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from ual_ray import columns as col
 from ual_ray.benchmarks.open_ended import OpenEnded
-from ual_ray.columns import digest
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.files import write_record
 from ual_ray.config.keys import affecting, engine_settings
@@ -28,8 +27,7 @@ from ual_ray.engines.reading import READING_VERSION
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
-from ual_ray.judge.context import longest_context, needed_context
-from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, in_other_order, make_pairs
+from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, in_other_order, longest_context, make_pairs, needed_context
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, by_question, figures_of_judges
@@ -115,7 +113,7 @@ def _judge(config: Config, judging: Judging, model: str, pairs: Sequence[Row]) -
         model,
         settings.mode,
         settings.templates,
-        digest(_engine_settings(config)),
+        col.digest(_engine_settings(config)),
         config.seed,
         settings.reply_tokens,
         settings.thinking_tokens,

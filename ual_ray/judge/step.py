@@ -1,4 +1,4 @@
-"""Judging as a step of a run."""
+"""Judging as a step of a run, and a sample of the judges' calls as traces, made again from the pairs and stored verdicts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
+from ual_ray.engines.traces import Trace, call, sample
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
-from ual_ray.judge.pairs import PAIRING_VERSION, AnswerSet, name_of
+from ual_ray.judge.pairs import PAIRING_VERSION, QUESTION, AnswerSet, name_of
 from ual_ray.judge.prompts import load_judge_prompts
-from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks
-from ual_ray.judge.traces import sampled_traces
+from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks, shown_pairs
+from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, read_table
@@ -109,3 +110,28 @@ def _sample(verdicts: Path) -> dict[str, list[Any]]:
     shown = {name: table[name].to_pylist() for name in columns}
     shown[col.MESSAGES] = [messages[-1]["content"] if messages else "" for messages in shown[col.MESSAGES]]
     return shown
+
+
+READ = (col.ID, col.CANDIDATE_FIRST, col.JUDGE, col.PREFERENCE, col.MASS, col.FINISH, col.STATUS, col.ERROR)
+
+
+def sampled_traces(config: Config, judging: Judging) -> list[Trace]:
+    """Make a trace of each of `tracking.traces` verdicts, with the prompt that asked for it."""
+    pairs = {(pair[QUESTION], pair[col.CANDIDATE_FIRST]): pair for pair in shown_pairs(config, judging)}
+    verdicts = {
+        col.digest([row[col.ID], row[col.CANDIDATE_FIRST], row[col.JUDGE]]): row
+        for row in read_table(judging.folder / VERDICTS_FILE, [*READ]).to_pylist()
+        if pairs[row[col.ID], row[col.CANDIDATE_FIRST]][col.ERROR] is None  # others were not sent
+    }
+    chosen = {key: verdicts[key] for key in sample(verdicts, config.tracking.traces)}
+    return [_trace(config, key, row, pairs[row[col.ID], row[col.CANDIDATE_FIRST]]) for key, row in chosen.items()]
+
+
+def _trace(config: Config, key: str, row: dict[str, Any], pair: dict[str, Any]) -> Trace:
+    (prompt,) = JudgeRows(row[col.JUDGE], templates=config.judge.templates).prompts([pair])
+    outputs = {name: row[name] for name in (col.PREFERENCE, col.MASS, col.STATUS, col.ERROR)} | {
+        "finish_reason": row[col.FINISH]
+    }
+    names = (QUESTION, col.BENCHMARK, col.CANDIDATE, col.REFERENCE, col.CANDIDATE_FIRST)
+    attributes = {"model": row[col.JUDGE]} | {name: pair[name] for name in names}
+    return {"id": key, "name": "judge", "spans": [call("judge", prompt, outputs, attributes)]}

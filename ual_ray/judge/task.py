@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.engines import Engine, run_once
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import CUT, Unread
@@ -61,7 +60,7 @@ class JudgeRows:
                 verdicts[index].results.append(results[request])
                 shares = choice_probabilities(results[request], LETTERS, self.min_choice_mass)
                 verdicts[index].first = shares if isinstance(shares, Unread) else shares[0]
-        hashed = digest({"prompts": prompts.hash, "chat_template": engine.template_hash})
+        hashed = col.digest({"prompts": prompts.hash, "chat_template": engine.template_hash})
         return [
             row
             | {col.JUDGE: self.model, col.PROMPT_HASH: hashed, col.ENGINE_DIGEST: self.engine_digest}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ual_ray.config.paths import PROGRESS_FILE
+from ual_ray.config.files import PROGRESS_FILE
 from ual_ray.engines.compat_ray_data import PENDING_SUFFIX
 from ual_ray.engines.row_store import CHECKPOINT_FOLDER, FINISHED_FOLDER
 from ual_ray.run.stage_cache import DONE_FILE, LOCK_FILE, NEWEST_FILE

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow.fs import FileType, LocalFileSystem
 
 from ual_ray.columns import ADAPTER_FOLDER, MODEL_FOLDER, digest
-from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE, WORKING_FOLDERS
+from ual_ray.config.files import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE, WORKING_FOLDERS
 from ual_ray.config.redact import redact_uri
 from ual_ray.mirror.remote import Remote, asked_all, open_remote
 from ual_ray.models.resolve import cache_folder
@@ -72,8 +72,8 @@ def local_input(place: Path | str, key: str, *, with_store: bool = False) -> Pat
     """
     if not is_uri(place):
         return absolute(Path(place))
-    from ual_ray.mirror.store import move_store
     from ual_ray.mirror.transfer import MARKER, fetch
+    from ual_ray.tracking.run_file import move_store
 
     remote = open_remote(str(place), key)
     if isinstance(remote.filesystem, LocalFileSystem):

@@ -28,16 +28,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ual_ray.columns import ADAPTER_FOLDER, MODEL_FOLDER
-from ual_ray.config.files import read_json, write_json, write_text
-from ual_ray.config.paths import SPOOL_FOLDER, STORE_FILE, URI_FILE
+from ual_ray.config.files import SPOOL_FOLDER, STORE_FILE, URI_FILE, read_json, write_json, write_text
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.mirror.changes import Version, changes, scan
 from ual_ray.mirror.remote import Remote, asked_all
-from ual_ray.mirror.store import move_store
 from ual_ray.run.output import OWNER_FILE
 from ual_ray.run.stage_cache import DONE_FILE, FORGOTTEN_FILE, LOCK_FILE, STARTED_FILE
 from ual_ray.run.terminal import end_command
+from ual_ray.tracking.run_file import move_store
 
 MARKER, TIMES = ".ual-output.json", ".ual-times.json"
 STATE_FILE = "state.json"

@@ -6,8 +6,9 @@ What was not measured stays unknown; the plan then names the trial that measures
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ual_ray import preflight
 from ual_ray.benchmarks import make_benchmarks
@@ -16,12 +17,14 @@ from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.forecast import forecast
 from ual_ray.engines.pool import block_size
 from ual_ray.errors import UserError
-from ual_ray.formatting import GIB, amount, duration, gib, plural
+from ual_ray.formatting import GIB, amount, duration, gib, plural, share
 from ual_ray.models.resolve import parameter_count
 from ual_ray.plan.rates import Trial
-from ual_ray.plan.simulate import Outcome, Pool, expected_failures, expected_seconds, simulate
-from ual_ray.plan.sweep import Point, sweep
+from ual_ray.plan.simulate import WORTH, Outcome, Point, Pool, expected_failures, expected_seconds, simulate, sweep
 from ual_ray.train.estimate.state import least_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SIMULATED_SEEDS = 3
 # Of a block, on average; a simulation of more would take long.
@@ -239,3 +242,27 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
             "memory per rank",
             f"at least {least:.2f} GiB without activations; `ual train --dry-run` estimates all, of smoothed rows",
         )
+
+
+def show(plan: Outline, notes: Sequence[str], console: Console) -> None:
+    """Print the lines of a plan, its sweep over actors, and notes on the trial."""
+    for name, text in plan.lines:
+        console.print(f"{name:<26} {text}", markup=False, highlight=False)
+    for text in sweep_lines(plan):
+        console.print(text, markup=False, highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, style="yellow")
+
+
+def sweep_lines(plan: Outline) -> Iterator[str]:
+    """Yield the table of the sweep; the knee is marked."""
+    if plan.points:
+        yield f"\n{'actors':>8} {'scoring takes':>16} {'actor hours':>12} {'time on rows':>13}"
+    for point in plan.points:
+        mark = "  <- knee" if point.knee else ""
+        row = f"{point.actors:>8,} {duration(point.seconds):>16} {point.actor_hours:>12,.2f} {share(point.useful):>13}"
+        yield f"{row}{mark}"
+    if any(point.useful >= WORTH for point in plan.points):
+        yield "knee: the most actors, up to one per block, of whose time at least half goes to rows"
+    elif plan.points:
+        yield "knee: one actor, as less than half of the time goes to rows with any number"

@@ -1,4 +1,4 @@
-"""The look of every plot, and plots as inline SVG for the HTML pages.
+"""The look of every plot, and plots as inline SVG for the HTML pages; what these share: templates, numbers, page.css.
 
 A plot is one phone screen wide, and more panels make it taller: its text is legible at 400 pixels. Names of arms, sources and
 tokens come from data; they are drawn as they are, never as markup or formulas.
@@ -12,14 +12,17 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from xml.etree import ElementTree
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ual_ray.formatting import shorten
+from ual_ray.formatting import MISSING, count, duration, number, share, shorten
 
 # Inches; 1 inch is 72 units of the SVG.
 WIDTH = 5.5
@@ -150,3 +153,30 @@ def _localise(element: ElementTree.Element, used: set[str]) -> None:
             lambda x: f"var(--{VARIABLES[x[0]]})" if x[0] in VARIABLES else x[0], FONT_FAMILY.sub("", kept["style"])
         )
     element.attrib = kept
+
+
+def make_environment(folder: Path) -> Environment:
+    """Read templates from `folder` and from here; all text is escaped, and an undefined name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, share=share, count=count, duration=duration, code=code, together=together)
+    environment.globals.update(MISSING=MISSING, TONES=TONES)
+    return environment
+
+
+def code(text: str) -> Markup:
+    """Escape a text, with what stands between two backticks as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup().join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def together(cell: str) -> str:
+    """Let a line of a table's cell break before an interval or an error only."""
+    return cell.replace(", ", ",\u00a0").replace("± ", "±\u00a0").replace(" of ", "\u00a0of\u00a0")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.names import VERSUS
-from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
 from ual_ray.stats.comparison import PRIMARY, UNRECORDED, Comparisons, Role
 from ual_ray.stats.metrics import MetricValue, metric_of

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from scipy import special
 
-from ual_ray.config.report import WIN_RATE
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
-from ual_ray.stats.absent import NOBODY, Absent
+from ual_ray.stats.alignment import NOBODY, Absent
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason, pairs_of
 from ual_ray.stats.metrics import CUT

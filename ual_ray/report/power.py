@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ual_ray.config.report import WIN_RATE
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.report.findings import Findings
 from ual_ray.report.judged import EVEN, JudgedVerdict, judged_chains
 from ual_ray.report.table import Grid, TableRow
-from ual_ray.stats.bootstrap import MIN_SEEDS
+from ual_ray.stats.bootstrap import MIN_SEEDS, POWER, detectable_difference, deviation_interval, question_error
 from ual_ray.stats.comparison import Comparison
 from ual_ray.stats.metrics import difference_unit
-from ual_ray.stats.power import POWER, detectable_difference, deviation_interval, question_error
 from ual_ray.stats.primary import measure_of
 
 SEEDS = (MIN_SEEDS, 5, 8, 12)

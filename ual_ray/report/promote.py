@@ -8,17 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.config import BASE
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.files import read_json, read_object
 from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
-from ual_ray.config.report import WIN_RATE
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.report.comparable import inputs_of
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
+from ual_ray.report.gather import inputs_of
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.table import paired_text
 from ual_ray.run.output import CONFIG_FILE
@@ -202,7 +201,7 @@ def check_compared(run_folder: Path, arm: str, folder: Path, findings: Findings)
     answered = [inputs_of(run_folder / name) for name in get_nested(findings.folders, "evaluated", arm) or []]
     known = [own.get("model") for own in answered if own.get("engine") and get_nested(own, "engine", "endpoint") is None]
     model = folder / col.MODEL_FOLDER
-    if known and None not in known and model.is_dir() and (now := digest(model_fingerprint(str(model)))) not in known:
+    if known and None not in known and model.is_dir() and (now := col.digest(model_fingerprint(str(model)))) not in known:
         raise UserError(
             f"the model of the arm '{arm}' is not the one that the report compared: it was trained again since",
             got=f"{model}: {now}; compared: {', '.join(map(str, known))}",

@@ -17,7 +17,7 @@ from ray.data import Datasource
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ual_ray.columns import digest
-from ual_ray.config.paths import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
+from ual_ray.config.files import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
 from ual_ray.data.ray_source import TaskSource
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import cache_folder

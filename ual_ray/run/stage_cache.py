@@ -21,8 +21,7 @@ from typing import Any
 
 from ual_ray import columns as col
 from ual_ray.columns import digest
-from ual_ray.config.files import read_object, write_record, write_text
-from ual_ray.config.paths import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE
+from ual_ray.config.files import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE, read_object, write_record, write_text
 from ual_ray.config.redact import redact_values
 from ual_ray.errors import UserError
 from ual_ray.formatting import shorten

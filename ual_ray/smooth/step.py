@@ -13,8 +13,7 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.lengths import response_tokens
-from ual_ray.smooth.stage import check_columns, columns_read, histogram, smooth
+from ual_ray.smooth.stage import check_columns, columns_read, histogram, response_tokens, smooth
 
 BAR_WIDTH = 30
 # Of arms whose means of alpha were others in older versions: raise it when they change.

@@ -1,9 +1,13 @@
-"""The results of all models in one order of questions, and which of them are the same results twice. Pure."""
+"""The results of all models in one order of questions, and which of them are the same results twice. Pure.
+
+Primary measures of which two models have no comparison are inconclusive, for a stated reason, and not left out.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +15,11 @@ import pyarrow.compute
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.names import HELD_OUT
 from ual_ray.errors import UserError
 from ual_ray.stats.metrics import BRIER_OF_TOKENS, NLL, NLL_ADJUSTED, NLL_SCALED, Numbers, by_benchmark, likelihoods, scores
-from ual_ray.stats.token_sums import token_sums
+from ual_ray.stats.results import token_sums
 
 # The columns of the result rows that a comparison reads, without texts.
 COLUMNS = (col.ID, col.BENCHMARK, col.SOURCE, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS)
@@ -127,3 +132,53 @@ def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> dict
                 content = np.where(np.isnan(values), np.nan, values)[order].tobytes()
                 marks[benchmark, metric] = hashlib.sha256(names + content).hexdigest()
     return marks
+
+
+NOBODY = "no model has it"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A primary measure that could not be computed for an arm and a reference, and why."""
+
+    arm: str
+    reference: str
+    measure: str
+    reason: str
+
+
+def absent_measures(
+    aligned: Mapping[str, Mapping[str, Aligned]],
+    pairs: Iterable[tuple[str, str]],
+    compared: Collection[tuple[str, str, str]],
+    primary: Sequence[str],
+) -> tuple[Absent, ...]:
+    """List the primary measures, apart from win rates, that pairs lack; compared: (arm, reference, measure) of those there."""
+    lacking = [(arm, reference, name) for arm, reference in pairs for name in primary if name != WIN_RATE]
+    return tuple(Absent(*one, _reason(aligned, *one)) for one in lacking if one not in compared)
+
+
+def _reason(aligned: Mapping[str, Mapping[str, Aligned]], arm: str, reference: str, measure: str) -> str:
+    benchmark, _, metric = measure.rpartition(".")
+    models = aligned.get(benchmark, {})
+    values = {
+        model: {seed: numbers[metric] for seed, numbers in by_seed.items() if metric in numbers}
+        for model, by_seed in models.items()
+    }
+    if not any(values.values()):
+        return NOBODY
+    mine, theirs = (values.get(model, {}) for model in (arm, reference))
+    if without := [model for model, own in ((arm, mine), (reference, theirs)) if not own]:
+        return f"{' and '.join(without)} {'has' if len(without) == 1 else 'have'} no values of it"
+    if reference != BASE and not mine.keys() & theirs.keys():
+        listed = (", ".join(map(str, sorted(own))) for own in (mine, theirs))
+        return "no training seed is there for both: {} of {}, {} of {}".format(
+            *(part for pair in zip(listed, (arm, reference), strict=True) for part in pair)
+        )
+    counts = (f"{_answered(own.values()):,} of {model}" for model, own in ((arm, mine), (reference, theirs)))
+    return f"no question has values of every training of both, with {' and '.join(counts)}; evaluate both on the same ones"
+
+
+def _answered(values: Iterable[Numbers]) -> int:
+    """Count the questions on which a training of a model has a value."""
+    return int(np.logical_or.reduce([np.isfinite(part).all(axis=1) for part in values]).sum())

@@ -1,21 +1,24 @@
 """Significance of a difference between two models: paired bootstrap by question, a t-test over seeds, Holm. Pure.
 
 All functions work on column sums: a resample of the questions is a vector of counts, and its sums are one matrix product.
-So no resample is materialized as rows, and comparisons on the same questions share their draws.
+So no resample is materialized as rows, and comparisons on the same questions share their draws. Also what an experiment can
+find: the smallest difference that a number of training seeds would show; and what is not known of a score, missing values and
+how answers end that were cut: a verdict holds whatever they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from numpy.typing import ArrayLike
+from scipy import optimize, special, stats
 
-from ual_ray.stats.metrics import Direction
+from ual_ray.stats.metrics import Direction, Numbers, metric_of
 
-Numbers = NDArray[np.float64]
 Verdict = Literal["better", "worse", "inconclusive"]
 BETTER: Verdict = "better"
 WORSE: Verdict = "worse"
@@ -164,3 +167,106 @@ def verdict(difference: float, p_adjusted: float, direction: Direction, seeds: i
     if p_adjusted > 1 - level or difference == 0 or seeds < MIN_SEEDS:
         return INCONCLUSIVE
     return BETTER if (difference < 0) == (direction == "lower") else WORSE
+
+
+POWER = 0.8
+QUANTILES = 2000
+
+
+def detectable_difference(
+    seed_deviation: float, question_error: float, seeds: int, level: float = 0.95, power: float = POWER
+) -> float:
+    """Return the smallest true difference that comes out conclusive with the given probability, before Holm's correction.
+
+    seed_deviation: standard deviation of the difference between training seeds; question_error: its standard error over the
+    questions, which seeds do not reduce. error^2 = seed_deviation^2 / seeds + question_error^2, and the test is the two-sided t
+    test with seeds - 1 degrees of freedom of `bootstrap.estimate_over_seeds`. Its estimate of the first part follows a
+    chi-squared distribution; the second part, estimated from many questions, counts as known. Raises ValueError for fewer than
+    2 seeds, negative deviations, and a power that is not above 1 - level.
+    """
+    if seeds < 2 or min(seed_deviation, question_error) < 0 or not 1 - level < power < 1:
+        raise ValueError(
+            f"got seeds {seeds}, deviations {seed_deviation} and {question_error}, power {power}; expected 2 seeds or more, "
+            f"deviations of 0 or more, and a power between {1 - level:.2f} and 1"
+        )
+    error = math.sqrt(seed_deviation**2 / seeds + question_error**2)
+    if error == 0:
+        return 0.0
+    freedom = seeds - 1
+    # The estimated error at equally likely values: scipy's noncentral t is NaN for large shifts, and knows no second part.
+    shares = stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom
+    estimated = np.sqrt(seed_deviation**2 / seeds * shares + question_error**2)
+    threshold = float(stats.t.ppf((1 + level) / 2, freedom)) * estimated / error
+
+    def lacking(shift: float) -> float:
+        return float(np.mean(stats.norm.cdf(shift - threshold) + stats.norm.cdf(-shift - threshold))) - power
+
+    return error * float(optimize.brentq(lacking, 0.0, float(threshold[-1]) + 10))
+
+
+def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a standard deviation that was estimated from this many seeds, for normal values; 2 or more."""
+    freedom = seeds - 1
+    low, high = stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], freedom)
+    return deviation * math.sqrt(freedom / high), deviation * math.sqrt(freedom / low)
+
+
+def question_error(error: float, seed_deviation: float, seeds: int) -> float:
+    """Return what is left of the standard error of a mean over seeds when the seeds' own variance is taken away; 0 or more.
+
+    It holds the seeds' noise per question too, which more seeds reduce: a forecast for more seeds errs on the large side.
+    """
+    return math.sqrt(max(0.0, error**2 - seed_deviation**2 / seeds))
+
+
+def is_bounded(metric: str, parts: Sequence[Numbers]) -> bool:
+    """Tell whether a measure is a score of [0, 1] with equal weights, so that a missing value is between known ends.
+
+    parts: [questions, 2] of value and weight, NaN where missing.
+    """
+    known = np.concatenate(parts)
+    known = known[np.isfinite(known).all(axis=1)]
+    return metric_of(metric).unit == "share" and bool(((known[:, 0] >= 0) & (known[:, 0] <= 1) & (known[:, 1] == 1)).all())
+
+
+def shift_of_cut(metric: str, mine: float | None, theirs: float | None) -> float:
+    """Return how far a difference in a score of answers may move if the cuts that one model has more had not been.
+
+    mine, theirs: shares of answers that were cut, None = not known. A cut answer counts as wrong, so it can only gain.
+    """
+    if mine is None or theirs is None:
+        return 0.0
+    return (mine - theirs) * {"higher": 1.0, "lower": -1.0}.get(metric_of(metric).direction or "", 0.0)
+
+
+def widened(
+    found: Estimate, mine: Sequence[Numbers], theirs: Sequence[Numbers], shift: float, level: float, resamples: int, seed: int
+) -> Estimate:
+    """Widen an estimate of a bounded measure to what holds for all values of missing scores, and up to a shift of `mine`.
+
+    mine, theirs: [questions, 2] of value and weight per training seed. The interval covers those at both ends, and the p-value
+    is the larger one of them, 1 where they point to different sides.
+    """
+    there = np.logical_or.reduce([np.isfinite(part).all(axis=1) for part in (*mine, *theirs)])
+    ends = []
+    for worst, moved in ((0.0, min(shift, 0.0)), (1.0, max(shift, 0.0))):
+        parts = [
+            part
+            for own, other in zip(mine, theirs, strict=True)
+            for part in (_filled(own[there], worst) + [moved, 0.0], _filled(other[there], 1 - worst))
+        ]
+        columns = np.hstack(parts)
+        ends.append(bootstrap(columns, resampled_sums(columns, resamples, seed), level))
+    low, high = ends
+    p_value = max(low.p_value, high.p_value) if low.difference * high.difference > 0 else 1.0
+    return replace(
+        found,
+        ci_low=min(found.ci_low, low.ci_low),
+        ci_high=max(found.ci_high, high.ci_high),
+        p_value=max(found.p_value, p_value),
+    )
+
+
+def _filled(part: Numbers, value: float) -> Numbers:
+    known = np.isfinite(part).all(axis=1, keepdims=True)
+    return np.where(known, part, [value, 1.0])

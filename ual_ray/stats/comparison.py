@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from ual_ray import columns as col
 from ual_ray.config import BASE
+from ual_ray.config.evaluate import ADJUSTED_NLL
 from ual_ray.config.names import HELD_OUT, NO_SMOOTHING
 from ual_ray.config.registry import BASE_MAPS, MAPS
-from ual_ray.config.report import ADJUSTED_NLL
-from ual_ray.stats.absent import Absent, absent_measures
-from ual_ray.stats.alignment import COLUMNS, Aligned, BySeed, align
+from ual_ray.stats.alignment import COLUMNS, Absent, Aligned, BySeed, absent_measures, align
 from ual_ray.stats.bootstrap import (
     INCONCLUSIVE,
     LEVEL,
@@ -24,9 +23,12 @@ from ual_ray.stats.bootstrap import (
     Verdict,
     bootstrap,
     holm,
+    is_bounded,
     resampled_sums,
     resamples_needed,
+    shift_of_cut,
     verdict,
+    widened,
 )
 from ual_ray.stats.metrics import (
     CUT,
@@ -37,7 +39,6 @@ from ual_ray.stats.metrics import (
     metric_of,
     scores,
 )
-from ual_ray.stats.unknown import is_bounded, shift_of_cut, widened
 
 Role = Literal["base", "sft", "control", "ual", "unknown"]
 # A model is compared with those of a plainer role. Plain SFT is what UAL has to beat, a control tells uncertainty from mere

@@ -1,4 +1,7 @@
-"""What evaluation and judging leave in their folders: result rows, metrics, win rates."""
+"""What evaluation and judging leave in their folders: result rows, metrics, win rates.
+
+Token statistics of a calibration and the area under its risk-coverage curve are summed by question, as comparisons pair them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,102 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import digamma, polygamma
 
 from ual_ray import columns as col
 from ual_ray.config.files import read_json
 from ual_ray.parquet import RowFiles
-from ual_ray.stats.metrics import MetricValue
-from ual_ray.stats.token_sums import READ
+from ual_ray.stats.metrics import (
+    ACCURACY_OF_TOKENS,
+    AURC_OF_TOKENS,
+    BRIER_OF_TOKENS,
+    NLL_ADJUSTED,
+    NLL_SCALED,
+    MetricValue,
+    Numbers,
+    numbers,
+)
+
+# The columns of `columns.TOKEN_STATISTICS` that are summed, by the name of their metric.
+SUMMED = {
+    NLL_ADJUSTED: col.ADJUSTED_NLL,
+    NLL_SCALED: col.SCALED_NLL,
+    BRIER_OF_TOKENS: col.BRIER,
+    ACCURACY_OF_TOKENS: col.CORRECT,
+}
+# All that is read of them.
+READ = (col.ID, *SUMMED.values(), col.CONFIDENCE)
+
+
+def token_sums(tokens: pa.Table) -> tuple[pa.Array, dict[str, Numbers]]:
+    """Sum rows of `columns.TOKEN_STATISTICS` by question: ids, and by metric [questions, 2] of sum and number of tokens.
+
+    A question that lacks a value has NaN; a metric that no question has is left out.
+    """
+    encoded = tokens[col.ID].combine_chunks().dictionary_encode()
+    place = encoded.indices.to_numpy(zero_copy_only=False)
+    questions = len(encoded.dictionary)
+    count = np.bincount(place, minlength=questions).astype(np.float64)
+    found = {}
+    for metric, column in SUMMED.items():
+        if column in tokens.column_names and pc.any(tokens[column].is_valid()).as_py():
+            sums = np.bincount(place, weights=numbers(tokens, column), minlength=questions)
+            found[metric] = np.column_stack([sums, np.where(np.isnan(sums), np.nan, count)])
+    if {col.CONFIDENCE, col.CORRECT} <= {*tokens.column_names} and tokens.num_rows:
+        found |= _selective(tokens, place, questions)
+    return encoded.dictionary, found
+
+
+def _selective(tokens: pa.Table, place: NDArray[np.integer], questions: int) -> dict[str, Numbers]:
+    sure, right = numbers(tokens, col.CONFIDENCE), numbers(tokens, col.CORRECT)
+    known = np.isfinite(sure) & np.isfinite(right)
+    if not known.any():
+        return {}
+    values = aurc_by_question(sure[known], right[known], place[known], questions)
+    values[place[~known]] = np.nan
+    return {AURC_OF_TOKENS: values}
+
+
+def aurc_by_question(confidence: ArrayLike, correct: ArrayLike, place: NDArray[np.integer], questions: int) -> Numbers:
+    """Split a model's AURC over its questions: [questions, 2] of value and tokens, the ratio of whose sums is the AURC.
+
+    confidence, correct: one per token, in [0, 1]; place: the token's question. The AURC is the mean over k = 1..n of the error
+    rate among the k most confident tokens, as `calibrate.metrics.area_under_risk_coverage` has it, lower is better. It ranks
+    all tokens together, so it has no parts; a question's value is the derivative of n AURC by how often its tokens occur (the
+    infinitesimal jackknife: Efron 1982). So resampling questions gives AURC's own standard error to first order, while the AURC
+    of a part of the questions is only approximate.
+    """
+    sure, wrong = np.asarray(confidence, dtype=np.float64), 1 - np.asarray(correct, dtype=np.float64)
+    # Groups of equal confidence, the surest first: their order within is random, so the curve has its expectation there.
+    _, group, size = np.unique(-sure, return_inverse=True, return_counts=True)
+    errors = np.bincount(group, weights=wrong, minlength=len(size))
+    before, errors_before = np.cumsum(size) - size, np.cumsum(errors) - errors
+    # Within a group, the error rate at k is share + (errors_before - share before) / k.
+    share = errors / size
+    excess = errors_before - share * before
+    harmonic = digamma(before + size + 1) - digamma(before + 1)
+    total = float(np.sum(errors + excess * harmonic))
+    # What one token more of every group does to the groups after it, when it is right, and what it adds when it is wrong.
+    later_right = _after(excess * (polygamma(1, before + size + 1) - polygamma(1, before + 1)) - share * harmonic)
+    later_wrong = _after(harmonic)
+    own_right = share * before / size * harmonic + excess * polygamma(1, before + size + 1)
+    own_wrong = 1 - before / size * harmonic
+    value = (own_right + later_right)[group] + wrong * (own_wrong + later_wrong)[group]
+    value += (total - value.sum()) / len(value)
+    sums = np.bincount(place, weights=value, minlength=questions)
+    return np.column_stack([sums, np.bincount(place, minlength=questions)])
+
+
+def _after(values: Numbers) -> Numbers:
+    """Sum the values of all later groups."""
+    return np.cumsum(values[::-1])[::-1] - values
 
 
 def read_results(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:

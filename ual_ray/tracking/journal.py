@@ -26,8 +26,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ual_ray.columns import digest
-from ual_ray.config.files import write_json, write_record
-from ual_ray.config.paths import SPOOL_FOLDER
+from ual_ray.config.files import SPOOL_FOLDER, write_json, write_record
 from ual_ray.config.redact import redact_values
 
 STORE = "store.json"

@@ -1,11 +1,16 @@
-"""The file that maps a folder to its MLflow run: the local id, and MLflow's id once the store has created the run."""
+"""The file that maps a folder to its MLflow run: the local id, and MLflow's id once the store has created the run.
+
+The store names files by absolute paths, which differ between machines: `move_store` changes those of a working folder.
+"""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ual_ray.config.files import read_object, write_record
+from ual_ray.config.files import STORE_FILE, read_json, read_object, write_record
 
 RUN_FILE = "mlflow_run.json"
 
@@ -38,3 +43,17 @@ def resolve_run(folder: Path, local_id: str, run_id: str) -> None:
     found = read_object(folder / RUN_FILE, "uri", "local_id") or {}
     if found.get("local_id") == local_id:
         write_run(folder, found["uri"], local_id, run_id)
+
+
+def move_store(root: Path, before: str, now: str) -> None:
+    """Replace the folder `before` by `now` in all texts of the SQLite store in `root`, and in the files that name its runs."""
+    if (root / STORE_FILE).is_file():
+        with closing(sqlite3.connect(root / STORE_FILE)) as store, store:
+            for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                for _, column, kind, *_ in store.execute(f'PRAGMA table_info("{table}")').fetchall():
+                    if "CHAR" in kind.upper() or "TEXT" in kind.upper():
+                        change = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'  # noqa: S608
+                        store.execute(change, (before, now, before))
+    for file in root.rglob(RUN_FILE):
+        found = read_json(file)
+        write_record(file, {**found, "uri": found["uri"].replace(before, now)})

@@ -1,4 +1,8 @@
-"""Apply operations to MLflow. All are idempotent: one whose response was lost can be sent again."""
+"""Apply operations to MLflow. All are idempotent: one whose response was lost can be sent again.
+
+Sources of data sets are named and written as MLflow's own are, so that `mlflow.data.get_source` reads them. The prompt registry
+has what the elicitor and the judge are asked, versioned by its text, and linked from the run.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import mlflow
 import requests
@@ -19,15 +24,36 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.config import DEMO
 from ual_ray.errors import UserError
 from ual_ray.tracking import HOLDER
-from ual_ray.tracking.compat_mlflow import DATASET_CONTEXT, EXPERIMENT_KIND, LOGGED_ARTIFACTS, PARENT_RUN_ID, with_table
+from ual_ray.tracking.compat_mlflow import (
+    DATASET_CONTEXT,
+    EXPERIMENT_KIND,
+    LOGGED_ARTIFACTS,
+    PARENT_RUN_ID,
+    PROMPT_EXPERIMENTS,
+    PromptClient,
+    with_experiment,
+    with_table,
+)
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import log_model, measured_model
-from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run_file import resolve_run
-from ual_ray.tracking.sources import dataset_source
 from ual_ray.tracking.traces import log_traces
+
+
+def dataset_source(path: str, hub: Mapping[str, str | None] | None = None) -> tuple[str, str]:
+    """Return MLflow's type of a source, and its JSON; `hub`: what is read of a data set on the Hugging Face hub."""
+    scheme = urlsplit(path).scheme if "://" in path else ""
+    if hub is not None:
+        return "hugging_face", json.dumps({"path": path, **hub})
+    if path == DEMO:
+        return "code", json.dumps({"tags": {"mlflow.source.name": "ual_ray.data.demo"}})
+    if scheme in ("http", "https"):
+        return "http", json.dumps({"url": path})
+    return "local" if scheme in ("", "file") else scheme, json.dumps({"uri": path})
+
 
 # Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
 LOCAL_ID = "ual_ray.local_id"
@@ -227,3 +253,41 @@ class Store:
 def _parts(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), most):
         yield items[start : start + most]
+
+
+# In front of all names: a server's registry is shared.
+PREFIX = "ual_ray"
+Turn = Mapping[str, str]
+
+
+def log_prompt(client: MlflowClient, run_id: str, name: str, template: Sequence[Turn]) -> str:
+    """Register a prompt's text under PREFIX.`name`, link it from a run and its experiment, and return the version number.
+
+    template: chat turns (role and content) with variables as {{name}}. A text that has a version gets no new one. The client's
+    store has to be MLflow's tracking URI. Raises MLflow's own errors, and NotImplementedError where there is no registry.
+    """
+    name, turns = f"{PREFIX}.{name}", [dict(turn) for turn in template]
+    prompts = PromptClient(client.tracking_uri)
+    try:
+        prompt = prompts.get_prompt(name)
+    except MlflowException as error:
+        if "not supported" in str(error):  # with the error code of an unreachable server
+            raise NotImplementedError(str(error)) from error
+        raise
+    version = (prompt and _version_of(prompts, name, turns)) or prompts.register_prompt(name, turns)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    if (listed := with_experiment(prompt.tags.get(PROMPT_EXPERIMENTS) if prompt else None, experiment_id)) is not None:
+        prompts.set_prompt_tag(name, PROMPT_EXPERIMENTS, listed)
+    prompts.link_prompt_version_to_run(run_id, version)
+    return str(version.version)
+
+
+def _version_of(prompts: MlflowClient, name: str, turns: list[dict[str, str]]) -> Any:
+    """Find the newest version with this text; None if there is none."""
+    page = None
+    while True:
+        found = prompts.search_prompt_versions(name, page_token=page)
+        if same := [version for version in found if version.template == turns]:
+            return same[0]
+        if not (page := found.token):
+            return None

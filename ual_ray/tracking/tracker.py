@@ -1,12 +1,18 @@
-"""One experiment of one store for the duration of a command: its runs, its spool, and the count of rejected operations."""
+"""One experiment of one store for the duration of a command: its runs, its spool, and the count of rejected operations.
+
+`ual sync` sends what earlier commands on an output folder could not send. A thread sends spooled operations to the store
+in order, and retries while the store is unreachable.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,15 +22,92 @@ from mlflow import MlflowClient
 
 from ual_ray.config import TrackingConfig
 from ual_ray.config.environment import source_tags
-from ual_ray.config.paths import ARTIFACTS_FOLDER, STORE_FILE
-from ual_ray.config.redact import redact_uri, redact_values
+from ual_ray.config.files import ARTIFACTS_FOLDER, SPOOL_FOLDER, STORE_FILE, read_json
+from ual_ray.config.redact import MASK, redact_uri, redact_values
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.tracking.journal import Operation, Spool
+from ual_ray.tracking.journal import STORE, Operation, Spool
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.run_file import RUN_FILE, read_run, write_run
-from ual_ray.tracking.sender import Courier
 from ual_ray.tracking.store import Store, is_away
+
+# The longest pause between two attempts, in seconds.
+LONGEST_PAUSE = 30.0
+# An operation that fails this often on a reachable store counts as rejected.
+MOST_ATTEMPTS = 5
+
+
+class Courier:
+    """Sends the operations of a spool from a daemon thread, which starts with the first spooled operation."""
+
+    def __init__(
+        self, spool: Spool, store: Store, retry_seconds: float, refused: Callable[[Operation, BaseException, str], None]
+    ) -> None:
+        """Create the sender; `refused(operation, error, name)` is called for each operation that the store rejects."""
+        self._spool, self._store, self._refused = spool, store, refused
+        self._retry_seconds = retry_seconds
+        self._attempts: Counter[str] = Counter()
+        self._wake, self._finishing, self._stopped = threading.Event(), threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self.sent = 0
+
+    def start(self, at_once: bool = False) -> None:
+        """Start sending if the thread is not running; `at_once`: without a pause first."""
+        if at_once or (self._thread is not None and self._spool.waiting == 1):
+            self._wake.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlflow-courier", daemon=True)
+            self._thread.start()
+
+    def finish(self, seconds: float) -> None:
+        """Wait at most `seconds` for all operations to be sent, then stop the thread."""
+        deadline = time.monotonic() + seconds
+        self._finishing.set()
+        if self._spool.waiting:
+            self.start(at_once=True)
+        while self._spool.waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._stopped.set()
+        self._wake.set()
+
+    def _work(self) -> None:
+        pause = self._retry_seconds
+        while not self._stopped.is_set():
+            self._wake.wait(pause if self._spool.waiting else None)
+            self._wake.clear()
+            before = self.sent
+            try:
+                with self._spool.held() as mine:
+                    if mine:
+                        self._send()
+            except Exception:  # such as a full disk: logged and retried
+                logger.exception("MLflow: cannot send the operations in %s now", self._spool.folder)
+            if self.sent > before and not self._spool.waiting:
+                logger.warning("MLflow: the store answers again; operations caught up: %d", self.sent)
+            calm = self.sent > before or self._finishing.is_set()
+            pause = self._retry_seconds if calm else min(2 * pause, max(LONGEST_PAUSE, self._retry_seconds))
+
+    def _send(self) -> None:
+        """Send until the spool is empty or the store is unreachable."""
+        while not self._stopped.is_set() and (first := self._spool.first()) is not None:
+            name, operation = first
+            try:
+                self._store.apply(operation, waited=True)
+            except Exception as error:
+                if self._may_pass(name, error):
+                    return
+                self._refused(operation, error, name)
+            else:
+                self._spool.remove(name, operation)
+                self.sent += 1
+
+    def _may_pass(self, name: str, error: Exception) -> bool:
+        """Whether a retry can help: not for a rejection, nor when only this operation fails."""
+        if not is_away(error):
+            return False
+        self._attempts[name] += 1
+        return self._attempts[name] < MOST_ATTEMPTS or not self._store.answers()
+
 
 # Seconds to send waiting operations after an interrupt.
 INTERRUPTED_SECONDS = 5.0
@@ -224,3 +307,43 @@ class Tracker:
 def milliseconds() -> int:
     """The current time in milliseconds since the epoch, MLflow's unit."""
     return int(time.time() * 1000)
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """Counts of an output folder's spooled operations: sent, rejected by the store, still waiting."""
+
+    sent: int
+    refused: int
+    waiting: int
+
+
+def catch_up(output: Path, uri: str | None = None, seconds: float | None = None) -> CaughtUp:
+    """Send the operations spooled in an output folder, for at most `seconds` per store (None: tracking.catch_up_seconds).
+
+    uri: the store's address, needed when it contains a password (passwords are not kept on disk). Raises UserError when it is
+    missing, when a store refuses the connection, and for an output folder that does not exist.
+    """
+    if not output.is_dir():
+        raise UserError("the output folder does not exist", got=output, fix="give the folder of the command that waits")
+    sent = refused = waiting = 0
+    for file in sorted((output / SPOOL_FOLDER).glob(f"*/{STORE}")):
+        meant = read_json(file)
+        config = TrackingConfig(uri=_address(meant["uri"], uri, output), experiment=meant["experiment"], retry_seconds=1.0)
+        tracker = Tracker(config, output)
+        waiting += tracker.close(seconds)
+        sent, refused = sent + tracker.caught_up, refused + tracker.failures
+    return CaughtUp(sent, refused, waiting)
+
+
+def _address(kept: str, given: str | None, output: Path) -> str | None:
+    """Return the address to use; null for the output folder's own store."""
+    if kept == default_uri(output):
+        return None
+    if given is not None and redact_uri(given) == kept:
+        return given
+    if MASK in kept:
+        raise UserError(
+            "operations wait for a store whose address contains a password", got=kept, fix="pass the full address with --uri"
+        )
+    return kept

@@ -1,4 +1,4 @@
-"""The step plan, computed before training, and the tensors of a micro-batch.
+"""The step plan, computed before training, and the tensors of a micro-batch; those of the next step are collated in a thread.
 
 A *sequence* is one row of a micro-batch: one sample, or several with packing. The sequences of every rank in every step are
 a function of the rows' lengths, the configuration, the seed and the world size: every rank computes the same plan, so all
@@ -12,6 +12,7 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -25,8 +26,39 @@ from ual_ray.config import TrainConfig
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.mixture import Mixture
-from ual_ray.train.packing import pack
 from ual_ray.train.token_store import NO_BIN, Sample
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
+    """Pack rows of `lengths` tokens into sequences of at most `capacity` tokens; every row is used exactly once.
+
+    Best-fit decreasing: the longest rows first, each into the fullest sequence that still has room for it; needs at most
+    11/9 of the minimum number of sequences (Johnson et al. 1974) and nearly always less. Rows of equal length keep their
+    order, so the result is deterministic. Raises ValueError for a row that is empty or above the capacity.
+    """
+    if len(lengths) and not 0 < lengths.min() <= lengths.max() <= capacity:
+        raise ValueError(f"rows of {lengths.min()} to {lengths.max()} tokens; 1 to {capacity} fit into a sequence")
+    sequences: list[list[int]] = []
+    by_room: list[list[list[int]]] = [[] for _ in range(capacity + 1)]
+    # Bit r: some sequence has room for exactly r more tokens; the best fit is the lowest set bit from `length` up.
+    rooms = 0
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            sequence = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, sequence = capacity, []
+            sequences.append(sequence)
+        sequence.append(row)
+        if room > length:
+            by_room[room - length].append(sequence)
+            rooms |= 1 << (room - length)
+    return [tuple(sequence) for sequence in sequences]
+
 
 MicroBatch = tuple[int, ...]
 
@@ -283,3 +315,25 @@ def collate(sequences: Sequence[Sequence[Sample]], *, length: int | None = None,
     weights = torch.from_numpy(weight) if (weight != 1).any() else None
     mask = None if packed else tensors[2]
     return Batch(tensors[0], tensors[1], mask, tensors[3], tensors[4], tensors[5], weights)
+
+
+class Prefetch:
+    """Gives a rank's micro-batches by number of step; steps that are taken in order are ready before they are asked for."""
+
+    def __init__(self, collate: Callable[[int], list[Batch]], steps: int, *, pin: bool) -> None:
+        """Take what collates a step of `steps`, from 0. pin: put batches into pinned memory."""
+        self._collate, self._steps, self._pin = collate, steps, pin
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def take(self, step: int) -> list[Batch]:
+        """Return the micro-batches of a step, and begin with those of the next one. Raises what collating them raised."""
+        waiting, self._next = self._next, None
+        ready = waiting[1] if waiting and waiting[0] == step else self._thread.submit(self._make, step)
+        if step + 1 < self._steps:
+            self._next = step + 1, self._thread.submit(self._make, step + 1)
+        return ready.result()
+
+    def _make(self, step: int) -> list[Batch]:
+        batches = self._collate(step)
+        return [batch.pinned() for batch in batches] if self._pin else batches

@@ -5,12 +5,14 @@ model.part/model-00001-of-00008.safetensors each file by one rank; whole, as it 
 model.part/checksums.sha256                 of the files that are whole, by which a damaged model is recognised
 model/                                      takes the name when everything is there
 adapter/                                    LoRA: the adapter alone, as peft and vLLM load it
+
+The model card (README.md) has the lineage, the training settings and the metrics.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +20,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ual_ray import __version__
+from ual_ray.config import TrainConfig
 from ual_ray.config.checksums import SUMS_FILE, Sums, damage_in, read_sums, sums_of, write_sums
 from ual_ray.config.files import read_json, replacing, write_json
+from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import as_in_checkpoint, float32_names, optional_file
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.run.folder import HERE, Folder
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
 from ual_ray.train.model import SmoothedCausalLM
+from ual_ray.train.progress import Progress
 from ual_ray.train.sharding import reshard
 
 GENERATION = "generation_config.json"
@@ -267,3 +274,32 @@ def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> N
     # A model with code of its own names these files in its config.
     for code in Path(settings.source).glob("*.py"):
         shutil.copy(code, folder)
+
+
+PAPER = "https://arxiv.org/abs/2406.04854"
+
+
+def model_card(
+    base_model: str, config: TrainConfig, progress: Progress, lineage: Mapping[str, str], metrics: Mapping[str, float]
+) -> str:
+    """Write the model card in Markdown with the YAML header that model hubs read.
+
+    lineage: names and digests of the model's inputs. metrics: of the exported step; nats per token, unsmoothed.
+    """
+    header = {"library_name": "transformers", "base_model": base_model, "tags": ["uncertainty-aware-learning", "ual_ray"]}
+    lines = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
+        f"# {base_model}, fine-tuned by Uncertainty-Aware Learning\n",
+        f"Trained with ual_ray {__version__}: label smoothing per sample, set by its uncertainty ([paper]({PAPER})).",
+        f"These are the weights after step {progress.step}: {progress.samples:,} samples, {progress.tokens:,} tokens seen.\n",
+        *_table("Lineage", lineage),
+        *_table("Metrics", {name: f"{value:.4g}" for name, value in sorted(metrics.items())}),
+        *_table("Settings", affecting(config, "card")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    return [f"## {title}\n", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]

@@ -23,19 +23,15 @@ from ual_ray.formatting import plural
 from ual_ray.models.resolve import resolve_model
 from ual_ray.run.folder import HERE, Folder, append
 from ual_ray.run.metrics_log import MetricsLog
-from ual_ray.train.batches import Batch, Step, StepPlan, collate, validation_steps
+from ual_ray.train.batches import Batch, Prefetch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
-from ual_ray.train.export import Export, export, export_adapter
-from ual_ray.train.interruptions import VOTES, Interruptions
+from ual_ray.train.export import Export, export, export_adapter, model_card
 from ual_ray.train.lora import scale_of
 from ual_ray.train.metrics import SKIPPED, Metrics, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
-from ual_ray.train.model_card import model_card
-from ual_ray.train.optimizer_step import NonFiniteError, make_optimizer, train_step, validate
-from ual_ray.train.prefetch import Prefetch
+from ual_ray.train.optimizer_step import NonFiniteError, learning_rate_share, make_optimizer, train_step, validate
 from ual_ray.train.prior import make_prior
-from ual_ray.train.progress import Progress
-from ual_ray.train.schedule import learning_rate_share
+from ual_ray.train.progress import VOTES, Interruptions, Progress
 from ual_ray.train.sharding import make_mesh
 from ual_ray.train.timing import RankReport, Stopwatch
 from ual_ray.train.token_store import Sample, TokenStore

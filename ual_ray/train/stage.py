@@ -28,12 +28,11 @@ from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.compat_ray_train import NodeTorchConfig
-from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
 from ual_ray.train.metrics import SKIPPED, Metrics
-from ual_ray.train.node_use import PREFIX
 from ual_ray.train.product_speed import resolve_dtype
-from ual_ray.train.timing import summary
+from ual_ray.train.progress import STOP_FILE
+from ual_ray.train.timing import PREFIX, summary
 from ual_ray.train.token_store import TokenStore, check_store
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
 

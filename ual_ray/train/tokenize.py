@@ -22,7 +22,6 @@ import pyarrow.dataset
 import pyarrow.ipc
 
 from ual_ray import columns as col
-from ual_ray.columns import digest
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.checksums import sha256, write_sums
 from ual_ray.config.files import read_json, write_json, write_text
@@ -99,7 +98,7 @@ class Render:
         """Render a block into one file, named by its rows, so that a retry replaces it."""
         counts: Counter[str] = Counter()
         dropped: list[dict[str, str]] = []
-        name = digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + FILE_SUFFIX
+        name = col.digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + FILE_SUFFIX
         part = self._folder / f"{name}.part"
         with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
             for batch in block.to_batches(max_chunksize=ROWS_PER_BATCH):
@@ -396,4 +395,4 @@ def _made_from(config: Config, texts: Path, rows: Path | None) -> str:
     files = [file for path in (texts, rows) if path for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
     stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     how = [RENDERING_VERSION, model_fingerprint(config.model), affecting(config.train, "tokens"), config.trust_remote_code]
-    return digest([col.TOKENS.to_string(), stats, how])
+    return col.digest([col.TOKENS.to_string(), stats, how])

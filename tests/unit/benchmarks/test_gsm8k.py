@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.benchmarks.benchmark import Question
-from ual_ray.benchmarks.gsm8k import Gsm8k
-from ual_ray.benchmarks.gsm8k_examples import EXAMPLES
+from ual_ray.benchmarks.gsm8k import EXAMPLES, Gsm8k
 from ual_ray.columns import Message
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.answers import extract_flexible, extract_strict, normalise_number, same_number

@@ -24,7 +24,7 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.models.output_head import OutputHead
 from ual_ray.parquet import read_table, write_rows
-from ual_ray.plots.clusters import read_points
+from ual_ray.plots.calibration import read_points
 
 
 def brute_force(model: Path, rows: Path, split: str, tokenizer: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from ual_ray.cli.session import find
+from ual_ray.cli.arguments import find
 from ual_ray.cli.stages import elicit
 from ual_ray.errors import UserError
 from ual_ray.mirror import output as outputs

@@ -14,11 +14,10 @@ from ual_ray import columns as col
 from ual_ray.cli.app import app
 from ual_ray.config import Config
 from ual_ray.config.load import load
+from ual_ray.data.canonical import usable_rows
 from ual_ray.data.peek import peek
-from ual_ray.data.usable import usable_rows
-from ual_ray.elicit import answered
-from ual_ray.elicit.answered import ask_sample
-from ual_ray.elicit.forecast import Forecast, forecast
+from ual_ray.elicit import forecast as module
+from ual_ray.elicit.forecast import Forecast, ask_sample, forecast
 from ual_ray.elicit.known import find_known, note_asked
 from ual_ray.elicit.replies import no_replies
 from ual_ray.elicit.scoring import ScoreRows
@@ -143,9 +142,9 @@ def test_a_sample_is_even_where_the_data_can_be_read(
     config_of: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score(config_of(), tmp_path, slice(0, 20))
-    monkeypatch.setattr(answered, "SAMPLED_ROWS", 10)
+    monkeypatch.setattr(module, "EVEN_SAMPLE", 10)
     assert told(config_of(), tmp_path).answered == 40
-    monkeypatch.setattr(answered, "READ_AT_MOST", 10)
+    monkeypatch.setattr(module, "READ_AT_MOST", 10)
     assert told(config_of(), tmp_path).answered == 80, "the first rows alone are looked at"
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ual_ray.elicit import embedding
-from ual_ray.elicit.embedding import LONGEST_TEXT, EmbeddingGrouping
-from ual_ray.elicit.grouping import group
+from ual_ray.elicit import grouping as module
+from ual_ray.elicit.grouping import LONGEST_TEXT, EmbeddingGrouping, group
 
 VECTORS = {"east": (1.0, 0.0), "north": (0.0, 1.0), "west": (-1.0, 0.0), "far": (3.0, 4.0)}
 DIRT = (100.0, -77.0)  # what an encoder may have where there is padding
@@ -47,7 +46,7 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> WordTokenizer:
     def encoder(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         return SimpleNamespace(last_hidden_state=table[input_ids])
 
-    monkeypatch.setattr(embedding, "_encoder", lambda name: (tokenizer, encoder))
+    monkeypatch.setattr(module, "_encoder", lambda name: (tokenizer, encoder))
     return tokenizer
 
 
@@ -100,12 +99,12 @@ def test_a_real_encoder_is_loaded_once(
     loads: list[Sequence[Any]] = []
     load = AutoModel.from_pretrained
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *given, **options: loads.append(given) or load(*given, **options))
-    monkeypatch.setattr(embedding, "resolve_model", lambda name: name)
-    embedding._encoder.cache_clear()
+    monkeypatch.setattr(module, "resolve_model", lambda name: name)
+    module._encoder.cache_clear()
     grouping = EmbeddingGrouping(str(tmp_path), 0.999)
     first, long, again, empty = grouping.keys(["Blue.", "Why is the sky blue? " * 300, "Blue.", ""])
     grouping.keys(["Blue."])
-    embedding._encoder.cache_clear()
+    module._encoder.cache_clear()
     assert len(loads) == 1
     assert first.shape == (16,)
     assert [float(np.linalg.norm(key)) for key in (first, long, empty)] == pytest.approx([1, 1, 1], abs=1e-5)

@@ -23,14 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.embedding import EmbeddingGrouping
 from ual_ray.elicit.estimators import ESTIMATORS, MISSING, Estimate, make_estimators
+from ual_ray.elicit.estimators.contract import Sampling
 from ual_ray.elicit.estimators.p_true import PTrue
 from ual_ray.elicit.estimators.samples import SelfConsistency, SemanticEntropy
-from ual_ray.elicit.estimators.sampling import Sampling
 from ual_ray.elicit.estimators.verbalized import Verbalized, VerbalizedDiversity, VerbalizedError
-from ual_ray.elicit.grouping import AnswerGrouping, LexicalGrouping
-from ual_ray.elicit.nli import NliGrouping
+from ual_ray.elicit.grouping import AnswerGrouping, EmbeddingGrouping, LexicalGrouping, NliGrouping
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.reading import softmax
 from ual_ray.engines.requests import (

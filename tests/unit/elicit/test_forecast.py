@@ -9,7 +9,7 @@ import pytest
 from ual_ray.config import Config
 from ual_ray.config.load import load
 from ual_ray.data.peek import peek
-from ual_ray.elicit import trial
+from ual_ray.elicit import stage
 from ual_ray.elicit.forecast import forecast
 from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Request, Result
 from ual_ray.errors import UserError
@@ -67,8 +67,8 @@ class Engine:
 
 def tried(monkeypatch: pytest.MonkeyPatch, result: Result) -> tuple[Engine, list[str]]:
     engine = Engine(result)
-    monkeypatch.setattr(trial, "make_engine", lambda spec: engine)
-    return engine, trial.try_server(config("engine.kind=openai"), ROWS)
+    monkeypatch.setattr(stage, "make_engine", lambda spec: engine)
+    return engine, stage.try_server(config("engine.kind=openai"), ROWS)
 
 
 def test_a_trial_asks_about_two_rows_and_says_what_was_adapted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ual_ray.elicit import nli
-from ual_ray.elicit.grouping import group
-from ual_ray.elicit.nli import LONGEST_PAIR, NliGrouping, check_nli_model, entailment_label
+from ual_ray.elicit import grouping as module
+from ual_ray.elicit.grouping import LONGEST_PAIR, NliGrouping, check_nli_model, entailment_label, group
 from ual_ray.errors import UserError
 
 # A text entails those whose words it has.
@@ -43,7 +42,7 @@ class Pairs:
 @pytest.fixture
 def pairs(monkeypatch: pytest.MonkeyPatch) -> Pairs:
     known = Pairs()
-    monkeypatch.setattr(nli, "_classifier", lambda name: (known, known.classify, 1))
+    monkeypatch.setattr(module, "_classifier", lambda name: (known, known.classify, 1))
     return known
 
 
@@ -109,16 +108,16 @@ def folder(tmp_path: Path, chat_tokenizer: Callable[[str], Any]) -> Iterator[Pat
     model.classifier.bias.data = torch.tensor([0.0, 1.0, 0.0])
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    nli._classifier.cache_clear()
+    module._classifier.cache_clear()
     yield tmp_path
-    nli._classifier.cache_clear()
+    module._classifier.cache_clear()
 
 
 def test_a_real_model_is_loaded_and_its_label_read(folder: Path) -> None:
     check_nli_model(str(folder))
     grouping = NliGrouping(str(folder))
     assert grouping.same(*grouping.keys(["Blue.", "Why is the sky blue? " * 300]))
-    _, classifier, entailment = nli._classifier(str(folder))
+    _, classifier, entailment = module._classifier(str(folder))
     classifier.classifier.bias.data = torch.tensor([0.0, 0.0, 1.0])
     assert entailment == 1 and not grouping.same("Blue.", "Red.")
 

@@ -20,7 +20,7 @@ from estimator_results import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ual_ray.elicit.estimators.sampling import Sampling
+from ual_ray.elicit.estimators.contract import Sampling
 from ual_ray.engines.requests import (
     Choice,
     ChoiceResult,

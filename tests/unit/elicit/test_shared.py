@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ual_ray.elicit import shared as module
-from ual_ray.elicit.known import KnownReplies
-from ual_ray.elicit.shared import Shared
+from ual_ray.elicit import known as module
+from ual_ray.elicit.known import KnownReplies, Shared
 
 
 def known(keys: list[int]) -> KnownReplies:

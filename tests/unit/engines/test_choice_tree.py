@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ual_ray.engines.choice_tree import ChoiceTree, Tokens, make_tree
+from ual_ray.engines.spellings import ChoiceTree, Tokens, make_tree
 
 VOCABULARY = (0, 1, 2)
 DEPTH = 4  # one token more than the longest choice

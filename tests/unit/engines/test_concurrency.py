@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from ual_ray.engines.concurrency import OverlappingEngine, SharedLock
+from ual_ray.engines.pool import OverlappingEngine, SharedLock
 
 PATIENCE = 20.0
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ual_ray.engines import metrics as module
-from ual_ray.engines.metrics import EngineMetrics
+from ual_ray.engines import monitor as module
+from ual_ray.engines.monitor import EngineMetrics
 
 
 class Recorder:
@@ -33,7 +33,7 @@ class Recorder:
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> EngineMetrics:
     for kind in ("Counter", "Gauge", "Histogram"):
-        monkeypatch.setattr(module, kind, Recorder)
+        monkeypatch.setattr(module.metrics, kind, Recorder)
     Recorder.made = {}
     return EngineMetrics("ScoreRows")
 

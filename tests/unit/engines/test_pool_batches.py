@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pool_actors import ME, Handle, Row, Task, actor_for, batch_of, job_for
 
-from ual_ray.engines import EngineSpec, late, make_engine, pool
+from ual_ray.engines import EngineSpec, make_engine, pool
 from ual_ray.engines.monitor import Monitor
 from ual_ray.engines.pool import (
     MAX_DEATHS,
@@ -30,7 +30,7 @@ def late_actor(task: Any, monitor: Monitor, folder: Path) -> EngineActor:
 def test_an_engine_that_nothing_is_asked_is_never_loaded(
     monitor: Monitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(late, "make_engine", lambda spec: pytest.fail("loaded"))
+    monkeypatch.setattr(pool, "make_engine", lambda spec: pytest.fail("loaded"))
     task = Task()
     assert late_actor(task, monitor, tmp_path)(batch_of("a", "bb"))["value"].to_pylist() == [2, 4]
 
@@ -47,7 +47,7 @@ def test_loading_late_is_done_once_and_not_timed(monitor: Monitor, tmp_path: Pat
         assert monitor._running and monitor.replace_hung(60) == 0
         return [row | {"status": "ok", "prompt_tokens": 1} for row in rows]
 
-    monkeypatch.setattr(late, "make_engine", load)
+    monkeypatch.setattr(pool, "make_engine", load)
     actor = late_actor(ask, monitor, tmp_path)
     actor(batch_of("a"))
     actor(batch_of("b"))

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.engines.finish_reason import count_cut
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import (
     CUT,
@@ -19,7 +18,7 @@ from ual_ray.engines.reply_text import (
     read_choice,
     read_reply,
 )
-from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure
+from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, count_cut
 from ual_ray.engines.thoughts import THOUGHT_MARKS, opens_thought, spoken
 
 DIGITS = tuple("0123456789")

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from ual_ray.engines.answer_place import answer_place
-from ual_ray.engines.spellings import MOST_TOKENS, Spellings, combined
-from ual_ray.engines.token_text import visible, visible_entry
+from ual_ray.engines.reading import answer_place
+from ual_ray.engines.spellings import MOST_TOKENS, Spellings, combined, visible, visible_entry
 
 
 class Renderer:

@@ -13,7 +13,7 @@ import pytest
 from vllm_stand_in import EngineDeadError
 
 from ual_ray.engines import EngineDied
-from ual_ray.engines.vllm_stepper import Stepper
+from ual_ray.engines.vllm_engine import Stepper
 
 PATIENCE = 20.0
 

@@ -18,7 +18,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.evaluate import lm_eval as bridge
 from ual_ray.evaluate import step
-from ual_ray.evaluate.lm_eval_rows import metric_name, result_rows, unpaired
+from ual_ray.evaluate.lm_eval import metric_name, result_rows, unpaired
 from ual_ray.run.step import Place, Session
 from ual_ray.stats.comparison import compare_models
 from ual_ray.stats.metrics import measure, metric_of

@@ -8,8 +8,8 @@ import pytest
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.experiment import checks
-from ual_ray.experiment.checks import cautions, check_parallel, check_questions
+from ual_ray.experiment import forecast
+from ual_ray.experiment.forecast import cautions, check_parallel, check_questions
 
 ARMS = {
     "sft": "{map: none}",
@@ -78,7 +78,7 @@ def test_empty_lists_are_refused_in_plain_words(tmp_path: Path, text: str) -> No
 def test_trainings_that_do_not_fit_into_memory_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # 28 bytes a parameter and 0.6 GB a worker: 14.6 GB each.
-    monkeypatch.setattr(checks, "parameter_count", lambda _: 500_000_000)
+    monkeypatch.setattr(forecast, "parameter_count", lambda _: 500_000_000)
     one = "train.num_workers=1"
     check_parallel(load(None, [one, "experiment.parallel=2"]), 30 * 10**9)
     with pytest.raises(UserError, match=r"(?s)experiment\.parallel=3.*40\.8 GiB needed.*27\.9 GiB free"):

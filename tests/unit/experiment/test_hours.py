@@ -12,8 +12,7 @@ from rich.console import Console
 
 from ual_ray.config import Config
 from ual_ray.config.load import load
-from ual_ray.experiment.forecast import print_forecast
-from ual_ray.experiment.hours import hours
+from ual_ray.experiment.forecast import hours, print_forecast
 
 ELICIT = {"rows": 100, "scoring_seconds": 60.0, "calls": 100, "prompt_tokens": 100, "generated_tokens": 100}
 STEADY = {"rows_per_second": 2.0, "actors": 1}

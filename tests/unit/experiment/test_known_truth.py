@@ -10,10 +10,10 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from ual_ray.config.known_truth import KnownTruthConfig
+from ual_ray.config.experiment import KnownTruthConfig
 from ual_ray.experiment import known_truth
 from ual_ray.experiment.findings import KL, METRICS, SCALED_KL, Case, compare, seed_means
-from ual_ray.experiment.training import only_rank, train
+from ual_ray.experiment.known_truth import only_rank, train
 from ual_ray.experiment.truth import World, draw_world
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE
 

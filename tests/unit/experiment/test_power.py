@@ -12,13 +12,12 @@ import pytest
 from ual_ray.config import Config
 from ual_ray.config.files import write_record
 from ual_ray.experiment.forecast import _power
+from ual_ray.report.compare import average
 from ual_ray.report.findings import Findings
 from ual_ray.report.judged import judged_verdicts
-from ual_ray.report.over_seeds import average
 from ual_ray.report.power import power_grid, power_lines, unknown_rate
-from ual_ray.stats.bootstrap import BETTER
+from ual_ray.stats.bootstrap import BETTER, detectable_difference
 from ual_ray.stats.comparison import Comparison, Comparisons
-from ual_ray.stats.power import detectable_difference
 from ual_ray.stats.results import win_rates_of
 
 SIMULATIONS = 1500

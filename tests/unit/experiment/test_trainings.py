@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.experiment import trainings
-from ual_ray.experiment.trainings import train_seeds, trainings_at_once
+from ual_ray.experiment import tuning
+from ual_ray.experiment.tuning import train_seeds, trainings_at_once
 from ual_ray.run import cluster
 from ual_ray.run.step import Session
 
@@ -34,9 +34,9 @@ class Lab:
         self.registered: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.spans: dict[str, tuple[float, float]] = {}
-        monkeypatch.setattr(trainings, "smooth_arm", lambda session, arm, scored, home: home / arm)
-        monkeypatch.setattr(trainings, "train_arm", self.train)
-        monkeypatch.setattr(trainings, "register_arm", self.register)
+        monkeypatch.setattr(tuning, "smooth_arm", lambda session, arm, scored, home: home / arm)
+        monkeypatch.setattr(tuning, "train_arm", self.train)
+        monkeypatch.setattr(tuning, "register_arm", self.register)
 
     def train(self, session: Session, arm: str, smoothed: Path, *_: Any, register: bool) -> SimpleNamespace:
         assert not register and smoothed.name == arm
@@ -110,7 +110,7 @@ def test_what_is_finished_needs_no_cluster(lab: Lab, monkeypatch: pytest.MonkeyP
     def train(session: Session, arm: str, smoothed: Path, *_: Any, register: bool) -> SimpleNamespace:
         return SimpleNamespace(folder=smoothed / f"trained-{session.config.seed}")
 
-    monkeypatch.setattr(trainings, "train_arm", train)
+    monkeypatch.setattr(tuning, "train_arm", train)
     monkeypatch.setattr(Session, "connect", lambda _: pytest.fail("nothing is to be trained"))
     lab.run()
     assert lab.registered == ORDER
@@ -140,14 +140,14 @@ def test_auto_is_what_the_free_resources_hold(
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0}}])
     session = Session(load(None, overrides), Console(file=io.StringIO()), None)
     session.cluster.free = free
-    monkeypatch.setattr(trainings, "parameter_count", lambda _: None)
+    monkeypatch.setattr(tuning, "parameter_count", lambda _: None)
     assert trainings_at_once(session) == expected
 
 
 def test_models_that_do_not_fit_into_memory_together_train_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 16.0}}])
     # float32 weights, gradients, two moments and a copy for the checkpoint: 28 bytes a parameter, and the process.
-    monkeypatch.setattr(trainings, "parameter_count", lambda _: 500_000_000)
+    monkeypatch.setattr(tuning, "parameter_count", lambda _: 500_000_000)
     session = Session(load(None, ["train.num_workers=1"]), Console(file=io.StringIO()), None)
     for gib, expected in ((16, 1), (2 * 2 * 14.6, 2), (1000, 16)):
         session.cluster.free = {"CPU": 16.0, "memory": gib * GIB}

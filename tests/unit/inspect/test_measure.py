@@ -19,8 +19,8 @@ from ual_ray.config import EngineConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import number, share
 from ual_ray.inspect.measure import Columns, inspect
+from ual_ray.inspect.page import to_console
 from ual_ray.inspect.summary import Inspection
-from ual_ray.inspect.text import to_console
 from ual_ray.stats.score_quality import against_labels
 
 # --- rows ------------------------------------------------------------------------------------------------------------

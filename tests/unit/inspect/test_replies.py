@@ -13,9 +13,8 @@ from scored_rows import folder_of, many
 from ual_ray import columns as col
 from ual_ray.elicit.replies import Kept, keep
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Likelihood, LikelihoodResult
-from ual_ray.inspect.measure import inspect
+from ual_ray.inspect.measure import LONGEST_REPLY, inspect, replies_of
 from ual_ray.inspect.page import to_html
-from ual_ray.inspect.replies import MAX_CHARACTERS, replies_of
 from ual_ray.inspect.summary import Reply
 from ual_ray.parquet import write_rows
 
@@ -47,7 +46,7 @@ def test_each_kind_of_reply_is_shown(tmp_path: Path) -> None:
         "a": [
             Reply("p_true", ["B: 0.951, A: 0.050"], 0),
             Reply("nll, nll_sum", ["12.5 nats over 4 tokens"], 0),
-            Reply("self_consistency", ["yes [stop]", "x" * (MAX_CHARACTERS - 1) + "… [unknown end]"], 0),
+            Reply("self_consistency", ["yes [stop]", "x" * (LONGEST_REPLY - 1) + "… [unknown end]"], 0),
         ]
     }
     many_texts = [{"id": "a", "replies": entries(*map(str, range(20)))}]

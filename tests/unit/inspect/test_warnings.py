@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scored_rows import SCORE, inspected, labels_of, many, row
 
-from ual_ray.inspect.warnings import warnings_of
+from ual_ray.inspect.summary import warnings_of
 
 NOISE = np.random.default_rng(4).normal(0, 0.3, 200)
 EVERY = np.arange(200)

@@ -15,7 +15,7 @@ from ual_ray.config.load import load
 from ual_ray.config.redact import hide
 from ual_ray.errors import UserError
 from ual_ray.jobs import submit as module
-from ual_ray.jobs.environment import read_environment
+from ual_ray.jobs.submit import read_environment
 
 ADDRESS = "http://127.0.0.1:8265"
 SECRET = "hf_planted-secret"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray.config import Config, EngineConfig
 from ual_ray.judge import stage
-from ual_ray.judge.context import LOOKED_AT, needed_context
+from ual_ray.judge.pairs import LOOKED_AT, needed_context
 from ual_ray.judge.task import JudgeRows
 
 # One token per character, and five of the template.

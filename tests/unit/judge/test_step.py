@@ -20,8 +20,7 @@ from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import read_model_outputs
 from ual_ray.judge.pairs import PAIRS
 from ual_ray.judge.stage import judge_pairs
-from ual_ray.judge.step import judged_set
-from ual_ray.judge.traces import sampled_traces
+from ual_ray.judge.step import judged_set, sampled_traces
 from ual_ray.judge.verdicts import metrics, win_rate_line
 from ual_ray.parquet import read_table, write_rows
 

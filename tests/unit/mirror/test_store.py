@@ -6,9 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from ual_ray.config.paths import STORE_FILE
-from ual_ray.mirror.store import move_store
-from ual_ray.tracking.run_file import read_run, write_run
+from ual_ray.config.files import STORE_FILE
+from ual_ray.tracking.run_file import move_store, read_run, write_run
 
 
 def test_what_names_files_by_their_paths_is_changed_and_can_be_read(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 from ual_ray.cli import app as cli
 from ual_ray.config.load import load
 from ual_ray.data.peek import peek
-from ual_ray.plan.outline import Outline, outline
+from ual_ray.plan.outline import Outline, outline, sweep_lines
 from ual_ray.plan.rates import Trial
-from ual_ray.plan.show import sweep_lines
 
 RATES = {
     "elicit.rows_per_second": 2.0,

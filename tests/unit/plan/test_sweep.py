@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ual_ray.plan.outline import Outline
-from ual_ray.plan.show import sweep_lines
-from ual_ray.plan.simulate import Pool
-from ual_ray.plan.sweep import WORTH, sweep
+from ual_ray.plan.outline import Outline, sweep_lines
+from ual_ray.plan.simulate import WORTH, Pool, sweep
 
 
 def test_the_knee_is_where_starts_take_as_long_as_the_work() -> None:

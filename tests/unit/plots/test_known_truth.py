@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ual_ray.plots.known_truth import by_corruption
+from ual_ray.plots.intervals import by_corruption
 
 
 def test_each_difference_is_drawn_with_its_interval() -> None:

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from ual_ray import columns as col
+from ual_ray.report.caveats import guard_lines, notes
 from ual_ray.report.findings import Findings
-from ual_ray.report.measures import guard_lines, notes
 from ual_ray.report.promote import objection_to
-from ual_ray.report.write import print_tables, write_files
+from ual_ray.report.step import print_tables, write_files
 from ual_ray.stats.alignment import COLUMNS
 from ual_ray.stats.comparison import Role, compare_models
 from ual_ray.stats.metrics import METRICS, MetricValue

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from ual_ray.report.over_seeds import average
+from ual_ray.report.compare import average
 
 
 def test_one_seed_is_left_as_it_is() -> None:

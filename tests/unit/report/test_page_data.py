@@ -16,11 +16,10 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.report.caveats import at_floor, caveats_of
-from ual_ray.report.draw import draw
 from ual_ray.report.findings import Findings
-from ual_ray.report.page import to_html
+from ual_ray.report.page import draw, to_html
 from ual_ray.report.page_data import collect
-from ual_ray.report.write import results_from
+from ual_ray.report.step import results_from
 from ual_ray.stats.alignment import COLUMNS
 from ual_ray.stats.comparison import Comparisons, Role, compare_models
 from ual_ray.stats.metrics import measure

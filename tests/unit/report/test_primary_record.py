@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ual_ray.config.evaluate import ADJUSTED_NLL
 from ual_ray.config.load import dump, load
-from ual_ray.config.report import ADJUSTED_NLL
 from ual_ray.errors import UserError
 from ual_ray.report.primary import PRIMARY_FILE, decisive, planned_seeds, record
 from ual_ray.stats.comparison import PRIMARY, UNRECORDED

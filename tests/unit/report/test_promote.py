@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ual_ray.errors import UserError
 from ual_ray.report import promote
+from ual_ray.report.caveats import guard_lines
 from ual_ray.report.findings import Findings
-from ual_ray.report.measures import guard_lines
 from ual_ray.report.promote import objection_to
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons, Role
 

@@ -18,13 +18,11 @@ from typer.testing import CliRunner
 
 from ual_ray.cli.app import app
 from ual_ray.config import Config
-from ual_ray.config.files import read_json, write_record
-from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.files import STORE_FILE, read_json, write_record
 from ual_ray.errors import UserError
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage, relative_to
-from ual_ray.report.step import report, report_on
-from ual_ray.report.write import write_page
+from ual_ray.report.step import report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import point_to

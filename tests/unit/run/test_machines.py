@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pytest
 
-from ual_ray.config.paths import URI_FILE, WORKING_FOLDERS
+from ual_ray.config.files import URI_FILE, WORKING_FOLDERS
 from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 from ual_ray.run import machines

@@ -15,8 +15,7 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import ArmConfig
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
-from ual_ray.smooth.lengths import response_tokens
-from ual_ray.smooth.stage import smooth
+from ual_ray.smooth.stage import response_tokens, smooth
 
 SCHEMA = col.scored_schema(["nll"])
 PROSE = "Sunlight is a mix of colours, and blue light is scattered most. "

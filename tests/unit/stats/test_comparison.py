@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ual_ray import columns as col
-from ual_ray.stats.absent import NOBODY
-from ual_ray.stats.alignment import COLUMNS
+from ual_ray.stats.alignment import COLUMNS, NOBODY
 from ual_ray.stats.bootstrap import Estimate, bootstrap, holm, resampled_sums
 from ual_ray.stats.comparison import (
     PRIMARY,
@@ -24,7 +23,7 @@ from ual_ray.stats.comparison import (
 )
 from ual_ray.stats.metrics import measure
 from ual_ray.stats.primary import settle
-from ual_ray.stats.token_sums import token_sums
+from ual_ray.stats.results import token_sums
 
 N = 120
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.stats.bootstrap import estimate_over_seeds
-from ual_ray.stats.power import detectable_difference, deviation_interval, question_error
+from ual_ray.stats.bootstrap import detectable_difference, deviation_interval, estimate_over_seeds, question_error
 
 SIMULATIONS = 4000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ual_ray.stats.absent import NOBODY, Absent
+from ual_ray.stats.alignment import NOBODY, Absent
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.primary import CHOSEN_AFTER, settle
 

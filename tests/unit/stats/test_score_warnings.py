@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.stats.score_quality import distribution
-from ual_ray.stats.score_warnings import MIN_ROWS, score_warnings, truncation_warning
+from ual_ray.stats.score_quality import MIN_ROWS, distribution, score_warnings, truncation_warning
 
 EVEN = np.linspace(0.2, 0.8, 100)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ual_ray.calibrate.metrics import area_under_risk_coverage
 from ual_ray.stats.bootstrap import resampled_sums
-from ual_ray.stats.selective import aurc_by_question
+from ual_ray.stats.results import aurc_by_question
 
 
 def answered(questions: int, per_question: int, digits: int, seed: int) -> tuple[NDArray, NDArray, NDArray]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ual_ray.stats.bootstrap import holm
-from ual_ray.stats.sequence import holm_in_order
+from ual_ray.stats.primary import holm_in_order
 
 P_VALUES = st.floats(0, 1)
 CHAINS = st.lists(st.lists(st.lists(P_VALUES, min_size=1, max_size=3), min_size=1, max_size=3), min_size=1, max_size=4)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ual_ray.stats.bootstrap import Estimate, bootstrap, resampled_sums
-from ual_ray.stats.unknown import is_bounded, shift_of_cut, widened
+from ual_ray.stats.bootstrap import Estimate, bootstrap, is_bounded, resampled_sums, shift_of_cut, widened
 
 EXACT = "exact_match_strict"
 # The level, and what a simulation is off by chance.

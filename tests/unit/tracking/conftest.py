@@ -11,7 +11,7 @@ import pytest
 import requests
 from tracked import Network
 
-from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.files import STORE_FILE
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.store import Store
 

@@ -16,8 +16,8 @@ from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.judge.prompts import load_judge_prompts
 from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, with_experiment
-from ual_ray.tracking.prompts import PREFIX
 from ual_ray.tracking.run import Run
+from ual_ray.tracking.store import PREFIX
 from ual_ray.tracking.tracker import Tracker
 
 ASK = (("user", "Rate {{response}}."),)
@@ -88,7 +88,7 @@ def test_a_server_without_a_registry_costs_a_counted_warning(
     def refuse(self: object, name: str) -> None:
         raise MlflowException("The 'get_prompt' API is not supported with the current registry.")
 
-    monkeypatch.setattr("ual_ray.tracking.prompts.PromptClient.get_prompt", refuse)
+    monkeypatch.setattr("ual_ray.tracking.store.PromptClient.get_prompt", refuse)
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
         run.prompt("elicit.p_true", ASK)

@@ -17,16 +17,14 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from tracked import Network, runs_of, tracker_of
 
 from ual_ray.config import TrackingConfig
-from ual_ray.config.paths import SPOOL_FOLDER
+from ual_ray.config.files import SPOOL_FOLDER
 from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import side_by_side
-from ual_ray.tracking.catch_up import catch_up
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.run import flatten, metric_names
 from ual_ray.tracking.run_file import RUN_FILE
-from ual_ray.tracking.sender import MOST_ATTEMPTS
 from ual_ray.tracking.store import Store, is_away
-from ual_ray.tracking.tracker import Tracker
+from ual_ray.tracking.tracker import MOST_ATTEMPTS, Tracker, catch_up
 
 
 def log_everything(tracker: Tracker, out: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ual_ray.cli.tracking import serve
 from ual_ray.errors import UserError
-from ual_ray.tracking.ui import serve
 
 
 @pytest.mark.parametrize("uri", [None, "http://host:5000", "foo://x", "https://user:planted@host"])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
-from ual_ray.config.paths import STORE_FILE
+from ual_ray.config.files import STORE_FILE
 from ual_ray.tracking import watcher
 from ual_ray.tracking.tracker import Tracker, default_uri
 from ual_ray.tracking.watcher import HOLDER, watched

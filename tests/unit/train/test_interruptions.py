@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ual_ray.train import interruptions
-from ual_ray.train.interruptions import STOP_FILE, Interruptions
+from ual_ray.train import progress as module
+from ual_ray.train.progress import STOP_FILE, Interruptions
 
 
 def test_the_stop_file_is_seen_by_the_rank_that_votes(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_node_that_goes_is_saved_for_once(tmp_path: Path, monkeypatch: pytest.
         asked.append(True)
         return len(asked) > 1
 
-    monkeypatch.setattr(interruptions, "PREEMPTION_INTERVAL", -1.0)
+    monkeypatch.setattr(module, "PREEMPTION_INTERVAL", -1.0)
     one = Interruptions(tmp_path, preempted, votes=True)
     assert one.votes() == (0.0, 1.0)
     assert [one.decide([0.0, ask]) for ask in (0.0, 1.0, 1.0, 1.0)] == [

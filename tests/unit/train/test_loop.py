@@ -11,8 +11,8 @@ import yaml
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.train.checkpoint import Saved
+from ual_ray.train.export import model_card
 from ual_ray.train.loop import choose, resume, seed_generators
-from ual_ray.train.model_card import model_card
 from ual_ray.train.progress import Progress
 
 START = Progress("plan", 7)

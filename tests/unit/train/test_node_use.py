@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ual_ray.train import node_use
-from ual_ray.train.node_use import NodeUse
-from ual_ray.train.timing import RankReport
+from ual_ray.train import timing
+from ual_ray.train.timing import NodeUse, RankReport
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -18,9 +17,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def node(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Have a node of 8 GB whose clock and use are set."""
     state = SimpleNamespace(now=100.0, cpu=25.0, used=2e9)
-    monkeypatch.setattr(node_use, "time", SimpleNamespace(monotonic=lambda: state.now))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: state.now))
     memory = SimpleNamespace(cpu_percent=lambda: state.cpu, virtual_memory=lambda: SimpleNamespace(used=state.used, total=8e9))
-    monkeypatch.setattr(node_use, "psutil", memory)
+    monkeypatch.setattr(timing, "psutil", memory)
     return state
 
 
@@ -88,7 +87,7 @@ def test_a_driver_that_does_not_tell_is_asked_once(
     for now in (100.0, 120.0):
         node.now = now
         fresh, values = use.read()
-        named = node_use.by_rank(values, 1)
+        named = timing.by_rank(values, 1)
         assert fresh and "system/rank_0/gpu_utilization_percentage" not in named
         assert named["system/rank_0/gpu_memory_usage_percentage"] == 25.0
     assert [record.message for record in caplog.records] == [

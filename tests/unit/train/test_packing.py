@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ual_ray.train.packing import pack
+from ual_ray.train.batches import pack
 
 CAPACITY = 64
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=200).map(lambda values: np.array(values, dtype=np.int32))

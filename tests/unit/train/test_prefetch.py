@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ual_ray.config import TrainConfig
-from ual_ray.train.batches import Batch, Sample, StepPlan, collate
-from ual_ray.train.prefetch import Prefetch
+from ual_ray.train.batches import Batch, Prefetch, Sample, StepPlan, collate
 
 RNG = np.random.default_rng(0)
 SAMPLES = [Sample(str(n), ids := RNG.integers(4, 99, 3 + n % 7).astype(np.int32), ids, 0.1 * (n % 3)) for n in range(23)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.config import TrainConfig
-from ual_ray.train.schedule import DECAYS, learning_rate_share
+from ual_ray.train.optimizer_step import DECAYS, learning_rate_share
 
 
 def shares(total: int, **settings: Any) -> list[float]:

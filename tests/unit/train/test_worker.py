@@ -24,8 +24,8 @@ from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train import loop, optimizer_step
 from ual_ray.train.checkpoint import newest_checkpoint
 from ual_ray.train.export import CARD
-from ual_ray.train.interruptions import STOP_FILE
 from ual_ray.train.metrics import SKIPPED
+from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.tokenize import Render
 
 SETTINGS: dict[str, Any] = {

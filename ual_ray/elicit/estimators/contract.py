@@ -1,4 +1,4 @@
-"""What an estimator declares, and what it returns.
+"""What an estimator declares, what it returns, and how replies are sampled.
 
 A row is scored as it is trained: each reply that gets the row's alpha is measured, as a pair of the conversation before it and
 the reply, and the row's estimate is the mean over the replies, by their lengths, as alpha counts by token.
@@ -14,7 +14,8 @@ from typing import ClassVar, Self
 
 from ual_ray.columns import REFERENCE, REPLY_WEIGHT, Message, Messages, extra_of, spoken, trained_replies, with_extra
 from ual_ray.config import ElicitConfig
-from ual_ray.engines.requests import Request, Result
+from ual_ray.config.elicit import MOST_SAMPLES
+from ual_ray.engines.requests import Completion, Request, Result, Turns
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,36 @@ def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | Non
 def clip(value: float) -> float:
     """Clip rounding errors to [0, 1]."""
     return min(1.0, max(0.0, value))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`count` replies of at most `max_tokens` tokens, behind a thought of at most `thinking` tokens, at a temperature.
+
+    Every attempt has seeds of its own.
+    """
+
+    count: int
+    temperature: float
+    seed: int = 0
+    max_tokens: int = 32
+    thinking: int = 0
+
+    @classmethod
+    def of_ratings(cls, config: ElicitConfig, seed: int) -> Sampling | None:
+        """Return how numbers and letters are sampled; None where their log-probabilities are read instead."""
+        if config.mode != "sampled":
+            return None
+        return cls(config.samples, config.temperature, seed, config.reply_tokens, config.thinking_tokens)
+
+    @classmethod
+    def of_answers(cls, config: ElicitConfig, seed: int) -> Sampling:
+        """Return how answers to the instruction are sampled."""
+        return cls(config.samples, config.temperature, seed, config.max_new_tokens, config.thinking_tokens)
+
+    def ask(self, prompt: Turns, attempt: int, count: int | None = None, choices: tuple[str, ...] = ()) -> Completion:
+        """Return the request for the replies to a prompt."""
+        count = count or self.count
+        # An engine gives the n replies of a request the seeds from its own on: the next attempt starts after all that may be.
+        seed = self.seed + attempt * MOST_SAMPLES
+        return Completion(prompt, self.max_tokens, self.temperature, count, seed, thinking=self.thinking, choices=choices)

@@ -11,10 +11,8 @@ from typing import ClassVar, Self
 from ual_ray.benchmarks.answer_key import marked_answer
 from ual_ray.columns import Messages, spoken
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, clip, missing
-from ual_ray.elicit.estimators.sampling import Sampling
-from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, group
-from ual_ray.elicit.nli import NliGrouping
+from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, Sampling, clip, missing
+from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, NliGrouping, group
 from ual_ray.elicit.prompts import instruction_of
 from ual_ray.engines.reading import MIN_READ_SHARE
 from ual_ray.engines.reply_text import Unread, answered
@@ -116,7 +114,7 @@ def _configured_grouping(config: ElicitConfig) -> Grouping | None:
         assert config.nli_model is not None, "the configuration asks for it"
         return NliGrouping(config.nli_model)
     if config.grouping == "embedding":
-        from ual_ray.elicit.embedding import EmbeddingGrouping
+        from ual_ray.elicit.grouping import EmbeddingGrouping
 
         assert config.embedding_model is not None, "the configuration asks for it"
         return EmbeddingGrouping(config.embedding_model, config.similarity)

@@ -12,8 +12,7 @@ from typing import ClassVar, Self
 
 from ual_ray.columns import Messages
 from ual_ray.config import ElicitConfig
-from ual_ray.elicit.estimators.contract import Estimate, Estimator, clip, missing
-from ual_ray.elicit.estimators.sampling import Sampling
+from ual_ray.elicit.estimators.contract import Estimate, Estimator, Sampling, clip, missing
 from ual_ray.elicit.prompts import Prompts, load_prompts
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import Unread
