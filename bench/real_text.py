@@ -319,7 +319,7 @@ def write_tokens(
 
 def elicited(rows: Sequence[Row], uncertainty: Numbers, options: argparse.Namespace) -> dict[str, Any]:
     """Describe the data and the elicitor's scores, with their AUROC for corrupted responses where there are some."""
-    from ual_ray.calibrate.metrics import auroc
+    from ual_ray.stats.score_quality import auroc
 
     train = np.array([row[col.SPLIT] == col.TRAIN for row in rows])
     wrong = np.array([row["corrupted"] for row in rows])
@@ -336,7 +336,7 @@ def elicited(rows: Sequence[Row], uncertainty: Numbers, options: argparse.Namesp
     if wrong.any():
         for kind in KINDS:
             own = train & np.array([row[col.SOURCE] == kind for row in rows])
-            found[f"AUROC of corrupted responses, {kind}"] = auroc(uncertainty[own], wrong[own])
+            found[f"AUROC of corrupted responses, {kind}"] = auroc(uncertainty[own], ~wrong[own])
     return found
 
 

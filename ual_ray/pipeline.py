@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -215,8 +215,3 @@ def judge_alone(session: Session, candidate: Path | None, reference: Path | None
     """Compare two sets of answers; None = those that the questions came with."""
     sides = [AnswerSet(None) if path is None else read_answers(path, None, out / "answers") for path in (candidate, reference)]
     judge_step(session, sides[0], sides[1], Place(out / "judge"), retry=retry)
-
-
-def run_harness(session: Session, name: str, tasks: Sequence[str], out: Path) -> None:
-    """Run tasks of lm-evaluation-harness on the configured model; `out`/lm_eval/KEY."""
-    harness_step(session, name, tasks, Place(out / "lm_eval"))

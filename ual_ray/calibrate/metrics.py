@@ -108,22 +108,6 @@ def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float
     return float(np.mean(np.cumsum(1 - ordered) / np.arange(1, len(ordered) + 1)))
 
 
-def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Probability that a right row has a higher confidence than a wrong one, in [0, 1] (1 = always, 0.5 = chance).
-
-    Equal confidences count one half. Raises ValueError as `expected_calibration_error` does, and where all rows are right
-    or all are wrong.
-    """
-    sure, right = _checked(confidence, correct)
-    return quality.auroc(-sure, right == 1)
-
-
-def prediction_rejection_ratio(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Prediction rejection ratio of `elicit.quality`: 1 = oracle, 0 = random, below 0 = worse. Raises as `auroc` does."""
-    sure, right = _checked(confidence, correct)
-    return quality.prediction_rejection_ratio(-sure, right == 1)
-
-
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """Find the T for which softmax(logits / T) has the lowest mean NLL of the labels.
 
@@ -210,9 +194,9 @@ def summary(confidence: ArrayLike, correct: ArrayLike, n_bins: int = BINS) -> di
         ECE_WIDTH: expected_calibration_error(sure, right, n_bins, "width"),
         ECE_MASS: expected_calibration_error(sure, right, n_bins, "mass"),
         BRIER_SCORE: brier_score(sure, right),
-        AUROC: auroc(sure, right) if both else None,
+        AUROC: quality.auroc(-sure, right == 1) if both else None,
         AURC: area_under_risk_coverage(sure, right),
-        "prr": prediction_rejection_ratio(sure, right) if both else None,
+        "prr": quality.prediction_rejection_ratio(-sure, right == 1) if both else None,
         "reliability": reliability(sure, right, n_bins).as_dict(),
     }
 

@@ -62,7 +62,7 @@ def experiment(
             raise UserError(
                 f"{KNOWN_TRUTH} takes neither --dry-run nor --force", fix="leave them out, or give another output=..."
             )
-        config = load(None, _with_output(overrides, KNOWN_TRUTH))
+        config = load(None, [f"output={KNOWN_TRUTH}", *(overrides or [])])
         workspace = Workspace(absolute(Path(config.output)))
         with workspace.held(), terminal(workspace.log_file, verbose) as console:
             from ual_ray.experiment.known_truth import run as run_known_truth
@@ -142,8 +142,3 @@ def _run(config: Config, workspace: Workspace, *, force: bool, verbose: bool) ->
         for scenario in arms.run(config, console, workspace, frozenset(STAGES) if force else frozenset()):
             file = short(workspace.root / scenario / REPORT_FOLDER / REPORT_FILE)
             console.print(f"report of {scenario}: {file}", highlight=False, markup=False)
-
-
-def _with_output(overrides: list[str] | None, default: str) -> list[str]:
-    given = overrides or []
-    return given if any(text.startswith("output=") for text in given) else [f"output={default}", *given]

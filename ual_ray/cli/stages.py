@@ -221,9 +221,11 @@ def evaluate(
     preflight.check(config, {"evaluate"})
     with session(config, output, "evaluate", force=force, verbose=verbose) as running:
         from ual_ray import pipeline
+        from ual_ray.evaluate.step import harness_step
+        from ual_ray.run.step import Place
 
         if lm_eval is not None:
-            pipeline.run_harness(running, title, lm_eval.split(","), output.root)
+            harness_step(running, title, lm_eval.split(","), Place(output.root / "lm_eval"))
         else:
             pipeline.evaluate_alone(running, title, source, output.root, retry=retry_failed)
 

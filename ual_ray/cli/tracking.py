@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from ual_ray.cli.arguments import Uri, local
-from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.run.terminal import absolute, is_uri, make_console
@@ -95,6 +94,7 @@ STORES = ("sqlite", "postgresql", "mysql", "mssql", "file")
 def serve(uri: str | None, output: Path, host: str, port: int, console: Console) -> int:
     """Run MLflow's own server until it is stopped; return its exit code. Raises UserError where it has no store to serve."""
     from ual_ray.config.files import STORE_FILE
+    from ual_ray.config.redact import redact_uri
     from ual_ray.tracking.tracker import default_uri
 
     if uri is None and not (output / STORE_FILE).is_file():

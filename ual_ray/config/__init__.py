@@ -19,31 +19,3 @@ from ual_ray.config.schema import Config, RuntimeConfig, TrackingConfig
 from ual_ray.config.section import Section
 from ual_ray.config.smooth import ArmConfig, SmoothConfig
 from ual_ray.config.train import LoraConfig, TrainConfig
-
-__all__ = [
-    "AUTO",
-    "ArmConfig",
-    "BASE",
-    "BenchmarkConfig",
-    "CalibrationConfig",
-    "ClusteringConfig",
-    "Config",
-    "DEMO",
-    "DataConfig",
-    "DtypeName",
-    "ENSEMBLE",
-    "ElicitConfig",
-    "EndpointConfig",
-    "EngineConfig",
-    "EvaluateConfig",
-    "JudgeConfig",
-    "LoraConfig",
-    "REFERENCE_ANSWERS",
-    "ReadingName",
-    "ReportConfig",
-    "RuntimeConfig",
-    "Section",
-    "SmoothConfig",
-    "TrackingConfig",
-    "TrainConfig",
-]

@@ -80,15 +80,11 @@ class ClusteringConfig(Section):
     positions: int = key(100, ge=2, affects="calibration", description="maximum number of positions sampled per class")
 
 
-def _default_benchmarks() -> dict[str, BenchmarkConfig]:
-    return {kind: BenchmarkConfig(kind=kind) for kind in (HELD_OUT, GSM8K)}
-
-
 class EvaluateConfig(Section):
     """Stage 4: what every model is measured on."""
 
     benchmarks: dict[str, BenchmarkConfig] = key(
-        default_factory=_default_benchmarks,
+        default_factory=lambda: {kind: BenchmarkConfig(kind=kind) for kind in (HELD_OUT, GSM8K)},
         min_length=1,
         affects="",
         description="benchmarks by name; benchmarks of a configuration file replace these",

@@ -91,10 +91,6 @@ class RuntimeConfig(Section):
         return None if address in ("", LOCAL_CLUSTER) else address
 
 
-def _default_arms() -> dict[str, ArmConfig]:
-    return {SFT: ArmConfig(map=NO_SMOOTHING), UAL: ArmConfig(map="mean_matched")}
-
-
 class Config(Section):
     """Everything `ual run` needs; its defaults are those of the demo data and model."""
 
@@ -108,7 +104,7 @@ class Config(Section):
     )
     elicit: ElicitConfig = key(default_factory=ElicitConfig, affects="", description="stage 1: uncertainty scores")
     arms: dict[str, ArmConfig] = key(
-        default_factory=_default_arms,
+        default_factory=lambda: {SFT: ArmConfig(map=NO_SMOOTHING), UAL: ArmConfig(map="mean_matched")},
         min_length=1,
         affects="",
         description="stages 2 and 3: the arms to compare, each with a map from uncertainty to alpha; arms of a "

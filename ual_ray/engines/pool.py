@@ -25,8 +25,7 @@ from ray.data import ActorPoolStrategy
 
 from ual_ray import columns as col
 from ual_ray.config import EngineConfig
-from ual_ray.config.registry import ENGINES
-from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine
+from ual_ray.engines import Engine, EngineDied, EngineSpec, make_engine, template_hash_of
 from ual_ray.engines.compat_ray_data import checkpointing
 from ual_ray.engines.monitor import Counts, EngineMetrics, Limits, Monitor
 from ual_ray.engines.requests import Request, Result
@@ -107,9 +106,7 @@ class LateEngine:
         self._spec, self._loading = spec, loading
         self._loaded: Engine | None = None
         self._lock = Lock()
-        kind = ENGINES[spec.config.kind]
-        read = getattr(kind, "read_template_hash", lambda _: getattr(kind, "template_hash", None) or self._engine.template_hash)
-        self.template_hash: str = read(spec)
+        self.template_hash = template_hash_of(spec) or self._engine.template_hash
 
     @property
     def _engine(self) -> Engine:

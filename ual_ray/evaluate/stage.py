@@ -36,6 +36,7 @@ from ual_ray.stats.results import read_results
 DISAGREEMENTS_FILE = "disagreements.jsonl"
 # The columns that metrics are computed from: no texts.
 NUMBERS = [col.ID, col.BENCHMARK, col.SOURCE, col.STATUS, col.ERROR, col.SCORES, col.NLL_SUM, col.TARGET_TOKENS]
+SAMPLED_ROWS = 200
 SAMPLED = (
     *(col.ID, col.BENCHMARK, col.SOURCE, col.ANSWER, col.PREDICTION, col.EXTRACTED, col.SCORES),
     *(col.CONFIDENCE, col.NLL_SUM, col.TARGET_TOKENS, col.STATUS, col.ERROR),
@@ -110,9 +111,9 @@ def disagreements(folder: Path) -> Iterator[dict[str, Any]]:
                 yield row | {STRICT: extracted[STRICT], FLEXIBLE: extracted[FLEXIBLE]}
 
 
-def sample_table(folder: Path, most: int = 200) -> dict[str, list[Any]]:
+def sample_table(folder: Path) -> dict[str, list[Any]]:
     """Return the first results as columns to look at: the last turn of each question, and maps as JSON."""
-    table = RowFiles(folder / col.RESULTS_FOLDER).head(most)
+    table = RowFiles(folder / col.RESULTS_FOLDER).head(SAMPLED_ROWS)
     columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SAMPLED}
     for name in (col.EXTRACTED, col.SCORES):
         columns[name] = [json.dumps(dict(pairs or []), ensure_ascii=False) for pairs in columns[name]]

@@ -63,6 +63,7 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
     quarantined = statuses.get(col.STATUS_QUARANTINED, 0)
     correct = _match(columns, verdicts) if verdicts is not None else None
     most, least = _extremes(columns, groups, names, scored)
+    pairs = {pair: quality.spearman(*map(columns.score, pair)) for pair in combinations(names[1:], 2)}
     inspection = Inspection(
         path=str(scored),
         rows=columns.rows,
@@ -78,7 +79,7 @@ def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | Non
         estimators=columns.estimators,
         score_of=_score_of(columns),
         scores={name: _score(columns, name, groups, asked) for name in names},
-        agreement=_agreement(columns, names[1:]),
+        agreement=[Agreement(*pair, found.spearman, found.n) for pair, found in pairs.items()],
         most_uncertain=most,
         least_uncertain=least,
         cost=_cost(columns, scored, engine),
@@ -152,11 +153,6 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
 def _share_cut(columns: Columns, name: str) -> float | None:
     cut, replies = count_cut(columns.arrow(name)) if name in columns else (0, 0)
     return cut / replies if replies else None
-
-
-def _agreement(columns: Columns, names: list[str]) -> list[Agreement]:
-    pairs = {pair: quality.spearman(*map(columns.score, pair)) for pair in combinations(names, 2)}
-    return [Agreement(*pair, found.spearman, found.n) for pair, found in pairs.items()]
 
 
 def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str], scored: Path) -> tuple[Any, Any]:

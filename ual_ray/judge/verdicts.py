@@ -67,17 +67,13 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
     verdicts: list[dict[Any, int]] = []
     for own in (rows, others):
         known = (row for row in by_question(own) if row[col.PREFERENCE] is not None)
-        verdicts.append({(row[col.BENCHMARK], row[col.ID]): _winner(row[col.PREFERENCE]) for row in known})
+        verdicts.append({(row[col.BENCHMARK], row[col.ID]): int(np.sign(row[col.PREFERENCE] - TIE)) for row in known})
     both = [key for key in verdicts[0] if key in verdicts[1]]
     if not both:
         return {"n": 0, "share": None, "kappa": None}
     one, two = ([own[key] for key in both] for own in verdicts)
     kappa = None if len({*one, *two}) == 1 else float(cohen_kappa_score(one, two))
     return {"n": len(both), "share": float(np.mean(np.equal(one, two))), "kappa": kappa}
-
-
-def _winner(preference: float) -> int:
-    return int(np.sign(preference - TIE))
 
 
 def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> dict[str, Any]:

@@ -22,7 +22,16 @@ from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
 from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
-from ual_ray.report.gather import StageFolders, find_harness, find_results, inputs_of, read_settings, read_steps, relative_to
+from ual_ray.report.gather import (
+    StageFolders,
+    find_harness,
+    find_results,
+    inputs_of,
+    read_settings,
+    read_steps,
+    relative_to,
+    validation_curve,
+)
 from ual_ray.report.judged import settled
 from ual_ray.report.primary import decisive, planned_seeds
 from ual_ray.run.stage_cache import DONE_FILE
@@ -69,8 +78,8 @@ def make_findings(
     rows, answers, tokens = _without(copies, rows), _without(copies, answers), _without(copies, tokens)
     judged = {pair: _without_copies_of_sides(copies, own) for pair, own in folders["judged"].items()}
     folders = {kind: _without(copies, own) for kind, own in folders.items()} | {"judged": judged}
-    done = _read_all(folders["smoothed"], DONE_FILE)
-    roles = {arm: _role(content["figures"]) for arm, content in done.items()} | {BASE: BASE_ROLE}
+    done = {arm: read_json(next(iter(own.values())) / DONE_FILE) for arm, own in folders["smoothed"].items() if own}
+    roles = {arm: _role(content["figures"]) for arm, content in done.items() if content is not None} | {BASE: BASE_ROLE}
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
     findings = Findings(
@@ -88,7 +97,9 @@ def make_findings(
         added_seeds=added,
         planned_seeds=len(planned),
         trainings={arm: _settings_of(next(iter(own.values()))) for arm, own in folders["trained"].items() if own},
-        validation={arm: [*map(_validation, own.values())] for arm, own in folders["trained"].items()},
+        validation={
+            arm: [validation_curve(read_steps(folder)) for folder in own.values()] for arm, own in folders["trained"].items()
+        },
         folders=_named(answers, folders, [stages.elicited for stages in by_seed.values() if stages.elicited][:1], root),
     )
     return replace(findings, comparisons=settled(findings))
@@ -204,17 +215,6 @@ def _mean_alphas(smoothed: Mapping[str, Mapping[int, Path]], key: str) -> dict[s
         for arm, own in smoothed.items()
     }
     return {arm: float(np.mean(means)) for arm, means in found.items() if means and None not in means}
-
-
-def _validation(trained: Path) -> list[list[float]]:
-    lines = read_steps(trained)
-    return [[line["step"], line[col.VALIDATION_NLL]] for line in lines if line.get(col.VALIDATION_NLL) is not None]
-
-
-def _read_all(folders: Mapping[str, Mapping[int, Path]], name: str) -> dict[str, dict[str, Any]]:
-    """Read a file of the first training seed of every model."""
-    found = {model: read_json(next(iter(own.values())) / name) for model, own in folders.items() if own}
-    return {model: content for model, content in found.items() if content is not None}
 
 
 def _role(recorded: Mapping[str, Any]) -> Role:

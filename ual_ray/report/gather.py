@@ -357,6 +357,11 @@ def read_steps(trained: Path) -> list[dict[str, float]]:
     return read_metrics(trained / col.METRICS_FILE, last)
 
 
+def validation_curve(steps: Iterable[Mapping[str, float]]) -> list[list[float]]:
+    """List [step, unsmoothed validation NLL] of the steps that were validated."""
+    return [[line["step"], line[col.VALIDATION_NLL]] for line in steps if line.get(col.VALIDATION_NLL) is not None]
+
+
 def relative_to(folder: Path, root: Path) -> str:
     """Name a folder for a file in `root`: relative where it is inside, so that the whole may be moved.
 

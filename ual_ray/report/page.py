@@ -78,11 +78,6 @@ def _draw_results(data: PageData) -> dict[str, Figure]:
     return drawn
 
 
-def to_svgs(drawn: Mapping[str, Figure]) -> dict[str, str]:
-    """Turn plots into elements of a page."""
-    return {name: to_svg(figure, CAPTIONS[name]) for name, figure in drawn.items()}
-
-
 TEMPLATE = "page.html.j2"
 
 
@@ -105,7 +100,7 @@ def to_html(data: PageData, drawn: Mapping[str, Figure], results: str | None = N
     findings = data.findings
     return _template().render(
         page=data,
-        plots=to_svgs(drawn),
+        plots={name: to_svg(figure, CAPTIONS[name]) for name, figure in drawn.items()},
         elicited=data.elicit.metrics if data.elicit else {},
         findings=findings,
         primary=primary_of(findings.comparisons) if findings else [],

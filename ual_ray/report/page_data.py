@@ -25,7 +25,7 @@ from ual_ray.formatting import shorten_message
 from ual_ray.parquet import RowFiles, read_table
 from ual_ray.report.caveats import caveats_of
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested
-from ual_ray.report.gather import newest_stage, read_steps, relative_to
+from ual_ray.report.gather import newest_stage, read_steps, relative_to, validation_curve
 from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.output import CONFIG_FILE
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE
@@ -218,8 +218,7 @@ def _arm(root: Path, name: str, named: Mapping[str, Any], curves: Sequence[Seque
     files = sorted(smooth.folder.glob("*.parquet")) if smooth else []
     alphas = read_table(files[0], [col.ALPHA])[col.ALPHA].to_numpy() if files else np.empty(0)
     steps = read_steps(training.folder) if training else []
-    own = [[line["step"], line[col.VALIDATION_NLL]] for line in steps if line.get(col.VALIDATION_NLL) is not None]
-    known = [curve for curve in curves or [own] if curve]
+    known = [curve for curve in curves or [validation_curve(steps)] if curve]
     ends = [float(np.mean([curve[place][1] for curve in known])) for place in (0, -1)] if known else None
     return Arm(name, smooth, alphas, training, steps, (ends[0], ends[1]) if ends else None)
 

@@ -17,7 +17,7 @@ from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import NLL, OVERALL, MetricValue, difference_unit, metric_of
 from ual_ray.stats.primary import measure_of
-from ual_ray.stats.results import Rate, WinRate, agreements_of, win_rates_of
+from ual_ray.stats.results import Rate, agreements_of, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
@@ -253,7 +253,13 @@ def win_rates(findings: Findings) -> Grid:
     rows = tuple(
         TableRow(
             " ".join(
-                filter(None, [_judged_by(entry) if several else "", "" if entry.benchmark == OVERALL else entry.benchmark])
+                filter(
+                    None,
+                    [
+                        f"{entry.judge} ({'decides' if entry.decides else 'shown'})" if several else "",
+                        "" if entry.benchmark == OVERALL else entry.benchmark,
+                    ],
+                )
             ),
             (
                 f"{entry.arm} - {entry.reference}",
@@ -267,10 +273,6 @@ def win_rates(findings: Findings) -> Grid:
         for entry in entries
     )
     return Grid("Judged pairwise; 50% = as good as the reference; lengths in characters", heads, rows)
-
-
-def _judged_by(entry: WinRate) -> str:
-    return f"{entry.judge} ({'decides' if entry.decides else 'shown'})"
 
 
 def agreement(findings: Findings) -> Grid:

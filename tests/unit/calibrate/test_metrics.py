@@ -17,19 +17,17 @@ from ual_ray.calibrate.metrics import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
     area_under_risk_coverage,
-    auroc,
     brier_score,
     errors_by_question,
     expected_calibration_error,
     fit_temperature,
     fit_temperature_of,
-    prediction_rejection_ratio,
     reliability,
     summary,
     token_summary,
 )
 
-MEASURES = [expected_calibration_error, brier_score, area_under_risk_coverage, auroc, prediction_rejection_ratio, reliability]
+MEASURES = [expected_calibration_error, brier_score, area_under_risk_coverage, reliability]
 rows = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 0.9, 1.0]), st.booleans()), min_size=1, max_size=40)
 
 
@@ -149,10 +147,10 @@ def test_area_under_risk_coverage_is_the_mean_over_all_orders_of_ties(pairs: lis
     assert area_under_risk_coverage(*columns(pairs)) == pytest.approx(np.mean(areas))
 
 
-def test_auroc_by_hand() -> None:
-    assert auroc([0.9, 0.8, 0.1], [1, 1, 0]) == 1
-    assert auroc([0.9, 0.8, 0.1], [0, 0, 1]) == 0
-    assert auroc([0.5, 0.5], [1, 0]) == 0.5
+def test_a_higher_confidence_of_right_rows_is_a_higher_auroc() -> None:
+    assert summary([0.9, 0.8, 0.1], [1, 1, 0])["auroc"] == 1
+    assert summary([0.9, 0.8, 0.1], [0, 0, 1])["auroc"] == 0
+    assert summary([0.5, 0.5], [1, 0])["auroc"] == 0.5
 
 
 @given(rows)
@@ -163,7 +161,7 @@ def test_rejection_ratio_and_area_are_two_views_of_one_curve(pairs: list[tuple[f
     best = 1 - area_under_risk_coverage(right.astype(float), right)
     found = 1 - area_under_risk_coverage(sure, right)
     expected = (found - right.mean()) / (best - right.mean())
-    assert prediction_rejection_ratio(sure, right) == pytest.approx(expected)
+    assert summary(sure, right)["prr"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -190,12 +188,6 @@ def test_other_bins_and_schemes_are_refused() -> None:
         expected_calibration_error([0.5], [1], n_bins=0)
     with pytest.raises(ValueError, match="scheme"):
         reliability([0.5], [1], scheme="depth")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("measure", [auroc, prediction_rejection_ratio])
-def test_ranking_needs_right_and_wrong_rows(measure: Any) -> None:
-    with pytest.raises(ValueError, match="both"):
-        measure([0.5, 0.6], [1, 1])
 
 
 # --- temperature -----------------------------------------------------------------------------------------------------

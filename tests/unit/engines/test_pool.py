@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pool_actors import ME, SCHEMA, Handle, Row, Task, actor_for, batch_of, job_for
 
+from ual_ray import columns as col
 from ual_ray.config import EngineConfig
 from ual_ray.engines import EngineSpec, pool
 from ual_ray.engines.monitor import Monitor
@@ -134,7 +135,7 @@ def test_the_row_that_kills_engines_is_found_and_the_others_are_done(monitor: Mo
 def test_a_batch_begun_less_often_is_still_a_batch(monitor: Monitor) -> None:
     task = Task()
     for _ in range(MAX_DEATHS - 1):
-        monitor.begin(pool.digest(["a", "b"]), "another actor")
+        monitor.begin(col.digest(["a", "b"]), "another actor")
     actor_for(task, monitor)(batch_of("a", "b"))
     assert task.batches == [["a", "b"]]
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pool_actors import ME, Handle, Row, Task, actor_for, batch_of, job_for
 
+from ual_ray import columns as col
 from ual_ray.engines import EngineSpec, make_engine, pool
 from ual_ray.engines.monitor import Monitor
 from ual_ray.engines.pool import (
@@ -121,7 +122,7 @@ def test_a_batch_that_an_engine_died_on_meets_no_other(
     engine = Meeting(0.05)
     monkeypatch.setattr(pool, "make_engine", lambda spec: engine)
     for work in (["a", "b"], ["c"]):
-        monitor.begin(pool.digest(work), "an actor that died")
+        monitor.begin(col.digest(work), "an actor that died")
     actor = EngineActor(job_for(asking([]), tmp_path), Handle(monitor))  # type: ignore[arg-type]
     run_both(actor, batch_of("a", "b"), batch_of("c"))
     assert engine.met == [False] * 4
@@ -130,7 +131,7 @@ def test_a_batch_that_an_engine_died_on_meets_no_other(
 def test_a_death_is_held_against_the_rows_of_its_batch_alone(monitor: Monitor, tmp_path: Path) -> None:
     """The engine dies on one row, with another batch in it; Ray sends both to another actor, again and again."""
     guilty, innocent = batch_of("a", "deadly", "b"), batch_of("c", "d")
-    names = {pool.digest(batch["id"].to_pylist()) for batch in (guilty, innocent)}
+    names = {col.digest(batch["id"].to_pylist()) for batch in (guilty, innocent)}
     for name in names:  # the first death, with both in the engine
         assert monitor.begin(name, "an actor that died") == 0
     task = Task()

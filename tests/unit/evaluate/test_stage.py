@@ -86,9 +86,10 @@ def test_what_is_told_of_a_model(store: RowStore, tmp_path: Path) -> None:
     assert values["gsm8k.exact_match_strict.overall.n"] == 3
 
 
-def test_a_table_for_people(store: RowStore, tmp_path: Path) -> None:
+def test_a_table_for_people(store: RowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "SAMPLED_ROWS", 3)
     select(store, tmp_path, "a", "b", "c", "d")
-    columns = sample_table(tmp_path, most=3)
+    columns = sample_table(tmp_path)
     assert {len(values) for values in columns.values()} == {3}
     assert columns["question"][0] == "q a"
     assert json.loads(columns["extracted"][0]) == {"strict": "7", "flexible": "7"}
