@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
-import pyarrow.parquet
 
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, ElicitConfig

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import Config

@@ -12,17 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.util import metrics
 
 from ual_ray import columns as col
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ual_ray.engines.row_store import RowStore
+from ual_ray.engines.row_store import RowStore
 
 SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 COUNTED = (col.CALLS, col.PROMPT_TOKENS, col.GENERATED_TOKENS)

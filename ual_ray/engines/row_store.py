@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
-import pyarrow.parquet
 from ray.data.block import BlockAccessor
 from ray.data.datasource import BlockBasedFileDatasink
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 
@@ -148,13 +147,13 @@ def _from_rows(benchmark: Benchmark, rows: Path | None) -> Questions:
     if rows is None:
         return
     data = RowFiles(rows)
-    wanted = pyarrow.dataset.field(col.SPLIT) == col.TEST
+    wanted = pa.compute.field(col.SPLIT) == col.TEST
     if benchmark.lowest_ids and benchmark.max_rows is not None:
         # By their ids, before any text is read: a question is a row, and the split may have millions.
         ids = data.to_table(columns=[col.ID], filter=wanted)[col.ID]
         if len(ids) > benchmark.max_rows:
             places = pa.compute.select_k_unstable(ids, k=benchmark.max_rows, sort_keys=[("", "ascending")])
-            wanted &= pyarrow.dataset.field(col.ID) <= ids[places[-1].as_py()]
+            wanted &= pa.compute.field(col.ID) <= ids[places[-1].as_py()]
     for batch in data.to_batches(columns=[col.SOURCE, col.MESSAGES], filter=wanted, batch_size=ROWS_PER_BATCH):
         for row in batch.to_pylist():
             question = benchmark.question(row[col.MESSAGES], row[col.SOURCE])

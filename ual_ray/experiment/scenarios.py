@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.benchmarks import make_benchmarks
@@ -55,7 +54,7 @@ def check_primary(rows: Path, config: Config) -> None:
     if not config.experiment.primary:
         return
     files = RowFiles(rows)
-    test = pyarrow.dataset.field(col.SPLIT) == col.TEST
+    test = pa.compute.field(col.SPLIT) == col.TEST
     batches = files.to_batches(columns=[col.SOURCE, col.MESSAGES], filter=test, batch_size=1000)
     asked = ((row[col.SOURCE], row[col.MESSAGES]) for batch in batches for row in batch.to_pylist())
     if missing := without_questions(config, asked):
@@ -159,5 +158,5 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
 
 
 def _of_sources(files: RowFiles, sources: Sequence[str]) -> Iterator[pa.Table]:
-    chosen = pyarrow.dataset.field(col.SOURCE).isin([*sources])
+    chosen = pa.compute.field(col.SOURCE).isin([*sources])
     return (pa.Table.from_batches([batch]) for batch in files.to_batches(filter=chosen))

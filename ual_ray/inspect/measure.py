@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ual_ray import columns as col

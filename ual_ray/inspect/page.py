@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Template
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,9 +23,6 @@ from ual_ray.plots.intervals import aurocs
 from ual_ray.plots.scores import distributions, uncertainty_by_source
 from ual_ray.plots.style import make_environment, to_svg
 from ual_ray.stats.score_quality import Correlation, auroc_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 TEMPLATE = "page.html.j2"
 

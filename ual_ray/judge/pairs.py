@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import REFERENCE_ANSWERS
 from ual_ray.engines.requests import Turns, messages_of
 from ual_ray.errors import UserError
 from ual_ray.judge.prompts import named
+from ual_ray.models.chat import ChatRenderer
 from ual_ray.parquet import RowFiles
-
-if TYPE_CHECKING:
-    from ual_ray.models.chat import ChatRenderer
 
 Row = Mapping[str, Any]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from ual_ray import preflight
 from ual_ray.benchmarks import make_benchmarks
@@ -22,9 +23,6 @@ from ual_ray.models.resolve import parameter_count
 from ual_ray.plan.rates import Trial
 from ual_ray.plan.simulate import WORTH, Outcome, Point, Pool, expected_failures, expected_seconds, simulate, sweep
 from ual_ray.train.estimate.state import least_bytes
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SIMULATED_SEEDS = 3
 # Of a block, on average; a simulation of more would take long.

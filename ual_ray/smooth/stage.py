@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
-import pyarrow.parquet
 
 from ual_ray import columns as col
 from ual_ray.config import ArmConfig
@@ -132,7 +130,7 @@ def _write(
     schema = pa.schema([*map(files.schema.field, kept), *(pa.field(name, pa.float64()) for name in added)])
     schema = schema.with_metadata({col.MAP_METADATA: json.dumps(record).encode()})
     with writing(path, schema) as writer:
-        for batch in files.to_batches(columns=kept, filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN):
+        for batch in files.to_batches(columns=kept, filter=pa.compute.field(col.SPLIT) == col.TRAIN):
             place = np.searchsorted(ids, np.array(batch[col.ID].to_pylist(), dtype=ids.dtype))
             rows = pa.Table.from_batches([batch])
             for name, values in added.items():
@@ -162,7 +160,7 @@ def response_tokens(scored: Path, digest: str, model: str, trust_remote_code: bo
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
     files = RowFiles(scored)
-    training = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
+    training = pa.compute.field(col.SPLIT) == col.TRAIN
     counted = []
     for batch in files.to_batches(columns=[col.ID, col.MESSAGES], filter=training, batch_size=BATCH_ROWS):
         rows = [(row[col.ID], row[col.MESSAGES]) for row in batch.to_pylist() if row[col.MESSAGES]]

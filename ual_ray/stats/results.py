@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.compute as pc
-import pyarrow.dataset
-import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import digamma, polygamma
 

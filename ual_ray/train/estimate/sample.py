@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 
 from ual_ray import columns as col
 from ual_ray.config import Config
@@ -47,7 +46,7 @@ def sample_rows(config: Config, smoothed: Path) -> Rows:
     files = RowFiles(smoothed)
     check_columns(smoothed, files.schema.names, [col.ALPHA])
     check_values(smoothed)
-    training = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
+    training = pa.compute.field(col.SPLIT) == col.TRAIN
     sources = _sources(files, training, mixed=bool(config.train.mixture))
     chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
     total, places = len(sources), np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
