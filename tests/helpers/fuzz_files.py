@@ -19,7 +19,7 @@ from fuzz_source import ODD, Source, Target, of_bytes, scratch
 from ual_ray import columns as col
 from ual_ray.columns import Message, with_extra
 from ual_ray.config import Config, DataConfig, EngineConfig
-from ual_ray.config.checksums import read_sums, write_sums
+from ual_ray.config.files import read_sums, write_sums
 from ual_ray.data.files import find_files
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel

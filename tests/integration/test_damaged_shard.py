@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ual_ray.config.checksums import damage_in, read_sums
+from ual_ray.config.files import damage_in, read_sums
 from ual_ray.errors import UserError
 from ual_ray.train.checkpoint import Checkpoints
 from ual_ray.train.progress import Progress

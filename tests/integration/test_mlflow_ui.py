@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from ual_ray.config import TrackingConfig
-from ual_ray.plots.scores import uncertainty_by_source
-from ual_ray.plots.training import loss_curves
+from ual_ray.plots.training import loss_curves, uncertainty_by_source
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.tracker import Tracker, default_uri
 

@@ -42,8 +42,7 @@ from ual_ray.calibrate.probed_model import (
     temperature_of,
 )
 from ual_ray.calibrate.rows import ProbeJob, Taken, split_rows
-from ual_ray.config.checksums import sums_of, write_sums
-from ual_ray.config.files import write_record
+from ual_ray.config.files import sums_of, write_record, write_sums
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer
 from ual_ray.models.output_head import OutputHead

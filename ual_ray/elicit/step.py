@@ -24,7 +24,7 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
-from ual_ray.plots import scores as plots
+from ual_ray.plots import training as plots
 from ual_ray.run.machines import here
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest

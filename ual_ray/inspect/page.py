@@ -20,8 +20,8 @@ from ual_ray.config.registry import ESTIMATORS
 from ual_ray.formatting import count, number, plural, share
 from ual_ray.inspect.summary import Inspection, Score
 from ual_ray.plots.intervals import aurocs
-from ual_ray.plots.scores import distributions, uncertainty_by_source
 from ual_ray.plots.style import make_environment, to_svg
+from ual_ray.plots.training import distributions, uncertainty_by_source
 from ual_ray.stats.score_quality import Correlation, auroc_text
 
 TEMPLATE = "page.html.j2"

@@ -20,8 +20,7 @@ from filelock import FileLock
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO
-from ual_ray.config.checksums import READERS, SUMS_FILE, hash_once, refuse_damage
-from ual_ray.config.files import write_text
+from ual_ray.config.files import READERS, SUMS_FILE, hash_once, refuse_damage, write_text
 from ual_ray.errors import UserError
 from ual_ray.parquet import DONE_FILE
 

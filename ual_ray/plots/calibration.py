@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ual_ray.config.checksums import refuse_damage
+from ual_ray.config.files import refuse_damage
 from ual_ray.errors import UserError
 from ual_ray.plots.style import INK, LINE, MUTED, TONES, grid_of, legend, readable, styled
 from ual_ray.stats.metrics import ECE_WIDTH

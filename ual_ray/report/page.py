@@ -17,9 +17,8 @@ from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.names import CONSTANT
 from ual_ray.plots.calibration import clusters, read_points, reliability_diagrams
 from ual_ray.plots.intervals import differences, win_rates
-from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
 from ual_ray.plots.style import make_environment, to_svg
-from ual_ray.plots.training import bins_of, loss_by_uncertainty, loss_curves
+from ual_ray.plots.training import alpha_by_arm, bins_of, loss_by_uncertainty, loss_curves, uncertainty_by_source
 from ual_ray.report.caveats import RESULTS, absent_lines, differing, guard_lines, notes, unanswered
 from ual_ray.report.findings import Findings, regime_of, without_primary
 from ual_ray.report.judged import judged_verdicts

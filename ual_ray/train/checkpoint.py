@@ -38,8 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from ual_ray.config.checksums import SUMS_FILE, damage_of, from_text, to_text
-from ual_ray.config.files import PROGRESS_FILE
+from ual_ray.config.files import PROGRESS_FILE, SUMS_FILE, damage_of, from_text, to_text
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.train.arrow_storage import HashingWriter, digest_of, reader, writer

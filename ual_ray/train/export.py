@@ -26,8 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from ual_ray import __version__
 from ual_ray.config import TrainConfig
-from ual_ray.config.checksums import SUMS_FILE, Sums, damage_in, read_sums, sums_of, write_sums
-from ual_ray.config.files import read_json, replacing, write_json
+from ual_ray.config.files import SUMS_FILE, Sums, damage_in, read_json, read_sums, replacing, sums_of, write_json, write_sums
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import as_in_checkpoint, float32_names, optional_file

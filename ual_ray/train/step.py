@@ -16,7 +16,7 @@ from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import alphas_digest, content_digest, read_table, recorded_map
-from ual_ray.plots import scores, training
+from ual_ray.plots import training
 from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
 from ual_ray.run.step import (
@@ -254,7 +254,7 @@ def _train_and_log(
     run.metrics({key: value for key, value in metrics.items() if key != "last"}, step=int(metrics["last"]["step"]))
     run.plot(training.loss_curves({name: lines}), "plots/loss.png")
     run.plot(training.loss_by_uncertainty({name: lines}, metrics["uncertainty_bin_edges"]), "plots/loss_by_uncertainty.png")
-    run.plot(scores.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
+    run.plot(training.alpha_by_arm({name: table[col.ALPHA].to_numpy()}), "plots/alpha.png")
     return metrics
 
 

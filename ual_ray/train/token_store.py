@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.ipc
 
 from ual_ray import columns as col
-from ual_ray.config.checksums import refuse_damage
+from ual_ray.config.files import refuse_damage
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.parquet import DONE_FILE, RowFiles, read_table
 

@@ -23,8 +23,7 @@ import pyarrow.ipc
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
-from ual_ray.config.checksums import sha256, write_sums
-from ual_ray.config.files import read_json, write_json, write_text
+from ual_ray.config.files import read_json, sha256, write_json, write_sums, write_text
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list, plural

@@ -18,8 +18,7 @@ from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
 from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
 from ual_ray.calibrate.stage import probe, probe_validation
-from ual_ray.config.checksums import read_sums
-from ual_ray.config.files import read_json
+from ual_ray.config.files import read_json, read_sums
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.models.output_head import OutputHead

@@ -13,7 +13,7 @@ from damage import each_damage
 from matplotlib.figure import Figure
 
 from ual_ray.calibrate.metrics import summary
-from ual_ray.config.checksums import sums_of, write_sums
+from ual_ray.config.files import sums_of, write_sums
 from ual_ray.errors import UserError
 from ual_ray.plots.calibration import clusters, label, read_points, reliability_diagrams
 from ual_ray.plots.style import to_svg

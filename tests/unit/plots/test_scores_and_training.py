@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ual_ray.plots import training
-from ual_ray.plots.scores import alpha_by_arm, distributions, uncertainty_by_source
+from ual_ray.plots.training import alpha_by_arm, distributions, uncertainty_by_source
 from ual_ray.stats.score_quality import distribution
 
 

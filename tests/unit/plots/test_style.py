@@ -12,8 +12,8 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from ual_ray.plots.intervals import Interval, Panel, draw
-from ual_ray.plots.scores import alpha_by_arm, uncertainty_by_source
 from ual_ray.plots.style import TONES, code, readable, styled, to_svg
+from ual_ray.plots.training import alpha_by_arm, uncertainty_by_source
 
 UNTRUSTED = '<script>1</script>&"$x^2$'
 

@@ -15,7 +15,7 @@ from hub_server import Hub, Repository
 from huggingface_hub import constants
 
 from ual_ray.cli.app import main
-from ual_ray.config.checksums import sums_of, write_sums
+from ual_ray.config.files import sums_of, write_sums
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import PRIMARY, Comparison, Comparisons
 

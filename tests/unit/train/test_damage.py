@@ -15,7 +15,7 @@ from damage import damages, each_damage, write
 from torch import nn
 
 from ual_ray import columns as col
-from ual_ray.config.checksums import SUMS_FILE, read_sums
+from ual_ray.config.files import SUMS_FILE, read_sums
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint

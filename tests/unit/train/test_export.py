@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ual_ray.config import LoraConfig
-from ual_ray.config.checksums import SUMS_FILE, damage_in
+from ual_ray.config.files import SUMS_FILE, damage_in
 from ual_ray.errors import UserError
 from ual_ray.train import export as exporting
 from ual_ray.train import weights
