@@ -4,8 +4,6 @@ Stages exchange data only through Parquet files whose columns are declared here.
 HIGHER = MORE UNCERTAIN, in [0, 1]; a failed measurement is null, never 0 or 1.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

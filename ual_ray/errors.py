@@ -1,7 +1,5 @@
 """The one error that user input can cause, and the kind of it that other settings of a training can cure."""
 
-from __future__ import annotations
-
 USER_ERROR_EXIT_CODE = 2
 
 

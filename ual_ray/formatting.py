@@ -1,7 +1,5 @@
 """Format numbers for display, and texts for comparison."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence

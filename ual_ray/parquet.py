@@ -5,8 +5,6 @@ changed is an error, not another number. In front of the footer, of which Parque
 skip, as they find the footer from the end of the file. Files without checksums, such as those of users, are read as they are.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The stages in order: rows -> elicit -> (smooth -> train) per arm -> evaluate, calibrate and judge all models -> report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Fail-fast validation: check data, models, prompts, settings and memory before anything expensive starts."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections import Counter

@@ -1,7 +1,5 @@
 """Benchmarks, one file each: how a model is asked, and how its answer is read and scored. config/registry.py lists them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ual_ray.benchmarks.benchmark import Benchmark

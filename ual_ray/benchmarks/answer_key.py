@@ -4,8 +4,6 @@ Numbers are compared by value (50% is 50, and 0.5), other mathematics by math-ve
 Pure but for math-verify's process.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from decimal import Decimal

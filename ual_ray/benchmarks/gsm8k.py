@@ -1,7 +1,5 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems with a number as answer, which is read strictly and flexibly."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed

@@ -1,7 +1,5 @@
 """Unsmoothed NLL of the reference replies, by source: rows that nothing was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading

@@ -3,8 +3,6 @@ r"""Competition mathematics: answers in \boxed{...} (MATH) or after 'The answer 
 Answers are equal when they are mathematically equal, such as 1/2, 0.5 and \frac{1}{2}.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ An answer such as 9^9^9^9 keeps a computer algebra system busy for ever, in code
 and math-verify's own time limits need the main thread, in which an actor's methods do not run.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

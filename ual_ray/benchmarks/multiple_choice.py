@@ -4,8 +4,6 @@ A choice is the assistant's reply, without the end of its turn. `accuracy` compa
 `accuracy_normalised` these sums over the length in characters: acc and acc_norm of lm-evaluation-harness.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

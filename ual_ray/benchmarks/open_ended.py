@@ -4,8 +4,6 @@ With two turns, as in MT-Bench, the second is asked after the model's own first 
 and the first is kept in `extracted`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of

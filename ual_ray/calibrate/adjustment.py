@@ -8,8 +8,6 @@ with p the model's softmax at temperature 1: first the floor is removed, then th
 f keeps the order of the probabilities, so top-1 accuracy does not change, and eps = 0 is temperature scaling alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Confidence is the mean token probability of the answer, exp(mean log-probability
 of the summed probabilities. Both come from the engine; temperature scaling recomputes the logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,6 @@ regardless of its number of rows.
 Any label smoothing tightens clusters (Muller et al. 2019): compare with constant smoothing of equal mean, not only with none.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

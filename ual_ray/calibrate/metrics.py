@@ -4,8 +4,6 @@ Pure functions of arrays. `confidence` is in [0, 1], HIGHER = SURER; `correct` i
 No result depends on the order of the rows: rows of equal confidence share their mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache

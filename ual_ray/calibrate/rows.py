@@ -1,7 +1,5 @@
 """The rows on which a model is probed: sorted by id, rendered, up to calibration.max_tokens tokens."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ The temperature and the adjustment are fitted on the validation rows, everything
 sorted by id, so that models are compared on the same tokens.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

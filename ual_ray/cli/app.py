@@ -1,7 +1,5 @@
 """The `ual` command: the list of its commands, and its entry point."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

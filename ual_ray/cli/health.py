@@ -1,7 +1,5 @@
 """Before a run: check the machine and its surroundings, and plan what the run takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

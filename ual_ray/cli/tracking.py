@@ -1,7 +1,5 @@
 """MLflow and model hubs: serve MLflow's UI, send what could not be logged, promote a model, push it to a hub."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The environment that a result depends on: Python, packages, machine, git commits."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import platform

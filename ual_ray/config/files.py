@@ -5,8 +5,6 @@ files with a list of SHA-256 sums next to them, in the format of `sha256sum -c`.
 or of others, is taken as it is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib

@@ -1,7 +1,5 @@
 """What configuration keys mean, read from their fields: what a key affects, and which keys name something on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@
 An unknown key is an error that names the nearest known one.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

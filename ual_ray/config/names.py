@@ -1,7 +1,5 @@
 """Names that the configuration knows: models, arms, and the names of everything that a registry holds."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ual_ray.config.registry import BASE_MAPS, BENCHMARKS, ENGINES, ESTIMATORS, FORMATS, LOSSES, MAPS, WEIGHTS

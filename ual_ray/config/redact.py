@@ -1,7 +1,5 @@
 """Configurations and texts without their secrets."""
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Any

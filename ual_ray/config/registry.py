@@ -4,8 +4,6 @@ An entry is "module:attribute", imported when it is looked up, because configura
 package adds entries through entry points of the group "ual_ray.estimators" (maps, formats, ...); see docs/extending.md.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """How a key of the configuration is declared: its default, its description, what it affects, and what it names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 

@@ -4,8 +4,6 @@ strict: the first number behind '####'; flexible: the last number of the text (G
 Units of measure and money make equal numbers different answers; what is counted, such as clips, does not.
 """
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal
 from fractions import Fraction

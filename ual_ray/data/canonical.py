@@ -4,8 +4,6 @@ Runs inside a worker, block by block. Valid rows are written to `rows/`, invalid
 `usable_rows` are those that a run would score or train on, read in this process, before the workers read all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

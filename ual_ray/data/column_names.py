@@ -1,7 +1,5 @@
 """Names of columns that change what a row means, whatever its format: what is read, asked for, or marks a bad row."""
 
-from __future__ import annotations
-
 import re
 
 from ual_ray.data.records import CONTEXT

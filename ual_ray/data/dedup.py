@@ -1,7 +1,5 @@
 """Deduplication across workers: one row per content, and one per id of the user's data."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing

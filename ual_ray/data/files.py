@@ -1,7 +1,5 @@
 """List the files of data.path by their metadata, local or in a cloud, through pyarrow.fs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Fingerprint of a data set: a digest of its content or, where that is too large to read, of its metadata."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

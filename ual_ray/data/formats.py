@@ -4,8 +4,6 @@ A format is recognised by its columns; `data.columns` maps columns of other name
 known_formats.py has the formats, config/registry.py lists them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Hub data sets, streamed shard by shard."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

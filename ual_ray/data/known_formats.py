@@ -1,7 +1,5 @@
 """The formats of instruction data that are in use: their columns, and how a row of each becomes messages."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Labels of responses: a CSV or JSONL file with the columns `id` and `correct`."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from pathlib import Path

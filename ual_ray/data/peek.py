@@ -1,7 +1,5 @@
 """Inspect a data set before a run starts: its format, its size and its first rows."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Canonical rows as a Ray Data source: shards of the data are read by workers, never in the driver."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@
 files are both read through pyarrow.fs.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator

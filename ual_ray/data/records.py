@@ -1,7 +1,5 @@
 """A record of the user's data, the reason why one cannot be used, and its texts."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A shard: the small description of a part of the data that is sent to a worker to read."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Split and read tables: row groups of Parquet files, and the Arrow files of datasets directories."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing that changes what a turn means is left out in silence: it is used, or the row is bad and its reason names the key.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The checks of `ual doctor`, in the order of its output."""
 
-from __future__ import annotations
-
 from ual_ray.doctor import cluster, machine, network
 from ual_ray.doctor.findings import Check
 

@@ -3,8 +3,6 @@
 python -m ual_ray.doctor.cluster ray | gpus < CONFIGURATION      prints JSON
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Findings, and how all checks are run: at once, each with a timeout, none with a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """This machine: Python and packages against the bounds of pyproject.toml, memory, shared memory, the disk at the output."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -3,8 +3,6 @@
 Tokens are named, never shown.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 All arrays have one entry per row; NaN = no score. Uncertainties are in [0, 1], higher = more uncertain.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ What is answered already is counted over an even sample of the rows: a row that 
 requests that the same elicitor has answered are not. Calls no model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -5,8 +5,6 @@ Embeddings are mean-pooled last hidden states of an encoder, compared by their c
 inference judges whether each of two answers entails the other.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -5,8 +5,6 @@ with the same elicitor finds these by request, in all stores next to its own. In
 machine share them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence

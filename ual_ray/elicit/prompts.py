@@ -3,8 +3,6 @@
 Rated examples of the user's own can stand before the pair as earlier turns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache

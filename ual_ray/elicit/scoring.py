@@ -3,8 +3,6 @@
 Pure glue: it runs inside an actor, so nothing token-sized ever leaves it, and inside a unit test as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -5,8 +5,6 @@ one to another question is wrong, so the AUROC between the two kinds bounds what
 reads the pair at all. It does not tell that finer errors are found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

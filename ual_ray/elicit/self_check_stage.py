@@ -1,7 +1,5 @@
 """The self-check's rows through the pool: some rows of the data, or of scored rows, in; AUROCs of all estimators out."""
 
-from __future__ import annotations
-
 import heapq
 import math
 from functools import partial

@@ -12,8 +12,6 @@ as finished.
     KEY/working/DATA.json       who scores these data with the settings of the key: another run waits, and does not pay twice
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -3,8 +3,6 @@
 Two rows are sent to a server before all others: it states what it refuses while nothing is paid for yet.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

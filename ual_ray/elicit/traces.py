@@ -1,7 +1,5 @@
 """A sample of the elicitor's calls as traces: the rows' prompts are made again, and found with the replies that are stored."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ engine = make_engine(EngineSpec(config.engine, model="demo"))
 results = engine.run([Choice(...), Likelihood(...), Completion(...)])
 """
 
-from __future__ import annotations
-
 from ual_ray.config.registry import ENGINES
 from ual_ray.engines.requests import Engine, EngineDied, EngineSpec, run_once
 

@@ -3,8 +3,6 @@
 Checked with Ray 2.60. When tests/unit/engines/test_compat_ray_data.py fails after an upgrade, adapt this file alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -5,8 +5,6 @@ With `render: true` and a model with a tokenizer, lengths are in tokens as in a 
 {seconds_per_run: 0.1, crash_on: text, hang_on: text, log: file}.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -3,8 +3,6 @@
 Metrics of the actors are exported by Ray to Prometheus and its dashboard while a job runs.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """Reads chat completions of an OpenAI-compatible server, which may lack anything: values out, or MalformedReply."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ Elicitation, evaluation and judging share it. A task is a callable `(rows, engin
 batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

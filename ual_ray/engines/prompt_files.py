@@ -1,7 +1,5 @@
 """Prompt files: the built-in one, and a user's YAML file that replaces any of its texts; placeholders are checked."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable

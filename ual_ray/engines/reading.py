@@ -4,8 +4,6 @@ A probability is returned only where the model meant one of the choices; otherwi
 `answer_place` finds the tokens in which a reply gives its answer, where their probabilities are read.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections import Counter

@@ -14,8 +14,6 @@ Nothing but these is read, and of two answers that differ neither:
 A heading, or a line that ends in a colon, counts as words before the line behind it. Other text in a fence is left out.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Requests are hashable: two estimators that ask the same thing share one call. Wh
 server: the model ended it, its length did, or something else did. `Engine` is the contract of all engines.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence

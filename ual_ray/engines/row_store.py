@@ -8,8 +8,6 @@
 A key made of all that shapes a row (model, prompts, engine settings) names the folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

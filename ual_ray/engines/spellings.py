@@ -5,8 +5,6 @@ tokens. Each inner node is one generation that gives the probabilities of the ne
 prefix of others (1 of 10 and 100) has the probability of its tokens times the probability that none of the others follows.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict

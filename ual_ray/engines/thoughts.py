@@ -1,7 +1,5 @@
 """The thought of a reply: its marks, and what follows it. Pure."""
 
-from __future__ import annotations
-
 import re
 
 from ual_ray.formatting import nfkc

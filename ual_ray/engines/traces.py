@@ -4,8 +4,6 @@ A trace is {"id", "name", "spans"}; a span {"name", "type", "inputs", "outputs",
 of the others. Prompts and replies have the form of OpenAI's API, which MLflow's UI shows as a chat.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What the configuration is in vLLM's terms: its arguments and environment, and the checks that need no vLLM."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Pure glue: it runs inside an actor, and inside a unit test as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ When tests/unit/evaluate/test_compat_lm_eval.py fails, or lm_eval/models/vllm_ca
 adapt or remove this file, and run bench/evaluate_vs_lm_eval.py.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

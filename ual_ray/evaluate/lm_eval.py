@@ -5,8 +5,6 @@ group as it was asked for; the rows of a group name their subtask as source. A s
 figure of the task is its mean: others, such as F1 or instruction-level accuracy, have no value per question.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter

@@ -4,8 +4,6 @@ They come from files through the readers that scoring uses, and from the test sp
 holds one batch, and the ids.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

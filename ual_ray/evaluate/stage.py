@@ -4,8 +4,6 @@ Answers are kept in a row store per model and engine settings: a benchmark that 
 and after a crash only questions without an answer are sent.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator

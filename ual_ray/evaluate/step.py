@@ -1,7 +1,5 @@
 """Evaluation as a step of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version

@@ -9,8 +9,6 @@ output/
   SCENARIO/report/              the arms over seeds
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What the trainings of an experiment show: means over seeds, and paired differences with their verdicts. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ How long it takes and what its devices cost follows from rates that the pilot, o
 much seeds differ from the pilot too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 

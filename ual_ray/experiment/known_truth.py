@@ -3,8 +3,6 @@
 Each training, of a small random Llama, goes through the real token store, loop and export, as the only rank, without Ray.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

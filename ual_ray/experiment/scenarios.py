@@ -1,7 +1,5 @@
 """The rows of a scenario: those of some sources, of every split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path

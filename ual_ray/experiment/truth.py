@@ -1,7 +1,5 @@
 """A world whose truth is known: contexts, the exact distribution of their answers, and one sampled label each. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

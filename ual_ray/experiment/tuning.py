@@ -6,8 +6,6 @@ The measure is the NLL at the temperature fitted to the validation tokens: raw N
 rows are not read. A trial that diverges has lost.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

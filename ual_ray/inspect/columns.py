@@ -1,7 +1,5 @@
 """The columns of a folder of scored rows, read one at a time, so that no texts of a million rows are held in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ual inspect`: the uncertainty report as a page, on the terminal, and in the MLflow run of the elicitation."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

@@ -5,8 +5,6 @@ and the elicitor's replies about them from the store that the rows were scored i
 Every value of an Inspection is a plain Python value; unknown or undefined values are None, never 0 or NaN.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -3,8 +3,6 @@
 Rows are untrusted: the template escapes everything, and the page's own policy forbids scripts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 Only tokenizers are loaded: no weights, no Ray, no vLLM.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -5,8 +5,6 @@ When tests/unit/integrations/test_compat_trl.py or tests/integration/test_trl.py
 adapt this file, and move the bounds of trl in pyproject.toml.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from trl import SFTTrainer, pack_dataset

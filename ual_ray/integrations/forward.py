@@ -5,8 +5,6 @@ of [rows, length, vocabulary] in hand. So the loss is made in forward, from the 
 A collator that pads, flattens or packs rows expands one alpha, and one weight, per row to one per token.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ SFTTrainer accepts a loss function, but then runs a second forward pass for its 
 in packing and padding-free batches; this subclass follows TRL's advice and overrides `compute_loss`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

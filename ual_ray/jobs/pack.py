@@ -4,8 +4,6 @@ Files are data, prompts, labels and accelerate's settings. Folders are not uploa
 and adapters must be on storage that every node of the cluster can access, and so must the output folder unless it is a URI.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Errors of the server become UserErrors with the job's id; a server that does not answer is one after CONNECT_SECONDS.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

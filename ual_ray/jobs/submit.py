@@ -6,8 +6,6 @@ The number counts the tries of one configuration. Every stage is idempotent, so 
 Environment variables that a job gets by name have the values that they have where it is submitted.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

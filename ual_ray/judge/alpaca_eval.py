@@ -3,8 +3,6 @@
 In annotations output_1 is the reference's answer and output_2 the candidate's; a preference is in [1, 2], 2 = output_2.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

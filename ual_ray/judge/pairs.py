@@ -3,8 +3,6 @@
 Also how long a context they need: a pair that does not fit would be missing, and long answers first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The judge's prompt: prompts.yaml or a user's file of the same format; its hash is in every row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache

@@ -4,8 +4,6 @@ Verdicts are kept in a row store per judge, prompt and engine settings: a pair t
 is shown in both orders unless judge.orders=random; the verdicts of every judge are kept apart.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager

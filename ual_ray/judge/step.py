@@ -1,7 +1,5 @@
 """Judging as a step of a run, and a sample of the judges' calls as traces, made again from the pairs and stored verdicts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 Runs inside an actor, or directly in a unit test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """From verdicts to figures: win rates overall and by benchmark, position bias, agreement of judges, counts. Pure."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """What to copy of a working folder, and in which order, so that a kill at any moment leaves a copy to continue from."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """What a command gets for an output or an input that may be a path or a URI: a local folder."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A folder on one of pyarrow's file systems: open it within seconds or report why not, list it, copy files there and back."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable, Iterator

@@ -9,8 +9,6 @@ it is emptied, and all files are fetched. A file that went missing between two s
 again. After a kill it may also have been removed by the command: in a stage in work, and among what waits for MLflow.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

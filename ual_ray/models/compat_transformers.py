@@ -9,8 +9,6 @@ When tests/unit/models/test_compat_transformers.py fails with another transforme
 tests/unit/train and tests/integration/test_fsdp.py, and move the bounds of transformers in pyproject.toml.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

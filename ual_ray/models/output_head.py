@@ -1,7 +1,5 @@
 """The output layer of a causal LM: from hidden states after the final norm to logits, as its architecture computes them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@
 cache folder: $UAL_CACHE, or ual_ray in the user's cache folder.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import logging

@@ -1,7 +1,5 @@
 """Truncation of rendered rows to train.max_length. Pure, so that the preview shows it without loading Ray."""
 
-from __future__ import annotations
-
 from ual_ray.columns import Message, Messages
 from ual_ray.config import TrainConfig
 from ual_ray.models.chat import IGNORE_INDEX, Rendered

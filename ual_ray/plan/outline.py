@@ -3,8 +3,6 @@
 What was not measured stays unknown; the plan then names the trial that measures it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

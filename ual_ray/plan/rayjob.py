@@ -1,7 +1,5 @@
 """A run as a RayJob for KubeRay: cluster/kuberay/rayjob.yaml with the configuration's output and the pods that it takes."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from pathlib import Path

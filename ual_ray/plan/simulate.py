@@ -5,8 +5,6 @@ works: the unit in work is lost and goes back to the queue, and the actor is bac
 A sweep gives time and cost by the number of actors, and the knee: where more actors stop being worth their start.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Iterator

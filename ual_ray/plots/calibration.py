@@ -3,8 +3,6 @@
 The latter are Muller's projection, and the two principal directions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

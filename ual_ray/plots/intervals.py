@@ -1,7 +1,5 @@
 """Values with their intervals: paired differences, win rates, AUROCs, differences by how much of the uncertainty is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap

@@ -4,8 +4,6 @@ A plot is one phone screen wide, and more panels make it taller: its text is leg
 tokens come from data; they are drawn as they are, never as markup or formulas.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import threading

@@ -3,8 +3,6 @@
 All losses are unsmoothed NLL in nats per token: smoothed losses of different arms do not compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Words on a report: what limits its conclusions, what each measure tells, the guards against a promotion. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from ual_ray.config import BASE

@@ -3,8 +3,6 @@
 Calibration, clusters and win rates of an arm are averaged over its training seeds.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence, Set

@@ -3,8 +3,6 @@
 Those that are compared have in common a method per arm, a way of measuring, and one model from stage to stage.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import defaultdict

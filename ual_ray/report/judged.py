@@ -4,8 +4,6 @@ The order is fixed before the results are known, so SFT is only tested where the
 conclusive. Several controls, and several UAL arms, are corrected for one another (`stats.sequence`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

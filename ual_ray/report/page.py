@@ -3,8 +3,6 @@
 Rows, names and configurations are untrusted: the template escapes everything, and the page's own policy forbids scripts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

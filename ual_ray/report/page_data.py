@@ -3,8 +3,6 @@
 Parts that are absent are listed in `missing`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

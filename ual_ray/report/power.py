@@ -1,7 +1,5 @@
 """What more training seeds would show, from the variances between seeds and over questions that were measured. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

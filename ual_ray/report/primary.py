@@ -1,7 +1,5 @@
 """The primary measures of a run: recorded before its first results, and compared with what the configuration names later."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

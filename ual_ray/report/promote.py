@@ -1,7 +1,5 @@
 """`ual promote`: give an arm's registered model the alias `champion`, if it is significantly better in the run's comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Stage 5: the results of all stages compared, as the last step of a run and as a command."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Ray cluster: the only `ray.init` of the project."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

@@ -1,7 +1,5 @@
 """The output folder as an actor or a rank sees it: a path of its own machine, or a folder of the driver's machine alone."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterator

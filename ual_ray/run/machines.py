@@ -4,8 +4,6 @@ What reads and writes files, and loads no model, runs on that machine (`here`). 
 folder through one actor (`output_folder`): see `folder`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory that a process has taken."""
 
-from __future__ import annotations
-
 import resource
 import sys
 

@@ -1,7 +1,5 @@
 """The metrics of a training's steps: a file with one JSON line per step, each with a checksum as records have."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

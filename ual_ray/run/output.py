@@ -11,8 +11,6 @@
 A stage whose digest has a done.json is not run again. An interrupted stage finds its folder as it left it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

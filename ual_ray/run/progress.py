@@ -1,7 +1,5 @@
 """Progress: a bar with rate and ETA on a terminal, at most one line every ten seconds elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

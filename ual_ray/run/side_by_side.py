@@ -1,7 +1,5 @@
 """Tasks of one command side by side, each in a thread: the main thread starts them, waits for them, and receives signals."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping

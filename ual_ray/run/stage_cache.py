@@ -7,8 +7,6 @@
 An interrupted stage finds its folder as it left it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ Ray's workers, native code and progress bars write to the process's file descrip
 themselves are redirected to the log file, and the console writes to a duplicate of the terminal.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Stage 2: scored rows in, rows with alpha out. No language model is called."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import lru_cache

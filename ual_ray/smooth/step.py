@@ -1,7 +1,5 @@
 """Smoothing as a step of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ returns a weight per row, 0 or above; 0 leaves the row out. Weights are scaled t
 just one of another learning rate.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ual_ray.config import ArmConfig

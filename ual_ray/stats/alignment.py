@@ -3,8 +3,6 @@
 Primary measures of which two models have no comparison are inconclusive, for a stated reason, and not left out.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

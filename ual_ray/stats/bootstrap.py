@@ -6,8 +6,6 @@ find: the smallest difference that a number of training seeds would show; and wh
 how answers end that were cut: a verdict holds whatever they are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

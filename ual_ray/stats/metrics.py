@@ -1,7 +1,5 @@
 """Metrics of result rows, each with its n and standard error; the name, label and direction of every metric. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace

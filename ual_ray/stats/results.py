@@ -3,8 +3,6 @@
 Token statistics of a calibration and the area under its risk-coverage curve are summed by question, as comparisons pair them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

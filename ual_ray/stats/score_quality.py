@@ -5,8 +5,6 @@ Pure functions of arrays. Scores are uncertainties in [0, 1], HIGHER = MORE UNCE
 Undefined results are None, never NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ When tests/unit/tracking/test_compat_mlflow.py fails with another MLflow: read `
 tests/integration/test_mlflow_ui.py, and move the bounds of mlflow in pyproject.toml.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -8,8 +8,6 @@
 Every file is written under a temporary name and then renamed, so a killed process leaves no partial operation.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """Models: log a directory without loading it, with its lineage and model card, register it, find it for its metrics."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

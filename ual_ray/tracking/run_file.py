@@ -3,8 +3,6 @@
 The store names files by absolute paths, which differ between machines: `move_store` changes those of a working folder.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

@@ -6,8 +6,6 @@ functions to make traces export each span from a thread and swallow errors; here
 replace each other.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

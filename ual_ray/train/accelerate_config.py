@@ -3,8 +3,6 @@
 Only the file is read: `accelerate` itself would also read the environment, and needs a GPU to create its FSDP plugin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Attention sample by sample: a pack's samples never meet, so no mask over the whole pack is built or computed."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

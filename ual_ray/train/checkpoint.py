@@ -10,8 +10,6 @@ Not reported to Ray Train, whose checkpoint manager keeps either the newest or t
 file that a kill can tear.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

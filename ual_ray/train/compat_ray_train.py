@@ -7,8 +7,6 @@ Ubuntu resolve that to 127.0.1.1, where no other node can reach it: "Gloo connec
 ray/train/torch/config.py and set the variables in every worker before `init_process_group`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -6,8 +6,6 @@ When tests/unit/train/test_compat_torch.py fails with another torch: read `DTens
 move the bounds of torch in pyproject.toml.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`torch.compile` of the decoder layers, whose shapes may differ from batch to batch."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sysconfig

@@ -9,8 +9,6 @@ adapter/                                    LoRA: the adapter alone, as peft and
 The model card (README.md) has the lineage, the training settings and the metrics.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy

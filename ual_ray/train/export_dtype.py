@@ -1,7 +1,5 @@
 """The precision of exported weights. Without torch, as commands that train nothing read it."""
 
-from __future__ import annotations
-
 from ual_ray.config import Config
 
 

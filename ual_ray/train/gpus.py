@@ -1,7 +1,5 @@
 """GPUs by data sheet: their speed for MFU and estimates, and the memory of those that are not in this machine."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """The training loop of one worker: read, plan, build, resume, step, validate, log, save, export. Independent of Ray."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put in before sharding, exported alone and merged into the weights."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the loss is given, and what is refused before any work is done on it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

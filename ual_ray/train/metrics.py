@@ -1,7 +1,5 @@
 """Training metrics from a step's sums: averages per target token, per uncertainty bin, and device utilization. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

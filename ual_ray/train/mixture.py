@@ -5,8 +5,6 @@ after another of its own samples, going on in the next epoch where the last one 
 come equally often, up to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

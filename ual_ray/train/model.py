@@ -1,7 +1,5 @@
 """The training model: a transformers causal LM whose forward returns the smoothed loss, sharded by FSDP2."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple

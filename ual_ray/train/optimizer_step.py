@@ -3,8 +3,6 @@
 Learning rates have a linear warm-up, then the decay of `train.schedule` to a floor.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

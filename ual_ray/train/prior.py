@@ -4,8 +4,6 @@ UAL (arXiv 2406.04854) smooths towards the uniform distribution, which gives eve
 frequencies of the training responses cost the loss no more (see `loss.smoothed_linear_cross_entropy`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

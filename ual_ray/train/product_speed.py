@@ -4,8 +4,6 @@ With AMX or AVX512-BF16, bfloat16 is several times faster, without them half as 
 precision is always faster.
 """
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache

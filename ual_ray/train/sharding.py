@@ -1,7 +1,5 @@
 """FSDP2 over a mesh of ranks, one parameter group per decoder layer (HSDP: several sharded replicas)."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import replace

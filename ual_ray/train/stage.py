@@ -1,7 +1,5 @@
 """Stage 3: rows with alpha in, a fine-tuned model directory out."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import uuid

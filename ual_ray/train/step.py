@@ -1,7 +1,5 @@
 """Training as a step of a run."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ place of the node. MLflow's own monitor sends to the store by itself, from every
 store nor has a worker's address. These figures travel with the sums of a step instead, and are logged with its metrics.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -4,8 +4,6 @@ Each function takes nll [n] (nats) and probabilities [n, V] of the tokens, both 
 They are rivals of uncertainty-aware smoothing that need no elicitor: the weight follows the model in training.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Weights from a model directory or the hub, straight into shards: every rank reads only the rows that it will hold."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ contract.py has what an estimator declares, sampling.py how several sample repli
 Ray, no vLLM, no MLflow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ual_ray.columns import Messages

@@ -1,7 +1,5 @@
 """Estimators from the likelihood of the response under the elicitor; both share one request."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Estimators from answers that the elicitor samples to the instruction; both share one request."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Two questions, as they have two answers: a chat reply is hardly ever wrong and has countless equals, a sum is the reverse.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Memory and speed of the workers' devices: GPUs by data sheet, this machine's CPU by a short measurement."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Counted: parameters, steps, tokens and padding; for large data from a sample of 
 time, the operations of all steps (`forward_pass`) divided by the speed of the workers' devices (`devices`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ reports the tensors it saves, torch's flop counter every product. Of layers that
 the second. A 70B model takes seconds and no memory.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack

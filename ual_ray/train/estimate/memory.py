@@ -8,8 +8,6 @@ counted: the rendered rows, which are mapped from files, and freed memory that t
 those of layers that are not compiled (train.compile), which keep more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The training rows' lengths in tokens, of a sample of the rows where they are many, an even one of each source."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

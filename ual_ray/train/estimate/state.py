@@ -3,8 +3,6 @@
 Without torch, so that the check before a run takes milliseconds; `memory` adds what depends on the architecture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from ual_ray.config import TrainConfig
