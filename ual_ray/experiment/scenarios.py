@@ -1,6 +1,6 @@
 """The rows of a scenario: those of some sources, of every split."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,9 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
     def work(folder: Path) -> dict[str, Any]:
         for given in (rows, scored):
             files = RowFiles(given)
-            write_tables(_of_sources(files, sources), files.schema, folder / given.name)
+            batches = files.to_batches(filter=pa.compute.field(col.SOURCE).isin([*sources]))
+            tables = (pa.Table.from_batches([batch]) for batch in batches)
+            write_tables(tables, files.schema, folder / given.name)
         return {"sources": count_sources(folder / rows.name)}
 
     def line(metrics: dict[str, Any]) -> str:
@@ -153,8 +155,3 @@ def select_step(session: Session, sources: Sequence[str], rows: Path, scored: Pa
 
     folder = run_step(session, Step("scenario", "rows", inputs, place), work, line).folder
     return folder / rows.name, folder / scored.name
-
-
-def _of_sources(files: RowFiles, sources: Sequence[str]) -> Iterator[pa.Table]:
-    chosen = pa.compute.field(col.SOURCE).isin([*sources])
-    return (pa.Table.from_batches([batch]) for batch in files.to_batches(filter=chosen))

@@ -130,6 +130,8 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
     there = np.isfinite(values)
     measured = _score_of(columns) if name == col.UNCERTAINTY else name
     again = columns.numbers(col.retest_column(measured)) if measured in columns.estimators else None
+    finish = col.finish_column(name)
+    cut, replies = count_cut(columns.arrow(finish)) if finish in columns else (0, 0)
     # A value shows that this reply was parsed, even if the row has an error from another estimator.
     replied = asked | there
     return Score(
@@ -142,13 +144,8 @@ def _score(columns: Columns, name: str, groups: Mapping[str, NDArray[np.bool_]],
         length=quality.spearman(values, columns.lengths),
         length_by_source={source: quality.spearman(values[group], columns.lengths[group]) for source, group in groups.items()},
         mass=median(columns.numbers(col.mass_column(name))),
-        cut=_share_cut(columns, col.finish_column(name)),
+        cut=cut / replies if replies else None,
     )
-
-
-def _share_cut(columns: Columns, name: str) -> float | None:
-    cut, replies = count_cut(columns.arrow(name)) if name in columns else (0, 0)
-    return cut / replies if replies else None
 
 
 def _extremes(columns: Columns, groups: Mapping[str, NDArray[np.bool_]], names: list[str], scored: Path) -> tuple[Any, Any]:

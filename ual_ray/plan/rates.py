@@ -124,7 +124,8 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None, ho
                 f"{planned}, or with 1"
             )
         trial.questions = {name: counts["rows"] for name, counts in evaluations[-1][0]["benchmarks"].items()}
-        most = _most_questions(folder)
+        benchmarks = _section(folder, "evaluate").get("benchmarks") or {}
+        most = {name: (settings or {}).get("max_rows") for name, settings in benchmarks.items()}
         trial.capped = {name for name, count in trial.questions.items() if count >= (most.get(name) or math.inf)}
     if calibrations := [done for done in _of_models(folder, "calibrate", homes) if "rows" in done[0]]:
         taken = calibrations[-1][0]["rows"]
@@ -206,12 +207,6 @@ def _all_tokens(taken: Mapping[str, Any], rows: int | None) -> int:
     """Tokens of all `rows` of a split, of which calibration took the first ones, up to its max_tokens."""
     looked_at = taken.get("rows", 0) + sum(taken.get("dropped", {}).values())
     return round(taken["tokens"] * max(1.0, rows / looked_at)) if rows and looked_at else taken["tokens"]
-
-
-def _most_questions(folder: Path) -> dict[str, int | None]:
-    """Read max_rows of every benchmark from the configuration of a run."""
-    benchmarks = _section(folder, "evaluate").get("benchmarks") or {}
-    return {name: (settings or {}).get("max_rows") for name, settings in benchmarks.items()}
 
 
 def _section(folder: Path, name: str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def rayjob(config: Config) -> dict[str, Any]:
     """Return the manifest. Raises UserError for an output that is not on the volume of all pods, and for secrets."""
     manifest: dict[str, Any] = yaml.safe_load(next(place for place in PLACES if place.is_file()).read_text(encoding="utf-8"))
     spec = manifest["spec"]["rayClusterSpec"]
-    mounts = (mount for pod in _pods(spec) for mount in pod["containers"][0]["volumeMounts"])
+    pods = (group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]))
+    mounts = (mount for pod in pods for mount in pod["containers"][0]["volumeMounts"])
     (shared,) = {mount["mountPath"] for mount in mounts if mount["name"] == SHARED}
     if not Path(config.output).is_relative_to(shared):
         raise UserError(
@@ -113,7 +114,3 @@ def _gpus(group: dict[str, Any]) -> int:
 def _limits(group: dict[str, Any]) -> dict[str, Any]:
     limits: dict[str, Any] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     return limits
-
-
-def _pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
