@@ -9,7 +9,7 @@ from ual_ray.benchmarks import answer_key, math, multiple_choice
 from ual_ray.columns import Message
 from ual_ray.data import answers, records, turns
 from ual_ray.engines import openai_dialect, reading, reply_text, thoughts
-from ual_ray.models import chat
+from ual_ray.models import given
 
 SCALE, LETTERS = tuple("0123456789"), ("M", "m")
 
@@ -19,7 +19,7 @@ def without_thoughts(text: str) -> Any:
 
 
 def dropped(text: str) -> Any:
-    return chat._dropped("y", [Message(role="assistant", content=text)], [{}])
+    return given.dropped("y", [Message(role="assistant", content=text)], [{}])
 
 
 def quoted(text: str) -> Any:
