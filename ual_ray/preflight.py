@@ -19,7 +19,7 @@ from ual_ray.data.peek import DataPeek, peek
 from ual_ray.elicit.adjust import check_labels
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.grouping import check_nli_model
-from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
+from ual_ray.engines.vllm_engine import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
 from ual_ray.mirror.remote import open_place
@@ -134,7 +134,7 @@ def check_harness(tasks: Sequence[str]) -> None:
 
 def check_judge(config: Config) -> None:
     """Raise UserError for an unusable judge model or unusable prompts."""
-    from ual_ray.judge.prompts import load_judge_prompts
+    from ual_ray.judge.pairs import load_judge_prompts
 
     if config.judge.model is None:
         raise UserError("judge.model is not set", expected="a hub name, a directory or 'demo'", fix="set judge.model=NAME")

@@ -22,10 +22,10 @@ from ual_ray.config import Config, DataConfig, EngineConfig
 from ual_ray.config.files import read_sums, write_sums
 from ual_ray.data.files import find_files
 from ual_ray.elicit.prompts import load_prompts
-from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel
+from ual_ray.engines.vllm_engine import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import read_model_outputs
-from ual_ray.judge.prompts import load_judge_prompts
+from ual_ray.judge.pairs import load_judge_prompts
 from ual_ray.models.chat import ChatRenderer, Rendered
 from ual_ray.report.promote import read_findings
 from ual_ray.run.output import OWNER_FILE, Workspace

@@ -61,7 +61,7 @@ PURE = sorted(
             f"train/{name}.py"
             for name in ("loss", "batches", "metrics", "progress", "optimizer_step", "estimate/memory", "estimate/state")
         ),
-        *(f"judge/{name}.py" for name in ("win_rate", "prompts", "task", "pairs", "verdicts", "alpaca_eval")),
+        *(f"judge/{name}.py" for name in ("win_rate", "task", "pairs", "verdicts", "alpaca_eval")),
         *(f"calibrate/{name}.py" for name in ("metrics", "clustering")),
         "plan/simulate.py",
         *("experiment/truth.py", "experiment/findings.py"),

@@ -22,7 +22,7 @@ from ual_ray.config import Config
 from ual_ray.config.files import write_json, write_record
 from ual_ray.config.keys import engine_settings
 from ual_ray.engines import EngineSpec
-from ual_ray.engines.vllm_arguments import engine_arguments, set_environment
+from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
 from ual_ray.evaluate.compat_lm_eval import cpu_build_found_as_vllm
 from ual_ray.evaluate.stage import engine_of, model_digest

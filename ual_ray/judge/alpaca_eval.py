@@ -11,7 +11,7 @@ from typing import Any
 from ual_ray import columns as col
 from ual_ray.config.files import write_text
 from ual_ray.errors import UserError
-from ual_ray.judge.prompts import as_text
+from ual_ray.judge.pairs import as_text
 
 Row = Mapping[str, Any]
 

@@ -1,22 +1,73 @@
 """Pairs of answers to the same question for the judge: the candidate's, and another model's or the file's reference.
 
-Also how long a context they need: a pair that does not fit would be missing, and long answers first.
+Also how long a context they need: a pair that does not fit would be missing, and long answers first. The judge's prompt is
+prompts.yaml or a user's file of the same format; its hash is in every row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ual_ray import columns as col
+from ual_ray.columns import Message, Messages, digest
 from ual_ray.config import REFERENCE_ANSWERS
+from ual_ray.engines.prompt_files import load_templates
 from ual_ray.engines.requests import Turns, messages_of
 from ual_ray.errors import UserError
-from ual_ray.judge.prompts import named
 from ual_ray.models.chat import ChatRenderer
 from ual_ray.parquet import RowFiles
+
+# The verdicts: the reply shown first, and the one shown second.
+FIRST, SECOND = "m", "M"
+LETTERS = (FIRST, SECOND)
+PLACEHOLDERS = {"comparison": {"conversation", "first", "second"}}
+
+
+@dataclass(frozen=True)
+class JudgePrompts:
+    """The prompt template and its version."""
+
+    version: int
+    comparison: str
+
+    def compare(self, conversation: Messages, first: str, second: str) -> Turns:
+        """Ask which of two replies to a conversation is better."""
+        return (("user", self.comparison.format(conversation=as_text(conversation), first=first, second=second)),)
+
+    @property
+    def template(self) -> Turns:
+        """What is asked, with {{name}} for what differs between pairs."""
+        return self.compare([Message(role="user", content="{{conversation}}")], "{{first}}", "{{second}}")
+
+    @property
+    def hash(self) -> str:
+        """Hash of version and wording: 16 hexadecimal digits."""
+        return digest(asdict(self))
+
+
+@lru_cache
+def load_judge_prompts(path: str | None = None) -> JudgePrompts:
+    """Read the built-in prompt, or a user's prompt file. Raises UserError for an invalid file."""
+    own = resources.files("ual_ray.judge").joinpath("prompts.yaml")
+    return JudgePrompts(**load_templates(own, path, "judge.templates", PLACEHOLDERS))
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """Format messages as text, with roles if there is more than one message."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(named(message) for message in messages)
+
+
+def named(message: Message) -> str:
+    """Format a message as text with its role."""
+    return f"{message['role'].capitalize()}: {message['content']}"
+
 
 Row = Mapping[str, Any]
 

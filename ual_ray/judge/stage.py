@@ -25,8 +25,16 @@ from ual_ray.engines.reading import READING_VERSION
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.judge.alpaca_eval import export, read_model_outputs
-from ual_ray.judge.pairs import PAIRS, QUESTION, AnswerSet, in_other_order, longest_context, make_pairs, needed_context
-from ual_ray.judge.prompts import load_judge_prompts
+from ual_ray.judge.pairs import (
+    PAIRS,
+    QUESTION,
+    AnswerSet,
+    in_other_order,
+    load_judge_prompts,
+    longest_context,
+    make_pairs,
+    needed_context,
+)
 from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, by_question, figures_of_judges
 from ual_ray.models.chat import load_renderer

@@ -14,8 +14,7 @@ from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_values
 from ual_ray.engines.traces import Trace, call, sample
 from ual_ray.judge.alpaca_eval import ANNOTATIONS_FILE, OUTPUTS_FILE, REFERENCE_OUTPUTS_FILE
-from ual_ray.judge.pairs import PAIRING_VERSION, QUESTION, AnswerSet, name_of
-from ual_ray.judge.prompts import load_judge_prompts
+from ual_ray.judge.pairs import PAIRING_VERSION, QUESTION, AnswerSet, load_judge_prompts, name_of
 from ual_ray.judge.stage import SAMPLED_ROWS, Judging, judge_pairs, measuring, open_ended_benchmarks, shown_pairs
 from ual_ray.judge.task import JudgeRows
 from ual_ray.judge.verdicts import VERDICTS_FILE, metrics, win_rate_line

@@ -12,8 +12,7 @@ from ual_ray.engines import Engine, run_once
 from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import CUT, Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, Turns
-from ual_ray.judge.pairs import EARLIER_CANDIDATE, EARLIER_REFERENCE
-from ual_ray.judge.prompts import LETTERS, load_judge_prompts
+from ual_ray.judge.pairs import EARLIER_CANDIDATE, EARLIER_REFERENCE, LETTERS, load_judge_prompts
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from pool_actors import ME
 from vllm_stand_in import FINAL_ONLY, BuildVLLM, EngineDeadError, StandIn
 
 from ual_ray.config import EndpointConfig, EngineConfig
-from ual_ray.engines import EngineSpec, make_engine, pool, vllm_arguments
+from ual_ray.engines import EngineSpec, make_engine, pool
 from ual_ray.engines import openai_engine as endpoint
 from ual_ray.engines import vllm_engine as in_process
 from ual_ray.engines.monitor import Limits, Monitor
@@ -91,7 +91,7 @@ def build_vllm(monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Tokenizers) -> B
         monkeypatch.setitem(sys.modules, "vllm.inputs", SimpleNamespace(tokens_input=lambda ids: {"prompt_token_ids": ids}))
         kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=FINAL_ONLY))
         monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
-        monkeypatch.setattr(vllm_arguments.os, "environ", {})
+        monkeypatch.setattr(in_process.os, "environ", {})
         monkeypatch.setattr(in_process, "resolve_model", lambda name: f"/models/{name}")
         monkeypatch.setattr(in_process, "load_renderer", lambda *_: renderer)
         engine = make_engine(spec_of("tiny", lora, **options))

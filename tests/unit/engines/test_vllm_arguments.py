@@ -12,15 +12,14 @@ from engine_requests import ASK, TOLD, spec_of
 from vllm_stand_in import BuildVLLM
 
 from ual_ray.config import EngineConfig
-from ual_ray.engines import vllm_arguments
+from ual_ray.engines import vllm_engine
 from ual_ray.engines.compat_vllm import EXTENSION
 from ual_ray.engines.requests import (
     Completion,
     Likelihood,
     LikelihoodResult,
 )
-from ual_ray.engines.vllm_arguments import adapter_rank, check_parallel, engine_arguments
-from ual_ray.engines.vllm_engine import VLLMEngine
+from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, check_parallel, engine_arguments
 from ual_ray.errors import UserError
 
 
@@ -49,7 +48,7 @@ def test_settings_reach_the_engine_and_arguments_win(build_vllm: BuildVLLM) -> N
     _, llm, _ = build_vllm(dtype="float16", max_model_len=77, arguments={"dtype": "float32", "max_num_seqs": 3})
     assert llm.options["model"] == "/models/tiny"
     assert (llm.options["dtype"], llm.options["max_model_len"], llm.options["max_num_seqs"]) == ("float32", 77, 3)
-    environment = vllm_arguments.os.environ
+    environment = vllm_engine.os.environ
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "1" and environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
@@ -57,8 +56,8 @@ def test_settings_reach_the_engine_and_arguments_win(build_vllm: BuildVLLM) -> N
 def test_on_gpus_one_engine_spans_them(build_vllm: BuildVLLM) -> None:
     _, llm, _ = build_vllm(gpus_per_actor=2)
     assert (llm.options["tensor_parallel_size"], llm.options["enforce_eager"]) == (2, False)
-    assert not {"OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE"} & set(vllm_arguments.os.environ)
-    assert vllm_arguments.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert not {"OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE"} & set(vllm_engine.os.environ)
+    assert vllm_engine.os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ual_ray.engines.reading import choice_probabilities
 from ual_ray.engines.reply_text import Unread
 from ual_ray.engines.requests import Choice, ChoiceResult, Completion, CompletionResult, Failure, Request, Result, overlong
 from ual_ray.errors import UserError
-from ual_ray.judge.prompts import LETTERS, as_text, load_judge_prompts
+from ual_ray.judge.pairs import LETTERS, as_text, load_judge_prompts
 from ual_ray.judge.task import RETRIES, JudgeRows, preference_of_candidate
 
 Row = dict[str, Any]

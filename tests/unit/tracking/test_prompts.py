@@ -14,7 +14,7 @@ from tracked import Network, tracker_of
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.prompts import load_prompts
-from ual_ray.judge.prompts import load_judge_prompts
+from ual_ray.judge.pairs import load_judge_prompts
 from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, with_experiment
 from ual_ray.tracking.run import Run
 from ual_ray.tracking.store import PREFIX
