@@ -22,7 +22,6 @@ from ual_ray.config import Config
 from ual_ray.data.canonical import QUARANTINE_FOLDER, ReadOptions, check_splits
 from ual_ray.data.dedup import Deduplicator
 from ual_ray.data.peek import DataPeek
-from ual_ray.data.ray_source import RowSource
 from ual_ray.elicit.assemble import Assembly
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.known import Shared
@@ -35,7 +34,7 @@ from ual_ray.engines.requests import Failure
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.run.machines import here, on_this_node, read_source
+from ual_ray.run.machines import RowSource, here, on_this_node, read_source
 from ual_ray.run.progress import Meter
 
 # What to do about the commonest kind of rows without a score.

@@ -1,26 +1,79 @@
 """An output at a URI on a cluster: the folder that commands work in is on the driver's machine alone.
 
 What reads and writes files, and loads no model, runs on that machine (`here`). Actors and ranks on other machines reach the
-folder through one actor (`output_folder`): see `folder`.
+folder through one actor (`output_folder`): see `folder`. Rows are Ray Data sources: workers read them, never the driver.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute
 import ray
-from ray.data import Datasource
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ual_ray import columns as col
 from ual_ray.columns import digest
 from ual_ray.config.files import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
-from ual_ray.data.ray_source import TaskSource
+from ual_ray.data.canonical import ReadOptions, blocks_of
+from ual_ray.data.reading import Piece
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import cache_folder
 from ual_ray.parquet import RowFiles
 from ual_ray.run.folder import HERE, Folder, FolderElsewhere
+
+
+class TaskSource(Datasource):
+    """Calls each function in a read task of its own, for the tables that it returns."""
+
+    def __init__(self, reads: Sequence[Callable[[], Iterable[pa.Table]]], schema: pa.Schema | None = None) -> None:
+        """Take the functions, which travel to workers, and the schema of the tables, None = unknown."""
+        super().__init__()
+        self._reads, self._schema = [*reads], schema
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None: what is read is larger in memory than on disk by an unknown factor."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return one read task per function."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(read, unknown, schema=self._schema, per_task_row_limit=per_task_row_limit) for read in self._reads]
+
+
+class RowSource(TaskSource):
+    """Reads the rows of the named splits, with a task per shard; all splits are written below `plan.folder` while reading.
+
+    `claims` and `monitor` are handles of a Deduplicator and a Monitor actor.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> None:
+        """Store the inputs of the read tasks."""
+        read = partial(_read, plan=plan, splits=tuple(splits), claims=claims, monitor=monitor)
+        super().__init__([partial(read, piece, number) for number, piece in enumerate(pieces)], col.ROWS)
+
+
+def _read(
+    piece: Piece, number: int, *, plan: ReadOptions, splits: tuple[str, ...], claims: Any, monitor: Any
+) -> Iterator[pa.Table]:
+    def claim(ids: Sequence[str], positions: Sequence[int]) -> list[bool]:
+        return ray.get(claims.claim.remote(ids, positions))
+
+    if ray.get(monitor.stopped.remote()):
+        return
+    wanted = pa.array(splits)
+    for block in blocks_of(piece, number, plan, claim):
+        reasons = [row["reason"] for row in block.quarantined]
+        if ray.get(monitor.read.remote(len(block.rows), reasons)):
+            return  # `map_rows` raises the reason once the blocks already sent are written
+        yield block.rows.filter(pa.compute.is_in(block.rows[col.SPLIT], wanted))
+
 
 # Of the actor, in the namespace of the command.
 NAME = "ual_ray.output"
@@ -114,10 +167,10 @@ class FileSource(TaskSource):
 
     def __init__(self, path: Path | str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> None:
         """List the files."""
-        super().__init__([partial(_read, file, columns, where) for file in RowFiles(path).files])
+        super().__init__([partial(_read_file, file, columns, where) for file in RowFiles(path).files])
 
 
-def _read(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
+def _read_file(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
     return [RowFiles([Path(file)]).to_table(columns, where)]
 
 

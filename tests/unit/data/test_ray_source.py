@@ -15,14 +15,14 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.config import DataConfig
 from ual_ray.data import canonical as prepare
-from ual_ray.data import ray_source as stream
 from ual_ray.data.canonical import ReadOptions
 from ual_ray.data.dedup import Deduplicator
-from ual_ray.data.ray_source import RowSource, _read
 from ual_ray.data.reading import find_pieces
 from ual_ray.data.shard import Piece
 from ual_ray.engines.monitor import Limits, Monitor
 from ual_ray.parquet import read_table
+from ual_ray.run import machines as stream
+from ual_ray.run.machines import RowSource, _read
 
 
 class Handle:

@@ -27,8 +27,7 @@ from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.sample import Rows, sample_rows
 from ual_ray.train.estimate.state import checkpoint_bytes
-from ual_ray.train.gpus import GPUS
-from ual_ray.train.product_speed import resolve_dtype
+from ual_ray.train.product_speed import GPUS, resolve_dtype
 from ual_ray.train.sharding import DTYPES
 from ual_ray.train.weights import empty_trained_model
 

@@ -10,14 +10,14 @@ from small_llama import settings
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.train import gpus
+from ual_ray.train import product_speed
 from ual_ray.train.estimate import devices, dry_run
 from ual_ray.train.estimate.dry_run import micro_batch
 
 
 def known(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     """Let there be one kind of GPU, of so much memory."""
-    monkeypatch.setattr(gpus, "GPUS", table := {"H100": gpus.Gpu(989, gib)})  # type: ignore[arg-type]
+    monkeypatch.setattr(product_speed, "GPUS", table := {"H100": product_speed.Gpu(989, gib)})  # type: ignore[arg-type]
     for module in (devices, dry_run):
         monkeypatch.setattr(module, "GPUS", table)
 
