@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message
-from ual_ray.elicit.estimators.samples import entropy_of, grouping_for
+from ual_ray.elicit.estimators.samples import grouping_for
 from ual_ray.elicit.grouping import AnswerGrouping, LexicalGrouping
 from ual_ray.engines.requests import (
     CompletionResult,
@@ -129,10 +129,3 @@ def test_sampled_answers_stay_in_range(answers: list[str]) -> None:
             uncertainty, raw = reduce(estimator, said(*answers), messages=messages)
             assert uncertainty is not None and 0 <= uncertainty <= 1
             assert raw is not None and math.isfinite(raw)
-
-
-@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any))
-def test_entropy_against_its_definition(sizes: list[int]) -> None:
-    shares = [size / sum(sizes) for size in sizes if size]
-    assert entropy_of(sizes) == pytest.approx(-sum(share * math.log(share) for share in shares))
-    assert 0 <= abs(entropy_of(sizes)) <= math.log(len(shares)) + 1e-12

@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
+
+from scipy.stats import entropy
 
 from ual_ray.benchmarks.answer_key import marked_answer
 from ual_ray.columns import Messages, spoken
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, Sampling, clip, missing
-from ual_ray.elicit.grouping import AnswerGrouping, Grouping, LexicalGrouping, NliGrouping, group
+from ual_ray.elicit.grouping import AnswerGrouping, EmbeddingGrouping, Grouping, LexicalGrouping, NliGrouping, group
 from ual_ray.elicit.prompts import instruction_of
 from ual_ray.engines.reading import MIN_READ_SHARE
 from ual_ray.engines.reply_text import Unread, answered
@@ -91,8 +93,9 @@ class SemanticEntropy(_OfAnswers):
         if isinstance(votes, Estimate):
             return votes
         grouping = self.grouping_of(messages)
-        entropy = entropy_of(Counter(group(grouping.keys(votes), grouping.same)).values())
-        return Estimate(clip(entropy / math.log(len(votes))), entropy)
+        sizes = Counter(group(grouping.keys(votes), grouping.same)).values()
+        spread = abs(float(entropy([*sizes])))  # without the sign of -0.0
+        return Estimate(clip(spread / math.log(len(votes))), spread)
 
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:
@@ -100,20 +103,11 @@ def grouping_for(messages: Messages, similarity: float) -> Grouping:
     return AnswerGrouping() if marked_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
 
 
-def entropy_of(sizes: Iterable[int]) -> float:
-    """Entropy, in nats, of the shares of groups of these sizes."""
-    counts = [size for size in sizes if size]
-    total = sum(counts)
-    return math.fsum(count / total * math.log(total / count) for count in counts)
-
-
 def _configured_grouping(config: ElicitConfig) -> Grouping | None:
     if config.grouping == "nli":
         assert config.nli_model is not None, "the configuration asks for it"
         return NliGrouping(config.nli_model)
     if config.grouping == "embedding":
-        from ual_ray.elicit.grouping import EmbeddingGrouping
-
         assert config.embedding_model is not None, "the configuration asks for it"
         return EmbeddingGrouping(config.embedding_model, config.similarity)
     return {"auto": None, "answer": AnswerGrouping(), "lexical": LexicalGrouping(config.similarity)}[config.grouping]
