@@ -52,7 +52,7 @@ def check(
     if "train" in stages:
         check_train(config.train)
         if config.train.compile and not config.train.gpus_per_worker and config.runtime.joined is None:
-            from ual_ray.train.compiled import check_compiler  # with torch, which other trainings on CPUs do not wait for
+            from ual_ray.train.model import check_compiler  # with torch, which other trainings on CPUs do not wait for
 
             check_compiler()
     if {"train", "evaluate"} <= stages and config.train.lora.rank and not config.train.lora.merge:
@@ -177,7 +177,7 @@ def check_arms(config: Config) -> None:
                 fix=f"add it to elicit.estimators: [{', '.join((*config.elicit.estimators, arm.uncertainty))}]",
             )
         if (prior := arm.training(config.train).prior_file) is not None:
-            from ual_ray.train.prior import read_prior  # with torch, which mistakes in other keys do not wait for
+            from ual_ray.train.loss_inputs import read_prior  # with torch, which mistakes in other keys do not wait for
 
             read_prior(Path(prior).expanduser())
 

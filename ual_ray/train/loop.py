@@ -25,10 +25,10 @@ from ual_ray.train.batches import Batch, Prefetch, Step, StepPlan, collate, vali
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter, model_card
 from ual_ray.train.lora import scale_of
+from ual_ray.train.loss_inputs import make_prior
 from ual_ray.train.metrics import SKIPPED, Metrics, hardware
 from ual_ray.train.model import SmoothedCausalLM, build
 from ual_ray.train.optimizer_step import NonFiniteError, learning_rate_share, make_optimizer, train_step, validate
-from ual_ray.train.prior import make_prior
 from ual_ray.train.progress import VOTES, Interruptions, Progress
 from ual_ray.train.sharding import make_mesh
 from ual_ray.train.timing import RankReport, Stopwatch

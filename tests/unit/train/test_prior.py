@@ -12,7 +12,7 @@ import pytest
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.train.prior import make_prior
+from ual_ray.train.loss_inputs import make_prior
 from ual_ray.train.token_store import TokenStore
 
 

@@ -10,12 +10,12 @@ import torch
 from small_llama import settings, write
 
 from ual_ray.config import TrainConfig
-from ual_ray.train.compiled import compile_layers
 from ual_ray.train.estimate.dry_run import dry_run
 from ual_ray.train.estimate.forward_pass import forward_pass
 from ual_ray.train.estimate.memory import count_parameters, estimate
 from ual_ray.train.estimate.state import COMPILER_BYTES, least_bytes
 from ual_ray.train.estimate.text import lines
+from ual_ray.train.model import compile_layers
 from ual_ray.train.weights import empty_model
 
 
