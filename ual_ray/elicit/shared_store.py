@@ -15,12 +15,10 @@ as finished.
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,8 +31,9 @@ from ual_ray.elicit.known import ASKED_FILE, note_asked
 from ual_ray.engines.row_store import CHECKPOINT_FOLDER, FAILED_FOLDER, FINISHED_FOLDER, RETRIED_FOLDER
 from ual_ray.errors import UserError
 from ual_ray.mirror.changes import Version, changes, refers, scan
+from ual_ray.mirror.copying import ATTEMPTS, attempt, copied, each, finish, repeated
 from ual_ray.mirror.remote import Remote, asked_all
-from ual_ray.mirror.transfer import ATTEMPTS, BEAT_SECONDS, CLAIM_SECONDS, COPY_SECONDS, DEAD_SECONDS, SETTLE_SECONDS, THREADS
+from ual_ray.mirror.transfer import BEAT_SECONDS, CLAIM_SECONDS, DEAD_SECONDS
 from ual_ray.parquet import damage_of, file_digest
 
 ROWS = ".parquet"
@@ -69,23 +68,24 @@ class SharedStore:
         """
         self._wait(say)
         try:
-            with self._repeated(self._live_on, BEAT_SECONDS) if self._claim else nullcontext():
+            with repeated(self._remote, self._live_on, BEAT_SECONDS) if self._claim else nullcontext():
                 if size := asked_all(self._remote, "fetched", self._fetch_whole):
                     say(f"{size / 2**20:,.1f} MB of replies fetched from {self._name}")
                 if self._remote.read(f"{self._key}/{ASKED_FILE}") != self._asked:
                     self._remote.write(f"{self._key}/{ASKED_FILE}", self._asked)
                 yield from self._copying()
         finally:
-            self._try(self._release)
+            attempt(self._remote, self._release)
 
     def _copying(self) -> Iterator[None]:
         try:
-            with self._repeated(lambda: self.copy(time.time_ns() - SETTLE_SECONDS * 1e9), COPY_SECONDS):
+            with copied(self._remote, self.copy):
                 yield
         except BaseException:
-            self._try(self.copy)
+            attempt(self._remote, self.copy)
             raise
-        self._finish()
+        kept = f"all rows are kept in {self._root}: run the same command again, which sends none of them"
+        finish(self._remote, self.copy, lambda: kept)
 
     def _fetch_whole(self) -> int:
         for _ in range(ATTEMPTS - 1):
@@ -112,8 +112,8 @@ class SharedStore:
         missing = {name: there[name] for name in wanted if not (self._root / _name_here(name)).exists()}
         for key in sorted(self._keys):
             note_asked(self._root / key, self._asked)
-        self._each(lambda name: self._get(name, there[name]), [name for name in missing if not refers(name)])
-        self._each(lambda name: self._get(name, there[name]), [name for name in missing if refers(name)])
+        for late in (False, True):
+            each(lambda name: self._get(name, there[name]), [name for name in missing if refers(name) == late])
         found = self._scan().items()
         self._copied = {name: version for name, version in found if self._name_there(name, version) in there}
         return sum(info.size or 0 for info in missing.values())
@@ -125,8 +125,7 @@ class SharedStore:
         for name in wanted.erased:  # failed rows that are sent again
             del self._copied[name]
         for names in (wanted.copied, wanted.last):
-            for name in self._each(lambda name: self._put(name, now[name]), names):
-                self._copied[name] = now[name]
+            each(lambda name: self._put(name, now[name]), names)
 
     def forget(self) -> None:
         """Erase the rows of the run's own key there, before they are forgotten here."""
@@ -136,7 +135,7 @@ class SharedStore:
             here = (self._name_there(name, version) for name, version in self._scan().items())
             if gone := {*names, *here}:
                 self._remote.write(f"{self._key}/{ERASED_FILE}", sorted(gone | self._erased(self._key)))
-            self._each(self._remote.delete, names)
+            each(self._remote.delete, names)
 
         asked_all(self._remote, "written", erase)
 
@@ -167,6 +166,7 @@ class SharedStore:
         target = self._name_there(name, version)
         if not self._linked(self._root / name, Path(self._remote.root, target)):
             self._remote.put(self._root / name, target)
+        self._copied[name] = version
 
     def _get(self, name: str, info: FileInfo) -> None:
         target = self._root / _name_here(name)
@@ -194,14 +194,6 @@ class SharedStore:
         except OSError:
             return False
         return True
-
-    def _each(self, act: Callable[[str], None], names: Iterable[str]) -> list[str]:
-        """Do something to many files at a time. Raises the first error when all have ended."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            started = {name: pool.submit(act, name) for name in names}
-        for done in started.values():
-            done.result()
-        return [*started]
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -245,42 +237,6 @@ class SharedStore:
     def _release(self) -> None:
         if self._claim is not None and self._claimed().get("session") == self._me["session"]:
             self._remote.delete(self._claim)
-
-    @contextmanager
-    def _repeated(self, call: Callable[[], None], seconds: float) -> Iterator[None]:
-        """Call a function again and again in a thread until the block has ended."""
-        stop = threading.Event()
-
-        def repeat() -> None:
-            while not stop.wait(seconds):
-                self._try(call)
-
-        thread = threading.Thread(target=repeat, name="store", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def _try(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:  # the next time tries again, and `_finish` raises
-            logger.warning("not copied to %s: %s", self._name, redact_uri(str(error)))
-
-    def _finish(self) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return self.copy()
-            except Exception as error:
-                if attempt == ATTEMPTS:
-                    raise UserError(
-                        f"{self._remote.key}: not everything was copied",
-                        got=f"{self._name}: {redact_uri(str(error))}",
-                        fix=f"all rows are kept in {self._root}: run the same command again, which sends none of them",
-                    ) from error
-                time.sleep(COPY_SECONDS)
 
 
 class _Whole:

@@ -9,7 +9,6 @@ it is emptied, and all files are fetched. A file that went missing between two s
 again. After a kill it may also have been removed by the command: in a stage in work, and among what waits for MLflow.
 """
 
-import logging
 import os
 import shutil
 import socket
@@ -18,8 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +28,7 @@ from ual_ray.config.files import SPOOL_FOLDER, STORE_FILE, URI_FILE, read_json, 
 from ual_ray.config.redact import redact_uri
 from ual_ray.errors import UserError
 from ual_ray.mirror.changes import Version, changes, scan
+from ual_ray.mirror.copying import copied, each, finish, repeated
 from ual_ray.mirror.remote import Remote, asked_all
 from ual_ray.run.output import OWNER_FILE
 from ual_ray.run.stage_cache import DONE_FILE, FORGOTTEN_FILE, LOCK_FILE, STARTED_FILE
@@ -38,17 +37,12 @@ from ual_ray.tracking.run_file import move_store
 
 MARKER, TIMES = ".ual-output.json", ".ual-times.json"
 STATE_FILE = "state.json"
-# Between two looks at the working folder; a file that changed within SETTLE_SECONDS waits for the next look.
-COPY_SECONDS, SETTLE_SECONDS = 2.0, 1.0
 # A session counts on every BEAT_SECONDS. One that has not for DEAD_SECONDS is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0
 # Of two that mark the folder at once, the later one has it: both look again after this time.
 CLAIM_SECONDS = 1.0
 AGAIN = "run the same command again on this machine"
-THREADS = 8
-ATTEMPTS = 3
 
-logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
@@ -81,17 +75,15 @@ class Mirror:
         except BaseException:
             self._mark(working=False)
             raise
+        copying = ExitStack()
         # Two threads, as a large file takes longer than a sign of life may.
-        threads = [threading.Thread(target=one, name="mirror", daemon=True) for one in (self._watch, self._copy_on)]
-        for thread in threads:
-            thread.start()
+        copying.enter_context(repeated(self.remote, self._live, BEAT_SECONDS, self._stop))
+        copying.enter_context(copied(self.remote, self.copy, self._stop))
         try:
             yield
         finally:
-            self._stop.set()
             try:
-                for thread in threads:
-                    thread.join()
+                copying.close()
                 self._finish()
             except (SystemExit, KeyboardInterrupt):  # it keeps its exit code
                 say(f"{self._name}: not everything was copied; it is kept in {self.root}: {AGAIN}")
@@ -118,8 +110,11 @@ class Mirror:
                 self._save()
 
     def _copy_all(self, names: Iterable[str], now: Mapping[str, Version]) -> None:
-        for name in self._each(self._put, names):
+        def put(name: str) -> None:
+            self._put(name)
             self._known[name] = now[name]
+
+        each(put, names)
 
     # --- the session --------------------------------------------------------------------------------------------------
 
@@ -176,16 +171,15 @@ class Mirror:
         content = {"session": self._session, "working": working, "beat": self._beat, "folder": self._folder}
         self.remote.write(MARKER, content | {"host": socket.gethostname(), "pid": os.getpid()})
 
-    def _watch(self) -> None:
-        """Give signs of life; end the command when another run has taken the folder: what it makes is not copied any more."""
-
-        def live() -> None:
+    def _live(self) -> None:
+        """Give a sign of life; end the command when another run has taken the folder: what it makes is not copied any more."""
+        try:
             self._check_ours()
             self._mark(working=True)
-
-        self._repeat(BEAT_SECONDS, live)
-        if self._lost.is_set():
-            end_command()
+        finally:
+            if self._lost.is_set() and not self._stop.is_set():
+                self._stop.set()
+                end_command()
 
     def _check_made_by_us(self) -> None:
         names = asked_all(self.remote, "listed", self.remote.files)
@@ -288,36 +282,16 @@ class Mirror:
             if (names is None or name in names) and (self.root / name).is_file():
                 os.utime(self.root / name, ns=(changed, changed))
 
-    def _copy_on(self) -> None:
-        self._repeat(COPY_SECONDS, lambda: self.copy(time.time_ns() - SETTLE_SECONDS * 1e9))
-
-    def _repeat(self, seconds: float, call: Callable[[], None]) -> None:
-        while not self._stop.wait(seconds) and not self._lost.is_set():
-            try:
-                call()
-            except Exception as error:  # the next time tries again, and `_finish` raises
-                logger.warning("not copied to %s: %s", self._name, redact_uri(str(error)))
-
     def _finish(self) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                self._check_ours()
-                self.copy()
-                self._mark(working=False)
-                return
-            except Exception as error:
-                if attempt == ATTEMPTS or self._lost.is_set():
-                    again = AGAIN
-                    if self._lost.is_set():
-                        again = (
-                            "copy it from there before any other command, which would replace it by what the other run wrote"
-                        )
-                    raise UserError(
-                        f"{self.remote.key}: not everything was copied to its URI",
-                        got=f"{self._name}: {redact_uri(str(error))}",
-                        fix=f"what was made is kept in {self.root}: {again}",
-                    ) from error
-                time.sleep(COPY_SECONDS)
+        """Copy the rest, and name nobody as working at the URI."""
+
+        def rest() -> None:
+            self._check_ours()
+            self.copy()
+            self._mark(working=False)
+
+        lost = "copy it from there before any other command, which would replace it by what the other run wrote"
+        finish(self.remote, rest, lambda: f"what was made is kept in {self.root}: {lost if self._lost.is_set() else AGAIN}")
 
     def _put(self, name: str) -> None:
         file = self.root / name
@@ -332,26 +306,6 @@ class Mirror:
         self.remote.put(whole, name)
         whole.unlink()
 
-    def _each(self, act: Callable[[str], None], names: Iterable[str]) -> Iterator[str]:
-        """Do something to many files at a time; yield those that are done. Raises the first error when all have ended."""
-
-        def tried(name: str) -> tuple[str, Exception | None]:
-            try:
-                act(name)
-            except Exception as error:  # raised below, unless the file was removed meanwhile
-                return name, error if (self.root / name).exists() else FileNotFoundError(name)
-            return name, None
-
-        errors = []
-        with ThreadPoolExecutor(THREADS) as pool:
-            for name, error in pool.map(tried, names):
-                if error is None:
-                    yield name
-                else:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
-
 
 def _of_model(name: str) -> bool:
     return PurePosixPath(name).parent.name in (MODEL_FOLDER, ADAPTER_FOLDER)
@@ -360,7 +314,5 @@ def _of_model(name: str) -> bool:
 def fetch(remote: Remote, root: Path, wanted: Callable[[str], bool]) -> int:
     """Copy the wanted files of a URI into a folder; return their bytes."""
     sizes = {name: size for name, size in remote.files().items() if name not in (MARKER, TIMES) and wanted(name)}
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda name: remote.get(name, root / name), sizes):
-            pass
+    each(lambda name: remote.get(name, root / name), sizes)
     return sum(sizes.values())

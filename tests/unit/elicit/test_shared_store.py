@@ -21,6 +21,7 @@ from ual_ray.elicit.known import note_asked
 from ual_ray.elicit.shared_store import ERASED_FILE, SharedStore
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
+from ual_ray.mirror import copying
 from ual_ray.mirror.remote import PROBE, Remote, open_place
 from ual_ray.parquet import read_table, write_table
 from ual_ray.preflight import check_elicitor
@@ -34,9 +35,10 @@ Out = Callable[..., SharedStore]
 @pytest.fixture(params=["cloud", "path"])
 def out(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Out:
     """Give the shared store as a run in this output folder sees it: on a file system that is not this machine's, or a path."""
-    times = {"COPY_SECONDS": 0.05, "BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "SETTLE_SECONDS": 0.0, "CLAIM_SECONDS": 0.1}
-    for name, seconds in times.items():
+    for name, seconds in {"BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "CLAIM_SECONDS": 0.1}.items():
         monkeypatch.setattr(shared_store, name, seconds)
+    monkeypatch.setattr(copying, "COPY_SECONDS", 0.05)
+    monkeypatch.setattr(copying, "SETTLE_SECONDS", 0.0)
     (tmp_path / "there").mkdir()
     far = Remote("s3://bucket/there", SubTreeFileSystem(str(tmp_path), LocalFileSystem()), "there", "elicit.store")
     remote = far if request.param == "cloud" else open_place(str(tmp_path / "there"), "elicit.store")

@@ -18,7 +18,7 @@ from processes import wait_until
 from pyarrow.fs import LocalFileSystem
 
 from ual_ray.errors import UserError
-from ual_ray.mirror import transfer
+from ual_ray.mirror import copying, transfer
 from ual_ray.mirror.remote import Remote
 from ual_ray.mirror.transfer import MARKER, Mirror
 from ual_ray.run import terminal
@@ -31,9 +31,10 @@ Machine = Callable[[str], Mirror]
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Make the mirror of one URI on a machine of this name."""
-    times = {"COPY_SECONDS": 0.05, "BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "SETTLE_SECONDS": 0.0, "CLAIM_SECONDS": 0.1}
-    for name, seconds in times.items():
+    for name, seconds in {"BEAT_SECONDS": 0.1, "DEAD_SECONDS": 1.5, "CLAIM_SECONDS": 0.1}.items():
         monkeypatch.setattr(transfer, name, seconds)
+    monkeypatch.setattr(copying, "COPY_SECONDS", 0.05)
+    monkeypatch.setattr(copying, "SETTLE_SECONDS", 0.0)
     return lambda name: Mirror(Remote("hdfs://bucket/run", LocalFileSystem(), str(tmp_path / "there")), tmp_path / name / "run")
 
 
@@ -128,21 +129,21 @@ def test_a_sigterm_while_the_rest_is_copied_ends_in_an_error_and_the_next_comman
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     put, before, said = Remote.put, signal.getsignal(signal.SIGTERM), list[str]()
-    copying = threading.Event()
+    begun = threading.Event()
 
     def slow(self: Remote, local: Path, name: str) -> None:
         if name == "x":
-            copying.set()
+            begun.set()
             time.sleep(1.0)
         put(self, local, name)
 
     def end() -> None:
-        copying.wait(20)
+        begun.wait(20)
         time.sleep(0.3)  # the command has left its block
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Remote, "put", slow)
-    monkeypatch.setattr(transfer, "COPY_SECONDS", 0.01 if moment == "waiting" else 60.0)
+    monkeypatch.setattr(copying, "COPY_SECONDS", 0.01 if moment == "waiting" else 60.0)
     end_on_sigterm()
     ending, here = threading.Thread(target=end), machine("a")
     ending.start()
@@ -150,7 +151,7 @@ def test_a_sigterm_while_the_rest_is_copied_ends_in_an_error_and_the_next_comman
         with pytest.raises(SystemExit), here.held(said.append):
             write(here, **{"owner.json": "{}", "x": "1", "y": "1"})
             if moment == "waiting":
-                copying.wait(20)  # the thread that copies is at it when the command ends
+                begun.wait(20)  # the thread that copies is at it when the command ends
     finally:
         ending.join()
         signal.signal(signal.SIGTERM, before)
