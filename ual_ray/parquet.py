@@ -39,6 +39,11 @@ def run_stage_again(file: Path) -> str:
     return f"restore {file.name} from a copy, or {done}: what a stage before it or a model answered is kept"
 
 
+def send_again(file: Path) -> str:
+    """Describe what to do about a damaged file of finished rows, or of failed ones."""
+    return f"restore it from a copy, or delete {file}: the next run sends its rows again, and no others"
+
+
 class RowFiles:
     """The rows of a Parquet file, of all in a folder, or of several. Raises UserError that names a damaged file."""
 

@@ -24,9 +24,8 @@ from elicitation_checks import (
     transcript,
 )
 
-from ual_ray.engines.row_store import again
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles
+from ual_ray.parquet import RowFiles, send_again
 
 SLOW = 0.4
 ENGINE_ACTOR = "ray::MapWorker(MapBatches(EngineActor))"
@@ -178,8 +177,8 @@ def test_a_changed_bit_in_any_byte_of_a_footer_that_ray_data_wrote_is_told(undis
         copy = bytearray(content)
         copy[byte] ^= 1 << byte % 8
         with damaged(file, bytes(copy)), pytest.raises(UserError, match=f"{file.name} cannot be read"):
-            RowFiles([file], fix=again)
-    RowFiles([file], fix=again)
+            RowFiles([file], fix=send_again)
+    RowFiles([file], fix=send_again)
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------

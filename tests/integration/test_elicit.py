@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
 from ual_ray.parquet import read_table
 
 Row = dict[str, Any]
@@ -149,6 +150,35 @@ def test_only_new_rows_are_sent_and_rows_that_are_gone_are_left_out(score: Score
     assert new.figures["duplicates"] == 2 and "2 duplicates left out" in new.printed
     scores = {row["id"]: row["uncertainty"] for row in old.rows}
     assert all(scores.get(row["id"], row["uncertainty"]) == row["uncertainty"] for row in new.rows)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "removed"])
+def test_damaged_ids_of_finished_rows_send_none_of_them_again(score: Score, tmp_path: Path, damage: str) -> None:
+    """Ray Data writes them without checksums."""
+    before = score(write(tmp_path / "some.jsonl", alpaca(0, 12)), tmp_path / "out")
+    files = sorted(before.store.glob("*/checkpoint/*.parquet"))
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        for place in range(20, 60, 4):
+            content[place] ^= 1
+        file.write_bytes({"changed": bytes(content), "cut": content[: len(content) // 2], "removed": b""}[damage])
+        if damage == "removed":
+            file.unlink()
+    after = score(write(tmp_path / "more.jsonl", alpaca(0, 16)), tmp_path / "out")
+    assert len(after.rows) == 16
+    ids = [row[col.ID] for row in measured(after.store)]
+    assert len(ids) == len({*ids}) == 16
+
+
+def test_damaged_rows_of_the_store_stop_a_run_that_sends_others(score: Score, tmp_path: Path) -> None:
+    before = score(write(tmp_path / "some.jsonl", alpaca(0, 8)), tmp_path / "out")
+    file = min(before.store.glob("*/finished/*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[30] ^= 1  # of the ids
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"(?s){file.name} cannot be read: it is damaged.*delete .*{file.name}"):
+        score(write(tmp_path / "more.jsonl", alpaca(0, 12)), tmp_path / "out")
 
 
 def test_equal_rows_are_scored_once_wherever_they_lie(score: Score, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import ray
 from ual_ray import columns as col
 from ual_ray.config.files import read_json, write_json
 from ual_ray.elicit.replies import Kept, index_key, is_reply_to
-from ual_ray.engines.row_store import RowStore, again
-from ual_ray.parquet import RowFiles, naming_damage, open_file
+from ual_ray.engines.row_store import RowStore
+from ual_ray.parquet import RowFiles, naming_damage, open_file, send_again
 from ual_ray.run.machines import here, output_folder
 
 # Next to a store's rows: whom they asked.
@@ -137,7 +137,7 @@ def _other_files(store: Path, asked: str) -> Iterator[Path]:
 
 def _index(file: Path, number: int) -> pa.Table | None:
     """List the requests of a file; None for one without replies."""
-    with naming_damage([file], again), open_file(file) as opened:
+    with naming_damage([file], send_again), open_file(file) as opened:
         if col.REPLIES not in opened.schema_arrow.names:
             return None
         leaves = [f"{col.REPLIES}.list.element.{name}" for name in ("request", "seed", "n")]
@@ -151,7 +151,11 @@ def _index(file: Path, number: int) -> pa.Table | None:
 @lru_cache(FILES_IN_MEMORY)
 def _replies_in(file: str) -> pa.Array | None:
     try:
-        return RowFiles([output_folder().fetched(Path(file))], fix=again).to_table([col.REPLIES])[col.REPLIES].combine_chunks()
+        return (
+            RowFiles([output_folder().fetched(Path(file))], fix=send_again)
+            .to_table([col.REPLIES])[col.REPLIES]
+            .combine_chunks()
+        )
     except FileNotFoundError:
         logger.warning("%s was removed; its replies are asked for again", file)
         return None

@@ -177,11 +177,11 @@ class SharedStore:
                 self._remote.get(name, part)
                 if info.mtime_ns is not None:  # of several replies to a request the newest counts
                     os.utime(part, ns=(info.mtime_ns, info.mtime_ns))
-            if (damage := damage_of(part)) is not None:
+            if not refers(name) and (damage := damage_of(part)) is not None:  # of ids the names are all that is read
                 raise UserError(
                     f"{self._remote.key}: a file there is damaged, or no Parquet file",
                     got=f"{self._name}: {name}: {damage}",
-                    fix=f"restore it from a copy, or delete {_with_ids(name)} there: its rows are sent again, and no others",
+                    fix="restore it from a copy, or delete it there: its rows are sent again, and no others",
                 )
 
     def _linked(self, source: Path, target: Path) -> bool:
@@ -267,10 +267,3 @@ def _name_here(name: str) -> str:
     """Return the name of a file of the shared store in an output folder; stores of earlier versions have failed rows."""
     path = PurePosixPath(name)
     return str(path.parent.parent / RETRIED_FOLDER / path.name) if path.parent.name == FAILED_FOLDER else name
-
-
-def _with_ids(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.parent.name != FINISHED_FOLDER:
-        return name
-    return f"{name} and {path.parent.parent / CHECKPOINT_FOLDER}/{path.stem.rpartition('-')[0] or path.stem}{ROWS}"

@@ -278,7 +278,7 @@ def map_rows(
     done = before if done is None else done
     monitor, tasks = on_this_node(Monitor, limits, before, store.count(failed)), here()
     try:
-        with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors, by_driver=bool(tasks)):
+        with checkpointing(store.checkpoint, (config.in_flight + BLOCKS_BEING_WRITTEN) * actors, tasks):
             results = (
                 read(monitor)
                 .repartition(target_num_rows_per_block=block)

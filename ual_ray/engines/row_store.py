@@ -1,7 +1,7 @@
 """The rows that engines produced, by id, in a folder that outlives a run: a finished row is never sent again.
 
     <folder>/finished/*.parquet     rows, written in Ray Data's tasks
-    <folder>/checkpoint/*.parquet   their ids, written by Ray Data, which skips them
+    <folder>/checkpoint/*.parquet   their ids, written by Ray Data: a `.pending` in a name marks rows that are not whole
     <folder>/failed/*.parquet       rows that failed with an engine error
     <folder>/retried/*.parquet      those that are sent again, for what was answered about them
 
@@ -21,17 +21,10 @@ from ray.data.datasource import BlockBasedFileDatasink
 from ual_ray import columns as col
 from ual_ray.engines.compat_ray_data import complete_files
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, to_bytes, write_table
+from ual_ray.parquet import RowFiles, send_again, to_bytes, write_table
 
 FINISHED_FOLDER, CHECKPOINT_FOLDER, FAILED_FOLDER, RETRIED_FOLDER = "finished", "checkpoint", "failed", "retried"
 NAMES_BEFORE = ("measured", "answered", "judged")
-
-
-def again(file: Path) -> str:
-    """Describe what to do about a damaged file of a store, so that its rows alone are sent again; none are before that."""
-    ids = [one for one in sorted((file.parent.parent / CHECKPOINT_FOLDER).glob("*.parquet")) if file.name.startswith(one.stem)]
-    both = " and ".join(map(str, [file, *(ids if file.parent.name == FINISHED_FOLDER else ())]))
-    return f"restore it from a copy, or delete {both}: the next run sends its rows again, and no others"
 
 
 @dataclass(frozen=True)
@@ -82,13 +75,13 @@ class RowStore:
     def count(self, where: pa.compute.Expression | None = None) -> int:
         """Count the finished rows that fulfil a condition; without one from the files' metadata alone."""
         files = complete_files(self.finished, self.checkpoint)
-        return RowFiles(files, self.schema, again).count_rows(where) if files else 0
+        return RowFiles(files, self.schema, send_again).count_rows(where) if files else 0
 
     def read(self, columns: Sequence[str], where: pa.compute.Expression) -> pa.Table:
         """Read columns of the finished rows that fulfil a condition."""
         files = complete_files(self.finished, self.checkpoint)
         empty = self.schema.empty_table().select(columns)
-        return RowFiles(files, self.schema, again).to_table(columns, where) if files else empty
+        return RowFiles(files, self.schema, send_again).to_table(columns, where) if files else empty
 
     def missing(self, ids: pa.ChunkedArray, files: Sequence[Path] | None = None) -> pa.ChunkedArray:
         """Return those of the ids that have no row in the files; by default neither a finished nor a failed one."""
@@ -103,7 +96,7 @@ class RowStore:
         positions = np.unique(self._positions(ids, files).drop_null().to_numpy())
         start = 0
         for file in files:
-            rows = RowFiles([file], self.schema, again)
+            rows = RowFiles([file], self.schema, send_again)
             end = start + rows.count_rows()
             first, last = np.searchsorted(positions, (start, end))
             if first < last:
@@ -111,12 +104,12 @@ class RowStore:
             start = end
 
     def check_complete(self, ids: pa.ChunkedArray) -> None:
-        """Raise UserError when rows are missing after all were sent: their files were removed, and the checkpoint was not."""
+        """Raise UserError when rows are missing after all were sent: their files were removed meanwhile."""
         if lost := len(self.missing(ids)):
             raise UserError(
                 f"{lost} of {len(ids)} rows are finished, but missing from the store",
                 got=f"files were removed from {self.finished}",
-                fix="run the stage again with --force",
+                fix="run the same command again, which sends these rows",
             )
 
     def files(self) -> list[Path]:
@@ -125,7 +118,7 @@ class RowStore:
 
     def _positions(self, ids: pa.ChunkedArray, files: Sequence[Path]) -> pa.ChunkedArray:
         """Find the first row with each id, counted over all files; null = none."""
-        read = (RowFiles([file], fix=again).to_table([col.ID])[col.ID] for file in files)
+        read = (RowFiles([file], fix=send_again).to_table([col.ID])[col.ID] for file in files)
         stored = pa.chunked_array([chunk for column in read for chunk in column.chunks], pa.string())
         return pa.compute.index_in(ids, value_set=stored)
 

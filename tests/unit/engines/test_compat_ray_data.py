@@ -19,15 +19,24 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import IdColumnCheckpointManager, _clean_pending_checkpoints_task
 from ray.data.checkpoint.checkpoint_writer import CheckpointWriter
 
-from ual_ray.engines.compat_ray_data import WRITE_OPERATOR, DriverCheckpoint, WriteFirst, checkpointing, complete_files
+from ual_ray.engines import compat_ray_data
+from ual_ray.engines.compat_ray_data import (
+    WRITE_OPERATOR,
+    FinishedIds,
+    WriteFirst,
+    _finished_ids,
+    checkpointing,
+    complete_files,
+)
+from ual_ray.parquet import write_table
 
 FILES = (
     "Ray Data changed how it names or renames its checkpoint files. Read ray/data/checkpoint/checkpoint_writer.py and "
     "adapt complete_files() in ual_ray/engines/compat_ray_data.py: it must leave out files that a crash left half written."
 )
-DRIVER = (
-    "Ray Data changed how it loads checkpoints. Read ray/data/checkpoint/checkpoint_filter.py and adapt DriverCheckpoint in "
-    "ual_ray/engines/compat_ray_data.py: on a cluster whose machines share no folder, finished rows would be sent again."
+IDS = (
+    "Ray Data changed how it loads checkpoints. Read ray/data/checkpoint/checkpoint_filter.py and adapt FinishedIds in "
+    "ual_ray/engines/compat_ray_data.py: finished rows would be sent again, where ids are damaged or on one machine alone."
 )
 POLICY = (
     "Ray Data changed its backpressure policies. Adapt WriteFirst in ual_ray/engines/compat_ray_data.py: without it a crash "
@@ -57,30 +66,35 @@ def test_checkpoint_files(tmp_path: Path) -> None:
     assert kept == complete_files(data, checkpoint) == [*data.iterdir()] == [file], FILES
 
 
-def test_the_driver_cleans_up_and_reads_the_finished_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ray Data's own manager does it in tasks, which may be on machines without the folder."""
-    data, checkpoint = tmp_path / "data", tmp_path / "checkpoint"
+def test_the_finished_ids_are_those_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is in Ray Data's files of ids, which have no checksums."""
+    data, checkpoint, where = tmp_path / "data", tmp_path / "checkpoint", {"num_cpus": 0}
     data.mkdir()
-    with checkpointing(checkpoint, 4, by_driver=True):
-        config = ray.data.DataContext.get_current().checkpoint_config
-    assert config is not None and config.checkpoint_manager_cls is DriverCheckpoint, DRIVER
-    manager = DriverCheckpoint(checkpoint_config=config, data_context=ray.data.DataContext.get_current())
-    monkeypatch.setattr(ray, "put", lambda value: value)
+    with checkpointing(checkpoint, 4, where):
+        context = ray.data.DataContext.get_current().copy()
+    config = context.checkpoint_config
+    assert config is not None and config.checkpoint_manager_cls is FinishedIds, IDS
+    asked: list[Any] = []
+    task = SimpleNamespace(remote=_finished_ids._function, options=lambda **options: asked.append(options) or task)
+    monkeypatch.setattr(compat_ray_data, "_finished_ids", task)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    manager = FinishedIds(checkpoint_config=config, data_context=context)
     assert manager.load_checkpoint(str(data)) == (None, 0)
     writer = CheckpointWriter.create(config)
-    for ids, name in ((["c", "a"], "one_000000"), (["b"], "two_000000")):
+    for ids, name in ((["c", "a"], "one_000000"), (["b"], "two_000000"), (["lost"], "three_000000")):
         pending = writer.write_pending_checkpoint(pa.array(ids), name)
+        write_table(pa.table({"id": ids}), data / f"{name}-0.parquet")
         assert pending is not None
-        writer.commit_checkpoint(pending)
-    writer.write_pending_checkpoint(pa.array(["lost"]), "three_000000")
-    for name in ("one_000000-0.parquet", "three_000000-0.parquet"):
-        (data / name).touch()
+        if name != "three_000000":
+            writer.commit_checkpoint(pending)
+    for file in checkpoint.iterdir():
+        file.write_bytes(b"damaged")
     found, size = manager.load_checkpoint(str(data))
-    assert found.tolist() == ["a", "b", "c"] and size > 0, DRIVER
-    assert [file.name for file in data.iterdir()] == ["one_000000-0.parquet"], DRIVER
-    assert issubclass(DriverCheckpoint, IdColumnCheckpointManager)
-    asked = [*inspect.signature(IdColumnCheckpointManager.load_checkpoint).parameters]
-    assert [*inspect.signature(DriverCheckpoint.load_checkpoint).parameters] == asked, DRIVER
+    assert found.tolist() == ["a", "b", "c"] and size > 0 and asked == [where, where], IDS
+    assert sorted(file.name for file in data.iterdir()) == ["one_000000-0.parquet", "two_000000-0.parquet"], IDS
+    assert issubclass(FinishedIds, IdColumnCheckpointManager)
+    parameters = [*inspect.signature(IdColumnCheckpointManager.load_checkpoint).parameters]
+    assert [*inspect.signature(FinishedIds.load_checkpoint).parameters] == parameters, IDS
 
 
 def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:

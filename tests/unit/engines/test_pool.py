@@ -235,8 +235,7 @@ def test_what_others_left_in_a_shared_store_is_not_shown_as_done(sent: list[tupl
     assert sent == [(2, 1)]
 
 
-def test_finished_rows_that_were_removed_are_reported(sent: list[tuple[int, int]], tmp_path: Path) -> None:
-    """Ray Data skips rows that its checkpoint lists, also when their files are gone."""
+def test_rows_that_are_removed_while_others_are_sent_are_reported(sent: list[tuple[int, int]], tmp_path: Path) -> None:
     write_table(batch_of("a", "b"), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match="1 of 2 rows are finished, but missing from the store"):
         map_file(tmp_path / "rows.parquet", stored(tmp_path / "store", "a"), None)  # type: ignore[arg-type]
