@@ -7,8 +7,10 @@ themselves are redirected to the log file, and the console writes to a duplicate
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ WORDS = "No space left on device|Disk quota exceeded|disk is full|disk's utiliza
 DISK_FULL = re.compile(rf"[^\n]*\b(?:{WORDS})\b[^\n]*", re.IGNORECASE)
 STORE_FULL = re.compile(r"[^\n]*\bobject store is full of objects\b[^\n]*")
 AGAIN = "and run the same command again: what is finished is kept"
+MAKE_ROOM = f"make room (`df -h` shows the disks; Ray writes to the one of /tmp too) {AGAIN}"
+NO_ROOM = 1 << 20  # bytes
 
 _sigterm = threading.Event()
 
@@ -82,7 +86,7 @@ def terminal(log_file: Path, verbose: bool) -> Iterator[Console]:
     if failure is not None:
         from ual_ray.config.redact import redact_uri
 
-        if (user_error := _user_error_in(failure)) is not None:
+        if (user_error := _user_error_in(failure) or _no_room(failure, log_file.parent)) is not None:
             raise user_error
         Console(stderr=True).print(
             f"[bold red]failed:[/bold red] {type(failure).__name__}: {escape(redact_uri(str(failure))[:500])}\n\n"
@@ -132,16 +136,23 @@ def _user_error_in(error: BaseException) -> UserError | None:
         if isinstance(seen, UserError):
             return UserError(str(seen).rsplit("UserError: ", 1)[-1])
         if full := DISK_FULL.search(str(seen)):
-            return UserError(
-                "a disk is full",
-                got=full[0].strip(),
-                fix=f"make room (`df -h` shows the disks; Ray writes to the one of /tmp too) {AGAIN}",
-            )
+            return UserError("a disk is full", got=full[0].strip(), fix=MAKE_ROOM)
         if full := STORE_FULL.search(str(seen)):
             fix = f"end other jobs of the cluster, or start it with a larger --object-store-memory, {AGAIN}"
             return UserError("Ray's object store is full", got=full[0].strip(), fix=fix)
         workers = getattr(seen, "worker_failures", None) or {}
         seen = next(iter(workers.values()), None) or getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _no_room(error: Exception, output: Path) -> UserError | None:
+    """Explain an error where a disk has no byte left: whoever met that could not write a word about it."""
+    from ual_ray.config.redact import redact_uri
+
+    for folder in filter(Path.is_dir, (output, Path(tempfile.gettempdir()))):
+        if (free := shutil.disk_usage(folder).free) < NO_ROOM:
+            got = f"{free} bytes are free at {folder}; {type(error).__name__}: {redact_uri(str(error))[:500]}"
+            return UserError("a disk is full", got=got, fix=MAKE_ROOM)
     return None
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -45,6 +49,21 @@ def test_a_full_object_store_is_told_too(tmp_path: Path) -> None:
         terminal(tmp_path / "x", False),
     ):
         raise wrapped(error)
+
+
+@pytest.mark.parametrize("full", ["output", "temporary"])
+def test_a_worker_that_died_where_a_disk_has_no_room_is_told_as_a_full_disk(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could write neither its result nor a word about it."""
+    place = {"output": tmp_path, "temporary": Path(tempfile.gettempdir())}[full]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096 if path == place else 10**9))
+    error = ray.exceptions.WorkerCrashedError()
+    with (
+        pytest.raises(UserError, match=rf"(?s)a disk is full.*{re.escape(str(place))}.*WorkerCrashedError.*make room"),
+        terminal(tmp_path / "ual.log", verbose=False),
+    ):
+        raise error
 
 
 def test_other_errors_are_printed_with_the_end_of_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
