@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.ipc
+import torch
+import torch.distributed.checkpoint as dcp
 from fuzz_source import ODD, Source, Target, of_bytes, scratch
 
 from ual_ray import columns as col
@@ -32,6 +36,7 @@ from ual_ray.run.output import OWNER_FILE, Workspace
 from ual_ray.run.stage_cache import DONE_FILE, NEWEST_FILE, STARTED_FILE, newest, run_stage, stage_digest
 from ual_ray.tracking.journal import Spool
 from ual_ray.tracking.run_file import RUN_FILE, logged_model, read_run, resolve_run
+from ual_ray.train.arrow_storage import Reader
 from ual_ray.train.checkpoint import Checkpoints, newest_checkpoint
 from ual_ray.train.progress import Progress
 from ual_ray.train.token_store import TokenStore, check_store
@@ -141,6 +146,25 @@ def check_tokens(content: bytes) -> None:
         assert content == rendered_rows()
         store = TokenStore.open(file.parent, "train", uncertainty_bins=2)
         assert [sample.input_ids.tolist() for sample in store] == [[1, 2, 3 + at] for at in range(4)]
+
+
+# --- metadata of a training's checkpoints -------------------------------------------------------------------------------
+
+
+@cache
+def metadata() -> bytes:
+    """Write a checkpoint of a small model; return what torch pickled beside it."""
+    model = torch.nn.Linear(2, 3)
+    state = {"model": model.state_dict(), "optimizer": torch.optim.AdamW(model.parameters()).state_dict()}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+        dcp.save(state, checkpoint_id=folder, no_dist=True)
+        return (Path(folder) / ".metadata").read_bytes()
+
+
+def check_metadata(content: bytes) -> None:
+    """Metadata that were changed are read, or named in an error; nothing but parts of them is made."""
+    with scratch(".metadata", content) as file, suppress(UserError):
+        assert isinstance(Reader(str(file.parent)).read_metadata(), dcp.Metadata)
 
 
 # --- files of users --------------------------------------------------------------------------------------------------
@@ -309,6 +333,7 @@ TARGETS: dict[str, Target] = {
     "state": of_bytes(state_of, check_state),
     "pointer": of_bytes(pointer_of, check_pointer, size=8),
     "tokens": of_bytes(lambda data: Source(data).damaged(rendered_rows()), check_tokens, size=20),
+    "checkpoint": of_bytes(lambda data: Source(data).damaged(metadata()), check_metadata, size=20),
     "prompts": of_bytes(lambda data: "".join([YAML[byte % len(YAML)] for byte in data]), check_prompts, size=30),
     "user file": of_bytes(user_file_of, check_user_file),
     "template": of_bytes(template_of, check_template, size=20),

@@ -1,6 +1,7 @@
 """torch.distributed.checkpoint on any pyarrow file system, which Ray Train's storage is: s3://, gs://, hdfs://, ...
 
-What is written is hashed on its way, as a file of an object store would have to be fetched for it.
+What is written is hashed on its way, as a file of an object store would have to be fetched for it. torch reads metadata and
+numbers with pickle, which runs what a forged file names: here it makes only what checkpoints consist of.
 """
 
 from __future__ import annotations
@@ -8,16 +9,33 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pyarrow.fs
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter, Metadata
 from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from ual_ray.errors import UserError
 
 Where = str | os.PathLike[str]
 
+# What torch pickles into the metadata, by module.
+PARTS = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata", "StorageMeta"),
+        *("TensorProperties", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    **dict.fromkeys(("pathlib", "pathlib._local"), ("PosixPath",)),
+}
 
 # Bytes that are read at a time: of an object store, with a request each.
 READ_BYTES = 8 << 20
@@ -30,11 +48,9 @@ def writer(filesystem: pyarrow.fs.FileSystem, folder: str) -> HashingWriter:
     return HashingWriter(folder, _ArrowFileSystem(filesystem))
 
 
-def reader(filesystem: pyarrow.fs.FileSystem, folder: str) -> StorageReader:
+def reader(filesystem: pyarrow.fs.FileSystem, folder: str) -> Reader:
     """Read shards from a folder of a file system; each rank reads only those it needs."""
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return FileSystemReader(folder)
-    return _ArrowReader(filesystem, folder)
+    return Reader(folder, None if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else _ArrowFileSystem(filesystem))
 
 
 class _ArrowFileSystem(FileSystemBase):
@@ -117,8 +133,48 @@ def digest_of(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
     return found.hexdigest()
 
 
-class _ArrowReader(FileSystemReader):
-    def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str) -> None:
+class Reader(FileSystemReader):
+    """Reads checkpoints, whose metadata may be forged."""
+
+    def __init__(self, folder: str, filesystem: FileSystemBase | None = None) -> None:
+        """Take a folder of a file system, by default of this machine's."""
         super().__init__(folder)
-        self.fs = _ArrowFileSystem(filesystem)
-        self.path = folder
+        if filesystem is not None:
+            self.fs, self.path = filesystem, folder
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read what is stored where. Raises UserError for a file that is damaged, or names what is not of checkpoints."""
+        path = self._get_metadata_path(kwargs.get("rank"))
+        try:
+            with self.fs.create_stream(path, "rb") as stream:
+                metadata: Metadata = _Unpickler(stream).load()
+            assert isinstance(metadata, Metadata), f"a {type(metadata).__name__}"
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged pickle raises
+            fix = "restore it from a copy, or remove the folder"
+            raise UserError(f"{path} is damaged, or of no checkpoint", got=str(error)[:500], fix=fix) from error
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes the objects of a checkpoint's metadata alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in PARTS.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} is not of a checkpoint")
+
+
+class Planner(DefaultLoadPlanner):
+    """Reads numbers such as the learning rate, which may be forged."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Put a value into the state. Raises UnpicklingError for what is more than numbers."""
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)

@@ -26,7 +26,6 @@ import pyarrow.fs
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -39,7 +38,7 @@ from torch.optim import Optimizer
 from ual_ray.config.files import PROGRESS_FILE, SUMS_FILE, damage_of, from_text, to_text
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.train.arrow_storage import HashingWriter, digest_of, reader, writer
+from ual_ray.train.arrow_storage import HashingWriter, Planner, Reader, digest_of, reader, writer
 from ual_ray.train.compat_torch import HostStager
 from ual_ray.train.lora import scale_of
 from ual_ray.train.progress import Progress
@@ -162,7 +161,7 @@ class Checkpoints:
 
     def _load(self, filesystem: pyarrow.fs.FileSystem, folder: str, model: nn.Module, optimizer: Optimizer | None) -> None:
         state = _state(model, optimizer)
-        dcp.load(state, storage_reader=reader(filesystem, folder), process_group=self.group)
+        dcp.load(state, storage_reader=reader(filesystem, folder), planner=Planner(), process_group=self.group)
         if optimizer is None:
             set_model_state_dict(model, state["model"], options=TRAINED)
         else:
@@ -277,7 +276,7 @@ def _sums(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, str] | st
 
 def _unlike(folder: Path, model: nn.Module) -> str | None:
     """Describe what of a checkpoint the model would not take or not use alike, though it has all that the model needs."""
-    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    stored = Reader(str(folder)).read_metadata().state_dict_metadata
     prefix, own = "model.", _state(model, None)["model"]
     left = sorted(
         name.removeprefix(prefix) for name in stored if name.startswith(prefix) and name.removeprefix(prefix) not in own

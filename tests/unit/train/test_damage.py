@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -13,9 +16,10 @@ import pytest
 import torch
 from damage import damages, each_damage, write
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ual_ray import columns as col
-from ual_ray.config.files import SUMS_FILE, read_sums
+from ual_ray.config.files import SUMS_FILE, read_sums, sums_of, write_sums
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
@@ -206,6 +210,38 @@ def test_what_is_asked_for_by_name_is_refused_when_it_is_damaged(saved: tuple[st
         UserError, match=f"(?s){re.escape(str(chosen))} is damaged.*metadata does not match.*or remove it: the newest"
     ):
         checkpoints.load_other(str(chosen), *small())
+
+
+class Forged:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("where", ["metadata", "numbers"])
+def test_a_forged_checkpoint_runs_no_code(saved: tuple[str, Path], tmp_path: Path, where: str) -> None:
+    kind, root = saved
+    folder, mark = step_folder(root, 2), tmp_path / "was here"
+    if where == "metadata":
+        (folder / ".metadata").write_bytes(pickle.dumps(Forged(mark)))
+    else:
+        file, at = folder / "__0_0.distcp", pickle.loads((folder / ".metadata").read_bytes())
+        place = next(info for index, info in at.storage_data.items() if index.fqn.endswith(".lr"))
+        torch.save(Forged(mark), forged := io.BytesIO())
+        place.offset, place.length = file.stat().st_size, len(forged.getvalue())
+        file.write_bytes(file.read_bytes() + forged.getvalue())
+        (folder / ".metadata").write_bytes(pickle.dumps(at))
+    write_sums(folder, sums_of([folder / name for name in read_sums(folder)]))
+    checkpoints = opened(kind, root)
+    newest = checkpoints.newest()
+    assert newest is not None and newest.progress.step == 2
+    with pytest.raises((UserError, CheckpointException), match="mkdir"):
+        checkpoints.load(newest, *small())
+    assert not mark.exists()
 
 
 # --- rendered rows ---
