@@ -70,7 +70,7 @@ class FinishedIds(IdColumnCheckpointManager):
         return (ids, found) if found else (None, 0)
 
 
-@ray.remote(num_returns=2)
+@ray.remote(num_cpus=0, num_returns=2)
 def _finished_ids(checkpoint: str, data: str, column: str) -> tuple[Any, int]:
     """Remove what a crash left half written, and read the ids of the rows."""
     local = LocalFileSystem()
