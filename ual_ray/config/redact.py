@@ -2,12 +2,16 @@
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ual_ray.config import Config
 
 # Names of keys, headers and environment variables whose values are secrets.
-_NAMES = r"token|password|passwd|secret|credentials?|cookie|authorization|(?:api|access|private|secret)[-_]?key"
+_NAMES = (
+    r"token|passw(?:or)?d|passphrase|secret|signature|credentials?|cookie|authorization|connection[-_]?string"
+    r"|(?:api|access|private|secret|subscription|account)[-_]?key|(?<=[-_])(?:key|pwd|pat)"
+)
 SECRET_KEY = re.compile(rf"(?i)({_NAMES})$")
 # The value of a parameter of an address; `sig` is the signature of a shared access to Azure.
 PARAMETER = re.compile(rf"(?i)([?&](?:sig|[^=?&#\s]*?(?:{_NAMES}))=)[^&#\s]+")
@@ -45,6 +49,11 @@ def hide(text: str, values: list[str]) -> str:
     for value in sorted(filter(None, values), key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
+
+
+def hidden_values(variables: Mapping[str, str]) -> list[str]:
+    """Return the values of variables that a text must not show: of those that name a secret, and long ones."""
+    return [value for name, value in variables.items() if SECRET_KEY.search(name) or len(value) >= SHORTEST_SECRET]
 
 
 def environment_secrets() -> list[str]:

@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
-from ual_ray.config.redact import hide, redact_uri
+from ual_ray.config.redact import hidden_values, hide, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.formatting import MISSING, duration, shorten_list
 
@@ -140,7 +140,7 @@ def describe(job: JobDetails) -> list[tuple[str, str]]:
         ("environment", ", ".join(sorted(environment)) or MISSING),
         ("message", job.message or MISSING),
     ]
-    return [(name, redact_uri(hide(text, [*environment.values()]))) for name, text in facts]
+    return [(name, redact_uri(hide(text, hidden_values(environment)))) for name, text in facts]
 
 
 def took(job: JobDetails) -> str:

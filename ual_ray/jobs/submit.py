@@ -18,7 +18,7 @@ from rich.console import Console
 
 import ual_ray
 from ual_ray.config import Config
-from ual_ray.config.redact import MASK, hide
+from ual_ray.config.redact import MASK, hidden_values, hide, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.jobs.pack import Packed, entrypoint, pack
 from ual_ray.jobs.server import connect, follow, submitted, took
@@ -45,7 +45,8 @@ def submit(
             job = next_id(packed.digest, latest)
             latest = _send(client, job, packed, Path(folder), values)
             if latest is None:
-                console.print(f"job {job} submitted to {address}; it writes to {config.output}", highlight=False, markup=False)
+                told = f"job {job} submitted to {redact_uri(address)}; it writes to {config.output}"
+                console.print(told, highlight=False, markup=False)
                 return _wait(client, job, console) if wait else 0
     job = str(latest.submission_id)
     if latest.status.is_terminal():
@@ -99,7 +100,7 @@ def _send(client: JobSubmissionClient, job: str, packed: Packed, folder: Path, v
             return other
         raise UserError(
             "the Ray job server did not take the job",
-            got=hide(str(error), [*values.values()]),
+            got=hide(str(error), hidden_values(values)),
             fix="check RAY_AUTH_TOKEN and that the cluster runs, then run the command again",
         ) from None
     return None

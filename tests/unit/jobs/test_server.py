@@ -180,6 +180,13 @@ def test_a_job_is_described_by_the_names_of_its_variables_alone() -> None:
     }
 
 
+def test_values_of_variables_that_are_words_garble_nothing() -> None:
+    values = {"OMP_NUM_THREADS": "1", "MODE": "FAILED", "HF_TOKEN": "planted1"}
+    job = job_details("ual-0123", "FAILED", runtime_env={"env_vars": values}, message="exit code 1 with planted1")
+    facts = dict(module.describe(job))
+    assert (facts["job"], facts["status"], facts["message"]) == ("ual-0123", "FAILED", "exit code 1 with ***")
+
+
 def test_a_refusing_server_is_a_user_error() -> None:
     jobs = JobServer(job_details("ual-x", "RUNNING"))
 

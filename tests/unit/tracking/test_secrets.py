@@ -136,6 +136,7 @@ def test_a_jobs_metadata_has_names_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     jobs.submit(config, "http://127.0.0.1:8265", console, environment=list(SECRETS))
     (sent,) = server.sent
     assert sent["runtime_env"].pop("env_vars") == SECRETS
+    jobs.submit(load(None, ["output=/shared/b"]), f"http://me:{PASSWORD}@127.0.0.1:8265", console, wait=False)
     assert leaks(tmp_path, str(sent), out.getvalue()) == []
     with pytest.raises(UserError, match="contains a secret"):
         jobs.submit(leaky().model_copy(update={"output": "/shared/out"}), "http://127.0.0.1:8265", console)
@@ -148,6 +149,7 @@ def test_a_jobs_metadata_has_names_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("s3:/key:secret@bucket/x", "s3:/***@bucket/x"),
         ("http://host?mail=a@b", "http://host?mail=a@b"),
         ("https://host/a@b", "https://host/a@b"),
+        ("https://b.s3.aws/x?X-Amz-Date=1&X-Amz-Signature=ab12", "https://b.s3.aws/x?X-Amz-Date=1&X-Amz-Signature=***"),
         ("C:/a@b", "C:/a@b"),
         ("two: http://a:b@c and sqlite:///x", "two: http://***@c and sqlite:///x"),
     ],
@@ -156,12 +158,21 @@ def test_the_users_part_of_addresses(text: str, masked: str) -> None:
     assert redact_uri(text) == masked == redact_uri(masked)
 
 
-@pytest.mark.parametrize("key", ["hf_token", "X-Api-Key", "Authorization", "aws_secret_access_key", "Cookie", "db.passwd"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("hf_token", "X-Api-Key", "Authorization", "aws_secret_access_key", "Cookie", "db.passwd", "passphrase", "DB_PWD"),
+        *("OPENAI_KEY", "AZURE_STORAGE_KEY", "Ocp-Apim-Subscription-Key", "subscriptionKey", "AZURE_STORAGE_CONNECTION_STRING"),
+        *("GITHUB_PAT", "X-Amz-Signature", "signature"),
+    ],
+)
 def test_keys_that_name_a_secret(key: str) -> None:
     assert redact_values({key: "abc"}) == {key: "***"}
 
 
-@pytest.mark.parametrize("key", ["max_tokens", "key", "tokenizer", "uncertainty", "secretary", "column"])
+@pytest.mark.parametrize(
+    "key", ["max_tokens", "key", "tokenizer", "uncertainty", "secretary", "column", "PWD", "OLDPWD", "monkey", "compat"]
+)
 def test_keys_that_do_not(key: str) -> None:
     assert redact_values({key: "abc"}) == {key: "abc"}
 
