@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,40 +72,50 @@ class _Plain(yaml.SafeDumper):
 def _size(groups: list[dict[str, Any]], config: Config) -> None:
     """Set how many pods of each group the run may take. Stages follow one another, so that the larger one counts."""
     engine, train = config.engine, config.train
-    pods = [0 for _ in groups]
-    for key, per_unit, units in (
-        ("engine.gpus_per_actor", engine.gpus_per_actor, engine.max_actors),
-        ("train.gpus_per_worker", train.gpus_per_worker, train.num_workers),
-    ):
-        if per_unit:
-            at = _group_for(groups, key, per_unit, per_unit * (units if key.startswith("train") else 1))
-            pods[at] = max(pods[at], math.ceil(units / math.floor(_gpus(groups[at]) / per_unit)))
-    actors = 0.0 if engine.gpus_per_actor else engine.cpus_per_actor * engine.max_actors
-    workers = 0.0 if train.gpus_per_worker else train.cpus_per_worker * train.num_workers
+    pods = [0 if _gpus(group) else 1 for group in groups]
+    actor = {"engine.gpus_per_actor": engine.gpus_per_actor, "engine.cpus_per_actor": engine.cpus_per_actor}
+    worker = {"train.gpus_per_worker": train.gpus_per_worker, "train.cpus_per_worker": train.cpus_per_worker}
+    for unit, units, together in ((actor, engine.max_actors, 1), (worker, train.num_workers, train.num_workers)):
+        gpus, cpus = unit.values()
+        at = _group_for(groups, unit, together)
+        needed = units / _held(groups[at], gpus, cpus)
+        if not gpus:
+            needed = max(needed, (units * cpus + SPARE_LOGICAL_CPUS) / _cpus(groups[at]))
+        pods[at] = max(pods[at], math.ceil(needed))
     for at, group in enumerate(groups):
-        if not _gpus(group):
-            cpus = float(_limits(group)["cpu"])
-            pods[at] = max(1, math.ceil((max(actors, workers) + SPARE_LOGICAL_CPUS) / cpus))
         group["maxReplicas"] = pods[at]
         group["minReplicas"] = min(group["minReplicas"], pods[at])
         group["replicas"] = min(group["replicas"], pods[at])
 
 
-def _group_for(groups: list[dict[str, Any]], key: str, per_unit: float, together: float) -> int:
-    """Choose the group with the largest pods that GPUs which belong together fill, or else the smallest that hold a unit.
+def _group_for(groups: list[dict[str, Any]], unit: Mapping[str, float], together: int) -> int:
+    """Choose the group with the largest pods that units which belong together fill, or else the smallest that hold a unit.
 
-    Raises UserError when no pod holds one.
+    unit: its GPUs and its CPUs, by key. Raises UserError when no pod holds one.
     """
-    holding = {at: _gpus(group) for at, group in enumerate(groups) if _gpus(group) >= per_unit}
+    gpus, cpus = unit.values()
+    same = {at: group for at, group in enumerate(groups) if bool(_gpus(group)) == bool(gpus)}
+    holding = {at: _gpus(group) for at, group in same.items() if _held(group, gpus, cpus)}
     if not holding:
+        pods = " or ".join(f"{_gpus(group)} GPUs with {_cpus(group):g} CPUs" for group in same.values())
         raise UserError(
             "--rayjob: an actor or worker does not fit into a pod of the template",
-            got=f"{key}={per_unit:g}",
-            expected=f"at most {max(map(_gpus, groups))} per pod",
-            fix="lower it, or write a group of larger pods as in cluster/kuberay/rayjob.yaml",
+            got=", ".join(f"{key}={amount:g}" for key, amount in unit.items()),
+            expected=f"at most {pods} per pod",
+            fix="lower them, or write a group of larger pods as in cluster/kuberay/rayjob.yaml",
         )
-    filled = {at: gpus for at, gpus in holding.items() if gpus <= together}
+    filled = {at: found for at, found in holding.items() if found <= gpus * together}
     return max(filled, key=filled.__getitem__) if filled else min(holding, key=holding.__getitem__)
+
+
+def _held(group: dict[str, Any], gpus: float, cpus: float) -> int:
+    """Count the units that a pod of a group holds."""
+    found = [math.floor(have / need) for have, need in ((_gpus(group), gpus), (_cpus(group), cpus)) if need]
+    return min(found)
+
+
+def _cpus(group: dict[str, Any]) -> float:
+    return float(_limits(group)["cpu"])
 
 
 def _gpus(group: dict[str, Any]) -> int:

@@ -79,6 +79,12 @@ def test_scoring_and_training_have_pods_of_their_own_size(overrides: list[str], 
     assert (found["gpu"], found["gpu8"]) == ((0, 0, gpu), (0, 0, gpu8))
 
 
+def test_cpus_bound_what_a_pod_holds() -> None:
+    # Of 8 CPUs, one actor of 5; half of a GPU each, but a pod has the CPUs for one alone.
+    assert groups("engine.cpus_per_actor=5", "engine.max_actors=6")["cpu"][2] == 6
+    assert groups("engine.gpus_per_actor=0.5", "engine.cpus_per_actor=5", "engine.max_actors=3")["gpu"] == (0, 0, 3)
+
+
 def test_the_name_follows_the_configuration() -> None:
     name = manifest()["metadata"]["name"]
     assert name == manifest()["metadata"]["name"] != manifest("train.epochs=9")["metadata"]["name"]
@@ -92,6 +98,8 @@ def test_the_name_follows_the_configuration() -> None:
         (["output=/tmp/x"], "not on the volume"),
         (["tracking.uri=http://me:pw@host"], "secret"),
         (["engine.gpus_per_actor=16"], "does not fit into a pod"),
+        (["engine.cpus_per_actor=9"], "(?s)does not fit into a pod.*engine.cpus_per_actor=9"),
+        (["train.gpus_per_worker=1", "train.cpus_per_worker=161"], "(?s)does not fit.*cpus_per_worker=161"),
     ],
 )
 def test_what_is_refused(overrides: list[str], words: str) -> None:
