@@ -58,7 +58,9 @@ def doctor(
 def plan(
     overrides: Overrides = None,
     config_file: ConfigFile = None,
-    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rows to score; those of the data by default.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, max=10**15, metavar="N", help="Rows to score; those of the data by default.")
+    ] = None,
     trial: Annotated[
         list[Path] | None,
         typer.Option(metavar="FOLDER", help="Output of a short run, whose measured rates count; may be repeated."),

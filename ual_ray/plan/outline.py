@@ -23,8 +23,8 @@ from ual_ray.plan.simulate import WORTH, Outcome, Point, Pool, expected_failures
 from ual_ray.train.estimate.state import least_bytes
 
 SIMULATED_SEEDS = 3
-# Of a block, on average; a simulation of more would take long.
-MOST_TRIES = 100
+# Of a block, on average; and of blocks with their tries, of which a simulation takes a minute.
+MOST_TRIES, MOST_EVENTS = 100, 3e7
 UNKNOWN = "not known: nothing was measured"
 TRIAL = (
     "run a trial (`ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it as --trial"
@@ -101,11 +101,14 @@ def time_scoring(plan: Outline, config: Config, rows: int, rates: Mapping[str, f
     least = _limit_seconds(config, rows, rates)
     seconds = max(expected_seconds(pool), pool.start_seconds + least)
     plan.points = sweep(pool, least)
-    plan.outcomes = [simulate(pool, seed + number) for number in range(SIMULATED_SEEDS if pool.failures_per_hour else 1)]
     devices, unit = _devices(config.engine.gpus_per_actor, config.engine.cpus_per_actor)
     _add_hours(plan, "scoring, time", seconds, devices * pool.actors, unit, plural(pool.actors, "actor"))
     if least > expected_seconds(pool) - pool.start_seconds:
         plan.lines.append(("", "the server's limit (engine.endpoint.*_per_minute) sets the pace; more actors do not help"))
+    if pool.units + expected_failures(pool) > MOST_EVENTS:
+        plan.lines.append(("  simulated", f"not done for {plural(pool.units, 'block')}; set a larger engine.rows_per_block"))
+        return
+    plan.outcomes = [simulate(pool, seed + number) for number in range(SIMULATED_SEEDS if pool.failures_per_hour else 1)]
     times = sorted(outcome.seconds for outcome in plan.outcomes)
     failed = sum(outcome.failures for outcome in plan.outcomes) / len(plan.outcomes)
     lost = sum(outcome.lost_seconds for outcome in plan.outcomes) / len(plan.outcomes) / 3600

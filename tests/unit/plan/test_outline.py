@@ -134,12 +134,21 @@ def test_a_billion_rows_on_a_thousand_actors() -> None:
     assert found.outcomes[0].failures == pytest.approx(10**9 / 2 / 3600 * 0.05, rel=0.1)
 
 
+@pytest.mark.parametrize("failures", [{}, {"failures_per_actor_hour": 0.05}])
+def test_what_would_be_simulated_for_hours_is_only_expected(failures: dict[str, float]) -> None:
+    found = plan(10**15, RATES | failures, "engine.max_actors=1000")
+    lines = dict(found.lines)
+    assert not found.outcomes and "a larger engine.rows_per_block" in lines["  simulated"]
+    assert lines["scoring, time"] and found.points
+
+
 SLOW = ["--rate", "elicit.rows_per_second=0.001"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--rows", "1" + 400 * "0"], ["--rows"]),
         (["--rate", "speed=1"], ["--rate is not KEY=VALUE", "got: speed=1"]),
         (["--trial", "nowhere"], ["--trial has no finished stage", "nowhere"]),
         (["--rayjob", "/proc/nothing/job.yaml", "output=/shared/x"], ["--rayjob: the file cannot be written", "/proc/nothing"]),
