@@ -193,6 +193,50 @@ def test_scoring_and_training_have_groups_of_their_own(name: str) -> None:
     assert all(group["template"]["spec"]["automountServiceAccountToken"] is False for group in groups)
 
 
+# CPUs, GiB and GPUs of the machines in aws.yaml and gcp.yaml; Kubernetes keeps a part of each.
+MACHINES = {
+    "gpu": {"g6.4xlarge": (16, 64, "L4"), "g2-standard-16": (16, 64, "L4")},
+    "gpu8": {"p5.48xlarge": (192, 2048, "H100"), "a3-highgpu-8g": (208, 1872, "H100")},
+}
+RECIPES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "jobs/configs").glob("train_*.yaml"))]
+
+
+def limits_of(name: str) -> dict[str, dict[str, str]]:
+    """The limits of the pods, by group."""
+    groups = ray_cluster_specs()[name]["workerGroupSpecs"]
+    return {group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups}
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+@pytest.mark.parametrize("group", MACHINES)
+def test_a_pod_fits_on_the_machines_of_its_group(name: str, group: str) -> None:
+    limits = limits_of(name)[group]
+    for cpus, memory, _ in MACHINES[group].values():
+        assert int(limits["cpu"]) <= cpus - 2 and int(limits["memory"].removesuffix("Gi")) <= 0.9 * memory
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_the_pods_hold_the_recipes(name: str) -> None:
+    found, asked = limits_of(name)["gpu8"], 0
+    for recipe in RECIPES:
+        train = {"num_workers": 1, "cpus_per_worker": 1, "host_gib_per_worker": 0} | recipe["train"]
+        workers = min(8, train["num_workers"])
+        assert workers * train["cpus_per_worker"] <= int(found["cpu"])
+        assert workers * train["host_gib_per_worker"] <= int(found["memory"].removesuffix("Gi"))
+        asked += train["host_gib_per_worker"] > 0
+    assert asked
+
+
+@pytest.mark.parametrize(("name", "key"), [("aws.yaml", "InstanceType"), ("gcp.yaml", "machineType")])
+def test_groups_have_machines_with_the_gpus_that_recipes_were_written_for(name: str, key: str) -> None:
+    types = parse(name)["available_node_types"]
+    for group, machines in MACHINES.items():
+        machine = types[group]["node_config"][key]
+        cpus, _, gpu = machines[machine]
+        assert f" {gpu} GPU" in (CLUSTER / name).read_text(encoding="utf-8").partition(f"{machine} #")[2].split("\n")[0]
+        assert types[group]["resources"].get("CPU", cpus) == cpus
+
+
 def test_head_keeps_its_state_in_the_redis_of_the_services() -> None:
     redis = parse("kuberay/raycluster.yaml")["spec"]["gcsFaultToleranceOptions"]
     host, port = redis["redisAddress"].split(":")
