@@ -1,7 +1,5 @@
 """Copy again and again while a command works, and the rest at its end: what an output and a shared store have in common."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
