@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 from ual_ray.benchmarks.math_check import Checker
 from ual_ray.data.answers import ANSWER_IS, BOXED, FORMULA, in_ascii, plain_numbers, unit_of, until_closed
@@ -25,16 +26,34 @@ _WITH_UNIT = re.compile(
     r"(?:[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3])(?:\^?\{?[23]\}?)?(?![\w^])[^\d=^\\]*.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-# The last number of a text; a time, a date and a range are more than their last number.
+_MONTH = r"(?-i:(?:Jan|Febr?|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)(?:uary|ch|il|ust|(?:em|o)?ber)?)\b\.?"
+_DATE = rf"(?:\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?|{_MONTH}(?:\s+\d{{1,2}}(?:st|nd|rd|th)?,?)?)\s+\d{{4}}"
+# The last number of a text; a time, a date, a point and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
-    r"|(?<!\d,)\d[\d,.]{0,30}-\$?\d[\d,.]{0,30}(?<=\d)"
-    r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
+    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?<![a-z]-)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    rf"|{_DATE}|[(\[]-?\d[\d.]{{0,30}}(?:\s*,\s*-?\d[\d.]{{0,30}}){{1,9}}[)\]]"
+    r"|(?<!\d,)\d[\d,.]{0,30}%?-\$?\d[\d,.]{0,30}(?<=\d)"
+    r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:[ap]m\s+)?(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
     re.IGNORECASE,
 )
+# What stands between the numbers of an answer of several parts: "5 apples and 7 pears", "x = 1, y = 2", "5 ft 6 in", "17 R 3".
+_WORDS = r"(?:\s*[^\W\d]+){0,2}"
+_AND = re.compile(
+    rf"(?i)%?(?:{_WORDS}\s*(?:,?\s*\b(?:and|or|nor)\b|[&;]){_WORDS}\s*(?:=\s*)?|{_WORDS}\s*,\s*(?:[a-z]\s*=\s*)?"
+    r"|\s*(?:feet|foot|ft|hours?|hrs?|h|minutes?|mins?|weeks?|days?|years?|months?|pounds?|lbs?|dollars?|yards?|degrees?)\s*"
+    rf"|{_WORDS}\s+(?:x|by)\s+|\s*(?:±|\\pm|r|remainder)\s*)\$?"
+)
+# A whole text in brackets, and one that is a formula without a value: with signs other than those of a number.
+_LIST = re.compile(r"\s*(?:[A-Za-z]\s*=\s*)?([(\[{][^\"=:]*,[^\"=:]*[)\]}])[.\s]*")
+_TERM = re.compile(r"(?=[^+*^×·÷±√\\]*[+*^×·÷±√\\])(?:\\[a-z]+|[A-Za-z](?![A-Za-z])|[\d\s.,+\-*/^×·÷±(){}√πθ=])+")
+# Behind an answer: "18 (9 pairs)", "18 apples [1]".
+_ASIDE = re.compile(r"(?<=[\w%°$€£])(?:\.?\s+|\.)(?:\([^()\n]*\)|\[[^\[\]\n]*\])[.\s]*\Z")
+_PART = re.compile(rf"(?<![\w.^]){_NUMBER}(?![\w^])", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 # An option and its text, and the first words of a sentence that goes on.
+_RESULT = re.compile(r"[^\s\w][^=]*=|\w{2}[^=]*=|\d\s*=")  # 12 + 6 = 18, but not y = 2x
+_OPTION_ALONE = re.compile(r"\s*\(?([A-Z])\)\s+[^\n]+\s*")
 _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -44,7 +63,8 @@ _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _SIGN_WORD = re.compile(r"(?i)\b(?:negative|(?:(?<=^)|(?<=[:=] )|(?<=\bis ))minus)\s+(?=[$€£]?\d)")
 _SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
 _MARKUP = re.compile(
-    r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|[*_`]{1,3}|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$"
+    r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|(?<![\d)])\*{1,3}|\*{1,3}(?![\d(.])|[_`]{1,3}"
+    r"|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$"
 )
 # 10:00am is 10 am.
 _HALF_HOUR = re.compile(r"(?i)(?<=:\d\d)(?=[ap]\.?m\b)")
@@ -91,6 +111,7 @@ PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
 LONGEST_MARKED = 4  # words
+LONGEST_IN_PARTS = 10  # words of a text whose numbers may all be parts of its answer
 LARGEST_ANSWER = 200  # characters of what is worth comparing as mathematics
 
 
@@ -129,7 +150,13 @@ def answer_of(text: str) -> AnswerKey | None:
         return _key(whole[1] or whole[2] or whole[3])
     if word := _WORD_FIRST.fullmatch(text):
         return _key(word[1])
+    if option := _OPTION_ALONE.fullmatch(text):
+        return _key(option[1])
     plain = FORMULA.sub(r"\1", plain_numbers(_cleaned(text)))
+    if (aside := _ASIDE.search(plain)) and re.search(r"\d", plain[: aside.start()].rpartition("\n")[2]):
+        plain = plain[: aside.start()]
+    if several := _several(plain):
+        return several
     numbers = (found for found in reversed([*_LAST.finditer(plain)]) if not _DENIED.search(_before(plain, found)))
     if number := next(numbers, None):
         # The words of a bound stay with its number: the key is text, and equals that of the same words alone.
@@ -137,6 +164,23 @@ def answer_of(text: str) -> AnswerKey | None:
         before, behind = (bound[0] if bound else "" for bound in bounds)
         return _key(f"{before}{number[0]}{behind}", plain[number.start() :])
     return _short(plain, _ONE_WORD) if len(plain.split()) <= LONGEST_MARKED else None
+
+
+def _several(text: str) -> AnswerKey | None:
+    """Make the key of a short answer of several parts, or of a formula; None for any other text."""
+    if len(text) > LARGEST_ANSWER or "\n" in text.strip() or len(text.split()) > LONGEST_IN_PARTS:
+        return None
+    if whole := _LIST.fullmatch(text):
+        return _key(whole[1])
+    if _TERM.fullmatch(text) and "=" not in text.partition("=")[2] and _value(text) is None and not _RESULT.search(text):
+        return _key(text)
+    numbers = [*_PART.finditer(text)]
+    if len(numbers) < 2 or _DENIED.search(_before(text, numbers[-1])):
+        return None
+    between = [text[one.end() : other.start()] for one, other in pairwise(numbers)]
+    if not all(_AND.fullmatch(words) for words in between):
+        return None
+    return AnswerKey(",".join(re.sub(r"[\s$,]", "", number[0]) for number in numbers), None)
 
 
 def _before(text: str, found: re.Match[str]) -> str:
@@ -192,7 +236,8 @@ def _is_answer(text: str, words: re.Pattern[str]) -> bool:
 
 
 def _cleaned(text: str) -> str:
-    text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", _MONEY.sub(r"\1", in_ascii(text)))
+    text = _MONEY.sub(r"\1", in_ascii(text)).replace("π", "{\\pi}")
+    text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", text)
     text = _HALF_HOUR.sub(" ", _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text)))).strip()
     return in_full(text)
 

@@ -97,6 +97,9 @@ _NOUN_ENDS = re.compile(
 _MINUS = re.compile(r"[\u2212\u2013](?=[$€£¥₹]?\.?\d)")
 _FRACTION = re.compile(r"(?:(?=\d)|(?<![ \t]))(\d?)[ \t]*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d/.,^])(\d{1,3}) (\d{1,2})/(\d{1,2})(?![\d/])")
+_POWER_OF_TEN = re.compile(
+    r"(?<![\w.,^])(\d{1,30}(?:\.\d{1,30})?)\s*(?:\\times|\\cdot|[×·*x])\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+]?\d{1,2})(?![\w.])\}?"
+)
 _SCALED = re.compile(r"(?i)(?<![\d,])(\d[\d,]*(?:\.\d+)?)((?:\s+(?:hundred|thousand|million|billion|trillion)s?\b){1,3})")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 ANSWER_IS = re.compile(
@@ -145,8 +148,11 @@ def same_number(first: str | None, second: str | None) -> bool:
 
 
 def plain_numbers(text: str) -> str:
-    r"""Write numbers with plain digits: 12\,000 and 12 000 as 12,000, \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full."""
-    text = _SPACED.sub(_joined, in_ascii(text))
+    r"""Write numbers with plain digits: 12\,000 and 12 000 as 12,000, \frac{1}{2} as 1/2, 3 1/2 as 7/2, 2 million in full.
+
+    3 x 10^8 becomes 3e8.
+    """
+    text = _POWER_OF_TEN.sub(r"\1e\2", _SPACED.sub(_joined, in_ascii(text)))
     text = _FRACTION.sub(_as_fraction, text)
     return _SCALED.sub(_in_full, _MIXED.sub(_as_improper, text))
 

@@ -242,6 +242,44 @@ NOT_MARKED = [
     "Question: what is 2?",
 ]
 
+# Answers of several parts, of which the first differs: their last number is not all of them.
+IN_PARTS = [
+    *("{} and 20", "{}, 20", "Both {} and 20", "{}, 5, 20", "{} or 20", "{} & 20", "{}; 20", "The roots are {} and 20."),
+    *("Tom has {} and Ann has 20.", "{} apples and 20 pears", "{} apples, 20 pears", "x = {}, y = 20", "x={} or x=20"),
+    *("So x = {} and y = 20.", "a = {}, b = 2, c = 20", "({}, 20)", "The coordinates are ({}, 20).", "[{}, 20)", "{{{}, 20}}"),
+    *("{} hours and 20 minutes", "{} h 20 min", "{} feet 6 inches", "${} and 20 cents", "{} weeks and 2 days"),
+    *("{} R 3", "{} remainder 3", "{} × 3", "{} by 3", "{} ft x 3 ft", "{} ± 0.2", "{}±0.2", "{}%-20%", "from {} am to 5 pm"),
+    *(
+        "y = {}x + 3",
+        "\\frac{{{}x}}{{2}}",
+        "{} + 4i",
+        "May {}, 2020",
+        "{} May 2020",
+        "{}*3",
+        "{} × 10^23",
+        "{} x 10^{{23}}",
+        "{}·10²³",
+    ),
+]
+EQUAL += [
+    ("#### 1500", "1.5 × 10^3"),
+    ("#### 1500", "1.5*10^3"),
+    ("#### 300000000", "3×10⁸"),
+    ("#### A", "A) 18"),
+    ("#### 5", "2 and 3 make 5"),
+]
+EQUAL += [
+    ("The answer is 1.5\\times 10^{3}.", "1500"),
+    ("\\boxed{(3, 4)}", "(3, 4)"),
+    ("\\boxed{(3, 4)}", "The point is (3,4)."),
+]
+EQUAL += [
+    ("#### 18", f"So the total is {text}")
+    for text in ("18 (9 pairs).", "18 [1].", "18 (see eq. 3)", "18 boxes (rounded to 2 decimals).", "18 legs.[2]")
+]
+DIFFERENT += [("#### 20", text) for text in ("18 and 20", "(18, 20)", "18, 20", "COVID-20", "6 R 20", "[1, 20]")]
+DIFFERENT += [("#### 2020", "December 2020"), ("#### 23", "2*3"), ("\\boxed{(4, 3)}", "(3, 4)")]
+
 
 @pytest.mark.parametrize(("given", "sampled"), EQUAL)
 def test_equal_answers_agree(given: str, sampled: str) -> None:
@@ -252,6 +290,16 @@ def test_equal_answers_agree(given: str, sampled: str) -> None:
 @pytest.mark.parametrize(("given", "sampled"), DIFFERENT)
 def test_different_answers_do_not(given: str, sampled: str) -> None:
     assert not same_answer(marked_answer(given), answer_of(sampled))
+
+
+@pytest.mark.parametrize("text", IN_PARTS)
+def test_an_answer_of_several_parts_is_all_of_them(text: str) -> None:
+    first, second = text.format(7), text.format(8)
+    assert same_answer(answer_of(first), answer_of(first))
+    assert not same_answer(answer_of(first), answer_of(second))
+    assert not same_answer(answer_of(first), marked_answer("#### 20")) and not same_answer(
+        answer_of(first), marked_answer("#### 3")
+    )
 
 
 @pytest.mark.parametrize("text", NOT_MARKED)
