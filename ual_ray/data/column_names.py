@@ -37,8 +37,15 @@ PART_OF_A_TEXT = (
     *("A", "opa", "option_a", "option_A", "optionA", "option1", "choice1", "endings", "sol1"),
     *(*SYSTEMS, *TOOLS, "chat_template_kwargs", *OF_THE_REPLY),
 )
-# The way to an answer, in formats without turns whose answer may be its result alone.
-OF_THE_ANSWER = ("solution", "rationale", "explanation", "cot", "chain_of_thought")
+# The way to an answer, in formats without turns whose answer may be its result alone, and other responses than the one read.
+OF_THE_ANSWER = (
+    *("solution", "rationale", "explanation", "cot", "chain_of_thought", "response", "completion", "generated_solution"),
+    *(
+        f"{kind}_{what}"
+        for kind in ("corrected", "edited", "revised", "improved", "refined", "rewritten")
+        for what in ("output", "response", "answer", "completion", "reply", "solution")
+    ),
+)
 # A thought under any other name, such as Complex_CoT, where it is a text of some words.
 THOUGHT_NAME = re.compile(r"(?i)(?:^|[\W_])(?:cot|reasoning|thinking|thoughts?|rationales?)(?=[\W_]|$)")
 SOME_WORDS = 4
@@ -50,10 +57,12 @@ ANSWERED = ("output", "response", "completion", "answer", "reply", "solution")
 VERDICTS = (
     *("label", "kto_tag", "is_correct", "correct", "correctness", "desirable", "is_desirable", "split", "verified", "accepted"),
     *("is_accepted", "passed", "is_valid", "is_good", "is_safe", "success", "quality", "finish_reason", "stop_reason"),
+    *("score", "reward", "verdict", "judgement", "judgment", "pass", "resolved", "solved", "status", "outcome"),
 )
 BAD = {
     *("test", "validation", "valid", "val", "dev", "eval", "false", "0", "-1", "no", "bad", "undesirable", "rejected"),
-    *("incorrect", "wrong", "low", "poor", "length", "max_tokens", "content_filter", "error"),
+    *("incorrect", "wrong", "low", "poor", "length", "max_tokens", "content_filter", "error", "errored", "fail", "failed"),
+    *("failure", "timeout", "timed_out", "incomplete", "cancelled", "canceled", "aborted", "crashed"),
 }
 # The same the other way round: a row is bad where these are true.
 FAULTS = tuple(
@@ -74,4 +83,7 @@ FAULTS = tuple(
     for start in ("", "is_")
 )
 FAULTY = ("true", "1", "yes")
+# Words about what went wrong with a response, but for those of none, and a number that tells how much.
+ERRORS = ("error", "errors", "error_message", "error_msg", "exception", "failure_reason")
+NO_ERROR = re.compile(r"(?i)|false|none|null|no|ok|n/?a|[-+.\de]+|\[\]|\{\}")
 WEIGHTS = ("weight", "loss_weight", "sample_weight", "loss")

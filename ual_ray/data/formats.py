@@ -19,8 +19,10 @@ from ual_ray.data.column_names import (
     ASKED,
     BAD,
     COMMON,
+    ERRORS,
     FAULTS,
     FAULTY,
+    NO_ERROR,
     OF_THE_ANSWER,
     OF_THE_REPLY,
     PART_OF_A_TEXT,
@@ -198,14 +200,14 @@ def _marked_bad(record: Record, known: Collection[str]) -> str | None:
     """Name a column of a record that may mark its response as a bad one, or gives it a weight, where nothing reads it."""
     marks = [(name, _plain(record.get(name))) for name in (*VERDICTS, *WEIGHTS) if name not in known]
     marked = (name for name, value in marks if (value not in ("1", "") if name in WEIGHTS else value in BAD))
-    return next(marked, None) or next(
-        (name for name in FAULTS if name not in known and _plain(record.get(name)) in FAULTY), None
-    )
+    faulty = (name for name in FAULTS if _plain(record.get(name)) in FAULTY)
+    failed = (name for name in ERRORS if not NO_ERROR.fullmatch(_plain(record.get(name))))
+    return next(marked, None) or next((name for name in (*faulty, *failed) if name not in known), None)
 
 
 def _use_of(column: str, value: Any, response: str) -> str:
     """Write how a column that is not read can be. response: the column that the format reads the response from."""
-    if column in OF_THE_ANSWER:
+    if _spelled(column) in _all_spelled(OF_THE_ANSWER):
         return f"'data.columns={{{response}: {column}}}' trains on it, "
     if ours := MAPPED_TO.get(_spelled(column)):
         return f"'data.columns={{{ours}: {column}}}' uses it, "

@@ -306,6 +306,20 @@ def test_thoughts_without_an_end_placeholders_and_media_are_counted(tmp_path: Pa
         *[(name, True, False) for name in ("is_bad", "toxic", "deleted", "truncated", "is_rejected", "flagged")],
         *[("finish_reason", reason, "stop") for reason in ("length", "content_filter", "max_tokens")],
         *[("quality", "low", "high"), ("spam", "yes", "no"), ("failed", 1, 0)],
+        *[("error", text, empty) for text, empty in (("timeout", None), ("HTTP 500", ""), (True, False), ("x", "None"))],
+        *[("error_message", "refused", None), ("exception", "ValueError: x", None)],
+        *[
+            ("status", word, good)
+            for word, good in (("failed", "ok"), ("Error", "success"), ("timeout", 200), ("incomplete", "complete"))
+        ],
+        *[
+            ("score", 0, 1),
+            ("score", False, True),
+            ("reward", 0.0, 1.0),
+            ("verdict", "wrong", "right"),
+            ("resolved", False, True),
+        ],
+        *[("judgement", "incorrect", "correct"), ("pass", "fail", "pass")],
     ],
 )
 def test_a_row_that_a_column_calls_bad_is_asked_for(column: str, bad: Any, good: Any, tmp_path: Path) -> None:
@@ -314,6 +328,23 @@ def test_a_row_that_a_column_calls_bad_is_asked_for(column: str, bad: Any, good:
         look_at(jsonl(tmp_path, rows))
     assert not any(isinstance(found, BadRow) for _, found in look_at(jsonl(tmp_path, rows), format="alpaca").records)
     assert look_at(jsonl(tmp_path, [row | {column: good} for row in rows])).format_name == "alpaca"
+
+
+@pytest.mark.parametrize("column", ["score", "error_rate", "hint", "error_type"])
+def test_a_number_or_a_note_about_a_row_is_no_verdict(column: str, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{n}", "output": "a", column: value} for n, value in enumerate((0.1, 0.7, -1.5))]
+    assert look_at(jsonl(tmp_path, rows)).format_name == "alpaca"
+
+
+@pytest.mark.parametrize("column", ["corrected_output", "Edited Response", "revised_answer", "response", "completion"])
+@pytest.mark.parametrize(
+    ("format_name", "row"), [("alpaca", {"instruction": "q", "output": "a"}), ("gsm8k", {"question": "q", "answer": "a"})]
+)
+def test_another_column_of_responses_is_asked_for(column: str, format_name: str, row: dict[str, str], tmp_path: Path) -> None:
+    rows = [row, row | {column: "A whole other answer."}]
+    with pytest.raises(UserError, match=f"does not read the column {column}(?s:.*): {column}}}' trains on it"):
+        look_at(jsonl(tmp_path, rows))
+    assert look_at(jsonl(tmp_path, [row | {column: ""}])).format_name == format_name
 
 
 @pytest.mark.parametrize("column", ["evidence", "knowledge", "source_text", "question_body", "db_schema", "code", "Snippets"])
