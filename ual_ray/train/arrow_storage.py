@@ -97,7 +97,9 @@ class HashingWriter(FileSystemWriter):
     def __init__(self, folder: str, filesystem: FileSystemBase | None = None) -> None:
         """Take a folder of a file system, by default of this machine's."""
         # What is written to an object store is there when the stream is closed: there is nothing to sync.
-        super().__init__(folder, sync_files=filesystem is None)
+        # Nothing is copied from a GPU ahead of writing, as what is written is in host memory: torch would ask the GPU of the
+        # writing thread, which is the node's first one for every rank, and take memory there.
+        super().__init__(folder, sync_files=filesystem is None, per_thread_copy_ahead=0)
         if filesystem is not None:
             self.fs, self.path = filesystem, folder
         self.sums: dict[str, str] = {}

@@ -74,6 +74,26 @@ def test_what_is_saved_comes_back_to_the_last_bit(group: None, filesystem: Any, 
     assert equal(untouched.state_dict()["state"][0], before)
 
 
+def test_the_thread_that_writes_a_checkpoint_calls_no_gpu(
+    group: None, filesystem: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A thread starts with GPU 0 as its device: a call there would take memory for every rank of a node on that one.
+    model, optimizer = trained()
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("current_stream", "stream", "synchronize", "current_device"):
+        monkeypatch.setattr(
+            torch.cuda, name, lambda *_, name=name: called.append(f"{name} in {threading.current_thread().name}")
+        )
+    checkpoints = Checkpoints(*filesystem, keep=1)
+    try:
+        checkpoints.save(model, optimizer, progress(2))
+        checkpoints.wait()
+    finally:
+        assert not [call for call in called if "MainThread" not in call]
+    assert list(tmp_path.glob("checkpoints/*/progress.json"))
+
+
 def test_what_is_saved_without_a_copy_is_written_when_training_goes_on(group: None, tmp_path: Path) -> None:
     model, optimizer = trained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
