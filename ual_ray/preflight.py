@@ -51,10 +51,10 @@ def check(
         check_elicitor(config)
     if "train" in stages:
         check_train(config.train)
-        if config.train.compile and not config.train.gpus_per_worker and config.runtime.joined is None:
+        if config.train.compile and config.runtime.joined is None:
             from ual_ray.train.model import check_compiler  # with torch, which other trainings on CPUs do not wait for
 
-            check_compiler()
+            check_compiler("cuda" if config.train.gpus_per_worker else "cpu")
     if {"train", "evaluate"} <= stages and config.train.lora.rank and not config.train.lora.merge:
         raise UserError(
             "train.lora.merge=false exports adapters alone, and evaluation needs whole models",

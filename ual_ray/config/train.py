@@ -145,7 +145,8 @@ class TrainConfig(Section):
     compile: bool = key(
         False,
         affects="",
-        description="torch.compile of the decoder layers, in the first steps, for seconds to minutes; needs a C++ compiler",
+        description="torch.compile of the decoder layers, in the first steps, for seconds to minutes; needs a C++ "
+        "compiler, on GPUs one for C",
     )
     cpu_offload: bool = key(
         False,

@@ -36,16 +36,21 @@ from ual_ray.train.weights import empty_trained_model, load_weights
 MOST_GRAPHS = 64
 
 
-def check_compiler() -> None:
-    """Raise UserError where torch.compile cannot build for this machine's CPU: no C++ compiler, or no headers of Python."""
-    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include")) / "Python.h"
-    missing = [] if shutil.which(compiler) else [f"no C++ compiler: {compiler} is not in PATH"]
+def check_compiler(device: str) -> None:
+    """Raise UserError where torch.compile cannot build for this machine's CPU, or GPUs: no compiler, or no headers of Python.
+
+    For GPUs, Triton builds what starts its kernels with a C compiler.
+    """
+    language, variable, usual = ("C++", "CXX", ("g++",)) if device == "cpu" else ("C", "CC", ("gcc", "clang"))
+    compilers = (os.environ[variable],) if variable in os.environ else usual
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = [] if any(map(shutil.which, compilers)) else [f"no {language} compiler: {' or '.join(compilers)} is not in PATH"]
     missing += [] if header.exists() else [f"no headers of Python: {header} does not exist"]
     if missing:
         raise UserError(
             "train.compile=true cannot compile on this machine",
             got="; ".join(missing),
-            fix="install them (on Debian and Ubuntu: apt-get install g++ python3-dev), name a compiler in CXX, or set "
+            fix=f"install them (on Debian and Ubuntu: apt-get install g++ python3-dev), name a compiler in {variable}, or set "
             "train.compile=false",
         )
 
@@ -233,8 +238,8 @@ def build(
     path: directory or hub name. prior: given the size of the vocabulary, what labels are smoothed towards. longest: tokens of
     the longest row. Raises UserError for an unsupported architecture, and for rows that the model has no positions for.
     """
-    if config.compile and device.type == "cpu":
-        check_compiler()
+    if config.compile:
+        check_compiler(device.type)
     causal_lm = empty_trained_model(path, config.lora, config.dtype, trust_remote_code)
     check_positions(causal_lm, longest)
     if config.activation_checkpointing:

@@ -89,18 +89,28 @@ def test_batches_of_new_shapes_make_no_new_graphs(
 
 
 @pytest.mark.parametrize("lacking", ["compiler", "headers"])
+@pytest.mark.parametrize("gpus", [0, 1])
 def test_a_machine_that_cannot_compile_is_refused_at_once(
-    lacking: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family_folder: Any, group: None
+    lacking: str, gpus: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family_folder: Any, group: None
 ) -> None:
+    # Kernels for GPUs are Triton's, which builds what starts them with a C compiler.
+    own, others = ("CC", "CXX") if gpus else ("CXX", "CC")
     if lacking == "compiler":
-        monkeypatch.setenv("CXX", "no-such-compiler")
+        monkeypatch.setenv(own, "no-such-compiler")
     else:
         monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     said = "no-such-compiler is not in PATH" if lacking == "compiler" else f"{tmp_path}/Python.h does not exist"
-    config = load(None, ["train.compile=true", f"model={family_folder('llama')}"])
-    for start in (lambda: check(config, {"train"}), lambda: model_of(tmp_path / "nothing", compile=True)):
+    settings = ["train.compile=true", f"model={family_folder('llama')}", "runtime.check_memory=false"]
+    config = load(None, [*settings, f"train.gpus_per_worker={gpus}"])
+    device = torch.device("cuda" if gpus else "cpu")
+
+    def begin() -> None:
+        build(str(tmp_path / "nothing"), config.train, make_mesh(config.train, CPU), device)
+
+    for start in (lambda: check(config, {"train"}), begin):
         with pytest.raises(UserError, match=r"train\.compile=true cannot compile on this machine") as error:
             start()
-        assert said in str(error.value) and "train.compile=false" in str(error.value)
-    on_gpus = ["train.gpus_per_worker=1", "runtime.check_memory=false"]
-    check(load(None, ["train.compile=true", f"model={family_folder('llama')}", *on_gpus]), {"train"})
+        assert said in str(error.value) and "train.compile=false" in str(error.value) and f"in {own}" in str(error.value)
+    monkeypatch.undo()
+    monkeypatch.setenv(others, "no-such-compiler")
+    check(config, {"train"})
