@@ -4,6 +4,7 @@ Processor flags do not show whether bfloat16 is faster than float32. With AMX or
 them half as fast. Nothing is measured on GPUs, where low precision is always faster.
 """
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -40,7 +41,8 @@ def peak_flops(device_name: str, dtype: str, known: float | None = None) -> floa
         return known * 1e12
     if dtype != "bfloat16":
         return None
-    return next((gpu.tflops * 1e12 for name, gpu in GPUS.items() if name in device_name), None)
+    # An A4000 is not an A40.
+    return next((gpu.tflops * 1e12 for name, gpu in GPUS.items() if re.search(rf"{name}(?!\d)", device_name)), None)
 
 
 # Takes milliseconds, and is large enough that a product's fixed costs are negligible.

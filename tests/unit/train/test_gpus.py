@@ -21,6 +21,10 @@ from ual_ray.train.product_speed import GPUS, peak_flops
         ("NVIDIA B300 SXM6 AC", "bfloat16", None, 2250e12),
         ("AMD Instinct MI325X", "bfloat16", None, 1307e12),
         ("NVIDIA H100 80GB HBM3", "float32", None, None),
+        # Others whose names begin like those of A40, A30 and A10.
+        ("NVIDIA RTX A4000", "bfloat16", None, None),
+        ("NVIDIA RTX A3000 Laptop GPU", "bfloat16", None, None),
+        ("NVIDIA RTX A1000", "bfloat16", None, None),
         ("", "bfloat16", None, None),
         ("a new one", "float32", 2.5, 2.5e12),
     ],
