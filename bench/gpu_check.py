@@ -1,14 +1,13 @@
 """What one GPU shows of the loss and of training, in one command: right or wrong, how fast, how large. JSON, in 8 minutes.
 
-    PYTHONPATH=. python bench/gpu_check.py [OUT.json] [--small] [--only loss|training]     (from the repository's root)
+    PYTHONPATH=. python bench/gpu_check.py [OUT.json] [--small] [--only loss|training|ranks]     (from the repository's root)
 
 Needs torch, transformers, peft, accelerate, pyarrow, psutil and pydantic; no Ray, vLLM, MLflow or network. `make gpu-bundle`
 makes a folder to copy to a machine with a card. --small: the same checks of tiny models, on a CPU in a minute. OUT.json is
 written after every case, with an "error" in place of the results of a case that failed, and "ok" where a case can be wrong;
 by default it is bench/results/gpu_check_CARD.json.
 
-Not covered on one card: NCCL between ranks, and the traffic of HSDP. Not covered yet: the model of calibration on CUDA, the 7B
-recipe's memory per rank in a fake process group.
+Not covered on one card: NCCL between ranks, and the traffic of HSDP.
 """
 
 from __future__ import annotations
@@ -41,15 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / f"gpu_check_{device_name().replace(' ', '_')}.json")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", choices=("loss", "training"))
+    parser.add_argument("--only", choices=("loss", "training", "ranks"))
     parser.add_argument("--minutes", type=float, default=8, help="start no case after so many")
     options = parser.parse_args()
     from gpu_loss import check_loss
+    from gpu_ranks import check_ranks
     from gpu_training import check_training
 
     started = time.perf_counter()
     report = Report(options.out, machine(), 60 * options.minutes)
-    for name, check in (("loss", check_loss), ("training", check_training)):
+    for name, check in (("loss", check_loss), ("training", check_training), ("ranks", check_ranks)):
         if options.only in (None, name):
             report.case("whole parts", name, check, report, options.small)
     bad = list(failures(report.content))

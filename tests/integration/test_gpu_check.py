@@ -59,6 +59,13 @@ def test_training_is_timed_and_profiled(found: dict[str, Any]) -> None:
         assert any("attention" in name for name in case["attention calls"]) and case["longest ms"]
 
 
+def test_one_rank_of_eight_is_timed_and_calibrations_model_is_right(found: dict[str, Any]) -> None:
+    assert len(found["one rank of eight"]) == 2, "checkpointed or not"
+    for case in found["one rank of eight"].values():
+        assert case["estimated peak GB"] > 0 and case["tokens/s without communication"] > 0
+    assert all(case["ok"] for case in found["calibration"].values())
+
+
 def test_a_failing_case_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     from gpu_common import Report
