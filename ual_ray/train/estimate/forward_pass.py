@@ -25,11 +25,13 @@ class ForwardPass:
     """Bytes that autograd keeps of a micro-batch until backward, without head and loss, and operations.
 
     `kept` is without, `kept_checkpointed` with activation checkpointing: what goes into the layers, and all of the largest
-    layer, computed again. `largest` is the largest single tensor. `flops`: multiplications and additions of forward.
+    layer, computed again, which are `layer`. `largest` is the largest single tensor. `flops`: multiplications and additions of
+    forward.
     """
 
     kept: int
     kept_checkpointed: int
+    layer: int
     largest: int
     flops: float
 
@@ -58,8 +60,9 @@ def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, pa
         }
         torch.func.functional_call(body.train(), state, kwargs={**inputs, "use_cache": False})
     layers = [size for layer, size in kept.bytes.items() if layer != OUTSIDE]
-    checkpointed = kept.bytes[OUTSIDE] + kept.layer_inputs + max(layers, default=0)
-    return ForwardPass(kept.bytes.total(), checkpointed, kept.largest, float(flops.get_total_flops() + alike.flops))
+    layer, given = max(layers, default=0), kept.bytes[OUTSIDE] + kept.layer_inputs
+    operations = float(flops.get_total_flops() + alike.flops)
+    return ForwardPass(kept.bytes.total(), given + layer, layer, kept.largest, operations)
 
 
 class _Kept:

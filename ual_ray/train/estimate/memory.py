@@ -39,8 +39,9 @@ GATHERED_GROUPS = 3
 class Parameters:
     """Numbers of parameters, in total and of one rank (`shard`); bytes of its weights, and pinned ones.
 
-    FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head. `root` is the rest,
-    mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of the head.
+    FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head (else `embedding` is 0).
+    `root` is the rest, mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of
+    the head.
     """
 
     total: int
@@ -50,8 +51,10 @@ class Parameters:
     shard_bytes: int
     pinned: int
     trainable_pinned: int
-    largest_group: int
-    largest_trainable_group: int
+    largest_layer: int
+    largest_trainable_layer: int
+    embedding: int
+    trainable_embedding: int
     root: int
     trainable_root: int
     vocabulary: int
@@ -86,10 +89,9 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
     """Count the parameters of a model, on the meta device or not, and those of one rank out of `shards`."""
     model: Any = causal_lm
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    groups = [list(layer.parameters()) for layer in find_layers(model.get_decoder())]
-    if embedding.weight is not head.weight:
-        groups.append([embedding.weight])
-    grouped = {parameter for group in groups for parameter in group}
+    layers = [list(layer.parameters()) for layer in find_layers(model.get_decoder())]
+    apart = [] if embedding.weight is head.weight else [embedding.weight]
+    grouped = {parameter for group in (*layers, apart) for parameter in group}
     every = list(model.parameters())
     root = [parameter for parameter in every if parameter not in grouped]
     sizes = [size * parameter.itemsize for size, parameter in zip(_shards(every, shards), every, strict=True)]
@@ -101,8 +103,10 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
         shard_bytes=sum(sizes),
         pinned=pinned_bytes(sizes),
         trainable_pinned=pinned_bytes(FLOAT32 * size for size in _shards(_trainable(every), shards)),
-        largest_group=max(map(_count, groups)),
-        largest_trainable_group=max(_count(_trainable(group)) for group in groups),
+        largest_layer=max(map(_count, layers)),
+        largest_trainable_layer=max(_count(_trainable(layer)) for layer in layers),
+        embedding=_count(apart),
+        trainable_embedding=_count(_trainable(apart)),
         root=_count(root),
         trainable_root=_count(_trainable(root)),
         vocabulary=head.weight.shape[0],
@@ -120,56 +124,80 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     if on_gpu and config.cpu_offload:
         # Weights and gradients are pinned, the optimizer's moments are not.
         host += parameters.pinned + parameters.trainable_pinned + state["optimizer"]
-        state = dict.fromkeys(state, 0)
-    groups = parameters.total - parameters.root
+        # Before replicas exchange them, once per step, gradients are on the GPU.
+        kept_there = state["gradients"] if config.replicas > 1 and passes > 1 else 0
+        state = dict.fromkeys(state, 0) | {"gradients": kept_there}
+    groups, unreduced = parameters.total - parameters.root, 0
     if config.reshard_after_forward:
-        groups = min(groups, GATHERED_GROUPS * parameters.largest_group)
+        groups = min(groups, GATHERED_GROUPS * parameters.largest_layer)
+    elif passes > 1:
+        # Reduced once per step: between its micro-batches each rank keeps all gradients unsharded.
+        unreduced = FLOAT32 * parameters.trainable
+    kept = forward.kept_checkpointed if config.activation_checkpointing else forward.kept
     parts = {
         **state,
         "gathered weights": width * (groups + parameters.root),
-        "whole gradients": _whole_gradients(parameters, width, held=passes > 1 and not config.reshard_after_forward),
-        "activations": (forward.kept_checkpointed if config.activation_checkpointing else forward.kept)
-        + BACKWARD_TENSORS * forward.largest,
+        # A layer's as backward computes them, and another's in float32, being sent.
+        "whole gradients": (width + FLOAT32) * parameters.largest_trainable_layer + unreduced,
+        "activations": kept + BACKWARD_TENSORS * forward.largest,
         "loss": loss_bytes(parameters, tokens, width, on_gpu, towards_base=config.prior == "base"),
         "checkpoint": 0 if on_gpu else copy,
         "process": PROCESS_BYTES["cuda"] if on_gpu else PROCESS_BYTES["cpu"] + compiler_bytes(config),
     }
-    always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
-    # With tied weights, the embedding's gradient is added to the head's.
-    root = width * parameters.root + (2 * width + FLOAT32) * parameters.trainable_root
-    held = {
-        "backward": sum(parts.values()) - parts["gradients"],
-        "the exchange of the head's gradients": always + parts["gradients"] + parts["whole gradients"] + root,
-        "export": always + (0 if on_gpu else 2 * min(SHARD_BYTES, FLOAT32 * parameters.total)),
-    }
+    reduced = parts["gradients"] if passes > 1 and config.reshard_after_forward else 0
+    held = _moments(parts, parameters, forward, config, reduced, unreduced)
+    if not on_gpu:
+        held["export"] += 2 * min(SHARD_BYTES, FLOAT32 * parameters.total)
     moment = max(held, key=lambda name: held[name])
     return Memory(parts, held[moment], moment, host)
 
 
-def _whole_gradients(parameters: Parameters, width: int, held: bool) -> int:
-    """Bytes of gradients before their reduction, of two groups: as backward computes them, and in float32 as they are sent.
-
-    held: gradients are reduced once per step, and between a step's micro-batches each rank keeps all of them unsharded.
-    """
-    groups = 2 * (width + FLOAT32) * parameters.largest_trainable_group
-    return groups + (FLOAT32 * parameters.trainable if held else 0)
+def _moments(
+    parts: dict[str, int],
+    parameters: Parameters,
+    forward: ForwardPass,
+    config: TrainConfig,
+    reduced: int,
+    unreduced: int,
+) -> dict[str, int]:
+    """Bytes held at the moments of a step that may take most. reduced, unreduced: gradients of earlier micro-batches."""
+    width = DTYPES[config.dtype].itemsize
+    always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
+    root = width * parameters.root
+    running = forward.layer + BACKWARD_TENSORS * forward.largest
+    others = parts["activations"] - running
+    kept = others + (0 if config.activation_checkpointing else forward.layer)
+    head = width * parameters.vocabulary * parameters.width if parameters.trainable_head else 0
+    # Layers are gathered again for backward.
+    gathered = root if config.reshard_after_forward else parts["gathered weights"]
+    # With tied weights, the embedding's gradient is added to the head's.
+    exchanged = root + (2 * width + FLOAT32) * parameters.trainable_root
+    sent_before = FLOAT32 * max(parameters.trainable_embedding, parameters.largest_trainable_layer)
+    in_backward = always + parts["gathered weights"] + head + parts["whole gradients"] + running
+    return {
+        "the loss": always + reduced + unreduced + gathered + kept + parts["loss"],
+        # Layer by layer, gradients take the place of activations.
+        "backward": in_backward + max(others + reduced, parts["gradients"]),
+        "the exchange of the head's gradients": always + parts["gradients"] + unreduced + sent_before + exchanged,
+        "export": always,
+    }
 
 
 def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool, *, towards_base: bool) -> int:
     """Peak bytes of the loss of `tokens` target tokens; width: bytes of a number in train.dtype.
 
     A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; for a trained
-    head the float32 gradient, and that gradient scaled by the step's number of tokens, in train.dtype, which a CPU converts
-    from a float32 one. towards_base: with the states of the model before training, and half a chunk each of its probabilities
-    and of their product with the logits, twice: chunks have half as many tokens then.
+    head the float32 gradient, and behind the chunks that gradient scaled by the step's number of tokens, in train.dtype, which
+    a CPU converts from a float32 one. towards_base: with the states of the model before training, and half a chunk each of its
+    probabilities and of their product with the logits, twice: chunks have half as many tokens then.
     """
     chunk = FLOAT32 * parameters.vocabulary * chunk_rows(tokens, parameters.vocabulary, "cuda" if on_gpu else "cpu")
     copies = width if width < FLOAT32 else 0
     scaled = width if on_gpu else FLOAT32 + copies
-    head = parameters.vocabulary * parameters.width * (FLOAT32 + scaled) if parameters.trainable_head else 0
+    head = parameters.vocabulary * parameters.width if parameters.trainable_head else 0
     states = tokens * parameters.width * width
     base = states + chunk if towards_base else 0
-    return chunk + chunk * copies // FLOAT32 + 2 * states + base + head
+    return 2 * states + FLOAT32 * head + max(chunk + chunk * copies // FLOAT32 + base, scaled * head)
 
 
 def _trainable(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -33,7 +33,7 @@ def test_parameters_are_those_of_the_model_and_shards_are_rounded_up(model: str)
     layer = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER + 2 * WIDTH
     found = count_parameters(empty_model(model), shards=3)
     assert found.total == found.trainable == 2 * VOCABULARY * WIDTH + LAYERS * layer + WIDTH
-    assert found.largest_group == VOCABULARY * WIDTH  # the embedding, which a head of its own leaves alone
+    assert found.embedding == VOCABULARY * WIDTH  # which a head of its own leaves alone
     assert found.root == VOCABULARY * WIDTH + WIDTH
     # 1000 rows over 3 ranks: 334; 32 rows: 11; 64 rows: 22.
     shard_of_layer = 4 * 11 * WIDTH + 2 * 22 * WIDTH + 11 * INNER + 2 * 11
@@ -170,6 +170,19 @@ def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None
     assert on_gpu.host == GPU_WORKER_HOST_BYTES + 8 * parameters.shard + 2 * parameters.pinned
     on_cpu = estimate(parameters, forward, TrainConfig(dtype="bfloat16", cpu_offload=True), 128, 1)
     assert on_cpu.parts["weights"] == 4 * parameters.shard and on_cpu.host == 0
+
+
+@pytest.mark.parametrize(("replicas", "passes", "there"), [(1, 1, 0), (1, 2, 0), (2, 1, 0), (2, 2, 1)])
+def test_offloaded_gradients_that_replicas_have_not_exchanged_are_on_the_gpu(
+    replicas: int, passes: int, there: int, model: str
+) -> None:
+    causal_lm = empty_model(model)
+    parameters, forward = count_parameters(causal_lm, 2), forward_pass(causal_lm, "bfloat16", 2, 64, packed=False)
+    train = TrainConfig(dtype="bfloat16", gpus_per_worker=1, cpu_offload=True, num_workers=2 * replicas, replicas=replicas)
+    one, found = (estimate(parameters, forward, train, 128, number) for number in (1, passes))
+    gradients = 4 * parameters.trainable_shard * there
+    assert found.parts["gradients"] == gradients
+    assert found.peak - one.peak == gradients
 
 
 def test_pinned_memory_comes_in_powers_of_two(model: str) -> None:
