@@ -1,6 +1,7 @@
 """A run as a RayJob for KubeRay: cluster/kuberay/rayjob.yaml with the configuration's output and the pods that it takes."""
 
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def rayjob(config: Config) -> dict[str, Any]:
     pods = (group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]))
     mounts = (mount for pod in pods for mount in pod["containers"][0]["volumeMounts"])
     (shared,) = {mount["mountPath"] for mount in mounts if mount["name"] == SHARED}
-    if not Path(config.output).is_relative_to(shared):
+    if not Path(os.path.normpath(config.output)).is_relative_to(shared):
         raise UserError(
             "--rayjob: output is not on the volume that all pods have",
             got=config.output,

@@ -96,6 +96,7 @@ def test_the_name_follows_the_configuration() -> None:
     [
         (["output=runs/x"], "not on the volume"),
         (["output=/tmp/x"], "not on the volume"),
+        (["output=/shared/../tmp/x"], "not on the volume"),
         (["tracking.uri=http://me:pw@host"], "secret"),
         (["engine.gpus_per_actor=16"], "does not fit into a pod"),
         (["engine.cpus_per_actor=9"], "(?s)does not fit into a pod.*engine.cpus_per_actor=9"),
