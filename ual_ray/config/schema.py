@@ -186,12 +186,25 @@ class Config(Section):
                     f"arms.{name}: map={arm.map}{f' of base={arm.base}' if arm.map in CONTROLS else ''}, weight={arm.weight} "
                     f"and missing={arm.missing} do not read {', '.join(unread)}: drop {'it' if len(unread) == 1 else 'them'}"
                 )
+            own = next((f"{one}={value}" for one in ("prior", "prior_file") if (value := getattr(arm, one)) is not None), None)
+            if own and (without := arm.never_smooths()):
+                raise ValueError(
+                    f"arms.{name}: labels are smoothed towards {own}, but {without} does not smooth: drop one of both"
+                )
             if arm.weight == FLOW and (read := arm.uncertainty or self.elicit.uncertainty) != NLL:
                 raise ValueError(
                     f"arms.{name}: weight={FLOW} is exp(-l / tau) of a row's NLL l, made from the uncertainty '{NLL}'; "
                     f"got '{read}': set arms.{name}.uncertainty={NLL} and add it to elicit.estimators"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _prior_is_used(self) -> Config:
+        prior, arms = self.train.prior, self.arms.values()
+        if prior == "uniform" or any(not arm.never_smooths() and arm.training(self.train).prior == prior for arm in arms):
+            return self
+        found = ", ".join(f"arms.{name}: {arm.never_smooths() or f'prior={arm.prior}'}" for name, arm in self.arms.items())
+        raise ValueError(f"train.prior={prior} is used by no arm ({found}): drop it, or add an arm that smooths towards it")
 
     @model_validator(mode="after")
     def _learning_rates_can_be_tried(self) -> Config:

@@ -90,29 +90,36 @@ class ArmConfig(SmoothConfig):
     )
     epochs: int | None = key(None, ge=1, affects="", description="train.epochs of this arm; null = train.epochs")
 
-    @model_validator(mode="after")
-    def _prior_is_used(self) -> ArmConfig:
-        if self.map == NO_SMOOTHING and (self.prior is not None or self.prior_file is not None):
-            raise ValueError(
-                f"prior is what labels are smoothed towards, and map={NO_SMOOTHING} does not smooth: drop one of both"
-            )
-        return self
+    def never_smooths(self) -> str | None:
+        """Name the setting that keeps every alpha at 0; None where a row may get another one, as by maps of other packages."""
+        if self.map == NO_SMOOTHING:
+            return f"map={NO_SMOOTHING}"
+        largest = next((name for name in ("alpha_mean", "alpha_max") if name in (self._alphas() or ())), None)
+        if largest is None or getattr(self, largest) or (self.missing == "default" and self.missing_alpha):
+            return None
+        return f"{largest}=0"
 
     def unread(self) -> list[str]:
-        """List the keys that are set to another value than their default and do nothing; none for maps of other packages."""
-        own, control = READS.get(self.map), self.map in CONTROLS
-        alphas = READS.get(self.base) if control else own
-        if alphas is None:
+        """List KEY=VALUE of what is set to another value than its default and does nothing; none for maps of other packages."""
+        if (alphas := self._alphas()) is None:
             return []
+        # One alpha for all rows needs no scores, but to tell the rows that have none.
+        default = self.missing == "default" and self.map != NO_SMOOTHING
+        alike = self.map == NO_SMOOTHING or (self.map == "constant" and self.base == "mean_matched")
         read = {
             **dict.fromkeys(("alpha_mean", "alpha_cap", "alpha_min", "alpha_max"), False),
             **dict.fromkeys(alphas, True),
-            "base": control,
+            "base": self.map in CONTROLS,
             "filter_share": self.weight == "filter",
-            "missing_alpha": self.missing == "default",
+            "missing_alpha": default,
+            "uncertainty": not alike or default or self.weight != "none" or self.missing == "exclude",
         }
         fields = type(self).model_fields
-        return [name for name, used in read.items() if not used and getattr(self, name) != fields[name].default]
+        found = {name: getattr(self, name) for name, used in read.items() if not used}
+        return [f"{name}={value}" for name, value in found.items() if value != fields[name].default]
+
+    def _alphas(self) -> tuple[str, ...] | None:
+        return READS.get(self.base if self.map in CONTROLS else self.map)
 
     def training(self, train: TrainConfig) -> TrainConfig:
         """Return the training settings of this arm. Raises pydantic's error where they do not go together."""

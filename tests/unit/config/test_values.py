@@ -236,17 +236,43 @@ def test_a_list_whose_only_element_is_refused_is_not_called_too_short_as_well() 
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["arms.sft.map=none", "arms.sft.prior=unigram"], "map=none does not smooth"),
         (
             ["arms.d.map=rank", "arms.d.alpha_mean=0.3"],
-            "map=rank, weight=none and missing=impute do not read alpha_mean: drop it",
+            "arms.d: map=rank, weight=none and missing=impute do not read alpha_mean=0.3: drop it",
         ),
-        (["arms.d.map=mean_matched", "arms.d.alpha_min=0.1"], "do not read alpha_min"),
-        (["arms.d.map=none", "arms.d.alpha_mean=0.2", "arms.d.base=rank"], "do not read alpha_mean, base: drop them"),
+        (["arms.d.map=mean_matched", "arms.d.alpha_min=0.1"], "do not read alpha_min=0.1"),
+        (["arms.d.map=none", "arms.d.alpha_mean=0.2", "arms.d.base=rank"], "do not read alpha_mean=0.2, base=rank: drop them"),
         (["arms.d.map=constant", "arms.d.base=rank", "arms.d.alpha_mean=0.3"], "map=constant of base=rank, .* alpha_mean"),
         (["arms.d.map=shuffled", "arms.d.alpha_max=0.3"], "map=shuffled of base=mean_matched, .* alpha_max"),
         (["arms.d.map=none", "arms.d.filter_share=0.3"], "do not read filter_share"),
         (["arms.d.map=rank", "arms.d.missing_alpha=0.3"], "do not read missing_alpha"),
+        (["arms.sft.map=none", "arms.sft.uncertainty=nll"], "map=none, .* do not read uncertainty=nll: drop it"),
+        (["arms.d.map=none", "arms.d.missing=default", "arms.d.uncertainty=nll"], "do not read uncertainty=nll"),
+        (["arms.d.map=none", "arms.d.missing=default", "arms.d.missing_alpha=0.1"], "do not read missing_alpha=0.1"),
+        (["arms.d.map=constant", "arms.d.uncertainty=nll"], "base=mean_matched, .* do not read uncertainty=nll"),
+        (["arms.sft.map=none", "arms.sft.prior=unigram"], "arms.sft: .* prior=unigram, but map=none does not smooth"),
+        (
+            ["arms.d.map=mean_matched", "arms.d.alpha_mean=0", "arms.d.prior=unigram"],
+            "arms.d: .* prior=unigram, but .*alpha_mean=0",
+        ),
+        (
+            ["arms.d.map=constant", "arms.d.alpha_mean=0", "arms.d.prior=unigram"],
+            "arms.d: .* prior=unigram, but .*alpha_mean=0",
+        ),
+        (["arms.d.map=rank", "arms.d.alpha_max=0", "arms.d.prior=unigram"], "arms.d: .* prior=unigram, but .*alpha_max=0"),
+        (
+            ["arms.d.map=shuffled", "arms.d.base=rank", "arms.d.alpha_max=0", "arms.d.prior_file=q.npy", "arms.d.prior=file"],
+            "arms.d: .* prior=file, but .*alpha_max=0",
+        ),
+        (["arms.ual.map=none", "train.prior=unigram"], "train.prior=unigram is used by no arm .*arms.sft: map=none"),
+        (
+            ["arms.ual.alpha_mean=0", "train.prior=unigram"],
+            "train.prior=unigram is used by no arm .*arms.ual: alpha_mean=0",
+        ),
+        (
+            ["arms.ual.prior=uniform", "train.prior=unigram"],
+            "train.prior=unigram is used by no arm .*prior=uniform",
+        ),
         (["arms.flow.weight=flow", "elicit.uncertainty=ensemble"], "made from the uncertainty 'nll'; got 'ensemble'"),
         (["arms.flow.weight=flow", "arms.flow.uncertainty=p_true"], "made from the uncertainty 'nll'; got 'p_true'"),
     ],
@@ -261,6 +287,12 @@ def test_settings_of_an_arm_that_would_do_nothing_or_another_thing_are_refused(o
     [
         ["arms.d.map=constant", "arms.d.alpha_mean=0.5", "arms.d.alpha_cap=0.5"],
         ["arms.d.map=inverted", "arms.d.base=rank", "arms.d.alpha_max=0.3"],
+        ["arms.d.map=none", "arms.d.weight=filter", "arms.d.uncertainty=p_true"],
+        ["arms.d.map=none", "arms.d.missing=exclude", "arms.d.uncertainty=p_true"],
+        ["arms.d.map=constant", "arms.d.missing=default", "arms.d.missing_alpha=0.1", "arms.d.uncertainty=p_true"],
+        ["arms.d.map=constant", "arms.d.base=rank", "arms.d.uncertainty=p_true", "arms.d.prior=unigram"],
+        ["arms.d.map=rank", "arms.d.alpha_max=0", "arms.d.missing=default", "arms.d.missing_alpha=0.1", "arms.d.prior=unigram"],
+        ["arms.sft.map=none", "arms.d.map=rank", "train.prior=unigram"],
         [
             "arms.d.map=rank",
             "arms.d.missing=default",
