@@ -97,7 +97,7 @@ def train_all(options: argparse.Namespace) -> None:
     if not base.exists():
         write_case(base, measured(probed, rows, texts), rows, texts, {"arm": "base", "seed": 0})
     del probed
-    uncertainty, lengths = 1 - np.exp(-mean_nll), lengths_of(rows, path, options.folder)
+    uncertainty, lengths = 1 - np.exp(-mean_nll), np.array([(text.positions < options.length).sum() for text in texts])
     if not (options.folder / "elicited.json").exists():
         write_json(options.folder / "elicited.json", elicited(rows, uncertainty, options))
     torch.distributed.init_process_group("nccl" if CUDA else "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -158,20 +158,6 @@ def render(path: str, rows: Sequence[Row]) -> list[Text]:
         labels = np.array(rendered.labels, dtype=np.int64)
         texts.append(Text(np.array(rendered.input_ids, dtype=np.int64), np.flatnonzero(labels[1:] != IGNORE_INDEX) + 1))
     return texts
-
-
-def lengths_of(rows: Sequence[Row], path: str, folder: Path) -> Numbers:
-    """Count the tokens of every training row's response as `ual smooth` does, over which arms are matched; others have 0."""
-    import pyarrow as pa
-
-    from ual_ray.parquet import content_digest, write_rows
-    from ual_ray.smooth.stage import COUNTED, TOKENS, response_tokens
-
-    file = folder / "rows.parquet"
-    write_rows(rows, pa.schema(col.fields(col.ID, col.SPLIT, col.MESSAGES)), file)
-    counted = response_tokens(file, content_digest(file, [col.ID]), path).to_pydict()
-    tokens = dict(zip(counted[COUNTED.names[0]], counted[TOKENS], strict=True))
-    return np.array([tokens.get(row[col.ID], 0) for row in rows], dtype=np.float64)
 
 
 def counts_of(texts: Sequence[Text]) -> Numbers:
@@ -297,7 +283,6 @@ def write_tokens(
 
     from ual_ray.models.chat import IGNORE_INDEX
     from ual_ray.smooth.maps import assign_alpha
-    from ual_ray.train.token_store import FILE_SUFFIX
 
     train = np.array([row[col.SPLIT] == col.TRAIN for row in rows])
     sources = np.array([row[col.SOURCE] for row in rows])
@@ -312,7 +297,7 @@ def write_tokens(
         ids = {col.INPUT_IDS: text.input_ids[:length], col.LABELS: labels[:length]}
         table.append(own | ids | {col.TARGET_TOKENS: int((labels[1:length] != IGNORE_INDEX).sum())})
     kept = [row for row in table if row[col.SPLIT] != col.TEST and row[col.TARGET_TOKENS]]
-    with pa.OSFile(str(folder / f"rows{FILE_SUFFIX}"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
+    with pa.OSFile(str(folder / f"rows{col.TOKENS_SUFFIX}"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
         writer.write_table(pa.Table.from_pylist(kept, col.TOKENS))
     return alpha[train]
 

@@ -248,6 +248,8 @@ def scored_schema(estimators: Collection[str]) -> pa.Schema:
     return pa.schema([*measured, ensemble, *fields(UNCERTAINTY)])
 
 
+# Files of rendered rows.
+TOKENS_SUFFIX = ".arrow"
 TOKENS = pa.schema(
     [*fields(ID, SPLIT, ALPHA, LOSS_WEIGHT, UNCERTAINTY), pa.field(TARGET_TOKENS, pa.int32()), *fields(INPUT_IDS, LABELS)]
 )

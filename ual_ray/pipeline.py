@@ -89,17 +89,17 @@ def train_arms(session: Session, rows: Path, scored: Path, tokens: Path, root: P
     tokens: the rendered rows, which arms share: an arm costs its alphas, not its texts.
     """
     arms = session.config.arms
-    results.smoothed |= {arm: smooth_arm(session, arm, scored, root) for arm in arms}
+    results.smoothed |= {arm: smooth_arm(session, arm, scored, tokens, root) for arm in arms}
     results.trained |= {arm: train_arm(session, arm, results.smoothed[arm], rows, tokens, root).folder for arm in arms}
     return {arm: str(results.trained[arm] / col.MODEL_FOLDER) for arm in arms}
 
 
-def smooth_arm(session: Session, arm: str, scored: Path, root: Path) -> Path:
+def smooth_arm(session: Session, arm: str, scored: Path, tokens: Path, root: Path) -> Path:
     """Give the rows the alphas of an arm in `root`/arms/ARM; return their folder."""
     spec = session.config.arms[arm]
     # With the loss that it trains with, which tells a control from the baseline.
     spec = spec.model_copy(update={"loss": spec.loss or session.config.train.loss})
-    return smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), texts=False).folder
+    return smooth_step(session, arm, spec, scored, Place(root / "arms" / arm / "smooth"), tokens).folder
 
 
 def train_arm(

@@ -31,7 +31,6 @@ from ual_ray.experiment.truth import Numbers, World, corrupt, divergence, draw_w
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.smooth import assign_alpha
 from ual_ray.train.loop import TrainingJob, train_worker
-from ual_ray.train.token_store import FILE_SUFFIX
 
 LAYERS, HEADS = 2, 4
 FEED_FORWARD = 4
@@ -123,7 +122,7 @@ def write_tokens(world: World, alpha: Numbers, folder: Path) -> None:
                 col.LABELS: [*[IGNORE_INDEX] * (len(ids) - 1), ids[-1]],
             }
         )
-    with pa.OSFile(str(folder / f"rows{FILE_SUFFIX}"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
+    with pa.OSFile(str(folder / f"rows{col.TOKENS_SUFFIX}"), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
         writer.write_table(pa.Table.from_pylist(rows, col.TOKENS))
 
 

@@ -43,7 +43,7 @@ def train_seeds(
     """
     found = {seed: StageFolders() for seed in sessions}
     for seed, session in sessions.items():
-        found[seed].smoothed = {arm: smooth_arm(session, arm, scored, homes[seed]) for arm in session.config.arms}
+        found[seed].smoothed = {arm: smooth_arm(session, arm, scored, tokens, homes[seed]) for arm in session.config.arms}
     tasks = {
         session.titled(f"train {arm}"): partial(
             train_arm, session, arm, found[seed].smoothed[arm], rows, tokens, homes[seed], register=False
@@ -115,7 +115,7 @@ def tuned(session: Session, rows: Path, scored: Path, tokens: Path, root: Path) 
         return session
     home, seed = root / f"seed-{given.seeds[0]}", given.seeds[0]
     first = replace(session.labelled(f"seed {seed}"), config=session.config.model_copy(update={"seed": seed}))
-    smoothed = {arm: smooth_arm(first, arm, scored, home) for arm in session.config.arms}
+    smoothed = {arm: smooth_arm(first, arm, scored, tokens, home) for arm in session.config.arms}
     at_rate = {rate: _with_rate(first, rate) for rate in given.learning_rates}
     tasks = {
         own.titled(f"train {arm}"): partial(_train, own, arm, smoothed[arm], rows, tokens, home)

@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 # Rows of one source and of one such share of its lengths are alike to `shuffled_within`.
 LENGTH_STRATA = 4
 LARGEST_ALPHA = 1 - 1e-9
+# What a row without a length counts for: nothing next to the others, and all alike where none has one.
+NO_LENGTH = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Rows:
     @staticmethod
     def of(uncertainty: Array, lengths: Any = None, sources: Any = None, seed: int = 0, weights: Any = None) -> Rows:
         """Fill in what is not known: equal lengths, one source, equal weights."""
-        length = np.ones_like(uncertainty) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), 1)
+        length = np.ones_like(uncertainty) if lengths is None else np.maximum(np.asarray(lengths, dtype=np.float64), NO_LENGTH)
         source = np.zeros(len(uncertainty), dtype=np.int64) if sources is None else np.asarray(sources)
         return Rows(uncertainty, length, source, seed, length if weights is None else length * np.asarray(weights))
 

@@ -7,23 +7,22 @@ from ual_ray import columns as col
 from ual_ray.config import ArmConfig
 from ual_ray.config.files import read_json
 from ual_ray.config.keys import affecting
+from ual_ray.models.chat import RENDERING_VERSION
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.stage import check_columns, columns_read, histogram, response_tokens, smooth
+from ual_ray.smooth.stage import check_columns, columns_read, histogram, rendered_tokens, smooth, stored_tokens
 
 BAR_WIDTH = 30
-# Of arms whose means of alpha were others in older versions: raise it when they change.
-MATCHING_VERSION = 2
 # Of the inputs of elicitation: what scores depend on besides the rows, and what was chosen by trying it.
 MAKING, CHOSEN = ("measuring", "elicit", "labels"), "uncertainty"
 
 
-def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place, *, texts: bool = True) -> Done:
-    """Assign every training row its alpha in `folder`/smoothed.parquet, with its texts or only with numbers.
+def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, place: Place, tokens: Path | None = None) -> Done:
+    """Assign every training row its alpha in `folder`/smoothed.parquet, with its texts, and print the distribution.
 
-    Prints the distribution.
+    tokens: the rendered rows that arms share, and the texts in them; None = the rows are rendered here to be counted.
     """
     check_columns(scored, spec)
     config = session.config
@@ -33,16 +32,17 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "spec": affecting(spec, "alphas"),
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
+        "trained": affecting(config.train, "tokens") | {"mixture": config.train.mixture, "rendering": RENDERING_VERSION},
         "scores": made_by(scored),
     }
-    if spec.weight != "none" or (spec.map == "constant" and spec.base != "mean_matched"):
-        inputs["matching"] = MATCHING_VERSION
 
     def work(folder: Path) -> dict[str, Any]:
-        tokens = None
+        counted = None
         if spec.map != "none" or spec.weight != "none":
-            tokens = response_tokens(scored, content_digest(scored, [col.ID]), config.model, config.trust_remote_code)
-        return smooth(scored, spec, config.seed, folder, digest, tokens=tokens, texts=texts)
+            counted = rendered_tokens(scored, config) if tokens is None else stored_tokens(tokens)
+        return smooth(
+            scored, spec, config.seed, folder, digest, tokens=counted, mixture=config.train.mixture, texts=tokens is None
+        )
 
     def line(found: dict[str, Any]) -> str:
         means = f"{found['mean']:.3f} per row, {found['mean_by_length']:.3f} per {found['length']}"

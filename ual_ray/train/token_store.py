@@ -18,7 +18,6 @@ from ual_ray.config.files import refuse_damage
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.parquet import DONE_FILE, RowFiles, read_table
 
-FILE_SUFFIX = ".arrow"
 NO_BIN = -1
 IDS_AT_ONCE = 100_000
 
@@ -121,7 +120,7 @@ class TokenStore:
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} holds no rendered rows")
-        files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{FILE_SUFFIX}"))]
+        files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{col.TOKENS_SUFFIX}"))]
         table = pa.concat_tables(files) if files else col.TOKENS.empty_table()
         return cls(table, split, uncertainty_bins, _values(arm) if arm else None, most_tokens, _sources(sources))
 

@@ -31,7 +31,7 @@ from ual_ray.models.chat import RENDERING_VERSION, Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, checked
-from ual_ray.train.token_store import FILE_SUFFIX, check_store
+from ual_ray.train.token_store import check_store
 
 if TYPE_CHECKING:
     import ray.data
@@ -97,7 +97,7 @@ class Render:
         """Render a block into one file, named by its rows, so that a retry replaces it."""
         counts: Counter[str] = Counter()
         dropped: list[dict[str, str]] = []
-        name = col.digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + FILE_SUFFIX
+        name = col.digest([block[col.SPLIT].to_pylist(), block[col.ID].to_pylist()]) + col.TOKENS_SUFFIX
         part = self._folder / f"{name}.part"
         with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, col.TOKENS) as writer:
             for batch in block.to_batches(max_chunksize=ROWS_PER_BATCH):
@@ -382,7 +382,7 @@ def most_frequent(errors: Iterable[str]) -> str:
 def _check_files(folder: Path, rows: int) -> None:
     """Raise RuntimeError when the files do not contain exactly the counted sequences."""
     found = 0
-    for file in folder.glob(f"*{FILE_SUFFIX}"):
+    for file in folder.glob(f"*{col.TOKENS_SUFFIX}"):
         with pa.memory_map(str(file)) as mapped:
             found += pa.ipc.open_file(mapped).read_all().num_rows
     if found != rows:

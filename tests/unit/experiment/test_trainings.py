@@ -34,7 +34,7 @@ class Lab:
         self.registered: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.spans: dict[str, tuple[float, float]] = {}
-        monkeypatch.setattr(tuning, "smooth_arm", lambda session, arm, scored, home: home / arm)
+        monkeypatch.setattr(tuning, "smooth_arm", lambda session, arm, scored, tokens, home: home / arm)
         monkeypatch.setattr(tuning, "train_arm", self.train)
         monkeypatch.setattr(tuning, "register_arm", self.register)
 
