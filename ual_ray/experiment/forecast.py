@@ -164,8 +164,9 @@ def pilot_of(config: Config, rows: int) -> Config:
     """Reduce an experiment to its first arm that uses uncertainty, and the control that shuffles that arm's alphas.
 
     The control keeps the arm's own settings but its map, `shuffled_within` sources and lengths, and its weight, which reads
-    uncertainty too. Nothing is judged, and no learning rate is tried. The seeds are MIN_SEEDS, of which the experiment's come
-    first, and what decides is the adjusted NLL. Raises UserError when no arm smooths by uncertainty, and without adjusted NLL.
+    uncertainty too. The deciding judge, if there is one, compares both, and no learning rate is tried. The seeds are MIN_SEEDS,
+    of which the experiment's come first, and what decides is the adjusted NLL. Raises UserError when no arm smooths by
+    uncertainty, and without adjusted NLL.
     """
     arm = next((name for name, spec in config.arms.items() if spec.map in BASE_MAPS), None)
     if arm is None:
@@ -189,7 +190,7 @@ def pilot_of(config: Config, rows: int) -> Config:
         update={
             "arms": {control: shuffled, arm: spec},
             "data": config.data.model_copy(update={"max_rows": taken}),
-            "judge": config.judge.without_judges(),
+            "judge": config.judge.model_copy(update={"against": control, "more_models": ()}),
             "report": ReportConfig(primary=(ADJUSTED_NLL,)),
             "experiment": config.experiment.model_copy(
                 update={"seeds": tuple(seeds[:MIN_SEEDS]), "learning_rates": (), "primary": {}}

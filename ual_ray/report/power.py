@@ -42,7 +42,7 @@ def unknown_rate(findings: Findings, measures: Sequence[str]) -> str | None:
     """State that the power of win rates is not known where they decide and none was judged over seeds; None where it is."""
     if WIN_RATE not in measures or _rates(findings, measures):
         return None
-    return f"{RATE}: not known, as no answers were judged there with several training seeds (a pilot judges none)"
+    return f"{RATE}: not known, as no answers were judged there with several training seeds"
 
 
 def power_line(entry: Comparison, level: float, seeds: Sequence[int] = ()) -> str:

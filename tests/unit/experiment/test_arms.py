@@ -107,6 +107,8 @@ def test_the_pilot_is_the_first_arm_by_uncertainty_and_its_shuffled_control() ->
             "experiment.seeds=[5,6,7,8]",
             "output=runs/x",
             "judge.model=demo",
+            "judge.more_models=[other]",
+            "judge.against=sft",
         ],
     )
     pilot = pilot_of(config, 300)
@@ -114,7 +116,8 @@ def test_the_pilot_is_the_first_arm_by_uncertainty_and_its_shuffled_control() ->
     control = pilot.arms["shuffled"]
     assert (control.map, control.base, control.alpha_max) == ("shuffled_within", "rank", 0.3)
     assert pilot.experiment.learning_rates == ()
-    assert pilot.judge.model is None, "judge.against may name an arm that the pilot leaves out"
+    judge = pilot.judge
+    assert (judge.models, judge.references) == (("demo",), ("shuffled",)), "its arms alone, by the judge that decides"
     assert (pilot.data.max_rows, pilot.experiment.seeds, pilot.output) == (300, (5, 6, 7), "runs/x-pilot")
     assert pilot_of(load(None, ["data.max_rows=100"]), 300).data.max_rows == 100
 

@@ -79,7 +79,7 @@ def test_the_parts_of_the_error_are_those_of_the_seeds() -> None:
 
 
 def test_the_words_of_a_dry_run(tmp_path: Path) -> None:
-    """A pilot judges nothing, so it tells nothing of win rates."""
+    """A pilot without a judge tells nothing of win rates."""
     config = Config(
         judge={"model": "big"},  # type: ignore[arg-type]
         evaluate={"benchmarks": {"chat": {"kind": "open_ended"}}},  # type: ignore[arg-type]
