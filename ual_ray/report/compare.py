@@ -5,7 +5,7 @@ Calibration, clusters and win rates of an arm are averaged over its training see
 
 import logging
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -17,23 +17,26 @@ from scipy import stats
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
+from ual_ray.errors import UserError
 from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
 from ual_ray.report.gather import (
     StageFolders,
     find_harness,
     find_results,
     inputs_of,
+    newest_stage,
     read_settings,
     read_steps,
     relative_to,
     validation_curve,
 )
 from ual_ray.report.judged import settled
-from ual_ray.report.primary import decisive, planned_seeds
+from ual_ray.report.primary import SEED_FOLDER, decisive, planned_seeds
 from ual_ray.run.stage_cache import DONE_FILE
-from ual_ray.stats.alignment import COLUMNS, copied_seeds
+from ual_ray.stats.alignment import COLUMNS, Absent, copied_seeds
 from ual_ray.stats.comparison import Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_results, read_tokens
@@ -43,13 +46,14 @@ logger = logging.getLogger(__name__)
 # What stages leave a folder of for every model and training seed, apart from answers.
 KINDS = ("calibrated", "smoothed", "judged", "trained")
 BASE_ROLE: Role = "base"
+LEFT_OUT = "it has results here, and is not in the configuration any more; it counts in the correction"
 Found = TypeVar("Found")
 
 
 def compare_runs(folders: Sequence[Path]) -> Findings:
     """Compare the newest results of every model below the folders, an arm that was trained with several seeds as one arm.
 
-    Raises UserError as `find_results` does.
+    Raises UserError as `find_results` and `make_findings` do.
     """
     return make_findings(find_results(folders), *read_settings(folders[0]), folders[0], folders)
 
@@ -61,11 +65,13 @@ def make_findings(
 
     by_seed: the folders of every training seed; those of the model before training may stand under any of them. seed: of the
     bootstrap. root: the folder that paths in the findings are relative to. runs: folders that recorded their primary measures
-    and seeds, by default the root.
+    and seeds, by default the root. Raises UserError for answers by the name of an arm that nothing is known of.
     """
     primary, chosen_after = decisive(runs or [root])
     planned = planned_seeds(runs or [root])
-    by_seed, added = _planned_only(_with_harness(by_seed, root), planned)
+    by_seed = _with_harness(by_seed, root)
+    _check_trained(by_seed)
+    by_seed, added = _planned_only(by_seed, planned)
     answers, rows, models = _answers(by_seed)
     folders: dict[str, dict[str, dict[int, Path]]] = {kind: by_model(by_seed, kind) for kind in KINDS}
     tokens = {
@@ -80,6 +86,7 @@ def make_findings(
     roles = {arm: _role(content["figures"]) for arm, content in done.items() if content is not None} | {BASE: BASE_ROLE}
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
+    compared = replace(compared, absent=(*compared.absent, *_left_out(root, roles, primary)))
     findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=replace(compared, chosen_after=chosen_after),
@@ -103,6 +110,22 @@ def make_findings(
     return replace(findings, comparisons=settled(findings))
 
 
+def _left_out(root: Path, roles: Mapping[str, Role], primary: Sequence[str]) -> Iterator[Absent]:
+    """List the UAL arms that have results below the root and are not in the report: who saw them may have dropped them.
+
+    They count in the correction as arms that are inconclusive.
+    """
+    homes = {
+        home.name: home for place in ("", f"{SEED_FOLDER}*/") for home in root.glob(f"{place}arms/*") if home.name not in roles
+    }
+    for arm, home in sorted(homes.items()):
+        smoothed = newest_stage(home / "smooth")
+        recorded = get_nested(read_json(smoothed / DONE_FILE), "figures") if smoothed else None
+        if recorded and _role(recorded) == "ual" and newest_stage(home / "evaluate"):
+            references = [model for model, role in roles.items() if role in ("sft", "control")]
+            yield from (Absent(arm, other, name, LEFT_OUT) for other in references for name in primary if name != WIN_RATE)
+
+
 def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, StageFolders]:
     """Add the results of lm-evaluation-harness below the root, where there are none yet."""
     found = dict(by_seed)
@@ -110,6 +133,19 @@ def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, 
         for seed, own in find_harness(root).items():
             found[seed] = replace(found.get(seed, StageFolders()), harness=own)
     return found
+
+
+def _check_trained(by_seed: Mapping[int, StageFolders]) -> None:
+    """Raise UserError for answers by the name of an arm without its training: they would count as one more training seed."""
+    arms = set[str]().union(*(stages.smoothed for stages in by_seed.values()))
+    for seed, stages in by_seed.items():
+        for model in sorted((arms & {*stages.evaluated, *stages.harness}) - {*stages.smoothed}):
+            raise UserError(
+                f"with the training seed {seed}, there is nothing of how '{model}' was trained",
+                got=stages.evaluated.get(model) or stages.harness[model][0],
+                expected="the run that trained it, as for other seeds",
+                fix="evaluate it under another name (`ual evaluate --name`), or into the folder of its own seed (--out)",
+            )
 
 
 def _planned_only(by_seed: Mapping[int, StageFolders], planned: Set[int]) -> tuple[dict[int, StageFolders], list[int]]:

@@ -42,6 +42,7 @@ WORDS = {
     "train": "training settings",
     "model": "models to train",
     "tokens": "models to train",
+    "trained": "training settings",
 }
 # Inputs of measuring in which all models agree that are compared.
 MEASURING = {
@@ -137,7 +138,8 @@ def _may_be_another(trained: Path, evaluated: Path) -> bool:
     if not (trained / col.MODEL_FOLDER).is_dir():
         return False
     times = [(folder / DONE_FILE).stat().st_mtime if (folder / DONE_FILE).is_file() else 0.0 for folder in (trained, evaluated)]
-    return times[0] > times[1] or len([*trained.parent.glob(f"*/{DONE_FILE}")]) > 1
+    elsewhere = trained.parents[1] != evaluated.parents[1]
+    return elsewhere or times[0] > times[1] or len([*trained.parent.glob(f"*/{DONE_FILE}")]) > 1
 
 
 def check_base(first: Path, other: Path) -> None:
@@ -266,11 +268,11 @@ def find_results(folders: Sequence[Path]) -> dict[int, StageFolders]:
 
 def _check_comparable(found: Mapping[int, StageFolders]) -> None:
     """Raise UserError where models were not measured alike, and where newest results are of another model than the newest."""
+    arms = {BASE}.union(*(stages.smoothed for stages in found.values()))
     for stages in found.values():
         for model in {*stages.smoothed, BASE}:
             kinds = (stages.smoothed, stages.trained, stages.evaluated, stages.calibrated)
             check_one_model(model, *(kind.get(model) for kind in kinds))
-    arms = {BASE}.union(*(stages.smoothed for stages in found.values()))
     for kind, stage in (("evaluated", "evaluate"), ("calibrated", "calibrate"), ("judged", "judge")):
         folders = [
             one for stages in found.values() for one in getattr(stages, kind).items() if kind == "judged" or one[0] in arms

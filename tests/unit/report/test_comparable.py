@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from finished_runs import console, finished, run_of
+from finished_runs import calibrated, console, evaluated, finished, run_of
 from rich.console import Console
 
 from ual_ray.columns import digest
@@ -216,3 +216,28 @@ def test_what_made_scores_is_read_from_their_stage_and_handed_on_by_copies(tmp_p
     record(copies, {"rows": "r", "scored": "s", "sources": ["chat"], "scores": expected})
     assert made_by(copies / "scored") == expected
     assert made_by(tmp_path / "foreign" / "scored") is None
+
+
+def test_answers_of_another_model_by_the_name_of_an_arm_are_not_taken_for_those_of_the_arm(tmp_path: Path) -> None:
+    """As `ual evaluate --name ual --out RUN/extra` leaves them."""
+    run = trained_run(tmp_path / "run")
+    newer = evaluated(run / "extra" / "evaluate" / "k", "ual", -3.0, 5)
+    record(newer, {"engine": LOCAL, "model": digest("elsewhere")})
+    other = calibrated(run / "extra" / "calibrate" / "k", -3.0, 5)
+    record(other, {"model": "elsewhere"})
+    for file in (newer / "figures.json", newer / "done.json", other / "calibration.json"):
+        os.utime(file, (2e9, 2e9))
+    with pytest.raises(UserError, match="the newest results of 'ual' do not belong together"):
+        report_on([run], None, console()[0])
+
+
+def test_a_model_from_elsewhere_is_no_further_training_of_an_arm_of_its_name(tmp_path: Path) -> None:
+    """Its folder has a seed of its own, and nothing of how it was trained."""
+    runs = [run_of(tmp_path / f"run{seed}", seed) for seed in (0, 1)]
+    other = tmp_path / "elsewhere"
+    for name in ("sft", "ual"):
+        evaluated(other / name / "evaluate" / "k", name, -3.0, 30)
+    (other / "config.yaml").write_text("seed: 2\nevaluate: {resamples: 300, confidence: 0.9}\n")
+    assert report_on(runs, None, console()[0]).seeds["ual"] == 2
+    with pytest.raises(UserError, match="nothing of how 'sft' was trained"):
+        report_on([*runs, other], None, console()[0])
