@@ -160,6 +160,8 @@ def report(session: Session, by_seed: Mapping[int, StageFolders], folder: Path) 
     config = session.config
     findings = make_findings(by_seed, config.evaluate, config.seed, folder.parent)
     session.console.print()
+    if session.label:  # several scenarios have the same tables
+        session.say("scenario", session.label)
     print_tables(findings, session.console)
     write_files(findings, folder)
     plots = write_page(folder.parent, folder / PAGE_FILE, findings, plots=folder)

@@ -20,12 +20,15 @@ from ual_ray.cli.app import app
 from ual_ray.config import Config
 from ual_ray.config.files import STORE_FILE, read_json, write_record
 from ual_ray.errors import UserError
+from ual_ray.report.caveats import absent_lines
+from ual_ray.report.compare import make_findings
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage, relative_to
 from ual_ray.report.step import report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import point_to
+from ual_ray.run.step import Session
 from ual_ray.stats.comparison import described
 
 
@@ -239,9 +242,10 @@ def test_the_pipelines_report_leaves_all_its_files(tmp_path: Path) -> None:
         tags=logged["tags"].update,
         describe=lambda text: logged["tags"].update({"description": text}),
     )
-    terminal, _ = console()
-    session = SimpleNamespace(config=Config(), console=terminal, parent=parent)
-    findings = report(cast(Any, session), {0: stages}, root / "report")
+    terminal, printed = console()
+    session = Session(Config(), terminal, None, parent=cast(Any, parent), label="chat")
+    findings = report(session, {0: stages}, root / "report")
+    assert printed.getvalue().split()[:2] == ["scenario", "chat"], "of which the tables below are"
     left = {path.name for path in (root / "report").iterdir()}
     names = ("uncertainty_by_source", "alpha_by_arm", "loss_curves", "loss_by_uncertainty", "differences")
     drawn = {f"{name}.png" for name in names}
@@ -449,3 +453,31 @@ def test_the_settings_of_the_trainings_are_read(tmp_path: Path) -> None:
     found = report_on([run], None, console()[0], page)
     assert found.trainings == {arm: {"epochs": epochs, "train_rows": 7} for arm, epochs in (("sft", 3), ("ual", 4))}
     assert "The trainings of the arms differ in epochs (sft 3, ual 4)." in page.read_text()
+
+
+def test_an_arm_that_was_dropped_from_the_configuration_after_its_results_still_counts_in_the_correction(
+    tmp_path: Path,
+) -> None:
+    """Who drops the arms that were not better would find the one that is better by chance."""
+    root, seeds = scenario_of(tmp_path / "all", [0, 1, 2], [0, 1, 2]), (0, 1, 2)
+    stages = {"evaluated": "evaluate", "calibrated": "calibrate", "smoothed": "smooth"}
+    for seed in seeds:
+        for tried in ("other", "another"):
+            shutil.copytree(root / f"seed-{seed}" / "arms" / "ual", root / f"seed-{seed}" / "arms" / tried)
+        shutil.copytree(root / f"seed-{seed}" / "arms" / "sft", root / f"seed-{seed}" / "arms" / "more_sft")
+
+    def found(arms: list[str]) -> Findings:
+        by_seed = {}
+        for seed in seeds:
+            home = root / f"seed-{seed}" / "arms"
+            folders = {kind: {arm: home / arm / stage / "k" for arm in arms} for kind, stage in stages.items()}
+            by_seed[seed] = StageFolders(**folders)
+        return make_findings(by_seed, Config().evaluate, 0, root)
+
+    p_values = [
+        next(x.p_holm for x in found(["sft", "ual", *more]).comparisons.entries if x.primary and x.arm == "ual")
+        for more in ([], ["other"], ["other", "another"])
+    ]
+    assert p_values == [pytest.approx(p_values[-1])] * 3 and p_values[0] > 0
+    (told,) = absent_lines(found(["sft", "ual", "other"]).comparisons)
+    assert "another - sft" in told and "more_sft" not in told
