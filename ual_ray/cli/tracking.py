@@ -13,6 +13,8 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.run.terminal import absolute, is_uri, make_console
 
+STORES = ("sqlite", "postgresql", "mysql", "mssql", "file")
+
 
 def ui(
     output: Annotated[
@@ -84,9 +86,6 @@ def push(
     hub.show(uploads, console, public=public)
     if not dry_run:
         hub.push(uploads, endpoint, console, public=public)
-
-
-STORES = ("sqlite", "postgresql", "mysql", "mssql", "file")
 
 
 def serve(uri: str | None, output: Path, host: str, port: int, console: Console) -> int:

@@ -12,6 +12,13 @@ from ual_ray.config.names import GSM8K, HELD_OUT, SFT, BenchmarkName, DtypeName,
 from ual_ray.config.registry import BENCHMARKS
 from ual_ray.config.section import Section, Share, key
 
+# Primary measures that no benchmark alone yields: of the judge, and of the calibration.
+WIN_RATE = "win_rate"
+ADJUSTED_NLL = f"{HELD_OUT}.nll_adjusted"
+# Without a floor removed, which the default removes: it may decide where it is named, else it is shown.
+SCALED_NLL = f"{HELD_OUT}.nll_scaled"
+OPEN_ENDED = "open_ended"
+
 
 class BenchmarkConfig(Section):
     """One benchmark: where its questions come from and how they are asked."""
@@ -200,14 +207,6 @@ class JudgeConfig(Section):
     def without_judges(self) -> JudgeConfig:
         """Copy the section so that nothing is judged."""
         return self.model_copy(update={"model": None, "more_models": ()})
-
-
-# Primary measures that no benchmark alone yields: of the judge, and of the calibration.
-WIN_RATE = "win_rate"
-ADJUSTED_NLL = f"{HELD_OUT}.nll_adjusted"
-# Without a floor removed, which the default removes: it may decide where it is named, else it is shown.
-SCALED_NLL = f"{HELD_OUT}.nll_scaled"
-OPEN_ENDED = "open_ended"
 
 
 class ReportConfig(Section):

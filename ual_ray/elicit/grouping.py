@@ -29,6 +29,8 @@ UNSPACED = (
 # Vowel signs and accents, which \w leaves out: without them many words of Hindi or Tamil are one.
 MARKS = "".join(chr(code) for code in range(0x300, 0x11800) if unicodedata.category(chr(code)).startswith("M"))
 WORD = re.compile(rf"[{UNSPACED}]|(?<!\w)-?\d+(?:[.,]\d+)*(?!\w)|(?:[^\W{UNSPACED}]|[{MARKS}])+")
+LONGEST_PAIR = 512  # tokens
+LONGEST_TEXT = 512  # tokens
 
 
 class Grouping(Protocol):
@@ -89,9 +91,6 @@ def group(keys: Sequence[Any], same: Callable[[Any, Any], bool]) -> list[int]:
             founders.append(key)
         numbers.append(number)
     return numbers
-
-
-LONGEST_PAIR = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,6 @@ def _classifier(name: str) -> tuple[Any, Any, int]:
     if classifier.config.pad_token_id is None:
         classifier.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, classifier.eval(), entailment_label(classifier.config.id2label, name)
-
-
-LONGEST_TEXT = 512  # tokens
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ FILES_IN_MEMORY = 4
 ROW_BITS = 32
 
 logger = logging.getLogger(__name__)
+INDEX = {"request": pa.uint64(), "seed": pa.int64(), "n": pa.int32(), "place": pa.uint64()}
 
 
 def asked_of(measuring: Mapping[str, Any]) -> str:
@@ -116,9 +117,6 @@ def find_known(store: Path, asked: str) -> KnownReplies:
     # A run's store repeats the replies that it took over.
     index = pa.concat_tables(parts).group_by(["request", "seed", "n"]).aggregate([("place", "min")]).sort_by("request")
     return KnownReplies(tuple(files), index["request"].to_numpy(), index["place_min"].to_numpy())
-
-
-INDEX = {"request": pa.uint64(), "seed": pa.int64(), "n": pa.int32(), "place": pa.uint64()}
 
 
 def _files(store: Path, asked: str) -> list[Path]:

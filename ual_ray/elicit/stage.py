@@ -45,6 +45,16 @@ REMEDIES = {
     "mass": "the elicitor gives other replies than it is asked for: take another one, or elicit.mode=sampled",
 }
 OTHERWISE = "correct what it names, and run the command again with --retry-failed"
+TRIAL_ROWS = 2
+# What to set, by a word of the server's refusal.
+ADVICE = {
+    **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
+    "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
+    "temperature": "set engine.endpoint.temperature=null",
+    "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",
+    "effort": "set engine.endpoint.reasoning_effort",
+}
+OTHER_ADVICE = "set what the server asks for in engine.endpoint.extra_body"
 
 
 def elicit(
@@ -115,18 +125,6 @@ def check(config: Config, figures: dict[str, Any], folder: Path) -> None:
             expected=f"a share of at most elicit.max_quarantine_share = {settings.max_quarantine_share}",
             fix=f"see the column 'error'; {REMEDIES.get(commonest, OTHERWISE)}",
         )
-
-
-TRIAL_ROWS = 2
-# What to set, by a word of the server's refusal.
-ADVICE = {
-    **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
-    "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
-    "temperature": "set engine.endpoint.temperature=null",
-    "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",
-    "effort": "set engine.endpoint.reasoning_effort",
-}
-OTHER_ADVICE = "set what the server asks for in engine.endpoint.extra_body"
 
 
 def try_server(config: Config, rows: Sequence[Messages], asked: str = "", known: Known = no_replies) -> list[str]:

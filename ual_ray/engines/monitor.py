@@ -21,6 +21,12 @@ from ual_ray.engines.row_store import RowStore
 
 SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 COUNTED = (col.CALLS, col.PROMPT_TOKENS, col.GENERATED_TOKENS)
+logger = logging.getLogger(__name__)
+# Limits are not enforced on fewer rows: the share of a small sample is too uncertain.
+MIN_ROWS = 100
+# An engine that died this often before any row had a result is not killed by its rows: it cannot run the model. Below it, two
+# deaths of a first batch and two of each of three rows of it still isolate these rows.
+MOST_DEATHS_BEFORE_RESULTS = 8
 
 
 class EngineMetrics:
@@ -70,15 +76,6 @@ class EngineMetrics:
         with self._lock:
             self._batches += by
             self._at_work.set(self._batches)
-
-
-logger = logging.getLogger(__name__)
-
-# Limits are not enforced on fewer rows: the share of a small sample is too uncertain.
-MIN_ROWS = 100
-# An engine that died this often before any row had a result is not killed by its rows: it cannot run the model. Below it, two
-# deaths of a first batch and two of each of three rows of it still isolate these rows.
-MOST_DEATHS_BEFORE_RESULTS = 8
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,18 @@ NO_KEY = "EMPTY"
 BYTES_PER_TOKEN = 4
 
 Answer = TypeVar("Answer")
+_TOO_LONG_STATUS = frozenset({400, 413, 422})
+_LENGTH_LIMIT = re.compile(
+    r"(?:max_model_len|maximum (?:context|model) length|context size)(?: is| of|=)? ?\(?(\d{1,15})", re.IGNORECASE
+)
+_TOTAL_TOKENS = re.compile(r"requested (\d{1,15}) tokens", re.IGNORECASE)
+# 'contains at least 513 input tokens' is left out on purpose: vLLM stops counting there.
+_PROMPT_TOKENS = re.compile(
+    r"(?:contains|has|resulted in) (\d{1,15}) (?:input )?tokens|input length \(?(\d{1,15})|request \((\d{1,15}) tokens"
+    r"|length (\d{1,15})\)",
+    re.IGNORECASE,
+)
+_IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 
 
 def connect(endpoint: EndpointConfig, pace: Pace, tokens: Pace | None = None) -> openai.AsyncOpenAI:
@@ -151,20 +163,6 @@ async def _cancel_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-_TOO_LONG_STATUS = frozenset({400, 413, 422})
-_LENGTH_LIMIT = re.compile(
-    r"(?:max_model_len|maximum (?:context|model) length|context size)(?: is| of|=)? ?\(?(\d{1,15})", re.IGNORECASE
-)
-_TOTAL_TOKENS = re.compile(r"requested (\d{1,15}) tokens", re.IGNORECASE)
-# 'contains at least 513 input tokens' is left out on purpose: vLLM stops counting there.
-_PROMPT_TOKENS = re.compile(
-    r"(?:contains|has|resulted in) (\d{1,15}) (?:input )?tokens|input length \(?(\d{1,15})|request \((\d{1,15}) tokens"
-    r"|length (\d{1,15})\)",
-    re.IGNORECASE,
-)
-_IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 
 
 def read_overlong(error: openai.APIStatusError, request: Choice | Completion) -> Failure | None:

@@ -33,6 +33,21 @@ from ual_ray.parquet import checked, read_table
 from ual_ray.run.machines import TASKS, here, on_this_node, output_folder, read_files
 from ual_ray.run.progress import Meter, polled
 
+Row = dict[str, Any]
+Task = Callable[[Sequence[Row], Engine], list[Row]]
+# Enough blocks that all actors end at about the same time, however small the data set ...
+BLOCKS_PER_ACTOR = 4
+SMALLEST_BLOCK = 4
+# ... and not so many that writing and checkpointing them costs more than the rows.
+MAX_BLOCKS = 1000
+LARGEST_BLOCK = 4096
+# In addition to the blocks that an engine works on, one that is being written: a crash loses no more blocks per actor.
+BLOCKS_BEING_WRITTEN = 1
+# A batch on which the engine died or hung this often is sent row by row, and each row as often as this.
+MAX_DEATHS = 2
+NOT_OK = pa.compute.field(col.STATUS) != col.STATUS_OK
+logger = logging.getLogger(__name__)
+
 
 class SharedLock:
     """A lock that many threads hold together, or one alone; who waits to be alone goes before those who come later."""
@@ -116,25 +131,6 @@ class LateEngine:
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Load the engine if it is not, and answer all requests."""
         return self._engine.run(requests)
-
-
-Row = dict[str, Any]
-Task = Callable[[Sequence[Row], Engine], list[Row]]
-
-# Enough blocks that all actors end at about the same time, however small the data set ...
-BLOCKS_PER_ACTOR = 4
-SMALLEST_BLOCK = 4
-# ... and not so many that writing and checkpointing them costs more than the rows.
-MAX_BLOCKS = 1000
-LARGEST_BLOCK = 4096
-# In addition to the blocks that an engine works on, one that is being written: a crash loses no more blocks per actor.
-BLOCKS_BEING_WRITTEN = 1
-# A batch on which the engine died or hung this often is sent row by row, and each row as often as this.
-MAX_DEATHS = 2
-
-NOT_OK = pa.compute.field(col.STATUS) != col.STATUS_OK
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ READING_VERSION = 28
 # If a smaller share of the replies can be read, the result is missing.
 MIN_READ_SHARE = 0.5
 UNUSABLE = Unread("unparsable: the log-probabilities of the choices are not numbers")
+# What closes a reply behind its answer: nothing, or JSON and a box.
+_CLOSINGS = ("", "}", '"}')
+# Spellings of the answer that may be those of its scale; each takes some readings of the whole reply.
+MOST_TRIES = 4
 
 
 def choice_probabilities(result: Result, choices: Sequence[str], min_mass: float) -> list[float] | Unread:
@@ -65,12 +69,6 @@ def log_sum(values: Sequence[float]) -> float:
     if not math.isfinite(highest):
         return highest
     return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
-
-
-# What closes a reply behind its answer: nothing, or JSON and a box.
-_CLOSINGS = ("", "}", '"}')
-# Spellings of the answer that may be those of its scale; each takes some readings of the whole reply.
-MOST_TRIES = 4
 
 
 def answer_place(tokens: Sequence[str], value: str, choices: Sequence[str], opening: str = "") -> int | None:

@@ -19,6 +19,15 @@ from ual_ray.config import EngineConfig
 
 # (role, content), or (role, content, extra) of a message that has an extra.
 Turns: TypeAlias = tuple[tuple[str, ...], ...]
+# length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, REASON_MAX_LEN, ...
+_CUT = re.compile(r"(?i)length|max_?\w*(?:tokens|len|context)|token_limit|context_?window|^limit$|^incomplete$")
+# Words of which a reason consists that the model ended its reply: stop, STOP_SEQUENCE, end_turn, eosFound, <|im_end|>, ...
+# With any other word, also one that no server of today has, the reply is not the model's or not whole: content_filter, abort.
+_ENDED = re.compile(
+    r"(?i)stop|stopped|eos|eot|eom|end|ended|endoftext|turn|of|text|sequence|token|string|words?|str|id|im|s|matched|hit|found"
+    r"|complete|completed|completion|done|finish|finished|normal|natural|success|reason|null|none|unspecified|unknown"
+)
+_CALLS_TOOL = re.compile(r"(?i)(?:tool|function)_?(?:calls?|use)")
 
 
 def turns(messages: Messages) -> Turns:
@@ -202,17 +211,6 @@ def overlong(tokens: int | None, limit: int | None) -> Overlong:
     size = "the server takes fewer tokens" if tokens is None else f"{tokens} tokens"
     most = "" if limit is None else f", engine.max_model_len is {limit}"
     return Overlong(f"overlong: {size}{most}", tokens=tokens, limit=limit)
-
-
-# length, model_length, max_tokens, MAX_OUTPUT_TOKENS, token_limit, model_context_window_exceeded, REASON_MAX_LEN, ...
-_CUT = re.compile(r"(?i)length|max_?\w*(?:tokens|len|context)|token_limit|context_?window|^limit$|^incomplete$")
-# Words of which a reason consists that the model ended its reply: stop, STOP_SEQUENCE, end_turn, eosFound, <|im_end|>, ...
-# With any other word, also one that no server of today has, the reply is not the model's or not whole: content_filter, abort.
-_ENDED = re.compile(
-    r"(?i)stop|stopped|eos|eot|eom|end|ended|endoftext|turn|of|text|sequence|token|string|words?|str|id|im|s|matched|hit|found"
-    r"|complete|completed|completion|done|finish|finished|normal|natural|success|reason|null|none|unspecified|unknown"
-)
-_CALLS_TOOL = re.compile(r"(?i)(?:tool|function)_?(?:calls?|use)")
 
 
 def is_cut(finish_reason: str | None) -> bool:

@@ -17,6 +17,13 @@ from ual_ray.formatting import nfkc
 from ual_ray.models.chat import ChatRenderer
 
 Tokens = tuple[int, ...]
+# SentencePiece's blank, and the blank, line break, carriage return and tab of byte-level BPE.
+_BLANKS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t"})
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Form in which OpenAI writes tokens that are parts of characters, and some of its copies all tokens.
+_BYTES = re.compile(r"bytes:((?:\\x[0-9A-Fa-f]{2})+)")
+# vLLM returns the log-probabilities of no more tokens at once.
+MOST_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,6 @@ def make_tree(choices: Sequence[Tokens]) -> ChoiceTree:
     return ChoiceTree(tuple(choices), {prefix: tuple(tokens) for prefix, tokens in following.items()})
 
 
-# SentencePiece's blank, and the blank, line break, carriage return and tab of byte-level BPE.
-_BLANKS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t"})
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Form in which OpenAI writes tokens that are parts of characters, and some of its copies all tokens.
-_BYTES = re.compile(r"bytes:((?:\\x[0-9A-Fa-f]{2})+)")
-
-
 def plain(token: str) -> str:
     """Return the text of a token of a vocabulary without marks; digits of other widths are plain ones."""
     if whole := _BYTES.fullmatch(token):
@@ -87,10 +87,6 @@ def plain_entry(entry: dict[str, Any]) -> str:
 def visible_entry(entry: dict[str, Any]) -> str:
     """Return the same without surrounding white space."""
     return plain_entry(entry).strip()
-
-
-# vLLM returns the log-probabilities of no more tokens at once.
-MOST_TOKENS = 128
 
 
 class Spellings:

@@ -43,6 +43,9 @@ GPU_MEMORY_SHARE = 0.9
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # As many prompt tokens as vLLM itself reads in one step on a CPU.
 TOKENS_AT_A_TIME = 4096
+# What a log-probability may differ by between two ways to compute it, in nats: bfloat16 rounds, a wrong place is further off.
+ROUNDING = 0.2
+logger = logging.getLogger(__name__)
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -125,12 +128,6 @@ def _environment(config: EngineConfig) -> Iterator[tuple[str, str]]:
         yield "VLLM_CPU_OMP_THREADS_BIND", "nobind"
         yield "VLLM_CPU_KVCACHE_SPACE", str(config.kv_cache_gb)
         yield "TORCH_COMPILE_DISABLE", "1"
-
-
-# What a log-probability may differ by between two ways to compute it, in nats: bfloat16 rounds, a wrong place is further off.
-ROUNDING = 0.2
-
-logger = logging.getLogger(__name__)
 
 
 class VLLMEngine:

@@ -57,6 +57,7 @@ NAMES = {
 }
 # The harness's rounding of a mean, far below any digit that is shown.
 TOLERANCE = 1e-6
+logger = logging.getLogger(__name__)
 
 
 def benchmark_of(task: str) -> str:
@@ -172,9 +173,6 @@ def _row(samples: Sequence[Mapping[str, Any]], scores: Mapping[str, float]) -> d
         col.PROMPT_HASH: first["prompt_hash"][: col.ID_LENGTH],
         col.STATUS: col.STATUS_OK,
     }
-
-
-logger = logging.getLogger(__name__)
 
 
 def run_lm_eval(

@@ -31,6 +31,15 @@ from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import pairs_of, role_of
 from ual_ray.train.estimate.state import least_bytes
 
+# What is timed, and the rate that it needs.
+NEEDED = {
+    "scoring": "elicit.rows_per_second",
+    "training": "train.tokens_per_second",
+    "evaluation": "evaluate.seconds_per_question",
+    "calibration": "calibrate.seconds_per_token",
+}
+PILOT_SUFFIX = "-pilot"
+
 
 def check_questions(config: Config) -> None:
     """Raise UserError when there are no test rows for what is measured on them."""
@@ -93,15 +102,6 @@ def cautions(config: Config) -> Iterator[str]:
         )
 
 
-# What is timed, and the rate that it needs.
-NEEDED = {
-    "scoring": "elicit.rows_per_second",
-    "training": "train.tokens_per_second",
-    "evaluation": "evaluate.seconds_per_question",
-    "calibration": "calibrate.seconds_per_token",
-}
-
-
 def hours(
     config: Config, rows: int, folders: Sequence[Path], trials: int, given: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
@@ -155,9 +155,6 @@ def _times(config: Config, count: int) -> Config:
     """Repeat every arm, once per training."""
     arms = {f"{name} {number}": arm for name, arm in config.arms.items() for number in range(count)}
     return config.model_copy(update={"arms": arms})
-
-
-PILOT_SUFFIX = "-pilot"
 
 
 def pilot_of(config: Config, rows: int) -> Config:

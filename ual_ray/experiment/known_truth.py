@@ -35,6 +35,10 @@ from ual_ray.train.loop import TrainingJob, train_worker
 LAYERS, HEADS = 2, 4
 FEED_FORWARD = 4
 LENGTH = 16
+ARMS = {SFT: NO_SMOOTHING, CONSTANT: "constant", SHUFFLED: "shuffled", "inverted": "inverted", UAL: "mean_matched"}
+CASES_FOLDER = "cases"
+RESULTS_FILE, TABLES_FILE, PLOT_FILE = "known_truth.json", "known_truth.md", "known_truth.svg"
+Show = Callable[[str], None]
 
 
 @contextmanager
@@ -134,13 +138,6 @@ def answer_logits(model: Path, world: World) -> Numbers:
     causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logits = causal_lm(input_ids=torch.from_numpy(world.contexts), use_cache=False).logits[:, -1]
     return np.asarray(logits.double().numpy())
-
-
-ARMS = {SFT: NO_SMOOTHING, CONSTANT: "constant", SHUFFLED: "shuffled", "inverted": "inverted", UAL: "mean_matched"}
-CASES_FOLDER = "cases"
-RESULTS_FILE, TABLES_FILE, PLOT_FILE = "known_truth.json", "known_truth.md", "known_truth.svg"
-
-Show = Callable[[str], None]
 
 
 def run(settings: KnownTruthConfig, out: Path, show: Show) -> list[Finding]:

@@ -41,6 +41,12 @@ MAX_CHARACTERS = 700
 # Reasons of failure for which a row never got a reply; it does not count in the parse rate.
 UNASKED = ("overlong", "engine", "template")
 NO_SOURCE = "(none)"
+logger = logging.getLogger(__name__)
+SCHEMA = pa.schema(col.fields(col.ID, col.REPLIES))
+MAX_REPLIES = 8
+LONGEST_REPLY = 300
+# Of a long scale the likeliest are enough.
+MAX_CHOICES = 10
 
 
 def inspect(scored: Path, labels: Path | None = None, engine: EngineConfig | None = None) -> Inspection:
@@ -229,15 +235,6 @@ def _seconds(done: Path) -> float | None:
 def _match(columns: Columns, verdicts: Mapping[str, bool]) -> Numbers:
     given = columns.arrow(col.GIVEN_ID) if col.GIVEN_ID in columns else pa.chunked_array([pa.nulls(columns.rows)])
     return match_labels(verdicts, columns.arrow(col.ID), given)
-
-
-logger = logging.getLogger(__name__)
-
-SCHEMA = pa.schema(col.fields(col.ID, col.REPLIES))
-MAX_REPLIES = 8
-LONGEST_REPLY = 300
-# Of a long scale the likeliest are enough.
-MAX_CHOICES = 10
 
 
 def replies_of(scored: Path, ids: Sequence[str]) -> dict[str, list[Reply]]:

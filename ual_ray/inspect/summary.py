@@ -19,6 +19,19 @@ from ual_ray.stats.score_quality import (
     truncation_warning,
 )
 
+# Thresholds of the warnings. Shares are of rows; correlations are Spearman's.
+MAX_MISSING = 0.05
+MIN_PARSED = 0.95
+MIN_AGREEMENT = 0.2
+MAX_LENGTH_CORRELATION = 0.5
+MAX_NOISE_RATIO = 0.5
+MIN_RETESTED = 20
+# An AUROC within this many standard errors of 0.5 counts as chance.
+CHANCE_ERRORS = 2.0
+MIN_AUROC = 0.55
+MIN_OF_A_CLASS = 10
+MIN_MATCHED = 0.5
+
 
 @dataclass(frozen=True)
 class Score:
@@ -142,20 +155,6 @@ class Cost:
     money: float | None
     seconds: float | None
     rows_per_second: float | None
-
-
-# Thresholds of the warnings. Shares are of rows; correlations are Spearman's.
-MAX_MISSING = 0.05
-MIN_PARSED = 0.95
-MIN_AGREEMENT = 0.2
-MAX_LENGTH_CORRELATION = 0.5
-MAX_NOISE_RATIO = 0.5
-MIN_RETESTED = 20
-# An AUROC within this many standard errors of 0.5 counts as chance.
-CHANCE_ERRORS = 2.0
-MIN_AUROC = 0.55
-MIN_OF_A_CLASS = 10
-MIN_MATCHED = 0.5
 
 
 def warnings_of(inspection: Inspection) -> list[str]:

@@ -25,6 +25,9 @@ from ual_ray.train.token_store import NO_BIN
 
 # The labels under a second name: a Trainer with a loss function keeps `labels` from the model.
 TARGETS = "targets"
+Row = Mapping[str, Any]
+OWN = (col.ALPHA, col.LOSS_WEIGHT)
+NEUTRAL = {col.ALPHA: "0 = no smoothing", col.LOSS_WEIGHT: "1 = as the others"}
 
 
 @dataclass
@@ -119,12 +122,6 @@ def _forward(
     output = SmoothedOutput(None, sums.loss, *(values[name] for name in ("nll", "smoothing", "top1", "target_tokens")))
     output.loss = smoothed_loss(output, labels, num_items_in_batch)
     return output
-
-
-Row = Mapping[str, Any]
-
-OWN = (col.ALPHA, col.LOSS_WEIGHT)
-NEUTRAL = {col.ALPHA: "0 = no smoothing", col.LOSS_WEIGHT: "1 = as the others"}
 
 
 class SmoothedCollator:

@@ -25,6 +25,7 @@ from ual_ray.jobs.server import connect, follow, submitted, took
 
 # Of the folders that are uploaded: caches of Python, and of tools.
 EXCLUDES = ["__pycache__/", "*.pyc", ".*_cache/"]
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def submit(
@@ -112,15 +113,12 @@ def _wait(client: JobSubmissionClient, job: str, console: Console) -> int:
     return int(status != JobStatus.SUCCEEDED)
 
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
 def read_environment(names: Iterable[str]) -> dict[str, str]:
     """Return the values of environment variables. Raises UserError, which shows no value, for what is not set or not a name."""
     values = {}
     for given in names:
         name = given.split("=")[0]
-        if given != name or not NAME.fullmatch(name):
+        if given != name or not VARIABLE_NAME.fullmatch(name):
             raise UserError(
                 "--env takes the name of an environment variable, without a value",
                 got=f"{name}={MASK}" if given != name else given,

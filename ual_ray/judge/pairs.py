@@ -26,6 +26,26 @@ from ual_ray.parquet import RowFiles
 FIRST, SECOND = "m", "M"
 LETTERS = (FIRST, SECOND)
 PLACEHOLDERS = {"comparison": {"conversation", "first", "second"}}
+Row = Mapping[str, Any]
+QUESTION = "question"
+# The turns after two conversations diverge, as text: each model answered a follow-up to its own earlier answer.
+EARLIER_CANDIDATE = "earlier_candidate"
+EARLIER_REFERENCE = "earlier_reference"
+# Such a question has no verdict, like one with a missing answer.
+UNASKED = "asked of one side only"
+# Raise it when the same answers make other pairs.
+PAIRING_VERSION = 2
+RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
+# The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
+PAIRS = pa.schema(
+    [
+        *col.fields(col.ID, col.BENCHMARK, col.MESSAGES, col.CANDIDATE, col.REFERENCE, col.TEXT_CANDIDATE, col.TEXT_REFERENCE),
+        *col.fields(col.LENGTH_CANDIDATE, col.LENGTH_REFERENCE, col.CANDIDATE_FIRST, col.ERROR),
+        *col.fields(QUESTION, EARLIER_CANDIDATE, EARLIER_REFERENCE),
+    ]
+)
+# The longest prompt in tokens is among so many of the longest in characters.
+LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -67,28 +87,6 @@ def as_text(messages: Sequence[Message]) -> str:
 def named(message: Message) -> str:
     """Format a message as text with its role."""
     return f"{message['role'].capitalize()}: {message['content']}"
-
-
-Row = Mapping[str, Any]
-
-QUESTION = "question"
-# The turns after two conversations diverge, as text: each model answered a follow-up to its own earlier answer.
-EARLIER_CANDIDATE = "earlier_candidate"
-EARLIER_REFERENCE = "earlier_reference"
-# Such a question has no verdict, like one with a missing answer.
-UNASKED = "asked of one side only"
-# Raise it when the same answers make other pairs.
-PAIRING_VERSION = 2
-RESULT_COLUMNS = (col.ID, col.BENCHMARK, col.MESSAGES, col.ANSWER, col.REFERENCE, col.PREDICTION, col.EXTRACTED, col.ERROR)
-
-# The pool's input. The id is a digest of question and texts, so that equal pairs are judged once.
-PAIRS = pa.schema(
-    [
-        *col.fields(col.ID, col.BENCHMARK, col.MESSAGES, col.CANDIDATE, col.REFERENCE, col.TEXT_CANDIDATE, col.TEXT_REFERENCE),
-        *col.fields(col.LENGTH_CANDIDATE, col.LENGTH_REFERENCE, col.CANDIDATE_FIRST, col.ERROR),
-        *col.fields(QUESTION, EARLIER_CANDIDATE, EARLIER_REFERENCE),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -234,10 +232,6 @@ def _part(first: Sequence[col.Message], second: Sequence[col.Message]) -> tuple[
 
 def _rest(messages: Sequence[col.Message]) -> str:
     return "\n\n".join([*map(named, messages), "Assistant: "]) if messages else ""
-
-
-# The longest prompt in tokens is among so many of the longest in characters.
-LOOKED_AT = 32
 
 
 def needed_context(prompts: Sequence[Turns], reply_tokens: int, renderer: ChatRenderer, *, thinking: bool = False) -> int:

@@ -27,6 +27,7 @@ from ual_ray.run.step import ARM_TAG, LINEAGE_PROMPTS, Place, Run, Session, Step
 JUDGE_TAG = "ual_ray.judge"
 # The metrics that models are ranked by: win rates of the deciding judge, without their intervals and counts.
 RANKED = re.compile(r"(length_controlled_)?win_rate\.(?!.*\.(ci_low|ci_high|n)$)")
+READ = (col.ID, col.CANDIDATE_FIRST, col.JUDGE, col.PREFERENCE, col.MASS, col.FINISH, col.STATUS, col.ERROR)
 
 
 def judge_step(
@@ -106,9 +107,6 @@ def _sample(verdicts: Path) -> dict[str, list[Any]]:
     shown = {name: table[name].to_pylist() for name in columns}
     shown[col.MESSAGES] = [messages[-1]["content"] if messages else "" for messages in shown[col.MESSAGES]]
     return shown
-
-
-READ = (col.ID, col.CANDIDATE_FIRST, col.JUDGE, col.PREFERENCE, col.MASS, col.FINISH, col.STATUS, col.ERROR)
 
 
 def sampled_traces(config: Config, judging: Judging) -> list[Trace]:

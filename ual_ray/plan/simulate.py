@@ -15,6 +15,9 @@ import numpy as np
 SECONDS_PER_HOUR = 3600.0
 # Random numbers are drawn in blocks of this many.
 DRAWN = 65_536
+# OURS: at the knee an actor still spends at least this share of its time on rows; the rest goes to starts, to failures, to the
+# idle end, and to waiting for a server's limit.
+WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,6 @@ def _failures(rate: float, seed: int) -> Iterator[float]:
     generator = np.random.default_rng(seed)
     while True:
         yield from [math.inf] * DRAWN if rate == 0 else generator.exponential(1 / rate, DRAWN).tolist()
-
-
-# OURS: at the knee an actor still spends at least this share of its time on rows; the rest goes to starts, to failures, to the
-# idle end, and to waiting for a server's limit.
-WORTH = 0.5
 
 
 @dataclass(frozen=True)

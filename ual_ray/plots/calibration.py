@@ -18,6 +18,7 @@ from ual_ray.plots.style import INK, LINE, MUTED, TONES, grid_of, legend, readab
 from ual_ray.stats.metrics import ECE_WIDTH
 
 CURVES = (("raw", "as trained", TONES[0], "-"), ("scaled", "temperature-scaled", TONES[1], "--"))
+LONGEST_TOKEN = 14
 
 
 @styled
@@ -48,9 +49,6 @@ def reliability_diagrams(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     panels[0].set_ylabel("accuracy")
     legend(figure, handles)
     return figure
-
-
-LONGEST_TOKEN = 14
 
 
 @styled

@@ -19,6 +19,10 @@ VERDICT_COLOURS = {BETTER: TONES[0], WORSE: TONES[1], INCONCLUSIVE: MUTED}
 LINE_HEIGHT, PANEL_HEIGHT, TITLE_HEIGHT = 0.24, 0.4, 0.15
 # Characters of a label and of a line of its panel's title, together.
 LONGEST_LINE = 72
+# By reference arm: the share of rows with permuted uncertainty, the difference, and the ends of its interval.
+Differences = Mapping[str, Sequence[tuple[float, float, float, float]]]
+# Between the lines of two arms, so that their intervals do not cover each other.
+ASIDE = 0.012
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,6 @@ def draw(panels: Sequence[Panel]) -> Figure:
         if panel.limits is not None:
             axes.set_xlim(panel.limits)
     return figure
-
-
-# By reference arm: the share of rows with permuted uncertainty, the difference, and the ends of its interval.
-Differences = Mapping[str, Sequence[tuple[float, float, float, float]]]
-# Between the lines of two arms, so that their intervals do not cover each other.
-ASIDE = 0.012
 
 
 @styled

@@ -55,6 +55,10 @@ STYLE: Any = {
 _drawing = threading.RLock()
 Parameters = ParamSpec("Parameters")
 Drawn = TypeVar("Drawn")
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+REFERENCE = re.compile(r"#([\w.-]+)")
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+FONT_FAMILY = re.compile(r"; font-family: [^;]*")
 
 
 def styled(draw: Callable[Parameters, Drawn]) -> Callable[Parameters, Drawn]:
@@ -71,12 +75,6 @@ def styled(draw: Callable[Parameters, Drawn]) -> Callable[Parameters, Drawn]:
             return found
 
     return drawn
-
-
-SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-REFERENCE = re.compile(r"#([\w.-]+)")
-COLOUR = re.compile(r"#[0-9a-f]{6}")
-FONT_FAMILY = re.compile(r"; font-family: [^;]*")
 
 
 def grid_of(panels: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -16,6 +16,10 @@ from ual_ray.stats.score_quality import Distribution
 BINS = 20
 # Sources with a colour of their own; the others share one.
 MAX_SOURCES = len(TONES)
+BIN_METRIC = "nll/uncertainty_bin_"
+# Longer curves are averaged over neighbouring steps.
+MAX_POINTS = 100
+Lines = Sequence[Mapping[str, float]]
 
 
 @styled
@@ -83,13 +87,6 @@ def alpha_by_arm(alphas: Mapping[str, Sequence[float] | np.ndarray]) -> Figure:
     axes.grid(axis="y")
     legend(figure, handles)
     return figure
-
-
-BIN_METRIC = "nll/uncertainty_bin_"
-# Longer curves are averaged over neighbouring steps.
-MAX_POINTS = 100
-
-Lines = Sequence[Mapping[str, float]]
 
 
 @styled

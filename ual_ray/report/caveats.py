@@ -19,6 +19,8 @@ FLOOR_ERRORS = 2.0
 FLOOR = 0.05
 # A judge whose preference moves less than this with the order is not worth a caveat.
 MIN_POSITION_BIAS = 0.1
+# In the repository: what was measured with enough training seeds.
+RESULTS = "docs/results.md"
 
 
 def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
@@ -195,10 +197,6 @@ def _of_unanswered(findings: Findings) -> Iterator[str]:
             f"The models answered different numbers of questions of {', '.join(uneven)}. Differences are over the questions "
             "that both models answered; the metrics of one model are over all that it answered."
         )
-
-
-# In the repository: what was measured with enough training seeds.
-RESULTS = "docs/results.md"
 
 
 def unanswered(findings: Findings) -> str | None:

@@ -48,6 +48,9 @@ KINDS = ("calibrated", "smoothed", "judged", "trained")
 BASE_ROLE: Role = "base"
 LEFT_OUT = "it has results here, and is not in the configuration any more; it counts in the correction"
 Found = TypeVar("Found")
+ERROR = "_standard_error"
+LOW, HIGH = "_low", "_high"
+DEVIATION, QUESTIONS = "_seed_deviation", "_question_error"
 
 
 def compare_runs(folders: Sequence[Path]) -> Findings:
@@ -270,11 +273,6 @@ def _named(
         kind: {model: [relative_to(folder, root) for folder in own] for model, own in by_model.items()}
         for kind, by_model in found.items()
     }
-
-
-ERROR = "_standard_error"
-LOW, HIGH = "_low", "_high"
-DEVIATION, QUESTIONS = "_seed_deviation", "_question_error"
 
 
 def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:

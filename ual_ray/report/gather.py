@@ -52,6 +52,9 @@ MEASURING = {
 }
 MEASURED = {"evaluate": "evaluated", "calibrate": "calibrated", "judge": "judged"}
 AGAIN = "run the command that made them again with the configuration to report on: it does what is missing, and no more"
+logger = logging.getLogger(__name__)
+READ_KEYS = ("resamples", "confidence", "benchmarks")
+Found = TypeVar("Found")
 
 
 def inputs_of(folder: Path | None) -> dict[str, Any]:
@@ -169,12 +172,6 @@ def is_current(judging: Path, content: Mapping[str, Any], evaluated: Mapping[str
         if answers and judged and content_digest(answers / col.RESULTS_FOLDER, [*col.JUDGED]) != judged:
             return False
     return True
-
-
-logger = logging.getLogger(__name__)
-
-READ_KEYS = ("resamples", "confidence", "benchmarks")
-Found = TypeVar("Found")
 
 
 @dataclass

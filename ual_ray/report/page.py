@@ -40,6 +40,7 @@ CAPTIONS = {
     "reliability": "Accuracy by confidence of the test tokens, before and after temperature scaling, per model",
     "clusters": "Hidden states of frequent tokens, per model: the plane through three tokens' output rows, and PCA",
 }
+TEMPLATE = "page.html.j2"
 
 
 def draw(data: PageData) -> dict[str, Figure]:
@@ -73,9 +74,6 @@ def _draw_results(data: PageData) -> dict[str, Figure]:
     if data.cluster_points:
         drawn["clusters"] = clusters({model: read_points(file) for model, file in data.cluster_points.items()})
     return drawn
-
-
-TEMPLATE = "page.html.j2"
 
 
 @dataclass(frozen=True)

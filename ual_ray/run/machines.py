@@ -26,6 +26,12 @@ from ual_ray.models.resolve import cache_folder
 from ual_ray.parquet import RowFiles
 from ual_ray.run.folder import HERE, Folder, FolderElsewhere
 
+# Of the actor, in the namespace of the command.
+NAME = "ual_ray.output"
+# Calls that the actor answers at a time, and tasks of Ray Data on the driver's machine, whose head may have no CPUs to give.
+CALLS, TASKS = 16, 4
+NODE_LABEL = "ray.io/node-id"
+
 
 class TaskSource(Datasource):
     """Calls each function in a read task of its own, for the tables that it returns."""
@@ -73,13 +79,6 @@ def _read(
         if ray.get(monitor.read.remote(len(block.rows), reasons)):
             return  # `map_rows` raises the reason once the blocks already sent are written
         yield block.rows.filter(pa.compute.is_in(block.rows[col.SPLIT], wanted))
-
-
-# Of the actor, in the namespace of the command.
-NAME = "ual_ray.output"
-# Calls that the actor answers at a time, and tasks of Ray Data on the driver's machine, whose head may have no CPUs to give.
-CALLS, TASKS = 16, 4
-NODE_LABEL = "ray.io/node-id"
 
 
 class Place(NamedTuple):

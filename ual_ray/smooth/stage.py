@@ -23,6 +23,8 @@ from ual_ray.parquet import RowFiles, content_digest, read_table, writing
 from ual_ray.smooth.maps import NO_LENGTH, Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 
+COUNTED = pa.schema([(col.ID, pa.string()), (col.TARGET_TOKENS, pa.int64())])
+
 
 def smooth(
     scored: Path,
@@ -165,9 +167,6 @@ def histogram(smoothed: Path, bins: int = 10) -> list[tuple[float, float, int]]:
     alpha = np.array(read_table(smoothed, [col.ID, col.ALPHA])[col.ALPHA].to_pylist())
     counts, edges = np.histogram(alpha, bins=bins if np.ptp(alpha) > 0 else 1)
     return [(float(low), float(high), int(count)) for low, high, count in zip(edges, edges[1:], counts, strict=False)]
-
-
-COUNTED = pa.schema([(col.ID, pa.string()), (col.TARGET_TOKENS, pa.int64())])
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ LIKELIHOODS = frozenset((NLL, NLL_ADJUSTED, NLL_SCALED, BRIER_OF_TOKENS))
 BySeed = Mapping[int, pa.Table]
 # Of one model on one benchmark: training seed -> metric -> [questions, 2] of value and weight, NaN where it is missing.
 Aligned = dict[int, dict[str, Numbers]]
+NOBODY = "no model has it"
 
 
 def align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, Aligned]]:
@@ -130,9 +131,6 @@ def _marks(measured: Iterable[tuple[str, pa.Array, dict[str, Numbers]]]) -> dict
                 content = np.where(np.isnan(values), np.nan, values)[order].tobytes()
                 marks[benchmark, metric] = hashlib.sha256(names + content).hexdigest()
     return marks
-
-
-NOBODY = "no model has it"
 
 
 @dataclass(frozen=True)

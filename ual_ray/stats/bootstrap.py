@@ -30,6 +30,8 @@ BLOCK = 1_000_000
 MIN_SEEDS = 3
 # The p-value's resolution must be fine enough to stay significant after the step-down over its whole family.
 RESOLUTION = 4
+POWER = 0.8
+QUANTILES = 2000
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,6 @@ def verdict(difference: float, p_adjusted: float, direction: Direction, seeds: i
     if p_adjusted > 1 - level or difference == 0 or seeds < MIN_SEEDS:
         return INCONCLUSIVE
     return BETTER if (difference < 0) == (direction == "lower") else WORSE
-
-
-POWER = 0.8
-QUANTILES = 2000
 
 
 def detectable_difference(

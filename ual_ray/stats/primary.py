@@ -3,8 +3,6 @@
 Several arms, each with its hypotheses in order, are one family, and corrected as one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,9 @@ from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.metrics import metric_of
 
 CHOSEN_AFTER = "chosen after the results"
+# The p-values of hypotheses that are tested at once, and such steps in their order.
+Step = Sequence[float]
+Chain = Sequence[Step]
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,6 @@ def _decided(entry: Comparison, p_holm: float, closed: str | None, level: float)
     direction = metric_of(entry.metric).direction
     assert direction is not None, "a score without a direction is not compared"
     return replace(entry, p_holm=p_holm, verdict=verdict(entry.difference, p_holm, direction, entry.seeds, level))
-
-
-# The p-values of hypotheses that are tested at once, and such steps in their order.
-Step = Sequence[float]
-Chain = Sequence[Step]
 
 
 def holm_in_order(chains: Sequence[Chain]) -> list[list[NDArray[np.float64]]]:

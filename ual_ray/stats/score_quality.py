@@ -27,6 +27,16 @@ SMALLEST = 1e-9
 CHANCE = 0.5
 
 Numbers = NDArray[np.float64]
+# With fewer rows a distribution is too imprecise to judge.
+MIN_ROWS = 30
+# Shares of rows, of replies, and (variation) of the mean.
+MAX_MODE_SHARE = 0.3
+MAX_SHARED = 0.5
+MAX_AT_EDGES = 0.5
+MIN_VARIATION = 0.1
+MIN_MASS = 0.5
+MAX_CUT = 0.05
+MAX_TRUNCATED = 0.05
 
 
 @dataclass(frozen=True)
@@ -305,18 +315,6 @@ def _area(scores: Numbers, good: NDArray[np.bool_]) -> float:
     sizes = wrong_counts + good_counts
     expected = np.repeat(good_counts / sizes, sizes)
     return float(np.mean(np.cumsum(expected) / np.arange(1, len(scores) + 1)))
-
-
-# With fewer rows a distribution is too imprecise to judge.
-MIN_ROWS = 30
-# Shares of rows, of replies, and (variation) of the mean.
-MAX_MODE_SHARE = 0.3
-MAX_SHARED = 0.5
-MAX_AT_EDGES = 0.5
-MIN_VARIATION = 0.1
-MIN_MASS = 0.5
-MAX_CUT = 0.05
-MAX_TRUNCATED = 0.05
 
 
 def score_warnings(

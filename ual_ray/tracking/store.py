@@ -55,6 +55,22 @@ PREVIEW = 1000
 TRACE_BYTES, SPAN_BYTES = 16, 8
 # Traces whose spans are in one request.
 PART = 10
+# Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
+LOCAL_ID = "ual_ray.local_id"
+RUNNING = "RUNNING"
+# The store's limit per request.
+MOST_METRICS, MOST_OTHERS = 1000, 100
+# MLflow also reports an unreachable server as INTERNAL_ERROR.
+AWAY = {
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"),
+    *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
+}
+PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+# In front of all names: a server's registry is shared.
+PROMPT_PREFIX = "ual_ray"
+Turn = Mapping[str, str]
 
 
 def log_traces(client: MlflowClient, run_id: str, traces: Sequence[Mapping[str, Any]]) -> None:
@@ -136,22 +152,6 @@ def dataset_source(path: str, hub: Mapping[str, str | None] | None = None) -> tu
     if scheme in ("http", "https"):
         return "http", json.dumps({"url": path})
     return "local" if scheme in ("", "file") else scheme, json.dumps({"uri": path})
-
-
-# Tag: a run's id before the store has created it; finds a run again whose creation was not confirmed.
-LOCAL_ID = "ual_ray.local_id"
-RUNNING = "RUNNING"
-# The store's limit per request.
-MOST_METRICS, MOST_OTHERS = 1000, 100
-# MLflow also reports an unreachable server as INTERNAL_ERROR.
-AWAY = {
-    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"),
-    *("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
-}
-PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-
-logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 def is_away(error: BaseException) -> bool:
@@ -338,18 +338,13 @@ def _parts(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + most]
 
 
-# In front of all names: a server's registry is shared.
-PREFIX = "ual_ray"
-Turn = Mapping[str, str]
-
-
 def log_prompt(client: MlflowClient, run_id: str, name: str, template: Sequence[Turn]) -> str:
-    """Register a prompt's text under PREFIX.`name`, link it from a run and its experiment, and return the version number.
+    """Register a prompt's text under PROMPT_PREFIX.`name`, link it from a run and its experiment; return the version number.
 
     template: chat turns (role and content) with variables as {{name}}. A text that has a version gets no new one. The client's
     store has to be MLflow's tracking URI. Raises MLflow's own errors, and NotImplementedError where there is no registry.
     """
-    name, turns = f"{PREFIX}.{name}", [dict(turn) for turn in template]
+    name, turns = f"{PROMPT_PREFIX}.{name}", [dict(turn) for turn in template]
     prompts = PromptClient(client.tracking_uri)
     try:
         prompt = prompts.get_prompt(name)

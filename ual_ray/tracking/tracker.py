@@ -35,6 +35,10 @@ from ual_ray.tracking.store import Store, is_away
 LONGEST_PAUSE = 30.0
 # An operation that fails this often on a reachable store counts as rejected.
 MOST_ATTEMPTS = 5
+# Seconds to send waiting operations after an interrupt.
+INTERRUPTED_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 class Courier:
@@ -107,13 +111,6 @@ class Courier:
             return False
         self._attempts[name] += 1
         return self._attempts[name] < MOST_ATTEMPTS or not self._store.answers()
-
-
-# Seconds to send waiting operations after an interrupt.
-INTERRUPTED_SECONDS = 5.0
-
-logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
 
 
 def default_uri(output: Path) -> str:

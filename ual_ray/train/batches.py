@@ -28,6 +28,8 @@ from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.train.mixture import Mixture
 from ual_ray.train.token_store import NO_BIN, Sample
 
+MicroBatch = tuple[int, ...]
+
 
 def pack(lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
     """Pack rows of `lengths` tokens into sequences of at most `capacity` tokens; every row is used exactly once.
@@ -58,9 +60,6 @@ def pack(lengths: np.ndarray, capacity: int) -> list[tuple[int, ...]]:
             by_room[room - length].append(sequence)
             rooms |= 1 << (room - length)
     return [tuple(sequence) for sequence in sequences]
-
-
-MicroBatch = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ CARD = "README.md"
 PLAN_FILE = "export.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARD_BYTES = 4 * 2**30
+PAPER = "https://arxiv.org/abs/2406.04854"
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,6 @@ def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> N
     # A model with code of its own names these files in its config.
     for code in Path(settings.source).glob("*.py"):
         shutil.copy(code, folder)
-
-
-PAPER = "https://arxiv.org/abs/2406.04854"
 
 
 def model_card(

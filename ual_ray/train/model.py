@@ -34,6 +34,7 @@ from ual_ray.train.weights import empty_trained_model, load_weights
 # Graphs beyond which torch runs a layer uncompiled. There is one for each of: one row or several, with a mask or without,
 # with a gradient of the input or without; times the kinds of layers of the model. torch's own limit is 8.
 MOST_GRAPHS = 64
+SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
 
 def check_compiler(device: str) -> None:
@@ -76,9 +77,6 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
         return in_training(*args, **kwargs)
 
     return either
-
-
-SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
 
 class ForwardSums(NamedTuple):

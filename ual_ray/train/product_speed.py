@@ -14,6 +14,9 @@ import torch
 
 from ual_ray.config import TrainConfig
 
+# Takes milliseconds, and is large enough that a product's fixed costs are negligible.
+SIZE, SECONDS = 512, 0.02
+
 
 class Gpu(NamedTuple):
     """Dense bfloat16 matrix products in TFLOP/s, and memory in GiB as drivers report it (of several sizes the smallest)."""
@@ -43,10 +46,6 @@ def peak_flops(device_name: str, dtype: str, known: float | None = None) -> floa
         return None
     # An A4000 is not an A40.
     return next((gpu.tflops * 1e12 for name, gpu in GPUS.items() if re.search(rf"{name}(?!\d)", device_name)), None)
-
-
-# Takes milliseconds, and is large enough that a product's fixed costs are negligible.
-SIZE, SECONDS = 512, 0.02
 
 
 @cache

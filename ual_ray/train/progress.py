@@ -14,6 +14,12 @@ from pathlib import Path
 from ual_ray.config import TrainConfig
 from ual_ray.run.folder import HERE, Folder
 
+STOP_FILE = "stop"
+# Number of a rank's votes in a step.
+VOTES = 2
+# Seconds between checks for a node about to be preempted: each check is a round trip of every rank.
+PREEMPTION_INTERVAL = 5.0
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -62,13 +68,6 @@ class Progress:
         """Whether to save after the last step: periodically, at the end, and at a new best validation."""
         regular = config.checkpoint_every is not None and self.step % config.checkpoint_every == 0
         return regular or self.over(config, steps) or self.best_step == self.step
-
-
-STOP_FILE = "stop"
-# Number of a rank's votes in a step.
-VOTES = 2
-# Seconds between checks for a node about to be preempted: each check is a round trip of every rank.
-PREEMPTION_INTERVAL = 5.0
 
 
 class Interruptions:

@@ -35,6 +35,8 @@ FIGURES = (
 )
 
 logger = logging.getLogger(__name__)
+Purpose = Literal["step", "data", "validation", "checkpoint"]
+PURPOSES: tuple[Purpose, ...] = ("step", "data", "validation", "checkpoint")
 
 
 class NodeUse:
@@ -81,10 +83,6 @@ def by_rank(values: Sequence[float], ranks: int) -> Metrics:
         for place, value in enumerate(values)
         if not math.isnan(value)
     }
-
-
-Purpose = Literal["step", "data", "validation", "checkpoint"]
-PURPOSES: tuple[Purpose, ...] = ("step", "data", "validation", "checkpoint")
 
 
 class Stopwatch:

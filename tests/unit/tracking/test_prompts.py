@@ -17,11 +17,11 @@ from ual_ray.elicit.prompts import load_prompts
 from ual_ray.judge.pairs import load_judge_prompts
 from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, with_experiment
 from ual_ray.tracking.run import Run
-from ual_ray.tracking.store import PREFIX
+from ual_ray.tracking.store import PROMPT_PREFIX
 from ual_ray.tracking.tracker import Tracker
 
 ASK = (("user", "Rate {{response}}."),)
-NAME = f"{PREFIX}.elicit.p_true"
+NAME = f"{PROMPT_PREFIX}.elicit.p_true"
 
 
 def linked_from(run: Run, tracker: Tracker) -> list[str]:
@@ -60,7 +60,7 @@ def test_the_experiment_lists_its_prompts_and_no_other_one_does(tmp_path: Path, 
         run.prompt("judge.comparison", ASK)
     time.sleep(0.5)  # MLflow's own link would come from a thread
     found = tracker.client.search_prompts(f'experiment_id = "{tracker.experiment_id}"')
-    assert [prompt.name for prompt in found] == [f"{PREFIX}.judge.comparison"]
+    assert [prompt.name for prompt in found] == [f"{PROMPT_PREFIX}.judge.comparison"]
     assert found[0].tags[PROMPT_EXPERIMENTS] == f",{tracker.experiment_id},"
 
 
