@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
-from processes import free_port
+from processes import free_port, wait_until
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
@@ -68,3 +71,35 @@ def test_a_job_that_fails_says_so(ual_process: Any, one_arm: list[str], job_serv
     assert done.code == 1, done.output
     assert "the directory does not exist" in done.output
     assert "FAILED" in done.output
+
+
+def test_a_job_that_was_stopped_goes_on_where_it_was_and_sends_no_finished_row_again(
+    ual_process: Any, one_arm: list[str], job_server: str, home: str, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "shared" / "run", tmp_path / "shared" / "sent.jsonl"
+    log.parent.mkdir()
+    settings = [f"engine.arguments={{log: {log}, seconds_per_run: 0.5}}", "engine.batch_size=2", "elicit.retest_share=0"]
+    settings += ["elicit.estimators=[p_true]", "elicit.uncertainty=p_true"]
+    submit = ["submit", *one_arm, *settings, f"output={output}", "--address", job_server]
+
+    def calls() -> int:
+        """Count the calls of the elicitor; those of the benchmarks are of other kinds."""
+        lines = log.read_text().splitlines() if log.is_file() else []
+        return sum(json.loads(line)["kind"] == "Choice" for line in lines)
+
+    def finished() -> int:
+        return sum(len(pyarrow.parquet.read_table(file)) for file in output.glob("elicit/store/*/finished/*.parquet"))
+
+    sent = ual_process(*submit, "--no-follow", cwd=tmp_path, HOME=home)
+    assert sent.code == 0, sent.output
+    (job,) = set(re.findall(r"ual-[0-9a-f]{16}", sent.output))
+    wait_until(lambda: finished() >= 8, "rows are finished", 240)
+    stopped = ual_process("jobs", "stop", job, "--address", job_server, HOME=home)
+    assert stopped.code == 0 and "STOPPED" in stopped.output, stopped.output
+    before, kept = calls(), finished()
+    done = ual_process(*submit, "--new", cwd=tmp_path, HOME=home)
+    assert done.code == 0 and f"{job}-2" in done.output, done.output
+    (figures,) = (json.loads(file.read_text())["figures"] for file in output.glob("elicit/*/done.json"))
+    per_row, left = figures["calls"] // figures["rows"], finished() - kept
+    assert left > 0 and kept >= 8
+    assert calls() - before == per_row * left, "no finished row is sent again"
