@@ -79,7 +79,7 @@ def small(tiny_model: Path, rows_file: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def one_arm(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings for a pipeline of one arm and no calibration, where what is tested is around the stages, not in them."""
+    """Settings for one arm, one worker and no calibration, where what is tested is around the stages, not in them."""
     config = tmp_path_factory.mktemp("config") / "one_arm.yaml"
     config.write_text("arms: {sft: {map: none}}\nevaluate: {calibration: {enabled: false}}\n")
-    return ["-c", str(config), *small]
+    return ["-c", str(config), *small, "train.num_workers=1"]

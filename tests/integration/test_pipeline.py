@@ -214,7 +214,14 @@ def test_mlflow_holds_parent_children_metrics_data_plots_and_models(finished: tu
 def killed(one_arm: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], int]:
     """Start a longer run, end it by SIGTERM between two checkpoints; return its folder, its settings, and its last step."""
     output = tmp_path_factory.mktemp("runs") / "killed"
-    settings = [*one_arm, f"output={output}", "train.max_steps=160", "train.epochs=100", "train.checkpoint_every=10"]
+    settings = [
+        *one_arm,
+        f"output={output}",
+        "train.num_workers=2",
+        "train.max_steps=160",
+        "train.epochs=100",
+        "train.checkpoint_every=10",
+    ]
     settings += [WITH_PASSWORD, "tracking.system_metrics=false"]
     command = [sys.executable, "-m", "ual_ray", "run", "--verbose", *settings]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS

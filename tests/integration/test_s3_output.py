@@ -98,7 +98,7 @@ def test_a_run_equals_a_local_one_and_is_continued_on_another_machine(
     config = tmp_path / "one_arm.yaml"
     config.write_text("arms: {ual: {map: mean_matched}}\nevaluate: {calibration: {enabled: false}}\n")
     log = tmp_path / "sent.jsonl"
-    command = ["run", "-c", config, *small, f"engine.arguments.log={log}"]
+    command = ["run", "-c", config, *small, "train.num_workers=1", f"engine.arguments.log={log}"]
     uri = f"{bucket}/runs/first"
     local = ual(*command, f"output={tmp_path / 'local'}")
     assert local.code == 0, local.output

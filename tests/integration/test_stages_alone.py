@@ -10,7 +10,7 @@ from ual_ray.stats.results import read_metrics, read_results
 
 
 def test_five_commands_in_a_row(ual: Any, small: list[str], rows_file: Path, tiny_model: Path, tmp_path: Path) -> None:
-    settings = [item for item in small if item.split("=")[0] not in ("data.path", "model")]
+    settings = [item for item in small if item.split("=")[0] not in ("data.path", "model")] + ["train.num_workers=1"]
     scored, smoothed, trained = tmp_path / "scored", tmp_path / "ual", tmp_path / "trained"
 
     done = ual("elicit", rows_file, *settings, "--out", scored)

@@ -27,7 +27,6 @@ class Lengths:
         self.tokens, self.arrived = tokens, False
 
 
-@torch.compiler.disable(reason="packs differ in the number of samples")
 def varlen_attention(
     module: nn.Module,
     query: Tensor,
@@ -102,7 +101,8 @@ def use_varlen(causal_lm: nn.Module, config: TrainConfig, device: torch.device) 
         return False
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, varlen_attention)
+    # Not a decorator: that would import torch's compiler, 1 s, wherever this file is imported. transformers has imported it.
+    AttentionInterface.register(NAME, torch.compiler.disable(varlen_attention, reason="packs differ in the number of samples"))
     model: Any = causal_lm
     model.set_attn_implementation(NAME)
     return True

@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.fs
@@ -24,6 +24,7 @@ from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.train.batches import Batch, Prefetch, Step, StepPlan, collate, validation_steps
 from ual_ray.train.checkpoint import Checkpoints, best
 from ual_ray.train.export import Export, export, export_adapter, model_card
+from ual_ray.train.job import NON_FINITE_FILE, Outcome, TrainingJob
 from ual_ray.train.lora import scale_of
 from ual_ray.train.loss_inputs import make_prior
 from ual_ray.train.metrics import SKIPPED, Metrics, hardware
@@ -34,44 +35,7 @@ from ual_ray.train.sharding import make_mesh
 from ual_ray.train.timing import RankReport, Stopwatch
 from ual_ray.train.token_store import Sample, TokenStore
 
-NON_FINITE_FILE = "non_finite_ids.txt"
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A worker's inputs; paths are on storage that all nodes share, or the driver's. `lineage` goes into the model card.
-
-    arm: Parquet of the alphas and weights of the rows to train on; None = the rendered rows have their own. first: local path
-    of another training's checkpoint to start from. sources: Parquet of the rows' sources, with train.mixture.
-    system_metrics: whether the use of the ranks' nodes is logged.
-    """
-
-    train: TrainConfig
-    model: str
-    tokens: str
-    folder: str
-    seed: int
-    arm: str | None = None
-    trust_remote_code: bool = False
-    lineage: Mapping[str, str] = field(default_factory=dict)
-    first: str | None = None
-    sources: str | None = None
-    system_metrics: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended, the same on every rank. Errors that a retry cannot fix are returned, so that Ray does not retry.
-
-    exported: the step whose weights were exported, if training is finished.
-    """
-
-    ending: Literal["finished", "stopped", "non_finite"]
-    step: int
-    message: str = ""
-    exported: int | None = None
 
 
 class Data:

@@ -9,30 +9,30 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import ray.train
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 
 from ual_ray import columns as col
 from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
-from ual_ray.run.machines import checkpoints_uri, output_folder
+from ual_ray.run.machines import checkpoints_uri
 from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.compat_ray_train import NodeTorchConfig
-from ual_ray.train.loop import NON_FINITE_FILE, Outcome, TrainingJob, train_worker
+from ual_ray.train.job import NON_FINITE_FILE, Outcome, TrainingJob
 from ual_ray.train.metrics import SKIPPED, Metrics
 from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.timing import PREFIX, summary
 from ual_ray.train.token_store import TokenStore, check_store
 from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
+from ual_ray.train.worker import run_worker
 
 RUN_NAME_FILE = "run_name"
 # Files of the last collectives of each rank of a training on GPUs that hung.
@@ -220,7 +220,7 @@ def _trainer(job: TrainingJob, folder: Path) -> TorchTrainer:
         resources["GPU"] = settings.gpus_per_worker
     smallest = settings.min_workers or settings.num_workers
     return TorchTrainer(
-        _run,
+        run_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers if smallest == settings.num_workers else (smallest, settings.num_workers),
@@ -264,18 +264,6 @@ def _run_name(folder: Path) -> str:
     if not file.exists():
         write_text(file, f"{folder.name}-{uuid.uuid4().hex[:8]}")
     return file.read_text()
-
-
-def _run(loop_config: dict[str, Any]) -> Outcome:
-    storage = ray.train.get_context().get_storage()
-    return train_worker(
-        loop_config["job"],
-        get_device(),
-        storage.storage_filesystem,
-        storage.experiment_fs_path,
-        preempted=lambda: ray.train.get_preemption_info() is not None,
-        output=output_folder(),
-    )
 
 
 class _Follower:
