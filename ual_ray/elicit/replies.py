@@ -20,10 +20,12 @@ from ual_ray.engines.requests import (
     Completion,
     CompletionResult,
     Failure,
+    Likelihood,
     LikelihoodResult,
     Request,
     Result,
 )
+from ual_ray.models.chat import RENDERING_VERSION
 
 # An entry of the column `replies`.
 Kept = Mapping[str, Any]
@@ -49,7 +51,9 @@ def request_key(whom: str, request: Request, *, retest: bool = False) -> int:
     # Fields at their default are left out: a field that is added later leaves the keys as they are.
     own = ((field, getattr(request, field.name)) for field in fields(request) if field.name not in _OF_SEEDS)
     changed = {field.name: value for field, value in own if value != field.default}
-    text = canonical_json([whom, retest, type(request).__name__, changed])
+    # The labels of a likelihood are those that would be trained.
+    rendering = [RENDERING_VERSION] if isinstance(request, Likelihood) else []
+    text = canonical_json([whom, retest, type(request).__name__, changed, *rendering])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray import columns as col
+from ual_ray.elicit import replies
 from ual_ray.elicit.replies import Kept, answer, index_key, is_reply_to, keep, no_replies, recalled, request_key
 from ual_ray.engines.requests import (
     Choice,
@@ -77,6 +78,14 @@ def test_a_key_is_of_everything_but_the_seeds() -> None:
     assert len(others | {key}) == 12
 
 
+def test_a_likelihood_is_asked_for_again_when_rows_are_rendered_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its labels are those that would be trained; replies in words depend on what was asked alone."""
+    before = [request_key("w", request) for request in (LIKELIHOOD, CHOICE, COMPLETION)]
+    monkeypatch.setattr(replies, "RENDERING_VERSION", replies.RENDERING_VERSION + 1)
+    now = [request_key("w", request) for request in (LIKELIHOOD, CHOICE, COMPLETION)]
+    assert [first == second for first, second in zip(before, now, strict=True)] == [False, True, True]
+
+
 @pytest.mark.parametrize("request_", [CHOICE, LIKELIHOOD, COMPLETION])
 def test_a_reply_to_another_request_with_the_same_first_half_of_its_key_is_not_taken(request_: Request) -> None:
     key, result = request_key("w", request_), LikelihoodResult(1.0, 2, 3)
@@ -88,9 +97,9 @@ def test_a_reply_to_another_request_with_the_same_first_half_of_its_key_is_not_t
 
 
 def test_keys_stay_what_they_are() -> None:
-    # A changed key would ask every stored row again.
+    # A changed key would ask every stored row again; RENDERING_VERSION is in that of a likelihood.
     keys = [index_key(request_key("w", request)) for request in (CHOICE, LIKELIHOOD, COMPLETION)]
-    assert keys == [8946980764504798256, 8150917267266148498, 10896049354956162535]
+    assert keys == [8946980764504798256, 4320233643720810117, 10896049354956162535]
 
 
 @pytest.mark.parametrize(
