@@ -16,6 +16,9 @@ import pyarrow.parquet
 import pytest
 from processes import free_port, wait_until
 
+from ual_ray.engines.compat_ray_data import complete_files
+from ual_ray.engines.row_store import CHECKPOINT_FOLDER, FINISHED_FOLDER
+
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
 
@@ -88,7 +91,9 @@ def test_a_job_that_was_stopped_goes_on_where_it_was_and_sends_no_finished_row_a
         return sum(json.loads(line)["kind"] == "Choice" for line in lines)
 
     def finished() -> int:
-        return sum(len(pyarrow.parquet.read_table(file)) for file in output.glob("elicit/store/*/finished/*.parquet"))
+        stores = output.glob("elicit/store/*")
+        files = (file for store in stores for file in complete_files(store / FINISHED_FOLDER, store / CHECKPOINT_FOLDER))
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
 
     sent = ual_process(*submit, "--no-follow", cwd=tmp_path, HOME=home)
     assert sent.code == 0, sent.output

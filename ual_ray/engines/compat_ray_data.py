@@ -42,8 +42,10 @@ def complete_files(data: Path, checkpoint: Path) -> list[Path]:
     It writes the ids of a block to `checkpoint`/PREFIX.pending.parquet, then the rows to `data`/PREFIX*.parquet, and then
     drops the `.pending`. After a crash a pending file is left; the next job deletes it and the data files of its prefix.
     """
+    # Listed first: of what another run begins to write meanwhile, nothing is taken for complete.
+    files = sorted(data.glob("*.parquet"))
     pending = tuple(file.name.removesuffix(PENDING_SUFFIX) for file in checkpoint.glob(f"*{PENDING_SUFFIX}"))
-    return sorted(file for file in data.glob("*.parquet") if not file.name.startswith(pending))
+    return [file for file in files if not file.name.startswith(pending)]
 
 
 class WriteFirst(BackpressurePolicy):

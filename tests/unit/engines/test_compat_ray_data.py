@@ -21,6 +21,7 @@ from ray.data.checkpoint.checkpoint_writer import CheckpointWriter
 
 from ual_ray.engines import compat_ray_data
 from ual_ray.engines.compat_ray_data import (
+    PENDING_SUFFIX,
     WRITE_OPERATOR,
     FinishedIds,
     WriteFirst,
@@ -64,6 +65,21 @@ def test_checkpoint_files(tmp_path: Path) -> None:
     local = pyarrow.fs.LocalFileSystem()
     _clean_pending_checkpoints_task._function(str(checkpoint), local, str(data), local)
     assert kept == complete_files(data, checkpoint) == [*data.iterdir()] == [file], FILES
+
+
+def test_a_file_that_is_begun_while_they_are_listed_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by another run, whose store this one shares."""
+    data, checkpoint, glob = tmp_path / "data", tmp_path / "checkpoint", Path.glob
+
+    def list_and_begin_a_file(folder: Path, pattern: str) -> list[Path]:
+        found = [*glob(folder, pattern)]
+        for file in (checkpoint / f"new_000000{PENDING_SUFFIX}", data / "new_000000-0.parquet"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"PAR1 half")
+        return found
+
+    monkeypatch.setattr(Path, "glob", list_and_begin_a_file)
+    assert complete_files(data, checkpoint) == []
 
 
 def test_the_finished_ids_are_those_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
