@@ -205,8 +205,8 @@ def unanswered(findings: Findings) -> str | None:
     if seeds >= MIN_SEEDS:
         return None
     return (
-        f"{plural(seeds, 'training seed')} cannot tell whether uncertainty helps. `ual experiment CONFIG` measures it on your "
-        "data; what was measured so far is in "
+        f"Whether uncertainty helps stays open after {plural(seeds, 'training seed')}. `ual experiment CONFIG` measures it on "
+        "your data; what was measured so far is in "
     )
 
 

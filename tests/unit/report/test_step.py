@@ -51,7 +51,7 @@ def test_a_folder_is_compared_with_its_own_settings_and_words_are_printed(tmp_pa
     assert "ual is inconclusive against sft: -0." in words
     assert "n = 60, 1 training seed of the 3 that a verdict needs" in words
     assert findings.folders["evaluated"]["ual"] == ["arms/ual/evaluate/k"]
-    assert "1 training seed cannot tell whether uncertainty helps." in words and "so far is in docs/results.md." in words
+    assert "Whether uncertainty helps stays open after 1 training seed." in words and "so far is in docs/results.md." in words
     assert "Effect of uncertainty-aware label smoothing" in page.read_text()
 
 
