@@ -17,6 +17,7 @@ from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of,
 from ual_ray.data.records import check_unicode, name_of
 from ual_ray.data.turns import add_common
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
+from ual_ray.models.chat import RENDERING_VERSION
 
 Row = Mapping[str, Any]
 
@@ -154,7 +155,8 @@ class Benchmark(ABC):
 
     def provenance(self) -> dict[str, Any]:
         """Return what the requests and the reading depend on, in addition to the question."""
-        return {"kind": self.kind, "version": self.version} | self.config.model_dump(include=set(self.settings))
+        rendering = {"rendering": RENDERING_VERSION} if self.needs_likelihood else {}
+        return {"kind": self.kind, "version": self.version} | rendering | self.config.model_dump(include=set(self.settings))
 
     def complete(self, messages: col.Messages) -> Completion:
         """Return the request for a greedy answer with its confidence."""

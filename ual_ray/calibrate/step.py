@@ -14,6 +14,7 @@ from ual_ray.calibrate.metrics import ANSWERS_FILE
 from ual_ray.config import Config
 from ual_ray.config.files import write_text
 from ual_ray.config.keys import affecting
+from ual_ray.models.chat import RENDERING_VERSION
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import RowFiles, content_digest
 from ual_ray.run.progress import meter, polled
@@ -47,6 +48,7 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
         if results
         else None,
         "model": model_fingerprint(model),
+        "rendering": RENDERING_VERSION,
         "evaluate": affecting(config.evaluate, "calibration"),
         "statistics": col.TOKEN_STATISTICS.names,
         "max_model_len": config.engine.max_model_len,
