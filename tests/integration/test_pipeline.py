@@ -97,7 +97,7 @@ def test_stages_meet_through_files_whose_columns_are_declared(finished: tuple[Pa
     for arm in ("sft", "ual"):
         smoothed = read_table(next(output.glob(f"arms/{arm}/smooth/*/smoothed.parquet")))
         done = json.loads(next(output.glob(f"arms/{arm}/smooth/*/done.json")).read_text())
-        assert json.dumps(done).count("token of response") == (arm == "ual")
+        assert json.dumps(done).count("trained token") == (arm == "ual")
         assert (smoothed[col.ALPHA].to_numpy() > 0).all() == (arm == "ual")
     assert read_table(next(output.glob("questions/*/questions.parquet"))).schema.equals(col.QUESTIONS)
     assert read_table(next(output.glob("base/evaluate/*/results"))).schema.equals(col.RESULTS)

@@ -127,7 +127,7 @@ def _lengths(table: pa.Table, tokens: pa.Table | None) -> tuple[Array | None, st
     if tokens:
         places = pa.compute.index_in(table[col.ID].cast(pa.string()), value_set=tokens[col.ID])
         found = tokens[col.TARGET_TOKENS].take(places.combine_chunks())  # none of a row that training drops
-        return found.fill_null(0).to_numpy().astype(np.float64), "token of response"
+        return found.fill_null(0).to_numpy().astype(np.float64), "trained token"
     if col.RESPONSE_LENGTH not in table.column_names or table[col.RESPONSE_LENGTH].null_count:
         return None, "row"
     return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64), "character of response"

@@ -91,7 +91,7 @@ def test_controls_smooth_as_much_per_token_as_their_base(name: str, tmp_path: Pa
     tokens = rendered_tokens(scored, load(None, [f"model={model}"]))
     arms = {"base": ArmConfig(map="mean_matched"), name: ArmConfig.model_validate({"map": name, "base": "mean_matched"})}
     found = {arm: smooth(scored, spec, 0, tmp_path / arm, tokens=tokens) for arm, spec in arms.items()}
-    assert found[name]["length"] == "token of response"
+    assert found[name]["length"] == "trained token"
     assert found[name]["mean_by_length"] == pytest.approx(found["base"]["mean_by_length"], rel=1e-6)
     by_character = {arm: smooth(scored, spec, 0, tmp_path / f"{arm} c", texts=False) for arm, spec in arms.items()}
     assert {one["length"] for one in by_character.values()} == {"character of response"}
