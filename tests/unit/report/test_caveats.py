@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ual_ray.report.caveats import caveats_of
+from ual_ray.report.caveats import at_floor, caveats_of
 from ual_ray.report.findings import Findings
 from ual_ray.stats.comparison import Comparisons, Role
+from ual_ray.stats.metrics import MetricValue
 
 
 def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
@@ -43,3 +44,24 @@ def test_controls_that_smooth_by_another_amount_are_named() -> None:
     assert len(told) == 1 and told[0].startswith("ual smooths by 0.127 per token, and other amounts: constant 0.100. ")
     alike = replace(found, token_alphas=alphas | {"constant": 0.127})
     assert not [text for text in caveats_of(alike, 0) if "other amounts" in text]
+
+
+def test_no_results_have_one_caveat() -> None:
+    assert len(caveats_of(None, 0)) == 1
+
+
+def test_a_judge_that_prefers_a_position_is_a_caveat() -> None:
+    def caveats(difference: float | None, error: float | None) -> str:
+        bias = {"position_bias": {"difference": difference, "standard_error": error}}
+        return "\n".join(caveats_of(Findings({}, Comparisons((), 0.95, 1, 0), win_rates={"ual": bias}), 0))
+
+    assert "prefers the answer that it reads second" in caveats(-0.97, 0.003) and "0.97 of at most 1" in caveats(-0.97, 0.003)
+    assert "reads first" in caveats(0.5, 0.1)
+    for harmless in ((0.09, 0.001), (0.5, 0.3), (0.5, None), (None, None)):
+        assert "judge" not in caveats(*harmless), harmless
+
+
+def test_the_floor() -> None:
+    assert at_floor(MetricValue("b", "accuracy", "overall", 0.02, 0.01, 300))
+    assert at_floor(MetricValue("b", "accuracy", "overall", 0.2, 0.1, 10)), "two standard errors"
+    assert not at_floor(MetricValue("b", "accuracy", "overall", 0.2, 0.02, 300))
