@@ -303,13 +303,15 @@ def _letter_reader(choices: tuple[str, ...]) -> _Reader:
 def _number_reader(choices: tuple[str, ...]) -> _Reader:
     low, high = min(map(int, choices)), max(map(int, choices))
     percent = high == 100
-    of = rf"\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}" + (r"|\s*%|\s+percent" if percent else "")
+    of = rf"\s*/\s*{high}|\s+(?:out\s+)?of\s+{high}|\s*[(\[](?:out\s+)?of\s+{high}[)\]]"
+    of += r"|\s*%|\s+percent" if percent else ""
     value = rf"(?<![\w.–-])(?P<value>\d+(?:\.0+)?)(?:{of})?(?:\s+points?)?[)\]]*"
     behind = r"(?P<behind>(?:\s*\([^()\d]*\))?(?:(?:,\s|\s[-–—]\s|—|\s+(?:because|since|due\s+to)\b)\D*+)?)\s*[.!。]?"
     sentence = rf"(?![^(]*\))(?P<before>{_BETWEEN}){value}(?P<wins>){behind}"
     span = rf"{low}\s*(?:-|–|—|\.\.+|to|through|and)\s*{high}"
     scale = rf"(?i)[(\[]\s*(?:from\s+|between\s+|(?:scale|range)\s*+:?\s*)?{span}(?:\s*scale)?\s*[)\]]"
     scale += rf"|\b(?:on\s+)?(?:a|the)\s+scale\s+(?:of|from|between)\s+{span}\b\s*,?"
+    scale += rf"|\bon\s+(?:a|the|your)\s+{span}\s+scale\b"
     scale += rf"|\b(?:from|between|of)\s+{span}\b\s*[,:]?|(?<![\d.-]){span}(?=\s*[:=)])"
     scale += r"|\(%\)" if percent else ""
     percents = {"percent", "percentage"} if percent else set()

@@ -45,12 +45,14 @@ SEVEN = [
     "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>7<|END_RESPONSE|>", "I'd give this a rating of 7.",
     "Score: 7 points", 'Sure! {"rating": 7}\nHope that helps.',
     'Here is the JSON:\n```json\n{"score": "7"}\n```\nLet me know if you need more.', "- 7", "> 7", "# 7",
+    "Rating: 7 (out of 9)", "**Rating:** 7 (of 9)", "I would say 7 on the 0-9 scale.", "I would rate it 7 on a 0-9 scale",
 ]  # fmt: skip
 
 NO_NUMBER = [
     'Example: {"rating": 3} would be too low, so seven', '{"rating": 3}\nOn reflection, seven.',
     '{"rating": 3} is what I would have said', "<think>\nOkay, 2 things to", "<think>7", "On a scale from 0 to 9,",
     "1. The response could be", "1. The response", "Rating: 7 or 8", "7 or 8", "7-8", "7.5", "0.9", ".5", "-3", "10", "99",
+    "Rating: 7 (out of 10)", "7 on a 0-10 scale", "3 (out of 9) are wrong", "I see 3 (out of 9) errors.",
     "3rd", "x7y", "COVID-9", "seven", "", "Rating (0-9):", "0-9", "Rating: 7/10", "7/10", "I see 2 options.", "2 + 2 = 4",
     "Step 1: 7", "1\n2\n3", "Confidence: 7", '{"confidence": 7}', "The correct answer is 7.", "7, because 2 is too low",
     "1. The\n2. A\n3. B", "[1, 2]", '{"rating": 7, "score": 3}', "[THINK] 7", "<|channel|>analysis<|message|>7",
