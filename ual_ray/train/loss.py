@@ -172,9 +172,9 @@ def _run(
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha, token_weight = alpha.to(exact), None if token_weight is None else token_weight.to(exact)
     # Slow low precision costs a float32 copy of the weights: halving the chunks makes room, and is as fast in float32.
-    # So do the probabilities of a prior per token.
-    copies = slower_than_float32(options.matmul_dtype, weight.device) + (prior_hidden is not None)
-    row = len(weight) * (1 + copies)
+    # So do the probabilities of a prior per token, and the tanh of a soft-cap.
+    own = (slower_than_float32(options.matmul_dtype, weight.device), prior_hidden is not None, options.softcap is not None)
+    row = len(weight) * (1 + sum(own))
     chunk_size = options.chunk_size or chunk_rows(len(labels), row, weight.device.type)
     results = [hidden.new_empty(len(labels), dtype=dtype) for dtype in (exact, exact, exact, torch.bool)]
     gradients = [

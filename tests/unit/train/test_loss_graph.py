@@ -144,12 +144,15 @@ class TestMemoryAndGraph:
             loss.sum().backward()
         assert recorder.largest <= chunk_size * vocabulary < tokens * vocabulary / 10
 
-    def test_default_chunk_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * 512 * 4)
-        inputs = make_inputs(tokens=120, vocabulary=512)
+    @pytest.mark.parametrize(("softcap", "rows"), [(None, 16), (3.0, 8)])
+    def test_default_chunk_is_bounded_with_the_tanh_of_a_soft_cap(
+        self, monkeypatch: pytest.MonkeyPatch, softcap: float | None, rows: int
+    ) -> None:
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 16 * 512 * 4)
+        inputs = make_inputs(tokens=120, vocabulary=512, softcap=softcap)
         with Recorder() as recorder:
             smoothed_linear_cross_entropy(**inputs).backward()
-        assert recorder.largest == 8 * 512
+        assert recorder.largest == rows * 512
 
     @pytest.mark.parametrize("tokens", [1, 100, 1700, 4096, 16384, 16385])
     @pytest.mark.parametrize("vocabulary", [1000, 49152, 128256, 262144])
