@@ -10,6 +10,7 @@ from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
 from ual_ray.stats.bootstrap import MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE, Comparisons
 from ual_ray.stats.metrics import CUT, LENGTH_CONTROLLED_WIN_RATE, METRICS, WIN_RATE, MetricValue, metric_of
+from ual_ray.stats.score_quality import following_warning
 
 FEW_QUESTIONS = 100
 # Mean alphas per token that differ by a smaller share are alike.
@@ -60,6 +61,9 @@ def _of_controls(findings: Findings) -> Iterator[str]:
         )
     if findings.roles and not findings.with_role("sft"):
         yield f"No arm has `map: {NO_SMOOTHING}`, the baseline of every other arm."
+    for arm in findings.with_role("control"):
+        for text in following_warning(arm, findings.follows.get(arm)):
+            yield f"{text[0].upper()}{text[1:]}."
 
 
 def differing(findings: Findings) -> list[str]:

@@ -40,6 +40,7 @@ from ual_ray.stats.alignment import COLUMNS, Absent, copied_seeds
 from ual_ray.stats.comparison import Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_results, read_tokens
+from ual_ray.stats.score_quality import FOLLOWS
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,9 @@ def make_findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=replace(compared, chosen_after=chosen_after),
         roles={model: role for model, role in roles.items() if model in rows},
-        alphas=_mean_alphas(folders["smoothed"], "mean"),
-        token_alphas=_mean_alphas(folders["smoothed"], "mean_by_length"),
+        alphas=_mean_figures(folders["smoothed"], "mean"),
+        token_alphas=_mean_figures(folders["smoothed"], "mean_by_length"),
+        follows=_mean_figures(folders["smoothed"], FOLLOWS),
         seeds={model: len(tables) for model, tables in rows.items()},
         calibration=_over_seeds(folders["calibrated"], col.CALIBRATION_FILE, options.confidence),
         clusters=_over_seeds(folders["calibrated"], col.CLUSTERS_FILE, options.confidence),
@@ -245,8 +247,8 @@ def _settings_of(trained: Path) -> dict[str, Any]:
     return (inputs.get("train") or {}) | known | ({} if rows is None else {TRAIN_ROWS: rows})
 
 
-def _mean_alphas(smoothed: Mapping[str, Mapping[int, Path]], key: str) -> dict[str, float]:
-    """Average a mean alpha of every arm over its training seeds: random controls draw theirs with each."""
+def _mean_figures(smoothed: Mapping[str, Mapping[int, Path]], key: str) -> dict[str, float]:
+    """Average a figure of every arm's alphas over its training seeds: random controls draw theirs with each."""
     found = {
         arm: [get_nested(read_json(folder / DONE_FILE), "figures", key) for folder in own.values()]
         for arm, own in smoothed.items()

@@ -30,6 +30,7 @@ class Findings:
 
     `seeds` counts the training seeds behind a model's metrics; calibration, clusters and win rates are means over them, in the
     form in which the stages wrote them. `alphas` are means per row, `token_alphas` per token as it counts in the loss.
+    `follows`: rank correlations of an arm's alphas with the uncertainty, as means over training seeds.
     `validation` holds a curve per training seed, of [step, unsmoothed validation NLL]. `roles` has no entry for a model whose
     map was not recorded. `trials` are the entries of learning_rates.json. `copies`: by model, training seeds that were left
     out, with the one whose results they have.
@@ -43,6 +44,7 @@ class Findings:
     roles: dict[str, Role] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
     token_alphas: dict[str, float] = field(default_factory=dict)
+    follows: dict[str, float] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
     clusters: dict[str, dict[str, Any]] = field(default_factory=dict)

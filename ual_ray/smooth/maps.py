@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 # Rows of one source and of one such share of its lengths are alike to `shuffled_within`.
 LENGTH_STRATA = 4
 LARGEST_ALPHA = 1 - 1e-9
+# Raise it when a map gives other alphas to the same rows.
+MAPS_VERSION = 2
 # What a row without a length counts for: nothing next to the others, and all alike where none has one.
 NO_LENGTH = 1e-9
 
@@ -203,10 +205,14 @@ def shuffled_within(rows: Rows, spec: SmoothConfig) -> Array:
 
 
 def inverted(rows: Rows, spec: SmoothConfig) -> Array:
-    """The alphas of the base map in reverse order, at its mean per token: the most certain row gets the largest."""
+    """The alphas of the base map in reverse order, at its mean per token: the most certain row gets the largest.
+
+    Rows of one uncertainty are in random order, as the order of rows may be that of their sources.
+    """
     base = BASE_MAPS[spec.base](rows, spec)
     alpha = np.empty_like(base)
-    alpha[np.argsort(rows.uncertainty, kind="stable")] = np.sort(base)[::-1]
+    at_random = np.random.default_rng(rows.seed).permutation(len(base))
+    alpha[np.lexsort((at_random, rows.uncertainty))] = np.sort(base)[::-1]
     return _matched(alpha, base, rows)
 
 

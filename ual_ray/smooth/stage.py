@@ -22,6 +22,7 @@ from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, content_digest, read_table, writing
 from ual_ray.smooth.maps import NO_LENGTH, Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
+from ual_ray.stats.score_quality import FOLLOWS, spearman
 
 COUNTED = pa.schema([(col.ID, pa.string()), (col.TARGET_TOKENS, pa.int64())])
 
@@ -39,6 +40,7 @@ def smooth(
 ) -> dict[str, Any]:
     """Write the training rows with their alpha and weight; return the distribution and the counts of missing and excluded rows.
 
+    Returned too: the rank correlation of alpha and uncertainty (FOLLOWS), None where one of them is the same for all rows.
     tokens: that are trained (COUNTED), over which arms have equal means; without any, over the characters.
     mixture: train.mixture, by which tokens of a source count more than once. texts: whether the rows keep all their columns,
     or only those that alphas depend on. `scored_digest`, if known, is recorded with the map. Numbers of all rows are in memory
@@ -83,6 +85,7 @@ def smooth(
         "missing": int(np.isnan(uncertainty).sum()),
         "length": unit,
         **describe(alpha, rows.length * weight),
+        FOLLOWS: spearman(alpha, uncertainty).spearman,
         **weights,
     }
 

@@ -12,7 +12,10 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
+from ual_ray.smooth.maps import MAPS_VERSION
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, rendered_tokens, smooth, stored_tokens
+from ual_ray.stats.comparison import role_of
+from ual_ray.stats.score_quality import FOLLOWS, following_warning
 
 BAR_WIDTH = 30
 # Of the inputs of elicitation: what scores depend on besides the rows, and what was chosen by trying it.
@@ -30,6 +33,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
     inputs = {
         "scored": digest,
         "spec": affecting(spec, "alphas"),
+        "maps": MAPS_VERSION,
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
         "trained": affecting(config.train, "tokens") | {"mixture": config.train.mixture, "rendering": RENDERING_VERSION},
@@ -52,9 +56,14 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
             text += (
                 f"; weight {spec.weight}, {found['weight_min']:.3f} to {found['weight_max']:.3f}, mean 1 per {found['length']}"
             )
+        if found.get(FOLLOWS) is not None:
+            text += f"; rank correlation with the uncertainty {found[FOLLOWS]:+.2f}"
         return f"{text}; {found['missing']} scores missing ({spec.missing}), {found['excluded']:.0f} rows excluded"
 
     done = run_step(session, Step("smooth", f"smooth {name}", inputs, place), work, line)
+    role = role_of(spec.map, spec.weight, spec.loss)
+    for text in following_warning(name, done.metrics.get(FOLLOWS)) if role == "control" else ():
+        session.say("smooth", text, "yellow")
     bars = histogram(done.folder / col.SMOOTHED_FILE)
     longest = max(count for _, _, count in bars)
     for low, high, count in bars if len(bars) > 1 else ():

@@ -37,6 +37,9 @@ MIN_VARIATION = 0.1
 MIN_MASS = 0.5
 MAX_CUT = 0.05
 MAX_TRUNCATED = 0.05
+# Of a smoothed arm's figures: the rank correlation of its alphas with the uncertainty; and what is too much for a control.
+FOLLOWS = "rank_correlation"
+MOST_FOLLOWED = 0.9
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,15 @@ def spearman(first: Numbers, second: Numbers) -> Correlation:
     if any(np.ptp(values) == 0 for values in ranks):
         return Correlation(None, n)
     return Correlation(float(np.clip(np.corrcoef(*ranks)[0, 1], -1.0, 1.0)), n)
+
+
+def following_warning(arm: str, correlation: float | None) -> Iterator[str]:
+    """Warn of a control whose alphas have a high rank correlation with the uncertainty that it is to be without."""
+    if correlation is not None and correlation >= MOST_FOLLOWED:
+        yield (
+            f"the control {arm} still follows the uncertainty (rank correlation {number(correlation)}): it hardly differs from "
+            "the arm that it is a control of. The rows that it exchanges are too few or too alike; map: shuffled takes all"
+        )
 
 
 def retest_noise(scores: Numbers, again: Numbers) -> Noise | None:

@@ -46,6 +46,14 @@ def test_controls_that_smooth_by_another_amount_are_named() -> None:
     assert not [text for text in caveats_of(alike, 0) if "other amounts" in text]
 
 
+@pytest.mark.parametrize(("correlation", "told"), [(0.95, True), (0.4, False), (-1.0, False), (None, False)])
+def test_a_control_that_follows_the_uncertainty_is_a_caveat(correlation: float | None, told: bool) -> None:
+    roles: dict[str, Role] = {"ual": "ual", "shuffled_within": "control"}
+    follows = {"ual": 1.0} | ({} if correlation is None else {"shuffled_within": correlation})
+    found = Findings(dict.fromkeys(roles, []), Comparisons((), 0.95, 1, 0), roles=roles, follows=follows)
+    assert any("The control shuffled_within still follows" in text for text in caveats_of(found, 0)) is told
+
+
 def test_no_results_have_one_caveat() -> None:
     assert len(caveats_of(None, 0)) == 1
 

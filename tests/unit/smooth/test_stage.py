@@ -42,6 +42,23 @@ def test_training_rows_get_an_alpha_and_keep_their_columns(tmp_path: Path) -> No
     assert (figures["mean"], figures["min"], figures["max"]) == pytest.approx((0.1, 0.05, 0.15))
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"map": "mean_matched"}, 1.0),
+        ({"map": "inverted"}, -1.0),
+        ({"map": "none"}, None),
+        ({"map": "constant"}, None),
+        ({"map": "shuffled_within"}, 1.0),  # each stratum of length has one row
+    ],
+)
+def test_how_much_an_arm_follows_the_uncertainty_is_measured(
+    tmp_path: Path, spec: dict[str, str], expected: float | None
+) -> None:
+    source = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6})
+    assert smooth(source, ArmConfig(**spec), 0, tmp_path / "out")["rank_correlation"] == expected
+
+
 def test_without_texts_the_same_alphas_come_with_numbers_alone(tmp_path: Path) -> None:
     source, spec = scored(tmp_path, {"a": 0.2, "b": 0.4, "c": 0.6}), ArmConfig(map="mean_matched", weight="certainty")
     whole, numbers = (smooth(source, spec, 0, tmp_path / str(texts), "digest", texts=texts) for texts in (True, False))
