@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from ual_ray.config.data import DataConfig
 from ual_ray.config.elicit import ElicitConfig
@@ -40,8 +40,10 @@ class TrackingConfig(Section):
     uri: str | None = key(
         None, affects="", description="MLflow tracking URI, such as http://HOST:5000; null = SQLite store in the output folder"
     )
-    experiment: str = key("ual_ray", affects="", description="MLflow experiment name")
-    register_as: str = key("ual", affects="", description="prefix of registered model names: '<register_as>-<arm>'")
+    experiment: str = key("ual_ray", min_length=1, max_length=500, affects="", description="MLflow experiment name")
+    register_as: str = key(
+        "ual", max_length=150, affects="", description="prefix of registered model names: '<register_as>-<arm>'"
+    )
     models: Literal["upload", "reference", "none"] = key(
         "upload",
         affects="",
@@ -72,6 +74,14 @@ class TrackingConfig(Section):
         affects="",
         description="maximum time to wait for an unreachable MLflow server when a command ends, in seconds",
     )
+
+    @field_validator("register_as")
+    @classmethod
+    def _names_models(cls, value: str) -> str:
+        """Refuse it before a training whose model would not be registered."""
+        if refused := sorted({*"/:'\""} & {*value}):
+            raise ValueError(f"MLflow takes no {' '.join(refused)} in the name of a model")
+        return value
 
 
 class RuntimeConfig(Section):

@@ -65,7 +65,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_c
 @pytest.mark.slow
 def test_any_text_survives_dump_and_load(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     output, model, path, experiment, judge = texts
-    values = {"data": {"path": path}, "tracking": {"experiment": experiment}, "judge": {"model": judge}}
+    values = {"data": {"path": path}, "tracking": {"experiment": experiment or "x"}, "judge": {"model": judge}}
     config = Config.model_validate({"output": output or "x", "model": model, **values})
     assert reload(config, tmp_path_factory.mktemp("c")) == config
 
@@ -293,3 +293,18 @@ def test_arms_that_could_be_taken_for_others_are_refused(arms: str, words: str) 
         load(overrides=[arms])
     assert words in str(error.value)
     assert "canvas" in load(overrides=["arms.canvas.map=rank"]).arms
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["experiment=''", f"experiment={'x' * 501}", "register_as=team/model", "register_as=a:b", 'register_as="it\'s"']
+    + [f"register_as={'x' * 151}"],
+)
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_runs(override: str) -> None:
+    with pytest.raises(UserError, match=f"tracking.{override.partition('=')[0]}"):
+        load(None, [f"tracking.{override}"])
+
+
+def test_names_that_mlflow_takes() -> None:
+    tracking = load(None, ["tracking.experiment='team/a: b'", "tracking.register_as=catalog.schema.my model"]).tracking
+    assert (tracking.experiment, tracking.register_as) == ("team/a: b", "catalog.schema.my model")
