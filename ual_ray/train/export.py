@@ -28,7 +28,7 @@ from ual_ray.config.files import SUMS_FILE, Sums, damage_in, read_json, read_sum
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import as_in_checkpoint, float32_names, optional_file
-from ual_ray.models.resolve import INDEX, WEIGHTS
+from ual_ray.models.resolve import INDEX, WEIGHTS, hub_name
 from ual_ray.run.folder import HERE, Folder
 from ual_ray.train.lora import ADAPTER, adapted_layers, delta, write_adapter_settings
 from ual_ray.train.model import SmoothedCausalLM
@@ -281,7 +281,9 @@ def model_card(
 
     lineage: names and digests of the model's inputs. metrics: of the exported step; nats per token, unsmoothed.
     """
-    header = {"library_name": "transformers", "base_model": base_model, "tags": ["uncertainty-aware-learning", "ual_ray"]}
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["uncertainty-aware-learning", "ual_ray"]}
+    if known := hub_name(base_model):  # a hub refuses a card with another base model than one of its own
+        header["base_model"] = known
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
         f"# {base_model}, fine-tuned by Uncertainty-Aware Learning\n",

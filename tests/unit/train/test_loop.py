@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,20 @@ def test_the_card_says_where_a_model_comes_from() -> None:
     for words in ("step 40", "1,234 samples", "56,789 tokens", "| ual_ray.arm | ual |", "| nll | 1.235 |", "| learning_rate |"):
         assert words in body
     assert "num_workers" not in body, "where it was trained is not what it is"
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("demo", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("gpt2", "gpt2"), ("own/model", None), ("/gone/model", None)],
+)
+def test_the_card_links_to_a_model_of_the_hub_alone(
+    model: str, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub refuses a card whose base model is a directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("own/model").mkdir(parents=True)
+    header = model_card(model, TrainConfig(), START, {}, {}).split("---\n")[1]
+    assert yaml.safe_load(header).get("base_model") == named
 
 
 def test_a_card_without_lineage_has_no_empty_table() -> None:
