@@ -42,18 +42,19 @@ def log_model(
     params: Mapping[str, str],
     parents: Sequence[str],
     upload: bool = True,
+    place: str | None = None,
 ) -> str:
     """Log a model directory, register it under `name` with the alias candidate, and return the version number.
 
     registration: unique to this call; what already has it is not made again. model: id and name of the logged model, an output
-    of the run and of the runs `parents`. upload: with its files; otherwise a tag names the directory.
+    of the run and of the runs `parents`. upload: with its files; otherwise a tag has its place (None: the directory).
     Raises MLflow's own errors, and FileNotFoundError when the directory no longer exists.
     """
     version, experiment = _registered(client, name, registration), client.get_run(run_id).info.experiment_id
     if version is None:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"the model directory {folder} does not exist")
-        own = {**tags, REGISTRATION: registration}
+        own = {**tags, REGISTRATION: registration, **({} if upload else {MODEL_FOLDER: place or folder})}
         model_id = _find_model(client, experiment, REGISTRATION, registration)
         store = _upload if upload else _refer
         model_id = model_id or store(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
@@ -164,8 +165,7 @@ def _refer(
 ) -> str:
     """Log a model whose files stay where they are, as MLflow's `create_external_model` does, but through the client."""
     experiment = client.get_run(run_id).info.experiment_id
-    own = {**tags, **WITHOUT_FILES, MODEL_FOLDER: folder}
-    model: Any = client.create_logged_model(experiment, _legal(name), run_id, own, dict(params))
+    model: Any = client.create_logged_model(experiment, _legal(name), run_id, {**tags, **WITHOUT_FILES}, dict(params))
     with TemporaryDirectory() as described:
         # Without a description MLflow does not register it.
         get_external_mlflow_model_spec(model).save(Path(described, MLMODEL_FILE_NAME))

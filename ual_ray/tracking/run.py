@@ -17,13 +17,16 @@ from ual_ray.config.files import read_json, write_json, write_record
 from ual_ray.config.redact import redact_values
 from ual_ray.formatting import shorten
 from ual_ray.tracking.journal import Operation
+from ual_ray.tracking.run_file import place_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-LONGEST_PARAM = 500
-LONGEST_METRIC_NAME = 250
+# MLflow's limits, in characters. A name may get the prefix of a changed parameter.
+LONGEST_PARAM = 6000
+CHANGED = "now."
+LONGEST_NAME = 250 - len(CHANGED)
 # The tag that MLflow documents for the description of a run.
 DESCRIPTION = "mlflow.note.content"
 # The maximum length of a description in MLflow's databases, in characters.
@@ -84,11 +87,11 @@ class Run:
         """Log parameters, nested ones with dotted names."""
         # First while a list still has sections with keys, and again before a long text is cut.
         flat = redact_values({key: str(value) for key, value in flatten(redact_values({**values})).items()})
-        self._submit("params", {key: value[:LONGEST_PARAM] for key, value in flat.items()})
+        self._submit("params", {key: shorten(value, LONGEST_PARAM) for key, value in _named(flat).items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        self._submit("tags", {key: str(value) for key, value in values.items()})
+        self._submit("tags", {key: str(value) for key, value in _named(values).items()})
 
     def describe(self, markdown: str) -> None:
         """Set the description, which the page of the run shows; a long one is cut."""
@@ -107,7 +110,7 @@ class Run:
         digest of the data set that it was measured on.
         """
         numbers = {key: value for key, value in flatten(values).items() if _is_number(value)}
-        named = {name: float(value) for name, value in zip(metric_names(numbers), numbers.values(), strict=True)}
+        named = {name: float(value) for name, value in _named(numbers).items()}
         measured = {"model": dict(model) if model else None, "dataset": dataset}
         self._submit("metrics", {"values": named, "step": step, "time": int(time.time() * 1000), **measured})
         if step > 0:
@@ -133,7 +136,8 @@ class Run:
 
         path: of files, a URI as a text; or a name on the hub, where `hub` has its config_name, split and revision.
         """
-        content = {"name": name, "path": str(path), "digest": digest, "rows": rows, "context": context, "hub": hub}
+        place = place_of(path, self.output)
+        content = {"name": name, "path": place, "digest": digest, "rows": rows, "context": context, "hub": hub}
         self._submit("dataset", content)
         if self._parent is not None:
             self._parent.dataset(name, path, digest, rows, context, hub)
@@ -184,6 +188,7 @@ class Run:
         """
         content = {
             "folder": str(folder.absolute()),
+            "place": place_of(folder.absolute(), self.output),
             "name": registered_name,
             "tags": {key: str(value) for key, value in tags.items()},
             "registration": uuid4().hex,
@@ -208,7 +213,7 @@ class Run:
         """Log the traces that `make` returns, in the form of `engines/traces.py`; ids are unique in the run."""
         with self._tracker.tolerant("sampling traces"):
             if traces := make():
-                self._write("traces", {"traces": redact_values([*traces])}, "traces.json")
+                self._write("traces", {"traces": [*traces]}, "traces.json")
 
     def _ancestors(self) -> list[str]:
         """Return the local ids of the runs above."""
@@ -217,7 +222,7 @@ class Run:
     def _write(self, kind: str, content: Mapping[str, Any], name: str) -> None:
         with self._tracker.tolerant(f"writing {name}"), tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
-            write_json(path, content)
+            write_json(path, redact_values({**content}))
             self._submit(kind, {"folder": _folder(name)}, path)
 
     def _submit(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> Any:
@@ -253,12 +258,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def metric_names(keys: Iterable[str]) -> list[str]:
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(legal_names(values), values.values(), strict=True))
+
+
+def legal_names(keys: Iterable[str]) -> list[str]:
     """Return names that MLflow takes for these keys, all different: no characters or empty folders that it refuses."""
     names: dict[str, None] = {}
     for key in keys:
-        name = _legal(key, LONGEST_METRIC_NAME) or "_" * bool(key)
-        names[name if name not in names else f"{_legal(name, LONGEST_METRIC_NAME - ID_LENGTH - 1)}_{digest(key)}"] = None
+        name = _legal(key, LONGEST_NAME) or "_" * bool(key)
+        names[name if name not in names else f"{_legal(name, LONGEST_NAME - ID_LENGTH - 1)}_{digest(key)}"] = None
     return list(names)
 
 

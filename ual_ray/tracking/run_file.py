@@ -8,9 +8,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ual_ray.config.files import STORE_FILE, read_json, read_object, write_record
+from ual_ray.config.files import STORE_FILE, URI_FILE, WORKING_FOLDERS, read_json, read_object, write_record
 
 RUN_FILE = "mlflow_run.json"
+
+
+def place_of(path: Path | str, output: Path) -> str:
+    """Name a file for others: by the URI of the output, where that has one and `output` is the working folder for it."""
+    root, uri = output.absolute(), output.absolute().parent / URI_FILE
+    if root.parent.parent.name != WORKING_FOLDERS or not uri.is_file() or not Path(path).is_relative_to(root):
+        return str(path)
+    place = uri.read_text(encoding="utf-8").partition("?")[0].rstrip("/")
+    return "/".join([place, *Path(path).relative_to(root).parts])
 
 
 def read_run(folder: Path, uri: str) -> dict[str, Any]:

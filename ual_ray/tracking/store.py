@@ -47,7 +47,8 @@ from ual_ray.tracking.compat_mlflow import (
     with_table,
 )
 from ual_ray.tracking.journal import Operation
-from ual_ray.tracking.models import log_model, measured_model
+from ual_ray.tracking.models import EXISTS, log_model, measured_model
+from ual_ray.tracking.run import CHANGED
 from ual_ray.tracking.run_file import resolve_run
 
 # Of a trace's inputs and outputs in the list of traces, in characters.
@@ -184,18 +185,23 @@ class Store:
     @cached_property
     def experiment_id(self) -> str:
         """The experiment's id; the experiment is created if it does not exist."""
-        found = self.client.get_experiment_by_name(self._experiment)
-        if found and found.lifecycle_stage == LifecycleStage.DELETED:
+        found = self.client.get_experiment_by_name(self._experiment) or self._new_experiment()
+        if found.lifecycle_stage == LifecycleStage.DELETED:
             raise UserError(
                 "tracking.experiment was deleted in MLflow",
                 got=self._experiment,
                 fix="restore it (`mlflow experiments restore`), or give another tracking.experiment",
             )
-        return (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(self._experiment, self._location, tags=EXPERIMENT_KIND)
-        )
+        return str(found.experiment_id)
+
+    def _new_experiment(self) -> Any:
+        try:
+            return self.client.get_experiment(self.client.create_experiment(self._experiment, self._location, EXPERIMENT_KIND))
+        except MlflowException as error:  # another pipeline may have created it meanwhile
+            found = self.client.get_experiment_by_name(self._experiment) if error.error_code in EXISTS else None
+            if found is None:
+                raise
+            return found
 
     def answers(self) -> bool:
         """Whether the store, including its database, answers a query."""
@@ -234,8 +240,12 @@ class Store:
         return self._ids.get(local, local)
 
     def _find(self, local: str) -> str | None:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{LOCAL_ID}` = '{local}'", max_results=1)
-        return found[0].info.run_id if found else None
+        def search(experiments: list[str]) -> list[Any]:
+            return self.client.search_runs(experiments, f"tags.`{LOCAL_ID}` = '{local}'", max_results=1)
+
+        # Its experiment may have had the configured name when it was created.
+        found = search([self.experiment_id]) or search([one.experiment_id for one in self.client.search_experiments()])
+        return str(found[0].info.run_id) if found else None
 
     def _open(self, operation: Operation, waited: bool) -> str:
         content, local = operation.content, operation.run
@@ -243,13 +253,24 @@ class Store:
         if known is None and (waited or not content["new"]):
             known = self._find(local)
         if known is None or not self._reopened(known):
-            parent = {PARENT_RUN_ID: self.real_id(content["parent"])} if content["parent"] else {}
-            tags = {"ual_ray.version": __version__, LOCAL_ID: local, **content["tags"], **parent}
-            created = self.client.create_run(self.experiment_id, content["time"], tags, content["name"])
+            tags, experiment = {"ual_ray.version": __version__, LOCAL_ID: local, **content["tags"]}, self.experiment_id
+            if content["parent"]:
+                tags[PARENT_RUN_ID] = self.real_id(content["parent"])
+                experiment = self._experiment_of(tags[PARENT_RUN_ID])
+            created = self.client.create_run(experiment, content["time"], tags, content["name"])
             known = str(created.info.run_id)
         self._ids[local] = known
         resolve_run(Path(content["folder"]), local, known)
         return known
+
+    def _experiment_of(self, run_id: str) -> str:
+        """Return a run's own experiment: it may have got another name, and MLflow shows steps below a run of the same experiment."""
+        try:
+            return str(self.client.get_run(run_id).info.experiment_id)
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            return self.experiment_id  # the run was deleted for good
 
     def _reopened(self, run_id: str) -> bool:
         try:
@@ -267,7 +288,7 @@ class Store:
         for part in _parts([Param(key, value) for key, value in wanted.items() if key not in logged], MOST_OTHERS):
             self.client.log_batch(run_id, params=part)
         # MLflow parameters are immutable: a reopened run stores its new values as tags.
-        self._set_tags(run_id, {f"now.{key}": value for key, value in wanted.items() if logged.get(key, value) != value})
+        self._set_tags(run_id, {f"{CHANGED}{key}": value for key, value in wanted.items() if logged.get(key, value) != value})
 
     def _tags(self, operation: Operation, _: bool) -> None:
         self._set_tags(self.real_id(operation.run), operation.content)

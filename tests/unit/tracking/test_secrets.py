@@ -73,6 +73,7 @@ def log_everything(tracker: Any, config: Config, folder: Path) -> None:
         run.tags({"address": ADDRESS, "hf": SECRETS["HF_TOKEN"]})
         run.dataset("rows", config.data.path, "digest", 1, "scoring")
         run.artifact(folder / "config.yaml")
+        run.table({"error": [f"401: wrong token {SECRETS['OPENAI_API_KEY']}"]}, "tables/errors.json")
         run.environment()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from tracked import Network, runs_of, tracker_of
 
+from ual_ray.config.files import STORE_FILE, URI_FILE, WORKING_FOLDERS
 from ual_ray.tracking.journal import Operation
 
 HUB = {"config_name": "main", "split": "train", "revision": "0123abc"}
@@ -47,6 +49,30 @@ def test_files_are_of_the_kind_of_their_address(tmp_path: Path, network: Network
     source: Any = mlflow.data.get_source(data)
     assert (data.source_type, source._get_source_type()) == (kind, kind)
     assert source.uri == path
+
+
+@pytest.mark.parametrize("is_working_folder", [True, False])
+def test_what_is_in_an_output_at_a_uri_is_named_there(tmp_path: Path, empty_store: Path, is_working_folder: bool) -> None:
+    """Others have no working folder, and this machine may clear it."""
+    root = tmp_path / (WORKING_FOLDERS if is_working_folder else "runs") / "0123" / "first"
+    model = root / "arms" / "ual" / "model"
+    model.mkdir(parents=True)
+    shutil.copy(empty_store, root / STORE_FILE)
+    (root.parent / URI_FILE).write_text("s3://bucket/runs/first?region=eu-west-1")
+    with tracker_of(root) as tracker:
+        with tracker.run("train", root / "arms", {}) as run:
+            run.dataset("smoothed", root / "arms" / "ual.parquet", "a", 3, "training")
+            run.dataset("rows", tmp_path / "rows.jsonl", "b", 3, "scoring")
+            run.dataset("more", "https://host/rows.csv", "c", 3, "scoring")
+            assert run.model(model, "ual", {}, upload=False) == "1"
+        assert tracker.complaint() is None
+        places = {one.dataset.name: one.dataset for one in runs_of(tracker)["train"].inputs.dataset_inputs}
+        (logged_model,) = tracker.client.search_logged_models([tracker.experiment_id])
+    there = "s3://bucket/runs/first" if is_working_folder else str(root)
+    assert mlflow.data.get_source(places["smoothed"]).uri == f"{there}/arms/ual.parquet"  # type: ignore[attr-defined]
+    assert places["smoothed"].source_type == ("s3" if is_working_folder else "local")
+    assert logged_model.tags["ual_ray.model_folder"] == f"{there}/arms/ual/model"
+    assert (places["rows"].source_type, places["more"].source_type) == ("local", "http")
 
 
 def test_a_web_address(tmp_path: Path, network: Network) -> None:

@@ -21,7 +21,7 @@ from ual_ray.config.files import SPOOL_FOLDER
 from ual_ray.errors import UserError
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.tracking.journal import Operation
-from ual_ray.tracking.run import flatten, metric_names
+from ual_ray.tracking.run import LONGEST_PARAM, flatten, legal_names
 from ual_ray.tracking.run_file import RUN_FILE
 from ual_ray.tracking.store import Store, is_away
 from ual_ray.tracking.tracker import MOST_ATTEMPTS, Tracker, catch_up
@@ -269,6 +269,33 @@ def test_parameters_beyond_what_one_request_takes_and_changed_ones(tmp_path: Pat
     assert tracker.failures == 0
 
 
+def test_keys_that_mlflow_refuses_cost_no_parameter_and_no_tag(tmp_path: Path, network: Network) -> None:
+    """Sources of train.mixture are named by the data."""
+    weights = {"alpaca (v2)": 0.1, "alpaca _v2_": 0.2, "reddit[/r/x]": 0.3, "x" * 300: 0.4}
+    tracker = tracker_of(tmp_path)
+    with tracker.run("train", tmp_path, {}) as run:
+        run.params({"train": {"mixture": weights, "learning_rate": 1e-5}})
+        run.params({"train": {"mixture": {**weights, "x" * 300: 0.5}}})
+        run.tags({f"verdict.{'a' * 150}-vs-{'b' * 150}": "better", "ual_ray.arm": "ual"})
+    found = tracker.client.get_run(run.id).data
+    assert tracker.failures == 0
+    assert sorted(found.params.values()) == ["0.1", "0.2", "0.3", "0.4", "1e-05"]
+    assert found.params["train.mixture.alpaca _v2_"] == "0.1" and found.params["train.mixture.reddit_/r/x_"] == "0.3"
+    assert [value for key, value in found.tags.items() if key.startswith("now.")] == ["0.5"]
+    assert "better" in found.tags.values() and found.tags["ual_ray.arm"] == "ual"
+
+
+def test_a_parameter_is_as_long_as_mlflow_takes_and_shows_its_cut(tmp_path: Path, network: Network) -> None:
+    whole, long = "x" * 5000 + "end", "y" * 9000
+    tracker = tracker_of(tmp_path)
+    for _ in range(2):  # opened again, it has no other value
+        with tracker.run("train", tmp_path, {}) as run:
+            run.params({"whole": whole, "long": long})
+    found = tracker.client.get_run(run.id).data
+    assert (found.params["whole"], found.params["long"]) == (whole, "y" * (LONGEST_PARAM - 1) + "…")
+    assert not [key for key in found.tags if key.startswith("now.")]
+
+
 def test_a_secret_within_a_list_is_masked(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as run:
@@ -346,7 +373,7 @@ def test_flatten() -> None:
 def test_every_key_makes_a_metric_name_that_mlflow_takes(key: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    names = metric_names([key, "a/b", "a_b", key + " ", "https:/example.org/wiki"])
+    names = legal_names([key, "a/b", "a_b", key + " ", "https:/example.org/wiki"])
     assert len(set(names)) == 5
     for name in names:
         _validate_metric_name(name)
@@ -360,6 +387,43 @@ def test_a_deleted_experiment_is_refused_at_the_start(tmp_path: Path, empty_stor
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(UserError, match="(?s)was deleted.*gone.*restore"):
         Tracker(TrackingConfig(uri=uri, experiment="gone"), tmp_path)
+
+
+def test_two_pipelines_may_create_one_experiment(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    first, second = Store(uri, "shared", None), Store(uri, "shared", None)
+    find = first.client.get_experiment_by_name
+
+    def found_before_it_was_made(name: str) -> object:
+        monkeypatch.undo()
+        before = find(name)
+        assert before is None and second.experiment_id
+        return before
+
+    monkeypatch.setattr(first.client, "get_experiment_by_name", found_before_it_was_made)
+    assert first.experiment_id == second.experiment_id
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_resumed_run_keeps_its_steps_together_when_its_experiment_has_another_name(
+    tmp_path: Path, network: Network, away: bool
+) -> None:
+    with tracker_of(tmp_path) as tracker, tracker.run("pipeline", tmp_path, {}) as parent:
+        pass
+    own = tracker.experiment_id
+    tracker.client.rename_experiment(own, "another name")
+    with tracker_of(tmp_path) as resumed, resumed.run("pipeline", tmp_path, {}) as again:
+        network.loses_answers = away
+        with resumed.run("train", tmp_path / "train", {}, again) as child:
+            network.loses_answers = False
+            child.metrics({"nll": 1.0}, 1)
+        network.away = False
+        assert (resumed.close(30), resumed.failures, again.id) == (0, 0, parent.id)
+    # What another process sends is found by its local id alone.
+    local = Store(resumed.uri, "ual_ray", None)
+    assert local.real_id(child.local_id) == child.id
+    children = [run for run in resumed.client.search_runs([own]) if run.data.tags.get("mlflow.parentRunId") == parent.id]
+    assert [run.data.metrics for run in children] == [{"nll": 1.0}]
 
 
 @pytest.mark.parametrize("away", [False, True])
