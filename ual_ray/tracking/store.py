@@ -264,7 +264,7 @@ class Store:
         return known
 
     def _experiment_of(self, run_id: str) -> str:
-        """Return a run's own experiment: it may have got another name, and MLflow shows steps below a run of the same experiment."""
+        """Return the own experiment of a run, which may have another name now: MLflow shows steps below a run of it alone."""
         try:
             return str(self.client.get_run(run_id).info.experiment_id)
         except MlflowException as error:
