@@ -38,7 +38,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 ARMS = {
     "sft": ArmConfig(map="none"),
-    "constant": ArmConfig(map="constant", alpha_mean=0.1),
+    "constant": ArmConfig(map="constant", base="rank", alpha_min=0.0, alpha_max=0.2),
     "shuffled_within": ArmConfig(map="shuffled_within", base="rank", alpha_min=0.0, alpha_max=0.2),
     "ual": ArmConfig(map="rank", alpha_min=0.0, alpha_max=0.2),
 }
