@@ -25,7 +25,7 @@ from ual_ray.formatting import GIB
 from ual_ray.mirror.remote import open_place
 from ual_ray.models.resolve import check_found, check_model, parameter_count
 from ual_ray.run import StageName
-from ual_ray.train.estimate.state import least_bytes
+from ual_ray.train.estimate.state import heaviest, least_bytes
 from ual_ray.train.mixture import check_names
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -236,7 +236,7 @@ def check_memory(config: Config, available_gb: float, stages: Set[StageName]) ->
     judge = config.judge
     needs = {
         "elicit": 0.0 if served else _engines(config, config.elicit.model, config.engine.dtype),
-        "train": _training(config),
+        "train": _training(config, heaviest(config) if "elicit" in stages else config.train),
         "evaluate": 0.0 if served and "train" not in stages else _engines(config, config.model, config.evaluate.dtype),
         "judge": 0.0 if served else max((_engines(config, model, judge.dtype) for model in judge.models), default=0.0),
     }
@@ -263,8 +263,7 @@ def actor_gb(config: Config, model: str, dtype: str) -> float:
     return weights + config.engine.kv_cache_gb + ENGINE_OVERHEAD_GB
 
 
-def _training(config: Config) -> float:
-    train = config.train
+def _training(config: Config, train: TrainConfig) -> float:
     if train.gpus_per_worker:
         return 0.0
     return least_bytes(parameter_count(config.model) or 0, train) / GIB

@@ -27,6 +27,11 @@ OPTIONS = {
     "prior and softcap": {"prior": True, "softcap": 2.5},
     "prior per token": {"prior_hidden": True},
     "prior per token, padding and bias": {"prior_hidden": True, "vocab_size": 17, "bias": True},
+    "prior per token, a head of its own": {"prior_hidden": True, "prior_weight": True},
+    "prior per token, a head of its own, and everything": {
+        **{"prior_hidden": True, "prior_weight": True, "vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02},
+        **{"token_weight": True, "token_loss": eaft},
+    },
     "prior per token and everything": {
         **{"prior_hidden": True, "vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True},
         "token_loss": prior_leaning,
@@ -35,6 +40,7 @@ OPTIONS = {
     "token loss, weights, prior and softcap": {"token_loss": eaft, "token_weight": True, "prior": True, "softcap": 2.5},
     "everything": {"vocab_size": 17, "bias": True, "softcap": 2.5, "z_loss": 0.02, "token_weight": True, "prior": True},
 }
+CONSTANTS = ("prior_hidden", "prior_weight", "prior_bias")
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
 
@@ -48,6 +54,7 @@ def make_inputs(
     token_weight: bool = False,
     prior: bool = False,
     prior_hidden: bool = False,
+    prior_weight: bool = False,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     **options: Any,
@@ -72,10 +79,14 @@ def make_inputs(
         towards[1 : 2 if (vocab_size or vocabulary) > 1 else 1] = 0.0
         towards /= towards.sum()
     before = torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype) if prior_hidden else None
+    own = dict[str, Tensor | None](prior_weight=None, prior_bias=None)
+    if prior_weight:
+        own["prior_weight"] = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).to(dtype)
+        own["prior_bias"] = torch.randn(vocabulary, generator=generator, dtype=torch.float64).to(dtype) if bias else None
     inputs = {"hidden": hidden, "weight": weight, "bias": offset}
     leaves = {name: None if t is None else t.to(dtype).requires_grad_() for name, t in inputs.items()}
     constants = {"labels": labels, "alpha": alpha, "token_weight": given, "prior": towards, "prior_hidden": before}
-    return {**leaves, **constants, "vocab_size": vocab_size, **options}
+    return {**leaves, **constants, **own, "vocab_size": vocab_size, **options}
 
 
 def as_float64(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +95,7 @@ def as_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.detach().double().requires_grad_() if name in leaves and value is not None else value
         for name, value in inputs.items()
-    } | {name: None if inputs[name] is None else inputs[name].double() for name in ("prior_hidden",)}
+    } | {name: None if inputs[name] is None else inputs[name].double() for name in CONSTANTS}
 
 
 def brute_force(
@@ -97,6 +108,8 @@ def brute_force(
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
     prior_hidden: Tensor | None = None,
+    prior_weight: Tensor | None = None,
+    prior_bias: Tensor | None = None,
     vocab_size: int | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
@@ -105,16 +118,17 @@ def brute_force(
 ) -> Tensor:
     """Loss of every token by the definition: cross-entropy against (1 - alpha) one-hot + alpha q, q = 1 / K by default."""
 
-    def logits_of(states: Tensor) -> Tensor:
+    def logits_of(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raw = (states @ weight.T + (0 if bias is None else bias))[:, :vocab_size]
         return raw if softcap is None else softcap * torch.tanh(raw / softcap)
 
-    logits = logits_of(hidden)
+    logits = logits_of(hidden, weight, bias)
     size = logits.shape[1]
     one_hot = F.one_hot(labels.clamp(min=0), size).to(logits.dtype)
     towards = logits.new_full((size,), 1 / size) if prior is None else prior[:vocab_size].to(logits.dtype)
     if prior_hidden is not None:
-        towards = logits_of(prior_hidden).softmax(1).detach()
+        head = (weight, bias) if prior_weight is None else (prior_weight, prior_bias)
+        towards = logits_of(prior_hidden, *head).softmax(1).detach()
     wanted = (1 - alpha)[:, None] * one_hot + alpha[:, None] * towards
     losses = -(wanted * logits.log_softmax(1)).sum(1) + z_loss * logits.logsumexp(1).square()
     if token_loss is not None:

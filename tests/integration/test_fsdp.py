@@ -21,6 +21,7 @@ from ual_ray.models.chat import load_renderer
 from ual_ray.parquet import write_table
 from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train.batches import Sample
+from ual_ray.train.optimizer_step import make_optimizer
 from ual_ray.train.tokenize import Render
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")
@@ -79,12 +80,17 @@ LAYOUTS = [
         activation_checkpointing=True,
         **LORA,
     ),
+    layout("towards a copy", 1, 8, SINGLE, prior="base"),
+    layout("towards a copy on 2", 2, 2, SINGLE, prior="base"),
+    layout("towards a copy on 2, held, packed", 2, 1, PACKS, prior="base", packing=True, reshard_after_forward=False),
+    layout("towards a copy, replicas", 2, 2, SINGLE, prior="base", replicas=2, activation_checkpointing=True),
     layout("low base", 1, 8, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
     layout("low base on 2", 2, 2, SINGLE, lora=LORA["lora"] | {"base_dtype": "bfloat16"}),
 ]
 LOW = ["low base", "low base on 2"]
-FULL = [item["name"] for item in LAYOUTS if "lora" not in item["train"] and item["name"] != "bf16"]
-TOWARDS_BASE = [item["name"] for item in LAYOUTS if "prior" in item["train"]]
+FULL = [item["name"] for item in LAYOUTS if not {"lora", "prior"} & set(item["train"]) and item["name"] != "bf16"]
+TOWARDS_BASE = [item["name"] for item in LAYOUTS if {"lora", "prior"} <= set(item["train"])]
+TOWARDS_COPY = [item["name"] for item in LAYOUTS if "prior" in item["train"] and item["name"] not in TOWARDS_BASE]
 ADAPTED = [item["name"] for item in LAYOUTS if "lora" in item["train"] and item["name"] not in [*LOW, *TOWARDS_BASE]]
 MIXTURE = {"chat": 1.0, "math": 3.0}
 UNEVEN = ("uneven on 1", "uneven on 2")
@@ -248,6 +254,26 @@ def test_smoothing_towards_the_base_is_that_of_two_models_on_any_ranks(
     for name in TOWARDS_BASE[1:]:
         for one, other in zip(runs[TOWARDS_BASE[0]]["steps"], runs[name]["steps"], strict=True):
             assert other["smoothed_loss"] == pytest.approx(one["smoothed_loss"], rel=1e-5)
+
+
+def test_full_fine_tuning_is_smoothed_towards_a_copy_that_stays_as_it_was_on_any_ranks(
+    runs: Runs, samples: list[Sample], tiny_model: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, base = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))
+    first = plain_loss(model, samples, base)
+    first.backward()
+    gradients = {f"model.{name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    make_optimizer(model, TrainConfig(learning_rate=1e-2)).step()
+    with torch.no_grad():
+        second, towards_itself = (plain_loss(model, samples, one).item() for one in (base, model))
+    assert abs(second - towards_itself) > 1e-4 * second, "or a copy that is trained too would pass"
+    for name in TOWARDS_COPY:
+        same(runs[name], (first.item(), gradients))
+        losses = [step["smoothed_loss"] for step in runs[name]["steps"]]
+        assert losses == pytest.approx([first.item(), second], rel=1e-5), name
 
 
 @pytest.mark.parametrize("name", ADAPTED)

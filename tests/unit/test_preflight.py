@@ -68,6 +68,10 @@ WORKERS_GB = 2 * WORKER_GB
         ({"train": {"lora": {"rank": 8, "base_dtype": "bfloat16"}}}, "train", 0.5 + WORKERS_GB, ""),
         ({"train": {"lora": {"rank": 8, "base_dtype": "auto"}}}, "train", 0.5 + WORKERS_GB, ""),
         ({"train": {"replicas": 2}}, "train", 14 + WORKERS_GB, ""),
+        # A frozen copy of the weights, that it smooths towards.
+        ({"train": {"prior": "base", "dtype": "float32"}}, "train", 8 + WORKERS_GB, ""),
+        ({"train": {"prior": "base", "dtype": "bfloat16"}}, "train", 7.5 + WORKERS_GB, ""),
+        ({"train": {"prior": "base", "lora": {"rank": 8, "base_dtype": "float32"}}}, "train", 1 + WORKERS_GB, ""),
         # A server elicits and judges, but the arms are asked here.
         ({"engine": {"kind": "openai"}, "elicit": {"estimators": ["p_true"], "uncertainty": "p_true"}}, "evaluate", 6, ""),
     ],
@@ -82,6 +86,15 @@ def test_a_stage_needs_room_for_what_it_holds(
     check_memory(config, needed + 0.01, stages)
     with pytest.raises(UserError, match=f"{stage} does not fit(?s:.*){says}"):
         check_memory(config, needed - 0.01, stages)
+
+
+def test_the_arm_that_needs_the_most_decides_where_arms_are_trained(large: Config) -> None:
+    own = ["engine.gpus_per_actor=1", "train.dtype=float32", "arms.towards.map=constant", "arms.towards.prior=base"]
+    config = load(None, [f"model={large.model}", *own])
+    check_memory(config, 7 + WORKERS_GB + 0.01, {"train"})
+    check_memory(config, 8 + WORKERS_GB + 0.01, {"elicit", "train"})
+    with pytest.raises(UserError, match="train does not fit"):
+        check_memory(config, 8 + WORKERS_GB - 0.01, {"elicit", "train"})
 
 
 def test_what_a_server_does_needs_no_room_here(large: Config) -> None:

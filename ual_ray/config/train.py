@@ -124,7 +124,7 @@ class TrainConfig(Section):
         "uniform",
         affects="weights card",
         description="what labels are smoothed towards: uniform (UAL), unigram (frequencies of the training responses), file, "
-        "or base (what the model predicted before training; needs train.lora)",
+        "or base (what the model predicted before training, of which full fine-tuning holds a frozen copy)",
     )
     prior_file: str | None = key(
         None,
@@ -255,19 +255,19 @@ class TrainConfig(Section):
         }
         return [f"train.{key}" for key, needed in needs.items() if needed]
 
+    @property
+    def holds_copy(self) -> bool:
+        """Whether ranks hold a frozen copy of the model: with adapters, the model without them is that before training."""
+        return self.prior == "base" and not self.lora.rank
+
     @model_validator(mode="after")
     def _check_prior(self) -> TrainConfig:
         if (self.prior == "file") != (self.prior_file is not None):
             raise ValueError("prior_file goes with prior=file: set both or neither")
-        if self.prior == "base" and not self.lora.rank:
-            raise ValueError(
-                "prior=base needs adapters (train.lora.rank above 0), without which the model is that before training; full "
-                "fine-tuning would need a second copy of the weights. Set train.lora.rank, or another prior"
-            )
         if self.prior == "base" and self.continue_from:
             raise ValueError(
-                "prior=base smooths towards the model without adapters, which with continue_from is not the model before this "
-                "training; set another prior, or give the trained model as `model`"
+                "prior=base smooths towards `model`, which with continue_from is not the model before this training; set "
+                "another prior, or give the trained model as `model`"
             )
         if self.lora.base_dtype != "auto" and not self.lora.rank:
             raise ValueError(

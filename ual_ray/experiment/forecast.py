@@ -29,7 +29,7 @@ from ual_ray.report.power import power_lines, power_title, unknown_rate
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import pairs_of, role_of
-from ual_ray.train.estimate.state import least_bytes
+from ual_ray.train.estimate.state import heaviest, least_bytes
 
 # What is timed, and the rate that it needs.
 NEEDED = {
@@ -60,7 +60,7 @@ def check_parallel(config: Config, available: int) -> None:
 
     Not checked: `auto`, which counts memory itself, GPU workers, clusters, and models on the hub, whose size is not known.
     """
-    given, train = config.experiment.parallel, config.train
+    given, train = config.experiment.parallel, heaviest(config)
     elsewhere = config.runtime.joined or not config.runtime.check_memory
     if given == "auto" or train.gpus_per_worker or elsewhere:
         return

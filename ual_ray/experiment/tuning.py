@@ -25,7 +25,7 @@ from ual_ray.report.gather import StageFolders
 from ual_ray.run.cluster import groups_of_workers
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.run.step import Place, Session
-from ual_ray.train.estimate.state import least_bytes
+from ual_ray.train.estimate.state import heaviest, least_bytes
 
 # OURS: memory of a training on CPUs over `least_bytes`, which leaves out activations and what the loss keeps.
 MEMORY_FACTOR = 2.0
@@ -89,7 +89,7 @@ def trainings_at_once(session: Session) -> int:
     found = groups_of_workers(train, free)
     parameters = None if train.gpus_per_worker else parameter_count(resolve_model(session.config.model))
     if parameters and "memory" in free:
-        found = min(found, int(free["memory"] // (MEMORY_FACTOR * least_bytes(parameters, train))))
+        found = min(found, int(free["memory"] // (MEMORY_FACTOR * least_bytes(parameters, heaviest(session.config)))))
     return max(1, found)
 
 

@@ -20,7 +20,7 @@ from ual_ray.formatting import GIB, amount, duration, gib, plural, share
 from ual_ray.models.resolve import parameter_count
 from ual_ray.plan.rates import Trial
 from ual_ray.plan.simulate import WORTH, Outcome, Point, Pool, expected_failures, expected_seconds, simulate, sweep
-from ual_ray.train.estimate.state import least_bytes
+from ual_ray.train.estimate.state import heaviest, least_bytes
 
 SIMULATED_SEEDS = 3
 # Of a block, on average; and of blocks with their tries, of which a simulation takes a minute.
@@ -236,7 +236,7 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
     if (trained := parameter_count(config.model)) is None:
         yield "memory per rank", f"not known: {config.model} is not a directory of this machine"
     else:
-        least = least_bytes(trained, train) / train.num_workers / GIB
+        least = least_bytes(trained, heaviest(config)) / train.num_workers / GIB
         yield (
             "memory per rank",
             f"at least {least:.2f} GiB without activations; `ual train --dry-run` estimates all, of smoothed rows",

@@ -42,7 +42,7 @@ def add_adapters(causal_lm: nn.Module, config: LoraConfig) -> None:
 
 
 def hold_base(causal_lm: nn.Module, config: LoraConfig, dtype: str, stored: torch.dtype | None) -> None:
-    """Let a model with adapters, on the meta device, hold its frozen weights in `config.base_dtype`; adapters stay float32.
+    """Let a model, on the meta device, hold its frozen weights in `config.base_dtype`; adapters stay float32.
 
     So do weights that transformers holds in float32 whatever the model's precision.
     dtype: train.dtype. stored: of the weights that are going to be loaded, None if unknown.

@@ -57,6 +57,8 @@ def smoothed_linear_cross_entropy(
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
     prior_hidden: Tensor | None = None,
+    prior_weight: Tensor | None = None,
+    prior_bias: Tensor | None = None,
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
@@ -70,7 +72,8 @@ def smoothed_linear_cross_entropy(
     hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. token_weight: [N], 0 or
     above, a constant; 1 by default. prior: [V], what is smoothed towards, a distribution over the vocabulary, a constant;
     uniform by default. prior_hidden: [N, H], constants, in place of prior: hidden states whose distribution under the same
-    head is what each token is smoothed towards, such as those of the model before training. token_loss: a function of nll [n]
+    head is what each token is smoothed towards, such as those of the model before training. prior_weight, prior_bias: [V, H]
+    and [V], constants: the head of prior_hidden where it is another one. token_loss: a function of nll [n]
     and probabilities [n, K] that gives one more weight per token, without gradients (ual_ray.train.token_losses). vocab_size:
     rows of weight and bias from this index on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap).
     z_loss: coefficient of lse^2. chunk_size: how many tokens' logits exist at one time. Matrix products are in the dtype of
@@ -79,8 +82,9 @@ def smoothed_linear_cross_entropy(
     logits again in backward). Raises ValueError for an argument outside its range.
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
+    before = (prior_hidden, prior_weight, prior_bias)
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction, token_loss=token_loss)
-    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)[0]
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, *before), options)[0]
 
 
 def smoothed_linear_cross_entropy_with_metrics(
@@ -93,6 +97,8 @@ def smoothed_linear_cross_entropy_with_metrics(
     token_weight: Tensor | None = None,
     prior: Tensor | None = None,
     prior_hidden: Tensor | None = None,
+    prior_weight: Tensor | None = None,
+    prior_bias: Tensor | None = None,
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
@@ -101,8 +107,9 @@ def smoothed_linear_cross_entropy_with_metrics(
     chunk_size: int | None = None,
 ) -> tuple[Tensor, LossMetrics]:
     """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
+    before = (prior_hidden, prior_weight, prior_bias)
     options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum", token_loss=token_loss)
-    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden), options)
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, *before), options)
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
@@ -161,14 +168,14 @@ class _ChunkedLoss(Function):
                 for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ]
         # For "none", autograd casts every gradient to the dtype of its input.
-        return *gradients, None, None, None, None, None, None
+        return *gradients, *(None,) * (len(Inputs._fields) - len(gradients)), None
 
 
 def _run(
     inputs: Inputs, options: Options, wanted: tuple[bool, ...], upstream: Tensor | None = None
 ) -> tuple[list[Tensor], _Gradients]:
     """Return loss, nll, smoothing and top1 of each token, and the wanted gradients of sum(upstream * loss)."""
-    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden = inputs
+    hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden, *prior_head = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha, token_weight = alpha.to(exact), None if token_weight is None else token_weight.to(exact)
     # Slow low precision costs a float32 copy of the weights: halving the chunks makes room, and is as fast in float32.
@@ -184,10 +191,11 @@ def _run(
     ]
     with torch.autocast(hidden.device.type, enabled=False):
         head = _Head(weight, bias, prior, options, min(chunk_size, len(labels)), gradients)
+        before = head.other(*prior_head)
         for start in range(0, len(labels), chunk_size):
             rows = slice(start, start + chunk_size)
             h, y, a = head.cast(hidden[rows]), labels[rows], alpha[rows]
-            towards = None if prior_hidden is None else head.probabilities(head.cast(prior_hidden[rows]))
+            towards = None if prior_hidden is None else head.probabilities(head.cast(prior_hidden[rows]), *before)
             (loss, *values), lse, probabilities = _chunk_loss(head, h, y, a, options.z_loss, towards)
             weights = [] if token_weight is None else [token_weight[rows]]
             if options.token_loss is not None:
@@ -222,7 +230,7 @@ def _chunk_loss(
     logits, mean = head.logits_and_mean(hidden)
     if towards is not None:
         # Not the product of both where the prior is 0: the logit may be -inf there.
-        mean = torch.where(towards > 0, towards * logits, 0.0).sum(1)
+        mean = (towards * logits).masked_fill_(towards == 0, 0.0).sum(1)
     at_label = logits.gather(1, labels[:, None]).squeeze(1)
     largest, argmax = logits.max(1)
     probabilities = torch.softmax(logits, 1, out=logits)
@@ -275,18 +283,8 @@ class _Head:
 
     def logits_and_mean(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return z [chunk, K] and zbar [chunk]; without a soft-cap zbar needs no pass over z."""
-        logits = self._logits[: len(hidden)]
-        if self._is_wide:
-            torch.mm(hidden, self._weight.T, out_dtype=logits.dtype, out=logits)
-        else:
-            low = torch.mm(hidden, self._weight.T, out=self._low[: len(hidden)])
-            if not self._is_exact:
-                logits.copy_(low)
-        if self._bias is not None:
-            logits += self._bias
+        logits = self._logits_of(hidden, self._weight, self._bias)
         if self._softcap:
-            tanh = torch.div(logits, self._softcap, out=self._tanh[: len(hidden)]).tanh_()
-            torch.mul(tanh, self._softcap, out=logits)
             return logits, logits.mean(1) if self._prior is None else logits @ self._prior
         total = hidden.to(logits.dtype) @ self._weight_sum
         if self._bias is not None:
@@ -294,9 +292,30 @@ class _Head:
             total += (self._bias if self._prior is None else torch.where(self._prior > 0, self._bias * self._prior, 0)).sum()
         return logits, total / self.share
 
-    def probabilities(self, hidden: Tensor) -> Tensor:
+    def _logits_of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = self._logits[: len(hidden)]
+        if self._is_wide:
+            torch.mm(hidden, weight.T, out_dtype=logits.dtype, out=logits)
+        else:
+            low = torch.mm(hidden, weight.T, out=self._low[: len(hidden)])
+            if not self._is_exact:
+                logits.copy_(low)
+        if bias is not None:
+            logits += bias
+        if self._softcap:
+            tanh = torch.div(logits, self._softcap, out=self._tanh[: len(hidden)]).tanh_()
+            torch.mul(tanh, self._softcap, out=logits)
+        return logits
+
+    def other(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return another head as `probabilities` takes it; this one's own without a weight."""
+        if weight is None:
+            return self._weight, self._bias
+        return self.cast(weight[: self.size]), None if bias is None else bias[: self.size].to(self._logits.dtype)
+
+    def probabilities(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the distributions [chunk, K] of hidden states; to be called before the chunk's own logits are computed."""
-        return torch.softmax(self.logits_and_mean(hidden)[0], 1)
+        return torch.softmax(self._logits_of(hidden, weight, bias), 1)
 
     def backward(self, d_logits: Tensor, uniform: Tensor, hidden: Tensor, rows: slice) -> None:
         """Add one chunk to the gradients; overwrites d_logits. uniform: [chunk], times q to be subtracted from d_logits."""

@@ -33,6 +33,8 @@ class Inputs(NamedTuple):
     token_weight: Tensor | None
     prior: Tensor | None
     prior_hidden: Tensor | None
+    prior_weight: Tensor | None
+    prior_bias: Tensor | None
 
 
 class Options(NamedTuple):
@@ -71,12 +73,25 @@ def check(inputs: Inputs, options: Options) -> None:
         _require(prior_hidden.shape == hidden.shape, "shape of prior_hidden", list(prior_hidden.shape), list(hidden.shape))
         _require(not prior_hidden.requires_grad, "prior_hidden", "a tensor that requires grad", "a constant")
         _require(inputs.prior is None, "prior_hidden", "a prior too", "one of both")
+    _check_prior_head(inputs)
     softcap, z_loss, chunk_size, reduction = options.softcap, options.z_loss, options.chunk_size, options.reduction
     _require(softcap is None or 0 < softcap < math.inf, "softcap", softcap, "None, or above 0 and finite")
     _require(0 <= z_loss < math.inf, "z_loss", z_loss, "0 or above, and finite")
     _require(chunk_size is None or chunk_size >= 1, "chunk_size", chunk_size, "None, or 1 or above")
     _require(reduction in ("sum", "none"), "reduction", repr(reduction), "'sum' or 'none'")
     _check_values(inputs, options.ignore_index, size)
+
+
+def _check_prior_head(inputs: Inputs) -> None:
+    weight, bias = inputs.prior_weight, inputs.prior_bias
+    if weight is not None:
+        _require(inputs.prior_hidden is not None, "prior_weight", "no prior_hidden", "the states that it belongs to")
+        _require(weight.shape == inputs.weight.shape, "shape of prior_weight", list(weight.shape), list(inputs.weight.shape))
+    if bias is not None:
+        _require(weight is not None, "prior_bias", "no prior_weight", "the weight that it belongs to")
+        _require(bias.shape == inputs.weight.shape[:1], "shape of prior_bias", list(bias.shape), f"[{len(inputs.weight)}]")
+    for name, tensor in (("prior_weight", weight), ("prior_bias", bias)):
+        _require(tensor is None or not tensor.requires_grad, name, "a tensor that requires grad", "a constant")
 
 
 def _check_values(inputs: Inputs, ignore_index: int, size: int) -> None:

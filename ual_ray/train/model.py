@@ -29,7 +29,7 @@ from ual_ray.train.lora import without_adapters
 from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, find_layers, reshard, shard
 from ual_ray.train.token_losses import TokenLoss, token_loss
-from ual_ray.train.weights import empty_trained_model, load_weights
+from ual_ray.train.weights import empty_frozen_model, empty_trained_model, load_weights
 
 # Graphs beyond which torch runs a layer uncompiled. There is one for each of: one row or several, with a mask or without,
 # with a gradient of the input or without; times the kinds of layers of the model. torch's own limit is 8.
@@ -103,12 +103,14 @@ class SmoothedCausalLM(nn.Module):
         varlen: bool = False,
         *,
         towards_base: bool = False,
+        copy: "SmoothedCausalLM | None" = None,
     ) -> None:
         """Wrap a transformers causal LM.
 
         uncertainty_bins: number of bins by which sums are split, 0 or more. token_loss: see `token_losses`. prior: [vocabulary]
         of probabilities that labels are smoothed towards; uniform by default. varlen: the model was switched by `use_varlen`.
-        towards_base: smooth towards what the model without its adapters, which is that before training, predicts.
+        towards_base: smooth towards what the model before training predicts: the model without its adapters, or where it is
+        trained in full `copy`, which is frozen and in evaluation mode.
         """
         super().__init__()
         self.model = model
@@ -119,6 +121,8 @@ class SmoothedCausalLM(nn.Module):
         self._token_loss = token_loss
         self._prior = prior
         self._varlen, self._towards_base, self._masks = varlen, towards_base, False
+        # In a tuple, as a module that this one holds itself would be trained, sharded, saved and exported with it.
+        self._copies = () if copy is None else (copy,)
         self.head = OutputHead(model)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -133,7 +137,7 @@ class SmoothedCausalLM(nn.Module):
 
         A batch without attention mask is packed: transformers separates a sequence's samples where `position_ids` restart.
         """
-        prior_hidden = self._before_training(batch)
+        before = self._before_training(batch)
         hidden = self._states(batch)
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
@@ -146,16 +150,22 @@ class SmoothedCausalLM(nn.Module):
             bias=self.head.bias,
             token_weight=_shifted(batch.weight, 1.0) if weighted and batch.weight is not None else None,
             prior=self._prior_for(self.head.weight),
-            prior_hidden=prior_hidden,
+            **before,
             token_loss=self._token_loss if self.training else None,
             vocab_size=self.head.size,
             softcap=self.head.softcap,
             z_loss=self._z_loss,
         )
+        for copy in self._copies:
+            reshard(copy)  # its head, which nothing frees without a backward pass
         per_token = (metrics.nll, metrics.smoothing, metrics.top1, alpha * metrics.target, metrics.target)
         values = torch.stack([value.double() for value in per_token], dim=1)
         by_bin = values.new_zeros(self._rows, len(SUMS))
         return ForwardSums(loss, by_bin.index_add_(0, _shifted(batch.uncertainty_bin, -1) + 1, values))
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return what the output layer multiplies, [tokens, hidden]; until `reshard`, the layer's weights stay gathered."""
+        return self._states(batch).flatten(0, 1)
 
     def _states(self, batch: Batch) -> Tensor:
         """Run the decoder; return what the output layer multiplies, as `_hidden`, in the precision of its weights."""
@@ -184,23 +194,28 @@ class SmoothedCausalLM(nn.Module):
 
     def without_varlen(self) -> None:
         """Compute packs with a mask again."""
-        self._varlen = False
-        use_sdpa(self.model)
+        for one in (self, *self._copies):
+            one._varlen = False
+            use_sdpa(one.model)
 
     def with_masks(self) -> None:
         """Give the decoder the masks of packs, in place of the positions that it should make them from."""
-        self._masks = True
+        for one in (self, *self._copies):
+            one._masks = True
 
     @torch.no_grad()
-    def _before_training(self, batch: Batch) -> Tensor | None:
-        """Return the states of the model without its adapters, [tokens, hidden], where labels are smoothed towards it."""
+    def _before_training(self, batch: Batch) -> dict[str, Tensor | None]:
+        """Return the loss's arguments from the model before training, where labels are smoothed towards it; else none."""
         if not self._towards_base:
-            return None
+            return {}
+        if self._copies:
+            (copy,) = self._copies
+            return {"prior_hidden": copy.states(batch), "prior_weight": copy.head.weight, "prior_bias": copy.head.bias}
         was_training = self.training
         self.model.eval()  # no dropout: what is smoothed towards is the same in every epoch
         try:
             with without_adapters(self.model):
-                return self._states(batch).flatten(0, 1)
+                return {"prior_hidden": self._states(batch).flatten(0, 1)}
         finally:
             self.model.train(was_training)
 
@@ -245,13 +260,26 @@ def build(
     weights, varlen = token_loss(config.loss, config.loss_strength), use_varlen(causal_lm, config, device)
     own_prior = prior(OutputHead(causal_lm).size)
     own = (config.z_loss, config.uncertainty_bins, weights, own_prior, varlen)
-    model = SmoothedCausalLM(causal_lm, *own, towards_base=config.prior == "base")
+    copy = frozen_copy(path, config, mesh, device, trust_remote_code) if config.holds_copy else None
+    model = SmoothedCausalLM(causal_lm, *own, towards_base=config.prior == "base", copy=copy)
     if config.compile:
         compile_layers(model.body)
     shard(model, mesh, config)
-    load_weights(causal_lm, path, device, home=torch.device("cpu") if config.cpu_offload else device)
+    for one in (model, *([] if copy is None else [copy])):
+        load_weights(one.model, path, device, home=torch.device("cpu") if config.cpu_offload else device)
     _check_ways(model, device, config, varlen)
     return model
+
+
+def frozen_copy(
+    path: str, config: TrainConfig, mesh: DeviceMesh, device: torch.device, trust_remote_code: bool = False
+) -> SmoothedCausalLM:
+    """Make the model before training, sharded and without weights, for a model that is trained in full."""
+    causal_lm = empty_frozen_model(path, config.dtype, trust_remote_code)
+    copy = SmoothedCausalLM(causal_lm, varlen=use_varlen(causal_lm, config, device)).eval()
+    # Without a backward pass, nothing else would free its layers.
+    shard(copy, mesh, config.model_copy(update={"reshard_after_forward": True}))
+    return copy
 
 
 def _check_ways(model: SmoothedCausalLM, device: torch.device, config: TrainConfig, varlen: bool) -> None:

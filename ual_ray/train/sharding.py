@@ -91,6 +91,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     # The root's inputs are token ids and alpha: casting to bfloat16 would round alpha.
     fully_shard(model, **shared, mp_policy=replace(precision, cast_forward_inputs=False))
     register_fsdp_forward_method(model, "logits")
+    register_fsdp_forward_method(model, "states")
     # Unsharded gradients are as large as unsharded weights: if weights are freed between uses, gradients do not fit either.
     smoothed.holds_gradients = not config.reshard_after_forward
     for module in model.modules():

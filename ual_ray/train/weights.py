@@ -28,14 +28,25 @@ def empty_trained_model(path: str, lora: LoraConfig, dtype: str, trust_remote_co
 
     Raises UserError when adapters cannot go where they should.
     """
-    from transformers import AutoConfig
-
     causal_lm = empty_model(path, trust_remote_code)
     if lora.rank:
         add_adapters(causal_lm, lora)
-        stored = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        hold_base(causal_lm, lora, dtype, stored.dtype or stored.get_text_config().dtype)
+        hold_base(causal_lm, lora, dtype, _stored_dtype(path, trust_remote_code))
     return causal_lm
+
+
+def empty_frozen_model(path: str, dtype: str, trust_remote_code: bool = False) -> nn.Module:
+    """Make a model without weights or gradients, in the precision that it is stored in where that is train.dtype."""
+    causal_lm = empty_model(path, trust_remote_code).requires_grad_(False)
+    hold_base(causal_lm, LoraConfig(), dtype, _stored_dtype(path, trust_remote_code))
+    return causal_lm
+
+
+def _stored_dtype(path: str, trust_remote_code: bool) -> torch.dtype | None:
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return stored.dtype or stored.get_text_config().dtype
 
 
 def load_weights(causal_lm: nn.Module, path: str, device: torch.device, home: torch.device | None = None) -> None:

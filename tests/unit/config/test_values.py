@@ -191,10 +191,9 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         ),
         (
             ["train.prior=base", "train.lora.rank=4", "train.continue_from=a"],
-            "prior=base smooths towards the model without adapters, which with continue_from is not",
+            "prior=base smooths towards `model`, which with continue_from is not the model before this training",
         ),
-        (["train.prior=base"], "prior=base needs adapters (train.lora.rank above 0)"),
-        (["arms.ual.prior=base"], "arms.ual: prior=base needs adapters"),
+        (["train.prior=base", "train.continue_from=a"], "prior=base smooths towards `model`"),
         (["judge.against=[]"], "judge.against: one reference or more, each once; got none"),
         (["judge.against=[sft, sft]"], "judge.against: one reference or more, each once; got sft, sft"),
     ],

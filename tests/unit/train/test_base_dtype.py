@@ -146,6 +146,33 @@ def test_auto_rounds_nothing(stored: dict[str, Path], base: Any, dtype: str, fol
     assert counted.has_low_precision == (held == torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("folder", "dtype", "held"),
+    [
+        ("bfloat16", "bfloat16", torch.bfloat16),
+        ("float32", "bfloat16", torch.float32),
+        ("bfloat16", "float32", torch.float32),
+    ],
+)
+def test_no_bit_depends_on_how_the_copy_for_full_fine_tuning_is_held(
+    stored: dict[str, Path], folder: str, dtype: Any, held: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(dtype=dtype, uncertainty_bins=2, prior="base")
+    results = []
+    for as_float32 in (False, True):
+        if as_float32:
+            monkeypatch.setattr("ual_ray.train.weights.hold_base", lambda *given: None)
+        model = build(str(stored[folder]), config, make_mesh(config, CPU), CPU)
+        loss, found = gradients(model)
+        (copy,) = model._copies
+        assert dtypes(model) == {(torch.float32, True)}
+        assert dtypes(copy) == {(torch.float32 if as_float32 else held, False)}
+        assert {isinstance(parameter, DTensor) for parameter in copy.parameters()} == {True}
+        results.append((loss, found))
+    (loss, found), (expected, wanted) = results
+    assert loss == expected and all(torch.equal(found[name], value) for name, value in wanted.items()) and wanted
+
+
 def test_adapters_are_merged_into_what_was_held(stored: dict[str, Path], tmp_path: Path) -> None:
     merged = []
     for number, (folder, base) in enumerate([("float32", "bfloat16"), ("rounded", "float32")]):

@@ -68,7 +68,7 @@ class TestDefinition:
         chunk_size=st.integers(1, 9),
         bias=st.booleans(),
         token_weight=st.booleans(),
-        towards=st.sampled_from([None, "prior", "prior_hidden"]),
+        towards=st.sampled_from([None, "prior", "prior_hidden", "prior_hidden prior_weight"]),
         softcap=st.none() | st.floats(0.5, 30),
         z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
         token_loss=st.sampled_from([None, prior_leaning, eaft]),
@@ -78,7 +78,7 @@ class TestDefinition:
     def test_any_shape_equals_brute_force(
         self, vocab_size: int, padding: int, chunk_size: int, reduction: str, towards: str | None, **arguments: Any
     ) -> None:
-        prior = {towards: True} if towards else {}
+        prior = dict.fromkeys(towards.split() if towards else [], True)
         inputs = make_inputs(vocabulary=vocab_size + padding, vocab_size=vocab_size, **prior, **arguments)
         expected = brute_force(**inputs)
         expected = expected.sum() if reduction == "sum" else expected

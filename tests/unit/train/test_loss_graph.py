@@ -18,6 +18,8 @@ from ual_ray.train.loss import (
     smoothed_linear_cross_entropy_with_metrics,
 )
 
+OWN_HEAD = {"prior_hidden": torch.zeros(5, 3), "prior_weight": torch.zeros(7, 3)}
+
 
 def brute_force_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab_size: int | None, **_: Any) -> Tensor:
     """A soft-cap keeps the order of the logits."""
@@ -263,6 +265,14 @@ class TestArguments:
             ({"prior": torch.full((7,), 0.2)}, r"sum of prior over the vocabulary: got \[1.4.*; expected 1"),
             ({"prior": torch.tensor([1.5, -0.5, 0, 0, 0, 0, 0])}, r"prior: got \[-0.5\]; expected 0 or above"),
             ({"prior": torch.full((7,), 1 / 7), "vocab_size": 5}, r"sum of prior over the vocabulary: got \[0.714"),
+            ({"prior_weight": torch.zeros(7, 3)}, "prior_weight: got no prior_hidden; expected the states"),
+            (OWN_HEAD | {"prior_weight": torch.zeros(6, 3)}, r"shape of prior_weight: got \[6, 3\]; expected \[7, 3\]"),
+            (
+                OWN_HEAD | {"prior_weight": torch.zeros(7, 3, requires_grad=True)},
+                "prior_weight: got a tensor that requires grad",
+            ),
+            (OWN_HEAD | {"prior_bias": torch.zeros(6)}, r"shape of prior_bias: got \[6\]; expected \[7\]"),
+            ({"prior_bias": torch.zeros(7)}, "prior_bias: got no prior_weight; expected the weight"),
             ({"vocab_size": 8}, "vocab_size: got 8; expected 1 to V = 7"),
             ({"vocab_size": 0}, "vocab_size: got 0"),
             ({"softcap": 0.0}, "softcap: got 0.0; expected None, or above 0"),

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ual_ray.config import LoraConfig
+from ual_ray.config import LoraConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
+from ual_ray.train.attention import use_varlen
 from ual_ray.train.batches import Sample, collate
 from ual_ray.train.lora import ADAPTER, adapted_layers, add_adapters
 from ual_ray.train.model import SUMS, SmoothedCausalLM, check_loss
@@ -92,9 +93,58 @@ def test_smoothing_towards_the_model_before_training(family_folder: Any) -> None
     names, values = zip(*((n, p) for n, p in causal_lm.named_parameters() if p.requires_grad), strict=True)
     for name, own, theirs in zip(names, *(torch.autograd.grad(x, values) for x in (loss, expected)), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5, msg=name)
-    first, second = (model.train()._before_training(collate([samples[:1]])) for _ in range(2))
+    first, second = (model.train()._before_training(collate([samples[:1]]))["prior_hidden"] for _ in range(2))
     assert first is not None and second is not None and torch.equal(first, second), "without dropout"
     assert model.model.training
+
+
+def moved(causal_lm: Any) -> Any:
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in causal_lm.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype), alpha=0.05)
+    return causal_lm
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        *((family, way) for family in ("llama", "llama_untied", "cohere") for way in ("rows", "masks", "varlen")),
+        *(("gemma2", way) for way in ("rows", "masks")),
+    ],
+)
+def test_a_model_trained_in_full_is_smoothed_towards_a_frozen_copy(family: str, way: str, family_folder: Any) -> None:
+    folder, packed = family_folder(family), way != "rows"
+    before, causal_lm, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval() for _ in range(3))
+    for one in (causal_lm, other):
+        moved(one)
+    config = TrainConfig(packing=packed, attention="varlen" if way == "varlen" else "sdpa")
+    own = {"varlen": [use_varlen(one, config, CPU) for one in (causal_lm, before)][0]}
+    copy = SmoothedCausalLM(before.requires_grad_(False), **own)
+    model = SmoothedCausalLM(causal_lm, uncertainty_bins=1, towards_base=True, copy=copy, **own)
+    if way == "masks":
+        model.with_masks()
+    samples = make_samples()
+    loss = model(collate([samples[:2], samples[2:]] if packed else [[sample] for sample in samples], packed=packed)).loss
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    expected, apart = torch.zeros((), dtype=torch.float64), 0.0
+    for sample in samples:
+        ids, labels = (torch.as_tensor(part).long() for part in (sample.input_ids, sample.labels[1:]))
+        logits = other(ids[None], use_cache=False).logits[0, :-1].log_softmax(1)
+        towards = reference(ids[None], use_cache=False).logits[0, :-1].softmax(1).detach()
+        apart = max(apart, (logits.exp() / towards - 1).abs().max().item())
+        one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[1])
+        losses = -(((1 - sample.alpha) * one_hot + sample.alpha * towards) * logits).sum(1)
+        expected = expected + losses[labels != IGNORE_INDEX].sum()
+    assert apart > 0.1, "training has changed the model, so that the test could fail"
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, ours), theirs in zip(causal_lm.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert not any(name.startswith("_copies") for name in model.state_dict()), "nor in checkpoints"
+    assert [*model.parameters()] == [*causal_lm.parameters()] and all(one.grad is None for one in before.parameters())
+    assert not before.training and model.training
 
 
 def test_a_pack_has_the_loss_and_the_gradients_of_its_samples_apart(packable: str, family_folder: Any) -> None:

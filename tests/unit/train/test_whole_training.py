@@ -20,7 +20,9 @@ from ual_ray.parquet import write_table
 from ual_ray.run.metrics_log import read_metrics
 from ual_ray.train import loop
 from ual_ray.train.batches import StepPlan
+from ual_ray.train.job import Outcome
 from ual_ray.train.metrics import Metrics
+from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.token_store import Sample, TokenStore
 from ual_ray.train.tokenize import Render
 
@@ -34,6 +36,7 @@ CASES = {
     "constant": ({"schedule": "constant"}, [1, 1, 1, 1, 1, 1]),
     "packed": ({"packing": True, "global_batch_size": 2, "max_steps": 4, "schedule": "linear"}, [1, 0.8, 0.6, 0.4]),
     "stable, then decaying": (WSD, [1 / 3, 2 / 3, 1, 1, 1 - 0.8 / 3, 1 - 1.6 / 3]),
+    "towards a copy, resumed": ({"schedule": "constant", "prior": "base"}, [1, 1, 1, 1, 1, 1]),
     "mixture": ({"schedule": "constant", "mixture": {"chat": 1.0, "math": 3.0}}, [1, 1, 1, 1, 1, 1]),
 }
 WORDS = ("blue", "green", "colour", "sky")
@@ -70,17 +73,23 @@ def data(tmp_path_factory: pytest.TempPathFactory, family_folder: Any) -> Path:
     return folder
 
 
-def smoothed_loss(model: Any, sample: Sample) -> torch.Tensor:
-    """Sum w (NLL against (1 - alpha) one-hot + alpha uniform) over a sample's labels, of full logits."""
+def smoothed_loss(model: Any, sample: Sample, before: Any = None) -> torch.Tensor:
+    """Sum w (NLL against (1 - alpha) one-hot + alpha q) over a sample's labels, of full logits; q uniform, or of `before`."""
     labels = torch.tensor(sample.labels[1:]).long()
     kept = labels != IGNORE_INDEX
-    logs = model(torch.tensor(sample.input_ids).long()[None]).logits[0, :-1].log_softmax(-1)[kept]
+    ids = torch.tensor(sample.input_ids).long()[None]
+    logs = model(ids).logits[0, :-1].log_softmax(-1)[kept]
     at_label = logs.gather(1, labels[kept][:, None]).squeeze(1)
-    return -sample.weight * ((1 - sample.alpha) * at_label + sample.alpha * logs.mean(1)).sum()
+    with torch.no_grad():
+        towards = torch.ones(()) / logs.shape[1] if before is None else before(ids).logits[0, :-1].softmax(-1)[kept]
+    return -sample.weight * ((1 - sample.alpha) * at_label + sample.alpha * (towards * logs).sum(1)).sum()
 
 
-def plain(folder: Path, store: TokenStore, plan: StepPlan, rates: list[float]) -> tuple[Any, list[Metrics]]:
+def plain(
+    folder: Path, store: TokenStore, plan: StepPlan, rates: list[float], *, towards_base: bool
+) -> tuple[Any, list[Metrics]]:
     """Train as the definition says; return the model, and each step's loss and norm."""
+    before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() if towards_base else None
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     parameters = [*model.parameters()]
     groups = [
@@ -91,7 +100,7 @@ def plain(folder: Path, store: TokenStore, plan: StepPlan, rates: list[float]) -
     for step, rate in zip(plan, rates, strict=True):
         samples = [store[row] for row in plan.rows(step)]
         tokens = sum(int((sample.labels[1:] != IGNORE_INDEX).sum()) for sample in samples)
-        loss = sum((smoothed_loss(model, sample) for sample in samples), torch.zeros(())) / tokens
+        loss = sum((smoothed_loss(model, sample, before) for sample in samples), torch.zeros(())) / tokens
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, SETTINGS["max_grad_norm"])
         for group in optimizer.param_groups:
@@ -113,9 +122,17 @@ def test_it_is_that_of_plain_torch(case: str, data: Path, family_folder: Any, tm
     job = loop.TrainingJob(
         config, str(model), str(data), str(tmp_path), 3, str(data / "arm.parquet"), sources=str(sources) if sources else None
     )
-    done = loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "checkpoints"))
+
+    def train() -> Outcome:
+        return loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "checkpoints"))
+
+    if "resumed" in case:
+        (tmp_path / STOP_FILE).touch()
+        assert train() == Outcome("stopped", 1)
+        (tmp_path / STOP_FILE).unlink()
+    done = train()
     assert (done.ending, done.step) == ("finished", len(rates))
-    expected, lines = plain(model, store, plan, rates)
+    expected, lines = plain(model, store, plan, rates, towards_base=config.prior == "base")
     found = read_metrics(tmp_path / col.METRICS_FILE)
     found = [line for line in found if line["step"]]
     assert [line["learning_rate"] for line in found] == pytest.approx([rate * SETTINGS["learning_rate"] for rate in rates])

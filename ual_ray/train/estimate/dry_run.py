@@ -29,7 +29,7 @@ from ual_ray.train.estimate.sample import Rows, sample_rows
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.product_speed import GPUS, resolve_dtype
 from ual_ray.train.sharding import DTYPES
-from ual_ray.train.weights import empty_trained_model
+from ual_ray.train.weights import empty_frozen_model, empty_trained_model
 
 # Thresholds of the advice: share of padding, share of truncated rows.
 MAX_PADDING, MAX_TRUNCATED = 0.3, 0.1
@@ -179,6 +179,7 @@ class Model:
         """Take the model's name; only its config.json is read. Raises UserError when there is none."""
         self._path, self._trust = resolve_model(config.model), config.trust_remote_code
         self._make = cache(self._empty)
+        self._frozen = cache(lambda dtype: empty_frozen_model(self._path, dtype, self._trust))
         self._forward = cache(self._forward_pass)
 
     def positions(self) -> int | None:
@@ -193,7 +194,9 @@ class Model:
     def memory(self, train: TrainConfig, micro: MicroBatch) -> Memory:
         """Estimate one rank's memory."""
         forward = self._forward(train.lora, train.dtype, micro.rows, micro.length, train.packing)
-        return estimate(self.parameters(train), forward, train, micro.rows * micro.length, micro.passes)
+        shards = train.num_workers // train.replicas
+        before = count_parameters(self._frozen(train.dtype), shards) if train.holds_copy else None
+        return estimate(self.parameters(train), forward, train, micro.rows * micro.length, micro.passes, before)
 
     def flops(self, train: TrainConfig, micro: MicroBatch, tokens: float, targets: float) -> float:
         """Operations of a step over all ranks: for `tokens` (with padding) in the decoder, for `targets` in the head."""

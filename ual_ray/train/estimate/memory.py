@@ -114,8 +114,18 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
     )
 
 
-def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, tokens: int, passes: int) -> Memory:
-    """Estimate one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step."""
+def estimate(
+    parameters: Parameters,
+    forward: ForwardPass,
+    config: TrainConfig,
+    tokens: int,
+    passes: int,
+    before: Parameters | None = None,
+) -> Memory:
+    """Estimate one rank's memory. tokens: of a micro-batch, with padding. passes: micro-batches of a rank per step.
+
+    before: of the frozen copy of the model (`TrainConfig.holds_copy`).
+    """
     on_gpu = config.gpus_per_worker > 0
     width = DTYPES[config.dtype].itemsize
     state = state_bytes(parameters.shard_bytes, parameters.trainable_shard)
@@ -123,7 +133,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     host = copy + GPU_WORKER_HOST_BYTES + compiler_bytes(config) if on_gpu else 0
     if on_gpu and config.cpu_offload:
         # Weights and gradients are pinned, the optimizer's moments are not.
-        host += parameters.pinned + parameters.trainable_pinned + state["optimizer"]
+        host += (before.pinned if before else 0) + parameters.pinned + parameters.trainable_pinned + state["optimizer"]
         # Before replicas exchange them, once per step, gradients are on the GPU.
         kept_there = state["gradients"] if config.replicas > 1 and passes > 1 else 0
         state = dict.fromkeys(state, 0) | {"gradients": kept_there}
@@ -136,6 +146,7 @@ def estimate(parameters: Parameters, forward: ForwardPass, config: TrainConfig, 
     kept = forward.kept_checkpointed if config.activation_checkpointing else forward.kept
     parts = {
         **state,
+        "frozen copy": before.shard_bytes if before and not (on_gpu and config.cpu_offload) else 0,
         "gathered weights": width * (groups + parameters.root),
         # A layer's as backward computes them, and another's in float32, being sent.
         "whole gradients": (width + FLOAT32) * parameters.largest_trainable_layer + unreduced,
@@ -162,7 +173,7 @@ def _moments(
 ) -> dict[str, int]:
     """Bytes held at the moments of a step that may take most. reduced, unreduced: gradients of earlier micro-batches."""
     width = DTYPES[config.dtype].itemsize
-    always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"]
+    always = parts["process"] + parts["weights"] + parts["optimizer"] + parts["checkpoint"] + parts["frozen copy"]
     root = width * parameters.root
     running = forward.layer + BACKWARD_TENSORS * forward.largest
     others = parts["activations"] - running
@@ -175,7 +186,8 @@ def _moments(
     sent_before = FLOAT32 * max(parameters.trainable_embedding, parameters.largest_trainable_layer)
     in_backward = always + parts["gathered weights"] + head + parts["whole gradients"] + running
     return {
-        "the loss": always + reduced + unreduced + gathered + kept + parts["loss"],
+        # The frozen copy's head is gathered too.
+        "the loss": always + reduced + unreduced + gathered + kept + parts["loss"] + (root if config.holds_copy else 0),
         # Layer by layer, gradients take the place of activations.
         "backward": in_backward + max(others + reduced, parts["gradients"]),
         "the exchange of the head's gradients": always + parts["gradients"] + unreduced + sent_before + exchanged,
@@ -188,15 +200,16 @@ def loss_bytes(parameters: Parameters, tokens: int, width: int, on_gpu: bool, *,
 
     A chunk of float32 logits, and in bfloat16 its copy; the hidden states of target tokens and their gradient; for a trained
     head the float32 gradient, and behind the chunks that gradient scaled by the step's number of tokens, in train.dtype, which
-    a CPU converts from a float32 one. towards_base: with the states of the model before training, and half a chunk each of its
-    probabilities and of their product with the logits, twice: chunks have half as many tokens then.
+    a CPU converts from a float32 one. towards_base: with the states of the model before training, its probabilities, their
+    product with the logits, and a byte for each that may be 0; full chunks have half as many tokens then.
     """
-    chunk = FLOAT32 * parameters.vocabulary * chunk_rows(tokens, parameters.vocabulary, "cuda" if on_gpu else "cpu")
+    rows = chunk_rows(tokens, parameters.vocabulary * (2 if towards_base else 1), "cuda" if on_gpu else "cpu")
+    chunk = FLOAT32 * parameters.vocabulary * rows
     copies = width if width < FLOAT32 else 0
     scaled = width if on_gpu else FLOAT32 + copies
     head = parameters.vocabulary * parameters.width if parameters.trainable_head else 0
     states = tokens * parameters.width * width
-    base = states + chunk if towards_base else 0
+    base = states + 2 * chunk + chunk // FLOAT32 if towards_base else 0
     return 2 * states + FLOAT32 * head + max(chunk + chunk * copies // FLOAT32 + base, scaled * head)
 
 

@@ -5,7 +5,7 @@ Without torch, so that the check before a run takes milliseconds; `memory` adds 
 
 from collections.abc import Iterable
 
-from ual_ray.config import TrainConfig
+from ual_ray.config import Config, TrainConfig
 
 FLOAT32, BFLOAT16 = 4, 2
 ADAM_MOMENTS = 2
@@ -37,6 +37,13 @@ def pinned_bytes(sizes: Iterable[int]) -> int:
     return sum(1 << (size - 1).bit_length() for size in sizes if size)
 
 
+def heaviest(config: Config) -> TrainConfig:
+    """Return the training settings of the arm that takes the most memory, those of `train` without arms."""
+    # Arms differ in nothing else that takes memory.
+    trainings = [arm.training(config.train) for arm in config.arms.values()]
+    return max(trainings or [config.train], key=lambda train: train.holds_copy)
+
+
 def least_bytes(parameters: int, train: TrainConfig) -> int:
     """Bytes that all CPU workers together need at least, with the copy for a checkpoint and without activations.
 
@@ -48,4 +55,6 @@ def least_bytes(parameters: int, train: TrainConfig) -> int:
     weights = (BFLOAT16 if low else FLOAT32) * parameters
     copy = 0 if train.cpu_offload else checkpoint_bytes(trainable)
     model = sum(state_bytes(weights, trainable).values()) + copy
+    if train.holds_copy:
+        model += (FLOAT32 if train.dtype == "float32" else BFLOAT16) * parameters
     return train.replicas * model + train.num_workers * (PROCESS_BYTES["cpu"] + compiler_bytes(train))

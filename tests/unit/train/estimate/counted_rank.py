@@ -20,7 +20,7 @@ from ual_ray.train.batches import Sample, collate
 from ual_ray.train.compat_torch import storage_key
 from ual_ray.train.estimate.dry_run import Model, micro_batch
 from ual_ray.train.estimate.state import PROCESS_BYTES
-from ual_ray.train.model import SmoothedCausalLM
+from ual_ray.train.model import SmoothedCausalLM, frozen_copy
 from ual_ray.train.optimizer_step import backward, make_optimizer
 from ual_ray.train.sharding import checkpoint_activations, make_mesh, shard
 from ual_ray.train.weights import empty_trained_model
@@ -73,9 +73,12 @@ def main(folder: str, settings: dict[str, Any]) -> None:
         causal_lm = empty_trained_model(folder, train.lora, train.dtype)
         if train.activation_checkpointing:
             checkpoint_activations(causal_lm)
-        model = SmoothedCausalLM(causal_lm).train()
-        shard(model, make_mesh(train, CPU), train)
-        model.to_empty(device=CPU)
+        mesh = make_mesh(train, CPU)
+        copy = frozen_copy(folder, train, mesh, CPU) if train.holds_copy else None
+        model = SmoothedCausalLM(causal_lm, towards_base=train.prior == "base", copy=copy).train()
+        shard(model, mesh, train)
+        for one in (model, *([] if copy is None else [copy])):
+            one.to_empty(device=CPU)
         optimizer = make_optimizer(model, train)
         ids = np.ones((micro.rows, 4, micro.length // 4), dtype=np.int32)
         batches = [collate([[Sample("", one, one, 0.1) for one in row] for row in ids], packed=True)] * micro.passes

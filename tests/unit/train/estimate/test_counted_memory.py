@@ -24,8 +24,15 @@ BATCH = {"max_length": 512, "micro_batch_size": 2, "global_batch_size": 16}
         {"activation_checkpointing": False},
         {"activation_checkpointing": True, "global_batch_size": 32},
         {"activation_checkpointing": True, "global_batch_size": 32, "reshard_after_forward": False},
+        {"activation_checkpointing": True, "global_batch_size": 32, "prior": "base"},
+        {"activation_checkpointing": True, "global_batch_size": 32, "prior": "base", "reshard_after_forward": False},
+        {"activation_checkpointing": True, "max_length": 256, "prior": "base", "lora": {"rank": 2}},
     ],
-    ids=["kept", "checkpointed, two micro-batches", "held, two micro-batches"],
+    ids=[
+        *("kept", "checkpointed, two micro-batches", "held, two micro-batches"),
+        *("with a frozen copy, two micro-batches", "with a frozen copy, held, two micro-batches"),
+        "towards the model without adapters, one chunk",
+    ],
 )
 @pytest.mark.slow
 def test_the_estimate_is_what_the_tensors_of_a_rank_take(settings: dict[str, Any], tmp_path: Path) -> None:

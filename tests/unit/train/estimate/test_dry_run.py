@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from ual_ray.train.estimate.state import GPU_WORKER_HOST_BYTES, checkpoint_bytes
 from ual_ray.train.estimate.text import show
 from ual_ray.train.lora import add_adapters
 from ual_ray.train.weights import empty_model
+
+LOW = ("bfloat16", "bfloat16")
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
@@ -159,6 +163,30 @@ def test_a_frozen_base_takes_what_it_is_held_in(model: str, tmp_path: Path, base
     at_least = least_bytes(parameters.total - parameters.trainable, found.config.train)
     state = sum(found.memory.parts[part] for part in ("weights", "gradients", "optimizer", "checkpoint", "process"))
     assert 0.9 < at_least / (found.config.train.num_workers * state) < 1
+
+
+@pytest.mark.parametrize(
+    ("where", "there"), [([], 1), (["train.gpus_per_worker=1"], 1), (["train.gpus_per_worker=1", "train.cpu_offload=true"], 0)]
+)
+@pytest.mark.parametrize(("stored", "dtype", "size"), [("float32", "bfloat16", 4), ("bfloat16", "float32", 4), (*LOW, 2)])
+def test_a_frozen_copy_takes_what_it_is_stored_in_and_nothing_for_gradients_and_moments(
+    model: str, tmp_path: Path, stored: str, dtype: str, size: int, where: list[str], there: int
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "stored"))
+    settled = json.loads((folder / "config.json").read_text()) | {"dtype": stored}
+    (folder / "config.json").write_text(json.dumps(settled))
+    smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
+    plain, found = (
+        dry_run.dry_run(settings(str(folder), f"train.dtype={dtype}", *where, *own), smoothed, "H100" if where else None)
+        for own in ([], ["train.prior=base"])
+    )
+    copy = size * plain.parameters.shard * there
+    assert found.memory.parts == plain.memory.parts | {"frozen copy": copy, "loss": found.memory.parts["loss"]}
+    assert found.memory.peak - plain.memory.peak >= copy
+    # Pinned memory comes in powers of two, so half of the bytes is half of it.
+    assert found.memory.host - plain.memory.host == (0 if there else plain.parameters.pinned * size // 4)
+    show(found, console := Console(record=True, width=200))
+    assert ("frozen copy" in console.export_text()) == bool(copy)
 
 
 def test_offloading_moves_the_state_to_the_host_on_gpus_only(model: str) -> None:
