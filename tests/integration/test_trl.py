@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from ual_ray.errors import UserError
 from ual_ray.integrations import SmoothedCollator, smoothed, smoothed_loss
 from ual_ray.integrations.trl import SmoothedSFTTrainer
 
@@ -128,6 +129,52 @@ def test_the_pair_works_in_trls_own_trainer(tiny_model: Path, rows: Dataset, tmp
     trainer.data_collator = SmoothedCollator(trainer.data_collator)
     found, _ = step(trainer)
     torch.testing.assert_close(found, expected(tiny_model, rows), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
+def test_packs_that_go_on_with_a_row_have_all_its_tokens(
+    tiny_model: Path, rows: Dataset, tmp_path: Path, strategy: str, streamed: bool
+) -> None:
+    options = settings(tmp_path, max_length=24, packing=True, packing_strategy=strategy)
+    given = rows.to_iterable_dataset() if streamed else rows
+    trainer = SmoothedSFTTrainer(args=options, train_dataset=given, **load(tiny_model))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokens = [
+        (token, token, row["alpha"], row["loss_weight"])
+        for row in rows
+        for token in tokenizer.apply_chat_template(row["messages"], return_dict=False)
+    ]
+    names = ("input_ids", "labels", "alpha", "loss_weight")
+    packs = [*trainer.train_dataset]
+    found = [token for pack in packs for token in zip(*(pack[name] for name in names), strict=True)]
+    assert max(len(pack["input_ids"]) for pack in packs) == 24
+    assert found == tokens if strategy == "wrapped" else sorted(found) == sorted(tokens)
+
+
+def test_packs_of_rows_with_an_alpha_per_token(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:
+    tokenized = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "alpha": [0.0, 0.25, 0.5]}] * 2)
+    options = settings(tmp_path, packing=True, max_length=8)
+    trainer = SmoothedSFTTrainer(args=options, train_dataset=tokenized, **load(tiny_model))
+    assert trainer.train_dataset[0]["alpha"] == [0.0, 0.25, 0.5] * 2
+
+
+def test_means_are_over_target_tokens_however_they_are_split(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 8):
+        arguments = settings(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=ROWS // size)
+        arguments.per_device_eval_batch_size = size
+        trainer = SmoothedSFTTrainer(args=arguments, train_dataset=rows, eval_dataset=rows, **load(tiny_model))
+        trainer.evaluate()
+        found.append({"eval_nll": trainer.state.log_history[-1]["eval_nll"], **step(trainer)[1]})
+    for name in ("eval_nll", "nll", "smoothing", "mean_token_accuracy"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+def test_another_loss_is_refused(tiny_model: Path, rows: Dataset, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="has its own loss"):
+        SmoothedSFTTrainer(args=settings(tmp_path, **options), train_dataset=rows, **load(tiny_model))
 
 
 def test_truncation_keeps_alphas_with_their_rows(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ When tests/unit/integrations/test_compat_trl.py or tests/integration/test_trl.py
 adapt this file, and move the bounds of trl in pyproject.toml.
 """
 
+from collections import defaultdict
+from copy import copy
 from typing import Any
 
 from trl import SFTTrainer, pack_dataset
@@ -13,25 +15,43 @@ from ual_ray import columns as col
 
 SPREAD = (col.ALPHA, col.LOSS_WEIGHT)
 PACKED = ("input_ids", "labels", *SPREAD)
+TOKENS = "target_tokens"
 
 
 class AlphaColumnSFTTrainer(SFTTrainer):
-    """SFTTrainer that keeps `alpha` and `loss_weight` of its rows, also through packing, and takes averages to log."""
+    """SFTTrainer that keeps `alpha` and `loss_weight` of its rows, also through packing, and logs means over tokens."""
 
-    def log_averages(self, averages: dict[str, float]) -> None:
-        """Log values of this step under the names given; TRL logs the mean of those since it logged last."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in averages.items():
-            metrics[name].append(value)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take SFTTrainer's arguments."""
+        super().__init__(*args, **kwargs)
+        self._sums: dict[str, defaultdict[str, float]] = {mode: defaultdict(float) for mode in ("train", "eval")}
+
+    def add_to_log(self, sums: dict[str, float], tokens: float) -> None:
+        """Add sums over so many tokens; their means since it logged last are logged under the names given."""
+        own = self._sums["train" if self.model.training else "eval"]
+        for name, value in {**sums, TOKENS: tokens}.items():
+            own[name] += value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what TRL does, and the means. TRL would average the means of micro-batches, whatever their tokens."""
+        mode = "train" if self.model.training else "eval"
+        tokens = max(1.0, self._sums[mode].pop(TOKENS, 0.0))
+        for name, value in self._sums[mode].items():
+            self._metrics[mode][name] = [value / tokens]
+        self._sums[mode].clear()
+        super().log(logs, start_time)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        dataset = super()._prepare_dataset(dataset, processing_class, args, False, formatting_func, dataset_name)
-        if not packing:
-            return dataset
-        spread = dataset.map(_spread, desc=f"Spreading alpha and weight over {dataset_name} dataset")
-        columns = [name for name in PACKED if name in spread.column_names]
+        prepare, rest = super()._prepare_dataset, (formatting_func, dataset_name)
+        if not packing or args.max_length is None:
+            return prepare(dataset, processing_class, args, packing, *rest)
+        # Rows are cut by packing, which may go on with the rest of one in the next pack.
+        whole = copy(args)
+        whole.max_length = None
+        spread = prepare(dataset, processing_class, whole, False, *rest).map(_spread)
+        columns = [name for name in PACKED if name in next(iter(spread))]
         packed = pack_dataset(spread.select_columns(columns), args.max_length, args.packing_strategy)
         return packed.shuffle(seed=args.seed) if args.shuffle_dataset else packed
 
@@ -41,4 +61,5 @@ class AlphaColumnSFTTrainer(SFTTrainer):
 
 
 def _spread(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: [row[name]] * len(row["input_ids"]) for name in SPREAD if name in row}
+    length = len(row["input_ids"])
+    return {name: row[name] if isinstance(row[name], list) else [row[name]] * length for name in SPREAD if name in row}

@@ -28,6 +28,9 @@ TARGETS = "targets"
 Row = Mapping[str, Any]
 OWN = (col.ALPHA, col.LOSS_WEIGHT)
 NEUTRAL = {col.ALPHA: "0 = no smoothing", col.LOSS_WEIGHT: "1 = as the others"}
+# Arguments of a model's forward that this one reads, or that change no loss.
+READ = ("input_ids", "attention_mask", "position_ids", "labels", "token_type_ids", "cache_position", "logits_to_keep")
+SWITCHES = ("use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits")
 
 
 @dataclass
@@ -35,7 +38,7 @@ class SmoothedOutput(ModelOutput):
     """What forward returns for a batch with alpha; scalars, in nats or tokens.
 
     loss: `smoothed_loss` of this. loss_sum: smoothed loss (plus z-loss) summed over the micro-batch's target tokens, in
-    evaluation unsmoothed. The others are detached sums over the same tokens, float64; nll is unsmoothed.
+    evaluation the NLL alone. The others are detached sums over the same tokens, float64; nll is unsmoothed.
     """
 
     loss: Tensor | None = None
@@ -74,16 +77,23 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     """
     causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     losses = SmoothedCausalLM(causal_lm, z_loss)
+    _check_supported(causal_lm)
+    mixes_packs = False
     if "flash" not in attention_implementation(causal_lm):  # which takes no float32, as weights may still be here
         check_loss(losses, causal_lm.device)
+        mixes_packs = not _separates_packs(losses, causal_lm.device)
+    # The loss is divided by the target tokens of the whole step, whatever the model's own does.
+    causal_lm.accepts_loss_kwargs = True
     plain = causal_lm.forward
+    unread = {*inspect.signature(plain).parameters} - {*READ, *SWITCHES}
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         alpha, weight, targets = (kwargs.pop(name, None) for name in (col.ALPHA, col.LOSS_WEIGHT, TARGETS))
         labels = kwargs.get("labels", targets)
         if alpha is None or labels is None:
             return plain(*args, **kwargs)
-        losses.training = self.training
+        _check_batch(causal_lm, {name for name in unread if kwargs.get(name) is not None}, mixes_packs, kwargs)
+        losses.training, losses.z_loss = self.training, z_loss if self.training else 0.0
         return _forward(
             losses, alpha if self.training else torch.zeros_like(alpha), weight, *args, **kwargs | {"labels": labels}
         )
@@ -91,6 +101,53 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
     forward.__signature__ = _with_alpha(inspect.signature(plain))  # type: ignore[attr-defined]
     causal_lm.forward = MethodType(forward, causal_lm)
     return model
+
+
+def _check_supported(causal_lm: Any) -> None:
+    """Raise UserError for what the model's own forward adds to its loss or logits, and this one would leave out."""
+    if getattr(causal_lm.config.get_text_config(), "output_router_logits", False):
+        raise UserError(
+            "the smoothed loss has no auxiliary loss for the balance of experts",
+            got=f"output_router_logits=True in the configuration of {type(causal_lm).__name__}",
+            fix="set router_aux_loss_coef=0.0 in SFTConfig, or model.config.output_router_logits=False",
+        )
+    if hasattr(causal_lm.get_output_embeddings(), "base_layer"):
+        raise UserError(
+            "an adapter on the output layer would not be trained",
+            got="an adapter in the place of the output layer, whose own weight the loss is computed from",
+            fix="leave the output layer out of target_modules; modules_to_save trains it whole",
+        )
+
+
+def _separates_packs(losses: SmoothedCausalLM, device: torch.device) -> bool:
+    """Tell whether the samples of a pack do not reach each other, if need be by masks instead of positions."""
+    for way in (lambda: None, losses.with_masks):
+        way()
+        try:
+            check_loss(losses, device, packing=True)
+        except UserError:
+            continue
+        return True
+    return False
+
+
+def _check_batch(causal_lm: Any, unread: set[str], mixes_packs: bool, batch: Mapping[str, Any]) -> None:
+    """Raise UserError for a batch with inputs that would be left out, and for a pack whose samples would see each other."""
+    _check_supported(causal_lm)
+    if unread:
+        raise UserError(
+            "the smoothed loss would be computed without some of the model's inputs",
+            got=", ".join(sorted(unread)),
+            expected="token ids, their mask and positions",
+            fix="leave the others out, or train with the model's own loss",
+        )
+    positions = batch.get("position_ids")
+    if mixes_packs and batch.get("attention_mask") is None and positions is not None and ((positions == 0).sum(1) > 1).any():
+        raise UserError(
+            f"{type(causal_lm).__name__} cannot be trained on packed or padding-free batches",
+            got="layers in which the samples of a pack reach each other",
+            fix="set packing=False and padding_free=False, or use a collator that pads",
+        )
 
 
 def _with_alpha(signature: inspect.Signature) -> inspect.Signature:
@@ -115,7 +172,8 @@ def _forward(
     **_: Any,
 ) -> SmoothedOutput:
     if position_ids is None:
-        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids = (real.cumsum(1) - 1).clamp(min=0)  # padding on the left has no positions
     no_bin = torch.full_like(input_ids, NO_BIN)
     sums = losses(Batch(input_ids, position_ids, attention_mask, labels, alpha, no_bin, weight))
     values = dict(zip(SUMS, sums.by_bin.sum(0), strict=True))
@@ -138,7 +196,8 @@ class SmoothedCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate; add alpha, and loss_weight if rows have it, [rows, length] float32, and the labels under a second name.
 
-        The label of a sample's first token is masked, as no token predicts it, so that Trainer counts targets correctly.
+        The label of a sample's first token is masked, as no token predicts it, nor padding on its left, so that Trainer counts
+        targets correctly.
         Raises UserError for rows without alpha, ValueError for an alpha whose length differs from its row's.
         """
         alphas = [_per_token(row, col.ALPHA) for row in rows]
@@ -147,6 +206,8 @@ class SmoothedCollator:
         batch = dict(self._collator(plain))
         labels = batch["labels"].clone()
         labels[:, 0] = IGNORE_INDEX
+        if "attention_mask" in batch:
+            labels[:, 1:][batch["attention_mask"][:, :-1] == 0] = IGNORE_INDEX
         if "position_ids" in batch:
             labels[batch["position_ids"] == 0] = IGNORE_INDEX
         batch[col.ALPHA] = _placed(torch.cat(alphas), batch)
@@ -156,14 +217,15 @@ class SmoothedCollator:
 
 
 def _per_token(row: Row, name: str) -> Tensor:
-    if row.get(name) is None:
+    given = row.get(name)
+    if given is None or (isinstance(given, list) and None in given):
         raise UserError(
             f"a row has no {'smoothing value' if name == col.ALPHA else 'weight, and others have one'}",
             got=f"columns {sorted(row)}",
             expected=f"a column '{name}': a number per row, or a list of one per token",
             fix=f"add the column ({NEUTRAL[name]}); where the trainer has taken it out, set remove_unused_columns=False",
         )
-    values, length = torch.as_tensor(row[name], dtype=torch.float32), len(row["input_ids"])
+    values, length = torch.as_tensor(given, dtype=torch.float32), len(row["input_ids"])
     if values.ndim == 1 and len(values) != length:
         raise ValueError(f"{name} has {len(values)} values for a row of {length} tokens; expected {length}, or one number")
     return values.expand(length)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from trl import SFTTrainer
 
+from ual_ray.errors import UserError
 from ual_ray.integrations.compat_trl import AlphaColumnSFTTrainer
 from ual_ray.integrations.forward import SmoothedCollator, smoothed
 
@@ -25,6 +26,12 @@ class SmoothedSFTTrainer(AlphaColumnSFTTrainer):
     def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
         """Take SFTTrainer's arguments. z_loss: coefficient of lse^2, 0 or above."""
         super().__init__(*args, **kwargs)
+        if self.args.loss_type != "nll" or self.args.label_smoothing_factor:
+            raise UserError(
+                "SmoothedSFTTrainer has its own loss",
+                got=f"loss_type={self.args.loss_type}, label_smoothing_factor={self.args.label_smoothing_factor}",
+                fix="leave both out: the column 'alpha' is the label smoothing of each row",
+            )
         smoothed(self.model, z_loss)
         self.model_accepts_loss_kwargs = True
         trainer: Any = self
@@ -40,5 +47,5 @@ class SmoothedSFTTrainer(AlphaColumnSFTTrainer):
         """Return the smoothed loss, as transformers' Trainer takes it from a model that computes its own loss."""
         loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
         sums = {name: self.accelerator.gather_for_metrics(outputs[name]).sum().item() for name in (*LOGGED, "target_tokens")}
-        self.log_averages({title: sums[name] / max(1, sums["target_tokens"]) for name, title in LOGGED.items()})
+        self.add_to_log({title: sums[name] for name, title in LOGGED.items()}, sums["target_tokens"])
         return (loss, outputs) if return_outputs else loss

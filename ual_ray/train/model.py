@@ -116,7 +116,7 @@ class SmoothedCausalLM(nn.Module):
         self.model = model
         # Whether gradients may stay unsharded between the micro-batches of a step; set by `shard`.
         self.holds_gradients = True
-        self._z_loss = z_loss
+        self.z_loss = z_loss
         self._rows = uncertainty_bins + 1
         self._token_loss = token_loss
         self._prior = prior
@@ -154,7 +154,7 @@ class SmoothedCausalLM(nn.Module):
             token_loss=self._token_loss if self.training else None,
             vocab_size=self.head.size,
             softcap=self.head.softcap,
-            z_loss=self._z_loss,
+            z_loss=self.z_loss,
         )
         for copy in self._copies:
             reshard(copy)  # its head, which nothing frees without a backward pass

@@ -33,6 +33,9 @@ def test_padding_on_the_right(chat_tokenizer: Any) -> None:
 def test_padding_on_the_left(chat_tokenizer: Any) -> None:
     batch = padding(chat_tokenizer, "left")(ROWS)
     assert batch["alpha"].tolist() == [[0.25, 0.25, 0.25], [0, 0.5, 0.5]]
+    whole = [row | {"labels": row["input_ids"]} for row in ROWS]
+    # Padding predicts no first token.
+    assert padding(chat_tokenizer, "left")(whole)["labels"].tolist() == [[-100, 6, 7], [-100, -100, 9]]
 
 
 def test_flattening_ends_each_row_where_the_next_begins() -> None:
@@ -64,6 +67,8 @@ def test_weights_go_with_their_rows(chat_tokenizer: Any) -> None:
 def test_a_row_without_alpha_is_a_user_error(chat_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="remove_unused_columns=False"):
         padding(chat_tokenizer, "right")([{"input_ids": [1], "labels": [1]}])
+    with pytest.raises(UserError, match="a row has no smoothing value"):
+        padding(chat_tokenizer, "right")([ROWS[0] | {"alpha": [0.1, None, None]}])
 
 
 def test_an_alpha_of_another_length_is_refused(chat_tokenizer: Any) -> None:

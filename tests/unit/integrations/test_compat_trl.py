@@ -24,6 +24,7 @@ def test_the_parts_that_are_used_are_there() -> None:
     ], FIX
     assert arguments.get("_set_signature_columns_if_needed") == ["self"], FIX
     assert arguments.get("compute_loss") == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"], FIX
+    assert arguments.get("log") == ["self", "logs", "start_time"], FIX
     text = ast.unparse(trainer)
     used = ["self._signature_columns", "self._metrics[mode]", "pack_dataset(", "packing_strategy", "shuffle_dataset"]
     assert [name for name in used if name not in text] == [], FIX

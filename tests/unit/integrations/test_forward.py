@@ -12,13 +12,20 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    DynamicCache,
+    GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
     Trainer,
     TrainingArguments,
 )
 
+from ual_ray.errors import UserError
 from ual_ray.integrations import SmoothedCollator, smoothed, smoothed_loss
 
 VOCABULARY = 600
@@ -152,3 +159,82 @@ def test_adapters_get_the_gradients_of_the_smoothed_loss(model: Any, rows: Any, 
     ids, labels = (torch.tensor([rows[5][name]]) for name in ("input_ids", "labels"))
     loss = smoothed(adapted).train()(input_ids=ids, labels=labels, alpha=torch.full(ids.shape, rows[5]["alpha"])).loss
     torch.testing.assert_close(torch.autograd.grad(loss, trained), expected)
+
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+DENSE = {**SMALL, "intermediate_size": 32, "num_key_value_heads": 1}
+EXPERTS = {**DENSE, "head_dim": 8, "num_local_experts": 4, "sliding_window": 8}
+
+
+def gradients(model: Any, rows: list[dict[str, Any]], collator: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the gradients by the definition and those of the smoothed forward, of one batch of rows."""
+    parameters = dict(model.train().named_parameters())
+    total, count = by_hand(model, rows)
+    expected = torch.autograd.grad(total / count, [*parameters.values()])
+    loss = smoothed(model).train()(**SmoothedCollator(collator)(rows)).loss
+    found = torch.autograd.grad(loss, [*parameters.values()])
+    return dict(zip(parameters, expected, strict=True)), dict(zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LlamaConfig(**DENSE), GPT2Config(n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)],
+    ids=["rotary", "table of positions"],
+)
+def test_padding_on_the_left_changes_nothing(config: Any, rows: Any, chat_tokenizer: Any) -> None:
+    config.vocab_size = VOCABULARY
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    torch.manual_seed(0)
+    whole = [row | {"labels": row["input_ids"]} for row in rows[1:4]]
+    expected, found = gradients(AutoModelForCausalLM.from_config(config), whole, DataCollatorForSeq2Seq(tokenizer))
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+
+
+def test_packs_are_refused_where_their_samples_reach_each_other(rows: Any) -> None:
+    torch.manual_seed(0)
+    flat = DataCollatorWithFlattening()
+    expected, found = gradients(AutoModelForCausalLM.from_config(GptOssConfig(**EXPERTS)), rows[2:4], flat)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+    bloom = smoothed(AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)))
+    with pytest.raises(UserError, match=r"BloomForCausalLM cannot be trained on packed or padding-free batches"):
+        bloom(**SmoothedCollator(flat)(rows[2:4]))
+    bloom(**SmoothedCollator(flat)(rows[2:3]))
+
+
+def test_the_divisor_is_that_of_the_step_whatever_the_models_own_loss_does(
+    model: Any, rows: Any, chat_tokenizer: Any, tmp_path: Path
+) -> None:
+    class OwnMean(LlamaForCausalLM):
+        accepts_loss_kwargs = False  # as Gemma 4 has it
+
+    model.__class__ = OwnMean
+    total, count = by_hand(model, rows)
+    names = [name for name, _ in model.named_parameters()]
+    expected = dict(zip(names, torch.autograd.grad(total / count, list(model.parameters())), strict=True))
+    found = first_step(smoothed(model), rows, chat_tokenizer, tmp_path, 2)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+
+
+def test_evaluation_has_no_z_loss(model: Any, rows: Any, chat_tokenizer: Any) -> None:
+    batch = SmoothedCollator(DataCollatorForSeq2Seq(chat_tokenizer("chatml")))([rows[3]])
+    total, count = by_hand(model, [rows[3] | {"alpha": 0.0}])
+    losses = smoothed(model, z_loss=0.1)
+    torch.testing.assert_close(losses.eval()(**batch).loss, total / count)
+    assert losses.train()(**batch).loss > total / count + 1
+
+
+def test_what_the_loss_would_leave_out_is_refused(model: Any, rows: Any, chat_tokenizer: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    batch = SmoothedCollator(DataCollatorForSeq2Seq(chat_tokenizer("chatml")))([rows[3]])
+    with pytest.raises(UserError, match=r"(?s)without some of the model's inputs.*past_key_values"):
+        smoothed(model)(**batch, past_key_values=DynamicCache())
+    experts = AutoModelForCausalLM.from_config(MixtralConfig(**EXPERTS, output_router_logits=True))
+    with pytest.raises(UserError, match=r"router_aux_loss_coef=0.0"):
+        smoothed(experts)
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(UserError, match="an adapter on the output layer would not be trained"):
+        smoothed(adapted)
+    with pytest.raises(UserError, match="an adapter on the output layer would not be trained"):
+        adapted(**batch)
