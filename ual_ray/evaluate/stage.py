@@ -67,6 +67,7 @@ def evaluate(
     task = AnswerRows(benchmarks, name, model_digest(config, model), col.digest(engine_settings(engine_of(config), "answers")))
     results = map_file(questions, PoolJob(spec, task, store), meter)
     write_tables(with_model(results, name), col.RESULTS, folder / col.RESULTS_FOLDER)
+    seconds = meter.seconds
     result = _describe(name, read_results(folder, NUMBERS))
     if result["quarantined"] == result["rows"]:
         raise UserError(
@@ -76,7 +77,7 @@ def evaluate(
         )
     result["disagreements"] = _write_disagreements(folder)
     write_record(folder / col.FIGURES_FILE, result)
-    return result | {"sent_rows": round(meter.rate_done)}
+    return result | {"sent_rows": round(meter.rate_done), "seconds": seconds}
 
 
 def with_model(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:

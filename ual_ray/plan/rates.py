@@ -182,25 +182,31 @@ def _evaluate(evaluations: Sequence[Finished], engine_start: float, times: int, 
 
     times: how many times as many actors will answer.
     """
-    timed = [(sent, seconds) for metrics, seconds in evaluations if (sent := metrics.get("sent_rows", metrics["rows"]))]
+    timed = [(metrics, seconds) for metrics, seconds in evaluations if metrics.get("sent_rows", metrics["rows"])]
     if not timed:
         notes.append("the trial's answers are of earlier runs: evaluation is not timed. Repeat it with another output")
         return {}
-    starts = [min(seconds, engine_start) for _, seconds in timed]
+    starts = [min(seconds, engine_start + _around(metrics, seconds)) for metrics, seconds in timed]
     working = sum(seconds for _, seconds in timed) - sum(starts)
+    sent = sum(metrics.get("sent_rows", metrics["rows"]) for metrics, _ in timed)
     return {
         "evaluate.start_seconds": fmean(starts),
-        "evaluate.seconds_per_question": working / sum(sent for sent, _ in timed) / times,
+        "evaluate.seconds_per_question": working / sent / times,
     }
 
 
 def _calibrate(calibrations: Sequence[Finished], tokens: int) -> dict[str, float]:
-    starts = [min(seconds, metrics.get("start_seconds", 0.0)) for metrics, seconds in calibrations]
+    starts = [min(seconds, metrics.get("start_seconds", 0.0) + _around(metrics, seconds)) for metrics, seconds in calibrations]
     working = sum(seconds for _, seconds in calibrations) - sum(starts)
     return {
         "calibrate.start_seconds": fmean(starts),
         "calibrate.seconds_per_token": working / (len(calibrations) * tokens),
     }
+
+
+def _around(metrics: Mapping[str, Any], seconds: float) -> float:
+    """Seconds of a stage around its own work, such as Ray's task, MLflow's run and plots: they do not grow with the rows."""
+    return max(0.0, seconds - metrics.get("seconds", seconds))
 
 
 def _all_tokens(taken: Mapping[str, Any], rows: int | None) -> int:

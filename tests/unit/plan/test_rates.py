@@ -60,6 +60,17 @@ def test_a_whole_run(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_stage_takes_around_its_work_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Ray's task and its imports, MLflow's run, plots: seconds of the stage that the work in it did not take."""
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY, 50.0)  # an engine starts in 20 s
+    for model in ("base", "arms/ual"):
+        finish(tmp_path / model / "evaluate" / "k", EVALUATE | {"seconds": 26.0}, 32.0)
+        finish(tmp_path / model / "calibrate" / "k", CALIBRATE | {"seconds": 14.0}, 25.0)
+    rates = read_trial(tmp_path, 2).rates
+    assert (rates["evaluate.start_seconds"], rates["evaluate.seconds_per_question"]) == (26.0, 0.2)
+    assert (rates["calibrate.start_seconds"], rates["calibrate.seconds_per_token"]) == (15.0, 0.01)
+
+
 @pytest.mark.parametrize(
     ("taken", "tokens"),
     [
