@@ -17,5 +17,5 @@ CHECKS: dict[str, Check] = {
     "output": network.check_output,
     "models": network.check_models,
     "hub": network.check_hub,
-    "endpoint": network.check_endpoint_key,
+    "endpoint": network.check_endpoint,
 }

@@ -25,6 +25,8 @@ from ual_ray.preflight import check_data
 from ual_ray.run.terminal import is_uri
 
 SECONDS = 5.0
+# MLflow's variable that allows a folder as a store, and SQLite's name of a database without a file.
+FOLDERS, IN_MEMORY = "MLFLOW_ALLOW_FILE_STORE", ":memory:"
 # Returns the status code of a page; raises requests.RequestException or OSError where there is no answer.
 Get = Callable[[str], int]
 
@@ -47,7 +49,7 @@ def check_mlflow(config: Config) -> list[Finding]:
 
 def judge_mlflow(uri: str | None, variable: bool, get: Get, reach: Callable[[str, int], int]) -> Iterator[Finding]:
     """Yield a finding for a tracking URI; None: the store is in the output folder. variable: MLflow's own is set."""
-    if uri is None:
+    if not uri:
         text = "tracking.uri is null: the store is in the output folder"
         if variable:
             text += ", although MLFLOW_TRACKING_URI is set"
@@ -55,9 +57,10 @@ def judge_mlflow(uri: str | None, variable: bool, get: Get, reach: Callable[[str
         else:
             yield Finding("mlflow", "ok", text)
         return
-    where, shown = urlsplit(uri), redact_uri(uri)
+    shown = redact_uri(uri)
     fix = "start the server, correct tracking.uri, or set tracking.uri=null for a store in the output folder"
     try:
+        where = urlsplit(uri)
         if where.scheme in ("http", "https"):
             code = get(f"{uri.rstrip('/')}/health")
             if code in (401, 403):
@@ -70,15 +73,21 @@ def judge_mlflow(uri: str | None, variable: bool, get: Get, reach: Callable[[str
         elif where.hostname and where.port:
             reach(where.hostname, where.port)
             yield Finding("mlflow", "ok", f"{shown} accepts connections")
-        elif where.scheme in ("sqlite", "file", ""):
-            yield _folder_of(where.path.removeprefix("/") if where.scheme == "sqlite" else where.path or uri, shown, fix)
+        elif where.scheme == "sqlite":
+            yield _store_file(uri.removeprefix("sqlite:///"), shown, fix)
+        elif where.scheme in ("file", "") and uri != "databricks" and os.environ.get(FOLDERS, "").lower() not in ("true", "1"):
+            own = f"tracking.uri=sqlite:///FILE.db, or null for one in the output folder; or set {FOLDERS}=true"
+            yield Finding("mlflow", "error", f"{shown} is a folder, and MLflow takes no stores in folders any more", own)
         else:
             yield Finding("mlflow", "warning", f"{shown} was not checked", "a run stops within seconds if it is unreachable")
-    except (requests.RequestException, OSError) as error:
+    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: not an address
         yield Finding("mlflow", "error", f"{shown} is unreachable: {redact_uri(str(error))}", fix)
 
 
-def _folder_of(path: str, shown: str, fix: str) -> Finding:
+def _store_file(path: str, shown: str, fix: str) -> Finding:
+    if path in ("", IN_MEMORY) or path.startswith("sqlite:"):
+        text = f"{shown} names no file: the store would be lost with the process"
+        return Finding("mlflow", "error", text, "tracking.uri=sqlite:///FILE.db")
     store = Path(path).absolute()
     nearest = next(parent for parent in (store, *store.parents) if parent.exists())
     if os.access(nearest, os.W_OK) and (nearest == store or nearest.is_dir()):
@@ -174,10 +183,27 @@ def judge_token(variable: str | None, found: bool, needed: bool) -> Iterator[Fin
         yield Finding("token", "ok", "no token of the hub, and no model comes from it")
 
 
-def check_endpoint_key(config: Config) -> list[Finding]:
-    """Check that the variable that holds the endpoint's key is set."""
-    name = config.engine.endpoint.api_key_env
-    return [*judge_endpoint_key(name, bool(os.environ.get(name)))] if config.engine.remote else []
+def check_endpoint(config: Config) -> list[Finding]:
+    """Check that the endpoint answers, and that the variable that holds its key is set."""
+    endpoint = config.engine.endpoint
+    if not config.engine.remote:
+        return []
+    found = judge_endpoint(endpoint.url, get, elsewhere=config.runtime.joined is not None)
+    return [*found, *judge_endpoint_key(endpoint.api_key_env, bool(os.environ.get(endpoint.api_key_env)))]
+
+
+def judge_endpoint(url: str, get: Get, *, elsewhere: bool = False) -> Iterator[Finding]:
+    """Yield a finding for engine.endpoint.url. elsewhere: a cluster calls it, which may reach more than this machine does."""
+    shown = redact_uri(url)
+    try:
+        code = get(f"{url.rstrip('/')}/models")
+        text = f"{shown} answers HTTP {code}"
+        if code < 500:  # also one that wants the key, which is not sent
+            yield Finding("endpoint", "ok", text)
+            return
+    except (requests.RequestException, OSError) as error:
+        text = f"{shown} is unreachable: {redact_uri(str(error))}"
+    yield Finding("endpoint", "warning" if elsewhere else "error", text, "start the server, or correct engine.endpoint.url")
 
 
 def judge_endpoint_key(name: str, is_set: bool) -> Iterator[Finding]:

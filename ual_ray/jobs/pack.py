@@ -85,12 +85,19 @@ def _check_sizes(files: Mapping[str, Path]) -> None:
 def _check_paths(config: Config) -> None:
     """Raise UserError for models, adapters and checkpoint storage given by a relative path."""
     for key, name in naming(config, "model").items():
-        if name != DEMO and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
+        own = name.startswith((".", "~")) or name.count("/") > 1 or Path(name).is_dir()
+        if name != DEMO and not Path(name).is_absolute() and own:
             raise UserError(
                 f"{key} is a path of this machine, which the cluster does not have",
                 got=name,
                 expected=f"a hub name, or {SHARED_PATH}",
             )
+    if (uri := config.tracking.uri or "").startswith("sqlite:") and not uri.startswith("sqlite:////"):
+        raise UserError(
+            "tracking.uri is in the job's working directory, with which it would be lost",
+            got=uri,
+            expected="http://HOST:PORT, null for a store in the output, or sqlite:////SHARED/FILE.db",
+        )
     for key, name in naming(config, "directory").items():
         if not Path(name).is_absolute():
             raise UserError(f"{key} is a path of this machine, which the cluster does not have", got=name, expected=SHARED_PATH)

@@ -33,7 +33,10 @@ EXPECTED_ADDRESS = "http://HOST:8265"
 
 def connect(address: str) -> JobSubmissionClient:
     """Connect to the job server at a URL. Raises UserError within seconds for one that does not answer as such."""
-    where = urlsplit(address)
+    try:
+        where = urlsplit(address)
+    except ValueError:  # such as half of an IPv6 address
+        where = urlsplit("")
     if where.scheme not in ("http", "https") or not where.hostname:
         raise UserError("--address is not the URL of a Ray job server", got=redact_uri(address), expected=EXPECTED_ADDRESS)
     for name in CHATTY:

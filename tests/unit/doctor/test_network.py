@@ -43,7 +43,15 @@ def mlflow(uri: str | None, get: Any = None, reach: Any = None, variable: bool =
         ("http://me:planted@host:5000", answers(401), "error", "wants credentials"),
         ("http://me:planted@host:5000", answers(404), "error", "not an MLflow server"),
         ("http://me:planted@host:5000", silent, "error", "unreachable"),
-        ("databricks", silent, "ok", "databricks"),
+        ("", silent, "ok", "output folder"),
+        ("mlruns", silent, "error", "mlruns is a folder"),
+        ("file:///shared/mlruns", silent, "error", "is a folder"),
+        ("sqlite://", silent, "error", "names no file"),
+        ("sqlite:///:memory:", silent, "error", "names no file"),
+        ("sqlite:/mlflow.db", silent, "error", "names no file"),
+        ("postgresql://me:planted@host:99999/mlflow", answers(200), "error", "Port out of range"),
+        ("https://[::1", answers(200), "error", "Invalid IPv6 URL"),
+        ("databricks", silent, "warning", "was not checked"),
         ("databricks://profile", silent, "warning", "was not checked"),
     ],
 )
@@ -138,11 +146,27 @@ def test_tokens_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(network.judge_token(None, False, False)).status == "ok"
 
 
-def test_the_endpoints_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load(None, [*SERVED, "engine.endpoint.api_key_env=MY_KEY"])
+def test_the_endpoint_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(None, [*SERVED, "engine.endpoint.api_key_env=MY_KEY", "engine.endpoint.url=http://host/v1"])
+    monkeypatch.setattr(network, "get", answers(401))  # it wants the key, which is not sent
     monkeypatch.delenv("MY_KEY", raising=False)
-    missing = only(network.check_endpoint_key(config))
+    address, missing = network.check_endpoint(config)
+    assert (address.status, address.text) == ("ok", "http://host/v1 answers HTTP 401")
     assert missing.status == "warning" and "MY_KEY" in missing.text
     monkeypatch.setenv("MY_KEY", "planted")
-    assert only(network.check_endpoint_key(config)) == Finding("endpoint", "ok", "MY_KEY is set")
-    assert network.check_endpoint_key(load()) == []
+    assert network.check_endpoint(config)[1] == Finding("endpoint", "ok", "MY_KEY is set")
+    assert network.check_endpoint(load()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "get", "word"),
+    [
+        ("http://me:planted@host/v1", silent, "http://***@host/v1 is unreachable"),
+        ("http://host/v1", answers(502), "answers HTTP 502"),
+        ("notaurl", None, "notaurl is unreachable"),
+        ("http://host:99999/v1", None, "is unreachable"),
+    ],
+)
+def test_an_endpoint_that_no_request_reaches_is_an_error(url: str, get: Any, word: str) -> None:
+    found = only(network.judge_endpoint(url, get or network.get))
+    assert found.status == "error" and word in found.text and "planted" not in str(found)

@@ -143,6 +143,8 @@ def test_the_digest_follows_configuration_and_contents(here: Path, tmp_path: Pat
         ("secret", "tracking.uri='http://me:pw@host'"),
         *[("path of this machine", f"{key}=mine") for key in ("model", "elicit.adapter", "elicit.embedding_model")],
         ("path of this machine", "train.storage=mine"),
+        ("path of this machine", "model=runs/mine/model"),
+        ("working directory", "tracking.uri=sqlite:///mlflow.db"),
         *[("path of this machine", f"{key}=./mine") for key in ("model", "elicit.embedding_model")],
         *[("path of this machine", f"{key}=~/mine") for key in ("elicit.model", "elicit.adapter")],
         *[("folders are not uploaded.*shared storage", f"data.path={path}") for path in ("mine", "./mine", "owner/name")],

@@ -33,7 +33,7 @@ def test_the_stand_in_keeps_the_contract_of_rays_client() -> None:
         assert all(ours[key].kind == theirs[key].kind for key in ours), name
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "", "http://"])
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "", "http://", "https://[::1"])
 def test_only_a_url_is_the_address_of_a_job_server(address: str) -> None:
     with pytest.raises(UserError, match="(?s)--address.*http://HOST:8265"):
         module.connect(address)
