@@ -130,7 +130,7 @@ MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_NLL = "validation_nll"
-# At the mean alpha of the training rows: what an arm is trained for, on rows that it is not trained on.
+# At the mean alpha of the trained tokens: what an arm is trained for, on rows that it is not trained on.
 VALIDATION_LOSS = "validation_smoothed_loss"
 # Of results: what a judging depends on.
 JUDGED = (ID, BENCHMARK, PREDICTION, EXTRACTED, REFERENCE)

@@ -194,6 +194,16 @@ class StepPlan:
             for name, own, quota in zip(self.mixture.names, self.mixture.own, self.mixture.quotas, strict=True)
         }
 
+    @property
+    def draws(self) -> np.ndarray | None:
+        """How often an epoch draws each row on average, [rows]; None without a mixture, which draws each once."""
+        if self.mixture is None:
+            return None
+        draws = np.zeros(self._rows.shape[1])
+        for own, quota in zip(self.mixture.own, self.mixture.quotas, strict=True):
+            draws[own] = quota / len(own)
+        return draws
+
     @cached_property
     def digest(self) -> str:
         """Hash of all that determines the rows of each step; the same at every world size. Part of the data cursor."""

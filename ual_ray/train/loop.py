@@ -92,7 +92,7 @@ def train_worker(
     config, folder, path = job.train, Path(job.folder), resolve_model(job.model)
     writes = dist.get_rank() == 0
     data = Data(job, col.TRAIN)
-    held_out = Data(job, col.VALIDATION, alpha=data.store.mean_alpha)
+    held_out = Data(job, col.VALIDATION, alpha=data.store.mean_alpha(data.plan.draws))
     model = build(
         path,
         config,

@@ -116,7 +116,7 @@ def backward(model: SmoothedCausalLM, batches: Sequence[Batch], target_tokens: i
 def validate(model: SmoothedCausalLM, batches: Iterable[Batch], device: torch.device) -> Metrics:
     """Measure validation micro-batches over all ranks, per target token: NLL and smoothed loss (nats), and top-1 accuracy.
 
-    The smoothed loss is what training minimizes, at the mean alpha of the training rows; it decides which step is the best.
+    The smoothed loss is what training minimizes, at the mean alpha of the trained tokens; it decides which step is the best.
     The NLL would decide against smoothing: a smoothed model that fits perfectly has a higher one.
     """
     model.eval()

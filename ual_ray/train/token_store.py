@@ -139,10 +139,9 @@ class TokenStore:
         alpha, weight = float(self._alpha[row]), float(self._weight[row])
         return Sample(self.ids[row], input_ids, labels, alpha, int(self._bins[row]), weight)
 
-    @property
-    def mean_alpha(self) -> float:
-        """Mean alpha per target token; 0 without any."""
-        tokens = self.target_tokens
+    def mean_alpha(self, draws: np.ndarray | None = None) -> float:
+        """Mean alpha per trained token, by the rows' weights; 0 without any. draws: of each row per epoch, None = once each."""
+        tokens = self.target_tokens * self._weight * (1.0 if draws is None else draws)
         return float(self._alpha @ tokens / tokens.sum()) if tokens.sum() else 0.0
 
     def count_ids(self) -> int:

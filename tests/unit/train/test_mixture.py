@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ual_ray import columns as col
 from ual_ray.config import TrainConfig
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.train.batches import StepPlan, validation_steps
 from ual_ray.train.mixture import Mixture, quotas
+from ual_ray.train.token_store import TokenStore
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
@@ -110,6 +112,24 @@ def test_what_is_drawn_is_told_by_source() -> None:
     assert sum(one["tokens"] for one in found.values()) == sum(map(laid_out.tokens, first))
     assert laid_out.tokens_per_step[0] == pytest.approx(sum(map(laid_out.tokens, first)) / len(first))
     assert plan(sources(6, 30), {}).by_source() == {}
+
+
+def test_the_mean_alpha_is_over_the_tokens_that_are_drawn() -> None:
+    """Of three samples an epoch, one is of a, which each of its two rows gives half of the time, and two are of b."""
+    names = (col.ID, col.SPLIT, col.ALPHA, col.TARGET_TOKENS, col.INPUT_IDS, col.LABELS)
+    rows = [
+        dict(zip(names, (name, col.TRAIN, alpha, tokens, [0] * (tokens + 1), [0] * (tokens + 1)), strict=True))
+        for name, alpha, tokens in (("0", 0.1, 2), ("1", 0.4, 4), ("2", 0.2, 4))
+    ]
+    own = pa.table({col.ID: ["0", "1", "2"], col.SOURCE: ["a", "b", "a"]})
+    store = TokenStore(pa.Table.from_pylist(rows, col.TOKENS), col.TRAIN, sources=own)
+    plans = [
+        StepPlan(store.lengths, store.target_tokens, TrainConfig(mixture=weights), 0, 1, store.sources)
+        for weights in ({}, {"a": 1.0, "b": 2.0})
+    ]
+    assert plans[0].draws is None and store.mean_alpha(plans[0].draws) == pytest.approx((0.2 + 1.6 + 0.8) / 10)
+    assert plans[1].draws is not None and plans[1].draws.tolist() == [0.5, 2, 0.5]
+    assert store.mean_alpha(plans[1].draws) == pytest.approx((0.1 + 3.2 + 0.4) / (1 + 8 + 2))
 
 
 def test_validation_takes_every_row_once() -> None:

@@ -75,5 +75,5 @@ def test_the_mean_alpha_is_per_target_token() -> None:
         {col.ID: name, col.SPLIT: col.TRAIN, col.ALPHA: alpha, col.TARGET_TOKENS: n, col.INPUT_IDS: [1], col.LABELS: [1]}
         for name, alpha, n in (("a", 0.1, 3), ("b", 0.5, 1))
     ]
-    assert TokenStore(pa.Table.from_pylist(rows, col.TOKENS), col.TRAIN).mean_alpha == pytest.approx(0.2)
-    assert TokenStore(pa.Table.from_pylist(rows, col.TOKENS), col.VALIDATION).mean_alpha == 0
+    assert TokenStore(pa.Table.from_pylist(rows, col.TOKENS), col.TRAIN).mean_alpha() == pytest.approx(0.2)
+    assert TokenStore(pa.Table.from_pylist(rows, col.TOKENS), col.VALIDATION).mean_alpha() == 0

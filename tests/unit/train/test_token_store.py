@@ -81,7 +81,7 @@ def test_arms_share_rendered_rows_and_have_their_own_alphas_and_weights(write_st
     store = TokenStore.open(folder, col.TRAIN, 2, arm)
     found = [(sample.id, sample.alpha, sample.weight, sample.uncertainty_bin, len(sample.input_ids)) for sample in store]
     assert sorted(found) == [("a", 0.2, 1.5, 0, 2), ("a", 0.2, 1.5, 0, 3), ("c", 0.3, 0.5, 1, 5)], "b has no alpha"
-    assert store.mean_alpha == pytest.approx((0.2 * (1 + 2) + 0.3 * 4) / 7)
+    assert store.mean_alpha() == pytest.approx((0.2 * 1.5 * (1 + 2) + 0.3 * 0.5 * 4) / (1.5 * 3 + 0.5 * 4)), "as rows count"
     assert store.label_counts(8).tolist() == [0, 3, 2, 1, 1, 0, 0, 0], "of the arm's own rows"
     assert len(TokenStore.open(folder, col.TRAIN)) == 4
 

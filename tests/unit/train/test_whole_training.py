@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +111,26 @@ def plain(
         optimizer.zero_grad()
         lines.append({"smoothed_loss": float(loss.detach()), "grad_norm": float(norm), "target_tokens": float(tokens)})
     return model, lines
+
+
+def test_validation_has_the_mean_alpha_of_the_tokens_that_training_draws(
+    data: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In three epochs, each of nine rows comes once and each of three rows nine times."""
+    config = TrainConfig(**SETTINGS | CASES["mixture"][0] | {"epochs": 3})
+    files = {"arm": str(data / "arm.parquet"), "sources": str(data / "sources.parquet")}
+    job = loop.TrainingJob(config, str(family_folder("llama")), str(data), str(tmp_path), 3, **files)
+    alphas, make = list[float | None](), loop.Data
+    monkeypatch.setattr(loop, "Data", lambda job, split, alpha=None: alphas.append(alpha) or make(job, split, alpha))
+    monkeypatch.setattr(loop, "build", mock.Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        loop.train_worker(job, torch.device("cpu"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "checkpoints"))
+    store = TokenStore.open(data, col.TRAIN, 0, data / "arm.parquet", sources=data / "sources.parquet")
+    plan = StepPlan(store.lengths, store.target_tokens, config, 3, 1, store.sources)
+    drawn = [(row, store[row].weight * store.target_tokens[row]) for step in plan for row in plan.rows(step)]
+    assert Counter(Counter(row for row, _ in drawn).values()) == {1: 9, 9: 3}
+    mean = sum(store[row].alpha * tokens for row, tokens in drawn) / sum(tokens for _, tokens in drawn)
+    assert alphas == [None, pytest.approx(mean, rel=1e-9)]
 
 
 @pytest.mark.parametrize("case", CASES)
