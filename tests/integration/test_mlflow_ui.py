@@ -1,4 +1,4 @@
-"""The MLflow UI in a real browser: a pipeline's runs, a figure, a table and a registered model are found by clicking.
+"""The MLflow UI in a real browser: a pipeline's runs, a figure, a table, a registered model and a prompt are found by clicking.
 
 Screenshots are kept in $UAL_TEST_OUTPUT, or with the other files of the test.
 """
@@ -35,6 +35,8 @@ pytestmark = [
 # Milliseconds: the UI's own code is megabytes, and this machine may be busy.
 PATIENCE = 45_000
 TABLE = "comparison.json"
+# Two wordings of one prompt: each is a version.
+PROMPT, WORDINGS = "ual_ray.elicit.p_true", ("Is it right? {{response}}", "Is this right: {{response}}?")
 # A window in which the UI tells of its new features, over everything else.
 NEWS = ".du-bois-light-modal-wrap"
 
@@ -74,6 +76,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pipe
             with tracker.run("elicit", out / "elicit", {"ual_ray.stage": "elicit"}, parent) as run:
                 run.dataset("rows", out / "rows.jsonl", "0123456789abcdef", 40, "scoring")
                 run.plot(uncertainty_by_source({"alpaca": [1, 3, 5, 3, 1, 0, 2, 1]}), "plots/uncertainty.png")
+                for wording in WORDINGS:
+                    run.prompt("elicit.p_true", [("user", wording)])
                 children["elicit"] = run.id
             for arm in ("sft", "ual"):
                 with tracker.run(f"train {arm}", out / arm, {"ual_ray.stage": "train", "ual_ray.arm": arm}, parent) as run:
@@ -222,3 +226,22 @@ def test_the_registered_model_is_the_candidate_and_has_its_card(
     page.goto(f"{address}/#/models/ual-ual/versions/1")
     see(page, "A card for people to read.")
     shoot(page, screenshots, "model_version")
+
+
+def test_the_experiment_leads_to_its_prompts_and_their_wordings(
+    page: Any, address: str, pipeline: Pipeline, screenshots: Path
+) -> None:
+    page.goto(f"{address}/#/experiments/{pipeline.experiment}/prompts")
+    see(page, PROMPT).click()
+    page.wait_for_url(re.compile(re.escape(f"/prompts/{PROMPT}")))
+    page.get_by_text(WORDINGS[1]).first.wait_for()
+    shoot(page, screenshots, "prompt")
+    see(page, "Version 1").click()
+    page.get_by_text(WORDINGS[0]).first.wait_for()
+
+
+def test_a_run_shows_the_prompts_that_it_asked(page: Any, address: str, pipeline: Pipeline, screenshots: Path) -> None:
+    for run in (pipeline.children["elicit"], pipeline.parent):
+        page.goto(f"{address}/#/experiments/{pipeline.experiment}/runs/{run}")
+        page.get_by_text(PROMPT).first.wait_for()
+    shoot(page, screenshots, "run_with_prompts")
