@@ -188,8 +188,8 @@ def _register(client: MlflowClient, run_id: str, model_id: str, folder: str, nam
 
 
 def _card(folder: Path) -> str | None:
-    """Read the model card without its YAML header."""
+    """Read the model card without its YAML header and without secrets."""
     if not (folder / CARD).is_file():
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", (folder / CARD).read_text(encoding="utf-8"), flags=re.DOTALL).strip()
-    return shorten(text, LONGEST_DESCRIPTION)
+    return shorten(redact_uri(text), LONGEST_DESCRIPTION)

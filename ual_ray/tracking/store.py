@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DBAPIError
 
 from ual_ray import __version__
+from ual_ray.columns import STATUS, STATUS_QUARANTINED
 from ual_ray.config import DEMO
 from ual_ray.errors import UserError
 from ual_ray.formatting import shorten
@@ -94,7 +95,7 @@ def _info(trace: Mapping[str, Any], spans: Sequence[Span], run_id: str, experime
         spans[0].trace_id,
         TraceLocation.from_experiment_id(experiment_id),
         spans[0].start_time_ns // 1_000_000,
-        TraceState.OK,
+        TraceState.ERROR if _failed(root) else TraceState.OK,
         request_preview=shorten(json.dumps(root["inputs"], ensure_ascii=False), PREVIEW),
         response_preview=shorten(json.dumps(root["outputs"], ensure_ascii=False), PREVIEW),
         client_request_id=trace["id"],
@@ -117,12 +118,16 @@ def _spans(trace: Mapping[str, Any], run_id: str, now: int) -> list[Span]:
                 "name": span["name"],
                 "start_time_unix_nano": now,
                 "end_time_unix_nano": now,
-                "status": {"code": "STATUS_CODE_OK"},
+                "status": {"code": "STATUS_CODE_ERROR" if _failed(span) else "STATUS_CODE_OK"},
                 "attributes": {key: json.dumps(value, ensure_ascii=False) for key, value in _attributes(span, number).items()},
             }
         )
         for own, span in zip(places, trace["spans"], strict=True)
     ]
+
+
+def _failed(span: Mapping[str, Any]) -> bool:
+    return bool(span["outputs"].get(STATUS) == STATUS_QUARANTINED)
 
 
 def _attributes(span: Mapping[str, Any], number: bytes) -> dict[str, Any]:

@@ -200,6 +200,12 @@ def test_a_long_card_is_cut_to_what_a_database_holds(tmp_path: Path) -> None:
     assert _card(tmp_path / "nothing") is None
 
 
+def test_a_card_is_shown_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "planted-secret-value")
+    (tmp_path / "README.md").write_text("# A card\n\nFrom s3://me:planted@bucket with planted-secret-value.\n")
+    assert _card(tmp_path) == "# A card\n\nFrom s3://***@bucket with ***."
+
+
 @pytest.mark.slow
 def test_a_model_may_stay_where_it_is(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)

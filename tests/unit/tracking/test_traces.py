@@ -45,6 +45,17 @@ def test_a_trace_has_its_calls_with_prompt_reply_and_finish_reason(tmp_path: Pat
     assert logged["a"].info.request_preview == '{"row": "a"}'
 
 
+def test_the_trace_of_a_row_that_failed_says_so(tmp_path: Path, network: Network) -> None:
+    failed, fine = trace("a"), trace("b")
+    failed["spans"][0]["outputs"] = {"uncertainty": None, "status": "quarantined", "error": "parse: no number"}
+    fine["spans"][0]["outputs"] = {"uncertainty": 0.5, "status": "ok", "error": "one of two replies has no number"}
+    tracker = tracker_of(tmp_path)
+    with tracker.run("elicit", tmp_path, {}) as run:
+        run.traces(lambda: [failed, fine])
+    states = {one.info.client_request_id: (one.info.state, one.data.spans[0].status.status_code) for one in found(tracker, run)}
+    assert states == {"a": ("ERROR", "ERROR"), "b": ("OK", "OK")}
+
+
 def test_traces_wait_for_a_server_that_is_away_and_are_logged_once(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
