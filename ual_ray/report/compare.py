@@ -36,7 +36,7 @@ from ual_ray.report.gather import (
 from ual_ray.report.judged import settled
 from ual_ray.report.primary import SEED_FOLDER, decisive, planned_seeds
 from ual_ray.run.stage_cache import DONE_FILE
-from ual_ray.stats.alignment import COLUMNS, Absent, copied_seeds
+from ual_ray.stats.alignment import COLUMNS, NOBODY, Absent, copied_seeds
 from ual_ray.stats.comparison import Role, compare_models, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_results, read_tokens
@@ -90,7 +90,9 @@ def make_findings(
     roles = {arm: _role(content["figures"]) for arm, content in done.items() if content is not None} | {BASE: BASE_ROLE}
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
-    compared = replace(compared, absent=(*compared.absent, *_left_out(root, roles, primary)))
+    nobody_has = {one.measure for one in compared.absent if one.reason == NOBODY} | (set() if folders["judged"] else {WIN_RATE})
+    left_out = _left_out(root, roles, [name for name in primary if name not in nobody_has])
+    compared = replace(compared, absent=(*compared.absent, *left_out))
     findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=replace(compared, chosen_after=chosen_after),
@@ -115,10 +117,10 @@ def make_findings(
     return replace(findings, comparisons=settled(findings))
 
 
-def _left_out(root: Path, roles: Mapping[str, Role], primary: Sequence[str]) -> Iterator[Absent]:
+def _left_out(root: Path, roles: Mapping[str, Role], measures: Sequence[str]) -> Iterator[Absent]:
     """List the UAL arms that have results below the root and are not in the report: who saw them may have dropped them.
 
-    They count in the correction as arms that are inconclusive.
+    They count in the correction as arms that are inconclusive. measures: primary ones that arms of the report have.
     """
     homes = {
         home.name: home for place in ("", f"{SEED_FOLDER}*/") for home in root.glob(f"{place}arms/*") if home.name not in roles
@@ -128,7 +130,7 @@ def _left_out(root: Path, roles: Mapping[str, Role], primary: Sequence[str]) -> 
         recorded = get_nested(read_json(smoothed / DONE_FILE), "figures") if smoothed else None
         if recorded and _role(recorded) == "ual" and newest_stage(home / "evaluate"):
             references = [model for model, role in roles.items() if role in ("sft", "control")]
-            yield from (Absent(arm, other, name, LEFT_OUT) for other in references for name in primary if name != WIN_RATE)
+            yield from (Absent(arm, other, name, LEFT_OUT) for other in references for name in measures)
 
 
 def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, StageFolders]:

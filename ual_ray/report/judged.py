@@ -92,8 +92,9 @@ def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:
 
 def settled(findings: Findings) -> Comparisons:
     """Give the primary comparisons their verdicts, in their order with the win rates; name the pairs that were not judged."""
-    found, _ = settle(findings.comparisons, findings.roles, _p_values(judged_chains(findings)))
-    return replace(found, absent=(*found.absent, *_not_judged(findings)))
+    compared = findings.comparisons
+    compared = replace(compared, absent=(*compared.absent, *_not_judged(findings)))
+    return settle(compared, findings.roles, _p_values(judged_chains(findings)))[0]
 
 
 def _not_judged(findings: Findings) -> list[Absent]:

@@ -77,8 +77,8 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
         if entry.primary:
             family = families.setdefault(_family(entry, roles), {})
             family.setdefault(entry.arm, {}).setdefault(measure_of(entry), []).append(place)
-    # While others have these measures; win rates have chains of their own.
-    absent = [one for one in found.absent if one.reason != NOBODY and one.measure != WIN_RATE]
+    # While others have these measures.
+    absent = [one for one in found.absent if one.reason != NOBODY and (judged or one.measure != WIN_RATE)]
     for one in absent:
         families.setdefault(_family(one, roles), {}).setdefault(one.arm, {}).setdefault(one.measure, [])
     if judged and WIN_RATE in found.primary:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from finished_runs import MAPS, N, calibrated, console, evaluated, finished, run_of
+from scipy import stats
 from typer.testing import CliRunner
 
 from ual_ray.cli.app import app
@@ -24,6 +25,7 @@ from ual_ray.report.caveats import absent_lines
 from ual_ray.report.compare import make_findings
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage, relative_to
+from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.step import report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
@@ -459,25 +461,70 @@ def test_an_arm_that_was_dropped_from_the_configuration_after_its_results_still_
     tmp_path: Path,
 ) -> None:
     """Who drops the arms that were not better would find the one that is better by chance."""
-    root, seeds = scenario_of(tmp_path / "all", [0, 1, 2], [0, 1, 2]), (0, 1, 2)
-    stages = {"evaluated": "evaluate", "calibrated": "calibrate", "smoothed": "smooth"}
-    for seed in seeds:
-        for tried in ("other", "another"):
-            shutil.copytree(root / f"seed-{seed}" / "arms" / "ual", root / f"seed-{seed}" / "arms" / tried)
-        shutil.copytree(root / f"seed-{seed}" / "arms" / "sft", root / f"seed-{seed}" / "arms" / "more_sft")
-
-    def found(arms: list[str]) -> Findings:
-        by_seed = {}
-        for seed in seeds:
-            home = root / f"seed-{seed}" / "arms"
-            folders = {kind: {arm: home / arm / stage / "k" for arm in arms} for kind, stage in stages.items()}
-            by_seed[seed] = StageFolders(**folders)
-        return make_findings(by_seed, Config().evaluate, 0, root)
-
+    root = with_more_arms(tmp_path / "all", ["held_out.nll_adjusted"])
     p_values = [
-        next(x.p_holm for x in found(["sft", "ual", *more]).comparisons.entries if x.primary and x.arm == "ual")
+        next(x.p_holm for x in found_of(root, more).comparisons.entries if x.primary and x.arm == "ual")
         for more in ([], ["other"], ["other", "another"])
     ]
     assert p_values == [pytest.approx(p_values[-1])] * 3 and p_values[0] > 0
-    (told,) = absent_lines(found(["sft", "ual", "other"]).comparisons)
+    (told,) = absent_lines(found_of(root, ["other"]).comparisons)
     assert "another - sft" in told and "more_sft" not in told
+
+
+def with_more_arms(root: Path, measures: list[str]) -> Path:
+    """Write an experiment with three arms by uncertainty, and two without smoothing."""
+    scenario_of(root, [0, 1, 2], [0, 1, 2])
+    (root / "primary.json").write_text(json.dumps(described(measures) | {"confidence": 0.9, "seeds": [0, 1, 2]}))
+    for seed in range(3):
+        home = root / f"seed-{seed}" / "arms"
+        for tried in ("other", "another"):
+            shutil.copytree(home / "ual", home / tried)
+        shutil.copytree(home / "sft", home / "more_sft")
+    return root
+
+
+def found_of(root: Path, more: list[str], rates: tuple[float, ...] = ()) -> Findings:
+    """Compare the arms sft, ual and `more`; rates: the win rates of all but sft under each seed."""
+    arms, stages = ["sft", "ual", *more], {"evaluated": "evaluate", "calibrated": "calibrate", "smoothed": "smooth"}
+    by_seed = {}
+    for seed in range(3):
+        home = root / f"seed-{seed}"
+        folders = {kind: {arm: home / "arms" / arm / stage / "k" for arm in arms} for kind, stage in stages.items()}
+        judged = {f"{arm}-vs-sft": home / "judge" / f"{arm}-vs-sft" / "k" for arm in arms[1:] if rates}
+        for key, folder in judged.items():
+            if not folder.exists():
+                names = ("win_rate", "win_rate", "low", "high")
+                overall = {f"length_controlled_{name}": rates[seed] for name in names} | {
+                    "n": 120,
+                    "n_valid": 120,
+                    "longer": 0.5,
+                }
+                content = {"candidate": key.split("-")[0], "reference": "sft", "win_rates": {"overall": overall}}
+                write_record(finished(folder, {}) / "win_rates.json", content | {"benchmarks": ["chat"], "judge": "big"})
+        by_seed[seed] = StageFolders(**folders, judged=judged)
+    return make_findings(by_seed, Config().evaluate.model_copy(update={"confidence": 0.9}), 0, root)
+
+
+@pytest.mark.parametrize("primary", [["win_rate"], ["win_rate", "held_out.nll_adjusted"], ["held_out.nll_adjusted"]])
+def test_win_rates_count_dropped_arms_as_other_measures_do(tmp_path: Path, primary: list[str]) -> None:
+    """Of three arms, one has 60, 62 and 64%: t = 12 / (2 / sqrt(3)) with two degrees of freedom."""
+    root = with_more_arms(tmp_path / "all", primary)
+    (alone,) = judged_verdicts(found := found_of(root, [], (60.0, 62.0, 64.0)))
+    p_value = 2 * stats.t.sf(12 / (2 / 3**0.5), 2)
+    assert alone.p_value == pytest.approx(p_value, rel=1e-6)
+    assert (alone.p_holm, alone.verdict) == (pytest.approx(3 * p_value, rel=1e-6), "better")
+    told = [line for line in absent_lines(found.comparisons) if "counts in the correction" in line]
+    assert [line.split(" is ")[0] for line in told] == primary and all("another - sft, other - sft" in line for line in told)
+    # All three are as good, so each has the p-value of three.
+    every = judged_verdicts(found_of(root, ["other", "another"], (60.0, 62.0, 64.0)))
+    assert [(one.rate.arm, one.p_holm) for one in every] == [(arm, alone.p_holm) for arm in ("ual", "other", "another")]
+
+
+@pytest.mark.parametrize("measure", ["gsm8k.exact_match_strict", "win_rate"])
+def test_a_measure_that_nobody_has_is_left_out_whatever_arms_were_dropped(tmp_path: Path, measure: str) -> None:
+    root = with_more_arms(tmp_path / "all", [measure, "held_out.nll_adjusted"])
+    found = found_of(root, [])
+    (entry,) = (x for x in found.comparisons.entries if x.primary and x.arm == "ual")
+    assert (entry.p_holm, entry.verdict) == (pytest.approx(3 * entry.p_value), "better")
+    told = [line for line in absent_lines(found.comparisons) if "counts in the correction" in line]
+    assert [line.split(" is ")[0] for line in told] == ["held_out.nll_adjusted"]

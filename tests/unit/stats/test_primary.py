@@ -85,6 +85,17 @@ def test_a_measure_that_one_reference_lacks_passes_no_gate() -> None:
     assert verdicts(replace(alone, absent=(replace(absent, reason=NOBODY),))) == [BETTER] * 3
 
 
+def test_arms_without_win_rates_count_where_others_have_them() -> None:
+    """Each is one hypothesis more, whatever its references."""
+    lacking = [Absent(arm, reference, RATE, "dropped") for arm in ("other", "gone") for reference in ("plain", "mixed")]
+    for count, arms in ((0, 1), (1, 2), (2, 2), (4, 3)):
+        comparisons = replace(found(primary=(RATE,)), absent=tuple(lacking[:count]))
+        (step,) = settle(comparisons, ROLES, {"mine": [[0.02]]})[1]["mine"]
+        assert step.p_values == (pytest.approx(arms * 0.02),)
+    comparisons = replace(found(entry(NLL, 0.01), primary=(RATE, NLL)), absent=tuple(lacking))
+    assert verdicts(comparisons, {}) == [BETTER], "a measure that nobody has is left out"
+
+
 @pytest.mark.parametrize("others", [{"seeds": 2}, {"reason": "answers were cut"}])
 def test_what_allows_no_verdict_passes_no_gate(others: dict[str, Any]) -> None:
     assert verdicts(found(entry(MATCH, 0.001, **others), entry(NLL, 0.001))) == [UNSURE, EXPLORATORY]
