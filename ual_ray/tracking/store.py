@@ -49,7 +49,7 @@ from ual_ray.tracking.compat_mlflow import (
 )
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import EXISTS, log_model, measured_model
-from ual_ray.tracking.run import CHANGED
+from ual_ray.tracking.run import CHANGED, STEPS_FILE
 from ual_ray.tracking.run_file import resolve_run
 
 # Of a trace's inputs and outputs in the list of traces, in characters.
@@ -258,6 +258,8 @@ class Store:
         if known is None and (waited or not content["new"]):
             known = self._find(local)
         if known is None or not self._reopened(known):
+            if known and not waited:
+                (Path(content["folder"]) / STEPS_FILE).unlink(missing_ok=True)  # they were in the deleted run
             tags, experiment = {"ual_ray.version": __version__, LOCAL_ID: local, **content["tags"]}, self.experiment_id
             if content["parent"]:
                 tags[PARENT_RUN_ID] = self.real_id(content["parent"])

@@ -180,11 +180,11 @@ def test_an_operation_on_which_the_store_always_fails_is_given_up(tmp_path: Path
 def test_a_deleted_run_is_opened_anew(tmp_path: Path, network: Network) -> None:
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as first:
-        pass
+        first.metrics({"nll": 2.0}, 7)
     tracker.client.delete_run(first.id)
     tracker = tracker_of(tmp_path)
     with tracker.run("train", tmp_path, {}) as second:
-        pass
+        assert second.last_step("nll") == -1, "it gets all steps, not only those after the last one of the deleted run"
     assert second.id != first.id and set(runs_of(tracker)) == {"train"}
     assert tracker.failures == 0
 
