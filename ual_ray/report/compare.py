@@ -91,7 +91,7 @@ def make_findings(
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
     nobody_has = {one.measure for one in compared.absent if one.reason == NOBODY} | (set() if folders["judged"] else {WIN_RATE})
-    left_out = _left_out(root, roles, [name for name in primary if name not in nobody_has])
+    left_out = _left_out(root, roles, [name for name in primary if name not in nobody_has] or primary)
     compared = replace(compared, absent=(*compared.absent, *left_out))
     findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
@@ -120,7 +120,8 @@ def make_findings(
 def _left_out(root: Path, roles: Mapping[str, Role], measures: Sequence[str]) -> Iterator[Absent]:
     """List the UAL arms that have results below the root and are not in the report: who saw them may have dropped them.
 
-    They count in the correction as arms that are inconclusive. measures: primary ones that arms of the report have.
+    They count in the correction as arms that are inconclusive. measures: primary ones that models of the report have, or where
+    they have none, for the win rates that do not decide, all.
     """
     homes = {
         home.name: home for place in ("", f"{SEED_FOLDER}*/") for home in root.glob(f"{place}arms/*") if home.name not in roles
