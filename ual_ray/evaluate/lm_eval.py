@@ -2,7 +2,8 @@
 
 Its samples become result rows, so that its tasks are compared question by question like benchmarks. A benchmark is a task or a
 group as it was asked for; the rows of a group name their subtask as source. A score of a row is kept only if the harness's
-figure of the task is its mean: others, such as F1 or instruction-level accuracy, have no value per question.
+figure of the benchmark is its mean: others, such as F1 or instruction-level accuracy, have no value per question. So a group
+whose figures are means over its tasks, whatever their questions, or that has none, stands for its tasks.
 """
 
 import logging
@@ -57,6 +58,8 @@ NAMES = {
 }
 # The harness's rounding of a mean, far below any digit that is shown.
 TOLERANCE = 1e-6
+# Raise it when the same results make other rows.
+ROWS_VERSION = 2
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +73,7 @@ def metric_name(results: Mapping[str, Any], task: str, key: str) -> str:
     metric, _, kind = key.partition(",")
     higher = (results.get("higher_is_better", {}).get(task) or {}).get(metric)
     direction: Direction | None = None if higher is None else "higher" if higher else "lower"
-    return NAMES.get(key) or directed(metric if kind == "none" else f"{metric}_{kind}", direction)
+    return directed(NAMES.get(key) or (metric if kind == "none" else f"{metric}_{kind}"), direction)
 
 
 def result_rows(results: Mapping[str, Any], asked: Sequence[str], common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -79,27 +82,41 @@ def result_rows(results: Mapping[str, Any], asked: Sequence[str], common: Mappin
     asked: the tasks and groups that were asked for. The id of a row depends on the question, the task's version and the number
     of examples shown, not on the model.
     """
-    groups = results.get("group_subtasks", {})
-    covered: set[str] = set()
-    for name in asked:
-        leaves = [task for task in _leaves(name, groups) if task in results["samples"]]
-        covered |= {*leaves}
+    for name, leaves in _benchmarks(results, asked).items():
+        kept = _kept(results, name, leaves)
         for task in leaves:
-            yield from _rows_of_task(results, name, task, common)
-    # A tag stands for tasks without a group: each is a benchmark.
-    for task in results["samples"]:
-        if task not in covered:
-            yield from _rows_of_task(results, task, task, common)
+            yield from _rows_of_task(results, name, task, kept, common)
 
 
-def unpaired(results: Mapping[str, Any]) -> list[str]:
-    """List the figures of tasks, as "task metric", that are not means over questions: they are in lm_eval.json alone."""
+def unpaired(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
+    """List the figures, as "task metric", that are not means over a benchmark's questions: they are in lm_eval.json alone."""
+    kept: dict[str, set[str]] = {}
+    for name, leaves in _benchmarks(results, asked).items():
+        for one in (name, *leaves):
+            kept.setdefault(one, set()).update(_kept(results, name, leaves))
     return [
         f"{task} {metric_name(results, task, key)}"
-        for task, samples in results["samples"].items()
+        for task in dict.fromkeys([*results["samples"], *asked])
         for key, value in results["results"].get(task, {}).items()
-        if is_figure(key, value) and key not in _kept(results, task, samples)
+        if is_figure(key, value) and key not in kept.get(task, set())
     ]
+
+
+def _benchmarks(results: Mapping[str, Any], asked: Sequence[str]) -> dict[str, list[str]]:
+    """List the benchmarks with their tasks: what was asked for, or its tasks where no figure is of all questions."""
+    groups = results.get("group_subtasks", {})
+    found: dict[str, list[str]] = {}
+    covered: set[str] = set()
+    for name in asked:
+        leaves = [task for task in dict.fromkeys(_leaves(name, groups)) if task in results["samples"]]
+        covered |= {*leaves}
+        kept = _kept(results, name, leaves)
+        found |= {name: leaves} if kept else {}
+        # Where all tasks have one figure, as 0 of a small model, either mean is it: other models have the group or its tasks.
+        alike = any(len({results["results"][task].get(key) for task in leaves}) == 1 for key in kept)
+        found |= {task: [task] for task in leaves} if alike or not kept else {}
+    # A tag stands for tasks without a group: each is a benchmark.
+    return found | {task: [task] for task in results["samples"] if task not in covered}
 
 
 def is_figure(key: str, value: Any) -> bool:
@@ -117,10 +134,11 @@ def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
     return isinstance(value, Real | np.bool_)
 
 
-def _kept(results: Mapping[str, Any], task: str, samples: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Name the metrics, "metric,filter", whose figure is the mean of the samples' numbers."""
+def _kept(results: Mapping[str, Any], name: str, leaves: Sequence[str]) -> set[str]:
+    """Name the metrics, "metric,filter", whose figure of a task or group is the mean of all its samples' numbers."""
+    samples = [sample for task in leaves for sample in results["samples"][task]]
     kept = set()
-    for key, figure in results["results"].get(task, {}).items():
+    for key, figure in results["results"].get(name, {}).items():
         metric, _, kind = key.partition(",")
         found = [sample.get(metric) for sample in samples if sample["filter"] == kind]
         values = [float(value) for value in found if _is_number(value)]
@@ -132,12 +150,12 @@ def _kept(results: Mapping[str, Any], task: str, samples: Sequence[Mapping[str, 
     return kept
 
 
-def _rows_of_task(results: Mapping[str, Any], name: str, task: str, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows_of_task(
+    results: Mapping[str, Any], name: str, task: str, kept: set[str], common: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """Put the samples of one question together: there is one for every filter of the answer."""
-    samples = results["samples"][task]
-    kept = _kept(results, task, samples)
     by_question: dict[Any, list[Mapping[str, Any]]] = {}
-    for sample in samples:
+    for sample in results["samples"][task]:
         by_question.setdefault(sample["doc_id"], []).append(sample)
     asked_as = [benchmark_of(name), task, results.get("versions", {}).get(task), results.get("n-shot", {}).get(task)]
     seen: Counter[str] = Counter()
@@ -225,7 +243,7 @@ def evaluate_with_harness(config: Config, name: str, tasks: Sequence[str], folde
         "name": name,
         col.MODEL_DIGEST: fingerprint,
         "rows": len(rows),
-        "unpaired": unpaired(results),
+        "unpaired": unpaired(results, tasks),
         "figures": [value.as_dict() for value in measure(read_results(folder))],
         "harness": [value.as_dict() for value in values],
     }

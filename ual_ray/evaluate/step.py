@@ -14,7 +14,7 @@ from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
-from ual_ray.evaluate.lm_eval import evaluate_with_harness, is_task_file, task_digests
+from ual_ray.evaluate.lm_eval import ROWS_VERSION, evaluate_with_harness, is_task_file, task_digests
 from ual_ray.formatting import count_list, plural
 from ual_ray.parquet import content_digest, read_table
 from ual_ray.run.progress import meter
@@ -138,6 +138,7 @@ def harness_step(
         "engine": engine_settings(evaluation.engine_of(config), "answers"),
         "tasks": task_digests(tasks),
         "lm_eval": _harness_version(),
+        "rows": ROWS_VERSION,
         "name": name,
     }
     tags = {STAGE_TAG: "evaluate", ARM_TAG: name, MODEL_TAG: config.model}

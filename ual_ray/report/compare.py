@@ -24,6 +24,7 @@ from ual_ray.errors import UserError
 from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
 from ual_ray.report.gather import (
     StageFolders,
+    check_harness,
     find_harness,
     find_results,
     inputs_of,
@@ -188,23 +189,28 @@ def _answers(
     rows: dict[str, dict[int, pa.Table]] = {}
     models: dict[str, dict[int, str]] = {}
     evaluated, harness = by_model(by_seed, "evaluated"), by_model(by_seed, "harness")
+    used: list[tuple[str, Path, list[str]]] = []
     for model in dict.fromkeys([*evaluated, *harness]):
         for number in sorted({*evaluated.get(model, {}), *harness.get(model, {})}):
             own, more = evaluated.get(model, {}).get(number), harness.get(model, {}).get(number, [])
-            rows.setdefault(model, {})[number], digest = read_all_results(own, more)
+            rows.setdefault(model, {})[number], digest, tasks = read_all_results(own, more)
+            used += [(model, folder, those) for folder, those in tasks.items() if folder != own]
             if digest:
                 models.setdefault(model, {})[number] = digest
             answers.setdefault(model, {})[number] = [*filter(None, [own]), *more]
+    check_harness(used, {BASE}.union(*(stages.smoothed for stages in by_seed.values())))
     return answers, rows, models
 
 
-def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> tuple[pa.Table, str | None]:
-    """Read a model's results (COLUMNS), of every task of the harness the newest ones, and the model's digest, if known.
+def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> tuple[pa.Table, str | None, dict[Path, list[str]]]:
+    """Read a model's results (COLUMNS), of every task of the harness the newest ones.
+
+    Returns them, the model's digest, if known, and the sources by the folder that they are read from.
 
     Results of the harness on another model of the same name, such as one that was trained before, are left out.
     """
     parts = [] if evaluated is None else [evaluated]
-    model, tables, seen = None, [], set[str]()
+    model, tables, seen, used = None, [], set[str](), dict[Path, list[str]]()
     for folder in [*parts, *reversed(harness)]:
         table = read_results(folder, [*COLUMNS, col.MODEL_DIGEST])
         digests = table[col.MODEL_DIGEST].drop_null().unique().to_pylist()
@@ -214,8 +220,9 @@ def read_all_results(evaluated: Path | None, harness: Sequence[Path]) -> tuple[p
             continue
         new = pa.compute.invert(pa.compute.is_in(table[col.BENCHMARK], pa.array(sorted(seen), pa.string())))
         tables.append(table.filter(new).select(COLUMNS))
+        used[folder] = tables[-1][col.SOURCE].drop_null().unique().to_pylist()
         seen |= {*table[col.BENCHMARK].unique().to_pylist()}
-    return pa.concat_tables(tables), model
+    return pa.concat_tables(tables), model, used
 
 
 def _without(copies: Mapping[str, Mapping[int, int]], found: Mapping[str, Mapping[int, Found]]) -> dict[str, dict[int, Found]]:

@@ -3,10 +3,12 @@
 Those that are compared have in common a method per arm, a way of measuring, and one model from stage to stage.
 """
 
+import json
 import logging
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +52,9 @@ MEASURING = {
     "calibrate": ("evaluate", "max_model_len", "statistics"),
     "judge": ("measuring", "benchmarks", "figures"),
 }
+# Of a task of lm-evaluation-harness, what changes neither its questions, whose ids are those of their content, nor the scores.
+# `metadata` has the model's path.
+NOT_MEASURING = ("metadata", "task_alias", "tag", "process_docs", "dataset_path", "dataset_name", "dataset_kwargs")
 MEASURED = {"evaluate": "evaluated", "calibrate": "calibrated", "judge": "judged"}
 AGAIN = "run the command that made them again with the configuration to report on: it does what is missing, and no more"
 logger = logging.getLogger(__name__)
@@ -91,6 +96,34 @@ def check_measuring(stage: str, folders: Iterable[tuple[str, Path]]) -> None:
                     expected="the same questions and settings, or a difference may be one of these",
                     fix=AGAIN,
                 )
+
+
+def check_harness(used: Iterable[tuple[str, Path, Sequence[str]]], arms: Set[str]) -> None:
+    """Raise UserError where models were given a task of lm-evaluation-harness in different ways, as far as that is recorded.
+
+    used: models, folders, and the tasks in them that count. arms: the models that also need one engine and harness.
+    """
+    first: dict[tuple[str, str], tuple[str, Path, Any]] = {}
+    for model, folder, tasks in used:
+        inputs, content = inputs_of(folder), read_json(folder / col.HARNESS_FILE)
+        own = {key: inputs[key] for key in ("engine", "lm_eval") if model in arms and key in inputs}
+        for task in tasks:
+            settings = get_nested(content, "configs", task)
+            for what, value in (own | ({"task": _measuring_of(settings)} if settings else {})).items():
+                known, place, before = first.setdefault((task, what), (model, folder, value))
+                if found := _told(what, before, value):
+                    raise UserError(
+                        f"'{known}' and '{model}' were given {task} by lm-evaluation-harness in different ways",
+                        got=f"{place} there, {folder} now: {found}",
+                        expected="one task, engine and version of the harness, or a difference may be one of these",
+                        fix=AGAIN,
+                    )
+
+
+def _measuring_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a task's settings what its scores depend on; functions without a source have their address in memory."""
+    kept = {key: json.dumps(value, sort_keys=True) for key, value in settings.items() if key not in NOT_MEASURING}
+    return {key: re.sub(r" at 0x[0-9a-f]+", "", value) for key, value in kept.items()}
 
 
 def _told(what: str, there: Any, now: Any) -> str | None:

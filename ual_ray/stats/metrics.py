@@ -186,8 +186,8 @@ def metric_of(name: str) -> Metric:
 
 
 def directed(name: str, direction: Direction | None) -> str:
-    """Let the name of a metric tell its direction, where the table has none and it is known."""
-    return name if name in METRICS or direction is None else name + DIRECTED[direction]
+    """Let the name of a metric tell its direction, where it is known, and the table has none or the other one."""
+    return name if direction in (None, metric_of(name).direction) else name + DIRECTED[direction]
 
 
 def difference_unit(name: str) -> tuple[str, float]:

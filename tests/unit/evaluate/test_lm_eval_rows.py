@@ -116,8 +116,35 @@ def test_a_group_is_one_benchmark_with_its_subtasks_as_sources() -> None:
     assert {*alone} == {f"lm_eval.{name}" for name in ("gsm8k", "mmlu_law", "mmlu_art", "ifeval", "text")}
 
 
+@pytest.mark.parametrize("figures", [{"acc,none": 0.9}, {}], ids=["mean over tasks", "none"])
+def test_a_group_without_a_figure_of_its_questions_stands_for_its_tasks(figures: dict[str, float]) -> None:
+    results = output()
+    results["results"]["mmlu"] = figures
+    found = {(value.benchmark, value.metric): value.value for value in measure(table(results))}
+    assert ("lm_eval.mmlu", "accuracy") not in found
+    assert (found["lm_eval.mmlu_law", "accuracy"], found["lm_eval.mmlu_art", "accuracy"]) == (0.5, 1.0)
+    assert ("mmlu accuracy" in unpaired(results, ASKED)) == bool(figures)
+
+
+def test_a_group_whose_tasks_are_alike_is_there_as_group_and_as_tasks() -> None:
+    results = output()
+    for task in ("mmlu", "mmlu_law", "mmlu_art"):
+        results["results"][task] = {"acc,none": 0.0}
+        for one in results["samples"].get(task, ()):
+            one["acc"] = 0.0
+    found = {row["benchmark"] for row in result_rows(results, ["mmlu"], MODEL)}
+    assert {"lm_eval.mmlu", "lm_eval.mmlu_law", "lm_eval.mmlu_art"} <= found
+
+
+def test_a_task_that_is_asked_for_twice_is_one_benchmark() -> None:
+    twice = output()
+    twice["group_subtasks"]["mmlu"] = ["mmlu_law", "mmlu_inner", "mmlu_law"]
+    ids = [row["id"] for row in result_rows(twice, [*ASKED, "mmlu"], MODEL)]
+    assert len({*ids}) == len(ids) == 20
+
+
 def test_a_figure_that_is_no_mean_over_questions_is_listed_and_not_compared() -> None:
-    assert sorted(unpaired(output())) == [
+    assert sorted(unpaired(output(), ASKED)) == [
         "ifeval inst_level_strict_acc",
         "mmlu_art f1",
         "mmlu_law f1",
@@ -155,6 +182,8 @@ def test_an_unknown_metric_tells_its_direction_in_its_name(given: bool | None, d
     results = {"higher_is_better": {"t": {"chrf": given}}}
     assert metric_of(metric_name(results, "t", "chrf,none")).direction == direction
     assert metric_name({}, "t", "acc,none") == "accuracy"
+    own = {"higher_is_better": {"t": {"acc": given}}}
+    assert metric_of(metric_name(own, "t", "acc,none")).direction == (direction or "higher")
     assert metric_name({}, "t", "acc,first") == "acc_first"
 
 
@@ -266,6 +295,6 @@ def test_the_real_harness_gives_rows_whose_means_are_its_figures(tmp_path: Path)
     results = simple_evaluate(model="dummy", tasks=["pick", "tell"], task_manager=manager, log_samples=True, bootstrap_iters=0)
     rows = pa.Table.from_pylist(list(result_rows(results, ["pick", "tell"], MODEL)), schema=col.RESULTS)
     figures = {(value.benchmark, value.metric, value.value) for value in bridge.metric_values(results)}
-    assert len(rows) == 40 and unpaired(results) == []
+    assert len(rows) == 40 and unpaired(results, ["pick", "tell"]) == []
     assert {(value.benchmark, value.metric, value.value) for value in measure(rows)} == figures
     assert {name for _, name, _ in figures} == {"accuracy", "accuracy_normalised", "exact_match"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
 from ual_ray.parquet import write_rows
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.table import forgetting
@@ -85,3 +87,40 @@ def test_tasks_that_a_run_measured_before_and_after_training_are_in_the_table_of
     results(root / "base" / "lm_eval" / "k", "base", {LAW: [1, 1, 1]}, "base")
     (row,) = [row for row in forgetting(compare_runs([root])).rows if LAW in row.section and row.cells[0] == "ual"]
     assert (row.cells[2:4], row.cells[-1]) == (("100.0% ± 0.0", "66.7% ± 33.3"), "3")
+
+
+def given(folder: Path, name: str, inputs: dict[str, object], task: dict[str, object], *, age: int = 0) -> None:
+    """Write results of a task with what is recorded of how it was given."""
+    results(folder, name, {LAW: [1, 0]}, name, age=age)
+    rows = [{"id": str(n), "benchmark": LAW, "source": "law", "scores": [("accuracy", 1.0)]} for n in range(2)]
+    write_rows(rows, col.RESULTS, folder / col.RESULTS_FOLDER / "rows.parquet")
+    (folder / "started.json").write_text(json.dumps({"digest": "0", "inputs": inputs}))
+    (folder / col.HARNESS_FILE).write_text(json.dumps({"configs": {"law": task}}))
+    os.utime(folder / col.HARNESS_FILE, (1e9 - age, 1e9 - age))
+
+
+TASK: dict[str, object] = {
+    "doc_to_text": "{{q}}",
+    "process_docs": "functools.partial(<function f at 0x7f1>)",
+    "metadata": {"pretrained": "a"},
+    "doc_to_choice": "<f at 0x1a>",
+}
+
+
+def test_models_that_were_given_a_task_in_different_ways_are_not_compared(tmp_path: Path) -> None:
+    root = run_of(tmp_path / "run", 1)
+    engine: dict[str, object] = {"engine": {"dtype": "bfloat16"}, "lm_eval": "0.4.13"}
+    other = TASK | {"metadata": {"pretrained": "b"}, "doc_to_choice": "<f at 0x2b>", "process_docs": "another address"}
+    given(root / "law" / "sft", "sft", engine, TASK)
+    given(root / "law" / "before", "ual", engine, TASK | {"doc_to_text": "Q: {{q}}"}, age=9)
+    given(root / "law" / "ual", "ual", engine, other)
+    compare_runs([root])
+    for name, inputs, task in (
+        ("prompt", engine, TASK | {"doc_to_text": "Q: {{q}}"}),
+        ("engine", engine | {"engine": {"dtype": "float32"}}, TASK),
+        ("version", engine | {"lm_eval": "0.4.12"}, TASK),
+    ):
+        given(root / "law" / name, "ual", inputs, task, age=-9)
+        with pytest.raises(UserError, match=r"'sft' and 'ual' were given law by lm-evaluation-harness in different ways"):
+            compare_runs([root])
+        shutil.rmtree(root / "law" / name)
