@@ -13,7 +13,7 @@ from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import alphas_digest, content_digest, read_table, recorded_map
+from ual_ray.parquet import RowFiles, alphas_digest, content_digest, read_table, recorded_map
 from ual_ray.plots import training
 from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
@@ -41,6 +41,8 @@ from ual_ray.train.export_dtype import with_export_dtype
 DIVERGED_FILE = "diverged.json"
 # Raise it when train.loss=eaft weighs tokens otherwise.
 EAFT_VERSION = 2
+# Raise it when rows that do not all count alike are validated at another mean alpha.
+VALIDATION_VERSION = 2
 # The version of a model that was registered after its training.
 REGISTERED_FILE, REGISTERED = "registered.json", "registered_version"
 
@@ -101,6 +103,7 @@ def train_step(
         "seed": config.seed,
         **({"first": first.name} if first else {}),
         **({"eaft": EAFT_VERSION} if config.train.loss == "eaft" else {}),
+        **({} if _count_alike(config.train, smoothed) else {"validation": VALIDATION_VERSION}),
         "prior": hashlib.sha256(Path(prior).read_bytes()).hexdigest() if prior else None,
     }
     if first and config.train.lora.rank:
@@ -140,6 +143,11 @@ def _described(session: Session, name: str, smoothed: Path, train: TrainConfig |
     if mixture:
         lineage[LINEAGE_MIXTURE] = ", ".join(f"{source}: {weight:g}" for source, weight in sorted(mixture.items()))
     return config, lineage
+
+
+def _count_alike(train: TrainConfig, smoothed: Path) -> bool:
+    """Whether every row counts once in the loss."""
+    return not train.mixture and col.LOSS_WEIGHT not in RowFiles(smoothed).schema.names
 
 
 def _remembering_divergence(session: Session, step: Step, skipped: int, work: LoggedWork) -> Done:

@@ -186,6 +186,20 @@ def test_models_that_are_not_kept_are_not_registered_later(runs: Runs) -> None:
     assert runs.registered == [] and not (done.folder / step.REGISTERED_FILE).exists()
 
 
+@pytest.mark.parametrize(
+    ("weighted", "mixture", "trained"), [(False, "{}", 1), (True, "{}", 2), (False, "{dolly: 1, gsm8k: 2}", 2)]
+)
+def test_rows_that_do_not_count_alike_are_trained_again_where_they_were_validated_at_another_mean_alpha(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, weighted: bool, mixture: str, trained: int
+) -> None:
+    added = {col.LOSS_WEIGHT: [1.0]} if weighted else {}
+    write_table(pa.table({col.ID: ["a"], col.ALPHA: [0.1], col.SOURCE: ["dolly"], **added}), runs.smoothed)
+    runs.step(mixture=mixture)
+    monkeypatch.setattr(step, "VALIDATION_VERSION", step.VALIDATION_VERSION + 1)
+    runs.step(mixture=mixture)
+    assert runs.trained == trained
+
+
 def test_where_a_training_starts_is_in_the_lineage_and_counts(runs: Runs, tmp_path: Path) -> None:
     runs.step()
     assert LINEAGE_CONTINUED not in runs.tags
