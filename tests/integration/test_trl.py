@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.integrations import SmoothedCollator, smoothed, smoothed_loss
 from ual_ray.integrations.trl import SmoothedSFTTrainer
@@ -175,6 +176,19 @@ def test_means_are_over_target_tokens_however_they_are_split(tiny_model: Path, r
 def test_another_loss_is_refused(tiny_model: Path, rows: Dataset, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="has its own loss"):
         SmoothedSFTTrainer(args=settings(tmp_path, **options), train_dataset=rows, **load(tiny_model))
+
+
+def test_parts_of_messages_that_trl_does_not_read_are_refused(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:
+    def written(extra: dict[str, Any]) -> Dataset:
+        """Rows as `ual smooth` writes them."""
+        turns = [col.with_extra(col.Message(role=r, content=c), **extra) for r, c in (("user", "Hi."), ("assistant", "Ho."))]
+        plain = [col.Message(role="user", content="Hi.", extra=None), col.Message(role="assistant", content="Ho.", extra=None)]
+        return Dataset.from_list([{"messages": plain, "alpha": 0.1}, {"messages": turns, "alpha": 0.1}])
+
+    SmoothedSFTTrainer(args=settings(tmp_path), train_dataset=written({"reference": "Ha."}), **load(tiny_model))
+    for extra in ({"tool_calls": [{"name": "f"}]}, {"reasoning_content": "Hm."}):
+        with pytest.raises(UserError, match=f"(?s)without parts of them.*{next(iter(extra))}"):
+            SmoothedSFTTrainer(args=settings(tmp_path), train_dataset=written(extra), **load(tiny_model))
 
 
 def test_truncation_keeps_alphas_with_their_rows(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ transformers:
     )
 
 TRL: `ual_ray.integrations.trl.SmoothedSFTTrainer` in place of SFTTrainer, with the same arguments and rows that have an
-`alpha` column; with packing and padding-free batches too. What `ual smooth` writes is such a data set.
+`alpha` column; with packing and padding-free batches too. What `ual smooth` writes is such a data set, as long as its messages
+are text alone: TRL would not read their tool calls or reasoning.
 """
 
 from ual_ray.integrations.forward import SmoothedCollator, SmoothedOutput, smoothed, smoothed_loss

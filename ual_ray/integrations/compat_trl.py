@@ -12,6 +12,7 @@ from typing import Any
 from trl import SFTTrainer, pack_dataset
 
 from ual_ray import columns as col
+from ual_ray.errors import UserError
 
 SPREAD = (col.ALPHA, col.LOSS_WEIGHT)
 PACKED = ("input_ids", "labels", *SPREAD)
@@ -44,6 +45,9 @@ class AlphaColumnSFTTrainer(SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
+        first = next(iter(dataset))
+        if any("extra" in message for message in first.get("messages") or () if isinstance(message, dict)):
+            dataset = dataset.map(_check_messages)
         prepare, rest = super()._prepare_dataset, (formatting_func, dataset_name)
         if not packing or args.max_length is None:
             return prepare(dataset, processing_class, args, packing, *rest)
@@ -58,6 +62,18 @@ class AlphaColumnSFTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SPREAD]))
+
+
+def _check_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """Raise UserError for what rows of `ual smooth` hold of a message besides its text, which TRL does not read."""
+    given = {key for message in row["messages"] if isinstance(message.get("extra"), str) for key in col.extra_of(message)}
+    if left_out := sorted(given - {col.REFERENCE}):
+        raise UserError(
+            "TRL would train messages without parts of them",
+            got=f"{', '.join(left_out)} in the column 'extra' of messages",
+            fix="use `ual train`, which hands them to the chat template, or leave these rows out",
+        )
+    return {}
 
 
 def _spread(row: dict[str, Any]) -> dict[str, Any]:
