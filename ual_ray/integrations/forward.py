@@ -142,7 +142,7 @@ def _check_batch(causal_lm: Any, unread: set[str], mixes_packs: bool, batch: Map
             fix="leave the others out, or train with the model's own loss",
         )
     positions = batch.get("position_ids")
-    if mixes_packs and batch.get("attention_mask") is None and positions is not None and ((positions == 0).sum(1) > 1).any():
+    if mixes_packs and batch.get("attention_mask") is None and positions is not None and (positions.diff(dim=1) != 1).any():
         raise UserError(
             f"{type(causal_lm).__name__} cannot be trained on packed or padding-free batches",
             got="layers in which the samples of a pack reach each other",
@@ -204,6 +204,9 @@ class SmoothedCollator:
         weights = [_per_token(row, col.LOSS_WEIGHT) for row in rows] if any(col.LOSS_WEIGHT in row for row in rows) else []
         plain = [{name: value for name, value in row.items() if name not in OWN} for row in rows]
         batch = dict(self._collator(plain))
+        if "attention_mask" not in batch and len(rows) > 1 == len(batch["input_ids"]):
+            # Only positions keep flattened rows apart; collators may leave that to lengths for one kernel.
+            batch.setdefault("position_ids", torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None])
         labels = batch["labels"].clone()
         labels[:, 0] = IGNORE_INDEX
         if "attention_mask" in batch:

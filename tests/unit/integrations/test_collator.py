@@ -44,6 +44,12 @@ def test_flattening_ends_each_row_where_the_next_begins() -> None:
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
 
 
+def test_flattened_rows_have_positions_where_the_collator_gives_lengths_alone() -> None:
+    batch = SmoothedCollator(DataCollatorWithFlattening(return_position_ids=False, return_flash_attn_kwargs=True))(ROWS)
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
+
+
 def test_a_pack_has_an_alpha_per_token() -> None:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 

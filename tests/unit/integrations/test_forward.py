@@ -199,6 +199,8 @@ def test_packs_are_refused_where_their_samples_reach_each_other(rows: Any) -> No
     bloom = smoothed(AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)))
     with pytest.raises(UserError, match=r"BloomForCausalLM cannot be trained on packed or padding-free batches"):
         bloom(**SmoothedCollator(flat)(rows[2:4]))
+    with pytest.raises(UserError, match=r"BloomForCausalLM cannot be trained on packed or padding-free batches"):
+        bloom(**SmoothedCollator(DataCollatorWithFlattening(position_ids_start=1))(rows[2:4]))
     bloom(**SmoothedCollator(flat)(rows[2:3]))
 
 
