@@ -24,6 +24,7 @@ def record(config: Config, root: Path) -> dict[str, Any]:
     """Write the primary measures with their digest, the level and the seeds to `root`/primary.json; return what it has.
 
     Where there are results, it stays as it is, but for seeds that were too few for a verdict: nobody can have stopped at one.
+    Those that have results stay planned, or who looks at two at a time could keep the best three of many.
     """
     file, seeds = root / PRIMARY_FILE, {SEEDS: [*config.experiment.seeds]}
     recorded = described(config.primary_measures()) | {CONFIDENCE: config.evaluate.confidence} | seeds
@@ -31,10 +32,15 @@ def record(config: Config, root: Path) -> dict[str, Any]:
         known = read_json(file)
         if known is None or len(known.get(SEEDS, seeds[SEEDS])) >= MIN_SEEDS:
             return known or described(UNRECORDED)
-        recorded = known | seeds
+        seen = {seed for seed in known.get(SEEDS, ()) if _has_results(root, seed)}
+        recorded = known | {SEEDS: sorted(seen.union(seeds[SEEDS]))}
     root.mkdir(parents=True, exist_ok=True)
     write_json(file, recorded)
     return recorded
+
+
+def _has_results(root: Path, seed: int) -> bool:
+    return next(root.glob(f"{SEED_FOLDER}{seed}/{RESULTS[0]}"), None) is not None
 
 
 def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
