@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ual_ray.benchmarks.math_check import Checker
-from ual_ray.data.answers import ANSWER_IS, BOXED, FORMULA, in_ascii, plain_numbers, unit_of, until_closed
+from ual_ray.data.answers import ANSWER_IS, FORMULA, boxed, in_ascii, plain_numbers, unit_of
 
 _DIGITS = r"\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (
@@ -30,7 +30,7 @@ _MONTH = r"(?-i:(?:Jan|Febr?|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)(?:ua
 _DATE = rf"(?:\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?|{_MONTH}(?:\s+\d{{1,2}}(?:st|nd|rd|th)?,?)?)\s+\d{{4}}"
 # The last number of a text; a time, a date, a point and a range are more than their last number.
 _LAST = re.compile(
-    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?<![a-z]-)(?!\s)(?:\d+(?::\d\d)+|\d+([-/])\d+\1\d+"
+    r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?<![a-z]-)(?!\s)(?:\d+(?::\d\d)+|\d+_\{?(?:\d+|[a-z]+)\}?|\d+([-/])\d+\1\d+"
     rf"|{_DATE}|[(\[]-?\d[\d.]{{0,30}}(?:\s*,\s*-?\d[\d.]{{0,30}}){{1,9}}[)\]]"
     r"|(?<!\d,)\d[\d,.]{0,30}%?-\$?\d[\d,.]{0,30}(?<=\d)"
     r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:[ap]m\s+)?(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
@@ -63,7 +63,8 @@ _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _SIGN_WORD = re.compile(r"(?i)\b(?:negative|(?:(?<=^)|(?<=[:=] )|(?<=\bis ))minus)\s+(?=[$€£]?\d)")
 _SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
 _MARKUP = re.compile(
-    r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|(?<![\d)])\*{1,3}|\*{1,3}(?![\d(.])|[_`]{1,3}"
+    r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|(?<![\d)])\*{1,3}|\*{1,3}(?![\d(.])|`{1,3}"
+    r"|(?<![\w)}])_{1,3}|_{1,3}(?![\w{\\])"
     r"|\\[,;!:]|\\boxed|\\\(|\\\)|\\\[|\\\]|\$\$"
 )
 # 10:00am is 10 am.
@@ -107,6 +108,9 @@ _NAMED = re.compile(
 _AT_LEAST = re.compile(
     r"(?i)\b(?:at (?:least|most)|or (?:more|less|fewer|over|above|under|below)|and up)\b|\d\s*\+\Z|\d\s+(?:squared|cubed)\b"
 )
+# A number in a base, such as 413_5 or 413_{five}.
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+_BASED = re.compile(rf"([\da-f.]+)_\{{?(\d+|{'|'.join(_BASES)})\}}?")
 PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
@@ -133,9 +137,8 @@ def marked_answer(text: str) -> AnswerKey | None:
     text = in_ascii(text)
     if (found := _HASHES.search(text)) and len(found[1].split()) <= LONGEST_MARKED:  # a longer one is a heading
         return _short(found[1], _WORD)
-    start = text.rfind(BOXED)
-    if start >= 0 and (boxed := until_closed(text, start + len(BOXED))):
-        return _key(boxed)
+    if content := boxed(text):
+        return _key(content)
     if answers := ANSWER_IS.findall(text):
         colon = re.search(r"(?i)answer[*_]*\s*(?:is\s*)?[:=]", text)
         return _short(answers[-1], _ANY_WORD if colon else _ONE_WORD)
@@ -192,7 +195,7 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
     """Whether two answers are equal; a text without one equals nothing, not even another of its kind."""
     if first is None or second is None:
         return False
-    if None not in (first.unit, second.unit) and first.unit != second.unit:  # math-verify leaves units out
+    if other_unit(first, second):  # math-verify leaves units out
         return False
     if first.value is not None and second.value is not None:
         as_share = {first.unit, second.unit} == {PERCENT, None} and _share(first) == _share(second)  # 50% is 50, and 0.5
@@ -202,16 +205,24 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
     return _is_maths(first) and _is_maths(second) and _equal_maths(first.text, second.text)
 
 
+def other_unit(first: AnswerKey, second: AnswerKey) -> bool:
+    """Whether two answers are in different units, or in different bases."""
+    return None not in (first.unit, second.unit) and first.unit != second.unit
+
+
 def _share(key: AnswerKey) -> Fraction | None:
     return key.value / 100 if key.value is not None and key.unit == PERCENT else key.value
 
 
 def _key(answer: str, behind: str = "") -> AnswerKey | None:
     """Make the key of an answer. behind: the text that it is the start of, which may go on with its unit."""
-    text = FORMULA.sub(r"\1", _TEXT.sub(r"\1", _cleaned(answer)).rstrip(" .。"))
+    text = FORMULA.sub(r"\1", _cleaned(answer).rstrip(" .。"))
     text = re.sub(r"(?i)\b([ap])\.m\b\.?", r"\1m", text)
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
+    if based := _BASED.fullmatch(plain):
+        base = _BASES.get(based[2], based[2])
+        return AnswerKey(f"{based[1]}_{base}", None, f"base {base}")
     numbers = plain_numbers(text)
     exact = _BOUNDED.match(text) is None and _AT_LEAST.search(text) is None
     return AnswerKey(plain, _value(numbers) if exact else None, unit_of(behind or numbers), exact) if plain else None
@@ -222,7 +233,7 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 
     words: single words that are answers.
     """
-    sentence = _SENTENCE_END.split(_TEXT.sub(r"\1", _cleaned(answer)) + " ")[0].strip().rstrip(" .!")
+    sentence = _SENTENCE_END.split(_cleaned(answer) + " ")[0].strip().rstrip(" .!")
     if option := _OPTION.fullmatch(sentence) or _NAMED.fullmatch(sentence):
         return _key(option[1])
     clause = _CLAUSE.split(sentence)[0]
@@ -236,7 +247,7 @@ def _is_answer(text: str, words: re.Pattern[str]) -> bool:
 
 
 def _cleaned(text: str) -> str:
-    text = _MONEY.sub(r"\1", in_ascii(text)).replace("π", "{\\pi}")
+    text = _MONEY.sub(r"\1", in_ascii(_TEXT.sub(r"\1", text))).replace("π", "{\\pi}")
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", text)
     text = _HALF_HOUR.sub(" ", _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text)))).strip()
     return in_full(text)

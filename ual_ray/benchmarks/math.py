@@ -7,17 +7,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, in_full, same_answer
+from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, in_full, other_unit, same_answer
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
-from ual_ray.data.answers import in_ascii, until_closed
+from ual_ray.data.answers import boxed, in_ascii
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.records import name_of
 from ual_ray.engines.requests import Request, Result
 from ual_ray.stats.metrics import EXACT_MATCH_MATH
 
-BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 ANSWER_IS = re.compile(r"(?i)the (?:final )?answer is:\s*(.+)")
 ANSWER = "answer"
 # Marks of emphasis around words, not of a product, and the end of a sentence that another one follows.
@@ -32,7 +31,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 6
+    version = 7
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -74,10 +73,12 @@ class Math(Benchmark):
 
 
 def _same_or(right: bool, gold: AnswerKey | None, said: AnswerKey | None) -> bool:
-    """Correct math-verify, which reads "18 eggs" and "Monday" as other things, and "at least 18" as 18."""
+    """Correct math-verify, which reads "18 eggs" and "Monday" as other things, "at least 18" as 18, and no unit or base."""
     if gold is None or not gold.exact:
         return right
     if gold.value is not None and (said is None or not said.exact):
+        return False
+    if said is not None and other_unit(gold, said) and (None in (gold.value, said.value) or gold.value == said.value):
         return False
     told = said is not None and (None not in (gold.value, said.value) or (gold.value is None and gold.text == said.text))
     return right or (told and same_answer(gold, said))
@@ -93,11 +94,10 @@ def _given(answer: Any) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    r"""Return the content of the last \boxed{...}, else the text after the last 'The answer is:', else None."""
+    r"""Return what the last \boxed{...} contain, else the text after the last 'The answer is:', else None."""
     text = in_ascii(_EMPHASIS.sub(r"\1", text))
-    boxes = list(BOXED.finditer(text))
-    if boxes and (content := until_closed(text, boxes[-1].end())):
-        return content.strip().strip("$")
+    if content := boxed(text):
+        return content
     found = ANSWER_IS.findall(text)
     if not found:
         return None

@@ -36,8 +36,9 @@ def load() -> Any:
 def compare(gold: str, text: str) -> tuple[str | None, bool]:
     """Whether a text contains an answer equal to the gold one. Raises UserError if the library is missing."""
     library = load()
-    expected = library.parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    found = library.parse(text, parsing_timeout=None)
+    # It knows one sign of an empty set alone.
+    whole = (each.replace("\\varnothing", "\\emptyset") for each in (f"\\boxed{{{gold}}}", text))
+    expected, found = (library.parse(each, parsing_timeout=None) for each in whole)
     # The gold answer comes first, as the comparison is not symmetric: (1, 2) is accepted for 1 < x < 2, but not vice versa.
     right = bool(expected) and bool(found) and bool(library.verify(expected, found, timeout_seconds=None))
     return (str(found[-1]) if found else None), right

@@ -107,7 +107,25 @@ ANSWER_IS = re.compile(
     r"|the (?:correct|right|best) (?:option|choice) is\b:?"
     r"|^[^\w\n]*(?:final |correct )?answer[*_]*\s*(?:[:=]|[-–—→]\s)|答案\s*(?:是|为|:))\s*(.+)"
 )
-BOXED = "\\boxed{"
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# What stands between boxes that are parts of one answer: "$x = \boxed{1}$ or $x = \boxed{2}$".
+_BLANK = r"(?:[\s$]|\\[()\[\] ;]|\\quad\b)*"
+_BOX_FOLLOWS = re.compile(
+    rf"{_BLANK}(?:[,;]|\\text\s*\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b)(?:{_BLANK}\b(?:and|or)\b)?{_BLANK}(?:[A-Za-z]\s*=\s*)?"
+)
+
+
+def boxed(text: str) -> str | None:
+    r"""Return the content of the last \boxed{...}, with those that 'and', 'or' or a comma join to it: "1, 2"; None without."""
+    parts: list[str] = []
+    following = 0
+    for box in reversed([*_BOX.finditer(text)]):
+        content = until_closed(text, box.end())
+        if not content or (parts and not _BOX_FOLLOWS.fullmatch(text, box.end() + len(content) + 1, following)):
+            break
+        parts.insert(0, content.strip().strip("$"))
+        following = box.start()
+    return ", ".join(dict.fromkeys(parts)) or None
 
 
 def until_closed(text: str, start: int) -> str | None:

@@ -280,6 +280,21 @@ EQUAL += [
 DIFFERENT += [("#### 20", text) for text in ("18 and 20", "(18, 20)", "18, 20", "COVID-20", "6 R 20", "[1, 20]")]
 DIFFERENT += [("#### 2020", "December 2020"), ("#### 23", "2*3"), ("\\boxed{(4, 3)}", "(3, 4)")]
 
+# A number in a base, and boxes that are one answer together.
+EQUAL += [
+    *[
+        ("\\boxed{413_5}", text)
+        for text in ("413_{5}", "It is 413_5.", "\\boxed{413_{\\text{five}}}", "The answer is $413_5$.")
+    ],
+    *[("#### 18", text) for text in ("_18_", "The answer is __18__.", "It is _18_ dollars.")],
+    *[("\\boxed{1, 2}", text) for text in ("$\\boxed{1}$ and $\\boxed{2}$", "$x=\\boxed{1}$ or $x=\\boxed{2}$")],
+    *[("\\boxed{2}", text) for text in ("\\boxed{1}. No, \\boxed{2}", "\\fbox{2}")],
+]
+DIFFERENT += [
+    *[("\\boxed{413_5}", text) for text in ("\\boxed{413_6}", "\\boxed{4135}", "4135", "413_{10}", "5")],
+    ("\\boxed{2}", "\\boxed{1} and \\boxed{2}"),
+]
+
 
 @pytest.mark.parametrize(("given", "sampled"), EQUAL)
 def test_equal_answers_agree(given: str, sampled: str) -> None:

@@ -36,6 +36,16 @@ from ual_ray.errors import UserError
         ("\\boxed{\u22123}", "-3"),
         ("\\boxed{x²}", "x^2"),
         (r"The answer is: 1, or \boxed{2}", "2"),
+        *[
+            (text, "1, 2")
+            for text in (
+                *(r"\boxed{1} and \boxed{2}", r"The solutions are $\boxed{1}$ or $\boxed{2}$.", r"\fbox{1},\boxed {2}"),
+                *(r"$x = \boxed{1}$ or $x = \boxed{2}$", r"\(\boxed{1}\), and \(\boxed{2}\)"),
+                r"\boxed{1}\text{ and }\boxed{2}",
+            )
+        ],
+        *[(text, "2") for text in (r"\boxed{1}. No, \boxed{2}", r"\boxed{1} \boxed{2}", r"\boxed{\boxed{2}}")],
+        (r"\boxed{2}, \boxed{2}", "2"),
         ("The answer is not known.", None),
         ("#### 7", None),
         ("", None),
@@ -129,6 +139,18 @@ def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypa
         ],
         *[
             ("5 cents", "The answer is: 5 dollars", False),
+            *[
+                (r"5 \text{ minutes}", rf"\boxed{{5\text{{ {unit}}}}}", unit in ("min", "minutes"))
+                for unit in ("min", "minutes", "hours", "cm")
+            ],
+            *[(r"18\text{ cm}", text, False) for text in (r"\boxed{18\text{ m}}", r"\boxed{18\text{ cm}^2}", "It is 18 m.")],
+            *[("413_5", rf"\boxed{{{text}}}", True) for text in ("413_{5}", r"413_{\text{five}}", r"413_\text{five}", "413")],
+            *[("413_5", rf"\boxed{{{text}}}", False) for text in ("413_6", "413_{10}", "4135", "412_5", r"413_{\text{six}}")],
+            *[("2E_{16}", rf"\boxed{{{text}}}", text == "2E_{16}") for text in ("2E_{16}", "2E_{15}", "2D_{16}")],
+            *[(r"10:00\text{ a.m.}", text, True) for text in (r"\boxed{10\text{ am}}", "The answer is: 10 a.m.")],
+            (r"\emptyset", r"\boxed{\varnothing}", True),
+            *[("1,2", text, True) for text in (r"$\boxed{2}$ and $\boxed{1}$", r"$x=\boxed{1}$ or $x=\boxed{2}$")],
+            *[("2", text, False) for text in (r"\boxed{1} and \boxed{2}", r"\boxed{1}, \boxed{2}")],
             (r"x \geq 18", r"\boxed{x \ge 18}", True),
             ("[2,3]", r"\boxed{(2,3)}", False),
         ],
