@@ -5,7 +5,7 @@ Calibration, clusters and win rates of an arm are averaged over its training see
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -21,7 +21,7 @@ from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
-from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested
+from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested, judged_key
 from ual_ray.report.gather import (
     StageFolders,
     check_harness,
@@ -37,8 +37,8 @@ from ual_ray.report.gather import (
 from ual_ray.report.judged import settled
 from ual_ray.report.primary import SEED_FOLDER, decisive, planned_seeds
 from ual_ray.run.stage_cache import DONE_FILE
-from ual_ray.stats.alignment import COLUMNS, NOBODY, Absent, copied_seeds
-from ual_ray.stats.comparison import Role, compare_models, role_of
+from ual_ray.stats.alignment import COLUMNS, LEFT_OUT, NOBODY, Absent, copied_seeds
+from ual_ray.stats.comparison import Role, compare_models, pairs_of, role_of
 from ual_ray.stats.metrics import measure, over_seeds
 from ual_ray.stats.results import read_results, read_tokens
 from ual_ray.stats.score_quality import FOLLOWS
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 # What stages leave a folder of for every model and training seed, apart from answers.
 KINDS = ("calibrated", "smoothed", "judged", "trained")
 BASE_ROLE: Role = "base"
-LEFT_OUT = "it has results here, and is not in the configuration any more; it counts in the correction"
 Found = TypeVar("Found")
 ERROR = "_standard_error"
 LOW, HIGH = "_low", "_high"
@@ -92,12 +91,15 @@ def make_findings(
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
     nobody_has = {one.measure for one in compared.absent if one.reason == NOBODY} | (set() if folders["judged"] else {WIN_RATE})
-    left_out = _left_out(root, roles, [name for name in primary if name not in nobody_has] or primary)
+    dropped = _dropped(root, roles)
+    left_out = _left_out(
+        root, roles, dropped, folders["judged"], [name for name in primary if name not in nobody_has] or primary
+    )
     compared = replace(compared, absent=(*compared.absent, *left_out))
     findings = Findings(
         metrics={model: over_seeds([measure(table) for table in tables.values()]) for model, tables in rows.items()},
         comparisons=replace(compared, chosen_after=chosen_after),
-        roles={model: role for model, role in roles.items() if model in rows},
+        roles={model: role for model, role in roles.items() if model in rows} | dropped,
         alphas=_mean_figures(folders["smoothed"], "mean"),
         token_alphas=_mean_figures(folders["smoothed"], "mean_by_length"),
         follows=_mean_figures(folders["smoothed"], FOLLOWS),
@@ -118,21 +120,41 @@ def make_findings(
     return replace(findings, comparisons=settled(findings))
 
 
-def _left_out(root: Path, roles: Mapping[str, Role], measures: Sequence[str]) -> Iterator[Absent]:
-    """List the UAL arms that have results below the root and are not in the report: who saw them may have dropped them.
-
-    They count in the correction as arms that are inconclusive. measures: primary ones that models of the report have, or where
-    they have none, for the win rates that do not decide, all.
-    """
+def _dropped(root: Path, roles: Mapping[str, Role]) -> dict[str, Role]:
+    """Find the arms that have results below the root and are not in the report, with their roles."""
     homes = {
         home.name: home for place in ("", f"{SEED_FOLDER}*/") for home in root.glob(f"{place}arms/*") if home.name not in roles
     }
+    found: dict[str, Role] = {}
     for arm, home in sorted(homes.items()):
         smoothed = newest_stage(home / "smooth")
         recorded = get_nested(read_json(smoothed / DONE_FILE), "figures") if smoothed else None
-        if recorded and _role(recorded) == "ual" and newest_stage(home / "evaluate"):
-            references = [model for model, role in roles.items() if role in ("sft", "control")]
-            yield from (Absent(arm, other, name, LEFT_OUT) for other in references for name in measures)
+        if recorded and newest_stage(home / "evaluate"):
+            found[arm] = _role(recorded)
+    return found
+
+
+def _left_out(
+    root: Path, roles: Mapping[str, Role], dropped: Mapping[str, Role], judged: Collection[str], measures: Sequence[str]
+) -> Iterator[Absent]:
+    """List the comparisons with dropped arms: who saw them may have dropped those that were not better, or not beaten.
+
+    They count in the correction as inconclusive. measures: primary ones that models of the report have, or where they have
+    none, for the win rates that do not decide, all. Win rates against a reference count where there were some.
+    """
+    pairs = [pair for pair in pairs_of({**roles, **dropped}) if BASE not in pair]
+    for name in measures:
+        for arm, other in pairs:
+            gone = arm in dropped or (other in dropped and name != WIN_RATE)
+            if gone or (name == WIN_RATE and _judged_before(root, arm, other, judged)):
+                yield Absent(arm, other, name, LEFT_OUT)
+
+
+def _judged_before(root: Path, arm: str, other: str, judged: Collection[str]) -> bool:
+    """Whether two models' answers were judged against each other below the root, and count no more."""
+    keys = {judged_key(arm, other), judged_key(other, arm)}
+    there = (root.glob(f"{place}judge/{key}/*/{DONE_FILE}") for place in ("", f"{SEED_FOLDER}*/") for key in keys)
+    return keys.isdisjoint(judged) and any(next(found, None) for found in there)
 
 
 def _with_harness(by_seed: Mapping[int, StageFolders], root: Path) -> dict[int, StageFolders]:

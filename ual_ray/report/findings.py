@@ -16,7 +16,7 @@ REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
 # Raise it when a verdict on the same results may change, or the form of the file does: older files are not read.
-FINDINGS_VERSION = 4
+FINDINGS_VERSION = 5
 # Of a training: the number of rows that it trained on.
 TRAIN_ROWS = "train_rows"
 WITHOUT_TRAINING = "There is no training of it here, so both are one model, which counts once"
@@ -32,8 +32,8 @@ class Findings:
     form in which the stages wrote them. `alphas` are means per row, `token_alphas` per token as it counts in the loss.
     `follows`: rank correlations of an arm's alphas with the uncertainty, as means over training seeds.
     `validation` holds a curve per training seed, of [step, unsmoothed validation NLL]. `roles` has no entry for a model whose
-    map was not recorded. `trials` are the entries of learning_rates.json. `copies`: by model, training seeds that were left
-    out, with the one whose results they have.
+    map was not recorded, and one for arms that were dropped after their results. `trials` are the entries of
+    learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
     `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
     seeds of an experiment that do not count, as they were not planned before its first results. `planned_seeds`: how many were,
     0 where that was not recorded.

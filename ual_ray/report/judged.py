@@ -12,7 +12,7 @@ from scipy import special
 from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
-from ual_ray.stats.alignment import NOBODY, Absent
+from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason, pairs_of
 from ual_ray.stats.metrics import CUT
@@ -102,9 +102,12 @@ def _not_judged(findings: Findings) -> list[Absent]:
     if WIN_RATE not in findings.comparisons.primary:
         return []
     judged = {frozenset((rate.arm, rate.reference)) for rate in _deciding(findings)}
-    pairs = [(arm, other) for arm, other in pairs_of(findings.roles) if (findings.roles[arm], findings.roles[other]) in TESTED]
+    told = {(one.arm, one.reference) for one in findings.comparisons.absent if one.reason == LEFT_OUT}
+    there = {model: role for model, role in findings.roles.items() if model in findings.seeds}
+    pairs = [(arm, other) for arm, other in pairs_of(there) if (there[arm], there[other]) in TESTED]
     reason = NOT_JUDGED if judged else NOBODY
-    return [Absent(arm, other, WIN_RATE, reason) for arm, other in pairs if frozenset((arm, other)) not in judged]
+    left = [pair for pair in pairs if frozenset(pair) not in judged and pair not in told]
+    return [Absent(arm, other, WIN_RATE, reason) for arm, other in left]
 
 
 def _p_values(chains: Mapping[str, Sequence[Sequence[JudgedVerdict]]]) -> dict[str, list[list[float]]]:

@@ -73,7 +73,8 @@ def read_findings(run_folder: Path) -> Findings:
 
 def baselines(arm: str, findings: Findings) -> set[str]:
     """Name the models that an arm has to be better than, whether or not it was compared with them in a primary measure."""
-    there = {*findings.models, *(name for entry in findings.comparisons.entries for name in (entry.arm, entry.reference))}
+    compared = {name for entry in findings.comparisons.entries for name in (entry.arm, entry.reference)}
+    there = {*findings.models} | compared | {name for one in findings.comparisons.absent for name in (one.arm, one.reference)}
     plainer = PLAINER[findings.roles.get(arm, "unknown")]
     for role in REFERENCES:
         if found := {name for name in there - {arm} if role in plainer and findings.roles.get(name) == role}:

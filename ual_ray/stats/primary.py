@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ual_ray.config.evaluate import WIN_RATE
-from ual_ray.stats.alignment import NOBODY, Absent
+from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
 from ual_ray.stats.bootstrap import INCONCLUSIVE, holm, verdict
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.metrics import metric_of
@@ -64,8 +64,9 @@ def settle(
             for link, own in zip(chain, p_values, strict=True):
                 for place, p_holm in zip(link.places, own, strict=False):
                     entries[place] = _decided(entries[place], float(p_holm), closed, found.level)
-                if link.measure == WIN_RATE:
-                    tested.setdefault(link.arm, []).append(Tested(tuple(own.tolist()), closed))
+                if link.measure == WIN_RATE and judged and link.arm in judged:
+                    steps = tested.setdefault(link.arm, [])
+                    steps.append(Tested(tuple(own.tolist())[: len(judged[link.arm][len(steps)])], closed))
                 if closed is None and own.max() > 1 - found.level:
                     closed = f"exploratory, as {link.measure} comes first and is inconclusive"
     return replace(found, entries=tuple(entries)), tested
@@ -108,7 +109,10 @@ def _links(
     lacking: int,
 ) -> list[_Link]:
     if measure == WIN_RATE and judged.get(arm):
-        return [_Link(arm, measure, tuple(step)) for step in judged[arm]]
+        # Those that were not judged were never to be tested; those that do not count any more may have been dropped for it.
+        dropped = sum((one.arm, one.measure, one.reason) == (arm, measure, LEFT_OUT) for one in found.absent)
+        first, *later = judged[arm]
+        return [_Link(arm, measure, (*first, *[1.0] * dropped)), *(_Link(arm, measure, tuple(step)) for step in later)]
     own = places.get(measure, [])
     p_values = [found.entries[place].p_value if found.entries[place].allows_a_verdict else 1.0 for place in own]
     p_values += [1.0] * lacking

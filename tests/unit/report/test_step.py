@@ -26,6 +26,7 @@ from ual_ray.report.compare import make_findings
 from ual_ray.report.findings import Findings
 from ual_ray.report.gather import StageFolders, newest_stage, relative_to
 from ual_ray.report.judged import judged_verdicts
+from ual_ray.report.promote import objection_to
 from ual_ray.report.step import report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
@@ -468,7 +469,48 @@ def test_an_arm_that_was_dropped_from_the_configuration_after_its_results_still_
     ]
     assert p_values == [pytest.approx(p_values[-1])] * 3 and p_values[0] > 0
     (told,) = absent_lines(found_of(root, ["other"]).comparisons)
-    assert "another - sft" in told and "more_sft" not in told
+    assert {"another - sft", "ual - more_sft"} <= pairs_in(told) and "other - sft" not in pairs_in(told)
+
+
+@pytest.mark.parametrize("role", ["none", "constant"])
+def test_a_reference_that_was_dropped_from_the_configuration_after_its_results_still_counts(tmp_path: Path, role: str) -> None:
+    """Without an effect, an arm was better or worse in 17% of simulations, of four references all but one dropped."""
+    root = with_more_arms(tmp_path / "all", ["held_out.nll_adjusted", "held_out.nll"])
+    for seed in range(3):
+        for arm in ("other", "another"):
+            shutil.rmtree(root / f"seed-{seed}" / "arms" / arm)
+        done = root / f"seed-{seed}" / "arms" / "more_sft" / "smooth" / "k" / "done.json"
+        done.write_text(json.dumps({"figures": {"map": role, "mean": 0.1}}))
+    kept, dropped = found_of(root, ["more_sft"]), found_of(root, [])
+    kept_entry, entry = (
+        next(x for x in found.comparisons.entries if (x.arm, x.reference, x.metric) == ("ual", "sft", "nll_adjusted"))
+        for found in (kept, dropped)
+    )
+    assert entry.p_holm == pytest.approx(2 * entry.p_value) == pytest.approx(kept_entry.p_holm)
+    later = next(x for x in dropped.comparisons.entries if (x.arm, x.reference, x.metric) == ("ual", "sft", "nll"))
+    assert later.exploratory, "who saw that it was not better than the dropped one may have dropped it for that"
+    told = " ".join(absent_lines(dropped.comparisons))
+    assert "ual - more_sft" in told and "there are results of it here" in told and not absent_lines(kept.comparisons)
+    stands = objection_to("ual", dropped)
+    assert (
+        stands is None
+        if role == "constant"
+        else stands and "it was not compared with more_sft: there are results of it here" in stands
+    )
+
+
+def test_a_reference_that_was_dropped_from_the_judging_after_its_results_still_counts(tmp_path: Path) -> None:
+    root, rates = with_more_arms(tmp_path / "all", ["win_rate"]), (60.0, 62.0, 64.0)
+    (alone,) = judged_verdicts(found_of(root, [], rates))
+    for seed in range(3):
+        shutil.copytree(root / f"seed-{seed}" / "judge" / "ual-vs-sft", root / f"seed-{seed}" / "judge" / "more_sft-vs-ual")
+    for more in ([], ["more_sft"]):
+        (found,) = [one for one in judged_verdicts(found_of(root, more, rates)) if one.rate.arm == "ual"]
+        assert found.p_holm == pytest.approx(2 * alone.p_holm)
+
+
+def pairs_in(text: str) -> set[str]:
+    return set(re.findall(r"\w+ - \w+", text))
 
 
 def with_more_arms(root: Path, measures: list[str]) -> Path:
@@ -520,7 +562,9 @@ def test_win_rates_count_dropped_arms_as_other_measures_do(tmp_path: Path, prima
     assert alone.p_value == pytest.approx(p_value, rel=1e-6)
     assert (alone.p_holm, alone.verdict) == (pytest.approx(3 * p_value, rel=1e-6), "better")
     told = [line for line in absent_lines(found.comparisons) if "counts in the correction" in line]
-    assert [line.split(" is ")[0] for line in told] == primary and all("another - sft, other - sft" in line for line in told)
+    assert [line.split(" is ")[0] for line in told] == primary
+    assert all({"another - sft", "other - sft"} <= pairs_in(line) for line in told)
+    assert not any("ual - more_sft" in pairs_in(line) for line in told if line.startswith("win_rate")), "they were never judged"
     # All three are as good, so each has the p-value of three.
     every = judged_verdicts(found_of(root, ["other", "another"], (60.0, 62.0, 64.0)))
     assert [(one.rate.arm, one.p_holm) for one in every] == [(arm, alone.p_holm) for arm in ("ual", "other", "another")]
@@ -531,6 +575,6 @@ def test_a_measure_that_nobody_has_is_left_out_whatever_arms_were_dropped(tmp_pa
     root = with_more_arms(tmp_path / "all", [measure, "held_out.nll_adjusted"])
     found = found_of(root, [])
     (entry,) = (x for x in found.comparisons.entries if x.primary and x.arm == "ual")
-    assert (entry.p_holm, entry.verdict) == (pytest.approx(3 * entry.p_value), "better")
+    assert (entry.p_holm, entry.verdict) == (pytest.approx(3 * 2 * entry.p_value), "better"), "three arms, two references"
     told = [line for line in absent_lines(found.comparisons) if "counts in the correction" in line]
     assert [line.split(" is ")[0] for line in told] == ["held_out.nll_adjusted"]
