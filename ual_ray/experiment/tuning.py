@@ -21,6 +21,7 @@ from ual_ray.config.files import write_record
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.models.resolve import parameter_count, resolve_model
 from ual_ray.pipeline import register_arm, smooth_arm, train_arm, with_own_engine
+from ual_ray.report.findings import at_an_end
 from ual_ray.report.gather import StageFolders
 from ual_ray.run.cluster import groups_of_workers
 from ual_ray.run.side_by_side import side_by_side
@@ -203,6 +204,8 @@ def _record(session: Session, trials: Sequence[Trial], best: Mapping[str, float 
         count = f"{len(own)}, {diverged} of them diverged," if diverged else str(len(own))
         chosen = "none" if rate is None else f"{rate:g}"
         session.say("learning rate", f"{arm}: {chosen}, of {count} by validation NLL after scaling ({listed})")
+    for text in at_an_end(entries):
+        session.say("learning rate", text, style="yellow")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

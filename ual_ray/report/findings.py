@@ -143,6 +143,21 @@ def _mean_nll(points: Sequence[Sequence[float]]) -> float:
     return sum(point[1] for point in points) / len(points)
 
 
+def at_an_end(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """State whose learning rate is the smallest or the largest that was tried: a better one may lie beyond, for some arms only."""
+    found = []
+    for arm in dict.fromkeys(trial["arm"] for trial in trials):
+        rates = {trial["learning_rate"]: trial["chosen"] for trial in trials if trial["arm"] == arm}
+        ends = {min(rates): "smallest", max(rates): "largest"} if len(rates) > 1 else {}
+        found += [f"{arm} {rate:g}, the {end}" for rate, end in ends.items() if rates[rate]]
+    if not found:
+        return []
+    return [
+        f"The chosen learning rate is at an end of those that were tried: {'; '.join(found)}. A better one may lie beyond, so "
+        "such an arm may be below its best: add rates there to experiment.learning_rates."
+    ]
+
+
 def copied(findings: Findings) -> list[str]:
     """State which training seeds do not count, as all of their likelihoods are those of another one."""
     return [

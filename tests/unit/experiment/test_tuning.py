@@ -6,7 +6,7 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -15,6 +15,7 @@ from ual_ray.config.load import load
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.experiment import tuning
 from ual_ray.experiment.forecast import print_forecast
+from ual_ray.report.caveats import caveats_of
 from ual_ray.report.findings import Findings
 from ual_ray.report.table import tables
 from ual_ray.run.step import Session
@@ -140,6 +141,29 @@ def test_trials_of_an_earlier_configuration_are_forgotten(tmp_path: Path, trials
     (tmp_path / tuning.TRIALS_FILE).write_text("{}")
     tuning.tuned(session(), tmp_path, tmp_path, tmp_path, tmp_path)
     assert not (tmp_path / tuning.TRIALS_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ("[1e-4, 2e-4, 5e-4]", ["ual 0.0001, the smallest"]),
+        ("[5e-4, 1e-4]", ["sft 0.0005, the largest", "ual 0.0001, the smallest"]),
+        ("[1e-4, 9]", ["sft 0.0001, the smallest", "ual 0.0001, the smallest"]),
+        ("[1e-4]", []),
+    ],
+)
+def test_a_rate_at_an_end_of_those_that_were_tried_is_told(
+    tmp_path: Path, trials: list[Any], rates: str, told: list[str]
+) -> None:
+    own = session(f"experiment.learning_rates={rates}")
+    tuning.tuned(own, tmp_path, tmp_path, tmp_path, tmp_path)
+    listed = json.loads((tmp_path / tuning.TRIALS_FILE).read_text())["trials"]
+    caveats = caveats_of(Findings({}, Comparisons((), 0.95, 1, 0), trials=listed), 0)
+    printed = cast(io.StringIO, own.console.file).getvalue()
+    for texts in (caveats, " ".join(printed.split()).split("learning rate")):
+        found = [text for text in texts if "at an end of those" in text]
+        assert len(found) == bool(told)
+        assert all(one in found[0] for one in told) and (not told or found[0].count(", the ") == len(told))
 
 
 def test_the_report_shows_every_trial(tmp_path: Path, trials: list[Any]) -> None:

@@ -19,7 +19,8 @@ def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
     other = same | {"learning_rate": 2e-4, "train_rows": 80}
     (text,) = [text for text in caveats_of(replace(found, trainings={"sft": same, "ual": other}), 0) if "differ in" in text]
     assert "learning rate (sft 0.0001, ual 0.0002); train rows (sft 90, ual 80). A difference" in text
-    tried = replace(found, trainings={"sft": same, "ual": other | {"train_rows": 90}}, trials=[{"arm": "sft"}])
+    trials = [{"arm": "sft", "learning_rate": 1e-4, "chosen": True}]
+    tried = replace(found, trainings={"sft": same, "ual": other | {"train_rows": 90}}, trials=trials)
     assert not any("differ in" in text for text in caveats_of(tried, 0)), "each arm has the best of its rates"
 
 
