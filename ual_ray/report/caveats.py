@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
 from ual_ray.formatting import plural
-from ual_ray.report.findings import Findings, at_an_end, copied, get_nested
+from ual_ray.report.findings import Findings, at_an_end, copied, get_nested, tried_before
 from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
 from ual_ray.stats.bootstrap import MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE, Comparisons
@@ -35,6 +35,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
         return [general]
     return [
         *copied(findings),
+        *tried_before(findings),
         *_of_controls(findings),
         *_of_strengths(findings),
         *_of_trainings(findings),

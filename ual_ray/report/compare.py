@@ -111,6 +111,7 @@ def make_findings(
         copies={model: {str(copy): seed for copy, seed in seeds.items()} for model, seeds in copies.items()},
         added_seeds=added,
         planned_seeds=len(planned),
+        earlier=_earlier(by_seed),
         trainings={arm: _settings_of(next(iter(own.values()))) for arm, own in folders["trained"].items() if own},
         validation={
             arm: [validation_curve(read_steps(folder)) for folder in own.values()] for arm, own in folders["trained"].items()
@@ -148,6 +149,19 @@ def _left_out(
             gone = arm in dropped or (other in dropped and name != WIN_RATE)
             if gone or (name == WIN_RATE and _judged_before(root, arm, other, judged)):
                 yield Absent(arm, other, name, LEFT_OUT)
+
+
+def _earlier(by_seed: Mapping[int, StageFolders]) -> dict[str, int]:
+    """Count by arm, over seeds the most, the other trainings that answered the questions of the one that counts."""
+    found: dict[str, int] = {}
+    for stages in by_seed.values():
+        for arm in stages.smoothed.keys() & stages.evaluated.keys():
+            now = inputs_of(stages.evaluated[arm])
+            all_of_it = [inputs_of(file.parent) for file in stages.evaluated[arm].parent.glob(f"*/{DONE_FILE}")]
+            same = {one.get("model") for one in all_of_it if one.get("questions") == now.get("questions")}
+            if others := same - {now.get("model"), None}:
+                found[arm] = max(found.get(arm, 0), len(others))
+    return dict(sorted(found.items()))
 
 
 def _judged_before(root: Path, arm: str, other: str, judged: Collection[str]) -> bool:

@@ -36,7 +36,7 @@ class Findings:
     learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
     `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
     seeds of an experiment that do not count, as they were not planned before its first results. `planned_seeds`: how many were,
-    0 where that was not recorded.
+    0 where that was not recorded. `earlier`: by arm, how many trainings before the one that counts answered the same questions.
     """
 
     metrics: dict[str, list[MetricValue]]
@@ -56,6 +56,7 @@ class Findings:
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     added_seeds: list[int] = field(default_factory=list)
     planned_seeds: int = 0
+    earlier: dict[str, int] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -143,8 +144,20 @@ def _mean_nll(points: Sequence[Sequence[float]]) -> float:
     return sum(point[1] for point in points) / len(points)
 
 
+def tried_before(findings: Findings) -> list[str]:
+    """State which arms were trained before and answered the same questions, as where their settings were changed after that."""
+    if not findings.earlier:
+        return []
+    listed = ", ".join(f"{arm} ({count})" for arm, count in findings.earlier.items())
+    return [
+        f"Earlier trainings of these arms answered the same questions: {listed}. Where their settings were others, they do not "
+        "count in the correction, and who changes settings until an arm is better finds it by chance more often than the level "
+        "states. Use a new output folder, with other test rows, once the settings are fixed."
+    ]
+
+
 def at_an_end(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """State whose learning rate is the smallest or the largest that was tried: a better one may lie beyond, for some arms only."""
+    """State whose learning rate is the smallest or the largest that was tried: a better one may lie beyond."""
     found = []
     for arm in dict.fromkeys(trial["arm"] for trial in trials):
         rates = {trial["learning_rate"]: trial["chosen"] for trial in trials if trial["arm"] == arm}

@@ -11,7 +11,7 @@ from ual_ray.config import BASE, TrackingConfig
 from ual_ray.config.files import write_json, write_record, write_text
 from ual_ray.report.caveats import RESULTS, absent_lines, guard_lines, notes, unanswered
 from ual_ray.report.compare import compare_runs, make_findings
-from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, without_primary
+from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, tried_before, without_primary
 from ual_ray.report.gather import StageFolders
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.page import draw, to_html
@@ -69,7 +69,12 @@ def in_words(findings: Findings) -> Iterator[tuple[str, list[str]]]:
         yield f"{few}{RESULTS}.", []
     if absent := absent_lines(findings.comparisons):
         yield ABSENT_TITLE, absent
-    for line in (*guard_lines(findings.comparisons), *copied(findings), *filter(None, [regime_of(findings)])):
+    for line in (
+        *guard_lines(findings.comparisons),
+        *copied(findings),
+        *tried_before(findings),
+        *filter(None, [regime_of(findings)]),
+    ):
         yield line, []
     if power := power_lines(findings, [findings.planned_seeds]):
         yield f"{power_title()}:", power

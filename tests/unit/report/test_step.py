@@ -23,11 +23,11 @@ from ual_ray.config.files import STORE_FILE, read_json, write_record
 from ual_ray.errors import UserError
 from ual_ray.report.caveats import absent_lines
 from ual_ray.report.compare import make_findings
-from ual_ray.report.findings import Findings
+from ual_ray.report.findings import Findings, tried_before
 from ual_ray.report.gather import StageFolders, newest_stage, relative_to
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.promote import objection_to
-from ual_ray.report.step import report, report_on, write_page
+from ual_ray.report.step import print_tables, report, report_on, write_page
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.run.output import Workspace
 from ual_ray.run.stage_cache import point_to
@@ -497,6 +497,36 @@ def test_a_reference_that_was_dropped_from_the_configuration_after_its_results_s
         if role == "constant"
         else stands and "it was not compared with more_sft: there are results of it here" in stands
     )
+
+
+def test_an_arm_that_was_trained_with_other_settings_after_its_results_is_told(tmp_path: Path) -> None:
+    root = with_more_arms(tmp_path / "all", ["held_out.nll_adjusted"])
+    home = root / "seed-1" / "arms" / "ual" / "evaluate"
+    answered = {
+        "k": ("now", "test"),
+        "a": ("before", "test"),
+        "b": ("first", "test"),
+        "c": ("first", "test"),
+        "d": ("x", "others"),
+    }
+    for name, (model, questions) in answered.items():
+        if name != "k":
+            shutil.copytree(home / "k", home / name)
+        (home / name / "started.json").write_text(
+            json.dumps({"digest": name, "inputs": {"model": model, "questions": questions}})
+        )
+    found = found_of(root, ["other", "another", "more_sft"])
+    assert found.earlier == {"ual": 2}
+    page, terminal = tmp_path / "page.html", console()
+    print_tables(found, terminal[0])
+    write_page(root, page, found)
+    told = "Earlier trainings of these arms answered the same questions: ual (2)."
+    assert all(told in " ".join(text.split()) for text in (terminal[1].getvalue(), page.read_text()))
+    shutil.rmtree(home / "a")
+    shutil.rmtree(home / "b")
+    shutil.rmtree(home / "c")
+    again = found_of(root, ["other", "another", "more_sft"])
+    assert again.earlier == {} and not tried_before(again), "other questions were asked"
 
 
 def test_a_reference_that_was_dropped_from_the_judging_after_its_results_still_counts(tmp_path: Path) -> None:
