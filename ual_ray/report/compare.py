@@ -35,7 +35,7 @@ from ual_ray.report.gather import (
     validation_curve,
 )
 from ual_ray.report.judged import settled
-from ual_ray.report.primary import SEED_FOLDER, decisive, planned_seeds
+from ual_ray.report.primary import SEED_FOLDER, decisive, measured_before, planned_seeds
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.alignment import COLUMNS, LEFT_OUT, NOBODY, Absent, copied_seeds
 from ual_ray.stats.comparison import Role, compare_models, pairs_of, role_of
@@ -90,7 +90,12 @@ def make_findings(
     roles = {arm: _role(content["figures"]) for arm, content in done.items() if content is not None} | {BASE: BASE_ROLE}
     settings = options.confidence, options.resamples, seed
     compared = compare_models(rows, roles, tokens, *settings, primary, len(planned))
-    nobody_has = {one.measure for one in compared.absent if one.reason == NOBODY} | (set() if folders["judged"] else {WIN_RATE})
+    lost = {one.measure for one in compared.absent if one.reason == NOBODY} | (set() if folders["judged"] else {WIN_RATE})
+    nobody_has = lost - measured_before(root, lost)
+    known = (
+        one if one.measure in nobody_has or one.reason != NOBODY else replace(one, reason=LEFT_OUT) for one in compared.absent
+    )
+    compared = replace(compared, absent=tuple(known))
     dropped = _dropped(root, roles)
     left_out = _left_out(
         root, roles, dropped, folders["judged"], [name for name in primary if name not in nobody_has] or primary

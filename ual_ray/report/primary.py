@@ -1,6 +1,6 @@
 """The primary measures of a run: recorded before its first results, and compared with what the configuration names later."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,14 @@ import yaml
 
 from ual_ray import columns as col
 from ual_ray.config import Config, EvaluateConfig
+from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.files import read_json, write_json
+from ual_ray.config.names import HELD_OUT
 from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import UNRECORDED, described
+from ual_ray.stats.results import read_tokens, token_sums
 
 PRIMARY_FILE = "primary.json"
 CONFIDENCE, SEEDS = "confidence", "seeds"
@@ -41,6 +45,20 @@ def record(config: Config, root: Path) -> dict[str, Any]:
 
 def _has_results(root: Path, seed: int) -> bool:
     return next(root.glob(f"{SEED_FOLDER}{seed}/{RESULTS[0]}"), None) is not None
+
+
+def measured_before(root: Path, measures: Iterable[str]) -> set[str]:
+    """Return which of the measures trained models below `root` have results of, whether or not these are in the report."""
+    files = [file for pattern in RESULTS for file in root.glob(pattern)]
+    figures = [entry for file in files for entry in (read_json(file) or {}).get("figures", ())]
+    found = {f"{entry['benchmark']}.{entry['metric']}" for entry in figures}
+    places = ("", f"{SEED_FOLDER}*/")
+    if any(next(root.glob(f"{place}judge/*/*/{DONE_FILE}"), None) for place in places):
+        found.add(WIN_RATE)
+    tokens = [file for place in places for file in root.glob(f"{place}arms/*/calibrate/*/{col.TOKENS_FILE}")]
+    if tokens:
+        found |= {f"{HELD_OUT}.{metric}" for metric in token_sums(read_tokens(tokens[0].parent))[1]}
+    return found.intersection(measures)
 
 
 def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:

@@ -29,10 +29,8 @@ BySeed = Mapping[int, pa.Table]
 # Of one model on one benchmark: training seed -> metric -> [questions, 2] of value and weight, NaN where it is missing.
 Aligned = dict[int, dict[str, Numbers]]
 NOBODY = "no model has it"
-LEFT_OUT = (
-    "there are results of it here that are not in the report, as the configuration asks for them no more; it counts in the "
-)
-LEFT_OUT += "correction"
+LEFT_OUT = "there are results of it here that are not in the report, as where the configuration asks for them no more; "
+LEFT_OUT += "it counts in the correction"
 
 
 def align(results: Mapping[str, BySeed], tokens: Mapping[str, BySeed]) -> dict[str, dict[str, Aligned]]:

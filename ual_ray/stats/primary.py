@@ -52,9 +52,9 @@ def settle(
 
     judged: by arm, p-values of win rates in steps. An arm is tested along the measures in their order, all its references of
     one measure at once; what comes after a measure that was not significant is exploratory, and has no verdict. A measure that
-    nobody has is left out; one that an arm or its reference lacks while others have it, that could not be computed for them,
-    or that allows no verdict, is not significant. Arms under test, controls, and comparisons with the untrained model are
-    families of their own, each by `holm_in_order`.
+    nobody has, or had, is left out; one that an arm or its reference lacks while others have it, that could not be computed
+    for them, or that allows no verdict, is not significant. Arms under test, controls, and comparisons with the untrained
+    model are families of their own, each by `holm_in_order`.
     """
     entries, tested = list(found.entries), dict[str, list[Tested]]()
     for links in _families(found, roles, judged or {}):
@@ -79,7 +79,9 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
             family = families.setdefault(_family(entry, roles), {})
             family.setdefault(entry.arm, {}).setdefault(measure_of(entry), []).append(place)
     # While others have these measures.
-    absent = [one for one in found.absent if one.reason != NOBODY and (judged or one.measure != WIN_RATE)]
+    absent = [
+        one for one in found.absent if one.reason == LEFT_OUT or (one.reason != NOBODY and (judged or one.measure != WIN_RATE))
+    ]
     for one in absent:
         families.setdefault(_family(one, roles), {}).setdefault(one.arm, {}).setdefault(one.measure, [])
     if judged and WIN_RATE in found.primary:

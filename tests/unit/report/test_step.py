@@ -499,6 +499,33 @@ def test_a_reference_that_was_dropped_from_the_configuration_after_its_results_s
     )
 
 
+@pytest.mark.parametrize("first", ["gsm8k.exact_match_strict", "win_rate", "held_out.nll_adjusted"])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_measure_that_is_not_measured_any_more_after_its_results_still_comes_first(
+    tmp_path: Path, first: str, *, seen: bool
+) -> None:
+    """Who saw that it is inconclusive may have dropped it for that: without an effect, each measure would have the level."""
+    root = with_more_arms(tmp_path / "all", [first, "held_out.nll"])
+    home = root / "seed-1"
+    if first != "win_rate":
+        benchmark, metric = first.split(".")
+        entry = {"benchmark": benchmark if seen else "other", "metric": metric, "source": "overall", "value": 0.1, "n": 9}
+        figures = {"name": "ual", "figures": [entry | {"standard_error": 0.1}]}
+        write_record(finished(home / "arms" / "ual" / "evaluate" / "earlier", {}) / "figures.json", figures)
+    elif seen:
+        finished(home / "judge" / "ual-vs-sft" / "k", {})
+    if not seen or first != "held_out.nll_adjusted":
+        for arms in root.glob("seed-*/arms/*/calibrate"):
+            shutil.rmtree(arms)
+    found = found_of(root, ["other", "another", "more_sft"], calibrated=False)
+    entry = next(x for x in found.comparisons.entries if (x.arm, x.reference, x.metric) == ("ual", "sft", "nll"))
+    assert entry.exploratory == seen and (entry.verdict == "better") == (not seen)
+    told = [
+        line for line in absent_lines(found.comparisons) if line.startswith(first) and "there are results of it here" in line
+    ]
+    assert len(told) == seen
+
+
 def test_an_arm_that_was_trained_with_other_settings_after_its_results_is_told(tmp_path: Path) -> None:
     root = with_more_arms(tmp_path / "all", ["held_out.nll_adjusted"])
     home = root / "seed-1" / "arms" / "ual" / "evaluate"
@@ -555,13 +582,14 @@ def with_more_arms(root: Path, measures: list[str]) -> Path:
     return root
 
 
-def found_of(root: Path, more: list[str], rates: tuple[float, ...] = ()) -> Findings:
+def found_of(root: Path, more: list[str], rates: tuple[float, ...] = (), *, calibrated: bool = True) -> Findings:
     """Compare the arms sft, ual and `more`; rates: the win rates of all but sft under each seed."""
     arms, stages = ["sft", "ual", *more], {"evaluated": "evaluate", "calibrated": "calibrate", "smoothed": "smooth"}
     by_seed = {}
     for seed in range(3):
         home = root / f"seed-{seed}"
-        folders = {kind: {arm: home / "arms" / arm / stage / "k" for arm in arms} for kind, stage in stages.items()}
+        asked = {kind: stage for kind, stage in stages.items() if calibrated or kind != "calibrated"}
+        folders = {kind: {arm: home / "arms" / arm / stage / "k" for arm in arms} for kind, stage in asked.items()}
         judged = {f"{arm}-vs-sft": home / "judge" / f"{arm}-vs-sft" / "k" for arm in arms[1:] if rates}
         for key, folder in judged.items():
             if not folder.exists():
