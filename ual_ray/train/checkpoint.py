@@ -160,8 +160,13 @@ class Checkpoints:
             group.update(own)
 
     def _load(self, filesystem: pyarrow.fs.FileSystem, folder: str, model: nn.Module, optimizer: Optimizer | None) -> None:
-        state = _state(model, optimizer)
-        dcp.load(state, storage_reader=reader(filesystem, folder), planner=Planner(), process_group=self.group)
+        state, storage = _state(model, optimizer), reader(filesystem, folder)
+        if optimizer is not None:
+            # A weight that no step has used, such as a vision tower's in training on texts, has no moments until one does.
+            stored, moments = storage.read_metadata().state_dict_metadata, state["optimizer"]["state"]
+            for name in [name for name in moments if f"optimizer.state.{name}.step" not in stored]:
+                del moments[name]
+        dcp.load(state, storage_reader=storage, planner=Planner(), process_group=self.group)
         if optimizer is None:
             set_model_state_dict(model, state["model"], options=TRAINED)
         else:

@@ -130,6 +130,37 @@ def test_another_training_gives_weights_and_moments_and_no_settings(group: None,
         checkpoints.load_other(str(first), part, torch.optim.AdamW(part.parameters()))
 
 
+@pytest.mark.parametrize("used", [True, False], ids=["some weights are used", "every update was skipped"])
+def test_weights_that_no_step_has_used_are_resumed_without_moments(used: bool, group: None, tmp_path: Path) -> None:
+    """Such as a vision tower in training on texts: AdamW makes moments of a weight at its first gradient."""
+    local = pyarrow.fs.LocalFileSystem()
+
+    def make(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = nn.ModuleList([nn.Linear(4, 3), nn.Linear(3, 2)])
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model: Any, optimizer: torch.optim.Optimizer, layers: range) -> None:
+        for layer in layers:
+            model[layer](torch.ones(1, model[layer].in_features)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = make(0)
+    step(model, optimizer, range(used))
+    saving = Checkpoints(local, str(tmp_path / "old" / "checkpoints"), keep=1)
+    saving.save(model, optimizer, progress(1))
+    (saved,) = saving.saved()
+    (resumed, moments), (continued, others) = make(1), make(2)
+    saving.load(saved, resumed, moments)
+    Checkpoints(local, str(tmp_path / "new" / "checkpoints"), keep=1).load_other(saved.folder, continued, others)
+    for one, own in ((model, optimizer), (resumed, moments), (continued, others)):
+        step(one, own, range(2))
+    for one, own in ((resumed, moments), (continued, others)):
+        assert equal(dict(one.state_dict()), dict(model.state_dict()))
+        assert equal(own.state_dict()["state"], optimizer.state_dict()["state"])
+
+
 def wait_for_checkpoint(training: Path) -> Path:
     for _ in range(200):
         if list(training.glob("checkpoints/*/progress.json")):
