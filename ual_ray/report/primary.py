@@ -1,6 +1,6 @@
 """The primary measures of a run: recorded before its first results, and compared with what the configuration names later."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,19 @@ def _has_results(root: Path, seed: int) -> bool:
     return next(root.glob(f"{SEED_FOLDER}{seed}/{RESULTS[0]}"), None) is not None
 
 
-def measured_before(root: Path, measures: Iterable[str]) -> set[str]:
+def measured_before(root: Path, measures: Set[str]) -> set[str]:
     """Return which of the measures trained models below `root` have results of, whether or not these are in the report."""
-    files = [file for pattern in RESULTS for file in root.glob(pattern)]
-    figures = [entry for file in files for entry in (read_json(file) or {}).get("figures", ())]
-    found = {f"{entry['benchmark']}.{entry['metric']}" for entry in figures}
-    places = ("", f"{SEED_FOLDER}*/")
+    places, found = ("", f"{SEED_FOLDER}*/"), set[str]()
     if any(next(root.glob(f"{place}judge/*/*/{DONE_FILE}"), None) for place in places):
         found.add(WIN_RATE)
-    tokens = [file for place in places for file in root.glob(f"{place}arms/*/calibrate/*/{col.TOKENS_FILE}")]
-    if tokens:
-        found |= {f"{HELD_OUT}.{metric}" for metric in token_sums(read_tokens(tokens[0].parent))[1]}
-    return found.intersection(measures)
+    if others := measures - {WIN_RATE}:
+        files = (file for pattern in RESULTS for file in root.glob(pattern))
+        figures = (entry for file in files for entry in (read_json(file) or {}).get("figures", ()))
+        found |= {f"{entry['benchmark']}.{entry['metric']}" for entry in figures}
+        counted = [file for place in places for file in root.glob(f"{place}arms/*/calibrate/*/{col.TOKENS_FILE}")]
+        if counted and any(measure.startswith(f"{HELD_OUT}.") for measure in others - found):
+            found |= {f"{HELD_OUT}.{metric}" for metric in token_sums(read_tokens(counted[0].parent))[1]}
+    return found & measures
 
 
 def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
