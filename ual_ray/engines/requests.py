@@ -180,7 +180,7 @@ class CompletionResult:
     @property
     def confidence(self) -> float | None:
         """Mean token probability of the first reply, exp(mean log-probability), in [0, 1]; None if unknown."""
-        if self.log_probability is None or not self.scored_tokens:
+        if self.log_probability is None or math.isnan(self.log_probability) or not self.scored_tokens:
             return None
         return min(1.0, math.exp(self.log_probability / self.scored_tokens))
 

@@ -132,6 +132,8 @@ class LikelihoodJob(Job):
                 return Failure("engine: vLLM returned no scores for the prompt's tokens")
             scored = rendered.labels[len(rendered.labels) - len(values) :]
             nll -= math.fsum(value for label, value in zip(scored, values, strict=True) if label != IGNORE_INDEX)
+        if math.isnan(nll):  # no comparison with it holds, and the first choice would be taken
+            return Failure("engine: the model's probabilities are not numbers")
         targets = sum(rendered.target_tokens for rendered in self.sequences)
         return LikelihoodResult(nll, targets, prompt_tokens=sum(map(_prompt_length, outputs)), calls=len(outputs))
 

@@ -65,7 +65,15 @@ def test_overlong_is_a_failure_that_cost_nothing(tokens: int | None, limit: int 
 
 @pytest.mark.parametrize(
     ("log_probability", "tokens", "expected"),
-    [(2 * math.log(0.25), 2, 0.25), (0.0, 3, 1.0), (1e-9, 1, 1.0), (None, None, None), (0.0, 0, None)],
+    [
+        (2 * math.log(0.25), 2, 0.25),
+        (0.0, 3, 1.0),
+        (1e-9, 1, 1.0),
+        (None, None, None),
+        (0.0, 0, None),
+        (math.nan, 2, None),
+        (-math.inf, 2, 0.0),
+    ],
 )
 def test_the_confidence_is_the_mean_token_probability(
     log_probability: float | None, tokens: int | None, expected: float | None

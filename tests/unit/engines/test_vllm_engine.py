@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from engine_requests import ASK, MORE, NUMBERS, TOLD
@@ -25,6 +27,7 @@ from ual_ray.engines.requests import (
     messages_of,
     overlong,
 )
+from ual_ray.engines.vllm_jobs import LikelihoodJob
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 
@@ -86,6 +89,18 @@ def test_scores_that_vllm_dropped_are_no_score(build_vllm: BuildVLLM) -> None:
     dropped.append(True)
     (result,) = engine.run([Likelihood(TOLD)])
     assert result == Failure("engine: vLLM returned no scores for the prompt's tokens")
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_likelihood_that_is_no_number_is_a_failure(by_token: bool, build_vllm: BuildVLLM) -> None:
+    job = LikelihoodJob(Likelihood(TOLD), build_vllm()[2], by_token)
+    ids = job.sequences[0].input_ids
+    first = next(at for at, label in enumerate(job.sequences[0].labels) if label != IGNORE_INDEX)
+    scores = [math.nan] + [-1.0] * (len(ids) - first - 1)
+    every = [None] * first + [{token: SimpleNamespace(logprob=score)} for token, score in zip(ids[first:], scores, strict=True)]
+    output: Any = SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=None if by_token else every)
+    output.prompt_token_id_logprobs = [[score] for score in scores]
+    assert job.read([output]) == Failure("engine: the model's probabilities are not numbers")
 
 
 def test_only_the_last_reply_is_scored_where_that_is_asked(build_vllm: BuildVLLM) -> None:
