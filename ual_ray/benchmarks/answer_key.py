@@ -108,9 +108,10 @@ _NAMED = re.compile(
 _AT_LEAST = re.compile(
     r"(?i)\b(?:at (?:least|most)|or (?:more|less|fewer|over|above|under|below)|and up)\b|\d\s*\+\Z|\d\s+(?:squared|cubed)\b"
 )
-# A number in a base, such as 413_5 or 413_{five}.
-_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-_BASED = re.compile(rf"([\da-f.]+)_\{{?(\d+|{'|'.join(_BASES)})\}}?")
+# A number in a base, such as 413_5, (413)_5 or 413_{five}.
+_BASE_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES = {word: str(base) for base, word in enumerate(_BASE_WORDS.split(), start=2)}
+_BASED = re.compile(rf"(?:\((-?[\da-f.]+)\)|(-?[\da-f.]+))_\{{?(\d+|{'|'.join(_BASES)})\}}?")
 PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
@@ -221,8 +222,8 @@ def _key(answer: str, behind: str = "") -> AnswerKey | None:
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
     if based := _BASED.fullmatch(plain):
-        base = _BASES.get(based[2], based[2])
-        return AnswerKey(f"{based[1]}_{base}", None, f"base {base}")
+        base = _BASES.get(based[3], based[3])
+        return AnswerKey(f"{based[1] or based[2]}_{base}", None, f"base {base}")
     numbers = plain_numbers(text)
     exact = _BOUNDED.match(text) is None and _AT_LEAST.search(text) is None
     return AnswerKey(plain, _value(numbers) if exact else None, unit_of(behind or numbers), exact) if plain else None

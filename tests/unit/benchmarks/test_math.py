@@ -144,7 +144,9 @@ def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypa
                 for unit in ("min", "minutes", "hours", "cm")
             ],
             *[(r"18\text{ cm}", text, False) for text in (r"\boxed{18\text{ m}}", r"\boxed{18\text{ cm}^2}", "It is 18 m.")],
-            *[("413_5", rf"\boxed{{{text}}}", True) for text in ("413_{5}", r"413_{\text{five}}", r"413_\text{five}", "413")],
+            *[("413_5", rf"\boxed{{{text}}}", True) for text in ("413_{5}", r"413_{\text{five}}", "(413)_5", "413")],
+            *[("123_{12}", rf"\boxed{{{text}}}", True) for text in (r"123_\text{twelve}", r"(123)_{\mathrm{twelve}}")],
+            *[("(-12)_5", rf"\boxed{{{text}}}", text == "-12_5") for text in ("-12_5", "12_5", "-12_6")],
             *[("413_5", rf"\boxed{{{text}}}", False) for text in ("413_6", "413_{10}", "4135", "412_5", r"413_{\text{six}}")],
             *[("2E_{16}", rf"\boxed{{{text}}}", text == "2E_{16}") for text in ("2E_{16}", "2E_{15}", "2D_{16}")],
             *[(r"10:00\text{ a.m.}", text, True) for text in (r"\boxed{10\text{ am}}", "The answer is: 10 a.m.")],
