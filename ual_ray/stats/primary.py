@@ -95,7 +95,11 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
         lacking = Counter((one.arm, one.measure) for one in absent if _family(one, roles) == name)
         links.append(
             [
-                [link for measure in order for link in _links(found, arm, measure, arms[arm], rates, lacking[arm, measure])]
+                [
+                    link
+                    for measure in order
+                    for link in _links(found, arm, measure, arms[arm], rates, lacking[arm, measure], roles)
+                ]
                 for arm in arms
             ]
         )
@@ -109,12 +113,16 @@ def _links(
     places: Mapping[str, list[int]],
     judged: Mapping[str, Sequence[Step]],
     lacking: int,
+    roles: Mapping[str, Role],
 ) -> list[_Link]:
     if measure == WIN_RATE and judged.get(arm):
         # Those that were not judged were never to be tested; those that do not count any more may have been dropped for it.
-        dropped = sum((one.arm, one.measure, one.reason) == (arm, measure, LEFT_OUT) for one in found.absent)
+        lost = {one.reference: one.reason for one in found.absent if (one.arm, one.measure) == (arm, measure)}
+        dropped = [name for name, reason in lost.items() if reason == LEFT_OUT]
         first, *later = judged[arm]
-        return [_Link(arm, measure, (*first, *[1.0] * dropped)), *(_Link(arm, measure, tuple(step)) for step in later)]
+        if "control" in map(roles.get, dropped) and not any(roles[name] == "control" for name in roles.keys() - lost.keys()):
+            first = [1.0] * len(first)  # controls come first
+        return [_Link(arm, measure, (*first, *[1.0] * len(dropped))), *(_Link(arm, measure, tuple(step)) for step in later)]
     own = places.get(measure, [])
     p_values = [found.entries[place].p_value if found.entries[place].allows_a_verdict else 1.0 for place in own]
     p_values += [1.0] * lacking

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ual_ray.stats.alignment import NOBODY, Absent
+from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
 from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.primary import CHOSEN_AFTER, settle
 
@@ -94,6 +94,24 @@ def test_arms_without_win_rates_count_where_others_have_them() -> None:
         assert step.p_values == (pytest.approx(arms * 0.02),)
     comparisons = replace(found(entry(NLL, 0.01), primary=(RATE, NLL)), absent=tuple(lacking))
     assert verdicts(comparisons, {}) == [BETTER], "a measure that nobody has is left out"
+
+
+@pytest.mark.parametrize(
+    ("dropped", "judged", "expected"),
+    [
+        ("mixed", [[0.01]], [(1.0,)]),  # the control came first: without an effect, 7.5% where it is dropped if inconclusive
+        ("plain", [[0.01]], [(0.02,)]),
+        ("more", [[0.01], [0.001]], [(0.02,), (1.0,)]),  # one of two controls
+    ],
+)
+def test_win_rates_against_what_was_dropped_after_its_results_count_in_their_place(
+    dropped: str, judged: list[list[float]], expected: list[tuple[float, ...]]
+) -> None:
+    roles: dict[str, Role] = ROLES | ({"more": "control"} if dropped == "more" else {})
+    comparisons = replace(found(entry(NLL, 0.001), primary=(RATE, NLL)), absent=(Absent("mine", dropped, RATE, LEFT_OUT),))
+    settled, tested = settle(comparisons, roles, {"mine": judged})
+    assert [one.p_values for one in tested["mine"]] == [pytest.approx(p_values) for p_values in expected]
+    assert settled.entries[0].exploratory
 
 
 @pytest.mark.parametrize("others", [{"seeds": 2}, {"reason": "answers were cut"}])
