@@ -53,13 +53,19 @@ class NonFiniteError(RuntimeError):
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay applies only to matrices, not to norms and biases."""
     reshard(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters if _decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in parameters if not _decays(name, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), fused=True)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    # Norms are stacked by head (Cohere's), biases by expert (GPT-OSS's): matrices by shape alone.
+    *_, module, own = ["", *name.split(".")]
+    return parameter.ndim >= 2 and not own.endswith("bias") and "norm" not in module
 
 
 def train_step(

@@ -6,11 +6,12 @@ import copy
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ual_ray.config import TrainConfig
 from ual_ray.train.batches import Batch, collate
@@ -49,6 +50,28 @@ def plain_loss(model: SmoothedCausalLM) -> torch.Tensor:
             logits, labels, label_smoothing=sample.alpha, reduction="sum", ignore_index=-100
         )
     return total / TARGET_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "stacked"),
+    [
+        ("cohere", {"use_qk_norm": True}, {"q_norm.weight", "k_norm.weight"}),
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2}, {"experts.gate_up_proj_bias", "experts.down_proj_bias"}),
+    ],
+)
+def test_norms_and_biases_do_not_decay_also_where_they_are_stacked_by_head_or_expert(
+    kind: str, own: dict[str, Any], stacked: set[str]
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, **own)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decaying, others = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    kept = [names[parameter] for parameter in others["params"]]
+    assert stacked == {name.split(".", 4)[4] for name in kept if model.get_parameter(name).ndim > 1}
+    assert not [name for name in map(names.get, decaying["params"]) if "bias" in str(name) or "norm" in str(name)]
+    assert len(kept) + len(decaying["params"]) == len(names)
 
 
 def test_a_step_is_that_of_plain_torch(model: SmoothedCausalLM) -> None:
