@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet
 from rich.console import Console
 
 from ual_ray import columns as col
+from ual_ray.stats.comparison import described
 from ual_ray.stats.metrics import measure
 
 N = 60
@@ -82,3 +84,15 @@ def run_of(root: Path, seed: int = 0, better: float = 0.1) -> Path:
 def console() -> tuple[Console, io.StringIO]:
     sink = io.StringIO()
     return Console(file=sink, width=110), sink
+
+
+def scenario_of(root: Path, planned: list[int], trained: list[int]) -> Path:
+    """Write what an experiment leaves of a scenario."""
+    evaluated(root / "base" / "evaluate" / "k", "base", 0.5, 1)
+    calibrated(root / "base" / "calibrate" / "k", 0.5, 1)
+    for seed in trained:
+        shutil.rmtree(run_of(root / f"seed-{seed}", seed) / "base")
+    (root / "config.yaml").write_text("evaluate: {resamples: 300, confidence: 0.9}\n")
+    record = {"measures": ["held_out.nll_adjusted"], "confidence": 0.9, "seeds": planned}
+    (root / "primary.json").write_text(json.dumps(described(record["measures"]) | record))
+    return root

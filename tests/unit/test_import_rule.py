@@ -66,7 +66,10 @@ PURE = sorted(
         "plan/simulate.py",
         *("experiment/truth.py", "experiment/findings.py"),
         *(f"inspect/{name}.py" for name in ("summary", "measure", "columns", "page")),
-        *(f"report/{name}.py" for name in ("findings", "gather", "compare", "table", "caveats", "page_data", "page")),
+        *(
+            f"report/{name}.py"
+            for name in ("findings", "comparable", "gather", "compare", "table", "caveats", "page_data", "page")
+        ),
     )
     for path in (sorted(PACKAGE.glob(pattern)) or [PACKAGE / pattern])
 )

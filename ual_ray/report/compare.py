@@ -21,13 +21,12 @@ from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.experiment import TRIALS_FILE
 from ual_ray.config.files import read_json
 from ual_ray.errors import UserError
+from ual_ray.report.comparable import check_harness, inputs_of
 from ual_ray.report.findings import TRAIN_ROWS, Findings, Folders, get_nested, judged_key
 from ual_ray.report.gather import (
     StageFolders,
-    check_harness,
     find_harness,
     find_results,
-    inputs_of,
     newest_stage,
     read_settings,
     read_steps,

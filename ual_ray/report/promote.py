@@ -13,9 +13,9 @@ from ual_ray.config.load import load
 from ual_ray.config.redact import MASK, redact_uri
 from ual_ray.errors import UserError
 from ual_ray.models.resolve import model_fingerprint
+from ual_ray.report.comparable import inputs_of
 from ual_ray.report.compare import compare_runs
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings, get_nested, without_primary
-from ual_ray.report.gather import inputs_of
 from ual_ray.report.judged import judged_verdicts
 from ual_ray.report.table import paired_text
 from ual_ray.run.output import CONFIG_FILE

@@ -16,8 +16,8 @@ from ual_ray import columns as col
 from ual_ray.config.files import write_json
 from ual_ray.parquet import content_digest, write_rows
 from ual_ray.report.caveats import absent_lines
+from ual_ray.report.comparable import is_current
 from ual_ray.report.findings import Findings
-from ual_ray.report.gather import is_current
 from ual_ray.report.judged import judged_verdicts, settled
 from ual_ray.run.stage_cache import STARTED_FILE
 from ual_ray.stats.comparison import Comparisons, Role
