@@ -7,8 +7,7 @@ HIGHER = MORE UNCERTAIN, in [0, 1]; a failed measurement is null, never 0 or 1.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
-from itertools import chain
+from collections.abc import Collection, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
@@ -17,8 +16,6 @@ from ual_ray.config import ENSEMBLE
 
 SCHEMA_VERSION = 6
 ID_LENGTH = 16
-# Values within each other, of rows, replies and files: functions go through them by recursion.
-DEEPEST_JSON = 100
 
 
 class Message(TypedDict):
@@ -290,30 +287,6 @@ TOKEN_STATISTICS = pa.schema(
 def canonical_json(value: object) -> str:
     """Write a JSON value so that equal values are equal texts."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def parse_json(text: str, parse: Callable[[str], Any] = json.loads) -> Any:
-    """Parse JSON. Raises ValueError, also for more than DEEPEST_JSON values within each other."""
-    too_deep = ValueError(f"more than {DEEPEST_JSON} values are within each other")
-    try:
-        value = parse(text)
-    except RecursionError:
-        raise too_deep from None
-    if text.count("[") + text.count("{") > DEEPEST_JSON and is_deep(value):
-        raise too_deep
-    return value
-
-
-def is_deep(value: Any) -> bool:
-    """Whether more than DEEPEST_JSON values are within each other."""
-    level = [value]
-    for _ in range(DEEPEST_JSON):
-        parts = chain.from_iterable(
-            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
-        )
-        if not (level := [part for part in parts if isinstance(part, dict | list)]):
-            return False
-    return True
 
 
 def digest(value: object) -> str:

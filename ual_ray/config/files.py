@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ SUMS_FILE = "checksums.sha256"
 # Files that are read side by side: hashing takes a core per 2 GB/s, and a disk may be faster.
 READERS = 8
 DIGITS = 64
+# Values within each other, of rows, replies and files: functions go through them by recursion.
+DEEPEST_JSON = 100
 Sums = Mapping[str, str]
 
 
@@ -93,12 +96,36 @@ def read_object(path: Path, *keys: str, fix: str = RESTORE) -> dict[str, Any] | 
     raise UserError("a file is damaged", got=path, expected=f"an object with {', '.join(keys) or 'keys'}", fix=fix)
 
 
+def parse_json(text: str, parse: Callable[[str], Any] = json.loads) -> Any:
+    """Parse JSON. Raises ValueError, also for more than DEEPEST_JSON values within each other."""
+    too_deep = ValueError(f"more than {DEEPEST_JSON} values are within each other")
+    try:
+        value = parse(text)
+    except RecursionError:
+        raise too_deep from None
+    if text.count("[") + text.count("{") > DEEPEST_JSON and is_deep(value):
+        raise too_deep
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether more than DEEPEST_JSON values are within each other."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        parts = chain.from_iterable(
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        if not (level := [part for part in parts if isinstance(part, dict | list)]):
+            return False
+    return True
+
+
 def read_json(path: Path, fix: str = RESTORE) -> Any:
     """Read a JSON file; None if it does not exist. Raises UserError for one that is damaged; fix: what to do then."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
     # The machine stopped before all of it was on the disk, or somebody changed it.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError("a file is not JSON", got=f"{path}: {error}", fix=fix) from error
     if isinstance(content, dict) and not fits(content):
         raise UserError(

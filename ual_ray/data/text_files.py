@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TextIO
 
-from ual_ray.columns import DEEPEST_JSON, is_deep, parse_json
+from ual_ray.config.files import DEEPEST_JSON, is_deep, parse_json
 from ual_ray.data.files import filesystem_of
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.records import NOT_UTF_8, cell_of

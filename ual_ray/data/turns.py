@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, parse_json, trained_replies, with_extra
+from ual_ray.columns import REPLY_WEIGHT, THOUGHT_KEYS, Message, Messages, extra_of, trained_replies, with_extra
+from ual_ray.config.files import parse_json
 from ual_ray.data.records import (
     CONTEXT,
     BadRow,

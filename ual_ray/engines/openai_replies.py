@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ual_ray.columns import Message, parse_json, spoken, with_extra
+from ual_ray.columns import Message, spoken, with_extra
+from ual_ray.config.files import parse_json
 from ual_ray.engines.openai_dialect import Body, server_words
 from ual_ray.engines.reading import answer_place, log_sum
 from ual_ray.engines.reply_text import Unread, not_ended, read_reply

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ual_ray.columns import parse_json
+from ual_ray.config.files import parse_json
 from ual_ray.engines.requests import is_cut, is_end
 from ual_ray.engines.thoughts import left_open, spoken
 

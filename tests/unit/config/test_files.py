@@ -42,7 +42,7 @@ def test_json_is_read_back_and_a_missing_file_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "x.json") == {"path": "a/b", "text": "é", "values": [1, 0.5, None]}
 
 
-@pytest.mark.parametrize("damaged", [b"", b'{"a": 1', b"\xff\xfe"])
+@pytest.mark.parametrize("damaged", [b"", b'{"a": 1', b"\xff\xfe", b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 10**5])
 def test_a_damaged_file_is_an_error_with_its_name(damaged: bytes, tmp_path: Path) -> None:
     (tmp_path / "done.json").write_bytes(damaged)
     with pytest.raises(UserError, match=r"(?s)not JSON.*done\.json"):
