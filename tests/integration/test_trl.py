@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -189,6 +189,13 @@ def test_parts_of_messages_that_trl_does_not_read_are_refused(tiny_model: Path, 
     for extra in ({"tool_calls": [{"name": "f"}]}, {"reasoning_content": "Hm."}):
         with pytest.raises(UserError, match=f"(?s)without parts of them.*{next(iter(extra))}"):
             SmoothedSFTTrainer(args=settings(tmp_path), train_dataset=written(extra), **load(tiny_model))
+    later = [{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}], "alpha": 0.1}]
+    later += written({"tool_calls": [{"name": "f"}]}).to_list()
+    streamed = SmoothedSFTTrainer(
+        args=settings(tmp_path), train_dataset=IterableDataset.from_generator(lambda: iter(later)), **load(tiny_model)
+    )
+    with pytest.raises(UserError, match="without parts of them"):
+        list(streamed.train_dataset)
 
 
 def test_truncation_keeps_alphas_with_their_rows(tiny_model: Path, rows: Dataset, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from copy import copy
 from typing import Any
 
+from datasets import Dataset
 from trl import SFTTrainer, pack_dataset
 
 from ual_ray import columns as col
@@ -46,7 +47,9 @@ class AlphaColumnSFTTrainer(SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         first = next(iter(dataset))
-        if any("extra" in message for message in first.get("messages") or () if isinstance(message, dict)):
+        # Messages of a whole data set have the same keys; those of a stream need not.
+        streamed = not isinstance(dataset, Dataset)
+        if any(streamed or "extra" in message for message in first.get("messages") or () if isinstance(message, dict)):
             dataset = dataset.map(_check_messages)
         prepare, rest = super()._prepare_dataset, (formatting_func, dataset_name)
         if not packing or args.max_length is None:
