@@ -30,8 +30,8 @@ Array = NDArray[np.float64]
 # Rows of one source and of one such share of its lengths are alike to `shuffled_within`.
 LENGTH_STRATA = 4
 LARGEST_ALPHA = 1 - 1e-9
-# Raise it when a map gives other alphas to the same rows.
-MAPS_VERSION = 2
+# Raise it when the map inverted gives other alphas to the same rows.
+INVERTED_VERSION = 2
 # What a row without a length counts for: nothing next to the others, and all alike where none has one.
 NO_LENGTH = 1e-9
 

@@ -12,7 +12,7 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.maps import MAPS_VERSION
+from ual_ray.smooth.maps import INVERTED_VERSION
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, rendered_tokens, smooth, stored_tokens
 from ual_ray.stats.comparison import role_of
 from ual_ray.stats.score_quality import FOLLOWS, following_warning
@@ -33,7 +33,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
     inputs = {
         "scored": digest,
         "spec": affecting(spec, "alphas"),
-        "maps": MAPS_VERSION,
+        **({"maps": INVERTED_VERSION} if spec.map == "inverted" else {}),
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
         "trained": affecting(config.train, "tokens") | {"mixture": config.train.mixture, "rendering": RENDERING_VERSION},
