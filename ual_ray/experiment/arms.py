@@ -28,7 +28,7 @@ from ual_ray.experiment.tuning import train_seeds, tuned
 from ual_ray.pipeline import ask, measure, opened, record_primary
 from ual_ray.report.findings import REPORT_FOLDER, Findings
 from ual_ray.report.gather import StageFolders
-from ual_ray.report.primary import planned_seeds
+from ual_ray.report.primary import not_counted, planned_seeds
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
@@ -128,9 +128,9 @@ def _write_config(session: Session, folder: Path, seed: int) -> None:
 
 def _say_unplanned(session: Session, root: Path) -> None:
     """Print which seeds will not count, before they are trained."""
-    if added := sorted({*session.config.experiment.seeds} - (planned_seeds([root]) or {*session.config.experiment.seeds})):
-        text = f"{', '.join(map(str, added))} were added after the first results and will not count; plan them in a new output"
-        session.say("seeds", text, style="yellow")
+    planned = planned_seeds([root])
+    if planned and (uncounted := {*session.config.experiment.seeds} - planned):
+        session.say("seeds", not_counted(sorted(uncounted), len(planned)), style="yellow")
 
 
 def _together(base: StageFolders, by_seed: Mapping[int, StageFolders], base_seed: int) -> dict[int, StageFolders]:

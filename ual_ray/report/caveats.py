@@ -6,6 +6,7 @@ from ual_ray.config import BASE
 from ual_ray.config.names import NO_SMOOTHING
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, at_an_end, copied, get_nested, tried_before
+from ual_ray.report.primary import not_counted
 from ual_ray.report.table import CALIBRATED, CLUSTERED, NORMS, sentence
 from ual_ray.stats.bootstrap import MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import MOST_CUT, MOST_CUT_DIFFERENCE, Comparisons
@@ -110,11 +111,7 @@ def _of_size(findings: Findings) -> Iterator[str]:
         )
     by_chance = "Who looks at a verdict and adds seeds until there is one finds it by chance more often than the level states."
     if added := findings.added_seeds:
-        listed = ", ".join(map(str, added))
-        yield (
-            f"The training seeds {listed} were added after the first results and do not count. {by_chance} Plan them in a new "
-            "output folder."
-        )
+        yield f"{by_chance} The training seeds {not_counted(added, findings.planned_seeds)}"
     if max(seeds, default=0) >= MIN_SEEDS and not findings.planned_seeds:
         yield f"The number of training seeds was not recorded before the results, as `ual experiment` does. {by_chance}"
     least = min((entry.n for entry in findings.comparisons.entries if entry.primary), default=FEW_QUESTIONS)

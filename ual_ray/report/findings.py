@@ -35,7 +35,7 @@ class Findings:
     map was not recorded, and one for arms that were dropped after their results. `trials` are the entries of
     learning_rates.json. `copies`: by model, training seeds that were left out, with the one whose results they have.
     `trainings`: settings of each arm's training, and the number of its rows, as far as recorded. `added_seeds`: training
-    seeds of an experiment that do not count, as they were not planned before its first results. `planned_seeds`: how many were,
+    seeds of an experiment that do not count, as they were not planned before their results. `planned_seeds`: how many were,
     0 where that was not recorded. `earlier`: by arm, how many trainings before the one that counts answered the same questions.
     """
 

@@ -264,7 +264,7 @@ def test_seeds_that_will_not_count_are_said_before_they_are_trained(tmp_path: Pa
         place.mkdir(parents=True, exist_ok=True)
         (place / "figures.json").write_text("{}")
     (line,) = sink.getvalue().splitlines()
-    assert line.split(maxsplit=1)[1].startswith("5 were added after the first results and will not count")
+    assert line.split(maxsplit=1)[1].startswith("5 do not count: no plan of 3 or more named them")
 
 
 def test_a_source_that_small_data_do_not_have_is_found_before_scoring(tmp_path: Path) -> None:

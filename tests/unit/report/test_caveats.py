@@ -25,9 +25,9 @@ def test_arms_that_differ_in_more_than_their_smoothing_are_a_caveat() -> None:
 
 
 def test_seeds_that_were_added_after_a_look_are_a_caveat() -> None:
-    found = Findings({}, Comparisons((), 0.95, 100, 0), added_seeds=[7, 12])
-    assert any("training seeds 7, 12 were added after the first results" in text for text in caveats_of(found, 0))
-    assert not any("were added" in text for text in caveats_of(replace(found, added_seeds=[]), 0))
+    found = Findings({}, Comparisons((), 0.95, 100, 0), added_seeds=[7, 12], planned_seeds=3)
+    assert any("training seeds 7, 12 do not count: " in text and "new output" in text for text in caveats_of(found, 0))
+    assert not any("do not count" in text for text in caveats_of(replace(found, added_seeds=[]), 0))
 
 
 @pytest.mark.parametrize(("seeds", "planned", "told"), [(3, 0, True), (3, 3, False), (2, 0, False)])
