@@ -23,6 +23,7 @@ from ual_ray.report.primary import record
 from ual_ray.report.step import report
 from ual_ray.run import StageName
 from ual_ray.run.output import CONFIG_FILE, Workspace
+from ual_ray.run.precision import with_inference_dtype
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import LINEAGE_MODEL, STAGE_TAG, Place, Session
@@ -62,7 +63,7 @@ def opened(config: Config, console: Console, workspace: Workspace, force: frozen
             tracker.run(workspace.root.name, workspace.root, tags) as parent,
             watched(config.tracking, tracker.uri, [parent]),
         ):
-            session = Session(config, console, tracker, force, parent=parent)
+            session = Session(with_inference_dtype(config, workspace.root), console, tracker, force, parent=parent)
             parent.params(redact_values({"data": config.data.model_dump(), "model": config.model, "seed": config.seed}))
             parent.artifact(workspace.root / CONFIG_FILE)
             parent.environment()

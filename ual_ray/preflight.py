@@ -11,6 +11,7 @@ import psutil
 
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, Config, DataConfig, TrainConfig
+from ual_ray.config.names import AUTO
 from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
 from ual_ray.data.formats import BadRow
@@ -25,10 +26,11 @@ from ual_ray.formatting import GIB
 from ual_ray.mirror.remote import open_place
 from ual_ray.models.resolve import check_found, check_model, parameter_count
 from ual_ray.run import StageName
+from ual_ray.run.precision import ON_GPUS
 from ual_ray.train.estimate.state import heaviest, least_bytes
 from ual_ray.train.mixture import check_names
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What an engine's process needs in addition to its weights: interpreter, libraries, activations of a small batch.
 ENGINE_OVERHEAD_GB = 1.0
 # Of data that is not read completely: how many files, and rows of each, are looked at for the sources of train.mixture.
@@ -259,8 +261,13 @@ def _engines(config: Config, model: str, dtype: str) -> float:
 
 def actor_gb(config: Config, model: str, dtype: str) -> float:
     """Estimate the memory of an actor on CPUs: weights, KV cache and process; without the weights of models on the hub."""
-    weights = (parameter_count(model) or 0) * BYTES[dtype] / GIB
+    weights = (parameter_count(model) or 0) * dtype_bytes(dtype) / GIB
     return weights + config.engine.kv_cache_gb + ENGINE_OVERHEAD_GB
+
+
+def dtype_bytes(dtype: str, gpus: float = 0) -> int:
+    """Return the bytes of a number in a dtype; of `auto` on CPUs, where it is measured later, the most that it can be."""
+    return BYTES[(ON_GPUS if gpus else "float32") if dtype == AUTO else dtype]
 
 
 def _training(config: Config, train: TrainConfig) -> float:

@@ -125,10 +125,12 @@ def session(config: Config, output: Output, stage: StageName, *, force: bool, ve
     from ual_ray.run.stage_cache import LOG_FILE
 
     with output.held() as out, Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
+        from ual_ray.run.precision import with_inference_dtype
         from ual_ray.run.step import Session
         from ual_ray.tracking.tracker import Tracker
 
         only = frozenset({stage})
+        config = config if stage == "train" else with_inference_dtype(config, out)
         with Tracker(config.tracking, out) as tracker:
             session = Session(config, console, tracker, only if force else frozenset(), only)
             with session.cluster:

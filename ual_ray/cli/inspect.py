@@ -85,11 +85,15 @@ def _self_check(config: Config, scored: Path) -> None:
     """Ask the elicitor about a few rows; the result is written next to the scores, where the report reads it."""
     from ual_ray import preflight
     from ual_ray.elicit.step import check_scored
+    from ual_ray.run.precision import INFERENCE_FILE, with_inference_dtype
     from ual_ray.run.stage_cache import LOG_FILE
     from ual_ray.run.step import Session
 
     preflight.check_elicitor(config)
     with terminal(scored.parent / LOG_FILE, verbose=False) as console:
+        # The folder of `ual elicit` or that of `ual run`, whose scores are a folder further down.
+        output = next((place for place in scored.parents if (place / INFERENCE_FILE).exists()), scored.parent)
+        config = with_inference_dtype(config, output, keep=False)
         session = Session(config, console, tracker=None, stages=frozenset({"elicit"}))
         with session.cluster:
             check_scored(session, scored)

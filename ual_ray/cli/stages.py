@@ -67,8 +67,10 @@ def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
     from ual_ray.elicit.forecast import ask_sample, forecast
     from ual_ray.elicit.stage import expected_rows
     from ual_ray.elicit.step import kept_replies
+    from ual_ray.run.precision import with_inference_dtype
     from ual_ray.run.step import Place
 
+    config = with_inference_dtype(config, out, keep=False)
     seen, console = peek(config.data), make_console()
     kept = None if force else kept_replies(config, Place(out), retry)
     asked = ask_sample(config, seen, kept) if kept else None

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ual_ray.config.data import DataConfig
-from ual_ray.config.names import GSM8K, HELD_OUT, SFT, BenchmarkName, DtypeName, ReadingName
+from ual_ray.config.names import AUTO, GSM8K, HELD_OUT, SFT, BenchmarkName, DtypeName, ReadingName
 from ual_ray.config.registry import BENCHMARKS
 from ual_ray.config.section import Section, Share, key
 
@@ -105,7 +105,8 @@ class EvaluateConfig(Section):
     dtype: DtypeName = key(
         "float32",
         affects="answers calibration",
-        description="inference precision for evaluation; bfloat16 rounding can exceed the differences between arms",
+        description="inference precision for evaluation, with values as engine.dtype; bfloat16 rounding can exceed the "
+        "differences between arms",
     )
     calibration: CalibrationConfig = key(
         default_factory=CalibrationConfig, affects="calibration", description="calibration before and after temperature scaling"
@@ -179,9 +180,9 @@ class JudgeConfig(Section):
         None, affects="", names="file", description="YAML file of prompts; null = ual_ray/judge/prompts.yaml"
     )
     dtype: DtypeName = key(
-        "bfloat16",
+        AUTO,
         affects="verdicts",
-        description="inference precision of the judge: bfloat16, float16, float32, or auto = chosen by vLLM",
+        description="inference precision of the judge, with values as engine.dtype",
     )
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ual_ray.config import EngineConfig
 from ual_ray.config.files import read_object
+from ual_ray.config.names import AUTO
 from ual_ray.engines.compat_vllm import EXTENSION, raise_on_death
 from ual_ray.engines.requests import Choice, EngineDied, EngineSpec, Failure, Likelihood, Request, Result, overlong
 from ual_ray.engines.spellings import Spellings
@@ -34,6 +35,7 @@ from ual_ray.engines.vllm_jobs import (
 from ual_ray.errors import UserError
 from ual_ray.models.chat import ChatRenderer, load_renderer
 from ual_ray.models.resolve import resolve_model
+from ual_ray.run.precision import measured_dtype
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput, SamplingParams
@@ -52,7 +54,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     """Convert the configuration to vLLM's arguments; `engine.arguments` overrides them."""
     config = spec.config
     options: dict[str, Any] = {
-        "dtype": config.dtype,
+        "dtype": measured_dtype(config.gpus_per_actor) if config.dtype == AUTO else config.dtype,
         "max_model_len": config.max_model_len,
         "disable_log_stats": True,
         "enforce_eager": config.gpus_per_actor == 0,

@@ -229,7 +229,8 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
     elif elicitor is None:
         yield "memory per actor", f"not known: {config.elicit.model} is not a directory of this machine"
     else:
-        weights = elicitor * preflight.BYTES[engine.dtype] / (engine.tensor_parallel_size or max(1, engine.gpus_per_actor))
+        size = elicitor * preflight.dtype_bytes(engine.dtype, engine.gpus_per_actor)
+        weights = size / (engine.tensor_parallel_size or max(1, engine.gpus_per_actor))
         cpu = f"{preflight.actor_gb(config, config.elicit.model, engine.dtype):.2f} GiB with KV cache and process (an estimate)"
         gpu = f"{gib(weights)} of weights per GPU; vLLM takes most of the rest for its KV cache"
         yield "memory per actor", gpu if engine.gpus_per_actor else cpu

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+from ual_ray.models.product_speed import slower_than_float32
 from ual_ray.train.loss_inputs import Inputs, Options, check
-from ual_ray.train.product_speed import slower_than_float32
 
 # Bytes of one chunk's float32 logits. On a CPU more is no faster, and half as much slows bfloat16 by a tenth; on an H100
 # (bench/gpu_check.py) 96 MiB take 2.6 to 4.4 times as long as 1 GiB, and 2 GiB save 3 to 13% for 1.6 GB more.

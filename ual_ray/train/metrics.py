@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ual_ray.config import TrainConfig
+from ual_ray.models.product_speed import peak_flops
 from ual_ray.run.memory import peak_memory
-from ual_ray.train.product_speed import peak_flops
 
 # Names of the columns of a forward pass's sums (`model.SUMS`), each divided by the number of target tokens.
 AVERAGES = {"nll": "nll", "smoothing": "smoothing", "top1": "top1", "alpha": "mean_alpha"}

@@ -27,7 +27,6 @@ from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.compat_ray_train import NodeTorchConfig
 from ual_ray.train.job import NON_FINITE_FILE, Outcome, TrainingJob
 from ual_ray.train.metrics import SKIPPED, Metrics
-from ual_ray.train.product_speed import resolve_dtype
 from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.timing import PREFIX, summary
 from ual_ray.train.token_store import TokenStore, check_store
@@ -37,14 +36,11 @@ from ual_ray.train.worker import run_worker
 RUN_NAME_FILE = "run_name"
 # Files of the last collectives of each rank of a training on GPUs that hung.
 TRACES_FOLDER = "nccl"
-DTYPE_FILE, DTYPES = "train_dtype", ("float32", "bfloat16")
 
 OnStep = Callable[[Metrics], None]
 MakeMeter = Callable[[int], Meter]
 
 logger = logging.getLogger(__name__)
-# Trainings side by side measure the dtype once.
-_measuring = threading.Lock()
 
 
 def train(
@@ -62,9 +58,9 @@ def train(
 
     `tokens` has the rendered rows that arms share; None = the smoothed rows have texts and are rendered here, with the
     validation rows of `rows` (None = no validation). `on_step` is called with every step's metrics; `lineage` goes into the
-    model card; train.dtype is resolved (`with_dtype`); `first` is the checkpoint to start from. Interrupted and called again
-    with the same folder, it resumes from its last checkpoint. Raises UserError when too many rows cannot be trained on, and
-    DivergedError when the loss is not finite.
+    model card; train.dtype is resolved (`with_train_dtype`); `first` is the checkpoint to start from. Interrupted and called
+    again with the same folder, it resumes from its last checkpoint. Raises UserError when too many rows cannot be trained on,
+    and DivergedError when the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mixture, arm = config.train.mixture, str(smoothed.resolve()) if tokens else None
@@ -136,25 +132,6 @@ def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:
             fix="raise train.max_length, or check the rows",
         )
     return {"train_rows": kept, "dropped_rows": rows - kept, "train_tokens": int(store.lengths.sum())}
-
-
-def with_dtype(config: Config, output: Path) -> Config:
-    """Replace train.dtype = auto by the dtype recorded in this output folder, or measure and record it.
-
-    So all arms of a run use the same dtype, and a resumed one keeps it, even on another machine.
-    """
-    if config.train.dtype != "auto":
-        return config
-    file = output / DTYPE_FILE
-    with _measuring:
-        if not file.exists():
-            write_text(file, resolve_dtype(config.train).dtype)
-    dtype = file.read_text(errors="replace").strip()
-    if dtype not in DTYPES:
-        was = "that of the trainings before, which their done.json has as dtype"
-        raise UserError(f"{file} is damaged", got=repr(dtype), expected=" or ".join(DTYPES), fix=f"write {was} there")
-    train = TrainConfig.model_validate(config.train.model_dump() | {"dtype": dtype})
-    return config.model_copy(update={"train": train})
 
 
 def _last_and_exported(lines: Sequence[Metrics], step: int | None) -> tuple[Metrics, Metrics]:

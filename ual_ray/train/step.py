@@ -234,10 +234,11 @@ def _train_and_log(
     first: Path | None,
 ) -> dict[str, Any]:
     from ual_ray.run.metrics_log import read_metrics
+    from ual_ray.run.precision import with_train_dtype
     from ual_ray.train import stage
 
     assert session.tracker is not None, "training logs"
-    config = stage.with_dtype(config, session.tracker.output)
+    config = with_train_dtype(config, session.tracker.output)
     run.params({"train": config.train.model_dump(), "smooth": recorded_map(smoothed)})
     run.params({"model": config.model, "seed": config.seed})
     table = read_table(smoothed, [col.ID, col.ALPHA])

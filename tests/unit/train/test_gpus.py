@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ual_ray.config.load import load
+from ual_ray.models.product_speed import GPUS, peak_flops
 from ual_ray.train.estimate.devices import find_device
-from ual_ray.train.product_speed import GPUS, peak_flops
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,15 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch.distributed as dist
-from damage import each_damage
 
-from ual_ray.config import Config, TrainConfig
-from ual_ray.errors import UserError
+from ual_ray.config import TrainConfig
 from ual_ray.run.side_by_side import side_by_side
 from ual_ray.train import stage
 from ual_ray.train.loop import Outcome
-from ual_ray.train.stage import DTYPE_FILE, _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces, with_dtype
+from ual_ray.train.stage import _backend, _in_thread, _last_and_exported, _run_name, _storage, _traces
 
 FINISHED = Outcome("finished", 10)
 
@@ -117,47 +114,12 @@ def test_a_storage_that_runs_share_has_a_part_for_each(tmp_path: Path) -> None:
     assert first.startswith("trained-")
 
 
-def test_a_run_keeps_the_dtype_that_its_first_training_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(slow: bool, output: Path, **train: Any) -> str:
-        monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", lambda *given: slow)
-        return with_dtype(Config(train=TrainConfig(**train)), output).train.dtype
-
-    (tmp_path / "other").mkdir()
-    assert measured(False, tmp_path) == "bfloat16"
-    assert measured(True, tmp_path) == "bfloat16", "a second measurement changes nothing"
-    assert measured(True, tmp_path / "other") == "float32"
-    assert measured(False, tmp_path, dtype="float32") == "float32", "what is set is not measured"
-
-
-def test_a_damaged_record_of_the_dtype_is_refused_by_name(tmp_path: Path) -> None:
-    (file := tmp_path / DTYPE_FILE).write_text("bfloat16")
-    assert with_dtype(Config(), tmp_path).train.dtype == "bfloat16"
-    for _ in each_damage(file, flips=64):
-        with pytest.raises(UserError, match=f"{file} is damaged"):
-            with_dtype(Config(), tmp_path)
-
-
 def test_the_exported_step_is_the_one_that_left_even_if_no_step_beat_the_beginning() -> None:
     lines = [{"step": 0, "validation_nll": 1.0}, {"step": 1, "validation_nll": 2.0}, {"step": 2, "nll": 0.5}]
     lines[0]["system/rank_0/cpu_utilization_percentage"] = 50.0  # a matter of the moment
     last, exported = _last_and_exported(lines, 1)
     assert last == {"step": 2, "validation_nll": 2.0, "nll": 0.5} and exported == lines[1]
     assert _last_and_exported(lines, 2) == (last, last)
-
-
-def test_trainings_side_by_side_measure_the_dtype_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[bool] = []
-
-    def slow(*_: Any) -> bool:
-        measured.append(True)
-        time.sleep(0.2)
-        return len(measured) > 1
-
-    monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", slow)
-    found = side_by_side(
-        {n: lambda: with_dtype(Config(), tmp_path).train.dtype for n in range(4)}, lambda: 4, lambda *_: None, 1
-    )
-    assert len(measured) == 1 and set(found.values()) == {"bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from ual_ray.config import Config, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
-from ual_ray.train.product_speed import GPUS, peak_flops, product_rates
+from ual_ray.models.product_speed import GPUS, peak_flops, product_rates
 from ual_ray.train.sharding import DTYPES
 
 ASSUMED_GPU = "H100"

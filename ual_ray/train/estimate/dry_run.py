@@ -19,15 +19,16 @@ from ual_ray.config import Config, LoraConfig, TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB, count_list, plural
 from ual_ray.models.chat import NO_END
+from ual_ray.models.product_speed import GPUS
 from ual_ray.models.resolve import resolve_model
 from ual_ray.parquet import RowFiles
+from ual_ray.run.precision import with_train_dtype
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
 from ual_ray.train.estimate.sample import Rows, sample_rows
 from ual_ray.train.estimate.state import checkpoint_bytes
-from ual_ray.train.product_speed import GPUS, resolve_dtype
 from ual_ray.train.sharding import DTYPES
 from ual_ray.train.weights import empty_frozen_model, empty_trained_model
 
@@ -84,7 +85,7 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
 
     Raises UserError for rows or a model that training would reject, and for an unknown GPU.
     """
-    config = config.model_copy(update={"train": resolve_dtype(config.train)})
+    config = with_train_dtype(config, None)
     train, model = config.train, Model(config)
     rows = sample_rows(config, smoothed)
     plan = StepPlan(rows.lengths, rows.targets, train, config.seed, train.num_workers, rows.sources)
@@ -141,7 +142,7 @@ def check_gpus(config: Config, *, arms: bool = True, evaluated: bool = True) -> 
     Judged by full packs, or else by rows of SHORTEST tokens; by the GPU of this machine where it is the cluster, or else by the
     largest that is known. arms: all arms will be trained, each by its own settings. evaluated: the model will be evaluated.
     """
-    train, model = resolve_dtype(config.train), Model(config)
+    train, model = with_train_dtype(config, None).train, Model(config)
     # The speed does not matter here, so it need not be known.
     judged = config.model_copy(update={"train": train.model_copy(update={"peak_tflops": 1.0})})
     own = torch.cuda.is_available() and is_here(config)

@@ -10,7 +10,7 @@ from small_llama import settings
 
 from ual_ray.config.load import load
 from ual_ray.errors import UserError
-from ual_ray.train import product_speed
+from ual_ray.models import product_speed
 from ual_ray.train.estimate import devices, dry_run
 from ual_ray.train.estimate.dry_run import micro_batch
 

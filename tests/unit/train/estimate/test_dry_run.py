@@ -402,7 +402,7 @@ def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_pat
 def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     for slow, dtype in ((True, "float32"), (False, "bfloat16")):
-        monkeypatch.setattr("ual_ray.train.product_speed.slower_than_float32", lambda *given, slow=slow: slow)
+        monkeypatch.setattr("ual_ray.models.product_speed.slower_than_float32", lambda *given, slow=slow: slow)
         plan = dry_run.dry_run(settings(model, "train.dtype=auto"), smoothed)
         assert plan.config.train.dtype == dtype
         assert plan.memory == dry_run.dry_run(settings(model, f"train.dtype={dtype}"), smoothed).memory

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ual_ray.config import TrainConfig
-from ual_ray.train import product_speed
-from ual_ray.train.product_speed import product_rates, resolve_dtype, slower_than_float32
+from ual_ray.config import Config, TrainConfig
+from ual_ray.models import product_speed
+from ual_ray.models.product_speed import product_rates, slower_than_float32
+from ual_ray.run.precision import with_train_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -80,4 +81,4 @@ def test_the_callers_modes_do_not_reach_the_measurement() -> None:
 )
 def test_auto_is_the_faster_one(slow: bool, train: TrainConfig, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product_speed, "slower_than_float32", lambda *_: slow)
-    assert resolve_dtype(train) == train.model_copy(update={"dtype": dtype})
+    assert with_train_dtype(Config(train=train), None).train == train.model_copy(update={"dtype": dtype})

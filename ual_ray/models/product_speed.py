@@ -1,7 +1,7 @@
 """The speed of devices: GPUs by data sheet, with the memory of those that are not in this machine, and CPUs by measuring.
 
 Processor flags do not show whether bfloat16 is faster than float32. With AMX or AVX512-BF16 it is several times faster, without
-them half as fast. Nothing is measured on GPUs, where low precision is always faster.
+them half as fast, or, with AVX2 alone, 50 times slower. Nothing is measured on GPUs, where low precision is always faster.
 """
 
 import re
@@ -11,8 +11,6 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-
-from ual_ray.config import TrainConfig
 
 # Takes milliseconds, and is large enough that a product's fixed costs are negligible.
 SIZE, SECONDS = 512, 0.02
@@ -71,12 +69,9 @@ def slower_than_float32(dtype: torch.dtype, device: torch.device) -> bool:
     return low < float32
 
 
-def resolve_dtype(train: TrainConfig) -> TrainConfig:
-    """Replace train.dtype = auto by the faster of bfloat16 and float32 on this machine; on GPUs bfloat16, unmeasured."""
-    if train.dtype != "auto":
-        return train
-    slow = not train.gpus_per_worker and slower_than_float32(torch.bfloat16, torch.device("cpu"))
-    return train.model_copy(update={"dtype": "float32" if slow else "bfloat16"})
+def faster_dtype() -> str:
+    """Name the faster of bfloat16 and float32 on the CPUs of this machine."""
+    return "float32" if slower_than_float32(torch.bfloat16, torch.device("cpu")) else "bfloat16"
 
 
 def _measure(dtypes: tuple[torch.dtype, ...], threads: int, size: int, seconds: float) -> list[float]:
