@@ -84,6 +84,11 @@ class Checkpoints:
             self._sweep()
         dist.barrier(self.group)
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a checkpoint that is gone or damaged."""
+        return f"restore it from a copy, or remove {self._root} to train again from the start"
+
     def saved(self) -> list[Saved]:
         """List the whole checkpoints, oldest step first, the same on every rank; waits for what is being written."""
         self.wait()
@@ -109,13 +114,13 @@ class Checkpoints:
             raise UserError(
                 "no checkpoint is intact",
                 got="; ".join(f"{folder}: {', '.join(why)}" for folder, why in damaged.items()),
-                fix=f"restore one from a copy, or remove {self._root} to train again from the start",
+                fix=self.remedy,
             )
         return None
 
     def check(self, saved: Saved) -> None:
         """Raise UserError, on every rank, when files of a checkpoint are not what was written."""
-        self._check(self._filesystem, saved.folder, f"restore it from a copy, or remove {self._root} to train again")
+        self._check(self._filesystem, saved.folder, self.remedy)
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
         """Have the state written, a copy while training goes on, or itself. Waits for the save before; raises its error."""
@@ -186,7 +191,7 @@ class Checkpoints:
             f"{saved.folder}/{SUMS_FILE}", to_text(sums | {PROGRESS_FILE: hashlib.sha256(progress).hexdigest()}).encode()
         )
         self._write(f"{saved.folder}/{PROGRESS_FILE}", progress)
-        for old in outdated(self._list(), self._keep):
+        for old in outdated(self._list(), self._keep, saved.progress.best_step):
             self._remove(old.folder)
 
     def _write(self, path: str, content: bytes) -> None:
@@ -316,16 +321,9 @@ def newest_checkpoint(training: Path) -> Path:
     return whole[-1].parent
 
 
-def outdated(saved: Sequence[Saved], keep: int) -> list[Saved]:
-    """Choose what to remove: all but the `keep` newest and the best, as the newest names it. Oldest first in `saved`."""
-    best = saved[-1].progress.best_step if saved else None
+def outdated(saved: Sequence[Saved], keep: int, best: int | None) -> list[Saved]:
+    """Choose what to remove: all but the `keep` newest and that of the step `best`. Oldest first in `saved`."""
     return [old for old in saved[:-keep] if old.progress.step != best]
-
-
-def best(saved: Sequence[Saved]) -> Saved | None:
-    """Find the checkpoint of the lowest validation loss, as the newest names it. Oldest first in `saved`."""
-    step = saved[-1].progress.best_step if saved else None
-    return next((one for one in reversed(saved) if one.progress.step == step), None)
 
 
 def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ual_ray.models.resolve import resolve_model
 from ual_ray.run.folder import HERE, Folder, append
 from ual_ray.run.metrics_log import MetricsLog
 from ual_ray.train.batches import Batch, Prefetch, Step, StepPlan, collate, validation_steps
-from ual_ray.train.checkpoint import Checkpoints, best
+from ual_ray.train.checkpoint import Checkpoints
 from ual_ray.train.export import Export, export, export_adapter, model_card
 from ual_ray.train.job import NON_FINITE_FILE, Outcome, TrainingJob
 from ual_ray.train.lora import scale_of
@@ -254,11 +254,20 @@ def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, sta
 
 
 def choose(checkpoints: Checkpoints, model: nn.Module, progress: Progress, config: TrainConfig) -> tuple[Progress, str | None]:
-    """Load the weights to export: the last, or those with the lowest validation loss; return their progress and checkpoint."""
-    saved = checkpoints.saved()
-    chosen = best(saved) if config.export == "best" else None
-    if chosen is None or chosen.progress.step == progress.step:
-        return progress, next((one.folder for one in saved if one.progress.step == progress.step), None)
+    """Load the weights to export: the last, or those with the lowest validation loss; return their progress and checkpoint.
+
+    progress: of the last step. Raises UserError when the best are not known, or their checkpoint is gone or damaged.
+    """
+    step = progress.best_step if config.export == "best" else progress.step
+    chosen = next((one for one in reversed(checkpoints.saved()) if one.progress.step == step), None)
+    if step == progress.step:
+        return progress, chosen.folder if chosen else None
+    if chosen is None:
+        raise UserError(
+            "train.export=best: there is no checkpoint of the best validation",
+            got="no validation had a finite loss" if step is None else f"that of step {step} is gone",
+            fix="check the validation rows, or set train.export=last" if step is None else checkpoints.remedy,
+        )
     checkpoints.check(chosen)
     checkpoints.load(chosen, model)
     return chosen.progress, chosen.folder

@@ -17,7 +17,7 @@ from ual_ray.config import TrainConfig
 from ual_ray.errors import UserError
 from ual_ray.preflight import check_train
 from ual_ray.train import checkpoint
-from ual_ray.train.checkpoint import Checkpoints, Saved, best, newest_checkpoint, outdated
+from ual_ray.train.checkpoint import Checkpoints, Saved, newest_checkpoint, outdated
 from ual_ray.train.progress import Progress
 
 
@@ -259,12 +259,10 @@ def test_frozen_and_tied_weights_are_not_saved_twice_or_at_all(group: None, tmp_
 
 def test_the_choice_of_what_goes_is_a_function() -> None:
     saved = [Saved(progress(step, best_step=20), str(step)) for step in (10, 20, 30, 40)]
-    assert [old.progress.step for old in outdated(saved, 1)] == [10, 30]
-    assert [old.progress.step for old in outdated(saved, 3)] == [10]
-    assert outdated([], 1) == []
-    assert best(saved) is saved[1]
-    assert best([]) is None
-    assert best([Saved(progress(10), "10")]) is None
+    assert [old.progress.step for old in outdated(saved, 1, 20)] == [10, 30]
+    assert [old.progress.step for old in outdated(saved, 3, 20)] == [10]
+    assert outdated([], 1, None) == []
+    assert [old.progress.step for old in outdated(saved, 1, None)] == [10, 20, 30]
 
 
 def test_what_progress_says_is_plain_json(group: None, tmp_path: Path) -> None:

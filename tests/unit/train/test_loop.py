@@ -78,7 +78,7 @@ def test_it_does_not_go_on_with_other_rows(other: Progress) -> None:
 
 @pytest.mark.parametrize(
     ("export", "best_step", "step", "loaded"),
-    [("last", 10, 20, []), ("best", 10, 10, [(10, False)]), ("best", 20, 20, []), ("best", None, 20, [])],
+    [("last", 10, 20, []), ("best", 10, 10, [(10, False)]), ("best", 20, 20, [])],
 )
 def test_the_weights_that_leave(export: str, best_step: int | None, step: int, loaded: list[tuple[int, bool]]) -> None:
     kept = Kept(at(10, best_step=best_step), at(20, best_step=best_step))
