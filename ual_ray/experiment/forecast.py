@@ -25,10 +25,10 @@ from ual_ray.models.resolve import parameter_count
 from ual_ray.plan.outline import Outline, time_calibration, time_evaluation, time_scoring, time_training, totals
 from ual_ray.plan.rates import Trial, read_trial
 from ual_ray.report.findings import FINDINGS_FILE, REPORT_FOLDER, Findings
-from ual_ray.report.power import power_lines, power_title, unknown_rate
+from ual_ray.report.power import Planned, power_lines, power_title, unknown_rate
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
-from ual_ray.stats.comparison import pairs_of, role_of
+from ual_ray.stats.comparison import Role, pairs_of, role_of
 from ual_ray.train.estimate.state import heaviest, least_bytes
 
 # What is timed, and the rate that it needs.
@@ -87,9 +87,7 @@ def cautions(config: Config) -> Iterator[str]:
         yield f"{have} no verdict, which needs {MIN_SEEDS}: add some to experiment.seeds"
     if missing := without_likelihoods(config):
         yield missing
-    roles = {
-        name: role_of(arm.map, arm.weight, arm.training(config.train).loss) for name, arm in config.arms.items() if name != BASE
-    }
+    roles = _roles(config)
     if not pairs_of(roles):
         yield (
             "no arms are compared with each other, only with the model before training: add an arm without smoothing "
@@ -100,6 +98,12 @@ def cautions(config: Config) -> Iterator[str]:
             "there is no control, so a difference may come from smoothing as such, not from uncertainty: add one, such as "
             "arms.shuffled_within.map=shuffled_within"
         )
+
+
+def _roles(config: Config) -> dict[str, Role]:
+    """Return the roles of the arms, which follow from their settings."""
+    arms = ((name, arm) for name, arm in config.arms.items() if name != BASE)
+    return {name: role_of(arm.map, arm.weight, arm.training(config.train).loss) for name, arm in arms}
 
 
 def hours(
@@ -233,11 +237,13 @@ def print_forecast(config: Config, output: Path, console: Console, rates: Mappin
 
 def _power(config: Config, measured: Sequence[tuple[Path, str]]) -> Iterator[str]:
     """Word what each scenario can find, by what was measured in folders that are called so."""
+    roles: dict[str, Role] = {BASE: "base", **_roles(config)}
+    planned = Planned(roles, config.judge.references)
     for folder, where in measured:
         for scenario, findings in _findings(folder):
             if scenario in config.experiment.scenarios:
                 seeds, measures = [len(config.experiment.seeds)], config.in_scenario(scenario).primary_measures()
-                if lines := power_lines(findings, seeds, measures):
+                if lines := power_lines(findings, seeds, measures, planned):
                     yield power_title(f"in '{scenario}', by {where},") + ":"
                     yield from (f"  {line}" for line in (*lines, *filter(None, [unknown_rate(findings, measures)])))
 

@@ -172,7 +172,7 @@ def verdict(difference: float, p_adjusted: float, direction: Direction, seeds: i
 def detectable_difference(
     seed_deviation: float, question_error: float, seeds: int, level: float = 0.95, power: float = POWER
 ) -> float:
-    """Return the smallest true difference that comes out conclusive with the given probability, before Holm's correction.
+    """Return the smallest true difference that comes out conclusive at this level with the given probability.
 
     seed_deviation: standard deviation of the difference between training seeds; question_error: its standard error over the
     questions, which seeds do not reduce. error^2 = seed_deviation^2 / seeds + question_error^2, and the test is the two-sided t

@@ -4,7 +4,7 @@ Several arms, each with its hypotheses in order, are one family, and corrected a
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
 from ual_ray.stats.bootstrap import INCONCLUSIVE, holm, verdict
-from ual_ray.stats.comparison import Comparison, Comparisons, Role
+from ual_ray.stats.comparison import Comparison, Comparisons, Role, pairs_of
 from ual_ray.stats.metrics import metric_of
 
 CHOSEN_AFTER = "chosen after the results"
@@ -76,14 +76,14 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
     families: dict[str, dict[str, dict[str, list[int]]]] = {}
     for place, entry in enumerate(found.entries):
         if entry.primary:
-            family = families.setdefault(_family(entry, roles), {})
+            family = families.setdefault(_family(entry.arm, entry.reference, roles), {})
             family.setdefault(entry.arm, {}).setdefault(measure_of(entry), []).append(place)
     # While others have these measures.
     absent = [
         one for one in found.absent if one.reason == LEFT_OUT or (one.reason != NOBODY and (judged or one.measure != WIN_RATE))
     ]
     for one in absent:
-        families.setdefault(_family(one, roles), {}).setdefault(one.arm, {}).setdefault(one.measure, [])
+        families.setdefault(_family(one.arm, one.reference, roles), {}).setdefault(one.arm, {}).setdefault(one.measure, [])
     if judged and WIN_RATE in found.primary:
         for arm in judged:
             families.setdefault("tested", {}).setdefault(arm, {})
@@ -92,7 +92,7 @@ def _families(found: Comparisons, roles: Mapping[str, Role], judged: Mapping[str
         rates = judged if name == "tested" and WIN_RATE in found.primary else {}
         measured = {measure for own in arms.values() for measure in own} | ({WIN_RATE} if rates else set())
         order = [measure for measure in found.primary if measure in measured]
-        lacking = Counter((one.arm, one.measure) for one in absent if _family(one, roles) == name)
+        lacking = Counter((one.arm, one.measure) for one in absent if _family(one.arm, one.reference, roles) == name)
         links.append(
             [
                 [
@@ -129,10 +129,20 @@ def _links(
     return [_Link(arm, measure, tuple(p_values or [1.0]), tuple(own))]
 
 
-def _family(entry: Comparison | Absent, roles: Mapping[str, Role]) -> str:
-    if roles.get(entry.reference) == "base":
+def _family(arm: str, reference: str, roles: Mapping[str, Role]) -> str:
+    if roles.get(reference) == "base":
         return "base"
-    return "control" if roles.get(entry.arm) == "control" else "tested"
+    return "control" if roles.get(arm) == "control" else "tested"
+
+
+def tests_of(arm: str, reference: str, roles: Mapping[str, Role], at_once: Collection[str] | None = None) -> int:
+    """Count the tests that share the level with this one at most: every arm of its family, times the arm's references.
+
+    at_once: the references that are tested in one step with this one; None = all of them.
+    """
+    family = [pair for pair in pairs_of(roles) if _family(*pair, roles) == _family(arm, reference, roles)]
+    own = [other for name, other in family if name == arm and (at_once is None or other in at_once)]
+    return max(1, len({name for name, _ in family})) * max(1, len(own))
 
 
 def _decided(entry: Comparison, p_holm: float, closed: str | None, level: float) -> Comparison:

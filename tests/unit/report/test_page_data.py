@@ -53,7 +53,7 @@ def test_a_whole_page_in_order(whole: str, read_page: Any) -> None:
         "Whether uncertainty helps stays open after 1 training seed. ual experiment CONFIG measures it on your data",
         "what was measured so far is in docs/results.md .",
         "What more training seeds would find Smallest true difference that would be conclusive in 80% of experiments",
-        "arm - reference 3 seeds 5 seeds 8 seeds 12 seeds deviation between seeds from seeds n",
+        "arm - reference 3 seeds 5 seeds 8 seeds 12 seeds tests deviation between seeds from seeds n",
         "held_out.nll_adjusted : NLL per token after removing temperature and smoothing floor, nats; lower is better",
         "Against the model before training 4 comparisons better ual is better than base",
         "constant 19,871 15.0% 2.5% 1.27",
