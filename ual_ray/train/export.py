@@ -36,6 +36,8 @@ from ual_ray.train.progress import Progress
 from ual_ray.train.sharding import reshard
 
 GENERATION = "generation_config.json"
+# Of a model for images or sounds: engines load it with these, also for texts alone.
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 # People add to it, and nothing reads it.
 CARD = "README.md"
 PLAN_FILE = "export.json"
@@ -269,6 +271,9 @@ def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> N
         model.generation_config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(settings.source, trust_remote_code=settings.trust_remote_code)
     tokenizer.save_pretrained(folder)
+    for name in PROCESSORS:
+        if processor := optional_file(settings.source, name):
+            shutil.copy(processor, folder / name)
     # A model with code of its own names these files in its config.
     for code in Path(settings.source).glob("*.py"):
         shutil.copy(code, folder)

@@ -118,6 +118,22 @@ def test_the_generation_config_of_the_source_leaves_with_the_model(family_folder
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
 
 
+def test_what_prepares_images_leaves_with_the_model(family_folder: Any, tmp_path: Path) -> None:
+    """An engine loads Gemma 3 with its processor, also where all prompts are texts."""
+    from transformers import AutoImageProcessor
+
+    source = shutil.copytree(family_folder("llama"), tmp_path / "source")
+    (source / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 7}}'
+    )
+    (source / "processor_config.json").write_text('{"processor_class": "Gemma3Processor", "image_seq_length": 256}')
+    export(load(source), Export(str(source), "# card"), tmp_path / "out")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").size == {"shortest_edge": 7}
+    assert not damage_in(tmp_path / "out") and not (tmp_path / "out" / "video_preprocessor_config.json").exists()
+
+
 def test_a_tied_head_is_the_embeddings_second_name(family_folder: Any) -> None:
     assert repeated_parameters(load(family_folder("llama"))) == {"model.lm_head.weight"}
     assert repeated_parameters(load(family_folder("llama_untied"))) == set()
