@@ -1,7 +1,6 @@
 """Apply operations to MLflow. All are idempotent: one whose response was lost can be sent again.
 
-Sources of data sets are named and written as MLflow's own are, so that `mlflow.data.get_source` reads them. The prompt registry
-has what the elicitor and the judge are asked, versioned by its text, and linked from the run. MLflow's own
+Sources of data sets are named and written as MLflow's own are, so that `mlflow.data.get_source` reads them. MLflow's own
 functions to make traces export each span from a thread and swallow errors; here they are sent at once, and the same ones again
 replace each other.
 """
@@ -37,18 +36,16 @@ from ual_ray.tracking.compat_mlflow import (
     EXPERIMENT_KIND,
     LOGGED_ARTIFACTS,
     PARENT_RUN_ID,
-    PROMPT_EXPERIMENTS,
     TRACE_SCHEMA,
-    PromptClient,
     SpanAttributeKey,
     TraceMetadataKey,
     TraceTagKey,
     TracingClient,
-    with_experiment,
     with_table,
 )
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import EXISTS, log_model, measured_model
+from ual_ray.tracking.prompts import log_prompt
 from ual_ray.tracking.run import CHANGED, STEPS_FILE
 from ual_ray.tracking.run_file import resolve_run
 
@@ -70,9 +67,6 @@ AWAY = {
 PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-# In front of all names: a server's registry is shared.
-PROMPT_PREFIX = "ual_ray"
-Turn = Mapping[str, str]
 
 
 def log_traces(client: MlflowClient, run_id: str, traces: Sequence[Mapping[str, Any]]) -> None:
@@ -364,36 +358,3 @@ class Store:
 def _parts(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), most):
         yield items[start : start + most]
-
-
-def log_prompt(client: MlflowClient, run_id: str, name: str, template: Sequence[Turn]) -> str:
-    """Register a prompt's text under PROMPT_PREFIX.`name`, link it from a run and its experiment; return the version number.
-
-    template: chat turns (role and content) with variables as {{name}}. A text that has a version gets no new one. The client's
-    store has to be MLflow's tracking URI. Raises MLflow's own errors, and NotImplementedError where there is no registry.
-    """
-    name, turns = f"{PROMPT_PREFIX}.{name}", [dict(turn) for turn in template]
-    prompts = PromptClient(client.tracking_uri)
-    try:
-        prompt = prompts.get_prompt(name)
-    except MlflowException as error:
-        if "not supported" in str(error):  # with the error code of an unreachable server
-            raise NotImplementedError(str(error)) from error
-        raise
-    version = (prompt and _version_of(prompts, name, turns)) or prompts.register_prompt(name, turns)
-    experiment_id = client.get_run(run_id).info.experiment_id
-    if (listed := with_experiment(prompt.tags.get(PROMPT_EXPERIMENTS) if prompt else None, experiment_id)) is not None:
-        prompts.set_prompt_tag(name, PROMPT_EXPERIMENTS, listed)
-    prompts.link_prompt_version_to_run(run_id, version)
-    return str(version.version)
-
-
-def _version_of(prompts: MlflowClient, name: str, turns: list[dict[str, str]]) -> Any:
-    """Find the newest version with this text; None if there is none."""
-    page = None
-    while True:
-        found = prompts.search_prompt_versions(name, page_token=page)
-        if same := [version for version in found if version.template == turns]:
-            return same[0]
-        if not (page := found.token):
-            return None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 import yaml
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from tracked import Network, tracker_of
 
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.prompts import load_prompts
 from ual_ray.judge.pairs import load_judge_prompts
-from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, with_experiment
+from ual_ray.tracking.compat_mlflow import PROMPT_EXPERIMENTS, PromptClient, with_experiment
+from ual_ray.tracking.prompts import PROMPT_PREFIX, log_prompt
 from ual_ray.tracking.run import Run
-from ual_ray.tracking.store import PROMPT_PREFIX
 from ual_ray.tracking.tracker import Tracker
 
 ASK = (("user", "Rate {{response}}."),)
@@ -88,7 +93,7 @@ def test_a_server_without_a_registry_costs_a_counted_warning(
     def refuse(self: object, name: str) -> None:
         raise MlflowException("The 'get_prompt' API is not supported with the current registry.")
 
-    monkeypatch.setattr("ual_ray.tracking.store.PromptClient.get_prompt", refuse)
+    monkeypatch.setattr("ual_ray.tracking.prompts.PromptClient.get_prompt", refuse)
     tracker = tracker_of(tmp_path)
     with tracker.run("elicit", tmp_path, {}) as run:
         run.prompt("elicit.p_true", ASK)
@@ -96,6 +101,47 @@ def test_a_server_without_a_registry_costs_a_counted_warning(
     assert (tracker.failures, tracker.waiting) == (1, 0)
     assert "MLflow rejects 'prompt'" in caplog.text
     assert tracker.client.get_run(run.id).data.metrics == {"rows": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("known", "owner", "call"),
+    [
+        (False, PromptClient, "register_prompt"),
+        (False, ModelRegistryClient, "create_registered_model"),
+        (False, ModelRegistryClient, "create_model_version"),
+        (True, ModelRegistryClient, "create_model_version"),
+        (False, PromptClient, "link_prompt_version_to_run"),
+    ],
+)
+def test_two_pipelines_that_register_a_text_at_once_share_its_version(
+    known: bool, owner: Any, call: str, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one does all of its work just before a call of the first one."""
+    shutil.copy(empty_store, tmp_path / "m.db")
+    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    mlflow.set_tracking_uri(client.tracking_uri)
+    experiments = [client.create_experiment(name) for name in ("zeroth", "first", "second")]
+    runs = [client.create_run(experiment).info.run_id for experiment in experiments]
+    if known:
+        log_prompt(client, runs[0], "elicit.p_true", [{"role": "user", "content": "{{response}} of before"}])
+    turns, versions = [{"role": "user", "content": "Rate {{response}}."}], []
+    original = getattr(owner, call)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        versions.append(log_prompt(client, runs[2], "elicit.p_true", turns))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, call, interrupted)
+    versions.append(log_prompt(client, runs[1], "elicit.p_true", turns))
+    monkeypatch.undo()
+    same = [found.version for found in client.search_prompt_versions(NAME) if found.template == turns]
+    assert same == [1 + known]
+    assert set(versions) == {str(1 + known)}
+    for run in runs[1:]:
+        linked = json.loads(client.get_run(run).data.tags["mlflow.linkedPrompts"])
+        assert [prompt["version"] for prompt in linked] == [str(1 + known)]
+    assert set(client.get_prompt(NAME).tags[PROMPT_EXPERIMENTS].strip(",").split(",")) >= set(experiments[1:])
 
 
 def test_secrets_in_a_prompt_are_masked(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
