@@ -1,18 +1,22 @@
 """Configurations and texts without their secrets."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from ual_ray.config import Config
 
 # Names of keys, headers and environment variables whose values are secrets.
 _NAMES = (
-    r"token|passw(?:or)?d|passphrase|secret|signature|credentials?|cookie|authorization|connection[-_]?string"
-    r"|(?:api|access|private|secret|subscription|account)[-_]?key|(?<=[-_])(?:key|pwd|pat)"
+    r"token|passw(?:or)?ds?|passphrase|secrets?|signature|credentials?|cookies?|authorization|connection[-_]?string"
+    r"|(?:api|access|private|secret|subscription|account)[-_]?keys?|(?<=[-_])(?:key|pwd|pat|auth)"
 )
-SECRET_KEY = re.compile(rf"(?i)({_NAMES})$")
+SECRET_KEY = re.compile(rf"(?i)({_NAMES})(?:[-_]?\d+)?$")
+# A header's value that is a secret whatever the header's name is; the digit tells it from words.
+CREDENTIALS = re.compile(r"(?i)(?:bearer|basic)\s+(?=\S*\d)\S{8,}")
 # The value of a parameter of an address; `sig` is the signature of a shared access to Azure.
 PARAMETER = re.compile(rf"(?i)([?&](?:sig|[^=?&#\s]*?(?:{_NAMES}))=)[^&#\s]+")
 # Up to the last @, as a password may hold one that is not escaped; a path object has dropped the second slash. Not
@@ -35,7 +39,7 @@ def redact_values(values: Any, key: str = "") -> Any:
     if isinstance(values, list | tuple):
         return [redact_values(value, key) for value in values]
     if isinstance(values, str):
-        return MASK if SECRET_KEY.search(key) else redact_uri(values)
+        return MASK if SECRET_KEY.search(key) or CREDENTIALS.fullmatch(values) else redact_uri(values)
     return values
 
 
@@ -45,10 +49,19 @@ def redact_uri(text: str) -> str:
 
 
 def hide(text: str, values: list[str]) -> str:
-    """Mask values in a text, the longest first."""
-    for value in sorted(filter(None, values), key=len, reverse=True):
+    """Mask values in a text, the longest first, as they are and as addresses and JSON have them, without space around them."""
+    spelled = {way(value.strip()) for value in values for way in (str, _in_address, _in_json)}
+    for value in sorted(filter(None, spelled), key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
+
+
+def _in_address(value: str) -> str:
+    return quote(value, safe="", errors="replace")  # an environment may hold bytes that are not UTF-8
+
+
+def _in_json(value: str) -> str:
+    return json.dumps(value)[1:-1]
 
 
 def hidden_values(variables: Mapping[str, str]) -> list[str]:
@@ -60,4 +73,4 @@ def environment_secrets() -> list[str]:
     """Return the values of environment variables whose names are those of secrets, such as HF_TOKEN and OPENAI_API_KEY."""
     # Threads of other libraries change the environment meanwhile: `os.environ.items()` raises KeyError then.
     found = (os.environ.get(name, "") for name in os.environ if SECRET_KEY.search(name))
-    return [value for value in found if len(value) >= SHORTEST_SECRET]
+    return [value for value in found if len(value.strip()) >= SHORTEST_SECRET]

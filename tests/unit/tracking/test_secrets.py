@@ -164,7 +164,7 @@ def test_the_users_part_of_addresses(text: str, masked: str) -> None:
     [
         *("hf_token", "X-Api-Key", "Authorization", "aws_secret_access_key", "Cookie", "db.passwd", "passphrase", "DB_PWD"),
         *("OPENAI_KEY", "AZURE_STORAGE_KEY", "Ocp-Apim-Subscription-Key", "subscriptionKey", "AZURE_STORAGE_CONNECTION_STRING"),
-        *("GITHUB_PAT", "X-Amz-Signature", "signature"),
+        *("GITHUB_PAT", "X-Amz-Signature", "signature", "HF_TOKEN_2", "OPENAI_API_KEY2", "api_keys", "passwords", "X-Auth"),
     ],
 )
 def test_keys_that_name_a_secret(key: str) -> None:
@@ -172,15 +172,43 @@ def test_keys_that_name_a_secret(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["max_tokens", "key", "tokenizer", "uncertainty", "secretary", "column", "PWD", "OLDPWD", "monkey", "compat"]
+    "key",
+    [
+        *("max_tokens", "key", "keys", "tokenizer", "uncertainty", "secretary", "column", "PWD", "OLDPWD", "monkey", "compat"),
+        *("auth", "author", "RAY_AUTH_MODE", "tokens_2", "train_tokens", "monkeys"),
+    ],
 )
 def test_keys_that_do_not(key: str) -> None:
     assert redact_values({key: "abc"}) == {key: "abc"}
 
 
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        ("planted-0008\n", "planted-0008"),  # as a file of a Kubernetes Secret often ends
+        (" planted-0008\r\n", "planted-0008"),
+        ("pl/anted+0008=", "pl%2Fanted%2B0008%3D"),
+        ('pl"anted\\0008', r"pl\"anted\\0008"),
+        ("plänted0008", r"pl\u00e4nted0008"),
+        ("planted\udcff0008", "planted\udcff0008"),  # bytes that are not UTF-8
+    ],
+)
+def test_a_secret_is_masked_as_clients_and_files_spell_it(value: str, spelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", value)
+    assert redact_uri(f"401 for {spelled}, sent as {spelled}") == "401 for ***, sent as ***"
+    assert redact_uri(f"<{value}>").strip("<> \r\n") == "***"
+
+
+@pytest.mark.parametrize("value", ["Bearer abcdefgh.1j-k", "bearer  abcdef12", "Basic bWU6c2VjcmV0"])
+def test_credentials_of_a_header_are_masked_under_any_name(value: str) -> None:
+    config = load(None, [f"engine.endpoint.extra_headers={{X-Upstream: '{value}', X-Team: Basic research}}"])
+    assert redact(config).engine.endpoint.extra_headers == {"X-Upstream": "***", "X-Team": "Basic research"}
+
+
 def test_short_values_of_variables_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_TOKEN", "true")
-    assert redact_uri("true") == "true"
+    monkeypatch.setenv("ANOTHER_TOKEN", f"{' ' * 8}yes\n")
+    assert redact_uri("true, yes") == "true, yes"
     assert redact(load()) == load()
 
 
