@@ -86,7 +86,7 @@ def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapp
         raise UserError(f"{twice[0]} is given twice", got="an argument and an override", fix=f"leave {twice[0]}=... out")
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (values or {}).items()]
     config = load_config(config_file, [*(overrides or []), *given])
-    _check_names(config)
+    check_names(config)
     # Ray's workers have working directories of their own.
     config = map_names(config, _absolute_name, "model", "directory", "file", "data")
     config = map_names(config, lambda name: name if "://" in name else str(absolute(Path(name))), "storage")
@@ -99,7 +99,7 @@ def load(config_file: Path | None, overrides: Sequence[str] | None, values: Mapp
     return config.model_copy(update={"train": train.model_copy(update={"accelerate_config": None})})
 
 
-def _check_names(config: Config) -> None:
+def check_names(config: Config) -> None:
     """Raise UserError for a path that no file of this machine can have, such as one with `~` of an unknown user."""
     from ual_ray.config.keys import naming
 

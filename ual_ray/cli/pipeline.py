@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ual_ray.cli.arguments import ConfigFile, Force, Overrides, Verbose, load
+from ual_ray.cli.arguments import ConfigFile, Force, Overrides, Verbose, check_names, load
 from ual_ray.errors import UserError
 from ual_ray.run import STAGES
 from ual_ray.run.terminal import make_console, terminal
@@ -101,6 +101,7 @@ def submit(
     from ual_ray.jobs.submit import submit as submit_job
 
     config = load(config_file, overrides or [])
+    check_names(config)
     raise typer.Exit(submit_job(config, address, make_console(), environment=env or (), new=new, wait=follow))
 
 
