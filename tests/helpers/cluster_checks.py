@@ -33,19 +33,22 @@ def check_pods(spec: Any) -> None:
         assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory"}
         assert all(source["secretRef"]["optional"] for source in container["envFrom"])
         assert container["resources"]["requests"] == container["resources"]["limits"]
+        # The operator's autoscaler, a container of the head's pod, has none of its own.
+        assert container["securityContext"] == spec["autoscalerOptions"]["securityContext"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
 def check_job(job: Any) -> None:
-    """A RayJob's entrypoint is a legal run on the shared volume; it is tried again, and leaves no cluster behind."""
+    """A RayJob's entrypoint is a legal run of a file on the shared volume; it is tried again, and leaves no cluster behind."""
     program, command, option, file, *overrides = shlex.split(job["entrypoint"])
     assert (program, command, option) == ("ual", "run", "-c")
     assert file.startswith("/shared/")
-    config = load(None, overrides)
-    assert config.runtime.address == "auto"
-    assert config.output.startswith("/shared/")
+    assert load(None, overrides).runtime.address == "auto"
     assert job["backoffLimit"] == 2
+    (submitter,) = job["submitterPodTemplate"]["spec"]["containers"]
+    ray = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert (submitter["image"], submitter["securityContext"]) == (ray["image"], ray["securityContext"])
     assert job["shutdownAfterJobFinishes"] is True
     assert job["ttlSecondsAfterFinished"] > 0

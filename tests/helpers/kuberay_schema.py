@@ -29,14 +29,13 @@ def listed(item: Schema, least: int = 1) -> Schema:
 
 
 FROM_SECRET = fields({"secretKeyRef": fields({"name": TEXT, "key": TEXT})})
+CONFINED = fields({"allowPrivilegeEscalation": {"const": False}, "capabilities": fields({"drop": {"const": ["ALL"]}})})
 RESOURCES = {"type": "object", "additionalProperties": QUANTITY, "required": ["cpu", "memory"]}
 CONTAINER = fields(
     {
         "name": TEXT,
         "image": TEXT,
-        "securityContext": fields(
-            {"allowPrivilegeEscalation": {"const": False}, "capabilities": fields({"drop": {"const": ["ALL"]}})}
-        ),
+        "securityContext": CONFINED,
         "env": listed(fields({"name": TEXT, "value": TEXT})),
         "envFrom": listed(fields({"secretRef": fields({"name": TEXT}, optional=FLAG)})),
         "resources": fields({"requests": RESOURCES, "limits": RESOURCES}),
@@ -44,17 +43,18 @@ CONTAINER = fields(
     },
     ports=listed(fields({"name": TEXT, "containerPort": {"type": "integer", "minimum": 1, "maximum": 65535}})),
 )
+CONFINED_POD = fields(
+    {
+        "runAsNonRoot": {"const": True},
+        "runAsUser": {"type": "integer", "minimum": 1},
+        "seccompProfile": fields({"type": {"const": "RuntimeDefault"}}),
+    },
+    fsGroup=COUNT,
+    fsGroupChangePolicy={"enum": ["Always", "OnRootMismatch"]},
+)
 POD = fields(
     {
-        "securityContext": fields(
-            {
-                "runAsNonRoot": {"const": True},
-                "runAsUser": {"type": "integer", "minimum": 1},
-                "seccompProfile": fields({"type": {"const": "RuntimeDefault"}}),
-            },
-            fsGroup=COUNT,
-            fsGroupChangePolicy={"enum": ["Always", "OnRootMismatch"]},
-        ),
+        "securityContext": CONFINED_POD,
         "containers": listed(CONTAINER),
         "volumes": listed(
             fields(
@@ -82,11 +82,29 @@ CLUSTER = fields(
         "authOptions": fields({"mode": {"const": "token"}}),
     },
     enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=fields({}, idleTimeoutSeconds=COUNT),
+    autoscalerOptions=fields({}, idleTimeoutSeconds=COUNT, securityContext=CONFINED),
     gcsFaultToleranceOptions=fields({"redisAddress": TEXT, "redisPassword": fields({"valueFrom": FROM_SECRET})}),
+)
+SUBMITTER = fields(
+    {
+        "restartPolicy": {"enum": ["Never", "OnFailure"]},
+        "securityContext": CONFINED_POD,
+        "containers": listed(
+            fields(
+                {
+                    "name": TEXT,
+                    "image": TEXT,
+                    "securityContext": CONFINED,
+                    "resources": fields({"requests": RESOURCES, "limits": RESOURCES}),
+                }
+            )
+        ),
+    },
+    automountServiceAccountToken=FLAG,
 )
 JOB = fields(
     {"entrypoint": TEXT, "rayClusterSpec": CLUSTER},
+    submitterPodTemplate=fields({"spec": SUBMITTER}),
     backoffLimit=COUNT,
     shutdownAfterJobFinishes=FLAG,
     ttlSecondsAfterFinished=COUNT,

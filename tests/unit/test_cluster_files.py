@@ -237,6 +237,15 @@ def test_groups_have_machines_with_the_gpus_that_recipes_were_written_for(name: 
         assert types[group]["resources"].get("CPU", cpus) == cpus
 
 
+def test_machines_with_gpus_boot_from_a_disk_that_they_take() -> None:
+    """Google's default, pd-standard, is refused for G2 and A3; types are named with their zone."""
+    found = parse("gcp.yaml")
+    zone = found["provider"]["availability_zone"]
+    for group in found["available_node_types"].values():
+        (disk,) = group["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+
+
 def test_head_keeps_its_state_in_the_redis_of_the_services() -> None:
     redis = parse("kuberay/raycluster.yaml")["spec"]["gcsFaultToleranceOptions"]
     host, port = redis["redisAddress"].split(":")
@@ -283,7 +292,9 @@ def test_pods_share_a_volume_and_none_but_the_driver_runs_on_the_head(name: str)
 
 
 def test_job_is_a_legal_run_that_is_tried_again() -> None:
-    check_job(parse("kuberay/rayjob.yaml")["spec"])
+    job = parse("kuberay/rayjob.yaml")["spec"]
+    check_job(job)
+    assert " output=/shared/" in job["entrypoint"]
 
 
 # --- `ray up` --------------------------------------------------------------------------------------------------------

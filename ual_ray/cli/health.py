@@ -101,5 +101,7 @@ def plan(
     if manifest is not None:
         from ual_ray.plan.rayjob import write_rayjob
 
-        write_rayjob(config, manifest)
+        elsewhere = write_rayjob(config, manifest)
         typer.echo(f"RayJob: {rayjob}")
+        if elsewhere:
+            typer.echo(f"note: the pods need these paths as well: {', '.join(elsewhere)}")

@@ -12,6 +12,7 @@ import yaml
 from ual_ray.columns import digest
 from ual_ray.config import Config
 from ual_ray.config.files import write_text
+from ual_ray.config.keys import naming
 from ual_ray.config.redact import redact
 from ual_ray.errors import UserError
 from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
@@ -26,7 +27,8 @@ HEADER = """# Written by `ual plan`: {name}, for {output}.
 #   ual config -c CONFIG KEY=VALUE... > config.yaml
 # Then: kubectl apply -f THIS_FILE; kubectl logs -f job/{name}
 # CHANGE the image: with your registry in front.
-"""
+{note}"""
+NOTE = "# The pods need these paths as well, such as below {shared}:\n{paths}"
 
 
 def rayjob(config: Config) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def rayjob(config: Config) -> dict[str, Any]:
     pods = (group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]))
     mounts = (mount for pod in pods for mount in pod["containers"][0]["volumeMounts"])
     (shared,) = {mount["mountPath"] for mount in mounts if mount["name"] == SHARED}
-    if not Path(os.path.normpath(config.output)).is_relative_to(shared):
+    if not _is_below(config.output, shared):
         raise UserError(
             "--rayjob: output is not on the volume that all pods have",
             got=config.output,
@@ -48,19 +50,28 @@ def rayjob(config: Config) -> dict[str, Any]:
     name = f"ual-{digest(config.model_dump(mode='json'))}"
     file = f"{shared}/{name}.yaml"
     manifest["metadata"]["name"] = name
-    words = ["ual", "run", "-c", file, "runtime.address=auto", f"output={config.output}"]
-    manifest["spec"]["entrypoint"] = shlex.join(words)
+    # No values of the configuration: two shells would read them, and YAML.
+    manifest["spec"]["entrypoint"] = shlex.join(["ual", "run", "-c", file, "runtime.address=auto"])
     _size(spec["workerGroupSpecs"], config)
     return manifest
 
 
-def write_rayjob(config: Config, file: Path) -> None:
-    """Write the manifest with a comment on how to apply it."""
+def write_rayjob(config: Config, file: Path) -> list[str]:
+    """Write the manifest with a comment on how to apply it; return the paths, KEY=PATH, that are not on the pods' volume."""
     manifest = rayjob(config)
     name = manifest["metadata"]["name"]
     given = shlex.split(manifest["spec"]["entrypoint"])[3]
+    shared = str(Path(given).parent)
+    named = naming(config, "model", "directory", "file", "data", "storage")
+    paths = [f"{key}={path}" for key, path in named.items() if Path(path).is_absolute() and not _is_below(path, shared)]
+    note = NOTE.format(shared=shared, paths="".join(f"#   {path}\n" for path in paths)) if paths else ""
     text = yaml.dump(manifest, Dumper=_Plain, sort_keys=False, width=120)
-    write_text(file, HEADER.format(name=name, output=config.output, config=given) + text)
+    write_text(file, HEADER.format(name=name, output=config.output, config=given, note=note) + text)
+    return paths
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return Path(os.path.normpath(path)).is_relative_to(folder)
 
 
 class _Plain(yaml.SafeDumper):

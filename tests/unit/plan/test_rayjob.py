@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 import yaml
 from cluster_checks import check_job, check_manifest, check_pods
 
-from ual_ray.config.load import load
+from ual_ray.config.load import dump, load
 from ual_ray.errors import UserError
 from ual_ray.plan.rayjob import PLACES, rayjob, write_rayjob
 
@@ -88,7 +92,30 @@ def test_cpus_bound_what_a_pod_holds() -> None:
 def test_the_name_follows_the_configuration() -> None:
     name = manifest()["metadata"]["name"]
     assert name == manifest()["metadata"]["name"] != manifest("train.epochs=9")["metadata"]["name"]
-    assert manifest()["spec"]["entrypoint"] == f"ual run -c /shared/{name}.yaml runtime.address=auto output=/shared/runs/first"
+    assert manifest()["spec"]["entrypoint"] == f"ual run -c /shared/{name}.yaml runtime.address=auto"
+
+
+@pytest.mark.parametrize("name", ["a b", "a #1", "a: b", "it's", "$HOME", 'a"b', "$(id)", "ünï"])
+def test_the_run_writes_to_the_planned_output_whatever_its_name(name: str, tmp_path: Path) -> None:
+    """The operator's shell reads the entrypoint, `ray job submit` quotes its words again, and the head's shell reads these."""
+    config = load().model_copy(update={"output": f"/shared/{name}"})
+    show = f"{shlex.quote(sys.executable)} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "
+
+    def words(command: str) -> list[str]:
+        shown = subprocess.run(["sh", "-c", show + command], capture_output=True, text=True, check=True)
+        return list(json.loads(shown.stdout))
+
+    _, _, _, _, *overrides = words(subprocess.list2cmdline(words(rayjob(config)["spec"]["entrypoint"])))
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    assert load(tmp_path / "config.yaml", overrides).output == config.output
+
+
+def test_what_the_pods_may_not_have_is_named(tmp_path: Path) -> None:
+    paths = ["data.path=/home/me/rows.jsonl", "model=/models/m", "elicit.templates=/shared/prompts.yaml"]
+    notes = write_rayjob(load(None, ["output=/shared/runs/first", *paths]), tmp_path / "job.yaml")
+    assert notes == ["data.path=/home/me/rows.jsonl", "model=/models/m"]
+    assert "#   data.path=/home/me/rows.jsonl" in (tmp_path / "job.yaml").read_text()
+    assert write_rayjob(load(None, ["output=/shared/runs/first", "data.path=s3://b/rows", "model=a/b"]), tmp_path / "b") == []
 
 
 @pytest.mark.parametrize(
