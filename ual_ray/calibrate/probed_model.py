@@ -212,19 +212,21 @@ def log_probabilities(
             target[states.places[rows]] = _numpy(at_label / temperature - torch.logsumexp(logits / temperature, dim=1))
 
 
+def _to_fit(head: OutputHead, hidden: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits [chunk, K] for a fit, the largest of each token 0 and none infinite, with their labels [chunk]."""
+    for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
+        yield (logits - logits.max(1, keepdim=True).values).clamp_(min=LOWEST_LOGIT), chunk_labels
+
+
 @torch.inference_mode()
 def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
     """Fit the temperature to hidden states [n, H] after the final norm and their labels [n]; see calibration."""
 
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        for _, logits, chunk_labels in logits_in_chunks(head, hidden, labels):
-            yield (logits - logits.max(1, keepdim=True).values).clamp_(min=LOWEST_LOGIT), chunk_labels
-
-    kept = list(chunks()) if 4 * len(hidden) * head.size <= KEPT_BYTES else None
+    kept = [*_to_fit(head, hidden, labels)] if 4 * len(hidden) * head.size <= KEPT_BYTES else None
 
     def slope(inverse: float) -> float:
         total = 0.0
-        for logits, chunk_labels in kept or chunks():
+        for logits, chunk_labels in kept or _to_fit(head, hidden, labels):
             at_label = logits.gather(1, chunk_labels[:, None]).squeeze(1)
             means = torch.linalg.vecdot(torch.softmax(inverse * logits, dim=1), logits)
             total += float((means - at_label).double().sum())
@@ -246,8 +248,7 @@ def nll_at(head: OutputHead, hidden: Tensor, labels: Tensor, temperature: float)
 def adjustment_of(head: OutputHead, hidden: Tensor, labels: Tensor, temperature: float) -> Adjustment:
     """Fit temperature and floor to up to MAX_TOKENS of the states [n, H] and labels [n]; temperature: as fitted alone."""
     chosen = torch.from_numpy(thin(len(labels), MAX_TOKENS))
-    chunks = logits_in_chunks(head, hidden[chosen.to(hidden.device)], labels[chosen])
-    return fit_adjustment([(logits, chunk_labels) for _, logits, chunk_labels in chunks], temperature)
+    return fit_adjustment([*_to_fit(head, hidden[chosen.to(hidden.device)], labels[chosen])], temperature)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

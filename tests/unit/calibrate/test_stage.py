@@ -13,10 +13,10 @@ from torch.nn.functional import one_hot
 
 from ual_ray import columns as col
 from ual_ray.calibrate import probed_model as probe_model
-from ual_ray.calibrate.adjustment import FLOOR_SHARE
+from ual_ray.calibrate.adjustment import FLOOR_SHARE, fit_adjustment
 from ual_ray.calibrate.clustering import choose_classes, measures
 from ual_ray.calibrate.metrics import fit_temperature
-from ual_ray.calibrate.probed_model import ProbedModel, Text, temperature_of
+from ual_ray.calibrate.probed_model import LOWEST_LOGIT, ProbedModel, Text, adjustment_of, temperature_of
 from ual_ray.calibrate.stage import probe, probe_validation
 from ual_ray.config.files import read_json, read_sums
 from ual_ray.errors import UserError
@@ -144,7 +144,7 @@ def test_logits_of_an_unknown_kind_are_refused(model_of: Families, monkeypatch: 
         ProbedModel(str(model_of("gemma2")), "float32", "cpu")
 
 
-def test_barred_tokens_do_not_spoil_the_temperature(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_barred_tokens_do_not_spoil_the_temperature_nor_the_floor(model_of: Families, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
     head = OutputHead(AutoModelForCausalLM.from_pretrained(model_of("llama_untied")))
@@ -154,6 +154,14 @@ def test_barred_tokens_do_not_spoil_the_temperature(model_of: Families, monkeypa
     monkeypatch.setattr(OutputHead, "bias", barred)
     expected = fit_temperature(head.logits(hidden)[:, :610].numpy(force=True), labels.numpy())
     assert temperature_of(head, hidden, labels) == pytest.approx(expected, rel=1e-3)
+    # Logits of a model that smooths by 0.2, given as hidden states; barred ones count as if they were only very unlikely.
+    torch.manual_seed(0)
+    own = torch.softmax(6 * torch.randn(400, 620), dim=1)
+    smoothed, labels = (0.8 * own + 0.2 / 620).log(), own[:, :610].multinomial(1).squeeze(1)
+    monkeypatch.setattr(OutputHead, "weight", torch.eye(620))
+    wanted = fit_adjustment([(head.logits(smoothed).clamp(min=LOWEST_LOGIT), labels)], expected)
+    fitted = adjustment_of(head, smoothed, labels, expected)
+    assert (fitted.temperature, fitted.floor) == pytest.approx((wanted.temperature, wanted.floor), rel=1e-3)
 
 
 def test_a_norm_that_is_not_found_is_said(
