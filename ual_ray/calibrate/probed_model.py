@@ -221,7 +221,6 @@ def _to_fit(head: OutputHead, hidden: Tensor, labels: Tensor) -> Iterator[tuple[
 @torch.inference_mode()
 def temperature_of(head: OutputHead, hidden: Tensor, labels: Tensor) -> float:
     """Fit the temperature to hidden states [n, H] after the final norm and their labels [n]; see calibration."""
-
     kept = [*_to_fit(head, hidden, labels)] if 4 * len(hidden) * head.size <= KEPT_BYTES else None
 
     def slope(inverse: float) -> float:
