@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -73,6 +74,17 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_costs_seconds(checker: Check
         assert time.monotonic() - started < 20 * math_check.SECONDS
     assert checker("42", "So it is 42.") == ("42", True), "another process takes over"
     assert checker._process is not first
+
+
+def test_the_limit_counts_the_time_that_the_comparison_computes_and_not_that_it_waits() -> None:
+    """On a machine with much to do, a comparison of milliseconds takes seconds: its answer is not wrong for that."""
+    code = (
+        "import io, json, sys, time; from ual_ray.benchmarks import math_check; "
+        "math_check.load = lambda: None; math_check.compare = lambda gold, text: (time.sleep(1.5), ('x', True))[1]; "
+        "sys.stdin = io.StringIO(json.dumps(['1', '1', 1]) + chr(10)); math_check.serve()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (0, [math_check.READY, '["x", true]'])
 
 
 def test_it_works_outside_the_main_thread(checker: Checker) -> None:
