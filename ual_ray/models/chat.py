@@ -21,7 +21,7 @@ from ual_ray.models.given import as_content, dropped, forms_of, with_own_thought
 
 IGNORE_INDEX = -100
 # Raised when rows become other tokens, so that a store of them is not used.
-RENDERING_VERSION = 2
+RENDERING_VERSION = 3
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_END = (
@@ -36,6 +36,8 @@ EMPTY_THOUGHT = re.compile(
     r"(?:<think>\s*(?=</think>)|<\|channel>thought\s*(?=<channel)|<\|START_THINKING\|>(?=<))"
     r"(?P<close></think>|<channel\|>|<\|END_THINKING\|>)\s*\Z"
 )
+# An empty thought that a finished reply starts with.
+NO_THOUGHT = re.compile(r"<think>(\s*)</think>")
 THOUGHT_END = re.compile(r"</(?:\w+:)?think>|<channel\|>")
 
 
@@ -236,6 +238,8 @@ class ChatRenderer:
         if not text.startswith(prompt):
             marks = []
             text = _behind(prompt, text, thought, messages[-1])
+        elif thought and not marks and (empty := NO_THOUGHT.match(text, len(prompt))):
+            text = prompt + _filled(empty, thought, text[empty.end() :])
         text = text.removesuffix(self._next_starts[thinking])
         start = text.find(thought, len(prompt))
         if start < 0 or (thought and THOUGHT_END.search(text, len(prompt), start)):
@@ -310,6 +314,14 @@ def thought_of(message: Message) -> str:
     return (given or "").strip()
 
 
+def _filled(empty: re.Match[str], thought: str, rest: str) -> str:
+    """Write the thought of a reply where the template has an empty one before it, as those that drop all thoughts have."""
+    edge = "\n" if "\n" in empty[1] else ""
+    if own := THOUGHT.match(rest):  # in the content
+        rest = rest[: own.start(1) - len("<think>")] + rest[own.end(1) + len("</think>") :].lstrip("\n")
+    return f"<think>{edge}{thought}{edge}</think>{rest}"
+
+
 def _behind(prompt: str, text: str, thought: str, reply: Message) -> str:
     """Put a reply behind a prompt that ends in a thought, open or empty, which the template leaves out of finished turns."""
     opened, empty = OPEN_THOUGHT.search(prompt), EMPTY_THOUGHT.search(prompt)
@@ -319,6 +331,8 @@ def _behind(prompt: str, text: str, thought: str, reply: Message) -> str:
         raise ValueError("the chat template does not continue its generation prompt with the reply")
     if empty:
         return prompt + text[len(before) :].removeprefix(empty["close"])
+    if text.startswith("</think>", len(before)):  # the template writes the end of every thought, and no thought
+        return f"{prompt}{thought}{text[len(before) :]}"
     # But not what stood behind it.
     rest = without_thought(text[len(before) :])
     rest = rest.lstrip("\n") if THOUGHT.match(reply["content"]) else rest

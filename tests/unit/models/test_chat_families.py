@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chats import ONE_TURN, TWO_TURNS, ZEPHYR, Tokenizers, chat, sentencepiece_tokenizer, trained_runs
 
-from ual_ray.columns import Message
+from ual_ray.columns import Message, with_extra
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 
 # The styles of models that are often fine-tuned, cut down to what they do to a conversation: none has generation marks.
@@ -262,3 +262,38 @@ def test_a_thought_in_the_content_is_the_templates_thought_where_it_has_one(inde
     deaf = ChatRenderer(tokenizer_of(OWN_THOUGHTS.replace("(m.reasoning_content or '')", "''")))
     with pytest.raises(ValueError, match="a thought of its own"):
         deaf.sequences(chat("Why?", content))
+
+
+# As DeepSeek V3.1, which ends the thought of every finished reply and writes none, and Kimi K2, which writes an empty one.
+BARE_ENDS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{{ '</think>' + m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + ('<think>' if enable_thinking else '</think>') }}{% endif %}"
+)
+EMPTY_STARTS = (
+    CHATML_TURNS.replace("m['content']", "('EMPTY' if m['role'] == 'assistant' else '') + m['content']") + CHATML_PROMPT
+)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("template", "trained"),
+    [
+        (BARE_ENDS, "It scatters.</think>Blue.<|im_end|>"),
+        (EMPTY_STARTS.replace("EMPTY", "<think></think>"), "<think>It scatters.</think>Blue.<|im_end|>"),
+        (EMPTY_STARTS.replace("EMPTY", "<think>\n\n</think>\n\n"), "<think>\nIt scatters.\n</think>\n\nBlue.<|im_end|>"),
+    ],
+)
+def test_a_thought_that_the_template_drops_from_finished_replies_is_trained_once_in_its_marks(
+    template: str, trained: str, inline: bool, tokenizer_of: Tokenizers
+) -> None:
+    tokenizer = tokenizer_of(template)
+    content = "<think>It scatters.</think>Blue." if inline else "Blue."
+    reply = Message(role="assistant", content=content)
+    if not inline:
+        reply = with_extra(reply, reasoning_content="It scatters.")
+    renderer = ChatRenderer(tokenizer)
+    (rendered,) = renderer.sequences([Message(role="user", content="Why?"), reply])
+    assert trained_runs(tokenizer, rendered) == [trained]
+    prompt = renderer.prompt_ids([Message(role="user", content="Why?")], thinking=True)
+    assert rendered.input_ids[: len(prompt)] == prompt
