@@ -5,6 +5,7 @@ Pure but for math-verify's process.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -12,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ual_ray.benchmarks.math_check import Checker
-from ual_ray.data.answers import ANSWER_IS, FORMULA, boxed, in_ascii, plain_numbers, unit_of
+from ual_ray.data.answers import ANSWER_IS, FORMULA, boxed, in_ascii, in_digits, plain_numbers, unit_of, with_points
 
 _DIGITS = r"\d{1,3}(?:,\d{2,3}){0,20},\d{3}(?!\d)|\d+|(?=\.\d)"
 _NUMBER = (
@@ -28,10 +29,12 @@ _WITH_UNIT = re.compile(
 )
 _MONTH = r"(?-i:(?:Jan|Febr?|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)(?:uary|ch|il|ust|(?:em|o)?ber)?)\b\.?"
 _DATE = rf"(?:\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?|{_MONTH}(?:\s+\d{{1,2}}(?:st|nd|rd|th)?,?)?)\s+\d{{4}}"
-# The last number of a text; a time, a date, a point and a range are more than their last number.
+_SIGN = r"(?:[<>≤≥]=?|\\[gl](?:eq?|t|eqslant)(?![a-z]))"
+_CHAIN = rf"[-+]?\d[\d.,/]{{0,30}}\s*{_SIGN}\s*[a-z]\s*{_SIGN}\s*[-+]?\d[\d.,/]{{0,30}}(?<=\d)"
+# The last number of a text; a time, a date, a point, a range and 2 < x < 5 are more than their last number.
 _LAST = re.compile(
     r"(?<![a-z\d_.^:])(?<![\^t]\{)(?<![a-z)]/)(?<![a-z]-)(?!\s)(?:\d+(?::\d\d)+|\d+_\{?(?:\d+|[a-z]+)\}?|\d+([-/])\d+\1\d+"
-    rf"|{_DATE}|[(\[]-?\d[\d.]{{0,30}}(?:\s*,\s*-?\d[\d.]{{0,30}}){{1,9}}[)\]]"
+    rf"|{_DATE}|{_CHAIN}|[(\[]-?\d[\d.]{{0,30}}(?:\s*,\s*-?\d[\d.]{{0,30}}){{1,9}}[)\]]"
     r"|(?<!\d,)\d[\d,.]{0,30}%?-\$?\d[\d,.]{0,30}(?<=\d)"
     r"|(?:\$|(?<!\d,))\d[\d,.]*\s+(?:[ap]m\s+)?(?:to|or)\s+\$?\d[\d,.]*(?<=\d)"
     rf"|(?<=between )\$?\d[\d,.]*\s+and\s+\$?\d[\d,.]*(?<=\d)|{_NUMBER})(?![a-z\d_^])",
@@ -56,12 +59,15 @@ _RESULT = re.compile(r"[^\s\w][^=]*=|\w{2}[^=]*=|\d\s*=")  # 12 + 6 = 18, but no
 _OPTION_ALONE = re.compile(r"\s*\(?([A-Z])\)\s+[^\n]+\s*")
 _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
+# An answer again in other words, behind itself: "18, i.e. 9 pairs".
+_AGAIN = re.compile(r"(?i)(?<=[\w%)}\]$]),?\s+(?:i\.\s?e\b|that is,|in other words|equivalently|namely)")
+_OR = re.compile(r"(?i),?\s+(?:or|=)\s+")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 # A sum of money as a formula ($\$18$) keeps its sign; roots, and signs in words, are written as numbers have them.
 _MONEY = re.compile(r"(?<![\\$])\$(\\\$[^$\n]*[^$\s\\])\$")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _SIGN_WORD = re.compile(r"(?i)\b(?:negative|(?:(?<=^)|(?<=[:=] )|(?<=\bis ))minus)\s+(?=[$€£]?\d)")
-_SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
+_SENTENCE_END = re.compile(r"(?<=\D)(?<!\bsq)(?<!\bcu)(?<!\bi\.e)\.\s|(?<=\d)\.(?=\s+\D)|[!?](?=\s)|[。\n]")
 _MARKUP = re.compile(
     r"</?[A-Za-z][\w-]*>|[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]|(?<![\d)])\*{1,3}|\*{1,3}(?![\d(.])|`{1,3}"
     r"|(?<![\w)}])_{1,3}|_{1,3}(?![\w{\\])"
@@ -85,7 +91,7 @@ _BOUND_WORDS = (
     r"(?:over|under|above|below))|(?<![=<>\d-])(?<!\d )[<>≤≥]=?(?![<>])|\\[gl](?:eq?|t|eqslant)\b"
     r"|\b(?:twice|double|triple|half(?: of)?|(?:two|three|four|five) times|log|ln|sin|cos|tan|root of)\b)"
 )
-_BOUND = re.compile(rf"{_BOUND_WORDS}[ \t]*\$?\Z")
+_BOUND = re.compile(rf"(?:(?<![\w\\])[A-Za-z][ \t]*(?=[<>≤≥\\]))?{_BOUND_WORDS}[ \t]*\$?\Z")
 _BOUNDED = re.compile(rf"(?i)[^\w<>\\]*(?:{_BOUND_WORDS}|not\b)")
 _BOUND_BEHIND = re.compile(
     r"(?i)[ \t]+(?:squared|cubed)\b|[ \t]*(?:\+(?![ \t]*[\d(])|(?:[^\W\d]+[ \t]+)?"
@@ -96,6 +102,13 @@ _DENIED = re.compile(
     r"(?i)(?:\b(?:not|never|instead of|rather than|cannot)|n['’]t)(?: be)?"
     r"(?: (?:exactly|just|only|simply|equal to|the number|actually))?[ \t]*\$?\Z"
 )
+# What counts the parts of a text: "Step 2: done", and lines that start with 1., 2. and so on.
+_LABEL = re.compile(
+    r"(?i)\b(?:steps?|questions?|problems?|parts?|cases?|examples?"
+    r"|exercises?|tasks?|notes?|figures?|tables?|equations?)[ ]?#?\Z"
+)
+_LABELS = re.compile(r"\s*[:)]\s+[^\W\d]")
+_COUNTER = re.compile(r"(?m)^[ \t]*(\d{1,2})[.)][ \t]+(?=\D)")
 _TIMES = re.compile(r"(?<![\w,.])(\d[\d,]*(?:\.\d+)?)(?:[ \t]+(?i:(dozen)s?)|(k|K|M|mn|bn|B))\b")
 _MONEY_TIMES = re.compile(r"(?<=[$€£])(\d[\d,]*(?:\.\d+)?)[ \t]?()(k|K|M|mn|bn|B)\b")
 _COUNTS = {"dozen": 12, "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
@@ -112,6 +125,7 @@ _AT_LEAST = re.compile(
 _BASE_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _BASES = {word: str(base) for base, word in enumerate(_BASE_WORDS.split(), start=2)}
 _BASED = re.compile(rf"(?:\((-?[\da-f.]+)\)|(-?[\da-f.]+))_\{{?(\d+|{'|'.join(_BASES)})\}}?")
+_INTERVAL = re.compile(r"(?:[a-z]\\in)?[(\[][^,()\[\]]+,[^,()\[\]]+[)\]]")
 PERCENT = "percent"
 _PROSE = re.compile(r"(?<!\\)\b(?!sqrt|frac|text|pi|sin|cos|tan|log|ln)[A-Za-z]{3,}")
 _MATHS = re.compile(r"[\\^=+*/(){}\d]")
@@ -136,14 +150,28 @@ def marked_answer(text: str) -> AnswerKey | None:
     "The answer is that it depends" marks none: behind the words an answer is a number, mathematics or a single word.
     """
     text = in_ascii(text)
-    if (found := _HASHES.search(text)) and len(found[1].split()) <= LONGEST_MARKED:  # a longer one is a heading
+    if (found := _HASHES.search(text)) and len(
+        _AGAIN.split(found[1])[0].split()
+    ) <= LONGEST_MARKED:  # a longer one is a heading
         return _short(found[1], _WORD)
-    if content := boxed(text):
+    if content := boxed_answer(text):
         return _key(content)
     if answers := ANSWER_IS.findall(text):
         colon = re.search(r"(?i)answer[*_]*\s*(?:is\s*)?[:=]", text)
         return _short(answers[-1], _ANY_WORD if colon else _ONE_WORD)
     return None
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""Return the content of the last \boxed{...}, and of those joined to it: "1, 2"; one of them if all are one: 0.5, 50%."""
+    parts = boxed(text)
+    return parts[-1] if _are_one(parts) else ", ".join(dict.fromkeys(parts)) or None
+
+
+def _are_one(parts: Sequence[str]) -> bool:
+    """Whether several texts give one answer: 0.5 or 50%."""
+    keys = [_key(part) for part in parts]
+    return len(keys) > 1 and all(same_answer(key, keys[-1]) for key in keys)
 
 
 def answer_of(text: str) -> AnswerKey | None:
@@ -161,19 +189,33 @@ def answer_of(text: str) -> AnswerKey | None:
         plain = plain[: aside.start()]
     if several := _several(plain):
         return several
+    labels = _labels(plain)
     numbers = (found for found in reversed([*_LAST.finditer(plain)]) if not _DENIED.search(_before(plain, found)))
-    if number := next(numbers, None):
+    if number := next((found for found in numbers if found.start() not in labels), None):
         # The words of a bound stay with its number: the key is text, and equals that of the same words alone.
         bounds = _BOUND.search(_before(plain, number)), _BOUND_BEHIND.match(plain, number.end())
         before, behind = (bound[0] if bound else "" for bound in bounds)
         return _key(f"{before}{number[0]}{behind}", plain[number.start() :])
-    return _short(plain, _ONE_WORD) if len(plain.split()) <= LONGEST_MARKED else None
+    plain = in_digits(plain.rstrip(" .!"))
+    return _short(plain, _ONE_WORD) if len(plain.split()) <= LONGEST_MARKED and not labels else None
+
+
+def _labels(text: str) -> set[int]:
+    """Return where the numbers start that count parts of a text."""
+    lines = {int(found[1]): found.start(1) for found in _COUNTER.finditer(text)}
+    labels = {at for number, at in lines.items() if {number - 1, number + 1} & lines.keys()}
+    numbers = (found for found in re.finditer(r"\d+", text) if _LABELS.match(text, found.end()))
+    return labels | {found.start() for found in numbers if _LABEL.search(_before(text, found))}
 
 
 def _several(text: str) -> AnswerKey | None:
     """Make the key of a short answer of several parts, or of a formula; None for any other text."""
     if len(text) > LARGEST_ANSWER or "\n" in text.strip() or len(text.split()) > LONGEST_IN_PARTS:
         return None
+    if re.match(r"\W*\d", text) and (
+        (again := _AGAIN.search(text)) or ("=" not in text and _are_one(_OR.split(text.rstrip(" ."))))
+    ):
+        return _short(text[: again.start()] if again else text, _ONE_WORD)
     if whole := _LIST.fullmatch(text):
         return _key(whole[1])
     if _TERM.fullmatch(text) and "=" not in text.partition("=")[2] and _value(text) is None and not _RESULT.search(text):
@@ -203,7 +245,19 @@ def same_answer(first: AnswerKey | None, second: AnswerKey | None) -> bool:
         return first.value == second.value or as_share
     if first.text == second.text:
         return True
+    if is_interval(first) and is_inequality(second):
+        first, second = second, first  # math-verify knows one order alone
     return _is_maths(first) and _is_maths(second) and _equal_maths(first.text, second.text)
+
+
+def is_interval(key: AnswerKey) -> bool:
+    """Whether an answer is written as an interval, (2, 5) or [2, 5), which may be a point."""
+    return _INTERVAL.fullmatch(key.text) is not None
+
+
+def is_inequality(key: AnswerKey) -> bool:
+    """Whether an answer is an inequality, such as 2 < x < 5."""
+    return re.search(_SIGN, key.text) is not None
 
 
 def other_unit(first: AnswerKey, second: AnswerKey) -> bool:
@@ -217,7 +271,7 @@ def _share(key: AnswerKey) -> Fraction | None:
 
 def _key(answer: str, behind: str = "") -> AnswerKey | None:
     """Make the key of an answer. behind: the text that it is the start of, which may go on with its unit."""
-    text = FORMULA.sub(r"\1", _cleaned(answer).rstrip(" .。"))
+    text = in_digits(FORMULA.sub(r"\1", _cleaned(answer).rstrip(" .。")))
     text = re.sub(r"(?i)\b([ap])\.m\b\.?", r"\1m", text)
     plain = re.sub(r"[\s$]", "", text).lower()
     plain = re.sub(r"\(([a-z]+)\)", r"\1", plain) if plain.count("(") == 1 and plain.startswith("(") else plain
@@ -234,11 +288,13 @@ def _short(answer: str, words: re.Pattern[str]) -> AnswerKey | None:
 
     words: single words that are answers.
     """
-    sentence = _SENTENCE_END.split(_cleaned(answer) + " ")[0].strip().rstrip(" .!")
+    sentence = _AGAIN.split(_SENTENCE_END.split(_cleaned(answer) + " ")[0])[0].strip().rstrip(" .!")
+    if _are_one(parts := _OR.split(sentence)):
+        return _key(parts[-1])
     if option := _OPTION.fullmatch(sentence) or _NAMED.fullmatch(sentence):
         return _key(option[1])
-    clause = _CLAUSE.split(sentence)[0]
-    return next((_key(part) for part in dict.fromkeys((sentence, clause)) if _is_answer(part, words)), None)
+    whole, clause = map(in_digits, (sentence, _CLAUSE.split(sentence)[0]))
+    return next((_key(part) for part in dict.fromkeys((whole, clause)) if _is_answer(part, words)), None)
 
 
 def _is_answer(text: str, words: re.Pattern[str]) -> bool:
@@ -251,7 +307,7 @@ def _cleaned(text: str) -> str:
     text = _MONEY.sub(r"\1", in_ascii(_TEXT.sub(r"\1", text))).replace("π", "{\\pi}")
     text = _ROOT.sub(lambda found: f"\\sqrt{{{found[1] or found[2] or found[3]}}}", text)
     text = _HALF_HOUR.sub(" ", _FULL_HOUR.sub(r"\1 ", _SIGN_WORD.sub("-", _MARKUP.sub("", text)))).strip()
-    return in_full(text)
+    return in_full(with_points(text))
 
 
 def in_full(text: str) -> str:

@@ -7,11 +7,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ual_ray.benchmarks.answer_key import AnswerKey, answer_of, in_full, other_unit, same_answer
+from ual_ray.benchmarks.answer_key import (
+    AnswerKey,
+    answer_of,
+    boxed_answer,
+    in_full,
+    is_inequality,
+    is_interval,
+    other_unit,
+    same_answer,
+)
 from ual_ray.benchmarks.benchmark import Benchmark, Question, Reading, completed, source_of
 from ual_ray.benchmarks.math_check import Checker, load
 from ual_ray.columns import Message, Messages
-from ual_ray.data.answers import boxed, in_ascii
+from ual_ray.data.answers import in_ascii
 from ual_ray.data.formats import BadRow, Record
 from ual_ray.data.records import name_of
 from ual_ray.engines.requests import Request, Result
@@ -31,7 +40,7 @@ class Math(Benchmark):
     """Problems whose reference solution marks its final answer."""
 
     kind = "math"
-    version = 7
+    version = 8
     default_max_new_tokens = 4096
     record_format = (
         r"problem and solution (and answer), or a conversation in any other format; it holds \boxed{...} or 'The answer is:'"
@@ -80,8 +89,10 @@ def _same_or(right: bool, gold: AnswerKey | None, said: AnswerKey | None) -> boo
         return False
     if said is not None and other_unit(gold, said) and (None in (gold.value, said.value) or gold.value == said.value):
         return False
-    told = said is not None and (None not in (gold.value, said.value) or (gold.value is None and gold.text == said.text))
-    return right or (told and same_answer(gold, said))
+    if said is None:
+        return right
+    told = None not in (gold.value, said.value) or (gold.value is None and gold.text == said.text)
+    return right or ((told or (is_interval(gold) and is_inequality(said))) and same_answer(gold, said))
 
 
 def _given(answer: Any) -> str | None:
@@ -96,7 +107,7 @@ def _given(answer: Any) -> str | None:
 def marked_answer(text: str) -> str | None:
     r"""Return what the last \boxed{...} contain, else the text after the last 'The answer is:', else None."""
     text = in_ascii(_EMPHASIS.sub(r"\1", text))
-    if content := boxed(text):
+    if content := boxed_answer(text):
         return content
     found = ANSWER_IS.findall(text)
     if not found:

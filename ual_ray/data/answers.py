@@ -71,6 +71,52 @@ def _named(word: str) -> str | None:
     return UNITS.get(word) or (UNITS.get(word.removesuffix("s")) if len(word) > 2 else None)
 
 
+# 3,5 km, €3,50 and 1.234,56 have decimal commas; 3,5 may be two numbers.
+_COMMAS = re.compile(
+    r"(?<![\w.,])(?:(?P<whole>\d+),(?=(?:\d{1,2}|\d{4,})\s*(?:\\?%|[€£¢°]|(?:[kcm]?m|[km]?g|m?l|h|s|min)\b(?!\s*,)))"
+    r"|(?<=[$€£])(?P<money>\d+),(?=\d\d(?![\d,.]\d|\d))|(?P<thousands>\d{1,3}(?:\.\d{3}){1,6}),(?=\d{1,9}(?![\d,.]\d|\d)))"
+)
+_ONE = "one|two|three|four|five|six|seven|eight|nine"
+_TEENS = "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen"
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+_WORTH = {word: number for number, word in enumerate(["zero", *f"{_ONE}|{_TEENS}".split("|")])}
+_WORTH |= {word: 10 * tens for tens, word in enumerate(_TENS.split("|"), start=2)}
+_BELOW_100 = rf"(?:(?:{_TENS})(?:[ -](?:{_ONE}))?|{_TEENS}|{_ONE})"
+_BELOW_1000 = rf"(?:(?:(?:{_ONE}|a) hundred(?: (?:and )?{_BELOW_100})?)|{_BELOW_100})"
+# A number in words, and at most one word behind it: its unit, or what is counted.
+_SCALE = r"(?:million|thousand)(?:,? (?:and )?|$)"
+_NO_UNIT = "half|halves|thirds?|quarters?|times|fold|and|or|of|to|more|less|by"
+_NO_UNIT += rf"|{_ONE}|{_TEENS}|{_TENS}|(?:dozen|hundred|thousand|[mb]illion|trillion)s?"
+_IN_WORDS = re.compile(
+    rf"(?i)(?P<sign>(?:minus|negative) )?(?P<number>zero|(?:(?:{_BELOW_1000}|a) {_SCALE}){{0,2}}{_BELOW_1000}?)"
+    rf"(?P<unit>(?<=[a-z]) (?!(?:{_NO_UNIT}|\w+ths?)\b)[a-z]+)?"
+)
+
+
+def with_points(text: str) -> str:
+    """Write decimal commas as points, where a unit or dots between thousands tell them from commas between numbers."""
+    return _COMMAS.sub(lambda found: found[0].replace(".", "").replace(",", "."), text)
+
+
+def in_digits(text: str) -> str:
+    """Write a text that is a number in words, with its unit or without, in digits; any other text as it is.
+
+    "One" counts nothing with a word behind it: "one thing".
+    """
+    found = _IN_WORDS.fullmatch(text.strip())
+    if found is None or not found["number"] or (found["unit"] and found["number"].lower() == "one"):
+        return text
+    total = part = 0
+    for word in re.findall("[a-z]+", found["number"].lower()):
+        if word == "hundred":
+            part *= 100
+        elif word in _SCALES:
+            total, part = total + part * 10 ** _SCALES[word], 0
+        elif word != "and":
+            part += 1 if word == "a" else _WORTH[word]
+    return f"{'-' if found['sign'] else ''}{total + part}{found['unit'] or ''}"
+
+
 # A minus behind a digit or a word is a hyphen: 18-20 is a range. Commas stand between thousands alone: 10,11 are two numbers.
 _SIGN = r"(?:(?<![\w)])[-+])?(?:\\?[$€£¥₹][ ]?-?)?"
 # At most so many groups of thousands: without a limit each of them would be the start of a search to the last.
@@ -115,8 +161,8 @@ _BOX_FOLLOWS = re.compile(
 )
 
 
-def boxed(text: str) -> str | None:
-    r"""Return the content of the last \boxed{...}, with those that 'and', 'or' or a comma join to it: "1, 2"; None without."""
+def boxed(text: str) -> list[str]:
+    r"""Return the content of the last \boxed{...}, behind those that 'and', 'or' or a comma join to it; none without one."""
     parts: list[str] = []
     following = 0
     for box in reversed([*_BOX.finditer(text)]):
@@ -125,7 +171,7 @@ def boxed(text: str) -> str | None:
             break
         parts.insert(0, content.strip().strip("$"))
         following = box.start()
-    return ", ".join(dict.fromkeys(parts)) or None
+    return parts
 
 
 def until_closed(text: str, start: int) -> str | None:

@@ -296,6 +296,95 @@ DIFFERENT += [
 ]
 
 
+# One answer in two forms, with its restatement, in words, with a decimal comma, and as an interval.
+EQUAL += [
+    *[
+        ("\\boxed{50\\%}", text)
+        for text in (
+            *("\\boxed{0.5} or \\boxed{50\\%}", "$\\boxed{50\\%}$ or $\\boxed{\\frac{1}{2}}$", "The answer is 0.5 or 50%."),
+            *("The answer is 1/2, or 50%", "0.5 or 50%", "The answer is 1/2 = 0.5 = 50%."),
+        )
+    ],
+    ("\\boxed{\\frac{\\sqrt{2}}{2}}", "\\boxed{\\frac{1}{\\sqrt{2}}}, or \\boxed{\\frac{\\sqrt{2}}{2}}"),
+    *[
+        (f"#### {given}", text.format(18))
+        for given in ("18", "18, i.e. 9 pairs", "18, that is, 9 pairs", "18 = 18.0")
+        for text in ("{}, i.e. 9 pairs", "The answer is {}, i.e. 9 pairs.", "{} eggs, i.e. 1.5 dozen", "{}, or 1.5 dozen", "{}")
+    ],
+    ("The answer is 18, i.e. 9", "18"),
+    *[
+        ("#### 18", text)
+        for text in (
+            "The answer is eighteen.",
+            "eighteen",
+            "Eighteen eggs.",
+            "\\boxed{\\text{eighteen}}",
+            "The answer is **eighteen**!",
+        )
+    ],
+    *[
+        ("#### 2105", text)
+        for text in ("The answer is two thousand one hundred and five.", "Answer: two thousand, one hundred five miles")
+    ],
+    *[("#### -21", text) for text in ("The answer is minus twenty-one.", "negative twenty one")],
+    *[("#### $105", "one hundred and five dollars"), ("#### 1000000", "a million"), ("#### 1", "The answer is one.")],
+    *[("#### 3.5", text) for text in ("3,5 km", "The answer is 3,5 kg.", "It is 3,5 cm.", "€3,50", "$3,50 in all")],
+    *[("#### 12.5%", text) for text in ("12,5%", "The answer is 12,5 %.", "\\boxed{12,5\\%}")],
+    *[("#### 1234.56", text) for text in ("1.234,56", "The answer is 1.234,56.", "1.234,56 €")],
+    *[
+        pair
+        for interval, inequality in (
+            ("(2,5)", "2<x<5"),
+            ("[2,5)", "2 \\le x < 5"),
+            ("(-\\infty,3)", "x<3"),
+            ("(3,\\infty)", "x > 3"),
+        )
+        for pair in (
+            (f"\\boxed{{{interval}}}", f"\\boxed{{{inequality}}}"),
+            (f"\\boxed{{{inequality}}}", f"\\boxed{{{interval}}}"),
+            (f"\\boxed{{{interval}}}", f"So the solution is {inequality}."),
+            (f"\\boxed{{{inequality}}}", f"So ${inequality}$."),
+        )
+    ],
+]
+DIFFERENT += [
+    *[("\\boxed{2}", text) for text in ("\\boxed{2} or \\boxed{3}", "The answer is 2 or 3", "2 or 3", "2, or 3.0")],
+    *[("\\boxed{5}", "2 < x < 5"), ("\\boxed{x<5}", "2 < x < 5"), ("\\boxed{2<x<5}", "2 < x < 6"), ("\\boxed{x<5}", "n < 5")],
+    *[("\\boxed{[2,5]}", "\\boxed{2<x<5}"), ("\\boxed{(2,5)}", "\\boxed{2 < x < 6}"), ("\\boxed{2<x<5}", "\\boxed{(5,2)}")],
+    *[("#### 9", text) for text in ("18, i.e. 9 pairs", "The answer is 18, i.e. 9 pairs.", "18 or 1.5 dozen")],
+    *[
+        ("#### 2", text)
+        for text in (
+            *("Step 2: done", "Question 2: yes", "**Step 2:** I am done.", "Part 1: add them.\nPart 2: done", "(2 was 3)"),
+            *("1. Add them.\n2. Done.", "1) Add.\n2) Done", "Steps:\n 1. Add.\n 2. Subtract.\nAll done."),
+        )
+    ],
+    *[
+        ("#### 1", text)
+        for text in (
+            "The answer is one of these.",
+            "one thing",
+            "The answer is one hundred.",
+            "1. Add them.\n2. Done.",
+            "Step 1: go on",
+        )
+    ],
+    *[
+        ("#### 2", text)
+        for text in ("two thirds", "two-thirds", "two times", "two hundred", "two or three", "The answer is two to one.")
+    ],
+    *[("#### 3.5", text) for text in ("3,5", "The answer is 3,5", "(3,5)", "3,5,7 km", "3,500 km")],
+]
+# A number that a list holds, or that a label counts, is one of its text where it is the answer.
+EQUAL += [
+    *[
+        ("#### 7", text)
+        for text in ("Case 1: 5\nCase 2: 7", "1. Ann has 5.\n2. Bob has 7.", "Step 2: 3 + 4 = 7", "It is in step 7.")
+    ],
+    *[("#### 18", text) for text in ("So the total is\n18. Great!", "Option 2: 18", "18. That is all.")],
+]
+
+
 @pytest.mark.parametrize(("given", "sampled"), EQUAL)
 def test_equal_answers_agree(given: str, sampled: str) -> None:
     assert marked_answer(given) is not None

@@ -155,6 +155,12 @@ def test_a_marked_answer_is_what_is_compared_and_any_text_where_none_is(monkeypa
             *[("2", text, False) for text in (r"\boxed{1} and \boxed{2}", r"\boxed{1}, \boxed{2}")],
             (r"x \geq 18", r"\boxed{x \ge 18}", True),
             ("[2,3]", r"\boxed{(2,3)}", False),
+            *[(gold, r"\boxed{0.5} or \boxed{50\%}", gold != "0.05") for gold in (r"50\%", "0.5", r"\frac{1}{2}", "0.05")],
+            *[
+                ("[2,5)", rf"\boxed{{{text}}}", text == r"2 \le x < 5")
+                for text in (r"2 \le x < 5", "2 < x < 5", r"2 \le x < 6")
+            ],
+            *[("18", text, True) for text in (r"\boxed{\text{eighteen}}", "The answer is: eighteen.")],
         ],
     ],
 )

@@ -29,7 +29,7 @@ from ual_ray.engines.requests import (
     ("texts", "agreeing"),
     [
         (["#### 4", "so it is 4.0", "The answer is: 4", "\\boxed{4}"], 4),
-        (["#### 5", "#### 4", "four", "#### 40"], 1),
+        (["#### 5", "#### 4", "four", "#### 40"], 2),
         (["five", "no idea", "", "#### 5"], 0),
     ],
 )
