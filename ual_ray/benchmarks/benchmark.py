@@ -17,6 +17,7 @@ from ual_ray.data.formats import FORMATS, BadRow, Record, columns_of, common_of,
 from ual_ray.data.records import check_unicode, name_of
 from ual_ray.data.turns import add_common
 from ual_ray.engines.requests import Completion, CompletionResult, Request, Result, turns
+from ual_ray.engines.thoughts import behind_thought
 from ual_ray.models.chat import RENDERING_VERSION
 
 Row = Mapping[str, Any]
@@ -164,10 +165,10 @@ class Benchmark(ABC):
 
 
 def completed(results: Sequence[Result]) -> tuple[str, float | None]:
-    """Return the text and the confidence of the last result, which is a completion."""
+    """Return the text and the confidence of the last result, which is a completion; its thought is left out of the text."""
     last = results[-1]
     assert isinstance(last, CompletionResult), f"a completion was asked for, {type(last).__name__} came"
-    return last.texts[0], last.confidence
+    return behind_thought(last.texts[0]), last.confidence
 
 
 def source_of(record: Record, where: str) -> str:

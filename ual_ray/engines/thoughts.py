@@ -65,6 +65,21 @@ def spoken(text: str) -> str | None:
     return None if _OPENS.search(text) else _plain(text)
 
 
+def behind_thought(text: str) -> str:
+    """Return an answer as it stands, without the thought that it starts with; "" where that does not end.
+
+    Marks elsewhere are of the answer. A closing mark without an opening one ends a thought that the prompt opened.
+    """
+    start = len(text) - len(text.lstrip())
+    if _CHANNEL.match(text, start) or _BARE_ANALYSIS.match(text):
+        return spoken(text) or ""
+    opening = _OPENS.match(text, start)
+    close = _CLOSES.search(text, opening.end() if opening else 0)
+    if opening is None and (close is None or text[: close.start()].endswith("`") or _OPENS.search(text, 0, close.start())):
+        return text
+    return text[close.end() :].lstrip() if close else ""
+
+
 def end_of_thought(text: str) -> int:
     """Return where the last closing mark of a thought ends in a text; 0 without one."""
     return max((close.end() for close in _CLOSES.finditer(text)), default=0)

@@ -175,12 +175,11 @@ class CompletionJob(Job):
         ask: dict[str, Any] = {"logprobs": 0} if request.confidence else {}
         longest = request.max_tokens + request.thinking
         messages, thinks = messages_of(request.prompt), request.thinking > 0
-        self.opening = ""
+        # Some templates open a thought whether it is asked for or not.
+        self.opening = OPENING if opens_thought(renderer.text(messages, generation_prompt=True, thinking=thinks)) else ""
         if request.choices or thinks:
             # Some marks of thoughts are special tokens, without which a thought reads like a reply.
             ask["skip_special_tokens"] = False
-            opened = opens_thought(renderer.text(messages, generation_prompt=True, thinking=thinks))
-            self.opening = OPENING if opened else ""
         sampling = sampling_of(n=self.n, max_tokens=longest, temperature=request.temperature, seed=seed, **ask)
         self.prompts = [Prompt(renderer.prompt_ids(messages, thinking=thinks), sampling, longest)]
 

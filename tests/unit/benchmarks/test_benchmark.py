@@ -11,6 +11,7 @@ from ual_ray.benchmarks.benchmark import Benchmark, Question
 from ual_ray.columns import extra_of
 from ual_ray.config import BenchmarkConfig
 from ual_ray.data.formats import BadRow
+from ual_ray.engines.requests import CompletionResult
 
 CHOICES = {"text": ["a", "b"], "label": ["A", "B"]}
 ROWS: list[tuple[str, dict[str, Any]]] = [
@@ -60,3 +61,37 @@ def test_questions_that_differ_in_their_tools_alone_are_two() -> None:
     kind, row = ROWS[0]
     found = [read(kind, row | tools) for tools in ({}, {"tools": TOOLS}, {"tools": [{"name": "g"}]})]
     assert len({benchmark_of(kind).identify("x", one) for one in found if isinstance(one, Question)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        *(
+            (f"{opening}Is it #### 5, so \\boxed{{5}}?{close}", "")
+            for opening, close in (("<think>\n", "\n</think>\n\n"), ("", "</think>"))
+        ),
+        ("[THINK]#### 5[/THINK]", ""),
+        ("<|channel|>analysis<|message|>#### 5<|end|><|start|>assistant<|channel|>final<|message|>", ""),
+        ("analysisIs it #### 5?assistantfinal", ""),
+        ("", " Between <think> and </think> it thinks."),
+        ("", " `</think>` ends a thought."),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("gsm8k", "exact_match_strict"), ("math", "exact_match_math"), ("open_ended", None)]
+)
+def test_an_answer_is_read_without_the_thought_that_it_starts_with(
+    kind: str, metric: str | None, before: str, behind: str
+) -> None:
+    answer = f"It is \\boxed{{18}}.\n#### 18{behind}"
+    reading = benchmark_of(kind).read(Question([], answer="18"), [CompletionResult((before + answer,), 1, 1)])
+    assert reading.prediction == answer
+    assert metric is None or reading.scores[metric] == 1
+
+
+@pytest.mark.parametrize("kind", ["gsm8k", "math", "open_ended"])
+def test_a_thought_that_does_not_end_is_no_answer(kind: str) -> None:
+    reading = benchmark_of(kind).read(
+        Question([], answer="18"), [CompletionResult(("<think>\nIs it \\boxed{18}? #### 18",), 1, 1)]
+    )
+    assert reading.prediction == "" and not any(reading.scores.values())

@@ -256,3 +256,12 @@ def test_a_conversation_that_cannot_be_rendered_costs_only_itself(style: str, ba
     first, failed, last = engine.run([Likelihood(TOLD), Likelihood(bad), Choice(ASK, ("A", "B"))])
     assert isinstance(failed, Failure) and failed.reason.startswith("template: ")
     assert isinstance(first, LikelihoodResult) and isinstance(last, ChoiceResult)
+
+
+def test_a_reply_to_a_prompt_that_opens_a_thought_starts_with_the_mark(build_vllm: BuildVLLM) -> None:
+    """As those of the R1 distillates do, asked to think or not: without it, a thought that is cut reads as an answer."""
+    engine, _, renderer = build_vllm()
+    tokenizer = renderer._tokenizer
+    tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    (result,) = engine.run([Completion(ASK, 5, n=2)])
+    assert isinstance(result, CompletionResult) and result.texts == ("<think>t0", "<think>t1")
