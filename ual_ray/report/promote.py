@@ -1,5 +1,6 @@
 """`ual promote`: give an arm's registered model the alias `champion`, if it is significantly better in the run's comparison."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def describe(comparison: Comparison) -> str:
 
 
 def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
-    """Find the training of an arm to promote: of those compared, the one with the lowest smoothed validation loss.
+    """Find the training of an arm to promote: of those compared, the one with the lowest finite smoothed validation loss.
 
     Raises UserError when one of them is not finished, when the report does not state which was compared, and when the model's
     files are not what was written.
@@ -187,7 +188,8 @@ def trained_folder(run_folder: Path, arm: str, findings: Findings) -> Path:
         )
     # What the arm is trained for: raw NLL would prefer the seed that smoothing changed the least.
     losses = [get_nested(content, "figures", "exported", col.VALIDATION_LOSS) for content in done]
-    best = folders[0] if None in losses else folders[losses.index(min(losses))]
+    finite = [] if None in losses else [loss if math.isfinite(loss) else math.inf for loss in losses]
+    best = folders[finite.index(min(finite)) if finite else 0]
     model_fingerprint(str(best / col.MODEL_FOLDER))
     return best
 

@@ -155,6 +155,11 @@ def test_measures_are_named_once_in_the_order_of_their_tests_with_what_all_their
         text.index("lower is better; exploratory, as x comes first "),
     )
     assert first < second and text.count("exploratory, as x comes first") == 1
+    assert "of held_out.nll_adjusted Training seeds 8 " in text, "what the questions are of, not of the first measure"
+    alone = replace(ordered, entries=(), primary=("win_rate",))
+    assert "Training seeds 1 " in re.sub(
+        r"\s+", " ", read_page(to_html(collect(small, replace(found, comparisons=alone)), {})).text
+    )
 
 
 def test_arms_that_train_otherwise_are_not_said_to_differ_in_alpha_alone(small: Path, read_page: Any) -> None:

@@ -276,7 +276,16 @@ def test_the_training_that_was_compared_is_promoted_not_a_later_one(tmp_path: Pa
         promote.trained_folder(folder, "ual", promote.read_findings(folder))
 
 
-@pytest.mark.parametrize(("losses", "best"), [((1.5, 1.2, 1.3), 1), ((1.5, None, 1.2), 0)])
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ((1.5, 1.2, 1.3), 1),
+        ((1.5, None, 1.2), 0),
+        ((float("nan"), 1.2, 1.3), 1),
+        ((1.5, float("nan"), 1.3), 2),
+        ((float("inf"), 1.2, float("-inf")), 1),
+    ],
+)
 def test_of_several_training_seeds_the_best_on_validation_rows_is_promoted(
     tmp_path: Path, losses: tuple[float | None, ...], best: int
 ) -> None:
