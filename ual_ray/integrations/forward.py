@@ -100,7 +100,20 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
 
     forward.__signature__ = _with_alpha(inspect.signature(plain))  # type: ignore[attr-defined]
     causal_lm.forward = MethodType(forward, causal_lm)
+    # Of the model that is called: peft calls the forward of what it wraps, without hooks.
+    model.register_forward_hook(_check_output, with_kwargs=True)
     return model
+
+
+def _check_output(model: nn.Module, _: Any, batch: Mapping[str, Any], output: Any) -> None:
+    """Raise UserError where something has replaced the forward since, as trainers do for other kernels."""
+    has_labels = any(batch.get(name) is not None for name in ("labels", TARGETS))
+    if batch.get(col.ALPHA) is not None and has_labels and not isinstance(output, SmoothedOutput):
+        raise UserError(
+            "the model's forward was replaced after smoothed(model): its loss would not be smoothed",
+            got=f"{type(output).__name__} for a batch with alpha",
+            fix="leave out what replaces it, such as use_liger_kernel=True with its fused loss, or do it before",
+        )
 
 
 def _check_supported(causal_lm: Any) -> None:

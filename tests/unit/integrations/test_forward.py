@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -109,6 +110,22 @@ def test_gradients_under_accumulation_are_those_of_one_batch(
     expected = dict(zip(names, torch.autograd.grad(total / count, list(model.parameters())), strict=True))
     found = first_step(smoothed(model), rows, chat_tokenizer, tmp_path, micro_batch, compute_loss_func=loss_function)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_forward_that_is_replaced_later_is_refused(model: Any, peft: bool) -> None:
+    """As by Liger's kernels when training starts: alpha would be left out, and training go on."""
+    from peft import LoraConfig, get_peft_model
+
+    own: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"])) if peft else model
+    smoothed(own)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    batch = {"input_ids": ids, "labels": ids, "alpha": torch.full((1, 4), 0.1)}
+    assert own(**batch).target_tokens == 3
+    model.forward = MethodType(type(model).forward, model)
+    with pytest.raises(UserError, match="forward was replaced"):
+        own(**batch)
+    assert own(input_ids=ids, labels=ids).logits.shape == (1, 4, VOCABULARY)
 
 
 def test_rows_count_by_their_weight(model: Any, rows: Any, chat_tokenizer: Any, tmp_path: Path) -> None:
