@@ -42,11 +42,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adapters": {"lora": {"rank": 4, "dropout": 0.2}, "learning_rate": 3e-2},
     "replicas": {"replicas": 2, "cpu_offload": True},
     "bfloat16": {"dtype": "bfloat16", "activation_checkpointing": True, "weight_decay": 0.1},
+    "towards a copy": {"prior": "base", "dtype": "bfloat16", "packing": True, "global_batch_size": 2},
 }
 
 EARLY = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
 
-# Its fixtures run twelve trainings in a row.
+# Its fixtures run fourteen trainings in a row.
 pytestmark = pytest.mark.timeout(3000)
 
 Launch = Callable[..., None]
