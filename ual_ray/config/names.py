@@ -11,6 +11,8 @@ REFERENCE_ANSWERS = "reference"
 # The arms and benchmarks that defaults and reports refer to.
 SFT, UAL, SHUFFLED, CONSTANT = "sft", "ual", "shuffled", "constant"
 HELD_OUT, GSM8K = "held_out", "gsm8k"
+# What figures over all benchmarks, or over all sources of one, are called in place of one's name.
+OVERALL = "overall"
 # The map of plain fine-tuning, what every other one has to beat.
 NO_SMOOTHING = "none"
 

@@ -22,7 +22,18 @@ from ual_ray.config.evaluate import (
     scores_of,
 )
 from ual_ray.config.experiment import LARGEST_SEED, ExperimentConfig, KnownTruthConfig
-from ual_ray.config.names import BASE, DEMO, FILE_NAME, NO_SMOOTHING, REFERENCE_ANSWERS, SFT, UAL, VERSUS, is_file_name
+from ual_ray.config.names import (
+    BASE,
+    DEMO,
+    FILE_NAME,
+    NO_SMOOTHING,
+    OVERALL,
+    REFERENCE_ANSWERS,
+    SFT,
+    UAL,
+    VERSUS,
+    is_file_name,
+)
 from ual_ray.config.registry import ESTIMATORS
 from ual_ray.config.section import Section, key
 from ual_ray.config.smooth import CONTROLS, ArmConfig
@@ -180,8 +191,10 @@ class Config(Section):
         if alike := [name for name, times in Counter(map(str.casefold, self.arms)).items() if times > 1]:
             raise ValueError(f"arms that differ in capitals alone would share a folder on some disks: {', '.join(alike)}")
         for name in self.evaluate.benchmarks:
-            if not is_file_name(name):
-                raise ValueError(f"evaluate.benchmarks: '{name}' must be {FILE_NAME}")
+            if not is_file_name(name) or name == OVERALL:
+                raise ValueError(
+                    f"evaluate.benchmarks: '{name}' must be {FILE_NAME}, and not '{OVERALL}', the name of all of them"
+                )
         return self
 
     @model_validator(mode="after")

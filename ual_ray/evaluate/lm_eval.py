@@ -22,6 +22,7 @@ from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.files import write_json, write_record
 from ual_ray.config.keys import engine_settings
+from ual_ray.config.names import OVERALL
 from ual_ray.engines import EngineSpec
 from ual_ray.engines.vllm_engine import engine_arguments, set_environment
 from ual_ray.errors import UserError
@@ -35,7 +36,6 @@ from ual_ray.stats.metrics import (
     EXACT_MATCH,
     EXACT_MATCH_FLEXIBLE,
     EXACT_MATCH_STRICT,
-    OVERALL,
     PROMPTS_LOOSE,
     PROMPTS_STRICT,
     Direction,

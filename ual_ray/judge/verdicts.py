@@ -11,12 +11,11 @@ from sklearn.metrics import cohen_kappa_score
 
 from ual_ray import columns as col
 from ual_ray.config import EvaluateConfig
+from ual_ray.config.names import OVERALL
 from ual_ray.errors import UserError
 from ual_ray.judge.win_rate import TIE, WinRate, length_controlled_win_rate, position_bias
 
 VERDICTS_FILE = "verdicts.parquet"
-OVERALL = "overall"
-
 # The verdicts of all judges after the one that decides, and how judges agree, in the content of win_rates.json.
 OTHERS, AGREEMENT = "others", "agreement"
 
@@ -89,7 +88,7 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
     groups = {OVERALL: rows}
     benchmarks = sorted({str(row[col.BENCHMARK]) for row in rows})
     if len(benchmarks) > 1:
-        groups |= {name: [row for row in rows if str(row[col.BENCHMARK]) == name] for name in benchmarks}
+        groups |= {name: [row for row in rows if str(row[col.BENCHMARK]) == name] for name in benchmarks if name != OVERALL}
     return {
         "candidate": rows[0][col.CANDIDATE],
         "reference": rows[0][col.REFERENCE],

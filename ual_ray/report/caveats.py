@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ual_ray.config import BASE
-from ual_ray.config.names import NO_SMOOTHING
+from ual_ray.config.names import NO_SMOOTHING, OVERALL
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, at_an_end, copied, get_nested, tried_before
 from ual_ray.report.primary import not_counted
@@ -192,7 +192,7 @@ def _of_calibration(findings: Findings) -> Iterator[str]:
 def _of_unanswered(findings: Findings) -> Iterator[str]:
     counts: dict[tuple[str, str], set[int]] = {}
     for entry in (entry for found in findings.metrics.values() for entry in found):
-        if entry.source == "overall":
+        if entry.source == OVERALL:
             counts.setdefault((entry.benchmark, entry.metric), set()).add(entry.n)
     uneven = sorted({benchmark for (benchmark, _), found in counts.items() if len(found) > 1})
     if uneven:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from scipy import special
 
 from ual_ray.config.evaluate import WIN_RATE
+from ual_ray.config.names import OVERALL
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
 from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
@@ -19,7 +20,6 @@ from ual_ray.stats.metrics import CUT
 from ual_ray.stats.primary import settle
 from ual_ray.stats.results import Rate, WinRate, win_rates_of
 
-OVERALL = "overall"
 EVEN = 50.0
 # Of the pairs in which one model's answer is the longer one: beyond it, next to none is of equal lengths, and the fit goes on
 # beyond the lengths that it has seen. Without an effect, 0.8 of 805 pairs gave 52% and no verdict, 0.9

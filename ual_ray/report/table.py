@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ual_ray.config import BASE
-from ual_ray.config.names import HELD_OUT
+from ual_ray.config.names import HELD_OUT, OVERALL
 from ual_ray.formatting import MISSING, count, number, plural
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
-from ual_ray.stats.metrics import NLL, OVERALL, MetricValue, difference_unit, metric_of
+from ual_ray.stats.metrics import NLL, MetricValue, difference_unit, metric_of
 from ual_ray.stats.primary import measure_of
 from ual_ray.stats.results import Rate, agreements_of, win_rates_of
 

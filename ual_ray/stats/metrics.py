@@ -11,8 +11,8 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from ual_ray import columns as col
+from ual_ray.config.names import OVERALL
 
-OVERALL = "overall"
 NLL = "nll"
 NLL_ADJUSTED = "nll_adjusted"
 NLL_SCALED = "nll_scaled"
@@ -286,14 +286,16 @@ def _nll_values(benchmark: str, rows: pa.Table) -> Iterator[MetricValue]:
         return
     yield negative_log_likelihood(sums[there], tokens[there], benchmark)
     encoded = rows[col.SOURCE].combine_chunks().dictionary_encode(null_encoding="encode")
-    names = encoded.dictionary.to_pylist()
+    # One that is called as the whole, or as rows without a source, is not one of them.
+    whole = (OVERALL, str(None))
+    names = [f"{name} (source)" if name in whole else str(name) for name in encoded.dictionary.to_pylist()]
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     if len(names) < 2:
         return
-    for code in sorted(range(len(names)), key=lambda code: str(names[code])):
+    for code in sorted(range(len(names)), key=names.__getitem__):
         own = there & (codes == code)
         if own.any():
-            yield negative_log_likelihood(sums[own], tokens[own], benchmark, str(names[code]))
+            yield negative_log_likelihood(sums[own], tokens[own], benchmark, names[code])
 
 
 def negative_log_likelihood(sums: Numbers, tokens: Numbers, benchmark: str, source: str = OVERALL) -> MetricValue:

@@ -179,6 +179,7 @@ SERVER = ["engine.kind=openai", "elicit.estimators=[verbalized_error,p_true]"]
         (["arms.a/b.map=none"], "arm 'a/b'"),
         (["arms.reference.map=none"], "arm 'reference'"),
         (["evaluate.benchmarks.a/b.kind=math"], "evaluate.benchmarks: 'a/b'"),
+        (["evaluate.benchmarks.overall.kind=math"], "and not 'overall', the name of all of them"),
         (["judge.more_models=[a]"], "judge.more_models needs judge.model, the judge that decides"),
         (
             ["judge.model=a", "judge.more_models=[b, a]"],

@@ -36,6 +36,12 @@ def test_figures_by_benchmark() -> None:
     assert (figures["judge"], figures["reasons"], figures["parse_rate"]) == ("big", {"overlong": 2}, pytest.approx(16 / 18))
 
 
+def test_a_benchmark_that_is_called_as_all_of_them_does_not_take_their_place() -> None:
+    rows = [verdict(number, 1.75) for number in range(8)]
+    rows += [verdict(number, 1.25, benchmark="overall") for number in range(8, 16)]
+    assert win_rates(rows, quick())["win_rates"]["overall"]["win_rate"] == 50
+
+
 def test_the_order_of_verdicts_does_not_matter() -> None:
     rows = [verdict(number, 1 + number / 20) for number in range(20)]
     one, other = win_rates(rows, quick()), win_rates(rows[::-1], quick())

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray import columns as col
+from ual_ray.config.names import OVERALL
 from ual_ray.stats.metrics import (
     CUT,
     EXACT_MATCH_STRICT,
     METRICS,
     NLL,
-    OVERALL,
     MetricValue,
     measure,
     metric_of,
@@ -82,6 +82,15 @@ def test_one_source_is_not_told_twice() -> None:
 def test_a_source_may_be_missing() -> None:
     found = measured([row("a", 4.0, 2, None), row("b", 8.0, 2, "x")])
     assert {key[2] for key in found} == {OVERALL, "None", "x"}
+
+
+@pytest.mark.parametrize("source", [OVERALL, "None"])
+def test_a_source_that_is_called_as_the_whole_or_as_a_missing_one_does_not_take_its_place(source: str) -> None:
+    rows = [row("a", 1.0, 1, source), row("b", 5.0, 1, "t"), row("c", 9.0, 1, None)]
+    found = measure(table(rows))
+    assert len({figure.source for figure in found}) == len(found) == 4
+    (overall,) = (figure for figure in over_seeds([found, found]) if figure.source == OVERALL)
+    assert (overall.value, overall.n) == (5.0, 3)
 
 
 def test_benchmarks_are_apart() -> None:
