@@ -29,7 +29,7 @@ from ual_ray.run.step import Place
 
 MakeConfig = Callable[..., Config]
 ROWS = 40
-BASE = ("engine.kind=fake", "elicit.retest_share=0", "data.validation_share=0", "data.test_share=0")
+BASE = ("engine.kind=fake", "engine.dtype=float32", "elicit.retest_share=0", "data.validation_share=0", "data.test_share=0")
 SCORED = ("elicit.estimators=[verbalized_error,self_consistency]", "elicit.samples=8")
 
 
