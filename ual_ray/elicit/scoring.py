@@ -26,9 +26,14 @@ RETEST_ATTEMPT = 1000
 
 @dataclass
 class Measurement:
-    """What is known of one row: an estimate per estimator, every result, and what was asked: last, and ever by whom."""
+    """What is known of one row: an estimate per estimator, every result, and what was asked: last, and ever by whom.
+
+    messages: what is asked about, which may be cut. whole: the row as it is, whose response the elicitor's answers are compared
+    with.
+    """
 
     messages: col.Messages
+    whole: col.Messages
     estimates: dict[str, Estimate] = field(default_factory=dict)
     results: dict[Request, Result] = field(default_factory=dict)
     keys: dict[Request, int] = field(default_factory=dict)
@@ -102,16 +107,16 @@ class ScoreRows:
 
     def __call__(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
         """Score the rows."""
-        measured = self._measure([row[col.MESSAGES] for row in rows], engine)
+        measured = self._measure([Measurement(row[col.MESSAGES], row[col.MESSAGES]) for row in rows], engine)
         again = [index for index, row in enumerate(rows) if position(row[col.ID]) < self._config.retest_share][::-1]
         # In another order and company: what is measured is the noise of the score, not the engine's memory.
-        retested = self._measure([measured[index].messages for index in again], engine, RETEST_ATTEMPT)
+        retested = self._measure([measured[index] for index in again], engine, RETEST_ATTEMPT)
         second = dict(zip(again, retested, strict=True))
         prompts = prompt_hash(self._prompts, engine.template_hash)
         return [row | self._columns(row, measured[at], second.get(at), prompts) for at, row in enumerate(rows)]
 
-    def _measure(self, conversations: Sequence[col.Messages], engine: Engine, attempt: int = 0) -> list[Measurement]:
-        measured = [Measurement(messages) for messages in conversations]
+    def _measure(self, of: Sequence[Measurement], engine: Engine, attempt: int = 0) -> list[Measurement]:
+        measured = [Measurement(one.messages, one.whole) for one in of]
         everything = [*self._estimators]
         self._ask(dict.fromkeys(range(len(measured)), everything), measured, engine, attempt)
         for _ in range(MOST_CUTS if self._truncate else 0):
@@ -140,7 +145,7 @@ class ScoreRows:
             measurement.results |= {request: results[request] for request in new[index]}
             for name in names:
                 own = [measurement.results[request] for request in measurement.asked[name]]
-                measurement.estimates[name] = self._estimators[name].estimate(own, measurement.messages)
+                measurement.estimates[name] = self._estimators[name].estimate(own, measurement.whole)
 
     def _cut(self, measurement: Measurement) -> bool:
         """Shorten the conversation if it is too long; tell whether it was."""

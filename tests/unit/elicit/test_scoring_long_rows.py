@@ -12,6 +12,7 @@ from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.engines.requests import (
     Choice,
     Completion,
+    CompletionResult,
     Likelihood,
     LikelihoodResult,
     Request,
@@ -127,3 +128,22 @@ def test_shortening_leaves_about_what_fits(length: int, limit: int, over: int) -
 def test_an_empty_conversation_cannot_be_shortened() -> None:
     messages = [Message(role="user", content="")]
     assert shorten(messages, 20, 10) == messages
+
+
+@pytest.mark.parametrize("retest", [False, True])
+def test_sampled_answers_are_compared_with_the_whole_response_not_with_what_is_left_of_it(retest: bool) -> None:
+    """Its final answer is at its end: without it, answers that agree with it count as others."""
+
+    def answer(request: Request) -> Result:
+        if isinstance(request, Completion):
+            return CompletionResult(("So it is 18.",) * request.n, 1, 1)
+        assert isinstance(request, Likelihood)
+        length = sum(len(content) for _, content in request.conversation)
+        return overlong(length, 600) if length > 600 else LikelihoodResult(1.0, 1, 1)
+
+    one = row("a0", "How many?", f"{'word ' * 500}\n#### 18")
+    settings = config("nll", "self_consistency", retest_share=float(retest))
+    (scored,) = ScoreRows(settings, "truncate")([one], answering(answer))
+    assert (scored["status"], scored["truncated"]) == ("ok", True)
+    assert scored["uncertainty_self_consistency"] == 0
+    assert scored["retest_self_consistency"] == (0 if retest else None)
