@@ -26,6 +26,12 @@ SIMULATED_SEEDS = 3
 # Of a block, on average; and of blocks with their tries, of which a simulation takes a minute.
 MOST_TRIES, MOST_EVENTS = 100, 3e7
 UNKNOWN = "not known: nothing was measured"
+STARTS = {
+    "scoring": "elicit.start_seconds",
+    "training": "train.start_seconds",
+    "evaluation": "evaluate.start_seconds",
+    "calibration": "calibrate.start_seconds",
+}
 TRIAL = (
     "run a trial (`ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it as --trial"
 )
@@ -56,6 +62,9 @@ def outline(config: Config, seen: DataPeek, rows: int, trial: Trial, seed: int =
     time_training(plan, config, rows, rates)
     time_evaluation(plan, config, rows, trial)
     time_calibration(plan, config, rows, trial)
+    if unknown := [key for stage, key in STARTS.items() if stage in plan.seconds and key not in rates]:
+        text = f"counted as 0 s, as nothing was measured: {', '.join(unknown)}; give --rate {unknown[0]}=..."
+        plan.lines.append(("starts", text))
     plan.lines += totals(plan, rates)
     plan.lines += _memory(config)
     return plan

@@ -46,6 +46,16 @@ def test_nothing_measured_gives_no_time() -> None:
     assert not re.search(r"\d (?:s|min|h)\b|hours", text)
 
 
+@pytest.mark.parametrize(
+    "missing", [[], ["elicit.start_seconds"], ["train.start_seconds", "evaluate.start_seconds", "calibrate.start_seconds"]]
+)
+def test_a_start_that_was_not_measured_is_named(missing: list[str]) -> None:
+    """Without one, the knee is as many actors as there are blocks."""
+    found = plan(1000, {key: value for key, value in RATES.items() if key not in missing})
+    (told,) = [text for _, text in found.lines if "counted as 0 s" in text] or [""]
+    assert [key for key in RATES if key in told] == missing
+
+
 def test_numbers_follow_from_the_rates() -> None:
     found = plan(1000, RATES, "engine.price_per_million_prompt_tokens=2", "engine.price_per_million_generated_tokens=10")
     lines = dict(found.lines)
