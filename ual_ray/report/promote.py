@@ -213,6 +213,9 @@ def check_compared(run_folder: Path, arm: str, folder: Path, findings: Findings)
 def _only_promotable(findings: Findings) -> str:
     objections = {arm: objection_to(arm, findings) for arm in _arms(findings)}
     free = [arm for arm, objection in objections.items() if objection is None]
+    # An arm that may be promoted is better than its baselines, whatever these are better than.
+    beaten = set().union(*(baselines(arm, findings) for arm in free))
+    free = [arm for arm in free if arm not in beaten]
     if len(free) == 1:
         return free[0]
     if free:

@@ -223,6 +223,17 @@ def test_the_only_arm_that_may_be_is_found(tmp_path: Path, promoted: list[str]) 
     assert "ual-ual version 3 is now the champion: nll_adjusted on held_out against sft: better" in console.export_text()
 
 
+def test_an_arm_that_beats_the_arm_without_smoothing_is_preferred_to_it_where_both_may_be(
+    tmp_path: Path, promoted: list[str]
+) -> None:
+    """As plain fine-tuning nearly always beats the model before training."""
+    trained = [compared("sft", BETTER, "base"), compared("ual", BETTER, "base"), compared("shuffled", UNSURE)]
+    folder = write(tmp_path, [*trained, compared("ual", BETTER)])
+    promote.promote([folder], Console(quiet=True))
+    promote.promote([folder], Console(quiet=True), "sft")
+    assert promoted == ["ual", "sft"]
+
+
 @pytest.mark.parametrize(
     ("comparisons", "arm", "words"),
     [
