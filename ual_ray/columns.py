@@ -328,3 +328,10 @@ def spoken(message: Message) -> str:
     """Write a reply as text for a reader without its chat template: its content, then its tool calls as JSON."""
     calls = [canonical_json(call.get("function", call)) for call in extra_of(message).get("tool_calls", ())]
     return "\n".join(filter(None, [message["content"], *calls]))
+
+
+def response_of(message: Message) -> str:
+    """Write a reply as `spoken` does, but for the thought that its content starts with, which other data have apart from it."""
+    text = spoken(message)
+    found = THOUGHT.match(text) if message["role"] == "assistant" else None
+    return text[found.end(1) + len("</think>") :].lstrip("\n") if found else text

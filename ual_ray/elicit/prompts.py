@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from ual_ray.columns import Message, Messages, digest, reference_of, spoken, with_extra
+from ual_ray.columns import Message, Messages, digest, reference_of, response_of, with_extra
 from ual_ray.engines.prompt_files import load_templates, read_yaml
 from ual_ray.engines.requests import Turns
 from ual_ray.errors import UserError
@@ -60,7 +60,7 @@ class Prompts:
         return (*turns, self._ask(question, messages, lowest, highest))
 
     def _ask(self, question: str, messages: Messages, lowest: str, highest: str) -> tuple[str, str]:
-        response, reference = spoken(messages[-1]), reference_of(messages)
+        response, reference = response_of(messages[-1]), reference_of(messages)
         if reference is not None:
             response = self.reference.format(response=response, reference=reference)
         return _fill(getattr(self, question), messages, response, lowest=lowest, highest=highest)
@@ -78,7 +78,7 @@ class Prompts:
     def verdict(self, messages: Messages, *, yes_first: bool) -> Turns:
         """Ask whether the response is right, with 'yes' as option A or as option B."""
         first, second = (self.yes_option, self.no_option) if yes_first else (self.no_option, self.yes_option)
-        return (_fill(self.p_true, messages, spoken(messages[-1]), options=f"{FIRST}. {first}\n{SECOND}. {second}"),)
+        return (_fill(self.p_true, messages, response_of(messages[-1]), options=f"{FIRST}. {first}\n{SECOND}. {second}"),)
 
     def template(self, estimator: str) -> Turns | None:
         """Return what an estimator asks, with {{name}} for what differs between rows; None where the wording is not ours."""
@@ -144,4 +144,4 @@ def _fill(template: str, messages: Messages, response: str, **values: str) -> tu
 
 
 def _named(message: Message) -> str:
-    return f"{message['role'].capitalize()}: {spoken(message)}"
+    return f"{message['role'].capitalize()}: {response_of(message)}"

@@ -208,7 +208,7 @@ def unparsable(names: Iterable[str]) -> str:
 
 def response_length(messages: col.Messages) -> int:
     """Count the characters of all replies that are trained on."""
-    return sum(len(col.spoken(messages[at])) for at in col.trained_replies(messages))
+    return sum(len(col.response_of(messages[at])) for at in col.trained_replies(messages))
 
 
 def position(identity: str) -> float:

@@ -161,3 +161,41 @@ def test_the_self_check_scores_the_reply_that_it_swaps() -> None:
         row["id"] for row, (pair,) in zip(check.rows, scored, strict=True) if pair[1]["content"][6:] != pair[3]["content"][7:]
     }
     assert differ == check.swapped
+
+
+THOUGHT = "Is it #### 5, or \\boxed{5}?"
+
+
+@pytest.mark.parametrize("answer", ["#### 18", "It is eighteen, of course.", "    indented"])
+@pytest.mark.parametrize("name", ["verbalized_error", "verbalized_diversity", "p_true", "self_consistency", "semantic_entropy"])
+def test_a_thought_in_the_content_is_scored_as_one_next_to_it_is(name: str, answer: str) -> None:
+    """The elicitor is shown the response, and its own answers, which have no thought, are compared with that."""
+    estimator = make_estimators(ElicitConfig(estimators=(name,), uncertainty=name, samples=2))[name]
+    replies = {
+        "inline": said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{answer}"),
+        "apart": said("assistant", answer, reasoning_content=THOUGHT),
+        "none": said("assistant", answer),
+    }
+    rows = {way: [*talk("How many?"), reply] for way, reply in replies.items()}
+    asked = [[(turns_of(request)) for request in estimator.asked(row)] for row in rows.values()]
+    assert asked[0] == asked[1] == asked[2]
+    if name == "self_consistency":
+        result = CompletionResult((answer, answer), 1, 2)
+        assert [estimator.estimate([result], row).uncertainty for row in rows.values()] == [0] * 3
+
+
+def turns_of(request: Request) -> Any:
+    assert not isinstance(request, Likelihood)
+    return request.prompt
+
+
+def test_a_thought_in_the_content_counts_nothing_of_a_replys_length() -> None:
+    row = {"id": "a0", "source": "s", "split": "train", "given_id": None}
+    replies = (f"<think>{THOUGHT}</think>right", "right")
+    scored = [
+        ScoreRows(ElicitConfig(estimators=("verbalized_error",), retest_share=0))(
+            [row | {"messages": talk("Q", reply)}], ByText()
+        )[0]
+        for reply in replies
+    ]
+    assert [one["response_length"] for one in scored] == [5, 5]

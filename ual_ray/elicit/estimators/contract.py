@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from ual_ray.columns import REFERENCE, REPLY_WEIGHT, Message, Messages, extra_of, spoken, trained_replies, with_extra
+from ual_ray.columns import REFERENCE, REPLY_WEIGHT, Message, Messages, extra_of, response_of, trained_replies, with_extra
 from ual_ray.config import ElicitConfig
 from ual_ray.config.elicit import MOST_SAMPLES
 from ual_ray.engines.requests import Completion, Request, Result, Turns
@@ -69,7 +69,7 @@ class Estimator(ABC):
             return found[0]
         if without := [estimate for estimate in found if estimate.uncertainty is None]:
             return without[0]
-        lengths = [max(1, len(spoken(pair[-1]))) for pair in pairs]
+        lengths = [max(1, len(response_of(pair[-1]))) for pair in pairs]
         uncertainty = _mean([estimate.uncertainty for estimate in found], lengths)
         return Estimate(
             None if uncertainty is None else clip(uncertainty), _mean([estimate.raw for estimate in found], lengths)

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from scipy.stats import entropy
 
 from ual_ray.benchmarks.answer_key import marked_answer
-from ual_ray.columns import Messages, spoken
+from ual_ray.columns import Messages, response_of
 from ual_ray.config import ElicitConfig
 from ual_ray.elicit.estimators.contract import MISSING, Estimate, Estimator, Sampling, clip, missing
 from ual_ray.elicit.grouping import AnswerGrouping, EmbeddingGrouping, Grouping, LexicalGrouping, NliGrouping, group
@@ -71,7 +71,7 @@ class SelfConsistency(_OfAnswers):
         if isinstance(votes, Estimate):
             return votes
         grouping = self.grouping_of(messages)
-        given, *sampled = grouping.keys([spoken(messages[-1]), *votes])
+        given, *sampled = grouping.keys([response_of(messages[-1]), *votes])
         agreeing = sum(grouping.same(given, key) for key in sampled)
         return Estimate(1 - agreeing / len(sampled), float(agreeing))
 
@@ -100,7 +100,7 @@ class SemanticEntropy(_OfAnswers):
 
 def grouping_for(messages: Messages, similarity: float) -> Grouping:
     """Compare final answers where the given response marks one, and words elsewhere."""
-    return AnswerGrouping() if marked_answer(messages[-1]["content"]) is not None else LexicalGrouping(similarity)
+    return AnswerGrouping() if marked_answer(response_of(messages[-1])) is not None else LexicalGrouping(similarity)
 
 
 def _configured_grouping(config: ElicitConfig) -> Grouping | None:
