@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
+from ual_ray.stats.score_quality import mean_ranks
 
 FOLDS = 5
 # With fewer labels isotonic regression follows the noise of single ones.
@@ -30,7 +30,7 @@ def mean_rank(columns: Sequence[np.ndarray]) -> np.ndarray:
     result = np.full(table.shape[1], np.nan)
     count = int(complete.sum())
     if count:
-        ranks = np.stack([rankdata(column[complete]) for column in table])
+        ranks = np.stack([mean_ranks(column[complete]) for column in table])
         result[complete] = ((ranks - 0.5) / count).mean(axis=0)
     return result
 

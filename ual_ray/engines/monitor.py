@@ -3,6 +3,8 @@
 Metrics of the actors are exported by Ray to Prometheus and its dashboard while a job runs.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections import Counter
@@ -10,14 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 from ray.util import metrics
 
 from ual_ray import columns as col
-from ual_ray.engines.row_store import RowStore
+
+if TYPE_CHECKING:  # the actor starts without Ray Data, which a store of rows needs
+    from ual_ray.engines.row_store import RowStore
 
 SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 COUNTED = (col.CALLS, col.PROMPT_TOKENS, col.GENERATED_TOKENS)

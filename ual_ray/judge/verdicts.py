@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import cohen_kappa_score
 
 from ual_ray import columns as col
 from ual_ray.config import EvaluateConfig
@@ -69,6 +68,8 @@ def agreement(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
     if not both:
         return {"n": 0, "share": None, "kappa": None}
     one, two = ([own[key] for key in both] for own in verdicts)
+    from sklearn.metrics import cohen_kappa_score
+
     kappa = None if len({*one, *two}) == 1 else float(cohen_kappa_score(one, two))
     return {"n": len(both), "share": float(np.mean(np.equal(one, two))), "kappa": kappa}
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
@@ -222,6 +221,8 @@ def _fit_as_alpaca_eval(terms: Numbers, wins: Numbers, strength: float, random: 
 
 def _penalised(terms: Numbers, wins: Numbers, strength: float, **solver: Any) -> Numbers:
     """Fit to win probabilities: every row counts as a win with this weight, and as a loss with the rest."""
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, **solver)
     # The solver drops rows of weight 0, and with them a label that no other row has.
     shares = np.clip(wins, LEAST_WEIGHT, 1 - LEAST_WEIGHT)

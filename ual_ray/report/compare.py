@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from scipy import stats
+from scipy import special
 
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
@@ -382,9 +382,9 @@ def _interval(by_seed: Sequence[Mapping[str, Any]], name: str, level: float) -> 
     values, lows, highs = ([content.get(key) for content in by_seed] for key in (rate, name + LOW, name + HIGH))
     if not (_numbers(values) and _numbers(lows) and _numbers(highs)):
         return {name + LOW: None, name + HIGH: None, name + DEVIATION: None, name + QUESTIONS: None}
-    width = 2 * float(stats.norm.ppf((1 + level) / 2))
+    width = 2 * float(special.ndtri((1 + level) / 2))
     errors = [(high - low) / width for low, high in zip(lows, highs, strict=True)]
     error, (deviation, questions) = _error(values, errors), _parts(values, errors)
-    margin, mean = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error, float(np.mean(values))
+    margin, mean = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * error, float(np.mean(values))
     ends: dict[str, float | None] = {name + LOW: max(0.0, mean - margin), name + HIGH: min(100.0, mean + margin)}
     return ends | {name + DEVIATION: deviation, name + QUESTIONS: questions}

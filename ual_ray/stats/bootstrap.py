@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from ual_ray.stats.metrics import Direction, Numbers, metric_of
 
@@ -190,12 +190,12 @@ def detectable_difference(
         return 0.0
     freedom = seeds - 1
     # The estimated error at equally likely values: scipy's noncentral t is NaN for large shifts, and knows no second part.
-    shares = stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom
+    shares = _chi_squared((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom
     estimated = np.sqrt(seed_deviation**2 / seeds * shares + question_error**2)
-    threshold = float(stats.t.ppf((1 + level) / 2, freedom)) * estimated / error
+    threshold = float(special.stdtrit(freedom, (1 + level) / 2)) * estimated / error
 
     def lacking(shift: float) -> float:
-        return float(np.mean(stats.norm.cdf(shift - threshold) + stats.norm.cdf(-shift - threshold))) - power
+        return float(np.mean(special.ndtr(shift - threshold) + special.ndtr(-shift - threshold))) - power
 
     return error * float(optimize.brentq(lacking, 0.0, float(threshold[-1]) + 10))
 
@@ -203,8 +203,14 @@ def detectable_difference(
 def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tuple[float, float]:
     """Return the interval of a standard deviation that was estimated from this many seeds, for normal values; 2 or more."""
     freedom = seeds - 1
-    low, high = stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], freedom)
+    low, high = _chi_squared([(1 - level) / 2, (1 + level) / 2], freedom)
     return deviation * math.sqrt(freedom / high), deviation * math.sqrt(freedom / low)
+
+
+def _chi_squared(shares: ArrayLike, freedom: int) -> Numbers:
+    """Return the quantiles of the chi-squared distribution."""
+    quantiles: Numbers = 2 * special.gammaincinv(freedom / 2, shares)
+    return quantiles
 
 
 def question_error(error: float, seed_deviation: float, seeds: int) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 from ual_ray.formatting import number, plural, share
 
@@ -22,7 +22,7 @@ HIGH_EDGE = 0.99
 # With fewer pairs a correlation is meaningless: two points always lie on a line.
 MIN_PAIRS = 3
 BOOTSTRAP_DRAWS = 200
-Z = float(norm.ppf(0.975))
+Z = float(ndtri(0.975))
 SMALLEST = 1e-9
 CHANCE = 0.5
 
@@ -157,6 +157,13 @@ def evenness(counts: list[int]) -> float:
     return float(abs(np.sum(shares * np.log(shares)))) / math.log(len(counts))
 
 
+def mean_ranks(values: Numbers) -> Numbers:
+    """Rank finite values from 1; ties share their mean rank."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Numbers = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
+
+
 def spearman(first: Numbers, second: Numbers) -> Correlation:
     """Spearman correlation (ties share their mean rank) over the rows with both values.
 
@@ -166,10 +173,10 @@ def spearman(first: Numbers, second: Numbers) -> Correlation:
     n = int(both.sum())
     if n < MIN_PAIRS:
         return Correlation(None, n)
-    ranks = [rankdata(values[both]) for values in (first, second)]
-    if any(np.ptp(values) == 0 for values in ranks):
+    one, two = (mean_ranks(values[both]) for values in (first, second))
+    if np.ptp(one) == 0 or np.ptp(two) == 0:
         return Correlation(None, n)
-    return Correlation(float(np.clip(np.corrcoef(*ranks)[0, 1], -1.0, 1.0)), n)
+    return Correlation(float(np.clip(np.corrcoef(one, two)[0, 1], -1.0, 1.0)), n)
 
 
 def following_warning(arm: str, correlation: float | None) -> Iterator[str]:

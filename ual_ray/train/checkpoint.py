@@ -40,11 +40,11 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.train.arrow_storage import HashingWriter, Planner, Reader, digest_of, reader, writer
 from ual_ray.train.compat_torch import HostStager
+from ual_ray.train.job import CHECKPOINTS
 from ual_ray.train.lora import scale_of
 from ual_ray.train.progress import Progress
 
 # In the output folder of a training.
-CHECKPOINTS = "checkpoints"
 FOLDER_PREFIX = "step-"
 # Frozen weights are those of the model that training started from.
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)

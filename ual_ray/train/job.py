@@ -6,6 +6,7 @@ from typing import Literal
 
 from ual_ray.config import TrainConfig
 
+CHECKPOINTS = "checkpoints"
 NON_FINITE_FILE = "non_finite_ids.txt"
 
 

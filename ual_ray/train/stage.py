@@ -23,9 +23,8 @@ from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.train.batches import StepPlan
-from ual_ray.train.checkpoint import CHECKPOINTS
 from ual_ray.train.compat_ray_train import NodeTorchConfig
-from ual_ray.train.job import NON_FINITE_FILE, Outcome, TrainingJob
+from ual_ray.train.job import CHECKPOINTS, NON_FINITE_FILE, Outcome, TrainingJob
 from ual_ray.train.metrics import SKIPPED, Metrics
 from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.timing import PREFIX, summary

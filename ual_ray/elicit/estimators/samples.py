@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from scipy.stats import entropy
+import numpy as np
+from scipy.special import entr
 
 from ual_ray.benchmarks.answer_key import marked_answer
 from ual_ray.columns import Messages, response_of
@@ -93,8 +94,8 @@ class SemanticEntropy(_OfAnswers):
         if isinstance(votes, Estimate):
             return votes
         grouping = self.grouping_of(messages)
-        sizes = Counter(group(grouping.keys(votes), grouping.same)).values()
-        spread = abs(float(entropy([*sizes])))  # without the sign of -0.0
+        sizes = np.array([*Counter(group(grouping.keys(votes), grouping.same)).values()])
+        spread = abs(float(np.sum(entr(sizes / sizes.sum()))))  # without the sign of -0.0
         return Estimate(clip(spread / math.log(len(votes))), spread)
 
 
