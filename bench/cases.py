@@ -176,7 +176,7 @@ TESTED = (
     (
         "E2",
         "a source that no metric can be named after",
-        "tests/unit/tracking/test_tracking.py",
+        "tests/unit/tracking/test_logged.py",
         "test_every_key_makes_a_metric_name_that_mlflow_takes",
     ),
     (

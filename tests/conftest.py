@@ -50,6 +50,7 @@ LONGEST_FIRST = (
         "test_pipeline",
         "test_training",
         "test_elicit",
+        "test_elicit_data",
         "test_multi_node",
     ),
     *("test_s3_output", "test_vllm", "test_fsdp", "test_submit", "test_endpoint", "test_experiment", "test_mlflow_server"),
@@ -134,13 +135,14 @@ def environment() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the longest files first, those of units last."""
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
-        unit = item.path.is_relative_to(UNITS)
+    @cache
+    def place(path: Path) -> tuple[bool, int]:
+        unit = path.is_relative_to(UNITS)
         longest = LONGEST_UNITS if unit else LONGEST_FIRST
-        name = str(item.path.relative_to(UNITS).with_suffix("")) if unit else item.path.stem
+        name = str(path.relative_to(UNITS).with_suffix("")) if unit else path.stem
         return unit, longest.index(name) if name in longest else len(longest)
 
-    items.sort(key=place)
+    items.sort(key=lambda item: place(item.path))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -83,3 +84,26 @@ def one_arm(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     config = tmp_path_factory.mktemp("config") / "one_arm.yaml"
     config.write_text("arms: {sft: {map: none}}\nevaluate: {calibration: {enabled: false}}\n")
     return ["-c", str(config), *small, "train.num_workers=1"]
+
+
+@pytest.fixture(scope="session")
+def score(local_ray: None, tiny_model: Path) -> Any:
+    """Score a few rows into a folder, in this process, with one actor."""
+    from elicited import FAKE, Scored
+    from rich.console import Console
+
+    from ual_ray.config import TrackingConfig
+    from ual_ray.config.load import load
+    from ual_ray.elicit.step import elicit_step
+    from ual_ray.run.step import Place, Session
+    from ual_ray.tracking.tracker import Tracker
+
+    def run(data: Path | str, out: Path, *overrides: str) -> Scored:
+        models = [f"model={tiny_model}", f"elicit.model={tiny_model}"]
+        config = load(None, [*FAKE, *models, "engine.max_actors=1", f"data.path={data}", *overrides])
+        printed = io.StringIO()
+        session = Session(config, Console(file=printed, width=1000), Tracker(TrackingConfig(), out))
+        done = elicit_step(session, Place(out))
+        return Scored(done.folder, done.metrics, printed.getvalue())
+
+    return run

@@ -1,98 +1,21 @@
-"""Scoring under Ray with the fake engine: nothing is sent twice, any data is read, limits stop a run and lose nothing.
+"""Scoring under Ray with the fake engine: nothing is sent twice, and what is made of the scores asks nothing again.
 
 The command line runs where its output matters; elsewhere the step runs in this process, on one Ray for the module.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
+from elicited import ESTIMATORS, FAKE, Score, Scored, alpaca, files_of, measured, newest, write
 
 from ual_ray import columns as col
 from ual_ray.errors import UserError
 from ual_ray.parquet import read_table
-
-Row = dict[str, Any]
-FAKE = ["engine.kind=fake", "data.test_share=0", "data.validation_share=0", "elicit.retest_share=0"]
-ESTIMATORS = ("verbalized_error", "p_true", "nll")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What scoring left: its folder, its figures, and what it printed."""
-
-    folder: Path
-    figures: dict[str, Any]
-    printed: str
-
-    @property
-    def rows(self) -> list[Row]:
-        """The scored rows, ordered by id."""
-        return read_table(self.folder / "scored").to_pylist()
-
-    @property
-    def store(self) -> Path:
-        """Where all that was measured is kept, below the folder that was scored into."""
-        return self.folder.parent / "store"
-
-
-Score = Callable[..., Scored]
-
-
-def alpaca(start: int, stop: int) -> list[Row]:
-    return [{"instruction": f"What is {n} + {n}?", "output": f"{n} + {n} = {2 * n}", "id": f"q{n}"} for n in range(start, stop)]
-
-
-def write(path: Path, rows: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def measured(store: Path) -> list[Row]:
-    """Every row that an engine was asked about, as often as it was."""
-    return [row for file in sorted(store.glob("*/finished/*.parquet")) for row in pyarrow.parquet.read_table(file).to_pylist()]
-
-
-def files_of(folder: Path) -> dict[str, int]:
-    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
-
-
-def newest(out: Path) -> Path:
-    return out / (out / "newest").read_text()
-
-
-@pytest.fixture(scope="module")
-def score(local_ray: None, tiny_model: Path) -> Score:
-    """Score data into a folder, in this process."""
-    from rich.console import Console
-
-    from ual_ray.config import TrackingConfig
-    from ual_ray.config.load import load
-    from ual_ray.elicit.step import elicit_step
-    from ual_ray.run.step import Place, Session
-    from ual_ray.tracking.tracker import Tracker
-
-    def run(data: Path | str, out: Path, *overrides: str) -> Scored:
-        models = [f"model={tiny_model}", f"elicit.model={tiny_model}"]
-        config = load(None, [*FAKE, *models, f"data.path={data}", *overrides])
-        printed = io.StringIO()
-        session = Session(config, Console(file=printed, width=1000), Tracker(TrackingConfig(), out))
-        done = elicit_step(session, Place(out))
-        return Scored(done.folder, done.metrics, printed.getvalue())
-
-    return run
-
 
 # --- again, with other settings and other rows -----------------------------------------------------------------------
 
@@ -190,137 +113,6 @@ def test_equal_rows_are_scored_once_wherever_they_lie(score: Score, tmp_path: Pa
     done = score(folder, tmp_path / "out", "data.max_bad_share=0")
     assert len(done.rows) == len(measured(done.store)) == 21
     assert done.figures["bad"] == 0
-
-
-# --- every kind of data ----------------------------------------------------------------------------------------------
-
-
-def test_a_folder_of_many_kinds_of_files(score: Score, tmp_path: Path) -> None:
-    folder = tmp_path / "mixed"
-    (folder / "below").mkdir(parents=True)
-    rows = [{key: row[key] for key in ("instruction", "output")} for row in alpaca(0, 30)]
-    with gzip.open(folder / "packed.jsonl.gz", "wt") as packed:
-        packed.writelines(json.dumps(row) + "\n" for row in rows[:10])
-    with (folder / "table.csv").open("w", newline="") as table:
-        writer = csv.DictWriter(table, ["instruction", "output"])
-        writer.writeheader()
-        writer.writerows(rows[10:20])
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows[20:]), folder / "below" / "columns.parquet")
-    (folder / "README.md").write_text("not data")
-    done = score(folder, tmp_path / "out")
-    assert done.figures["sources"] == {"packed": 10, "table": 10, "columns": 10}
-    expected = [
-        col.content_id([{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}])
-        for row in rows
-    ]
-    assert sorted(row["id"] for row in done.rows) == sorted(expected)
-
-
-def test_the_forms_that_data_sets_have(score: Score, tmp_path: Path) -> None:
-    import datasets
-
-    gsm8k = [{"question": f"How many is {n} + 1?", "answer": f"It is <<{n}+1>>{n + 1}.\n#### {n + 1}"} for n in range(8)]
-    datasets.Dataset.from_list(gsm8k).save_to_disk(str(tmp_path / "saved"))
-    sharegpt = [
-        {
-            "conversations": [
-                {"from": "system", "value": "Be brief."},
-                {"from": "human", "value": f"Name number {n}."},
-                {"from": "gpt", "value": "One."},
-                {"from": "human", "value": "Another."},
-                {"from": "gpt", "value": f"{n}."},
-            ]
-        }
-        for n in range(8)
-    ]
-    mapped = [{"q": f"What is {n}?", "a": f"{n}", "instruction": "noise"} for n in range(8)]
-    done = {
-        "gsm8k": score(write(tmp_path / "gsm8k.jsonl", gsm8k), tmp_path / "out"),
-        "saved": score(tmp_path / "saved", tmp_path / "out"),
-        "sharegpt": score(write(tmp_path / "sharegpt.jsonl", sharegpt), tmp_path / "out"),
-        "mapped": score(write(tmp_path / "mapped.jsonl", mapped), tmp_path / "out", "data.columns={instruction: q, output: a}"),
-    }
-    assert {name: (len(scored.rows), scored.figures["format"]) for name, scored in done.items()} == {
-        "gsm8k": (8, "gsm8k"),
-        "saved": (8, "gsm8k"),
-        "sharegpt": (8, "sharegpt"),
-        "mapped": (8, "alpaca"),
-    }
-    assert {row["id"] for row in done["gsm8k"].rows} == {row["id"] for row in done["saved"].rows}
-    assert len(measured(done["saved"].store)) == 24, "the same rows in another form are not sent again"
-    assert [message["role"] for message in done["sharegpt"].rows[0]["messages"]] == [
-        *("system", "user", "assistant", "user", "assistant")
-    ]
-    assert {row["messages"][0]["content"] for row in done["mapped"].rows} == {f"What is {n}?" for n in range(8)}
-
-
-# --- what cannot be scored -------------------------------------------------------------------------------------------
-
-
-def test_overlong_rows_are_dropped_or_cut(score: Score, tmp_path: Path) -> None:
-    rows = alpaca(0, 16)
-    for row in rows[::4]:
-        row["output"] = "word " * 700
-    data = write(tmp_path / "rows.jsonl", rows)
-    limit = ["engine.max_model_len=500", "elicit.max_quarantine_share=0.5"]
-    dropped = score(data, tmp_path / "out", *limit)
-    assert (dropped.figures["quarantined"], dropped.figures["truncated"]) == (4, 0)
-    assert dropped.figures["reasons"] == {"overlong": 4}
-    bad = [row for row in dropped.rows if row["status"] == "quarantined"]
-    assert all(row["uncertainty"] is None and row["error"].startswith("overlong: 7") for row in bad) and len(bad) == 4
-
-    cut = score(data, tmp_path / "out", *limit, "engine.overlong=truncate")
-    assert (cut.figures["quarantined"], cut.figures["truncated"]) == (0, 4)
-    assert [row["id"] for row in cut.rows if row["truncated"]] == [row["id"] for row in bad]
-    assert all(len(row["messages"][-1]["content"]) > 3000 for row in cut.rows if row["truncated"]), "only what is sent is cut"
-
-
-def test_too_many_bad_rows_stop_a_large_run_and_a_higher_share_goes_on(ual: Any, tiny_model: Path, tmp_path: Path) -> None:
-    # The look at the first rows sees none of the bad ones.
-    rows = alpaca(0, 2000) + [{"instruction": f"Why {n}?", "output": ""} for n in range(2000)]
-    data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out"
-    settings = ["elicit", data, *FAKE, f"elicit.model={tiny_model}", "--out", out]
-    done = ual(*settings)
-    assert done.code == 2, done.output
-    assert "Traceback" not in done.output
-    message = " ".join(done.output.split())
-    assert "more than data.max_bad_share = 0.05 allows" in message and "no response" in message
-    (folder,) = (place for place in out.iterdir() if (place / "quarantine").is_dir())
-    assert '"reason": "no response' in next((folder / "quarantine").glob("*.jsonl")).read_text()
-
-    before = files_of(out / "store")
-    done = ual(*settings, "data.max_bad_share=0.6")
-    assert done.code == 0, done.output
-    assert newest(out) == folder
-    assert {name: time for name, time in files_of(out / "store").items() if name in before} == before
-    assert len(measured(out / "store")) == 2000
-    assert "2000 bad rows" in done.output
-
-
-def test_too_many_rows_without_a_score_stop_a_run_and_a_higher_share_goes_on(
-    ual: Any, tiny_model: Path, tmp_path: Path
-) -> None:
-    rows = alpaca(0, 3000)
-    for row in rows[1500:]:
-        row["output"] = "word " * 300
-    data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out"
-    fake = ["engine.max_model_len=250", "engine.rows_per_block=64", "engine.arguments={seconds_per_run: 0.02}"]
-    settings = ["elicit", data, *FAKE, f"elicit.model={tiny_model}", *fake, "--out", out]
-    done = ual(*settings)
-    assert done.code == 2, done.output
-    assert "Traceback" not in done.output
-    message = " ".join(done.output.split())
-    assert "more than elicit.max_quarantine_share = 0.2 allows" in message and "overlong" in message
-    kept = measured(out / "store")
-    before = files_of(out / "store")
-    assert 1000 < len(kept) < 3000, "what was done is kept"
-
-    done = ual(*settings, "elicit.max_quarantine_share=0.6")
-    assert done.code == 0, done.output
-    assert {name: time for name, time in files_of(out / "store").items() if name in before} == before
-    sent = measured(out / "store")
-    assert len(sent) == len({row["id"] for row in sent}) == 3000, "none is sent again"
-    assert "1500 quarantined (1500 overlong)" in " ".join(done.output.split())
 
 
 # --- looking at it ---------------------------------------------------------------------------------------------------
