@@ -15,6 +15,8 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,9 @@ class Trained:
 
 
 def templates() -> Iterator[tuple[str, str]]:
-    """Yield names and texts of the installed trl's templates."""
-    import trl
-
-    for path in sorted(Path(trl.__file__).with_name("chat_templates").glob("*.jinja")):
+    """Yield names and texts of the installed trl's templates; none without it."""
+    spec = find_spec("trl")  # importing it takes seconds
+    for path in sorted(Path(spec.origin).with_name("chat_templates").glob("*.jinja")) if spec and spec.origin else ():
         yield path.stem, path.read_text(encoding="utf-8")
 
 
@@ -125,7 +126,6 @@ def row(name: str, one: Trained, three: Trained, thought: Trained, tools: Traine
 
 def table() -> tuple[list[str], int]:
     """Write the table, and count the templates that fail."""
-    import trl
     from transformers import AutoTokenizer
 
     from ual_ray.models.resolve import resolve_model
@@ -136,7 +136,7 @@ def table() -> tuple[list[str], int]:
         renderer = renderer_of(template, tokenizer)
         rows.append(row(name, *(train(renderer, messages) for messages in (ONE, THREE, THOUGHT, TOOLS))))
     bad = sum(not good for _, good in rows)
-    told = f"{len(rows) - bad} of {len(rows)} are trained and scored, one turn and several (trl {trl.__version__})."
+    told = f"{len(rows) - bad} of {len(rows)} are trained and scored, one turn and several (trl {version('trl')})."
     return [HEAD, *(text for text, _ in rows), "", told], bad
 
 

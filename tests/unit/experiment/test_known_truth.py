@@ -91,6 +91,7 @@ def test_everything_is_written_and_nothing_is_trained_twice(
         known_truth.run(SMALL.model_copy(update={"epochs": 2}), tmp_path, again.append)
 
 
+@pytest.mark.slow
 def test_training_follows_the_labels(tmp_path: Path, no_process_group: None) -> None:
     settings = KnownTruthConfig(contexts=64, epochs=25, batch_size=32, learning_rate=3e-2)
     world = draw_world(64, settings.symbols, settings.answers, seed=0)

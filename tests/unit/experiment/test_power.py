@@ -49,6 +49,7 @@ def judged(rates: list[float], error: float, arm: str = "ual", reference: str = 
 @pytest.mark.parametrize(
     ("seeds", "deviation", "questions"), [(3, 1.5, 0.5), (3, 0.5, 1.7), (5, 2.0, 1.0), (8, 3.0, 0.1), (12, 0.0, 1.0)]
 )
+@pytest.mark.slow
 def test_the_win_rate_is_found_as_often_as_promised(seeds: int, deviation: float, questions: float) -> None:
     random = np.random.default_rng(0)
     lead = detectable_difference(deviation, questions, seeds)

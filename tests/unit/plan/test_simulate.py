@@ -37,6 +37,7 @@ def test_the_same_seed_is_the_same_outcome_and_another_one_is_not() -> None:
     assert simulate(pool, 1) == simulate(pool, 1) != simulate(pool, 2)
 
 
+@pytest.mark.slow
 def test_the_time_of_one_actor_is_the_expectation() -> None:
     """One actor does its units one after another, so the expectation is exact: n (1/r + s) (e^(r t) - 1), and one start."""
     pool = Pool(units=50, actors=1, unit_seconds=100, start_seconds=40, failures_per_hour=18)

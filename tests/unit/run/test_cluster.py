@@ -230,6 +230,7 @@ def test_the_command_ends_with_one_error_when_the_head_is_gone(
     assert at_exit, "Ray's end waits for the head"
 
 
+@pytest.mark.slow
 def test_a_command_that_waits_for_a_head_that_is_gone_is_ended() -> None:
     command = [sys.executable, "-c", WAITING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

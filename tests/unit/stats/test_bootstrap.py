@@ -140,6 +140,7 @@ def test_equal_models_cannot_be_told_apart() -> None:
     assert verdict(found.difference, found.p_value, "higher", 5) == "inconclusive"
 
 
+@pytest.mark.slow
 def test_the_p_value_is_seldom_small_by_chance() -> None:
     random = np.random.default_rng(4)
     p_values = [compare_means(random.normal(size=40), np.zeros(40), resamples=400).p_value for _ in range(200)]

@@ -134,6 +134,7 @@ def test_validation_has_the_mean_alpha_of_the_tokens_that_training_draws(
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_it_is_that_of_plain_torch(case: str, data: Path, family_folder: Any, tmp_path: Path) -> None:
     changes, rates = CASES[case]
     config, model = TrainConfig(**SETTINGS | changes), family_folder("llama_untied")

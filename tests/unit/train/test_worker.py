@@ -295,6 +295,7 @@ def test_a_skipped_update_leaves_no_trace(
     assert all(torch.equal(value, often[key]) and value.isfinite().all() for key, value in weights(tmp_path / "seldom").items())
 
 
+@pytest.mark.slow
 def test_updates_that_were_skipped_before_a_stop_count(
     tokens: Path, family_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def half_held_out(smoothed: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_smoothing_towards_the_base_costs_another_forward_pass(model: str, tmp_path: Path) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     plain, base = (
@@ -186,6 +187,7 @@ def test_padding_idle_workers_and_positions_are_warned_about(model: str, tmp_pat
         assert any("256 positions" in text for text in long.advice) == warned
 
 
+@pytest.mark.slow
 def test_it_plans_with_the_dtype_that_is_faster_here(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = write(tmp_path / "smoothed.parquet", [20] * 40)
     for slow, dtype in ((True, "float32"), (False, "bfloat16")):
