@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 EARLY = {"export": "best", "early_stopping": 2, "validate_every": 1, "epochs": 20, "keep_checkpoints": 2}
 
-# Its fixtures run fourteen trainings in a row.
+# Its fixtures run many trainings in a row.
 pytestmark = pytest.mark.timeout(3000)
 
 Launch = Callable[..., None]

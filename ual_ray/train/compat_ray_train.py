@@ -1,4 +1,4 @@
-"""Have gloo use the network by which Ray's nodes reach one another, and NCCL tell what its ranks waited for.
+"""Have gloo use the network by which Ray's nodes reach one another, NCCL tell what its ranks waited for, CPUs use large pages.
 
 Unless GLOO_SOCKET_IFNAME names an interface, gloo gives the other ranks the address of the node's own host name. Debian and
 Ubuntu resolve that to 127.0.1.1, where no other node can reach it: "Gloo connectFullMesh failed: Connection refused".
@@ -18,6 +18,8 @@ import psutil
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+
+from ual_ray.train.compat_torch import use_large_pages
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 # Of torch's flight recorder: the number of collectives that a rank remembers; write them when one has timed out; and where to.
@@ -47,6 +49,8 @@ class NodeBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Set up the process group."""
+        if backend_config.backend == "gloo":
+            worker_group.execute(use_large_pages)
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
             worker_group.execute(use_interface_of_node)
         if isinstance(backend_config, NodeTorchConfig) and backend_config.traces:

@@ -24,6 +24,7 @@ from ual_ray.train.compat_ray_train import (
     interface_of,
     use_interface_of_node,
 )
+from ual_ray.train.compat_torch import LARGE_PAGES
 
 INTERFACES = {
     "lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")],
@@ -78,16 +79,18 @@ def test_it_is_set_on_several_nodes_and_before_the_process_group(node: pytest.Mo
             return nodes if call is asked else [call(*given) for _ in nodes]
 
     assert NodeTorchConfig(backend="gloo").backend_cls is NodeBackend
-    for name in (*RECORDER, RECORDER_FILES):
+    for name in (*RECORDER, RECORDER_FILES, LARGE_PAGES):
         node.delenv(name, raising=False)
     NodeBackend().on_start(Workers(), NodeTorchConfig(backend="gloo"))
     assert seen == ["eth0" if len(set(nodes)) > 1 else None]
+    assert os.environ.pop(LARGE_PAGES) == "1"
     assert not {*RECORDER, RECORDER_FILES} & set(os.environ)
     # Of GPUs, each rank also leaves what it waited for; what the user has set stays.
     node.setenv("TORCH_FR_BUFFER_SIZE", "5")
     node.setattr(_TorchBackend, "on_start", lambda *_: seen.append(os.environ.get(RECORDER_FILES)))
     NodeBackend().on_start(Workers(), NodeTorchConfig(backend="nccl", traces="/shared/nccl"))
     assert seen[1] == "/shared/nccl/rank_"
+    assert LARGE_PAGES not in os.environ
     assert (os.environ["TORCH_FR_BUFFER_SIZE"], os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"]) == ("5", "1")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ual_ray.train import compat_torch
-from ual_ray.train.compat_torch import HostStager, fake_tensors, flop_counter, mark_shapes_dynamic, storage_key
+from ual_ray.train.compat_torch import LARGE_PAGES, HostStager, fake_tensors, flop_counter, mark_shapes_dynamic, storage_key
 
 FIX = f"torch has changed what ual_ray uses of it: do what is written at the top of {compat_torch.__file__}"
 
@@ -75,3 +81,29 @@ def test_marked_tensors_share_a_graph_whatever_their_sizes() -> None:
         mark_shapes_dynamic(((states,), more))
         assert torch.equal(doubled(states, more), torch.full((rows, length, 4), 3.0))
     assert len(graphs) == 1, FIX
+
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+COUNT_PAGES = """
+import resource
+from ual_ray.train import worker
+from ual_ray.train.compat_ray_train import NodeBackend
+import torch
+from ual_ray.train.compat_torch import use_large_pages
+{call}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+tensor = torch.ones(25_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the kernel has no large pages")
+def test_what_a_worker_imports_makes_no_tensor_before_it_asks_for_large_pages() -> None:
+    """A tensor of 100 MB takes 24,414 pages of 4 KB, or 48 of 2 MB."""
+
+    def pages(call: str) -> int:
+        script = [sys.executable, "-c", COUNT_PAGES.format(call=call)]
+        environment = {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
+        return int(subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("use_large_pages()") < 2500 < 20_000 < pages(""), FIX
