@@ -12,10 +12,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from os.path import commonprefix
 from typing import Any
 
-from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies
+from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies, with_extra
 from ual_ray.errors import UserError
 from ual_ray.models.given import as_content, dropped, forms_of, with_own_thought, without_thought
 
@@ -30,6 +31,8 @@ NO_END = (
 )
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
+CALLS = {"tools", "tool_calls"}
+PROBED_NAME = "name_of_a_probed_tool"
 # A thought that a generation prompt leaves open, and an empty one that it ends with.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 EMPTY_THOUGHT = re.compile(
@@ -114,7 +117,7 @@ class ChatRenderer:
             except Exception as failed:  # a template is code of the model's author, which may raise anything
                 error = error or ValueError(f"the chat template rejects the conversation: {failed}")
                 continue
-            if lost := dropped(text, messages, extras):
+            if lost := dropped(text, messages, extras, self._unwritten if CALLS & {*chain(*extras)} else ()):
                 error = ValueError(f"the chat template drops {lost}")
                 continue
             return text, spans
@@ -150,6 +153,18 @@ class ChatRenderer:
         """Whether the template writes a thought that it is handed apart from the content."""
         asked, answered = self._probed_turns
         return SENTINEL in self._probe([asked, answered | dict.fromkeys(THOUGHT_KEYS, SENTINEL)], enable_thinking=True)
+
+    @cached_property
+    def _unwritten(self) -> set[str]:
+        """Name what the template leaves out of every conversation of tools and tool_calls; not what it rejects."""
+        function: dict[str, Any] = {"name": PROBED_NAME, "description": "", "parameters": {"type": "object", "properties": {}}}
+        tools = [{"type": "function", "function": function}]
+        call = {"id": f"functions.{PROBED_NAME}:0", "type": "function", "function": {"name": PROBED_NAME, "arguments": {}}}
+        turns = [Message(role="user", content="Hello"), with_extra(Message(role="assistant", content=""), tool_calls=[call])]
+        forms = forms_of(turns, [extra_of(turn) for turn in turns], self._in_parts)
+        texts = {"tool_calls": [self._probe(given) for given in forms]}
+        texts["tools"] = [self._probe(self._probed_turns[:1], tools=tools, add_generation_prompt=True)]
+        return {kind for kind, found in texts.items() if any(found) and not any(PROBED_NAME in text for text in found)}
 
     @cached_property
     def _next_starts(self) -> list[str]:

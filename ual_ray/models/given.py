@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -60,16 +60,17 @@ def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "arguments": json.loads(text) if parsed else text}}
 
 
-def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]]) -> str | None:
+def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]], unwritten: Collection[str] = ()) -> str | None:
     """Name the first part of a conversation that is not in its text; None where all are.
 
+    unwritten: tools and tool_calls, where the template writes none: other turns may have their words.
     Thoughts of earlier turns may be left out, as `ChatRenderer._reply` checks that of the turn that is trained.
     """
     called: Counter[str] = Counter()
     contents: list[tuple[str, str]] = []
     for tool in extras[0].get("tools", ()) if extras else ():
         called[tool["function"]["name"]] += 1
-        if tool["function"]["name"] not in text:
+        if "tools" in unwritten or tool["function"]["name"] not in text:
             return f"tools ({tool['function']['name']})"
     for number, (message, extra) in enumerate(zip(messages, extras, strict=True), start=1):
         content = message["content"].strip()
@@ -84,7 +85,7 @@ def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]]) 
         for call in extra.get("tool_calls", ()):
             name = call["function"]["name"]
             called[name] += 1
-            if text.count(name) < called[name]:
+            if "tool_calls" in unwritten or text.count(name) < called[name]:
                 return f"tool_calls of turn {number} ({name})"
             for value, *written in _leaves(_call(call, True)["function"]["arguments"]):
                 if not any(form in text for form in (value, *written)):

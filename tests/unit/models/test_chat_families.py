@@ -297,3 +297,22 @@ def test_a_thought_that_the_template_drops_from_finished_replies_is_trained_once
     assert trained_runs(tokenizer, rendered) == [trained]
     prompt = renderer.prompt_ids([Message(role="user", content="Why?")], thinking=True)
     assert rendered.input_ids[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("question", ["search for blue", "Is it blue? I search and search.", "blue"])
+@pytest.mark.parametrize("what", ["tools", "tool_calls"])
+def test_a_call_whose_words_other_turns_have_is_told_from_one_that_is_written(
+    what: str, question: str, tokenizer_of: Tokenizers
+) -> None:
+    function = {"name": "search" if "search" in question else "b", "arguments": '{"query":"blue"}'}
+    call = {"id": "call_0123456", "type": "function", "function": function}
+    tool = {"type": "function", "function": {"name": function["name"], "parameters": {}}}
+    asked, reply = Message(role="user", content=question), Message(role="assistant", content="It is blue.")
+    if what == "tools":
+        asked = with_extra(asked, tools=[tool])
+    else:
+        reply = with_extra(reply, tool_calls=[call])
+    with pytest.raises(ValueError, match=f"drops {what}"):
+        ChatRenderer(tokenizer_of(CHATML_TURNS + CHATML_PROMPT)).sequences([asked, reply])
+    writes = "{{ tools or '' }}" + CHATML_TURNS.replace("m['content']", "m['content'] ~ (m.tool_calls or '')") + CHATML_PROMPT
+    assert ChatRenderer(tokenizer_of(writes)).sequences([asked, reply])
