@@ -13,7 +13,8 @@ import pyarrow.parquet
 from ual_ray.parquet import read_table
 
 Row = dict[str, Any]
-FAKE = ["engine.kind=fake", "data.test_share=0", "data.validation_share=0", "elicit.retest_share=0"]
+# Commands choose a precision where none is set, and the step alone does not.
+FAKE = ["engine.kind=fake", "engine.dtype=float32", "data.test_share=0", "data.validation_share=0", "elicit.retest_share=0"]
 ESTIMATORS = ("verbalized_error", "p_true", "nll")
 
 
