@@ -20,7 +20,8 @@ LOGGED = {"nll": "nll", "smoothing": "smoothing", "top1": "mean_token_accuracy"}
 class SmoothedSFTTrainer(AlphaColumnSFTTrainer):
     """SFTTrainer whose rows (text or chat, prepared by TRL) have an alpha in [0, 1]; evaluation gives the unsmoothed NLL.
 
-    Logs, besides the smoothed loss, nll and smoothing (nats per target token) and mean_token_accuracy in [0, 1].
+    Logs, besides the smoothed loss, nll and smoothing (nats per target token) and mean_token_accuracy in [0, 1]. On several
+    ranks, rows that fill up the last batch of an evaluation may count twice, as in TRL.
     """
 
     def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
@@ -46,6 +47,8 @@ class SmoothedSFTTrainer(AlphaColumnSFTTrainer):
     ) -> Any:
         """Return the smoothed loss, as transformers' Trainer takes it from a model that computes its own loss."""
         loss, outputs = super(SFTTrainer, self).compute_loss(model, inputs, True, num_items_in_batch)
-        sums = {name: self.accelerator.gather_for_metrics(outputs[name]).sum().item() for name in (*LOGGED, "target_tokens")}
+        # In training, rows that fill up the last batches are trained on like others, and count.
+        gather = self.accelerator.gather if self.model.training else self.accelerator.gather_for_metrics
+        sums = {name: gather(outputs[name]).sum().item() for name in (*LOGGED, "target_tokens")}
         self.add_to_log({title: sums[name] for name, title in LOGGED.items()}, sums["target_tokens"])
         return (loss, outputs) if return_outputs else loss
