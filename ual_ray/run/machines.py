@@ -4,9 +4,11 @@ What reads and writes files, and loads no model, runs on that machine (`here`). 
 folder through one actor (`output_folder`): see `folder`. Rows are Ray Data sources: workers read them, never the driver.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from ual_ray.config.files import COPIES_FOLDER, URI_FILE, WORKING_FOLDERS
 from ual_ray.data.canonical import ReadOptions, blocks_of
 from ual_ray.data.reading import Piece
 from ual_ray.errors import UserError
+from ual_ray.formatting import shorten_list
 from ual_ray.models.resolve import cache_folder
 from ual_ray.parquet import RowFiles
 from ual_ray.run.folder import HERE, Folder, FolderElsewhere
@@ -30,6 +33,9 @@ from ual_ray.run.folder import HERE, Folder, FolderElsewhere
 NAME = "ual_ray.output"
 # Calls that the actor answers at a time, and tasks of Ray Data on the driver's machine, whose head may have no CPUs to give.
 CALLS, TASKS = 16, 4
+# For a machine of the cluster to start a process and look for a file; and for a shared file system to show a new one, which NFS
+# does after up to 30 s where its name was asked for before.
+SEEN_SECONDS, LATE_SECONDS = 90.0, 35.0
 NODE_LABEL = "ray.io/node-id"
 
 
@@ -126,6 +132,47 @@ def keep_here(output: Path) -> Any:
         )
     uri = (output.parent / URI_FILE).read_text(encoding="utf-8")
     return on_this_node(Caller, output, uri, name=NAME, max_concurrency=CALLS)
+
+
+def check_shared(output: Path) -> None:
+    """Raise UserError where machines of the cluster that get work do not see a folder that was given by its path.
+
+    Those that do not answer in SEEN_SECONDS are not judged, nor are those that join later.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()]
+    if len(nodes) == 1 and not ray.util.client.ray.is_connected():
+        return
+    with NamedTemporaryFile(dir=output, prefix=".", suffix=".shared") as mark:
+        asked = {_sees(node["NodeID"], mark.name): str(node["NodeManagerAddress"]) for node in nodes}
+        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=SEEN_SECONDS)
+        blind = sorted({asked[answer] for answer in answered if not _seen(answer)})
+    if blind:
+        raise UserError(
+            "output is not on storage that all machines of the cluster share",
+            got=f"{output} on this machine is not {output} on {shorten_list(blind)}",
+            expected="a path on storage that all nodes see, or a URI (s3://...)",
+            fix="output=/shared/runs/..., where /shared is mounted on all of them",
+        )
+
+
+def _sees(node: str, file: str) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=there)(_appears).remote(file, LATE_SECONDS)
+
+
+def _appears(file: str, seconds: float) -> bool:
+    """Whether a file is there within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (there := Path(file).is_file()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return there
+
+
+def _seen(answer: Any) -> bool:
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:  # the machine has gone meanwhile
+        return True
 
 
 def _caller() -> tuple[Any, Place] | None:

@@ -99,7 +99,7 @@ class Session:
 
     def _connect(self) -> None:
         from ual_ray.run.cluster import check_cluster, free_resources, ray_cluster
-        from ual_ray.run.machines import keep_here
+        from ual_ray.run.machines import check_shared, keep_here
 
         if not self.config.runtime.address and (address := self.config.runtime.joined):
             self.say("cluster", f"runtime.address is not set; the environment variable RAY_ADDRESS is used: {address}")
@@ -107,6 +107,8 @@ class Session:
             self.say("cluster", f"Ray dashboard: {dashboard}")
         if self.config.runtime.joined and self.tracker is not None:  # however many machines: a cluster may grow
             self.cluster.kept = keep_here(self.tracker.output)
+            if self.cluster.kept is None:
+                check_shared(self.tracker.output)
         for wait in check_cluster(self.config, self.stages):
             self.say("cluster", f"waiting for it to grow: {wait}")
         self.cluster.free = free_resources(self.config)

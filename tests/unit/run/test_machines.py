@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,3 +92,53 @@ def test_files_are_read_with_a_task_each(tmp_path: Path) -> None:
     source = FileSource(tmp_path, ["id"], pyarrow.compute.field("split") == "test")
     tasks = source.get_read_tasks(parallelism=100)
     assert [[table.to_pydict() for table in task()] for task in tasks] == [[{"id": [f"{number}b"]}] for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("blind", "refused"),
+    [
+        ([], []),
+        (["10.0.0.3"], ["10.0.0.3"]),
+        (["10.0.0.2", "10.0.0.3"], ["10.0.0.2", "10.0.0.3"]),
+        (["10.0.0.4"], []),  # dead
+        (["10.0.0.5"], []),  # gets no work
+    ],
+)
+def test_a_folder_that_a_machine_does_not_see_is_refused(
+    blind: list[str], refused: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        {"NodeID": f"10.0.0.{number}", "NodeManagerAddress": f"10.0.0.{number}", "Alive": number != 4, "Resources": resources}
+        for number, resources in enumerate([{"CPU": 2.0}, {"CPU": 2.0}, {"GPU": 1.0}, {"CPU": 2.0}, {"memory": 9.0}], 1)
+    ]
+    asked: list[str] = []
+
+    def sees(node: str, file: str) -> bool:
+        asked.append(node)
+        return Path(file).is_file() and node not in blind
+
+    monkeypatch.setattr(machines.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(machines, "_sees", lambda node, file: (node, sees(node, file)))
+    monkeypatch.setattr(machines, "_seen", lambda answer: answer[1])
+    monkeypatch.setattr(machines.ray, "wait", lambda answers, **_: (answers, []))
+    if refused:
+        with pytest.raises(UserError, match=f"(?s)not on storage.*{tmp_path} on {', '.join(refused)}\n.*s3://"):
+            machines.check_shared(tmp_path)
+    else:
+        machines.check_shared(tmp_path)
+    assert asked == ["10.0.0.1", "10.0.0.2", "10.0.0.3"] and not [*tmp_path.iterdir()]
+
+
+def test_a_cluster_of_one_machine_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"NodeID": "1", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(machines.ray, "nodes", lambda: [one])
+    machines.check_shared(tmp_path)
+
+
+def test_a_file_may_appear_late(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    timer = threading.Timer(0.5, late.touch)
+    timer.start()
+    assert machines._appears(str(late), 20)
+    assert not machines._appears(str(tmp_path / "never"), 0.3)
+    timer.join()
