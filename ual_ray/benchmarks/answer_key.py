@@ -61,7 +61,7 @@ _OPTION = re.compile(r"\(?([A-Z])[).:]\s+\S.*")
 _CLAUSE = re.compile(r"(?<=\w),?\s+(?:\(|(?:because|since|as|which|so|not)\b)|(?<=\w);")
 # An answer again in other words, behind itself: "18, i.e. 9 pairs".
 _AGAIN = re.compile(r"(?i)(?<=[\w%)}\]$]),?\s+(?:i\.\s?e\b|that is,|in other words|equivalently|namely)")
-_OR = re.compile(r"(?i),?\s+(?:or|=)\s+")
+_OR = re.compile(r"(?i)(?<=\S),?\s+(?:or|=)\s+")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 # A sum of money as a formula ($\$18$) keeps its sign; roots, and signs in words, are written as numbers have them.
 _MONEY = re.compile(r"(?<![\\$])\$(\\\$[^$\n]*[^$\s\\])\$")
@@ -150,9 +150,8 @@ def marked_answer(text: str) -> AnswerKey | None:
     "The answer is that it depends" marks none: behind the words an answer is a number, mathematics or a single word.
     """
     text = in_ascii(text)
-    if (found := _HASHES.search(text)) and len(
-        _AGAIN.split(found[1])[0].split()
-    ) <= LONGEST_MARKED:  # a longer one is a heading
+    # A longer one is a heading.
+    if (found := _HASHES.search(text)) and len(_AGAIN.split(found[1])[0].split()) <= LONGEST_MARKED:
         return _short(found[1], _WORD)
     if content := boxed_answer(text):
         return _key(content)

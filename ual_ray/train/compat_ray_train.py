@@ -19,8 +19,6 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from ual_ray.train.compat_torch import use_large_pages
-
 INTERFACE = "GLOO_SOCKET_IFNAME"
 # Of torch's flight recorder: the number of collectives that a rank remembers; write them when one has timed out; and where to.
 RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
@@ -49,6 +47,8 @@ class NodeBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Set up the process group."""
+        from ual_ray.train.compat_torch import use_large_pages  # with torch.distributed, which the driver does without
+
         if backend_config.backend == "gloo":
             worker_group.execute(use_large_pages)
         if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:

@@ -258,10 +258,13 @@ def test_a_conversation_that_cannot_be_rendered_costs_only_itself(style: str, ba
     assert isinstance(first, LikelihoodResult) and isinstance(last, ChoiceResult)
 
 
-def test_a_reply_to_a_prompt_that_opens_a_thought_starts_with_the_mark(build_vllm: BuildVLLM) -> None:
+def test_a_reply_to_a_prompt_that_opens_a_thought_starts_with_the_mark(
+    build_vllm: BuildVLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As those of the R1 distillates do, asked to think or not: without it, a thought that is cut reads as an answer."""
     engine, _, renderer = build_vllm()
     tokenizer = renderer._tokenizer
-    tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    opened = tokenizer.chat_template + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", opened)
     (result,) = engine.run([Completion(ASK, 5, n=2)])
     assert isinstance(result, CompletionResult) and result.texts == ("<think>t0", "<think>t1")
