@@ -187,7 +187,7 @@ YAML = (
         "&a ",
         "*a",
         "<<: ",
-        "[" * 2000,
+        "[" * 600,
     ),
     *("[", "]", ",", "? ", "# ", "null", "reference: ", "verbalized_diversity: ", "reference", "%", "\t", "!!binary x", "1:99"),
     *ODD,
