@@ -37,10 +37,13 @@ def record(config: Config, root: Path) -> dict[str, Any]:
         known = read_json(file)
         if known is None or len(known.get(SEEDS, seeds[SEEDS])) >= MIN_SEEDS:
             return known or described(UNRECORDED)
-        unseen = [seed for seed in seeds[SEEDS] if not _has_results(root, seed)]
-        if len(unseen) < MIN_SEEDS:
-            return known
-        recorded = known | {SEEDS: unseen}
+        wanted = set(seeds[SEEDS])
+        planned = wanted | {seed for seed in known.get(SEEDS, ()) if _has_results(root, seed)}
+        if len(planned) >= MIN_SEEDS:
+            planned = {seed for seed in wanted if not _has_results(root, seed)}
+            if len(planned) < MIN_SEEDS:
+                return known
+        recorded = known | {SEEDS: sorted(planned)}
     root.mkdir(parents=True, exist_ok=True)
     write_json(file, recorded)
     return recorded
