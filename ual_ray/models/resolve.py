@@ -155,10 +155,27 @@ def _kept(kept: Path, state: tuple[str, int, int, int]) -> str:
 
 
 def parameter_count(name: str) -> int | None:
-    """Count a local model's parameters from the safetensors headers, without loading it; None for hub names."""
+    """Count a model's parameters from the safetensors headers, without loading it; None for hub names that are not cached."""
     path = cache_folder() / DEMO_NAME if name == DEMO else Path(name).expanduser()
+    if not path.is_dir() and (cached := _cached(name)):
+        path = cached
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     return sum(_parameters_in(file) for file in files) if files else None
+
+
+def _cached(name: str) -> Path | None:
+    """Return the folder of a hub's model in its cache, where all of its weights are."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        known = {file: try_to_load_from_cache(name, file) for file in (WEIGHTS, INDEX)}
+    except ValueError:  # no name that a hub can have
+        return None
+    folder = next((Path(file).parent for file in known.values() if isinstance(file, str)), None)
+    if folder is None or isinstance(known[WEIGHTS], str):
+        return folder
+    shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
 def vocabulary_size(path: str, trust_remote_code: bool = False) -> int:

@@ -236,7 +236,7 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
     if engine.remote:
         yield "memory per actor", "a client of the server"
     elif elicitor is None:
-        yield "memory per actor", f"not known: {config.elicit.model} is not a directory of this machine"
+        yield "memory per actor", f"not known: {config.elicit.model} is neither a directory nor in the hub's cache here"
     else:
         size = elicitor * preflight.dtype_bytes(engine.dtype, engine.gpus_per_actor)
         weights = size / (engine.tensor_parallel_size or max(1, engine.gpus_per_actor))
@@ -244,7 +244,7 @@ def _memory(config: Config) -> Iterator[tuple[str, str]]:
         gpu = f"{gib(weights)} of weights per GPU; vLLM takes most of the rest for its KV cache"
         yield "memory per actor", gpu if engine.gpus_per_actor else cpu
     if (trained := parameter_count(config.model)) is None:
-        yield "memory per rank", f"not known: {config.model} is not a directory of this machine"
+        yield "memory per rank", f"not known: {config.model} is neither a directory nor in the hub's cache here"
     else:
         least = least_bytes(trained, heaviest(config)) / train.num_workers / GIB
         yield (

@@ -63,6 +63,25 @@ def test_hub_names_are_left_to_the_hub(name: str) -> None:
     assert parameter_count(name) is None
 
 
+@pytest.mark.parametrize(("shards", "present", "expected"), [(1, 1, 6), (2, 2, 12), (2, 1, None), (0, 0, None)])
+def test_a_model_in_the_hubs_cache_is_counted_where_all_of_it_is_there(
+    shards: int, present: int, expected: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--owner--cached" / "snapshots" / "0a"
+    folder.mkdir(parents=True)
+    (refs := folder.parents[1] / "refs").mkdir()
+    (refs / "main").write_text("0a")
+    (folder / "config.json").write_text("{}")
+    names = ["model.safetensors"] if shards == 1 else [f"model-{n}.safetensors" for n in range(shards)]
+    for name in names[:present]:
+        save_file({name: np.zeros((2, 3), np.float32)}, folder / name)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+    assert parameter_count("owner/cached") == expected
+    assert parameter_count("no name/of a hub") is None
+
+
 def test_a_directory_without_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"(?s)model: the directory has no config\.json.*{tmp_path}"):
         check_model(str(tmp_path))
