@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO
-from ual_ray.config.files import READERS, SUMS_FILE, hash_once, refuse_damage, write_text
+from ual_ray.config.files import READERS, SUMS_FILE, hash_once, read_object, refuse_damage, write_text
 from ual_ray.errors import UserError
 from ual_ray.parquet import DONE_FILE
 
@@ -164,7 +164,7 @@ def parameter_count(name: str) -> int | None:
 
 
 def _cached(name: str) -> Path | None:
-    """Return the folder of a hub's model in its cache, where all of its weights are."""
+    """Return the folder of a hub's model in its cache, where all of its weights are. Raises UserError for a damaged index."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -174,8 +174,8 @@ def _cached(name: str) -> Path | None:
     folder = next((Path(file).parent for file in known.values() if isinstance(file, str)), None)
     if folder is None or isinstance(known[WEIGHTS], str):
         return folder
-    shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-    return folder if all((folder / shard).is_file() for shard in shards) else None
+    shards = dict((read_object(folder / INDEX, "weight_map") or {"weight_map": {}})["weight_map"])
+    return folder if all((folder / str(shard)).is_file() for shard in shards.values()) else None
 
 
 def vocabulary_size(path: str, trust_remote_code: bool = False) -> int:

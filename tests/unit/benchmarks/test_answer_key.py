@@ -1,4 +1,7 @@
-"""Final answers: what marks one, and which are equal."""
+"""Final answers: what marks one, and which are equal.
+
+Longer than other files, as it is the tables of cases of six short tests, one case a line.
+"""
 
 from __future__ import annotations
 

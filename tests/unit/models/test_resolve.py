@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub
@@ -80,6 +81,10 @@ def test_a_model_in_the_hubs_cache_is_counted_where_all_of_it_is_there(
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(names))}))
     assert parameter_count("owner/cached") == expected
     assert parameter_count("no name/of a hub") is None
+    for damaged in ("{", "[]", "{}"):
+        (folder / "model.safetensors.index.json").write_text(damaged)
+        with nullcontext() if shards == 1 else pytest.raises(UserError, match="damaged"):
+            assert parameter_count("owner/cached") == expected
 
 
 def test_a_directory_without_config(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a training's memory: counts that can be checked by hand or by real tensors."""
+"""The parts of the memory estimate, checked by hand and against real tensors."""
 
 from __future__ import annotations
 
