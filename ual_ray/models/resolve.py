@@ -174,7 +174,8 @@ def _cached(name: str) -> Path | None:
     folder = next((Path(file).parent for file in known.values() if isinstance(file, str)), None)
     if folder is None or isinstance(known[WEIGHTS], str):
         return folder
-    shards = dict((read_object(folder / INDEX, "weight_map") or {"weight_map": {}})["weight_map"])
+    again = "remove this model from the hub's cache; it is downloaded again"
+    shards = dict((read_object(folder / INDEX, "weight_map", fix=again) or {"weight_map": {}})["weight_map"])
     return folder if all((folder / str(shard)).is_file() for shard in shards.values()) else None
 
 

@@ -83,7 +83,7 @@ def test_a_model_in_the_hubs_cache_is_counted_where_all_of_it_is_there(
     assert parameter_count("no name/of a hub") is None
     for damaged in ("{", "[]", "{}"):
         (folder / "model.safetensors.index.json").write_text(damaged)
-        with nullcontext() if shards == 1 else pytest.raises(UserError, match="damaged"):
+        with nullcontext() if shards == 1 else pytest.raises(UserError, match=r"(?s)index\.json.*hub's cache"):
             assert parameter_count("owner/cached") == expected
 
 
