@@ -106,9 +106,12 @@ def smoothed(model: nn.Module, z_loss: float = 0.0) -> nn.Module:
 
 
 def _check_output(model: nn.Module, _: Any, batch: Mapping[str, Any], output: Any) -> None:
-    """Raise UserError where something has replaced the forward since, as trainers do for other kernels."""
-    has_labels = any(batch.get(name) is not None for name in ("labels", TARGETS))
-    if batch.get(col.ALPHA) is not None and has_labels and not isinstance(output, SmoothedOutput):
+    """Raise UserError where something has replaced the forward since, as trainers do for other kernels.
+
+    Without gradients the output is for metrics alone, as in TRL's trainer with a loss function.
+    """
+    trains = torch.is_grad_enabled() and any(batch.get(name) is not None for name in ("labels", TARGETS))
+    if trains and batch.get(col.ALPHA) is not None and not isinstance(output, SmoothedOutput):
         raise UserError(
             "the model's forward was replaced after smoothed(model): its loss would not be smoothed",
             got=f"{type(output).__name__} for a batch with alpha",
