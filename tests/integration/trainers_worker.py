@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ def main(task_file: str) -> None:
         if dist.get_rank() == 0:
             state = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
             torch.save({"batches": batches, "weights": state, "log": trainer.state.log_history}, folder / f"{name}.pt")
-    dist.destroy_process_group()
+    # Without torch's tear-down, which may wait for ever: DDP's reducer ends gloo's thread with Python's lock in hand, and that
+    # thread needs the lock to let go of its last tensors.
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
