@@ -44,7 +44,7 @@ class Gsm8k(Benchmark):
     """Questions whose reference answer ends in '#### n'; with 5 shots, worked examples come before as turns of the chat."""
 
     kind = "gsm8k"
-    version = 8
+    version = 9
     record_format = "question and answer, or a conversation in any other format; the answer ends in '#### n'"
     metrics = (EXACT_MATCH_STRICT, EXACT_MATCH_FLEXIBLE)
     settings = ("shots", "max_new_tokens")

@@ -23,7 +23,7 @@ class OpenEnded(Benchmark):
     """Prompts without a gold answer; not scored here."""
 
     kind = "open_ended"
-    version = 4
+    version = 5
     default_max_new_tokens = 2048
     record_format = "AlpacaEval's (instruction, input), Koala's (prompt) or MT-Bench's (turns), or a conversation"
 

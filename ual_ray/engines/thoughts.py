@@ -80,6 +80,11 @@ def behind_thought(text: str) -> str:
     return text[close.end() :].lstrip() if close else ""
 
 
+def is_mark(token: str) -> bool:
+    """Whether a token opens or closes a thought."""
+    return bool(_OPENS.fullmatch(token) or _CLOSES.fullmatch(token))
+
+
 def end_of_thought(text: str) -> int:
     """Return where the last closing mark of a thought ends in a text; 0 without one."""
     return max((close.end() for close in _CLOSES.finditer(text)), default=0)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ual_ray.engines.compat_vllm import SCORED_FROM
@@ -23,7 +24,7 @@ from ual_ray.engines.requests import (
     messages_of,
 )
 from ual_ray.engines.spellings import ChoiceTree, Spellings, Tokens, combined, plain
-from ual_ray.engines.thoughts import THOUGHT_MARKS, opens_thought
+from ual_ray.engines.thoughts import THOUGHT_MARKS, is_mark, opens_thought
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 
@@ -177,16 +178,19 @@ class CompletionJob(Job):
         messages, thinks = messages_of(request.prompt), request.thinking > 0
         # Some templates open a thought whether it is asked for or not.
         self.opening = OPENING if opens_thought(renderer.text(messages, generation_prompt=True, thinking=thinks)) else ""
-        if request.choices or thinks:
-            # Some marks of thoughts are special tokens, without which a thought reads like a reply.
+        # Some marks of thoughts are special tokens, without which a thought reads like a reply.
+        marks = {token for token in renderer.special_tokens if is_mark(token)}
+        whole = thinks or bool(request.choices)
+        if whole or marks:
             ask["skip_special_tokens"] = False
+        self._left_out = renderer.special_tokens - marks if marks and not whole else frozenset()
         sampling = sampling_of(n=self.n, max_tokens=longest, temperature=request.temperature, seed=seed, **ask)
         self.prompts = [Prompt(renderer.prompt_ids(messages, thinking=thinks), sampling, longest)]
 
     def read(self, outputs: list[RequestOutput]) -> CompletionResult:
         """Return the texts, with their finish reasons."""
         (output,) = outputs
-        texts = tuple(self.opening + sample.text for sample in output.outputs)
+        texts = tuple(self.opening + self._without_special(sample.text) for sample in output.outputs)
         assert len(texts) == self.n, f"{self.n} samples were asked for, {len(texts)} came"
         generated = sum(len(sample.token_ids) for sample in output.outputs)
         first = output.outputs[0]
@@ -196,6 +200,10 @@ class CompletionJob(Job):
         return CompletionResult(
             texts, _prompt_length(output), generated, log_probability=sure, scored_tokens=scored, finish_reasons=reasons
         )
+
+    def _without_special(self, text: str) -> str:
+        """Leave out what vLLM would have left out, had the marks of thoughts not been to be kept."""
+        return reduce(lambda left, token: left.replace(token, ""), sorted(self._left_out), text)
 
 
 class ThoughtJob(CompletionJob):

@@ -188,6 +188,12 @@ class ChatRenderer:
         """The tokens by their ids, as the tokenizer writes them."""
         return self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
 
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """The tokens that a text is decoded without."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
+        return frozenset(str(token) for token in added if token.special)
+
     def sequences(self, messages: Messages, *, last_reply_only: bool = False, content_only: bool = False) -> list[Rendered]:
         """Tokens of the conversation, with every assistant turn and its end-of-turn token as labels once.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,8 @@ from ual_ray.engines.requests import (
     messages_of,
     overlong,
 )
-from ual_ray.engines.vllm_jobs import LikelihoodJob
+from ual_ray.engines.thoughts import behind_thought
+from ual_ray.engines.vllm_jobs import CompletionJob, LikelihoodJob
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 
@@ -51,6 +53,20 @@ def test_results_are_scalars_read_at_the_right_tokens(build_vllm: BuildVLLM) -> 
     assert (likelihood.generated_tokens, likelihood.calls) == (0, 1)
     assert completion == CompletionResult(("t0", "t1", "t2"), prompt_tokens, generated_tokens=6, finish_reasons=("stop",) * 3)
     assert [len(batch) for batch in llm.batches] == [3]
+
+
+def test_a_thought_in_special_tokens_is_told_from_the_reply(build_vllm: BuildVLLM, chat_tokenizer: Any) -> None:
+    """As Magistral's, whose marks vLLM would leave out, and the thought would read like the reply."""
+    build_vllm()
+    tokenizer = deepcopy(chat_tokenizer("chatml"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    job = CompletionJob(Completion(ASK, 5), ChatRenderer(tokenizer))
+    assert job.prompts[0].sampling.skip_special_tokens is False
+    said = SimpleNamespace(text="[THINK]Is it 3?[/THINK]<|im_start|>4", token_ids=[1, 2], finish_reason="stop")
+    (text,) = job.read([SimpleNamespace(prompt_token_ids=[1], outputs=[said])]).texts
+    assert (text, behind_thought(text)) == ("[THINK]Is it 3?[/THINK]4", "4")
+    plain = CompletionJob(Completion(ASK, 5), ChatRenderer(chat_tokenizer("chatml")))
+    assert not hasattr(plain.prompts[0].sampling, "skip_special_tokens")
 
 
 def of_token(token: int) -> float:
