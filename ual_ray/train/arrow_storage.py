@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, cast
 
 import pyarrow.fs
@@ -169,7 +170,16 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
+        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.0 to 3.11.3 pickle what is of an enumeration
+            return _member
         raise pickle.UnpicklingError(f"{module}.{name} is not of a checkpoint")
+
+
+def _member(enumeration: Any, name: str) -> Any:
+    """Stand for getattr. Raises UnpicklingError for anything but a member of an enumeration."""
+    if not (isinstance(enumeration, type) and issubclass(enumeration, Enum) and name in enumeration.__members__):
+        raise pickle.UnpicklingError(f"{enumeration!r}.{name} is not of a checkpoint")
+    return enumeration[name]
 
 
 class Planner(DefaultLoadPlanner):

@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import shutil
+from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from damage import damages, each_damage, write
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from ual_ray import columns as col
 from ual_ray.config.files import SUMS_FILE, read_sums, sums_of, write_sums
@@ -242,6 +245,33 @@ def test_a_forged_checkpoint_runs_no_code(saved: tuple[str, Path], tmp_path: Pat
     with pytest.raises((UserError, CheckpointException), match="mkdir"):
         checkpoints.load(newest, *small())
     assert not mark.exists()
+
+
+class OlderPickler(pickle.Pickler):
+    """Pickles members of an enumeration as Python 3.11.0 to 3.11.3 do, and in place of one what is given."""
+
+    def __init__(self, file: Any, instead: tuple[Any, str] | None = None) -> None:
+        super().__init__(file)
+        self.instead = instead
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, self.instead or (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_checkpoints_of_older_pythons_are_read(saved: tuple[str, Path]) -> None:
+    kind, root = saved
+    folder = step_folder(root, 2)
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    checkpoints = opened(kind, root)
+    for instead in (None, (Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__")):
+        OlderPickler(written := io.BytesIO(), instead).dump(metadata)
+        assert b"getattr" in written.getvalue()
+        (folder / ".metadata").write_bytes(written.getvalue())
+        write_sums(folder, sums_of([folder / name for name in read_sums(folder)]))
+        newest = checkpoints.newest()
+        assert newest is not None and newest.progress.step == 2
+        with pytest.raises((UserError, CheckpointException), match="is not of a checkpoint") if instead else nullcontext():
+            checkpoints.load(newest, *small())
 
 
 # --- rendered rows ---
