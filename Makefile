@@ -2,7 +2,11 @@
 # make ui, make clean.
 # Every target sets itself up in .venv first, once.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Of the Pythons on the path the fastest: one built without profile-guided optimization takes a fifth more time for everything.
+FASTEST := import ensurepip, os, sys, sysconfig, time, timeit; os.stat(sysconfig.get_path("include") + "/Python.h"); \
+	print(min(timeit.repeat("sum(i * i for i in range(99999))", timer=time.process_time, number=5)), sys.executable)
+PYTHON  ?= $(or $(shell for python in $$(which -a python3.11); do $$python -c '$(FASTEST)'; done 2>/dev/null | sort -g | head -1 | cut -d" " -f2), \
+	$(shell command -v python3.11 || command -v python3))
 VENV   ?= .venv
 OUTPUT ?= runs/demo
 BIN    := $(VENV)/bin

@@ -149,8 +149,8 @@ def transcript(title: str, **figures: object) -> None:
     print(f"\n  {title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items()))
 
 
-def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, undisturbed: Training) -> None:
-    run = train()
+def test_it_goes_on_after_kills_and_with_damaged_checkpoints(train: Train, undisturbed: Training) -> None:
+    run = train(**{"train.keep_checkpoints": 2})
     run.start()
     for titled, step in ((WORKER, 15), (CONTROLLER, 40)):
         at, saved = run.until_step(step), run.checkpoints()
@@ -179,7 +179,20 @@ def test_a_worker_the_controller_and_twice_the_driver_are_killed(train: Train, u
     assert (terminated.info.run_id, terminated.info.status) == (killed.info.run_id, "KILLED")
     transcript("SIGTERM", at_step=at, checkpoints=run.checkpoints(), seconds_to_the_end=round(seconds, 1))
 
+    *_, before, last = sorted(run.out.glob("checkpoints/step-*"))
+    shards = [next(folder.glob("*.distcp")) for folder in (before, last)]
+    contents = [shard.read_bytes() for shard in shards]
+    for shard, content in zip(shards, contents, strict=True):
+        flip(shard, content)
+    for other in set(run.out.glob("checkpoints/step-*")) - {before, last}:
+        flip(shard := next(other.glob("*.distcp")), shard.read_bytes())
+    printed = run.run(code=2)
+    assert "no checkpoint is intact" in printed and all(str(folder) in printed for folder in (before, last))
+
+    shards[0].write_bytes(contents[0])
     run.run()
+    transcript("checkpoint damaged", step=last.name, resumed_from=before.name, steps=STEPS)
+    assert f"removing {last}, which is damaged: {shards[1].name} does not match" in (run.out / "ual.log").read_text()
     assert_same(run, undisturbed)
     assert run.mlflow_run().info.run_id == killed.info.run_id
 
@@ -213,30 +226,6 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_gone(train: Train, u
     for one, two in zip(expected, found, strict=True):
         assert two.get("nll") == pytest.approx(one.get("nll"), abs=1e-4)
     assert run.mlflow_run().info.status == "FINISHED"
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_without_an_intact_one_it_is_told(train: Train, undisturbed: Training) -> None:
-    run = train(**{"train.keep_checkpoints": 2})
-    run.start()
-    run.until_step(45)
-    run.signal(signal.SIGTERM)
-    run.wait(128 + signal.SIGTERM)
-    *_, before, last = sorted(run.out.glob("checkpoints/step-*"))
-    shards = [next(folder.glob("*.distcp")) for folder in (before, last)]
-    contents = [shard.read_bytes() for shard in shards]
-    for shard, content in zip(shards, contents, strict=True):
-        flip(shard, content)
-    for other in set(run.out.glob("checkpoints/step-*")) - {before, last}:
-        flip(shard := next(other.glob("*.distcp")), shard.read_bytes())
-    printed = run.run(code=2)
-    assert "no checkpoint is intact" in printed and all(str(folder) in printed for folder in (before, last))
-    shards[0].write_bytes(contents[0])
-    run.start()
-    run.wait()
-    run.end()
-    assert f"removing {last}, which is damaged: {shards[1].name} does not match" in (run.out / "ual.log").read_text()
-    assert_same(run, undisturbed)
-    transcript("checkpoint damaged", step=last.name, resumed_from=before.name, steps=STEPS)
 
 
 def flip(file: Path, content: bytes) -> None:
