@@ -33,7 +33,8 @@ STARTS = {
     "calibration": "calibrate.start_seconds",
 }
 TRIAL = (
-    "run a trial (`ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it as --trial"
+    "run a trial (`ual elicit DATA -c CONFIG data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`), give it "
+    "as --trial"
 )
 
 

@@ -136,7 +136,8 @@ def read_trial(folder: Path, num_workers: int, max_actors: int | None = None, ho
             "--trial has no finished stage to measure",
             got=folder,
             expected="the output folder of a finished `ual run`, `ual elicit` or `ual train`",
-            fix="run a short trial: `ual elicit DATA data.max_rows=50 engine.batch_size=8 engine.max_actors=1 --out trial`",
+            fix="run a short trial: `ual elicit DATA -c CONFIG data.max_rows=50 engine.batch_size=8 engine.max_actors=1 "
+            "--out trial`",
         )
     return trial
 
