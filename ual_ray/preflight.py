@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from ual_ray import columns as col
-from ual_ray.config import ENSEMBLE, Config, DataConfig, TrainConfig
+from ual_ray.config import ENSEMBLE, BenchmarkConfig, Config, DataConfig, TrainConfig
 from ual_ray.config.names import AUTO
 from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
@@ -71,6 +71,7 @@ def check(
         check_benchmarks(config, has_rows=True)
         check_harness(config.evaluate.lm_eval)
         if config.judge.model is not None:
+            check_judged(config.evaluate.benchmarks)
             stages = stages | {"judge"}
     if "judge" in stages:
         check_judge(config)
@@ -146,6 +147,19 @@ def check_judge(config: Config) -> None:
             REMOTE_ENGINES[config.engine.kind].check(config.engine, model)
         else:
             check_found(model, "judge.model" if model == config.judge.model else "judge.more_models")
+
+
+def check_judged(benchmarks: Mapping[str, BenchmarkConfig]) -> None:
+    """Raise UserError when every benchmark has gold answers, which leaves a judge nothing to compare."""
+    from ual_ray.benchmarks import make_benchmarks
+
+    found = make_benchmarks(benchmarks)
+    if all(benchmark.metrics for benchmark in found.values()):
+        raise UserError(
+            "judge.model is set, and no benchmark has open-ended answers to compare",
+            got=", ".join(f"{name} ({benchmark.kind})" for name, benchmark in found.items()) or "no benchmark",
+            fix="add one, such as evaluate.benchmarks.chat.kind=open_ended engine.max_model_len=4096, or set judge.model=null",
+        )
 
 
 def check_train(train: TrainConfig) -> None:

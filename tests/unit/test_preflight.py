@@ -21,6 +21,7 @@ from ual_ray.preflight import (
     check_benchmarks,
     check_data,
     check_elicitor,
+    check_judged,
     check_memory,
     check_port,
     check_train,
@@ -252,6 +253,15 @@ def test_a_benchmark_without_a_path_needs_rows(tmp_path: Path) -> None:
         check_benchmarks(
             load(None, ["evaluate.benchmarks.maths.kind=gsm8k", f"evaluate.benchmarks.maths.path={file}"]), has_rows=True
         )
+
+
+def test_a_judge_needs_answers_without_gold_ones() -> None:
+    answered = ["evaluate.benchmarks.chat.kind=open_ended"]
+    check_judged(load(None, answered).evaluate.benchmarks)
+    with pytest.raises(UserError, match=r"(?s)no benchmark has open-ended .*got: held_out \(held_out\), gsm8k \(gsm8k\)"):
+        check(load(None, ["judge.model=demo"]))
+    with pytest.raises(UserError, match="leaves no room for the question"):
+        check(load(None, ["judge.model=demo", *answered]))
 
 
 def test_a_busy_port_is_refused() -> None:
