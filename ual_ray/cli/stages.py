@@ -187,7 +187,11 @@ def evaluate(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the model in reports; its directory's name by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the model in reports; by default its directory's name, or of a directory `model` the parent's.",
+        ),
     ] = None,
     lm_eval: Annotated[
         str | None,
