@@ -28,8 +28,11 @@ settings.load_profile("unit")
 
 REPOSITORY = Path(__file__).parents[1]
 UNITS = REPOSITORY / "tests" / "unit"
-# Most of a test's time is the start of processes: Ray starts none in advance, and keeps those that wait for work.
+# Most of a test's time is the start of processes: Ray starts none in advance, and keeps those that wait for work. What looks
+# for new logs ten times a second, and at all processes every few seconds, does so less often.
 os.environ.update(
+    RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0",
+    REPORTER_UPDATE_INTERVAL_MS="30000",
     RAY_enable_worker_prestart="0",
     RAY_prestart_worker_first_driver="0",
     RAY_idle_worker_killing_time_threshold_ms="30000",
