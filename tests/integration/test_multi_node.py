@@ -109,12 +109,12 @@ def columns_of(folder: Path, *names: str) -> dict[str, Any]:
     return read_table(folder).sort_by(col.ID).select([col.ID, *names]).to_pydict()
 
 
-def submit(on_cluster: Run, *arguments: object) -> str:
-    """Submit a job with one actor and one rank on every node, wait until it has succeeded, and return what it printed."""
+def submit(on_cluster: Run, *arguments: object, code: int = 0) -> str:
+    """Submit a job with one actor and one rank on every node, wait until it has ended, and return what it printed."""
     command = [sys.executable, "-m", "ual_ray", "submit", *arguments, *EACH_ON_A_NODE_OF_ITS_OWN, TRACKED]
     done = on_cluster(*command)
     printed = done.stdout + done.stderr
-    assert done.returncode == 0 and "SUCCEEDED" in printed, printed
+    assert done.returncode == code and ("FAILED" if code else "SUCCEEDED") in printed, printed
     return printed
 
 
@@ -144,6 +144,16 @@ def test_a_run_over_several_machines_equals_that_of_one(
     tracked = on_cluster("curl", "--silent", "http://10.77.0.250:5000/api/2.0/mlflow/registered-models/search")
     assert "ual-ual" in tracked.stdout
     check_equal(shared / "run", here)
+
+
+def test_an_output_that_the_workers_do_not_see_is_refused_before_anything_is_asked(
+    on_cluster: Run, settings: list[object], nodes: Path
+) -> None:
+    printed = submit(on_cluster, *settings, "output=/tmp/of_the_head", code=1)
+    assert "output is not on storage that all machines of the cluster share" in printed, printed
+    assert "is not /tmp/of_the_head on 10.77.0.3, 10.77.0.4" in printed
+    output = nodes / "head" / "tmp" / "of_the_head"
+    assert output.is_dir() and not list(output.rglob("*.parquet"))
 
 
 def test_machines_that_share_no_folder_need_a_bucket_alone(
