@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pyarrow.fs
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -56,9 +55,7 @@ def note(root: Path, rank: int) -> Path:
 
 def ranks(root: Path) -> list[str]:
     """Run two ranks; return what each noted."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    command += [__file__, str(root)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = run_ranks(RANKS, Path(__file__), str(root), timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
     return [note(root, rank).read_text() for rank in range(RANKS) if note(root, rank).exists()]
 

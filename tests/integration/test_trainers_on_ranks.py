@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -65,14 +63,7 @@ def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fo
     folder = tmp_path_factory.mktemp("trainers")
     given = {"model": str(model), "arguments": ARGUMENTS, "tasks": TASKS}
     torch.save(given | {"rows": make_rows()}, folder / "tasks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(folder / "tasks")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    done = run_ranks(2, WORKER, str(folder / "tasks"), timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in TASKS}
 

@@ -6,10 +6,7 @@ Real FSDP workers over gloo, without Ray (the faults tests have it). Also: best,
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from training_metrics import without_clock
@@ -99,11 +97,7 @@ def launch(root: Path, tokens: Path, tiny_model: Path) -> Launch:
             (root / name).mkdir(exist_ok=True)
             paths = {"folder": str(root / name), "tokens": str(tokens), "model": str(tiny_model)}
             full.append({**paths, **task, "train": {**TRAIN, **task.get("train", {})}})
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(WORKER), json.dumps(full)], env=environment, capture_output=True, text=True, timeout=1500
-        )
+        done = run_ranks(ranks, WORKER, json.dumps(full), timeout=1500)
         assert done.returncode == code, done.stderr[-5000:]
 
     return run

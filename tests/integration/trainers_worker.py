@@ -1,8 +1,7 @@
-"""Run by torchrun in test_trainers_on_ranks.py: transformers' Trainer and TRL's under DistributedDataParallel, on the CPU."""
+"""Run by ranks.py in test_trainers_on_ranks.py: transformers' Trainer and TRL's under DistributedDataParallel, on the CPU."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,9 @@ def main(task_file: str) -> None:
         if dist.get_rank() == 0:
             state = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
             torch.save({"batches": batches, "weights": state, "log": trainer.state.log_history}, folder / f"{name}.pt")
-    # Without torch's tear-down, which may wait for ever: DDP's reducer ends gloo's thread with Python's lock in hand, and that
-    # thread needs the lock to let go of its last tensors.
+    # The group is not destroyed: DDP's reducer would end gloo's thread with Python's lock in hand, and that thread may wait for
+    # the lock to let go of its last tensors.
     dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_training.py: training runs, one after the other, as one worker does them; without Ray."""
+"""Run by ranks.py in test_training.py: training runs, one after the other, as one worker does them; without Ray."""
 
 from __future__ import annotations
 
