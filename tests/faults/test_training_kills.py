@@ -190,7 +190,10 @@ def test_it_goes_on_after_kills_and_with_damaged_checkpoints(train: Train, undis
     assert "no checkpoint is intact" in printed and all(str(folder) in printed for folder in (before, last))
 
     shards[0].write_bytes(contents[0])
-    run.run()
+    # With a Ray of its own, whose workers' log is in ual.log.
+    run.start()
+    run.wait()
+    run.end()
     transcript("checkpoint damaged", step=last.name, resumed_from=before.name, steps=STEPS)
     assert f"removing {last}, which is damaged: {shards[1].name} does not match" in (run.out / "ual.log").read_text()
     assert_same(run, undisturbed)
