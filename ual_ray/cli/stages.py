@@ -190,7 +190,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name of the model in reports; by default its directory's name, or of a directory `model` the parent's.",
+            help="Name of the model in reports; by default that of its directory, or of the parent of a directory `model`.",
         ),
     ] = None,
     lm_eval: Annotated[

@@ -1,6 +1,7 @@
 """The thought of a reply: its marks, and what follows it. Pure."""
 
 import re
+from functools import cache
 
 from ual_ray.formatting import nfkc
 
@@ -80,9 +81,11 @@ def behind_thought(text: str) -> str:
     return text[close.end() :].lstrip() if close else ""
 
 
-def is_mark(token: str) -> bool:
-    """Whether a token opens or closes a thought."""
-    return bool(_OPENS.fullmatch(token) or _CLOSES.fullmatch(token))
+@cache
+def marks_among(tokens: frozenset[str]) -> frozenset[str]:
+    """Pick the tokens that open or close a thought, alone or with the text behind them (`<|channel>thought`)."""
+    starts = {token for token in tokens if any(opening.startswith(token) for opening, _ in THOUGHT_MARKS)}
+    return frozenset(token for token in tokens if token in starts or _OPENS.fullmatch(token) or _CLOSES.fullmatch(token))
 
 
 def end_of_thought(text: str) -> int:

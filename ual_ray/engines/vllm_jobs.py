@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ual_ray.engines.compat_vllm import SCORED_FROM
@@ -24,7 +25,7 @@ from ual_ray.engines.requests import (
     messages_of,
 )
 from ual_ray.engines.spellings import ChoiceTree, Spellings, Tokens, combined, plain
-from ual_ray.engines.thoughts import THOUGHT_MARKS, is_mark, opens_thought
+from ual_ray.engines.thoughts import THOUGHT_MARKS, marks_among, opens_thought
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, Rendered
 
@@ -179,7 +180,7 @@ class CompletionJob(Job):
         # Some templates open a thought whether it is asked for or not.
         self.opening = OPENING if opens_thought(renderer.text(messages, generation_prompt=True, thinking=thinks)) else ""
         # Some marks of thoughts are special tokens, without which a thought reads like a reply.
-        marks = {token for token in renderer.special_tokens if is_mark(token)}
+        marks = marks_among(renderer.special_tokens)
         whole = thinks or bool(request.choices)
         if whole or marks:
             ask["skip_special_tokens"] = False
@@ -203,7 +204,7 @@ class CompletionJob(Job):
 
     def _without_special(self, text: str) -> str:
         """Leave out what vLLM would have left out, had the marks of thoughts not been to be kept."""
-        return reduce(lambda left, token: left.replace(token, ""), sorted(self._left_out), text)
+        return _any_of(self._left_out).sub("", text) if self._left_out else text
 
 
 class ThoughtJob(CompletionJob):
@@ -245,6 +246,11 @@ def sampling_of(temperature: float = 0.0, **options: Any) -> SamplingParams:
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(temperature=temperature, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+
+
+@cache
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
 
 def _prompt_length(output: RequestOutput) -> int:

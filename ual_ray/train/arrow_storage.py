@@ -170,7 +170,7 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.0 to 3.11.3 pickle what is of an enumeration
+        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.0 to 3.11.3 pickle members of an Enum
             return _member
         raise pickle.UnpicklingError(f"{module}.{name} is not of a checkpoint")
 

@@ -55,16 +55,27 @@ def test_results_are_scalars_read_at_the_right_tokens(build_vllm: BuildVLLM) -> 
     assert [len(batch) for batch in llm.batches] == [3]
 
 
-def test_a_thought_in_special_tokens_is_told_from_the_reply(build_vllm: BuildVLLM, chat_tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("marks", "said", "kept", "reply"),
+    [
+        (("[THINK]", "[/THINK]"), "[THINK]Is it 3?[/THINK]<|im_start|>4", "[THINK]Is it 3?[/THINK]4", "4"),
+        (("[THINK]", "[/THINK]"), "[THINK]Is it <|im_start|>3?", "[THINK]Is it 3?", ""),
+        (("<|channel>", "<channel|>"), "<|channel>thought\nIs it 3?<channel|>4", "<|channel>thought\nIs it 3?<channel|>4", "4"),
+        (("<|channel>", "<channel|>"), "<|channel>thought\nIs it 3?", "<|channel>thought\nIs it 3?", ""),
+    ],
+)
+def test_a_thought_in_special_tokens_is_told_from_the_reply(
+    marks: tuple[str, str], said: str, kept: str, reply: str, build_vllm: BuildVLLM, chat_tokenizer: Any
+) -> None:
     """As Magistral's, whose marks vLLM would leave out, and the thought would read like the reply."""
     build_vllm()
     tokenizer = deepcopy(chat_tokenizer("chatml"))
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [*marks]})
     job = CompletionJob(Completion(ASK, 5), ChatRenderer(tokenizer))
     assert job.prompts[0].sampling.skip_special_tokens is False
-    said = SimpleNamespace(text="[THINK]Is it 3?[/THINK]<|im_start|>4", token_ids=[1, 2], finish_reason="stop")
-    (text,) = job.read([SimpleNamespace(prompt_token_ids=[1], outputs=[said])]).texts
-    assert (text, behind_thought(text)) == ("[THINK]Is it 3?[/THINK]4", "4")
+    sample = SimpleNamespace(text=said, token_ids=[1, 2], finish_reason="stop")
+    (text,) = job.read([SimpleNamespace(prompt_token_ids=[1], outputs=[sample])]).texts
+    assert (text, behind_thought(text)) == (kept, reply)
     plain = CompletionJob(Completion(ASK, 5), ChatRenderer(chat_tokenizer("chatml")))
     assert not hasattr(plain.prompts[0].sampling, "skip_special_tokens")
 
