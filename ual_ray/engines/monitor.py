@@ -115,6 +115,7 @@ class Monitor:
         # By batch or row: the actor that works on it, and since when.
         self._running: dict[str, tuple[Any, float]] = {}
         self._deaths = 0
+        self._began: float | None = None
         self._stop: str | None = None
         # The first reason of each kind, whole: an engine's holds the server's words.
         self._examples: dict[str, str] = {}
@@ -166,6 +167,10 @@ class Monitor:
         """Return the counts so far."""
         return self._counts
 
+    def seconds_since_work_began(self) -> float | None:
+        """Return the seconds since the first batch was begun; None = none was."""
+        return None if self._began is None else time.monotonic() - self._began
+
     def started(self, actor: Any) -> None:
         """Note that an actor starts: one that died during its work and loads its model again does not hang."""
         self._running = {work: running for work, running in self._running.items() if running[0] != actor}
@@ -183,7 +188,9 @@ class Monitor:
         self._attempts[work] += 1
         if part_of:
             self._running.pop(part_of, None)
-        self._running[work] = (actor, time.monotonic())
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        self._running[work] = (actor, now)
         return attempts
 
     def pause(self, actor: Any) -> list[str]:

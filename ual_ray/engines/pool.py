@@ -297,7 +297,8 @@ def map_rows(
             with polled(lambda: _watch(monitor, config.hang_seconds * config.in_flight, meter, done), seconds=1.0):
                 most = TASKS if tasks else None
                 results.write_datasink(Sink(store), ray_remote_args=tasks, concurrency=most)
-        stop = ray.get(monitor.stopped.remote())
+        stop, working = ray.get([monitor.stopped.remote(), monitor.seconds_since_work_began.remote()])
+        meter.start_seconds = None if working is None else max(0.0, meter.seconds - working)
     finally:
         ray.kill(monitor)
     if stop:

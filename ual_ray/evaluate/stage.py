@@ -77,7 +77,8 @@ def evaluate(
         )
     result["disagreements"] = _write_disagreements(folder)
     write_record(folder / col.FIGURES_FILE, result)
-    return result | {"sent_rows": round(meter.rate_done), "seconds": seconds}
+    start = {} if meter.start_seconds is None else {"start_seconds": meter.start_seconds}
+    return result | {"sent_rows": round(meter.rate_done), "seconds": seconds} | start
 
 
 def with_model(results: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:

@@ -179,15 +179,16 @@ def _train(trainings: Sequence[Finished], workers: int, notes: list[str]) -> dic
 
 
 def _evaluate(evaluations: Sequence[Finished], engine_start: float, times: int, notes: list[str]) -> dict[str, float]:
-    """Take what the elicitor's engine took to start as the start: a model answers a short trial's questions in one batch.
+    """Tell the start of a model's engine from its answers.
 
-    times: how many times as many actors will answer.
+    engine_start: of trials by versions that did not measure it. times: how many times as many actors will answer.
     """
     timed = [(metrics, seconds) for metrics, seconds in evaluations if metrics.get("sent_rows", metrics["rows"])]
     if not timed:
         notes.append("the trial's answers are of earlier runs: evaluation is not timed. Repeat it with another output")
         return {}
-    starts = [min(seconds, engine_start + _around(metrics, seconds)) for metrics, seconds in timed]
+    engines = [metrics.get("start_seconds", engine_start) for metrics, _ in timed]
+    starts = [min(seconds, own + _around(metrics, seconds)) for own, (metrics, seconds) in zip(engines, timed, strict=True)]
     working = sum(seconds for _, seconds in timed) - sum(starts)
     sent = sum(metrics.get("sent_rows", metrics["rows"]) for metrics, _ in timed)
     return {

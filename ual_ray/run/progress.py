@@ -34,6 +34,8 @@ class Meter:
         self._first_done: tuple[float, float, float] | None = None
         self.done = 0.0
         self.rate_done = 0.0
+        # Until work began, such as the start of engines; None = not known.
+        self.start_seconds: float | None = None
         self._bar: Progress | None = None
         if console.is_terminal and self._bar_lock.acquire(blocking=False):
             columns = [

@@ -129,6 +129,16 @@ def test_what_was_never_begun_can_be_ended() -> None:
     Monitor().end("nothing")
 
 
+def test_work_began_with_the_first_batch(clock: SimpleNamespace) -> None:
+    monitor = Monitor()
+    assert monitor.seconds_since_work_began() is None
+    monitor.begin("work", "a")
+    clock.now += 5
+    monitor.begin("other", "b")
+    clock.now += 2
+    assert monitor.seconds_since_work_began() == 7
+
+
 # --- hanging engines -------------------------------------------------------------------------------------------------
 
 

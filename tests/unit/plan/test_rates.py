@@ -71,6 +71,15 @@ def test_what_a_stage_takes_around_its_work_does_not_grow_with_the_rows(tmp_path
     assert (rates["calibrate.start_seconds"], rates["calibrate.seconds_per_token"]) == (15.0, 0.01)
 
 
+def test_a_model_starts_as_long_as_it_took_and_not_as_long_as_the_elicitor(tmp_path: Path) -> None:
+    """A large elicitor starts for minutes; counted as the start of a small model, it would leave no time for questions."""
+    finish(tmp_path / "elicit" / "k", ELICIT | STEADY | {"scoring_seconds": 325.0}, 330.0)
+    finish(tmp_path / "base" / "evaluate" / "k", EVALUATE | {"seconds": 42.0, "start_seconds": 9.0}, 43.0)
+    rates = read_trial(tmp_path, 2).rates
+    assert rates["elicit.start_seconds"] == 300.0
+    assert (rates["evaluate.start_seconds"], rates["evaluate.seconds_per_question"]) == (10.0, 1.1)
+
+
 @pytest.mark.parametrize(
     ("taken", "tokens"),
     [
