@@ -82,7 +82,8 @@ CLUSTER = fields(
         "authOptions": fields({"mode": {"const": "token"}}),
     },
     enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=fields({}, idleTimeoutSeconds=COUNT, securityContext=CONFINED),
+    # Where the version is not named, the operator leaves restartPolicy at Always, and idle pods are not reclaimed.
+    autoscalerOptions=fields({"version": {"const": "v2"}}, idleTimeoutSeconds=COUNT, securityContext=CONFINED),
     gcsFaultToleranceOptions=fields({"redisAddress": TEXT, "redisPassword": fields({"valueFrom": FROM_SECRET})}),
 )
 SUBMITTER = fields(
