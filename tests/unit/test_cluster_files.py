@@ -204,6 +204,7 @@ MACHINES = {
     "gpu": {"g6.4xlarge": (16, 64, "L4"), "g2-standard-16": (16, 64, "L4")},
     "gpu8": {"p5.48xlarge": (192, 2048, "H100"), "a3-highgpu-8g": (208, 1872, "H100")},
 }
+GIB_OF_AN_L4 = 24
 RECIPES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "jobs/configs").glob("train_*.yaml"))]
 
 
@@ -231,6 +232,15 @@ def test_the_pods_hold_the_recipes(name: str) -> None:
         assert workers * train["host_gib_per_worker"] <= int(found["memory"].removesuffix("Gi"))
         asked += train["host_gib_per_worker"] > 0
     assert asked
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["output"])
+def test_models_that_get_one_gpu_fit_the_smallest(recipe: dict[str, Any]) -> None:
+    """An actor that asks for one GPU may get a machine of the group `gpu`: its weights, in 16 bits, leave room for a cache."""
+    if recipe.get("engine", {}).get("gpus_per_actor") == 1:
+        for model in (recipe["model"], recipe["elicit"]["model"]):
+            (billions,) = re.findall(r"-(\d+)B-", model)
+            assert 2 * int(billions) < 0.7 * GIB_OF_AN_L4, model
 
 
 @pytest.mark.parametrize(("name", "key"), [("aws.yaml", "InstanceType"), ("gcp.yaml", "machineType")])
