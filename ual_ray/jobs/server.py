@@ -87,7 +87,8 @@ def follow(client: JobSubmissionClient, job: str, console: Console) -> JobStatus
 
 
 async def _follow(client: JobSubmissionClient, job: str, console: Console) -> JobStatus:
-    printed, retry_until = 0, time.monotonic() + CONNECT_SECONDS
+    printed = 0
+    lost_at: float | None = None
     while True:
         seen = 0
         try:
@@ -96,16 +97,18 @@ async def _follow(client: JobSubmissionClient, job: str, console: Console) -> Jo
                 if seen > printed:
                     console.print(lines[-(seen - printed) :], end="", highlight=False, markup=False)
                     printed = seen
-                retry_until = time.monotonic() + CONNECT_SECONDS
+                lost_at = None
             status = JobStatus(client.get_job_status(job))
         except Exception as error:  # aiohttp, behind the client, has errors of many types
-            if time.monotonic() > retry_until:
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() > lost_at + CONNECT_SECONDS:
                 raise UserError(
                     "the connection to the Ray job server was lost; the job may still run",
                     got=error,
                     fix=f"`ual jobs status {job}`, once the server answers",
                 ) from error
         else:
+            lost_at = None
             if status.is_terminal():
                 return status
         await asyncio.sleep(POLL_SECONDS)

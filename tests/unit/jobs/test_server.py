@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import inspect
 import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from job_server import JobServer, job_details
@@ -114,6 +115,22 @@ def test_a_log_goes_on_where_a_dropped_connection_left_it(monkeypatch: pytest.Mo
     jobs = JobServer(job_details("ual-x", "RUNNING"), ends=("RUNNING", "FAILED"), log="first line\nsecond\n")
     jobs.drop_after = 14
     assert follow(jobs, "ual-x") == (JobStatus.FAILED, "first line\nsecond\n")
+
+
+def test_a_connection_that_drops_after_a_long_silence_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    jobs = JobServer(job_details("ual-x", "RUNNING"))
+    tail = jobs.tail_job_logs
+
+    async def silent(job_id: str) -> AsyncIterator[str]:
+        jobs.tail_job_logs = tail  # type: ignore[method-assign]
+        yield "one\n"
+        await asyncio.sleep(0.5)
+        raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    jobs.tail_job_logs = silent  # type: ignore[method-assign]
+    assert follow(jobs, "ual-x") == (JobStatus.SUCCEEDED, "one\ntwo\n")
 
 
 def test_a_lost_server_is_an_error_that_says_the_job_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
