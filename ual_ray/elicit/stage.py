@@ -51,8 +51,10 @@ ADVICE = {
     **dict.fromkeys(("logprobs", "log-probabilities"), "set engine.endpoint.logprobs=false elicit.mode=sampled"),
     "max_completion_tokens": "set engine.endpoint.max_tokens_field=max_completion_tokens",
     "temperature": "set engine.endpoint.temperature=null",
-    "thinking": "set elicit.thinking_tokens, or engine.endpoint.chat_template_kwargs",
+    "thinking": "set elicit.thinking_tokens, engine.endpoint.chat_template_kwargs={enable_thinking: false}, "
+    "or engine.endpoint.extra_body={enable_thinking: false}",
     "effort": "set engine.endpoint.reasoning_effort",
+    "stream": "use another model or server: replies in streams are not read",
 }
 OTHER_ADVICE = "set what the server asks for in engine.endpoint.extra_body"
 
@@ -153,7 +155,7 @@ def _unscored(config: Config, rows: Sequence[Messages], engine: Engine, asked: s
     ]
     if refused and len(refused) == len(results):
         words = Counter(refused).most_common(1)[0][0]
-        advice = next((text for word, text in ADVICE.items() if word in words), OTHER_ADVICE)
+        advice = next((text for word, text in ADVICE.items() if word in words.lower()), OTHER_ADVICE)
         raise UserError(
             f"{config.elicit.model} answers none of {plural(len(results), 'request')} about {plural(len(rows), 'row')}",
             got=words,

@@ -167,10 +167,11 @@ async def _cancel_others() -> None:
 
 def read_overlong(error: openai.APIStatusError, request: Choice | Completion) -> Failure | None:
     """Return an overlong failure if that is what the server reports; its numbers may be unknown (None)."""
-    if error.status_code not in _TOO_LONG_STATUS or not TOO_LONG.search(f"{error.message} {error.code} {error.type}"):
-        return None
-    limit, total, prompt = (_number(pattern, error.message) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
     words = server_words(error.body)
+    text = f"{error.message} {words}"  # the message lacks the words where the error is a text
+    if error.status_code not in _TOO_LONG_STATUS or not TOO_LONG.search(f"{text} {error.code} {error.type}"):
+        return None
+    limit, total, prompt = (_number(pattern, text) for pattern in (_LENGTH_LIMIT, _TOTAL_TOKENS, _PROMPT_TOKENS))
     numbers = sorted(map(int, re.findall(r"(?<!\d)\d{1,15}(?!\d)", words))) if "token" in words.lower() else []
     if limit is None and len(numbers) == 2:  # "210000 tokens > 200000 maximum"
         limit, prompt = numbers

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ual_ray.config import EndpointConfig
+from ual_ray.config.files import parse_json
 from ual_ray.engines.reply_text import ANSWER_KEY
 from ual_ray.engines.requests import Turns, chat_body
 from ual_ray.formatting import shorten
 
 Body = dict[str, Any]
 
-REFUSALS = frozenset({400, 404, 422, 501})
+# 500: llama.cpp refuses n > 1 with it, and gateways pass on what a provider refuses.
+REFUSALS = frozenset({400, 404, 422, 500, 501})
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 # Words of a refusal, and the names under which it may have a parameter; those of n include what it counts.
 _REFUSED = re.compile(
@@ -41,7 +43,7 @@ _NAMES = {
 TOO_LONG = re.compile(
     r"context_length_exceeded|exceed_context_size|max_model_len|context[ _](?:length|size|window)|maximum model length"
     r"|(?:prompt|input|message|string)s?\b.{0,40}(?:too long|exceed)|too many (?:\w+ )?tokens|reduce the length|input length"
-    r"|max_new_tokens.{0,9} must be <=",
+    r"|max_new_tokens.{0,9} must be <=|must have less than \d+ tokens",
     re.IGNORECASE,
 )
 # The fewest tokens that a server lets a request ask for: "max_output_tokens must be >= 16", "[16, 8192]", "greater than 15".
@@ -56,6 +58,9 @@ _LEAST_TOKENS = re.compile(
     re.IGNORECASE,
 )
 MOST_LEAST_TOKENS = 1024  # a server that wants more is told of in its own words
+# What other providers call the message of an error: status_msg, error_msg, Message, title.
+_NAMED = ("message", "msg", "detail", "error", "errors")
+_TELLS = re.compile(r"msg|message|error|detail|reason|title|description", re.IGNORECASE)
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 
 
@@ -128,7 +133,7 @@ class Dialect:
             return replace(self, temperature=False)
         if self.n and "n" in named:
             return replace(self, n=False)
-        if "logprobs" in text and (most := _most_allowed(words, self.top_logprobs)):
+        if "logprobs" in text.lower() and (most := _most_allowed(words, self.top_logprobs)):
             return replace(self, top_logprobs=most)
         if self.seed and "seed" in named:
             return replace(self, seed=False)
@@ -171,10 +176,30 @@ def server_words(body: object, levels: int = 10) -> str:
         return "; ".join(filter(None, (server_words(part, levels - 1) for part in body)))
     if not isinstance(body, Mapping):
         return ""
-    found = (server_words(body.get(name), levels - 1) for name in ("message", "msg", "detail", "error", "errors"))
+    found = (server_words(body.get(name), levels - 1) for name in _NAMED)
     words = next(filter(None, found), "")
+    if not words:  # also of a field that is named: {"errors": {"MaxTokens": ["must be above 0"]}}
+        told = (
+            (key, server_words(value, levels - 1)) for key, value in body.items() if key not in _NAMED and _may_tell(key, value)
+        )
+        words = "; ".join(f"{key}: {text}" for key, text in told if text)
+    if words and isinstance(quoted := body.get("metadata"), Mapping):  # a gateway's, of the provider that it asked
+        words = ": ".join(filter(None, [words, _provider_words(quoted.get("raw"), levels - 1)]))
     place = body.get("loc")  # FastAPI: {"loc": ["body", "n"], "msg": "Extra inputs are not permitted"}
     return f"{place[-1]}: {words}" if words and isinstance(place, list) and place else words
+
+
+def _may_tell(key: object, value: object) -> bool:
+    """Whether an entry of an error may hold its message: by its name, or as it has entries of its own."""
+    return not isinstance(value, str) or _TELLS.search(str(key)) is not None
+
+
+def _provider_words(raw: object, levels: int) -> str:
+    """Find the message in a provider's reply as a gateway quotes it, as text."""
+    try:
+        return server_words(parse_json(raw) if isinstance(raw, str) else raw, levels)
+    except ValueError:
+        return str(raw)
 
 
 def _page_words(page: str) -> str:

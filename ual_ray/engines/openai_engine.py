@@ -308,12 +308,13 @@ def check_endpoint(config: EngineConfig, model: str) -> None:
     try:
         served = loop.run(_served_models(endpoint))
     except openai.APIStatusError as error:
+        words = quote(server_words(error.body), (), _secrets_of(endpoint))
         if error.status_code in (401, 403):
-            words = quote(server_words(error.body), (), _secrets_of(endpoint))
             raise bad_key(endpoint, error.status_code, words) from None
         if error.status_code < 500 or error.status_code == 501:
             return
-        raise unreachable(endpoint, f"replies with status {error.status_code}") from None
+        told = f"replies with status {error.status_code}" + (f": {words}" if words else "")
+        raise unreachable(endpoint, told) from None
     except (openai.APIError, TimeoutError) as error:
         raise unreachable(endpoint, error_reason(error, PREFLIGHT_SECONDS)) from None
     finally:

@@ -152,7 +152,10 @@ def _texts(body: Body) -> list[tuple[str, Body]]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         raise MalformedReply("no choices", server_words(body))
-    found = [(_text(choice), choice) for choice in choices if isinstance(choice, dict)]
+    given = [choice for choice in choices if isinstance(choice, dict)]
+    if failed := next((choice["error"] for choice in given if choice.get("error")), None):
+        raise MalformedReply("an error in its place", server_words(failed))
+    found = [(_text(choice), choice) for choice in given]
     texts = [(text, choice) for text, choice in found if text is not None]
     if not texts:
         raise MalformedReply("no content")

@@ -234,6 +234,13 @@ def test_a_server_that_does_not_answer_is_refused_in_time(
     assert len(server.headers) == 1
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_fails_is_refused_in_its_own_words(status: int, server: Server) -> None:
+    server.models = error(status, "Loading model")
+    with pytest.raises(UserError, match=f"(?s)cannot be reached.*status {status}: Loading model"):
+        check_endpoint(config_of(server), MODEL)
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/v1", "http://user:pass-word@127.0.0.1:9/v1", "127.0.0.1", "http://[x", "x://"]
 )

@@ -273,3 +273,62 @@ def test_a_prompt_is_too_long_in_every_servers_words(words: str, tokens: int | N
     engine, server = serve(lambda _: refusal(words))
     assert one(engine, RATE) == overlong(tokens, limit)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    ({"error": {"message": "Provider returned error", "metadata": {"raw": '{"error": {"message": "no such region"}}'}}},
+     "Provider returned error: no such region"),
+    ({"error": {"message": "Provider returned error", "metadata": {"raw": "no region"}}}, "Provider returned error: no region"),
+    ({"title": "One or more errors.", "errors": {"Messages": ["The field is required."]}}, "Messages: The field is required."),
+    ({"type": "about:blank", "title": "Out of memory", "status": 422}, "title: Out of memory"),
+    ({"id": "x", "base_resp": {"status_code": 1008, "status_msg": "no balance"}}, "base_resp: status_msg: no balance"),
+    ({"error_code": 336003, "error_msg": "the input is odd"}, "error_msg: the input is odd"),
+    ({"header": {"code": 11200, "message": "licence limit", "sid": "cht"}}, "header: licence limit"),
+    ({"Message": "no access to the endpoint"}, "Message: no access to the endpoint"),
+])  # fmt: skip
+@pytest.mark.parametrize("status", [200, 422])
+def test_the_words_are_found_under_the_names_of_every_provider(status: int, body: Body, words: str, serve: Serve) -> None:
+    engine, _ = serve(lambda _: (status, body), max_retries=0)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure) and result.reason.endswith(f": {words}")
+
+
+def test_what_a_gateway_quotes_of_a_provider_is_adapted_to(serve: Serve) -> None:
+    raw = json.dumps({"error": {"message": "n must be 1"}})
+    refused = 400, {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": raw}}}
+    engine, server = serve(lambda body: refused if body.get("n", 1) > 1 else answer("7"))
+    assert isinstance(one(engine, SAMPLE), CompletionResult) and len(server.asked) == 4
+
+
+def test_an_error_in_place_of_a_reply_is_the_engines_in_the_servers_words(serve: Serve) -> None:
+    failed = {
+        "finish_reason": "error",
+        "error": {"code": 502, "message": "lost"},
+        "message": {"role": "assistant", "content": ""},
+    }
+    engine, server = serve(lambda _: (200, {"choices": [failed]}), max_retries=1)
+    for request in (RATE, SAMPLE):
+        result = one(engine, request)
+        assert isinstance(result, Failure)
+        assert result.reason == "engine: malformed reply, an error in its place: lost"
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("words", ["Only one completion choice is allowed", "proxy: 'n' must be 1"])
+def test_a_refusal_with_status_500_is_adapted_to(words: str, serve: Serve) -> None:
+    act = lambda body: (500, {"error": {"message": words}}) if body.get("n", 1) > 1 else answer("7")  # noqa: E731
+    engine, server = serve(act, max_retries=0)
+    assert isinstance(one(engine, SAMPLE), CompletionResult) and len(server.asked) == 4
+
+
+def test_top_logprobs_are_found_in_any_case_of_letters(serve: Serve) -> None:
+    words = "The requested Logprobs value of 20 is outside of the supported range (0, 5]"
+    engine, server = serve(lambda body: refusal(words) if body["top_logprobs"] > 5 else answer("7", token("7", SEVEN)))
+    assert isinstance(one(engine, RATE), ChoiceResult)
+    assert [body["top_logprobs"] for body in server.asked] == [20, 5]
+
+
+def test_a_limit_of_the_prompt_alone_is_read(serve: Serve) -> None:
+    words = "Input validation error: `inputs` must have less than 1024 tokens. Given: 5000"
+    engine, _ = serve(lambda _: (422, {"error": words, "error_type": "validation"}))
+    assert one(engine, RATE) == overlong(5001, 1024)
