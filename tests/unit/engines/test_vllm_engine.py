@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +55,16 @@ def test_results_are_scalars_read_at_the_right_tokens(build_vllm: BuildVLLM) -> 
     assert (likelihood.generated_tokens, likelihood.calls) == (0, 1)
     assert completion == CompletionResult(("t0", "t1", "t2"), prompt_tokens, generated_tokens=6, finish_reasons=("stop",) * 3)
     assert [len(batch) for batch in llm.batches] == [3]
+
+
+def test_the_thread_that_loads_the_model_is_the_only_one_in_the_engine(build_vllm: BuildVLLM) -> None:
+    """On GPUs, vLLM has a stream per thread, and copies results behind the work of the stream that it was loaded in."""
+    engine, llm, _ = build_vllm()
+    asked = [Choice(ASK, ("B", "A")), Likelihood(TOLD)]
+    expected = engine.run(asked)
+    with ThreadPoolExecutor(3) as callers:
+        assert all(done.result(20) == expected for done in [callers.submit(engine.run, asked) for _ in range(3)])
+    assert len(llm.threads) == 1 and threading.get_ident() not in llm.threads
 
 
 @pytest.mark.parametrize(

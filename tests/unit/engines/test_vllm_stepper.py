@@ -63,7 +63,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 @pytest.fixture
 def stepper(engine: Engine) -> Stepper:
-    return Stepper(engine, "adapter")  # type: ignore[arg-type]
+    return Stepper(engine, ThreadPoolExecutor(1), "adapter")  # type: ignore[arg-type]
 
 
 def generate(stepper: Stepper, *prompts: list[int]) -> list[Any]:
