@@ -12,11 +12,16 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
+from tempfile import gettempdir
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
+from ual_ray.columns import digest
 from ual_ray.config import EngineConfig
 from ual_ray.config.files import read_object
 from ual_ray.config.names import AUTO
@@ -134,6 +139,17 @@ def _environment(config: EngineConfig) -> Iterator[tuple[str, str]]:
         yield "TORCH_COMPILE_DISABLE", "1"
 
 
+def turn_to_load(config: EngineConfig) -> AbstractContextManager[Any]:
+    """Wait until no other engine loads on the same GPU: vLLM takes what they allocate meanwhile off its own part of the memory.
+
+    With nothing left for its cache, it would not start (https://github.com/vllm-project/vllm/issues/55827).
+    """
+    if not 0 < config.gpus_per_actor < 1:
+        return nullcontext()
+    gpu = digest(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return FileLock(Path(gettempdir()) / f"ual_ray-{os.getuid()}-gpu-{gpu}.lock")
+
+
 class VLLMEngine:
     """A vLLM engine inside this process; threads may run requests at the same time, and share its continuous batch."""
 
@@ -147,7 +163,8 @@ class VLLMEngine:
         self.template_hash = self._renderer.template_hash
         self._limit = config.max_model_len
         thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._llm = thread.submit(_load, path, engine_arguments(spec) | config.arguments).result()
+        with turn_to_load(config):
+            self._llm = thread.submit(_load, path, engine_arguments(spec) | config.arguments).result()
         self._cheap_likelihood = all(self._llm.collective_rpc("ual_use_cheap_likelihood"))
         self._stepper = Stepper(self._llm.llm_engine, thread, _lora_request(spec.adapter))
         # A fast tokenizer raises when two threads use it at once.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_requests import ASK, TOLD, spec_of
-from vllm_stand_in import BuildVLLM
+from filelock import Timeout
+from vllm_stand_in import BuildVLLM, StandIn
 
 from ual_ray.config import EngineConfig
 from ual_ray.engines import vllm_engine
@@ -19,7 +22,7 @@ from ual_ray.engines.requests import (
     Likelihood,
     LikelihoodResult,
 )
-from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, check_parallel, engine_arguments
+from ual_ray.engines.vllm_engine import VLLMEngine, adapter_rank, check_parallel, engine_arguments, turn_to_load
 from ual_ray.errors import UserError
 
 
@@ -87,6 +90,38 @@ def test_on_gpus_vllm_reads_prompts_in_parts_as_it_likes() -> None:
     left = {"enable_chunked_prefill", "max_num_batched_tokens", "gpu_memory_utilization"}
     assert not left & set(engine_arguments(spec_of(gpus_per_actor=1)))
     assert "gpu_memory_utilization" not in engine_arguments(spec_of())
+
+
+def test_engines_that_share_a_gpu_load_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vllm_engine, "gettempdir", lambda: str(tmp_path))
+
+    def turn(gpu: str, gpus: float) -> Any:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
+        return turn_to_load(EngineConfig(gpus_per_actor=gpus))
+
+    with turn("3", 0.5):
+        with pytest.raises(Timeout):
+            turn("3", 0.5).acquire(timeout=0)
+        with turn("4", 0.5), turn("3", 1), turn("3", 1), turn("", 0), turn("", 0):
+            pass
+    with turn("3", 0.5):
+        pass
+
+
+def test_an_engine_has_its_turn_while_it_loads(build_vllm: BuildVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def turn(config: EngineConfig) -> Iterator[None]:
+        seen.append(f"begin, {config.gpus_per_actor:g} GPUs")
+        yield
+        seen.append("end")
+
+    monkeypatch.setattr(vllm_engine, "turn_to_load", turn)
+    loaded = StandIn.collective_rpc
+    monkeypatch.setattr(StandIn, "collective_rpc", lambda *given: seen.append(given[1]) or loaded(*given))
+    build_vllm(gpus_per_actor=0.5)
+    assert seen == ["begin, 0.5 GPUs", "ual_end_with_engine", "end", "ual_use_cheap_likelihood"]
 
 
 def adapter(folder: Path, text: str) -> str:
