@@ -273,9 +273,12 @@ def engine_options(config: Config) -> dict[str, Any]:
     set_environment(engine)
     if not find_spec("vllm"):
         return {"model_args": {"dtype": engine.dtype}}
-    names = ("dtype", "max_model_len", "enforce_eager", "tensor_parallel_size", "disable_log_stats", "trust_remote_code")
+    names = (
+        *("dtype", "max_model_len", "enforce_eager", "tensor_parallel_size", "gpu_memory_utilization"),
+        *("disable_log_stats", "trust_remote_code"),
+    )
     arguments = engine_arguments(EngineSpec(engine, config.model, trust_remote_code=config.trust_remote_code))
-    return {"model_args": {name: arguments[name] for name in names} | engine.arguments}
+    return {"model_args": {name: arguments[name] for name in names if name in arguments} | engine.arguments}
 
 
 def is_task_file(task: str) -> bool:

@@ -91,6 +91,8 @@ def test_the_engine_of_evaluation_is_spelled_for_the_harness(monkeypatch: pytest
         3,
     )
     assert "worker_extension_cls" not in arguments
+    half = engine_options(Config(engine=EngineConfig(gpus_per_actor=0.5)))["model_args"]
+    assert half["gpu_memory_utilization"] == 0.45, "the harness's own default is 0.9"
 
 
 def test_unknown_tasks_are_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
