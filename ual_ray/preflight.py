@@ -53,10 +53,7 @@ def check(
         check_elicitor(config)
     if "train" in stages:
         check_train(config.train)
-        if config.train.compile and config.runtime.joined is None:
-            from ual_ray.train.model import check_compiler  # with torch, which other trainings on CPUs do not wait for
-
-            check_compiler("cuda" if config.train.gpus_per_worker else "cpu")
+    check_compilers(config, stages)
     if {"train", "evaluate"} <= stages and config.train.lora.rank and not config.train.lora.merge:
         raise UserError(
             "train.lora.merge=false exports adapters alone, and evaluation needs whole models",
@@ -81,6 +78,21 @@ def check(
         from ual_ray.train.estimate.dry_run import check_gpus  # with torch, which trainings on CPUs do not wait for
 
         check_gpus(config, arms="elicit" in stages, evaluated="evaluate" in stages)
+
+
+def check_compilers(config: Config, stages: Set[StageName]) -> None:
+    """Raise UserError where this machine is the cluster and lacks what layers or vLLM's GPU kernels are compiled with."""
+    compiled = "train" in stages and config.train.compile
+    engines = stages - {"train"} and config.engine.gpus_per_actor and config.engine.kind != "fake"
+    if config.runtime.joined is not None or not (compiled or engines):
+        return
+    from ual_ray.train.model import check_compiler  # with torch, which other runs on CPUs do not wait for
+
+    if compiled:
+        check_compiler("cuda" if config.train.gpus_per_worker else "cpu")
+    if engines:
+        asked = f"vLLM (engine.gpus_per_actor={config.engine.gpus_per_actor:g})"
+        check_compiler("cuda", asked, "use a server (engine.kind=openai)")
 
 
 def check_elicitor(config: Config) -> None:

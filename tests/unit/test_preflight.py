@@ -19,6 +19,7 @@ from ual_ray.errors import UserError
 from ual_ray.preflight import (
     check,
     check_benchmarks,
+    check_compilers,
     check_data,
     check_elicitor,
     check_judged,
@@ -109,6 +110,18 @@ def test_gpus_and_stages_that_are_not_run_are_not_judged(large: Config) -> None:
     check_memory(large, 0.1, set())
     gpu = load(None, [f"model={large.model}", "engine.gpus_per_actor=1", "train.gpus_per_worker=1"])
     check_memory(gpu, 0.1, ALL)
+
+
+def test_engines_on_gpus_need_a_compiler_here(large: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM starts its kernels by Triton, which compiles with C and Python's headers."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    gpus = with_keys(large, engine={"gpus_per_actor": 1})
+    with pytest.raises(UserError, match=r"vLLM \(engine.gpus_per_actor=1\) cannot compile.*(?s:.*)no-such-compiler"):
+        check_compilers(gpus, {"evaluate"})
+    for config, stages in ((gpus, {"train"}), (large, ALL), (with_keys(gpus, runtime={"address": "auto"}), ALL)):
+        check_compilers(config, stages)
+    monkeypatch.delenv("CC")
+    check_compilers(gpus, ALL)
 
 
 def test_parameters_are_counted_without_loading(tmp_path: Path) -> None:

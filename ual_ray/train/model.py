@@ -37,10 +37,10 @@ MOST_GRAPHS = 64
 SUMS = ("nll", "smoothing", "top1", "alpha", "target_tokens")
 
 
-def check_compiler(device: str) -> None:
-    """Raise UserError where torch.compile cannot build for this machine's CPU, or GPUs: no compiler, or no headers of Python.
+def check_compiler(device: str, key: str = "train.compile=true", without: str = "set train.compile=false") -> None:
+    """Raise UserError where nothing can be compiled for this machine's CPU, or GPUs: no compiler, or no headers of Python.
 
-    For GPUs, Triton builds what starts its kernels with a C compiler.
+    For GPUs, Triton builds what starts its kernels with a C compiler. key: what asks for it. without: how to do without.
     """
     language, variable, usual = ("C++", "CXX", ("g++",)) if device == "cpu" else ("C", "CC", ("gcc", "clang"))
     compilers = (os.environ[variable],) if variable in os.environ else usual
@@ -49,10 +49,10 @@ def check_compiler(device: str) -> None:
     missing += [] if header.exists() else [f"no headers of Python: {header} does not exist"]
     if missing:
         raise UserError(
-            "train.compile=true cannot compile on this machine",
+            f"{key} cannot compile on this machine",
             got="; ".join(missing),
-            fix=f"install them (on Debian and Ubuntu: apt-get install g++ python3-dev), name a compiler in {variable}, or set "
-            "train.compile=false",
+            fix="install them (on Debian and Ubuntu: apt-get install g++ python3-dev), name a compiler in "
+            f"{variable}, or {without}",
         )
 
 
