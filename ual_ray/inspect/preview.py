@@ -27,7 +27,7 @@ from ual_ray.engines.spellings import ChoiceTree, make_tree
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import IGNORE_INDEX, NO_END, ChatRenderer, Rendered
-from ual_ray.models.resolve import resolve_model
+from ual_ray.models.resolve import resolve_model, stop_tokens
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
 
 # The distinct requests about a conversation, with the estimators that share each.
@@ -94,7 +94,7 @@ def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
             got=f"{model}: {str(error).splitlines()[0]}",
             expected="a reachable hub name, a model directory, or 'demo'",
         ) from error
-    return Chat(tokenizer, ChatRenderer(tokenizer))
+    return Chat(tokenizer, ChatRenderer(tokenizer, stops=stop_tokens(name)))
 
 
 def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -19,6 +19,7 @@ from typing import Any
 from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies, with_extra
 from ual_ray.errors import UserError
 from ual_ray.models.given import as_content, dropped, forms_of, with_own_thought, without_thought
+from ual_ray.models.resolve import stop_tokens
 
 IGNORE_INDEX = -100
 # Raised when rows become other tokens, so that a store of them is not used.
@@ -26,8 +27,9 @@ RENDERING_VERSION = 3
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_END = (
-    "the chat template ends a reply without a special token: no end of turn is trained, and the model may not stop; "
-    "end the reply with eos_token in the template, within its {% generation %} marks if it has them"
+    "the chat template does not end a reply with a token at which generation stops: the model may not stop; end the reply with "
+    "eos_token in the template, within its {% generation %} marks if it has them, or list its last token under eos_token_id in "
+    "the model's generation_config.json"
 )
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
@@ -78,14 +80,20 @@ class Reply:
 class ChatRenderer:
     """Render conversations with one tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, template_arguments: Mapping[str, Any] | None = None) -> None:
-        """Take a Hugging Face tokenizer, and arguments for its chat template. Raises UserError when it has no chat template."""
+    def __init__(
+        self, tokenizer: Any, template_arguments: Mapping[str, Any] | None = None, stops: Collection[int] = ()
+    ) -> None:
+        """Take a Hugging Face tokenizer, and arguments for its chat template. Raises UserError when it has no chat template.
+
+        stops: tokens at which generation ends, besides the tokenizer's eos_token; empty = any special token may.
+        """
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 "the model's tokenizer has no chat template", got=tokenizer.name_or_path, fix="use an instruct model"
             )
         self._tokenizer = tokenizer
         self._arguments = dict(template_arguments or {})
+        self._stops = {*stops, tokenizer.eos_token_id} if stops else set()
         self._marked = bool(MARKED.search(str(tokenizer.chat_template)))
 
     @property
@@ -222,11 +230,11 @@ class ChatRenderer:
         return found[0]
 
     def ends_turn(self, rendered: Rendered) -> bool:
-        """Whether the last token trained on, white space aside, is a special one, at which generation can stop."""
+        """Whether the last token trained on, white space aside, is one at which generation stops."""
         special = set(self._tokenizer.all_special_ids) | set(getattr(self._tokenizer, "added_tokens_decoder", ()))
         trained = (label for label in reversed(rendered.labels) if label != IGNORE_INDEX)
         last = next((label for label in trained if label in special or self._tokenizer.decode([label]).strip()), None)
-        return last in special
+        return last in (self._stops or special)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain text, as the model would write it at the start of its reply."""
@@ -366,4 +374,5 @@ def load_renderer(
     """Load the tokenizer of a resolved model name and wrap it in a renderer."""
     from transformers import AutoTokenizer
 
-    return ChatRenderer(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code), template_arguments)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return ChatRenderer(tokenizer, template_arguments, stop_tokens(model))

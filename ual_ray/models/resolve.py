@@ -179,6 +179,29 @@ def _cached(name: str) -> Path | None:
     return folder if all((folder / str(shard)).is_file() for shard in shards.values()) else None
 
 
+def stop_tokens(path: str) -> set[int]:
+    """Read the tokens at which generation ends from the files of a resolved model; empty where it has none of these."""
+    found = set[int]()
+    for name in ("generation_config.json", "config.json"):
+        given = read_object(_file(path, name)) or {}
+        text = given.get("text_config")
+        for ids in (given.get("eos_token_id"), text.get("eos_token_id") if isinstance(text, dict) else None):
+            found |= {ids} if isinstance(ids, int) else {*(ids or ())}
+    return found
+
+
+def _file(path: str, name: str) -> Path:
+    """Return where a file of a resolved model is, which the model may lack; downloaded if need be."""
+    from huggingface_hub import hf_hub_download
+
+    if not Path(path).is_dir():
+        try:
+            return Path(hf_hub_download(path, name))
+        except (OSError, ValueError):  # it has none, or the hub does not answer
+            pass
+    return Path(path) / name
+
+
 def vocabulary_size(path: str, trust_remote_code: bool = False) -> int:
     """Read the number of entries of a resolved model's vocabulary from its config."""
     from transformers import AutoConfig

@@ -323,6 +323,21 @@ def test_a_template_without_an_end_of_turn_is_told(chat_tokenizer: Tokenizers) -
     assert not renderer.ends_turn(renderer.conversation(TWO_TURNS))
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(("stops", "ends"), [("</s>", False), ("</s> <|im_end|>", True), ("", True)])
+def test_an_end_of_turn_at_which_generation_goes_on_is_told(
+    stops: str, ends: bool, name: str, chat_tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    """As of Qwen2.5's base models, whose template ends turns with <|im_end|>, while they stop at <|endoftext|> alone."""
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.save_pretrained(tmp_path)
+    ids = tokenizer.convert_tokens_to_ids(stops.split())
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": ids[0] if len(ids) == 1 else ids or None}))
+    renderer = load_renderer(str(tmp_path))
+    assert tokenizer.eos_token == "</s>"
+    assert renderer.ends_turn(renderer.conversation(TWO_TURNS)) == ends
+
+
 def test_a_turn_that_is_dropped_is_told_from_a_longer_one_that_holds_its_words(chat_tokenizer: Tokenizers) -> None:
     template = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
     renderer = ChatRenderer(with_template(chat_tokenizer("chatml"), template))

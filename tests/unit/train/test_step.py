@@ -46,7 +46,7 @@ def test_truncated_rows_are_counted_over_all_blocks_and_stated(tmp_path: Path) -
 
 def test_whole_rows_are_not_called_truncated() -> None:
     assert "truncated" not in _line(METRICS) and "WARNING" not in _line(METRICS)
-    assert "WARNING: the chat template ends a reply without a special token" in _line(METRICS | {"endless_rows": 128})
+    assert "WARNING: the chat template does not end a reply with a token" in _line(METRICS | {"endless_rows": 128})
 
 
 def test_a_token_without_an_embedding_in_any_block_ends_the_step_before_training(tmp_path: Path) -> None:
