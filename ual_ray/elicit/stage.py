@@ -34,7 +34,7 @@ from ual_ray.engines.requests import Failure
 from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.run.machines import RowSource, here, on_this_node, read_source
+from ual_ray.run.machines import here, on_this_node, read_source, row_source
 from ual_ray.run.progress import Meter
 
 # What to do about the commonest kind of rows without a score.
@@ -80,7 +80,7 @@ def elicit(
     # The status of a stored row is about the uncertainty that was configured when it was measured.
     failed = reduce(or_, (pyarrow.compute.field(col.uncertainty_column(name)).is_null() for name in needed(settings)))
     claims = on_this_node(Deduplicator)
-    source = partial(RowSource, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
+    source = partial(row_source, seen.pieces, ReadOptions(config.data, seen.format_name, folder), settings.splits, claims)
     started = time.monotonic()
     expected = expected_rows(config, seen)
     map_rows(lambda monitor: read_source(source(monitor), len(seen.pieces)), expected, job, meter, limits, failed)

@@ -59,16 +59,13 @@ class TaskSource(Datasource):
         return [ReadTask(read, unknown, schema=self._schema, per_task_row_limit=per_task_row_limit) for read in self._reads]
 
 
-class RowSource(TaskSource):
-    """Reads the rows of the named splits, with a task per shard; all splits are written below `plan.folder` while reading.
+def row_source(pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> TaskSource:
+    """Read the rows of the named splits, with a task per shard; all splits are written below `plan.folder` while reading.
 
     `claims` and `monitor` are handles of a Deduplicator and a Monitor actor.
     """
-
-    def __init__(self, pieces: Sequence[Piece], plan: ReadOptions, splits: Sequence[str], claims: Any, monitor: Any) -> None:
-        """Store the inputs of the read tasks."""
-        read = partial(_read, plan=plan, splits=tuple(splits), claims=claims, monitor=monitor)
-        super().__init__([partial(read, piece, number) for number, piece in enumerate(pieces)], col.ROWS)
+    read = partial(_read, plan=plan, splits=tuple(splits), claims=claims, monitor=monitor)
+    return TaskSource([partial(read, piece, number) for number, piece in enumerate(pieces)], col.ROWS)
 
 
 def _read(
@@ -208,12 +205,9 @@ def checkpoints_uri() -> str | None:
     return f"{uri.rstrip('/')}-checkpoints{mark}{query}"
 
 
-class FileSource(TaskSource):
-    """Columns of the rows of Parquet files that fulfil a condition, with a task per file."""
-
-    def __init__(self, path: Path | str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> None:
-        """List the files."""
-        super().__init__([partial(_read_file, file, columns, where) for file in RowFiles(path).files])
+def file_source(path: Path | str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> TaskSource:
+    """Read columns of the rows of Parquet files that fulfil a condition, with a task per file."""
+    return TaskSource([partial(_read_file, file, columns, where) for file in RowFiles(path).files])
 
 
 def _read_file(file: str, columns: Sequence[str] | None, where: pa.compute.Expression | None) -> Iterable[pa.Table]:
@@ -230,5 +224,5 @@ def read_files(
     path: Path | str, columns: Sequence[str] | None = None, where: pa.compute.Expression | None = None
 ) -> ray.data.Dataset:
     """Make a lazy data set of the rows of Parquet files."""
-    source = FileSource(path, columns, where)
+    source = file_source(path, columns, where)
     return read_source(source, len(source.get_read_tasks(1)))

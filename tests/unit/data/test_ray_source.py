@@ -22,7 +22,7 @@ from ual_ray.data.shard import Piece
 from ual_ray.engines.monitor import Limits, Monitor
 from ual_ray.parquet import read_table
 from ual_ray.run import machines as stream
-from ual_ray.run.machines import RowSource, _read
+from ual_ray.run.machines import _read, row_source
 
 
 class Handle:
@@ -88,7 +88,7 @@ def test_nothing_is_read_for_a_job_that_has_to_stop(tmp_path: Path) -> None:
 
 def test_there_is_a_task_per_piece_and_it_travels() -> None:
     pieces = [Piece(f"p{number}", f"{number}.jsonl", "jsonl") for number in range(3)]
-    source = RowSource(pieces, ReadOptions(DataConfig(), "alpaca", Path("out")), ["train"], None, None)
+    source = row_source(pieces, ReadOptions(DataConfig(), "alpaca", Path("out")), ["train"], None, None)
     tasks = source.get_read_tasks(parallelism=100)
     assert len(tasks) == 3
     assert source.estimate_inmemory_data_size() is None

@@ -16,7 +16,7 @@ from ual_ray.errors import UserError
 from ual_ray.parquet import write_table
 from ual_ray.run import machines
 from ual_ray.run.folder import HERE, FolderElsewhere
-from ual_ray.run.machines import FileSource, Place
+from ual_ray.run.machines import Place, file_source
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_checkpoints_lie_beside_the_output(uri: str, expected: str, output: Path
 def test_files_are_read_with_a_task_each(tmp_path: Path) -> None:
     for number in range(3):
         write_table(pa.table({"id": [f"{number}a", f"{number}b"], "split": ["train", "test"]}), tmp_path / f"{number}.parquet")
-    source = FileSource(tmp_path, ["id"], pyarrow.compute.field("split") == "test")
+    source = file_source(tmp_path, ["id"], pyarrow.compute.field("split") == "test")
     tasks = source.get_read_tasks(parallelism=100)
     assert [[table.to_pydict() for table in task()] for task in tasks] == [[{"id": [f"{number}b"]}] for number in range(3)]
 
