@@ -13,7 +13,7 @@ from ual_ray.config.section import Affected, Named, Section
 def affecting(section: Section, result: Affected) -> dict[str, Any]:
     """Return the values of a section's keys that affect a result, for its cache key; nested sections whole."""
     values = section.model_dump()
-    return {name: values[name] for name, field in _fields(section) if result in _meaning(field)["affects"]}
+    return {name: values[name] for name, field in type(section).model_fields.items() if result in _meaning(field)["affects"]}
 
 
 def engine_settings(engine: EngineConfig, result: Affected) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def map_names(config: Config, change: Callable[[str], str], *kinds: Named) -> Co
 
 
 def _names(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    for name, field in _fields(section):
+    for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}{name}"
         parts = value if isinstance(value, dict) else {}
         if isinstance(value, Section):
@@ -62,10 +62,6 @@ def _names(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
         elif (kind := _meaning(field).get("names")) is not None:
             several = isinstance(value, tuple)
             yield from ((f"{key}.{at}", one, kind) for at, one in enumerate(value)) if several else [(key, value, kind)]
-
-
-def _fields(section: Section) -> Iterator[tuple[str, FieldInfo]]:
-    yield from type(section).model_fields.items()
 
 
 def _meaning(field: FieldInfo) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
         root, path = _locate(config.path)
         info = filesystem_of(root).get_file_info(path)
         if info.type == pyarrow.fs.FileType.NotFound:
-            if not root and _is_hub_name(config.path):
+            if not root and HUB_NAME.fullmatch(config.path) and _kind_of(config.path) is None:
                 return None
             pattern = re.search(r"[*?{\[,]", where)
             fix = "patterns and lists are not read: give a folder, whose data files are all read" if pattern else None
@@ -128,10 +128,6 @@ def from_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def filesystem_of(root: str) -> pyarrow.fs.FileSystem:
     """Return the file system of an address; "" is local."""
     return from_address(root)[0] if root else pyarrow.fs.LocalFileSystem()
-
-
-def _is_hub_name(path: str) -> bool:
-    return HUB_NAME.fullmatch(path) is not None and _kind_of(path) is None
 
 
 def _kind_of(path: str) -> str | None:

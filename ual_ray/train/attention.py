@@ -108,12 +108,6 @@ def use_varlen(causal_lm: nn.Module, config: TrainConfig, device: torch.device) 
     return True
 
 
-def use_sdpa(causal_lm: nn.Module) -> None:
-    """Switch a model that `use_varlen` has switched back."""
-    model: Any = causal_lm
-    model.set_attn_implementation("sdpa")
-
-
 def unsupported(causal_lm: Any) -> str:
     """Name what of a model's attention `varlen_attention` does not compute; empty = nothing."""
     settings, body = causal_lm.config.get_text_config(), causal_lm.get_decoder()

@@ -9,7 +9,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX
 from ual_ray.models.compat_transformers import pack_masks
 from ual_ray.models.output_head import TOLERANCE, OutputHead
-from ual_ray.train.attention import Lengths, sample_lengths, use_sdpa, use_varlen
+from ual_ray.train.attention import Lengths, sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.compat_torch import mark_shapes_dynamic
 from ual_ray.train.lora import without_adapters
@@ -195,8 +195,8 @@ class SmoothedCausalLM(nn.Module):
     def without_varlen(self) -> None:
         """Compute packs with a mask again."""
         for one in (self, *self._copies):
-            one._varlen = False
-            use_sdpa(one.model)
+            one._varlen, causal_lm = False, cast(Any, one.model)
+            causal_lm.set_attn_implementation("sdpa")
 
     def with_masks(self) -> None:
         """Give the decoder the masks of packs, in place of the positions that it should make them from."""

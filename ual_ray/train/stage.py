@@ -18,6 +18,7 @@ from ual_ray.config import Config, TrainConfig
 from ual_ray.config.files import write_text
 from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
+from ual_ray.parquet import RowFiles
 from ual_ray.run.machines import checkpoints_uri
 from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
@@ -29,7 +30,7 @@ from ual_ray.train.metrics import SKIPPED, Metrics
 from ual_ray.train.progress import STOP_FILE
 from ual_ray.train.timing import PREFIX, summary
 from ual_ray.train.token_store import TokenStore, check_store
-from ual_ray.train.tokenize import TOKENS_FOLDER, render_all, row_count
+from ual_ray.train.tokenize import TOKENS_FOLDER, render_all
 from ual_ray.train.worker import run_worker
 
 RUN_NAME_FILE = "run_name"
@@ -123,7 +124,7 @@ def count_skipped(lines: Sequence[Metrics]) -> int:
 
 def count_shared(store: TokenStore, smoothed: Path) -> dict[str, int]:
     """Count an arm's rows that were rendered, and those that were not. Raises UserError when none were."""
-    kept, rows = store.count_ids(), row_count(smoothed)
+    kept, rows = store.count_ids(), RowFiles(smoothed).count_rows()
     if not kept:
         raise UserError(
             "no training row is left",

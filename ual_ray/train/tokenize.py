@@ -5,8 +5,6 @@ rendered in this process, as an actor takes longer to start. Nothing is sorted o
 independent of their blocks.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -14,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +30,6 @@ from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, checked
 from ual_ray.train.token_store import check_store
-
-if TYPE_CHECKING:
-    import ray.data
 
 TOKENS_FOLDER = "tokens"
 RENDERED_FILE = "rendered.json"
@@ -247,7 +242,7 @@ def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, nee
     splits = [(texts, col.TRAIN, _columns(texts, needed))]
     if rows is not None:
         splits.append((rows, col.VALIDATION, _columns(rows, [])))
-    total = sum(row_count(path) for path, _, _ in splits)
+    total = sum(RowFiles(path).count_rows() for path, _, _ in splits)
     arguments = (config.model, config.train, config.trust_remote_code, folder.resolve())
     if total > ROWS_IN_PROCESS:
         yield from _by_actors(splits, total, arguments)
@@ -264,9 +259,11 @@ def _by_actors(
     import ray.data
 
     from ual_ray.run.cluster import SPARE_LOGICAL_CPUS
-    from ual_ray.run.machines import TASKS, here
+    from ual_ray.run.machines import TASKS, here, read_files
 
-    first, *others = (_read(*split) for split in splits)
+    first, *others = (
+        read_files(checked(path), columns, pyarrow.dataset.field(col.SPLIT) == split) for path, split, columns in splits
+    )
     dataset = first.union(*others) if others else first
     options = here()
     cores = TASKS if options else max(1, int(ray.cluster_resources().get("CPU", 1)) - SPARE_LOGICAL_CPUS)
@@ -339,17 +336,6 @@ def _columns(path: Path, needed: list[str]) -> list[str]:
     if col.ALPHA in (needed := check_columns(path, names, needed)):
         check_values(path)
     return [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
-
-
-def _read(path: Path, split: str, columns: list[str]) -> ray.data.Dataset:
-    from ual_ray.run.machines import read_files
-
-    return read_files(checked(path), columns, pyarrow.dataset.field(col.SPLIT) == split)
-
-
-def row_count(path: Path) -> int:
-    """Count the rows of a Parquet file or folder, from metadata."""
-    return RowFiles(path).count_rows()
 
 
 def _count(summaries: Iterator[dict[str, Any]], dropped_file: Path) -> dict[str, Any]:

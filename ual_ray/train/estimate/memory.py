@@ -39,9 +39,9 @@ GATHERED_GROUPS = 3
 class Parameters:
     """Numbers of parameters, in total and of one rank (`shard`); bytes of its weights, and pinned ones.
 
-    FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head (else `embedding` is 0).
-    `root` is the rest, mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those of
-    the head.
+    FSDP gathers a group at a time: a decoder layer, or the embedding if it is not tied to the head (`trainable_embedding`, else
+    0). `root` is the rest, mainly the head, gathered from forward to the end of backward. `vocabulary` and `width` are those
+    of the head.
     """
 
     total: int
@@ -53,7 +53,6 @@ class Parameters:
     trainable_pinned: int
     largest_layer: int
     largest_trainable_layer: int
-    embedding: int
     trainable_embedding: int
     root: int
     trainable_root: int
@@ -105,7 +104,6 @@ def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
         trainable_pinned=pinned_bytes(FLOAT32 * size for size in _shards(_trainable(every), shards)),
         largest_layer=max(map(_count, layers)),
         largest_trainable_layer=max(_count(_trainable(layer)) for layer in layers),
-        embedding=_count(apart),
         trainable_embedding=_count(_trainable(apart)),
         root=_count(root),
         trainable_root=_count(_trainable(root)),

@@ -30,7 +30,7 @@ def test_parameters_are_those_of_the_model_and_shards_are_rounded_up(model: str)
     layer = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER + 2 * WIDTH
     found = count_parameters(empty_model(model), shards=3)
     assert found.total == found.trainable == 2 * VOCABULARY * WIDTH + LAYERS * layer + WIDTH
-    assert found.embedding == VOCABULARY * WIDTH  # which a head of its own leaves alone
+    assert found.trainable_embedding == VOCABULARY * WIDTH  # which a head of its own leaves alone
     assert found.root == VOCABULARY * WIDTH + WIDTH
     # 1000 rows over 3 ranks: 334; 32 rows: 11; 64 rows: 22.
     shard_of_layer = 4 * 11 * WIDTH + 2 * 22 * WIDTH + 11 * INNER + 2 * 11
