@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -48,7 +48,7 @@ def redact_uri(text: str) -> str:
     return hide(PARAMETER.sub(rf"\1{MASK}", USER_PART.sub(f"{MASK}@", text)), environment_secrets())
 
 
-def hide(text: str, values: list[str]) -> str:
+def hide(text: str, values: Iterable[str]) -> str:
     """Mask values in a text, the longest first, as they are and as addresses and JSON have them, without space around them."""
     spelled = {way(value.strip()) for value in values for way in (str, _in_address, _in_json)}
     for value in sorted(filter(None, spelled), key=len, reverse=True):

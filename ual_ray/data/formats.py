@@ -311,7 +311,8 @@ def convert(
             continue
         renamed = rename(record, columns)
         try:
-            _check_names(renamed)
+            for name in (col.ID, col.SOURCE):
+                check_unicode(name, str(renamed.get(name)))
             if strict and (column := unread(renamed, known, form.parts) or _marked_bad(renamed, known)):
                 raise BadRow(f"a column that is not read: {column} (data.format={format_name} leaves it out)")
             messages = add_common(renamed, form.convert(renamed), common_of(columns) - form.reads)
@@ -356,9 +357,3 @@ def pair(record: Record, question_column: str, response_column: str) -> col.Mess
     if is_blank(response):
         raise BadRow(f"no response: {response_column} is empty")
     return [col.Message(role="user", content=question), col.Message(role="assistant", content=response)]
-
-
-def _check_names(record: Record) -> None:
-    """Raise BadRow for an id or a source that cannot be written."""
-    for column in (col.ID, col.SOURCE):
-        check_unicode(column, str(record.get(column)))

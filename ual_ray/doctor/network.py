@@ -189,7 +189,11 @@ def check_endpoint(config: Config) -> list[Finding]:
     if not config.engine.remote:
         return []
     found = judge_endpoint(endpoint.url, get, elsewhere=config.runtime.joined is not None)
-    return [*found, *judge_endpoint_key(endpoint.api_key_env, bool(os.environ.get(endpoint.api_key_env)))]
+    name = endpoint.api_key_env
+    if os.environ.get(name):
+        return [*found, Finding("endpoint", "ok", f"{name} is set")]
+    text = f"{name} (engine.endpoint.api_key_env) is not set: requests carry no key"
+    return [*found, Finding("endpoint", "warning", text, f"set {name}, unless the server asks for none")]
 
 
 def judge_endpoint(url: str, get: Get, *, elsewhere: bool = False) -> Iterator[Finding]:
@@ -204,12 +208,3 @@ def judge_endpoint(url: str, get: Get, *, elsewhere: bool = False) -> Iterator[F
     except (requests.RequestException, OSError) as error:
         text = f"{shown} is unreachable: {redact_uri(str(error))}"
     yield Finding("endpoint", "warning" if elsewhere else "error", text, "start the server, or correct engine.endpoint.url")
-
-
-def judge_endpoint_key(name: str, is_set: bool) -> Iterator[Finding]:
-    """Yield a finding for the variable of engine.endpoint.api_key_env."""
-    if is_set:
-        yield Finding("endpoint", "ok", f"{name} is set")
-    else:
-        text = f"{name} (engine.endpoint.api_key_env) is not set: requests carry no key"
-        yield Finding("endpoint", "warning", text, f"set {name}, unless the server asks for none")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ual_ray.config import EndpointConfig
 from ual_ray.config.files import parse_json
+from ual_ray.config.redact import hide
 from ual_ray.engines.reply_text import ANSWER_KEY
 from ual_ray.engines.requests import Turns, chat_body
 from ual_ray.formatting import shorten
@@ -208,12 +209,9 @@ def _page_words(page: str) -> str:
     return " ".join(html.unescape(text).split())[:300]
 
 
-def quote(words: str, prompt: Turns, secrets: tuple[str, ...]) -> str:
+def quote(words: str, prompt: Turns, secrets: Sequence[str]) -> str:
     """Quote a server's words in one line, without secrets and without what they repeat of the prompt."""
-    text = " ".join(words.split())
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
-    text = shorten(text, LONGEST_QUOTE)
+    text = shorten(hide(" ".join(words.split()), secrets), LONGEST_QUOTE)
     for turn in prompt:
         text = _without(text, " ".join(turn[1].split()))
     return text

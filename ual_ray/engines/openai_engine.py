@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import openai
 
 from ual_ray.config import EndpointConfig, EngineConfig
-from ual_ray.config.redact import redact_uri
+from ual_ray.config.redact import hide, redact_uri
 from ual_ray.engines.openai_client import (
     BackgroundLoop,
     Pace,
@@ -249,9 +249,8 @@ class OpenAIEngine:
 
     def _failure(self, reason: str, tally: _Tally) -> Failure:
         # The server's error codes are parts of a reason that it writes itself: they may be anything.
-        for secret in self._secrets:
-            reason = reason.replace(secret, "***")
-        return Failure(f"engine: {reason}"[:REASON_CHARACTERS], tally.prompt_tokens, tally.generated_tokens, tally.calls)
+        reason = f"engine: {hide(reason, self._secrets)}"
+        return Failure(reason[:REASON_CHARACTERS], tally.prompt_tokens, tally.generated_tokens, tally.calls)
 
 
 def _secrets_of(endpoint: EndpointConfig) -> tuple[str, ...]:

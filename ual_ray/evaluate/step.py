@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from ual_ray import columns as col
 from ual_ray.config import Config
+from ual_ray.config.environment import version_of
 from ual_ray.config.keys import engine_settings
 from ual_ray.config.redact import redact_values
 from ual_ray.evaluate import questions as gathering
@@ -137,7 +137,7 @@ def harness_step(
         "model": evaluation.model_digest(config, config.model),
         "engine": engine_settings(evaluation.engine_of(config), "answers"),
         "tasks": task_digests(tasks),
-        "lm_eval": _harness_version(),
+        "lm_eval": version_of("lm_eval"),
         "rows": ROWS_VERSION,
         "name": name,
     }
@@ -182,13 +182,6 @@ def _evaluate_on_this_node(config: Config, name: str, tasks: Sequence[str], fold
     config = config.model_copy(update={"model": output.fetched_model(config.model)})
     with output.writing(folder) as own:
         return evaluate_with_harness(config, name, tasks, own)
-
-
-def _harness_version() -> str | None:
-    try:
-        return version("lm_eval")
-    except PackageNotFoundError:
-        return None
 
 
 def _harness_line(metrics: Mapping[str, Any]) -> str:

@@ -98,16 +98,11 @@ def _check_paths(config: Config) -> None:
             got=uri,
             expected="http://HOST:PORT, null for a store in the output, or sqlite:////SHARED/FILE.db",
         )
-    for key, name in naming(config, "directory").items():
+    stores = {key: name for key, name in naming(config, "storage").items() if not ADDRESS.match(name)}
+    for key, name in {**naming(config, "directory"), **stores}.items():
         if not Path(name).is_absolute():
-            raise UserError(f"{key} is a path of this machine, which the cluster does not have", got=name, expected=SHARED_PATH)
-    for key, storage in naming(config, "storage").items():
-        if not ADDRESS.match(storage) and not Path(storage).is_absolute():
-            raise UserError(
-                f"{key} is a path of this machine, which the cluster does not have",
-                got=storage,
-                expected=f"a URI (s3://...), or {SHARED_PATH}",
-            )
+            expected = f"{'a URI (s3://...), or ' if key in stores else ''}{SHARED_PATH}"
+            raise UserError(f"{key} is a path of this machine, which the cluster does not have", got=name, expected=expected)
 
 
 def _files(config: Config) -> dict[str, Path]:

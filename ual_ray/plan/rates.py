@@ -9,11 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
-from ual_ray.config.files import read_json
+from ual_ray.config.files import read_object
 from ual_ray.errors import UserError
-from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.output import recorded_config
 from ual_ray.run.stage_cache import DONE_FILE, newest
 
 # What a rate is, by its key.
@@ -219,9 +217,7 @@ def _all_tokens(taken: Mapping[str, Any], rows: int | None) -> int:
 
 def _section(folder: Path, name: str) -> dict[str, Any]:
     """Read a section from the configuration of a run; empty without one."""
-    file = folder / CONFIG_FILE
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return (content or {}).get(name) or {}
+    return recorded_config(folder).get(name) or {}
 
 
 def _of_models(folder: Path, stage: str, homes: str) -> Iterator[Finished]:
@@ -246,13 +242,6 @@ def _in(place: Path) -> Iterator[Finished]:
     """Yield metrics and seconds of the newest stage in a folder, or of all where none is known to be the newest."""
     last = newest(place)
     for file in [last / DONE_FILE] if last != place else [place / DONE_FILE, *sorted(place.glob(f"*/{DONE_FILE}"))]:
-        if file.is_file():
-            done = _done(file)
+        fix = "give another trial, or run it again with --force"
+        if (done := read_object(file, "figures", "seconds", fix=fix)) is not None:
             yield done["figures"], float(done["seconds"])
-
-
-def _done(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    if not isinstance(content, dict) or not {"figures", "seconds"} <= content.keys():
-        raise UserError("--trial: a result file is damaged", got=file, fix="give another trial, or run it again with --force")
-    return content

@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from ual_ray import columns as col
 from ual_ray.config import BASE, EvaluateConfig
 from ual_ray.config.experiment import ELICIT_FOLDER
@@ -21,7 +19,7 @@ from ual_ray.report.comparable import check_base, check_measuring, check_one_met
 from ual_ray.report.findings import get_nested, judged_key
 from ual_ray.report.primary import SEED_FOLDER
 from ual_ray.run.metrics_log import read_metrics
-from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.output import CONFIG_FILE, recorded_config
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, newest
 from ual_ray.stats.results import read_metrics as read_figures
 
@@ -198,8 +196,7 @@ def _model_of(file: Path) -> str:
 
 def read_settings(root: Path) -> tuple[EvaluateConfig, int]:
     """Read the options of a run's intervals, its benchmarks, and its seed, from its configuration; defaults without one."""
-    file = root / CONFIG_FILE
-    content = (yaml.safe_load(file.read_text()) if file.is_file() else None) or {}
+    content = recorded_config(root)
     known = {key: content.get("evaluate", {})[key] for key in READ_KEYS if key in (content.get("evaluate") or {})}
     return EvaluateConfig(**known), int(content.get("seed") or 0)
 

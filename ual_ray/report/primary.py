@@ -4,14 +4,12 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ual_ray import columns as col
 from ual_ray.config import Config, EvaluateConfig
 from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.files import read_json, write_json
 from ual_ray.config.names import HELD_OUT
-from ual_ray.run.output import CONFIG_FILE
+from ual_ray.run.output import recorded_config
 from ual_ray.run.stage_cache import DONE_FILE
 from ual_ray.stats.bootstrap import MIN_SEEDS
 from ual_ray.stats.comparison import UNRECORDED, described
@@ -76,8 +74,7 @@ def decisive(roots: Sequence[Path]) -> tuple[tuple[str, ...], bool]:
     one. Folders without a record are of versions that knew one primary measure, those without a level did not record it.
     """
     records = [_record(root) for root in roots]
-    file = roots[0] / CONFIG_FILE
-    content = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    content = recorded_config(roots[0])
     level = (content.get("evaluate") or {}).get(CONFIDENCE, EvaluateConfig().confidence)
     measures = tuple((content.get("report") or {}).get("primary") or records[0].get("measures") or UNRECORDED)
     wanted = described(measures) | {CONFIDENCE: level}

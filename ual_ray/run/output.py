@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from ual_ray.config import DEMO, Config
@@ -84,6 +85,12 @@ class Workspace:
             yield
         finally:
             lock.release()
+
+
+def recorded_config(root: Path) -> dict[str, Any]:
+    """Read the configuration of the last run in a folder; empty without one."""
+    file = root / CONFIG_FILE
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
 
 
 def _owner(config: Config) -> dict[str, Any]:
