@@ -78,13 +78,10 @@ def _rounds(question: Question) -> int:
 
 def _history(question: Question, answers: Sequence[str]) -> list[Message]:
     """Insert the answers so far after their turns, up to the next turn to answer."""
-    messages = list(question.messages)
-    first_open = len(messages) - _rounds(question)
-    history = messages[:first_open]
-    for at, turn in enumerate(messages[first_open : first_open + len(answers) + 1]):
-        history.append(turn)
-        if at < len(answers):
-            history.append(Message(role="assistant", content=answers[at]))
+    first_open = len(question.messages) - _rounds(question)
+    history = [*question.messages[:first_open]]
+    for turn, answer in zip(question.messages[first_open:], [*answers, None], strict=False):
+        history += [turn] if answer is None else [turn, Message(role="assistant", content=answer)]
     return history
 
 

@@ -28,13 +28,13 @@ class Columns:
             # A block without any measurement may have a column of null type; the type is taken from the other blocks.
             schemas = [RowFiles(file).schema.remove_metadata() for file in self.files]
             self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-            self._dataset = RowFiles([*map(Path, self.files)], self._schema) if schemas else None
+            self._dataset = RowFiles([*map(Path, self.files)], self._schema)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
             raise UserError("the scored rows cannot be read", got=f"{path}: {error}", expected=expected) from error
         if missing := [name for name in (col.ID, col.SOURCE, col.UNCERTAINTY) if name not in self._schema.names]:
             raise UserError(f"{path} has no column {missing}", got=self._schema.names, expected=expected)
         self._scores: dict[str, Numbers] = {}
-        self.rows = self._dataset.count_rows() if self._dataset is not None else 0
+        self.rows = self._dataset.count_rows()
         if not self.rows:
             raise UserError(f"{path} holds no row", expected=expected)
         self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
@@ -50,7 +50,6 @@ class Columns:
 
     def arrow(self, name: str) -> pa.ChunkedArray:
         """Read a column."""
-        assert self._dataset is not None, "a folder without files has no rows"
         return self._dataset.to_table(columns=[name]).column(0)
 
     def numbers(self, name: str) -> Numbers:
