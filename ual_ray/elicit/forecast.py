@@ -22,7 +22,7 @@ from ual_ray.elicit.known import find_known
 from ual_ray.elicit.replies import asked_with, missing_of, request_key
 from ual_ray.elicit.scoring import RETEST_ATTEMPT, position
 from ual_ray.engines import EngineSpec, template_hash_of
-from ual_ray.engines.requests import Choice, Completion, Likelihood, Request
+from ual_ray.engines.requests import Choice, Completion, Request, turns_of
 from ual_ray.engines.row_store import RowStore
 from ual_ray.formatting import amount
 
@@ -139,8 +139,7 @@ def _total(requests: Sequence[Request], remote: bool) -> list[float]:
 
 def _cost(request: Request, remote: bool) -> tuple[int, float, int]:
     """Estimate calls, prompt tokens and generated tokens of a request."""
-    turns = request.conversation if isinstance(request, Likelihood) else request.prompt
-    prompt = sum(len(turn[1]) for turn in turns) / CHARACTERS_PER_TOKEN
+    prompt = sum(len(turn[1]) for turn in turns_of(request)) / CHARACTERS_PER_TOKEN
     if isinstance(request, Choice):
         thought = request.thinking + REPLY_BEHIND_THOUGHT if request.thinking else 0
         if remote:

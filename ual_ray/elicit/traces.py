@@ -14,7 +14,7 @@ from ual_ray.elicit.estimators import make_estimators
 from ual_ray.elicit.replies import Kept, asked_with, index_key, request_key
 from ual_ray.elicit.scoring import RETEST_ATTEMPT
 from ual_ray.engines import EngineSpec, template_hash_of
-from ual_ray.engines.requests import Completion, Likelihood, Request, Turns, turns
+from ual_ray.engines.requests import Completion, Request, turns, turns_of
 from ual_ray.engines.row_store import RowStore
 from ual_ray.engines.traces import FIRST_DIGIT, Span, Trace, call, chat, sample, sampled
 from ual_ray.parquet import RowFiles
@@ -78,12 +78,10 @@ def _trace(config: Config, row: Row, prompts: _Prompts) -> Trace:
 
 
 def _call(entry: Kept, request: Request | None) -> Span:
-    prompt: Turns | None = None
-    if request is not None:
-        prompt = request.conversation if isinstance(request, Likelihood) else request.prompt
     attributes: dict[str, Any] = {"estimators": [*entry["asked_by"]]}
     if isinstance(request, Completion):
         attributes |= {"temperature": request.temperature, "max_tokens": request.max_tokens, "seed": entry["seed"]}
+    prompt = None if request is None else turns_of(request)
     return call(", ".join(entry["asked_by"]), prompt, _outputs(entry), attributes)
 
 

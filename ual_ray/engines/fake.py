@@ -23,9 +23,9 @@ from ual_ray.engines.requests import (
     LikelihoodResult,
     Request,
     Result,
-    Turns,
     messages_of,
     overlong,
+    turns_of,
 )
 from ual_ray.models.chat import load_renderer
 from ual_ray.models.resolve import resolve_model
@@ -59,7 +59,7 @@ class FakeEngine:
         return [self._answer(request, length) for request, length in zip(requests, lengths, strict=True)]
 
     def _lengths(self, requests: Sequence[Request]) -> list[int]:
-        conversations = [_turns(request) for request in requests]
+        conversations = [turns_of(request) for request in requests]
         if self._renderer is None:
             return [sum(len(content.split()) for _, content in turns) for turns in conversations]
         texts = [
@@ -69,7 +69,7 @@ class FakeEngine:
         return [len(ids) for ids in self._renderer.encode_all(texts)]
 
     def _answer(self, request: Request, length: int) -> Result:
-        turns = _turns(request)
+        turns = turns_of(request)
         self._misbehave(turns[-1][1])
         if length > self._limit:
             return overlong(length, self._limit)
@@ -91,8 +91,8 @@ class FakeEngine:
         """Append a line per request, all at once: the actors of a pool share the file."""
         if path := self._arguments.get("log"):
             lines = [
-                json.dumps({"pid": os.getpid(), "kind": type(request).__name__, "text": _turns(request)[-1][1][:LOGGED]}) + "\n"
-                for request in requests
+                json.dumps({"pid": os.getpid(), "kind": type(one).__name__, "text": turns_of(one)[-1][1][:LOGGED]}) + "\n"
+                for one in requests
             ]
             with open(path, "ab", buffering=0) as file:
                 file.write("".join(lines).encode())
@@ -116,7 +116,3 @@ def _identify(model: str) -> str:
     files = sorted(Path(model).glob("*.safetensors"))
     weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""
     return Path(model).name + weights
-
-
-def _turns(request: Request) -> Turns:
-    return request.conversation if isinstance(request, Likelihood) else request.prompt

@@ -130,6 +130,11 @@ class Completion:
 Request: TypeAlias = Choice | Likelihood | Completion
 
 
+def turns_of(request: Request) -> Turns:
+    """Return the turns that a request hands to the engine."""
+    return request.conversation if isinstance(request, Likelihood) else request.prompt
+
+
 @dataclass(frozen=True)
 class ChoiceResult:
     """Log-probabilities in the order of the choices, in nats; `calls` counts generations."""

@@ -22,7 +22,7 @@ from ual_ray.config.redact import redact_uri
 from ual_ray.data.canonical import UsableRow, usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek, peek
-from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of
+from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of, turns_of
 from ual_ray.engines.spellings import ChoiceTree, make_tree
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
@@ -248,8 +248,7 @@ class Printer:
             self._show([Piece(chat.renderer.text(messages_of(request.prompt), generation_prompt=True), counted=False)], "")
 
     def _messages(self, request: Request) -> None:
-        conversation = request.conversation if isinstance(request, Likelihood) else request.prompt
-        for message in messages_of(conversation):
+        for message in messages_of(turns_of(request)):
             self._say(f"[{message['role']}]", NOTE)
             self._say(col.spoken(message))
 
