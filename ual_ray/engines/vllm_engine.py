@@ -302,11 +302,12 @@ class Stepper:
             with self._changed:
                 new, self._waiting = self._waiting, []
             finished: dict[str, RequestOutput | Exception] = {}
-            dead = None
+            dead, busy = None, False
             try:
                 finished |= self._add(new)
                 if self._engine.has_unfinished_requests():  # an engine process with nothing to do would never answer
                     finished |= {output.request_id: output for output in self._engine.step() if output.finished}
+                busy = self._engine.has_unfinished_requests()
             except BaseException as error:  # whatever it is, nobody must wait for ever
                 # Requests that it still holds would block all later ones.
                 dead = EngineDied(f"the engine failed while it was generating: {error}")
@@ -314,7 +315,7 @@ class Stepper:
             with self._changed:
                 self._outputs |= finished
                 self._dead = dead
-                more = self._stepping = not dead and bool(self._waiting or self._engine.has_unfinished_requests())
+                more = self._stepping = not dead and (busy or bool(self._waiting))
                 self._changed.notify_all()
 
     def _add(self, new: Sequence[tuple[str, list[int], SamplingParams]]) -> dict[str, RequestOutput | Exception]:
