@@ -1,7 +1,6 @@
 """Jobs on a Ray cluster, through Ray's job server: `ual submit` and `ual jobs`.
 
 pack.py         what a job takes along: configuration and files
-environment.py  environment variables by name
 server.py       reach the job server; find, follow, stop and describe jobs
 submit.py       submit a configuration once: the same one follows its running job
 """
