@@ -24,6 +24,7 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.config.files import replacing
 from ual_ray.errors import UserError
+from ual_ray.formatting import plural
 
 ROWS_PER_FILE = 10_000
 DONE_FILE = "done.json"
@@ -176,6 +177,59 @@ def damage_of(file: Path) -> str | None:
     except (pa.ArrowException, OSError) as error:
         return str(error).strip()
     return None
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """Return the columns of rows that a stage reads. Raises UserError for a column twice, and as `check_kinds` does."""
+    try:
+        schema = RowFiles(path).schema
+    except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
+        raise UserError(f"{path} cannot be read", got=error, expected="the output of `ual elicit` or `ual smooth`") from error
+    check_kinds(path, schema)
+    if col.ID in schema.names and not is_text(schema.field(col.ID).type):
+        kind, fix = schema.field(col.ID).type, "cast it: training reads ids as text"
+        raise UserError(f"{path}: the column {col.ID} does not hold texts", got=kind, expected="string", fix=fix)
+    return schema
+
+
+def check_kinds(path: Path, schema: pa.Schema) -> None:
+    """Raise UserError for scores that are not numbers, sources that are not texts, and messages that are not turns."""
+    kinds = {
+        col.UNCERTAINTY: (_is_number, "numbers", "cast it: an uncertainty is in [0, 1]"),
+        col.SOURCE: (lambda kind: not pa.types.is_nested(kind), "texts", "make a text of it, or leave the column out"),
+        col.MESSAGES: (_is_chat, "lists of {role, content}", "convert it, or give the data themselves to `ual elicit`"),
+    }
+    for name, (fits, what, fix) in kinds.items():
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        if not (pa.types.is_null(kind) or fits(kind)):
+            raise UserError(f"{path}: the column {name} does not hold {what}", got=kind, fix=fix)
+
+
+def check_ids(path: Path, ids: pa.ChunkedArray) -> None:
+    """Raise UserError unless every training row has an id of its own."""
+    if (distinct := pa.compute.count_distinct(ids).as_py()) < len(ids) or ids.null_count:
+        raise UserError(
+            f"{path}: the column {col.ID} repeats or has no value",
+            got=f"{distinct} different ids in {plural(len(ids), 'training row')}",
+            fix="give every row an id of its own: alphas are assigned by it",
+        )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _is_chat(kind: pa.DataType) -> bool:
+    turn = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.null()
+    names = {field.name for field in turn if is_text(field.type)} if pa.types.is_struct(turn) else set()
+    return {"role", "content"} <= names
 
 
 def file_digest(path: Path) -> str:

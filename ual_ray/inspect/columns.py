@@ -11,7 +11,7 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, naming_damage, open_file
+from ual_ray.parquet import RowFiles, check_kinds, naming_damage, open_file
 from ual_ray.stats.score_quality import Numbers
 
 
@@ -33,6 +33,7 @@ class Columns:
             raise UserError("the scored rows cannot be read", got=f"{path}: {error}", expected=expected) from error
         if missing := [name for name in (col.ID, col.SOURCE, col.UNCERTAINTY) if name not in self._schema.names]:
             raise UserError(f"{path} has no column {missing}", got=self._schema.names, expected=expected)
+        check_kinds(path, self._schema)
         self._scores: dict[str, Numbers] = {}
         self.rows = self._dataset.count_rows()
         if not self.rows:

@@ -15,11 +15,10 @@ from ual_ray import columns as col
 from ual_ray.columns import Messages
 from ual_ray.config import ArmConfig, Config, TrainConfig
 from ual_ray.errors import UserError
-from ual_ray.formatting import plural
 from ual_ray.models.chat import ChatRenderer, load_renderer
 from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.parquet import RowFiles, content_digest, read_table, writing
+from ual_ray.parquet import RowFiles, check_ids, content_digest, read_table, schema_of, writing
 from ual_ray.smooth.maps import NO_LENGTH, Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 from ual_ray.stats.score_quality import FOLLOWS, spearman
@@ -52,15 +51,12 @@ def smooth(
     # Sorted by id: the assignment of the control 'shuffled' must not depend on the order of writing.
     reads = [name for name in columns_read(spec) if name in files.schema.names]
     table = read_table(scored, reads)
+    found = ", ".join(sorted(map(str, table[col.SPLIT].unique().to_pylist())))
     table = table.filter(pa.compute.equal(table[col.SPLIT], col.TRAIN))
     if not len(table):
-        raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", fix="elicit.splits must contain train")
-    if (distinct := pa.compute.count_distinct(table[col.ID]).as_py()) < len(table) or table[col.ID].null_count:
-        raise UserError(
-            f"{scored}: the column {col.ID} repeats or has no value",
-            got=f"{distinct} different ids in {plural(len(table), 'training row')}",
-            fix="give every row an id of its own: alphas are assigned by it",
-        )
+        fix = "elicit.splits must contain train"
+        raise UserError(f"{scored} has no row of the split '{col.TRAIN}'", got=f"splits: {found or 'no row'}", fix=fix)
+    check_ids(scored, table[col.ID])
     uncertainty = np.array(table[uncertainty_column].to_numpy(zero_copy_only=False), dtype=np.float64)
     lengths, unit = _lengths(table, tokens)
     sources = table[col.SOURCE].cast(pa.string()).fill_null("").to_numpy() if col.SOURCE in table.column_names else None
@@ -101,11 +97,7 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
 
     Raises UserError for a table without the columns of scored rows, with one twice, or that has an alpha or a weight already.
     """
-    try:
-        schema = RowFiles(scored).schema
-    except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
-        raise UserError(f"{scored} cannot be read", got=error, expected="the output of `ual elicit`") from error
-    names = schema.names
+    names = schema_of(scored).names
     read = columns_read(spec)[col.SMOOTHING_READS.index(col.UNCERTAINTY)]
     needed = (col.ID, col.SPLIT, read)
     if missing := [name for name in needed if name not in names]:
@@ -113,11 +105,6 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
             f"add '{spec.uncertainty}' to elicit.estimators and elicit again" if missing[0] == read != col.UNCERTAINTY else None
         )
         raise UserError(f"{scored} has no column '{missing[0]}'", got=names, expected="the output of `ual elicit`", fix=fix)
-    kind = schema.field(col.ID).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(
-            f"{scored}: the column {col.ID} is not text", got=kind, expected="string", fix="cast it: training reads ids as text"
-        )
     if there := [name for name in (col.ALPHA, col.LOSS_WEIGHT) if name in names]:
         raise UserError(
             f"{scored} has a column '{there[0]}' already", got=names, fix="rename it: smoothing adds a column of this name"
@@ -184,6 +171,13 @@ def stored_tokens(folder: Path) -> pa.Table:
 
 def rendered_tokens(scored: Path, config: Config) -> pa.Table:
     """Count the trained tokens (COUNTED) of rows that nobody rendered yet; about 2,000 rows a second."""
+    if col.MESSAGES not in (names := RowFiles(scored).schema.names):
+        raise UserError(
+            f"{scored} has no column '{col.MESSAGES}'",
+            got=names,
+            expected="the output of `ual elicit`",
+            fix="add the texts of the rows: arms are matched over their tokens",
+        )
     renderer = load_renderer(resolve_model(config.model), config.trust_remote_code)
     training = pa.compute.field(col.SPLIT) == col.TRAIN
     counted = []

@@ -28,7 +28,7 @@ from ual_ray.formatting import count_list, plural
 from ual_ray.models.chat import RENDERING_VERSION, Rendered, load_renderer
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.parquet import RowFiles, checked
+from ual_ray.parquet import RowFiles, check_ids, checked, schema_of
 from ual_ray.train.token_store import check_store
 
 TOKENS_FOLDER = "tokens"
@@ -279,8 +279,9 @@ def _by_actors(
     return summaries.iter_rows()
 
 
-def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> list[str]:
-    """Return the columns that training reads of a file with these `names`. Raises UserError when it lacks one."""
+def check_columns(path: Path, needed: Sequence[str]) -> list[str]:
+    """Return the columns that training reads of a file. Raises UserError when it lacks one, or has one of another kind."""
+    names = schema_of(path).names
     needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
     if missing := [name for name in needed if name not in names]:
         without_texts = missing == [col.MESSAGES] and col.ALPHA in names
@@ -301,6 +302,7 @@ def check_values(path: Path) -> None:
     A row without a weight has one of 1; one without an alpha is an error. Weights that are all 0 are an error too.
     """
     files = RowFiles(path)
+    check_ids(path, files.to_table(columns=[col.ID], filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN)[col.ID])
     for name, expected, most in ((col.ALPHA, "a number in [0, 1]", 1.0), (col.LOSS_WEIGHT, "0 or above, and finite", LARGEST)):
         if name not in files.schema.names or (name == col.LOSS_WEIGHT and pa.types.is_null(files.schema.field(name).type)):
             continue
@@ -332,9 +334,9 @@ def check_values(path: Path) -> None:
 
 def _columns(path: Path, needed: list[str]) -> list[str]:
     """List the columns to read of the rows of one split: their messages, and alpha, weight and uncertainty if present."""
-    names = RowFiles(path).schema.names
-    if col.ALPHA in (needed := check_columns(path, names, needed)):
+    if col.ALPHA in (needed := check_columns(path, needed)):
         check_values(path)
+    names = RowFiles(path).schema.names
     return [*needed, *(name for name in (col.UNCERTAINTY, col.LOSS_WEIGHT) if name in names)]
 
 

@@ -252,7 +252,7 @@ def test_ids_that_training_would_refuse_are_refused_here(ids: pa.Array, tmp_path
     """Training writes ids as text."""
     table = pa.table({"id": ids, "split": ["train"] * 2, "uncertainty": [0.1, 0.5]})
     pyarrow.parquet.write_table(table, tmp_path / "scored.parquet")
-    with pytest.raises(UserError, match="the column id is not text"):
+    with pytest.raises(UserError, match="the column id does not hold texts"):
         smooth(tmp_path / "scored.parquet", ArmConfig(map="mean_matched"), 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -30,6 +30,7 @@ from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, 
 from ual_ray.train.estimate.sample import Rows, sample_rows
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.sharding import DTYPES
+from ual_ray.train.tokenize import check_columns
 from ual_ray.train.weights import empty_frozen_model, empty_trained_model
 
 # Thresholds of the advice: share of padding, share of truncated rows.
@@ -131,6 +132,7 @@ def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) 
     """Estimate the tokens of one validation, whose rows are taken to be as long as those of training."""
     if validation is None:
         return 0
+    check_columns(validation, [])
     files = RowFiles(validation)
     count = files.count_rows(filter=pyarrow.dataset.field(col.SPLIT) == col.VALIDATION)
     return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)

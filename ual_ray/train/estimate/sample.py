@@ -41,8 +41,8 @@ class Rows:
 
 def sample_rows(config: Config, smoothed: Path) -> Rows:
     """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
+    check_columns(smoothed, [col.ALPHA])
     files = RowFiles(smoothed)
-    check_columns(smoothed, files.schema.names, [col.ALPHA])
     check_values(smoothed)
     training = pa.compute.field(col.SPLIT) == col.TRAIN
     sources = _sources(files, training, mixed=bool(config.train.mixture))
