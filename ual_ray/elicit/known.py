@@ -27,6 +27,8 @@ from ual_ray.run.machines import here, output_folder
 
 # Next to a store's rows: whom they asked.
 ASKED_FILE = "asked.json"
+# What versions before the replies were kept wrote instead.
+OLD_FILE = "estimators.json"
 # A request that fits has the same result in a longer context, and however requests that do not fit are treated.
 OF_LONG_ROWS = ("max_model_len", "overlong")
 # vLLM's arguments that change its memory and speed, and its numbers no more than the number of GPUs does.
@@ -68,6 +70,12 @@ def note_asked(store: Path, asked: str) -> None:
     write_json(store / ASKED_FILE, asked)
 
 
+def stores_without_replies(store: Path) -> list[Path]:
+    """List the other stores in the folder of `store` whose rows have scores and no replies."""
+    old = sorted(file.parent for file in store.parent.glob(f"*/{OLD_FILE}"))
+    return [folder for folder in old if folder != store and not (folder / ASKED_FILE).exists()]
+
+
 @dataclass(frozen=True)
 class KnownReplies:
     """Where replies are: `keys` of requests, sorted, and for each a place: a number of `files`, and a row in it.
@@ -100,11 +108,15 @@ class KnownReplies:
 
 def find_known(store: Path, asked: str) -> KnownReplies:
     """Index the replies of the same elicitor in the stores next to `store` and inside of it and them, but for its own rows."""
-    files = _files(store, asked)
-    parts = [pa.schema(INDEX).empty_table(), *(_index(file, number) for number, file in enumerate(files))]
+    files: list[str] = []
+    parts = [pa.table({name: pa.array([], kind) for name, kind in INDEX.items()})]
+    for file in _files(store, asked):
+        if (part := _index(file, len(files))) is not None:
+            files.append(str(file))
+            parts.append(part)
     # A run's store repeats the replies that it took over.
     index = pa.concat_tables(parts).group_by(["request", "seed", "n"]).aggregate([("place", "min")]).sort_by("request")
-    return KnownReplies(tuple(map(str, files)), index["request"].to_numpy(), index["place_min"].to_numpy())
+    return KnownReplies(tuple(files), index["request"].to_numpy(), index["place_min"].to_numpy())
 
 
 def _files(store: Path, asked: str) -> list[Path]:
@@ -121,9 +133,11 @@ def _other_files(store: Path, asked: str) -> Iterator[Path]:
                 yield from other.files()
 
 
-def _index(file: Path, number: int) -> pa.Table:
-    """List the requests of a file."""
+def _index(file: Path, number: int) -> pa.Table | None:
+    """List the requests of a file; None for one without replies."""
     with naming_damage([file], send_again), open_file(file) as opened:
+        if col.REPLIES not in opened.schema_arrow.names:
+            return None
         leaves = [f"{col.REPLIES}.list.element.{name}" for name in ("request", "seed", "n")]
         column = opened.read(leaves)[col.REPLIES].combine_chunks()
     rows = pa.compute.list_parent_indices(column).to_numpy().astype(np.uint64)

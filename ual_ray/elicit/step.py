@@ -125,6 +125,7 @@ def _elicit_and_log(
     run.params(redact_values({"elicit": config.elicit.model_dump(), "engine": config.engine.model_dump()}))
     _log_prompts(run, config)
     run.dataset("rows", config.data.path, source, seen.estimated_rows or 0, "scoring", seen.hub)
+    _explain_old_stores(session, store)
     asked = asked_of(measuring(config))
     note_asked(store, asked)
     with shared.held(partial(session.say, "store")) if shared else nullcontext():
@@ -208,6 +209,16 @@ def _known(session: Session, store: Path) -> Known:
     from ual_ray.elicit.replies import no_replies
 
     return no_replies if "elicit" in session.force else Shared(store, asked_of(measuring(session.config)))
+
+
+def _explain_old_stores(session: Session, store: Path) -> None:
+    from ual_ray.elicit.known import stores_without_replies
+
+    if store.exists():
+        return
+    for old in stores_without_replies(store):
+        text = f"{old} is of an earlier version, which kept no replies: with changed settings its rows are asked again"
+        session.say("elicit", text, "yellow")
 
 
 def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:

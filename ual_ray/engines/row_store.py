@@ -24,6 +24,7 @@ from ual_ray.errors import UserError
 from ual_ray.parquet import RowFiles, send_again, to_bytes, write_table
 
 FINISHED_FOLDER, CHECKPOINT_FOLDER, FAILED_FOLDER, RETRIED_FOLDER = "finished", "checkpoint", "failed", "retried"
+NAMES_BEFORE = ("measured", "answered", "judged")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class RowStore:
 
     folder: Path
     schema: pa.Schema
+
+    def __post_init__(self) -> None:
+        """Take over a store of version 0.1, whose folders had a name per stage."""
+        for old in NAMES_BEFORE:
+            for name, new in ((old, self.finished), (f"{old}.finished", self.checkpoint)):
+                if (self.folder / name).is_dir() and not new.exists():
+                    (self.folder / name).rename(new)
 
     @property
     def finished(self) -> Path:

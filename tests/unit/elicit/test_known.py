@@ -15,7 +15,7 @@ from driver_only import DRIVER, elsewhere
 from ual_ray import columns as col
 from ual_ray.config import Config, EngineConfig
 from ual_ray.config.load import load
-from ual_ray.elicit.known import asked_of, find_known, note_asked
+from ual_ray.elicit.known import OLD_FILE, asked_of, find_known, note_asked, stores_without_replies
 from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
 from ual_ray.elicit.step import measuring
@@ -211,6 +211,23 @@ def test_an_actor_of_another_machine_reads_copies_of_the_replies(tmp_path: Path,
     engine = Counting()
     ScoreRows(config.elicit, asked=asked_of(measuring(config)), known=replace(known, files=files))(rows(), engine)
     assert engine.calls == Counter()
+
+
+def test_a_store_of_an_earlier_version_is_named_and_not_read(tmp_path: Path) -> None:
+    config = config_of()
+    scored, _ = score(config, tmp_path, "old")
+    schema = pa.schema([field for field in col.measured_schema(config.elicit.estimators) if field.name != col.REPLIES])
+    write_table(pa.Table.from_pylist(scored, schema), tmp_path / "old/finished/a.parquet")
+    (tmp_path / "old/asked.json").rename(tmp_path / "old" / OLD_FILE)
+    assert stores_without_replies(tmp_path / "new") == [tmp_path / "old"]
+    assert stores_without_replies(tmp_path / "old") == [], "the same settings: its rows are finished"
+    # The same settings again: the store continues, with rows of both kinds.
+    note_asked(tmp_path / "old", asked_of(measuring(config)))
+    assert len(find_known(tmp_path / "new", asked_of(measuring(config))).keys) == 0
+    store = RowStore(tmp_path / "old", col.measured_schema(config.elicit.estimators))
+    assert store.count() == ROWS
+    (table,) = store.select(pa.chunked_array([[row["id"] for row in scored]]))
+    assert table[col.REPLIES].null_count == ROWS
 
 
 @pytest.mark.parametrize(("check", "asked"), [(lambda check: check ^ 1, 2 * ROWS), (lambda check: None, 0)])

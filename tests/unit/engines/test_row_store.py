@@ -132,3 +132,15 @@ def test_the_first_row_of_each_wanted_id(
         first.setdefault(identity, value)
     assert stored.values(*wanted) == [(one, value) for one, value in first.items() if one in wanted]
     assert stored.missing(*wanted) == [one for one in wanted if one not in first]
+
+
+@pytest.mark.parametrize("name", ["measured", "answered", "judged"])
+def test_a_store_of_the_version_before_is_taken_over(stored: Stored, name: str) -> None:
+    stored.add("1", ("a", 1))
+    stored.add("2", ("b", 2), pending=True)
+    old = stored.store.folder
+    stored.store.finished.rename(old / name)
+    stored.store.checkpoint.rename(old / f"{name}.finished")
+    stored.store = RowStore(old, SCHEMA)
+    assert stored.values("a", "b") == [("a", 1)] and stored.missing("a", "b") == ["b"]
+    assert sorted(path.name for path in old.iterdir()) == ["checkpoint", "finished"]
