@@ -62,7 +62,7 @@ def accuracy(dtype: torch.dtype, options: dict[str, Any]) -> dict[str, Any]:
     wanted = torch.autograd.grad(expected, exact)
     found: dict[str, Any] = {}
     for chunk_size in (None, 100):
-        loss = smoothed_linear_cross_entropy(hidden, weight, labels, alpha, chunk_size=chunk_size, **settings)[0]
+        loss = smoothed_linear_cross_entropy(hidden, weight, labels, alpha, chunk_size=chunk_size, **settings)
         gradients = torch.autograd.grad(loss, (hidden, weight))
         errors = [float((one - other).norm() / other.norm()) for one, other in zip(gradients, wanted, strict=True)]
         error, (most, most_gradient) = abs(loss.item() / expected.item() - 1), TOLERANCE[dtype]
@@ -97,14 +97,14 @@ def host_waits() -> dict[str, Any]:
     if not CUDA:
         return {"waits": None}
     hidden, weight, labels, alpha = make_inputs(2048, 512, 32000, torch.bfloat16)
-    smoothed_linear_cross_entropy(hidden, weight, labels, alpha)[0].backward()
+    smoothed_linear_cross_entropy(hidden, weight, labels, alpha).backward()
     always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            smoothed_linear_cross_entropy(hidden, weight, labels, alpha)[0].backward()
+            smoothed_linear_cross_entropy(hidden, weight, labels, alpha).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.set_warn_always(always)
@@ -120,7 +120,7 @@ def contestants(hidden: Tensor, weight: Tensor, labels: Tensor, alpha: Tensor) -
 
     def ours(chunk_size: int | None, head: Tensor = weight) -> None:
         hidden.grad = weight.grad = None
-        smoothed_linear_cross_entropy(hidden, head, labels, alpha, chunk_size=chunk_size)[0].backward()
+        smoothed_linear_cross_entropy(hidden, head, labels, alpha, chunk_size=chunk_size).backward()
 
     def full() -> None:
         hidden.grad = weight.grad = None

@@ -65,8 +65,9 @@ def smoothed_linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     chunk_size: int | None = None,
-) -> tuple[Tensor, LossMetrics]:
-    """Cross-entropy of softmax(hidden @ weight.T + bias) with the smoothing alpha of each token, in nats, and its metrics.
+    reduction: str = "sum",
+) -> Tensor:
+    """Cross-entropy of softmax(hidden @ weight.T + bias) with the smoothing alpha of each token, in nats.
 
     hidden: [N, H]. weight: [V, H]. bias: [V]. labels: [N] int64. alpha: [N] in [0, 1], a constant. token_weight: [N], 0 or
     above, a constant; 1 by default. prior: [V], what is smoothed towards, a distribution over the vocabulary, a constant;
@@ -77,27 +78,38 @@ def smoothed_linear_cross_entropy(
     rows of weight and bias from this index on are padding, treated as absent. softcap: z = softcap tanh(raw / softcap).
     z_loss: coefficient of lse^2. chunk_size: how many tokens' logits exist at one time. Matrix products are in the dtype of
     the inputs, under autocast in its dtype; all else is in float32, for float64 inputs in float64.
-    Returns the sum over target tokens. Raises ValueError for an argument outside its range.
+    Returns the sum over target tokens, or with reduction="none" [N], 0 where the label is ignored ("none" computes the
+    logits again in backward). Raises ValueError for an argument outside its range.
     Source: UAL, arXiv 2406.04854; label smoothing: Szegedy et al. 2016.
     """
     before = (prior_hidden, prior_weight, prior_bias)
-    inputs = Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, *before)
-    # Read here, as inside a Function gradients are off.
-    here = (torch.is_grad_enabled(), _matmul_dtype(hidden))
-    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, *here, token_loss)
-    check(inputs, options)
-    target = labels != ignore_index
-    # Ignored tokens are dropped before any work is done on them; their metrics are 0.
-    rows = target.nonzero().squeeze(1)
-    if len(rows) < len(target):
-        own = {name: getattr(inputs, name) for name in ("hidden", "labels", "alpha", "token_weight", "prior_hidden")}
-        inputs = inputs._replace(**{name: own[name].index_select(0, rows) for name in own if own[name] is not None})
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, reduction, token_loss=token_loss)
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, *before), options)[0]
 
-    def put_back(values: Tensor) -> Tensor:
-        return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
 
-    loss, nll, smoothing, top1 = _ChunkedLoss.apply(*inputs, options)
-    return loss, LossMetrics(put_back(nll), put_back(smoothing), put_back(top1), target)
+def smoothed_linear_cross_entropy_with_metrics(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    alpha: Tensor,
+    *,
+    bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    prior: Tensor | None = None,
+    prior_hidden: Tensor | None = None,
+    prior_weight: Tensor | None = None,
+    prior_bias: Tensor | None = None,
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ignore_index: int = -100,
+    vocab_size: int | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, LossMetrics]:
+    """Return the summed `smoothed_linear_cross_entropy` (same arguments, units, errors, source) and its metrics."""
+    before = (prior_hidden, prior_weight, prior_bias)
+    options = Options(ignore_index, vocab_size, softcap, z_loss, chunk_size, "sum", token_loss=token_loss)
+    return _loss_and_metrics(Inputs(hidden, weight, bias, labels, alpha, token_weight, prior, *before), options)
 
 
 def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
@@ -109,32 +121,60 @@ def chunk_rows(tokens: int, vocabulary: int, device_type: str) -> int:
     return TILE * math.ceil(tokens / math.ceil(tokens / rows) / TILE)
 
 
+def _loss_and_metrics(inputs: Inputs, options: Options) -> tuple[Tensor, LossMetrics]:
+    """Drop ignored tokens before any work is done on them, and insert zeros at their positions afterwards."""
+    check(inputs, options)
+    target = inputs.labels != options.ignore_index
+    rows = target.nonzero().squeeze(1)
+    if len(rows) < len(target):
+        own = {name: getattr(inputs, name) for name in ("hidden", "labels", "alpha", "token_weight", "prior_hidden")}
+        inputs = inputs._replace(**{name: own[name].index_select(0, rows) for name in own if own[name] is not None})
+
+    def put_back(values: Tensor) -> Tensor:
+        return torch.zeros_like(target, dtype=values.dtype).index_copy(0, rows, values)
+
+    # Read here, as inside a Function gradients are off, and its backward runs outside autocast.
+    options = options._replace(grad_enabled=torch.is_grad_enabled(), matmul_dtype=_matmul_dtype(inputs.hidden))
+    loss, nll, smoothing, top1 = _ChunkedLoss.apply(*inputs, options)
+    loss = put_back(loss) if options.reduction == "none" else loss
+    return loss, LossMetrics(put_back(nll), put_back(smoothing), put_back(top1), target)
+
+
 class _ChunkedLoss(Function):
-    """Computes the gradients in forward, while the logits exist."""
+    """Computes the gradients of a sum in forward, while the logits exist; for "none" in backward, from the upstream ones."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         *inputs, options = arguments
-        wanted = ctx.needs_input_grad[:3] if options.grad_enabled else (False,) * 3
+        wanted = ctx.needs_input_grad[:3] if options.reduction == "sum" and options.grad_enabled else (False,) * 3
         (loss, *metrics), gradients = _run(Inputs(*inputs), options, wanted)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
+        ctx.options, ctx.dtypes = options, [None if tensor is None else tensor.dtype for tensor in inputs[:3]]
         ctx.mark_non_differentiable(*metrics)
+        if options.reduction == "none":
+            ctx.save_for_backward(*inputs)
+            return loss, *metrics
         ctx.save_for_backward(*gradients)
         return loss.sum(), *metrics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # Multiplied and rounded in one pass; not in place, as with retain_graph it may run again.
-        gradients = [
-            None if saved is None else torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
-            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        if ctx.options.reduction == "none":
+            gradients = _run(Inputs(*ctx.saved_tensors), ctx.options, ctx.needs_input_grad[:3], upstream)[1]
+        else:
+            # Multiplied and rounded in one pass; not in place, as with retain_graph it may run again.
+            gradients = [
+                None if saved is None else torch.mul(saved, upstream, out=torch.empty_like(saved, dtype=dtype))
+                for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ]
+        # For "none", autograd casts every gradient to the dtype of its input.
         return *gradients, *(None,) * (len(Inputs._fields) - len(gradients)), None
 
 
-def _run(inputs: Inputs, options: Options, wanted: tuple[bool, ...]) -> tuple[list[Tensor], _Gradients]:
-    """Return loss, nll, smoothing and top1 of each token, and the wanted gradients of sum(loss)."""
+def _run(
+    inputs: Inputs, options: Options, wanted: tuple[bool, ...], upstream: Tensor | None = None
+) -> tuple[list[Tensor], _Gradients]:
+    """Return loss, nll, smoothing and top1 of each token, and the wanted gradients of sum(upstream * loss)."""
     hidden, weight, bias, labels, alpha, token_weight, prior, prior_hidden, *prior_head = inputs
     exact = torch.promote_types(hidden.dtype, torch.float32)
     alpha, token_weight = alpha.to(exact), None if token_weight is None else token_weight.to(exact)
@@ -161,6 +201,7 @@ def _run(inputs: Inputs, options: Options, wanted: tuple[bool, ...]) -> tuple[li
             if options.token_loss is not None:
                 weights.append(options.token_loss(values[0], probabilities))
             values = [math.prod(weights, start=loss), *values]
+            factors = weights if upstream is None else [*weights, upstream[rows]]
             for result, value in zip(results, values, strict=True):
                 result[rows] = value
             if any(wanted):
@@ -171,7 +212,7 @@ def _run(inputs: Inputs, options: Options, wanted: tuple[bool, ...]) -> tuple[li
                 if towards is not None:
                     uniform = torch.zeros_like(a)
                     d_logits.addcmul_(towards, a[:, None], value=-1)
-                for factor in weights:
+                for factor in factors:
                     d_logits *= factor[:, None]
                     uniform *= factor
                 head.backward(d_logits, uniform, h, rows)

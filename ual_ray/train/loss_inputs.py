@@ -45,9 +45,10 @@ class Options(NamedTuple):
     softcap: float | None
     z_loss: float
     chunk_size: int | None
-    grad_enabled: bool
-    matmul_dtype: torch.dtype
-    token_loss: Callable[[Tensor, Tensor], Tensor] | None
+    reduction: str
+    grad_enabled: bool = False
+    matmul_dtype: torch.dtype = torch.float32
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def check(inputs: Inputs, options: Options) -> None:
@@ -73,10 +74,11 @@ def check(inputs: Inputs, options: Options) -> None:
         _require(not prior_hidden.requires_grad, "prior_hidden", "a tensor that requires grad", "a constant")
         _require(inputs.prior is None, "prior_hidden", "a prior too", "one of both")
     _check_prior_head(inputs)
-    softcap, z_loss, chunk_size = options.softcap, options.z_loss, options.chunk_size
+    softcap, z_loss, chunk_size, reduction = options.softcap, options.z_loss, options.chunk_size, options.reduction
     _require(softcap is None or 0 < softcap < math.inf, "softcap", softcap, "None, or above 0 and finite")
     _require(0 <= z_loss < math.inf, "z_loss", z_loss, "0 or above, and finite")
     _require(chunk_size is None or chunk_size >= 1, "chunk_size", chunk_size, "None, or 1 or above")
+    _require(reduction in ("sum", "none"), "reduction", repr(reduction), "'sum' or 'none'")
     _check_values(inputs, options.ignore_index, size)
 
 

@@ -26,7 +26,7 @@ from ual_ray.train.attention import Lengths, sample_lengths, use_varlen
 from ual_ray.train.batches import Batch, Sample, collate
 from ual_ray.train.compat_torch import mark_shapes_dynamic
 from ual_ray.train.lora import without_adapters
-from ual_ray.train.loss import smoothed_linear_cross_entropy
+from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.sharding import checkpoint_activations, find_layers, reshard, shard
 from ual_ray.train.token_losses import TokenLoss, token_loss
 from ual_ray.train.weights import empty_frozen_model, empty_trained_model, load_weights
@@ -142,7 +142,7 @@ class SmoothedCausalLM(nn.Module):
         labels, alpha = _shifted(batch.labels, IGNORE_INDEX), _shifted(batch.alpha, 0.0)
         # In evaluation the loss is that of all tokens, so that arms compare.
         weighted = self.training and batch.weight is not None
-        loss, metrics = smoothed_linear_cross_entropy(
+        loss, metrics = smoothed_linear_cross_entropy_with_metrics(
             hidden.flatten(0, 1),
             self.head.weight,
             labels,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ual_ray.errors import UserError
 from ual_ray.models.output_head import OutputHead
-from ual_ray.train.loss import smoothed_linear_cross_entropy
+from ual_ray.train.loss import smoothed_linear_cross_entropy_with_metrics
 
 IDS = torch.tensor([[4, 17, 3, 599, 31, 8, 250, 5]])
 
@@ -45,7 +45,7 @@ def test_the_architecture_decides_on_soft_cap_and_scale(family: str, softcap: An
 def test_the_loss_and_the_logits_of_a_head_agree(family: str, family_folder: Any) -> None:
     model = load(family_folder(family))
     head, hidden, labels = OutputHead(model), hidden_states(model)[:-1], IDS[0, 1:]
-    _, metrics = smoothed_linear_cross_entropy(
+    _, metrics = smoothed_linear_cross_entropy_with_metrics(
         head.scaled(hidden), head.weight, labels, torch.zeros(len(labels)), vocab_size=head.size, softcap=head.softcap
     )
     own = nn.functional.cross_entropy(model(IDS, use_cache=False).logits[0, :-1], labels, reduction="none")

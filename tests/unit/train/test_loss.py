@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loss_reference import OPTIONS, all_options, assert_same, brute_force, gradients, make_inputs
 from torch import Tensor
 
-from ual_ray.train.loss import smoothed_linear_cross_entropy
+from ual_ray.train.loss import smoothed_linear_cross_entropy, smoothed_linear_cross_entropy_with_metrics
 from ual_ray.train.token_losses import eaft, prior_leaning
 
 
@@ -23,20 +23,39 @@ class TestDefinition:
     def test_sum_and_gradients_equal_brute_force(self, options: dict[str, Any], chunk_size: int | None) -> None:
         inputs = make_inputs(**options)
         expected = brute_force(**inputs).sum()
-        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)[0]
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(0.7 * actual, inputs), gradients(0.7 * expected, inputs))
 
+    @all_options
+    @pytest.mark.parametrize("chunk_size", [1, 3, None])
+    def test_unreduced_equals_brute_force_under_random_upstream(self, options: dict[str, Any], chunk_size: int | None) -> None:
+        inputs = make_inputs(**options)
+        upstream = torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        expected = brute_force(**inputs)
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size, reduction="none")
+        torch.testing.assert_close(actual, expected)
+        assert_same(gradients(actual @ upstream, inputs), gradients(expected @ upstream, inputs))
+
+    @all_options
+    def test_unreduced_sums_to_the_sum(self, options: dict[str, Any]) -> None:
+        inputs = make_inputs(**options)
+        total = smoothed_linear_cross_entropy(**inputs)
+        tokens = smoothed_linear_cross_entropy(**inputs, reduction="none")
+        torch.testing.assert_close(tokens.sum(), total)
+        assert_same(gradients(tokens.sum(), inputs), gradients(total, inputs))
+
     # Finite differences also go through the weight of a token loss and a token's prior, which are constants to the gradient.
     @pytest.mark.parametrize("options", [x for x in OPTIONS.values() if not {"token_loss", "prior_hidden"} & set(x)])
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.slow
-    def test_gradcheck(self, options: dict[str, Any]) -> None:
+    def test_gradcheck(self, options: dict[str, Any], reduction: str) -> None:
         inputs = make_inputs(tokens=5, width=3, vocabulary=6, **{**options, **({"vocab_size": 4} if options else {})})
         names = [name for name in ("hidden", "weight", "bias") if inputs[name] is not None]
 
         def loss(*leaves: Tensor) -> Tensor:
             changed = inputs | dict(zip(names, leaves, strict=True))
-            return smoothed_linear_cross_entropy(**changed, chunk_size=2)[0]
+            return smoothed_linear_cross_entropy(**changed, reduction=reduction, chunk_size=2)
 
         assert torch.autograd.gradcheck(loss, [inputs[name] for name in names])
 
@@ -53,17 +72,19 @@ class TestDefinition:
         softcap=st.none() | st.floats(0.5, 30),
         z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
         token_loss=st.sampled_from([None, prior_leaning, eaft]),
+        reduction=st.sampled_from(["sum", "none"]),
         seed=st.integers(0, 1000),
     )
     def test_any_shape_equals_brute_force(
-        self, vocab_size: int, padding: int, chunk_size: int, towards: str | None, **arguments: Any
+        self, vocab_size: int, padding: int, chunk_size: int, reduction: str, towards: str | None, **arguments: Any
     ) -> None:
         prior = dict.fromkeys(towards.split() if towards else [], True)
         inputs = make_inputs(vocabulary=vocab_size + padding, vocab_size=vocab_size, **prior, **arguments)
-        expected = brute_force(**inputs).sum()
-        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)[0]
+        expected = brute_force(**inputs)
+        expected = expected.sum() if reduction == "sum" else expected
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size, reduction=reduction)
         torch.testing.assert_close(actual, expected)
-        assert_same(gradients(actual, inputs), gradients(expected, inputs))
+        assert_same(gradients(actual.sum(), inputs), gradients(expected.sum(), inputs))
 
     @pytest.mark.parametrize(("alpha", "floor"), [(0.05, 0.74), (0.1, 1.40), (0.2, 2.66)])
     def test_least_loss_is_the_entropy_of_the_smoothed_target(self, alpha: float, floor: float) -> None:
@@ -74,7 +95,7 @@ class TestDefinition:
         hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
         loss = smoothed_linear_cross_entropy(
             hidden, target.log(), torch.tensor([7]), torch.tensor([alpha], dtype=torch.float64)
-        )[0]
+        )
         assert loss.item() == pytest.approx(floor, abs=0.006)
         loss.backward()
         torch.testing.assert_close(hidden.grad, torch.zeros_like(hidden), atol=1e-9, rtol=0)
@@ -88,7 +109,7 @@ class TestAgainstTorch:
         inputs["alpha"] = torch.full_like(inputs["alpha"], alpha)
         logits = F.linear(inputs["hidden"], inputs["weight"], inputs["bias"])
         expected = F.cross_entropy(logits, inputs["labels"], label_smoothing=alpha, reduction="sum")
-        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=7)[0]
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=7)
         assert actual.dtype == dtype
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(actual, inputs), gradients(expected, inputs))
@@ -97,8 +118,8 @@ class TestAgainstTorch:
         inputs = make_inputs(tokens=40, bias=True, vocab_size=17)
         uniform = torch.zeros(23, dtype=torch.float64)
         uniform[:17] = 1 / 17
-        expected = smoothed_linear_cross_entropy(**inputs)[0]
-        actual = smoothed_linear_cross_entropy(**inputs | {"prior": uniform})[0]
+        expected = smoothed_linear_cross_entropy(**inputs)
+        actual = smoothed_linear_cross_entropy(**inputs | {"prior": uniform})
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(actual, inputs), gradients(expected, inputs))
 
@@ -108,7 +129,7 @@ class TestAgainstTorch:
         towards = (inputs["prior_hidden"] @ inputs["weight"].T).softmax(1).detach()
         known = inputs["labels"] >= 0
         expected = F.cross_entropy((inputs["hidden"] @ inputs["weight"].T)[known], towards[known], reduction="sum")
-        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=7)[0]
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=7)
         torch.testing.assert_close(actual, expected)
         assert_same(gradients(actual, inputs), gradients(expected, inputs))
 
@@ -116,9 +137,9 @@ class TestAgainstTorch:
         once = make_inputs(tokens=6)
         once["labels"] = once["labels"].clamp(min=0)
         twice = once | {name: torch.cat([once[name], once[name][2:4]]) for name in ("hidden", "labels", "alpha")}
-        expected = smoothed_linear_cross_entropy(**twice)[0]
+        expected = smoothed_linear_cross_entropy(**twice)
         weighted = once | {"token_weight": torch.tensor([1.0, 1, 2, 2, 1, 1])}
-        actual = smoothed_linear_cross_entropy(**weighted)[0]
+        actual = smoothed_linear_cross_entropy(**weighted)
         torch.testing.assert_close(actual, expected)
         torch.testing.assert_close(gradients(actual, once)["weight"], gradients(expected, once)["weight"])
 
@@ -132,8 +153,8 @@ class TestAgainstTorch:
                 for row, label, alpha in zip(logits, inputs["labels"], inputs["alpha"], strict=True)
             ]
         )
-        _, metrics = smoothed_linear_cross_entropy(**inputs, chunk_size=5)
-        torch.testing.assert_close(metrics.nll + metrics.smoothing, expected)
+        actual = smoothed_linear_cross_entropy(**inputs, chunk_size=5, reduction="none")
+        torch.testing.assert_close(actual, expected)
 
 
 class TestNoSmoothingIsPlainFineTuning:
@@ -156,7 +177,7 @@ class TestNoSmoothingIsPlainFineTuning:
         inputs["alpha"] = torch.zeros(64)
         hidden, weight = inputs["hidden"].detach(), inputs["weight"].detach()
         loss, d_hidden, d_weight = self.plain(hidden, weight, inputs["labels"])
-        actual, metrics = smoothed_linear_cross_entropy(**inputs)
+        actual, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs)
         assert torch.equal(actual.detach(), loss)
         assert torch.equal(metrics.nll.sum(), loss)
         found = gradients(actual, inputs)
@@ -167,10 +188,10 @@ class TestNoSmoothingIsPlainFineTuning:
     def test_smoothed_neighbours_do_not_touch_an_unsmoothed_token(self, softcap: float | None) -> None:
         inputs = make_inputs(tokens=30, dtype=torch.float32, softcap=softcap)
         inputs["alpha"] = torch.tensor([0.0, 0.3] * 15)
-        mixed, of_mixed = smoothed_linear_cross_entropy(**inputs)
-        plain, of_plain = smoothed_linear_cross_entropy(**inputs | {"alpha": torch.zeros(30)})
-        assert torch.equal((of_mixed.nll + of_mixed.smoothing)[::2], of_plain.nll[::2])
-        d_mixed, d_plain = (gradients(loss, inputs)["hidden"] for loss in (mixed, plain))
+        mixed = smoothed_linear_cross_entropy(**inputs, reduction="none")
+        plain = smoothed_linear_cross_entropy(**inputs | {"alpha": torch.zeros(30)}, reduction="none")
+        assert torch.equal(mixed[::2], plain[::2])
+        d_mixed, d_plain = (gradients(loss.sum(), inputs)["hidden"] for loss in (mixed, plain))
         assert torch.equal(d_mixed[::2], d_plain[::2])
         assert not torch.equal(d_mixed[1::2], d_plain[1::2])
 
@@ -183,7 +204,7 @@ class TestNoSmoothingIsPlainFineTuning:
         expected = F.cross_entropy(
             F.linear(inputs["hidden"], inputs["weight"], inputs["bias"]), inputs["labels"], reduction="sum"
         )
-        actual, metrics = smoothed_linear_cross_entropy(**inputs)
+        actual, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs)
         torch.testing.assert_close(actual, expected)
         # Not to the last bit: how many numbers a sum adds at a time depends on the processor.
         torch.testing.assert_close(actual.detach(), metrics.nll.sum(), rtol=1e-12, atol=0)
@@ -194,7 +215,7 @@ class TestNoSmoothingIsPlainFineTuning:
     def test_certain_token_has_a_finite_loss_when_its_label_has_probability_zero(self) -> None:
         """The label's probability underflows in float32; its logarithm must not be taken."""
         hidden, weight = torch.ones(1, 1), torch.tensor([[500.0], [-500.0]])
-        loss = smoothed_linear_cross_entropy(hidden, weight, torch.tensor([1]), torch.zeros(1))[0]
+        loss = smoothed_linear_cross_entropy(hidden, weight, torch.tensor([1]), torch.zeros(1))
         assert loss.item() == 1000.0
 
 
@@ -208,7 +229,7 @@ class TestPaddingRows:
         }
         with torch.no_grad():
             inputs["weight"][17:], inputs["bias"][17:] = junk, junk
-        actual, expected = smoothed_linear_cross_entropy(**inputs)[0], smoothed_linear_cross_entropy(**without)[0]
+        actual, expected = smoothed_linear_cross_entropy(**inputs), smoothed_linear_cross_entropy(**without)
         assert torch.equal(actual, expected)
         found, wanted = gradients(actual, inputs), gradients(expected, without)
         for name in ("weight", "bias"):

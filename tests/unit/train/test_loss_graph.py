@@ -1,4 +1,4 @@
-"""The loss in a training: accumulation, metrics, memory, the autograd graph, and arguments that are refused."""
+"""The loss in a training: reduction, metrics, memory, the autograd graph, and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ual_ray.train.loss import (
     CHUNK_BYTES,
     chunk_rows,
     smoothed_linear_cross_entropy,
+    smoothed_linear_cross_entropy_with_metrics,
 )
 
 OWN_HEAD = {"prior_hidden": torch.zeros(5, 3), "prior_weight": torch.zeros(7, 3)}
@@ -25,7 +26,7 @@ def brute_force_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, voca
     return (hidden @ weight.T + (0 if bias is None else bias))[:, :vocab_size].argmax(1)
 
 
-class TestAccumulation:
+class TestReduction:
     @pytest.mark.parametrize("splits", [[8], [1] * 8, [4, 4], [3, 0, 5]])
     def test_accumulation_divides_by_the_global_number_of_target_tokens(self, splits: list[int]) -> None:
         """1 x 8 = 8 x 1 = 2 ranks x 4: rows have unequal numbers of targets, and one has none."""
@@ -42,7 +43,7 @@ class TestAccumulation:
             *(inputs[name].split([split * length for split in splits]) for name in ("hidden", "labels", "alpha")),
             strict=True,
         ):
-            loss = smoothed_linear_cross_entropy(hidden, inputs["weight"], part, alpha)[0] / targets
+            loss = smoothed_linear_cross_entropy(hidden, inputs["weight"], part, alpha) / targets
             loss.backward()
             total += loss.detach()
         torch.testing.assert_close(total, expected.detach())
@@ -52,20 +53,22 @@ class TestAccumulation:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_chunk_size_does_not_matter(self, dtype: torch.dtype) -> None:
         inputs = make_inputs(tokens=50, bias=True, dtype=dtype, softcap=3.0, z_loss=1e-3)
-        losses = [smoothed_linear_cross_entropy(**inputs, chunk_size=size)[0] for size in (1, 7, 25, 49, 1000)]
+        losses = [smoothed_linear_cross_entropy(**inputs, chunk_size=size) for size in (1, 7, 25, 49, 1000)]
         found = [gradients(loss, inputs) for loss in losses]
         for loss, gradient in zip(losses, found, strict=True):
             torch.testing.assert_close(loss, losses[0])
             assert_same(gradient, found[0])
 
     @all_options
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.parametrize("tokens", [6, 0])
-    def test_without_targets_it_is_zero_with_a_valid_graph(self, options: dict[str, Any], tokens: int) -> None:
+    def test_without_targets_it_is_zero_with_a_valid_graph(self, options: dict[str, Any], reduction: str, tokens: int) -> None:
         inputs = make_inputs(tokens=tokens, **options)
         inputs["labels"].fill_(IGNORE)
-        loss = smoothed_linear_cross_entropy(**inputs)[0]
-        assert loss.shape == () and not loss
-        loss.backward()
+        loss = smoothed_linear_cross_entropy(**inputs, reduction=reduction)
+        assert loss.shape == (() if reduction == "sum" else (tokens,))
+        assert not loss.any()
+        loss.sum().backward()
         for leaf in (inputs["hidden"], inputs["weight"], inputs["bias"]):
             assert leaf is None or (leaf.grad is not None and not leaf.grad.any())
 
@@ -77,7 +80,7 @@ class TestAccumulation:
         only["hidden"].requires_grad_()
         with torch.no_grad():
             inputs["hidden"][~kept] = math.nan
-        loss, expected = smoothed_linear_cross_entropy(**inputs)[0], smoothed_linear_cross_entropy(**only)[0]
+        loss, expected = smoothed_linear_cross_entropy(**inputs), smoothed_linear_cross_entropy(**only)
         assert torch.equal(loss, expected)
         found, wanted = gradients(loss, inputs), gradients(expected, only)
         assert torch.equal(found["weight"], wanted["weight"])
@@ -89,9 +92,9 @@ class TestAccumulation:
 
     def test_another_ignore_index(self) -> None:
         inputs = make_inputs()
-        expected = smoothed_linear_cross_entropy(**inputs)[0]
+        expected = smoothed_linear_cross_entropy(**inputs)
         inputs["labels"] = inputs["labels"].where(inputs["labels"] != IGNORE, -1)
-        assert torch.equal(smoothed_linear_cross_entropy(**inputs, ignore_index=-1)[0], expected)
+        assert torch.equal(smoothed_linear_cross_entropy(**inputs, ignore_index=-1), expected)
 
 
 class TestMetrics:
@@ -100,7 +103,7 @@ class TestMetrics:
         inputs = make_inputs(tokens=31, **options)
         best = brute_force_argmax(**inputs)
         inputs["labels"][:6] = best[:6]
-        loss, metrics = smoothed_linear_cross_entropy(**inputs, chunk_size=4)
+        loss, metrics = smoothed_linear_cross_entropy_with_metrics(**inputs, chunk_size=4)
         target = inputs["labels"] != IGNORE
         assert torch.equal(metrics.target, target)
         unweighted = inputs | {"token_weight": None, "token_loss": None, "z_loss": 0.0}
@@ -111,26 +114,36 @@ class TestMetrics:
         assert torch.equal(metrics.top1, (best == inputs["labels"]) & target)
         assert metrics.top1.sum() >= 6
         assert not any(metric.requires_grad for metric in metrics)
+        assert torch.equal(loss, smoothed_linear_cross_entropy(**inputs, chunk_size=4))
         assert_same(gradients(loss, inputs), gradients(brute_force(**inputs).sum(), inputs))
 
     def test_a_label_that_ties_with_the_argmax_is_not_the_argmax(self) -> None:
         """In bfloat16 ties are common: counting them would flatter the accuracy."""
         labels = torch.tensor([0, 3])
-        _, metrics = smoothed_linear_cross_entropy(torch.zeros(2, 2), torch.ones(4, 2), labels, torch.zeros(2))
+        _, metrics = smoothed_linear_cross_entropy_with_metrics(torch.zeros(2, 2), torch.ones(4, 2), labels, torch.zeros(2))
         assert metrics.top1.tolist() == [True, False]
+
+    def test_metrics_cost_no_extra_pass(self) -> None:
+        inputs = make_inputs()
+        with Recorder() as without:
+            smoothed_linear_cross_entropy(**inputs)
+        with Recorder() as with_metrics:
+            smoothed_linear_cross_entropy_with_metrics(**inputs)
+        assert with_metrics.products == without.products == 3
 
 
 class TestMemoryAndGraph:
     @all_options
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.slow
-    def test_logits_of_all_tokens_never_exist(self, options: dict[str, Any], dtype: torch.dtype) -> None:
+    def test_logits_of_all_tokens_never_exist(self, options: dict[str, Any], reduction: str, dtype: torch.dtype) -> None:
         tokens, width, vocabulary, chunk_size = 120, 6, 512, 10
         inputs = make_inputs(tokens, width, vocabulary, dtype=dtype, **{**options, "vocab_size": None})
         inputs["labels"] = torch.arange(tokens)
         with Recorder() as recorder:
-            loss = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)[0]
-            loss.backward()
+            loss = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size, reduction=reduction)
+            loss.sum().backward()
         assert recorder.largest <= chunk_size * vocabulary < tokens * vocabulary / 10
 
     @pytest.mark.parametrize(("softcap", "rows"), [(None, 16), (3.0, 8)])
@@ -140,7 +153,7 @@ class TestMemoryAndGraph:
         monkeypatch.setitem(CHUNK_BYTES, "cpu", 16 * 512 * 4)
         inputs = make_inputs(tokens=120, vocabulary=512, softcap=softcap)
         with Recorder() as recorder:
-            smoothed_linear_cross_entropy(**inputs)[0].backward()
+            smoothed_linear_cross_entropy(**inputs).backward()
         assert recorder.largest == rows * 512
 
     @pytest.mark.parametrize("tokens", [1, 100, 1700, 4096, 16384, 16385])
@@ -158,23 +171,26 @@ class TestMemoryAndGraph:
     def test_evaluation_computes_no_gradient(self, chunk_size: int) -> None:
         inputs = make_inputs(tokens=12)
         with Recorder() as recorder, torch.no_grad():
-            loss = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)[0]
+            loss = smoothed_linear_cross_entropy(**inputs, chunk_size=chunk_size)
         assert not loss.requires_grad
         assert recorder.products == math.ceil(8 / chunk_size)
 
     @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-    def test_no_gradient_is_made_for_what_is_frozen(self, frozen: str) -> None:
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_no_gradient_is_made_for_what_is_frozen(self, frozen: str, reduction: str) -> None:
         inputs = make_inputs(bias=True)
         expected = gradients(brute_force(**inputs).sum(), inputs)
         inputs[frozen].requires_grad_(False)
         with Recorder() as recorder:
-            found = gradients(smoothed_linear_cross_entropy(**inputs)[0], inputs)
-        assert recorder.products == 2
+            loss = smoothed_linear_cross_entropy(**inputs, reduction=reduction)
+            found = gradients(loss.sum(), inputs)
+        assert recorder.products == (2 if reduction == "sum" else 3)
         assert_same(found, {name: gradient for name, gradient in expected.items() if name != frozen})
 
-    def test_backward_can_run_twice(self) -> None:
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_backward_can_run_twice(self, reduction: str) -> None:
         inputs = make_inputs(bias=True)
-        loss = 3 * smoothed_linear_cross_entropy(**inputs)[0]
+        loss = 3 * smoothed_linear_cross_entropy(**inputs, reduction=reduction).sum()
         leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
         first = torch.autograd.grad(loss, leaves, retain_graph=True)
         second = torch.autograd.grad(loss, leaves)
@@ -184,18 +200,19 @@ class TestMemoryAndGraph:
     def test_second_derivatives_are_refused(self) -> None:
         """They would be silently wrong: the first ones are constants of the forward pass."""
         inputs = make_inputs()
-        loss = smoothed_linear_cross_entropy(**inputs)[0].square()
+        loss = smoothed_linear_cross_entropy(**inputs).square()
         (d_hidden,) = torch.autograd.grad(loss, inputs["hidden"], create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             d_hidden.sum().backward()
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_activation_checkpointing(self, use_reentrant: bool) -> None:
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_activation_checkpointing(self, use_reentrant: bool, reduction: str) -> None:
         inputs = make_inputs()
 
         def loss_of(hidden: Tensor) -> Tensor:
             changed = inputs | {"hidden": torch.tanh(hidden)}
-            return smoothed_linear_cross_entropy(**changed)[0]
+            return smoothed_linear_cross_entropy(**changed, reduction=reduction).sum()
 
         expected = gradients(loss_of(inputs["hidden"]), inputs)
         checkpoint(loss_of, inputs["hidden"], use_reentrant=use_reentrant).backward()
@@ -205,9 +222,10 @@ class TestMemoryAndGraph:
         inputs = make_inputs(tokens=6)
         ids = torch.tensor([0, 3, 3, 5, 22, 1])
         tied = inputs["weight"]
-        own = [inputs | {"hidden": tied[ids]} for _ in range(2)]
-        losses = smoothed_linear_cross_entropy(**own[0])[0], brute_force(**own[1]).sum()
-        found, expected = (torch.autograd.grad(loss, tied)[0] for loss in losses)
+        found, expected = (
+            torch.autograd.grad(loss(**inputs | {"hidden": tied[ids]}).sum(), tied)[0]
+            for loss in (smoothed_linear_cross_entropy, brute_force)
+        )
         torch.testing.assert_close(found, expected)
 
 
@@ -261,6 +279,7 @@ class TestArguments:
             ({"softcap": math.nan}, "softcap: got nan"),
             ({"z_loss": -0.1}, "z_loss: got -0.1; expected 0 or above"),
             ({"chunk_size": 0}, "chunk_size: got 0; expected None, or 1 or above"),
+            ({"reduction": "mean"}, "reduction: got 'mean'; expected 'sum' or 'none'"),
         ],
     )
     def test_message_names_the_argument_what_was_got_and_what_is_expected(self, wrong: dict[str, Any], message: str) -> None:
@@ -273,3 +292,6 @@ class TestArguments:
         smoothed_linear_cross_entropy(**right)
         with pytest.raises(ValueError, match=message):
             smoothed_linear_cross_entropy(**right | wrong)
+        if "reduction" not in wrong:
+            with pytest.raises(ValueError, match=message):
+                smoothed_linear_cross_entropy_with_metrics(**right | wrong)

@@ -30,7 +30,7 @@ class TestPrecision:
     def test_low_precision_is_near_brute_force(self, options: dict[str, Any], dtype: torch.dtype) -> None:
         inputs = make_inputs(tokens=64, dtype=dtype, **options)
         exact = as_float64(inputs)
-        loss, expected = smoothed_linear_cross_entropy(**inputs, chunk_size=9)[0], brute_force(**exact).sum()
+        loss, expected = smoothed_linear_cross_entropy(**inputs, chunk_size=9), brute_force(**exact).sum()
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss.double(), expected, rtol=3e-3, atol=0)
         found, wanted = gradients(loss, inputs), gradients(expected, exact)
@@ -39,7 +39,10 @@ class TestPrecision:
             assert (gradient - wanted[name]).norm() < 0.01 * wanted[name].norm(), name
 
     @all_options
-    def test_products_that_stay_float32_are_as_near(self, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_products_that_stay_float32_are_as_near(
+        self, options: dict[str, Any], reduction: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """As GPUs make them; a CPU has none, so they are imitated here."""
         products = []
 
@@ -53,9 +56,10 @@ class TestPrecision:
         monkeypatch.setattr("ual_ray.train.loss.slower_than_float32", lambda *given: False)
         inputs = make_inputs(tokens=64, dtype=torch.bfloat16, **options)
         exact = as_float64(inputs)
-        loss = smoothed_linear_cross_entropy(**inputs, chunk_size=9)[0]
+        loss = smoothed_linear_cross_entropy(**inputs, chunk_size=9, reduction=reduction).sum()
         found, expected = gradients(loss, inputs), brute_force(**exact).sum()
-        per_chunk = 4 if "prior_hidden" in options else 3
+        passes = 1 if reduction == "sum" else 2
+        per_chunk = 2 + passes * (2 if "prior_hidden" in options else 1)
         assert products == [torch.float32] * (per_chunk * math.ceil(43 / 9))
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
         for name, wanted in gradients(expected, exact).items():
@@ -68,8 +72,8 @@ class TestPrecision:
         smoothed = inputs | {"alpha": torch.full((32,), alpha)}
         plain = inputs | {"alpha": torch.zeros(32)}
         with torch.autocast("cpu", torch.bfloat16):
-            found = gradients(smoothed_linear_cross_entropy(**smoothed)[0], inputs)["weight"]
-            base = gradients(smoothed_linear_cross_entropy(**plain)[0], inputs)["weight"]
+            found = gradients(smoothed_linear_cross_entropy(**smoothed), inputs)["weight"]
+            base = gradients(smoothed_linear_cross_entropy(**plain), inputs)["weight"]
         target = inputs["labels"] != IGNORE
         others = torch.ones(size, dtype=torch.bool).index_fill(0, inputs["labels"][target], False)
         uniform = -alpha / size * inputs["hidden"].detach()[target].bfloat16().float().sum(0)
@@ -79,22 +83,23 @@ class TestPrecision:
         """A bfloat16 sum of equal terms stops growing at the 256th."""
         one = make_inputs(tokens=1, dtype=torch.bfloat16)
         many = one | {name: one[name].expand(1024, *one[name].shape[1:]) for name in ("hidden", "labels", "alpha")}
-        (expected,) = torch.autograd.grad(smoothed_linear_cross_entropy(**one)[0], one["weight"])
-        (found,) = torch.autograd.grad(smoothed_linear_cross_entropy(**many, chunk_size=1)[0], one["weight"])
+        (expected,) = torch.autograd.grad(smoothed_linear_cross_entropy(**one), one["weight"])
+        (found,) = torch.autograd.grad(smoothed_linear_cross_entropy(**many, chunk_size=1), one["weight"])
         torch.testing.assert_close(found, 1024 * expected, rtol=0.01, atol=0)
 
     @pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
-    def test_autocast_is_a_linear_layer_in_its_dtype(self, hidden_dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_autocast_is_a_linear_layer_in_its_dtype(self, reduction: str, hidden_dtype: torch.dtype) -> None:
         """The gradients keep the dtypes of their inputs, and need no autocast of their own."""
         inputs = make_inputs(tokens=32, dtype=torch.float32)
         low = {name: inputs[name].detach().bfloat16().requires_grad_() for name in ("hidden", "weight")}
         with torch.autocast("cpu", torch.bfloat16):
             mixed = inputs | {"hidden": inputs["hidden"].detach().to(hidden_dtype).requires_grad_()}
-            loss = smoothed_linear_cross_entropy(**mixed)[0]
-        expected = smoothed_linear_cross_entropy(**inputs | low)[0]
+            loss = smoothed_linear_cross_entropy(**mixed, reduction=reduction)
+        expected = smoothed_linear_cross_entropy(**inputs | low, reduction=reduction)
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected)
-        found, wanted = gradients(loss, mixed), gradients(expected, inputs | low)
+        found, wanted = gradients(loss.sum(), mixed), gradients(expected.sum(), inputs | low)
         assert (found["weight"].dtype, found["hidden"].dtype) == (torch.float32, hidden_dtype)
         for name, gradient in found.items():
             assert torch.equal(gradient.bfloat16(), wanted[name])
@@ -102,8 +107,8 @@ class TestPrecision:
     def test_float64_ignores_autocast(self) -> None:
         inputs = make_inputs(dtype=torch.float64)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = smoothed_linear_cross_entropy(**inputs)[0]
-        assert torch.equal(loss, smoothed_linear_cross_entropy(**inputs)[0])
+            loss = smoothed_linear_cross_entropy(**inputs)
+        assert torch.equal(loss, smoothed_linear_cross_entropy(**inputs))
 
 
 class Held(TorchDispatchMode):
@@ -133,6 +138,6 @@ def test_a_head_in_low_precision_costs_one_float32_tensor_of_its_size(prior: boo
     labels, alpha = torch.arange(tokens), torch.full((tokens,), 0.2)
     towards = torch.full((vocabulary,), 1 / vocabulary) if prior else None
     with Held(vocabulary * width) as held:
-        smoothed_linear_cross_entropy(hidden, weight, labels, alpha, prior=towards, chunk_size=8)[0].backward()
+        smoothed_linear_cross_entropy(hidden, weight, labels, alpha, prior=towards, chunk_size=8).backward()
     assert held.most == 1
     assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
