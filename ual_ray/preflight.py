@@ -1,11 +1,11 @@
 """Fail-fast validation: check data, models, prompts, settings and memory before anything expensive starts."""
 
-import os
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import psutil
 
@@ -189,8 +189,14 @@ def check_train(train: TrainConfig) -> None:
         first_checkpoint(train)
     if train.storage and "://" not in train.storage:
         storage = Path(train.storage).expanduser()
-        if storage.exists() and not (storage.is_dir() and os.access(storage, os.W_OK)):
-            raise UserError("train.storage is not writable", got=storage, expected="a writable folder, or a new one")
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=storage):
+                pass
+        except OSError as error:
+            raise UserError(
+                "train.storage is not writable", got=f"{storage}: {error}", expected="a writable folder, or a new one"
+            ) from error
 
 
 def check_arms(config: Config) -> None:

@@ -306,6 +306,8 @@ def test_storage_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="train.storage is not writable"):
         check_train(TrainConfig(storage=str(tmp_path / "file")))
+    with pytest.raises(UserError, match="train.storage is not writable"):
+        check_train(TrainConfig(storage="/proc/new"))
     for storage in (str(tmp_path), str(tmp_path / "new"), "s3://bucket/checkpoints", None):
         check_train(TrainConfig(storage=storage))
 

@@ -5,6 +5,7 @@ known_formats.py has the formats, config/registry.py lists them.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -222,6 +223,14 @@ def check_reads(format_name: str, columns: Mapping[str, str]) -> None:
     if ignored := [ours for ours in columns if ours not in legal]:
         raise UserError(
             f"data.columns: the format {format_name} does not read {', '.join(ignored)}", expected=", ".join(sorted(legal))
+        )
+    texts = Counter(theirs for ours, theirs in columns.items() if ours in _form(format_name).reads)
+    if repeated := [name for name, times in texts.items() if times > 1]:
+        both = " and ".join(ours for ours, theirs in columns.items() if theirs == repeated[0])
+        raise UserError(
+            f"data.columns takes {both} from one column",
+            got=repeated[0],
+            expected="a column for each: a model would learn to repeat its prompt",
         )
 
 

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import requests
@@ -191,7 +192,26 @@ class Store:
                 got=self._experiment,
                 fix="restore it (`mlflow experiments restore`), or give another tracking.experiment",
             )
+        self._check_artifacts(found.artifact_location)
         return str(found.experiment_id)
+
+    def _check_artifacts(self, location: str) -> None:
+        """Raise UserError where a server has its clients write artifacts into a folder that cannot be written here."""
+        place = urlsplit(location)
+        if not self.uri.startswith("http") or place.scheme not in ("", "file"):
+            return
+        folder = Path(unquote(place.path))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                "MLflow's artifacts cannot be written: its server has clients write them into a folder of their own machine",
+                got=f"{location}: {error}",
+                fix="start the server with --artifacts-destination and without --no-serve-artifacts, and give a new "
+                "tracking.experiment",
+            ) from error
 
     def _new_experiment(self) -> Any:
         try:

@@ -191,6 +191,13 @@ def test_a_mapping_that_the_format_does_not_read_is_refused(tmp_path: Path) -> N
         look_at(path, columns={"input": "extra"})
 
 
+def test_one_column_for_prompt_and_response_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"text": "a", "reply": "b"}])
+    with pytest.raises(UserError, match=r"takes instruction and output from one column\n  got: text"):
+        look_at(path, columns={"instruction": "text", "output": "text"})
+    assert look_at(path, columns={"instruction": "text", "output": "reply", "source": "text"}).format_name == "alpaca"
+
+
 def test_a_system_message_of_another_name_is_used(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"id": "flan.1", "system_prompt": "In French.", "question": "Hello", "response": "Bonjour"}])
     seen = look_at(path, columns={"answer": "response", "system": "system_prompt"})

@@ -7,6 +7,7 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -357,3 +358,15 @@ def test_runs_of_trainings_side_by_side_have_each_their_own_and_the_parent_has_a
         assert [entry.value for entry in history] == [seed + step / 100 for step in range(1, 4)]
     digests = {entry.dataset.digest for entry in runs["parent"].inputs.dataset_inputs}
     assert digests == {f"digest {seed}" for seed in range(3)}
+
+
+@pytest.mark.parametrize("location", ["file:///proc/mlartifacts/7", "/proc/mlartifacts/7"])
+def test_a_servers_folder_that_cannot_be_written_here_is_refused(location: str) -> None:
+    """As servers with --no-serve-artifacts tell their clients: the lineage would lack files at the end."""
+    store = Store("http://127.0.0.1:1", "mine", None)
+    found = SimpleNamespace(experiment_id="7", lifecycle_stage="active", artifact_location=location)
+    vars(store)["client"] = SimpleNamespace(get_experiment_by_name=lambda name: found)
+    with pytest.raises(UserError, match="(?s)artifacts cannot be written.*mlartifacts.*--artifacts-destination"):
+        store.experiment_id  # noqa: B018 - asks the store
+    found.artifact_location = "mlflow-artifacts:/7"
+    assert store.experiment_id == "7"
