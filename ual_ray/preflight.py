@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import psutil
 
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, BenchmarkConfig, Config, DataConfig, TrainConfig
+from ual_ray.config.files import try_writing
 from ual_ray.config.names import AUTO
 from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
@@ -190,9 +190,7 @@ def check_train(train: TrainConfig) -> None:
     if train.storage and "://" not in train.storage:
         storage = Path(train.storage).expanduser()
         try:
-            storage.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=storage):
-                pass
+            try_writing(storage)
         except OSError as error:
             raise UserError(
                 "train.storage is not writable", got=f"{storage}: {error}", expected="a writable folder, or a new one"

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,12 +62,13 @@ def output_file(file: Path | None, option: str) -> Path | None:
     """Return the absolute path of a file to write, and make its folder. Raises UserError where it cannot be written."""
     if file is None:
         return None
+    from ual_ray.config.files import try_writing
+
     path = absolute(file)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            if path.is_dir():
-                raise IsADirectoryError("a folder has this name")
+        try_writing(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError("a folder has this name")
     except OSError as error:
         raise UserError(f"{option}: the file cannot be written", got=f"{path}: {error}", fix="give another file") from error
     return path

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ual_ray.errors import UserError
@@ -40,6 +41,13 @@ DIGITS = 64
 # Values within each other, of rows, replies and files: functions go through them by recursion.
 DEEPEST_JSON = 100
 Sums = Mapping[str, str]
+
+
+def try_writing(folder: Path) -> None:
+    """Make a folder, and in it a file that is gone at once. Raises OSError where either cannot be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager

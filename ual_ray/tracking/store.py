@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 from ual_ray import __version__
 from ual_ray.columns import STATUS, STATUS_QUARANTINED
 from ual_ray.config import DEMO
+from ual_ray.config.files import try_writing
 from ual_ray.errors import UserError
 from ual_ray.formatting import shorten
 from ual_ray.tracking import HOLDER
@@ -200,11 +200,8 @@ class Store:
         place = urlsplit(location)
         if not self.uri.startswith("http") or place.scheme not in ("", "file"):
             return
-        folder = Path(unquote(place.path))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder):
-                pass
+            try_writing(Path(unquote(place.path)))
         except OSError as error:
             raise UserError(
                 "MLflow's artifacts cannot be written: its server has clients write them into a folder of their own machine",
