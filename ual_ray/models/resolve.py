@@ -186,7 +186,7 @@ def stop_tokens(path: str) -> set[int]:
         given = read_object(_file(path, name)) or {}
         text = given.get("text_config")
         for ids in (given.get("eos_token_id"), text.get("eos_token_id") if isinstance(text, dict) else None):
-            found |= {ids} if isinstance(ids, int) else {*(ids or ())}
+            found |= {one for one in (ids if isinstance(ids, list) else [ids]) if isinstance(one, int)}
     return found
 
 

@@ -24,6 +24,7 @@ from ual_ray.models.resolve import (
     model_fingerprint,
     parameter_count,
     resolve_model,
+    stop_tokens,
 )
 
 
@@ -215,3 +216,11 @@ def test_a_large_file_is_read_once_by_all_commands(tmp_path: Path, monkeypatch: 
 
 def test_the_fingerprint_of_a_hub_name_is_the_name() -> None:
     assert model_fingerprint("org/model") == "org/model"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(2, {2}), ([2, 7], {2, 7}), (None, set()), ("</s>", set()), ([[1], 3], {3}), ({"id": 1}, set())]
+)
+def test_tokens_at_which_generation_stops_are_numbers(given: object, found: set[int], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": given}))
+    assert stop_tokens(str(tmp_path)) == found
