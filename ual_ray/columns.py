@@ -21,7 +21,7 @@ ID_LENGTH = 16
 class Message(TypedDict):
     """One turn of a chat: role is system, user, assistant or tool.
 
-    extra: canonical JSON of what else a chat template reads of the turn, or null: `reasoning_content`, `tool_calls`, `name`,
+    extra: JSON of what else a chat template reads of the turn, or null: `reasoning_content`, `tool_calls`, `name`,
     `tool_call_id`; `weight` 0 of a reply that is not trained on; and, in the first turn, the `tools` of the conversation, and
     the `reference` answer that the elicitor is shown, which no chat template reads.
     """
@@ -289,6 +289,11 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
+def json_text(value: object) -> str:
+    """Write a JSON value with the keys of its objects in their order: chat templates write tools and calls in it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def digest(value: object) -> str:
     """Hash any JSON value: 16 hexadecimal digits of SHA-256 over its canonical form."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:ID_LENGTH]
@@ -298,7 +303,7 @@ def with_extra(message: Message, **extra: Any) -> Message:
     """Add to a message's extra; empty values are left out."""
     found = extra_of(message) | {key: value for key, value in extra.items() if value not in (None, "", [])}
     plain = Message(role=message["role"], content=message["content"])
-    return Message(**plain, extra=canonical_json(found)) if found else plain
+    return Message(**plain, extra=json_text(dict(sorted(found.items())))) if found else plain
 
 
 def extra_of(message: Message) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ual_ray.engines.requests import ChoiceResult, CompletionResult, Failure, Re
 from ual_ray.engines.thoughts import end_of_thought
 
 # Raised when replies are read otherwise than before: those of the elicitor, which are kept, are read again, and judges asked.
-READING_VERSION = 32
+READING_VERSION = 33
 # If a smaller share of the replies can be read, the result is missing.
 MIN_READ_SHARE = 0.5
 UNUSABLE = Unread("unparsable: the log-probabilities of the choices are not numbers")

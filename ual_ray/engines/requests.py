@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa
 import pyarrow.compute
 
-from ual_ray.columns import REFERENCE, Message, Messages, canonical_json, extra_of
+from ual_ray.columns import REFERENCE, Message, Messages, extra_of, json_text
 from ual_ray.config import EngineConfig
 
 # (role, content), or (role, content, extra) of a message that has an extra.
@@ -40,7 +40,7 @@ def _sent(message: Message) -> str | None:
     if not extra or REFERENCE not in extra:
         return extra
     kept = {key: value for key, value in extra_of(message).items() if key != REFERENCE}
-    return canonical_json(kept) if kept else None
+    return json_text(kept) if kept else None
 
 
 def messages_of(frozen: Turns) -> list[Message]:
@@ -79,7 +79,7 @@ def chat_body(frozen: Turns) -> dict[str, Any]:
 
 def _sent_call(call: dict[str, Any], new: Iterator[str]) -> dict[str, Any]:
     arguments = call["function"]["arguments"]
-    text = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    text = arguments if isinstance(arguments, str) else json_text(arguments)
     return {**call, "id": call.get("id") or next(new), "function": {**call["function"], "arguments": text}}
 
 

@@ -23,7 +23,7 @@ from ual_ray.models.resolve import stop_tokens
 
 IGNORE_INDEX = -100
 # Raised when rows become other tokens, so that a store of them is not used.
-RENDERING_VERSION = 3
+RENDERING_VERSION = 4
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_END = (

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ual_ray.columns import Message, with_extra
+from ual_ray.engines.requests import chat_body, turns
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, load_renderer
 
@@ -235,6 +236,28 @@ def test_an_indent_that_a_template_strips_refuses_the_row(last: bool, reply: str
         stripping.sequences(turns)
     for plain in (" Blue.", "\n\nBlue.\nGreen.", "Blue.\n    Green.", "  Blue.", "   \nBlue.\n"):
         assert stripping.sequences(chat("Name a colour.", plain))
+
+
+def test_tools_and_arguments_are_written_in_the_order_of_the_data(chat_tokenizer: Tokenizers) -> None:
+    """As a server writes them, which is asked with tools in the user's order."""
+    given = {"z": 1, "a": {"y": [{"d": 1, "c": 2}], "b": 3}}
+    function = {
+        "name": "weather",
+        "description": "Tell it.",
+        "parameters": {"type": "object", "properties": {"z": {}, "a": {}}},
+    }
+    call = {"type": "function", "function": {"name": "weather", "arguments": given}}
+    asked = with_extra(Message(role="user", content="Weather?"), tools=[{"type": "function", "function": function}])
+    messages = [asked, with_extra(Message(role="assistant", content="Wait."), name="x", tool_calls=[call])]
+    template = TOOLS.replace("{{ t.function.name }}", "{{ t | tojson }}").replace(
+        "ARGUMENTS", "(c.function.arguments | tojson)"
+    )
+    text = ChatRenderer(with_template(chat_tokenizer("chatml"), template)).text(messages, generation_prompt=False)
+    assert json.dumps({"type": "function", "function": function}) in text
+    assert f"<call>weather{json.dumps(given)}</call>" in text
+    body = chat_body(turns(messages))
+    assert list(body["tools"][0]["function"]) == ["name", "description", "parameters"]
+    assert body["messages"][1]["tool_calls"][0]["function"]["arguments"] == json.dumps(given, separators=(",", ":"))
 
 
 def test_reasoning_is_trained_where_the_template_has_it(chat_tokenizer: Tokenizers) -> None:
