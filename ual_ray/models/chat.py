@@ -18,7 +18,17 @@ from typing import Any
 
 from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, digest, extra_of, trained_replies, with_extra
 from ual_ray.errors import UserError
-from ual_ray.models.given import as_content, dropped, forms_of, with_own_thought, without_thought
+from ual_ray.models.given import (
+    NO_THOUGHT,
+    as_content,
+    behind,
+    dropped,
+    filled,
+    forms_of,
+    left_open,
+    moved_reply,
+    with_own_thought,
+)
 from ual_ray.models.resolve import stop_tokens
 
 IGNORE_INDEX = -100
@@ -35,14 +45,7 @@ NO_END = (
 SENTINEL = "\ue000"
 CALLS = {"tools", "tool_calls"}
 PROBED_NAME = "name_of_a_probed_tool"
-# A thought that a generation prompt leaves open, and an empty one that it ends with.
-OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-EMPTY_THOUGHT = re.compile(
-    r"(?:<think>\s*(?=</think>)|<\|channel>thought\s*(?=<channel)|<\|START_THINKING\|>(?=<))"
-    r"(?P<close></think>|<channel\|>|<\|END_THINKING\|>)\s*\Z"
-)
-# An empty thought that a finished reply starts with.
-NO_THOUGHT = re.compile(r"<think>(\s*)</think>")
+# The end of a thought, in any marks.
 THOUGHT_END = re.compile(r"</(?:\w+:)?think>|<channel\|>")
 
 
@@ -111,8 +114,11 @@ class ChatRenderer:
         """
         return self._render(messages, generation_prompt, thinking)[0]
 
-    def _render(self, messages: Messages, prompt: bool, thinking: bool) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text and, where the template has generation marks, the spans of characters within them."""
+    def _render(self, messages: Messages, prompt: bool, thinking: bool, before: str = "") -> tuple[str, list[tuple[int, int]]]:
+        """Return the text and, where the template has generation marks, the spans of characters within them.
+
+        before: the prompt of the last reply, with which the text is made to start where the template writes it otherwise.
+        """
         if self._has_thoughts:
             messages = [with_own_thought(message) for message in messages]
         extras = [extra_of(message) for message in messages]
@@ -122,6 +128,9 @@ class ChatRenderer:
         for given in forms_of(messages, extras, self._in_parts):
             try:
                 text, spans = self._apply(given, options)
+                if before and (start := moved_reply(before, text, *(turn["content"].strip() for turn in messages[-2:]))):
+                    text, by = before + text[start:], len(before) - start
+                    spans = [(first + by, last + by) for first, last in spans]
             except Exception as failed:  # a template is code of the model's author, which may raise anything
                 error = error or ValueError(f"the chat template rejects the conversation: {failed}")
                 continue
@@ -263,12 +272,14 @@ class ChatRenderer:
         thought = thought_of(messages[-1])
         thinking = bool(thought)
         prompt = self.text(messages[:-1], generation_prompt=True, thinking=thinking)
-        text, marks = self._render(messages, False, thinking)
+        text, marks = self._render(messages, False, thinking, prompt)
+        if opened := left_open(prompt, text, messages[-1], thought):
+            text = prompt[: opened.start()] + text[len(prompt) :]
         if not text.startswith(prompt):
             marks = []
-            text = _behind(prompt, text, thought, messages[-1])
+            text = behind(prompt, text, thought, messages[-1])
         elif thought and not marks and (empty := NO_THOUGHT.match(text, len(prompt))):
-            text = prompt + _filled(empty, thought, text[empty.end() :])
+            text = prompt + filled(empty, thought, text[empty.end() :])
         text = text.removesuffix(self._next_starts[thinking])
         start = text.find(thought, len(prompt))
         if start < 0 or (thought and THOUGHT_END.search(text, len(prompt), start)):
@@ -341,31 +352,6 @@ def thought_of(message: Message) -> str:
     if given is None and (found := THOUGHT.match(message["content"])):
         given = found[1]
     return (given or "").strip()
-
-
-def _filled(empty: re.Match[str], thought: str, rest: str) -> str:
-    """Write the thought of a reply where the template has an empty one before it, as those that drop all thoughts have."""
-    edge = "\n" if "\n" in empty[1] else ""
-    if own := THOUGHT.match(rest):  # in the content
-        rest = rest[: own.start(1) - len("<think>")] + rest[own.end(1) + len("</think>") :].lstrip("\n")
-    return f"<think>{edge}{thought}{edge}</think>{rest}"
-
-
-def _behind(prompt: str, text: str, thought: str, reply: Message) -> str:
-    """Put a reply behind a prompt that ends in a thought, open or empty, which the template leaves out of finished turns."""
-    opened, empty = OPEN_THOUGHT.search(prompt), EMPTY_THOUGHT.search(prompt)
-    found = opened or empty
-    before = prompt[: found.start()] if found else prompt
-    if not text.startswith(before) or not found or (empty and thought):
-        raise ValueError("the chat template does not continue its generation prompt with the reply")
-    if empty:
-        return prompt + text[len(before) :].removeprefix(empty["close"])
-    if text.startswith("</think>", len(before)):  # the template writes the end of every thought, and no thought
-        return f"{prompt}{thought}{text[len(before) :]}"
-    # But not what stood behind it.
-    rest = without_thought(text[len(before) :])
-    rest = rest.lstrip("\n") if THOUGHT.match(reply["content"]) else rest
-    return f"{prompt}{thought}\n</think>\n\n{rest}"
 
 
 def load_renderer(

@@ -1,4 +1,4 @@
-"""What a chat template is handed of a conversation, and what of it is missing in the text that it writes."""
+"""What a chat template is handed of a conversation, and what of it is missing or elsewhere in the text that it writes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, 
 
 # The first of several lines, with its indent: without it the lines are another program.
 INDENTED = re.compile(r"\s*?(?<![ \t])((?:[ ]{2}|\t)[ \t]*\S[^\n]*)\n\s*\S")
+
+# A thought that a generation prompt leaves open, and an empty one that it ends with.
+OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+EMPTY_THOUGHT = re.compile(
+    r"(?:<think(?::\w+)?>\s*(?=</think)|<\|channel>thought\s*(?=<channel)|<\|START_THINKING\|>(?=<))"
+    r"(?P<close></think(?::\w+)?>|<channel\|>|<\|END_THINKING\|>)\s*\Z"
+)
+# An empty thought that a finished reply starts with.
+NO_THOUGHT = re.compile(r"<think>(\s*)</think>")
 
 
 def with_own_thought(message: Message) -> Message:
@@ -96,6 +105,57 @@ def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]], 
             return what
         text = text.replace(content, "\0", 1) if content else text
     return None
+
+
+def moved_reply(prompt: str, text: str, asked: str, reply: str) -> int:
+    """Find where the reply starts in a text that has the turns before it in another form than its prompt; 0 in others.
+
+    As where a system message stands before the last turn, if that is the user's, in Mistral's templates of 2024.
+    asked, reply: the last two turns; from the first on, prompt and text are the same.
+    """
+    end = prompt[prompt.rfind(asked) :] if asked and asked in prompt else ""
+    at = text.rfind(end, 0, text.rfind(reply)) if end and not text.startswith(prompt) else -1
+    return at + len(end) if at >= 0 else 0
+
+
+def left_open(prompt: str, text: str, reply: Message, thought: str) -> re.Match[str] | None:
+    """Find the thought that a prompt opens where a finished reply opens it again, ends it empty, or not before its content."""
+    opened = OPEN_THOUGHT.search(prompt) if text.startswith(prompt) else None
+    content = without_thought(reply["content"]) if THOUGHT.match(reply["content"]) else reply["content"]
+    ends = text.find("</think>", len(prompt), text.rfind(content.strip()))
+    return opened if THOUGHT.match(text, len(prompt)) or ends < 0 or (thought and ends == len(prompt)) else None
+
+
+def filled(empty: re.Match[str], thought: str, rest: str) -> str:
+    """Write the thought of a reply where the template has an empty one before it, as those that drop all thoughts have."""
+    edge = "\n" if "\n" in empty[1] else ""
+    if own := THOUGHT.match(rest):  # in the content
+        rest = rest[: own.start(1) - len("<think>")] + rest[own.end(1) + len("</think>") :].lstrip("\n")
+    return f"<think>{edge}{thought}{edge}</think>{rest}"
+
+
+def behind(prompt: str, text: str, thought: str, reply: Message) -> str:
+    """Put a reply behind a prompt that ends in a thought, open or empty, which the template leaves out of finished turns."""
+    opened, empty = OPEN_THOUGHT.search(prompt), EMPTY_THOUGHT.search(prompt)
+    found = opened or empty
+    before = prompt[: found.start()] if found else prompt
+    if empty and thought:
+        raise ValueError(
+            "the chat template asks for replies without a thought, and this has one (data.thinking=drop leaves it out)"
+        )
+    if not text.startswith(before) or not found:
+        raise ValueError(
+            "the chat template does not continue its generation prompt with the reply (correct the model's "
+            "chat_template.jinja: a finished conversation has to be its prompt and then the reply)"
+        )
+    if empty:
+        return prompt + text[len(before) :].removeprefix(empty["close"])
+    if text.startswith("</think>", len(before)):  # the template writes the end of every thought, and no thought
+        return f"{prompt}{thought}{text[len(before) :]}"
+    # But not what stood behind it.
+    rest = without_thought(text[len(before) :])
+    rest = rest.lstrip("\n") if THOUGHT.match(reply["content"]) else rest
+    return f"{prompt}{thought}\n</think>\n\n{rest}"
 
 
 def _leaves(arguments: Any) -> Iterator[tuple[str, ...]]:

@@ -264,6 +264,100 @@ def test_a_thought_in_the_content_is_the_templates_thought_where_it_has_one(inde
         deaf.sequences(chat("Why?", content))
 
 
+# As Mistral's templates of 2024: the system message stands before the last turn, if that is the user's.
+SYSTEM_LAST = (
+    "{% set said = messages | selectattr('role', 'ne', 'system') | list %}{{ bos_token }}{% for m in said %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' }}{% if loop.last and messages[0].role == 'system' %}"
+    "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize(
+    "turns",
+    [TWO_TURNS, ONE_TURN, THREE_TURNS, chat("Blue.", "Blue.", "Blue.", "Blue."), chat("a", "[INST] a[/INST]", " b\n", " a b")],
+)
+def test_a_system_message_before_the_last_turn_is_before_the_turn_of_every_reply(
+    turns: Any, marked: bool, tokenizer_of: Tokenizers
+) -> None:
+    body = "{{ ' ' }}{% generation %}{{ m.content + eos_token }}{% endgeneration %}"
+    tokenizer = tokenizer_of(SYSTEM_LAST.replace("{{ ' ' + m.content + eos_token }}", body) if marked else SYSTEM_LAST)
+    renderer = ChatRenderer(tokenizer)
+    messages = [*chat(system=SYSTEM), *turns]
+    found = renderer.sequences(messages)
+    assert len(found) == len(turns) // 2
+    before = "<s>"
+    for sequence, asked, reply in zip(found, turns[::2], turns[1::2], strict=True):
+        said = f"{reply['content']}<|im_end|>"
+        text = f"{before}[INST] {SYSTEM}\n\n{asked['content']}[/INST] {said}"
+        assert tokenizer.decode(sequence.input_ids) == text
+        assert [run.lstrip() for run in trained_runs(tokenizer, sequence)] == [said.lstrip()]
+        before += f"[INST] {asked['content']}[/INST] {said}"
+    assert renderer.sequences(messages, last_reply_only=True) == found[-1:]
+    assert len(renderer.sequences(turns)) == 1
+
+
+def test_a_system_message_that_the_prompt_behind_a_tool_lacks_refuses_the_row(tokenizer_of: Tokenizers) -> None:
+    result = Message(role="tool", content="Sunny.")
+    with pytest.raises(ValueError, match=r"drops the content of turn 1 \(system\)"):
+        ChatRenderer(tokenizer_of(SYSTEM_LAST)).sequences([*chat(system=SYSTEM), *ONE_TURN, result, ONE_TURN[1]])
+
+
+@pytest.mark.parametrize(
+    ("content", "thought", "trained"),
+    [
+        ("Blue.", None, "\n</think>\n\nBlue."),
+        ("Blue, not </think>.", None, "\n</think>\n\nBlue, not </think>."),
+        ("Blue.", "It scatters.", "It scatters.\n</think>\n\nBlue."),
+        ("<think>\nIt scatters.\n</think>\n\nBlue.", None, "It scatters.\n</think>\n\nBlue."),
+    ],
+)
+def test_a_finished_reply_within_the_thought_that_its_prompt_opens_is_put_behind_it(
+    content: str, thought: str | None, trained: str, tokenizer_of: Tokenizers
+) -> None:
+    """As Nemotron Nano 2's template, which writes the last reply behind the open thought as it is."""
+    opens = "{% if m.role == 'assistant' and loop.last %}<think>\n{% endif %}{{ m['content'] }}"
+    tokenizer = tokenizer_of(
+        CHATML_TURNS.replace("{{ m['content'] }}", opens) + CHATML_PROMPT.replace("assistant\n", "assistant\n<think>\n")
+    )
+    reply = with_extra(Message(role="assistant", content=content), reasoning_content=thought)
+    messages = [*ONE_TURN, Message(role="user", content="Why?"), reply]
+    found = ChatRenderer(tokenizer).sequences(messages)
+    assert [trained_runs(tokenizer, one) for one in found] == [
+        [f"\n</think>\n\n{ONE_TURN[1]['content']}<|im_end|>"],
+        [f"{trained}<|im_end|>"],
+    ]
+
+
+def test_a_prompt_that_the_reply_does_not_continue_is_told_with_what_to_do(tokenizer_of: Tokenizers) -> None:
+    """As Apriel's, which starts a thought in words of its own, and leaves it out of finished replies."""
+    words = CHATML_PROMPT.replace("assistant\n", "assistant\nHere are my reasoning steps:\n")
+    with pytest.raises(ValueError, match=r"does not continue its generation prompt .*chat_template\.jinja"):
+        ChatRenderer(tokenizer_of(CHATML_TURNS + words)).sequences(ONE_TURN)
+    for empty in ("<think></think>", "<think:opensource></think:opensource>"):
+        deaf = CHATML_TURNS + CHATML_PROMPT.replace("assistant\n", f"assistant\n{empty}")
+        with pytest.raises(ValueError, match=r"asks for replies without a thought.*data\.thinking=drop"):
+            ChatRenderer(tokenizer_of(deaf)).sequences(chat("Why?", "<think>It scatters.</think>Blue."))
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("written", "end"), [("{{ m.reasoning_content or '' }}\n</think>\n\n", "\n</think>\n\n"), ("</think>", "</think>")]
+)
+def test_a_thought_that_a_finished_reply_goes_on_with_or_ends_empty_is_trained_once(
+    written: str, end: str, inline: bool, tokenizer_of: Tokenizers
+) -> None:
+    """As QwQ's and Qwen3.5's templates, which write it behind the open mark, and DeepSeek V3.1's, which leaves it out."""
+    opens = f"{{% if m.role == 'assistant' %}}<think>{written}{{% endif %}}"
+    turns = CHATML_TURNS.replace("{{ m['content'] }}", opens + "{{ m['content'].split('</think>')[-1].lstrip() }}")
+    tokenizer = tokenizer_of(turns + CHATML_PROMPT.replace("assistant\n", "assistant\n<think>"))
+    reply = Message(role="assistant", content="<think>It scatters.</think>\n\nBlue." if inline else "Blue.")
+    reply = reply if inline else with_extra(reply, reasoning_content="It scatters.")
+    (rendered,) = ChatRenderer(tokenizer).sequences([Message(role="user", content="Why?"), reply])
+    assert trained_runs(tokenizer, rendered) == [f"It scatters.{end}Blue.<|im_end|>"]
+
+
 # As DeepSeek V3.1, which ends the thought of every finished reply and writes none, and Kimi K2, which writes an empty one.
 BARE_ENDS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
