@@ -41,6 +41,10 @@ NO_END = (
     "eos_token in the template, within its {% generation %} marks if it has them, or list its last token under eos_token_id in "
     "the model's generation_config.json"
 )
+# The names under which templates read whether to think: Qwen's; DeepSeek's, Granite's and Kimi's; Cohere's.
+SWITCHES = ("enable_thinking", "thinking", "reasoning")
+# What Hunyuan's templates need to be told to end the last reply as all others.
+FINISHED = {"is_training": True}
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
 CALLS = {"tools", "tool_calls"}
@@ -123,7 +127,8 @@ class ChatRenderer:
             messages = [with_own_thought(message) for message in messages]
         extras = [extra_of(message) for message in messages]
         tools = extras[0].get("tools") if extras else None
-        options = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": thinking} | self._arguments
+        options = {"tools": tools, "add_generation_prompt": prompt, **self._switches(thinking)}
+        options |= ({} if prompt else FINISHED) | self._arguments
         error: Exception | None = None
         for given in forms_of(messages, extras, self._in_parts):
             try:
@@ -148,10 +153,14 @@ class ChatRenderer:
             return render_with_marks(self._tokenizer, given, options)
         return self._tokenizer.apply_chat_template(list(given), tokenize=False, **options), []
 
+    def _switches(self, thinking: bool) -> dict[str, Any]:
+        """Write whether to think under all names; one that was given holds for the others too."""
+        return dict.fromkeys(SWITCHES, next((self._arguments[name] for name in SWITCHES if name in self._arguments), thinking))
+
     def _probe(self, given: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Render turns that tell what the template does; "" where it rejects them, as is reported of those of the data."""
         try:
-            return self._tokenizer.apply_chat_template(list(given), tokenize=False, **options, **self._arguments)
+            return self._tokenizer.apply_chat_template(list(given), tokenize=False, **(options | self._arguments))
         except Exception:  # a template may raise anything
             return ""
 
@@ -169,7 +178,7 @@ class ChatRenderer:
     def _has_thoughts(self) -> bool:
         """Whether the template writes a thought that it is handed apart from the content."""
         asked, answered = self._probed_turns
-        return SENTINEL in self._probe([asked, answered | dict.fromkeys(THOUGHT_KEYS, SENTINEL)], enable_thinking=True)
+        return SENTINEL in self._probe([asked, answered | dict.fromkeys(THOUGHT_KEYS, SENTINEL)], **self._switches(True))
 
     @cached_property
     def _unwritten(self) -> set[str]:
@@ -189,7 +198,7 @@ class ChatRenderer:
         end = self._tokenizer.eos_token or SENTINEL
         starts = []
         for thinking in (False, True):
-            texts = (self._probe(self._probed_turns[:turns], enable_thinking=thinking) for turns in (1, 2))
+            texts = (self._probe(self._probed_turns[:turns], **self._switches(thinking)) for turns in (1, 2))
             asked, answered = (text.rpartition(end)[2] for text in texts)
             starts.append(answered if asked == answered and answered.strip() else "")
         return starts

@@ -14,6 +14,8 @@ from ual_ray.columns import THOUGHT, THOUGHT_KEYS, Message, Messages, extra_of, 
 # The first of several lines, with its indent: without it the lines are another program.
 INDENTED = re.compile(r"\s*?(?<![ \t])((?:[ ]{2}|\t)[ \t]*\S[^\n]*)\n\s*\S")
 
+# What a user writes to turn thinking on or off: some templates read it and leave it out.
+SWITCH = re.compile(r"(?<!<)/(?:no_)?think\b")
 # A thought that a generation prompt leaves open, and an empty one that it ends with.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 EMPTY_THOUGHT = re.compile(
@@ -85,6 +87,8 @@ def dropped(text: str, messages: Messages, extras: Sequence[Mapping[str, Any]], 
         content = message["content"].strip()
         if message["role"] == "assistant" and content not in text:
             content = without_thought(content).strip()
+        if message["role"] in ("system", "user") and content not in text:
+            content = SWITCH.sub("", content).strip()
         if message["role"] == "tool" and content not in text:
             content = next((form for form in next(_leaves(content)) if form in text), content)
         contents.append((content, f"the content of turn {number} ({message['role']})"))

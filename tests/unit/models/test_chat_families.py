@@ -252,10 +252,13 @@ def test_an_empty_thought_of_the_prompt_stands_before_a_reply_that_is_finished_w
         assert tokenizer.decode(prompt).endswith(thought)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": True}, {"thinking": True}])
 @pytest.mark.parametrize("indent", ["", "    "])
-def test_a_thought_in_the_content_is_the_templates_thought_where_it_has_one(indent: str, tokenizer_of: Tokenizers) -> None:
+def test_a_thought_in_the_content_is_the_templates_thought_where_it_has_one(
+    indent: str, arguments: Any, tokenizer_of: Tokenizers
+) -> None:
     tokenizer = tokenizer_of(OWN_THOUGHTS)
-    renderer = ChatRenderer(tokenizer)
+    renderer = ChatRenderer(tokenizer, arguments)
     content = f"<think>\nIt scatters.\n</think>\n\n{indent}Blue."
     (rendered,) = renderer.sequences(chat("Why?", content))
     assert trained_runs(tokenizer, rendered) == [f"<mm:think>It scatters.</mm:think>{indent}Blue.<|im_end|>"]
@@ -328,6 +331,43 @@ def test_a_finished_reply_within_the_thought_that_its_prompt_opens_is_put_behind
         [f"\n</think>\n\n{ONE_TURN[1]['content']}<|im_end|>"],
         [f"{trained}<|im_end|>"],
     ]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("switch", ["/no_think", "Be brief. /think", "/no_think Be brief."])
+def test_a_switch_of_thinking_that_the_template_reads_and_leaves_out_is_no_drop(
+    switch: str, at: int, tokenizer_of: Tokenizers
+) -> None:
+    """As Nemotron's templates do; that of Qwen3 writes it."""
+    reads = "{{ m['content'].replace('/no_think', '').replace('/think', '').strip() }}"
+    tokenizer = tokenizer_of(CHATML_TURNS.replace("{{ m['content'] }}", reads) + CHATML_PROMPT)
+    messages = [*chat(system=SYSTEM), *TWO_TURNS]
+    messages[at] = Message(role=messages[at]["role"], content=switch)
+    assert len(trained_runs(tokenizer, ChatRenderer(tokenizer).conversation(messages))) == 2
+
+
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking", "reasoning"])
+def test_thinking_is_turned_on_and_off_by_the_argument_that_a_template_reads(name: str, tokenizer_of: Tokenizers) -> None:
+    """DeepSeek's and Kimi K3's templates read `thinking`, Cohere's `reasoning`; the last two think by default."""
+    ends = f"{{% if {name} is defined and not {name} %}}</think>{{% endif %}}"
+    renderer = ChatRenderer(tokenizer_of(CHATML_TURNS + CHATML_PROMPT.replace("assistant\n", f"assistant\n<think>{ends}")))
+    for thinking, end in ((False, "<think></think>"), (True, "<think>")):
+        assert renderer.text(ONE_TURN[:1], generation_prompt=True, thinking=thinking).endswith(f"assistant\n{end}")
+    for given in ("enable_thinking", "thinking", "reasoning"):  # as engine.chat_template_kwargs has it
+        asked = ChatRenderer(renderer._tokenizer, {given: True}).text(ONE_TURN[:1], generation_prompt=True)
+        assert asked.endswith("assistant\n<think>")
+
+
+def test_a_template_that_ends_the_last_reply_in_training_alone_is_told_so(tokenizer_of: Tokenizers) -> None:
+    """As that of Hunyuan 3."""
+    end = "{% if m.role == 'user' or not loop.last or is_training %}<|im_end|>\n{% endif %}"
+    tokenizer = tokenizer_of(CHATML_TURNS.replace("<|im_end|>\n", end) + CHATML_PROMPT)
+    renderer = ChatRenderer(tokenizer)
+    (rendered,) = renderer.sequences(TWO_TURNS)
+    assert trained_runs(tokenizer, rendered) == ["Blue.<|im_end|>", "Green is a colour too.<|im_end|>"]
+    assert renderer.ends_turn(rendered)
+    off = ChatRenderer(tokenizer, {"is_training": False})
+    assert [trained_runs(tokenizer, one)[-1] for one in off.sequences(TWO_TURNS)][-1] == "Green is a colour too."
 
 
 def test_a_prompt_that_the_reply_does_not_continue_is_told_with_what_to_do(tokenizer_of: Tokenizers) -> None:
