@@ -1,10 +1,9 @@
 """Stage 3: rows with alpha in, a fine-tuned model directory out."""
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ual_ray.parquet import RowFiles
 from ual_ray.run.machines import checkpoints_uri
 from ual_ray.run.metrics_log import MetricsReader, read_metrics
 from ual_ray.run.progress import Meter, polled
-from ual_ray.run.side_by_side import raise_if_ending
+from ual_ray.run.side_by_side import in_thread, raise_if_ending
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.compat_ray_train import NodeTorchConfig
 from ual_ray.train.job import CHECKPOINTS, NON_FINITE_FILE, Outcome, TrainingJob
@@ -166,15 +165,7 @@ def fit(job: TrainingJob) -> Outcome:
 
 def _in_thread(work: Callable[[], Outcome], ask_to_stop: Callable[[], None], grace_seconds: float) -> Outcome:
     """Run work in a thread and wait for it, so that a signal is handled at once and the work can end cleanly."""
-    done: Future[Outcome] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # it is raised where it is waited for
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="training", daemon=True).start()
+    done = in_thread(work, "training")
     try:
         # In short waits: a signal delivered to another thread does not end a wait in this one.
         while not done.done():
