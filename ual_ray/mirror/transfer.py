@@ -123,15 +123,12 @@ class Mirror:
         """Lock the working folder: a session of this folder that still counts as working, and holds no lock, is dead."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.root.parent / URI_FILE, self.remote.uri)
-        lock = FileLock(self.root.parent / LOCK_FILE, timeout=0)
         try:
-            lock.acquire()
+            held = FileLock(self.root.parent / LOCK_FILE, timeout=0).acquire()
         except Timeout as error:
             raise self._used({"pid": "unknown", "host": "this machine"}) from error
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def _take(self, say: Say) -> dict[str, Any] | None:
         """Mark the folder as ours, once nobody else works there; return the marker before."""

@@ -75,16 +75,13 @@ class Workspace:
         """Lock the folder while the block runs. Raises UserError when another run holds the lock."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.root / LOCK_FILE), timeout=0)
-            lock.acquire()
+            held = FileLock(str(self.root / LOCK_FILE), timeout=0).acquire()
         except Timeout as error:
             raise UserError(f"another run is working in {self.root}", fix="wait for it, or give another output=...") from error
         except OSError as error:
             raise UserError(f"output {self.root} cannot be written", got=error, expected="a writable directory") from error
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
 
 def recorded_config(root: Path) -> dict[str, Any]:

@@ -117,16 +117,13 @@ class Spool:
     @contextmanager
     def held(self) -> Iterator[bool]:
         """Lock the spool for sending; yields False when another process holds the lock."""
-        lock = FileLock(str(self.folder / LOCK), timeout=0)
         try:
-            lock.acquire()
+            held = FileLock(str(self.folder / LOCK), timeout=0).acquire()
         except Timeout:
             yield False
             return
-        try:
+        with held:
             yield True
-        finally:
-            lock.release()
 
     def _read(self, name: str) -> Operation:
         operation = Operation(**json.loads(self._path(name).read_text(encoding="utf-8")))
