@@ -58,9 +58,8 @@ def load_state(
     from transformers.core_model_loading import WeightRenaming, convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    causal_lm: Any = model
-    own: Any = get_model_conversion_mapping(causal_lm)
-    names = "|".join(re.escape(name.removeprefix(f"{causal_lm.base_model_prefix}.")) for name in adapted)
+    own: Any = get_model_conversion_mapping(model)
+    names = "|".join(re.escape(name.removeprefix(f"{model.base_model_prefix}.")) for name in adapted)
     parts = ("weight", "bias") if adapted else ()
     config = LoadStateDictConfig(
         pretrained_model_name_or_path=path,
@@ -68,9 +67,9 @@ def load_state(
         dtype=torch.float32,
         weight_mapping=[*own, *(WeightRenaming(rf"({names})\.{part}$", rf"\1.base_layer.{part}") for part in parts)],
     )
-    info, _ = convert_and_load_state_dict_in_model(causal_lm, dict(slices), config, disk_offload_index=None)
+    info, _ = convert_and_load_state_dict_in_model(model, dict(slices), config, disk_offload_index=None)
     # What `as_in_checkpoint` undoes. Not the renaming of adapted layers: by then adapters are merged.
-    causal_lm._weight_conversions = [conversion for conversion in own if conversion.was_used()]
+    model._weight_conversions = [conversion for conversion in own if conversion.was_used()]
     mismatched = [f"{name[0]}: shape {name[1:]}" for name in info.mismatched_keys]
     errors = [f"{name}: {error}" for name, error in info.conversion_errors.items()]
     return Loaded(info.missing_keys, mismatched, errors, (config, info))
@@ -78,16 +77,14 @@ def load_state(
 
 def finish_loading(model: nn.Module, loaded: Loaded) -> None:
     """Tie the head, and compute the buffers that no checkpoint holds, such as rotary frequencies."""
-    causal_lm: Any = model
-    causal_lm._finalize_model_loading(causal_lm, *loaded._internal)
+    model._finalize_model_loading(model, *loaded._internal)
 
 
 def float32_names(model: nn.Module) -> Callable[[str], bool]:
     """Tell by name the weights that transformers holds in float32 also in a model in bfloat16, such as a router's biases."""
     from transformers.core_model_loading import build_glob_alternation
 
-    causal_lm: Any = model
-    patterns = [*causal_lm._get_dtype_plan(torch.bfloat16)]
+    patterns = [*model._get_dtype_plan(torch.bfloat16)]
     matching = build_glob_alternation(patterns)[0]
     return lambda name: bool(patterns and matching.search(name))
 
@@ -101,8 +98,7 @@ def as_in_checkpoint(model: nn.Module, name: str, tensor: Tensor) -> dict[str, T
     """Undo what `load_state` did to a checkpoint's names and shapes, for one parameter."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    causal_lm: Any = model
-    return revert_weight_conversion(causal_lm, {name: tensor})
+    return revert_weight_conversion(model, {name: tensor})
 
 
 def optional_file(source: str, name: str) -> str | None:
@@ -136,8 +132,7 @@ def pack_masks(causal_lm: Any, position_ids: Tensor, dtype: torch.dtype) -> dict
 
 def attention_implementation(model: nn.Module) -> str:
     """Name the attention implementation that a model runs with, such as sdpa or flash_attention_2."""
-    causal_lm: Any = model
-    return str(causal_lm.config._attn_implementation)
+    return str(model.config._attn_implementation)
 
 
 def render_with_marks(

@@ -103,8 +103,7 @@ def use_varlen(causal_lm: nn.Module, config: TrainConfig, device: torch.device) 
 
     # Not a decorator: that would import torch's compiler, 1 s, wherever this file is imported. transformers has imported it.
     AttentionInterface.register(NAME, torch.compiler.disable(varlen_attention, reason="packs differ in the number of samples"))
-    model: Any = causal_lm
-    model.set_attn_implementation(NAME)
+    causal_lm.set_attn_implementation(NAME)
     return True
 
 

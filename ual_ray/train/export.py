@@ -260,15 +260,14 @@ def _write_index(folder: Path, files: Iterable[str], total_size: int) -> None:
 def _write_companions(causal_lm: nn.Module, settings: Export, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    model: Any = causal_lm
-    config = deepcopy(model.config)
+    config = deepcopy(causal_lm.config)
     config.dtype = getattr(torch, settings.dtype)
     config.save_pretrained(folder)
     # Copied, as transformers refuses to save the settings of some well-known models.
     if generation := optional_file(settings.source, GENERATION):
         shutil.copy(generation, folder / GENERATION)
     else:
-        model.generation_config.save_pretrained(folder)
+        causal_lm.generation_config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(settings.source, trust_remote_code=settings.trust_remote_code)
     tokenizer.save_pretrained(folder)
     for name in PROCESSORS:

@@ -59,10 +59,9 @@ def linear_layers(causal_lm: nn.Module) -> list[str]:
     """Name a model's linear layers, without its head."""
     from transformers.pytorch_utils import Conv1D
 
-    model: Any = causal_lm
-    head = model.get_output_embeddings()
+    head = causal_lm.get_output_embeddings()
     kinds = (nn.Linear, Conv1D)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
+    return [name for name, module in causal_lm.named_modules() if isinstance(module, kinds) and module is not head]
 
 
 def _no_such_layers(config: LoraConfig, possible: list[str]) -> UserError:
@@ -130,8 +129,7 @@ def _placed_like(whole: Tensor, parameter: Tensor) -> Tensor:
 
 def write_adapter_settings(causal_lm: nn.Module, source: str, folder: Path) -> None:
     """Write adapter_config.json for a model with adapters; source: the model that they belong to."""
-    model: Any = causal_lm
-    settings = copy(model.peft_config[ADAPTER])
+    settings = copy(causal_lm.peft_config[ADAPTER])
     settings.base_model_name_or_path, settings.task_type, settings.inference_mode = source, "CAUSAL_LM", True
     settings.save_pretrained(folder)
 

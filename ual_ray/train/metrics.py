@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -75,8 +74,7 @@ class Hardware:
 
 def hardware(model: nn.Module, settings: TrainConfig, ranks: int, device: torch.device) -> Hardware:
     """Measure a SmoothedCausalLM, sharded or not, and look up the device's peak."""
-    causal_lm: Any = model.model
-    text = causal_lm.config.get_text_config()
+    text = model.model.config.get_text_config()
     experts, used = (getattr(text, name, None) for name in ("num_local_experts", "num_experts_per_tok"))
     share = used / experts if experts and used else 1.0
     sizes = [

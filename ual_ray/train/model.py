@@ -129,8 +129,7 @@ class SmoothedCausalLM(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The decoder: token ids to hidden states."""
-        causal_lm: Any = self.model
-        return causal_lm.get_decoder()
+        return self.model.get_decoder()
 
     def forward(self, batch: Batch) -> ForwardSums:
         """Sum the loss over the batch's target tokens: position t predicts token t + 1 with the alpha of that token.

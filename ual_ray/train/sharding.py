@@ -61,14 +61,13 @@ def find_layers(body: nn.Module) -> nn.ModuleList:
 
 def checkpoint_activations(causal_lm: nn.Module) -> None:
     """Enable gradient checkpointing for every decoder layer. Raises UserError when the model does not support it."""
-    model: Any = causal_lm
-    if not model.supports_gradient_checkpointing:
+    if not causal_lm.supports_gradient_checkpointing:
         raise UserError(
-            f"{type(model).__name__} does not support gradient checkpointing",
+            f"{type(causal_lm).__name__} does not support gradient checkpointing",
             got="train.activation_checkpointing=true",
             fix="set train.activation_checkpointing=false and lower train.micro_batch_size",
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
@@ -77,15 +76,14 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     model: a SmoothedCausalLM, whose weights keep their dtype, float32 if they are trained. Gradients of all ranks are added,
     never averaged.
     """
-    smoothed: Any = model
     precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
     # Ranks that compute on the CPU have everything there already.
     offload = CPUOffloadPolicy() if config.cpu_offload and mesh.device_type != "cpu" else OffloadPolicy()
     shared: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
     again: dict[str, Any] = {"mp_policy": precision, "reshard_after_forward": config.reshard_after_forward}
-    for layer in find_layers(smoothed.body):
+    for layer in find_layers(model.body):
         fully_shard(layer, **shared, **again)
-    embedding, head = smoothed.model.get_input_embeddings(), smoothed.model.get_output_embeddings()
+    embedding, head = model.model.get_input_embeddings(), model.model.get_output_embeddings()
     if embedding.weight is not head.weight:
         fully_shard(embedding, **shared, **again)
     # The root's inputs are token ids and alpha: casting to bfloat16 would round alpha.
@@ -93,7 +91,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, config: TrainConfig) -> None:
     register_fsdp_forward_method(model, "logits")
     register_fsdp_forward_method(model, "states")
     # Unsharded gradients are as large as unsharded weights: if weights are freed between uses, gradients do not fit either.
-    smoothed.holds_gradients = not config.reshard_after_forward
+    model.holds_gradients = not config.reshard_after_forward
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the step's global number of target tokens, so FSDP must sum, not average.

@@ -38,8 +38,7 @@ class ForwardPass:
 
 def forward_pass(causal_lm: nn.Module, dtype: str, rows: int, length: int, *, packed: bool) -> ForwardPass:
     """Run the decoder of a model on the meta device on [rows, length] tokens, in the arithmetic of train.dtype."""
-    model: Any = causal_lm
-    body = model.get_decoder()
+    body = causal_lm.get_decoder()
     with fake_tensors(), ExitStack() as stack:
         # FSDP casts parameters, and leaves buffers as they are.
         state = {name: _fake(parameter, DTYPES[dtype]) for name, parameter in body.named_parameters()}

@@ -10,7 +10,6 @@ those of layers that are not compiled (train.compile), which keep more.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,12 +85,11 @@ class Memory:
 
 def count_parameters(causal_lm: nn.Module, shards: int) -> Parameters:
     """Count the parameters of a model, on the meta device or not, and those of one rank out of `shards`."""
-    model: Any = causal_lm
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = [list(layer.parameters()) for layer in find_layers(model.get_decoder())]
+    embedding, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
+    layers = [list(layer.parameters()) for layer in find_layers(causal_lm.get_decoder())]
     apart = [] if embedding.weight is head.weight else [embedding.weight]
     grouped = {parameter for group in (*layers, apart) for parameter in group}
-    every = list(model.parameters())
+    every = list(causal_lm.parameters())
     root = [parameter for parameter in every if parameter not in grouped]
     sizes = [size * parameter.itemsize for size, parameter in zip(_shards(every, shards), every, strict=True)]
     return Parameters(
