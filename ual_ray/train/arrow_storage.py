@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from ual_ray.errors import UserError
 
 Where = str | os.PathLike[str]
+LOCAL = pyarrow.fs.LocalFileSystem()
 
 # What torch pickles into the metadata, by module.
 PARTS = {
@@ -40,18 +41,6 @@ PARTS = {
 
 # Bytes that are read at a time: of an object store, with a request each.
 READ_BYTES = 8 << 20
-
-
-def writer(filesystem: pyarrow.fs.FileSystem, folder: str) -> HashingWriter:
-    """Write shards into a folder of a file system; on a local one they are synced before the save completes."""
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return HashingWriter(folder)
-    return HashingWriter(folder, _ArrowFileSystem(filesystem))
-
-
-def reader(filesystem: pyarrow.fs.FileSystem, folder: str) -> Reader:
-    """Read shards from a folder of a file system; each rank reads only those it needs."""
-    return Reader(folder, None if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else _ArrowFileSystem(filesystem))
 
 
 class _ArrowFileSystem(FileSystemBase):
@@ -95,14 +84,16 @@ class _ArrowFileSystem(FileSystemBase):
 class HashingWriter(FileSystemWriter):
     """Writes the shards of a rank. `sums`: the SHA-256 of what has been written, by name of the file."""
 
-    def __init__(self, folder: str, filesystem: FileSystemBase | None = None) -> None:
-        """Take a folder of a file system, by default of this machine's."""
+    def __init__(self, folder: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        """Take a folder of a file system; on a local one files are synced before the save completes."""
         # What is written to an object store is there when the stream is closed: there is nothing to sync.
         # Nothing is copied from a GPU ahead of writing, as what is written is in host memory: torch would ask the GPU of the
         # writing thread, which is the node's first one for every rank, and take memory there.
-        super().__init__(folder, sync_files=filesystem is None, per_thread_copy_ahead=0)
-        if filesystem is not None:
-            self.fs, self.path = filesystem, folder
+        local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        super().__init__(folder, sync_files=local, per_thread_copy_ahead=0)
+        if not local:
+            self.path = folder
+            self.fs: FileSystemBase = _ArrowFileSystem(filesystem)
         self.sums: dict[str, str] = {}
         self._create_stream, self.fs.create_stream = self.fs.create_stream, self._hashing
 
@@ -137,13 +128,13 @@ def digest_of(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
 
 
 class Reader(FileSystemReader):
-    """Reads checkpoints, whose metadata may be forged."""
+    """Reads checkpoints, whose metadata may be forged; each rank reads only what it needs."""
 
-    def __init__(self, folder: str, filesystem: FileSystemBase | None = None) -> None:
-        """Take a folder of a file system, by default of this machine's."""
+    def __init__(self, folder: str, filesystem: pyarrow.fs.FileSystem = LOCAL) -> None:
+        """Take a folder of a file system."""
         super().__init__(folder)
-        if filesystem is not None:
-            self.fs, self.path = filesystem, folder
+        if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            self.fs, self.path = _ArrowFileSystem(filesystem), folder
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read what is stored where. Raises UserError for a file that is damaged, or names what is not of checkpoints."""

@@ -38,7 +38,7 @@ from torch.optim import Optimizer
 from ual_ray.config.files import PROGRESS_FILE, SUMS_FILE, damage_of, from_text, to_text
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.train.arrow_storage import HashingWriter, Planner, Reader, digest_of, reader, writer
+from ual_ray.train.arrow_storage import LOCAL, HashingWriter, Planner, Reader, digest_of
 from ual_ray.train.compat_torch import HostStager
 from ual_ray.train.job import CHECKPOINTS
 from ual_ray.train.lora import scale_of
@@ -126,7 +126,7 @@ class Checkpoints:
         """Have the state written, a copy while training goes on, or itself. Waits for the save before; raises its error."""
         self.wait()
         folder = f"{self._root}/{FOLDER_PREFIX}{progress.step:08d}-{self._attempt}"
-        storage = writer(self._filesystem, folder)
+        storage = HashingWriter(folder, self._filesystem)
         written = dcp.async_save(
             _state(model, optimizer),
             storage_writer=storage,
@@ -153,19 +153,19 @@ class Checkpoints:
         Raises UserError when they are damaged, not of this model, or not of the same trained weights.
         """
         fix = "restore it from a copy, or remove it: the newest of those that are left is taken then"
-        self._check(pyarrow.fs.LocalFileSystem(), folder, fix)
+        self._check(LOCAL, folder, fix)
         if unlike := _unlike(Path(folder), model):
             raise _does_not_fit(folder, unlike)
         settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         try:
-            self._load(pyarrow.fs.LocalFileSystem(), folder, model, optimizer)
+            self._load(LOCAL, folder, model, optimizer)
         except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
             raise _does_not_fit(folder, str(error).strip().splitlines()[-1]) from error
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
 
     def _load(self, filesystem: pyarrow.fs.FileSystem, folder: str, model: nn.Module, optimizer: Optimizer | None) -> None:
-        state, storage = _state(model, optimizer), reader(filesystem, folder)
+        state, storage = _state(model, optimizer), Reader(folder, filesystem)
         if optimizer is not None:
             # A weight that no step has used, such as a vision tower's in training on texts, has no moments until one does.
             stored, moments = storage.read_metadata().state_dict_metadata, state["optimizer"]["state"]
