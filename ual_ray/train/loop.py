@@ -118,31 +118,9 @@ def train_worker(
     outcome, progress = training.run(progress)
     checkpoints.wait()
     if outcome.ending == "finished":
-        progress = export_model(job, model, path, checkpoints, log, progress, output)
+        progress = training.write_model(path, progress)
         outcome = replace(outcome, exported=progress.step)
     return outcome
-
-
-def export_model(
-    job: TrainingJob,
-    model: SmoothedCausalLM,
-    path: str,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    progress: Progress,
-    output: Folder,
-) -> Progress:
-    """Write the model and its adapters, with the weights of the last step or of the best; return the progress of these."""
-    config, folder = job.train, Path(job.folder)
-    progress, origin = choose(checkpoints, model, progress, config)
-    if config.lora.rank:
-        export_adapter(model, path, folder / col.ADAPTER_FOLDER, output)
-    if not config.lora.rank or config.lora.merge:
-        card = model_card(job.model, config, progress, job.lineage, log.at(progress.step))
-        dtype = "float32" if config.export_dtype == "auto" else config.export_dtype
-        settings = Export(path, card, dtype, origin, job.trust_remote_code)
-        export(model, settings, folder / col.MODEL_FOLDER, checkpoints.group, output)
-    return progress
 
 
 @dataclass(frozen=True)
@@ -232,6 +210,19 @@ class Training:
         return Outcome(
             "non_finite", progress.step, f"step {progress.step + 1}: {error}; ids of its {plural(len(rows), 'row')}: {file}"
         )
+
+    def write_model(self, source: str, progress: Progress) -> Progress:
+        """Write the model and its adapters, with the weights of the last step or of the best; return the progress of these."""
+        job, config, folder = self.job, self.job.train, Path(self.job.folder)
+        progress, origin = choose(self.checkpoints, self.model, progress, config)
+        if config.lora.rank:
+            export_adapter(self.model, source, folder / col.ADAPTER_FOLDER, self.output)
+        if not config.lora.rank or config.lora.merge:
+            card = model_card(job.model, config, progress, job.lineage, self.log.at(progress.step))
+            dtype = "float32" if config.export_dtype == "auto" else config.export_dtype
+            settings = Export(source, card, dtype, origin, job.trust_remote_code)
+            export(self.model, settings, folder / col.MODEL_FOLDER, self.checkpoints.group, self.output)
+        return progress
 
 
 def resume(checkpoints: Checkpoints, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:

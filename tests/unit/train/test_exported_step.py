@@ -113,7 +113,7 @@ Train = Callable[..., Outcome]
 @pytest.fixture
 def train(data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train, or resume; stop_at: the last step before the driver is told to end. killed: while it exports."""
-    take, export = loop.Training.take, loop.export_model
+    take, export = loop.Training.take, loop.Training.write_model
 
     def run(stop_at: int | None = None, *, killed: bool = False, before_export: Any = None, **changes: Any) -> Outcome:
         def taken(training: Any, step: Any, progress: Any) -> Any:
@@ -129,7 +129,7 @@ def train(data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return export(*arguments)
 
         monkeypatch.setattr(loop.Training, "take", taken)
-        monkeypatch.setattr(loop, "export_model", exported)
+        monkeypatch.setattr(loop.Training, "write_model", exported)
         (tmp_path / STOP_FILE).unlink(missing_ok=True)
         seed = changes.pop("seed", 3)
         job = loop.TrainingJob(TrainConfig(**SETTINGS | changes), str(source), str(data), str(tmp_path), seed)
