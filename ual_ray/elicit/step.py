@@ -12,16 +12,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from ual_ray import columns as col
 from ual_ray.config import AUTO, Config
 from ual_ray.config.files import read_json
 from ual_ray.config.keys import affecting
 from ual_ray.config.redact import redact_uri, redact_values
 from ual_ray.data.fingerprint import fingerprint
-from ual_ray.data.peek import peek
+from ual_ray.data.formats import BadRow
+from ual_ray.data.peek import DataPeek, peek
+from ual_ray.elicit.known import Shared, asked_of, note_asked, stores_without_replies
+from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.engines.reading import READING_VERSION
+from ual_ray.engines.row_store import RowStore
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list
+from ual_ray.mirror.remote import open_place
 from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest, file_digest
 from ual_ray.plots import training as plots
@@ -43,9 +50,7 @@ from ual_ray.run.step import (
 from ual_ray.stats.score_quality import Quality, auroc_text, self_check_warning, truncation_warning
 
 if TYPE_CHECKING:
-    from ual_ray.data.peek import DataPeek
     from ual_ray.elicit.forecast import KeptReplies
-    from ual_ray.elicit.replies import Known
     from ual_ray.elicit.shared_store import SharedStore
 
 
@@ -82,9 +87,7 @@ def elicit_step(session: Session, place: Place, *, retry: bool = False) -> Done:
 
 def _shared(config: Config, store: Path, key: Mapping[str, Any], data: str | None = None) -> SharedStore | None:
     """Open elicit.store for a run with these rows of its own; None where there is none, or it is the run's own store."""
-    from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.shared_store import SharedStore
-    from ual_ray.mirror.remote import open_place
 
     if config.elicit.store is None:
         return None
@@ -95,7 +98,6 @@ def _shared(config: Config, store: Path, key: Mapping[str, Any], data: str | Non
 def kept_replies(config: Config, place: Place, retry: bool) -> KeptReplies | None:
     """Find where the replies of earlier elicitations are, for a forecast; None where there was none. Changes no folder."""
     from ual_ray.elicit.forecast import KeptReplies
-    from ual_ray.elicit.known import asked_of
 
     key = measuring(config)
     store, copy = place.store_folder(key), None
@@ -112,9 +114,6 @@ def kept_replies(config: Config, place: Place, retry: bool) -> KeptReplies | Non
 def _elicit_and_log(
     session: Session, run: Run, source: str, folder: Path, store: Path, shared: SharedStore | None
 ) -> dict[str, Any]:
-    import ray
-
-    from ual_ray.elicit.known import asked_of, note_asked
     from ual_ray.elicit.traces import sampled_traces
 
     config = session.config
@@ -145,11 +144,8 @@ def _elicit_and_log(
 
 def _score(session: Session, seen: DataPeek, folder: Path, store: Path, asked: str) -> dict[str, Any]:
     """Score the rows that the store lacks, after a trial of the server and the self-check; return the figures."""
-    from ual_ray.data.formats import BadRow
     from ual_ray.elicit import self_check_stage as self_checks
     from ual_ray.elicit import stage
-    from ual_ray.elicit.stage import TRIAL_ROWS, try_server
-    from ual_ray.engines.row_store import RowStore
 
     config = session.config
     measured = col.measured_schema(config.elicit.estimators)
@@ -158,7 +154,7 @@ def _score(session: Session, seen: DataPeek, folder: Path, store: Path, asked: s
 
     if config.engine.remote and not RowStore(store, measured).count():
         good = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
-        for note in try_server(config, [*islice(good, TRIAL_ROWS)], asked, _known(session, store)):
+        for note in stage.try_server(config, [*islice(good, stage.TRIAL_ROWS)], asked, _known(session, store)):
             session.say("server", note)
     checked: dict[str, Any] = {}
     if config.elicit.self_check:
@@ -205,15 +201,10 @@ def check_scored(session: Session, scored: Path) -> None:
 
 def _known(session: Session, store: Path) -> Known:
     """Return the replies that need not be asked for again; none where the step is forced."""
-    from ual_ray.elicit.known import Shared, asked_of
-    from ual_ray.elicit.replies import no_replies
-
     return no_replies if "elicit" in session.force else Shared(store, asked_of(measuring(session.config)))
 
 
 def _explain_old_stores(session: Session, store: Path) -> None:
-    from ual_ray.elicit.known import stores_without_replies
-
     if store.exists():
         return
     for old in stores_without_replies(store):
@@ -223,7 +214,6 @@ def _explain_old_stores(session: Session, store: Path) -> None:
 
 def _self_check(session: Session, candidates: list[dict[str, Any]], folder: Path, store: Path) -> dict[str, Any]:
     """Run the self-check and print a line per estimator."""
-    from ual_ray.elicit.known import asked_of
     from ual_ray.elicit.self_check_stage import self_check
 
     asked = asked_of(measuring(session.config))

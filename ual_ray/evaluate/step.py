@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from ual_ray import columns as col
 from ual_ray.config import Config
@@ -17,6 +18,8 @@ from ual_ray.evaluate import stage as evaluation
 from ual_ray.evaluate.lm_eval import ROWS_VERSION, evaluate_with_harness, is_task_file, task_digests
 from ual_ray.formatting import count_list, plural
 from ual_ray.parquet import content_digest, read_table
+from ual_ray.run.cluster import cores_for_one
+from ual_ray.run.machines import output_folder
 from ual_ray.run.progress import meter
 from ual_ray.run.stage_cache import Done
 from ual_ray.run.step import (
@@ -163,10 +166,6 @@ def harness_step(
 
 def _harness_in_a_task(session: Session, config: Config, name: str, tasks: Sequence[str], folder: Path) -> dict[str, Any]:
     session.connect()
-    import ray
-
-    from ual_ray.run.cluster import cores_for_one
-
     engine = config.engine
     cores = engine.cpus_per_actor if engine.gpus_per_actor else cores_for_one(engine)
     # One call per process: vLLM gives its memory back at its process's end.
@@ -176,8 +175,6 @@ def _harness_in_a_task(session: Session, config: Config, name: str, tasks: Seque
 
 
 def _evaluate_on_this_node(config: Config, name: str, tasks: Sequence[str], folder: Path) -> dict[str, Any]:
-    from ual_ray.run.machines import output_folder
-
     output = output_folder()
     config = config.model_copy(update={"model": output.fetched_model(config.model)})
     with output.writing(folder) as own:
