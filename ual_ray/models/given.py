@@ -1,7 +1,5 @@
 """What a chat template is handed of a conversation, and what of it is missing or elsewhere in the text that it writes."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

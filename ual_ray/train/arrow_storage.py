@@ -4,8 +4,6 @@ What is written is hashed on its way, as a file of an object store would have to
 numbers with pickle, which runs what a forged file names: here it makes only what checkpoints consist of.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
