@@ -19,7 +19,6 @@ from ual_ray.run.terminal import absolute, is_uri, terminal
 
 if TYPE_CHECKING:
     from ual_ray.config import Config
-    from ual_ray.mirror.output import Output
     from ual_ray.run import StageName
     from ual_ray.run.step import Session
 
@@ -119,22 +118,26 @@ def _absolute_name(name: str) -> str:
 
 
 @contextmanager
-def session(config: Config, output: Output, stage: StageName, *, force: bool, verbose: bool) -> Iterator[Session]:
-    """Lock the output folder, open its log file and its MLflow store, and yield the session of a single stage."""
+def session(config: Config, out: str, stage: StageName, *, force: bool, verbose: bool) -> Iterator[tuple[Session, Path]]:
+    """Check the output and what the stage needs; yield the session of the single stage, and its folder, which is locked."""
+    from ual_ray import preflight
+    from ual_ray.mirror.output import open_output
     from ual_ray.run.output import Workspace
     from ual_ray.run.stage_cache import LOG_FILE
 
-    with output.held() as out, Workspace(out).held(), terminal(out / LOG_FILE, verbose) as console:
+    output = open_output(out, "--out")
+    preflight.check(config, {stage})
+    with output.held() as folder, Workspace(folder).held(), terminal(folder / LOG_FILE, verbose) as console:
         from ual_ray.run.precision import with_inference_dtype
         from ual_ray.run.step import Session
         from ual_ray.tracking.tracker import Tracker
 
         only = frozenset({stage})
-        config = config if stage == "train" else with_inference_dtype(config, out)
-        with Tracker(config.tracking, out) as tracker:
+        config = config if stage == "train" else with_inference_dtype(config, folder)
+        with Tracker(config.tracking, folder) as tracker:
             session = Session(config, console, tracker, only if force else frozenset(), only)
             with session.cluster:
-                yield session
+                yield session, folder
         session.say_failures()
 
 

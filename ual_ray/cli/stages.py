@@ -44,21 +44,15 @@ def elicit(
     Writes OUT/KEY/rows and OUT/KEY/scored; `ual smooth OUT` and `ual inspect OUT` read the newest KEY.
     KEY is a hash of the inputs and settings.
     """
-    from ual_ray import preflight
-
     config = load(config_file, overrides, {"data.path": data})
     if dry_run:
         _forecast(config, local(out), force=force, retry=retry_failed)  # of a URI a copy: nothing is marked as in use
         return
-    from ual_ray.mirror.output import open_output
-
-    output = open_output(out, "--out")
-    preflight.check(config, {"elicit"})
-    with session(config, output, "elicit", force=force, verbose=verbose) as running:
+    with session(config, out, "elicit", force=force, verbose=verbose) as (running, folder):
         from ual_ray.elicit.step import elicit_step
         from ual_ray.run.step import Place
 
-        elicit_step(running, Place(output.root), retry=retry_failed)
+        elicit_step(running, Place(folder), retry=retry_failed)
 
 
 def _forecast(config: Config, out: Path, *, force: bool, retry: bool) -> None:
@@ -163,16 +157,12 @@ def train(
         preflight.check_train(config.train)
         show(estimate(config, source, gpu, rows), make_console())
         return
-    from ual_ray.mirror.output import open_output
-
-    output = open_output(out, "--out")
     preflight.check_validated(config.train, rows is not None)
-    preflight.check(config, {"train"})
-    with session(config, output, "train", force=force, verbose=verbose) as running:
+    with session(config, out, "train", force=force, verbose=verbose) as (running, folder):
         from ual_ray.run.step import Place
         from ual_ray.train.step import train_step
 
-        train_step(running, output.root.name, source, rows, Place(output.root, keyed=False))
+        train_step(running, folder.name, source, rows, Place(folder, keyed=False))
 
 
 def evaluate(
@@ -215,25 +205,21 @@ def evaluate(
 
     config = load(config_file, overrides, {"model": model})
     source = find(rows, col.ROWS_FOLDER, "ual elicit") if rows else None
-    folder = Path(model)
-    title = name or (folder.parent.name if folder.name == "model" else folder.name)
-    from ual_ray.mirror.output import open_output
-
-    output = open_output(out, "--out")
+    place = Path(model)
+    title = name or (place.parent.name if place.name == "model" else place.name)
     if lm_eval is None:
         preflight.check_benchmarks(config, source is not None)
     else:
         preflight.check_harness(lm_eval.split(","))
-    preflight.check(config, {"evaluate"})
-    with session(config, output, "evaluate", force=force, verbose=verbose) as running:
+    with session(config, out, "evaluate", force=force, verbose=verbose) as (running, folder):
         from ual_ray import pipeline
         from ual_ray.evaluate.step import harness_step
         from ual_ray.run.step import Place
 
         if lm_eval is not None:
-            harness_step(running, title, lm_eval.split(","), Place(output.root / "lm_eval"))
+            harness_step(running, title, lm_eval.split(","), Place(folder / "lm_eval"))
         else:
-            pipeline.evaluate_alone(running, title, source, output.root, retry=retry_failed)
+            pipeline.evaluate_alone(running, title, source, folder, retry=retry_failed)
 
 
 def judge(
@@ -261,19 +247,14 @@ def judge(
     Writes OUT/judge/KEY: win_rates.json, verdicts.parquet, and annotations.json for AlpacaEval's own tools.
     KEY is a hash of the inputs and settings.
     """
-    from ual_ray import preflight
     from ual_ray.config import REFERENCE_ANSWERS
 
     config = load(config_file, overrides, {"judge.against": REFERENCE_ANSWERS})
     answers = [None if name == REFERENCE_ANSWERS else _find_answers(name) for name in (candidate, reference)]
-    from ual_ray.mirror.output import open_output
-
-    output = open_output(out, "--out")
-    preflight.check(config, {"judge"})
-    with session(config, output, "judge", force=force, verbose=verbose) as running:
+    with session(config, out, "judge", force=force, verbose=verbose) as (running, folder):
         from ual_ray import pipeline
 
-        pipeline.judge_alone(running, answers[0], answers[1], output.root, retry=retry_failed)
+        pipeline.judge_alone(running, answers[0], answers[1], folder, retry=retry_failed)
 
 
 def _find_answers(place: str) -> Path:
