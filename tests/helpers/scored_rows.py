@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def folder_of(folder: Path, rows: Sequence[dict[str, Any]], files: int = 1) -> P
 
 def inspected(folder: Path, rows: Sequence[dict[str, Any]], **options: Any) -> Inspection:
     found = inspect(folder_of(folder, rows), **options)
-    json.dumps(found.as_dict(), allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
     return found
 
 

@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import re
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_a_hostile_source_is_text_on_page_and_terminal(text: str, tmp_path: Path
     read_page(page)
     assert "<script" not in page
     to_console(inspection, Console(file=shown, width=200))
-    assert json.dumps(inspection.as_dict())
+    assert json.dumps(asdict(inspection))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -25,7 +25,7 @@ def inspect_scores(config: Config, scored: Path, labels: Path | None, page: Path
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, to_html(inspection))
     metrics = page.with_suffix(".json")
-    write_json(metrics, inspection.as_dict())
+    write_json(metrics, asdict(inspection))
     to_console(inspection, console)
     # The output folder that the scores belong to: the nearest one above with an MLflow store.
     store = next((place for place in scored.parents if (place / STORE_FILE).is_file()), page.parent)

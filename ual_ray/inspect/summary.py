@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from ual_ray import columns as col
 from ual_ray.formatting import count, number, share
@@ -89,10 +88,6 @@ class Inspection:
     quality: dict[str, Quality]
     self_check: SelfCheckResult | None = None
     warnings: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serializable values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

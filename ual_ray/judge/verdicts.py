@@ -100,7 +100,7 @@ def win_rates(rows: Sequence[Row], settings: EvaluateConfig, seed: int = 0) -> d
         "reasons": dict(reasons),
         "parse_rate": read / len(sent),
         "win_rates": {
-            name: _rate(group, settings, seed).as_dict()
+            name: asdict(_rate(group, settings, seed))
             for name, group in groups.items()
             if any(row[col.PREFERENCE] is not None for row in group)
         },

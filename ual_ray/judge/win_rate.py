@@ -13,7 +13,7 @@ differ by up to 0.2 points for models of its leaderboard.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,6 @@ class WinRate:
     strength: float | None
     level: float
     resamples: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serializable values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

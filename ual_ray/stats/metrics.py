@@ -209,11 +209,6 @@ class MetricValue:
     standard_error: float | None
     n: int
 
-    @property
-    def direction(self) -> Direction | None:
-        """Which way is better, where that is known."""
-        return metric_of(self.metric).direction
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

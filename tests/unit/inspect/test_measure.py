@@ -254,7 +254,7 @@ def test_the_self_check_next_to_the_scores_is_reported(tmp_path: Path) -> None:
     (tmp_path / "self_check.json").write_text(json.dumps(check))
     inspection = inspect(tmp_path / "scored")
     assert inspection.self_check is not None and inspection.self_check.estimators["nll"] == found
-    assert json.loads(json.dumps(inspection.as_dict()))["self_check"] == check
+    assert json.loads(json.dumps(asdict(inspection)))["self_check"] == check
     text = printed(inspection)
     assert "self-check: 200 rows, 40 of them with another row's response" in text
     assert f"  nll                  AUROC 1.00 ({found.auroc_low:.2f} to 1.00)" in text

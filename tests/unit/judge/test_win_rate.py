@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def test_the_controlled_interval_holds_the_true_rate_about_as_often_as_it_claims
 
 def test_the_result_is_plain() -> None:
     got = rate(CASES[0]["preference"], CASES[0]["len_reference"], CASES[0]["len_candidate"], resamples=5)
-    assert WinRate(**json.loads(json.dumps(got.as_dict()))) == got
+    assert WinRate(**json.loads(json.dumps(asdict(got)))) == got
 
 
 # --- position --------------------------------------------------------------------------------------------------------

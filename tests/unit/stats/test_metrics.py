@@ -53,7 +53,7 @@ def test_nll_is_per_token_and_not_per_row() -> None:
     assert figure.value == 20 / 12
     residuals = [10 - 10 * 20 / 12, 10 - 2 * 20 / 12]
     assert figure.standard_error == pytest.approx(math.sqrt(2 * sum(r * r for r in residuals)) / 12)
-    assert (figure.n, figure.direction, figure.source) == (2, "lower", OVERALL)
+    assert (figure.n, metric_of(figure.metric).direction, figure.source) == (2, "lower", OVERALL)
 
 
 def test_figures_overall_and_by_source_and_a_failed_row_counts_nowhere() -> None:
