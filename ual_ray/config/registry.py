@@ -38,11 +38,9 @@ class Registry(Mapping[str, Any]):
         return name in self.targets
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
         return iter(self.targets)
 
     def __len__(self) -> int:
-        """Count the names."""
         return len(self.targets)
 
 

@@ -12,7 +12,6 @@ class Deduplicator:
     """
 
     def __init__(self) -> None:
-        """Create an empty table."""
         self._table = sqlite3.connect("", check_same_thread=False)
         # The table is temporary: no journal, no waiting for the disk, and in memory while it is small.
         self._table.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;")

@@ -69,7 +69,6 @@ class BadRow(ValueError):
     """A row that cannot be used: the reason it is quarantined with, and `raw`, the text of a line that is not a record."""
 
     def __init__(self, reason: str, raw: str | None = None) -> None:
-        """Keep the reason, and the raw text."""
         super().__init__(reason)
         self.raw = raw
 

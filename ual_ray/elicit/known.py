@@ -163,7 +163,6 @@ class Shared:
     """The replies of `find_known`: indexed in a task when they are first wanted, and fetched by each actor that wants them."""
 
     def __init__(self, store: Path, asked: str) -> None:
-        """Remember what to index."""
         self._wanted = (store, asked)
 
     def __call__(self, keys: Collection[int]) -> Mapping[int, Sequence[Kept]]:

@@ -38,7 +38,6 @@ class FakeEngine:
     """Deterministic answers, from a hash of model and request."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        """Take the same arguments as a real engine."""
         self._model = _identify(spec.model)
         self._limit = spec.config.max_model_len
         self._arguments = spec.config.arguments

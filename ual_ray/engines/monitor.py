@@ -37,8 +37,6 @@ class EngineMetrics:
     """Rows, failed rows, requests, tokens, seconds per batch and batches at work, by task (ScoreRows, AnswerRows, ...)."""
 
     def __init__(self, task: str) -> None:
-        """Make the metrics of one actor."""
-
         def counter(name: str, description: str) -> metrics.Counter:
             made = metrics.Counter(f"ual_ray_{name}", description, tag_keys=("task",))
             made.set_default_tags({"task": task})

@@ -136,7 +136,6 @@ class BackgroundLoop:
     """An event loop in its own thread, for callers that may have a running loop and for several callers at a time."""
 
     def __init__(self) -> None:
-        """Start the thread."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()

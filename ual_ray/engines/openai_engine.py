@@ -98,11 +98,9 @@ class OpenAIEngine:
         check_endpoint(config, model)
 
     def __enter__(self) -> OpenAIEngine:
-        """Return the engine; it is closed at the end of the `with` block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the engine."""
         self.close()
 
     def close(self) -> None:

@@ -53,7 +53,6 @@ class SharedLock:
     """A lock that many threads hold together, or one alone; who waits to be alone goes before those who come later."""
 
     def __init__(self) -> None:
-        """Begin with nobody inside."""
         self._changed = Condition()
         self._together = 0
         self._alone = False

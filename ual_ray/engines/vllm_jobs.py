@@ -118,7 +118,6 @@ class LikelihoodJob(Job):
     """
 
     def __init__(self, request: Likelihood, renderer: ChatRenderer, by_token: bool = False) -> None:
-        """Render the conversation."""
         conversation = messages_of(request.conversation)
         self.sequences = renderer.sequences(
             conversation, last_reply_only=request.last_reply_only, content_only=request.content_only
@@ -170,7 +169,6 @@ class CompletionJob(Job):
     """Sampled or greedy replies to one prompt."""
 
     def __init__(self, request: Completion, renderer: ChatRenderer) -> None:
-        """Render the prompt."""
         self.n, self.confidence = request.n, request.confidence
         seed = request.seed if request.temperature > 0 else None
         # 0 = of the chosen token alone.

@@ -46,7 +46,6 @@ class Columns:
         return [name.removeprefix(prefix) for name in self._schema.names if name.startswith(prefix)]
 
     def __contains__(self, name: str) -> bool:
-        """Whether the column exists."""
         return name in self._schema.names
 
     def arrow(self, name: str) -> pa.ChunkedArray:

@@ -24,7 +24,6 @@ class AlphaColumnSFTTrainer(SFTTrainer):
     """SFTTrainer that keeps `alpha` and `loss_weight` of its rows, also through packing, and logs means over tokens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take SFTTrainer's arguments."""
         super().__init__(*args, **kwargs)
         self._sums: dict[str, defaultdict[str, float]] = {mode: defaultdict(float) for mode in ("train", "eval")}
 

@@ -38,7 +38,6 @@ class MetricsReader:
     """Reads the new lines of a metrics file, also after a resumed run has rewritten it."""
 
     def __init__(self, path: Path) -> None:
-        """Start at the first line."""
         self._path = path
         self._file, self._offset, self._next_step = 0, 0, 0
 

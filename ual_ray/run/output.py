@@ -35,7 +35,6 @@ class Workspace:
     """One output folder, used by one process at a time."""
 
     def __init__(self, root: Path) -> None:
-        """Take the folder."""
         self.root = root
 
     @property

@@ -66,7 +66,6 @@ class Cluster(ExitStack):
     """
 
     def __init__(self) -> None:
-        """Start unconnected."""
         super().__init__()
         self.connected = False
         self.free: dict[str, float] = {}

@@ -175,7 +175,6 @@ class Tracker:
         return self.waiting
 
     def __enter__(self) -> Tracker:
-        """Return the tracker."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

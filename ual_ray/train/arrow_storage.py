@@ -129,7 +129,6 @@ class Reader(FileSystemReader):
     """Reads checkpoints, whose metadata may be forged; each rank reads only what it needs."""
 
     def __init__(self, folder: str, filesystem: pyarrow.fs.FileSystem = LOCAL) -> None:
-        """Take a folder of a file system."""
         super().__init__(folder)
         if not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             self.fs, self.path = _ArrowFileSystem(filesystem), folder

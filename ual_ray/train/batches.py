@@ -149,7 +149,6 @@ class StepPlan:
         return Step(epoch, tuple(tuple(micro_batches[rank :: self._world_size]) for rank in range(self._world_size)))
 
     def __iter__(self) -> Iterator[Step]:
-        """Iterate over all steps."""
         return (self[number] for number in range(len(self)))
 
     def rows(self, step: Step) -> list[int]:

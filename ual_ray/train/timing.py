@@ -89,7 +89,6 @@ class Stopwatch:
     """Measures the seconds that go to each purpose; only one runs at a time."""
 
     def __init__(self) -> None:
-        """Start the first lap."""
         self._seconds: dict[str, float] = defaultdict(float)
         self._began = time.monotonic()
         # CPU time of this rank's thread in the last step: without what it waited for others, and for a GPU.

@@ -125,11 +125,9 @@ class TokenStore:
         return cls(table, split, uncertainty_bins, _values(arm) if arm else None, most_tokens, _sources(sources))
 
     def __len__(self) -> int:
-        """Number of rows of the split."""
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Read row by row."""
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, row: int) -> Sample:
