@@ -234,7 +234,7 @@ def check_mixture(weights: Mapping[str, float], data: DataConfig, seen: DataPeek
         firsts = {piece.path: [piece] for piece in reversed(seen.pieces)}.values()
         parts = (usable_rows(data, pieces, seen.format_name) for pieces in islice(firsts, MIXTURE_FILES))
         rows = chain.from_iterable(islice(part, MIXTURE_ROWS) for part in parts)
-    names = sorted({row.source for row in rows if row.split == col.TRAIN})
+    names = sorted({row[col.SOURCE] for row in rows if row[col.SPLIT] == col.TRAIN})
     check_names(weights, names, complete=seen.complete)
 
 

@@ -104,18 +104,23 @@ def _block(entries: list[Entry], piece: Piece, data: DataConfig, claim: Claim) -
     identities = [col.content_id(messages) for _, _, messages in good]
     first = claim(identities, [at for at, _, _ in good]) if good else []
     rows = [
-        {
-            col.ID: identity,
-            col.SOURCE: source_of(record, piece),
-            col.SPLIT: split_of(grouped(record, identity, data), data),
-            col.GIVEN_ID: given_id(record),
-            col.MESSAGES: list(messages),
-        }
+        _row(record, messages, identity, piece, data)
         for (_, record, messages), identity, mine in zip(good, identities, first, strict=True)
         if mine
     ]
     quarantined = [{"reason": reason, "row": dict(record)} for record, reason in bad]
     return Block(pa.Table.from_pylist(rows, schema=col.ROWS), quarantined, len(good) - len(rows))
+
+
+def _row(record: Record, messages: col.Messages, identity: str, piece: Piece, data: DataConfig) -> dict[str, Any]:
+    """Make a row of `columns.ROWS`."""
+    return {
+        col.ID: identity,
+        col.SOURCE: source_of(record, piece),
+        col.SPLIT: split_of(grouped(record, identity, data), data),
+        col.GIVEN_ID: given_id(record),
+        col.MESSAGES: list(messages),
+    }
 
 
 def given_id(record: Record) -> str | None:
@@ -142,27 +147,12 @@ def _write(block: Block, folder: Path, name: str) -> None:
         write_lines(folder / QUARANTINE_FOLDER / f"{name}.jsonl", block.quarantined)
 
 
-@dataclass(frozen=True)
-class UsableRow:
-    """A usable row, as a run would read it."""
-
-    messages: col.Messages
-    identity: str
-    given: str | None
-    source: str
-    split: str
-
-
-def usable_rows(data: DataConfig, pieces: Sequence[Piece], format_name: str) -> Iterator[UsableRow]:
-    """Yield the rows of these shards that a run would score or train on, each once, in data order."""
-    known = set()
+def usable_rows(data: DataConfig, pieces: Sequence[Piece], format_name: str) -> Iterator[dict[str, Any]]:
+    """Yield the canonical rows of these shards that a run would score or train on, each once, in data order."""
+    known, strict = set(), data.format == "auto"
     for piece in pieces:
-        records = read_piece(piece)
-        for record, messages in convert(
-            records, format_name, data.columns, data.thinking, data.reference, data.format == "auto"
-        ):
+        for record, messages in convert(read_piece(piece), format_name, data.columns, data.thinking, data.reference, strict):
             if isinstance(messages, BadRow) or (identity := col.content_id(messages)) in known:
                 continue
             known.add(identity)
-            split = split_of(grouped(record, identity, data), data)
-            yield UsableRow(messages, identity, given_id(record), source_of(record, piece), split)
+            yield _row(record, messages, identity, piece, data)

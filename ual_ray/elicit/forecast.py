@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 
 from ual_ray import columns as col
 from ual_ray.config import Config
-from ual_ray.data.canonical import UsableRow, usable_rows
+from ual_ray.data.canonical import usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.estimators import make_estimators, requests_of
@@ -56,27 +57,27 @@ def ask_sample(config: Config, seen: DataPeek, kept: KeptReplies) -> Asked:
     rows = _sample(config, seen)
     own = RowStore(kept.folder, col.measured_schema(config.elicit.estimators))
     files = [file for file in own.files() if not (kept.retry and file.parent == own.failed)]
-    unsent = set(own.missing(pa.chunked_array([[row.identity for row in rows]], pa.string()), files).to_pylist())
+    unsent = set(own.missing(pa.chunked_array([[row[col.ID] for row in rows]], pa.string()), files).to_pylist())
     spec = EngineSpec(config.engine, config.elicit.model, config.elicit.adapter, config.trust_remote_code)
     whom, known = asked_with(kept.asked, template_hash_of(spec)), find_known(kept.folder, kept.asked)
     estimators = make_estimators(config.elicit, config.seed)
     everything: list[Request] = []
     missing: list[Request] = []
     for row in rows:
-        for attempt in (0, RETEST_ATTEMPT) if position(row.identity) < config.elicit.retest_share else (0,):
-            requests = requests_of(estimators, row.messages, attempt)
+        for attempt in (0, RETEST_ATTEMPT) if position(row[col.ID]) < config.elicit.retest_share else (0,):
+            requests = requests_of(estimators, row[col.MESSAGES], attempt)
             everything += requests
-            if row.identity in unsent:
+            if row[col.ID] in unsent:
                 keys = {request: request_key(whom, request, retest=attempt > 0) for request in requests}
                 found = known(set(keys.values()))
                 missing += [part for request, key in keys.items() for part in missing_of(request, found.get(key, ()))]
     return everything, missing
 
 
-def _sample(config: Config, seen: DataPeek) -> list[UsableRow]:
+def _sample(config: Config, seen: DataPeek) -> list[dict[str, Any]]:
     """Take rows that will be scored, evenly where the data are not too large to be read."""
     stream = usable_rows(config.data, seen.pieces, seen.format_name)
-    scored = (row for row in stream if row.split in config.elicit.splits)
+    scored = (row for row in stream if row[col.SPLIT] in config.elicit.splits)
     total = seen.estimated_rows
     step = max(1, total // EVEN_SAMPLE) if total is not None and total <= READ_AT_MOST else None
     return list(islice(scored, EVEN_SAMPLE) if step is None else islice(scored, 0, None, step))

@@ -13,7 +13,7 @@ import pyarrow.compute
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.files import write_record
-from ual_ray.data.canonical import UsableRow, usable_rows
+from ual_ray.data.canonical import usable_rows
 from ual_ray.data.peek import DataPeek
 from ual_ray.elicit.replies import Known, no_replies
 from ual_ray.elicit.scoring import ScoreRows
@@ -63,7 +63,7 @@ def candidates_in_data(config: Config, seen: DataPeek) -> list[Row]:
     found: list[Row] = []
     for piece in pieces:
         rows = usable_rows(config.data, [piece], seen.format_name)
-        found += map(_canonical, islice((row for row in rows if row.split in config.elicit.splits), each))
+        found += islice((row for row in rows if row[col.SPLIT] in config.elicit.splits), each)
     return found
 
 
@@ -75,8 +75,3 @@ def candidates_in_scores(config: Config, scored: Path) -> list[Row]:
     return rows.to_table(
         columns=col.ROWS.names, filter=pa.compute.field(col.ID).isin(pa.array(chosen, pa.string()))
     ).to_pylist()
-
-
-def _canonical(row: UsableRow) -> Row:
-    values = (row.identity, row.source, row.split, row.given, list(row.messages))
-    return dict(zip((col.ID, col.SOURCE, col.SPLIT, col.GIVEN_ID, col.MESSAGES), values, strict=True))

@@ -35,11 +35,11 @@ def check_scenarios(config: Config) -> None:
         return
     seen = peek(config.data)
     rows = usable_rows(config.data, seen.pieces, seen.format_name)
-    test = ((row.source, row.messages) for row in islice(rows, PEEKED) if row.split == col.TEST)
+    test = ((row[col.SOURCE], row[col.MESSAGES]) for row in islice(rows, PEEKED) if row[col.SPLIT] == col.TEST)
     if (missing := without_questions(config, test)) and next(rows, None) is None:
         raise _no_question(config, missing)
     if seen.complete and any(scenarios.values()):
-        found = {(row.source, row.split) for row in usable_rows(config.data, seen.pieces, seen.format_name)}
+        found = {(row[col.SOURCE], row[col.SPLIT]) for row in usable_rows(config.data, seen.pieces, seen.format_name)}
         check_sources({source for source, _ in found}, config.experiment.scenarios)
         check_splits(found, config)
         for name, sources in config.experiment.scenarios.items() if config.train.mixture else ():

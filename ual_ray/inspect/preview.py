@@ -19,7 +19,7 @@ from rich.text import Text
 from ual_ray import columns as col
 from ual_ray.config import Config
 from ual_ray.config.redact import redact_uri
-from ual_ray.data.canonical import UsableRow, usable_rows
+from ual_ray.data.canonical import usable_rows
 from ual_ray.data.formats import BadRow
 from ual_ray.data.peek import DataPeek, peek
 from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of, turns_of
@@ -171,15 +171,15 @@ class Printer:
         marks = f"between {OPEN} and {CLOSE}" if self._plain else "green"
         self._say(f"tokens that are scored or trained on are {marks}; at their ends · is a blank and ↵ a line break", NOTE)
 
-    def row(self, number: int, row: UsableRow) -> None:
+    def row(self, number: int, row: dict[str, Any]) -> None:
         """Print the prompts and the training tokens of one row."""
-        given = "" if row.given is None else f", called {row.given}"
-        about = f"row {number}: {col.ID} {row.identity}{given}, {col.SPLIT} {row.split}, {col.SOURCE} {row.source}"
+        given = "" if row[col.GIVEN_ID] is None else f", called {row[col.GIVEN_ID]}"
+        about = f"row {number}: {col.ID} {row[col.ID]}{given}, {col.SPLIT} {row[col.SPLIT]}, {col.SOURCE} {row[col.SOURCE]}"
         self.console.print()
-        self.console.rule(_shown(f"{about}, {plural(len(row.messages), 'turn')}"), align="left", style=HEAD)
-        if row.split not in self.config.elicit.splits:
+        self.console.rule(_shown(f"{about}, {plural(len(row[col.MESSAGES]), 'turn')}"), align="left", style=HEAD)
+        if row[col.SPLIT] not in self.config.elicit.splits:
             self._say(f"not scored: elicit.splits is {', '.join(self.config.elicit.splits)}", NOTE)
-        self._requests(row.messages)
+        self._requests(row[col.MESSAGES])
         self._training(row)
 
     def bad_rows(self, seen: DataPeek) -> None:
@@ -252,13 +252,15 @@ class Printer:
             self._say(f"[{message['role']}]", NOTE)
             self._say(col.spoken(message))
 
-    def _training(self, row: UsableRow) -> None:
+    def _training(self, row: dict[str, Any]) -> None:
         self.console.print()
         self._say(
-            "training" if row.split == col.TRAIN else f"training (not of this row: it is for {row.split})", HEAD, end=": "
+            "training" if row[col.SPLIT] == col.TRAIN else f"training (not of this row: it is for {row[col.SPLIT]})",
+            HEAD,
+            end=": ",
         )
         try:
-            sequences = self.model.renderer.sequences(row.messages)
+            sequences = self.model.renderer.sequences(row[col.MESSAGES])
         except ValueError as error:
             self._say(f"\ndropped: {error}", WARNING)
             return

@@ -52,10 +52,7 @@ def score(config: Config, out: Path, rows: slice = slice(None), folder: str = "f
     store = RowStore(kept.folder, col.measured_schema(config.elicit.estimators))
     note_asked(kept.folder, kept.asked)
     seen = peek(config.data)
-    given = [
-        {"id": row.identity, "source": row.source, "split": row.split, "given_id": row.given, "messages": row.messages}
-        for row in usable_rows(config.data, seen.pieces, seen.format_name)
-    ][rows]
+    given = [*usable_rows(config.data, seen.pieces, seen.format_name)][rows]
     engine = make_engine(EngineSpec(config.engine, config.elicit.model))
     scored = ScoreRows(config.elicit, seed=config.seed, asked=kept.asked, known=no_replies)(given, engine)
     (store.folder / folder).mkdir(parents=True, exist_ok=True)
@@ -130,7 +127,7 @@ def test_the_forecast_is_what_a_run_asks(config_of: MakeConfig, tmp_path: Path) 
     kept = kept_replies(config, Place(tmp_path), retry=False)
     assert kept is not None
     seen = peek(config.data)
-    rows = [{"id": row.identity, "messages": row.messages} for row in usable_rows(config.data, seen.pieces, seen.format_name)]
+    rows = [*usable_rows(config.data, seen.pieces, seen.format_name)]
     engine = make_engine(EngineSpec(config.engine, config.elicit.model))
     scorer = ScoreRows(config.elicit, seed=config.seed, asked=kept.asked, known=find_known(kept.folder, kept.asked))
     sent = sum(row[col.CALLS] for row in scorer(rows, engine))
