@@ -56,8 +56,7 @@ def log_model(
             raise FileNotFoundError(f"the model directory {folder} does not exist")
         own = {**tags, REGISTRATION: registration, **({} if upload else {MODEL_FOLDER: place or folder})}
         model_id = _find_model(client, experiment, REGISTRATION, registration)
-        store = _upload if upload else _refer
-        model_id = model_id or store(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params)
+        model_id = model_id or _store(client, run_id, folder, model["name"], {**own, MODEL_ID: model["id"]}, params, upload)
         for parent in parents:
             _add_output(client, parent, model_id)
         version = _register(client, run_id, model_id, folder, name, own)
@@ -137,41 +136,35 @@ def _legal(name: str) -> str:
     return re.sub(r"[/:.%\"']", "_", name)
 
 
-def _upload(
-    client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
+def _store(
+    client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], params: Mapping[str, str], upload: bool
 ) -> str:
+    """Log a model; without `upload` its files stay where they are, as of MLflow's `create_external_model`."""
     experiment = client.get_run(run_id).info.experiment_id
+    own = {**tags, **({} if upload else WITHOUT_FILES)}
     # Created explicitly: with no active run in this thread MLflow would use its default experiment.
-    model: Any = client.create_logged_model(experiment, _legal(name), run_id, dict(tags), dict(params))
-    # Without a run: MLflow would give the model the run's metrics of step 0, which are of the model before training.
-    Model.log(
-        artifact_path=None,
-        flavor=mlflow.transformers,
-        name=_legal(name),
-        run_id=None,
-        model_id=model.model_id,
-        transformers_model=folder,
-        task="llm/v1/chat",
-        # Without explicit requirements MLflow loads the model in a second process to infer them.
-        pip_requirements=["transformers", "torch"],
-        validate_serving_input=False,
-    )
+    model: Any = client.create_logged_model(experiment, _legal(name), run_id, own, dict(params))
+    if upload:
+        # Without a run: MLflow would give the model the run's metrics of step 0, which are of the model before training.
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.transformers,
+            name=_legal(name),
+            run_id=None,
+            model_id=model.model_id,
+            transformers_model=folder,
+            task="llm/v1/chat",
+            # Without explicit requirements MLflow loads the model in a second process to infer them.
+            pip_requirements=["transformers", "torch"],
+            validate_serving_input=False,
+        )
+    else:
+        with TemporaryDirectory() as described:
+            # Without a description MLflow does not register it.
+            get_external_mlflow_model_spec(model).save(Path(described, MLMODEL_FILE_NAME))
+            client.log_model_artifacts(model.model_id, described)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     _add_output(client, run_id, str(model.model_id))
-    return str(model.model_id)
-
-
-def _refer(
-    client: MlflowClient, run_id: str, folder: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
-) -> str:
-    """Log a model whose files stay where they are, as MLflow's `create_external_model` does, but through the client."""
-    experiment = client.get_run(run_id).info.experiment_id
-    model: Any = client.create_logged_model(experiment, _legal(name), run_id, {**tags, **WITHOUT_FILES}, dict(params))
-    with TemporaryDirectory() as described:
-        # Without a description MLflow does not register it.
-        get_external_mlflow_model_spec(model).save(Path(described, MLMODEL_FILE_NAME))
-        client.log_model_artifacts(model.model_id, described)
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    _add_output(client, run_id, model.model_id)
     return str(model.model_id)
 
 

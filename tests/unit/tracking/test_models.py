@@ -39,7 +39,7 @@ def test_the_champion_is_the_run_s_own_version(tmp_path: Path, network: Network)
 def test_a_model_is_registered_once_whatever_the_network_does(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ual_ray.tracking.models._upload", lambda *_: "m-1")
+    monkeypatch.setattr("ual_ray.tracking.models._store", lambda *_: "m-1")
     sources: list[str] = []
 
     def create(real: Callable[..., Any]) -> Callable[..., Any]:
