@@ -17,7 +17,7 @@ from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import NLL, MetricValue, difference_unit, metric_of
 from ual_ray.stats.primary import measure_of
-from ual_ray.stats.results import Rate, agreements_of, win_rates_of
+from ual_ray.stats.results import Rate, WinRate, agreements_of, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
@@ -250,17 +250,14 @@ def win_rates(findings: Findings) -> Grid:
     heads = ("arm - against", "valid of n", "win rate, %", "length-controlled, %", "mean lengths", "orders disagree")
     entries = win_rates_of(findings.win_rates)
     several = not all(entry.decides for entry in entries)
+
+    def section(entry: WinRate) -> str:
+        judge = f"{entry.judge} ({'decides' if entry.decides else 'shown'})" if several else ""
+        return " ".join(filter(None, [judge, "" if entry.benchmark == OVERALL else entry.benchmark]))
+
     rows = tuple(
         TableRow(
-            " ".join(
-                filter(
-                    None,
-                    [
-                        f"{entry.judge} ({'decides' if entry.decides else 'shown'})" if several else "",
-                        "" if entry.benchmark == OVERALL else entry.benchmark,
-                    ],
-                )
-            ),
+            section(entry),
             (
                 f"{entry.arm} - {entry.reference}",
                 f"{count(entry.valid)} of {count(entry.n)}",
