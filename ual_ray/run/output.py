@@ -4,11 +4,9 @@
       config.yaml                 the configuration of the last run
       owner.json                  the data and the model this folder belongs to
       ual.log                     output of Ray, vLLM and transformers
-      <stage>/<digest>/           one folder per stage and per digest of its inputs and settings
-        started.json              written first: the inputs and settings
-        done.json                 written last: the stage's metrics
+      <stage>/<digest>/           see `stage_cache`
 
-A stage whose digest has a done.json is not run again. An interrupted stage finds its folder as it left it.
+A stage that is done is not run again.
 """
 
 from collections.abc import Iterator
