@@ -65,6 +65,9 @@ class Metric:
 
 _STATED = "not whether the model knows more, nor anything about answers that it writes itself"
 _RANKED = "not whether the confidences are right as they are"
+_HELD_BACK = f"whether errors have the lowest confidences, so that they can be held back; {_RANKED}"
+_RIGHT = "whether final answers are right; not how sure the model is, nor anything below a few percent"
+_FOLLOWED = "whether instructions that a program can check are followed; not how well"
 _TIGHT = "not whether the model is better, as any smoothing tightens clusters"
 METRICS: dict[str, Metric] = {
     NLL: Metric(
@@ -101,34 +104,13 @@ METRICS: dict[str, Metric] = {
         "share",
         "how often the likeliest token is the label; not how sure the model is, nor whether another token is as good",
     ),
-    AURC_OF_TOKENS: Metric(
-        "AURC of tokens",
-        "lower",
-        "number",
-        f"whether errors have the lowest confidences, so that they can be held back; {_RANKED}",
-        guard=True,
-    ),
-    **{
-        name: Metric(
-            label,
-            "higher",
-            "share",
-            "whether final answers are right; not how sure the model is, nor anything below a few percent",
-        )
-        for name, label in {
-            EXACT_MATCH: "exact match",
-            EXACT_MATCH_STRICT: "exact match, strict",
-            EXACT_MATCH_FLEXIBLE: "exact match, flexible",
-            EXACT_MATCH_MATH: "exact match, maths",
-        }.items()
-    },
-    **{
-        name: Metric(label, "higher", "share", "whether instructions that a program can check are followed; not how well")
-        for name, label in {
-            PROMPTS_STRICT: "prompts followed, strict",
-            PROMPTS_LOOSE: "prompts followed, loose",
-        }.items()
-    },
+    AURC_OF_TOKENS: Metric("AURC of tokens", "lower", "number", _HELD_BACK, guard=True),
+    EXACT_MATCH: Metric("exact match", "higher", "share", _RIGHT),
+    EXACT_MATCH_STRICT: Metric("exact match, strict", "higher", "share", _RIGHT),
+    EXACT_MATCH_FLEXIBLE: Metric("exact match, flexible", "higher", "share", _RIGHT),
+    EXACT_MATCH_MATH: Metric("exact match, maths", "higher", "share", _RIGHT),
+    PROMPTS_STRICT: Metric("prompts followed, strict", "higher", "share", _FOLLOWED),
+    PROMPTS_LOOSE: Metric("prompts followed, loose", "higher", "share", _FOLLOWED),
     **{
         name: Metric(label, "higher", "share", f"how often {what} is right; not how sure the model is")
         for name, label, what in (
@@ -162,12 +144,7 @@ METRICS: dict[str, Metric] = {
         "how near stated probabilities are to what is right, knowledge and calibration in one; not which of both changed",
     ),
     AUROC: Metric("AUROC", "higher", "number", f"whether right ones have higher confidences than wrong ones; {_RANKED}"),
-    AURC: Metric(
-        "AURC",
-        "lower",
-        "number",
-        f"whether errors have the lowest confidences, so that they can be held back; {_RANKED}",
-    ),
+    AURC: Metric("AURC", "lower", "number", _HELD_BACK),
     PRR: Metric(
         "PRR", "higher", "number", f"what holding back by confidence gains, of what it could, whatever the accuracy; {_RANKED}"
     ),
