@@ -314,8 +314,7 @@ def extra_of(message: Message) -> dict[str, Any]:
 
 def reference_of(messages: Messages) -> str | None:
     """Return the reference answer to the last question of a conversation; None where there is none."""
-    found: str | None = extra_of(messages[0]).get(REFERENCE) if messages else None
-    return found
+    return extra_of(messages[0]).get(REFERENCE) if messages else None
 
 
 def content_id(messages: Messages) -> str:

@@ -349,8 +349,7 @@ def common_of(columns: Collection[str]) -> set[str]:
 
 def _form(format_name: str) -> Format:
     """Return a format; the demo's rows are messages."""
-    form: Format = FORMATS["messages" if format_name == DEMO else format_name]
-    return form
+    return FORMATS["messages" if format_name == DEMO else format_name]
 
 
 # --- what converters share -------------------------------------------------------------------------------------------

@@ -179,8 +179,7 @@ class Shared:
 
     @cached_property
     def _known(self) -> KnownReplies:
-        known: KnownReplies = ray.get(self._reference)
-        return known
+        return ray.get(self._reference)
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel as the reference alone: an actor fetches the index from its machine's object store."""

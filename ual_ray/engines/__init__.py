@@ -12,8 +12,7 @@ __all__ = ["ENGINES", "Engine", "EngineDied", "EngineSpec", "make_engine", "run_
 
 def make_engine(spec: EngineSpec) -> Engine:
     """Build the engine that engine.kind names. Raises UserError for a model without a chat template."""
-    engine: Engine = ENGINES[spec.config.kind](spec)
-    return engine
+    return ENGINES[spec.config.kind](spec)
 
 
 def template_hash_of(spec: EngineSpec) -> str:

@@ -135,5 +135,4 @@ def _gpus(group: dict[str, Any]) -> int:
 
 
 def _limits(group: dict[str, Any]) -> dict[str, Any]:
-    limits: dict[str, Any] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    return limits
+    return group["template"]["spec"]["containers"][0]["resources"]["limits"]

@@ -54,8 +54,7 @@ class FolderElsewhere(Folder):
 
     def call(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function of a module where the folder is."""
-        answer: Answer = self.ask(function, *arguments)
-        return answer
+        return self.ask(function, *arguments)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:

@@ -209,8 +209,7 @@ def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tup
 
 def _chi_squared(shares: ArrayLike, freedom: int) -> Numbers:
     """Return the quantiles of the chi-squared distribution."""
-    quantiles: Numbers = 2 * special.gammaincinv(freedom / 2, shares)
-    return quantiles
+    return 2 * special.gammaincinv(freedom / 2, shares)
 
 
 def question_error(error: float, seed_deviation: float, seeds: int) -> float:

@@ -160,8 +160,7 @@ def evenness(counts: list[int]) -> float:
 def mean_ranks(values: Numbers) -> Numbers:
     """Rank finite values from 1; ties share their mean rank."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Numbers = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    return ranks
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def spearman(first: Numbers, second: Numbers) -> Correlation:

@@ -9,7 +9,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -194,8 +194,8 @@ class SmoothedCausalLM(nn.Module):
     def without_varlen(self) -> None:
         """Compute packs with a mask again."""
         for one in (self, *self._copies):
-            one._varlen, causal_lm = False, cast(Any, one.model)
-            causal_lm.set_attn_implementation("sdpa")
+            one._varlen = False
+            one.model.set_attn_implementation("sdpa")
 
     def with_masks(self) -> None:
         """Give the decoder the masks of packs, in place of the positions that it should make them from."""
