@@ -62,6 +62,8 @@ MOST_LEAST_TOKENS = 1024  # a server that wants more is told of in its own words
 # What other providers call the message of an error: status_msg, error_msg, Message, title.
 _NAMED = ("message", "msg", "detail", "error", "errors")
 _TELLS = re.compile(r"msg|message|error|detail|reason|title|description", re.IGNORECASE)
+# The first line of a stream of server-sent events.
+_EVENTS = re.compile(r"\s*(?:data|event|id|retry)?:")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 
 
@@ -172,7 +174,7 @@ def server_words(body: object, levels: int = 10) -> str:
     if not levels:
         return ""
     if isinstance(body, str):
-        return _page_words(body) if _PAGE.match(body) else body
+        return _page_words(body) if _PAGE.match(body) else _event_words(body, levels - 1) if is_stream(body) else body
     if isinstance(body, list):
         return "; ".join(filter(None, (server_words(part, levels - 1) for part in body)))
     if not isinstance(body, Mapping):
@@ -188,6 +190,31 @@ def server_words(body: object, levels: int = 10) -> str:
         words = ": ".join(filter(None, [words, _provider_words(quoted.get("raw"), levels - 1)]))
     place = body.get("loc")  # FastAPI: {"loc": ["body", "n"], "msg": "Extra inputs are not permitted"}
     return f"{place[-1]}: {words}" if words and isinstance(place, list) and place else words
+
+
+def is_stream(body: str) -> bool:
+    """Whether a body is a stream of server-sent events."""
+    return bool(_EVENTS.match(body)) and re.search(r"^data:", body, re.MULTILINE) is not None
+
+
+def _event_words(stream: str, levels: int) -> str:
+    """Find the message of an error that comes as an event, alone or behind parts of a reply; '' in a stream without one."""
+    told = []
+    for event in re.sub(r"\r\n?", "\n", stream).split("\n\n"):
+        lines = [line.strip() for line in re.findall(r"^data:(.*)", event, re.MULTILINE)]
+        whole = _parsed("\n".join(lines))
+        for found in [whole] if isinstance(whole, Mapping) else map(_parsed, lines):
+            part = isinstance(found, Mapping) and not found.get("error") and {"choices", "delta"} & found.keys()
+            cut_off = isinstance(found, str) and found.startswith(("{", "["))  # or the end, [DONE]
+            told.append("" if part or cut_off else server_words(found, levels))
+    return "; ".join(filter(None, told))
+
+
+def _parsed(text: str) -> object:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
 
 
 def _may_tell(key: object, value: object) -> bool:

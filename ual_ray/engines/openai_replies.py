@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ual_ray.columns import Message, spoken, with_extra
 from ual_ray.config.files import parse_json
-from ual_ray.engines.openai_dialect import Body, server_words
+from ual_ray.engines.openai_dialect import Body, is_stream, server_words
 from ual_ray.engines.reading import answer_place, log_sum
 from ual_ray.engines.reply_text import Unread, not_ended, read_reply
 from ual_ray.engines.requests import is_cut, is_end
@@ -52,9 +52,11 @@ def parse_body(content: bytes) -> Body:
     try:
         body = parse_json(content.decode(json.detect_encoding(content), "surrogatepass"))
     except ValueError:
-        if content.lstrip().startswith(b"data:"):
-            raise MalformedReply("a stream of events (engine.endpoint.extra_body={stream: false} turns it off)") from None
-        words = server_words(content.decode(errors="replace"))
+        text = content.decode(errors="replace")
+        words = server_words(text)
+        if is_stream(text):
+            whole = "a stream of events (engine.endpoint.extra_body={stream: false} turns it off)"
+            raise MalformedReply("an error, as an event" if words else whole, words) from None
         raise MalformedReply("no JSON", words[:SHOWN_CHARACTERS]) from None
     if not isinstance(body, dict):
         raise MalformedReply("no JSON object")

@@ -130,6 +130,34 @@ def test_a_body_that_is_no_json_is_shown(content: bytes, reason: str) -> None:
     assert error.value.words in ("", content.decode())
 
 
+PART = b'data: {"choices": [{"delta": {"content": "7"}, "finish_reason": "stop"}]}\n\n'
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("content", [
+    b'data: {"error": {"message": "upstream overloaded", "code": 502}}\n\n',
+    b'data: {"error": {"message": "upstream overloaded"}}\ndata: [DONE]\n',
+    b'\r\n: PROCESSING\r\n\r\ndata: {"error": "upstream overloaded"}\r\n\r\ndata: [DONE]\r\n\r\n',
+    PART + b'data: {"choices": [], "error": {"message": "upstream overloaded"}}\n\ndata: [DONE]\n\n',
+    PART + b'event: error\ndata: {"type": "error",\ndata:  "error": {"message": "upstream overloaded"}}\n\n',
+    b"id: 1\nevent: error\nretry: 10\ndata: upstream overloaded\n\n",
+    b'data:{"status_code": 1002, "status_msg": "upstream overloaded"}',
+    PART + b'data: {"choices": [{"del\n\ndata: {"detail": "upstream overloaded"}',
+])  # fmt: skip
+def test_an_error_that_comes_as_an_event_keeps_its_words(content: bytes, status: int, serve: Serve) -> None:
+    engine, _ = serve(lambda _: (status, content.decode()), max_retries=0)
+    result = one(engine, RATE)
+    assert isinstance(result, Failure)
+    assert result.reason.endswith("upstream overloaded") and "data:" not in result.reason and '"' not in result.reason
+    assert status != 200 or result.reason.startswith("engine: malformed reply, an error, as an event: ")
+
+
+def test_a_stream_without_an_error_has_no_words_of_one() -> None:
+    with pytest.raises(MalformedReply, match="a stream of events") as error:
+        parse_body(PART + b'data: {"choices": [], "usage": {"total_tokens": 7}}\n\ndata: [DONE]\n\n')
+    assert error.value.words == ""
+
+
 def test_an_error_without_an_error_object_keeps_its_words(serve: Serve) -> None:
     engine, _ = serve(lambda _: (200, {"object": "error", "message": "out of memory", "code": 50001}), max_retries=0)
     result = one(engine, RATE)
