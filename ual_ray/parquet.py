@@ -31,6 +31,8 @@ DONE_FILE = "done.json"
 WRITING = {"write_page_checksum": True}
 # In front of the footer, no text, and with the CRC-32 of all that follows; looked for in the file's last bytes.
 MARK, SUM_BYTES, LAST_BYTES = b"\xffUAL\xfeCRC", 4, 1 << 16
+# Columns that stages read, besides those of estimators, of which files may have different ones.
+READ = (col.ID, col.SPLIT, col.MESSAGES, col.SOURCE, col.RESPONSE_LENGTH, col.UNCERTAINTY, col.ALPHA, col.LOSS_WEIGHT)
 SCANNING = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
@@ -180,11 +182,17 @@ def damage_of(file: Path) -> str | None:
 
 
 def schema_of(path: Path) -> pa.Schema:
-    """Return the columns of rows that a stage reads. Raises UserError for a column twice, and as `check_kinds` does."""
+    """Return the columns of rows that a stage reads.
+
+    Raises UserError for a column twice, and as `check_alike` and `check_kinds` do.
+    """
     try:
-        schema = RowFiles(path).schema
+        files = RowFiles(path)
+        schema = files.schema
+        check_alike({file: RowFiles(file).schema for file in files.files})
     except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
-        raise UserError(f"{path} cannot be read", got=error, expected="the output of `ual elicit` or `ual smooth`") from error
+        expected = "the output of `ual elicit` or `ual smooth`"
+        raise UserError(f"{path} cannot be read", got=error, expected=expected, fix="give such a folder or file") from error
     check_kinds(path, schema)
     if col.ID in schema.names and not is_text(schema.field(col.ID).type):
         kind, fix = schema.field(col.ID).type, "cast it: training reads ids as text"
@@ -205,13 +213,37 @@ def check_kinds(path: Path, schema: pa.Schema) -> None:
             raise UserError(f"{path}: the column {name} does not hold {what}", got=kind, fix=fix)
 
 
-def check_ids(path: Path, ids: pa.ChunkedArray) -> None:
-    """Raise UserError unless every training row has an id of its own."""
+def check_alike(schemas: dict[str, pa.Schema]) -> None:
+    """Raise UserError for files of one folder that differ in a column that is read: values would be converted or left out."""
+    for name in READ:
+        kinds = {_kind_in(schema, name): file for file, schema in reversed(schemas.items())}
+        kinds.pop("null", None)  # no row of the file has a value
+        if len(kinds) > 1:
+            raise UserError(
+                f"files of one folder differ in the column {name}",
+                got=", ".join(f"{kind} in {file}" for kind, file in reversed(kinds.items())),
+                expected="the same columns in all of them, of one kind each",
+                fix="write them alike, or give one file",
+            )
+
+
+def _kind_in(schema: pa.Schema, name: str) -> str:
+    """Name the kind of a column, up to what reading it converts without a change."""
+    if name not in schema.names:
+        return "no such column"
+    kind = schema.field(name).type
+    if is_text(kind) or _is_number(kind):
+        return "texts" if is_text(kind) else "numbers"
+    return str(kind).partition("<")[0].removeprefix("large_")
+
+
+def check_ids(path: Path, ids: pa.ChunkedArray, rows: str = "training row", read: str = "alphas are assigned") -> None:
+    """Raise UserError unless every one of these rows has an id of its own. read: what is done by it."""
     if (distinct := pa.compute.count_distinct(ids).as_py()) < len(ids) or ids.null_count:
         raise UserError(
             f"{path}: the column {col.ID} repeats or has no value",
-            got=f"{distinct} different ids in {plural(len(ids), 'training row')}",
-            fix="give every row an id of its own: alphas are assigned by it",
+            got=f"{distinct} different ids in {plural(len(ids), rows)}",
+            fix=f"give every row an id of its own: {read} by it",
         )
 
 

@@ -3,6 +3,7 @@
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE, BenchmarkConfig, Config, DataConfig, TrainConfig
 from ual_ray.config.files import try_writing
-from ual_ray.config.names import AUTO
+from ual_ray.config.names import AUTO, DEMO
 from ual_ray.config.registry import REMOTE_ENGINES
 from ual_ray.data.canonical import check_splits, grouped, split_of, usable_rows
 from ual_ray.data.formats import BadRow
@@ -24,7 +25,7 @@ from ual_ray.engines.vllm_engine import adapter_rank, check_parallel
 from ual_ray.errors import UserError
 from ual_ray.formatting import GIB
 from ual_ray.mirror.remote import open_place
-from ual_ray.models.resolve import check_found, check_model, parameter_count
+from ual_ray.models.resolve import check_found, check_model, parameter_count, resolve_model, too_few_entries
 from ual_ray.run import StageName
 from ual_ray.run.precision import ON_GPUS
 from ual_ray.train.estimate.state import heaviest, least_bytes
@@ -62,8 +63,10 @@ def check(
     if {"elicit", "train"} <= stages:
         check_arms(config)
         check_validated(config.train, config.data.validation_share > 0)
-        if seen is not None and config.train.mixture and all_sources:
-            check_mixture(config.train.mixture, config.data, seen)
+        if seen is not None:
+            check_tokens(config, seen)
+            if config.train.mixture and all_sources:
+                check_mixture(config.train.mixture, config.data, seen)
     if {"elicit", "evaluate"} <= stages:
         check_benchmarks(config, has_rows=True)
         check_harness(config.evaluate.lm_eval)
@@ -236,6 +239,22 @@ def check_mixture(weights: Mapping[str, float], data: DataConfig, seen: DataPeek
         rows = chain.from_iterable(islice(part, MIXTURE_ROWS) for part in parts)
     names = sorted({row[col.SOURCE] for row in rows if row[col.SPLIT] == col.TRAIN})
     check_names(weights, names, complete=seen.complete)
+
+
+def check_tokens(config: Config, seen: DataPeek) -> None:
+    """Raise UserError where one of the first rows has tokens that the model to train has no embedding for."""
+    if config.model == DEMO or (entries := too_few_entries(path := resolve_model(config.model))) is None:
+        return
+    from ual_ray.models.chat import load_renderer, without_embedding  # with transformers, which other runs do not wait for
+    from ual_ray.train.tokenize import NO_EMBEDDING, REASON, check_vocabulary
+
+    renderer = load_renderer(path, config.trust_remote_code)
+    rows = (messages for _, messages in seen.records if not isinstance(messages, BadRow))
+    found = []
+    for messages in rows:
+        with suppress(ValueError):  # what the chat template refuses is not trained on
+            found.append(without_embedding(renderer.sequences(messages), entries))
+    check_vocabulary({REASON: NO_EMBEDDING, col.ERROR: error} for error in found if error)
 
 
 def check_data(data: DataConfig) -> DataPeek:

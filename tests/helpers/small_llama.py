@@ -12,6 +12,8 @@ from ual_ray.config import Config
 from ual_ray.config.load import load
 
 LAYERS, WIDTH, INNER, VOCABULARY = 4, 32, 64, 1000
+# A safetensors file without tensors, for models of which nothing but config.json is read.
+NO_WEIGHTS = b"\2" + bytes(7) + b"{}"
 SMOOTHED = pa.schema(
     [(col.ID, pa.string()), (col.SPLIT, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE), (col.ALPHA, pa.float64())]
 )

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from small_llama import NO_WEIGHTS
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
@@ -92,7 +93,7 @@ def plan(smoothed: Path, chat_tokenizer: Any, tmp_path_factory: pytest.TempPathF
         model = tmp_path_factory.mktemp("models") / recipe
         chat_tokenizer("chatml").save_pretrained(model)
         (model / "config.json").write_text(json.dumps(MODELS[recipe]))
-        (model / "model.safetensors").touch()
+        (model / "model.safetensors").write_bytes(NO_WEIGHTS)
         return dry_run(load(CONFIGS / f"{recipe}.yaml", [f"model={model}", *speed, *changes]), smoothed, gpu)
 
     return run

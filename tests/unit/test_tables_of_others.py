@@ -69,14 +69,59 @@ def test_a_column_that_comes_twice_is_refused(ual_without_ray: Callable[..., Any
 
 
 @pytest.mark.parametrize("second", ["r0", None])
-def test_rows_that_are_not_told_apart_are_not_trained(
-    second: str | None, ual_without_ray: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "named"), [("train", "training rows"), ("validation", "validation rows"), ("inspect", "rows")]
+)
+def test_rows_that_are_not_told_apart_are_refused(
+    command: str, named: str, second: str | None, ual_without_ray: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """As of a folder with the alphas of two arms: every row would be trained twice, with either."""
-    rows = [ROW | {"id": "r0"}, ROW | {"id": second, "alpha": 0.3}]
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    done = ual_without_ray("train", tmp_path / "rows.parquet", "--dry-run", cwd=tmp_path)
-    assert done.code == 2 and "the column id repeats or has no value" in done.output
+    """As of a folder with the alphas of two arms: every row would be trained twice, with either, and measured twice."""
+    split = {"split": "validation"} if command == "validation" else {}
+    rows = [ROW | split | {"id": "r0"}, ROW | split | {"id": second, "alpha": 0.3}]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "twice.parquet")
+    arguments = {
+        "train": ["train", tmp_path / "twice.parquet", "--dry-run"],
+        "validation": ["train", table(tmp_path), "--validation", tmp_path / "twice.parquet", "--dry-run"],
+        "inspect": ["inspect", tmp_path / "twice.parquet", "--html", tmp_path / "i.html"],
+    }[command]
+    done = ual_without_ray(*arguments, cwd=tmp_path)
+    assert done.code == 2 and "twice.parquet: the column id repeats or has no value" in done.output
+    assert f"1 different ids in 2 {named}" in done.output and "fix: give every row an id of its own" in done.output
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("command", ["smooth", "train", "validation", "inspect"])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("id", 7, "numbers"),
+        ("uncertainty", "0.5", "texts"),
+        ("source", 7, "numbers"),
+        ("split", 7, "numbers"),
+        ("messages", "A?", "texts"),
+        ("split", None, "no such column"),
+        ("source", None, "no such column"),
+    ],
+)
+def test_files_of_a_folder_that_differ_in_a_column_are_refused(
+    name: str, value: Any, told: str, command: str, first: bool, ual_without_ray: Callable[..., Any], tmp_path: Path
+) -> None:
+    """pyarrow reads them by the columns of the first: others are converted, made null, or left out."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    own = {"alpha": None} if command == "smooth" else {}
+    table(tmp_path, **own).rename(folder / "b.parquet")
+    table(tmp_path, **own, **{name: value}).rename(folder / ("a.parquet" if first else "c.parquet"))
+    arguments: dict[str, list[Any]] = {
+        "smooth": ["smooth", folder, "--out", tmp_path / "out"],
+        "train": ["train", folder, "--dry-run"],
+        "validation": ["train", table(tmp_path), "--validation", folder, "--dry-run"],
+        "inspect": ["inspect", folder, "--html", tmp_path / "i.html"],
+    }
+    done = ual_without_ray(*arguments[command], cwd=tmp_path)
+    assert done.code == 2 and f"files of one folder differ in the column {name}" in done.output
+    assert f"{told} in {folder / ('a.parquet' if first else 'c.parquet')}" in "".join(done.output.split("\n"))
+    assert "fix: write them alike" in done.output
 
 
 def test_the_splits_that_are_there_are_named(ual_without_ray: Callable[..., Any], tmp_path: Path) -> None:

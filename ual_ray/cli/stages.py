@@ -150,6 +150,7 @@ def train(
     config = load(config_file, overrides)
     source = find(smoothed, col.SMOOTHED_FILE, "ual smooth")
     rows = find(validation, col.ROWS_FOLDER, "ual elicit") if validation else None
+    preflight.check_validated(config.train, rows is not None)
     if dry_run:
         from ual_ray.train.estimate.dry_run import dry_run as estimate
         from ual_ray.train.estimate.text import show
@@ -157,7 +158,6 @@ def train(
         preflight.check_train(config.train)
         show(estimate(config, source, gpu, rows), make_console())
         return
-    preflight.check_validated(config.train, rows is not None)
     with session(config, out, "train", force=force, verbose=verbose) as (running, folder):
         from ual_ray.run.step import Place
         from ual_ray.train.step import train_step

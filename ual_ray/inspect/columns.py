@@ -11,7 +11,7 @@ import pyarrow.parquet
 from ual_ray import columns as col
 from ual_ray.config import ENSEMBLE
 from ual_ray.errors import UserError
-from ual_ray.parquet import RowFiles, check_kinds, naming_damage, open_file
+from ual_ray.parquet import RowFiles, check_alike, check_ids, check_kinds, naming_damage, open_file
 from ual_ray.stats.score_quality import Numbers
 
 
@@ -26,8 +26,9 @@ class Columns:
         try:
             self.files = sorted(RowFiles(path).files)
             # A block without any measurement may have a column of null type; the type is taken from the other blocks.
-            schemas = [RowFiles(file).schema.remove_metadata() for file in self.files]
-            self._schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
+            schemas = {file: RowFiles(file).schema.remove_metadata() for file in self.files}
+            check_alike(schemas)
+            self._schema = pa.unify_schemas([*schemas.values()], promote_options="permissive") if schemas else pa.schema([])
             self._dataset = RowFiles([*map(Path, self.files)], self._schema)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
             raise UserError("the scored rows cannot be read", got=f"{path}: {error}", expected=expected) from error
@@ -38,6 +39,7 @@ class Columns:
         self.rows = self._dataset.count_rows()
         if not self.rows:
             raise UserError(f"{path} holds no row", expected=expected)
+        check_ids(path, self.arrow(col.ID), "row", "labels and replies are found")
         self.estimators = [name for name in self._estimator_names() if name != ENSEMBLE]
         self.has_ensemble = ENSEMBLE in self._estimator_names() and bool(np.isfinite(self.score(ENSEMBLE)).any())
 

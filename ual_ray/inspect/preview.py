@@ -26,8 +26,8 @@ from ual_ray.engines.requests import Choice, Likelihood, Request, messages_of, t
 from ual_ray.engines.spellings import ChoiceTree, make_tree
 from ual_ray.errors import UserError
 from ual_ray.formatting import plural
-from ual_ray.models.chat import IGNORE_INDEX, NO_END, ChatRenderer, Rendered
-from ual_ray.models.resolve import resolve_model, stop_tokens
+from ual_ray.models.chat import IGNORE_INDEX, LARGER_TOKENIZER, NO_END, RESIZE, ChatRenderer, Rendered, without_embedding
+from ual_ray.models.resolve import resolve_model, stop_tokens, vocabulary_size
 from ual_ray.models.truncate import MOST_CUTS, cut, shorten, trained_tokens
 
 # The distinct requests about a conversation, with the estimators that share each.
@@ -56,10 +56,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its renderer: text to tokens and back."""
+    """A tokenizer with its renderer: text to tokens and back. entries: of the model's vocabulary, None where not known."""
 
     tokenizer: Any
     renderer: ChatRenderer
+    entries: int | None = None
+
+    def outside(self, sequences: Sequence[Rendered]) -> str | None:
+        """Name a token that the model has no embedding for; None where all have one."""
+        return None if self.entries is None else without_embedding(sequences, self.entries)
 
     def pieces(self, tokens: Rendered) -> list[Piece]:
         """Decode tokens into spans of counted and other tokens.
@@ -94,7 +99,10 @@ def load_chat(model: str, key: str, trust_remote_code: bool) -> Chat:
             got=f"{model}: {str(error).splitlines()[0]}",
             expected="a reachable hub name, a model directory, or 'demo'",
         ) from error
-    return Chat(tokenizer, ChatRenderer(tokenizer, stops=stop_tokens(name)))
+    entries = None
+    with suppress(OSError, ValueError, AttributeError):  # a tokenizer without a model, or of one that is not known
+        entries = vocabulary_size(name, trust_remote_code)
+    return Chat(tokenizer, ChatRenderer(tokenizer, stops=stop_tokens(name)), entries)
 
 
 def preview(config: Config, rows: int, console: Console, requests_of: RequestsOf) -> None:
@@ -194,16 +202,17 @@ class Printer:
             self._say(f"- {reason}\n  {shown[:LONGEST_BAD_ROW]}{rest}")
 
     def untrained_rows(self, seen: DataPeek) -> None:
-        """Print how many of the first valid rows the chat template leaves out of training, and why."""
+        """Print how many of the first valid rows the chat template leaves out of training or the model refuses, and why."""
         good = [messages for _, messages in seen.records if not isinstance(messages, BadRow)][:MOST_RENDERED]
-        reasons: Counter[str] = Counter()
+        left_out, refused = Counter[str](), Counter[str]()
         for messages in good:
             try:
-                self.model.renderer.sequences(messages)
+                refused.update(filter(None, [self.model.outside(self.model.renderer.sequences(messages))]))
             except ValueError as error:
-                reasons[str(error)] += 1
-        if reasons:
-            self._say(f"{reasons.total()} of the first {len(good):,} valid rows are left out of training", WARNING)
+                left_out[str(error)] += 1
+        for reasons, what in ((left_out, "are left out of training"), (refused, f"end training: {LARGER_TOKENIZER}; {RESIZE}")):
+            if reasons:
+                self._say(f"{reasons.total()} of the first {len(good):,} valid rows {what}", WARNING)
             for reason, count in reasons.most_common(BAD_ROWS_SHOWN):
                 self._say(f"- {reason} ({count:,})")
 
@@ -288,6 +297,8 @@ class Printer:
 
     def _tokens(self, chat: Chat, tokens: Rendered, how: str) -> None:
         """Print tokens as text, and the last counted token."""
+        if outside := chat.outside([tokens]):
+            self._say(f"{LARGER_TOKENIZER}: {outside}", WARNING)
         self._show(chat.pieces(tokens), COUNTED)
         last = next((label for label in reversed(tokens.labels) if label != IGNORE_INDEX), None)
         if last is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -45,6 +45,10 @@ NO_END = (
 SWITCHES = ("enable_thinking", "thinking", "reasoning")
 # What Hunyuan's templates need to be told to end the last reply as all others.
 FINISHED = {"is_training": True}
+LARGER_TOKENIZER = "the tokenizer is larger than the model's embedding"
+RESIZE = "use the tokenizer that belongs to the model, or resize the embedding and save the model again"
+# What to do about rows that a template does not take.
+OTHER_TEMPLATE = "use another template, as chat_template.jinja in the model's directory, or another model"
 # A character for private use, which no data has.
 SENTINEL = "\ue000"
 CALLS = {"tools", "tool_calls"}
@@ -353,6 +357,12 @@ class ChatRenderer:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def without_embedding(sequences: Iterable[Rendered], entries: int) -> str | None:
+    """Name the largest token if a model whose vocabulary has so many entries has no embedding for it."""
+    largest = max((token for one in sequences for token in one.input_ids), default=0)
+    return f"token {largest} is outside of the model's vocabulary of {entries} entries" if largest >= entries else None
 
 
 def thought_of(message: Message) -> str:

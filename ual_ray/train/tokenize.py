@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.ipc
@@ -25,10 +24,11 @@ from ual_ray.config.files import read_json, sha256, write_json, write_sums, writ
 from ual_ray.config.keys import affecting
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list, plural
-from ual_ray.models.chat import RENDERING_VERSION, Rendered, load_renderer
+from ual_ray.models.chat import LARGER_TOKENIZER, RENDERING_VERSION, RESIZE, Rendered, load_renderer, without_embedding
 from ual_ray.models.resolve import model_fingerprint, resolve_model, vocabulary_size
 from ual_ray.models.truncate import cut, trained_tokens
-from ual_ray.parquet import RowFiles, check_ids, checked, schema_of
+from ual_ray.parquet import RowFiles, checked
+from ual_ray.train.given_rows import check_columns, check_own_ids, check_values
 from ual_ray.train.token_store import check_store
 
 TOKENS_FOLDER = "tokens"
@@ -42,6 +42,11 @@ OVERLONG = "overlong"
 NO_TARGET = "no_target"
 NO_EMBEDDING = "no_embedding"
 REASON = "reason"
+REMEDIES = {
+    NOT_RENDERABLE: "correct the rows that the chat template or the tokenizer refuses, or train another model",
+    OVERLONG: "raise train.max_length",
+    NO_TARGET: "raise train.max_length",
+}
 
 # Enough blocks that all actors finish at about the same time, few enough that a store is never thousands of files.
 SMALLEST_BLOCK = 500
@@ -50,7 +55,6 @@ ROWS_IN_PROCESS = 500
 FILES_AT_MOST = 256
 # Rows at a time: tokens as Python numbers take ten times their size in a file.
 ROWS_PER_BATCH = 500
-LARGEST = float(np.finfo(np.float32).max)
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +145,8 @@ class Render:
             raise Dropped(NOT_RENDERABLE, str(error)) from error
         if not rendered:
             raise Dropped(NO_TARGET)
-        if (largest := max(max(one.input_ids) for one in rendered)) >= self._vocabulary:
-            raise Dropped(NO_EMBEDDING, f"token {largest} is outside of the model's vocabulary of {self._vocabulary} entries")
+        if outside := without_embedding(rendered, self._vocabulary):
+            raise Dropped(NO_EMBEDDING, outside)
         fitting = [kept for one in rendered if (kept := cut(one, self._settings)) is not None]
         if not fitting:
             raise Dropped(OVERLONG)
@@ -182,7 +186,7 @@ def render(config: Config, texts: Path, rows: Path | None, folder: Path, *, shar
             "no training row is left",
             got=f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}",
             expected=f"rows with a response within train.max_length = {config.train.max_length} tokens",
-            fix="raise train.max_length, or check the rows",
+            fix=remedy(counts["dropped_reasons"], col.TRAIN),
         )
     return counts
 
@@ -208,16 +212,28 @@ def render_all(config: Config, texts: Path, rows: Path | None, folder: Path, *, 
             f"{counts['dropped_rows']} rows cannot be trained on: {describe_dropped(counts)}",
             got=f"their ids are in {folder / DROPPED_FILE}",
             expected=f"a share of at most train.max_dropped_share = {settings.max_dropped_share}",
-            fix="raise train.max_length, or train.max_dropped_share to train without them",
+            fix=f"{remedy(counts['dropped_reasons'], col.TRAIN)}; or raise train.max_dropped_share to train without them",
         )
-    if rows is not None and not counts["validation_rows"] and settings.needs_validation:
+    if rows is not None and not counts["validation_rows"]:
+        got = f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}"
+        check_measured(settings, got, counts["dropped_reasons"])
+    return counts
+
+
+def check_measured(settings: TrainConfig, got: str, reasons: Iterable[str]) -> None:
+    """Raise UserError for settings that need validation rows where all of these are dropped."""
+    if settings.needs_validation:
         raise UserError(
             f"{', '.join(settings.needs_validation)}: no validation row can be measured",
-            got=f"dropped: {describe_dropped(counts)}; their ids are in {folder / DROPPED_FILE}",
+            got=got,
             expected=f"validation rows with a response within train.max_length = {settings.max_length} tokens",
-            fix="raise train.max_length or data.validation_share, or drop these settings",
+            fix=f"{remedy(reasons, col.VALIDATION)}; or drop these settings",
         )
-    return counts
+
+
+def remedy(reasons: Iterable[str], split: str) -> str:
+    """Write what to do about rows of a split that were dropped for these reasons; none = there is no row."""
+    return "; ".join(dict.fromkeys(map(REMEDIES.__getitem__, reasons))) or f"give rows of the split '{split}'"
 
 
 def describe_dropped(counts: Mapping[str, Any]) -> str:
@@ -230,11 +246,7 @@ def check_vocabulary(dropped: Iterable[Mapping[str, str]]) -> None:
     """Raise UserError when a dropped row has tokens that the model has no embedding for."""
     errors = [row[col.ERROR] for row in dropped if row[REASON] == NO_EMBEDDING]
     if errors:
-        raise UserError(
-            "the tokenizer is larger than the model's embedding",
-            got=f"{plural(len(errors), 'row')}: {errors[0]}",
-            fix="use the tokenizer that belongs to the model, or resize the embedding and save the model again",
-        )
+        raise UserError(LARGER_TOKENIZER, got=f"{plural(len(errors), 'row')}: {errors[0]}", fix=RESIZE)
 
 
 def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, needed: list[str]) -> Iterator[dict[str, Any]]:
@@ -242,6 +254,7 @@ def _summaries(config: Config, texts: Path, rows: Path | None, folder: Path, nee
     splits = [(texts, col.TRAIN, _columns(texts, needed))]
     if rows is not None:
         splits.append((rows, col.VALIDATION, _columns(rows, [])))
+        check_own_ids(rows, col.VALIDATION)
     total = sum(RowFiles(path).count_rows() for path, _, _ in splits)
     arguments = (config.model, config.train, config.trust_remote_code, folder.resolve())
     if total > ROWS_IN_PROCESS:
@@ -277,59 +290,6 @@ def _by_actors(
         **(options or {"num_cpus": 1}),
     )
     return summaries.iter_rows()
-
-
-def check_columns(path: Path, needed: Sequence[str]) -> list[str]:
-    """Return the columns that training reads of a file. Raises UserError when it lacks one, or has one of another kind."""
-    names = schema_of(path).names
-    needed = [col.ID, col.SPLIT, col.MESSAGES, *needed]
-    if missing := [name for name in needed if name not in names]:
-        without_texts = missing == [col.MESSAGES] and col.ALPHA in names
-        raise UserError(
-            f"{path} lacks columns that training needs",
-            got=missing,
-            expected=", ".join(needed),
-            fix="an arm of a run holds alphas without texts: `ual smooth OUTPUT/elicit/KEY/scored` writes both"
-            if without_texts
-            else "`ual smooth` writes them",
-        )
-    return needed
-
-
-def check_values(path: Path) -> None:
-    """Raise UserError when an alpha or a weight of a training row is not in the range that the loss is defined for.
-
-    A row without a weight has one of 1; one without an alpha is an error. Weights that are all 0 are an error too.
-    """
-    files = RowFiles(path)
-    check_ids(path, files.to_table(columns=[col.ID], filter=pyarrow.dataset.field(col.SPLIT) == col.TRAIN)[col.ID])
-    for name, expected, most in ((col.ALPHA, "a number in [0, 1]", 1.0), (col.LOSS_WEIGHT, "0 or above, and finite", LARGEST)):
-        if name not in files.schema.names or (name == col.LOSS_WEIGHT and pa.types.is_null(files.schema.field(name).type)):
-            continue
-        if not (pa.types.is_floating(kind := files.schema.field(name).type) or pa.types.is_integer(kind)):
-            raise UserError(
-                f"{path}: the column {name} has no numbers", got=kind, expected=f"{expected}, in every training row"
-            )
-        mine = pyarrow.dataset.field(col.SPLIT) == col.TRAIN
-        # Not by the filter: a file's statistics, by which whole parts are skipped, know nothing of NaN.
-        values = files.to_table(columns=[name], filter=mine)[name].cast(pa.float64()).to_numpy()
-        illegal = ~((values >= 0) & (values <= most)) & (~np.isnan(values) | (name == col.ALPHA))
-        if illegal.any():
-            at = int(illegal.argmax())
-            row = files.to_table(columns=[col.ID], filter=mine)[col.ID][at]
-            raise UserError(
-                f"{path}: the column {name} cannot be trained with",
-                got=f"{values[at]:g} in the row {row}, and {plural(int(illegal.sum()) - 1, 'row')} more",
-                expected=f"{expected}, in every training row",
-                fix="correct these rows or leave them out; `ual smooth` writes such columns",
-            )
-        if name == col.LOSS_WEIGHT and len(values) and not values.any():
-            raise UserError(
-                f"{path}: the column {name} leaves nothing to train on",
-                got="0 in every training row",
-                expected="a weight above 0, or none, in some of them",
-                fix="correct the weights, or leave the column out to weigh all rows alike",
-            )
 
 
 def _columns(path: Path, needed: list[str]) -> list[str]:

@@ -243,6 +243,37 @@ def test_rows_that_a_template_leaves_out_are_counted_beyond_those_shown(show: Ca
     assert "left out of training" not in show(kept, "model=gemma")
 
 
+@pytest.mark.parametrize("estimator", ["verbalized_error", "nll"])
+def test_tokens_that_the_model_has_no_embedding_for_are_told(
+    estimator: str, show: Callable[..., str], monkeypatch: pytest.MonkeyPatch, chat_tokenizer: Callable[[str], Any]
+) -> None:
+    """Training refuses such rows as a whole: the preview showed them as any other."""
+    plain = chat_of(chat_tokenizer("chatml"))
+    entries = max(max(row.input_ids) for row in plain.renderer.sequences(talk("Name a colour.", "Blue."))) + 1
+    outside = {"instruction": "Name a colour.", "output": "Sunlight is scattered most."}
+    assert max(plain.renderer.sequences(talk(*outside.values()))[0].input_ids) >= entries
+    own = f"elicit={{estimators: [{estimator}], uncertainty: {estimator}}}"
+    told = "the tokenizer is larger than the model's embedding"
+    for known, counted in ((entries, True), (10_000, False), (None, False)):
+        chat = Chat(plain.tokenizer, plain.renderer, known)
+        monkeypatch.setattr(module, "load_chat", lambda *_, chat=chat: chat)
+        shown = show([{"instruction": "Name a colour.", "output": "Blue."}, outside], own, n=2)
+        assert (f"1 of the first 2 valid rows end training: {told}; use the tokenizer that belongs" in shown) == counted
+        assert (
+            bool(re.search(rf"- token \d+ is outside of the model's vocabulary of {entries} entries \(1\)", shown)) == counted
+        )
+        assert shown.split("row 2")[0].count(told) == 0
+        rows = shown.split("row 2")[1].count(f"{told}: token")
+        assert rows == (0 if not counted else 2 if estimator == "nll" else 1), "scored, and trained on"
+
+
+def test_the_size_of_the_vocabulary_is_that_of_the_model(tmp_path: Path, chat_tokenizer: Callable[[str], Any]) -> None:
+    chat_tokenizer("chatml").save_pretrained(tmp_path)
+    assert module.load_chat(str(tmp_path), "model", False).entries is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 77}))
+    assert module.load_chat(str(tmp_path), "model", False).entries == 77
+
+
 def test_a_server_is_sent_messages(show: Callable[..., str]) -> None:
     shown = show([ROW], "engine.kind=openai", "elicit.model=served", "elicit.estimators=[verbalized_error,self_consistency]")
     assert "the server renders the messages" in shown

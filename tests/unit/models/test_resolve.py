@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -116,6 +117,72 @@ def test_a_whole_directory_is_accepted(weights: str, tmp_path: Path) -> None:
         (tmp_path / "model.safetensors.index.json").write_text("{}")
     check_model(str(tmp_path))
     assert resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def with_embedding(folder: Path, name: str, rows: int, config: dict[str, object], file: str = "model.safetensors") -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: np.zeros((rows, 2), np.float16), "model.layers.0.mlp.weight": np.zeros((900, 2), np.float16)}
+    save_file(weights, folder / file)
+    return str(folder)
+
+
+LLAMA = "model.embed_tokens.weight"
+VOCABULARY: dict[str, object] = {"vocab_size": 700}
+
+
+@pytest.mark.parametrize("check", [check_model, check_found, lambda name, key: resolve_model(name)])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *((name, VOCABULARY) for name in (LLAMA, "transformer.wte.weight", "gpt_neox.embed_in.weight")),
+        ("model.language_model.embed_tokens.weight", {"vocab_size": 5, "text_config": VOCABULARY}),
+        (LLAMA, {**VOCABULARY, "text_config": {}}),
+    ],
+)
+def test_a_vocabulary_larger_than_the_embedding_is_refused(
+    name: str, config: dict[str, object], check: Callable[[str, str], object], tmp_path: Path
+) -> None:
+    """A token between the two has no embedding, and the weights cannot be loaded."""
+    with pytest.raises(UserError, match=r"(?s)model: the embedding in the weights is smaller.*600 rows.*700.*fix: "):
+        check(with_embedding(tmp_path, name, 600, config), "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "config"),
+    [
+        *((LLAMA, 700, VOCABULARY), (LLAMA, 704, VOCABULARY), ("a.weight", 600, VOCABULARY)),
+        *((LLAMA, 600, {}), (LLAMA, 600, {"vocab_size": None})),
+    ],
+)
+def test_an_embedding_that_has_all_or_is_not_known_is_accepted(
+    name: str, rows: int, config: dict[str, object], tmp_path: Path
+) -> None:
+    check_model(with_embedding(tmp_path, name, rows, config))
+
+
+def test_the_embedding_is_found_in_any_file_also_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_embedding(tmp_path, LLAMA, 600, VOCABULARY, "model-00002-of-00002.safetensors")
+    save_file({"model.norm.weight": np.zeros(2, np.float16)}, tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {LLAMA: "model-00002-of-00002.safetensors"}})
+    )
+    with pytest.raises(UserError, match="smaller than the vocabulary"):
+        check_model(str(tmp_path))
+    there = {"config.json", "model.safetensors.index.json"}
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file) if file in there else None
+    )
+    with pytest.raises(UserError, match=r"elicit\.model: the embedding in the weights is smaller"):
+        check_found("owner/cached", "elicit.model")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\xff" * 9, b"\x05" + bytes(7) + b"{...}", b"\2" + bytes(7) + b"[]"])
+def test_damaged_weights_are_named(content: bytes, tmp_path: Path) -> None:
+    model = with_embedding(tmp_path, LLAMA, 700, VOCABULARY)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for read in (check_model, parameter_count):
+        with pytest.raises(UserError, match=r"(?s)weights is damaged.*model\.safetensors.*fix: download it again"):
+            read(model)
 
 
 def test_home_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

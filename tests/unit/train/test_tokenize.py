@@ -12,10 +12,12 @@ import pytest
 
 from ual_ray import columns as col
 from ual_ray.config import TrainConfig
+from ual_ray.config.load import load
 from ual_ray.errors import UserError
 from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer
 from ual_ray.parquet import write_table
 from ual_ray.train import tokenize as tokens
+from ual_ray.train.given_rows import check_values
 from ual_ray.train.token_store import TokenStore
 
 BLOCK = pa.schema(
@@ -143,6 +145,32 @@ def test_stored_targets_are_those_that_are_predicted(actor: MakeActor, tmp_path:
     assert {col.INPUT_IDS, col.LABELS} <= set(col.TOKENS.names)
 
 
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (
+            {tokens.NOT_RENDERABLE: 3},
+            "correct the rows that the chat template or the tokenizer refuses, or train another model",
+        ),
+        ({tokens.OVERLONG: 1, tokens.NO_TARGET: 2}, "raise train.max_length"),
+        ({tokens.NOT_RENDERABLE: 3, tokens.OVERLONG: 1}, "correct the rows .*; raise train.max_length"),
+        ({}, "give rows of the split 'train'"),
+    ],
+)
+def test_what_to_do_about_dropped_rows_is_what_helps(
+    reasons: dict[str, int], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template that refuses rows was answered with "raise train.max_length"."""
+    dropped = [{"id": f"{number}", "reason": reason, "error": ""} for reason, many in reasons.items() for number in range(many)]
+    block = {name: 0 for name in tokens.COUNTED} | {"dropped": dropped, tokens.SUMS: {}}
+    monkeypatch.setattr(tokens, "_made_from", lambda *_: "these rows")
+    for kept, more in ((0, ""), (1, "; or raise train.max_dropped_share")):
+        monkeypatch.setattr(tokens, "_summaries", lambda *_, kept=kept: iter([copy.deepcopy(block) | {"train_rows": kept}]))
+        if reasons or not kept:
+            with pytest.raises(UserError, match=f"fix: {told}{more}"):
+                tokens.render_all(load(None, ["train.max_dropped_share=0.1"]), tmp_path, None, tmp_path / f"{kept}")
+
+
 def numbers(folder: Path, kind: pa.DataType = FLOAT64, **columns: list[Any]) -> Path:
     """Write rows with these alphas or weights: two of training, then one of validation."""
     columns = {col.ALPHA: [0.0, 1.0, None]} | columns
@@ -168,13 +196,13 @@ def test_alphas_and_weights_that_the_loss_is_not_defined_for_are_refused_with_th
     columns: dict[str, list[Any]], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"(?s){words}"):
-        tokens.check_values(numbers(tmp_path, **columns))
+        check_values(numbers(tmp_path, **columns))
 
 
 def test_alphas_and_weights_at_their_bounds_are_trained_with(tmp_path: Path) -> None:
-    tokens.check_values(numbers(tmp_path))
-    tokens.check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [0.0, None, None]}))
-    tokens.check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [2.0, float("nan"), -1.0]}))
-    tokens.check_values(numbers(tmp_path, pa.int64(), **{col.ALPHA: [0, 1, None]}))
+    check_values(numbers(tmp_path))
+    check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [0.0, None, None]}))
+    check_values(numbers(tmp_path, **{col.LOSS_WEIGHT: [2.0, float("nan"), -1.0]}))
+    check_values(numbers(tmp_path, pa.int64(), **{col.ALPHA: [0, 1, None]}))
     with pytest.raises(UserError, match="alpha has no numbers"):
-        tokens.check_values(numbers(tmp_path, pa.string(), **{col.ALPHA: ["0.1", "0.2", None]}))
+        check_values(numbers(tmp_path, pa.string(), **{col.ALPHA: ["0.1", "0.2", None]}))

@@ -4,6 +4,7 @@ Counted: parameters, steps, tokens and padding; for large data from a sample of 
 time, the operations of all steps (`forward_pass`) divided by the speed of the workers' devices (`devices`).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset
 import torch
 
 from ual_ray import columns as col
@@ -21,16 +21,15 @@ from ual_ray.formatting import GIB, count_list, plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.product_speed import GPUS
 from ual_ray.models.resolve import resolve_model
-from ual_ray.parquet import RowFiles
 from ual_ray.run.precision import with_train_dtype
 from ual_ray.train.batches import StepPlan
 from ual_ray.train.estimate.devices import Device, find_device, is_here
 from ual_ray.train.estimate.forward_pass import ForwardPass, forward_pass
 from ual_ray.train.estimate.memory import Memory, Parameters, count_parameters, estimate
-from ual_ray.train.estimate.sample import Rows, sample_rows
+from ual_ray.train.estimate.sample import Rows, sample_rows, sample_validation
 from ual_ray.train.estimate.state import checkpoint_bytes
 from ual_ray.train.sharding import DTYPES
-from ual_ray.train.tokenize import check_columns
+from ual_ray.train.tokenize import remedy
 from ual_ray.train.weights import empty_frozen_model, empty_trained_model
 
 # Thresholds of the advice: share of padding, share of truncated rows.
@@ -56,13 +55,14 @@ class DryRun:
     """The resource estimate of a training: memory and checkpoints in bytes, time in seconds.
 
     A step's tokens are means over the first epoch's steps, without padding; `advice`: problems, with the key to change.
-    `by_source`: as `StepPlan.by_source`, empty without train.mixture. `validations`: how many there are, each of
-    `validation_tokens`, with `validation_seconds` for all of them; 0 where no validation rows were given.
+    `by_source`: as `StepPlan.by_source`, empty without train.mixture. `validated`: the validation rows, None where none were
+    given. `validations`: how many there are, each of `validation_tokens`, with `validation_seconds` for all of them; else 0.
     """
 
     config: Config
     device: Device
     rows: Rows
+    validated: Rows | None
     sequences: int
     steps: int
     tokens_per_step: float
@@ -97,14 +97,16 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
     device = find_device(config, gpu)
     memory = model.memory(train, micro)
     flops = model.flops(train, micro, tokens / (1 - plan.padding_share), targets)
-    validated = _validation_tokens(train, rows, validation)
-    validations = 1 + (ceil(len(plan) / train.validate_every) if train.validate_every else len(plan.epochs)) if validated else 0
+    validated = sample_validation(config, validation) if validation else None
+    measured, predicted = _validation_tokens(train, validated)
+    validations = 1 + (ceil(len(plan) / train.validate_every) if train.validate_every else len(plan.epochs)) if measured else 0
     passes = 1 + (train.prior == "base")
-    looked_at = passes * model.forward_flops(train, micro, validated, validated * targets / tokens)
+    looked_at = passes * model.forward_flops(train, micro, measured, predicted)
     return DryRun(
         config=config,
         device=device,
         rows=rows,
+        validated=validated,
         sequences=len(plan.epochs[0]),
         steps=len(plan),
         tokens_per_step=tokens,
@@ -117,25 +119,22 @@ def dry_run(config: Config, smoothed: Path, gpu: str | None = None, validation: 
         checkpoint=checkpoint_bytes(model.parameters(train).trainable),
         seconds=len(plan) * flops / (device.flops * train.num_workers),
         advice=(
-            *_about_rows(train, rows),
+            *_about_rows(train, rows, validated),
             *_about_plan(train, plan, micro, int(rows.lengths.max()), model.positions()),
             *_about_memory(train, device, memory, lambda other: model.memory(other, micro_batch(other, sequences, longest))),
         ),
         by_source=plan.by_source(),
         validations=validations,
-        validation_tokens=validated,
+        validation_tokens=measured,
         validation_seconds=validations * looked_at / (device.flops * train.num_workers),
     )
 
 
-def _validation_tokens(train: TrainConfig, rows: Rows, validation: Path | None) -> int:
-    """Estimate the tokens of one validation, whose rows are taken to be as long as those of training."""
-    if validation is None:
-        return 0
-    check_columns(validation, [])
-    files = RowFiles(validation)
-    count = files.count_rows(filter=pyarrow.dataset.field(col.SPLIT) == col.VALIDATION)
-    return min(round(count * float(rows.lengths.mean())), train.validation_tokens or count * train.max_length)
+def _validation_tokens(train: TrainConfig, rows: Rows | None) -> tuple[int, float]:
+    """Return the tokens of one validation, and how many of them are predicted."""
+    tokens = int(rows.lengths.sum()) if rows else 0
+    measured = min(tokens, train.validation_tokens or tokens)
+    return measured, measured * float(rows.targets.sum()) / tokens if rows and tokens else 0.0
 
 
 def check_gpus(config: Config, *, arms: bool = True, evaluated: bool = True) -> None:
@@ -231,17 +230,23 @@ class Model:
         return forward_pass(self._make(lora, dtype), dtype, rows, length, packed=packed)
 
 
-def _about_rows(train: TrainConfig, rows: Rows) -> Iterator[str]:
-    dropped = rows.dropped.total() / rows.seen
+def _about_rows(train: TrainConfig, rows: Rows, validated: Rows | None) -> Iterator[str]:
+    parts = {"row": rows} | ({"validation row": validated} if validated and validated.seen else {})
+    all_rows, reasons = sum(part.total for part in parts.values()), Counter[str]()
+    for part in parts.values():
+        reasons.update(part.dropped)
+    dropped = sum(part.dropped.total() / part.seen * part.total for part in parts.values()) / all_rows
     if dropped > train.max_dropped_share:
         yield (
-            f"{dropped:.0%} of the rows would be dropped ({count_list(rows.dropped)}), and training would stop: more than "
-            f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or train.max_length."
+            f"{dropped:.0%} of the rows would be dropped ({count_list(reasons)}), and training would stop: more than "
+            f"train.max_dropped_share = {train.max_dropped_share:g}. Raise that, or {remedy(reasons, col.TRAIN)}."
         )
-    if rows.endless:
-        yield f"{NO_END} ({rows.endless} of {plural(rows.seen, 'row')})."
-    if rows.truncated > MAX_TRUNCATED * rows.seen:
-        yield f"{rows.truncated / rows.seen:.0%} of the rows are truncated at train.max_length = {train.max_length}. Raise it."
+    for name, part in parts.items():
+        if part.endless:
+            yield f"{NO_END} ({part.endless} of {plural(part.seen, name)})."
+        if part.truncated > MAX_TRUNCATED * part.seen:
+            share = f"{part.truncated / part.seen:.0%} of the {name}s"
+            yield f"{share} are truncated at train.max_length = {train.max_length}. Raise it."
 
 
 def _about_plan(train: TrainConfig, plan: StepPlan, micro: MicroBatch, longest: int, positions: int | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The training rows' lengths in tokens, of a sample of the rows where they are many, an even one of each source."""
+"""The lengths in tokens of a split's rows, of a sample of the rows where they are many, an even one of each source."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from ual_ray.config import Config
 from ual_ray.errors import UserError
 from ual_ray.formatting import count_list, plural
 from ual_ray.parquet import RowFiles
+from ual_ray.train.given_rows import check_columns, check_own_ids, check_values
 from ual_ray.train.token_store import TokenStore
-from ual_ray.train.tokenize import Render, check_columns, check_values, check_vocabulary, most_frequent
+from ual_ray.train.tokenize import Render, check_measured, check_vocabulary, most_frequent, remedy
 
 # Size of the sample: larger data is estimated from this many evenly spaced rows.
 MAX_SAMPLE = 2000
@@ -23,7 +24,7 @@ MAX_SAMPLE = 2000
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens per row of the training split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
+    """Tokens per row of a split, `lengths` and `targets`, int32 of [rows], scaled up from `seen` of `total` rows.
 
     `dropped` (by reason), `truncated` and `endless` (without an end of turn) are counts among those seen. `sources` of the rows
     are only there with train.mixture.
@@ -42,29 +43,41 @@ class Rows:
 def sample_rows(config: Config, smoothed: Path) -> Rows:
     """Render the training rows, or an even sample of them, as training does. Raises UserError when no row is left."""
     check_columns(smoothed, [col.ALPHA])
-    files = RowFiles(smoothed)
     check_values(smoothed)
-    training = pa.compute.field(col.SPLIT) == col.TRAIN
-    sources = _sources(files, training, mixed=bool(config.train.mixture))
+    rows, got = _sample(config, smoothed, col.TRAIN, [col.ALPHA], mixed=bool(config.train.mixture))
+    if not len(rows.lengths):
+        raise UserError("no training row is left", got=got, fix=remedy(rows.dropped, col.TRAIN))
+    return rows
+
+
+def sample_validation(config: Config, path: Path) -> Rows:
+    """Render the validation rows as `sample_rows` does. Raises UserError when none is left and settings need some."""
+    check_columns(path, [])
+    check_own_ids(path, col.VALIDATION)
+    rows, got = _sample(config, path, col.VALIDATION, [])
+    if not len(rows.lengths):
+        check_measured(config.train, got, rows.dropped)
+    return rows
+
+
+def _sample(config: Config, path: Path, split: str, more: list[str], *, mixed: bool = False) -> tuple[Rows, str]:
+    """Render rows of a split; return them, and how many were dropped, and why. more: columns to read."""
+    files, wanted = RowFiles(path), pa.compute.field(col.SPLIT) == split
+    sources = _sources(files, wanted, mixed=mixed)
     chosen = [_evenly(own, len(sources)) for own in _groups(sources)]
     total, places = len(sources), np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *chosen]))
-    table = files.take(pa.array(places), [col.ID, col.SPLIT, col.MESSAGES, col.ALPHA], training)
+    table = files.take(pa.array(places), [col.ID, col.SPLIT, col.MESSAGES, *more], wanted)
     with TemporaryDirectory() as folder:
         render = Render(config.model, config.train, config.trust_remote_code, Path(folder))
         (summary,) = render(table).to_pylist()
-        store = TokenStore.open(Path(folder), col.TRAIN, sources=smoothed if config.train.mixture else None)
+        store = TokenStore.open(Path(folder), split, sources=path if mixed else None)
         check_vocabulary(summary["dropped"])
         dropped = Counter(row["reason"] for row in summary["dropped"])
         error = most_frequent(row["error"] for row in summary["dropped"] if row["error"])
-    if not len(store):
-        raise UserError(
-            "no training row is left",
-            got=f"of {plural(len(places), 'row')}: {count_list(dropped)}{f' ({error})' if error else ''}",
-            fix="raise train.max_length, or check the rows",
-        )
     lengths, targets, scaled = _scaled(store, sources, places)
     counts = (total, len(places), dropped, summary["truncated_rows"], summary["endless_rows"])
-    return Rows(lengths, targets, *counts, scaled if config.train.mixture else None)
+    told = f"of {plural(len(places), 'row')}: {count_list(dropped)}{f' ({error})' if error else ''}"
+    return Rows(lengths, targets, *counts, scaled if mixed else None), told
 
 
 def _sources(rows: RowFiles, wanted: pa.compute.Expression, *, mixed: bool) -> pa.Array:
@@ -90,7 +103,7 @@ def _scaled(store: TokenStore, sources: pa.Array, places: np.ndarray) -> tuple[n
     """Repeat the sampled rows' lengths and target tokens up to the number of rows of each source; and its name as often."""
     sampled = sources.take(pa.array(places))
     own = pa.repeat(pa.scalar(""), len(store)) if store.sources is None else store.sources.fill_null("")
-    parts = []
+    parts: list[tuple[np.ndarray, np.ndarray, list[str]]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), [])]
     for name in sources.unique().to_pylist():
         mine = np.flatnonzero(pa.compute.equal(own, name).to_numpy(zero_copy_only=False))
         of_it = [pa.compute.sum(pa.compute.equal(values, name)).as_py() for values in (sources, sampled)]

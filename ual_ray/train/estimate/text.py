@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ual_ray.train.estimate.dry_run import DryRun
+    from ual_ray.train.estimate.sample import Rows
 
 
 def show(plan: DryRun, console: Console) -> None:
@@ -35,13 +36,9 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
         f" x {train.replicas} replicas" if train.replicas > 1 else ""
     )
     yield "workers", f"{train.num_workers} x {plan.device.name}, {sharded}, {train.dtype}"
-    sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
-    dropped = f"{rows.dropped.total()} dropped, {rows.truncated} truncated"
-    yield (
-        "rows",
-        f"{plural(rows.total, 'row')} to train on{sample}; {dropped}; "
-        f"{plural(plan.sequences, 'sequence')}{' (packed)' * train.packing}",
-    )
+    yield "rows", f"{_counted(rows, 'train')}; {plural(plan.sequences, 'sequence')}{' (packed)' * train.packing}"
+    if plan.validated is not None:
+        yield "", _counted(plan.validated, "validate")
     yield (
         "steps",
         f"{plural(plan.steps, 'step')} of {plan.tokens_per_step:,.0f} tokens, {plan.target_tokens_per_step:,.0f} of them "
@@ -84,6 +81,11 @@ def lines(plan: DryRun) -> Iterator[tuple[str, str]]:
             f"all, {plan.validation_seconds / plan.seconds:.1%} of the steps' time (train.validation_tokens, "
             "train.validate_every)",
         )
+
+
+def _counted(rows: Rows, what: str) -> str:
+    sample = "" if rows.seen == rows.total else f", judged by {rows.seen:,} of them"
+    return f"{plural(rows.total, 'row')} to {what} on{sample}; {rows.dropped.total()} dropped, {rows.truncated} truncated"
 
 
 def _exported(plan: DryRun) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_llama import NO_WEIGHTS
 
 SCRIPT = Path(__file__).with_name("counted_rank.py")
 # The embedding and the head, which are apart, are larger than a layer.
@@ -37,7 +38,7 @@ BATCH = {"max_length": 512, "micro_batch_size": 2, "global_batch_size": 16}
 @pytest.mark.slow
 def test_the_estimate_is_what_the_tensors_of_a_rank_take(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN2))
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").write_bytes(NO_WEIGHTS)
     command = [sys.executable, str(SCRIPT), str(tmp_path), json.dumps({**BATCH, **settings})]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -145,6 +145,33 @@ def test_validation_has_its_share_of_the_time(model: str, tmp_path: Path) -> Non
     assert dry_run.dry_run(settings(model), smoothed).validations == 0
 
 
+@pytest.mark.slow
+def test_validation_rows_are_counted_as_those_of_training(model: str, tmp_path: Path) -> None:
+    """Those that lose their end, or are dropped, were not told of."""
+    smoothed, longer = (write(tmp_path / f"{name}.parquet", words) for name, words in (("few", [5] * 40), ("many", [90] * 40)))
+    rows = half_held_out(longer)
+
+    def plan(*more: str) -> tuple[dry_run.DryRun, str]:
+        found = dry_run.dry_run(settings(model, "train.max_length=64", *more), smoothed, None, rows)
+        console = Console(record=True, width=200)
+        show(found, console)
+        return found, console.export_text()
+
+    found, shown = plan()
+    assert found.validated and (found.validated.total, found.validated.truncated, found.rows.truncated) == (20, 20, 0)
+    assert "40 rows to train on; 0 dropped, 0 truncated" in shown and "20 rows to validate on; 0 dropped, 20 truncated" in shown
+    assert "100% of the validation rows are truncated at train.max_length = 64" in shown
+    assert found.validation_tokens == 20 * 64, "of their own length"
+    dropping, shown = plan("train.overlong=drop")
+    assert dropping.validated and dropping.validated.dropped.total() == 20 and dropping.validations == 0
+    # As training counts them: of all rows.
+    assert "33% of the rows would be dropped (20 overlong), and training would stop" in shown
+    with pytest.raises(UserError, match=r"(?s)train\.export=best: no validation row.*of 20 rows: 20 overlong.*fix: raise "):
+        plan("train.overlong=drop", "train.export=best")
+    with pytest.raises(UserError, match=r"(?s)train\.export=best: no validation row.*fix: give rows of the split 'val"):
+        dry_run.dry_run(settings(model, "train.export=best"), smoothed, None, smoothed)
+
+
 def test_this_machines_cpu_is_measured() -> None:
     found = devices.find_device(load(None, ["train.dtype=float32"]))
     assert found.memory and found.flops > 0 and "measured here" in found.speed_from

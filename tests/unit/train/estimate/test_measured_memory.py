@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_llama import NO_WEIGHTS
 
 from ual_ray.config import Config, TrainConfig
 from ual_ray.train.estimate.dry_run import MicroBatch, Model
@@ -26,7 +27,7 @@ CASES = json.loads(MEASURED.read_text())["training speed"]
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("llama")
     (folder / "config.json").write_text(json.dumps(LLAMA))
-    (folder / "model.safetensors").touch()
+    (folder / "model.safetensors").write_bytes(NO_WEIGHTS)
     return str(folder)
 
 
