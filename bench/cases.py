@@ -100,6 +100,13 @@ CASES = (
         "preview FILE",
         "error|fix",
     ),
+    Case(
+        "S7",
+        "a mapping that the format does not read",
+        [{"question": "q", "extra": "x", "answer": "Oui"}],
+        "preview FILE 'data.columns={input: extra}'",
+        "error|fix",
+    ),
     Case("S8", "a column context", [{"question": "q", "context": "c", "answer": "a"}], "preview FILE", "error|fix"),
     Case(
         "S8",
@@ -184,6 +191,18 @@ TESTED = (
         "tokens outside of the embedding",
         "tests/unit/train/test_tokenize.py",
         "test_a_token_outside_of_the_embedding_refuses_the_training",
+    ),
+    (
+        "E9",
+        "the same in validation rows",
+        "tests/unit/test_no_embedding.py",
+        "test_a_dry_run_looks_at_the_rows_of_both_splits",
+    ),
+    (
+        "E9",
+        "vocab_size larger than the embedding in the weights",
+        "tests/unit/test_no_embedding.py",
+        "test_a_vocabulary_larger_than_the_embedding_is_refused_by_every_command",
     ),
     (
         "E10",

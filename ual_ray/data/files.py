@@ -26,6 +26,7 @@ KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", 
 SUFFIXES = ", ".join(KINDS)
 LEGAL_FILES = f"a file ending in {SUFFIXES} (all but .parquet also .gz), or a folder of them"
 LEGAL_PATHS = f"{LEGAL_FILES}, a datasets directory, a hub name (owner/name), a cloud address (s3://...), or 'demo'"
+CONVERT = "convert it, such as to .jsonl with one object per line"
 # Metadata files that `datasets` writes next to the data, also in folders cloned from the hub.
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -75,7 +76,7 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
     """List the files of a path, sorted by name; None for a hub name. Raises UserError when there are none."""
     where = redact_uri(config.path)
     if not where.strip():
-        raise UserError("data.path is empty", expected=LEGAL_PATHS)
+        raise UserError("data.path is empty", expected=LEGAL_PATHS, fix="set data.path to one of them")
     with naming(where):
         root, path = _locate(config.path)
         info = filesystem_of(root).get_file_info(path)
@@ -83,7 +84,8 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
             if not root and HUB_NAME.fullmatch(config.path) and _kind_of(config.path) is None:
                 return None
             pattern = re.search(r"[*?{\[,]", where)
-            fix = "patterns and lists are not read: give a folder, whose data files are all read" if pattern else None
+            alone = "patterns and lists are not read: give a folder, whose data files are all read"
+            fix = alone if pattern else "correct data.path"
             raise UserError("data.path does not exist", got=where, expected=LEGAL_PATHS, fix=fix)
         refuse_subset(config)
         if info.type == pyarrow.fs.FileType.Directory:
@@ -94,7 +96,7 @@ def find_files(config: DataConfig) -> list[DataFile] | None:
             )
         kind = _kind_of(path)
         if kind is None:
-            raise UserError("data.path has an unsupported file type", got=where, expected=LEGAL_FILES)
+            raise UserError("data.path has an unsupported file type", got=where, expected=LEGAL_FILES, fix=CONVERT)
         return [_data_file(root, path, info, kind)]
 
 
@@ -113,7 +115,9 @@ def _locate(path: str) -> tuple[str, str]:
         filesystem, inner = from_address(path)
     except pa.ArrowInvalid as error:
         expected = "file://, s3://, gs://, abfs://, hdfs://, hf://"
-        raise UserError("data.path: unsupported URI scheme", got=f"{redact_uri(path)}: {error}", expected=expected) from error
+        fix = "give an address of one of these, or download the data and give a path"
+        got = f"{redact_uri(path)}: {error}"
+        raise UserError("data.path: unsupported URI scheme", got=got, expected=expected, fix=fix) from error
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     return "" if local else path, inner.rstrip("/") or inner
 
@@ -152,11 +156,13 @@ def _files_in(config: DataConfig, root: str, path: str) -> list[DataFile]:
             raise UserError(what, got=f"{where}: {name}", fix="export the rows to a folder of their own")
         if info.type == pyarrow.fs.FileType.File and not hidden and OTHER_DATA.search(name):
             what = "data.path has a file of an unsupported kind or compression among others"
-            raise UserError(what, got=f"{where}: {name}", expected=LEGAL_FILES, fix="convert it, or take it out of the folder")
+            fix = f"{CONVERT}; or take it out of the folder"
+            raise UserError(what, got=f"{where}: {name}", expected=LEGAL_FILES, fix=fix)
         if info.type == pyarrow.fs.FileType.File and kind and not hidden and info.base_name not in NO_DATA:
             found.append(_data_file(root, info.path, info, kind, name))
     if not found:
-        raise UserError("data.path is a folder without data files", got=where, expected=f"files ending in {SUFFIXES}")
+        expected = f"files ending in {SUFFIXES}"
+        raise UserError("data.path is a folder without data files", got=where, expected=expected, fix=CONVERT)
     return sorted(_of_split(found, config.split, where), key=lambda file: file.name)
 
 
@@ -175,6 +181,7 @@ def _of_split(files: list[DataFile], split: str | None, where: str) -> list[Data
             "data.path is a folder with files of several splits" if split is None else f"data.split: no file of '{split}'",
             got=f"{where}: {shorten_list(sorted(of))}",
             expected=f"data.split={' or '.join([*known, 'all'])}",
+            fix="set data.split to one of them",
         )
     return [file for file in files if of[file.name] == split]
 
@@ -196,7 +203,8 @@ def _arrow_files(config: DataConfig, root: str, path: str) -> list[DataFile] | N
         split = config.split or "train"
         expected = _names(splits.get("splits", []) if isinstance(splits, dict) else splits, f"{path}/dataset_dict.json")
         if split not in expected:
-            raise UserError(f"data.split: there is no split '{split}'", got=config.path, expected=", ".join(expected))
+            what, fix = f"data.split: there is no split '{split}'", "set data.split to one of them"
+            raise UserError(what, got=config.path, expected=", ".join(expected), fix=fix)
         path = f"{path}/{split}"
     state = _json_at(root, f"{path}/state.json")
     if not isinstance(state, dict) or "_data_files" not in state:

@@ -221,8 +221,12 @@ def check_reads(format_name: str, columns: Mapping[str, str]) -> None:
     """Raise UserError if `data.columns` maps a column that the format does not read."""
     legal = {*_form(format_name).reads, *COMMON, col.SOURCE, col.ID}
     if ignored := [ours for ours in columns if ours not in legal]:
+        others = sorted(name for name, form in FORMATS.items() if {*ignored} <= form.reads)
+        use = f"set data.format={' or '.join(others)}, which reads it, or " if others else ""
         raise UserError(
-            f"data.columns: the format {format_name} does not read {', '.join(ignored)}", expected=", ".join(sorted(legal))
+            f"data.columns: the format {format_name} does not read {', '.join(ignored)}",
+            expected=", ".join(sorted(legal)),
+            fix=f"{use}map to one of these, or leave {', '.join(ignored)} out of data.columns",
         )
     texts = Counter(theirs for ours, theirs in columns.items() if ours in _form(format_name).reads)
     if repeated := [name for name, times in texts.items() if times > 1]:
@@ -231,6 +235,7 @@ def check_reads(format_name: str, columns: Mapping[str, str]) -> None:
             f"data.columns takes {both} from one column",
             got=repeated[0],
             expected="a column for each: a model would learn to repeat its prompt",
+            fix=f"name another column for {both.partition(' and ')[2]}",
         )
 
 
@@ -262,7 +267,8 @@ def check_columns(records: Sequence[Record | BadRow], where: str, columns: Mappi
     for ours, theirs in columns.items():
         if ours not in expected_columns():
             legal = ", ".join(expected_columns())
-            raise UserError(f"unknown column in data.columns: '{ours}'", got=f"{ours}: {theirs}", expected=legal)
+            fix = f"map one of these: data.columns={{OURS: {theirs}}}"
+            raise UserError(f"unknown column in data.columns: '{ours}'", got=f"{ours}: {theirs}", expected=legal, fix=fix)
     found = columns_of(record for record in records if not isinstance(record, BadRow))
     for ours, theirs in columns.items():
         if found and theirs not in found:

@@ -27,19 +27,21 @@ def read_labels(path: Path) -> dict[str, bool]:
     Raises UserError for an invalid file, column or value, with its row.
     """
     if not path.is_file():
-        raise UserError("the labels file does not exist", got=path, expected=LEGAL_FILE)
+        raise UserError("the labels file does not exist", got=path, expected=LEGAL_FILE, fix="correct its path")
     kind = path.suffix.lower().removeprefix(".")
     reader = {"csv": read_text, "jsonl": read_jsonl}.get(kind)
     if reader is None:
-        raise UserError("the labels file has an unknown file extension", got=path, expected=LEGAL_FILE)
+        fix = "write it as one of these"
+        raise UserError("the labels file has an unknown file extension", got=path, expected=LEGAL_FILE, fix=fix)
     labels: dict[str, bool] = {}
     try:
         for number, row in enumerate(reader(Piece("", str(path.resolve()), kind)), start=1):
             _add(labels, row, f"{path}, label {number}")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError("the labels file cannot be read", got=f"{path}: {error}", expected=f"{LEGAL_FILE}, in UTF-8") from error
+        what, expected, fix = "the labels file cannot be read", f"{LEGAL_FILE}, in UTF-8", "save it as such a file"
+        raise UserError(what, got=f"{path}: {error}", expected=expected, fix=fix) from error
     if not labels:
-        raise UserError("the labels file contains no label", got=path, expected=LEGAL_FILE)
+        raise UserError("the labels file contains no label", got=path, expected=LEGAL_FILE, fix="write a row per label")
     return labels
 
 
@@ -69,20 +71,25 @@ def match_labels(labels: Mapping[str, bool], ids: pa.ChunkedArray, given_ids: pa
             "no label matches any row",
             got=f"labels of ids such as {next(iter(labels))!r}",
             expected=f"ids of the rows, such as {ids[0].as_py()!r}{of_data}",
+            fix="label rows of these data by one of both ids",
         )
     return correct
 
 
 def _add(labels: dict[str, bool], row: Record | BadRow, where: str) -> None:
     if isinstance(row, BadRow):
-        raise UserError("a row of the labels file cannot be read", got=f"{where}: {row}", expected=LEGAL_FILE)
+        what, fix = "a row of the labels file cannot be read", "correct this row"
+        raise UserError(what, got=f"{where}: {row}", expected=LEGAL_FILE, fix=fix)
     if missing := [name for name in (col.ID, CORRECT) if name not in row]:
-        raise UserError(f"the labels lack the column {missing}", got=f"{where}: {list(row)[:20]}", expected=LEGAL_FILE)
+        what, fix = f"the labels lack the column {missing}", "rename its columns, or add these"
+        raise UserError(what, got=f"{where}: {list(row)[:20]}", expected=LEGAL_FILE, fix=fix)
     name = (name_of(row[col.ID]) or "").strip()
     if not name:
-        raise UserError("a label has no id", got=where, expected="the row's content id, or the data's own id")
+        expected = "the row's content id, or the data's own id"
+        raise UserError("a label has no id", got=where, expected=expected, fix="write its id, or delete the label")
     verdict = TRUTH.get(str(row[CORRECT]).strip().lower())
     if verdict is None:
-        raise UserError("label is not a boolean", got=f"{row[CORRECT]!r} ({where})", expected=LEGAL_TRUTH)
+        what, fix = "label is not a boolean", "write it as one of these, or delete the label"
+        raise UserError(what, got=f"{row[CORRECT]!r} ({where})", expected=LEGAL_TRUTH, fix=fix)
     if labels.setdefault(name, verdict) != verdict:
         raise UserError("an id is labelled both good and wrong", got=f"{name!r} ({where})", fix="keep only one of the two")

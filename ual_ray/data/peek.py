@@ -114,7 +114,8 @@ def peek(config: DataConfig, rows: int = 1000) -> DataPeek:
     records = list(islice(stream, rows))
     complete = next(stream, None) is None
     if not records:
-        raise UserError("the data set is empty", got=where, expected="at least one row")
+        fix = "write rows into it, or give another data.path"
+        raise UserError("the data set is empty", got=where, expected="at least one row", fix=fix)
     format_name = _format_of(config, records, where)
     check_reads(format_name, config.columns)
     seen = list(convert(records, format_name, config.columns, config.thinking, config.reference, config.format == "auto"))

@@ -148,7 +148,7 @@ def array_items(text: TextIO, path: str) -> Iterator[Any]:
         return
     if content.next() != "[":
         expected = "[ {...}, {...} ], or one object per line"
-        raise UserError("the file is JSON but not an array", got=path, expected=expected)
+        raise UserError("the file is JSON but not an array", got=path, expected=expected, fix="put its rows into an array")
     content.skip()
     number = 0
     while content.next() != "]":

@@ -141,10 +141,11 @@ class ChatRenderer:
                     text, by = before + text[start:], len(before) - start
                     spans = [(first + by, last + by) for first, last in spans]
             except Exception as failed:  # a template is code of the model's author, which may raise anything
-                error = error or ValueError(f"the chat template rejects the conversation: {failed}")
+                what = f"the chat template rejects the conversation: {failed}"
+                error = error or ValueError(f"{what} (correct the row, or {OTHER_TEMPLATE})")
                 continue
             if lost := dropped(text, messages, extras, self._unwritten if CALLS & {*chain(*extras)} else ()):
-                error = ValueError(f"the chat template drops {lost}")
+                error = ValueError(f"the chat template drops {lost} ({OTHER_TEMPLATE})")
                 continue
             return text, spans
         assert error is not None
@@ -248,7 +249,9 @@ class ChatRenderer:
         """Tokens of a conversation that is one sequence, as `sequences` has them. Raises ValueError where it is several."""
         found = self.sequences(messages, last_reply_only=last_reply_only, content_only=content_only)
         if len(found) != 1:
-            raise ValueError(f"the chat template rewrites earlier turns: the conversation is {len(found)} sequences")
+            raise ValueError(
+                f"the chat template rewrites earlier turns: the conversation is {len(found)} sequences ({OTHER_TEMPLATE})"
+            )
         return found[0]
 
     def ends_turn(self, rendered: Rendered) -> bool:
@@ -336,7 +339,10 @@ class ChatRenderer:
         prompt, rest = self._ids(reply.prompt), reply.text[len(reply.prompt) :]
         ids, starts, ends = self._offsets(rest)
         if self._decode([*prompt, *ids]) != self._decode(self._ids(reply.text)):
-            raise ValueError("the tokenizer encodes the reply differently behind its prompt; its tokens cannot be identified")
+            raise ValueError(
+                "the tokenizer encodes the reply differently behind its prompt; its tokens cannot be identified (use a model "
+                "with another tokenizer)"
+            )
         labels = [IGNORE_INDEX] * len(ids)
         for start, end in reply.spans:
             first, last = bisect_right(ends, start - len(reply.prompt)), bisect_left(starts, end - len(reply.prompt))
@@ -350,7 +356,9 @@ class ChatRenderer:
     def _offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Encode a text; return the tokens, and where each starts and ends in it."""
         if not self._tokenizer.is_fast:
-            raise ValueError("the tokenizer does not tell which characters its tokens cover (it is not a fast one)")
+            raise ValueError(
+                "the tokenizer does not tell which characters its tokens cover (use a fast one, which has a tokenizer.json)"
+            )
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         starts, ends = ([place[side] for place in encoded["offset_mapping"]] for side in (0, 1))
         return encoded["input_ids"], starts, ends
