@@ -108,7 +108,7 @@ class RuntimeConfig(Section):
     @property
     def joined(self) -> str | None:
         """Address of the cluster that a run joins: `address`, or else RAY_ADDRESS. None = it starts one on this machine."""
-        address = self.address or os.environ.get("RAY_ADDRESS")
+        address = ((self.address or "").strip() or os.environ.get("RAY_ADDRESS", "")).strip()
         return None if address in ("", LOCAL_CLUSTER) else address
 
 

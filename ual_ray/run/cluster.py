@@ -18,11 +18,14 @@ from ual_ray.config import Config, EngineConfig, RuntimeConfig, TrainConfig
 from ual_ray.errors import USER_ERROR_EXIT_CODE, UserError
 from ual_ray.formatting import plural
 from ual_ray.run import StageName
+from ual_ray.run.compat_ray import where_auto_leads
 from ual_ray.run.terminal import end_command, end_on_sigterm
 
 # Ray Data's own read, write and checkpoint tasks need CPUs while the actors hold every core.
 SPARE_LOGICAL_CPUS = 2
 CONNECT_SECONDS = 10.0
+# How a client of gRPC starts to speak, with a frame of no settings; and the kind of frame that its server answers with.
+HTTP2_START, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5), b"\4"
 START_ATTEMPTS = 3
 SLOW_START = "timed out during startup"
 # So long Ray waits for a head that is gone, before it ends the process without a word; `_watched` ends the command before that.
@@ -149,20 +152,32 @@ def _start() -> None:
 
 
 def _connect(address: str) -> str | None:
+    leads = where_auto_leads() if address == "auto" else address
     try:
-        where = urlsplit(address if "://" in address else f"//{address}")
-        if where.hostname and where.port:
-            # Ray waits for minutes, and then exits, when nothing listens there.
-            socket.create_connection((where.hostname, where.port), timeout=CONNECT_SECONDS).close()
+        _check_answers(leads)
         found = ray.init(address=address, log_to_driver=True).dashboard_url
         return f"http://{found}" if found else None
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
             "the Ray cluster at runtime.address or RAY_ADDRESS is unreachable",
-            got=f"{address}: {error}",
+            got=f"{address}{f' ({leads})' if leads not in ('', address) else ''}: {error}",
             expected="'auto' on a node of the cluster, 'ray://HOST:10001', or null for a local cluster",
-            fix="start the cluster (cluster/local.sh start), or unset runtime.address and RAY_ADDRESS",
+            fix="start the cluster (cluster/local.sh start), or unset runtime.address and RAY_ADDRESS; for a cluster with "
+            "token authentication set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError where no server of gRPC, as Ray's are, answers: there Ray waits for minutes, and then exits."""
+    where = urlsplit(address if "://" in address else f"//{address}")
+    if not (where.hostname and where.port) or where.scheme not in ("", "ray"):
+        return  # what Ray refuses itself, such as the address of a job server
+    with socket.create_connection((where.hostname, where.port), timeout=CONNECT_SECONDS) as probe:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
+            probe.sendall(HTTP2_START)
+            with probe.makefile("rb") as answer:
+                if answer.read(4)[3:] != SETTINGS:
+                    raise OSError(f"port {where.port} is that of another service: no server of Ray answers")
 
 
 def cores_for_one(engine: EngineConfig) -> float:

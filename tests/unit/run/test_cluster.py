@@ -7,7 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +106,9 @@ def test_a_dead_address_is_refused_before_ray_waits_for_it(
     [
         (None, None, None),
         (None, "", None),
+        (None, "  ", None),
+        ("  ", " 10.0.0.1:6379 ", "10.0.0.1:6379"),
+        (" auto ", None, "auto"),
         (None, "local", None),
         ("local", "10.0.0.1:6379", None),
         ("auto", "10.0.0.1:6379", "auto"),
@@ -116,12 +122,65 @@ def test_the_configured_cluster_is_joined_or_that_of_the_environment(
     assert RuntimeConfig(address=given).joined == cluster
 
 
-def test_addresses_that_answer_or_that_ray_resolves_are_left_to_ray(joined: list[str]) -> None:
+@contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """Listen at a port, and answer whatever is sent first; yield its address."""
+    taken = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                taken.append(server.accept()[0])
+                if taken[-1].recv(1000) and answer:
+                    taken[-1].sendall(answer)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
-        alive = f"127.0.0.1:{server.getsockname()[1]}"
-        for address in (alive, f"ray://{alive}", "auto"):
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in taken:
+        connection.close()
+
+
+# What a server of gRPC writes first: the frame of its settings, here with one of them.
+OF_GRPC = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1])
+
+
+def test_addresses_that_answer_or_that_ray_resolves_are_left_to_ray(joined: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(OF_GRPC) as alive:
+        monkeypatch.setattr(runtime, "where_auto_leads", lambda: alive)
+        for address in (alive, f"ray://{alive}", "auto", "ray://a-name-alone"):
             with runtime.ray_cluster(RuntimeConfig(address=address)):
                 assert joined[-1] == address
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"-ERR unknown\r\n"])
+def test_the_port_of_another_service_is_refused_before_ray_waits_for_it(
+    answer: bytes, scheme: str, joined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray waits for a quarter of an hour there."""
+    monkeypatch.setattr(runtime, "CONNECT_SECONDS", 0.2)
+    with (
+        listening(answer) as address,
+        pytest.raises(UserError, match=f"(?s)unreachable.*got: {scheme}{address}: .*fix: start the cluster"),
+        runtime.ray_cluster(RuntimeConfig(address=f"{scheme}{address}")),
+    ):
+        raise AssertionError("there is no cluster")
+    assert joined == []
+
+
+def test_auto_is_checked_where_it_leads(joined: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes RAY_ADDRESS for it, or the address that the last cluster of this machine left, dead or not."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free.getsockname()[1]}")
+    with (
+        pytest.raises(UserError, match="(?s)unreachable.*got: auto .[0-9.]+:[0-9]+.: .*refused"),
+        runtime.ray_cluster(RuntimeConfig(address="auto")),
+    ):
+        raise AssertionError("there is no cluster")
+    assert joined == []
 
 
 @pytest.mark.parametrize(("failures", "message", "attempts"), [(2, "timed out during startup", 3), (1, "no disk", 1)])
