@@ -44,6 +44,7 @@ from ual_ray.tracking.compat_mlflow import (
     TracingClient,
     with_table,
 )
+from ual_ray.tracking.database import check_database
 from ual_ray.tracking.journal import Operation
 from ual_ray.tracking.models import EXISTS, log_model, measured_model
 from ual_ray.tracking.prompts import log_prompt
@@ -179,7 +180,8 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's own client."""
+        """MLflow's own client. Raises at once for a database that cannot be opened."""
+        check_database(self.uri)
         return MlflowClient(self.uri)
 
     @cached_property
