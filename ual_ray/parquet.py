@@ -189,7 +189,7 @@ def schema_of(path: Path) -> pa.Schema:
     try:
         files = RowFiles(path)
         schema = files.schema
-        check_alike({file: RowFiles(file).schema for file in files.files})
+        check_alike({file: RowFiles(file).schema for file in files.files}, by_first=True)
     except pa.ArrowInvalid as error:  # a column twice, or files that do not fit together
         expected = "the output of `ual elicit` or `ual smooth`"
         raise UserError(f"{path} cannot be read", got=error, expected=expected, fix="give such a folder or file") from error
@@ -213,11 +213,15 @@ def check_kinds(path: Path, schema: pa.Schema) -> None:
             raise UserError(f"{path}: the column {name} does not hold {what}", got=kind, fix=fix)
 
 
-def check_alike(schemas: dict[str, pa.Schema]) -> None:
-    """Raise UserError for files of one folder that differ in a column that is read: values would be converted or left out."""
+def check_alike(schemas: dict[str, pa.Schema], *, by_first: bool = False) -> None:
+    """Raise UserError for files of one folder that differ in a column that is read: values would be converted or left out.
+
+    by_first: all are read by the columns of the first, which has to have values in those that others have them in.
+    """
     for name in READ:
         kinds = {_kind_in(schema, name): file for file, schema in reversed(schemas.items())}
-        kinds.pop("null", None)  # no row of the file has a value
+        if not by_first or _kind_in(next(iter(schemas.values())), name) != "null":
+            kinds.pop("null", None)  # no row of the file has a value
         if len(kinds) > 1:
             raise UserError(
                 f"files of one folder differ in the column {name}",

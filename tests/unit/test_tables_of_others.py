@@ -127,3 +127,22 @@ def test_files_of_a_folder_that_differ_in_a_column_are_refused(
 def test_the_splits_that_are_there_are_named(ual_without_ray: Callable[..., Any], tmp_path: Path) -> None:
     done = ual_without_ray("smooth", table(tmp_path, split="Train", alpha=None), "--out", tmp_path / "out", cwd=tmp_path)
     assert done.code == 2 and "Train" in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "refused"), [("smooth", True, True), ("smooth", False, False), ("inspect", True, False)]
+)
+def test_files_without_a_value_in_a_column_are_read_by_those_that_have_some(
+    command: str, first: bool, refused: bool, ual_without_ray: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A first file without any ended in a traceback, as the others were converted to nulls."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name, start, source in (("b", 3, "s"), ("a" if first else "c", 0, None)):
+        rows = [ROW | {"id": f"r{start + number}", "source": source} for number in range(3)]
+        table = pa.Table.from_pylist([{key: value for key, value in row.items() if key != "alpha"} for row in rows])
+        pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+    more = ["--out", tmp_path / "out"] if command == "smooth" else ["--html", tmp_path / "i.html"]
+    done = ual_without_ray(command, folder, *more, cwd=tmp_path)
+    assert (done.code == 2 and "differ in the column source" in done.output and "null in" in done.output) == refused
+    assert (done.code == 0) == (not refused), done.output
