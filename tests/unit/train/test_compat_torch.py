@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,42 @@ def test_what_a_worker_imports_makes_no_tensor_before_it_asks_for_large_pages() 
         return int(subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout)
 
     assert pages("use_large_pages()") < 2500 < 20_000 < pages(""), FIX
+
+
+FREE_MEMORY = """
+import os, threading
+from pathlib import Path
+import torch
+from ual_ray.train.compat_torch import return_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+def steps():
+    before = resident()
+    for tokens in (3650, 4041, 4048, 4090):
+        tensors = [torch.ones(tokens, size) for size in (576, 192, 1536) * 20]
+        del tensors[::2]
+        tensors += [torch.ones(tokens + 1, size) for size in (576, 192, 1536) * 10]
+        kept = torch.ones(10)  # at the end of the heap
+        del tensors
+    print(resident() - before)
+
+{call}
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_the_memory_of_freed_tensors_is_returned() -> None:
+    """Also in another thread than the first, as Ray Train's, which has other heaps."""
+
+    def left(call: str, **variables: str) -> int:
+        script = [sys.executable, "-c", FREE_MEMORY.format(call=call)]
+        others = {name: value for name, value in os.environ.items() if name != LARGE_PAGES and "MALLOC" not in name}
+        return int(subprocess.run(script, env=others | variables, capture_output=True, text=True, check=True).stdout)
+
+    assert left("return_freed_memory()") < 50 < 200 < left("")
+    assert left("return_freed_memory()", MALLOC_MMAP_THRESHOLD_=str(2**25)) > 200
