@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,3 +246,22 @@ def test_nobody_opens_or_writes_parquet_around_the_owner() -> None:
         if around.search(line)
     ]
     assert len(files) > 100 and not found
+
+
+READ_WHOLE = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from ual_ray.parquet import checked
+checked(Path(sys.argv[1]))
+print(pa.default_memory_pool().max_memory() // 2**20)
+"""
+
+
+def test_comparing_checksums_holds_no_whole_row_group(tmp_path: Path) -> None:
+    """The driver of a training does it, whose memory has to stay the same however many rows there are."""
+    file = tmp_path / "rows.parquet"
+    texts = pa.array([os.urandom(500).hex() for _ in range(50_000)])
+    pyarrow.parquet.write_table(pa.table({"text": texts}), file, write_page_checksum=True)
+    done = subprocess.run([sys.executable, "-c", READ_WHOLE, str(file)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 15 < 45 < texts.nbytes / 2**20
