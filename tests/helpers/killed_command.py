@@ -110,6 +110,8 @@ class KilledCommand:
         self.signal(signal.SIGKILL)
         self.wait(-signal.SIGKILL)
         psutil.wait_procs(list(self._seen), timeout=20)
+        # A busy machine needs longer to notice that the driver of its workers is gone.
+        psutil.wait_procs([process for process in self._seen if title(process).startswith("ray::")], timeout=40)
         left = [name for process in self._seen if (name := title(process))]
         self.end()
         return left
