@@ -3,6 +3,7 @@
     python bench/cases.py
 
 Inputs are made here, or are those of the tests; tests/unit/bench/test_cases.py runs them again and compares with the page.
+Longer than other files, as it is the table of the cases.
 """
 
 from __future__ import annotations

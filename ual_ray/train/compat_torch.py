@@ -37,8 +37,8 @@ def return_freed_memory() -> None:
     """Have glibc's malloc map tensors of 2 MB and more one by one, and unmap what is freed, unless told otherwise.
 
     By itself it raises this limit to 32 MB, and keeps what is freed in heaps. The tensors of the next step, whose packs have
-    other lengths, do not fit there: with packs of 4 x 1,024 tokens, SmolLM2-135M took 7.1, 9.0 and 11.6 GB at its first three
-    steps, and as fast 7.0, 8.1 and 8.1 GB without (3.7 and 3.1 GB with activation checkpointing).
+    other lengths, do not fit there, and the memory of the process grows from step to step. bench/train_step_vs_trl.py
+    measures the peak.
     """
     set_up = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,7 @@
-"""The renderer with the chat templates of families that are often fine-tuned."""
+"""The renderer with the chat templates of families that are often fine-tuned.
+
+Longer than other files, as each kind of template is written down here, with what it has to become.
+"""
 
 from __future__ import annotations
 
