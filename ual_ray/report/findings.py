@@ -16,7 +16,7 @@ REPORT_FOLDER = "report"
 FINDINGS_FILE = "findings.json"
 COMPARISON_FILE = "comparison.json"
 # Raise it when a verdict on the same results may change, or the form of the file does: older files are not read.
-FINDINGS_VERSION = 5
+FINDINGS_VERSION = 6
 # Of a training: the number of rows that it trained on.
 TRAIN_ROWS = "train_rows"
 WITHOUT_TRAINING = "There is no training of it here, so both are one model, which counts once"

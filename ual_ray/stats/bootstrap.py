@@ -246,7 +246,7 @@ def widened(
     """Widen an estimate of a bounded measure to what holds for all values of missing scores, and up to a shift of `mine`.
 
     mine, theirs: [questions, 2] of value and weight per training seed. The interval covers those at both ends, and the p-value
-    is the larger one of them, 1 where they point to different sides.
+    is the larger one of them, 1 where they point to different sides, or to another one than the questions that all have.
     """
     there = np.logical_or.reduce([np.isfinite(part).all(axis=1) for part in (*mine, *theirs)])
     ends = []
@@ -259,12 +259,13 @@ def widened(
         columns = np.hstack(parts)
         ends.append(bootstrap(columns, resampled_sums(columns, resamples, seed), level))
     low, high = ends
-    p_value = max(low.p_value, high.p_value) if low.difference * high.difference > 0 else 1.0
+    differences = [one.difference for one in (found, low, high)]
+    agree = min(differences) > 0 or max(differences) < 0
     return replace(
         found,
         ci_low=min(found.ci_low, low.ci_low),
         ci_high=max(found.ci_high, high.ci_high),
-        p_value=max(found.p_value, p_value),
+        p_value=max(found.p_value, low.p_value, high.p_value) if agree else 1.0,
     )
 
 
