@@ -335,8 +335,9 @@ def average(by_seed: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any
     Numbers become their means, counts (integers) the smallest, but the pairs of which `n_valid` have a verdict the most of any
     seed, so that what one seed lacks is missing. X_standard_error becomes that of the mean:
     error^2 = mean over seeds of error^2 + variance between seeds / seeds, as in `stats.metrics.over_seeds`; X_low and X_high,
-    percentages of an interval at `level`, become the t interval of the mean from the same error, within [0, 100], with its two
-    parts: X_seed_deviation, the standard deviation between seeds, and X_question_error, of one seed over the questions.
+    percentages of an interval at their own level, become the t interval of the mean at `level` from the same error, within
+    [0, 100], with its two parts: X_seed_deviation, the standard deviation between seeds, and X_question_error, of one seed over
+    the questions.
     """
     if len(by_seed) == 1:
         return dict(by_seed[0])
@@ -382,8 +383,9 @@ def _interval(by_seed: Sequence[Mapping[str, Any]], name: str, level: float) -> 
     values, lows, highs = ([content.get(key) for content in by_seed] for key in (rate, name + LOW, name + HIGH))
     if not (_numbers(values) and _numbers(lows) and _numbers(highs)):
         return {name + LOW: None, name + HIGH: None, name + DEVIATION: None, name + QUESTIONS: None}
-    width = 2 * float(special.ndtri((1 + level) / 2))
-    errors = [(high - low) / width for low, high in zip(lows, highs, strict=True)]
+    # At the level of its judging, which may be another one.
+    widths = [2 * float(special.ndtri((1 + content.get("level", level)) / 2)) for content in by_seed]
+    errors = [(high - low) / width for low, high, width in zip(lows, highs, widths, strict=True)]
     error, (deviation, questions) = _error(values, errors), _parts(values, errors)
     margin, mean = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * error, float(np.mean(values))
     ends: dict[str, float | None] = {name + LOW: max(0.0, mean - margin), name + HIGH: min(100.0, mean + margin)}

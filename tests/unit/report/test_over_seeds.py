@@ -58,6 +58,16 @@ def test_an_interval_of_win_rates_widens_by_the_variance_between_seeds() -> None
     assert found["length_controlled_low"] is None
 
 
+def test_the_interval_of_a_seed_is_read_at_the_level_that_it_was_computed_at() -> None:
+    """As of `ual judge ... evaluate.confidence=0.8`, in a report at 95%: intervals at 80% are a third narrower."""
+    half = stats.norm.ppf(0.9)
+    seeds = [{"win_rate": mean, "win_rate_low": mean - half, "win_rate_high": mean + half} for mean in (48.0, 50.0, 52.0)]
+    found = average([seed | {"level": 0.8} for seed in seeds], 0.95)
+    margin = stats.t.ppf(0.975, 2) * math.sqrt(1 + 4 / 3)
+    assert (found["win_rate_low"], found["win_rate_high"]) == pytest.approx((50 - margin, 50 + margin))
+    assert found["win_rate_question_error"] == pytest.approx(1.0)
+
+
 def test_an_interval_stays_within_its_range() -> None:
     seeds = [{"win_rate": value, "win_rate_low": value - 5.0, "win_rate_high": value} for value in (100.0, 98.0)]
     assert average(seeds, 0.95)["win_rate_high"] == 100
