@@ -8,6 +8,7 @@ from typing import Any
 MISSING = "–"
 GIB = 2**30
 LONGEST_LIST, LONGEST_NAME = 20, 60
+MOST_DECIMALS = 12
 # Marks without a letter between them, such as accents; and parts of a text with a limited number of them.
 _MARKS = re.compile(r"[^\w\s\x00-\x7f]{100}")
 _PARTS = re.compile(r"[\w\s\x00-\x7f]+[^\w\s\x00-\x7f]{0,100}|[^\w\s\x00-\x7f]{1,100}")
@@ -17,6 +18,18 @@ def number(value: float | None, digits: int = 2) -> str:
     """Format a number with `digits` decimals; a missing one as a dash."""
     # Adding 0.0 turns -0.0, which rounding makes of small negatives, into 0.0.
     return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def decimals(value: float, mark: float, digits: int) -> int:
+    """Return the decimals, `digits` or more, with which a value is not written as the mark that it is above or below."""
+    while digits < MOST_DECIMALS and value != mark and round(value, digits) == round(mark, digits):
+        digits += 1
+    return digits
+
+
+def percent(level: float) -> str:
+    """Format a level of intervals in [0, 1] with all its digits: "95%", "98.3%"."""
+    return f"{100 * level:g}%"
 
 
 def share(value: float | None) -> str:

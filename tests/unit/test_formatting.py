@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ual_ray.formatting import amount, count, count_list, duration, gib, number, plural, share, shorten
+from ual_ray.formatting import amount, count, count_list, decimals, duration, gib, number, percent, plural, share, shorten
 
 
 def test_numbers() -> None:
@@ -14,6 +14,15 @@ def test_numbers() -> None:
     counted = [plural(value, "row") for value in (0, 1, 1.2, 2, 12345)]
     assert counted == ["0 rows", "1 row", "1 row", "2 rows", "12,345 rows"]
     assert count_list({"train": 141, "test": 2}) == "141 train, 2 test"
+
+
+def test_a_value_is_not_rounded_to_the_mark_that_it_is_beyond() -> None:
+    beyond = [(0.004, 0.0), (0.006, 0.0), (-0.004, 0.0), (0.0, 0.0), (50.04, 50.0), (49.96, 50.0), (1e-30, 0.0)]
+    assert [decimals(value, mark, 2) for value, mark in beyond] == [3, 2, 3, 2, 2, 2, 12]
+
+
+def test_levels_have_all_their_digits() -> None:
+    assert [percent(level) for level in (0.9, 0.95, 0.983, 0.999)] == ["90%", "95%", "98.3%", "99.9%"]
 
 
 def test_durations_have_their_two_largest_units() -> None:

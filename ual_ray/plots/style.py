@@ -20,7 +20,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ual_ray.formatting import MISSING, count, duration, number, share, shorten
+from ual_ray.formatting import MISSING, count, duration, number, percent, share, shorten
 
 # Inches; 1 inch is 72 units of the SVG.
 WIDTH = 5.5
@@ -160,7 +160,9 @@ def make_environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, share=share, count=count, duration=duration, code=code, together=together)
+    environment.filters.update(
+        number=number, share=share, count=count, percent=percent, duration=duration, code=code, together=together
+    )
     environment.globals.update(MISSING=MISSING, TONES=TONES)
     return environment
 

@@ -13,14 +13,14 @@ from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.config.names import OVERALL
 from ual_ray.formatting import plural
 from ual_ray.report.findings import Findings, judged_key
+from ual_ray.report.table import rate_text
 from ual_ray.stats.alignment import LEFT_OUT, NOBODY, Absent
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE, Verdict
 from ual_ray.stats.comparison import MOST_MISSING, Comparisons, Role, cut_reason, pairs_of
 from ual_ray.stats.metrics import CUT
 from ual_ray.stats.primary import settle
-from ual_ray.stats.results import Rate, WinRate, win_rates_of
+from ual_ray.stats.results import EVEN, Rate, WinRate, win_rates_of
 
-EVEN = 50.0
 # Of the pairs in which one model's answer is the longer one: beyond it, next to none is of equal lengths, and the fit goes on
 # beyond the lengths that it has seen. Without an effect, 0.8 of 805 pairs gave 52% and no verdict, 0.9
 # gave 57% and a verdict in half of the simulations with 8 seeds, 0.95 gave 63% and one in all.
@@ -69,7 +69,7 @@ def rate_in_percent(rate: Rate) -> str:
     """Write a rate with its interval."""
     if rate.value is None or rate.low is None or rate.high is None:
         return "no win rate at equal lengths"
-    return f"{rate.value:.1f}% [{rate.low:.1f}, {rate.high:.1f}]"
+    return rate_text(rate, "%")
 
 
 def judged_verdicts(findings: Findings) -> list[JudgedVerdict]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from ual_ray.config.evaluate import WIN_RATE
 from ual_ray.report.findings import Findings
-from ual_ray.report.judged import EVEN, JudgedVerdict, judged_chains
+from ual_ray.report.judged import JudgedVerdict, judged_chains
 from ual_ray.report.table import Grid, TableRow
 from ual_ray.stats.bootstrap import MIN_SEEDS, POWER, detectable_difference, deviation_interval, question_error
 from ual_ray.stats.comparison import Comparison, Role
 from ual_ray.stats.metrics import difference_unit, metric_of
 from ual_ray.stats.primary import measure_of, tests_of
+from ual_ray.stats.results import EVEN
 
 SEEDS = (MIN_SEEDS, 5, 8, 12)
 RATE, RATE_UNIT = "win rate at equal lengths", "points from 50%"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ual_ray.config import BASE, TrackingConfig
 from ual_ray.config.files import write_json, write_record, write_text
+from ual_ray.formatting import percent
 from ual_ray.report.caveats import RESULTS, absent_lines, guard_lines, notes, unanswered
 from ual_ray.report.compare import compare_runs, make_findings
 from ual_ray.report.findings import COMPARISON_FILE, FINDINGS_FILE, Findings, copied, regime_of, tried_before, without_primary
@@ -157,7 +158,7 @@ def _tag(entry: Comparison | Absent, primary: tuple[str, ...]) -> str:
 def _primary_title(comparisons: Comparisons) -> str:
     order = ", then ".join(comparisons.primary)
     when = CHOSEN_AFTER if comparisons.chosen_after else "fixed before the results"
-    return f"Primary measures, tested in this order: {order} ({when}; {comparisons.level:.0%} intervals):"
+    return f"Primary measures, tested in this order: {order} ({when}; {percent(comparisons.level)} intervals):"
 
 
 def report(session: Session, by_seed: Mapping[int, StageFolders], folder: Path) -> Findings:

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from ual_ray.config import BASE
 from ual_ray.config.names import HELD_OUT, OVERALL
-from ual_ray.formatting import MISSING, count, number, plural
+from ual_ray.formatting import MISSING, MOST_DECIMALS, count, decimals, number, percent, plural
 from ual_ray.report.findings import Findings, get_nested
 from ual_ray.stats.bootstrap import BETTER, INCONCLUSIVE, MIN_SEEDS, WORSE
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import NLL, MetricValue, difference_unit, metric_of
 from ual_ray.stats.primary import measure_of
-from ual_ray.stats.results import Rate, WinRate, agreements_of, win_rates_of
+from ual_ray.stats.results import EVEN, Rate, WinRate, agreements_of, win_rates_of
 
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 PHRASES = {BETTER: "is better than", WORSE: "is worse than", INCONCLUSIVE: "is inconclusive against"}
@@ -195,7 +195,7 @@ def _metric_row(
 
 def differences(comparisons: Comparisons) -> Grid:
     """List every comparison with its interval, its p-value after Holm, and the verdict."""
-    interval = f"difference [{comparisons.level:.0%} interval]"
+    interval = f"difference [{percent(comparisons.level)} interval]"
     heads = ("arm - reference", "verdict", interval, "p, Holm", "n")
     rows = tuple(
         TableRow(
@@ -204,7 +204,7 @@ def differences(comparisons: Comparisons) -> Grid:
                 f"{entry.arm} - {entry.reference}",
                 entry.verdict,
                 difference_text(entry),
-                p_text(entry.p_holm),
+                p_text(entry.p_holm, comparisons.level),
                 paired_text(entry),
             ),
             brief=entry.reference != BASE,
@@ -237,7 +237,7 @@ def forgetting(findings: Findings) -> Grid:
         for entry in findings.comparisons.entries
         if entry.reference == BASE and entry.benchmark != HELD_OUT
     )
-    heads = ("arm", "verdict", "before training", "after", f"change [{findings.comparisons.level:.0%} interval]", "n")
+    heads = ("arm", "verdict", "before training", "after", f"change [{percent(findings.comparisons.level)} interval]", "n")
     return Grid("Forgetting: benchmarks before and after training, paired by question", heads, rows)
 
 
@@ -319,14 +319,16 @@ def value_text(metric: str, value: float | None, error: float | None) -> str:
         return MISSING
     scale, digits, unit = {"share": (100, 1, "%"), "percent": (1, 1, "%")}.get(metric_of(metric).unit, (1, 3, ""))
     suffix = "" if error is None else f" ± {scale * error:.{digits}f}"
-    return f"{scale * value + 0.0:.{digits}f}{unit}{suffix}"
+    return f"{scale * value:z.{digits}f}{unit}{suffix}"
 
 
 def difference_text(entry: Comparison) -> str:
-    """Write a difference with its interval: shares in percentage points."""
+    """Write a difference with its interval: shares in percentage points; an interval without 0 does not seem to reach it."""
     _, scale = difference_unit(entry.metric)
-    digits = 2 if scale == 100 else 4
-    value, low, high = (f"{scale * part + 0.0:+.{digits}f}" for part in (entry.difference, entry.ci_low, entry.ci_high))
+    digits, ends = 2 if scale == 100 else 4, (entry.ci_low, entry.ci_high)
+    if min(ends) > 0 or max(ends) < 0:
+        digits = decimals(scale * min(map(abs, ends)), 0.0, digits)
+    value, low, high = (f"{scale * part:+z.{digits}f}" for part in (entry.difference, *ends))
     return f"{value} [{low}, {high}]"
 
 
@@ -361,15 +363,19 @@ def direction_text(entry: Comparison) -> str:
     return f"{difference_unit(entry.metric)[0]}; {metric_of(entry.metric).direction} is better"
 
 
-def p_text(p_value: float) -> str:
-    """Write a p-value; one below a thousandth as that."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def p_text(p_value: float, level: float) -> str:
+    """Write a p-value; one below a thousandth as that, and one near 1 - level so that its side is seen."""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.{decimals(p_value, round(1 - level, MOST_DECIMALS), 3)}f}"
 
 
-def rate_text(rate: Rate) -> str:
-    """Write a rate in percent with its interval."""
-    value = number(rate.value, 1)
-    return value if rate.low is None else f"{value} [{number(rate.low, 1)}, {number(rate.high, 1)}]"
+def rate_text(rate: Rate, unit: str = "") -> str:
+    """Write a rate in percent with its interval, which does not seem to reach 50 where it does not."""
+    if rate.low is None or rate.high is None:
+        return number(rate.value, 1)
+    even = rate.low <= EVEN <= rate.high
+    digits = 1 if even else decimals(min(rate.low, rate.high, key=lambda end: abs(end - EVEN)), EVEN, 1)
+    value, low, high = (number(part, digits) for part in (rate.value, rate.low, rate.high))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def spread_of(counts: Sequence[int]) -> str:

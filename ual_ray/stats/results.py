@@ -131,6 +131,10 @@ def metrics_of(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return named
 
 
+# Percent: as good as the reference.
+EVEN = 50.0
+
+
 @dataclass(frozen=True)
 class Rate:
     """A rate in percent with its interval; None where it was not measured.

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ual_ray.report.findings import Findings
-from ual_ray.report.table import cell, forgetting, models, p_text, rate_text, tables
+from ual_ray.report.table import cell, difference_text, forgetting, models, p_text, rate_text, tables
 from ual_ray.stats.comparison import Comparison, Comparisons
 from ual_ray.stats.metrics import MetricValue
 from ual_ray.stats.results import Rate
@@ -197,8 +197,27 @@ def test_several_seeds_are_told() -> None:
 def test_small_parts() -> None:
     assert cell(None) == "–"
     assert cell(MetricValue("b", "exact_match_strict", "overall", 0.0, 0.0, 5)) == "0.0% ± 0.0"
-    assert [p_text(0.0004), p_text(0.0123)] == ["<0.001", "0.012"]
+    assert [p_text(value, 0.95) for value in (0.0004, 0.0123, 0.05, 0.1)] == ["<0.001", "0.012", "0.050", "0.100"]
     assert [rate_text(Rate(51.25, 50.0, 52.5)), rate_text(Rate(None, None, None))] == ["51.2 [50.0, 52.5]", "–"]
+
+
+def test_what_excludes_the_mark_is_not_rounded_to_it() -> None:
+    """As with a verdict: an interval shown as [+0.00, +1.00] would seem to hold 0, and a p-value of 0.050 to be either."""
+    shown = [
+        ("exact_match_strict", (0.005, 0.00002, 0.01), "+0.500 [+0.002, +1.000]"),
+        ("exact_match_strict", (-0.005, -0.01, -0.00002), "-0.500 [-1.000, -0.002]"),
+        ("exact_match_strict", (-0.00001, -0.01, 0.01), "+0.00 [-1.00, +1.00]"),
+        ("exact_match_strict", (0.01, 0.0, 0.02), "+1.00 [+0.00, +2.00]"),
+        ("nll", (-0.001, -0.002, -0.00004), "-0.00100 [-0.00200, -0.00004]"),
+    ]
+    for metric, values, text in shown:
+        difference, low, high = values
+        entry = replace(ENTRY, metric=metric, difference=difference, ci_low=low, ci_high=high)
+        assert difference_text(entry) == text
+    assert [p_text(value, 0.95) for value in (0.0498, 0.0504)] == ["0.0498", "0.0504"]
+    rates = [Rate(52.0, 50.03, 54.0), Rate(48.0, 46.0, 49.97), Rate(50.04, 48.0, 52.0)]
+    assert [rate_text(rate, "%") for rate in rates] == ["52.00% [50.03, 54.00]", "48.00% [46.00, 49.97]", "50.0% [48.0, 52.0]"]
+    assert cell(MetricValue("b", "prr", "overall", -0.0001, None, 5)) == "0.000"
 
 
 def test_findings_read_what_they_wrote() -> None:
