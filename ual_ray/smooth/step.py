@@ -14,6 +14,7 @@ from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.smooth.maps import INVERTED_VERSION
 from ual_ray.smooth.stage import check_columns, columns_read, histogram, rendered_tokens, smooth, stored_tokens
+from ual_ray.smooth.weights import EXCLUDED_VERSION
 from ual_ray.stats.comparison import role_of
 from ual_ray.stats.score_quality import FOLLOWS, following_warning
 
@@ -34,6 +35,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "scored": digest,
         "spec": affecting(spec, "alphas"),
         **({"maps": INVERTED_VERSION} if spec.map == "inverted" else {}),
+        **({"weights": EXCLUDED_VERSION} if spec.weight != "none" and spec.missing == "exclude" else {}),
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
         "trained": affecting(config.train, "tokens") | {"mixture": config.train.mixture, "rendering": RENDERING_VERSION},

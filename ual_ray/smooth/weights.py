@@ -13,11 +13,15 @@ from ual_ray.errors import UserError
 from ual_ray.formatting import plural
 from ual_ray.smooth.maps import Array, Rows
 
+# Raise it when rows of an arm that excludes those without a score are weighed otherwise.
+EXCLUDED_VERSION = 2
+
 
 def assign_weights(rows: Rows, arm: ArmConfig) -> Array:
     """Give every row its weight [n], with a mean of 1 per token over the rows that are kept.
 
-    A row without a score gets the mean weight of the others. Raises UserError when no row would have a weight above 0.
+    A row without a score gets the mean weight of the others, and 0 where missing: exclude leaves it out. Raises UserError when
+    no row would have a weight above 0.
     """
     missing = np.isnan(rows.uncertainty)
     if arm.weight == "none" or not len(missing):
@@ -28,7 +32,7 @@ def assign_weights(rows: Rows, arm: ArmConfig) -> Array:
     found = WEIGHTS[arm.weight](scored, arm)
     if not (found > 0).any():
         raise UserError(f"weight: {arm.weight} gives every row the weight 0", fix="use another weight, or other scores")
-    weights = np.full_like(rows.uncertainty, scored.mean(found))
+    weights = np.full_like(rows.uncertainty, 0.0 if arm.missing == "exclude" else scored.mean(found))
     weights[~missing] = found
     kept = weights > 0
     return weights / rows.where(kept).mean(weights[kept])

@@ -32,6 +32,8 @@ def weigh(uncertainty: list[float], lengths: list[float] | None = None, **arm: A
         ({"weight": "certainty"}, [0.2, NAN, 0.6], None, [0.8 / 0.6, 1, 0.4 / 0.6]),
         ({"weight": "filter", "filter_share": 0.25}, [0.4, 0.9, 0.1, 0.2], None, [1, 0, 1, 1]),
         ({"weight": "filter", "filter_share": 0.5}, [0.4, 0.9, 0.1, 0.2], None, [0, 0, 1, 1]),
+        # The row without a score is not trained on, whatever it would weigh.
+        ({"weight": "filter", "filter_share": 0.25, "missing": "exclude"}, [0.4, 0.9, 0.1, 0.2, NAN], None, [1, 0, 1, 1, 0]),
         # As uncertain as the last one kept.
         ({"weight": "filter", "filter_share": 0.5}, [0.5, 0.9, 0.5, 0.5], None, [1, 0, 1, 1]),
         # l = 1, 2, 3; tau = 2: exp(-0.5), exp(-1), exp(-1.5), by their mean
