@@ -19,11 +19,14 @@ from ual_ray.models.chat import ChatRenderer, load_renderer
 from ual_ray.models.resolve import resolve_model
 from ual_ray.models.truncate import cut, trained_tokens
 from ual_ray.parquet import RowFiles, check_ids, content_digest, read_table, schema_of, writing
-from ual_ray.smooth.maps import NO_LENGTH, Array, Rows, assign_alpha, describe
+from ual_ray.smooth.maps import Array, Rows, assign_alpha, describe
 from ual_ray.smooth.weights import assign_weights
 from ual_ray.stats.score_quality import FOLLOWS, spearman
 
-COUNTED = pa.schema([(col.ID, pa.string()), (col.TARGET_TOKENS, pa.int64())])
+SEQUENCES = "sequences"
+COUNTED = pa.schema([(col.ID, pa.string()), (col.TARGET_TOKENS, pa.int64()), (SEQUENCES, pa.int64())])
+# Raise it when rows of a mixture are matched by other lengths.
+MIXTURE_VERSION = 2
 
 
 def smooth(
@@ -63,7 +66,8 @@ def smooth(
     rows = Rows.of(uncertainty, lengths, sources, seed)
     weight = assign_weights(rows, spec)
     if mixture:
-        rows = _as_drawn(rows, mixture, (weight > 0) & ~(np.isnan(uncertainty) & (spec.missing == "exclude")))
+        kept_rows = (weight > 0) & ~(np.isnan(uncertainty) & (spec.missing == "exclude"))
+        rows = _as_drawn(rows, mixture, kept_rows * (_count(table, tokens, SEQUENCES) if tokens else 1))
         weight = assign_weights(rows, spec)
     # A row of weight 0 is left out, not trained on for nothing; means per token are over what counts in the loss.
     alpha = assign_alpha(uncertainty, spec, seed, rows.length, sources, weight)
@@ -115,20 +119,27 @@ def check_columns(scored: Path, spec: ArmConfig) -> str:
 def _lengths(table: pa.Table, tokens: pa.Table | None) -> tuple[Array | None, str]:
     """Return the length of every response and its unit; None where a row has none, so that all rows count alike."""
     if tokens:
-        places = pa.compute.index_in(table[col.ID].cast(pa.string()), value_set=tokens[col.ID])
-        found = tokens[col.TARGET_TOKENS].take(places.combine_chunks())  # none of a row that training drops
-        return found.fill_null(0).to_numpy().astype(np.float64), "trained token"
+        return _count(table, tokens, col.TARGET_TOKENS), "trained token"
     if col.RESPONSE_LENGTH not in table.column_names or table[col.RESPONSE_LENGTH].null_count:
         return None, "row"
     return np.array(table[col.RESPONSE_LENGTH].to_numpy(), dtype=np.float64), "character of response"
 
 
-def _as_drawn(rows: Rows, mixture: Mapping[str, float], kept: NDArray[np.bool_]) -> Rows:
-    """Scale lengths by how often training draws a row of the source, of which some are kept, up to a common factor."""
-    length, trained = rows.length.copy(), kept & (rows.length > NO_LENGTH)
+def _count(table: pa.Table, tokens: pa.Table, name: str) -> Array:
+    """Return a column of COUNTED for every row; 0 for a row that training drops."""
+    places = pa.compute.index_in(table[col.ID].cast(pa.string()), value_set=tokens[col.ID])
+    return tokens[name].take(places.combine_chunks()).fill_null(0).to_numpy().astype(np.float64)
+
+
+def _as_drawn(rows: Rows, mixture: Mapping[str, float], sequences: NDArray[Any]) -> Rows:
+    """Scale lengths by how often training draws a sequence of the source, up to a common factor.
+
+    sequences: [n], those that training has of each row.
+    """
+    length = rows.length.copy()
     for source, share in mixture.items():
         own = rows.source == source
-        length[own] *= share / max(1, int((own & trained).sum()))
+        length[own] *= share / max(1, sequences[own].sum())
     return Rows.of(rows.uncertainty, length, rows.source, rows.seed)
 
 
@@ -164,8 +175,9 @@ def stored_tokens(folder: Path) -> pa.Table:
     """Read the trained tokens (COUNTED) from the rendered rows, which the arms of a command share."""
     files = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob(f"*{col.TOKENS_SUFFIX}"))]
     sequences = pa.concat_tables(files) if files else col.TOKENS.empty_table()
-    sequences = sequences.filter(pa.compute.equal(sequences[col.SPLIT], col.TRAIN)).select(COUNTED.names)
-    found = sequences.group_by(col.ID).aggregate([(col.TARGET_TOKENS, "sum")])
+    # Not the tokens themselves, of which a filter makes a copy.
+    training = sequences.select(COUNTED.names[:2]).filter(pa.compute.equal(sequences[col.SPLIT], col.TRAIN))
+    found = training.group_by(col.ID).aggregate([(col.TARGET_TOKENS, "sum"), (col.TARGET_TOKENS, "count")])
     return found.rename_columns(COUNTED.names).cast(COUNTED)
 
 
@@ -183,8 +195,9 @@ def rendered_tokens(scored: Path, config: Config) -> pa.Table:
     counted = []
     for batch in RowFiles(scored).to_batches(columns=[col.ID, col.MESSAGES], filter=training):
         rows = [(row[col.ID], row[col.MESSAGES]) for row in batch.to_pylist() if row[col.MESSAGES]]
-        tokens = [sum(_counts(renderer, messages, config.train)) for _, messages in rows]
-        counted.append(pa.record_batch([[identity for identity, _ in rows], tokens], schema=COUNTED))
+        tokens = [[*filter(None, _counts(renderer, messages, config.train))] for _, messages in rows]
+        columns = [identity for identity, _ in rows], [*map(sum, tokens)], [*map(len, tokens)]
+        counted.append(pa.record_batch([*columns], schema=COUNTED))
     return pa.Table.from_batches(counted, COUNTED)
 
 

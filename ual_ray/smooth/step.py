@@ -13,7 +13,15 @@ from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.smooth.maps import INVERTED_VERSION
-from ual_ray.smooth.stage import check_columns, columns_read, histogram, rendered_tokens, smooth, stored_tokens
+from ual_ray.smooth.stage import (
+    MIXTURE_VERSION,
+    check_columns,
+    columns_read,
+    histogram,
+    rendered_tokens,
+    smooth,
+    stored_tokens,
+)
 from ual_ray.smooth.weights import EXCLUDED_VERSION
 from ual_ray.stats.comparison import role_of
 from ual_ray.stats.score_quality import FOLLOWS, following_warning
@@ -36,6 +44,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "spec": affecting(spec, "alphas"),
         **({"maps": INVERTED_VERSION} if spec.map == "inverted" else {}),
         **({"weights": EXCLUDED_VERSION} if spec.weight != "none" and spec.missing == "exclude" else {}),
+        **({"mixture": MIXTURE_VERSION} if config.train.mixture else {}),
         "seed": config.seed,
         "tokens": model_fingerprint(config.model),
         "trained": affecting(config.train, "tokens") | {"mixture": config.train.mixture, "rendering": RENDERING_VERSION},

@@ -23,7 +23,9 @@ from ual_ray.models.chat import IGNORE_INDEX, ChatRenderer, load_renderer
 from ual_ray.run.step import Place, Session
 from ual_ray.smooth.stage import rendered_tokens, smooth
 from ual_ray.smooth.step import smooth_step
+from ual_ray.train.batches import StepPlan
 from ual_ray.train.mixture import Mixture
+from ual_ray.train.token_store import TokenStore
 from ual_ray.train.tokenize import Render
 
 SCHEMA = col.scored_schema(["nll"])
@@ -65,7 +67,7 @@ def test_tokens_are_those_that_training_counts(tmp_path: Path, model: str, chat_
     rows = [{"id": name, "split": "train", "messages": messages} for name, messages in chats.items()]
     rows += [{"id": "held out", "split": "test", "messages": chats["prose"]}, {"id": "none", "split": "train"}]
     table = rendered_tokens(write(tmp_path, rows), load(None, [f"model={model}"]))
-    counted = dict(zip(*table.to_pydict().values(), strict=True))
+    counted = {row[col.ID]: row[col.TARGET_TOKENS] for row in table.to_pylist()}
     assert set(counted) == set(chats)
     renderer = ChatRenderer(chat_tokenizer("chatml"))
     for name, messages in chats.items():
@@ -151,7 +153,7 @@ def test_controls_match_what_a_mixture_draws(tmp_path: Path, model: str, arm: di
     scored, mixture = write(tmp_path, rows), {"prose": 3.0, "numbers": 1.0}
     config = load(None, [f"model={model}", "train.mixture={prose: 3, numbers: 1}"])
     session = Session(config, Console(file=io.StringIO()), None)
-    counted = dict(zip(*rendered_tokens(scored, config).to_pydict().values(), strict=True))
+    counted = {row[col.ID]: row[col.TARGET_TOKENS] for row in rendered_tokens(scored, config).to_pylist()}
     means = {}
     for name in ("mean_matched", "inverted", "constant"):
         found = smoothed(session, {"map": name} | arm, scored, tmp_path)
@@ -164,6 +166,38 @@ def test_controls_match_what_a_mixture_draws(tmp_path: Path, model: str, arm: di
         means[name] = np.average([found[row["id"]] for row in kept], weights=mass)
         shutil.rmtree(tmp_path / "smooth")
     assert means == pytest.approx(dict.fromkeys(means, 0.1), rel=0.03), "but for rounding of an epoch's shares"
+
+
+# Earlier replies are not where a reply is generated, so that each is a sequence of its own.
+LAST_REPLY_APART = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' now' if loop.last and m.role == 'assistant' }}\n"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant now\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mixture_draws_sequences_of_which_a_row_may_have_several(tmp_path: Path, model: str, shared: bool) -> None:
+    """Rows of three replies are three sequences here: their source gives as many samples, from three times as many."""
+    rng, rows, tokens = np.random.default_rng(0), [], tmp_path / "tokens"
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(LAST_REPLY_APART)
+    for number in range(40):
+        turns = 3 if number % 2 else 1
+        rows.append({"id": f"{number:03}", "split": "train", "source": f"of {turns}", "messages": chat(*["Blue."] * turns)})
+        rows[-1]["uncertainty"] = (0.4 if turns == 3 else 0.1) + 0.5 * rng.random()
+    scored = write(tmp_path, rows)
+    config = load(None, [f"model={tmp_path / 'model'}", "train.mixture={of 3: 1, of 1: 1}"])
+    tokens.mkdir()
+    kept = pyarrow.dataset.dataset(scored, format="parquet").to_table(columns=[col.ID, col.SPLIT, col.MESSAGES])
+    Render(config.model, config.train, False, tokens)(kept)
+    session = Session(config, Console(file=io.StringIO()), None)
+    for name in ("mean_matched", "inverted", "constant"):
+        spec = ArmConfig.model_validate({"map": name})
+        done = smooth_step(session, name, spec, scored, Place(tmp_path / name), tokens if shared else None)
+        store = TokenStore.open(tokens, col.TRAIN, 0, done.folder / col.SMOOTHED_FILE, sources=scored)
+        assert len(store) == 80
+        draws = StepPlan(store.lengths, store.target_tokens, config.train, 0, 1, store.sources).draws
+        assert store.mean_alpha(draws) == pytest.approx(0.1, rel=1e-6), name
 
 
 def test_what_is_trained_of_rows_is_in_the_key(tmp_path: Path, model: str) -> None:
