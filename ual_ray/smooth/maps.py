@@ -32,6 +32,8 @@ LENGTH_STRATA = 4
 LARGEST_ALPHA = 1 - 1e-9
 # Raise it when the map inverted gives other alphas to the same rows.
 INVERTED_VERSION = 2
+# Raise it when maps that stretch the scores impute others.
+IMPUTED_VERSION = 2
 # What a row without a length counts for: nothing next to the others, and all alike where none has one.
 NO_LENGTH = 1e-9
 
@@ -235,7 +237,10 @@ def _imputed(rows: Rows) -> Rows:
     missing = np.isnan(rows.uncertainty)
     if not missing.any():
         return rows
-    return replace(rows, uncertainty=np.where(missing, rows.uncertainty[~missing].mean(), rows.uncertainty))
+    known = rows.uncertainty[~missing]
+    # Rounded, the mean of equal scores is beyond them, which `minmax` and `rank` would stretch.
+    mean = np.clip(known.mean(), known.min(), known.max())
+    return replace(rows, uncertainty=np.where(missing, mean, rows.uncertainty))
 
 
 def _without_scores(count: int, what: str, fix: str) -> UserError:

@@ -12,7 +12,7 @@ from ual_ray.models.resolve import model_fingerprint
 from ual_ray.parquet import content_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
-from ual_ray.smooth.maps import INVERTED_VERSION
+from ual_ray.smooth.maps import IMPUTED_VERSION, INVERTED_VERSION
 from ual_ray.smooth.stage import (
     MIXTURE_VERSION,
     check_columns,
@@ -43,6 +43,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
         "scored": digest,
         "spec": affecting(spec, "alphas"),
         **({"maps": INVERTED_VERSION} if spec.map == "inverted" else {}),
+        **({"imputed": IMPUTED_VERSION} if spec.missing == "impute" and {"minmax", "rank"} & {spec.map, spec.base} else {}),
         **({"weights": EXCLUDED_VERSION} if spec.weight != "none" and spec.missing == "exclude" else {}),
         **({"mixture": MIXTURE_VERSION} if config.train.mixture else {}),
         "seed": config.seed,

@@ -35,6 +35,12 @@ def test_rows_without_a_score(spec: Spec, expected: list[float]) -> None:
     np.testing.assert_allclose(assign_alpha(HOLES, spec), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["minmax", "rank"])
+def test_equal_scores_are_equal_to_the_imputed_one(name: str) -> None:
+    """In floating point the mean of three scores of 0.1 is above 0.1."""
+    np.testing.assert_allclose(assign([0.1, 0.1, 0.1, NAN], map=name, alpha_max=0.4), [0.2] * 4, atol=1e-12)
+
+
 def test_none_counts_as_missing() -> None:
     np.testing.assert_array_equal(assign([0.2, None, 0.6], map="rank"), assign([0.2, NAN, 0.6], map="rank"))  # type: ignore[list-item]
 
