@@ -1,5 +1,6 @@
 """Weights from a model directory or the hub, straight into shards: every rank reads only the rows that it will hold."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from ual_ray.errors import UserError
 from ual_ray.models.compat_transformers import Loaded, finish_loading, load_state, optional_file, rearranged_weights
 from ual_ray.models.resolve import INDEX, WEIGHTS
 from ual_ray.train.lora import adapted_layers, add_adapters, hold_base, initialize_adapters
+
+# Of two weights that should be the same, at one time.
+ROWS_COMPARED = 8192
 
 
 def empty_model(path: str, trust_remote_code: bool = False) -> nn.Module:
@@ -69,6 +73,7 @@ def load_weights(causal_lm: nn.Module, path: str, device: torch.device, home: to
         for file in weight_files(path):
             opened = files.enter_context(safe_open(file, framework="pt"))
             slices |= {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+        _refuse_untied(causal_lm, path, slices)
         loaded = load_state(causal_lm, path, slices, home or device, [name for name, _ in adapted_layers(causal_lm)])
     loaded.missing.difference_update(initialize_adapters(causal_lm, home or device))
     _refuse_holes(causal_lm, path, loaded)
@@ -110,6 +115,24 @@ def weight_files(path: str) -> list[str]:
         expected=f"{WEIGHTS} or {INDEX}",
         fix="convert .bin weights with save_pretrained",
     )
+
+
+def _refuse_untied(model: Any, path: str, slices: Mapping[str, Any]) -> None:
+    """Raise UserError for two weights where config.json has one, which transformers does not tie: here one would be dropped."""
+    for pair in model.all_tied_weights_keys.items():
+        one, other = (slices.get(name) for name in pair)
+        if one is None or other is None:
+            continue
+        rows = range(0, one.get_shape()[0], ROWS_COMPARED)
+        if one.get_shape() != other.get_shape() or not all(
+            torch.equal(one[at : at + ROWS_COMPARED], other[at : at + ROWS_COMPARED]) for at in rows
+        ):
+            raise UserError(
+                f"{Path(path).name}: the weights do not match config.json",
+                got=f"{' and '.join(pair)} differ, and config.json ties them (tie_word_embeddings)",
+                expected="the same values, or one of the two",
+                fix='write "tie_word_embeddings": false into config.json, if both are meant to be used',
+            )
 
 
 def _refuse_holes(model: Any, path: str, loaded: Loaded) -> None:
