@@ -140,5 +140,5 @@ def _auroc(inspection: Inspection, name: str) -> list[str]:
     if inspection.labelled is None:
         return []
     quality = inspection.quality[name]
-    error = "" if quality.auroc_error is None else f" ± {number(quality.auroc_error)}"
-    return [number(quality.auroc) + error]
+    interval = "" if quality.auroc is None else f" ({number(quality.auroc_low)} to {number(quality.auroc_high)})"
+    return [number(quality.auroc) + interval]

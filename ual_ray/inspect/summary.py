@@ -25,8 +25,6 @@ MIN_AGREEMENT = 0.2
 MAX_LENGTH_CORRELATION = 0.5
 MAX_NOISE_RATIO = 0.5
 MIN_RETESTED = 20
-# An AUROC within this many standard errors of 0.5 counts as chance.
-CHANCE_ERRORS = 2.0
 MIN_AUROC = 0.55
 MIN_OF_A_CLASS = 10
 MIN_MATCHED = 0.5
@@ -196,12 +194,11 @@ def _of_quality(inspection: Inspection, names: list[str]) -> Iterator[str]:
         yield f"only {few}: AUROC and PRR are imprecise"
     for name in names:
         quality = inspection.quality[name]
-        if quality.auroc is None:
+        if quality.auroc is None or quality.auroc_low is None or quality.auroc_high is None:
             continue
-        margin = CHANCE_ERRORS * (quality.auroc_error or 0.0)
-        if quality.auroc < CHANCE - margin:
+        if quality.auroc_high < CHANCE:
             yield f"AUROC {number(quality.auroc)} of {name}: worse than chance, it is higher for good responses"
-        elif quality.auroc <= max(CHANCE + margin, MIN_AUROC):
+        elif quality.auroc <= MIN_AUROC or quality.auroc_low <= CHANCE:
             unsure = quality.auroc > MIN_AUROC
             yield f"AUROC {number(quality.auroc)} of {name}: " + (
                 "too few labels to tell from chance" if unsure else "no better than chance"

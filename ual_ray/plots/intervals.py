@@ -77,13 +77,9 @@ def win_rates(judged: Sequence[WinRate]) -> Figure:
 
 
 def aurocs(qualities: Mapping[str, Quality]) -> Figure:
-    """AUROC of every score with two standard errors to either side; 0.5 = chance."""
-    intervals = []
-    for name, found in qualities.items():
-        reach = 2 * (found.auroc_error or 0.0)
-        low, high = (None, None) if found.auroc is None else (max(0.0, found.auroc - reach), min(1.0, found.auroc + reach))
-        intervals.append(Interval(readable(name), found.auroc, low, high))
-    return draw([Panel("AUROC, ± 2 standard errors (0.5 = chance)", intervals, 0.5, (0, 1))])
+    """AUROC of every score with its interval; 0.5 = chance."""
+    intervals = [Interval(readable(name), one.auroc, one.auroc_low, one.auroc_high) for name, one in qualities.items()]
+    return draw([Panel("AUROC, 95% intervals (0.5 = chance)", intervals, 0.5, (0, 1))])
 
 
 @styled

@@ -276,7 +276,8 @@ def test_the_short_form(tmp_path: Path) -> None:
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: int(each["uncertainty"] < 0.5) for each in rows}))
     text = printed(found)
     assert "200 rows of 1 source, 200 with a score = verbalized_error" in text and "no warnings" in text
-    assert "1.00 ± 0.00" in text and "AUROC" in text
+    quality = found.quality["verbalized_error"]
+    assert f"1.00 ({quality.auroc_low:.2f} to 1.00)" in text and "AUROC" in text
     assert "AUROC" not in printed(replace(found, labelled=None))
 
 

@@ -84,9 +84,16 @@ def test_few_labels_are_not_called_chance(tmp_path: Path) -> None:
     rows = many()
     found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: 1 for each in rows} | {"0001": 0}))
     assert found.labelled is not None
-    rough = replace(found.quality["verbalized_error"], auroc=0.7, auroc_error=0.15)
+    rough = replace(found.quality["verbalized_error"], auroc=0.7, auroc_low=0.45, auroc_high=0.9)
     texts = warnings_of(replace(found, quality={**found.quality, "verbalized_error": rough}))
     assert "AUROC 0.70 of verbalized_error: too few labels to tell from chance" in texts
+
+
+def test_one_wrong_row_is_not_called_worse_than_chance(tmp_path: Path) -> None:
+    """The wrong one of 8 rows is the least uncertain, as in one of 8 scores by chance; its bootstrap error is 0."""
+    rows = sorted(many(), key=lambda each: each["uncertainty"])
+    found = inspected(tmp_path, rows, labels=labels_of(tmp_path, {each["id"]: int(at > 0) for at, each in enumerate(rows[:8])}))
+    assert not [text for text in found.warnings if "worse than chance" in text], found.warnings
 
 
 def test_labels_that_fit_few_rows(tmp_path: Path) -> None:

@@ -63,16 +63,17 @@ def test_a_win_rate_without_an_interval_is_a_point() -> None:
     assert raw.get_xlim() == (0, 100)
 
 
-def test_an_auroc_reaches_two_standard_errors_within_its_range() -> None:
+def test_an_auroc_has_the_interval_of_the_table() -> None:
+    """That of 1 has a length, though its bootstrap error is 0."""
     found = {
-        "a": Quality(9, 3, 0, 0.75, 0.05, 0.5),
-        "b": Quality(9, 3, 0, 0.95, 0.05, 0.5),
+        "a": Quality(9, 3, 0, 0.75, 0.05, 0.5, 0.4, 0.95),
+        "b": Quality(9, 3, 0, 1.0, 0.0, 0.5, 0.7, 1.0),
         "c": Quality(9, 0, 0, None, None, None),
     }
     (axes,) = intervals.aurocs(found).axes
     assert labels(axes) == ["c", "b", "a"]
     reaches = [list(line.get_xdata()) for line in axes.lines if line.get_marker() != "o"][:-1]
-    assert [pytest.approx(reach) for reach in reaches] == [[0.85, 1.0], [0.65, 0.85]]
+    assert [pytest.approx(reach) for reach in reaches] == [[0.7, 1.0], [0.4, 0.95]]
 
 
 def test_nothing_measured_makes_an_empty_plot() -> None:
