@@ -20,9 +20,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def decimals(value: float, mark: float, digits: int) -> int:
-    """Return the decimals, `digits` or more, with which a value is not written as the mark that it is above or below."""
-    while digits < MOST_DECIMALS and value != mark and round(value, digits) == round(mark, digits):
+def decimals(low: float, high: float, mark: float, digits: int) -> int:
+    """Return the decimals, `digits` or more, with which an interval that does not hold a mark is not written as if it did."""
+    nearest = min(low, high, key=lambda end: abs(end - mark))
+    while digits < MOST_DECIMALS and not low <= mark <= high and round(nearest, digits) == round(mark, digits):
         digits += 1
     return digits
 

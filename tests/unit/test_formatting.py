@@ -16,9 +16,9 @@ def test_numbers() -> None:
     assert count_list({"train": 141, "test": 2}) == "141 train, 2 test"
 
 
-def test_a_value_is_not_rounded_to_the_mark_that_it_is_beyond() -> None:
-    beyond = [(0.004, 0.0), (0.006, 0.0), (-0.004, 0.0), (0.0, 0.0), (50.04, 50.0), (49.96, 50.0), (1e-30, 0.0)]
-    assert [decimals(value, mark, 2) for value, mark in beyond] == [3, 2, 3, 2, 2, 2, 12]
+def test_an_interval_is_not_rounded_to_the_mark_that_it_is_beyond() -> None:
+    beyond = [(0.004, 1, 0), (0.006, 1, 0), (-1, -0.004, 0), (0, 1, 0), (-0.001, 0.001, 0), (50.004, 51, 50), (1e-30, 1, 0)]
+    assert [decimals(low, high, mark, 2) for low, high, mark in beyond] == [3, 2, 3, 2, 2, 3, 12]
 
 
 def test_levels_have_all_their_digits() -> None:

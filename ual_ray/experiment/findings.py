@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ual_ray.experiment.truth import Integers, Numbers, strata
-from ual_ray.formatting import number
+from ual_ray.formatting import decimals, number
 from ual_ray.stats.bootstrap import LEVEL, Verdict, bootstrap, holm, resampled_sums, verdict
 
 KL, SCALED_KL, REGRET = "kl", "scaled_kl", "regret"
@@ -148,11 +148,12 @@ def _stratum_mean(cases: Sequence[Case], arm: str, place: int) -> str:
 
 
 def _comparison(finding: Finding) -> list[str]:
-    low, high = (number(value, DIGITS) for value in (finding.ci_low, finding.ci_high))
+    digits = decimals(finding.ci_low, finding.ci_high, 0.0, DIGITS)
+    value, low, high = (number(part, digits) for part in (finding.difference, finding.ci_low, finding.ci_high))
     return [
         METRICS[finding.metric],
         f"{finding.arm} - {finding.reference}",
-        f"{number(finding.difference, DIGITS)} [{low}, {high}]",
+        f"{value} [{low}, {high}]",
         number(finding.p_holm, DIGITS),
         finding.verdict,
     ]

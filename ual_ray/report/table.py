@@ -325,10 +325,8 @@ def value_text(metric: str, value: float | None, error: float | None) -> str:
 def difference_text(entry: Comparison) -> str:
     """Write a difference with its interval: shares in percentage points; an interval without 0 does not seem to reach it."""
     _, scale = difference_unit(entry.metric)
-    digits, ends = 2 if scale == 100 else 4, (entry.ci_low, entry.ci_high)
-    if min(ends) > 0 or max(ends) < 0:
-        digits = decimals(scale * min(map(abs, ends)), 0.0, digits)
-    value, low, high = (f"{scale * part:+z.{digits}f}" for part in (entry.difference, *ends))
+    digits = decimals(scale * entry.ci_low, scale * entry.ci_high, 0.0, 2 if scale == 100 else 4)
+    value, low, high = (f"{scale * part:+z.{digits}f}" for part in (entry.difference, entry.ci_low, entry.ci_high))
     return f"{value} [{low}, {high}]"
 
 
@@ -365,15 +363,14 @@ def direction_text(entry: Comparison) -> str:
 
 def p_text(p_value: float, level: float) -> str:
     """Write a p-value; one below a thousandth as that, and one near 1 - level so that its side is seen."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.{decimals(p_value, round(1 - level, MOST_DECIMALS), 3)}f}"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.{decimals(p_value, p_value, round(1 - level, MOST_DECIMALS), 3)}f}"
 
 
 def rate_text(rate: Rate, unit: str = "") -> str:
     """Write a rate in percent with its interval, which does not seem to reach 50 where it does not."""
     if rate.low is None or rate.high is None:
         return number(rate.value, 1)
-    even = rate.low <= EVEN <= rate.high
-    digits = 1 if even else decimals(min(rate.low, rate.high, key=lambda end: abs(end - EVEN)), EVEN, 1)
+    digits = decimals(rate.low, rate.high, EVEN, 1)
     value, low, high = (number(part, digits) for part in (rate.value, rate.low, rate.high))
     return f"{value}{unit} [{low}, {high}]"
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri
 
-from ual_ray.formatting import number, plural, share
+from ual_ray.formatting import decimals, number, plural, share
 
 BINS = 20
 LOW_EDGE = 0.01
@@ -244,10 +244,12 @@ def auroc_standard_error(
 def auroc_text(found: Quality) -> str:
     """Write an AUROC with its interval, and what limits it."""
     lost = f"; {plural(found.left_out, 'row')} without a score" if found.left_out else ""
-    if found.auroc is None or found.auroc_low is None:
+    if found.auroc is None or found.auroc_low is None or found.auroc_high is None:
         return f"no AUROC: {found.wrong} wrong of {plural(found.n, 'row')} with a score{lost}"
     chance = "; not told from chance" if found.auroc_low <= CHANCE else ""
-    return f"AUROC {number(found.auroc)} ({number(found.auroc_low)} to {number(found.auroc_high)}){chance}{lost}"
+    digits = decimals(found.auroc_low, found.auroc_high, CHANCE, 2)
+    value, low, high = (number(part, digits) for part in (found.auroc, found.auroc_low, found.auroc_high))
+    return f"AUROC {value} ({low} to {high}){chance}{lost}"
 
 
 def auroc_interval(auroc: float, wrong: int, good: int) -> tuple[float, float]:

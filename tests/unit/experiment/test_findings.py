@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ual_ray.experiment.findings import METRICS, Case, compare, tables
+from ual_ray.experiment.findings import METRICS, Case, Finding, compare, tables
 
 TEST = 400
 
@@ -54,6 +54,11 @@ def test_the_tables_show_means_spreads_and_verdicts() -> None:
     assert "| ual | 1.2100 (0.0100) | 1.2100 (0.0100) |" in text
     (line,) = [line for line in text.split("## Corruption 1")[0].splitlines() if line.startswith("| KL raw | ual - sft |")]
     assert line.startswith("| KL raw | ual - sft | -0.3000 [") and line.endswith("| better |")
+
+
+def test_an_interval_without_0_is_not_written_with_it() -> None:
+    found = Finding(0.0, "kl", "ual", "sft", -0.001, -0.00198, -0.00002, 0.03, 0.04, 3, "better")
+    assert "| -0.00100 [-0.00198, -0.00002] | 0.0400 | better |" in tables(cases(1.2), [found])
 
 
 def test_a_summary_has_the_means_by_stratum() -> None:

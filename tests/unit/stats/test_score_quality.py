@@ -116,6 +116,8 @@ def test_the_text_of_an_auroc() -> None:
     assert auroc_text(against_labels(np.arange(12) / 12, good)).startswith("AUROC 1.00 (0.6")
     lost = np.where(np.arange(12) == 0, np.nan, np.tile([0.1, 0.2], 6))
     assert auroc_text(against_labels(lost, good)).endswith("; not told from chance; 1 row without a score")
+    near = quality.Quality(99, 40, 0, 0.61, 0.05, 0.2, 0.502, 0.71)
+    assert auroc_text(near) == "AUROC 0.610 (0.502 to 0.710)", "0.50 would not be told from chance"
     assert auroc_text(against_labels(good / 2, np.ones(12))) == "no AUROC: 0 wrong of 12 rows with a score"
 
 
