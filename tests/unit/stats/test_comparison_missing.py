@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pytest
 from compared_models import MATCH, ROLES, SEEDS, N, by_name, held_alone, ids, results, seeds, tokens
 
 from ual_ray.stats.alignment import NOBODY
-from ual_ray.stats.comparison import PRIMARY, Comparisons, compare_models, cut_shares
+from ual_ray.stats.comparison import PRIMARY, Comparisons, compare_models, cut_reason, cut_shares
 from ual_ray.stats.primary import settle
 
 
@@ -141,6 +142,15 @@ def test_scores_give_no_verdict_where_many_answers_are_cut_or_one_models_more_of
     # Half of the answers are not most of them.
     assert entry.verdict == ("better" if alike and mine == 2 else verdict)
     assert (entry.reason or "").endswith("of the answers were cut; raise max_new_tokens") == (entry.verdict != "better")
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5, 8])
+@pytest.mark.parametrize("less", [0, 1, 10, 15])
+def test_shares_of_cut_answers_that_differ_by_5_points_differ_by_no_more(seeds: int, less: int) -> None:
+    """The mean of three times 0.05 is 0.05000000000000001."""
+    means = [float(np.mean([count / 100] * seeds)) for count in (less + 5, less)]
+    assert cut_reason(*means) is cut_reason(*reversed(means)) is None
+    assert cut_reason(means[0] + 0.001, means[1]) is not None
 
 
 def test_the_share_of_cut_answers_is_over_seeds() -> None:
