@@ -52,6 +52,7 @@ def caveats_of(findings: Findings | None, quarantined: int) -> list[str]:
             else []
         ),
         *_of_unanswered(findings),
+        *_of_missing_seeds(findings),
         general,
     ]
 
@@ -200,6 +201,18 @@ def _of_unanswered(findings: Findings) -> Iterator[str]:
             f"The models answered different numbers of questions of {', '.join(uneven)}. Differences are over the questions "
             "that both models answered; the metrics of one model are over all that it answered."
         )
+
+
+def _of_missing_seeds(findings: Findings) -> Iterator[str]:
+    """Name the measures that some training seeds lack: a model's metrics are means over its other seeds."""
+    found: dict[str, set[str]] = {}
+    for entry in findings.comparisons.entries:
+        models = {entry.arm, entry.reference} - {BASE}
+        if entry.seeds < min(findings.seeds.get(model, 1) for model in models):
+            found.setdefault(f"{entry.benchmark}.{entry.metric}", set()).update(models)
+    if found:
+        listed = "; ".join(f"{measure} ({', '.join(sorted(models))})" for measure, models in found.items())
+        yield f"One of two models, or both, lack values under some training seeds: {listed}. Metrics are means over the others."
 
 
 def unanswered(findings: Findings) -> str | None:

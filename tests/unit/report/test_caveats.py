@@ -8,7 +8,7 @@ import pytest
 
 from ual_ray.report.caveats import at_floor, caveats_of
 from ual_ray.report.findings import Findings
-from ual_ray.stats.comparison import Comparisons, Role
+from ual_ray.stats.comparison import Comparison, Comparisons, Role
 from ual_ray.stats.metrics import MetricValue
 
 
@@ -68,6 +68,19 @@ def test_a_judge_that_prefers_a_position_is_a_caveat() -> None:
     assert "reads first" in caveats(0.5, 0.1)
     for harmless in ((0.09, 0.001), (0.5, 0.3), (0.5, None), (None, None)):
         assert "judge" not in caveats(*harmless), harmless
+
+
+def test_seeds_without_a_measure_are_named() -> None:
+    """Of three trainings two have right and wrong answers, as where all requests of one failed; all have likelihoods."""
+    right = Comparison("ual", "sft", "gsm8k", "exact_match_strict", 0.1, 0.0, 0.2, 1.0, 1.0, "inconclusive", 50, 2, False)
+    known = replace(right, benchmark="held_out", metric="nll", seeds=3)
+    of_base = replace(right, reference="base", seeds=2)
+    seeds = {"base": 1, "sft": 3, "ual": 3}
+    found = Findings({}, Comparisons((right, known, of_base), 0.95, 100, 0), seeds=seeds)
+    (text,) = [text for text in caveats_of(found, 0) if "lack values" in text]
+    assert "under some training seeds: gsm8k.exact_match_strict (sft, ual). Metrics are means over the others." in text
+    complete = replace(found, comparisons=Comparisons((known,), 0.95, 100, 0))
+    assert not [text for text in caveats_of(complete, 0) if "lack values" in text]
 
 
 def test_the_floor() -> None:
