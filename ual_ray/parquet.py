@@ -286,7 +286,8 @@ def file_digest(path: Path) -> str:
 def content_digest(path: Path | str, columns: Sequence[str]) -> str:
     """Hash the named columns of all rows, independent of files, blocks and row order; missing columns count as null.
 
-    If the id, a hash of the messages, is among the columns, the digest covers the messages too.
+    If the id, a hash of the messages, is among the columns, the digest covers the messages too. Of rows that people may have
+    made or changed, `rows_digest` makes sure of it.
     """
     files = RowFiles(path)
     table = files.to_table([name for name in columns if name in files.schema.names])
@@ -295,6 +296,39 @@ def content_digest(path: Path | str, columns: Sequence[str]) -> str:
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
         stream.write_table(table.replace_schema_metadata(None).combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()[: col.ID_LENGTH]
+
+
+def rows_digest(path: Path | str, columns: Sequence[str]) -> str:
+    """Return `content_digest`, for rows with other ids than the hashes of their messages of the messages too."""
+    digest, other = content_digest(path, columns), sorted(_own_texts(path))
+    return col.digest([digest, other]) if other else digest
+
+
+def _own_texts(path: Path | str) -> Iterator[tuple[str, str]]:
+    """Yield the ids that are not the hash of the row's messages, with this hash.
+
+    Of a file that this package wrote, only if its first rows have such ids: it copies those of others, and changes no texts.
+    """
+    for file in files_of([Path(path)]):
+        with naming_damage([file]), open_file(file) as opened:
+            if not _has_texts(opened.schema_arrow):
+                continue
+            with file.open("rb") as stream:
+                own = MARK in _tail(stream)
+            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=[col.ID, col.MESSAGES]):
+                rows = [(str(row[col.ID]), [*filter(None, row[col.MESSAGES] or [])]) for row in batch.to_pylist()]
+                found = [(identity, text) for identity, turns in rows if identity != (text := col.content_id(turns))]
+                if own and not found:
+                    break
+                yield from found
+
+
+def _has_texts(schema: pa.Schema) -> bool:
+    if not {col.ID, col.MESSAGES} <= {*schema.names}:
+        return False
+    kind = schema.field(col.MESSAGES).type
+    turn = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return pa.types.is_struct(turn) and {"role", "content"} <= {field.name for field in turn} and turn is not kind
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:
@@ -348,7 +382,7 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Tab
 
 def alphas_digest(smoothed: Path, *, sources: bool) -> str:
     """Hash what training reads of a file of alphas; sources: with the rows' sources, by which train.mixture weighs them."""
-    return content_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if sources else [])])
+    return rows_digest(smoothed, [col.ID, col.ALPHA, col.LOSS_WEIGHT, *([col.SOURCE] if sources else [])])
 
 
 def recorded_map(smoothed: Path) -> dict[str, Any]:

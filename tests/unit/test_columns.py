@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ual_ray import columns as col
 from ual_ray import columns as records
 from ual_ray.columns import Message, digest
-from ual_ray.parquet import content_digest, file_digest, read_table, write_rows
+from ual_ray.parquet import content_digest, file_digest, read_table, rows_digest, write_rows
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
@@ -185,3 +185,32 @@ def test_the_digest_sees_the_named_columns_alone(tmp_path: Path) -> None:
     # As the rows of a user's own file, which may lack a column.
     assert content_digest(tmp_path / "one", ["id", "value", "alpha"]) == digests[0][0]
     assert content_digest(tmp_path / "one", ["value", "id"]) != digests[0][0]
+
+
+def test_the_digest_of_rows_covers_messages_that_their_ids_do_not(tmp_path: Path) -> None:
+    """A table of somebody's own numbers, or of this package in which somebody corrected a text, must not count as known."""
+    chats = [
+        [
+            {"role": "user", "content": question, "extra": None},
+            {"role": "assistant", "content": "Blue.", "extra": '{"weight":0}'},
+        ]
+        for question in ("Why?", "Which?", "When?")
+    ]
+    own = [{col.ID: col.content_id(chat), col.MESSAGES: chat} for chat in chats]  # type: ignore[arg-type]
+    numbered = [row | {col.ID: f"{number}"} for number, row in enumerate(own)]
+    other = [*chats[:2], [{"role": "user", "content": "How?", "extra": None}, chats[2][1]]]
+    changed = [[row | {col.MESSAGES: chat} for row, chat in zip(rows, other, strict=True)] for rows in (own, numbered)]
+    schema, digests = pa.schema([(col.ID, pa.string()), (col.MESSAGES, col.MESSAGES_TYPE)]), []
+    for number, rows in enumerate((own, numbered, *changed)):
+        file = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema), file)
+        digests.append(rows_digest(file, [col.ID]))
+        assert rows_digest(file, [col.ID]) == digests[-1]
+    assert len(set(digests)) == 4
+    assert digests[0] == content_digest(tmp_path / "0.parquet", [col.ID]), "that of rows with hashes for ids stays"
+    write_rows(numbered, schema, tmp_path / "copied.parquet")
+    assert rows_digest(tmp_path / "copied.parquet", [col.ID]) == digests[1]
+    write_rows(own, schema, tmp_path / "written.parquet")
+    assert rows_digest(tmp_path / "written.parquet", [col.ID]) == digests[0]
+    pyarrow.parquet.write_table(pa.table({col.ID: ["a"], col.MESSAGES: ["Why?"]}), tmp_path / "texts.parquet")
+    assert rows_digest(tmp_path / "texts.parquet", [col.ID]) == content_digest(tmp_path / "texts.parquet", [col.ID])

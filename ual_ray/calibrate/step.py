@@ -16,7 +16,7 @@ from ual_ray.config.files import write_text
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import RENDERING_VERSION
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import RowFiles, content_digest
+from ual_ray.parquet import RowFiles, content_digest, rows_digest
 from ual_ray.run.progress import meter, polled
 from ual_ray.run.side_by_side import raise_if_ending
 from ual_ray.run.stage_cache import Done
@@ -43,7 +43,7 @@ def calibrate_step(session: Session, name: str, model: str, rows: Path, results:
     """
     config = session.config
     inputs: dict[str, Any] = {
-        "rows": content_digest(rows, [col.ID, col.SPLIT]),
+        "rows": rows_digest(rows, [col.ID, col.SPLIT]),
         "results": content_digest(results, [col.ID, col.PREDICTION, col.SCORES, col.CONFIDENCE, col.STATUS])
         if results
         else None,
@@ -78,7 +78,7 @@ def validation_step(session: Session, name: str, model: str, rows: Path, place: 
 
     config = session.config
     inputs: dict[str, Any] = {
-        "rows": content_digest(rows, [col.ID, col.SPLIT]),
+        "rows": rows_digest(rows, [col.ID, col.SPLIT]),
         "model": model_fingerprint(model),
         "max_tokens": config.evaluate.calibration.max_tokens,
         "dtype": config.evaluate.dtype,

@@ -17,7 +17,7 @@ from ual_ray.evaluate import questions as gathering
 from ual_ray.evaluate import stage as evaluation
 from ual_ray.evaluate.lm_eval import ROWS_VERSION, evaluate_with_harness, is_task_file, task_digests
 from ual_ray.formatting import count_list, plural
-from ual_ray.parquet import content_digest, read_table
+from ual_ray.parquet import content_digest, read_table, rows_digest
 from ual_ray.run.cluster import cores_for_one
 from ual_ray.run.machines import output_folder
 from ual_ray.run.progress import meter
@@ -46,7 +46,7 @@ def questions_step(session: Session, rows: Path | None, place: Place) -> Done:
     own_split = rows is not None and any(one.path is None for one in benchmarks.values())
     inputs: dict[str, Any] = {
         "benchmarks": gathering.digests(benchmarks),
-        "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows and own_split else None,
+        "rows": rows_digest(rows, [col.ID, col.SPLIT]) if rows and own_split else None,
     }
 
     def work(folder: Path) -> dict[str, Any]:

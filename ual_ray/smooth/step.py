@@ -9,7 +9,7 @@ from ual_ray.config.files import read_json
 from ual_ray.config.keys import affecting
 from ual_ray.models.chat import RENDERING_VERSION
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import content_digest
+from ual_ray.parquet import rows_digest
 from ual_ray.run.stage_cache import DONE_FILE, STARTED_FILE, Done
 from ual_ray.run.step import Place, Session, Step, run_step
 from ual_ray.smooth.maps import IMPUTED_VERSION, INVERTED_VERSION
@@ -38,7 +38,7 @@ def smooth_step(session: Session, name: str, spec: ArmConfig, scored: Path, plac
     """
     check_columns(scored, spec)
     config = session.config
-    digest = content_digest(scored, columns_read(spec))
+    digest = rows_digest(scored, columns_read(spec))
     inputs = {
         "scored": digest,
         "spec": affecting(spec, "alphas"),

@@ -13,7 +13,7 @@ from ual_ray.errors import DivergedError, UserError
 from ual_ray.formatting import plural
 from ual_ray.models.chat import NO_END
 from ual_ray.models.resolve import model_fingerprint
-from ual_ray.parquet import RowFiles, alphas_digest, content_digest, read_table, recorded_map
+from ual_ray.parquet import RowFiles, alphas_digest, content_digest, read_table, recorded_map, rows_digest
 from ual_ray.plots import training
 from ual_ray.run.progress import Meter
 from ual_ray.run.stage_cache import STARTED_FILE, Done, stage_digest
@@ -97,7 +97,7 @@ def train_step(
     prior, first, model = config.train.prior_file, first_checkpoint(config.train), model_fingerprint(config.model)
     inputs = {
         "smoothed": lineage[LINEAGE_SMOOTHED],
-        "rows": content_digest(rows, [col.ID, col.SPLIT]) if rows else None,
+        "rows": rows_digest(rows, [col.ID, col.SPLIT]) if rows else None,
         "train": affecting(config.train, "weights"),
         "model": model,
         "seed": config.seed,
